@@ -1,0 +1,1 @@
+//! Source to image: an OpenFaaS function that builds a signed tar through BuildKit.

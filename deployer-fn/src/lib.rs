@@ -1,0 +1,1 @@
+//! Image to running function: an OpenFaaS function that deploys and answers for the outcome.

@@ -1,0 +1,1 @@
+//! Turns a handler into an OpenFaaS workload.
