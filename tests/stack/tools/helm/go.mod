@@ -1,4 +1,4 @@
-module slipway.local/tools/helm
+module slipway.dev/stack/helm
 
 go 1.26.0
 
