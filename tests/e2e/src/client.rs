@@ -1,0 +1,84 @@
+//! A client of builder-fn, as small as the published examples.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde_json::Value;
+use sha2::Sha256;
+
+/// What came back: the status, the headers and the body.
+#[derive(Debug)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The value of `X-Call-Id`, where there was one.
+    pub call_id: Option<String>,
+    /// The body as text.
+    pub text: String,
+}
+
+impl Reply {
+    /// The body as JSON; a body that is none fails the test with the body shown.
+    pub fn json(&self) -> Value {
+        match serde_json::from_str(&self.text) {
+            Ok(value) => value,
+            Err(error) => Value::String(format!("not JSON ({error}): {}", self.text)),
+        }
+    }
+
+    /// The text of a field of the JSON body, or nothing.
+    pub fn field(&self, name: &str) -> String {
+        self.json().get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+}
+
+/// Posts tars to one URL, signed with one key.
+#[derive(Debug, Clone)]
+pub struct Client {
+    url: String,
+    key: Vec<u8>,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// A client for this URL (with path) and key, as read from the key's file: trimmed.
+    pub fn new(url: impl Into<String>, key: &[u8]) -> Result<Self> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(900)).no_proxy().build()?;
+        Ok(Self { url: url.into(), key: key.trim_ascii().to_vec(), http })
+    }
+
+    /// Signs and posts.
+    pub async fn post(&self, tar: Vec<u8>) -> Result<Reply> {
+        let signature = signature(&self.key, &tar)?;
+        self.post_with(tar, Some(&signature), &[]).await
+    }
+
+    /// Signs and posts with further headers.
+    pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<Reply> {
+        let signature = signature(&self.key, &tar)?;
+        self.post_with(tar, Some(&signature), headers).await
+    }
+
+    /// Posts with any signature, or none.
+    pub async fn post_with(&self, tar: Vec<u8>, signature: Option<&str>, headers: &[(&str, &str)]) -> Result<Reply> {
+        let mut request = self.http.post(&self.url).header("Content-Type", "application/octet-stream").body(tar);
+        if let Some(signature) = signature {
+            request = request.header("X-Build-Signature", signature);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await.with_context(|| format!("POST {}", self.url))?;
+        let status = response.status().as_u16();
+        let call_id = response.headers().get("X-Call-Id").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Ok(Reply { status, call_id, text: response.text().await? })
+    }
+}
+
+/// `sha256=<hex HMAC-SHA256>`, as in `X-Build-Signature`.
+pub fn signature(key: &[u8], body: &[u8]) -> Result<String> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key)?;
+    mac.update(body);
+    Ok(format!("sha256={}", hex::encode(mac.finalize().into_bytes())))
+}

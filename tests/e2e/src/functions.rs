@@ -1,0 +1,94 @@
+//! The stack's functions, through the gateway.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use slipway_stack::Stack;
+
+/// The gateway with the administrator's credentials.
+#[derive(Debug, Clone)]
+pub struct Functions {
+    url: String,
+    user: String,
+    password: String,
+    http: reqwest::Client,
+}
+
+impl Functions {
+    /// The gateway of this stack.
+    pub fn of(stack: &Stack) -> Result<Self> {
+        let gateway = &stack.gateway;
+        Ok(Self {
+            url: gateway.url.trim_end_matches('/').to_owned(),
+            user: gateway.user.clone(),
+            password: gateway.password.clone(),
+            http: reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build()?,
+        })
+    }
+
+    /// The URL at which a function answers.
+    pub fn url(&self, name: &str) -> String {
+        format!("{}/function/{name}", self.url)
+    }
+
+    /// The URL at which a function is called through the queue.
+    pub fn async_url(&self, name: &str) -> String {
+        format!("{}/async-function/{name}", self.url)
+    }
+
+    /// What the gateway says of a function, or nothing where there is none.
+    pub async fn status(&self, name: &str) -> Result<Option<Value>> {
+        let url = format!("{}/system/function/{name}", self.url);
+        let response = self.http.get(&url).basic_auth(&self.user, Some(&self.password)).send().await?;
+        match response.status().as_u16() {
+            200 => Ok(Some(response.json().await?)),
+            404 => Ok(None),
+            other => bail!("GET {url}: {other} {}", response.text().await?),
+        }
+    }
+
+    /// Calls a function and gives status and text.
+    pub async fn call(&self, name: &str, path: &str, body: &str) -> Result<(u16, String)> {
+        let url = format!("{}{path}", self.url(name));
+        let response = self.http.post(&url).body(body.to_owned()).send().await.with_context(|| url.clone())?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// Reads a function's first page and gives status and text.
+    pub async fn page(&self, name: &str) -> Result<(u16, String)> {
+        self.get(name, "/").await
+    }
+
+    /// Reads a path of a function and gives status and text.
+    pub async fn get(&self, name: &str, path: &str) -> Result<(u16, String)> {
+        let url = format!("{}{path}", self.url(name));
+        let response = self.http.get(&url).send().await.with_context(|| url.clone())?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// Waits until the function's page is this text: the only sign that a queue's work is done which a caller has.
+    pub async fn wait_for_page(&self, name: &str, text: &str, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            let last = self.page(name).await;
+            if matches!(&last, Ok((200, page)) if page == text) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("{name} did not say {text:?} within {limit:?}; last: {last:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Removes a function, if it is there.
+    pub async fn remove(&self, name: &str) -> Result<()> {
+        let url = format!("{}/system/functions", self.url);
+        let body = serde_json::json!({ "functionName": name });
+        let request = self.http.delete(&url).basic_auth(&self.user, Some(&self.password)).json(&body);
+        let status = request.send().await?.status().as_u16();
+        anyhow::ensure!(status < 300 || status == 404, "DELETE {url} of {name}: {status}");
+        Ok(())
+    }
+}

@@ -1,0 +1,125 @@
+//! builder-fn as a plain process beside the stack, for settings that the stack's own must not have.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{client::Client, shared::Bench};
+
+/// A running builder-fn; ends with the value.
+pub struct PlainBuilder {
+    child: Child,
+    secrets: tempfile::TempDir,
+    spool: tempfile::TempDir,
+    url: String,
+}
+
+impl PlainBuilder {
+    /// Starts builder-fn on the stack's BuildKit with this Docker `config.json`, and further settings.
+    pub async fn start(bench: &Bench, docker_config: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        let secrets = tempfile::tempdir()?;
+        for (name, from) in [("payload-secret", &bench.stack.payload_secret), ("deploy-secret", &bench.stack.deploy_secret)] {
+            fs::copy(from, secrets.path().join(name))?;
+        }
+        fs::write(secrets.path().join("registry-config"), docker_config)?;
+        let spool = tempfile::tempdir()?;
+        let (port, metrics) = (free_port()?, free_port()?);
+        let child = Command::new(binary()?)
+            .env_clear()
+            .env("port", port.to_string())
+            .env("metrics_port", metrics.to_string())
+            .env("secret_mount_path", secrets.path())
+            .env("spool_dir", spool.path())
+            .env("buildkit_url", &bench.stack.buildkit_host)
+            .env("gateway_url", &bench.stack.gateway.url)
+            .env("insecure", "true")
+            .env("exec_timeout", "10m")
+            .env("write_timeout", "10m")
+            .env("read_timeout", "10m")
+            .envs(settings.iter().copied())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("starting builder-fn")?;
+        let builder = Self { child, secrets, spool, url: format!("http://127.0.0.1:{port}") };
+        builder.wait_until_alive().await?;
+        Ok(builder)
+    }
+
+    /// A client that signs with the stack's key.
+    pub fn client(&self) -> Result<Client> {
+        let key = fs::read(self.secrets.path().join("payload-secret"))?;
+        Client::new(format!("{}/build", self.url), &key)
+    }
+
+    /// What is in the spool's folder, and which of the process's open files have no name any more.
+    pub fn files_left(&self) -> Result<Vec<PathBuf>> {
+        let mut left = fs::read_dir(self.spool.path())?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        left.extend(nameless_files(self.child.id())?);
+        Ok(left)
+    }
+
+    async fn wait_until_alive(&self) -> Result<()> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            match http.get(format!("{}/_/health", self.url)).send().await {
+                Ok(response) if response.status().is_success() => return Ok(()),
+                last if Instant::now() > end => bail!("builder-fn did not come up: {last:?}"),
+                _ => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+}
+
+impl Drop for PlainBuilder {
+    fn drop(&mut self) {
+        // The net for a test that fails; there is nothing to be told if the process is gone already.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Files that a process holds open though they have no name: what a spool is while a request is being read.
+pub fn nameless_files(process: u32) -> Result<Vec<PathBuf>> {
+    let mut nameless = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
+        // A descriptor may be closed while the list is read.
+        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+        if target.to_string_lossy().ends_with("(deleted)") {
+            nameless.push(target);
+        }
+    }
+    Ok(nameless)
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// Builds builder-fn as this test was built, and says where it is.
+fn binary() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut cargo = Command::new("cargo")
+        .args(["build", "--quiet", "--package", "builder-fn", "--message-format", "json-render-diagnostics"])
+        .current_dir(root)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("running cargo")?;
+    let messages = BufReader::new(cargo.stdout.take().context("cargo has no output")?);
+    let mut binary = None;
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(&line?)?;
+        if message["target"]["name"] == "builder-fn" {
+            binary = message["executable"].as_str().map(PathBuf::from).or(binary);
+        }
+    }
+    anyhow::ensure!(cargo.wait()?.success(), "cargo build --package builder-fn failed");
+    binary.context("cargo named no executable for builder-fn")
+}

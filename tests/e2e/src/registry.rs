@@ -1,0 +1,71 @@
+//! The registry, read over its own HTTP API.
+
+use anyhow::{Context as _, Result, bail};
+use base64::Engine as _;
+use serde_json::Value;
+use slipway_stack::Stack;
+
+const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
+     application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// A manifest with its digest.
+#[derive(Debug, Clone)]
+pub struct Manifest {
+    /// `sha256:…`, as the registry names it.
+    pub digest: String,
+    /// The manifest.
+    pub body: Value,
+}
+
+impl Manifest {
+    /// The layers' digests, from the lowest.
+    pub fn layers(&self) -> Vec<String> {
+        let layers = self.body["layers"].as_array();
+        layers.into_iter().flatten().filter_map(|layer| layer["digest"].as_str().map(str::to_owned)).collect()
+    }
+}
+
+/// The stack's registry.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    host: String,
+    credentials: Option<(String, String)>,
+    http: reqwest::Client,
+}
+
+impl Registry {
+    /// The registry of this stack.
+    pub fn of(stack: &Stack) -> Result<Self> {
+        let registry = &stack.registry;
+        Ok(Self {
+            host: registry.host.clone(),
+            credentials: Some((registry.user.clone(), registry.password.clone())).filter(|(user, _)| !user.is_empty()),
+            http: reqwest::Client::builder().no_proxy().build()?,
+        })
+    }
+
+    /// The manifest under this tag or digest, or nothing where there is none.
+    pub async fn manifest(&self, repository: &str, reference: &str) -> Result<Option<Manifest>> {
+        let url = format!("http://{}/v2/{repository}/manifests/{reference}", self.host);
+        let mut request = self.http.get(&url).header("Accept", MANIFESTS);
+        if let Some((user, password)) = &self.credentials {
+            request = request.basic_auth(user, Some(password));
+        }
+        let response = request.send().await.with_context(|| format!("GET {url}"))?;
+        match response.status().as_u16() {
+            200 => {
+                let digest = response.headers().get("Docker-Content-Digest").context("no digest header")?;
+                let digest = digest.to_str()?.to_owned();
+                Ok(Some(Manifest { digest, body: response.json().await? }))
+            }
+            404 => Ok(None),
+            other => bail!("GET {url}: {other} {}", response.text().await?),
+        }
+    }
+
+    /// A Docker `config.json` with these credentials.
+    pub fn docker_config(host: &str, user: &str, password: &str) -> String {
+        let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        serde_json::json!({ "auths": { host: { "auth": auth } } }).to_string()
+    }
+}

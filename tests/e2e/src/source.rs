@@ -1,0 +1,90 @@
+//! A build context in the making, packed as the published clients pack it: `context/…` first, the config last.
+
+use std::io::Write as _;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+/// Files on their way into a tar for builder-fn.
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    files: Vec<(String, Vec<u8>, u32)>,
+}
+
+impl Source {
+    /// An empty context.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A context with this Dockerfile.
+    pub fn dockerfile(text: impl Into<String>) -> Self {
+        Self::new().file("Dockerfile", text.into())
+    }
+
+    /// A function of static pages, served on 8080 by the stack's busybox image: the smallest thing that answers.
+    /// `base` is that image's name, `page` what `/` says.
+    pub fn pages(base: &str, page: &str) -> Self {
+        Self::dockerfile(format!(
+            "FROM {base}\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
+             CMD [\"/bin/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n"
+        ))
+        .file("www/index.html", page)
+        .file("www/_/health", "OK\n")
+        .file("www/_/ready", "OK\n")
+    }
+
+    /// Adds a plain file, path relative to the context.
+    pub fn file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
+        self.file_with_mode(path, content, 0o644)
+    }
+
+    /// Adds a file with these permission bits.
+    pub fn file_with_mode(mut self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Self {
+        self.files.push((path.to_owned(), content.into(), mode));
+        self
+    }
+
+    /// The tar with this config as its last entry, as the Go SDK lays it out.
+    pub fn tar(&self, config: &Value) -> Result<Vec<u8>> {
+        let mut builder = self.context_entries()?;
+        append(&mut builder, "com.openfaas.docker.config", config.to_string().as_bytes(), 0o664)?;
+        builder.into_inner().context("closing the tar")
+    }
+
+    /// The tar without a config: a client's mistake.
+    pub fn tar_without_config(&self) -> Result<Vec<u8>> {
+        self.context_entries()?.into_inner().context("closing the tar")
+    }
+
+    /// Writes the context into a folder with the times that the tar has, for `buildctl` to build from.
+    pub fn extract(&self, folder: &std::path::Path) -> Result<()> {
+        let tar = self.tar_without_config()?;
+        for entry in tar::Archive::new(tar.as_slice()).entries()? {
+            let mut entry = entry?;
+            entry.set_preserve_mtime(true);
+            entry.set_preserve_permissions(true);
+            entry.unpack_in(folder)?;
+        }
+        Ok(())
+    }
+
+    fn context_entries(&self) -> Result<tar::Builder<Vec<u8>>> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (path, content, mode) in &self.files {
+            append(&mut builder, &format!("context/{path}"), content, *mode)?;
+        }
+        Ok(builder)
+    }
+}
+
+fn append(builder: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode: u32) -> Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(mode);
+    header.set_mtime(1_700_000_000);
+    header.set_entry_type(tar::EntryType::Regular);
+    builder.append_data(&mut header, path, content).with_context(|| format!("packing {path}"))?;
+    builder.get_mut().flush()?;
+    Ok(())
+}

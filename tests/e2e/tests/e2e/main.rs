@@ -1,0 +1,9 @@
+//! From source to an answering function on the real stack: BuildKit, a registry, containerd, the OpenFaaS gateway, NATS
+//! Streaming and the queue-worker. `SLIPWAY_STACK` names the stack; `make test` starts one of its own.
+
+mod asynchronous;
+mod digests;
+mod faults;
+mod refusals;
+mod synchronous;
+mod template;
