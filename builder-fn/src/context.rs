@@ -1,0 +1,50 @@
+//! The source context of one build: the folder `context/` of a tar, as BuildKit will be shown it.
+//!
+//! The tar is never extracted. Its bytes lie in a [`Spool`], and the index says which of them are which file. So
+//! there is no path to escape to, nothing to clean up after a crash, and a file that BuildKit does not ask for is
+//! never read again.
+
+mod entry;
+mod spool;
+mod view;
+
+use std::io;
+
+pub use entry::{Entry, Kind};
+pub use spool::{Spool, SpoolError, SpoolSettings};
+pub use view::{Filter, PatternError, Visible, view};
+
+/// The entries of a source context and the bytes they point to.
+#[derive(Debug)]
+pub struct SourceContext {
+    entries: Vec<Entry>,
+    spool: Spool,
+}
+
+impl SourceContext {
+    /// All entries but the root, in the order in which BuildKit wants them: per path component, a folder before
+    /// what is in it. Every entry's folder is an entry too.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The entry at `path`, which is relative to the context, without `./` and without a trailing slash.
+    pub fn get(&self, path: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.path == path)
+    }
+
+    /// Reads from the file `entry`, from `offset` of its content on, into `buffer`. Zero is the file's end.
+    ///
+    /// This is a `pread` (mostly from the page cache) or a copy, and blocks accordingly.
+    ///
+    /// # Errors
+    /// Whatever reading the spool file yields; [`io::ErrorKind::InvalidInput`] for an entry that is no file.
+    pub fn read(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let Kind::File { offset: start, size } = entry.kind else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "only files have content"));
+        };
+        let left = size.saturating_sub(offset);
+        let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        self.spool.read_at(&mut buffer[..wanted], start.saturating_add(offset))
+    }
+}
