@@ -1,0 +1,265 @@
+//! Durations as Go writes and reads them (`time.ParseDuration`), and bare whole seconds as of-watchdog accepts them.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Why a text is no duration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DurationError {
+    /// Neither a Go duration nor a whole number.
+    #[error("should be a duration such as 30s, 1m30s or 500ms")]
+    Malformed,
+    /// A time limit below zero makes no sense anywhere here.
+    #[error("should be a duration of zero or more")]
+    Negative,
+    /// More than Go's own limit of about 292 years.
+    #[error("should be a duration below 292 years")]
+    TooLong,
+}
+
+/// Nanoseconds that fit Go's `time.Duration`.
+const MAX_NANOS: u128 = i64::MAX as u128;
+
+/// The units of `time.ParseDuration`, in nanoseconds. Longer names go first where one begins another.
+const UNITS: [(&str, u128); 8] = [
+    ("ns", 1),
+    ("us", 1_000),
+    ("µs", 1_000), // U+00B5, micro sign
+    ("μs", 1_000), // U+03BC, Greek letter mu
+    ("ms", 1_000_000),
+    ("s", 1_000_000_000),
+    ("m", 60 * 1_000_000_000),
+    ("h", 3_600 * 1_000_000_000),
+];
+
+/// Reads `1h2m3.5s`, `500ms`, `.5s`, `+30s`, or a bare number of whole seconds.
+pub fn parse(text: &str) -> Result<Duration, DurationError> {
+    let (negative, unsigned) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let nanos = if !unsigned.is_empty() && unsigned.bytes().all(|byte| byte.is_ascii_digit()) {
+        digits(unsigned)?
+            .checked_mul(1_000_000_000)
+            .ok_or(DurationError::TooLong)?
+    } else {
+        go_nanos(unsigned)?
+    };
+    if nanos > MAX_NANOS {
+        return Err(DurationError::TooLong);
+    }
+    if negative && nanos > 0 {
+        return Err(DurationError::Negative);
+    }
+    u64::try_from(nanos)
+        .map(Duration::from_nanos)
+        .map_err(|_| DurationError::TooLong)
+}
+
+/// The sum of `number unit` pairs.
+fn go_nanos(text: &str) -> Result<u128, DurationError> {
+    if text.is_empty() {
+        return Err(DurationError::Malformed);
+    }
+    let mut rest = text;
+    let mut total: u128 = 0;
+    while !rest.is_empty() {
+        let (whole, after) = split_digits(rest);
+        let (fraction, after) = match after.strip_prefix('.') {
+            Some(after) => split_digits(after),
+            None => ("", after),
+        };
+        if whole.is_empty() && fraction.is_empty() {
+            return Err(DurationError::Malformed);
+        }
+        let (unit, after) = split_unit(after)?;
+        let nanos = digits(whole)?.checked_mul(unit).ok_or(DurationError::TooLong)?;
+        total = total
+            .checked_add(nanos)
+            .and_then(|total| total.checked_add(fraction_nanos(fraction, unit)))
+            .filter(|total| *total <= MAX_NANOS)
+            .ok_or(DurationError::TooLong)?;
+        rest = after;
+    }
+    Ok(total)
+}
+
+/// The leading decimal digits, and what follows.
+fn split_digits(text: &str) -> (&str, &str) {
+    let end = text
+        .bytes()
+        .position(|byte| !byte.is_ascii_digit())
+        .unwrap_or(text.len());
+    text.split_at(end)
+}
+
+/// The leading unit in nanoseconds, and what follows. Go takes everything up to the next digit or dot for the unit.
+fn split_unit(text: &str) -> Result<(u128, &str), DurationError> {
+    let end = text
+        .bytes()
+        .position(|byte| byte.is_ascii_digit() || byte == b'.')
+        .unwrap_or(text.len());
+    let (name, rest) = text.split_at(end);
+    let unit = UNITS
+        .iter()
+        .find(|(unit, _)| *unit == name)
+        .ok_or(DurationError::Malformed)?;
+    Ok((unit.1, rest))
+}
+
+/// The value of a run of digits; none is zero.
+fn digits(text: &str) -> Result<u128, DurationError> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    text.parse().map_err(|_| DurationError::TooLong)
+}
+
+/// `0.fraction` of a unit, rounded down to whole nanoseconds. Digits beyond the 15th are below a nanosecond of an hour.
+fn fraction_nanos(fraction: &str, unit: u128) -> u128 {
+    let mut nanos = 0;
+    let mut scale: u128 = 1;
+    for digit in fraction.bytes().take(15) {
+        nanos = nanos * 10 + u128::from(digit - b'0');
+        scale *= 10;
+    }
+    nanos * unit / scale
+}
+
+/// Writes a duration as Go does: `1h2m3.5s`, `1.5ms`, `0s`.
+pub fn format(duration: Duration) -> String {
+    Go(duration).to_string()
+}
+
+struct Go(Duration);
+
+impl fmt::Display for Go {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let nanos = self.0.as_nanos();
+        if nanos == 0 {
+            return f.write_str("0s");
+        }
+        if nanos < 1_000_000_000 {
+            let (unit, name) = match nanos {
+                0..1_000 => (1, "ns"),
+                1_000..1_000_000 => (1_000, "µs"),
+                _ => (1_000_000, "ms"),
+            };
+            return write_decimal(f, nanos, unit, name);
+        }
+        let seconds = self.0.as_secs();
+        let (hours, minutes) = (seconds / 3_600, seconds / 60 % 60);
+        if hours > 0 {
+            write!(f, "{hours}h")?;
+        }
+        if hours > 0 || minutes > 0 {
+            write!(f, "{minutes}m")?;
+        }
+        write_decimal(f, nanos % 60_000_000_000, 1_000_000_000, "s")
+    }
+}
+
+/// `nanos / unit` without trailing zeros, then the unit's name.
+fn write_decimal(f: &mut fmt::Formatter<'_>, nanos: u128, unit: u128, name: &str) -> fmt::Result {
+    write!(f, "{}", nanos / unit)?;
+    let fraction = nanos % unit;
+    if fraction > 0 {
+        let width = unit.ilog10() as usize;
+        let padded = format!("{fraction:0width$}");
+        write!(f, ".{}", padded.trim_end_matches('0'))?;
+    }
+    f.write_str(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn go_durations_and_bare_seconds_are_read() {
+        let cases = [
+            ("0", 0),
+            ("0s", 0),
+            ("-0s", 0),
+            ("30", 30_000_000_000),
+            ("+5s", 5_000_000_000),
+            ("1h2m3.5s", 3_723_500_000_000),
+            ("500ms", 500_000_000),
+            (".5s", 500_000_000),
+            ("1.s", 1_000_000_000),
+            ("1us", 1_000),
+            ("1µs", 1_000),
+            ("1μs", 1_000),
+            ("3ns", 3),
+            ("0.0000000000000000001h", 0),
+            ("2562047h47m16.854775807s", i64::MAX as u64),
+        ];
+        for (text, nanos) in cases {
+            assert_eq!(parse(text), Ok(Duration::from_nanos(nanos)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_go_refuses_is_refused() {
+        for text in [
+            "", " 1s", "s", ".", ".s", "1", "1d", "1s ", "1h-2m", "--1s", "1,5s", "+", "１s",
+        ] {
+            if text != "1" {
+                assert_eq!(parse(text), Err(DurationError::Malformed), "{text}");
+            }
+        }
+        assert_eq!(parse("-1s"), Err(DurationError::Negative));
+        for text in [
+            "2562047h47m16.854775808s",
+            "99999999999999999999",
+            "340282366920938463463374607431768211456s",
+        ] {
+            assert_eq!(parse(text), Err(DurationError::TooLong), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        let cases = [
+            (0, "0s"),
+            (1, "1ns"),
+            (1_100, "1.1µs"),
+            (2_200_000, "2.2ms"),
+            (3_300_000_000, "3.3s"),
+            (245_000_000_000, "4m5s"),
+            (18_367_000_000_000, "5h6m7s"),
+            (3_600_000_000_001, "1h0m0.000000001s"),
+        ];
+        for (nanos, text) in cases {
+            assert_eq!(format(Duration::from_nanos(nanos)), text);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(nanos in 0..=i64::MAX as u64) {
+            let duration = Duration::from_nanos(nanos);
+            prop_assert_eq!(parse(&format(duration)), Ok(duration));
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in any::<String>()) {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn texts_near_a_duration_do_not_make_the_parser_panic(text in "[-+]?([0-9.]{0,30}(ns|us|µs|ms|s|m|h)?){0,6}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn the_order_of_units_does_not_matter(hours in 0u32..1000, minutes in 0u32..1000, millis in 0u32..100_000) {
+            let forward = parse(&format!("{hours}h{minutes}m{millis}ms"));
+            prop_assert_eq!(forward, parse(&format!("{millis}ms{minutes}m{hours}h")));
+            prop_assert!(forward.is_ok());
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Logs: one line an event on standard output, JSON or text, each with the call id and bounded in length.
+
+mod layer;
+mod line;
+
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::env::Parser;
+
+/// How lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// One JSON object.
+    Json,
+    /// For eyes.
+    Text,
+}
+
+pub(crate) struct Settings {
+    format: Format,
+    filter: Targets,
+}
+
+impl Settings {
+    pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
+        let format = parser.parse("log_format", Format::Json, |value| match value {
+            "json" => Ok(Format::Json),
+            "text" => Ok(Format::Text),
+            _ => Err("should be json or text"),
+        });
+        let info = Targets::new().with_default(tracing::Level::INFO);
+        let filter = parser.parse("log_level", info, |value| {
+            value
+                .parse::<Targets>()
+                .map_err(|_| "should be error, warn, info, debug, trace or directives (info,hyper=debug)")
+        });
+        Self { format, filter }
+    }
+}
+
+/// Sends all events to standard output from now on, and panics with them. Where the process has a subscriber already
+/// (a test), that one stays.
+pub(crate) fn start(settings: &Settings) {
+    let lines = layer::Lines::new(settings.format);
+    let subscriber = tracing_subscriber::registry()
+        .with(settings.filter.clone())
+        .with(lines);
+    if tracing::subscriber::set_global_default(subscriber).is_err() {
+        return;
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        let text = panic.payload_as_str().unwrap_or("(no text)");
+        tracing::error!(location, panic = text, "panic");
+    }));
+}
