@@ -1,1 +1,13 @@
 //! Image to running function: an OpenFaaS function that deploys and answers for the outcome.
+//!
+//! `POST /` takes a hand-over that the builder signed ([`request`]), brings the image in it to run ([`rollout`]) through
+//! the gateway's REST API ([`gateway`]), and answers with an [`outcome`]; [`answer`] gives it an HTTP status.
+
+pub mod answer;
+pub mod error;
+pub mod gateway;
+pub mod handler;
+pub mod outcome;
+pub mod request;
+pub mod rollout;
+pub mod settings;

@@ -1,1 +1,16 @@
-fn main() {}
+//! Wires the deployer to the function host.
+
+use std::process::ExitCode;
+
+use deployer_fn::handler::Deployer;
+use deployer_fn::settings::Settings;
+use function_host::{App, Boot, SetupErrors};
+
+fn main() -> ExitCode {
+    function_host::run_with(async |boot: Boot| {
+        let mut parser = boot.settings();
+        let settings = Settings::read(&mut parser);
+        parser.finish()?;
+        Ok::<_, SetupErrors>(App::new(Deployer::new(settings)))
+    })
+}

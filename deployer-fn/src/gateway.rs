@@ -1,0 +1,124 @@
+//! The gateway: what is asked of it ([`call`], pure functions), what it says of a function ([`FunctionStatus`]), and the
+//! one place that sends ([`Transport`]).
+
+pub mod call;
+mod status;
+
+use std::future::Future;
+use std::time::Duration;
+
+use function_host::Bytes;
+use function_host::gateway::{Gateway, GatewayError};
+use function_host::http::{Request, Response, StatusCode};
+use http_body_util::Full;
+
+pub use self::status::FunctionStatus;
+use crate::error::chain;
+
+/// How much of an answer's text is worth repeating.
+const SAID_MAX: usize = 300;
+
+/// Carries one request to the gateway and its whole answer back, both within a limit. Addresses of requests have no
+/// host; credentials are the transport's business.
+pub trait Transport: Send + Sync {
+    /// Sends `request` once. It is never sent again by itself.
+    fn send(
+        &self,
+        request: Request<Bytes>,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Response<Bytes>, GatewayError>> + Send;
+}
+
+impl Transport for Gateway {
+    fn send(
+        &self,
+        request: Request<Bytes>,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Response<Bytes>, GatewayError>> + Send {
+        Self::send(self, request.map(Full::new), limit)
+    }
+}
+
+/// Why a function's state is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The gateway gave no answer.
+    #[error("{}", chain(.0))]
+    NoAnswer(GatewayError),
+    /// It answered something else than the state of a function.
+    #[error("the gateway answered GET {path} with {said}")]
+    Answer {
+        /// What was asked for.
+        path: String,
+        /// Status and text.
+        said: String,
+    },
+}
+
+/// The state of a function; `None` where there is no such function.
+///
+/// # Errors
+/// [`ReadError`] where that cannot be told.
+pub async fn read(
+    transport: &impl Transport,
+    name: &str,
+    namespace: Option<&str>,
+    limit: Duration,
+) -> Result<Option<FunctionStatus>, ReadError> {
+    let request = call::read(name, namespace);
+    let path = request.uri().path().to_owned();
+    let answer = transport
+        .send(request, limit)
+        .await
+        .map_err(ReadError::NoAnswer)?;
+    if answer.status() == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    // A web page with status 200 is no function, and neither is JSON without a name.
+    match serde_json::from_slice::<FunctionStatus>(answer.body()) {
+        Ok(status) if answer.status() == StatusCode::OK && status.name == name => Ok(Some(status)),
+        _ => Err(ReadError::Answer {
+            path,
+            said: said(&answer),
+        }),
+    }
+}
+
+/// An answer on one line: its status and the beginning of its text.
+pub fn said(answer: &Response<Bytes>) -> String {
+    let text = String::from_utf8_lossy(answer.body());
+    let words: Vec<&str> = text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|w| !w.is_empty())
+        .collect();
+    let mut text = words.join(" ");
+    if text.is_empty() {
+        return format!("{} and no text", answer.status().as_u16());
+    }
+    if text.len() > SAID_MAX {
+        let end = text.floor_char_boundary(SAID_MAX);
+        text.truncate(end);
+        text.push('…');
+    }
+    format!("{}: {text}", answer.status().as_u16())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: impl Into<Bytes>) -> Response<Bytes> {
+        Response::builder().status(status).body(body.into()).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_repeated_on_one_line_and_not_at_length() {
+        assert_eq!(said(&answer(200, "")), "200 and no text");
+        assert_eq!(
+            said(&answer(400, "unable to find\r\n  secret: x\n")),
+            "400: unable to find secret: x"
+        );
+        let long = said(&answer(502, "ä".repeat(1000)));
+        assert!(long.len() < SAID_MAX + 20 && long.ends_with('…'), "{long}");
+    }
+}

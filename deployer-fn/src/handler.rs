@@ -1,0 +1,103 @@
+//! The function: a signed hand-over comes in, an outcome goes out.
+
+use std::sync::Arc;
+
+use function_host::http::{HeaderValue, Method, StatusCode, header};
+use function_host::signature::Key;
+use function_host::{Context, Handler, Request, Response, Secrets, reply};
+use tracing::{Instrument, Span, info};
+
+use crate::answer;
+use crate::error::Error;
+use crate::outcome::Outcome;
+use crate::request::{self, HandOver, SIGNATURE_HEADER};
+use crate::rollout::{Deadline, rollout};
+use crate::settings::Settings;
+
+/// The secret with the key of hand-overs: one key a line while they are rotated.
+pub const KEY_SECRET: &str = "deploy-secret";
+
+/// Deploys what is handed over.
+///
+/// A rollout that has begun goes on when its caller goes away: a gateway that gave up waiting must not leave a function
+/// half-way. It ends by its own limits, and when the process is asked to end. What it came to is then in the log, and in the
+/// answer to the same hand-over delivered again.
+#[derive(Clone, Debug)]
+pub struct Deployer {
+    settings: Arc<Settings>,
+}
+
+impl Deployer {
+    /// A deployer with these settings. Secrets and gateway come with each request.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings: Arc::new(settings),
+        }
+    }
+
+    async fn deploy(&self, request: Request, context: &Context) -> Result<Outcome, Error> {
+        let key = read_key(context.secrets())?;
+        let (head, body) = request.into_parts();
+        let signature = head
+            .headers
+            .get(SIGNATURE_HEADER)
+            .map(HeaderValue::to_str)
+            .and_then(Result::ok);
+        let hand_over = request::receive(body, signature, &key).await?;
+        if !hand_over.unknown.is_empty() {
+            info!(fields = ?hand_over.unknown, "the hand-over has fields that are not known here");
+        }
+        let span = tracing::info_span!(
+            "deployment",
+            function = hand_over.spec.service,
+            build = hand_over.call_id.as_deref().unwrap_or_default(),
+        );
+        let rollout = self.rollout(hand_over, context.clone());
+        tokio::spawn(rollout.instrument(span).instrument(Span::current()))
+            .await
+            .map_err(Error::Broken)
+    }
+
+    fn rollout(&self, hand_over: HandOver, context: Context) -> impl Future<Output = Outcome> + Send + use<> {
+        let settings = Arc::clone(&self.settings);
+        async move {
+            let deadline = Deadline::new(
+                settings.ready_timeout,
+                context.deadline(),
+                context.shutdown().clone(),
+            );
+            let (name, namespace) = (&hand_over.spec.service, hand_over.spec.namespace.as_deref());
+            let url = match (&settings.public_url, namespace) {
+                (Some(base), Some(namespace)) => format!("{base}/function/{name}.{namespace}"),
+                (Some(base), None) => format!("{base}/function/{name}"),
+                (None, namespace) => context.gateway().function_url(name, namespace),
+            };
+            rollout(context.gateway(), &hand_over, &settings.limits, &deadline, url).await
+        }
+    }
+}
+
+impl Handler for Deployer {
+    async fn call(&self, request: Request, context: Context) -> Result<Response, function_host::Error> {
+        if request.uri().path() != "/" {
+            return Ok(reply::message(
+                StatusCode::NOT_FOUND,
+                "deployments are posted to /\n",
+            ));
+        }
+        if request.method() != Method::POST {
+            let mut response = reply::message(StatusCode::METHOD_NOT_ALLOWED, "deployments are posted\n");
+            response
+                .headers_mut()
+                .insert(header::ALLOW, HeaderValue::from_static("POST"));
+            return Ok(response);
+        }
+        Ok(answer::response(&self.deploy(request, &context).await))
+    }
+}
+
+fn read_key(secrets: &Secrets) -> Result<Key, Error> {
+    let secret = secrets.read(KEY_SECRET).map_err(Error::Key)?;
+    Key::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })
+}

@@ -1,0 +1,127 @@
+//! Which names a provider can take: the narrowest of what faas-netes and faasd accept.
+//!
+//! Each check answers with a reason that finishes a sentence beginning with the field's name, or with nothing.
+
+/// Longest name of a function, a namespace or a Kubernetes Service.
+const LABEL_MAX: usize = 63;
+/// Longest name of a Kubernetes Secret.
+const SUBDOMAIN_MAX: usize = 253;
+
+/// A function or a namespace: an RFC 1123 label.
+pub(super) fn label(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("is empty".to_owned());
+    }
+    if text.len() > LABEL_MAX {
+        return Err(format!("is longer than {LABEL_MAX} characters: {text:?}"));
+    }
+    if !is_label(text) {
+        return Err(format!(
+            "may have lower-case letters, digits and hyphens, and begins and ends with a letter or a digit: {text:?}"
+        ));
+    }
+    Ok(())
+}
+
+/// A secret: an RFC 1123 subdomain, which has no room for a path.
+pub(super) fn secret(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > SUBDOMAIN_MAX || !text.split('.').all(is_label) {
+        return Err(format!(
+            "may have lower-case letters, digits, hyphens and dots, begins and ends with a letter or a digit, and has \
+             at most {SUBDOMAIN_MAX} characters: {text:?}"
+        ));
+    }
+    Ok(())
+}
+
+/// An environment variable, as Kubernetes wants it.
+pub(super) fn variable(text: &str) -> Result<(), String> {
+    let may_begin = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'-' | b'.');
+    let begins_well = text.bytes().next().is_some_and(may_begin);
+    if !begins_well || !text.bytes().all(|b| may_begin(b) || b.is_ascii_digit()) {
+        return Err(format!("is not the name of an environment variable: {text:?}"));
+    }
+    Ok(())
+}
+
+/// A Kubernetes quantity: a decimal number with an exponent or a unit. faasd takes one that it cannot read for no
+/// limit at all, so it must not get that far.
+pub(super) fn quantity(text: &str) -> Result<(), String> {
+    let number_ends = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(number_ends);
+    let digits = number.bytes().filter(u8::is_ascii_digit).count();
+    let number_is_right = digits > 0 && number.len() - digits <= 1;
+    let is_exponent = |text: &str| {
+        let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+        !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    let unit_is_right = matches!(
+        unit,
+        "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei"
+    ) || unit.strip_prefix(['e', 'E']).is_some_and(is_exponent);
+    if !number_is_right || !unit_is_right {
+        return Err(format!(
+            "is not a quantity such as \"128Mi\" or \"500m\": {text:?}"
+        ));
+    }
+    Ok(())
+}
+
+fn is_label(text: &str) -> bool {
+    text.bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.is_empty()
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_is_named_like_a_host() {
+        for right in ["a", "hello-world", "0", "a1-b2", &"x".repeat(63)] {
+            assert_eq!(label(right), Ok(()), "{right}");
+        }
+        for wrong in ["", "-a", "a-", "A", "a.b", "a/b", "a_b", "ä", &"x".repeat(64)] {
+            assert!(label(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_secret_never_names_a_path() {
+        for right in ["api-key", "tls.crt", "a.b.c"] {
+            assert_eq!(secret(right), Ok(()), "{right}");
+        }
+        for wrong in ["", "..", "../key", "a/b", "a..b", ".a", "A"] {
+            assert!(secret(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_has_no_equals_sign_in_its_name() {
+        for right in ["PATH", "write_timeout", "_x", "a.b-c1"] {
+            assert_eq!(variable(right), Ok(()), "{right}");
+        }
+        for wrong in ["", "1a", "A=B", "a b", "ä"] {
+            assert!(variable(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_reads_them() {
+        for right in [
+            "0", "1", "0.5", ".5", "128Mi", "1Gi", "500m", "1e3", "1E-3", "12E+6", "2E",
+        ] {
+            assert_eq!(quantity(right), Ok(()), "{right}");
+        }
+        for wrong in [
+            "", "Mi", ".", "1.2.3", "128MB", "128 Mi", "-1", "1e", "1e+", "ten",
+        ] {
+            assert!(quantity(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

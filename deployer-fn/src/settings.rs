@@ -1,0 +1,91 @@
+//! The deployer's settings, besides those of the function host.
+
+use std::time::Duration;
+
+use function_host::duration;
+use function_host::env::Parser;
+
+use crate::rollout::Limits;
+
+/// The gateway of the community ends a call after a minute, wherever nothing else is set: the answer is given before.
+const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// The deployer's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// `ready_timeout`: how long a function may take from the hand-over until it answers. Bounded by the host's
+    /// `exec_timeout`, too.
+    pub ready_timeout: Duration,
+    /// `gateway_timeout`: how long the gateway may take for one question.
+    pub limits: Limits,
+    /// `public_url`: the gateway's address as callers know it, for the URL in the outcome. Where it is not set, the URL is the
+    /// one by which the deployer itself would call the function.
+    pub public_url: Option<String>,
+}
+
+impl Settings {
+    /// Reads them; what is wrong is remembered by `parser`.
+    pub fn read(parser: &mut Parser<'_>) -> Self {
+        let limits = Limits::default();
+        let some_time = |text: &str| match duration::parse(text) {
+            Ok(Duration::ZERO) => Err("should be longer than nothing".to_owned()),
+            other => other.map_err(|error| error.to_string()),
+        };
+        Self {
+            ready_timeout: parser.parse("ready_timeout", DEFAULT_READY_TIMEOUT, some_time),
+            limits: Limits {
+                request: parser.parse("gateway_timeout", limits.request, some_time),
+                ..limits
+            },
+            public_url: parser.parse("public_url", None, |text| {
+                if text.starts_with("http://") || text.starts_with("https://") {
+                    Ok(Some(text.trim_end_matches('/').to_owned()))
+                } else {
+                    Err("should begin with http:// or https://")
+                }
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_have_defaults_that_suit_a_gateway_without_settings() {
+        let empty: [(&str, &str); 0] = [];
+        let mut parser = Parser::new(&empty);
+        let settings = Settings::read(&mut parser);
+        parser.finish().unwrap();
+        assert!(settings.ready_timeout < Duration::from_secs(60));
+        assert_eq!(settings.public_url, None);
+    }
+
+    #[test]
+    fn settings_are_read_as_they_are_written() {
+        let given = [
+            ("ready_timeout", "2m"),
+            ("gateway_timeout", "5"),
+            ("public_url", "https://fn.example/"),
+        ];
+        let mut parser = Parser::new(&given);
+        let settings = Settings::read(&mut parser);
+        parser.finish().unwrap();
+        assert_eq!(settings.ready_timeout, Duration::from_secs(120));
+        assert_eq!(settings.limits.request, Duration::from_secs(5));
+        assert_eq!(settings.public_url.as_deref(), Some("https://fn.example"));
+    }
+
+    #[test]
+    fn all_wrong_settings_are_named() {
+        let given = [
+            ("ready_timeout", "0s"),
+            ("gateway_timeout", "soon"),
+            ("public_url", "fn.example"),
+        ];
+        let mut parser = Parser::new(&given);
+        Settings::read(&mut parser);
+        assert_eq!(parser.finish().unwrap_err().0.len(), 3);
+    }
+}
