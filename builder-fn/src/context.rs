@@ -4,12 +4,16 @@
 //! there is no path to escape to, nothing to clean up after a crash, and a file that BuildKit does not ask for is
 //! never read again.
 
+mod archive;
 mod entry;
+mod order;
 mod spool;
+mod tree;
 mod view;
 
 use std::io;
 
+pub use archive::{ArchiveError, ArchiveLimits, ArchiveReader, Contents, EntryName, EntryProblem};
 pub use entry::{Entry, Kind};
 pub use spool::{Spool, SpoolError, SpoolSettings};
 pub use view::{Filter, PatternError, Visible, view};
@@ -22,6 +26,22 @@ pub struct SourceContext {
 }
 
 impl SourceContext {
+    /// The context whose entries point into `spool`, in order.
+    pub fn new(entries: Vec<Entry>, spool: Spool) -> Self {
+        Self { entries, spool }
+    }
+
+    /// Reads a tar that is already here, for what needs no signature.
+    ///
+    /// # Errors
+    /// When it is no tar of a build request.
+    pub fn from_tar(tar: &[u8]) -> Result<Self, ArchiveError> {
+        let mut reader = ArchiveReader::new(ArchiveLimits::default());
+        reader.feed(tar)?;
+        let spool = Spool::in_memory(tar.to_vec());
+        Ok(Self::new(reader.finish()?.entries, spool))
+    }
+
     /// All entries but the root, in the order in which BuildKit wants them: per path component, a folder before
     /// what is in it. Every entry's folder is an entry too.
     pub fn entries(&self) -> &[Entry] {
@@ -30,7 +50,10 @@ impl SourceContext {
 
     /// The entry at `path`, which is relative to the context, without `./` and without a trailing slash.
     pub fn get(&self, path: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.path == path)
+        let found = self
+            .entries
+            .binary_search_by(|entry| order::compare(&entry.path, path));
+        found.ok().map(|at| &self.entries[at])
     }
 
     /// Reads from the file `entry`, from `offset` of its content on, into `buffer`. Zero is the file's end.
@@ -41,10 +64,14 @@ impl SourceContext {
     /// Whatever reading the spool file yields; [`io::ErrorKind::InvalidInput`] for an entry that is no file.
     pub fn read(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let Kind::File { offset: start, size } = entry.kind else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "only files have content"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "only files have content",
+            ));
         };
         let left = size.saturating_sub(offset);
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        self.spool.read_at(&mut buffer[..wanted], start.saturating_add(offset))
+        self.spool
+            .read_at(&mut buffer[..wanted], start.saturating_add(offset))
     }
 }

@@ -59,7 +59,24 @@ impl std::fmt::Debug for Store {
 impl Spool {
     /// An empty one. Nothing is made on disk yet.
     pub fn new(settings: SpoolSettings) -> Self {
-        Self { settings, store: Store::Memory(Vec::new()), len: 0 }
+        Self {
+            settings,
+            store: Store::Memory(Vec::new()),
+            len: 0,
+        }
+    }
+
+    /// One that holds `bytes` already.
+    pub fn in_memory(bytes: Vec<u8>) -> Self {
+        let settings = SpoolSettings {
+            dir: std::env::temp_dir(),
+            memory: usize::MAX,
+        };
+        Self {
+            settings,
+            len: bytes.len() as u64,
+            store: Store::Memory(bytes),
+        }
     }
 
     /// Bytes held.
@@ -83,10 +100,13 @@ impl Spool {
     /// When the spool folder is full, missing or not writable. What was appended before stays readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         self.try_append(bytes).map_err(|source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                SpoolError::Full { dir: self.settings.dir.clone() }
-            }
-            _ => SpoolError::Io { dir: self.settings.dir.clone(), source },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full {
+                dir: self.settings.dir.clone(),
+            },
+            _ => SpoolError::Io {
+                dir: self.settings.dir.clone(),
+                source,
+            },
         })
     }
 

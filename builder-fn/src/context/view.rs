@@ -37,5 +37,9 @@ pub struct PatternError {
 /// # Errors
 /// When one of the patterns is malformed.
 pub fn view<'a>(context: &'a SourceContext, _filter: &Filter) -> Result<Vec<Visible<'a>>, PatternError> {
-    Ok(context.entries().iter().map(|entry| Visible { entry, link: None }).collect())
+    Ok(context
+        .entries()
+        .iter()
+        .map(|entry| Visible { entry, link: None })
+        .collect())
 }

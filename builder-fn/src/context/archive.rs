@@ -1,0 +1,539 @@
+//! Reads the tar of a build request as it arrives, in pieces of any size, and notes what lies where.
+//!
+//! Nothing is kept of the content but the two small files that go with the context. Whoever feeds the pieces keeps
+//! them in a [`Spool`](super::Spool): the offsets noted here are offsets into what was fed.
+//!
+//! Formats: v7, ustar, GNU (long names), PAX. Where two tars would read an archive differently, it is refused rather
+//! than read in one of the ways: sparse files, content after the end, folders with content.
+
+mod error;
+mod header;
+mod name;
+mod pax;
+
+pub use error::{ArchiveError, EntryName, EntryProblem};
+
+use header::{BLOCK, Header};
+use name::Place;
+use pax::Records;
+
+use super::tree::{Conflict, Node, Tree};
+use super::{Entry, Kind};
+
+/// What a tar may be like.
+#[derive(Clone, Debug)]
+pub struct ArchiveLimits {
+    /// Bytes of all of it.
+    pub body: u64,
+    /// Entries, with the folders that are only implied.
+    pub entries: usize,
+    /// Bytes of memory for names, links and attributes.
+    pub index: usize,
+    /// Bytes of `com.openfaas.docker.config`, and of `com.openfaas.secrets`.
+    pub small_file: usize,
+}
+
+impl Default for ArchiveLimits {
+    /// 1 GiB, 200,000 entries that take 64 MiB, 1 MiB for each of the two files.
+    fn default() -> Self {
+        Self {
+            body: 1 << 30,
+            entries: 200_000,
+            index: 64 << 20,
+            small_file: 1 << 20,
+        }
+    }
+}
+
+/// Longest extended header, or long name, in bytes.
+const EXTENSION_MAX: u64 = 1 << 20;
+/// How many names of ignored entries are kept.
+const IGNORED_SHOWN: usize = 5;
+
+/// What was in a tar.
+pub struct Contents {
+    /// The entries of `context/`, in order.
+    pub entries: Vec<Entry>,
+    /// The last `com.openfaas.docker.config`.
+    pub config: Option<Vec<u8>>,
+    /// The last `com.openfaas.secrets`.
+    pub secrets: Option<Vec<u8>>,
+    /// What its sender might want to know.
+    pub warnings: Vec<String>,
+}
+
+/// A tar that is being read.
+pub struct ArchiveReader {
+    limits: ArchiveLimits,
+    offset: u64,
+    state: State,
+    block: Box<[u8; BLOCK]>,
+    /// Said by extended headers of the entry to come.
+    next: Extensions,
+    /// The time of entries that say none themselves, from a global header.
+    global_mtime_ns: Option<i64>,
+    /// The entry that was begun last.
+    last: EntryName,
+    /// Entries so far, without those only implied.
+    headers: usize,
+    seen_context: bool,
+    tree: Tree,
+    config: Option<Vec<u8>>,
+    secrets: Option<Vec<u8>>,
+    ignored: Vec<EntryName>,
+    ignored_count: usize,
+}
+
+enum State {
+    /// In a header block, of which this much is there.
+    Header(usize),
+    /// In the content of an entry and its padding.
+    Content {
+        left: u64,
+        padding: u64,
+        sink: Option<Sink>,
+    },
+    /// After the end.
+    End,
+}
+
+/// Content that is read here.
+struct Sink {
+    meaning: Meaning,
+    bytes: Vec<u8>,
+}
+
+enum Meaning {
+    Records,
+    GlobalRecords,
+    LongName,
+    LongLink,
+    Config,
+    Secrets,
+}
+
+#[derive(Default)]
+struct Extensions {
+    records: Option<Records>,
+    name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+}
+
+impl Extensions {
+    fn is_empty(&self) -> bool {
+        self.records.is_none() && self.name.is_none() && self.link.is_none()
+    }
+}
+
+/// What is known of an entry when its header and all that goes before it have been read.
+struct Described {
+    name: Vec<u8>,
+    link: Vec<u8>,
+    size: u64,
+    mode: u32,
+    mtime_ns: i64,
+    xattrs: Vec<(String, Vec<u8>)>,
+}
+
+impl ArchiveReader {
+    /// A reader at the start of a tar.
+    pub fn new(limits: ArchiveLimits) -> Self {
+        Self {
+            limits,
+            offset: 0,
+            state: State::Header(0),
+            block: Box::new([0; BLOCK]),
+            next: Extensions::default(),
+            global_mtime_ns: None,
+            last: EntryName::start(),
+            headers: 0,
+            seen_context: false,
+            tree: Tree::default(),
+            config: None,
+            secrets: None,
+            ignored: Vec::new(),
+            ignored_count: 0,
+        }
+    }
+
+    /// Reads the next piece.
+    ///
+    /// # Errors
+    /// As soon as the tar is known to be unusable. Nothing must be fed after that.
+    pub fn feed(&mut self, mut piece: &[u8]) -> Result<(), ArchiveError> {
+        while !piece.is_empty() {
+            let used = match &mut self.state {
+                State::Header(filled) => {
+                    let used = piece.len().min(BLOCK - *filled);
+                    self.block[*filled..*filled + used].copy_from_slice(&piece[..used]);
+                    *filled += used;
+                    used
+                }
+                State::Content { left, padding, sink } => {
+                    let content = clamp(*left, piece.len());
+                    if let Some(sink) = sink {
+                        sink.bytes.extend_from_slice(&piece[..content]);
+                    }
+                    *left -= content as u64;
+                    let skipped = clamp(*padding, piece.len() - content);
+                    *padding -= skipped as u64;
+                    content + skipped
+                }
+                State::End => match piece.iter().position(|byte| *byte != 0) {
+                    Some(at) => {
+                        return Err(ArchiveError::AfterEnd {
+                            offset: self.offset + at as u64,
+                        });
+                    }
+                    None => piece.len(),
+                },
+            };
+            self.offset += used as u64;
+            piece = &piece[used..];
+            self.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the tar.
+    ///
+    /// # Errors
+    /// When it ends within an entry, or has nothing to build from. Missing blocks of zeros at the end are no error,
+    /// as for any tar, but worth a warning.
+    pub fn finish(self) -> Result<Contents, ArchiveError> {
+        let within_header = matches!(self.state, State::Header(filled) if filled > 0);
+        let within_content = matches!(self.state, State::Content { .. });
+        if self.offset == 0 {
+            return Err(ArchiveError::Empty);
+        }
+        if self.offset < BLOCK as u64 {
+            return Err(compression(&self.block[..]).unwrap_or(ArchiveError::NotTar));
+        }
+        if within_header || within_content || !self.next.is_empty() {
+            return Err(ArchiveError::Truncated {
+                offset: self.offset,
+                within: self.last,
+            });
+        }
+        if !self.seen_context {
+            return Err(ArchiveError::NoContext);
+        }
+        let mut warnings = Vec::new();
+        if !matches!(self.state, State::End) {
+            warnings
+                .push("the tar has no end: if entries are missing, its sender was interrupted".to_owned());
+        }
+        if self.ignored_count > 0 {
+            let names: Vec<String> = self.ignored.iter().map(ToString::to_string).collect();
+            warnings.push(format!(
+                "{} entries outside of context/ are ignored, such as {}",
+                self.ignored_count,
+                names.join(", ")
+            ));
+        }
+        Ok(Contents {
+            entries: self.tree.into_entries(),
+            config: self.config,
+            secrets: self.secrets,
+            warnings,
+        })
+    }
+
+    /// Does what is due once a header or an entry's content is complete.
+    fn advance(&mut self) -> Result<(), ArchiveError> {
+        if let State::Header(BLOCK) = self.state {
+            self.header()?;
+        }
+        if let State::Content {
+            left: 0,
+            padding: 0,
+            sink,
+        } = &mut self.state
+        {
+            let sink = sink.take();
+            self.state = State::Header(0);
+            return sink.map_or(Ok(()), |sink| self.take(sink));
+        }
+        Ok(())
+    }
+
+    fn header(&mut self) -> Result<(), ArchiveError> {
+        if self.block.iter().all(|byte| *byte == 0) {
+            if !self.next.is_empty() {
+                return Err(ArchiveError::Truncated {
+                    offset: self.offset,
+                    within: self.last.clone(),
+                });
+            }
+            self.state = State::End;
+            return Ok(());
+        }
+        let block = *self.block;
+        let start = self.offset - BLOCK as u64;
+        let Some(header) = Header::parse(&block) else {
+            return Err(match start {
+                0 => compression(&block[..]).unwrap_or(ArchiveError::NotTar),
+                _ => ArchiveError::Checksum {
+                    offset: start,
+                    after: self.last.clone(),
+                },
+            });
+        };
+        let extension = match header.flag() {
+            b'x' => Some(Meaning::Records),
+            b'g' => Some(Meaning::GlobalRecords),
+            b'L' => Some(Meaning::LongName),
+            b'K' => Some(Meaning::LongLink),
+            _ => None,
+        };
+        match extension {
+            Some(meaning) => {
+                self.last = EntryName::new(&header.name());
+                self.extension(&header, meaning)
+                    .map_err(|problem| self.refuse(problem))
+            }
+            None => self.entry(&header),
+        }
+    }
+
+    fn extension(&mut self, header: &Header<'_>, meaning: Meaning) -> Result<(), EntryProblem> {
+        let size = header.size().ok_or(EntryProblem::Number { field: "size" })?;
+        match u64::try_from(size) {
+            Ok(size) if size <= EXTENSION_MAX => {
+                self.content(size, Some(meaning));
+                Ok(())
+            }
+            _ => Err(EntryProblem::ExtensionTooLarge {
+                size,
+                limit: EXTENSION_MAX,
+            }),
+        }
+    }
+
+    fn entry(&mut self, header: &Header<'_>) -> Result<(), ArchiveError> {
+        let extensions = std::mem::take(&mut self.next);
+        let records = extensions.records.unwrap_or_default();
+        let name = records
+            .path
+            .clone()
+            .or(extensions.name)
+            .unwrap_or_else(|| header.name().into_owned());
+        self.last = EntryName::new(&name);
+        let link = records
+            .link_path
+            .clone()
+            .or(extensions.link)
+            .unwrap_or_else(|| header.link_name().into_owned());
+        self.describe(header, records, name, link)
+            .and_then(|described| self.place(header.flag(), described))
+            .map_err(|problem| self.refuse(problem))?;
+        self.headers += 1;
+        if self.headers.max(self.tree.len()) > self.limits.entries {
+            return Err(ArchiveError::TooManyEntries {
+                limit: self.limits.entries,
+            });
+        }
+        if self.tree.bytes() > self.limits.index {
+            return Err(ArchiveError::IndexTooLarge {
+                limit: self.limits.index,
+            });
+        }
+        Ok(())
+    }
+
+    fn describe(
+        &self,
+        header: &Header<'_>,
+        records: Records,
+        name: Vec<u8>,
+        link: Vec<u8>,
+    ) -> Result<Described, EntryProblem> {
+        if records.sparse {
+            return Err(EntryProblem::Sparse);
+        }
+        let number = |value: Option<i64>, field| value.ok_or(EntryProblem::Number { field });
+        let said = number(header.size(), "size")?;
+        let said = records.size.unwrap_or(said);
+        let limit = self.limits.body;
+        let size = u64::try_from(said).ok().filter(|size| *size <= limit);
+        let mode = number(header.mode(), "mode")? & 0o7777;
+        let mtime = number(header.mtime(), "time")?;
+        let said_mtime = records.mtime_ns.or(self.global_mtime_ns);
+        Ok(Described {
+            name,
+            link,
+            size: size.ok_or(EntryProblem::Size { size: said, limit })?,
+            mode: u32::try_from(mode).unwrap_or_default(),
+            mtime_ns: said_mtime.unwrap_or(mtime.saturating_mul(1_000_000_000)),
+            xattrs: records.xattrs.into_iter().collect(),
+        })
+    }
+
+    /// Puts an entry where it belongs, and gets ready for its content.
+    fn place(&mut self, flag: u8, entry: Described) -> Result<(), EntryProblem> {
+        let is_folder = match flag {
+            // Old tars mark folders by a slash alone.
+            0 | b'0' | b'7' => entry.name.ends_with(b"/"),
+            b'5' => true,
+            b'1' | b'2' => false,
+            b'S' => return Err(EntryProblem::Sparse),
+            b'3' | b'4' => return Err(EntryProblem::Special { what: "device" }),
+            b'6' => return Err(EntryProblem::Special { what: "fifo" }),
+            _ => {
+                return Err(EntryProblem::UnknownType {
+                    flag: char::from(flag),
+                });
+            }
+        };
+        let is_file = !is_folder && !matches!(flag, b'1' | b'2');
+        if !is_file && entry.size > 0 {
+            return Err(EntryProblem::ContentOfLink);
+        }
+        let size = entry.size;
+        let mut meaning = None;
+        match Place::of(&entry.name)? {
+            Place::Root | Place::Context if !is_folder => return Err(EntryProblem::NotAFolder),
+            Place::Config | Place::Secrets if !is_file => return Err(EntryProblem::NotAFile),
+            Place::Config | Place::Secrets if size > self.limits.small_file as u64 => {
+                return Err(EntryProblem::FileTooLarge {
+                    limit: self.limits.small_file,
+                });
+            }
+            Place::Root => {}
+            Place::Context => self.seen_context = true,
+            Place::Config => meaning = Some(Meaning::Config),
+            Place::Secrets => meaning = Some(Meaning::Secrets),
+            Place::Elsewhere => {
+                self.ignored_count += 1;
+                if self.ignored.len() < IGNORED_SHOWN {
+                    self.ignored.push(self.last.clone());
+                }
+            }
+            Place::InContext(path) => {
+                self.seen_context = true;
+                self.add(&path, flag, is_folder, entry)?;
+            }
+        }
+        self.content(size, meaning);
+        Ok(())
+    }
+
+    fn add(&mut self, path: &str, flag: u8, is_folder: bool, entry: Described) -> Result<(), EntryProblem> {
+        let target = EntryName::new(&entry.link);
+        let added = if flag == b'1' {
+            match Place::of(&entry.link)? {
+                Place::InContext(target) => self.tree.link(path, &target),
+                Place::Context => Err(Conflict::FolderTarget),
+                _ => return Err(EntryProblem::HardLinkOutside { target }),
+            }
+        } else {
+            let (kind, mode) = match flag {
+                _ if is_folder => (Kind::Directory, entry.mode),
+                b'2' => (
+                    Kind::Symlink {
+                        target: name::symlink_target(&entry.link)?,
+                    },
+                    0o777,
+                ),
+                _ => (
+                    Kind::File {
+                        offset: self.offset,
+                        size: entry.size,
+                    },
+                    entry.mode,
+                ),
+            };
+            self.tree.insert(
+                path,
+                Node {
+                    kind,
+                    mode,
+                    mtime_ns: entry.mtime_ns,
+                    xattrs: entry.xattrs,
+                },
+            )
+        };
+        let shown = |path: String| EntryName::new(format!("context/{path}").as_bytes());
+        added.map_err(|conflict| match conflict {
+            Conflict::InFile(parent) => EntryProblem::InFile {
+                parent: shown(parent),
+            },
+            Conflict::ThroughLink(parent) => EntryProblem::ThroughLink {
+                parent: shown(parent),
+            },
+            Conflict::ReplacesFolder => EntryProblem::ReplacesFolder,
+            Conflict::NoTarget => EntryProblem::HardLinkToNothing { target },
+            Conflict::FolderTarget => EntryProblem::HardLinkToFolder { target },
+        })
+    }
+
+    fn content(&mut self, size: u64, meaning: Option<Meaning>) {
+        let padding = size.next_multiple_of(BLOCK as u64) - size;
+        let sink = meaning.map(|meaning| Sink {
+            meaning,
+            bytes: Vec::new(),
+        });
+        self.state = State::Content {
+            left: size,
+            padding,
+            sink,
+        };
+    }
+
+    /// Understands content that was collected.
+    fn take(&mut self, Sink { meaning, bytes }: Sink) -> Result<(), ArchiveError> {
+        match meaning {
+            Meaning::Config => self.config = Some(bytes),
+            Meaning::Secrets => self.secrets = Some(bytes),
+            Meaning::LongName => self.next.name = Some(unterminated(bytes)),
+            Meaning::LongLink => self.next.link = Some(unterminated(bytes)),
+            Meaning::Records => self.next.records = Some(self.records(&bytes)?),
+            Meaning::GlobalRecords => {
+                let records = self.records(&bytes)?;
+                if let Some(field) = records.of_one_entry() {
+                    return Err(self.refuse(EntryProblem::GlobalField { field }));
+                }
+                self.global_mtime_ns = records.mtime_ns;
+            }
+        }
+        Ok(())
+    }
+
+    fn records(&self, bytes: &[u8]) -> Result<Records, ArchiveError> {
+        Records::parse(bytes).map_err(|reason| self.refuse(EntryProblem::Extension { reason }))
+    }
+
+    fn refuse(&self, problem: EntryProblem) -> ArchiveError {
+        ArchiveError::Entry {
+            entry: self.last.clone(),
+            problem,
+        }
+    }
+}
+
+fn clamp(wanted: u64, available: usize) -> usize {
+    usize::try_from(wanted).unwrap_or(usize::MAX).min(available)
+}
+
+/// Long names are written with a NUL behind them.
+fn unterminated(mut bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    bytes
+}
+
+/// The compression that a file with these first bytes has.
+fn compression(start: &[u8]) -> Option<ArchiveError> {
+    const MAGICS: [(&[u8], &str); 4] = [
+        (b"\x1f\x8b", "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+    ];
+    let known = MAGICS.iter().find(|(magic, _)| start.starts_with(magic));
+    known.map(|(_, format)| ArchiveError::Compressed { format })
+}
+
+#[cfg(test)]
+mod tests;

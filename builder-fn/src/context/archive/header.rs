@@ -1,0 +1,140 @@
+//! One header block of a tar, in any of the formats: v7, ustar, GNU, and those of PAX.
+
+use std::borrow::Cow;
+
+/// Bytes of a block.
+pub(super) const BLOCK: usize = 512;
+
+/// A header block whose checksum holds.
+pub(super) struct Header<'a>(&'a tar::Header);
+
+impl<'a> Header<'a> {
+    /// `None` when the checksum is not that of the block. Both ways to compute it are accepted, as by every tar.
+    pub(super) fn parse(block: &'a [u8; BLOCK]) -> Option<Self> {
+        let header = tar::Header::from_byte_slice(block);
+        let stored = number(&header.as_old().cksum)?;
+        let bytes = || {
+            let blanked = |(at, byte): (usize, &u8)| if (148..156).contains(&at) { b' ' } else { *byte };
+            block.iter().enumerate().map(blanked)
+        };
+        let unsigned: i64 = bytes().map(i64::from).sum();
+        let signed: i64 = bytes().map(|byte| i64::from(byte.cast_signed())).sum();
+        (stored == unsigned || stored == signed).then_some(Self(header))
+    }
+
+    /// The letter that says what follows.
+    pub(super) fn flag(&self) -> u8 {
+        self.0.as_old().linkflag[0]
+    }
+
+    /// The name, with a ustar prefix.
+    pub(super) fn name(&self) -> Cow<'a, [u8]> {
+        self.0.path_bytes()
+    }
+
+    /// What a link points to.
+    pub(super) fn link_name(&self) -> Cow<'a, [u8]> {
+        self.0.link_name_bytes().unwrap_or_default()
+    }
+
+    /// Bytes of content that follow, as the header says.
+    pub(super) fn size(&self) -> Option<i64> {
+        number(&self.0.as_old().size)
+    }
+
+    /// Permissions and such.
+    pub(super) fn mode(&self) -> Option<i64> {
+        number(&self.0.as_old().mode)
+    }
+
+    /// Seconds since 1970.
+    pub(super) fn mtime(&self) -> Option<i64> {
+        number(&self.0.as_old().mtime)
+    }
+}
+
+/// A number field: octal digits between blanks or NULs (nothing is 0), or big-endian two's complement after a set bit.
+fn number(field: &[u8]) -> Option<i64> {
+    let first = *field.first()?;
+    if first & 0x80 != 0 {
+        // The top bit marks the form, the next one is the sign.
+        let sign_extended = if first & 0x40 != 0 { first } else { first & 0x7f };
+        let mut value = i128::from(sign_extended.cast_signed());
+        for byte in &field[1..] {
+            value = value.checked_mul(256)?.checked_add(i128::from(*byte))?;
+        }
+        return i64::try_from(value).ok();
+    }
+    let blank = |byte: &u8| matches!(byte, b' ' | 0);
+    let start = field.iter().position(|byte| !blank(byte)).unwrap_or(field.len());
+    let digits = &field[start..];
+    let end = digits.iter().position(blank).unwrap_or(digits.len());
+    let (digits, rest) = digits.split_at(end);
+    if !rest.iter().all(blank) {
+        return None;
+    }
+    digits.iter().try_fold(0i64, |value, digit| match digit {
+        b'0'..=b'7' => value.checked_mul(8)?.checked_add(i64::from(digit - b'0')),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn octal_numbers_may_stand_between_blanks_and_nuls() {
+        for field in [&b"0000644\0"[..], b"    644 ", b"644\0\0\0\0\0", b"  644\0 \0"] {
+            assert_eq!(number(field), Some(0o644), "{field:?}");
+        }
+        assert_eq!(number(b"77777777777\0"), Some(0o77_777_777_777));
+        assert_eq!(number(b"777777777777"), Some(0o777_777_777_777));
+        assert_eq!(number(b"\0\0\0\0"), Some(0));
+        assert_eq!(number(b"        "), Some(0));
+    }
+
+    #[test]
+    fn what_is_no_octal_number_is_refused() {
+        for field in [&b"00008\0"[..], b"-1\0", b"0x10\0", b"12\x0034\0", b"1.5\0"] {
+            assert_eq!(number(field), None, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn binary_numbers_have_a_sign_and_all_their_bytes() {
+        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), Some(256));
+        assert_eq!(
+            number(&[0x80, 0, 0, 0, 0x7f, 255, 255, 255, 255, 255, 255, 255]),
+            Some(i64::MAX)
+        );
+        assert_eq!(number(&[0xff; 12]), Some(-1));
+        assert_eq!(number(&[0xff, 0xff, 0xff, 0xfe]), Some(-2));
+        // More than 64 bits must not wrap round to something small.
+        assert_eq!(number(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]), None);
+        assert_eq!(
+            number(&[0xbf, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
+            None
+        );
+    }
+
+    #[test]
+    fn either_checksum_will_do_and_no_other() {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..3].copy_from_slice(&[0xc3, 0xa4, b'x']);
+        header.set_cksum();
+        assert!(Header::parse(header.as_bytes()).is_some());
+        let unsigned = header.cksum().unwrap();
+        // As if two bytes were negative.
+        header.as_old_mut().cksum = *format!("{:06o}\0 ", unsigned - 512)
+            .as_bytes()
+            .first_chunk()
+            .unwrap();
+        assert!(Header::parse(header.as_bytes()).is_some());
+        header.as_old_mut().cksum = *format!("{:06o}\0 ", unsigned - 1)
+            .as_bytes()
+            .first_chunk()
+            .unwrap();
+        assert!(Header::parse(header.as_bytes()).is_none());
+    }
+}

@@ -1,0 +1,112 @@
+//! Tars made by hand, byte for byte, for the tests of the reader.
+
+use tar::{EntryType, Header};
+
+use super::*;
+
+mod cases;
+mod corpus;
+mod properties;
+
+/// Puts tars together entry by entry, also those that no tar program would write.
+#[derive(Clone, Debug, Default)]
+struct Tar(Vec<u8>);
+
+impl Tar {
+    fn file(self, name: &str, content: &[u8]) -> Self {
+        self.entry(name, content, |_| ())
+    }
+
+    fn folder(self, name: &str) -> Self {
+        self.entry(name, b"", |header| header.set_entry_type(EntryType::Directory))
+    }
+
+    fn symlink(self, name: &str, target: &str) -> Self {
+        self.entry(name, b"", |header| {
+            header.set_entry_type(EntryType::Symlink);
+            header.set_link_name_literal(target).unwrap();
+        })
+    }
+
+    fn hard_link(self, name: &str, target: &str) -> Self {
+        self.entry(name, b"", |header| {
+            header.set_entry_type(EntryType::Link);
+            header.set_link_name_literal(target).unwrap();
+        })
+    }
+
+    fn typed(self, flag: u8, name: &str, content: &[u8]) -> Self {
+        self.entry(name, content, |header| header.as_old_mut().linkflag = [flag])
+    }
+
+    fn pax(self, flag: u8, records: &[(&str, &[u8])]) -> Self {
+        let mut data = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let digits = (1..9)
+                .find(|digits| (rest + digits).to_string().len() == *digits)
+                .unwrap();
+            data.extend(format!("{} {key}=", rest + digits).bytes());
+            data.extend_from_slice(value);
+            data.push(b'\n');
+        }
+        self.typed(flag, "extended", &data)
+    }
+
+    fn entry(self, name: &str, content: &[u8], change: impl FnOnce(&mut Header)) -> Self {
+        let mut header = Header::new_ustar();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_mode(0o644);
+        header.set_mtime(1_700_000_000);
+        header.set_size(content.len() as u64);
+        header.set_entry_type(EntryType::Regular);
+        change(&mut header);
+        header.set_cksum();
+        self.raw(header.as_bytes()).padded(content)
+    }
+
+    fn padded(self, content: &[u8]) -> Self {
+        let padding = content.len().next_multiple_of(BLOCK) - content.len();
+        self.raw(content).raw(&vec![0; padding])
+    }
+
+    fn raw(mut self, bytes: &[u8]) -> Self {
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn end(self) -> Self {
+        self.raw(&[0; 2 * BLOCK])
+    }
+
+    fn read(self) -> Result<Contents, ArchiveError> {
+        read_in_pieces(&self.end().0, &[])
+    }
+
+    fn problem(self) -> EntryProblem {
+        match self.read().err() {
+            Some(ArchiveError::Entry { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<Contents, ArchiveError> {
+    let mut reader = ArchiveReader::new(ArchiveLimits::default());
+    let mut from = 0;
+    for cut in cuts.iter().copied().chain([tar.len()]) {
+        reader.feed(&tar[from..cut.max(from)])?;
+        from = cut.max(from);
+    }
+    reader.finish()
+}
+
+fn small() -> Tar {
+    Tar::default()
+        .file("com.openfaas.docker.config", b"{}")
+        .file("context/Dockerfile", b"FROM scratch\n")
+}
+
+fn paths(contents: &Contents) -> Vec<&str> {
+    contents.entries.iter().map(|entry| entry.path.as_str()).collect()
+}

@@ -1,0 +1,414 @@
+//! Tars with one thing special about them each.
+
+use tar::EntryType;
+
+use super::*;
+
+#[test]
+fn what_clients_send_is_read_whatever_the_order_and_the_prefix() {
+    for prefix in ["", "./"] {
+        let config = format!("{prefix}com.openfaas.docker.config");
+        let dockerfile = format!("{prefix}context/Dockerfile");
+        let first = Tar::default()
+            .file(&config, b"{1}")
+            .file(&dockerfile, b"FROM scratch\n");
+        let last = Tar::default()
+            .folder("./")
+            .file(&dockerfile, b"FROM scratch\n")
+            .file(&config, b"{1}");
+        for tar in [first, last] {
+            let bytes = tar.0.clone();
+            let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(contents.config.as_deref(), Some(&b"{1}"[..]));
+            assert_eq!(contents.secrets, None);
+            assert!(contents.warnings.is_empty());
+            let [entry] = &contents.entries[..] else {
+                panic!("{:?}", contents.entries)
+            };
+            assert_eq!((entry.path.as_str(), entry.mode), ("Dockerfile", 0o644));
+            assert_eq!(entry.mtime_ns, 1_700_000_000_000_000_000);
+            let Kind::File { offset, size } = entry.kind else {
+                panic!("{:?}", entry.kind)
+            };
+            let start = usize::try_from(offset).unwrap();
+            assert_eq!(
+                &bytes[start..start + usize::try_from(size).unwrap()],
+                b"FROM scratch\n"
+            );
+        }
+    }
+}
+
+#[test]
+fn sealed_secrets_are_kept_as_they_came() {
+    let contents = small()
+        .file("com.openfaas.secrets", b"version: v1\n")
+        .read()
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(contents.secrets.as_deref(), Some(&b"version: v1\n"[..]));
+}
+
+#[test]
+fn the_last_of_two_configurations_counts() {
+    let contents = small()
+        .file("com.openfaas.docker.config", b"")
+        .read()
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(contents.config.as_deref(), Some(&b""[..]));
+}
+
+#[test]
+fn what_lies_elsewhere_is_ignored_with_a_warning() {
+    let contents = small()
+        .file("._context", b"mac")
+        .symlink("x/y", "z")
+        .read()
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(paths(&contents), ["Dockerfile"]);
+    assert_eq!(
+        contents.warnings,
+        ["2 entries outside of context/ are ignored, such as ._context, x/y"]
+    );
+}
+
+#[test]
+fn names_in_extended_headers_go_before_those_in_the_header() {
+    let long = format!("context/{}/{}", "d".repeat(200), "f".repeat(200));
+    let contents = Tar::default()
+        .typed(b'L', "././@LongLink", format!("{long}\0").as_bytes())
+        .file("context/short", b"1")
+        .pax(
+            b'x',
+            &[
+                ("path", b"context/pax"),
+                ("mtime", b"1.5"),
+                ("SCHILY.xattr.user.a", b"v"),
+            ],
+        )
+        .file("context/short", b"2")
+        .typed(b'K', "././@LongLink", format!("{}\0", "t".repeat(300)).as_bytes())
+        .symlink("context/link", "short")
+        .pax(b'x', &[("linkpath", b"elsewhere")])
+        .symlink("context/other", "short")
+        .read()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let folder = "d".repeat(200);
+    let file = format!("{folder}/{}", "f".repeat(200));
+    assert_eq!(
+        paths(&contents),
+        [folder.as_str(), file.as_str(), "link", "other", "pax"]
+    );
+    assert_eq!(
+        contents.entries[2].kind,
+        Kind::Symlink {
+            target: "t".repeat(300)
+        }
+    );
+    assert_eq!(
+        contents.entries[3].kind,
+        Kind::Symlink {
+            target: "elsewhere".to_owned()
+        }
+    );
+    assert_eq!(contents.entries[4].mtime_ns, 1_500_000_000);
+    assert_eq!(contents.entries[4].xattrs, [("user.a".to_owned(), b"v".to_vec())]);
+}
+
+#[test]
+fn a_size_in_an_extended_header_is_how_much_follows() {
+    let tar = Tar::default()
+        .pax(b'x', &[("size", b"3")])
+        .entry("context/a", b"", |_| ())
+        .padded(b"abc")
+        .file("context/b", b"");
+    let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(contents.entries[0].size(), 3);
+    assert_eq!(paths(&contents), ["a", "b"]);
+}
+
+#[test]
+fn a_global_header_may_set_the_time_and_say_what_nobody_reads() {
+    let contents = Tar::default()
+        .pax(b'g', &[("comment", b"0123456789abcdef"), ("mtime", b"7")])
+        .file("context/a", b"")
+        .pax(b'x', &[("mtime", b"8")])
+        .file("context/b", b"")
+        .read()
+        .unwrap_or_else(|error| panic!("{error}"));
+    let times: Vec<_> = contents.entries.iter().map(|entry| entry.mtime_ns).collect();
+    assert_eq!(times, [7_000_000_000, 8_000_000_000]);
+    for field in ["path", "linkpath", "size", "SCHILY.xattr.user.a"] {
+        let problem = Tar::default()
+            .pax(b'g', &[(field, b"1")])
+            .file("context/a", b"")
+            .problem();
+        assert!(matches!(problem, EntryProblem::GlobalField { .. }), "{problem}");
+    }
+}
+
+#[test]
+fn a_slash_makes_a_folder_in_old_tars() {
+    let contents = Tar::default()
+        .typed(0, "context/old/", b"")
+        .read()
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert!(contents.entries[0].is_directory());
+}
+
+#[test]
+fn entries_that_lead_out_of_the_context_are_refused() {
+    for name in ["/context/a", "context/../../a", "../a", "context/.."] {
+        let problem = Tar::default().file(name, b"").problem();
+        assert!(
+            matches!(problem, EntryProblem::Absolute | EntryProblem::Climbs),
+            "{name}: {problem}"
+        );
+    }
+    let problem = Tar::default()
+        .pax(b'x', &[("path", b"context/a\0b")])
+        .file("context/a", b"")
+        .problem();
+    assert_eq!(problem, EntryProblem::Nul);
+    let problem = Tar::default()
+        .symlink("context/a", "/etc")
+        .file("context/a/passwd", b"")
+        .problem();
+    assert_eq!(
+        problem.to_string(),
+        "lies beyond context/a, which is a symbolic link, not a folder"
+    );
+    let problem = Tar::default()
+        .file("context/a", b"")
+        .file("context/a/b", b"")
+        .problem();
+    assert_eq!(
+        problem.to_string(),
+        "lies in context/a, which is a file, not a folder"
+    );
+    let problem = Tar::default()
+        .file("context/a/b", b"")
+        .symlink("context/a", "/etc")
+        .problem();
+    assert_eq!(problem, EntryProblem::ReplacesFolder);
+}
+
+#[test]
+fn hard_links_need_something_in_the_context_before_them() {
+    let problem = |target: &str| {
+        Tar::default()
+            .folder("context/d")
+            .hard_link("context/a", target)
+            .problem()
+    };
+    assert!(matches!(
+        problem("context/b"),
+        EntryProblem::HardLinkToNothing { .. }
+    ));
+    assert!(matches!(
+        problem("context/d"),
+        EntryProblem::HardLinkToFolder { .. }
+    ));
+    assert!(matches!(
+        problem("context"),
+        EntryProblem::HardLinkToFolder { .. }
+    ));
+    assert!(matches!(
+        problem("com.openfaas.docker.config"),
+        EntryProblem::HardLinkOutside { .. }
+    ));
+    assert!(matches!(problem("/etc/passwd"), EntryProblem::Absolute));
+    assert!(matches!(problem("context/../x"), EntryProblem::Climbs));
+    assert!(matches!(problem(""), EntryProblem::NoName));
+}
+
+#[test]
+fn types_other_than_files_folders_and_links_are_refused() {
+    for (flag, expected) in [
+        (b'3', EntryProblem::Special { what: "device" }),
+        (b'4', EntryProblem::Special { what: "device" }),
+        (b'6', EntryProblem::Special { what: "fifo" }),
+        (b'S', EntryProblem::Sparse),
+        (b'M', EntryProblem::UnknownType { flag: 'M' }),
+        (b'\n', EntryProblem::UnknownType { flag: '\n' }),
+    ] {
+        assert_eq!(Tar::default().typed(flag, "context/a", b"").problem(), expected);
+        // Also outside of the context: what follows could be read in two ways.
+        assert_eq!(Tar::default().typed(flag, "a", b"").problem(), expected);
+    }
+    let sparse = Tar::default()
+        .pax(b'x', &[("GNU.sparse.major", b"1")])
+        .file("context/a", b"");
+    assert_eq!(sparse.problem(), EntryProblem::Sparse);
+    for flag in [b'1', b'2', b'5'] {
+        assert_eq!(
+            Tar::default().typed(flag, "context/a", b"x").problem(),
+            EntryProblem::ContentOfLink
+        );
+    }
+}
+
+#[test]
+fn the_fixed_names_are_files_and_a_folder() {
+    assert_eq!(
+        Tar::default()
+            .symlink("com.openfaas.docker.config", "x")
+            .problem(),
+        EntryProblem::NotAFile
+    );
+    assert_eq!(
+        Tar::default().folder("com.openfaas.secrets").problem(),
+        EntryProblem::NotAFile
+    );
+    assert_eq!(
+        Tar::default().file("context", b"").problem(),
+        EntryProblem::NotAFolder
+    );
+    assert_eq!(
+        Tar::default().symlink("context", "/etc").problem(),
+        EntryProblem::NotAFolder
+    );
+    let large = Tar::default().file("com.openfaas.docker.config", &vec![b' '; (1 << 20) + 1]);
+    assert_eq!(large.problem(), EntryProblem::FileTooLarge { limit: 1 << 20 });
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused_before_anything_is_kept() {
+    let sized =
+        |field: [u8; 12]| Tar::default().entry("context/a", b"", |header| header.as_old_mut().size = field);
+    assert!(matches!(
+        sized([0xff; 12]).problem(),
+        EntryProblem::Size { size: -1, .. }
+    ));
+    assert!(matches!(
+        sized(*b"777777777777").problem(),
+        EntryProblem::Size { .. }
+    ));
+    let huge = [0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(sized(huge).problem(), EntryProblem::Number { field: "size" });
+    assert_eq!(
+        sized(*b"12345abcdef\0").problem(),
+        EntryProblem::Number { field: "size" }
+    );
+    let bomb = Tar::default().entry("x", b"", |header| {
+        header.set_entry_type(EntryType::XHeader);
+        header.set_size(1 << 30);
+    });
+    assert!(matches!(bomb.problem(), EntryProblem::ExtensionTooLarge { .. }));
+    let negative = Tar::default()
+        .pax(b'x', &[("size", b"-1")])
+        .file("context/a", b"");
+    assert!(matches!(negative.problem(), EntryProblem::Size { size: -1, .. }));
+}
+
+#[test]
+fn there_is_a_limit_to_entries_and_to_what_they_take() {
+    let read = |limits: ArchiveLimits, tar: Tar| {
+        let mut reader = ArchiveReader::new(limits);
+        reader
+            .feed(&tar.end().0)
+            .and_then(|()| reader.finish())
+            .map(|contents| contents.entries.len())
+    };
+    let limits = ArchiveLimits {
+        entries: 3,
+        ..ArchiveLimits::default()
+    };
+    assert!(matches!(
+        read(limits.clone(), Tar::default().file("context/a/b/c", b"")),
+        Ok(3)
+    ));
+    let deep = Tar::default().file("context/a/b/c/d", b"");
+    assert!(matches!(
+        read(limits.clone(), deep),
+        Err(ArchiveError::TooManyEntries { limit: 3 })
+    ));
+    let outside = Tar::default()
+        .file("a", b"")
+        .file("a", b"")
+        .file("a", b"")
+        .file("a", b"");
+    assert!(matches!(
+        read(limits, outside),
+        Err(ArchiveError::TooManyEntries { limit: 3 })
+    ));
+    let limits = ArchiveLimits {
+        index: 1000,
+        ..ArchiveLimits::default()
+    };
+    let big = Tar::default()
+        .pax(b'x', &[("SCHILY.xattr.user.a", &[0; 1000])])
+        .file("context/a", b"");
+    assert!(matches!(
+        read(limits, big),
+        Err(ArchiveError::IndexTooLarge { limit: 1000 })
+    ));
+}
+
+#[test]
+fn what_is_no_tar_is_called_by_its_name() {
+    let error = |bytes: &[u8]| {
+        read_in_pieces(bytes, &[])
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default()
+    };
+    assert!(error(b"").contains("empty"));
+    assert!(error(b"\x1f\x8b\x08\x00tiny").contains("gzip"));
+    assert!(error(&[b"\x28\xb5\x2f\xfd".as_slice(), &[1; 600]].concat()).contains("zstd"));
+    assert!(error(b"{\"image\":\"x\"}").contains("not a tar"));
+    assert!(error(&[b'x'; 2000]).contains("not a tar"));
+    assert!(error(&[0; 1024]).contains("context/"));
+    assert!(error(&Tar::default().file("com.openfaas.docker.config", b"{}").end().0).contains("context/"));
+}
+
+#[test]
+fn damage_after_the_first_header_says_where() {
+    let mut bytes = small().end().0;
+    bytes[2 * BLOCK] ^= 1;
+    let error = read_in_pieces(&bytes, &[]).err().map(|error| error.to_string());
+    let expected =
+        "the tar is damaged: the header at byte 1024, after com.openfaas.docker.config, has a wrong checksum";
+    assert_eq!(error.as_deref(), Some(expected));
+}
+
+#[test]
+fn a_tar_may_lack_its_end_but_nothing_else() {
+    let whole = small().pax(b'x', &[("mtime", b"1")]).file("context/z", b"abc");
+    let boundaries = [2 * BLOCK, 4 * BLOCK, whole.0.len()];
+    for cut in 0..whole.0.len() {
+        let result = read_in_pieces(&whole.0[..cut], &[]);
+        match result {
+            Ok(contents) => {
+                assert!(boundaries.contains(&cut), "{cut}");
+                assert_eq!(contents.warnings.len(), 1);
+            }
+            Err(ArchiveError::Truncated { offset, .. }) => assert_eq!(offset, cut as u64),
+            Err(ArchiveError::Empty) => assert_eq!(cut, 0),
+            Err(ArchiveError::NotTar) => assert!(cut < BLOCK),
+            Err(ArchiveError::NoContext) => assert_eq!(cut, 2 * BLOCK),
+            Err(error) => panic!("{cut}: {error}"),
+        }
+    }
+    // One block of zeros instead of two, and more of them than two.
+    assert!(read_in_pieces(&whole.clone().raw(&[0; BLOCK]).0, &[]).is_ok());
+    assert!(read_in_pieces(&whole.clone().raw(&[0; 20 * BLOCK]).0, &[]).is_ok());
+    // An extended header belongs to an entry.
+    let dangling = whole.pax(b'x', &[("path", b"context/y")]);
+    assert!(matches!(
+        dangling.clone().read(),
+        Err(ArchiveError::Truncated { .. })
+    ));
+    assert!(matches!(
+        read_in_pieces(&dangling.0, &[]),
+        Err(ArchiveError::Truncated { .. })
+    ));
+}
+
+#[test]
+fn nothing_may_follow_the_end() {
+    for zeros in [BLOCK, 2 * BLOCK] {
+        let two = small().raw(&vec![0; zeros]).file("context/b", b"");
+        let expected = (4 * BLOCK + zeros) as u64;
+        assert!(matches!(two.read(), Err(ArchiveError::AfterEnd { offset }) if offset == expected));
+    }
+}

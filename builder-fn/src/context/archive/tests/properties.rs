@@ -1,0 +1,110 @@
+//! What holds for all tars, and for all that is none.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Tars of a few entries that may contradict each other, with or without extended headers.
+fn tars(extended: bool) -> impl Strategy<Value = Tar> {
+    let name = prop_oneof!["[ab]", "[ab]/[ab]", "[ab]/[ab]/c", "\\PC{1,20}"]
+        .prop_map(|name| format!("context/{name}"));
+    let kinds = if extended { 6 } else { 5 };
+    let entry = (
+        0..kinds,
+        name.clone(),
+        name,
+        prop::collection::vec(any::<u8>(), 0..1200),
+    );
+    prop::collection::vec(entry, 0..8).prop_map(|entries| {
+        entries
+            .into_iter()
+            .fold(small(), |tar, (what, name, other, content)| match what {
+                0 | 1 => tar.file(&name, &content),
+                2 => tar.folder(&name),
+                3 => tar.symlink(&name, &other),
+                4 => tar.hard_link(&name, &other),
+                _ => tar.pax(b'x', &[("path", name.as_bytes())]).file(&other, &content),
+            })
+    })
+}
+
+/// Everything that reading a tar yields, comparable.
+type Outcome = (Vec<Entry>, Option<Vec<u8>>, Vec<String>);
+
+fn outcome(tar: &[u8], cuts: &[usize]) -> Result<Outcome, String> {
+    read_in_pieces(tar, cuts)
+        .map(|contents| (contents.entries, contents.config, contents.warnings))
+        .map_err(|error| error.to_string())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn how_the_bytes_are_split_makes_no_difference(
+        tar in tars(true),
+        cuts in prop::collection::vec(0usize..12_000, 0..60),
+    ) {
+        let bytes = tar.end().0;
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
+        cuts.sort_unstable();
+        prop_assert_eq!(outcome(&bytes, &cuts), outcome(&bytes, &[]));
+        let every: Vec<usize> = (1..bytes.len()).collect();
+        prop_assert_eq!(outcome(&bytes, &every), outcome(&bytes, &[]));
+    }
+
+    #[test]
+    fn entries_are_in_order_and_complete(tar in tars(true)) {
+        if let Ok(contents) = tar.read() {
+            let entries = contents.entries;
+            for pair in entries.windows(2) {
+                let order = crate::context::order::compare(&pair[0].path, &pair[1].path);
+                prop_assert!(order.is_lt(), "{} before {}", pair[0].path, pair[1].path);
+            }
+            for entry in &entries {
+                let Some((parent, _)) = entry.path.rsplit_once('/') else { continue };
+                let parent = entries.iter().find(|other| other.path == parent);
+                prop_assert!(parent.is_some_and(Entry::is_directory), "{}", entry.path);
+            }
+        }
+    }
+
+    #[test]
+    fn a_cut_tar_is_refused_or_said_to_have_no_end(tar in tars(true), cut in 0usize..12_000) {
+        let bytes = tar.end().0;
+        let complete = bytes.len() - 2 * BLOCK;
+        let cut = cut % (complete + 1);
+        if let Ok((_, _, warnings)) = outcome(&bytes[..cut], &[]) {
+            prop_assert_eq!(warnings.len(), 1);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_changes_content_or_is_noticed(
+        tar in tars(false),
+        at in 0usize..12_000,
+        bit in 0u32..8,
+    ) {
+        let mut bytes = tar.end().0;
+        let Ok(before) = outcome(&bytes, &[]) else { return Ok(()) };
+        let at = at % bytes.len();
+        bytes[at] ^= 1 << bit;
+        if let Ok(after) = outcome(&bytes, &[]) {
+            prop_assert_eq!(before.0, after.0);
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let _ = outcome(&bytes, &[]);
+        // Again with a valid checksum, so that it gets further.
+        let mut block = [0u8; BLOCK];
+        for (to, from) in block.iter_mut().zip(&bytes) {
+            *to = *from;
+        }
+        let mut header = Header::new_old();
+        header.as_mut_bytes().copy_from_slice(&block);
+        header.set_cksum();
+        let _ = outcome(&small().raw(header.as_bytes()).raw(&bytes).0, &[]);
+    }
+}
