@@ -1,0 +1,116 @@
+//! Where a daemon listens, as the environment names it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// `unix:///run/buildkit/buildkitd.sock` or `tcp://buildkit.openfaas:1234`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// Host name or address, and port.
+    Tcp {
+        /// Without the brackets of an IPv6 address.
+        host: String,
+        /// The port; there is no default.
+        port: u16,
+    },
+}
+
+/// What is wrong with an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    /// Neither of the two schemes.
+    #[error("expected unix://PATH or tcp://HOST:PORT")]
+    Scheme,
+    /// `unix://` without an absolute path.
+    #[error("a unix:// address needs an absolute path, as in unix:///run/buildkit/buildkitd.sock")]
+    Path,
+    /// `tcp://` without a host or a port.
+    #[error("a tcp:// address needs a host and a port, as in tcp://buildkit:1234")]
+    HostPort,
+}
+
+impl FromStr for Address {
+    type Err = AddressError;
+
+    fn from_str(text: &str) -> Result<Self, AddressError> {
+        if let Some(path) = text.strip_prefix("unix://") {
+            return match path.starts_with('/') && path.len() > 1 {
+                true => Ok(Self::Unix(path.into())),
+                false => Err(AddressError::Path),
+            };
+        }
+        let rest = text.strip_prefix("tcp://").ok_or(AddressError::Scheme)?;
+        let authority: http::uri::Authority = rest
+            .trim_end_matches('/')
+            .parse()
+            .map_err(|_| AddressError::HostPort)?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        match authority.port_u16() {
+            Some(port) if !host.is_empty() && !authority.as_str().contains('@') => Ok(Self::Tcp {
+                host: host.into(),
+                port,
+            }),
+            _ => Err(AddressError::HostPort),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp://[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "tcp://{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(host: &str, port: u16) -> Address {
+        Address::Tcp {
+            host: host.into(),
+            port,
+        }
+    }
+
+    #[test]
+    fn both_schemes_are_understood_and_print_as_they_were_written() {
+        for (text, address) in [
+            (
+                "unix:///run/buildkit/buildkitd.sock",
+                Address::Unix("/run/buildkit/buildkitd.sock".into()),
+            ),
+            ("tcp://10.62.0.1:1234", tcp("10.62.0.1", 1234)),
+            ("tcp://buildkit.openfaas:1234", tcp("buildkit.openfaas", 1234)),
+            ("tcp://[::1]:1234", tcp("::1", 1234)),
+        ] {
+            let parsed: Address = text.parse().expect(text);
+            assert_eq!(parsed, address);
+            assert_eq!(parsed.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_dialled_is_refused_with_what_it_lacks() {
+        for (text, error) in [
+            ("", AddressError::Scheme),
+            ("buildkit:1234", AddressError::Scheme),
+            ("http://buildkit:1234", AddressError::Scheme),
+            ("unix://", AddressError::Path),
+            ("unix://run/buildkitd.sock", AddressError::Path),
+            ("tcp://buildkit", AddressError::HostPort),
+            ("tcp://:1234", AddressError::HostPort),
+            ("tcp://a b:1", AddressError::HostPort),
+            ("tcp://user@buildkit:1", AddressError::HostPort),
+            ("tcp://buildkit:99999", AddressError::HostPort),
+        ] {
+            assert_eq!(text.parse::<Address>(), Err(error), "{text}");
+        }
+    }
+}

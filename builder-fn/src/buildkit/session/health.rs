@@ -1,0 +1,30 @@
+//! `grpc.health.v1`: BuildKit asks every 5 s and drops the session after two failures.
+
+use bollard_buildkit_proto::health::health_check_response::ServingStatus;
+use bollard_buildkit_proto::health::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse, health_server,
+};
+use tonic::{Request, Response, Status};
+
+/// Says that the session is being served, which is true whenever it can be said.
+#[derive(Clone, Copy, Debug)]
+pub struct Health;
+
+#[tonic::async_trait]
+impl health_server::Health for Health {
+    type WatchStream = tokio_stream::Empty<Result<HealthCheckResponse, Status>>;
+
+    async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+        Ok(Response::new(HealthCheckResponse {
+            status: ServingStatus::Serving.into(),
+        }))
+    }
+
+    async fn list(&self, _: Request<HealthListRequest>) -> Result<Response<HealthListResponse>, Status> {
+        Err(Status::unimplemented("only Check is served"))
+    }
+
+    async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("only Check is served"))
+    }
+}

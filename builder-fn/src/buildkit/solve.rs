@@ -1,0 +1,185 @@
+//! What to build and what to do with it: one `SolveRequest`.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, Exporter, SolveRequest};
+
+use super::session::Session;
+
+/// With this build argument, an image does not depend on when it was built.
+const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// A Dockerfile build that ends in an image.
+#[derive(Clone, Debug, Default)]
+pub struct Solve {
+    /// Names the build at the daemon, which refuses a second one of the same name while the first runs.
+    pub reference: String,
+    /// All names for the image, in full.
+    pub names: Vec<String>,
+    /// Whether the image goes to the registries in `names`.
+    pub push: bool,
+    /// Whether those registries speak plain HTTP.
+    pub insecure: bool,
+    /// Path of the Dockerfile; `Dockerfile` where it is not said.
+    pub dockerfile: Option<String>,
+    /// The stage to build; the last one where it is not said.
+    pub target: Option<String>,
+    /// Build arguments.
+    pub build_args: BTreeMap<String, String>,
+    /// Labels of the image.
+    pub labels: BTreeMap<String, String>,
+    /// Platforms to build for; the daemon's own where there are none.
+    pub platforms: Vec<String>,
+    /// Whether every step runs anew.
+    pub no_cache: bool,
+}
+
+impl Solve {
+    /// The message. Names of the attributes: BuildKit `frontend/dockerfile/dockerui/config.go` and
+    /// `exporter/containerimage/exptypes/keys.go`.
+    pub(super) fn into_request(self, session: &Session) -> SolveRequest {
+        let exporter = Exporter {
+            r#type: "image".into(),
+            attrs: self.exporter_attrs(),
+        };
+        SolveRequest {
+            session: session.id().to_owned(),
+            frontend: "dockerfile.v0".into(),
+            frontend_attrs: self.frontend_attrs(),
+            exporters: vec![exporter],
+            cache: Some(CacheOptions::default()),
+            r#ref: self.reference,
+            ..SolveRequest::default()
+        }
+    }
+
+    fn frontend_attrs(&self) -> HashMap<String, String> {
+        let arguments = self
+            .build_args
+            .iter()
+            .map(|(name, value)| (format!("build-arg:{name}"), value.clone()));
+        let labels = self
+            .labels
+            .iter()
+            .map(|(name, value)| (format!("label:{name}"), value.clone()));
+        let mut attrs: HashMap<_, _> = arguments.chain(labels).collect();
+        let mut set = |name: &str, value: String| attrs.insert(name.to_owned(), value);
+        set(
+            "filename",
+            self.dockerfile.clone().unwrap_or_else(|| "Dockerfile".into()),
+        );
+        if let Some(target) = &self.target {
+            set("target", target.clone());
+        }
+        if !self.platforms.is_empty() {
+            set("platform", self.platforms.join(","));
+        }
+        if self.no_cache {
+            // Empty: all stages. A value would name some.
+            set("no-cache", String::new());
+        }
+        attrs
+    }
+
+    fn exporter_attrs(&self) -> HashMap<String, String> {
+        let mut attrs = HashMap::new();
+        let mut set = |name: &str, value: String| attrs.insert(name.to_owned(), value);
+        set("name", self.names.join(","));
+        if self.push {
+            set("push", "true".into());
+            if self.insecure {
+                set("registry.insecure", "true".into());
+            }
+        }
+        // The daemon hands the build argument on to its exporter by itself, for the image's own times; those of the
+        // files in the layers are asked for here.
+        if self.build_args.contains_key(SOURCE_DATE_EPOCH) {
+            set("rewrite-timestamp", "true".into());
+        }
+        attrs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buildkit::session::Services;
+
+    fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect()
+    }
+
+    #[test]
+    fn the_least_build_names_a_dockerfile_and_an_image() {
+        let session = Session::new("key".into(), Services::new());
+        let solve = Solve {
+            reference: "ref".into(),
+            names: vec!["registry:5000/hello:1".into()],
+            push: true,
+            ..Solve::default()
+        };
+
+        let request = solve.into_request(&session);
+
+        assert_eq!(
+            (request.r#ref.as_str(), request.frontend.as_str()),
+            ("ref", "dockerfile.v0")
+        );
+        assert_eq!(request.session, session.id());
+        assert_eq!(request.frontend_attrs, attrs(&[("filename", "Dockerfile")]));
+        assert_eq!(request.exporters.len(), 1);
+        assert_eq!(request.exporters[0].r#type, "image");
+        assert_eq!(
+            request.exporters[0].attrs,
+            attrs(&[("name", "registry:5000/hello:1"), ("push", "true")])
+        );
+    }
+
+    #[test]
+    fn everything_that_can_be_asked_for_becomes_an_attribute() {
+        let pair = |name: &str, value: &str| BTreeMap::from([(name.to_string(), value.to_string())]);
+        let solve = Solve {
+            names: vec!["r/a:1".into(), "r/a:2".into()],
+            push: true,
+            insecure: true,
+            dockerfile: Some("docker/Release".into()),
+            target: Some("release".into()),
+            build_args: pair("SOURCE_DATE_EPOCH", "0"),
+            labels: pair("org.example", "x"),
+            platforms: vec!["linux/amd64".into(), "linux/arm64".into()],
+            no_cache: true,
+            ..Solve::default()
+        };
+
+        let frontend = [
+            ("filename", "docker/Release"),
+            ("target", "release"),
+            ("build-arg:SOURCE_DATE_EPOCH", "0"),
+            ("label:org.example", "x"),
+            ("platform", "linux/amd64,linux/arm64"),
+            ("no-cache", ""),
+        ];
+        assert_eq!(solve.frontend_attrs(), attrs(&frontend));
+        let exporter = [
+            ("name", "r/a:1,r/a:2"),
+            ("push", "true"),
+            ("registry.insecure", "true"),
+            ("rewrite-timestamp", "true"),
+        ];
+        assert_eq!(solve.exporter_attrs(), attrs(&exporter));
+    }
+
+    #[test]
+    fn an_image_that_is_not_pushed_says_nothing_about_registries() {
+        let solve = Solve {
+            names: vec!["r/a:1".into()],
+            insecure: true,
+            ..Solve::default()
+        };
+
+        assert_eq!(solve.exporter_attrs(), attrs(&[("name", "r/a:1")]));
+    }
+}
