@@ -5,7 +5,7 @@ use std::sync::Arc;
 use function_host::http::{HeaderValue, Method, StatusCode, header};
 use function_host::signature::Key;
 use function_host::{Context, Handler, Request, Response, Secrets, reply};
-use tracing::{Instrument, Span, info};
+use tracing::{Instrument, info};
 
 use crate::answer;
 use crate::error::Error;
@@ -54,7 +54,7 @@ impl Deployer {
             build = hand_over.call_id.as_deref().unwrap_or_default(),
         );
         let rollout = self.rollout(hand_over, context.clone());
-        tokio::spawn(rollout.instrument(span).instrument(Span::current()))
+        tokio::spawn(rollout.instrument(span))
             .await
             .map_err(Error::Broken)
     }

@@ -136,14 +136,14 @@ impl<T: Transport> Rollout<'_, T> {
         {
             info!("the function has this image and specification already");
             self.reason("the function has this image and specification already: nothing was changed");
-            return self.watch(None).await;
+            return self.watch(None, Fault::Caller).await;
         }
         self.outcome.changed = true;
         let begun = Instant::now();
         let applied = apply::apply(self.transport, self.hand_over, self.deadline).await;
         self.outcome.durations.apply = begun.elapsed();
         match applied {
-            Applied::Accepted(said) => self.watch(Some(said)).await,
+            Applied::Accepted(said) => self.watch(Some(said), Fault::Caller).await,
             Applied::Refused(reason) => self.refused(reason).await,
             Applied::Unclear(reason) => self.unclear(reason).await,
         }
@@ -166,12 +166,16 @@ impl<T: Transport> Rollout<'_, T> {
         self.reason(reason);
         let now = self.last_look().await;
         match now {
-            Ok(Some(status)) if status.is_known_to_be(&self.hand_over.spec) => self.watch(None).await,
+            Ok(Some(status)) if status.is_known_to_be(&self.hand_over.spec) => {
+                self.watch(None, Fault::Platform).await;
+            }
             now => self.tell(now),
         }
     }
 
-    async fn watch(&mut self, said: Option<String>) {
+    /// Watches to the end. `said` is what was answered to the change; `fault` is whose doing it is when a function that the
+    /// provider has taken does not come up.
+    async fn watch(&mut self, said: Option<String>, fault: Fault) {
         let begun = Instant::now();
         let mut waiting = Waiting::default();
         let watching = watch::watch(self.transport, &self.hand_over.spec, self.limits, &mut waiting);
@@ -194,7 +198,7 @@ impl<T: Transport> Rollout<'_, T> {
             None => {
                 self.reason(format!("{}: {waiting}", self.deadline.why()));
                 if !self.deadline.cut_short() && !matches!(waiting, Waiting::Unknown(_)) {
-                    self.outcome.fault = Some(Fault::Caller);
+                    self.outcome.fault = Some(fault);
                 }
                 let now = self.last_look().await;
                 self.tell(now);

@@ -1,0 +1,262 @@
+//! The whole function: signed requests in, HTTP answers out, the gateway on a loopback port.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deployer_fn::handler::Deployer;
+use deployer_fn::request::{MAX_BODY, SPEC_ANNOTATION};
+use deployer_fn::settings::Settings;
+use function_host::env::Parser;
+use function_host::http::{Request, Response, StatusCode};
+use function_host::signature::{self, Key};
+use function_host::{Body, Context, Gateway, Handler as _, ResponseBody, Secret, Secrets, Shutdown};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use crate::script::{Script, expect};
+
+const IMAGE: &str =
+    "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+struct Deployed {
+    deployer: Deployer,
+    context: Context,
+    secrets: TempDir,
+}
+
+fn deployed(gateway: &str) -> Deployed {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("deploy-secret", "k\n"),
+        ("basic-auth-user", "admin"),
+        ("basic-auth-password", "pw"),
+    ] {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
+    let secrets = Secrets::new(directory.path());
+    let gateway = Gateway::new(gateway, secrets.clone()).unwrap();
+    let (_trigger, shutdown) = Shutdown::new();
+    let none: [(&str, &str); 0] = [];
+    let settings = Settings::read(&mut Parser::new(&none));
+    let context = Context::new("call-1", secrets, gateway, shutdown);
+    Deployed {
+        deployer: Deployer::new(settings),
+        context,
+        secrets: directory,
+    }
+}
+
+impl Deployed {
+    async fn post(&self, body: String, signature: Option<String>) -> (StatusCode, Value) {
+        let mut request = Request::post("/").body(Body::from(body)).unwrap();
+        if let Some(signature) = signature {
+            request
+                .headers_mut()
+                .insert("X-Deploy-Signature", signature.parse().unwrap());
+        }
+        read(self.deployer.call(request, self.context.clone()).await.unwrap()).await
+    }
+
+    async fn hand_over(&self, document: &Value) -> (StatusCode, Value) {
+        let body = document.to_string();
+        let signature = sign(&body);
+        self.post(body, Some(signature)).await
+    }
+}
+
+async fn read(response: Response<ResponseBody>) -> (StatusCode, Value) {
+    let (head, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    (head.status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
+fn sign(body: &str) -> String {
+    signature::sign(&Key::new(&Secret::new("k")).unwrap(), body.as_bytes())
+}
+
+fn document() -> Value {
+    json!({"image": IMAGE, "tag": "registry.example/hello:2", "deploy": {"service": "hello"}})
+}
+
+/// A provider that keeps what it was given, as far as the deployer looks.
+fn state(digest: &str) -> String {
+    json!({"name": "hello", "namespace": "openfaas-fn", "image": IMAGE, "replicas": 1, "availableReplicas": 1,
+        "annotations": {SPEC_ANNOTATION: digest}})
+    .to_string()
+}
+
+/// The digest of [`document`]'s specification.
+fn digest() -> String {
+    use sha2::Digest as _;
+    let spec = format!("{{\"service\":\"hello\",\"image\":\"{IMAGE}\"}}");
+    format!("sha256:{}", hex::encode(sha2::Sha256::digest(spec)))
+}
+
+#[tokio::test]
+async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
+    let script = Script::new([
+        expect("GET /system/function/hello")
+            .check(|request| assert_eq!(request.headers()["authorization"], "Basic YWRtaW46cHc="))
+            .reply(404, ""),
+        expect("PUT /system/functions")
+            .check(|request| assert_eq!(request.headers()["content-type"], "application/json"))
+            .reply(404, "service hello not found\n"),
+        expect("POST /system/functions").reply(200, ""),
+        expect("GET /system/function/hello").reply(200, state(&digest())),
+        expect("GET /function/hello/_/health")
+            .check(|request| assert!(!request.headers().contains_key("authorization")))
+            .reply(200, "OK"),
+    ]);
+    let url = script.serve().await;
+
+    let (status, answer) = deployed(&url).hand_over(&document()).await;
+
+    script.finish();
+    assert_eq!(status, StatusCode::OK, "{answer:#}");
+    assert_eq!(answer["status"], "ready");
+    assert_eq!(answer["function"], "hello");
+    assert_eq!(answer["namespace"], "openfaas-fn");
+    assert_eq!(answer["image"], IMAGE);
+    assert_eq!(answer["previousImage"], Value::Null);
+    assert_eq!(answer["url"], format!("{url}/function/hello"));
+    assert!(answer["durations"]["total"].as_f64().is_some());
+}
+
+#[tokio::test]
+async fn what_is_not_signed_by_the_builder_reaches_nobody() {
+    let script = Script::new([]);
+    let deployed = deployed(&script.serve().await);
+    let body = document().to_string();
+    for signature in [
+        None,
+        Some("sha256=00".to_owned()),
+        Some(sign("another body")),
+        Some(String::new()),
+    ] {
+        let (status, answer) = deployed.post(body.clone(), signature).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED, "{answer}");
+        assert_eq!(answer["status"], "refused");
+    }
+    script.finish();
+}
+
+#[tokio::test]
+async fn a_hand_over_that_cannot_be_used_is_refused_with_every_reason() {
+    let script = Script::new([]);
+    let deployed = deployed(&script.serve().await);
+
+    let (status, answer) = deployed
+        .hand_over(&json!({"image": "hello:1.0", "deploy": {"service": "-", "x": 1}}))
+        .await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert_eq!(answer["reasons"].as_array().unwrap().len(), 3, "{answer:#}");
+
+    let body = "not JSON".to_owned();
+    let signature = sign(&body);
+    assert_eq!(
+        deployed.post(body, Some(signature)).await.0,
+        StatusCode::BAD_REQUEST
+    );
+
+    let body = " ".repeat(MAX_BODY + 1);
+    let signature = sign(&body);
+    assert_eq!(
+        deployed.post(body, Some(signature)).await.0,
+        StatusCode::PAYLOAD_TOO_LARGE
+    );
+    script.finish();
+}
+
+#[tokio::test]
+async fn only_posts_to_the_root_are_deployments() {
+    let deployed = deployed("http://127.0.0.1:1");
+    let ask = async |request: Request<Body>| {
+        deployed
+            .deployer
+            .call(request, deployed.context.clone())
+            .await
+            .unwrap()
+    };
+    let response = ask(Request::get("/").body(Body::empty()).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(response.headers()["allow"], "POST");
+    assert_eq!(
+        ask(Request::post("/x").body(Body::empty()).unwrap())
+            .await
+            .status(),
+        StatusCode::NOT_FOUND
+    );
+}
+
+#[tokio::test]
+async fn without_a_key_nothing_is_believed() {
+    let deployed = deployed("http://127.0.0.1:1");
+    fs::write(deployed.secrets.path().join("deploy-secret"), "\n").unwrap();
+    let (status, answer) = deployed.hand_over(&document()).await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    fs::remove_file(deployed.secrets.path().join("deploy-secret")).unwrap();
+    assert_eq!(
+        deployed.hand_over(&document()).await.0,
+        StatusCode::INTERNAL_SERVER_ERROR
+    );
+    assert!(
+        answer["reasons"][0].as_str().unwrap().contains("deploy-secret"),
+        "{answer:#}"
+    );
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_there_is_a_failure_to_be_tried_again() {
+    let (status, answer) = deployed("http://127.0.0.1:1").hand_over(&document()).await;
+    assert_eq!(status, StatusCode::BAD_GATEWAY);
+    assert_eq!(answer["status"], "failed");
+    assert_eq!(answer["changed"], false);
+}
+
+#[tokio::test]
+async fn what_the_provider_refuses_is_not_to_be_tried_again() {
+    let script = Script::new([
+        expect("GET /system/function/hello").reply(404, ""),
+        expect("PUT /system/functions").reply(404, ""),
+        expect("POST /system/functions").reply(400, "unable to find secret: x\n"),
+        expect("GET /system/function/hello").reply(404, ""),
+    ]);
+    let (status, answer) = deployed(&script.serve().await).hand_over(&document()).await;
+    script.finish();
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(answer["status"], "refused");
+    assert_eq!(answer["running"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_rollout_goes_on_when_its_caller_goes_away() {
+    let (reached, mut waited) = mpsc::unbounded_channel();
+    let probed = reached.clone();
+    let script = Script::new([
+        expect("GET /system/function/hello")
+            .check(move |_| reached.send("read").unwrap())
+            .reply(404, ""),
+        expect("PUT /system/functions").reply(202, ""),
+        expect("GET /system/function/hello").reply(200, state(&digest())),
+        expect("GET /function/hello/_/health")
+            .check(move |_| probed.send("probed").unwrap())
+            .reply(200, "OK"),
+    ]);
+    let deployed = Arc::new(deployed(&script.serve().await));
+    let caller = tokio::spawn({
+        let deployed = Arc::clone(&deployed);
+        async move { deployed.hand_over(&document()).await }
+    });
+    assert_eq!(waited.recv().await, Some("read"));
+    caller.abort();
+    assert!(caller.await.unwrap_err().is_cancelled());
+
+    let probed = tokio::time::timeout(Duration::from_secs(30), waited.recv())
+        .await
+        .unwrap();
+    assert_eq!(probed, Some("probed"));
+    script.finish();
+}

@@ -1,0 +1,552 @@
+//! Rollouts against what providers do, well and badly. Status codes and bodies are those of faas-netes
+//! (`pkg/handlers`), faasd 0.19 (`pkg/provider/handlers`) and faas-provider (`proxy/proxy.go`).
+
+use std::time::Duration;
+
+use deployer_fn::outcome::{Fault, Outcome, Running, Status};
+use deployer_fn::request::{FunctionSpec, HandOver, PinnedImage, SPEC_ANNOTATION};
+use deployer_fn::rollout::{Deadline, Limits, rollout};
+use function_host::Shutdown;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::script::{ALWAYS, Call, Script, expect};
+
+const OLD: &str =
+    "registry.example/hello@sha256:0000000000000000000000000000000000000000000000000000000000000000";
+const NEW: &str =
+    "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
+const READY_TIMEOUT: Duration = Duration::from_secs(50);
+
+const NO_DEPLOYMENT: &str =
+    "unable update Deployment: hello.openfaas-fn, error: deployments.apps \"hello\" not found\n";
+const DEPLOYMENT_EXISTS: &str = "unable create Deployment: deployments.apps \"hello\" already exists\n";
+const NO_SERVICE: &str = "unable update Service: hello., error: services \"hello\" not found\n";
+const NO_K8S_SECRET: &str =
+    "unable update Deployment: hello.openfaas-fn, error: secrets \"api-key\" not found\n";
+const NOT_PULLED: &str = "unable to pull image registry.example/hello: not found\n";
+const NO_FAASD_SECRET: &str = "unable to find secret: api-key\n";
+const NO_ENDPOINTS: &str = "No endpoints available for: hello.";
+
+fn hand_over() -> HandOver {
+    HandOver {
+        spec: FunctionSpec {
+            service: "hello".to_owned(),
+            image: PinnedImage::parse(NEW).unwrap(),
+            namespace: None,
+            env_process: None,
+            env_vars: [("A".to_owned(), "1".to_owned())].into(),
+            constraints: vec![],
+            secrets: vec!["api-key".to_owned()],
+            labels: Default::default(),
+            annotations: [("topic".to_owned(), "orders".to_owned())].into(),
+            limits: None,
+            requests: None,
+            read_only_root_filesystem: true,
+        },
+        tag: Some("registry.example/hello:2".to_owned()),
+        call_id: Some("call-7".to_owned()),
+        built_at: None,
+        unknown: vec![],
+    }
+}
+
+/// What a provider says of the function before and after.
+fn old(available: u64) -> String {
+    json!({"name": "hello", "image": OLD, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
+        "labels": {"faas_function": "hello"}, "annotations": {"prometheus.io.scrape": "false"}})
+    .to_string()
+}
+
+fn new(available: u64) -> String {
+    marked(&hand_over().spec, available)
+}
+
+fn marked(spec: &FunctionSpec, available: u64) -> String {
+    json!({"name": "hello", "image": NEW, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
+        "annotations": {SPEC_ANNOTATION: spec.digest(), "topic": "orders"}})
+    .to_string()
+}
+
+fn read() -> Call {
+    expect("GET /system/function/hello")
+}
+
+fn put() -> Call {
+    expect("PUT /system/functions")
+}
+
+fn post() -> Call {
+    expect("POST /system/functions")
+}
+
+fn health() -> Call {
+    expect("GET /function/hello/_/health")
+}
+
+async fn run(calls: impl IntoIterator<Item = Call>) -> Outcome {
+    run_with(&hand_over(), calls).await
+}
+
+async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item = Call>) -> Outcome {
+    let (_trigger, shutdown) = Shutdown::new();
+    let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
+    let script = Script::new(calls);
+    let url = "http://gateway:8080/function/hello".to_owned();
+    let outcome = rollout(&script, hand_over, &Limits::default(), &deadline, url).await;
+    script.finish();
+    outcome
+}
+
+#[track_caller]
+fn assert_ended(outcome: &Outcome, status: Status, fault: Option<Fault>, reasons: &[&str]) {
+    assert_eq!((outcome.status, outcome.fault), (status, fault), "{outcome:#?}");
+    for reason in reasons {
+        assert!(
+            outcome.reasons.iter().any(|given| given.contains(reason)),
+            "{reason:?} is not in {outcome:#?}"
+        );
+    }
+}
+
+fn running(image: &str, available_replicas: u64) -> Running {
+    Running::Function {
+        image: image.to_owned(),
+        available_replicas,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_function_is_created_on_kubernetes() {
+    let outcome = run([
+        read().reply(404, ""),
+        put().reply(404, NO_DEPLOYMENT),
+        post().reply(202, ""),
+        // The list that faas-netes answers from lags behind.
+        read().reply(404, ""),
+        read().times(3).reply(200, new(0)),
+        read().reply(200, new(1)),
+        health().reply(503, NO_ENDPOINTS),
+        read().reply(200, new(1)),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_eq!(outcome.previous_image, None);
+    assert_eq!(outcome.running, running(NEW, 1));
+    assert_eq!(outcome.namespace.as_deref(), Some("openfaas-fn"));
+    assert!(outcome.changed);
+    assert!(outcome.durations.watch > Duration::ZERO && outcome.durations.total >= outcome.durations.watch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_function_is_created_on_faasd() {
+    let outcome = run([
+        read().reply(404, ""),
+        put().reply(404, "service hello not found\n"),
+        post().reply(200, ""),
+        read().reply(200, new(1)),
+        health().reply(500, "Can't reach service for: hello."),
+        read().reply(200, new(1)),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &[]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_carries_the_whole_specification_and_its_mark() {
+    let outcome = run([
+        read().reply(200, old(1)),
+        put()
+            .check(|request| {
+                let sent: Value = serde_json::from_slice(request.body()).unwrap();
+                let expected = json!({
+                    "service": "hello", "image": NEW, "envVars": {"A": "1"}, "secrets": ["api-key"],
+                    "annotations": {"topic": "orders", "slipway/spec": hand_over().spec.digest(),
+                        "slipway/tag": "registry.example/hello:2", "slipway/call-id": "call-7"},
+                    "readOnlyRootFilesystem": true
+                });
+                assert_eq!(sent, expected);
+            })
+            .reply(202, ""),
+        read().reply(200, old(1)),
+        read().reply(200, new(1)),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert_eq!(outcome.previous_image.as_deref(), Some(OLD));
+}
+
+#[tokio::test(start_paused = true)]
+async fn delivered_again_it_changes_nothing_and_says_so() {
+    let outcome = run([
+        read().reply(200, new(1)),
+        read().reply(200, new(1)),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &["nothing was changed"]);
+    assert!(!outcome.changed);
+    assert_eq!(outcome.previous_image.as_deref(), Some(NEW));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_image_with_another_environment_is_a_change() {
+    let mut other = hand_over();
+    other.spec.env_vars.clear();
+    let outcome = run([
+        read().reply(200, marked(&other.spec, 1)),
+        put().reply(200, ""),
+        read().reply(200, new(1)),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &[]);
+    assert!(outcome.changed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_provider_that_keeps_no_annotations_is_believed_by_the_image() {
+    let plain = json!({"name": "hello", "image": NEW, "replicas": 1, "availableReplicas": 1}).to_string();
+    let outcome = run([
+        read().reply(200, plain.clone()),
+        put().reply(200, ""),
+        read().reply(200, plain),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &[]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_is_asked_for_everywhere() {
+    let mut elsewhere = hand_over();
+    elsewhere.spec.namespace = Some("team".to_owned());
+    let state = marked(&elsewhere.spec, 1);
+    let outcome = run_with(
+        &elsewhere,
+        [
+            expect("GET /system/function/hello?namespace=team").reply(404, ""),
+            put().reply(404, ""),
+            post().check(|request| {
+                assert!(
+                    request
+                        .body()
+                        .windows(18)
+                        .any(|part| part == br#""namespace":"team""#)
+                )
+            }),
+            expect("GET /system/function/hello?namespace=team").reply(200, state),
+            expect("GET /function/hello.team/_/health").reply(200, "OK"),
+        ],
+    )
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &[]);
+}
+
+/// Pitfall 22: an update that failed for another reason than "not found" is answered with 200 and no text.
+#[tokio::test(start_paused = true)]
+async fn an_update_that_kubernetes_did_not_make_is_found_out() {
+    let begun = Instant::now();
+    let outcome = run([
+        read().reply(200, old(1)),
+        put().reply(200, ""),
+        read().times(ALWAYS).reply(200, old(1)),
+    ])
+    .await;
+    let reasons = [
+        "PUT with 200 and no text, but the provider did not take",
+        "has the image registry.example/hello@sha256:0000",
+    ];
+    assert_ended(&outcome, Status::Failed, Some(Fault::Platform), &reasons);
+    assert_eq!(outcome.running, running(OLD, 1));
+    assert!(
+        begun.elapsed() < READY_TIMEOUT / 2,
+        "it is not waited for to the end: {:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_kubernetes_does_not_have_changes_nothing() {
+    let outcome = run([
+        read().reply(200, old(1)),
+        put().reply(400, NO_K8S_SECRET),
+        read().reply(200, old(1)),
+    ])
+    .await;
+    assert_ended(
+        &outcome,
+        Status::Refused,
+        Some(Fault::Caller),
+        &["secrets \"api-key\" not found"],
+    );
+    assert!(!outcome.changed);
+    assert_eq!(outcome.running, running(OLD, 1));
+}
+
+/// Pitfall 24: only the Service is missing. The Deployment has been updated by then.
+#[tokio::test(start_paused = true)]
+async fn a_function_without_its_service_is_not_reported_ready() {
+    let outcome = run([
+        read().reply(200, old(1)),
+        put().reply(404, NO_SERVICE),
+        post().reply(500, DEPLOYMENT_EXISTS),
+        read().reply(200, new(1)),
+        read().times(ALWAYS).reply(200, new(1)),
+        health().times(ALWAYS).reply(503, NO_ENDPOINTS),
+    ])
+    .await;
+    let reasons = [
+        "already exists",
+        "services \"hello\" not found",
+        "503: No endpoints available for: hello.",
+    ];
+    assert_ended(&outcome, Status::Failed, Some(Fault::Platform), &reasons);
+    assert_eq!(outcome.running, running(NEW, 1));
+}
+
+/// Pitfall 23: faasd says what went wrong, and has removed the function all the same.
+#[tokio::test(start_paused = true)]
+async fn a_function_that_faasd_removed_in_a_failed_update_is_told_to_be_gone() {
+    for (status, text, fault) in [
+        (500, NOT_PULLED, Fault::Platform),
+        (400, NO_FAASD_SECRET, Fault::Caller),
+    ] {
+        let outcome = run([
+            read().reply(200, old(1)),
+            put().reply(status, text),
+            read().reply(404, ""),
+        ])
+        .await;
+        assert_ended(
+            &outcome,
+            Status::Failed,
+            Some(fault),
+            &[text.trim(), "the function is gone"],
+        );
+        assert_eq!(outcome.running, Running::Nothing);
+        assert!(outcome.changed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_that_faasd_would_not_create_is_refused() {
+    for text in [NOT_PULLED, NO_FAASD_SECRET] {
+        let outcome = run([
+            read().reply(404, ""),
+            put().reply(404, "service hello not found\n"),
+            post().reply(400, text),
+            read().reply(404, ""),
+        ])
+        .await;
+        assert_ended(
+            &outcome,
+            Status::Refused,
+            Some(Fault::Caller),
+            &[text.trim(), "no such function now, as before"],
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_that_never_has_a_replica_is_the_callers_doing() {
+    let begun = Instant::now();
+    let outcome = run([
+        read().reply(404, ""),
+        put().reply(404, ""),
+        post().reply(202, ""),
+        read().times(ALWAYS).reply(200, new(0)),
+    ])
+    .await;
+    assert_ended(
+        &outcome,
+        Status::Failed,
+        Some(Fault::Caller),
+        &["not ready within 50s: no replica is available", "0 of 1 replicas"],
+    );
+    assert!(begun.elapsed() >= READY_TIMEOUT && begun.elapsed() < READY_TIMEOUT + Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_that_answers_badly_is_the_callers_doing() {
+    let outcome = run([
+        read().reply(404, ""),
+        put().reply(404, ""),
+        post().reply(202, ""),
+        read().times(ALWAYS).reply(200, new(1)),
+        health().times(ALWAYS).reply(404, "no such page"),
+    ])
+    .await;
+    assert_ended(
+        &outcome,
+        Status::Failed,
+        Some(Fault::Caller),
+        &["GET /_/health of the function answers 404: no such page"],
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_scaled_to_zero_is_woken_by_asking_it() {
+    let asleep = new(0).replace("\"replicas\":1", "\"replicas\":0");
+    let outcome = run([
+        read().reply(200, asleep.clone()),
+        read().reply(200, asleep),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &[]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_is_down_is_told_before_anything_is_changed() {
+    let outcome = run([read().refused()]).await;
+    assert_ended(
+        &outcome,
+        Status::Failed,
+        Some(Fault::Platform),
+        &["nothing was changed: could not reach the gateway"],
+    );
+    assert!(!outcome.changed);
+    assert_eq!(outcome.running, Running::Unknown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_are_no_functions_are_not_taken_for_one() {
+    for (status, text) in [
+        (200, "<html><body>Welcome</body></html>"),
+        (200, ""),
+        (200, "{}"),
+        (200, "{\"name\":\"other\"}"),
+        (401, "invalid credentials\n"),
+        (502, ""),
+    ] {
+        let outcome = run([read().reply(status, text)]).await;
+        assert_ended(
+            &outcome,
+            Status::Failed,
+            Some(Fault::Platform),
+            &["nothing was changed: the gateway answered GET"],
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_whose_answer_was_lost_is_looked_up() {
+    let done = run([
+        read().reply(200, old(1)),
+        put().lost(),
+        read().reply(200, new(0)),
+        read().reply(200, new(1)),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&done, Status::Ready, None, &["lost the gateway during PUT"]);
+
+    let not_done = run([read().reply(200, old(1)), put().lost(), read().reply(200, old(1))]).await;
+    assert_ended(
+        &not_done,
+        Status::Failed,
+        Some(Fault::Platform),
+        &["lost the gateway during PUT"],
+    );
+    assert_eq!(not_done.running, running(OLD, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_is_never_answered_ends_in_time_with_what_is_known() {
+    let begun = Instant::now();
+    let outcome = run([read().reply(200, old(1)), put().silent(), read().refused()]).await;
+    assert_ended(
+        &outcome,
+        Status::Failed,
+        Some(Fault::Platform),
+        &["what runs now is not known: could not reach"],
+    );
+    assert_eq!(outcome.running, Running::Unknown);
+    assert!(begun.elapsed() < READY_TIMEOUT + Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_does_not_know_us_or_the_route_is_the_platforms_doing() {
+    for (put_status, post_status, reason) in [
+        (401, None, "credentials"),
+        (404, Some(404), "no gateway"),
+        (429, None, "busy"),
+    ] {
+        let mut calls = vec![read().reply(404, ""), put().reply(put_status, "")];
+        calls.extend(post_status.map(|status| post().reply(status, "404 page not found\n")));
+        calls.push(read().reply(404, ""));
+        assert_ended(
+            &run(calls).await,
+            Status::Failed,
+            Some(Fault::Platform),
+            &[reason],
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_is_away_for_a_while_is_waited_for() {
+    let outcome = run([
+        read().reply(200, old(1)),
+        put().reply(202, ""),
+        read().times(5).refused(),
+        read().reply(502, ""),
+        read().reply(200, new(1)),
+        health().lost(),
+        read().reply(200, new(1)),
+        health().reply(200, "OK"),
+    ])
+    .await;
+    assert_ended(&outcome, Status::Ready, None, &[]);
+
+    let lost = run([
+        read().reply(200, old(1)),
+        put().reply(202, ""),
+        read().times(ALWAYS).refused(),
+    ])
+    .await;
+    assert_ended(
+        &lost,
+        Status::Failed,
+        Some(Fault::Platform),
+        &["not ready within 50s: could not reach the gateway"],
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_process_ends_a_rollout_as_one_to_be_tried_again() {
+    let (trigger, shutdown) = Shutdown::new();
+    let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
+    let script = Script::new([
+        read().reply(404, ""),
+        put().reply(404, ""),
+        post()
+            .check(move |_| trigger.begin(Instant::now() + Duration::from_secs(10)))
+            .reply(202, ""),
+        read().times(ALWAYS).reply(200, new(0)),
+    ]);
+    let begun = Instant::now();
+
+    let outcome = rollout(
+        &script,
+        &hand_over(),
+        &Limits::default(),
+        &deadline,
+        String::new(),
+    )
+    .await;
+
+    assert_ended(
+        &outcome,
+        Status::Failed,
+        Some(Fault::Platform),
+        &["the deployer itself is being ended"],
+    );
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    script.finish();
+}

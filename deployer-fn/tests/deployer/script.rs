@@ -1,0 +1,200 @@
+//! A gateway that follows a script: it expects calls in their order, answers each as it is told to, and fails the test
+//! when another comes or when one does not.
+//!
+//! It is called either in memory, where time may be paused, or over HTTP on a loopback port.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use deployer_fn::gateway::Transport;
+use function_host::gateway::GatewayError;
+use function_host::http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+/// One call that is expected.
+pub(crate) struct Call {
+    line: String,
+    times: usize,
+    check: Option<Box<dyn Fn(&Request<Bytes>) + Send>>,
+    answer: Answer,
+}
+
+#[derive(Clone)]
+enum Answer {
+    Reply(u16, String),
+    /// The connection ends before the answer.
+    Lost,
+    /// There is no connection.
+    Refused,
+    /// Nothing ever comes.
+    Silence,
+}
+
+/// Expects a request line, such as `GET /system/function/hello`, once.
+pub(crate) fn expect(line: impl Into<String>) -> Call {
+    Call {
+        line: line.into(),
+        times: 1,
+        check: None,
+        answer: Answer::Reply(200, String::new()),
+    }
+}
+
+/// As often as the rollout asks; only for the end of a script.
+pub(crate) const ALWAYS: usize = usize::MAX;
+
+impl Call {
+    pub(crate) fn times(mut self, times: usize) -> Self {
+        self.times = times;
+        self
+    }
+
+    pub(crate) fn check(mut self, check: impl Fn(&Request<Bytes>) + Send + 'static) -> Self {
+        self.check = Some(Box::new(check));
+        self
+    }
+
+    pub(crate) fn reply(mut self, status: u16, body: impl Into<String>) -> Self {
+        self.answer = Answer::Reply(status, body.into());
+        self
+    }
+
+    pub(crate) fn lost(mut self) -> Self {
+        self.answer = Answer::Lost;
+        self
+    }
+
+    pub(crate) fn refused(mut self) -> Self {
+        self.answer = Answer::Refused;
+        self
+    }
+
+    pub(crate) fn silent(mut self) -> Self {
+        self.answer = Answer::Silence;
+        self
+    }
+}
+
+/// A gateway that follows a script. Clones follow the same one.
+#[derive(Clone)]
+pub(crate) struct Script(Arc<Mutex<State>>);
+
+struct State {
+    expected: VecDeque<Call>,
+    complaints: Vec<String>,
+}
+
+impl Script {
+    pub(crate) fn new(calls: impl IntoIterator<Item = Call>) -> Self {
+        let expected = calls.into_iter().collect();
+        Self(Arc::new(Mutex::new(State {
+            expected,
+            complaints: Vec::new(),
+        })))
+    }
+
+    /// Fails the test where the script was not followed to its end.
+    pub(crate) fn finish(self) {
+        let state = self.0.lock().unwrap();
+        assert!(state.complaints.is_empty(), "{:#?}", state.complaints);
+        let left: Vec<_> = state
+            .expected
+            .iter()
+            .filter(|call| call.times != ALWAYS)
+            .map(|call| &call.line)
+            .collect();
+        assert!(left.is_empty(), "expected and not called: {left:#?}");
+    }
+
+    fn take(&self, request: &Request<Bytes>) -> Answer {
+        let state = &mut *self.0.lock().unwrap();
+        let path = request.uri().path_and_query().map_or("", |path| path.as_str());
+        let line = format!("{} {path}", request.method());
+        // Two calls that may come as often as they like take turns.
+        let position = match state.expected.front() {
+            Some(front) if front.times == ALWAYS => state.expected.iter().position(|call| call.line == line),
+            front => front.is_some_and(|call| call.line == line).then_some(0),
+        };
+        let Some(call) = position.and_then(|position| state.expected.get_mut(position)) else {
+            let next = state.expected.front().map_or("nothing", |call| &call.line);
+            state
+                .complaints
+                .push(format!("{line} came where {next} was expected"));
+            return Answer::Reply(500, "not in the script".to_owned());
+        };
+        if let Some(check) = &call.check {
+            check(request);
+        }
+        let answer = call.answer.clone();
+        if call.times != ALWAYS {
+            call.times -= 1;
+            if call.times == 0 {
+                state.expected.pop_front();
+            }
+        }
+        answer
+    }
+
+    /// Serves the script over HTTP; gives the address. Ends with the test's runtime.
+    pub(crate) async fn serve(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let (connection, _) = listener.accept().await.unwrap();
+                let script = script.clone();
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let script = script.clone();
+                    async move { Ok::<_, Infallible>(script.answer(request).await) }
+                });
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(connection), service),
+                );
+            }
+        });
+        format!("http://{address}")
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        match self.take(&Request::from_parts(head, body)) {
+            Answer::Reply(status, body) => Response::builder().status(status).body(Full::from(body)).unwrap(),
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+impl Transport for Script {
+    async fn send(&self, request: Request<Bytes>, limit: Duration) -> Result<Response<Bytes>, GatewayError> {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        // Every call takes some time.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        match self.take(&request) {
+            Answer::Reply(status, body) => Ok(Response::builder().status(status).body(body.into()).unwrap()),
+            Answer::Lost => Err(GatewayError::Lost {
+                method,
+                path,
+                source: "connection closed".into(),
+            }),
+            Answer::Refused => Err(GatewayError::Connect {
+                method,
+                path,
+                source: "connection refused".into(),
+            }),
+            Answer::Silence => {
+                tokio::time::sleep(limit).await;
+                Err(GatewayError::Timeout { method, path, limit })
+            }
+        }
+    }
+}
