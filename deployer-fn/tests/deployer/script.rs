@@ -22,9 +22,12 @@ use tokio::net::TcpListener;
 pub(crate) struct Call {
     line: String,
     times: usize,
-    check: Option<Box<dyn Fn(&Request<Bytes>) + Send>>,
+    check: Option<Check>,
     answer: Answer,
 }
+
+/// Looks at a request and panics where it is not as expected.
+type Check = Box<dyn Fn(&Request<Bytes>) + Send>;
 
 #[derive(Clone)]
 enum Answer {
