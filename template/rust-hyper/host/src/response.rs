@@ -44,6 +44,13 @@ impl ResponseBody {
     }
 }
 
+impl ResponseBody {
+    /// Whether the content is yet to come.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.0, Kind::Stream(_))
+    }
+}
+
 impl Body for ResponseBody {
     type Data = Bytes;
     type Error = BoxError;

@@ -122,21 +122,22 @@ async fn serve<H: Handler>(
         Ok(listeners) => listeners,
         Err(error) => return failed("could not listen", &error),
     };
+    // Of the listeners, not of the settings: 0 asks for any port.
+    let (port, metrics_port) = match (listener.local_addr(), metrics_listener.local_addr()) {
+        (Ok(address), Ok(metrics_address)) => (address.port(), metrics_address.port()),
+        (Err(error), _) | (_, Err(error)) => return failed("could not listen", &error),
+    };
     let bound = settings
         .write_timeout
         .max(settings.exec_timeout.unwrap_or_default());
     let grace = settings.healthcheck_interval;
-    let (server, service) = match Server::new(&settings, app, platform, &registry) {
+    let server = match Server::new(&settings, app, platform, registry) {
         Ok(server) => server,
         Err(error) => return failed("could not register the metrics", &error),
     };
-    let metrics = server.spawn_metrics(metrics_listener, registry);
-    tracing::info!(
-        port = settings.port,
-        metrics_port = settings.metrics_port,
-        "listening"
-    );
-    let mut serving = server.spawn(listener, service);
+    let metrics = server.serve_metrics(metrics_listener);
+    tracing::info!(port, metrics_port, "listening");
+    let mut serving = server.serve(listener);
 
     signals.next().await;
     let stop_listening = Instant::now() + grace;

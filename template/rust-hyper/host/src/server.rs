@@ -1,9 +1,11 @@
 //! Serving: connections in, requests to the handler, answers out.
 
-mod body;
+mod answer;
 mod connection;
 mod inflight;
 mod metrics;
+mod outgoing;
+mod record;
 mod service;
 
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 use http::Response;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use prometheus::TextEncoder;
+use prometheus::{Registry, TextEncoder};
 use tokio::net::TcpListener;
 
 use crate::boot::App;
@@ -20,61 +22,61 @@ use crate::handler::Handler;
 use crate::settings::Settings;
 use connection::{Limits, Serving};
 use inflight::InFlight;
-use metrics::Metrics;
+use metrics::{InFlightGauge, Metrics};
+use record::Ledger;
 use service::Service;
 
 /// What the host serves with.
-pub(crate) struct Server {
+pub(crate) struct Server<H> {
     limits: Limits,
-    inflight: Arc<InFlight>,
+    ledger: Arc<Ledger>,
+    service: Arc<Service<H>>,
+    registry: Registry,
 }
 
-impl Server {
-    /// A server of `app`, and the service to be given to [`Server::spawn`].
-    pub(crate) fn new<H: Handler>(
+impl<H: Handler> Server<H> {
+    /// A server of `app` that counts in `registry`.
+    pub(crate) fn new(
         settings: &Settings,
         app: App<H>,
         platform: Arc<Platform>,
-        registry: &prometheus::Registry,
-    ) -> Result<(Self, Arc<Service<H>>), prometheus::Error> {
-        let inflight = Arc::new(InFlight::new(settings.max_inflight));
-        let metrics = Metrics::new(registry, &inflight)?;
-        let service = Arc::new(Service::new(settings, app, platform, inflight.clone(), metrics));
-        Ok((
-            Self {
-                limits: Limits::of(settings),
-                inflight,
-            },
+        registry: Registry,
+    ) -> Result<Self, prometheus::Error> {
+        let inflight = InFlight::new(settings.max_inflight);
+        let ledger = Arc::new(Ledger {
+            inflight,
+            metrics: Metrics::new(&registry)?,
+        });
+        registry.register(Box::new(InFlightGauge::new(&ledger)?))?;
+        let service = Arc::new(Service::new(settings, app, platform, ledger.clone()));
+        Ok(Self {
+            limits: Limits::of(settings),
+            ledger,
             service,
-        ))
-    }
-
-    /// Serves connections of `listener`.
-    pub(crate) fn spawn<H: Handler>(&self, listener: TcpListener, service: Arc<Service<H>>) -> Serving {
-        Serving::spawn(listener, self.limits, move |request| {
-            let service = service.clone();
-            async move { service.answer(request).await }
+            registry,
         })
     }
 
-    /// Serves the metrics on a port of their own.
-    pub(crate) fn spawn_metrics(&self, listener: TcpListener, registry: prometheus::Registry) -> Serving {
-        Serving::spawn(listener, self.limits, move |request| {
-            let response = metrics_response(&request, &registry);
-            async move { response }
-        })
+    /// Serves the function's callers.
+    pub(crate) fn serve(&self, listener: TcpListener) -> Serving {
+        let service = self.service.clone();
+        Serving::spawn(listener, self.limits, move |request| service.answer(request))
+    }
+
+    /// Serves the metrics, on a port of their own.
+    pub(crate) fn serve_metrics(&self, listener: TcpListener) -> Serving {
+        let registry = self.registry.clone();
+        let answer = move |request| std::future::ready(Ok(metrics_response(&request, &registry)));
+        Serving::spawn(listener, self.limits, answer)
     }
 
     /// How many requests are being answered.
     pub(crate) fn running(&self) -> usize {
-        self.inflight.running()
+        self.ledger.inflight.running()
     }
 }
 
-fn metrics_response(
-    request: &http::Request<Incoming>,
-    registry: &prometheus::Registry,
-) -> Response<Full<bytes::Bytes>> {
+fn metrics_response(request: &http::Request<Incoming>, registry: &Registry) -> Response<Full<bytes::Bytes>> {
     let mut response = Response::new(Full::default());
     if request.uri().path() != "/metrics" {
         *response.status_mut() = http::StatusCode::NOT_FOUND;

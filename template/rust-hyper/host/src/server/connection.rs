@@ -42,7 +42,7 @@ impl Serving {
     pub(crate) fn spawn<S, F, B>(listener: TcpListener, limits: Limits, service: S) -> Self
     where
         S: Fn(http::Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = http::Response<B>> + Send + 'static,
+        F: Future<Output = Result<http::Response<B>, Infallible>> + Send + 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let (stop, stopped) = watch::channel(false);
@@ -84,7 +84,7 @@ async fn accept<S, F, B>(
     mut stopped: watch::Receiver<bool>,
 ) where
     S: Fn(http::Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = http::Response<B>> + Send + 'static,
+    F: Future<Output = Result<http::Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let mut connections = JoinSet::new();
@@ -111,18 +111,14 @@ async fn accept<S, F, B>(
 async fn serve<S, F, B>(stream: TcpStream, limits: Limits, service: S, mut stopped: watch::Receiver<bool>)
 where
     S: Fn(http::Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = http::Response<B>> + Send + 'static,
+    F: Future<Output = Result<http::Response<B>, Infallible>> + Send + 'static,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| {
-        let answer = service(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.read)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service_fn(service));
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         biased;

@@ -1,6 +1,5 @@
 //! How many requests are being answered, and how many may be.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts requests from their head to the end of their response.
@@ -10,10 +9,6 @@ pub(crate) struct InFlight {
     limit: Option<usize>,
 }
 
-/// One request's place; given back when dropped.
-#[derive(Debug)]
-pub(crate) struct Place(Arc<InFlight>);
-
 impl InFlight {
     pub(crate) fn new(limit: Option<usize>) -> Self {
         Self {
@@ -22,14 +17,24 @@ impl InFlight {
         }
     }
 
-    /// A place, or the limit that is reached.
-    pub(crate) fn enter(self: &Arc<Self>) -> Result<Place, usize> {
-        let before = self.running.fetch_add(1, Ordering::Relaxed);
-        let place = Place(self.clone());
-        match self.limit {
-            Some(limit) if before >= limit => Err(limit),
-            _ => Ok(place),
-        }
+    /// Counts a request in, to be counted out by [`InFlight::leave`]; the error is the limit that is reached.
+    pub(crate) fn enter(&self) -> Result<(), usize> {
+        let Some(limit) = self.limit else {
+            self.running.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        };
+        // Not added and taken back: a refused request must not make another one look refused.
+        let entered = self
+            .running
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |running| {
+                (running < limit).then_some(running + 1)
+            });
+        entered.map(drop).map_err(|_| limit)
+    }
+
+    /// Counts a request out that was counted in.
+    pub(crate) fn leave(&self) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// How many requests are being answered.
@@ -43,33 +48,29 @@ impl InFlight {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_limit_is_exact_and_places_come_back() {
-        let inflight = Arc::new(InFlight::new(Some(2)));
-        let first = inflight.enter().unwrap();
+        let inflight = InFlight::new(Some(2));
+        assert_eq!(inflight.enter(), Ok(()));
         assert!(!inflight.full());
-        let _second = inflight.enter().unwrap();
+        assert_eq!(inflight.enter(), Ok(()));
         assert!(inflight.full());
-        assert_eq!(inflight.enter().unwrap_err(), 2);
+        assert_eq!(inflight.enter(), Err(2));
         assert_eq!(inflight.running(), 2);
-        drop(first);
-        assert!(inflight.enter().is_ok());
+        inflight.leave();
+        assert_eq!(inflight.enter(), Ok(()));
     }
 
     #[test]
     fn without_a_limit_it_is_never_full() {
-        let inflight = Arc::new(InFlight::new(None));
-        let _places: Vec<_> = (0..1000).map(|_| inflight.enter().unwrap()).collect();
+        let inflight = InFlight::new(None);
+        for _ in 0..1000 {
+            assert_eq!(inflight.enter(), Ok(()));
+        }
         assert!(!inflight.full());
         assert_eq!(inflight.running(), 1000);
     }

@@ -1,35 +1,23 @@
-//! One request: probes, the limit, the handler, its record.
+//! One request: probes, the call id, the limit, the handler.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::StatusCode;
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
-use super::body::Outgoing;
-use super::inflight::{InFlight, Place};
-use super::metrics::Metrics;
+use super::answer::{Answer, CALL_ID, Handling};
+use super::record::{Ledger, Record};
 use crate::body::Body;
 use crate::boot::{App, ReadyCheck};
 use crate::context::{Context, Platform};
-use crate::error::Error;
 use crate::handler::Handler;
 use crate::reply;
-use crate::response::ResponseBody;
 use crate::settings::Settings;
-
-const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 
 /// A call id of the caller's is taken up to this length; every line of the log carries it.
 const MAX_CALL_ID: usize = 128;
-
-/// The status of a request whose client went away before the answer, as nginx counts it. Nobody is sent it.
-const CLIENT_GONE: u16 = 499;
 
 /// What answers requests.
 pub(crate) struct Service<H> {
@@ -38,8 +26,7 @@ pub(crate) struct Service<H> {
     health_paths: Vec<String>,
     ready_paths: Vec<String>,
     platform: Arc<Platform>,
-    inflight: Arc<InFlight>,
-    metrics: Arc<Metrics>,
+    ledger: Arc<Ledger>,
     read_timeout: Duration,
     exec_timeout: Option<Duration>,
 }
@@ -49,8 +36,7 @@ impl<H: Handler> Service<H> {
         settings: &Settings,
         app: App<H>,
         platform: Arc<Platform>,
-        inflight: Arc<InFlight>,
-        metrics: Metrics,
+        ledger: Arc<Ledger>,
     ) -> Self {
         Self {
             handler: app.handler,
@@ -58,68 +44,33 @@ impl<H: Handler> Service<H> {
             health_paths: app.health_paths,
             ready_paths: app.ready_paths,
             platform,
-            inflight,
-            metrics: Arc::new(metrics),
+            ledger,
             read_timeout: settings.read_timeout,
             exec_timeout: settings.exec_timeout,
         }
     }
 
-    pub(crate) async fn answer(&self, request: http::Request<Incoming>) -> http::Response<Outgoing> {
+    /// Begins to answer.
+    pub(crate) fn answer(self: &Arc<Self>, request: http::Request<Incoming>) -> Answer {
+        let id = call_id(&request);
         if let Some(response) = self.probe(request.uri().path()) {
-            return response.map(|body| Outgoing::new(body, Span::none(), None, None));
+            return Answer::ready(response, &id, None);
         }
-        let begun = Instant::now();
-        let (id, id_header) = call_id(&request);
+        let (record, entered) = Record::open(&self.ledger, &request, &id);
+        if let Err(limit) = entered {
+            return Answer::ready(reply::busy(limit), &id, Some(record));
+        }
         // Of the highest level, so that no filter takes the call id away.
         let span = tracing::error_span!("request", call_id = &*id);
-        let mut record = Record {
-            status: StatusCode::from_u16(CLIENT_GONE).unwrap_or(StatusCode::BAD_REQUEST),
-            method: request.method().clone(),
-            path: request.uri().path().to_owned(),
-            begun,
-            span: span.clone(),
-            metrics: self.metrics.clone(),
-            place: None,
-        };
-        let deadline = self.exec_timeout.map(|limit| begun + limit);
-        let mut response = match self.inflight.enter() {
-            Err(limit) => reply::busy(limit),
-            Ok(place) => {
-                record.place = Some(place);
-                let request = request.map(|body| Body::incoming(body, Some(self.read_timeout)));
-                let context = Context::of_request(id, deadline, self.platform.clone());
-                self.handle(request, context).instrument(span.clone()).await
-            }
-        };
-        record.status = response.status();
-        response.headers_mut().entry(CALL_ID).or_insert(id_header);
-        response.map(|body| Outgoing::new(body, span, deadline, Some(record)))
+        let deadline = self.exec_timeout.map(|limit| record.begun() + limit);
+        let context = Context::of_request(id.clone(), deadline, self.platform.clone());
+        let request = request.map(|body| Body::incoming(body, Some(self.read_timeout)));
+        let service = self.clone();
+        let handling: Handling = Box::pin(async move { service.handler.call(request, context).await });
+        Answer::running(handling.instrument(span), deadline, id, record)
     }
 
-    async fn handle(&self, request: crate::Request, context: Context) -> crate::Response {
-        let call_id = context.call_id.clone();
-        let deadline = context.deadline();
-        let caught = catch_panic(async { self.handler.call(request, context).await });
-        let outcome = match deadline {
-            None => caught.await,
-            Some(deadline) => match timeout_at(deadline, caught).await {
-                Ok(outcome) => outcome,
-                Err(_) => {
-                    tracing::error!("exec_timeout is over, the handler is ended");
-                    return reply::message(StatusCode::GATEWAY_TIMEOUT, "the function took too long\n");
-                }
-            },
-        };
-        match outcome {
-            Some(Ok(response)) => response,
-            Some(Err(error)) => error.into_response(&call_id),
-            // The hook has logged the panic.
-            None => Error::status(StatusCode::INTERNAL_SERVER_ERROR, "").into_response(&call_id),
-        }
-    }
-
-    fn probe(&self, path: &str) -> Option<http::Response<ResponseBody>> {
+    fn probe(&self, path: &str) -> Option<crate::Response> {
         if path == "/_/health" || self.health_paths.iter().any(|health| health == path) {
             return Some(reply::text("OK\n"));
         }
@@ -128,7 +79,7 @@ impl<H: Handler> Service<H> {
         }
         let hindrance = if self.platform.shutdown.begun() {
             "ending\n"
-        } else if self.inflight.full() {
+        } else if self.ledger.inflight.full() {
             "as many requests as max_inflight allows\n"
         } else if !self.ready.iter().all(|check| check()) {
             "not ready\n"
@@ -140,57 +91,17 @@ impl<H: Handler> Service<H> {
 }
 
 /// The caller's id where it has one that can be logged, else a new one.
-fn call_id(request: &http::Request<Incoming>) -> (Arc<str>, HeaderValue) {
-    let given = request.headers().get(CALL_ID);
-    if let Some(given) = given
-        && let Ok(text) = given.to_str()
-        && !text.is_empty()
-        && text.len() <= MAX_CALL_ID
-    {
-        return (text.into(), given.clone());
-    }
-    let mut buffer = uuid::Uuid::encode_buffer();
-    let text = &*uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
-    let header = HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("none"));
-    (text.into(), header)
-}
-
-/// What becomes of `future`, or `None` where it panics.
-async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
-    std::future::poll_fn(
-        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
-            Ok(Poll::Ready(output)) => Poll::Ready(Some(output)),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(_) => Poll::Ready(None),
-        },
-    )
-    .await
-}
-
-/// What is counted and logged of a request when all of it is over.
-pub(crate) struct Record {
-    status: StatusCode,
-    method: Method,
-    path: String,
-    begun: Instant,
-    span: Span,
-    metrics: Arc<Metrics>,
-    place: Option<Place>,
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        let took = self.begun.elapsed();
-        self.metrics.observe(self.status, &self.method, took);
-        drop(self.place.take());
-        tracing::debug!(
-            parent: &self.span,
-            method = %self.method,
-            path = self.path,
-            status = self.status.as_u16(),
-            seconds = took.as_secs_f64(),
-            "request"
-        );
+fn call_id(request: &http::Request<Incoming>) -> Arc<str> {
+    let given = request
+        .headers()
+        .get(CALL_ID)
+        .and_then(|given| given.to_str().ok());
+    match given {
+        Some(given) if !given.is_empty() && given.len() <= MAX_CALL_ID => given.into(),
+        _ => {
+            let mut buffer = uuid::Uuid::encode_buffer();
+            let new: &str = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
+            new.into()
+        }
     }
 }

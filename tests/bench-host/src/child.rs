@@ -1,0 +1,151 @@
+//! The server that is measured: a process of its own, on processors of its own.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use function_host::{Context, Error, Request, Response, reply};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+/// The largest request body of both servers.
+pub(crate) const BODY_LIMIT: usize = 1024 * 1024;
+
+/// How long a server may take to start and to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What serves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Host,
+    Plain,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Plain => "plain",
+        })
+    }
+}
+
+/// The handler, as a function on the host has it.
+async fn hello(request: Request, _context: Context) -> Result<Response, Error> {
+    let name = request.into_body().text(BODY_LIMIT).await?;
+    Ok(reply::text(format!("Hello, {name}!\n")))
+}
+
+pub(crate) fn serve_host() -> ExitCode {
+    function_host::run(hello)
+}
+
+/// Which processors the server and the load have.
+pub(crate) struct Placement {
+    server: CpuSet,
+    load: CpuSet,
+}
+
+impl Placement {
+    /// Gives the server the last `processors` of those this process may use.
+    pub(crate) fn choose(processors: usize) -> anyhow::Result<Self> {
+        let all = sched_getaffinity(None).context("could not read which processors there are")?;
+        let usable: Vec<_> = (0..CpuSet::MAX_CPU).filter(|number| all.is_set(*number)).collect();
+        ensure!((1..=usable.len()).contains(&processors), "there are {} processors", usable.len());
+        let (load, server) = usable.split_at(usable.len() - processors);
+        let load = if load.is_empty() { server } else { load };
+        Ok(Self { server: set_of(server), load: set_of(load) })
+    }
+
+    /// Moves this process to where the load is made.
+    pub(crate) fn move_load(&self) -> anyhow::Result<()> {
+        sched_setaffinity(None, &self.load).context("could not choose processors")
+    }
+}
+
+fn set_of(numbers: &[usize]) -> CpuSet {
+    let mut set = CpuSet::new();
+    for number in numbers {
+        set.set(*number);
+    }
+    set
+}
+
+/// A running server. Dropping it kills it.
+pub(crate) struct Server {
+    process: Child,
+    pid: Pid,
+    address: SocketAddr,
+    // Held open: the server's log goes there.
+    _output: BufReader<ChildStdout>,
+}
+
+impl Server {
+    pub(crate) async fn start(kind: Kind, placement: &Placement) -> anyhow::Result<Self> {
+        let own = std::env::current_exe().context("could not find this program")?;
+        // A child begins on its parent's processors, and counts them for its threads: so move, start, move back.
+        sched_setaffinity(None, &placement.server).context("could not choose processors")?;
+        let process = Command::new(own)
+            .arg(format!("serve-{kind}"))
+            .envs([("port", "0"), ("metrics_port", "0"), ("healthcheck_interval", "0s")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn();
+        placement.move_load()?;
+        let mut process = process.context("could not start the server")?;
+        let pid = process.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("the server is gone")?;
+        let mut output = BufReader::new(process.stdout.take().context("the server has no output")?);
+        let port = tokio::time::timeout(PATIENCE, port_of(&mut output)).await.context("the server does not start")??;
+        Ok(Self { process, pid, address: (Ipv4Addr::LOCALHOST, port).into(), _output: output })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Time on processors so far, in user and kernel mode.
+    pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
+        let path = format!("/proc/{}/stat", self.pid.as_raw_nonzero());
+        let text = std::fs::read_to_string(path)?;
+        // Fields are counted from behind the name, which may have anything in it: see proc(5), 14 and 15.
+        let fields: Vec<_> = text.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
+        let (user, system) = ticks(11).zip(ticks(12)).context("could not read /proc/PID/stat")?;
+        Ok(Duration::from_secs_f64((user + system) as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
+    /// The most memory it had, in KiB.
+    pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()))?;
+        let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok());
+        peak.context("could not read /proc/PID/status")
+    }
+
+    /// Ends it as a provider does.
+    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+        kill_process(self.pid, Signal::TERM)?;
+        let status = tokio::time::timeout(PATIENCE, self.process.wait()).await.context("the server does not stop")??;
+        ensure!(status.success(), "the server ended with {status}");
+        Ok(())
+    }
+}
+
+/// Reads the log up to the line that tells the port.
+async fn port_of(output: &mut BufReader<ChildStdout>) -> anyhow::Result<u16> {
+    let mut line = String::new();
+    while output.read_line(&mut line).await? > 0 {
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        if value["message"] == "listening" {
+            let port = value["port"].as_u64().and_then(|port| u16::try_from(port).ok());
+            return port.context("the server does not tell its port");
+        }
+        line.clear();
+    }
+    bail!("the server ended")
+}

@@ -1,0 +1,61 @@
+//! What the host is measured against: as little around hyper as serves the same handler.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::child::BODY_LIMIT;
+use crate::report;
+
+pub(crate) fn serve() -> ExitCode {
+    let served = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(until_asked()));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn until_asked() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let listener = TcpListener::bind(("0.0.0.0", 0)).await?;
+    let port = listener.local_addr()?.port();
+    writeln!(std::io::stdout(), "{}", serde_json::json!({"message": "listening", "port": port}))?;
+    tokio::select! {
+        accepting = accept(&listener) => accepting,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+async fn accept(listener: &TcpListener) -> anyhow::Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(hello)));
+    }
+}
+
+async fn hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let body = Limited::new(request.into_body(), BODY_LIMIT).collect().await;
+    let name = body.ok().and_then(|body| String::from_utf8(body.to_bytes().into()).ok()).unwrap_or_default();
+    let mut response = Response::new(Full::from(format!("Hello, {name}!\n")));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    Ok(response)
+}
