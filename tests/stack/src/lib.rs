@@ -1,1 +1,43 @@
-//! The launcher of the real stack.
+//! The launcher of the real stack: BuildKit, a registry, containerd, the OpenFaaS gateway with its queue, and a
+//! provider, as child processes in namespaces of their own.
+//!
+//! [`Stack::up`] starts a stack or what is missing of one, [`Stack::load`] finds one that runs. Every process of it is
+//! in one PID namespace, whose first process is the supervisor; that one is killed with the holder, so a stack ends
+//! whole or not at all. See `ARCHITECTURE.md` for the picture.
+
+mod address;
+mod cgroup;
+mod command;
+mod control;
+mod credentials;
+mod deploy;
+mod down;
+mod error;
+mod hold;
+mod http;
+mod image;
+mod packages;
+mod part;
+mod places;
+mod plan;
+mod programs;
+mod progress;
+mod stack;
+mod supervisor;
+mod tools;
+mod up;
+
+pub use self::{
+    control::{PartStatus, State},
+    down::down,
+    error::{Error, Result, chain},
+    hold::hold,
+    packages::install_missing,
+    part::Part,
+    places::{Places, StackDir, repository},
+    plan::Options,
+    progress::Progress,
+    stack::{Gateway, Registry, Stack, part_log_tail as log_tail},
+    supervisor::run as supervise,
+    tools::{Tools, build as build_tool},
+};

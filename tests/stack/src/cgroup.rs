@@ -1,0 +1,295 @@
+//! The control groups of a stack: everything of it is below one group in each hierarchy, so that two stacks with
+//! functions of the same names do not meet, and so that all of it can be removed.
+//!
+//! The holder enters the group before it leaves for namespaces of its own; inside, that group is the root.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use crate::error::{At as _, Result};
+
+/// Where the hierarchies are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// How long the kernel may take to empty a group whose processes were killed.
+const EMPTY_WITHIN: Duration = Duration::from_secs(10);
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    /// Where it is mounted.
+    mount: PathBuf,
+    /// What of the hierarchy is mounted there.
+    root: PathBuf,
+    /// The only one there is, of version 2.
+    unified: bool,
+    /// `cpu,cpuacct`, or `name=systemd`; nothing for version 2.
+    controllers: String,
+}
+
+impl Hierarchy {
+    /// The mounted hierarchies, from the text of `/proc/self/mountinfo` (proc(5)).
+    fn parse(mountinfo: &str) -> Vec<Self> {
+        let mut found = mountinfo.lines().filter_map(Self::parse_line).collect::<Vec<_>>();
+        found.dedup_by(|a, b| a.mount == b.mount);
+        found
+    }
+
+    fn parse_line(line: &str) -> Option<Self> {
+        let (place, kind) = line.split_once(" - ")?;
+        let mut place = place.split(' ').skip(3);
+        let (root, mount) = (place.next()?, place.next()?);
+        let mut kind = kind.split(' ');
+        let (kind, options) = (kind.next()?, kind.nth(1)?);
+        let flags = ["rw", "ro", "xattr", "nsdelegate", "memory_recursiveprot"];
+        let controllers = options
+            .split(',')
+            .filter(|option| !flags.contains(option) && !option.contains('/'));
+        mount
+            .starts_with(ROOT)
+            .then(|| Self {
+                mount: mount.into(),
+                root: root.into(),
+                unified: kind == "cgroup2",
+                controllers: if kind == "cgroup2" {
+                    String::new()
+                } else {
+                    controllers.collect::<Vec<_>>().join(",")
+                },
+            })
+            .filter(|_| kind == "cgroup" || kind == "cgroup2")
+    }
+
+    /// The group below which the stack's is made. Where version 2 is all there is, a group with processes cannot pass
+    /// controllers on, so it is the root; in version 1 it is the group that this process is in, whose limits then hold.
+    fn parent(&self, own: &str) -> PathBuf {
+        if self.unified {
+            return self.mount.clone();
+        }
+        let line = own
+            .lines()
+            .filter_map(|line| line.split(':').nth(1).zip(line.splitn(3, ':').nth(2)));
+        let path = line
+            .filter(|(controllers, _)| *controllers == self.controllers)
+            .map(|(_, path)| path)
+            .next();
+        let below = Path::new(path.unwrap_or("/"))
+            .strip_prefix(&self.root)
+            .unwrap_or(Path::new(""));
+        self.mount.join(below)
+    }
+}
+
+/// The groups of one stack.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    /// The directory of the group in each hierarchy.
+    dirs: Vec<PathBuf>,
+}
+
+impl Groups {
+    /// The groups of the stack with this name, as seen from outside of them.
+    pub(crate) fn of(stack: &str) -> Result<Self> {
+        let own = read("/proc/self/cgroup")?;
+        let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
+        let dir = |hierarchy: &Hierarchy| hierarchy.parent(&own).join(format!("slipway-{stack}"));
+        Ok(Self {
+            dirs: hierarchies.iter().map(dir).collect(),
+        })
+    }
+
+    /// Where the groups are, for whoever looks after them later.
+    pub(crate) fn dirs(&self) -> &[PathBuf] {
+        &self.dirs
+    }
+
+    /// Groups at known places.
+    pub(crate) fn at(dirs: Vec<PathBuf>) -> Self {
+        Self { dirs }
+    }
+
+    /// Makes the groups and moves this process into them.
+    pub(crate) fn enter(&self) -> Result<()> {
+        for dir in &self.dirs {
+            fs::create_dir_all(dir).at("create", dir)?;
+            // A new cpuset is empty, and nothing can run in it.
+            for name in ["cpuset.cpus", "cpuset.mems"] {
+                let parent = dir.parent().unwrap_or(dir).join(name);
+                if let Ok(value) = fs::read_to_string(&parent)
+                    && !value.trim().is_empty()
+                {
+                    let path = dir.join(name);
+                    fs::write(&path, value).at("write", path)?;
+                }
+            }
+            let procs = dir.join("cgroup.procs");
+            fs::write(&procs, "0").at("write", procs)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the holder out of the way: in version 2 a group that passes controllers on may have no process itself.
+    pub(crate) fn set_aside(&self, holder: u32) -> Result<()> {
+        for dir in self
+            .dirs
+            .iter()
+            .filter(|dir| dir.join("cgroup.controllers").exists())
+        {
+            let aside = dir.join("holder");
+            fs::create_dir_all(&aside).at("create", &aside)?;
+            let procs = aside.join("cgroup.procs");
+            fs::write(&procs, holder.to_string()).at("write", procs)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the groups with all below them, once nothing runs there any more.
+    pub(crate) fn remove(&self) -> Result<()> {
+        let end = Instant::now() + EMPTY_WITHIN;
+        for dir in &self.dirs {
+            while let Err(error) = remove_tree(dir) {
+                if Instant::now() > end {
+                    return Err(error).at("remove", dir);
+                }
+                // There is no event for "the last process is gone" that both versions have.
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &str) -> Result<String> {
+    fs::read_to_string(path).at("read", path)
+}
+
+/// Removes a group and those below it. Its files are the kernel's and go with it.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+/// Inside the namespaces: mounts the hierarchies again, so that the stack's groups are the roots.
+pub(crate) fn mount() -> Result<()> {
+    let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
+    let links = links(Path::new(ROOT));
+    rustix::mount::unmount(ROOT, UnmountFlags::DETACH).at("unmount", ROOT)?;
+    let alone = matches!(hierarchies.as_slice(), [only] if only.unified && only.mount == Path::new(ROOT));
+    if !alone {
+        rustix::mount::mount(
+            "tmpfs",
+            ROOT,
+            "tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV,
+            Some(c"mode=755"),
+        )
+        .at("mount", ROOT)?;
+    }
+    for hierarchy in &hierarchies {
+        let at = &hierarchy.mount;
+        if !alone {
+            fs::create_dir_all(at).at("create", at)?;
+        }
+        let kind = if hierarchy.unified { "cgroup2" } else { "cgroup" };
+        let options = std::ffi::CString::new(hierarchy.controllers.as_str()).unwrap_or_default();
+        rustix::mount::mount(kind, at, kind, MountFlags::empty(), Some(options.as_c_str()))
+            .at("mount", at)?;
+    }
+    for (name, target) in links {
+        let at = Path::new(ROOT).join(name);
+        std::os::unix::fs::symlink(target, &at).at("create", at)?;
+    }
+    Ok(())
+}
+
+/// `cpu` → `cpu,cpuacct` and the like, where a hierarchy has several controllers.
+fn links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((entry.file_name(), fs::read_link(entry.path()).ok()?)))
+        .collect()
+}
+
+/// Inside the namespaces, where version 2 is all there is: passes every controller on to the groups below, which
+/// the group's own processes have to leave for.
+pub(crate) fn delegate() -> Result<()> {
+    let root = Path::new(ROOT);
+    let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
+        return Ok(());
+    };
+    let supervisor = root.join("supervisor");
+    fs::create_dir_all(&supervisor).at("create", &supervisor)?;
+    let procs = supervisor.join("cgroup.procs");
+    fs::write(&procs, "0").at("write", procs)?;
+    let control = root.join("cgroup.subtree_control");
+    let all = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    fs::write(&control, all).at("write", control)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST_VERSION: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /a /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,release_agent=/lib/x,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+50 31 0:39 / /mnt rw,relatime - ext4 /dev/vda rw
+";
+
+    #[test]
+    fn the_stacks_group_is_below_the_launchers_own_in_version_1() {
+        let found = Hierarchy::parse(FIRST_VERSION);
+        let own = "4:memory:/a/b\n3:cpu,cpuacct:/\n2:name=systemd:/s\n0::/\n";
+        let parents = found
+            .iter()
+            .map(|h| h.parent(own).display().to_string())
+            .collect::<Vec<_>>();
+        assert_eq!(
+            parents,
+            [
+                "/sys/fs/cgroup/cpu,cpuacct",
+                "/sys/fs/cgroup/memory/b",
+                "/sys/fs/cgroup/systemd/s",
+                "/sys/fs/cgroup/unified"
+            ]
+        );
+        assert_eq!(
+            found.iter().map(|h| h.controllers.as_str()).collect::<Vec<_>>(),
+            ["cpu,cpuacct", "memory", "name=systemd", ""]
+        );
+    }
+
+    #[test]
+    fn the_stacks_group_is_at_the_root_in_version_2() {
+        let line =
+            "24 22 0:21 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
+        let found = Hierarchy::parse(line);
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            found[0].parent("0::/user.slice/session-1.scope\n"),
+            Path::new(ROOT)
+        );
+    }
+}

@@ -1,0 +1,208 @@
+//! The commands.
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use slipway_stack::{Error, Options, Part, Places, Progress, Result, Stack, State};
+
+use crate::console;
+
+/// The real stack on one machine: BuildKit, registry, containerd, OpenFaaS.
+#[derive(Debug, Parser)]
+#[command(name = "slipway-stack", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the stack, deploy Slipway on it, and take a sample function from source to running.
+    ///
+    /// What runs already is left alone; what was built or downloaded is used again.
+    Up(Up),
+    /// Stop the stack. Its data stays (build cache, images, credentials), so that the next start is quick.
+    Down {
+        #[command(flatten)]
+        stack: Name,
+        /// Remove its data too.
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Print what a shell needs to use the running stack: eval "$(slipway-stack env)".
+    Env(Name),
+    /// Print how the parts are.
+    Status(Name),
+    /// Print the end of a part's log.
+    Logs {
+        #[command(flatten)]
+        stack: Name,
+        part: Part,
+        /// How many lines.
+        #[arg(short = 'n', long, default_value_t = 50)]
+        lines: usize,
+    },
+    /// Stop one part.
+    Stop {
+        #[command(flatten)]
+        stack: Name,
+        part: Part,
+    },
+    /// Start one part.
+    Start {
+        #[command(flatten)]
+        stack: Name,
+        part: Part,
+    },
+    /// Install the Debian packages that building and running need.
+    Packages,
+    /// Build a pinned Go module of tests/stack/tools and print the directory of its programs.
+    Tool { module: String },
+    /// Become the holder of the stack.
+    #[command(hide = true)]
+    Hold(Name),
+    /// Supervise the stack, as the first process of its namespaces.
+    #[command(hide = true)]
+    Supervise(Name),
+}
+
+#[derive(Debug, Args)]
+struct Name {
+    /// Which stack.
+    #[arg(long, default_value = "default", env = "SLIPWAY_STACK")]
+    name: String,
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    #[command(flatten)]
+    stack: Name,
+    /// The parts only, without Slipway.
+    #[arg(long)]
+    bare: bool,
+    /// A faasd binary, to be the provider.
+    #[arg(long, env = "SLIPWAY_FAASD")]
+    faasd: Option<PathBuf>,
+    /// A newer gateway binary.
+    #[arg(long, env = "SLIPWAY_GATEWAY")]
+    gateway: Option<PathBuf>,
+    /// A newer faas-cli binary.
+    #[arg(long, env = "SLIPWAY_FAAS_CLI")]
+    faas_cli: Option<PathBuf>,
+    /// Seconds after which the queue delivers a call again that was not answered.
+    #[arg(long)]
+    ack_wait: Option<u64>,
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        match self.command {
+            // Both are for processes without threads: they enter namespaces.
+            Command::Hold(stack) => slipway_stack::hold(&Places::from_env()?.stack(&stack.name)?)?,
+            Command::Supervise(stack) => slipway_stack::supervise(Places::from_env()?.stack(&stack.name)?)?,
+            command => {
+                let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+                let runtime = runtime.map_err(|error| Error::Machine(format!("no runtime: {error}")))?;
+                return runtime.block_on(async {
+                    tokio::select! {
+                        done = command.run() => done.map(|()| ExitCode::SUCCESS),
+                        _ = tokio::signal::ctrl_c() => Ok(ExitCode::from(130)),
+                    }
+                });
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Command {
+    async fn run(self) -> Result<()> {
+        let progress = Progress::stderr();
+        match self {
+            Command::Up(up) => {
+                let mut options = Options::named(up.stack.name);
+                options.deploy = !up.bare;
+                (options.faasd, options.gateway, options.faas_cli) = (up.faasd, up.gateway, up.faas_cli);
+                if let Some(seconds) = up.ack_wait {
+                    options.ack_wait = Duration::from_secs(seconds);
+                }
+                let stack = Stack::up(&options, &progress).await?;
+                progress.step(
+                    "stack",
+                    format_args!("{} is up; its gateway is {}", stack.name(), stack.gateway.url),
+                );
+            }
+            Command::Down { stack, purge } => slipway_stack::down(&stack.name, purge, &progress).await?,
+            Command::Env(name) => print_environment(&running(&name)?),
+            Command::Status(name) => {
+                for status in running(&name)?.status().await? {
+                    let state = match status.state {
+                        State::Stopped => "stopped".to_owned(),
+                        State::Starting => "starting".to_owned(),
+                        State::Running => "running".to_owned(),
+                        State::Ended { how } => format!("ended by itself: {how}"),
+                    };
+                    console::line(&format!(
+                        "{:<14}{state} for {} s",
+                        status.part.name(),
+                        status.seconds
+                    ));
+                }
+            }
+            Command::Logs { stack, part, lines } => {
+                console::line(&slipway_stack::log_tail(&stack.name, part, lines)?)
+            }
+            Command::Stop { stack, part } => running(&stack)?.stop(part).await?,
+            Command::Start { stack, part } => running(&stack)?.start(part).await?,
+            Command::Packages => slipway_stack::install_missing(&progress).await?,
+            Command::Tool { module } => {
+                let dir = slipway_stack::build_tool(&Places::from_env()?, &module, &progress).await?;
+                console::line(&dir.display().to_string());
+            }
+            Command::Hold(_) | Command::Supervise(_) => {}
+        }
+        Ok(())
+    }
+}
+
+fn running(name: &Name) -> Result<Stack> {
+    let name = &name.name;
+    Stack::load(name)?.ok_or_else(|| {
+        Error::Machine(format!(
+            "no stack {name} is running; `make up` starts the default one"
+        ))
+    })
+}
+
+fn print_environment(stack: &Stack) {
+    for (name, value) in stack.environment() {
+        console::line(&format!("export {name}={}", quoted(&value)));
+    }
+    console::line(&format!(
+        "export PATH={}:\"$PATH\"",
+        quoted(&stack.bin().display().to_string())
+    ));
+}
+
+/// A word that a shell takes as it is.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_make_sense() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_value_stays_one_word_in_a_shell() {
+        assert_eq!(quoted("a'b $c"), r"'a'\''b $c'");
+    }
+}

@@ -1,0 +1,212 @@
+//! The credentials of a stack: made at its first start, kept while its data lives.
+
+use std::{fmt, fs, io::Read as _, path::Path};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    command::command,
+    error::{At as _, Error, Result},
+    places::{StackDir, write_private},
+};
+
+/// The gateway's user.
+const GATEWAY_USER: &str = "admin";
+/// The registry's user.
+const REGISTRY_USER: &str = "slipway";
+
+/// The secrets that Slipway's functions mount, by the names that they have there.
+pub(crate) const SECRETS: [&str; 5] = [
+    "basic-auth-user",
+    "basic-auth-password",
+    "payload-secret",
+    "deploy-secret",
+    "registry-config",
+];
+
+/// A user with a password, which is never shown by accident.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Login {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The credentials of one stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Credentials {
+    pub(crate) gateway: Login,
+    /// Nothing where the registry asks for no password.
+    pub(crate) registry: Option<Login>,
+}
+
+impl Credentials {
+    /// Reads what is there and makes what is missing.
+    ///
+    /// `registry` is the registry's host; `closed` says whether it asks for a password.
+    pub(crate) fn ensure(dir: &StackDir, registry: &str, closed: bool) -> Result<Self> {
+        let secrets = dir.secrets();
+        let random = |name: &str| ensure(&secrets.join(name), random);
+        random("payload-secret")?;
+        random("deploy-secret")?;
+        let password = ensure(&dir.config().join("registry-password"), self::random)?;
+        let credentials = Self {
+            gateway: Login {
+                user: ensure(&secrets.join("basic-auth-user"), || Ok(GATEWAY_USER.to_owned()))?,
+                password: random("basic-auth-password")?,
+            },
+            registry: closed.then(|| Login {
+                user: REGISTRY_USER.to_owned(),
+                password,
+            }),
+        };
+        write_private(
+            &secrets.join("registry-config"),
+            credentials.docker_config(registry).as_bytes(),
+        )?;
+        Ok(credentials)
+    }
+
+    /// Reads the credentials of a stack that has them.
+    pub(crate) fn read(dir: &StackDir, closed: bool) -> Result<Self> {
+        let read = |path: &Path| fs::read_to_string(path).at("read", path);
+        let password = read(&dir.config().join("registry-password"))?;
+        Ok(Self {
+            gateway: Login {
+                user: read(&dir.secrets().join("basic-auth-user"))?,
+                password: read(&dir.secrets().join("basic-auth-password"))?,
+            },
+            registry: closed.then(|| Login {
+                user: REGISTRY_USER.to_owned(),
+                password,
+            }),
+        })
+    }
+
+    /// A Docker `config.json` with the registry's password.
+    fn docker_config(&self, registry: &str) -> String {
+        let auths = match &self.registry {
+            Some(Login { user, password }) => {
+                json!({ registry: { "auth": STANDARD.encode(format!("{user}:{password}")) } })
+            }
+            None => json!({}),
+        };
+        json!({ "auths": auths }).to_string()
+    }
+
+    /// The registry's password file: a user with a bcrypt hash, as the registry wants it.
+    pub(crate) async fn htpasswd(login: &Login) -> Result<Vec<u8>> {
+        let failed = |source| Error::Spawn {
+            program: "htpasswd".into(),
+            source,
+        };
+        let mut command = command("htpasswd");
+        command.args(["-niB", &login.user]);
+        command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().map_err(failed)?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(login.password.as_bytes()).await.map_err(failed)?;
+        }
+        let output = child.wait_with_output().await.map_err(failed)?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        let status = output.status.to_string();
+        Err(Error::Program {
+            program: "htpasswd".into(),
+            status,
+            output: String::new(),
+        })
+    }
+}
+
+fn ensure(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
+    match fs::read_to_string(path) {
+        Ok(value) if !value.is_empty() => Ok(value),
+        _ => {
+            let value = make()?;
+            write_private(path, value.as_bytes())?;
+            Ok(value)
+        }
+    }
+}
+
+/// 192 random bits.
+fn random() -> Result<String> {
+    let source = "/dev/urandom";
+    let mut bytes = [0; 24];
+    fs::File::open(source)
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .at("read", source)?;
+    Ok(hex::encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir() -> (tempfile::TempDir, StackDir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = StackDir {
+            name: "x".into(),
+            root: temp.path().join("x"),
+        };
+        dir.create().unwrap();
+        (temp, dir)
+    }
+
+    #[test]
+    fn credentials_are_made_once_and_then_kept() {
+        let (_temp, dir) = dir();
+        let first = Credentials::ensure(&dir, "10.63.1.2:5000", true).unwrap();
+        assert_eq!(Credentials::ensure(&dir, "10.63.1.2:5000", true).unwrap(), first);
+        assert_eq!(Credentials::read(&dir, true).unwrap(), first);
+        for name in SECRETS {
+            assert!(
+                fs::metadata(dir.secrets().join(name)).unwrap().len() > 0,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn two_stacks_have_different_credentials() {
+        let ((_one, first), (_two, second)) = (dir(), dir());
+        let first = Credentials::ensure(&first, "r", true).unwrap();
+        assert_ne!(
+            first.gateway.password,
+            Credentials::ensure(&second, "r", true).unwrap().gateway.password
+        );
+        assert_ne!(first.gateway.password, first.registry.unwrap().password);
+    }
+
+    #[test]
+    fn an_open_registry_has_no_login() {
+        let (_temp, dir) = dir();
+        assert_eq!(Credentials::ensure(&dir, "r", false).unwrap().registry, None);
+        assert_eq!(
+            fs::read_to_string(dir.secrets().join("registry-config")).unwrap(),
+            r#"{"auths":{}}"#
+        );
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let login = Login {
+            user: "u".into(),
+            password: "hidden".into(),
+        };
+        assert!(!format!("{login:?}").contains("hidden"));
+    }
+}

@@ -1,0 +1,195 @@
+//! The base images of the samples, made on this machine: no public registry is needed.
+//!
+//! Layers are made once and kept in the cache, under a name made of how they were made. An image is a few layers and
+//! its configuration; it is put into a stack's registry unless it is there already.
+
+mod layer;
+mod push;
+
+use std::{env, fs, path::PathBuf};
+
+use serde_json::json;
+
+pub(crate) use self::push::Push;
+use self::{
+    layer::{Layer, bytes_digest},
+    push::Blob,
+};
+use crate::{
+    error::{At as _, Result},
+    places::Places,
+    progress::Progress,
+};
+
+/// The Debian image: a release that has what a Rust compiler needs beside itself.
+const DEBIAN: (&str, &str) = ("slipway/debian", "bookworm");
+
+/// The Rust image, with the toolchain of this workspace.
+const RUST: (&str, &str) = ("slipway/rust", env!("CARGO_PKG_RUST_VERSION"));
+
+/// Where the toolchain is in the image, and where the official Rust images have cargo's caches.
+const RUST_HOME: &str = "usr/local/rust";
+const CARGO_HOME: &str = "/usr/local/cargo";
+
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The name of the Debian image in a registry.
+pub(crate) fn debian(registry: &str) -> String {
+    format!("{registry}/{}:{}", DEBIAN.0, DEBIAN.1)
+}
+
+/// The name of the Rust image in a registry.
+pub(crate) fn rust(registry: &str) -> String {
+    format!("{registry}/{}:{}", RUST.0, RUST.1)
+}
+
+/// The layers that the base images are made of.
+#[derive(Debug)]
+pub(crate) struct BaseImages {
+    debian: Layer,
+    toolchain: Layer,
+    machine: Layer,
+}
+
+impl BaseImages {
+    /// Makes the layers that are not in the cache.
+    pub(crate) async fn make(places: &Places, progress: &Progress) -> Result<Self> {
+        let cache = places.cache.join("images");
+        fs::create_dir_all(&cache).at("create", &cache)?;
+        let debian = layer::debian(&cache, DEBIAN.1, progress).await?;
+        let toolchain = layer::toolchain(&cache, RUST_HOME, progress).await?;
+        Ok(Self {
+            debian,
+            toolchain,
+            machine: layer::from_files(machine_files()?)?,
+        })
+    }
+
+    /// Puts the images into a registry that lacks them.
+    pub(crate) async fn push(&self, registry: &Push, progress: &Progress) -> Result<()> {
+        let path = format!("/{RUST_HOME}/bin:{PATH}");
+        let images = [
+            (
+                DEBIAN,
+                vec![&self.debian, &self.machine],
+                vec![format!("PATH={PATH}")],
+            ),
+            (
+                RUST,
+                vec![&self.debian, &self.toolchain, &self.machine],
+                vec![
+                    format!("PATH={path}"),
+                    format!("CARGO_HOME={CARGO_HOME}"),
+                    "CARGO_TERM_COLOR=never".to_owned(),
+                ],
+            ),
+        ];
+        for ((repository, tag), layers, environment) in images {
+            let image = Image::new(&layers, &environment);
+            if registry.has(repository, tag, &image.digest).await? {
+                continue;
+            }
+            progress.step("registry", format_args!("pushing {repository}:{tag}"));
+            for layer in layers {
+                registry.blob(repository, &layer.blob()).await?;
+            }
+            registry.blob(repository, &Blob::from_bytes(image.config)).await?;
+            registry.manifest(repository, tag, image.manifest).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Configuration and manifest of an image (OCI image specification 1.1).
+#[derive(Debug)]
+struct Image {
+    config: Vec<u8>,
+    manifest: Vec<u8>,
+    digest: String,
+}
+
+impl Image {
+    fn new(layers: &[&Layer], environment: &[String]) -> Self {
+        let diff_ids = layers
+            .iter()
+            .map(|layer| layer.diff_id.as_str())
+            .collect::<Vec<_>>();
+        let config = json!({
+            "architecture": architecture(),
+            "os": "linux",
+            "config": { "Env": environment, "Cmd": ["/bin/sh"], "WorkingDir": "/" },
+            "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let config = config.to_string().into_bytes();
+        let layers = layers.iter().map(
+            |layer| json!({ "mediaType": layer.media_type, "digest": layer.digest, "size": layer.size }),
+        );
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": push::MANIFEST,
+            "config": {
+                "mediaType": "application/vnd.oci.image.config.v1+json",
+                "digest": bytes_digest(&config),
+                "size": config.len(),
+            },
+            "layers": layers.collect::<Vec<_>>(),
+        });
+        let manifest = manifest.to_string().into_bytes();
+        Self {
+            digest: bytes_digest(&manifest),
+            config,
+            manifest,
+        }
+    }
+}
+
+/// This machine's architecture, as images name it.
+fn architecture() -> &'static str {
+    match env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// What programs in the images need to know of this machine, to reach what it reaches: whom it trusts, and where its
+/// cargo gets crates.
+fn machine_files() -> Result<Vec<(String, Vec<u8>)>> {
+    let bundle = "etc/ssl/certs/ca-certificates.crt";
+    let trusted =
+        env::var_os("SSL_CERT_FILE").map_or_else(|| PathBuf::from(format!("/{bundle}")), PathBuf::from);
+    let mut files = vec![(bundle.to_owned(), fs::read(&trusted).at("read", &trusted)?)];
+    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+    let cargo = env::var_os("CARGO_HOME")
+        .map_or_else(|| home.join(".cargo"), PathBuf::from)
+        .join("config.toml");
+    if let Ok(config) = fs::read(cargo) {
+        files.push((
+            format!("{}/config.toml", CARGO_HOME.trim_start_matches('/')),
+            config,
+        ));
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_names_its_layers_in_order_and_is_the_same_each_time() {
+        let layers = ["a", "b"].map(|name| layer::from_files(vec![(name.to_owned(), name.into())]).unwrap());
+        let make = || Image::new(&[&layers[0], &layers[1]], &["A=b".to_owned()]);
+        let image = make();
+        let manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
+        assert_eq!(manifest["layers"][1]["digest"], layers[1].digest);
+        let config: serde_json::Value = serde_json::from_slice(&image.config).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"][0], layers[0].diff_id);
+        assert_eq!(make().digest, image.digest);
+    }
+
+    #[test]
+    fn the_rust_image_is_named_by_the_workspaces_version() {
+        assert!(rust("r:5000").starts_with("r:5000/slipway/rust:1."));
+    }
+}

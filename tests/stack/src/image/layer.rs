@@ -1,0 +1,258 @@
+//! Layers: a tar, compressed where it is large, with its two digests.
+
+use std::{fs, path::Path};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::process::Command;
+
+use super::push::{Blob, Content};
+use crate::{
+    command::{command, run},
+    error::{At as _, Error, Result},
+    places::{self, write_private},
+    progress::Progress,
+};
+
+const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
+const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+/// What of a toolchain no build needs.
+const NOT_IN_IMAGE: &[&str] = &[
+    "./share",
+    "./libexec",
+    "./etc",
+    "./lib/rustlib/src",
+    "./bin/rustdoc",
+    "./bin/rustfmt",
+    "./bin/cargo-fmt",
+    "./bin/cargo-clippy",
+    "./bin/clippy-driver",
+    "./bin/rust-analyzer",
+    "./bin/rust-gdb*",
+    "./bin/rust-lldb",
+];
+
+/// One layer.
+#[derive(Debug, Clone)]
+pub(super) struct Layer {
+    pub(super) media_type: &'static str,
+    /// Of the blob as it is stored.
+    pub(super) digest: String,
+    /// Of the blob as it is stored, in bytes.
+    pub(super) size: u64,
+    /// Of the tar.
+    pub(super) diff_id: String,
+    content: Content,
+}
+
+impl Layer {
+    /// What goes into a registry.
+    pub(super) fn blob(&self) -> Blob {
+        Blob {
+            digest: self.digest.clone(),
+            size: self.size,
+            content: self.content.clone(),
+        }
+    }
+}
+
+/// What is written beside a layer in the cache.
+#[derive(Serialize, Deserialize)]
+struct Digests {
+    digest: String,
+    size: u64,
+    diff_id: String,
+}
+
+/// A small Debian: what is essential, apt, certificates, and a linker with the C library.
+pub(super) async fn debian(cache: &Path, release: &str, progress: &Progress) -> Result<Layer> {
+    let arguments = [
+        "--variant=apt",
+        "--include=ca-certificates,gcc,libc6-dev",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--skip=output/dev",
+        "--format=tar",
+    ];
+    let recipe = format!("{release} {}", arguments.join(" "));
+    cached(cache, "debian", &recipe, progress, |tar| {
+        let mut make = command("mmdebstrap");
+        make.args(arguments).arg(release).arg(tar);
+        make
+    })
+    .await
+}
+
+/// This workspace's Rust toolchain.
+pub(super) async fn toolchain(cache: &Path, home: &str, progress: &Progress) -> Result<Layer> {
+    let rustc = |argument: &'static [&'static str]| {
+        let mut rustc = command("rustc");
+        rustc.current_dir(places::repository()).args(argument);
+        rustc
+    };
+    let version = run(&mut rustc(&["-Vv"])).await?;
+    let sysroot = run(&mut rustc(&["--print", "sysroot"])).await?;
+    let sysroot = String::from_utf8_lossy(&sysroot).trim().to_owned();
+    let recipe = format!("{home} {NOT_IN_IMAGE:?} {}", String::from_utf8_lossy(&version));
+    cached(cache, "rust", &recipe, progress, |tar| {
+        let mut make = command("tar");
+        make.args([
+            "--sort=name",
+            "--mtime=@0",
+            "--owner=0",
+            "--group=0",
+            "--numeric-owner",
+        ]);
+        make.args(NOT_IN_IMAGE.iter().map(|path| format!("--exclude={path}")));
+        make.arg(format!("--transform=s,^\\.,{home},S"))
+            .args(["-C", &sysroot, "-cf"])
+            .arg(tar)
+            .arg(".");
+        make
+    })
+    .await
+}
+
+/// A layer of a few small files, by path from the root.
+pub(super) fn from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        tar.append_data(&mut header, &path, content.as_slice())
+            .at("put into a layer:", path)?;
+    }
+    let bytes = tar.into_inner().at("make", "a layer")?;
+    let digest = bytes_digest(&bytes);
+    let (size, diff_id) = (bytes.len() as u64, digest.clone());
+    Ok(Layer {
+        media_type: PLAIN,
+        digest,
+        size,
+        diff_id,
+        content: Content::Bytes(bytes.into()),
+    })
+}
+
+/// A layer from the cache, or made with the program that writes its tar.
+async fn cached(
+    cache: &Path,
+    name: &str,
+    recipe: &str,
+    progress: &Progress,
+    make: impl FnOnce(&Path) -> Command,
+) -> Result<Layer> {
+    let fingerprint = bytes_digest(recipe.as_bytes());
+    let short = fingerprint
+        .trim_start_matches("sha256:")
+        .get(..16)
+        .unwrap_or_default();
+    let dir = cache.join(format!("{name}-{short}"));
+    if !dir.exists() {
+        let _lock = places::lock_waiting(cache.join(format!(".{name}.lock"))).await?;
+        if !dir.exists() {
+            progress.step("images", format_args!("making the {name} layer"));
+            let new = tempfile::tempdir_in(cache).at("create a directory in", cache)?;
+            let tar = new.path().join("layer.tar");
+            run(&mut make(&tar)).await?;
+            let diff_id = file_digest(&tar).await?;
+            run(command("zstd").args(["-q", "-3", "-T0", "--rm"]).arg(&tar)).await?;
+            let blob = new.path().join(BLOB);
+            let size = fs::metadata(&blob).at("read", &blob)?.len();
+            let digests = Digests {
+                digest: file_digest(&blob).await?,
+                size,
+                diff_id,
+            };
+            let path = new.path().join(DIGESTS);
+            let text = serde_json::to_vec(&digests).map_err(|source| Error::Damaged {
+                path: path.clone(),
+                source,
+            })?;
+            write_private(&path, &text)?;
+            let new = new.keep();
+            fs::rename(&new, &dir).at("rename", &new)?;
+            progress.step(
+                "images",
+                format_args!("{name} layer made, {} MB", size / 1_000_000),
+            );
+        }
+    }
+    read(&dir)
+}
+
+const BLOB: &str = "layer.tar.zst";
+const DIGESTS: &str = "layer.json";
+
+fn read(dir: &Path) -> Result<Layer> {
+    let path = dir.join(DIGESTS);
+    let text = fs::read(&path).at("read", &path)?;
+    let Digests {
+        digest,
+        size,
+        diff_id,
+    } = serde_json::from_slice(&text).map_err(|source| Error::Damaged { path, source })?;
+    Ok(Layer {
+        media_type: ZSTD,
+        digest,
+        size,
+        diff_id,
+        content: Content::File(dir.join(BLOB)),
+    })
+}
+
+/// The digest of a large file: by the system's program, which is quick in every build profile of ours.
+async fn file_digest(path: &Path) -> Result<String> {
+    let output = run(command("sha256sum").arg("--zero").arg(path)).await?;
+    let hex = output.get(..64).map(String::from_utf8_lossy).unwrap_or_default();
+    Ok(format!("sha256:{hex}"))
+}
+
+/// The digest of some bytes, as registries write it.
+pub(super) fn bytes_digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_layer_is_made_once_and_has_the_digests_of_what_is_stored() {
+        let cache = tempfile::tempdir().unwrap();
+        let make = |tar: &Path| {
+            let mut make = command("cp");
+            make.arg("/bin/true").arg(tar);
+            make
+        };
+        let progress = Progress::silent();
+        let first = cached(cache.path(), "x", "recipe", &progress, make)
+            .await
+            .unwrap();
+        let never = |_: &Path| command("false");
+        let again = cached(cache.path(), "x", "recipe", &progress, never)
+            .await
+            .unwrap();
+        assert_eq!((&first.digest, &first.diff_id), (&again.digest, &again.diff_id));
+        assert_eq!(first.diff_id, bytes_digest(&fs::read("/bin/true").unwrap()));
+        let Content::File(path) = &first.content else {
+            panic!("a cached layer is a file")
+        };
+        let stored = fs::read(path).unwrap();
+        assert_eq!(
+            (first.digest, first.size),
+            (bytes_digest(&stored), stored.len() as u64)
+        );
+    }
+
+    #[test]
+    fn a_layer_of_files_is_the_same_each_time() {
+        let make = || from_files(vec![("etc/a".to_owned(), b"a".to_vec())]).unwrap();
+        assert_eq!(make().digest, make().digest);
+        assert_eq!(make().digest, make().diff_id);
+    }
+}

@@ -1,0 +1,138 @@
+//! Putting images into a registry (OCI distribution specification 1.1), as far as the launcher needs it.
+
+use std::path::PathBuf;
+
+use reqwest::{
+    Client, Method, RequestBuilder, Response, StatusCode, Url,
+    header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION},
+};
+
+use super::layer::bytes_digest;
+use crate::{
+    credentials::Login,
+    error::{At as _, Error, Result},
+    http::{answer, send},
+};
+
+/// The media type of the manifests made here.
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Something with a digest.
+#[derive(Debug, Clone)]
+pub(super) struct Blob {
+    pub(super) digest: String,
+    pub(super) size: u64,
+    pub(super) content: Content,
+}
+
+/// Where the bytes of a blob are.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    Bytes(std::sync::Arc<[u8]>),
+    File(PathBuf),
+}
+
+impl Blob {
+    pub(super) fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self {
+            digest: bytes_digest(&bytes),
+            size: bytes.len() as u64,
+            content: Content::Bytes(bytes.into()),
+        }
+    }
+}
+
+/// One registry, over plain HTTP.
+#[derive(Debug)]
+pub(crate) struct Push {
+    client: Client,
+    host: String,
+    login: Option<Login>,
+}
+
+impl Push {
+    /// The registry at a host.
+    pub(crate) fn new(client: Client, host: String, login: Option<Login>) -> Self {
+        Self { client, host, login }
+    }
+
+    /// Whether a tag stands for a manifest with this digest.
+    pub(crate) async fn has(&self, repository: &str, tag: &str, digest: &str) -> Result<bool> {
+        Ok(self.digest(repository, tag).await?.as_deref() == Some(digest))
+    }
+
+    /// The digest of what a tag stands for.
+    pub(crate) async fn digest(&self, repository: &str, tag: &str) -> Result<Option<String>> {
+        let request = self.request(Method::HEAD, &format!("/v2/{repository}/manifests/{tag}"))?;
+        let response = send(request.header(ACCEPT, MANIFEST)).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let response = answer(response, &[StatusCode::OK]).await?;
+        let digest = response.headers().get("docker-content-digest");
+        Ok(digest.and_then(|digest| digest.to_str().ok()).map(str::to_owned))
+    }
+
+    /// Puts a blob into a repository that lacks it.
+    pub(super) async fn blob(&self, repository: &str, blob: &Blob) -> Result<()> {
+        let there = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{}", blob.digest))?;
+        if send(there).await?.status() == StatusCode::OK {
+            return Ok(());
+        }
+        let begin = self.request(Method::POST, &format!("/v2/{repository}/blobs/uploads/"))?;
+        let response = answer(send(begin).await?, &[StatusCode::ACCEPTED]).await?;
+        let mut upload = self.location(&response)?;
+        upload.query_pairs_mut().append_pair("digest", &blob.digest);
+        let body = match &blob.content {
+            Content::Bytes(bytes) => reqwest::Body::from(bytes.to_vec()),
+            Content::File(path) => tokio::fs::File::open(path).await.at("read", path)?.into(),
+        };
+        let put = self
+            .authorized(self.client.put(upload))
+            .header(CONTENT_LENGTH, blob.size);
+        let put = put.header(CONTENT_TYPE, "application/octet-stream").body(body);
+        answer(send(put).await?, &[StatusCode::CREATED]).await.map(drop)
+    }
+
+    /// Puts a manifest under a tag.
+    pub(super) async fn manifest(&self, repository: &str, tag: &str, manifest: Vec<u8>) -> Result<()> {
+        let put = self.request(Method::PUT, &format!("/v2/{repository}/manifests/{tag}"))?;
+        let put = put
+            .header(CONTENT_TYPE, HeaderValue::from_static(MANIFEST))
+            .body(manifest);
+        answer(send(put).await?, &[StatusCode::CREATED]).await.map(drop)
+    }
+
+    fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
+        Ok(self.authorized(
+            self.client
+                .request(method, self.base()?.join(path).map_err(|_| self.not_a_host())?),
+        ))
+    }
+
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        match &self.login {
+            Some(Login { user, password }) => request.basic_auth(user, Some(password)),
+            None => request,
+        }
+    }
+
+    /// Where an upload goes on: relative to the registry, or not.
+    fn location(&self, response: &Response) -> Result<Url> {
+        let location = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|location| location.to_str().ok());
+        self.base()?
+            .join(location.unwrap_or_default())
+            .map_err(|_| self.not_a_host())
+    }
+
+    fn base(&self) -> Result<Url> {
+        Url::parse(&format!("http://{}/", self.host)).map_err(|_| self.not_a_host())
+    }
+
+    fn not_a_host(&self) -> Error {
+        Error::Machine(format!("{} is not the address of a registry", self.host))
+    }
+}

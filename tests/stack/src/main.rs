@@ -1,0 +1,19 @@
+//! `slipway-stack`: the real stack on one machine, from the command line.
+
+mod cli;
+mod console;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use slipway_stack::chain;
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().run() {
+        Ok(code) => code,
+        Err(error) => {
+            console::error(&chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

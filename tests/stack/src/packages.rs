@@ -1,0 +1,140 @@
+//! The Debian packages that the stack and its build need: those missing are installed, by name.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    command::{command, run},
+    error::{At as _, Error, Result},
+    places::Places,
+    progress::Progress,
+};
+
+/// Packages whose installation changes nothing but files: none of them starts a service.
+const PACKAGES: &[&str] = &[
+    "apache2-utils",
+    "busybox-static",
+    "ca-certificates",
+    "containernetworking-plugins",
+    "iproute2",
+    "iptables",
+    "libprotobuf-dev",
+    "mmdebstrap",
+    "protobuf-compiler",
+    "runc",
+    "slirp4netns",
+    "util-linux",
+    "zstd",
+];
+
+/// The registry's package. Installing it would start a registry that listens on every address, now and at each boot;
+/// so it is unpacked into the cache instead, unless it is installed already.
+const REGISTRY: &str = "docker-registry";
+
+/// Installs the packages that are missing.
+pub async fn install_missing(progress: &Progress) -> Result<()> {
+    let missing = missing(PACKAGES).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::Machine(format!(
+            "missing packages: as root, apt-get install {names}"
+        )));
+    }
+    progress.step("packages", format_args!("installing {names}"));
+    apt(
+        &[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat(),
+        None,
+    )
+    .await?;
+    progress.step("packages", "installed");
+    Ok(())
+}
+
+/// The registry's program: the installed one, or the package's, unpacked into the cache.
+pub async fn registry(places: &Places, progress: &Progress) -> Result<PathBuf> {
+    let installed = Path::new("/usr/bin/docker-registry");
+    if installed.exists() {
+        return Ok(installed.to_owned());
+    }
+    let dir = places.cache.join("tools").join(REGISTRY);
+    let program = dir.join("usr/bin/docker-registry");
+    if program.exists() {
+        return Ok(program);
+    }
+    progress.step("packages", format_args!("unpacking {REGISTRY}"));
+    let tools = places.cache.join("tools");
+    fs::create_dir_all(&tools).at("create", &tools)?;
+    let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
+    // apt gives its work away to a user of its own, which cannot write here; that is not worth its warning.
+    apt(
+        &["download", "-o", "APT::Sandbox::User=root", REGISTRY],
+        Some(new.path()),
+    )
+    .await?;
+    for entry in fs::read_dir(new.path()).at("read", new.path())? {
+        let package = entry.at("read", new.path())?.path();
+        run(command("dpkg").arg("-x").arg(&package).arg(new.path())).await?;
+        fs::remove_file(&package).at("remove", &package)?;
+    }
+    let new = new.keep();
+    fs::rename(&new, &dir).at("rename", &new)?;
+    Ok(program)
+}
+
+/// Runs apt-get; where that fails, once more with fresh lists: a new machine has none.
+async fn apt(args: &[&str], dir: Option<&Path>) -> Result<()> {
+    let apt = |args: &[&str]| {
+        let mut apt = command("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q").args(args);
+        if let Some(dir) = dir {
+            apt.current_dir(dir);
+        }
+        apt
+    };
+    if run(&mut apt(args)).await.is_ok() {
+        return Ok(());
+    }
+    run(&mut apt(&["update"])).await?;
+    run(&mut apt(args)).await.map(drop)
+}
+
+async fn missing(packages: &[&'static str]) -> Result<Vec<&'static str>> {
+    let mut query = command("dpkg-query");
+    query
+        .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
+        .args(packages);
+    // It ends with an error when it knows nothing of one of them, and still lists the others.
+    let output = query.output().await.map_err(|source| Error::Spawn {
+        program: "dpkg-query".into(),
+        source,
+    })?;
+    Ok(not_installed(packages, &String::from_utf8_lossy(&output.stdout)))
+}
+
+fn not_installed(packages: &[&'static str], listed: &str) -> Vec<&'static str> {
+    let installed = |name: &str| {
+        listed
+            .lines()
+            .any(|line| line.strip_prefix(name) == Some(" installed"))
+    };
+    packages.iter().copied().filter(|name| !installed(name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_that_was_removed_or_never_there_is_missing() {
+        let listed = "runc installed\nzstd config-files\nruncible installed\n";
+        assert_eq!(
+            not_installed(&["runc", "zstd", "iptables"], listed),
+            ["zstd", "iptables"]
+        );
+    }
+}

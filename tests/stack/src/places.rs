@@ -1,0 +1,223 @@
+//! Where the launcher keeps things: what is built once for all stacks, and what belongs to one stack.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use crate::error::{At as _, Error, Result};
+
+/// The launcher's directories, after the XDG base directory specification.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Tools and base images; safe to delete.
+    pub cache: PathBuf,
+    /// One directory a stack.
+    pub stacks: PathBuf,
+}
+
+impl Places {
+    /// From the environment: `XDG_CACHE_HOME`, `XDG_STATE_HOME`, `HOME`.
+    pub fn from_env() -> Result<Self> {
+        let home = |under: &str| env::var_os("HOME").map(|home| PathBuf::from(home).join(under));
+        let base = |name: &str, under: &str| {
+            env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+                .or_else(|| home(under))
+        };
+        match (
+            base("XDG_CACHE_HOME", ".cache"),
+            base("XDG_STATE_HOME", ".local/state"),
+        ) {
+            (Some(cache), Some(state)) => Ok(Self {
+                cache: cache.join("slipway"),
+                stacks: state.join("slipway/stacks"),
+            }),
+            _ => Err(Error::Machine(
+                "neither HOME nor XDG_CACHE_HOME and XDG_STATE_HOME are set".into(),
+            )),
+        }
+    }
+
+    /// The directory of one stack.
+    pub fn stack(&self, name: &str) -> Result<StackDir> {
+        let fits = !name.is_empty()
+            && name.len() <= 32
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        if !fits {
+            return Err(Error::Machine(format!(
+                "{name:?} does not name a stack: 1 to 32 of a-z, 0-9 and -, please"
+            )));
+        }
+        Ok(StackDir {
+            root: self.stacks.join(name),
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// The repository that this launcher was built from: the Go modules, the template and the functions are there.
+pub fn repository() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
+}
+
+/// The directory of one stack, and what is where in it.
+#[derive(Debug, Clone)]
+pub struct StackDir {
+    /// The stack's name.
+    pub name: String,
+    /// The directory.
+    pub root: PathBuf,
+}
+
+impl StackDir {
+    /// What the launcher decided about the stack: the file that makes the directory a stack's.
+    pub fn plan(&self) -> PathBuf {
+        self.root.join("plan.json")
+    }
+
+    /// Which processes hold it, while it runs.
+    pub fn running(&self) -> PathBuf {
+        self.root.join("running.json")
+    }
+
+    /// Where the supervisor takes commands.
+    pub fn control(&self) -> PathBuf {
+        self.root.join("control.sock")
+    }
+
+    /// The secrets that the functions of Slipway need, one file each.
+    pub fn secrets(&self) -> PathBuf {
+        self.root.join("secrets")
+    }
+
+    /// Generated configuration of the parts.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("config")
+    }
+
+    /// The parts' data: what makes the next start quick.
+    pub fn data(&self, part: &str) -> PathBuf {
+        self.root.join("data").join(part)
+    }
+
+    /// Sockets that are used from outside.
+    pub fn sockets(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    /// The programs for a user's `PATH`.
+    pub fn bin(&self) -> PathBuf {
+        self.root.join("bin")
+    }
+
+    /// `HOME` of the parts, with the logins of the stack's own clients.
+    pub fn home(&self) -> PathBuf {
+        self.root.join("home")
+    }
+
+    /// The log of a part, or of the supervisor.
+    pub fn log(&self, of: &str) -> PathBuf {
+        self.root.join("log").join(format!("{of}.log"))
+    }
+
+    /// Makes the directories, readable by their owner only.
+    pub fn create(&self) -> Result<()> {
+        private_dir(&self.root)?;
+        let parts =
+            ["registry", "buildkit", "containerd", "nats", "provider", "faasd"].map(|part| self.data(part));
+        let logs = self.root.join("log");
+        for dir in [
+            self.secrets(),
+            self.config(),
+            self.sockets(),
+            self.bin(),
+            self.home(),
+            logs,
+        ]
+        .iter()
+        .chain(&parts)
+        {
+            fs::create_dir_all(dir).at("create", dir)?;
+        }
+        Ok(())
+    }
+
+    /// Holds the stack for one change at a time, over processes; given up when the file is dropped.
+    pub fn lock(&self) -> Result<File> {
+        fs::create_dir_all(&self.root).at("create", &self.root)?;
+        lock(&self.root.join("lock"))
+    }
+}
+
+/// Takes the lock that a file stands for, waiting for whoever has it.
+pub(crate) fn lock(path: &Path) -> Result<File> {
+    let file = File::create(path).at("create", path)?;
+    file.lock().at("lock", path)?;
+    Ok(file)
+}
+
+/// As [`lock`], while other tasks run on.
+pub(crate) async fn lock_waiting(path: PathBuf) -> Result<File> {
+    let at = path.clone();
+    let locked = tokio::task::spawn_blocking(move || lock(&path)).await;
+    locked.map_err(std::io::Error::other).at("lock", at)?
+}
+
+/// Creates a directory that only its owner may look into.
+fn private_dir(path: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .at("create", path)
+}
+
+/// Writes a file that only its owner may read, in one step: whoever reads it sees the old one or the new one.
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<()> {
+    use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
+    let mut name = OsString::from(path);
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)
+        .at("write", &new)?;
+    file.write_all(content).at("write", &new)?;
+    fs::rename(&new, path).at("write", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_could_leave_the_directory_is_refused() {
+        let places = Places {
+            cache: "/c".into(),
+            stacks: "/s".into(),
+        };
+        assert_eq!(
+            places.stack("second-1").unwrap().control(),
+            Path::new("/s/second-1/control.sock")
+        );
+        for name in ["", "..", "a/b", "A", "a.b", &"x".repeat(33)] {
+            assert!(places.stack(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_repository_is_where_the_workspace_is() {
+        assert!(repository().join("tests/stack/Cargo.toml").is_file());
+    }
+}

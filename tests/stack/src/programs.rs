@@ -1,0 +1,83 @@
+//! The workspace's own programs, as cargo builds them.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::{
+    command::{command, run},
+    error::{At as _, Error, Result},
+    places,
+};
+
+/// Builds programs of this workspace and says where they are, in the order asked for. A program's package has its name.
+pub async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
+    let mut cargo = command("cargo");
+    cargo.current_dir(places::repository());
+    cargo.args(["build", "--locked", "--message-format=json"]);
+    for name in names {
+        cargo.args(["--package", name, "--bin", name]);
+    }
+    let output = run(&mut cargo).await?;
+    let built = executables(&String::from_utf8_lossy(&output));
+    let mut found = names.map(|_| PathBuf::new());
+    for (name, place) in names.iter().zip(&mut found) {
+        let executable = built.iter().find(|(built, _)| built == name);
+        let (_, path) = executable.ok_or_else(|| Error::Machine(format!("cargo built no {name}")))?;
+        place.clone_from(path);
+    }
+    Ok(found)
+}
+
+/// The launcher itself, whose `hold` command becomes the holder of a stack: this process, or the program that it is the
+/// library of, beside it in cargo's directory.
+pub(crate) fn launcher() -> Result<PathBuf> {
+    let own = std::env::current_exe().at("find", "/proc/self/exe")?;
+    let beside = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("slipway-stack"));
+    let mut candidates = [own.clone()].into_iter().chain(beside);
+    let found = candidates.find(|path| path.file_name() == Some("slipway-stack".as_ref()) && path.is_file());
+    found.ok_or_else(|| Error::Machine("slipway-stack is not built: cargo build -p slipway-stack".into()))
+}
+
+/// One line of cargo's messages; of most kinds nothing is wanted.
+#[derive(Deserialize)]
+struct Message {
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok());
+    messages
+        .filter_map(|message| Some((message.target?.name, message.executable?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_found_among_cargos_messages() {
+        let messages = concat!(
+            "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"builder_fn\"},\"executable\":null}\n",
+            "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"builder-fn\"},\"executable\":\"/t/builder-fn\"}\n",
+            "{\"reason\":\"build-finished\",\"success\":true}\n",
+        );
+        assert_eq!(
+            executables(messages),
+            [("builder-fn".to_owned(), PathBuf::from("/t/builder-fn"))]
+        );
+    }
+}

@@ -1,0 +1,275 @@
+//! A running stack, as tests and commands use it.
+
+use std::{
+    fs,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    command::tail,
+    control::{Command, Conversation, Event, PartStatus},
+    credentials::Credentials,
+    error::{At as _, Error, Result},
+    image,
+    part::Part,
+    places::{Places, StackDir},
+    plan::{Plan, Provider, Running},
+    supervisor,
+    tools::Tools,
+};
+
+/// How much of a log an error carries, in lines.
+const TAIL: usize = 30;
+
+/// A running stack: where its parts are, and how to get in.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// The OpenFaaS gateway.
+    pub gateway: Gateway,
+    /// builder-fn without the gateway; no slash at the end.
+    pub builder_url: String,
+    /// The registry.
+    pub registry: Registry,
+    /// BuildKit, as `buildctl` and builder-fn take it.
+    pub buildkit_host: String,
+    /// The file with the key that build requests are signed with.
+    pub payload_secret: PathBuf,
+    /// The file with the key that hand-overs are signed with.
+    pub deploy_secret: PathBuf,
+    /// The stack's programs.
+    pub tools: Tools,
+    place: StackDir,
+    plan: Plan,
+}
+
+/// The OpenFaaS gateway.
+#[derive(Clone)]
+pub struct Gateway {
+    /// Its address; no slash at the end.
+    pub url: String,
+    /// The administrator.
+    pub user: String,
+    /// The administrator's password.
+    pub password: String,
+}
+
+/// The registry, over plain HTTP.
+#[derive(Clone)]
+pub struct Registry {
+    /// Host and port, as in image references.
+    pub host: String,
+    /// The user; empty where no password is asked for.
+    pub user: String,
+    /// The password; empty where none is asked for.
+    pub password: String,
+}
+
+impl Stack {
+    /// The running stack of a name; nothing where none runs.
+    pub fn load(name: &str) -> Result<Option<Self>> {
+        let place = Places::from_env()?.stack(name)?;
+        let (Some(plan), Some(running)) = (Plan::read(&place)?, Running::read(&place)?) else {
+            return Ok(None);
+        };
+        if !running.alive() {
+            return Ok(None);
+        }
+        Self::of(place, plan).map(Some)
+    }
+
+    /// The stack of a plan, which has its credentials.
+    pub(crate) fn of(place: StackDir, plan: Plan) -> Result<Self> {
+        let credentials = Credentials::read(&place, plan.provider.closed_registry())?;
+        let (user, password) = credentials
+            .registry
+            .map(|login| (login.user, login.password))
+            .unwrap_or_default();
+        let number = plan.number;
+        Ok(Self {
+            dir: place.root.clone(),
+            gateway: Gateway {
+                url: number.gateway_url(),
+                user: credentials.gateway.user,
+                password: credentials.gateway.password,
+            },
+            builder_url: number.builder_url(),
+            registry: Registry {
+                host: number.registry(),
+                user,
+                password,
+            },
+            buildkit_host: format!("unix://{}", place.sockets().join("buildkitd.sock").display()),
+            payload_secret: place.secrets().join("payload-secret"),
+            deploy_secret: place.secrets().join("deploy-secret"),
+            tools: plan.tools.clone(),
+            place,
+            plan,
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.place.name
+    }
+
+    /// Whether the registry asks for a password. With faasd it cannot: faasd pulls without one.
+    pub fn registry_asks_for_a_password(&self) -> bool {
+        self.plan.provider.closed_registry()
+    }
+
+    /// Whether the provider keeps the old version of a function answering until the new one does.
+    pub fn replaces_without_a_gap(&self) -> bool {
+        matches!(self.plan.provider, Provider::Embedded(_))
+    }
+
+    /// The base image that compiles Rust.
+    pub fn rust_image(&self) -> String {
+        image::rust(&self.registry.host)
+    }
+
+    /// The base image with a small Debian.
+    pub fn debian_image(&self) -> String {
+        image::debian(&self.registry.host)
+    }
+
+    /// The secrets that Slipway's functions mount: a file each, by the name that they have there.
+    pub fn secrets(&self) -> PathBuf {
+        self.place.secrets()
+    }
+
+    /// A directory with the stack's programs for users, to be put in front of `PATH`.
+    pub fn bin(&self) -> PathBuf {
+        self.place.bin()
+    }
+
+    /// What a shell needs to use the stack with ordinary tools, but for its `PATH`, to which [`Stack::bin`] is added.
+    pub fn environment(&self) -> Vec<(&'static str, String)> {
+        let Self {
+            gateway, registry, ..
+        } = self;
+        vec![
+            ("OPENFAAS_URL", gateway.url.clone()),
+            ("OPENFAAS_USER", gateway.user.clone()),
+            ("OPENFAAS_PASSWORD", gateway.password.clone()),
+            ("BUILDER_URL", self.builder_url.clone()),
+            ("PAYLOAD_SECRET", self.payload_secret.display().to_string()),
+            ("REGISTRY", registry.host.clone()),
+            ("REGISTRY_USER", registry.user.clone()),
+            ("REGISTRY_PASSWORD", registry.password.clone()),
+            ("BUILDKIT_HOST", self.buildkit_host.clone()),
+        ]
+    }
+
+    /// The process id, on this machine, of the supervisor: its `/proc/PID/net` is the stack's network, its
+    /// `/proc/PID/root` the stack's file system.
+    pub fn supervisor_pid(&self) -> Result<u32> {
+        let socket = self.place.control();
+        let stream = UnixStream::connect(&socket).at("connect to", &socket)?;
+        let peer = rustix::net::sockopt::socket_peercred(&stream).at("ask who listens on", &socket)?;
+        Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// How its parts are.
+    pub async fn status(&self) -> Result<Vec<PartStatus>> {
+        match self.ask(Command::Status).await? {
+            Event::Status { parts } => Ok(parts),
+            other => Err(Error::Refused(format!("unexpected answer: {other:?}"))),
+        }
+    }
+
+    /// Stops a part; it stays stopped until it is started.
+    pub async fn stop(&self, part: Part) -> Result<()> {
+        self.ask(Command::Stop { part }).await.map(drop)
+    }
+
+    /// Starts a part and waits until it is ready.
+    pub async fn start(&self, part: Part) -> Result<()> {
+        self.ask(Command::Start { part }).await.map(drop)
+    }
+
+    /// Stops a part and starts it again.
+    pub async fn restart(&self, part: Part) -> Result<()> {
+        self.stop(part).await?;
+        self.start(part).await
+    }
+
+    /// The last lines of a part's log.
+    pub fn log_tail(&self, part: Part, lines: usize) -> String {
+        log_tail(&self.place.log(part.name()), lines)
+    }
+
+    async fn ask(&self, command: Command) -> Result<Event> {
+        let answer = Conversation::open(&self.place.control())
+            .await?
+            .ask(command, |_| ())
+            .await?;
+        succeeded(&self.place, answer)
+    }
+
+    /// The credentials, as the launcher uses them itself.
+    pub(crate) fn credentials(&self) -> Result<Credentials> {
+        Credentials::read(&self.place, self.plan.provider.closed_registry())
+    }
+
+    pub(crate) fn place(&self) -> &StackDir {
+        &self.place
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+}
+
+/// Turns the failure of a part into an error that shows its log.
+pub(crate) fn succeeded(place: &StackDir, answer: Event) -> Result<Event> {
+    match answer {
+        Event::Failed { part, reason } => {
+            let log = place.log(part.name());
+            Err(Error::NotReady {
+                part,
+                reason,
+                tail: log_tail(&log, TAIL),
+                log,
+            })
+        }
+        other => Ok(other),
+    }
+}
+
+/// The last lines of the log of a part, of a stack that runs or not.
+pub fn part_log_tail(name: &str, part: Part, lines: usize) -> Result<String> {
+    Ok(log_tail(
+        &Places::from_env()?.stack(name)?.log(part.name()),
+        lines,
+    ))
+}
+
+/// The last lines of a log and, where it is short, of what was put aside of it.
+pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
+    let mut text = String::new();
+    for path in [supervisor::older(log), log.to_owned()] {
+        text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
+    }
+    tail(&text, lines)
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway")
+            .field("url", &self.url)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry")
+            .field("host", &self.host)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,64 @@
+//! The supervisor of a stack: PID 1 of its namespaces. It makes the mounts and the network, starts and stops the parts
+//! and keeps their logs, and takes commands over a socket. When it ends, all of the stack ends with it.
+//!
+//! A part that ends by itself is not started again: it stays ended, and the status says so.
+
+mod faasd;
+mod forward;
+mod logs;
+mod mounts;
+mod network;
+mod parts;
+mod ready;
+mod reaper;
+mod serve;
+mod spec;
+
+use std::fs;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+pub(crate) use self::logs::older;
+use self::{parts::Parts, reaper::Reaper, spec::Context};
+use crate::{
+    error::{At as _, Error, Result},
+    places::StackDir,
+    plan::{Plan, Provider},
+};
+
+/// Supervises the stack until it is told to end. This process is PID 1 of new mount, PID and cgroup namespaces.
+pub fn run(dir: StackDir) -> Result<()> {
+    let plan = Plan::read(&dir)?.ok_or_else(|| Error::Machine(format!("there is no stack {}", dir.name)))?;
+    let number = plan.number;
+    let context = Context { dir, plan };
+    let resolver = mounts::make()?;
+    if let Provider::Faasd(faasd) = &context.plan.provider {
+        faasd::prepare(&context.dir, &faasd.program, &context.containerd_socket())?;
+    }
+    resolver.mount()?;
+    network::enter(number)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime
+        .at("start the runtime of", &context.dir.root)?
+        .block_on(supervise(context))
+}
+
+async fn supervise(context: Context) -> Result<()> {
+    let socket = context.dir.control();
+    // One that an earlier supervisor left.
+    let _ = fs::remove_file(&socket);
+    let listener = tokio::net::UnixListener::bind(&socket).at("listen on", &socket)?;
+    let mut terminate = signal(SignalKind::terminate()).at("take signals for", &socket)?;
+    let reaper = Reaper::default();
+    let forward = forward::Forward::bind(&context).await?;
+    let parts = Parts::new(context, reaper.clone());
+    tokio::select! {
+        ended = reaper.collect() => ended.at("collect children of", &socket),
+        ended = forward.serve() => ended,
+        ended = serve::serve(&listener, &parts) => ended,
+        _ = terminate.recv() => {
+            parts.stop_all(&|_| ()).await;
+            Ok(())
+        }
+    }
+}

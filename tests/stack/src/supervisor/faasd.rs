@@ -1,0 +1,65 @@
+//! faasd as the provider. It has fixed places, so the stack lays writable directories of its own over the machine's
+//! (in its own mount namespace), and puts there what faasd looks for.
+
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use rustix::mount::{MountFlags, mount, mount_bind};
+
+use crate::{
+    error::{At as _, Result},
+    places::StackDir,
+    supervisor::spec::{Context, Spec, provider_ready},
+};
+
+/// Where faasd writes its CNI configuration, where it looks for the plugins, and where containerd looks for the
+/// program that takes a function's output.
+const COVERED: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt"), ("/usr/local/bin", "bin")];
+
+/// Lays the directories over, and puts plugins, program and containerd's socket where faasd looks for them.
+pub(crate) fn prepare(dir: &StackDir, program: &Path, containerd: &Path) -> Result<()> {
+    let data = dir.data("faasd");
+    for (target, name) in COVERED {
+        let (upper, work) = (data.join(name), data.join(format!("{name}-work")));
+        for dir in [Path::new(target), &upper, &work] {
+            fs::create_dir_all(dir).at("create", dir)?;
+        }
+        let options = format!(
+            "lowerdir={target},upperdir={},workdir={}",
+            upper.display(),
+            work.display()
+        );
+        let options = std::ffi::CString::new(options).unwrap_or_default();
+        mount(
+            "overlay",
+            target,
+            "overlay",
+            MountFlags::empty(),
+            Some(options.as_c_str()),
+        )
+        .at("mount", target)?;
+    }
+    let plugins = "/opt/cni/bin";
+    fs::create_dir_all(plugins).at("create", plugins)?;
+    mount_bind("/usr/lib/cni", plugins).at("mount", plugins)?;
+    let installed = "/usr/local/bin/faasd";
+    fs::copy(program, installed).at("write", installed)?;
+    let socket = "/run/containerd/containerd.sock";
+    fs::create_dir_all("/run/containerd").at("create", "/run/containerd")?;
+    symlink(containerd, socket).at("create", socket)
+}
+
+/// How `faasd provider` is started.
+pub(crate) fn spec(context: &Context, call: &str) -> Spec {
+    let mut command = context.program("/usr/local/bin/faasd");
+    let work = context.dir.data("faasd").join("provider");
+    command.arg("provider").current_dir(&work);
+    command
+        .env("hosts_dir", &work)
+        .env("secret_mount_path", context.dir.secrets());
+    command.env("basic_auth", "true").env("service_timeout", call);
+    Spec {
+        command,
+        ready: provider_ready(),
+        files: vec![(work.join("hosts"), String::new())],
+    }
+}

@@ -1,0 +1,168 @@
+//! builder-fn without the gateway: connections to one fixed address of the stack go to wherever the function's
+//! container is at that moment.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{
+    address::BUILDER_PORT,
+    error::{At as _, Result},
+    plan::Provider,
+    supervisor::spec::Context,
+};
+
+/// The function.
+const FUNCTION: &str = "builder-fn";
+
+/// The port that every function has.
+const FUNCTION_PORT: u16 = 8080;
+
+/// How long a container may take to accept a connection: it is on a bridge of this machine.
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// The forwarder.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    listener: TcpListener,
+    addresses: Addresses,
+}
+
+impl Forward {
+    /// Listens at the stack's address.
+    pub(crate) async fn bind(context: &Context) -> Result<Self> {
+        let address = SocketAddr::from((context.plan.number.inner(), BUILDER_PORT));
+        let listener = TcpListener::bind(address)
+            .await
+            .at("listen on", address.to_string())?;
+        let addresses = match &context.plan.provider {
+            Provider::Embedded(_) => Addresses::Results(context.dir.data("provider").join("cni/results")),
+            Provider::Faasd(_) => Addresses::Leases("/run/cni/openfaas-cni-bridge".into()),
+        };
+        Ok(Self { listener, addresses })
+    }
+
+    /// Forwards connections, each in a task of its own.
+    pub(crate) async fn serve(&self) -> Result<()> {
+        loop {
+            let (client, _) = self
+                .listener
+                .accept()
+                .await
+                .at("accept on", "the forwarder's address")?;
+            tokio::spawn(forward(client, self.addresses.of(FUNCTION)));
+        }
+    }
+}
+
+/// A client whose function is not there is hung up on, as it would be by the function's own address.
+async fn forward(mut client: TcpStream, addresses: Vec<Ipv4Addr>) {
+    for address in addresses {
+        let connect = TcpStream::connect((address, FUNCTION_PORT));
+        if let Ok(Ok(mut function)) = tokio::time::timeout(CONNECT, connect).await {
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut function).await;
+            return;
+        }
+    }
+}
+
+/// Where the addresses of containers are written down.
+#[derive(Debug)]
+enum Addresses {
+    /// By the embedded provider: a file a container, `NAME.…`, with the CNI plugins' result.
+    Results(PathBuf),
+    /// By CNI's host-local plugin, as faasd uses it: a file an address, with `NAME-PID` in its first line.
+    Leases(PathBuf),
+}
+
+impl Addresses {
+    /// The addresses of a function's containers, the newest first: while it is updated there may be two.
+    fn of(&self, function: &str) -> Vec<Ipv4Addr> {
+        let (Addresses::Results(dir) | Addresses::Leases(dir)) = self;
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let mut found = entries
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let text = fs::read_to_string(entry.path()).ok()?;
+                let address = match self {
+                    Addresses::Results(_) => in_result(&name, &text, function),
+                    Addresses::Leases(_) => in_lease(&name, &text, function),
+                };
+                let since = entry.metadata().and_then(|metadata| metadata.modified());
+                Some((since.unwrap_or(SystemTime::UNIX_EPOCH), address?))
+            })
+            .collect::<Vec<_>>();
+        found.sort();
+        found.into_iter().rev().map(|(_, address)| address).collect()
+    }
+}
+
+fn in_result(id: &str, result: &str, function: &str) -> Option<Ipv4Addr> {
+    id.strip_prefix(function)?.strip_prefix('.')?;
+    let result: serde_json::Value = serde_json::from_str(result).ok()?;
+    result["ips"][0]["address"]
+        .as_str()?
+        .split('/')
+        .next()?
+        .parse()
+        .ok()
+}
+
+fn in_lease(address: &str, lease: &str, function: &str) -> Option<Ipv4Addr> {
+    let pid = lease
+        .lines()
+        .next()?
+        .trim()
+        .strip_prefix(function)?
+        .strip_prefix('-')?;
+    pid.parse::<u32>().ok()?;
+    address.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_functions_own_containers_count() {
+        let result = r#"{"ips":[{"version":"4","address":"10.62.0.7/16"}]}"#;
+        assert_eq!(
+            in_result("builder-fn.k3", result, FUNCTION),
+            Some(Ipv4Addr::new(10, 62, 0, 7))
+        );
+        assert_eq!(in_result("builder-fn-two.k3", result, FUNCTION), None);
+        assert_eq!(in_result("builder-fn.k3", "", FUNCTION), None);
+        assert_eq!(
+            in_lease("10.62.0.9", "builder-fn-621\r\neth0", FUNCTION),
+            Some(Ipv4Addr::new(10, 62, 0, 9))
+        );
+        assert_eq!(
+            in_lease("10.62.0.9", "builder-fn-two-621\r\neth0", FUNCTION),
+            None
+        );
+        assert_eq!(in_lease("last_reserved_ip.0", "10.62.0.9", FUNCTION), None);
+    }
+
+    #[test]
+    fn the_newest_container_comes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, address, seconds) in [("builder-fn.a", "10.62.0.5", 1), ("builder-fn.b", "10.62.0.4", 2)] {
+            let path = dir.path().join(name);
+            fs::write(&path, format!(r#"{{"ips":[{{"address":"{address}/16"}}]}}"#)).unwrap();
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            fs::File::options()
+                .append(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(at)
+                .unwrap();
+        }
+        let found = Addresses::Results(dir.path().to_owned()).of(FUNCTION);
+        assert_eq!(found, [Ipv4Addr::new(10, 62, 0, 4), Ipv4Addr::new(10, 62, 0, 5)]);
+    }
+}

@@ -1,0 +1,90 @@
+//! The log of a part: what it writes goes into a file of bounded size, with one file of older lines.
+
+use std::{
+    fs::{self, File},
+    io::{self, PipeReader, Write as _},
+    path::{Path, PathBuf},
+};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::unix::pipe::Receiver,
+};
+
+/// The size in bytes at which a log is put aside.
+const LIMIT: u64 = 8 << 20;
+
+/// How much is read at once, in bytes.
+const CHUNK: usize = 64 << 10;
+
+/// A log file that is being written.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl Log {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::options().append(true).create(true).open(path)?;
+        let size = file.metadata()?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.size > 0 && self.size + bytes.len() as u64 > LIMIT {
+            fs::rename(&self.path, older(&self.path))?;
+            *self = Self::open(&self.path)?;
+        }
+        self.file.write_all(bytes)?;
+        self.size += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Where the older lines of a log are.
+pub(crate) fn older(path: &Path) -> PathBuf {
+    path.with_extension("older.log")
+}
+
+/// Copies what a part writes into its log, until the part and all that it started have closed it.
+pub(crate) async fn copy(pipe: PipeReader, path: PathBuf) -> io::Result<()> {
+    let mut log = Log::open(&path)?;
+    let mut pipe = BufReader::with_capacity(CHUNK, Receiver::from_owned_fd(pipe.into())?);
+    loop {
+        let read = pipe.fill_buf().await?;
+        if read.is_empty() {
+            return Ok(());
+        }
+        log.write(read)?;
+        let length = read.len();
+        pipe.consume(length);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_does_not_grow_without_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("part.log");
+        let mut log = Log::open(&path).unwrap();
+        let mebibyte = vec![b'x'; 1 << 20];
+        for _ in 0..20 {
+            log.write(&mebibyte).unwrap();
+        }
+        drop(log);
+        let size = |path: &Path| fs::metadata(path).unwrap().len();
+        assert_eq!(size(&older(&path)), LIMIT);
+        assert_eq!(size(&path), 4 << 20);
+        Log::open(&path).unwrap().write(b"after").unwrap();
+        assert_eq!(size(&path), (4 << 20) + 5);
+    }
+}

@@ -1,0 +1,83 @@
+//! The mounts of a stack, in a mount namespace of its own: a `/proc` for its processes, an empty `/run`, a
+//! `resolv.conf` that works there, and the roots of its control groups. The machine's own are not touched.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rustix::mount::MountFlags;
+
+use crate::{
+    address::RESOLVER,
+    cgroup,
+    error::{At as _, Result},
+};
+
+/// The machine's `resolv.conf`, for slirp4netns, which asks whom the machine asks.
+pub(crate) const MACHINE_RESOLV_CONF: &str = "/run/slipway/resolv.conf";
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Makes the mounts but the last: [`Resolver::mount`] is for after whatever else is laid over `/etc`.
+pub(crate) fn make() -> Result<Resolver> {
+    let machine = fs::read_to_string(RESOLV_CONF).at("read", RESOLV_CONF)?;
+    let target = fs::canonicalize(RESOLV_CONF).at("read", RESOLV_CONF)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("proc", "/proc", "proc", flags | MountFlags::NOEXEC, None).at("mount", "/proc")?;
+    rustix::mount::mount("tmpfs", "/run", "tmpfs", flags, Some(c"mode=755")).at("mount", "/run")?;
+    cgroup::mount()?;
+    Ok(Resolver { machine, target })
+}
+
+/// The machine's resolver, as it was before `/run` was covered.
+#[derive(Debug)]
+pub(crate) struct Resolver {
+    machine: String,
+    target: PathBuf,
+}
+
+impl Resolver {
+    /// Lays a `resolv.conf` that works inside over the machine's.
+    pub(crate) fn mount(&self) -> Result<()> {
+        write(Path::new(MACHINE_RESOLV_CONF), &self.machine)?;
+        let own = Path::new("/run/slipway/stack-resolv.conf");
+        write(own, &stack_resolv_conf(&self.machine))?;
+        // Where it was a link into /run, its target has been hidden.
+        if !self.target.exists() {
+            write(&self.target, "")?;
+        }
+        rustix::mount::mount_bind(own, &self.target).at("mount", &self.target)
+    }
+}
+
+/// The machine's search list and options, with the resolver that is reachable from inside.
+fn stack_resolv_conf(machine: &str) -> String {
+    let kept = machine
+        .lines()
+        .filter(|line| line.starts_with("search") || line.starts_with("options"));
+    kept.map(str::to_owned)
+        .chain([format!("nameserver {RESOLVER}")])
+        .map(|line| line + "\n")
+        .collect()
+}
+
+fn write(path: &Path, content: &str) -> Result<()> {
+    let dir = path.parent().unwrap_or(path);
+    fs::create_dir_all(dir).at("create", dir)?;
+    fs::write(path, content).at("write", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_asked_of_slirp_and_the_search_list_stays() {
+        let machine = "# by a program\nnameserver 127.0.0.53\nsearch example.org\noptions edns0\n";
+        assert_eq!(
+            stack_resolv_conf(machine),
+            "search example.org\noptions edns0\nnameserver 10.0.2.3\n"
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! Child processes of a process that is PID 1.
+//!
+//! Whatever loses its parent in a PID namespace becomes a child of PID 1, which has to collect it. The runtime's own
+//! children would be collected along with those, so every child is started and collected here.
+
+use std::{
+    collections::HashMap,
+    io,
+    process::Command,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+/// Starts children and collects whatever ends.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reaper {
+    children: Arc<Mutex<HashMap<i32, watch::Sender<Option<String>>>>>,
+}
+
+/// A child that was started.
+#[derive(Debug, Clone)]
+pub(crate) struct Child {
+    pid: Pid,
+    ended: watch::Receiver<Option<String>>,
+}
+
+impl Reaper {
+    /// Starts a program.
+    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        // Held until the child is known: it may end at once.
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let child = command.spawn()?;
+        let pid = Pid::from_child(&child);
+        let (sender, ended) = watch::channel(None);
+        children.insert(pid.as_raw_nonzero().get(), sender);
+        Ok(Child { pid, ended })
+    }
+
+    /// Runs a program to its end; the answer is how it ended, with nothing for success.
+    pub(crate) async fn run(&self, command: &mut Command) -> io::Result<Option<String>> {
+        let how = self.spawn(command)?.ended().await;
+        Ok(Some(how).filter(|how| how != SUCCESS))
+    }
+
+    /// Collects what ends, for ever.
+    pub(crate) async fn collect(&self) -> io::Result<()> {
+        let mut signals = signal(SignalKind::child())?;
+        loop {
+            self.collect_now();
+            signals.recv().await;
+        }
+    }
+
+    fn collect_now(&self) {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if let Some(child) = children.remove(&pid.as_raw_nonzero().get()) {
+                child.send_replace(Some(describe(status)));
+            }
+        }
+    }
+}
+
+impl Child {
+    /// How it ended, once it has.
+    pub(crate) async fn ended(&mut self) -> String {
+        let how = self.ended.wait_for(Option::is_some).await;
+        how.ok()
+            .and_then(|how| how.clone())
+            .unwrap_or_else(|| "lost".to_owned())
+    }
+
+    /// Whether this is the same process.
+    pub(crate) fn is(&self, other: &Child) -> bool {
+        self.ended.same_channel(&other.ended)
+    }
+
+    /// Sends a signal to the child and the processes of its group.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // One that is gone needs none.
+        if self.ended.borrow().is_none() {
+            let _ = rustix::process::kill_process_group(self.pid, signal);
+        }
+    }
+}
+
+const SUCCESS: &str = "exit status 0";
+
+fn describe(status: WaitStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}

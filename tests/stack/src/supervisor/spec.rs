@@ -1,0 +1,318 @@
+//! How each part is started, and by what it is seen to be ready.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{
+    address::{
+        BRIDGE, BUILDKIT_PORT, EGRESS_INTERFACE, NATS_MONITOR_PORT, NATS_PORT, PLAIN_BUILDER_METRICS_PORT,
+        PLAIN_BUILDER_PORT, PROVIDER_PORT,
+    },
+    part::Part,
+    places::StackDir,
+    plan::{Plan, Provider},
+    supervisor::{faasd, mounts, network, ready::Ready},
+};
+
+/// The longest call that the gateway and the provider let pass: a build is one.
+const CALL: &str = "35m";
+
+/// How long BuildKit keeps its records of past builds, which are how a repeated delivery is recognised.
+const BUILDKIT_HISTORY: Duration = Duration::from_secs(48 * 60 * 60);
+
+/// The queue's name.
+const CLUSTER: &str = "faas-cluster";
+
+/// One part, ready to be started.
+#[derive(Debug)]
+pub(crate) struct Spec {
+    /// What is run.
+    pub(crate) command: Command,
+    /// How it is seen that it works.
+    pub(crate) ready: Ready,
+    /// Configuration files that are written before.
+    pub(crate) files: Vec<(PathBuf, String)>,
+}
+
+/// What the specifications are made from.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) dir: StackDir,
+    pub(crate) plan: Plan,
+}
+
+impl Context {
+    /// How a part is started; nothing for a part that this stack has not.
+    pub(crate) fn spec(&self, part: Part) -> Option<Spec> {
+        Some(match part {
+            Part::Egress => self.egress(),
+            Part::Registry => self.registry(),
+            Part::Buildkit => self.buildkit(),
+            Part::Containerd => self.containerd(),
+            Part::Nats => self.nats(),
+            Part::Provider => self.provider(),
+            Part::Gateway => self.gateway(),
+            Part::QueueWorker => self.queue_worker(),
+            Part::Builder => self.builder(self.plan.builder.clone()?),
+        })
+    }
+
+    /// BuildKit's socket, for the machine.
+    pub(crate) fn buildkit_socket(&self) -> PathBuf {
+        self.dir.sockets().join("buildkitd.sock")
+    }
+
+    /// containerd's socket, for the machine.
+    pub(crate) fn containerd_socket(&self) -> PathBuf {
+        self.dir.sockets().join("containerd.sock")
+    }
+
+    /// A program with the environment that every part gets: none of the launcher's own but what finds the machine's
+    /// certificates.
+    pub(crate) fn program(&self, program: impl Into<PathBuf>) -> Command {
+        let mut command = Command::new(program.into());
+        command
+            .env_clear()
+            .current_dir(&self.dir.root)
+            .env("HOME", self.dir.home());
+        let tools = self
+            .plan
+            .tools
+            .containerd
+            .parent()
+            .map(|dir| format!("{}:", dir.display()))
+            .unwrap_or_default();
+        command.env(
+            "PATH",
+            format!("{tools}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        );
+        for name in ["LANG", "SSL_CERT_FILE", "SSL_CERT_DIR"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+
+    /// slirp4netns runs in the machine's network and serves the stack's. It asks the resolver in `/etc/resolv.conf`,
+    /// which has to be the machine's.
+    fn egress(&self) -> Spec {
+        let mut command = self.program("nsenter");
+        command.arg(format!("--net={}", network::MACHINE));
+        command.args(["unshare", "--mount", "sh", "-c"]);
+        command
+            .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
+            .arg(mounts::MACHINE_RESOLV_CONF);
+        command.args([
+            "slirp4netns",
+            "--configure",
+            "--mtu=65520",
+            "--disable-host-loopback",
+            "--netns-type=path",
+        ]);
+        command.args([network::OWN, EGRESS_INTERFACE]);
+        Spec {
+            command,
+            ready: Ready::Route(EGRESS_INTERFACE),
+            files: Vec::new(),
+        }
+    }
+
+    fn registry(&self) -> Spec {
+        let config = self.dir.config().join("registry.yml");
+        let closed = self.plan.provider.closed_registry();
+        let passwords = self.dir.config().join("htpasswd");
+        let auth = format!(
+            "auth:\n  htpasswd:\n    realm: slipway\n    path: {}\n",
+            passwords.display()
+        );
+        let text = format!(
+            "version: 0.1\nlog:\n  accesslog:\n    disabled: true\n  level: warn\nstorage:\n  filesystem:\n    \
+             rootdirectory: {data}\n  delete:\n    enabled: true\nhttp:\n  addr: {addr}\n{auth}",
+            data = self.dir.data("registry").display(),
+            addr = self.plan.number.registry(),
+            auth = if closed { auth.as_str() } else { "" },
+        );
+        let mut command = self.program(&self.plan.registry);
+        command.arg("serve").arg(&config);
+        Spec {
+            command,
+            // Without credentials a closed registry says 401: it works.
+            ready: Ready::Http {
+                url: format!("http://{}/v2/", self.plan.number.registry()),
+                status: if closed { 401 } else { 200 },
+            },
+            files: vec![(config, text)],
+        }
+    }
+
+    fn buildkit(&self) -> Spec {
+        let config = self.dir.config().join("buildkitd.toml");
+        let socket = format!("unix://{}", self.buildkit_socket().display());
+        let text = format!(
+            "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BRIDGE}:{BUILDKIT_PORT}\"]\n\n\
+             [history]\n  maxAge = {history}\n  maxEntries = 1000\n\n[worker.containerd]\n  enabled = false\n\n\
+             [registry.\"{registry}\"]\n  http = true\n",
+            root = self.dir.data("buildkit").display(),
+            history = BUILDKIT_HISTORY.as_secs(),
+            registry = self.plan.number.registry(),
+        );
+        let mut command = self.program(&self.plan.tools.buildkitd);
+        command.arg("--config").arg(&config);
+        let mut ready = self.program(&self.plan.tools.buildctl);
+        ready.args(["--addr", &socket, "debug", "workers"]);
+        Spec {
+            command,
+            ready: Ready::Command(ready),
+            files: vec![(config, text)],
+        }
+    }
+
+    fn containerd(&self) -> Spec {
+        let config = self.dir.config().join("containerd.toml");
+        let socket = self.containerd_socket();
+        let text = format!(
+            "version = 3\nroot = \"{root}\"\nstate = \"/run/containerd\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
+             \"io.containerd.cri.v1.runtime\"]\n\n[grpc]\n  address = \"{socket}\"\n\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\n  path = \"{root}/opt\"\n",
+            root = self.dir.data("containerd").display(),
+            socket = socket.display(),
+        );
+        let mut command = self.program(&self.plan.tools.containerd);
+        command.arg("--config").arg(&config);
+        let mut ready = self.program(&self.plan.tools.ctr);
+        ready.arg("--address").arg(&socket).arg("version");
+        Spec {
+            command,
+            ready: Ready::Command(ready),
+            files: vec![(config, text)],
+        }
+    }
+
+    fn nats(&self) -> Spec {
+        let mut command = self.program(&self.plan.tools.nats);
+        command.args([
+            "-a",
+            "127.0.0.1",
+            "-p",
+            &NATS_PORT.to_string(),
+            "-m",
+            &NATS_MONITOR_PORT.to_string(),
+        ]);
+        command
+            .args(["-cid", CLUSTER, "-store", "file", "-dir"])
+            .arg(self.dir.data("nats"));
+        let url = format!("http://127.0.0.1:{NATS_MONITOR_PORT}/streaming/serverz");
+        Spec {
+            command,
+            ready: Ready::Http { url, status: 200 },
+            files: Vec::new(),
+        }
+    }
+
+    fn provider(&self) -> Spec {
+        match &self.plan.provider {
+            Provider::Embedded(provider) => self.embedded_provider(&provider.program),
+            Provider::Faasd(_) => faasd::spec(self, CALL),
+        }
+    }
+
+    fn embedded_provider(&self, program: &Path) -> Spec {
+        let mut command = self.program(program);
+        command.args(["--listen-address", &format!("{BRIDGE}:{PROVIDER_PORT}")]);
+        command.arg("--sock").arg(self.containerd_socket());
+        command.arg("--state-dir").arg(self.dir.data("provider"));
+        command.arg("--secret-mount-path").arg(self.dir.secrets());
+        command
+            .arg("--registry-config")
+            .arg(self.dir.secrets().join("registry-config"));
+        command.args(["--plain-http-registries", &self.plan.number.registry()]);
+        command.args(["--service-timeout", CALL]);
+        command.args(["--extra-hosts", &format!("gateway.openfaas={BRIDGE}")]);
+        Spec {
+            command,
+            ready: provider_ready(),
+            files: Vec::new(),
+        }
+    }
+
+    fn gateway(&self) -> Spec {
+        let mut command = self.program(&self.plan.tools.gateway);
+        command.env(
+            "functions_provider_url",
+            format!("http://{BRIDGE}:{PROVIDER_PORT}/"),
+        );
+        command
+            .env("basic_auth", "true")
+            .env("secret_mount_path", self.dir.secrets());
+        command
+            .env("faas_nats_address", "127.0.0.1")
+            .env("faas_nats_port", NATS_PORT.to_string());
+        command.env("faas_nats_cluster_name", CLUSTER);
+        for limit in ["read_timeout", "write_timeout", "upstream_timeout"] {
+            command.env(limit, CALL);
+        }
+        let url = format!("{}/healthz", self.plan.number.gateway_url());
+        Spec {
+            command,
+            ready: Ready::Http { url, status: 200 },
+            files: Vec::new(),
+        }
+    }
+
+    fn queue_worker(&self) -> Spec {
+        let mut command = self.program(&self.plan.tools.queue_worker);
+        command
+            .env("faas_nats_address", "127.0.0.1")
+            .env("faas_nats_port", NATS_PORT.to_string());
+        command.env("faas_nats_cluster_name", CLUSTER);
+        command
+            .env("faas_gateway_address", "127.0.0.1")
+            .env("gateway_invoke", "true");
+        command
+            .env("basic_auth", "true")
+            .env("secret_mount_path", self.dir.secrets());
+        command
+            .env("max_inflight", "1")
+            .env("ack_wait", format!("{}s", self.plan.ack_wait_seconds));
+        Spec {
+            command,
+            ready: Ready::Says("Listening on ["),
+            files: Vec::new(),
+        }
+    }
+
+    fn builder(&self, program: PathBuf) -> Spec {
+        let mut command = self.program(program);
+        command.env("port", PLAIN_BUILDER_PORT.to_string());
+        command.env("metrics_port", PLAIN_BUILDER_METRICS_PORT.to_string());
+        command.env(
+            "buildkit_url",
+            format!("unix://{}", self.buildkit_socket().display()),
+        );
+        command.env("gateway_url", format!("{}/", self.plan.number.gateway_url()));
+        command.env("secret_mount_path", self.dir.secrets());
+        command.env("insecure", "true").env("log_format", "text");
+        for limit in ["read_timeout", "write_timeout", "exec_timeout"] {
+            command.env(limit, CALL);
+        }
+        let url = format!("{}/_/ready", self.plan.number.plain_builder_url());
+        Spec {
+            command,
+            ready: Ready::Http { url, status: 200 },
+            files: Vec::new(),
+        }
+    }
+}
+
+/// The provider's health, which faasd has too.
+pub(crate) fn provider_ready() -> Ready {
+    Ready::Http {
+        url: format!("http://{BRIDGE}:{PROVIDER_PORT}/healthz"),
+        status: 200,
+    }
+}

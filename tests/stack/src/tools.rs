@@ -1,0 +1,100 @@
+//! The stack's Go programs, built from pinned modules.
+//!
+//! Each directory of `tools/` is a Go module whose `tool` lines name programs; `go.mod` and `go.sum` pin every
+//! dependency with its checksum. What was built is kept under a name made of their content.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    command::{command, run},
+    error::{At as _, Result},
+    places::{self, Places},
+    progress::Progress,
+};
+
+/// The programs that the stack starts or hands to its user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tools {
+    /// The BuildKit daemon.
+    pub buildkitd: PathBuf,
+    /// BuildKit's own client.
+    pub buildctl: PathBuf,
+    /// containerd; its shim is beside it.
+    pub containerd: PathBuf,
+    /// containerd's own client.
+    pub ctr: PathBuf,
+    /// The OpenFaaS gateway.
+    pub gateway: PathBuf,
+    /// The Community queue-worker.
+    pub queue_worker: PathBuf,
+    /// NATS Streaming.
+    pub nats: PathBuf,
+    /// The client of OpenFaaS.
+    pub faas_cli: PathBuf,
+}
+
+impl Tools {
+    /// Builds what is not built yet, one module after the other: `go build` uses every core by itself.
+    pub async fn build(places: &Places, progress: &Progress) -> Result<Self> {
+        let openfaas = build(places, "openfaas", progress).await?;
+        let faas_cli = build(places, "faas-cli", progress).await?;
+        let containerd = build(places, "containerd", progress).await?;
+        let buildkit = build(places, "buildkit", progress).await?;
+        Ok(Self {
+            buildkitd: buildkit.join("buildkitd"),
+            buildctl: buildkit.join("buildctl"),
+            containerd: containerd.join("containerd"),
+            ctr: containerd.join("ctr"),
+            gateway: openfaas.join("gateway"),
+            queue_worker: openfaas.join("nats-queue-worker"),
+            nats: openfaas.join("nats-streaming-server"),
+            faas_cli: faas_cli.join("faas-cli"),
+        })
+    }
+}
+
+/// The directory with the programs of one module of `tools/`, built if need be.
+pub async fn build(places: &Places, module: &str, progress: &Progress) -> Result<PathBuf> {
+    let source = places::repository().join("tests/stack/tools").join(module);
+    let tools = places.cache.join("tools");
+    let built = tools.join(format!("{module}-{}", fingerprint(&source)?));
+    if built.exists() {
+        return Ok(built);
+    }
+    fs::create_dir_all(&tools).at("create", &tools)?;
+    let _lock = places::lock_waiting(tools.join(format!(".{module}.lock"))).await?;
+    if built.exists() {
+        return Ok(built);
+    }
+    progress.step("tools", format_args!("building {module}"));
+    let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
+    let mut go = command("go");
+    go.current_dir(&source).env("CGO_ENABLED", "0");
+    // A directory with a slash at its end: one program alone is put into it too.
+    go.args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
+        .arg(new.path().join(""))
+        .arg("tool");
+    run(&mut go).await?;
+    let new = new.keep();
+    fs::rename(&new, &built).at("rename", &new)?;
+    progress.step("tools", format_args!("{module} built"));
+    Ok(built)
+}
+
+/// The part of the directory's name that changes with what is built.
+fn fingerprint(module: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    for name in ["go.mod", "go.sum"] {
+        let path = module.join(name);
+        hash.update(fs::read(&path).at("read", &path)?);
+    }
+    let mut text = hex::encode(hash.finalize());
+    text.truncate(16);
+    Ok(text)
+}
