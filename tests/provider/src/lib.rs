@@ -1,1 +1,36 @@
 //! A development provider for one machine: the faas-provider REST API over containerd and CNI.
+//!
+//! It stands in for faasd where that cannot be had, is only as large as the OpenFaaS gateway, `faas-cli` and
+//! Slipway's deployer need, and says what it is: `GET /system/info` names it `slipway-dev`. Functions are containers
+//! in the containerd namespace `openfaas-fn`, one replica each, on a bridge; secrets are files. It follows faasd
+//! 0.19 in what it answers, and differs in manners, unless told otherwise: see [`Manners`].
+//!
+//! It is not hardened: containers have one capability, no new privileges and masked paths, but no seccomp profile.
+
+mod api;
+mod backend;
+mod containerd;
+mod docker_config;
+mod error;
+mod functions;
+mod hosts;
+mod image;
+mod key;
+mod logs;
+mod model;
+mod network;
+mod proxy;
+mod quantity;
+mod rootfs;
+mod secrets;
+mod server;
+mod settings;
+mod spec;
+mod unique;
+
+pub use self::{
+    error::Error,
+    logs::collect,
+    server::{cleanup, serve},
+    settings::{Manners, Settings},
+};

@@ -1,0 +1,110 @@
+//! From an error to an answer: the one place that knows HTTP statuses.
+//!
+//! They are faasd's, which differ by operation: creating answers every failure with 400; updating too, but for a
+//! function that does not exist (404) and an image that cannot be pulled (500).
+
+use axum::response::{IntoResponse, Response};
+use http::{StatusCode, header};
+
+use crate::error::{Error, chain};
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Operation {
+    Read,
+    Create,
+    Update,
+    Delete,
+    Scale,
+    Secret,
+}
+
+/// An error, ready to be answered.
+#[derive(Debug)]
+pub(super) struct Refusal(Operation, Error);
+
+impl Operation {
+    pub(super) fn refused(self) -> impl FnOnce(Error) -> Refusal {
+        move |error| Refusal(self, error)
+    }
+}
+
+fn status(operation: Operation, error: &Error) -> StatusCode {
+    match (operation, error) {
+        (_, Error::FunctionNotFound(_)) => StatusCode::NOT_FOUND,
+        (_, Error::Stopping) => StatusCode::SERVICE_UNAVAILABLE,
+        (Operation::Update, Error::Pull { .. }) | (Operation::Secret, Error::Json(_)) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+        (_, Error::NamespaceInvalid | Error::Invalid(_) | Error::Json(_) | Error::SecretMissing(_)) => {
+            StatusCode::BAD_REQUEST
+        }
+        (Operation::Delete | Operation::Secret, _) => StatusCode::INTERNAL_SERVER_ERROR,
+        (Operation::Read | Operation::Create | Operation::Update | Operation::Scale, _) => {
+            StatusCode::BAD_REQUEST
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self(operation, error) = self;
+        let status = status(operation, &error);
+        tracing::warn!(
+            ?operation,
+            status = status.as_u16(),
+            error = chain(&error),
+            "refused"
+        );
+        (
+            status,
+            [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+            format!("{error}\n"),
+        )
+            .into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    #[test]
+    fn statuses_are_faasds() {
+        let pull = || Error::Pull {
+            image: "i".into(),
+            source: Box::new(Status::not_found("gone")),
+        };
+        let containerd = || Error::Containerd {
+            operation: "create task",
+            subject: "f".into(),
+            source: Box::new(Status::unknown("exec failed")),
+        };
+        let missing = || Error::FunctionNotFound("f".into());
+        let cases = [
+            (Operation::Create, pull(), 400),
+            (Operation::Create, containerd(), 400),
+            (Operation::Create, Error::FunctionExists("f".into()), 400),
+            (Operation::Create, Error::SecretMissing("s".into()), 400),
+            (Operation::Update, missing(), 404),
+            (Operation::Update, Error::SecretMissing("s".into()), 400),
+            (Operation::Update, pull(), 500),
+            (Operation::Update, containerd(), 400),
+            (Operation::Delete, missing(), 404),
+            (Operation::Delete, containerd(), 500),
+            (Operation::Scale, missing(), 404),
+            (Operation::Scale, containerd(), 400),
+            (Operation::Read, Error::NamespaceInvalid, 400),
+            (Operation::Secret, Error::Invalid("name".into()), 400),
+        ];
+        for (operation, error, expected) in cases {
+            assert_eq!(
+                status(operation, &error).as_u16(),
+                expected,
+                "{operation:?} {error}"
+            );
+        }
+    }
+}

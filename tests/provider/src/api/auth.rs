@@ -1,0 +1,112 @@
+//! Basic authentication of the API.
+
+use std::{fmt, fs, path::Path, sync::Arc};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderMap, StatusCode, header};
+use subtle::ConstantTimeEq;
+
+use crate::error::Error;
+
+/// Who may use the API.
+#[derive(Clone)]
+pub(crate) struct Credentials(Arc<(String, String)>);
+
+impl Credentials {
+    /// Reads the files `basic-auth-user` and `basic-auth-password`.
+    pub(crate) fn read(folder: &Path) -> Result<Self, Error> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+            match text.trim() {
+                "" => Err(Error::Invalid(format!("{} is empty", path.display()))),
+                text => Ok(text.to_owned()),
+            }
+        };
+        Ok(Self(Arc::new((
+            read("basic-auth-user")?,
+            read("basic-auth-password")?,
+        ))))
+    }
+
+    fn allow(&self, headers: &HeaderMap) -> bool {
+        let Some((user, password)) = basic(headers) else {
+            return false;
+        };
+        let (known_user, known_password) = &*self.0;
+        let same_user = user.as_bytes().ct_eq(known_user.as_bytes());
+        (same_user & password.as_bytes().ct_eq(known_password.as_bytes())).into()
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(…)")
+    }
+}
+
+fn basic(headers: &HeaderMap) -> Option<(String, String)> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, encoded) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (user, password) = decoded.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}
+
+/// Lets requests with the right credentials through.
+pub(super) async fn require(
+    State(credentials): State<Credentials>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if credentials.allow(request.headers()) {
+        return next.run(request).await;
+    }
+    let challenge = [(header::WWW_AUTHENTICATE, r#"Basic realm="Restricted""#)];
+    (StatusCode::UNAUTHORIZED, challenge, "invalid credentials").into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn credentials() -> Credentials {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("basic-auth-user"), "admin\n").unwrap();
+        fs::write(folder.path().join("basic-auth-password"), "pass:word\n").unwrap();
+        Credentials::read(folder.path()).unwrap()
+    }
+
+    fn headers(value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
+    }
+
+    #[test]
+    fn only_the_right_user_and_password_are_allowed() {
+        let credentials = credentials();
+        let basic = |text: &str| headers(&format!("Basic {}", STANDARD.encode(text)));
+        assert!(credentials.allow(&basic("admin:pass:word")));
+        for wrong in ["admin:pass", "other:pass:word", "admin", ""] {
+            assert!(!credentials.allow(&basic(wrong)), "{wrong}");
+        }
+        assert!(!credentials.allow(&headers("Bearer x")));
+        assert!(!credentials.allow(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn the_password_is_not_printed_and_must_not_be_empty() {
+        assert_eq!(format!("{:?}", credentials()), "Credentials(…)");
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("basic-auth-user"), "admin").unwrap();
+        fs::write(folder.path().join("basic-auth-password"), "\n").unwrap();
+        assert!(Credentials::read(folder.path()).is_err());
+    }
+}

@@ -1,0 +1,94 @@
+//! `/system/functions` and `/system/function/NAME`.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Path, Query, State},
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::answer::{Operation, Refusal};
+use crate::{
+    error::Error,
+    functions::Functions,
+    key::Key,
+    model::{DeleteFunctionRequest, FunctionDeployment, FunctionStatus},
+};
+
+/// The query of requests that are about a namespace.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct InNamespace {
+    pub(super) namespace: String,
+}
+
+/// The namespace that a request is about, if functions may be in it.
+pub(super) async fn namespace_of(functions: &Functions, given: String) -> Result<String, Error> {
+    if given.is_empty() {
+        return Ok(functions.settings().function_namespace.clone());
+    }
+    functions.check_namespace(&given).await?;
+    Ok(given)
+}
+
+/// Reads a body as JSON, whatever its type is said to be.
+pub(super) fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
+    serde_json::from_slice(body).map_err(|error| Error::Invalid(error.to_string()))
+}
+
+pub(super) async fn list(
+    State(functions): State<Functions>,
+    Query(query): Query<InNamespace>,
+) -> Result<Json<Vec<FunctionStatus>>, Refusal> {
+    let namespace = namespace_of(&functions, query.namespace)
+        .await
+        .map_err(Operation::Read.refused())?;
+    Ok(Json(functions.list(&namespace)))
+}
+
+pub(super) async fn read(
+    State(functions): State<Functions>,
+    Path(name): Path<String>,
+    Query(query): Query<InNamespace>,
+) -> Result<Response, Refusal> {
+    let namespace = namespace_of(&functions, query.namespace)
+        .await
+        .map_err(Operation::Read.refused())?;
+    Ok(match functions.get(&Key::new(name, namespace)) {
+        Ok(status) => Json(status).into_response(),
+        Err(_) => StatusCode::NOT_FOUND.into_response(),
+    })
+}
+
+pub(super) async fn create(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+    let created = async {
+        let deployment = deployment(&functions, &body).await?;
+        functions.create(deployment).await
+    };
+    created.await.map_err(Operation::Create.refused())
+}
+
+pub(super) async fn update(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+    let updated = async {
+        let deployment = deployment(&functions, &body).await?;
+        functions.update(deployment).await
+    };
+    updated.await.map_err(Operation::Update.refused())
+}
+
+pub(super) async fn delete(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+    let deleted = async {
+        let request: DeleteFunctionRequest = json(&body)?;
+        let namespace = namespace_of(&functions, request.namespace).await?;
+        functions.delete(Key::new(request.function_name, namespace)).await
+    };
+    deleted.await.map_err(Operation::Delete.refused())
+}
+
+async fn deployment(functions: &Functions, body: &Bytes) -> Result<FunctionDeployment, Error> {
+    let mut deployment: FunctionDeployment = json(body)?;
+    deployment.namespace = namespace_of(functions, deployment.namespace).await?;
+    Ok(deployment)
+}

@@ -1,0 +1,173 @@
+//! `/system/logs`: lines of a function's log, as NDJSON, each as soon as it is there.
+
+use std::time::{Duration, SystemTime};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Query, State},
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt;
+use http::{StatusCode, header};
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::{
+    functions::Functions,
+    key::Key,
+    logs::{Message, Query as LogQuery},
+};
+
+/// How far back logs are told when the request does not say: faasd's.
+const DEFAULT_SINCE: Duration = Duration::from_secs(300);
+
+/// The query as it is sent; all are texts.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Parameters {
+    name: String,
+    namespace: String,
+    instance: String,
+    tail: String,
+    since: String,
+    follow: String,
+}
+
+impl Parameters {
+    /// Reads the query as faas-provider does; `None` if a number or a time is malformed.
+    fn read(self, default_namespace: &str, now: Timestamp) -> Option<LogQuery> {
+        let tail: i64 = if self.tail.is_empty() {
+            0
+        } else {
+            self.tail.parse().ok()?
+        };
+        let default_since = now.checked_sub(DEFAULT_SINCE).unwrap_or(Timestamp::UNIX_EPOCH);
+        let since = match self.since.as_str() {
+            "" => default_since,
+            given => Some(given.parse().ok()?)
+                .filter(|since| *since < now)
+                .unwrap_or(default_since),
+        };
+        let namespace = if self.namespace.is_empty() {
+            default_namespace
+        } else {
+            &self.namespace
+        };
+        // These two become a path.
+        let is_name = |text: &str| !text.contains('/') && !text.starts_with('.');
+        if !is_name(&self.name) || !is_name(namespace) {
+            return None;
+        }
+        Some(LogQuery {
+            function: Key::new(self.name, namespace),
+            instance: Some(self.instance).filter(|instance| !instance.is_empty()),
+            since,
+            tail: tail.try_into().unwrap_or(0),
+            follow: matches!(self.follow.as_str(), "1" | "t" | "T" | "true" | "TRUE" | "True"),
+        })
+    }
+}
+
+pub(super) async fn logs(
+    State(functions): State<Functions>,
+    Query(parameters): Query<Parameters>,
+) -> Response {
+    let settings = functions.settings();
+    let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
+    let Some(query) = parameters.read(&settings.function_namespace, now) else {
+        return (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "could not parse the log request\n",
+        )
+            .into_response();
+    };
+    let lines = functions
+        .logs()
+        .stream(query, Instant::now() + settings.service_timeout);
+    let body = Body::from_stream(ReceiverStream::new(lines).map(|message| line(&message)));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+fn line(message: &Message) -> Result<Bytes, serde_json::Error> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(parameters: Parameters) -> Option<LogQuery> {
+        parameters.read("openfaas-fn", "2025-01-01T12:00:00Z".parse().unwrap())
+    }
+
+    fn hello() -> Parameters {
+        Parameters {
+            name: "hello".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn without_more_it_is_the_last_five_minutes() {
+        let query = read(hello()).unwrap();
+        assert_eq!(query.since.to_string(), "2025-01-01T11:55:00Z");
+        assert_eq!((query.tail, query.follow, query.instance), (0, false, None));
+        assert_eq!(query.function, Key::new("hello", "openfaas-fn"));
+    }
+
+    #[test]
+    fn times_may_be_in_any_zone() {
+        let query = read(Parameters {
+            since: "2025-01-01T12:30:00+02:00".into(),
+            ..hello()
+        })
+        .unwrap();
+        assert_eq!(query.since.to_string(), "2025-01-01T10:30:00Z");
+    }
+
+    #[test]
+    fn malformed_numbers_times_and_names_are_refused_and_a_malformed_follow_is_not() {
+        assert!(
+            read(Parameters {
+                tail: "some".into(),
+                ..hello()
+            })
+            .is_none()
+        );
+        assert!(
+            read(Parameters {
+                since: "yesterday".into(),
+                ..hello()
+            })
+            .is_none()
+        );
+        assert!(
+            read(Parameters {
+                name: "../hello".into(),
+                ..hello()
+            })
+            .is_none()
+        );
+        assert!(
+            !read(Parameters {
+                follow: "maybe".into(),
+                ..hello()
+            })
+            .unwrap()
+            .follow
+        );
+        assert_eq!(
+            read(Parameters {
+                tail: "-1".into(),
+                ..hello()
+            })
+            .unwrap()
+            .tail,
+            0
+        );
+    }
+}

@@ -1,0 +1,117 @@
+//! `/system/secrets`. Values go in and never come out.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Query, State},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+
+use super::{
+    answer::{Operation, Refusal},
+    functions::{InNamespace, namespace_of},
+};
+use crate::{
+    error::Error,
+    functions::Functions,
+    model::{SecretName, nullable},
+};
+
+/// A secret as it is sent (`Secret`); `rawValue` is bytes in base64, and counts before `value`.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Secret {
+    #[serde(deserialize_with = "nullable")]
+    name: String,
+    #[serde(deserialize_with = "nullable")]
+    namespace: String,
+    #[serde(deserialize_with = "nullable")]
+    value: String,
+    #[serde(deserialize_with = "nullable")]
+    raw_value: String,
+}
+
+impl Secret {
+    fn read(body: &Bytes) -> Result<Self, Error> {
+        serde_json::from_slice(body).map_err(Error::Json)
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>, Error> {
+        if self.raw_value.is_empty() {
+            return Ok(self.value.clone().into_bytes());
+        }
+        STANDARD
+            .decode(&self.raw_value)
+            .map_err(|_| Error::Invalid("rawValue is not base64".to_owned()))
+    }
+}
+
+pub(super) async fn list(
+    State(functions): State<Functions>,
+    Query(query): Query<InNamespace>,
+) -> Result<Json<Vec<SecretName>>, Refusal> {
+    let listed = async {
+        let namespace = namespace_of(&functions, query.namespace).await?;
+        let names = functions.secrets().names(&namespace)?;
+        let named = |name| SecretName {
+            name,
+            namespace: namespace.clone(),
+        };
+        Ok(Json(names.into_iter().map(named).collect()))
+    };
+    listed.await.map_err(Operation::Secret.refused())
+}
+
+pub(super) async fn set(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+    let set = async {
+        let secret = Secret::read(&body)?;
+        let namespace = namespace_of(&functions, secret.namespace.clone()).await?;
+        functions
+            .secrets()
+            .set(&namespace, &secret.name, &secret.bytes()?)
+    };
+    set.await.map_err(Operation::Secret.refused())
+}
+
+/// faasd takes the namespace from the query here; faas-cli sends it in the body. Both count, the query first.
+pub(super) async fn delete(
+    State(functions): State<Functions>,
+    Query(query): Query<InNamespace>,
+    body: Bytes,
+) -> Result<(), Refusal> {
+    let deleted = async {
+        let secret = Secret::read(&body)?;
+        let given = if query.namespace.is_empty() {
+            secret.namespace
+        } else {
+            query.namespace
+        };
+        let namespace = namespace_of(&functions, given).await?;
+        functions.secrets().delete(&namespace, &secret.name)
+    };
+    deleted.await.map_err(Operation::Secret.refused())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(json: &'static str) -> Result<Vec<u8>, Error> {
+        Secret::read(&Bytes::from(json))?.bytes()
+    }
+
+    #[test]
+    fn raw_values_are_base64_and_count_first() {
+        assert_eq!(bytes(r#"{"name":"a","value":"v"}"#).unwrap(), b"v");
+        assert_eq!(
+            bytes(r#"{"name":"a","value":"v","rawValue":"AAH/"}"#).unwrap(),
+            [0, 1, 255]
+        );
+        assert_eq!(
+            bytes(r#"{"name":"a","value":"v","rawValue":null}"#).unwrap(),
+            b"v"
+        );
+        assert!(bytes(r#"{"name":"a","rawValue":"?"}"#).is_err());
+    }
+}

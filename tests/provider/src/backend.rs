@@ -1,0 +1,69 @@
+//! Where the calls of a function go, and how many are on their way.
+//!
+//! A call is counted from the moment it is given the address, under the same lock under which an update puts
+//! another instance in place. So once an instance has been replaced, nothing new reaches it, and when its count is
+//! zero, nothing is lost by stopping it.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use tokio::sync::watch;
+
+/// The address of an instance, while it runs, and its calls.
+#[derive(Debug, Default)]
+pub(crate) struct Backend {
+    address: RwLock<Option<SocketAddr>>,
+    calls: watch::Sender<usize>,
+}
+
+/// A call on its way; it has ended when this is dropped.
+#[derive(Debug)]
+pub(crate) struct CallGuard(Arc<Backend>);
+
+impl Backend {
+    pub(crate) fn set_address(&self, address: Option<SocketAddr>) {
+        *self.address.write().unwrap_or_else(PoisonError::into_inner) = address;
+    }
+
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        *self.address.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a call.
+    pub(crate) fn begin(self: &Arc<Self>) -> CallGuard {
+        self.calls.send_modify(|calls| *calls += 1);
+        CallGuard(Arc::clone(self))
+    }
+
+    /// Waits until no call is on its way.
+    pub(crate) async fn idle(&self) {
+        // An error would mean that the sender is gone, which `self` holds.
+        let _ = self.calls.subscribe().wait_for(|calls| *calls == 0).await;
+    }
+}
+
+impl Drop for CallGuard {
+    fn drop(&mut self) {
+        self.0.calls.send_modify(|calls| *calls -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_backend_is_idle_when_its_last_call_has_ended() {
+        let backend = Arc::new(Backend::default());
+        backend.idle().await;
+        let (first, second) = (backend.begin(), backend.begin());
+        drop(first);
+        assert!(backend.idle().now_or_never().is_none());
+        drop(second);
+        backend.idle().await;
+    }
+}

@@ -1,0 +1,138 @@
+//! containerd's containers: metadata only; what runs in one is its task.
+
+use std::{collections::HashMap, time::SystemTime};
+
+use containerd_client::services::v1::{
+    Container as Message, CreateContainerRequest, DeleteContainerRequest, ListContainersRequest,
+    UpdateContainerRequest, container::Runtime, containers_client::ContainersClient,
+};
+use prost_types::{Any, FieldMask};
+
+use super::{Scope, call, unless_missing};
+use crate::error::Error;
+
+/// The runtime whose shim holds the tasks.
+const RUNTIME: &str = "io.containerd.runc.v2";
+
+/// How containerd names the type of a runtime specification in JSON.
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// A container to be made.
+#[derive(Debug)]
+pub(crate) struct NewContainer<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) image: &'a str,
+    /// Key of its snapshot.
+    pub(crate) snapshot: &'a str,
+    pub(crate) labels: HashMap<String, String>,
+    /// The runtime specification, as JSON.
+    pub(crate) spec: Vec<u8>,
+    /// Type and bytes of the one extension.
+    pub(crate) extension: (&'a str, Vec<u8>),
+}
+
+/// A container as containerd has it.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) image: String,
+    pub(crate) labels: HashMap<String, String>,
+    pub(crate) created_at: SystemTime,
+    extensions: HashMap<String, Any>,
+}
+
+impl Container {
+    /// The bytes of an extension.
+    pub(crate) fn extension(&self, name: &str) -> Option<&[u8]> {
+        self.extensions.get(name).map(|any| any.value.as_slice())
+    }
+
+    fn from_message(message: Message) -> Self {
+        let created_at = message.created_at.and_then(|at| SystemTime::try_from(at).ok());
+        Self {
+            id: message.id,
+            image: message.image,
+            labels: message.labels,
+            created_at: created_at.unwrap_or(SystemTime::UNIX_EPOCH),
+            extensions: message.extensions,
+        }
+    }
+}
+
+impl Scope {
+    /// Makes a container.
+    pub(crate) async fn create_container(&self, new: NewContainer<'_>) -> Result<Container, Error> {
+        let id = new.id;
+        let (extension, bytes) = new.extension;
+        let any = Any {
+            type_url: extension.to_owned(),
+            value: bytes,
+        };
+        let container = Message {
+            id: id.to_owned(),
+            labels: new.labels,
+            image: new.image.to_owned(),
+            runtime: Some(Runtime {
+                name: RUNTIME.to_owned(),
+                options: None,
+            }),
+            spec: Some(Any {
+                type_url: SPEC_TYPE.to_owned(),
+                value: new.spec,
+            }),
+            snapshotter: self.snapshotter(),
+            snapshot_key: new.snapshot.to_owned(),
+            extensions: HashMap::from([(extension.to_owned(), any)]),
+            ..Message::default()
+        };
+        let mut client = ContainersClient::new(self.channel());
+        let request = self.request(CreateContainerRequest {
+            container: Some(container),
+        });
+        let answer = call("create container", id, client.create(request)).await?;
+        Ok(Container::from_message(answer.container.unwrap_or_default()))
+    }
+
+    /// All containers of the namespace.
+    pub(crate) async fn containers(&self) -> Result<Vec<Container>, Error> {
+        let mut client = ContainersClient::new(self.channel());
+        let request = self.request(ListContainersRequest::default());
+        let answer = call("list containers of", self.namespace(), client.list(request)).await?;
+        Ok(answer
+            .containers
+            .into_iter()
+            .map(Container::from_message)
+            .collect())
+    }
+
+    /// Sets a label of a container.
+    pub(crate) async fn label_container(&self, id: &str, label: &str, value: &str) -> Result<(), Error> {
+        let container = Message {
+            id: id.to_owned(),
+            labels: HashMap::from([(label.to_owned(), value.to_owned())]),
+            ..Message::default()
+        };
+        let update_mask = Some(FieldMask {
+            paths: vec![format!("labels.{label}")],
+        });
+        let request = self.request(UpdateContainerRequest {
+            container: Some(container),
+            update_mask,
+        });
+        let mut client = ContainersClient::new(self.channel());
+        call("label container", id, client.update(request))
+            .await
+            .map(drop)
+    }
+
+    /// Forgets a container; its task must be gone. One that does not exist is no error.
+    pub(crate) async fn delete_container(&self, id: &str) -> Result<(), Error> {
+        let mut client = ContainersClient::new(self.channel());
+        let request = self.request(DeleteContainerRequest { id: id.to_owned() });
+        unless_missing(
+            call("delete container", id, client.delete(request))
+                .await
+                .map(drop),
+        )
+    }
+}

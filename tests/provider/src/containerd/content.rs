@@ -1,0 +1,37 @@
+//! containerd's content store: blobs by digest.
+
+use containerd_client::services::v1::{ReadContentRequest, content_client::ContentClient};
+use serde::de::DeserializeOwned;
+
+use super::{Scope, call, refused};
+use crate::error::Error;
+
+/// No manifest and no image configuration is longer than this many bytes.
+const LONGEST: usize = 4 << 20;
+
+impl Scope {
+    /// Reads a JSON blob.
+    pub(crate) async fn read_json<T: DeserializeOwned>(&self, digest: &str) -> Result<T, Error> {
+        let mut client = ContentClient::new(self.channel());
+        let request = self.request(ReadContentRequest {
+            digest: digest.to_owned(),
+            offset: 0,
+            size: 0,
+        });
+        let mut stream = call("read content", digest, client.read(request)).await?;
+        let mut bytes = Vec::new();
+        while let Some(part) = stream.message().await.map_err(refused("read content", digest))? {
+            bytes.extend_from_slice(&part.data);
+            if bytes.len() > LONGEST {
+                return Err(Error::Image {
+                    image: digest.to_owned(),
+                    reason: "is too long".to_owned(),
+                });
+            }
+        }
+        serde_json::from_slice(&bytes).map_err(|error| Error::Image {
+            image: digest.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+}

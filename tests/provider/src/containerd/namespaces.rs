@@ -1,0 +1,45 @@
+//! containerd's namespaces, of which those with the label `openfaas` hold functions.
+
+use std::collections::HashMap;
+
+use containerd_client::services::v1::{
+    CreateNamespaceRequest, ListNamespacesRequest, Namespace, namespaces_client::NamespacesClient,
+};
+use tonic::Request;
+
+use super::{Containerd, call, is_existing};
+use crate::error::Error;
+
+/// The label of a namespace with functions.
+const LABEL: &str = "openfaas";
+
+impl Containerd {
+    /// The namespaces that may hold functions, and the value of their label.
+    pub(crate) async fn function_namespaces(&self) -> Result<Vec<(String, String)>, Error> {
+        let mut client = NamespacesClient::new(self.channel.clone());
+        let request = Request::new(ListNamespacesRequest::default());
+        let answer = call("list namespaces", "", client.list(request)).await?;
+        let labelled = |mut namespace: Namespace| {
+            namespace
+                .labels
+                .remove(LABEL)
+                .map(|value| (namespace.name, value))
+        };
+        Ok(answer.namespaces.into_iter().filter_map(labelled).collect())
+    }
+
+    /// Makes a namespace for functions, unless there is one of that name.
+    pub(crate) async fn ensure_namespace(&self, name: &str) -> Result<(), Error> {
+        let labels = HashMap::from([(LABEL.to_owned(), "true".to_owned())]);
+        let namespace = Some(Namespace {
+            name: name.to_owned(),
+            labels,
+        });
+        let mut client = NamespacesClient::new(self.channel.clone());
+        let request = Request::new(CreateNamespaceRequest { namespace });
+        match call("create namespace", name, client.create(request)).await {
+            Err(error) if !is_existing(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! containerd's snapshots: the root file systems of containers.
+
+use std::collections::HashMap;
+
+use containerd_client::services::v1::snapshots::{
+    MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, snapshots_client::SnapshotsClient,
+};
+
+use super::{Mounts, Scope, call, unless_missing};
+use crate::error::Error;
+
+impl Scope {
+    /// Makes a writable snapshot above an unpacked image.
+    pub(crate) async fn prepare_snapshot(&self, key: &str, parent: &str) -> Result<Mounts, Error> {
+        let mut client = SnapshotsClient::new(self.channel());
+        let request = self.request(PrepareSnapshotRequest {
+            snapshotter: self.snapshotter(),
+            key: key.to_owned(),
+            parent: parent.to_owned(),
+            labels: HashMap::new(),
+        });
+        Ok(call("prepare snapshot", key, client.prepare(request))
+            .await?
+            .mounts)
+    }
+
+    /// How a snapshot is mounted.
+    pub(crate) async fn snapshot_mounts(&self, key: &str) -> Result<Mounts, Error> {
+        let mut client = SnapshotsClient::new(self.channel());
+        let request = MountsRequest {
+            snapshotter: self.snapshotter(),
+            key: key.to_owned(),
+        };
+        let request = self.request(request);
+        Ok(call("mounts of snapshot", key, client.mounts(request))
+            .await?
+            .mounts)
+    }
+
+    /// Removes a snapshot. One that does not exist is no error.
+    pub(crate) async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
+        let mut client = SnapshotsClient::new(self.channel());
+        let request = RemoveSnapshotRequest {
+            snapshotter: self.snapshotter(),
+            key: key.to_owned(),
+        };
+        let request = self.request(request);
+        unless_missing(
+            call("remove snapshot", key, client.remove(request))
+                .await
+                .map(drop),
+        )
+    }
+}

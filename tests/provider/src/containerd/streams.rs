@@ -1,0 +1,76 @@
+//! containerd's streams, over which it asks its client something in the middle of a call.
+//!
+//! A stream is opened and named by the client; the call that follows mentions the name.
+
+use containerd_client::{
+    services::v1::{StreamInit, streaming_client::StreamingClient},
+    to_any,
+    types::transfer::{AuthRequest, AuthResponse, AuthType},
+};
+use futures_util::future::BoxFuture;
+use prost_types::Any;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{Scope, call, refused};
+use crate::{docker_config::Credentials, error::Error, unique};
+
+/// A stream that answers questions for credentials, until it is dropped.
+pub(super) struct CredentialStream {
+    pub(super) name: String,
+    /// Resolves when containerd closes the stream.
+    pub(super) answering: BoxFuture<'static, Result<(), Status>>,
+}
+
+impl Scope {
+    /// Opens a stream on which the given credentials are handed to whatever host containerd asks for.
+    ///
+    /// `credentials` is asked with the host's name, as `registry-1.docker.io` or `registry:5000`.
+    pub(super) async fn credential_stream(
+        &self,
+        credentials: impl Fn(&str) -> Option<Credentials> + Send + 'static,
+    ) -> Result<CredentialStream, Error> {
+        let name = unique::name("creds");
+        let (sender, receiver) = mpsc::channel(1);
+        let open = to_any(&StreamInit { id: name.clone() });
+        // The channel has room for this one message.
+        let _ = sender.try_send(open);
+        let mut client = StreamingClient::new(self.channel());
+        let request = self.request(ReceiverStream::new(receiver));
+        let mut questions = call("open stream", &name, client.stream(request)).await?;
+        // containerd confirms that it knows the stream before the name may be used.
+        questions.message().await.map_err(refused("open stream", &name))?;
+        let answering = Box::pin(answer(questions, sender, credentials));
+        Ok(CredentialStream { name, answering })
+    }
+}
+
+async fn answer(
+    mut questions: Streaming<Any>,
+    answers: mpsc::Sender<Any>,
+    credentials: impl Fn(&str) -> Option<Credentials> + Send,
+) -> Result<(), Status> {
+    while let Some(any) = questions.message().await? {
+        let question: AuthRequest = prost::Message::decode(any.value.as_slice())
+            .map_err(|_| Status::internal("containerd asked for something else than credentials"))?;
+        let response = match credentials(&question.host) {
+            Some(Credentials::Password { user, password }) => AuthResponse {
+                auth_type: AuthType::Credentials.into(),
+                username: user,
+                secret: password,
+                expire_at: None,
+            },
+            Some(Credentials::IdentityToken(token)) => AuthResponse {
+                auth_type: AuthType::Refresh.into(),
+                secret: token,
+                ..AuthResponse::default()
+            },
+            None => AuthResponse::default(),
+        };
+        if answers.send(to_any(&response)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

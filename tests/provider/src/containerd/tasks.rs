@@ -1,0 +1,115 @@
+//! containerd's tasks: the processes of containers.
+
+use containerd_client::{
+    services::v1::{
+        CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest, StartRequest, WaitRequest,
+        tasks_client::TasksClient,
+    },
+    types::v1::Status,
+};
+
+use super::{Mounts, Scope, call, refused, unless_missing};
+use crate::error::Error;
+
+/// How a task ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Exit {
+    pub(crate) status: u32,
+}
+
+/// What is known of a container's task.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TaskState {
+    /// There is none.
+    None,
+    /// Created, running or paused.
+    Alive,
+    /// Ended, and not deleted yet.
+    Ended(Exit),
+}
+
+impl Scope {
+    /// Makes a container's task: everything is set up, the process waits to be started.
+    ///
+    /// `log` is where its output goes, as a URI that containerd's shim knows.
+    pub(crate) async fn create_task(&self, id: &str, rootfs: Mounts, log: &str) -> Result<(), Error> {
+        let mut client = TasksClient::new(self.channel());
+        let request = self.request(CreateTaskRequest {
+            container_id: id.to_owned(),
+            rootfs,
+            stdout: log.to_owned(),
+            stderr: log.to_owned(),
+            ..CreateTaskRequest::default()
+        });
+        call("create task", id, client.create(request)).await.map(drop)
+    }
+
+    /// Starts a task that was made.
+    pub(crate) async fn start_task(&self, id: &str) -> Result<(), Error> {
+        let mut client = TasksClient::new(self.channel());
+        let request = self.request(StartRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        });
+        call("start task", id, client.start(request)).await.map(drop)
+    }
+
+    /// Whether there is a task, and whether it lives.
+    pub(crate) async fn task_state(&self, id: &str) -> Result<TaskState, Error> {
+        let mut client = TasksClient::new(self.channel());
+        let request = self.request(GetRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        });
+        let process = match call("get task", id, client.get(request)).await {
+            Ok(answer) => answer.process.unwrap_or_default(),
+            Err(error) if error.is_not_found() => return Ok(TaskState::None),
+            Err(error) => return Err(error),
+        };
+        Ok(match process.status() {
+            Status::Stopped => TaskState::Ended(Exit {
+                status: process.exit_status,
+            }),
+            _ => TaskState::Alive,
+        })
+    }
+
+    /// Waits, without a limit, for a task's end.
+    pub(crate) async fn wait_task(&self, id: &str) -> Result<Exit, Error> {
+        let mut client = TasksClient::new(self.channel());
+        let request = self.request(WaitRequest {
+            container_id: id.to_owned(),
+            exec_id: String::new(),
+        });
+        let answer = client
+            .wait(request)
+            .await
+            .map_err(refused("wait for task", id))?
+            .into_inner();
+        Ok(Exit {
+            status: answer.exit_status,
+        })
+    }
+
+    /// Sends a signal to a task's first process, or to all. A task that has ended is no error.
+    pub(crate) async fn kill_task(&self, id: &str, signal: u32, all: bool) -> Result<(), Error> {
+        let mut client = TasksClient::new(self.channel());
+        let container_id = id.to_owned();
+        let request = self.request(KillRequest {
+            container_id,
+            exec_id: String::new(),
+            signal,
+            all,
+        });
+        unless_missing(call("kill task", id, client.kill(request)).await)
+    }
+
+    /// Deletes a task that has ended. One that does not exist is no error.
+    pub(crate) async fn delete_task(&self, id: &str) -> Result<(), Error> {
+        let mut client = TasksClient::new(self.channel());
+        let request = self.request(DeleteTaskRequest {
+            container_id: id.to_owned(),
+        });
+        unless_missing(call("delete task", id, client.delete(request)).await.map(drop))
+    }
+}

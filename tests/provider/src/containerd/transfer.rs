@@ -1,0 +1,82 @@
+//! containerd's transfer service: it pulls an image by itself, and unpacks it.
+
+use containerd_client::{
+    services::v1::{TransferOptions, TransferRequest, transfer_client::TransferClient},
+    to_any,
+    types::{
+        Platform,
+        transfer::{ImageStore, OciRegistry, RegistryResolver, UnpackConfiguration},
+    },
+};
+use tonic::Status;
+
+use super::Scope;
+use crate::{docker_config::DockerConfig, error::Error};
+
+/// Where an image is pulled from.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    /// The normalised reference, which also becomes the name in the image store.
+    pub(crate) image: &'a str,
+    pub(crate) plain_http: bool,
+    pub(crate) credentials: &'a DockerConfig,
+}
+
+impl Scope {
+    /// Pulls an image and unpacks it for the snapshotter.
+    pub(crate) async fn pull(&self, source: Source<'_>) -> Result<(), Error> {
+        let image = source.image;
+        let credentials = source.credentials.clone();
+        let stream = self
+            .credential_stream(move |host| credentials.for_host(host))
+            .await?;
+        let registry = OciRegistry {
+            reference: image.to_owned(),
+            resolver: Some(RegistryResolver {
+                auth_stream: stream.name,
+                default_scheme: if source.plain_http { "http" } else { "" }.to_owned(),
+                ..RegistryResolver::default()
+            }),
+        };
+        let platform = platform();
+        let unpack = UnpackConfiguration {
+            platform: Some(platform.clone()),
+            snapshotter: self.snapshotter(),
+        };
+        let store = ImageStore {
+            name: image.to_owned(),
+            platforms: vec![platform],
+            unpacks: vec![unpack],
+            ..ImageStore::default()
+        };
+        let request = self.request(TransferRequest {
+            source: Some(to_any(&registry)),
+            destination: Some(to_any(&store)),
+            options: Some(TransferOptions::default()),
+        });
+        let mut client = TransferClient::new(self.channel());
+        let transfer = client.transfer(request);
+        let failed = |source: Status| Error::Pull {
+            image: image.to_owned(),
+            source: Box::new(source),
+        };
+        tokio::select! {
+            done = transfer => done.map(drop).map_err(failed),
+            Err(status) = stream.answering => Err(failed(status)),
+        }
+    }
+}
+
+/// This machine, as images name it.
+pub(crate) fn platform() -> Platform {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    Platform {
+        os: "linux".to_owned(),
+        architecture: architecture.to_owned(),
+        ..Platform::default()
+    }
+}

@@ -1,0 +1,156 @@
+//! Credentials of registries, from a Docker `config.json`: `auths`, and nothing that runs a helper.
+
+use std::{collections::HashMap, fmt, path::Path, sync::Arc};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::Deserialize;
+
+use crate::error::Error;
+
+/// Where Docker Hub's credentials stand, and where it answers.
+const DOCKER_HUB_KEY: &str = "index.docker.io";
+const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+
+/// The credentials of some registries. Without a file: none.
+#[derive(Clone, Default)]
+pub(crate) struct DockerConfig {
+    by_host: Arc<HashMap<String, Credentials>>,
+}
+
+/// What a registry is told.
+#[derive(Clone, Eq, PartialEq)]
+pub(crate) enum Credentials {
+    Password { user: String, password: String },
+    IdentityToken(String),
+}
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(default)]
+    auths: HashMap<String, Entry>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Entry {
+    auth: String,
+    username: String,
+    password: String,
+    identitytoken: String,
+}
+
+impl DockerConfig {
+    /// Reads the file anew: it may have been replaced since.
+    pub(crate) async fn read(path: &Path) -> Result<Self, Error> {
+        let bytes = tokio::fs::read(path).await.map_err(Error::io("read", path))?;
+        Self::parse(&bytes)
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        let file: File = serde_json::from_slice(bytes)
+            .map_err(|error| Error::Invalid(format!("registry credentials: line {}", error.line())))?;
+        let mut by_host = HashMap::new();
+        for (key, entry) in file.auths {
+            if let Some(credentials) = entry.credentials() {
+                by_host.insert(host_of(&key).to_owned(), credentials);
+            }
+        }
+        Ok(Self {
+            by_host: Arc::new(by_host),
+        })
+    }
+
+    /// What to tell a host.
+    pub(crate) fn for_host(&self, host: &str) -> Option<Credentials> {
+        let key = if host == DOCKER_HUB_HOST {
+            DOCKER_HUB_KEY
+        } else {
+            host
+        };
+        self.by_host.get(key).cloned()
+    }
+}
+
+impl Entry {
+    fn credentials(self) -> Option<Credentials> {
+        if !self.identitytoken.is_empty() {
+            return Some(Credentials::IdentityToken(self.identitytoken));
+        }
+        if !self.username.is_empty() {
+            return Some(Credentials::Password {
+                user: self.username,
+                password: self.password,
+            });
+        }
+        let decoded = String::from_utf8(STANDARD.decode(self.auth.trim()).ok()?).ok()?;
+        let (user, password) = decoded.split_once(':')?;
+        Some(Credentials::Password {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        })
+    }
+}
+
+/// Keys are hosts, or URLs of which only the host counts.
+fn host_of(key: &str) -> &str {
+    let key = key.trim_start_matches("https://").trim_start_matches("http://");
+    key.split('/').next().unwrap_or(key)
+}
+
+impl fmt::Debug for DockerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DockerConfig")
+            .field("hosts", &self.by_host.keys())
+            .finish()
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> DockerConfig {
+        DockerConfig::parse(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_password_is_found_by_host_whatever_the_key_looks_like() {
+        let password = Credentials::Password {
+            user: "me".into(),
+            password: "a:b".into(),
+        };
+        for key in ["reg:5000", "http://reg:5000", "https://reg:5000/v2/"] {
+            let config = config(&format!(r#"{{"auths":{{"{key}":{{"auth":"bWU6YTpi"}}}}}}"#));
+            assert!(config.for_host("reg:5000").unwrap() == password, "{key}");
+        }
+    }
+
+    #[test]
+    fn docker_hub_is_known_by_its_old_name() {
+        let config = config(r#"{"auths":{"https://index.docker.io/v1/":{"identitytoken":"t"}}}"#);
+        assert!(config.for_host("registry-1.docker.io").unwrap() == Credentials::IdentityToken("t".into()));
+    }
+
+    #[test]
+    fn an_unknown_host_gets_nothing() {
+        assert!(
+            config(r#"{"auths":{"a":{}},"credsStore":"x"}"#)
+                .for_host("a")
+                .is_none()
+        );
+        assert!(config("{}").for_host("b").is_none());
+    }
+
+    #[test]
+    fn nothing_secret_is_printed() {
+        let config = config(r#"{"auths":{"a":{"username":"u","password":"secret"}}}"#);
+        let printed = format!("{config:?} {:?}", config.for_host("a"));
+        assert!(!printed.contains("secret"), "{printed}");
+    }
+}

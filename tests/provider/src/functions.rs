@@ -1,0 +1,345 @@
+//! The functions of this machine: what exists, and the operations on it.
+//!
+//! What is known of a function is stored with its containers in containerd, so that a provider that starts anew
+//! finds everything again ([`restore`]). An operation runs to its end even when its caller leaves, and operations
+//! on one function wait for each other.
+
+mod deploy;
+mod instance;
+mod restore;
+mod update;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use jiff::Timestamp;
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use self::restore::cleanup;
+use self::{
+    deploy::LABEL_REPLICAS,
+    instance::{Ground, Instance, Status},
+};
+use crate::{
+    backend::{Backend, CallGuard},
+    containerd::{Containerd, Scope},
+    error::{Error, chain},
+    hosts,
+    image::Puller,
+    key::Key,
+    logs::Logs,
+    model::{FunctionDeployment, FunctionStatus},
+    network::Network,
+    secrets::Secrets,
+    settings::{Manners, Settings},
+};
+
+/// The functions; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Functions(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    containerd: Containerd,
+    network: Arc<Network>,
+    puller: Puller,
+    secrets: Secrets,
+    logs: Logs,
+    resolv_conf: PathBuf,
+    hosts: PathBuf,
+    /// What exists, and at once the routes of the proxy.
+    table: RwLock<BTreeMap<Key, Arc<Instance>>>,
+    locks: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+    /// Instances that have been replaced and are on their way out.
+    retiring: TaskTracker,
+}
+
+impl Functions {
+    /// Connects to containerd and opens what functions need.
+    pub(crate) async fn open(settings: Settings) -> Result<Self, Error> {
+        let settings = settings.prepared()?;
+        let secrets = Secrets::open(settings.secrets_dir())?;
+        let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
+        containerd.ensure_namespace(&settings.function_namespace).await?;
+        let network = Arc::new(Network::open(&settings)?);
+        let logs = Logs::open(settings.logs_dir())?;
+        let (resolv_conf, hosts) = hosts::write(&settings)?;
+        Ok(Self(Arc::new(Inner {
+            puller: Puller::new(&settings),
+            containerd,
+            network,
+            secrets,
+            logs,
+            resolv_conf,
+            hosts,
+            table: RwLock::default(),
+            locks: Mutex::default(),
+            retiring: TaskTracker::new(),
+            settings,
+        })))
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.0.secrets
+    }
+
+    pub(crate) fn logs(&self) -> &Logs {
+        &self.0.logs
+    }
+
+    /// Makes the bridge, and finds the functions of an earlier provider.
+    pub(crate) async fn begin(&self) -> Result<(), Error> {
+        self.0.network.try_out().await?;
+        restore::restore(&self.0).await
+    }
+
+    /// The namespaces that functions may be in.
+    pub(crate) async fn namespaces(&self) -> Result<Vec<String>, Error> {
+        let labelled = self.0.containerd.function_namespaces().await?;
+        let default = &self.0.settings.function_namespace;
+        let others = labelled
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| name != default);
+        Ok([default.clone()].into_iter().chain(others).collect())
+    }
+
+    /// Refuses a namespace that functions may not be in.
+    pub(crate) async fn check_namespace(&self, namespace: &str) -> Result<(), Error> {
+        if namespace == self.0.settings.function_namespace {
+            return Ok(());
+        }
+        let labelled = self.0.containerd.function_namespaces().await?;
+        let valid = |(name, value): &(String, String)| name == namespace && (value == "true" || value == "1");
+        if labelled.iter().any(valid) {
+            Ok(())
+        } else {
+            Err(Error::NamespaceInvalid)
+        }
+    }
+
+    /// All functions of a namespace.
+    pub(crate) fn list(&self, namespace: &str) -> Vec<FunctionStatus> {
+        let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
+        let here = table
+            .values()
+            .filter(|instance| instance.parts().key.namespace == namespace);
+        here.map(|instance| self.0.status_of(instance)).collect()
+    }
+
+    /// One function.
+    pub(crate) fn get(&self, key: &Key) -> Result<FunctionStatus, Error> {
+        self.0.find(key).map(|instance| self.0.status_of(&instance))
+    }
+
+    /// Where a call of a function goes. The call is counted until the guard is dropped.
+    pub(crate) fn route(&self, key: &Key) -> Option<(Arc<Backend>, CallGuard)> {
+        let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
+        let backend = table.get(key)?.backend();
+        Some((Arc::clone(backend), backend.begin()))
+    }
+
+    /// Creates a function; it need not listen yet.
+    pub(crate) async fn create(&self, deployment: FunctionDeployment) -> Result<(), Error> {
+        let key = self.0.key_of(&deployment);
+        let inner = Arc::clone(&self.0);
+        self.0
+            .to_the_end(key, |key| async move { inner.create(&key, &deployment).await })
+            .await
+    }
+
+    /// Updates a function, with the manners of the settings.
+    pub(crate) async fn update(&self, deployment: FunctionDeployment) -> Result<(), Error> {
+        let key = self.0.key_of(&deployment);
+        let inner = Arc::clone(&self.0);
+        let work = |key: Key| async move {
+            match inner.settings.manners {
+                Manners::Good => inner.update(&key, &deployment).await,
+                Manners::Faasd => inner.update_as_faasd(&key, &deployment).await,
+            }
+        };
+        self.0.to_the_end(key, work).await
+    }
+
+    /// Deletes a function. It gets no more calls, may finish what it has, and is gone when this returns.
+    pub(crate) async fn delete(&self, key: Key) -> Result<(), Error> {
+        let inner = Arc::clone(&self.0);
+        let work = |key: Key| async move {
+            let instance = inner.find(&key)?;
+            inner.remove(&key);
+            if inner.settings.manners == Manners::Good {
+                inner.drain(&instance).await;
+            }
+            inner.discard(&instance).await?;
+            inner.logs.delete(&key);
+            Ok(())
+        };
+        self.0.to_the_end(key, work).await
+    }
+
+    /// Starts a function, or stops it when `replicas` is 0. More than one replica there is not.
+    pub(crate) async fn scale(&self, key: Key, replicas: u64) -> Result<(), Error> {
+        let inner = Arc::clone(&self.0);
+        let work = move |key: Key| async move {
+            let instance = inner.find(&key)?;
+            let containerd = inner.scope(&key)?;
+            let label = if replicas == 0 { "0" } else { "1" };
+            containerd
+                .label_container(instance.id(), LABEL_REPLICAS, label)
+                .await?;
+            match replicas {
+                0 => instance.stop(inner.settings.grace_period).await,
+                _ => instance.start().await,
+            }
+        };
+        self.0.to_the_end(key, work).await
+    }
+
+    /// Waits for what is on its way out. Functions go on running.
+    pub(crate) async fn close(&self) {
+        self.0.retiring.close();
+        self.0.retiring.wait().await;
+    }
+}
+
+impl Inner {
+    fn scope(&self, key: &Key) -> Result<Scope, Error> {
+        self.containerd.within(&key.namespace)
+    }
+
+    fn ground(&self, containerd: Scope) -> Ground {
+        Ground {
+            containerd,
+            network: Arc::clone(&self.network),
+            logs: self.logs.clone(),
+            restart: self.settings.manners == Manners::Good,
+        }
+    }
+
+    fn key_of(&self, deployment: &FunctionDeployment) -> Key {
+        let namespace = match deployment.namespace.as_str() {
+            "" => &self.settings.function_namespace,
+            namespace => namespace,
+        };
+        Key::new(&deployment.service, namespace)
+    }
+
+    fn find(&self, key: &Key) -> Result<Arc<Instance>, Error> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table
+            .get(key)
+            .cloned()
+            .ok_or_else(|| Error::FunctionNotFound(key.name.clone()))
+    }
+
+    fn insert(&self, instance: Arc<Instance>) {
+        let key = instance.parts().key.clone();
+        self.table
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, instance);
+    }
+
+    fn remove(&self, key: &Key) {
+        self.table
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
+    }
+
+    /// Lets an instance that gets no more calls finish those that it has.
+    async fn drain(&self, instance: &Instance) {
+        let limit = self.settings.grace_period;
+        if tokio::time::timeout(limit, instance.backend().idle())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                instance = instance.id(),
+                "still has calls after {} s",
+                limit.as_secs()
+            );
+        }
+    }
+
+    /// Stops an instance and removes everything of it but its log.
+    async fn discard(&self, instance: &Instance) -> Result<(), Error> {
+        let containerd = self.scope(&instance.parts().key)?;
+        instance.stop(self.settings.grace_period).await?;
+        containerd.delete_container(instance.id()).await?;
+        containerd.remove_snapshot(instance.id()).await
+    }
+
+    /// Does what is left to do about a replaced instance, while its successor already serves.
+    fn retire(self: &Arc<Self>, instance: Arc<Instance>) {
+        let inner = Arc::clone(self);
+        self.retiring.spawn(async move {
+            inner.drain(&instance).await;
+            if let Err(error) = inner.discard(&instance).await {
+                tracing::error!(
+                    instance = instance.id(),
+                    error = chain(&error),
+                    "cannot be removed"
+                );
+            }
+        });
+    }
+
+    /// Runs an operation on a function: alone, and to its end even when the caller is gone.
+    async fn to_the_end<F, W>(&self, key: Key, work: W) -> Result<(), Error>
+    where
+        W: FnOnce(Key) -> F + Send + 'static,
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let lock = self.lock(&key).await;
+        let task = tokio::spawn(async move {
+            let _lock = lock;
+            work(key).await
+        });
+        task.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    async fn lock(&self, key: &Key) -> OwnedMutexGuard<()> {
+        let mutex = {
+            let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(locks.entry(key.clone()).or_default())
+        };
+        mutex.lock_owned().await
+    }
+
+    fn status_of(&self, instance: &Instance) -> FunctionStatus {
+        let parts = instance.parts();
+        let deployment = parts.record.deployment.clone();
+        let (replicas, available) = match (self.settings.manners, instance.status()) {
+            (_, Status::Stopped) | (Manners::Faasd, Status::Ended(_)) => (0, 0),
+            (Manners::Good, Status::Starting | Status::Ended(_)) => (1, 0),
+            (Manners::Faasd, Status::Starting) | (_, Status::Listening) => (1, 1),
+        };
+        FunctionStatus {
+            name: parts.key.name.clone(),
+            namespace: parts.key.namespace.clone(),
+            image: parts.image.clone(),
+            env_process: parts.record.env_process.clone(),
+            env_vars: parts.record.env.clone(),
+            constraints: deployment.constraints,
+            secrets: deployment.secrets,
+            labels: deployment.labels,
+            annotations: deployment.annotations,
+            limits: deployment.limits,
+            requests: deployment.requests,
+            read_only_root_filesystem: deployment.read_only_root_filesystem,
+            replicas,
+            available_replicas: available,
+            created_at: Timestamp::try_from(parts.created_at).unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! From a deployment to a container, and creating functions.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    Inner,
+    instance::{Begin, Instance, Parts, Record},
+};
+use crate::{
+    containerd::{Container, NewContainer, Scope},
+    error::{Error, chain},
+    image::{Image, normalise},
+    key::Key,
+    model::FunctionDeployment,
+    rootfs,
+    settings::Manners,
+    spec::{self, Plan, user::Wish},
+    unique,
+};
+
+/// A container's label with the function's name.
+pub(super) const LABEL_FUNCTION: &str = "slipway.dev/function";
+
+/// A container's label with the replicas that are wanted: `0` or `1`.
+pub(super) const LABEL_REPLICAS: &str = "slipway.dev/replicas";
+
+/// A container's label with its [`Stage`].
+pub(super) const LABEL_STAGE: &str = "slipway.dev/stage";
+
+/// The extension of a container that holds its [`Record`], as JSON.
+pub(super) const EXTENSION: &str = "slipway.dev/function.v1";
+
+/// Where a container is in its function's life; a provider that starts anew goes by it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Stage {
+    /// Made by an update that has not succeeded yet.
+    Pending,
+    /// The one that serves.
+    Serving,
+    /// Replaced.
+    Retiring,
+}
+
+impl Stage {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Serving => "serving",
+            Self::Retiring => "retiring",
+        }
+    }
+}
+
+impl Inner {
+    pub(super) async fn create(&self, key: &Key, deployment: &FunctionDeployment) -> Result<(), Error> {
+        self.check(key, deployment)?;
+        self.secrets.check(&key.namespace, &deployment.secrets)?;
+        if self.find(key).is_ok() {
+            return Err(Error::FunctionExists(key.name.clone()));
+        }
+        let lease = self.scope(key)?.lease().await?;
+        let made = async {
+            let image = self
+                .puller
+                .pull(lease.scope(), &normalise(&deployment.image)?)
+                .await?;
+            self.make(lease.scope(), key, deployment, &image, Stage::Serving)
+                .await
+        };
+        let made = made.await;
+        lease.release().await;
+        self.start_first(made?).await
+    }
+
+    /// Starts the only instance of a function. If that fails, the function does not exist; but for faasd it does.
+    pub(super) async fn start_first(&self, instance: Arc<Instance>) -> Result<(), Error> {
+        let started = instance.start().await;
+        if started.is_ok() || self.settings.manners == Manners::Faasd {
+            self.insert(instance);
+        } else {
+            self.discard_failed(&instance).await;
+        }
+        started
+    }
+
+    /// Refuses a deployment that could not be made, before anything is changed.
+    pub(super) fn check(&self, key: &Key, deployment: &FunctionDeployment) -> Result<(), Error> {
+        key.check()?;
+        normalise(&deployment.image)?;
+        spec::memory_limit(deployment).map(drop)
+    }
+
+    /// Makes a container; nothing runs yet.
+    pub(super) async fn make(
+        &self,
+        containerd: &Scope,
+        key: &Key,
+        deployment: &FunctionDeployment,
+        image: &Image,
+        stage: Stage,
+    ) -> Result<Arc<Instance>, Error> {
+        let id = format!("{}.{}", key.name, unique::generation());
+        let made = self
+            .make_container(containerd, &id, key, deployment, image, stage)
+            .await;
+        let (container, record) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                if let Err(error) = containerd.remove_snapshot(&id).await {
+                    tracing::warn!(instance = id, error = chain(&error), "a snapshot is left");
+                }
+                return Err(error);
+            }
+        };
+        let parts = Parts {
+            id,
+            key: key.clone(),
+            image: image.name.clone(),
+            created_at: container.created_at,
+            record,
+        };
+        // Not under the lease: it ends before the instance does.
+        let ground = self.ground(self.scope(key)?);
+        Ok(Arc::new(Instance::supervise(parts, ground, Begin::Stopped)))
+    }
+
+    async fn make_container(
+        &self,
+        containerd: &Scope,
+        id: &str,
+        key: &Key,
+        deployment: &FunctionDeployment,
+        image: &Image,
+        stage: Stage,
+    ) -> Result<(Container, Record), Error> {
+        let config = image.config.config().clone().unwrap_or_default();
+        let mounts = containerd.prepare_snapshot(id, &image.top).await?;
+        let wish = Wish::new(config.user().as_deref().unwrap_or_default());
+        let user = match wish.numeric() {
+            Some(user) => user,
+            None => wish.resolve(&rootfs::users(mounts).await?)?,
+        };
+        let spec = spec::build(Plan {
+            deployment,
+            config: &config,
+            user,
+            network: &self.network.namespace_of(id),
+            cgroup: format!("{}/{id}", self.settings.cgroup_parent.trim_end_matches('/')),
+            resolv_conf: &self.resolv_conf,
+            hosts: &self.hosts,
+            secrets: &self.secrets.folder(&key.namespace),
+        })?;
+        let (env, env_process) = spec::shown_env(&config, deployment);
+        let record = Record {
+            deployment: deployment.clone(),
+            env,
+            env_process,
+        };
+        let labels = [
+            (LABEL_FUNCTION, key.name.as_str()),
+            (LABEL_STAGE, stage.as_str()),
+            (LABEL_REPLICAS, "1"),
+        ];
+        let new = NewContainer {
+            id,
+            image: &image.name,
+            snapshot: id,
+            labels: HashMap::from(labels.map(|(label, value)| (label.to_owned(), value.to_owned()))),
+            spec: serde_json::to_vec(&spec).map_err(Error::Json)?,
+            extension: (EXTENSION, serde_json::to_vec(&record).map_err(Error::Json)?),
+        };
+        Ok((containerd.create_container(new).await?, record))
+    }
+
+    /// Removes an instance of which nothing came; what that meets is logged, as there is a worse error to report.
+    pub(super) async fn discard_failed(&self, instance: &Instance) {
+        if let Err(error) = self.discard(instance).await {
+            tracing::error!(
+                instance = instance.id(),
+                error = chain(&error),
+                "cannot be removed"
+            );
+        }
+    }
+}

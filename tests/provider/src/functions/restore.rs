@@ -1,0 +1,176 @@
+//! Finding functions again after a start, and removing them all.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    Inner,
+    deploy::{EXTENSION, LABEL_FUNCTION, LABEL_REPLICAS, LABEL_STAGE, Stage},
+    instance::{Begin, Instance, Parts, Record, SIGKILL, SIGTERM},
+};
+use crate::{
+    containerd::{Container, Containerd, Scope, TaskState},
+    error::{Error, chain},
+    key::Key,
+    logs::Logs,
+    network::Network,
+    settings::Settings,
+};
+
+/// Takes up what an earlier provider left: the instance that serves of each function goes on, what an update had
+/// not finished or not yet removed is removed.
+pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
+    let found = find(&inner.containerd, &inner.settings).await?;
+    inner
+        .network
+        .keep_only(|id| found.iter().any(|(_, container, _)| container.id == id))
+        .await;
+    let (serving, rest) = choose(found);
+    for (key, (container, record)) in serving {
+        let begin = match container.labels.get(LABEL_REPLICAS).map(String::as_str) {
+            Some("0") => Begin::Stopped,
+            _ => Begin::Running,
+        };
+        tracing::info!(function = %key, instance = container.id, "found");
+        inner.insert(Arc::new(inner.take_up(key, container, record, begin)?));
+    }
+    for (key, Container { id, .. }, _) in rest {
+        tracing::info!(function = %key, instance = id, "left by an update, to be removed");
+        let (scope, inner_too) = (inner.scope(&key)?, Arc::clone(inner));
+        inner.retiring.spawn(async move {
+            if let Err(error) = see_out(&scope, &id, inner_too.settings.grace_period).await {
+                tracing::error!(instance = id, error = chain(&error), "cannot be removed");
+            }
+            inner_too.network.detach(&id).await;
+        });
+    }
+    Ok(())
+}
+
+impl Inner {
+    fn take_up(
+        &self,
+        key: Key,
+        container: Container,
+        record: Record,
+        begin: Begin,
+    ) -> Result<Instance, Error> {
+        let ground = self.ground(self.scope(&key)?);
+        let Container {
+            id,
+            image,
+            created_at,
+            ..
+        } = container;
+        Ok(Instance::supervise(
+            Parts {
+                id,
+                key,
+                image,
+                created_at,
+                record,
+            },
+            ground,
+            begin,
+        ))
+    }
+}
+
+type Found = (Key, Container, Record);
+
+async fn find(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>, Error> {
+    let mut namespaces = containerd.function_namespaces().await?;
+    namespaces.retain(|(name, _)| *name != settings.function_namespace);
+    namespaces.push((settings.function_namespace.clone(), String::new()));
+    let mut found = Vec::new();
+    for (namespace, _) in namespaces {
+        for container in containerd.within(&namespace)?.containers().await? {
+            let record = container
+                .extension(EXTENSION)
+                .and_then(|bytes| serde_json::from_slice(bytes).ok());
+            match (record, container.labels.get(LABEL_FUNCTION)) {
+                (Some(record), Some(name)) => found.push((Key::new(name, &namespace), container, record)),
+                _ => tracing::debug!(id = container.id, "not ours"),
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The serving container of each function, the youngest if there are two, and all the others.
+fn choose(found: Vec<Found>) -> (BTreeMap<Key, (Container, Record)>, Vec<Found>) {
+    let mut serving: BTreeMap<Key, (Container, Record)> = BTreeMap::new();
+    let mut rest = Vec::new();
+    for (key, container, record) in found {
+        let serves = container
+            .labels
+            .get(LABEL_STAGE)
+            .is_some_and(|stage| stage == Stage::Serving.as_str());
+        let youngest = serving
+            .get(&key)
+            .is_none_or(|(other, _)| other.created_at < container.created_at);
+        if !(serves && youngest) {
+            rest.push((key, container, record));
+        } else if let Some((other, record)) = serving.insert(key.clone(), (container, record)) {
+            rest.push((key, other, record));
+        }
+    }
+    (serving, rest)
+}
+
+/// Kills and removes every function, with its network and log, and the cgroup that they were in.
+pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
+    let settings = settings.prepared()?;
+    let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
+    let network = Network::open(&settings)?;
+    let logs = Logs::open(settings.logs_dir())?;
+    let mut worst = Ok(());
+    for (key, container, _) in find(&containerd, &settings).await? {
+        let scope = containerd.within(&key.namespace)?;
+        if let Err(error) = remove(&scope, &container.id).await {
+            tracing::error!(
+                instance = container.id,
+                error = chain(&error),
+                "cannot be removed"
+            );
+            worst = Err(error);
+        }
+        network.detach(&container.id).await;
+        logs.delete(&key);
+    }
+    network.keep_only(|_| false).await;
+    remove_cgroup(&settings.cgroup_parent);
+    worst
+}
+
+/// Lets a process end in its own time, and removes what it was in.
+async fn see_out(containerd: &Scope, id: &str, grace: Duration) -> Result<(), Error> {
+    if containerd.task_state(id).await? == TaskState::Alive {
+        containerd.kill_task(id, SIGTERM, false).await?;
+        // Past the limit it is killed with the rest.
+        let _ = tokio::time::timeout(grace, containerd.wait_task(id)).await;
+    }
+    remove(containerd, id).await
+}
+
+async fn remove(containerd: &Scope, id: &str) -> Result<(), Error> {
+    if containerd.task_state(id).await? == TaskState::Alive {
+        containerd.kill_task(id, SIGKILL, true).await?;
+        containerd.wait_task(id).await?;
+    }
+    containerd.delete_task(id).await?;
+    containerd.delete_container(id).await?;
+    containerd.remove_snapshot(id).await
+}
+
+/// Removes the empty parent cgroup from every hierarchy. One that is not empty stays.
+fn remove_cgroup(parent: &str) {
+    let name = parent.trim_matches('/');
+    if name.is_empty() {
+        return;
+    }
+    let root = std::path::Path::new("/sys/fs/cgroup");
+    let _ = std::fs::remove_dir(root.join(name));
+    for hierarchy in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_dir(hierarchy.path().join(name));
+    }
+}

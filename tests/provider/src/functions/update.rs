@@ -1,0 +1,99 @@
+//! Updating a function: with good manners, and with faasd's.
+
+use std::sync::Arc;
+
+use super::{
+    Inner,
+    deploy::{LABEL_STAGE, Stage},
+    instance::Instance,
+};
+use crate::{
+    error::{Error, chain},
+    image::normalise,
+    key::Key,
+    model::FunctionDeployment,
+};
+
+impl Inner {
+    /// Starts the new version beside the old one, and replaces it once the new one listens. When anything fails
+    /// before that, the old one goes on as if nothing had been.
+    pub(super) async fn update(
+        self: &Arc<Self>,
+        key: &Key,
+        deployment: &FunctionDeployment,
+    ) -> Result<(), Error> {
+        let old = self.find(key)?;
+        self.check(key, deployment)?;
+        self.secrets.check(&key.namespace, &deployment.secrets)?;
+        let lease = self.scope(key)?.lease().await?;
+        let made = async {
+            let image = self
+                .puller
+                .pull(lease.scope(), &normalise(&deployment.image)?)
+                .await?;
+            self.make(lease.scope(), key, deployment, &image, Stage::Pending)
+                .await
+        };
+        let made = made.await;
+        lease.release().await;
+        let new = made?;
+        if let Err(error) = self.bring_up(key, &new).await {
+            self.discard_failed(&new).await;
+            return Err(error);
+        }
+        self.insert(new);
+        // Should this fail, a provider that starts anew sees two that serve, and takes the younger.
+        if let Err(error) = self.mark(key, &old, Stage::Retiring).await {
+            tracing::warn!(error = chain(&error), "a replaced instance is not marked");
+        }
+        self.retire(old);
+        Ok(())
+    }
+
+    async fn bring_up(&self, key: &Key, new: &Instance) -> Result<(), Error> {
+        new.start().await?;
+        new.listening(self.settings.ready_timeout).await?;
+        self.mark(key, new, Stage::Serving).await
+    }
+
+    async fn mark(&self, key: &Key, instance: &Instance, stage: Stage) -> Result<(), Error> {
+        self.scope(key)?
+            .label_container(instance.id(), LABEL_STAGE, stage.as_str())
+            .await
+    }
+
+    /// Deletes, then creates. faasd 0.19 looks for secrets and pulls beforehand, and goes on when that fails: the
+    /// caller is told of the first error, and the running function is gone all the same.
+    pub(super) async fn update_as_faasd(
+        &self,
+        key: &Key,
+        deployment: &FunctionDeployment,
+    ) -> Result<(), Error> {
+        let old = self.find(key)?;
+        let mut first_error = self.secrets.check(&key.namespace, &deployment.secrets).err();
+        let containerd = self.scope(key)?;
+        let reference = normalise(&deployment.image);
+        let pulled = match &reference {
+            Ok(reference) => self.puller.pull(&containerd, reference).await.map(drop),
+            Err(_) => Err(Error::Invalid(format!(
+                "image: {:?} is not a reference",
+                deployment.image
+            ))),
+        };
+        first_error = first_error.or(pulled.err());
+
+        self.remove(key);
+        self.discard(&old).await?;
+        let made = async {
+            self.check(key, deployment)?;
+            let image = self.puller.pull_if_missing(&containerd, &reference?).await?;
+            self.make(&containerd, key, deployment, &image, Stage::Serving)
+                .await
+        };
+        let created = match made.await {
+            Ok(instance) => self.start_first(instance).await,
+            Err(error) => Err(error),
+        };
+        first_error.map_or(created, Err)
+    }
+}

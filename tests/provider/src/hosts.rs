@@ -1,0 +1,53 @@
+//! The files by which functions resolve names: `/etc/hosts` and `/etc/resolv.conf`.
+
+use std::{fs, net::IpAddr, path::PathBuf};
+
+use crate::{error::Error, settings::Settings};
+
+/// Writes both files; returns where the name servers' and the hosts' are.
+pub(crate) fn write(settings: &Settings) -> Result<(PathBuf, PathBuf), Error> {
+    let servers = match settings.nameservers.as_slice() {
+        [] => outside_servers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        given => given.to_vec(),
+    };
+    let resolv_conf = settings.state_dir.join("resolv.conf");
+    let hosts = settings.state_dir.join("hosts");
+    let server_lines: String = servers
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
+    let extra_lines = settings
+        .extra_hosts
+        .iter()
+        .map(|(name, address)| format!("{address}\t{name}\n"));
+    let host_lines: String = std::iter::once("127.0.0.1\tlocalhost\n".to_owned())
+        .chain(extra_lines)
+        .collect();
+    for (path, lines) in [(&resolv_conf, server_lines), (&hosts, host_lines)] {
+        fs::write(path, lines).map_err(Error::io("write", path))?;
+    }
+    let absolute = |path: PathBuf| fs::canonicalize(&path).map_err(Error::io("find", &path));
+    Ok((absolute(resolv_conf)?, absolute(hosts)?))
+}
+
+/// The name servers that a function can reach: a loopback address means another machine there.
+fn outside_servers(resolv_conf: &str) -> Vec<IpAddr> {
+    let values = resolv_conf
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("nameserver"));
+    let addresses = values.filter_map(|value| value.trim().parse().ok());
+    addresses
+        .filter(|address: &IpAddr| !address.is_loopback())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_name_servers_are_left_out() {
+        let file = "# made by hand\nnameserver 127.0.0.53\nnameserver 10.0.2.3\nsearch lan\nnameserver ::1\n";
+        assert_eq!(outside_servers(file), [IpAddr::from([10, 0, 2, 3])]);
+    }
+}

@@ -1,0 +1,185 @@
+//! Images: from a reference in a deployment to an unpacked image and its configuration.
+
+use std::time::Duration;
+
+use oci_spec::{
+    distribution::Reference,
+    image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType},
+};
+use sha2::{Digest, Sha256};
+use tonic::Status;
+
+use crate::{
+    containerd::{Scope, Source, platform},
+    docker_config::DockerConfig,
+    error::Error,
+    settings::Settings,
+};
+
+/// An image that is in the store, unpacked.
+#[derive(Debug)]
+pub(crate) struct Image {
+    /// The normalised reference, which is its name in the store.
+    pub(crate) name: String,
+    /// The snapshot that a container's root file system is made above; empty for an image without layers.
+    pub(crate) top: String,
+    pub(crate) config: ImageConfiguration,
+}
+
+/// Writes a reference out in full, as Docker means it: `docker.io/library/NAME:latest`.
+pub(crate) fn normalise(image: &str) -> Result<Reference, Error> {
+    image
+        .parse()
+        .map_err(|error| Error::Invalid(format!("image: {image:?}: {error}")))
+}
+
+/// Pulls images with the configured credentials.
+#[derive(Clone, Debug)]
+pub(crate) struct Puller {
+    registry_config: Option<std::path::PathBuf>,
+    plain_http: Vec<String>,
+    limit: Duration,
+}
+
+impl Puller {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            registry_config: settings.registry_config.clone(),
+            plain_http: settings.plain_http_registries.clone(),
+            limit: settings.pull_timeout,
+        }
+    }
+
+    /// Asks the registry for what the reference means now, and fetches what is missing of it.
+    pub(crate) async fn pull(&self, containerd: &Scope, reference: &Reference) -> Result<Image, Error> {
+        let name = reference.whole();
+        let credentials = match &self.registry_config {
+            Some(path) => DockerConfig::read(path).await?,
+            None => DockerConfig::default(),
+        };
+        let plain_http = self.plain_http.iter().any(|host| host == reference.registry());
+        let source = Source {
+            image: &name,
+            plain_http,
+            credentials: &credentials,
+        };
+        match tokio::time::timeout(self.limit, containerd.pull(source)).await {
+            Ok(pulled) => pulled?,
+            Err(_) => {
+                let status = Status::deadline_exceeded(format!("took over {} s", self.limit.as_secs()));
+                return Err(Error::Pull {
+                    image: name,
+                    source: Box::new(status),
+                });
+            }
+        }
+        stored(containerd, name).await
+    }
+
+    /// Takes the image that the store has under this name, and pulls only when it has none.
+    pub(crate) async fn pull_if_missing(
+        &self,
+        containerd: &Scope,
+        reference: &Reference,
+    ) -> Result<Image, Error> {
+        match stored(containerd, reference.whole()).await {
+            Err(error) if error.is_not_found() => self.pull(containerd, reference).await,
+            stored => stored,
+        }
+    }
+}
+
+async fn stored(containerd: &Scope, name: String) -> Result<Image, Error> {
+    let target = containerd.image_target(&name).await?;
+    let manifest = match target.media_type.as_str() {
+        "application/vnd.oci.image.index.v1+json"
+        | "application/vnd.docker.distribution.manifest.list.v2+json" => {
+            let index: ImageIndex = containerd.read_json(&target.digest).await?;
+            let chosen = choose(&index, &platform().architecture).ok_or_else(|| Error::Image {
+                image: name.clone(),
+                reason: "has no manifest for this machine".to_owned(),
+            })?;
+            chosen.digest().to_string()
+        }
+        _ => target.digest,
+    };
+    let manifest: ImageManifest = containerd.read_json(&manifest).await?;
+    let config: ImageConfiguration = containerd.read_json(manifest.config().digest().as_ref()).await?;
+    let top = chain_id(config.rootfs().diff_ids());
+    Ok(Image { name, top, config })
+}
+
+fn choose<'a>(index: &'a ImageIndex, architecture: &str) -> Option<&'a Descriptor> {
+    let is_manifest = |descriptor: &&Descriptor| {
+        matches!(descriptor.media_type(), MediaType::ImageManifest)
+            || descriptor.media_type().to_string() == "application/vnd.docker.distribution.manifest.v2+json"
+    };
+    let fits = |descriptor: &&Descriptor| {
+        descriptor.platform().as_ref().is_none_or(|platform| {
+            platform.os().to_string() == "linux" && platform.architecture().to_string() == architecture
+        })
+    };
+    index.manifests().iter().filter(is_manifest).find(fits)
+}
+
+/// The name of the snapshot with all these layers, as the image specification's chain id.
+fn chain_id(diff_ids: &[String]) -> String {
+    let mut layers = diff_ids.iter();
+    let Some(first) = layers.next() else {
+        return String::new();
+    };
+    layers.fold(first.clone(), |below, layer| {
+        let digest = Sha256::digest(format!("{below} {layer}"));
+        let hex = digest.iter().map(|byte| format!("{byte:02x}"));
+        format!("sha256:{}", hex.collect::<String>())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_written_out() {
+        assert_eq!(
+            normalise("hello").unwrap().whole(),
+            "docker.io/library/hello:latest"
+        );
+        assert_eq!(normalise("reg:5000/a/b:1").unwrap().whole(), "reg:5000/a/b:1");
+        let pinned = format!("10.63.1.2:5000/hello@sha256:{}", "a".repeat(64));
+        assert_eq!(normalise(&pinned).unwrap().whole(), pinned);
+        assert_eq!(normalise(&pinned).unwrap().registry(), "10.63.1.2:5000");
+        assert!(normalise("Not An Image").is_err());
+    }
+
+    #[test]
+    fn chain_ids_are_those_of_the_specification() {
+        assert_eq!(chain_id(&[]), "");
+        assert_eq!(chain_id(&["sha256:aa".into()]), "sha256:aa");
+        // printf 'sha256:aa sha256:bb' | sha256sum
+        assert_eq!(
+            chain_id(&["sha256:aa".into(), "sha256:bb".into()]),
+            "sha256:b68ad689d6d1ec110ea1c13617437ad6f3766d4b3b309f6a603a222e07a0164f"
+        );
+    }
+
+    #[test]
+    fn attestations_in_an_index_are_passed_over() {
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": [
+            {"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 1,
+             "digest": format!("sha256:{}", "1".repeat(64)),
+             "platform": {"os": "unknown", "architecture": "unknown"}},
+            {"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 1,
+             "digest": format!("sha256:{}", "2".repeat(64)),
+             "platform": {"os": "linux", "architecture": "amd64"}}]});
+        let index: ImageIndex = serde_json::from_value(index).unwrap();
+        assert!(
+            choose(&index, "amd64")
+                .unwrap()
+                .digest()
+                .to_string()
+                .contains("222")
+        );
+        assert!(choose(&index, "s390x").is_none());
+    }
+}

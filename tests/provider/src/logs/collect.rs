@@ -1,0 +1,237 @@
+//! The process beside a function that writes its output down, line by line.
+//!
+//! containerd's shim starts it with the read ends of two pipes as descriptors 3 and 4, a third pipe at 5 on which it
+//! waits for a byte, and the container's id in `CONTAINER_ID`. When the function has ended, the pipes end, and the
+//! shim sends SIGTERM.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    io::AsyncReadExt,
+    net::unix::pipe,
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+    time::timeout,
+};
+
+use super::{Record, Stream, read};
+use crate::error::Error;
+
+/// The size at which a file is put aside; one older file is kept.
+const FILE_LIMIT: u64 = 8 << 20;
+
+/// Longer lines are cut, and go on in the next record.
+const LINE_LIMIT: usize = 32 << 10;
+
+/// How long after SIGTERM the rest of the output may take.
+const REST_LIMIT: Duration = Duration::from_secs(2);
+
+/// Collects a container's output into a file in `folder`, until the container has ended.
+///
+/// # Errors
+///
+/// When not started by containerd's shim, or when the file cannot be written.
+pub async fn collect(folder: &Path) -> Result<(), Error> {
+    let id = std::env::var("CONTAINER_ID").map_err(|_| Error::Invalid("CONTAINER_ID is not set".into()))?;
+    let mut file = LogFile::open(folder, &id, FILE_LIMIT)?;
+    let (sender, mut records) = mpsc::channel(256);
+    for (descriptor, stream) in [(3, Stream::Stdout), (4, Stream::Stderr)] {
+        tokio::spawn(read_lines(inherited(descriptor)?, stream, sender.clone()));
+    }
+    drop(sender);
+    let mut terminated = signal(SignalKind::terminate()).map_err(Error::io("handle", "SIGTERM"))?;
+    tell_ready()?;
+
+    loop {
+        tokio::select! {
+            record = records.recv() => match record {
+                Some(record) => file.append(&record)?,
+                None => return Ok(()),
+            },
+            _ = terminated.recv() => break,
+        }
+    }
+    while let Ok(Some(record)) = timeout(REST_LIMIT, records.recv()).await {
+        file.append(&record)?;
+    }
+    Ok(())
+}
+
+/// Opens a pipe that was inherited, by its name in `/proc`: a second descriptor of the same pipe.
+fn inherited(descriptor: u32) -> Result<pipe::Receiver, Error> {
+    let path = format!("/proc/self/fd/{descriptor}");
+    pipe::OpenOptions::new()
+        .open_receiver(&path)
+        .map_err(Error::io("open", path))
+}
+
+fn tell_ready() -> Result<(), Error> {
+    let path = "/proc/self/fd/5";
+    let mut pipe = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(Error::io("open", path))?;
+    pipe.write_all(b"\n").map_err(Error::io("write", path))
+}
+
+async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sender<Record>) {
+    let mut lines = Lines::default();
+    let mut buffer = vec![0; LINE_LIMIT];
+    loop {
+        let read = pipe.read(&mut buffer).await.unwrap_or(0);
+        let complete = match read {
+            0 => lines.rest(),
+            read => lines.push(&buffer[..read]),
+        };
+        for text in complete {
+            let text = String::from_utf8_lossy(&text).into_owned();
+            if records
+                .send(Record {
+                    timestamp: Timestamp::now(),
+                    stream,
+                    text,
+                })
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        if read == 0 {
+            return;
+        }
+    }
+}
+
+/// Makes lines of pieces.
+#[derive(Default)]
+struct Lines {
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    fn push(&mut self, piece: &[u8]) -> Vec<Vec<u8>> {
+        let mut complete = Vec::new();
+        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+            self.begun.extend_from_slice(part);
+            if self.begun.last() == Some(&b'\n') {
+                self.begun.pop();
+                complete.push(std::mem::take(&mut self.begun));
+            } else if self.begun.len() >= LINE_LIMIT {
+                complete.push(std::mem::take(&mut self.begun));
+            }
+        }
+        complete
+    }
+
+    fn rest(&mut self) -> Vec<Vec<u8>> {
+        let rest = std::mem::take(&mut self.begun);
+        if rest.is_empty() { Vec::new() } else { vec![rest] }
+    }
+}
+
+/// A file that is put aside when it becomes too long.
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    length: u64,
+    limit: u64,
+}
+
+impl LogFile {
+    fn open(folder: &Path, id: &str, limit: u64) -> Result<Self, Error> {
+        fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
+        let path = read::file_of(folder, id);
+        let file = append_to(&path)?;
+        let length = file.metadata().map_err(Error::io("look at", &path))?.len();
+        Ok(Self {
+            path,
+            file,
+            length,
+            limit,
+        })
+    }
+
+    fn append(&mut self, record: &Record) -> Result<(), Error> {
+        let Ok(mut line) = serde_json::to_vec(record) else {
+            return Ok(());
+        };
+        line.push(b'\n');
+        if self.length > 0 && self.length + line.len() as u64 > self.limit {
+            let older = read::older(&self.path);
+            fs::rename(&self.path, &older).map_err(Error::io("put aside", &self.path))?;
+            self.file = append_to(&self.path)?;
+            self.length = 0;
+        }
+        self.file
+            .write_all(&line)
+            .map_err(Error::io("write", &self.path))?;
+        self.length += line.len() as u64;
+        Ok(())
+    }
+}
+
+fn append_to(path: &Path) -> Result<File, Error> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(Error::io("open", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(lines: Vec<Vec<u8>>) -> Vec<String> {
+        lines
+            .into_iter()
+            .map(|line| String::from_utf8(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn lines_are_put_together_from_pieces() {
+        let mut lines = Lines::default();
+        assert!(lines.push(b"on").is_empty());
+        assert_eq!(texts(lines.push(b"e\ntwo\n\nth")), ["one", "two", ""]);
+        assert_eq!(texts(lines.rest()), ["th"]);
+        assert!(lines.rest().is_empty());
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let mut lines = Lines::default();
+        let long = vec![b'x'; LINE_LIMIT];
+        assert_eq!(lines.push(&long).len(), 1);
+        assert_eq!(texts(lines.push(b"rest\n")), ["rest"]);
+    }
+
+    #[test]
+    fn a_file_that_is_full_is_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = LogFile::open(folder.path(), "hello.1", 200).unwrap();
+        for number in 0..5 {
+            let text = format!("line {number}");
+            file.append(&Record {
+                timestamp: Timestamp::now(),
+                stream: Stream::Stdout,
+                text,
+            })
+            .unwrap();
+        }
+        let path = read::file_of(folder.path(), "hello.1");
+        let (new, old) = (
+            fs::read_to_string(&path).unwrap(),
+            fs::read_to_string(read::older(&path)).unwrap(),
+        );
+        assert!(new.contains("line 4") && !new.contains("line 3"), "{new}");
+        assert!(old.contains("line 3"), "{old}");
+    }
+}

@@ -1,0 +1,45 @@
+//! Waiting until something is written in a folder.
+
+use std::{io, os::fd::OwnedFd, path::Path};
+
+use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+use tokio::io::unix::AsyncFd;
+
+use crate::error::Error;
+
+/// A watch on the files of a folder.
+pub(super) struct Watch {
+    events: AsyncFd<OwnedFd>,
+}
+
+impl Watch {
+    pub(super) fn new(folder: &Path) -> Result<Self, Error> {
+        let failed = || Error::io("watch", folder);
+        let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|e| failed()(e.into()))?;
+        let what = WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::MOVED_TO;
+        add_watch(&events, folder, what).map_err(|e| failed()(e.into()))?;
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; what that guards against an OwnedFd cannot do"
+        )]
+        let events = AsyncFd::new(events).map_err(failed())?;
+        Ok(Self { events })
+    }
+
+    /// Waits for a change since the last call, or since the watch began.
+    pub(super) async fn changed(&mut self) -> Result<(), Error> {
+        let failed = || Error::io("watch", "logs");
+        let mut buffer = [0; 4096];
+        loop {
+            let mut ready = self.events.readable().await.map_err(failed())?;
+            // What changed does not matter: the reader looks at all files.
+            let read = ready
+                .try_io(|events| rustix::io::read(events.get_ref(), &mut buffer).map_err(io::Error::from));
+            match read {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => return Err(failed()(error)),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}

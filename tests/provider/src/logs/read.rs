@@ -1,0 +1,209 @@
+//! Reading the logs of a function: first what there is, then what has been added since.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use super::{Message, Query, Record};
+
+/// The end of a log file's name, after the instance's.
+const SUFFIX: &str = ".log";
+
+/// Where an instance's log is.
+pub(super) fn file_of(folder: &Path, instance: &str) -> PathBuf {
+    folder.join(format!("{instance}{SUFFIX}"))
+}
+
+/// Where the part of a log is that was put aside.
+pub(super) fn older(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    name.into()
+}
+
+/// The log files of a folder, one an instance, in any order.
+pub(super) fn instances(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    entries
+        .filter(|path| path.to_string_lossy().ends_with(SUFFIX))
+        .collect()
+}
+
+/// Reads the logs of one function, on and on.
+#[derive(Debug)]
+pub(super) struct Reader {
+    folder: PathBuf,
+    query: Query,
+    /// How far each file has been read, by inode.
+    read: HashMap<u64, u64>,
+    started: bool,
+}
+
+impl Reader {
+    pub(super) fn new(folder: PathBuf, query: Query) -> Self {
+        Self {
+            folder,
+            query,
+            read: HashMap::new(),
+            started: false,
+        }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    pub(super) fn query(&self) -> &Query {
+        &self.query
+    }
+
+    /// The lines that were not read yet, in the order of their times. The first time, only the last ones if so asked.
+    pub(super) fn read(&mut self) -> Vec<Message> {
+        let mut lines = Vec::new();
+        for path in instances(&self.folder) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let instance = name.trim_end_matches(SUFFIX).to_owned();
+            if self
+                .query
+                .instance
+                .as_ref()
+                .is_some_and(|wanted| *wanted != instance)
+            {
+                continue;
+            }
+            for part in [older(&path), path] {
+                let records = self.read_part(&part);
+                let wanted = records
+                    .into_iter()
+                    .filter(|record| record.timestamp >= self.query.since);
+                lines.extend(wanted.map(|record| self.message(&instance, record)));
+            }
+        }
+        lines.sort_by_key(|line| line.timestamp);
+        let first = !std::mem::replace(&mut self.started, true);
+        if first && self.query.tail > 0 {
+            lines.drain(..lines.len().saturating_sub(self.query.tail));
+        }
+        lines
+    }
+
+    fn read_part(&mut self, path: &Path) -> Vec<Record> {
+        let Ok(mut file) = File::open(path) else {
+            return Vec::new();
+        };
+        let Ok(metadata) = file.metadata() else {
+            return Vec::new();
+        };
+        let offset = self.read.entry(metadata.ino()).or_default();
+        if *offset > metadata.len() {
+            // Another file by the number of one that is gone.
+            *offset = 0;
+        }
+        let mut bytes = Vec::new();
+        if file.seek(SeekFrom::Start(*offset)).is_err() || file.read_to_end(&mut bytes).is_err() {
+            return Vec::new();
+        }
+        // A line that is being written is read next time.
+        let complete = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        *offset += complete as u64;
+        let lines = bytes[..complete].split(|byte| *byte == b'\n');
+        lines
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect()
+    }
+
+    fn message(&self, instance: &str, record: Record) -> Message {
+        Message {
+            name: self.query.function.name.clone(),
+            namespace: self.query.function.namespace.clone(),
+            instance: instance.to_owned(),
+            timestamp: record.timestamp,
+            text: record.text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::key::Key;
+
+    fn query(tail: usize, since: i64, instance: Option<&str>) -> Query {
+        Query {
+            function: Key::new("hello", "fn"),
+            instance: instance.map(str::to_owned),
+            since: Timestamp::from_second(since).unwrap(),
+            tail,
+            follow: false,
+        }
+    }
+
+    fn write(path: &Path, seconds: &[i64]) {
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .unwrap();
+        for second in seconds {
+            let timestamp = Timestamp::from_second(*second).unwrap();
+            writeln!(
+                file,
+                r#"{{"timestamp":"{timestamp}","stream":"stdout","text":"{second}"}}"#
+            )
+            .unwrap();
+        }
+    }
+
+    fn texts(lines: &[Message]) -> Vec<&str> {
+        lines.iter().map(|line| line.text.as_str()).collect()
+    }
+
+    #[test]
+    fn lines_of_all_instances_are_in_the_order_of_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = file_of(folder.path(), "hello.1");
+        write(&older(&first), &[1]);
+        write(&first, &[2, 4]);
+        write(&file_of(folder.path(), "hello.2"), &[3, 5]);
+        let read = |query| Reader::new(folder.path().into(), query).read();
+        assert_eq!(texts(&read(query(0, 0, None))), ["1", "2", "3", "4", "5"]);
+        assert_eq!(texts(&read(query(2, 0, None))), ["4", "5"]);
+        assert_eq!(texts(&read(query(0, 3, None))), ["3", "4", "5"]);
+        assert_eq!(texts(&read(query(0, 0, Some("hello.2")))), ["3", "5"]);
+    }
+
+    #[test]
+    fn only_new_and_complete_lines_are_read_again_even_when_the_file_was_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file_of(folder.path(), "hello.1");
+        write(&file, &[1, 2]);
+        let mut reader = Reader::new(folder.path().into(), query(1, 0, None));
+        assert_eq!(texts(&reader.read()), ["2"]);
+        assert!(reader.read().is_empty());
+        write(&file, &[3]);
+        fs::rename(&file, older(&file)).unwrap();
+        write(&file, &[4]);
+        fs::OpenOptions::new()
+            .append(true)
+            .open(&file)
+            .unwrap()
+            .write_all(b"{\"timest")
+            .unwrap();
+        assert_eq!(texts(&reader.read()), ["3", "4"]);
+    }
+}

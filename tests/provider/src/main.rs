@@ -1,0 +1,73 @@
+//! The provider as a program: serves, cleans up, or collects a function's log.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use slipway_dev_provider::{Settings, cleanup, collect, serve};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// A development provider for one machine: the faas-provider REST API over containerd and CNI.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Serve the REST API and the function proxy until SIGTERM; functions go on running.
+    Serve(Box<Settings>),
+    /// Remove all functions. No provider may be running.
+    Cleanup(Box<Settings>),
+    /// Collect the output of a function; containerd's shim runs this.
+    #[command(hide = true)]
+    Collect {
+        /// Where the function's logs are.
+        folder: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_writer(std::io::stderr)
+        .init();
+    match run(arguments.task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    // A collector is beside every function: it does with one thread.
+    let mut builder = match task {
+        Task::Collect { .. } => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        match task {
+            Task::Serve(settings) => {
+                let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+                let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+                let stop = async move {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                };
+                serve(*settings, stop).await?;
+            }
+            Task::Cleanup(settings) => cleanup(*settings).await?,
+            Task::Collect { folder } => collect(&folder).await?,
+        }
+        Ok(())
+    })
+}

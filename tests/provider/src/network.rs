@@ -1,0 +1,221 @@
+//! The functions' network: a network namespace a container, and the CNI plugins that connect it to the bridge.
+//!
+//! A namespace is a file in the state directory that it is mounted on. It outlives the process in it, so that the
+//! plugins can take everything back in order, even when a function has crashed or the provider was restarted. What
+//! the plugins answered is kept in a file beside it.
+
+mod conf;
+mod plugin;
+
+use std::{
+    fs::{self, OpenOptions},
+    io::ErrorKind,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use rustix::mount::{UnmountFlags, unmount};
+use serde_json::Value;
+use tokio::{process::Command, sync::Mutex};
+
+use self::plugin::{Call, Plugins, Verb};
+use crate::{error::Error, settings::Settings};
+
+/// The interface that a function sees.
+const INTERFACE: &str = "eth0";
+
+/// Connects containers to the bridge, and disconnects them.
+#[derive(Debug)]
+pub(crate) struct Network {
+    plugins: Plugins,
+    plugin_confs: Vec<Value>,
+    loopback_conf: Value,
+    namespaces: PathBuf,
+    results: PathBuf,
+    /// The plugins change one firewall; they are run one after the other.
+    one_at_a_time: Mutex<()>,
+}
+
+impl Network {
+    /// Writes the configuration.
+    pub(crate) fn open(settings: &Settings) -> Result<Self, Error> {
+        let list = conf::list(
+            &settings.bridge,
+            &settings.subnet,
+            &settings.state_dir.join("cni/ipam"),
+        );
+        let file = settings.cni_conf_dir().join(conf::FILE);
+        let network = Self {
+            plugins: Plugins::new(&settings.cni_bin_dir),
+            plugin_confs: conf::plugins(&list),
+            loopback_conf: conf::loopback(),
+            namespaces: settings.state_dir.join("netns"),
+            results: settings.state_dir.join("cni/results"),
+            one_at_a_time: Mutex::new(()),
+        };
+        for folder in [&settings.cni_conf_dir(), &network.namespaces, &network.results] {
+            fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
+        }
+        fs::write(&file, format!("{list:#}\n")).map_err(Error::io("write", &file))?;
+        Ok(network)
+    }
+
+    /// Connects and disconnects a namespace: that makes the bridge, with the host's address on it, and finds out
+    /// whether the plugins work here.
+    pub(crate) async fn try_out(&self) -> Result<(), Error> {
+        self.attach("trial").await?;
+        self.detach("trial").await;
+        Ok(())
+    }
+
+    /// The file that a container's network namespace is mounted on.
+    pub(crate) fn namespace_of(&self, id: &str) -> PathBuf {
+        self.namespaces.join(id)
+    }
+
+    /// Makes a container's network namespace and connects it; returns its address.
+    pub(crate) async fn attach(&self, id: &str) -> Result<IpAddr, Error> {
+        self.detach(id).await;
+        let attached = self.attach_fresh(id).await;
+        if attached.is_err() {
+            self.detach(id).await;
+        }
+        attached
+    }
+
+    async fn attach_fresh(&self, id: &str) -> Result<IpAddr, Error> {
+        let namespace = self.namespace_of(id);
+        new_namespace(id, &namespace).await?;
+        let call = |verb, interface| Call {
+            verb,
+            id,
+            namespace: &namespace,
+            interface,
+        };
+        let _one = self.one_at_a_time.lock().await;
+        self.plugins
+            .run(&call(Verb::Add, "lo"), &self.loopback_conf, None)
+            .await?;
+        let mut result = None;
+        for conf in &self.plugin_confs {
+            result = self
+                .plugins
+                .run(&call(Verb::Add, INTERFACE), conf, result.as_ref())
+                .await?;
+            // Kept after every plugin, so that a chain that fails half-way can be taken back.
+            let bytes = result.as_ref().map(Value::to_string).unwrap_or_default();
+            let file = self.results.join(id);
+            fs::write(&file, bytes).map_err(Error::io("write", &file))?;
+        }
+        result.as_ref().and_then(address).ok_or_else(|| Error::Network {
+            operation: "add".to_owned(),
+            subject: id.to_owned(),
+            reason: "the plugins gave no address".to_owned(),
+        })
+    }
+
+    /// Disconnects a container and removes its namespace, as far as there is one. What fails is logged: there is
+    /// nothing that a caller could do about it.
+    pub(crate) async fn detach(&self, id: &str) {
+        let namespace = self.namespace_of(id);
+        let result_file = self.results.join(id);
+        if let Some(result) = read_result(&result_file) {
+            let _one = self.one_at_a_time.lock().await;
+            let call = Call {
+                verb: Verb::Del,
+                id,
+                namespace: &namespace,
+                interface: INTERFACE,
+            };
+            for conf in self.plugin_confs.iter().rev() {
+                if let Err(error) = self.plugins.run(&call, conf, Some(&result)).await {
+                    tracing::warn!(%error, "a plugin did not clean up");
+                }
+            }
+        }
+        // A file that nothing is mounted on is left from before a reboot.
+        let _ = unmount(&namespace, UnmountFlags::DETACH);
+        for file in [&namespace, &result_file] {
+            match fs::remove_file(file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    tracing::warn!(%error, path = %file.display(), "cannot remove");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The address that a container was given, if it is connected.
+    pub(crate) fn address_of(&self, id: &str) -> Option<IpAddr> {
+        address(&read_result(&self.results.join(id))?)
+    }
+
+    /// Disconnects what belongs to no container any more.
+    pub(crate) async fn keep_only(&self, is_known: impl Fn(&str) -> bool) {
+        for folder in [&self.results, &self.namespaces] {
+            let Ok(entries) = fs::read_dir(folder) else {
+                continue;
+            };
+            let names = entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok());
+            for id in names.filter(|id| !is_known(id)) {
+                self.detach(&id).await;
+            }
+        }
+    }
+}
+
+/// Makes a network namespace that stays, mounted on a file.
+///
+/// `unshare` does it, because in this process it would take a thread of its own and an unsafe call.
+async fn new_namespace(id: &str, file: &Path) -> Result<(), Error> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(file)
+        .map_err(Error::io("make a network namespace at", file))?;
+    let mut mounted_on = std::ffi::OsString::from("--net=");
+    mounted_on.push(file);
+    let output = Command::new("unshare")
+        .arg(mounted_on)
+        .arg("true")
+        .stdin(Stdio::null())
+        .output()
+        .await;
+    let output = output.map_err(Error::io("run", "unshare"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(Error::Network {
+        operation: "make a namespace for".to_owned(),
+        subject: id.to_owned(),
+        reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    })
+}
+
+fn read_result(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(file).ok()?).ok()
+}
+
+/// The first address of a plugin's result, which is written with the length of its prefix.
+fn address(result: &Value) -> Option<IpAddr> {
+    let address = result["ips"][0]["address"].as_str()?;
+    address.split('/').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_address_is_the_first_of_the_result() {
+        let result = json!({"cniVersion": "0.4.0", "interfaces": [{"name": "openfaas0"}],
+            "ips": [{"version": "4", "interface": 2, "address": "10.62.0.7/16", "gateway": "10.62.0.1"}]});
+        assert_eq!(address(&result), Some([10, 62, 0, 7].into()));
+        assert_eq!(address(&json!({"ips": []})), None);
+    }
+}

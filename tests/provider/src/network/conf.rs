@@ -1,0 +1,88 @@
+//! The CNI configuration: faasd's, with the address leases in our own state directory.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+/// The name of the configuration's file.
+pub(super) const FILE: &str = "10-openfaas.conflist";
+
+/// The network's name, which shows in comments of firewall rules.
+const NAME: &str = "openfaas-cni-bridge";
+
+/// The version that Debian's plugins and faasd's agree on.
+const VERSION: &str = "0.4.0";
+
+/// The list of plugins, as it stands in a file.
+pub(super) fn list(bridge: &str, subnet: &str, leases: &Path) -> Value {
+    json!({
+        "cniVersion": VERSION,
+        "name": NAME,
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": bridge,
+                "isGateway": true,
+                "ipMasq": true,
+                "ipam": {
+                    "type": "host-local",
+                    "subnet": subnet,
+                    "dataDir": leases,
+                    "routes": [{"dst": "0.0.0.0/0"}]
+                }
+            },
+            {"type": "firewall"}
+        ]
+    })
+}
+
+/// What each plugin of a list is given: its own part, with the list's name and version.
+pub(super) fn plugins(list: &Value) -> Vec<Value> {
+    let with_name = |plugin: &Value| {
+        let mut conf = plugin.clone();
+        conf["cniVersion"] = list["cniVersion"].clone();
+        conf["name"] = list["name"].clone();
+        conf
+    };
+    list["plugins"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(with_name)
+        .collect()
+}
+
+/// The configuration of the loopback interface.
+pub(super) fn loopback() -> Value {
+    json!({"cniVersion": VERSION, "name": "cni-loopback", "type": "loopback"})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bridge_is_faasds() {
+        let list = list("openfaas0", "10.62.0.0/16", Path::new("/state/ipam"));
+        let bridge = &list["plugins"][0];
+        assert_eq!(
+            (&bridge["bridge"], &bridge["ipMasq"]),
+            (&json!("openfaas0"), &json!(true))
+        );
+        assert_eq!(bridge["ipam"]["subnet"], "10.62.0.0/16");
+        assert_eq!(bridge["ipam"]["dataDir"], "/state/ipam");
+    }
+
+    #[test]
+    fn every_plugin_is_told_the_networks_name_and_version() {
+        let confs = plugins(&list("b", "10.0.0.0/24", Path::new("/")));
+        assert_eq!(confs.len(), 2);
+        for conf in &confs {
+            assert_eq!(
+                (&conf["name"], &conf["cniVersion"]),
+                (&json!(NAME), &json!(VERSION))
+            );
+        }
+        assert_eq!(confs[1]["type"], "firewall");
+    }
+}

@@ -1,0 +1,155 @@
+//! Running a CNI plugin: a program that is told by its environment what to do, and by its input how.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use crate::error::Error;
+
+/// The plugins of a folder.
+#[derive(Debug)]
+pub(super) struct Plugins {
+    folder: PathBuf,
+}
+
+/// What a plugin is to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Verb {
+    Add,
+    Del,
+}
+
+/// What a plugin is told by its environment.
+#[derive(Debug)]
+pub(super) struct Call<'a> {
+    pub(super) verb: Verb,
+    /// The container's id.
+    pub(super) id: &'a str,
+    pub(super) namespace: &'a Path,
+    pub(super) interface: &'a str,
+}
+
+impl Plugins {
+    pub(super) fn new(folder: &Path) -> Self {
+        Self {
+            folder: folder.to_owned(),
+        }
+    }
+
+    /// Runs the plugin that the configuration names. `previous` is what the plugins before it answered.
+    pub(super) async fn run(
+        &self,
+        call: &Call<'_>,
+        conf: &Value,
+        previous: Option<&Value>,
+    ) -> Result<Option<Value>, Error> {
+        let name = conf["type"].as_str().unwrap_or_default();
+        let verb = match call.verb {
+            Verb::Add => "ADD",
+            Verb::Del => "DEL",
+        };
+        let failed = |reason: String| Error::Network {
+            operation: format!("{verb} by plugin {name} for"),
+            subject: call.id.to_owned(),
+            reason,
+        };
+        let program = self.folder.join(name);
+        let mut child = Command::new(&program)
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", call.id)
+            .env("CNI_NETNS", call.namespace)
+            .env("CNI_IFNAME", call.interface)
+            .env("CNI_PATH", &self.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(Error::io("run", &program))?;
+        if let Some(mut input) = child.stdin.take() {
+            let text = input_of(conf, previous).to_string();
+            input
+                .write_all(text.as_bytes())
+                .await
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        let output = child
+            .wait_with_output()
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        if !output.status.success() {
+            return Err(failed(complaint(&output.stdout, &output.stderr)));
+        }
+        Ok(serde_json::from_slice(&output.stdout).ok())
+    }
+}
+
+fn input_of(conf: &Value, previous: Option<&Value>) -> Value {
+    let mut input = conf.clone();
+    if let Some(previous) = previous {
+        input["prevResult"] = previous.clone();
+    }
+    input
+}
+
+/// Plugins complain in JSON on their output, or not at all.
+fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
+    let error: Value = serde_json::from_slice(stdout).unwrap_or_else(|_| json!({}));
+    match (error["msg"].as_str(), error["details"].as_str()) {
+        (Some(message), Some(details)) if !details.is_empty() => format!("{message}; {details}"),
+        (Some(message), _) => message.to_owned(),
+        _ => String::from_utf8_lossy(stderr).trim().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_plugin_is_given_what_those_before_it_answered() {
+        let previous = json!({"ips": []});
+        let input = input_of(&json!({"type": "firewall"}), Some(&previous));
+        assert_eq!(input, json!({"type": "firewall", "prevResult": {"ips": []}}));
+        assert_eq!(
+            input_of(&json!({"type": "bridge"}), None),
+            json!({"type": "bridge"})
+        );
+    }
+
+    #[test]
+    fn complaints_are_taken_from_where_plugins_put_them() {
+        assert_eq!(complaint(br#"{"code":11,"msg":"no range"}"#, b"x"), "no range");
+        assert_eq!(complaint(br#"{"code":11,"msg":"a","details":"b"}"#, b""), "a; b");
+        assert_eq!(complaint(b"", b"not found\n"), "not found");
+    }
+
+    #[tokio::test]
+    async fn a_plugin_is_told_what_to_do_by_its_environment_and_how_by_its_input() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("echo");
+        let script = "#!/bin/sh\nread conf\n\
+            echo \"{\\\"said\\\": \\\"$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS $CNI_IFNAME\\\", \\\"conf\\\": $conf}\"\n";
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let call = Call {
+            verb: Verb::Add,
+            id: "hello.1",
+            namespace: Path::new("/ns"),
+            interface: "eth0",
+        };
+        let conf = json!({"type": "echo"});
+        let answer = Plugins::new(folder.path())
+            .run(&call, &conf, None)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(answer, json!({"said": "ADD hello.1 /ns eth0", "conf": conf}));
+    }
+}

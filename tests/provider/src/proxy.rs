@@ -1,0 +1,364 @@
+//! The function proxy: `/function/NAME…` to where the function listens, both bodies streamed.
+//!
+//! As faas-provider's: the path after the name, the query and the headers are kept; `X-Forwarded-Host` and
+//! `X-Forwarded-For` are added unless they are there; a function that does not exist is a 503, one that cannot be
+//! reached, or does not begin to answer in time, a 500, both with `X-OpenFaaS-Internal: proxy`. Unlike there, a
+//! response that breaks off is broken off for the caller as well, and does not look complete. Connections are
+//! not upgraded (no web sockets).
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    extract::{ConnectInfo, Request, State},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
+    header::{CONNECTION, CONTENT_TYPE, EXPECT, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE},
+    uri::PathAndQuery,
+};
+use http_body::{Frame, SizeHint};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+
+use crate::{backend::CallGuard, functions::Functions, key::Key};
+
+/// The paths that are proxied.
+const PREFIX: &str = "/function/";
+
+/// How long an unused connection is kept.
+const IDLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long connecting may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// The header that tells a proxy's own answers from a function's.
+const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Headers that are between two machines, and not passed on.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-authenticate"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Calls functions.
+#[derive(Clone, Debug)]
+pub(crate) struct Proxy {
+    functions: Functions,
+    client: Client<HttpConnector, Body>,
+    limit: Duration,
+    default_namespace: String,
+}
+
+impl Proxy {
+    pub(crate) fn new(functions: Functions) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_LIMIT));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_LIMIT)
+            .build(connector);
+        let settings = functions.settings();
+        let (limit, default_namespace) = (settings.service_timeout, settings.function_namespace.clone());
+        Self {
+            functions,
+            client,
+            limit,
+            default_namespace,
+        }
+    }
+}
+
+/// Passes a call on.
+pub(crate) async fn call(
+    State(proxy): State<Proxy>,
+    ConnectInfo(caller): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) || is_unusual(request.method()) {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
+    let Some((name, path)) = split(request.uri()) else {
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    };
+    let name = name.to_owned();
+    let Some((backend, guard)) = proxy
+        .functions
+        .route(&Key::from_path(&name, &proxy.default_namespace))
+    else {
+        let text = format!("No endpoints available for: {name}.");
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, text);
+    };
+    let unreachable = || {
+        refusal(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("Can't reach service for: {name}."),
+        )
+    };
+    let (Some(address), Some(path)) = (backend.address(), path) else {
+        return unreachable();
+    };
+    let asked_type = request.headers().get(CONTENT_TYPE).cloned();
+    let Some(upstream) = upstream_request(request, address, path, caller) else {
+        return unreachable();
+    };
+
+    let deadline = Instant::now() + proxy.limit;
+    match timeout_at(deadline, proxy.client.request(upstream)).await {
+        Ok(Ok(response)) => {
+            let (mut parts, body) = response.into_parts();
+            remove_hop_by_hop(&mut parts.headers);
+            if !parts.headers.contains_key(CONTENT_TYPE) {
+                let default = || HeaderValue::from_static("text/plain");
+                parts
+                    .headers
+                    .insert(CONTENT_TYPE, asked_type.unwrap_or_else(default));
+            }
+            let body = Counted {
+                body,
+                _guard: guard,
+                deadline: Box::pin(sleep_until(deadline)),
+            };
+            Response::from_parts(parts, Body::new(body))
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(
+                function = name,
+                error = crate::error::chain(&error),
+                "not reached"
+            );
+            unreachable()
+        }
+        Err(_) => {
+            tracing::warn!(function = name, limit = ?proxy.limit, "no answer in time");
+            unreachable()
+        }
+    }
+}
+
+fn is_unusual(method: &Method) -> bool {
+    let usual = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::PATCH,
+        Method::DELETE,
+        Method::OPTIONS,
+    ];
+    !usual.contains(method)
+}
+
+fn refusal(status: StatusCode, text: String) -> Response {
+    (status, [(INTERNAL, "proxy")], text + "\n").into_response()
+}
+
+/// Takes a path apart: the function's name as it stands there, and path and query for the function.
+fn split(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
+    let rest = uri.path().strip_prefix(PREFIX)?;
+    let (name, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let in_names = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() || !name.chars().all(in_names) {
+        return None;
+    }
+    let path = if path.is_empty() { "/" } else { path };
+    let target = match uri.query() {
+        Some(query) => format!("{path}?{query}").parse(),
+        None => path.parse(),
+    };
+    Some((name, target.ok()))
+}
+
+fn upstream_request(
+    request: Request,
+    address: SocketAddr,
+    path: PathAndQuery,
+    caller: SocketAddr,
+) -> Option<Request> {
+    let (mut parts, body) = request.into_parts();
+    let headers = &mut parts.headers;
+    remove_hop_by_hop(headers);
+    // The server has answered it already.
+    headers.remove(EXPECT);
+    if let Some(host) = headers.remove(HOST) {
+        headers.entry(FORWARDED_HOST).or_insert(host);
+    }
+    if let Ok(caller) = caller.to_string().parse() {
+        headers.entry(FORWARDED_FOR).or_insert(caller);
+    }
+    let uri = Uri::builder()
+        .scheme("http")
+        .authority(address.to_string())
+        .path_and_query(path);
+    let mut upstream = Request::new(body);
+    *upstream.method_mut() = parts.method;
+    *upstream.uri_mut() = uri.build().ok()?;
+    *upstream.headers_mut() = parts.headers;
+    Some(upstream)
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// A response's body: the call is on its way until it has ended, and it breaks off at the deadline.
+struct Counted<B> {
+    body: B,
+    _guard: CallGuard,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl<B> http_body::Body for Counted<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: Into<axum::BoxError>,
+{
+    type Data = Bytes;
+    type Error = axum::BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        match self.deadline.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err("the function's answer took too long".into()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::backend::Backend;
+
+    fn parts(path: &str) -> Option<(String, String)> {
+        let uri: Uri = path.parse().unwrap();
+        split(&uri).map(|(name, path)| (name.to_owned(), path.unwrap().to_string()))
+    }
+
+    #[test]
+    fn the_function_sees_the_path_after_its_name() {
+        let expect = |path: &str, name: &str, rest: &str| {
+            assert_eq!(parts(path), Some((name.to_owned(), rest.to_owned())), "{path}");
+        };
+        expect("/function/hello", "hello", "/");
+        expect("/function/hello/", "hello", "/");
+        expect("/function/hello.dev/a/b?x=1&y=%2F", "hello.dev", "/a/b?x=1&y=%2F");
+        expect("/function/hello?x", "hello", "/?x");
+        expect("/function/hello/a%20b//c", "hello", "/a%20b//c");
+        assert_eq!(parts("/function/"), None);
+        assert_eq!(parts("/function/a%2Fb"), None);
+    }
+
+    #[test]
+    fn headers_are_passed_on_but_for_those_of_the_connection() {
+        let request = Request::builder()
+            .method("PUT")
+            .uri("/function/hello/x")
+            .header("host", "gateway:8080")
+            .header("x-call-id", "7")
+            .header("connection", "close, x-private")
+            .header("x-private", "1")
+            .header("expect", "100-continue")
+            .header("transfer-encoding", "chunked")
+            .body(Body::empty())
+            .unwrap();
+        let address = "10.62.0.5:8080".parse().unwrap();
+        let caller = "10.63.1.1:4711".parse().unwrap();
+        let upstream = upstream_request(request, address, "/x".parse().unwrap(), caller).unwrap();
+        assert_eq!(upstream.uri(), "http://10.62.0.5:8080/x");
+        assert_eq!(upstream.method(), "PUT");
+        let mut headers: Vec<_> = upstream
+            .headers()
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+            .collect();
+        headers.sort();
+        assert_eq!(
+            headers,
+            [
+                "x-call-id: 7",
+                "x-forwarded-for: 10.63.1.1:4711",
+                "x-forwarded-host: gateway:8080"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_gateway_said_of_the_caller_is_kept() {
+        let request = Request::builder()
+            .header("host", "provider:8081")
+            .header("x-forwarded-host", "gateway")
+            .header("x-forwarded-for", "1.2.3.4")
+            .body(Body::empty())
+            .unwrap();
+        let address = "10.62.0.5:8080".parse().unwrap();
+        let upstream = upstream_request(request, address, "/".parse().unwrap(), address).unwrap();
+        assert_eq!(upstream.headers()["x-forwarded-host"], "gateway");
+        assert_eq!(upstream.headers()["x-forwarded-for"], "1.2.3.4");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_response_breaks_off_at_the_deadline_and_the_call_has_ended() {
+        let backend = Arc::new(Backend::default());
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let body = Body::from_stream(stream);
+        let deadline = Box::pin(sleep_until(Instant::now() + Duration::from_secs(60)));
+        let mut body = Counted {
+            body,
+            _guard: backend.begin(),
+            deadline,
+        };
+        sender.send(Ok::<_, std::io::Error>("first")).await.unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+        assert!(body.frame().await.unwrap().is_err());
+        drop(body);
+        backend.idle().await;
+    }
+}

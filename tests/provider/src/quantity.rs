@@ -1,0 +1,49 @@
+//! Kubernetes quantities (`128Mi`, `1.5G`, `1e3`), as far as bytes of memory need them.
+
+/// Reads a quantity as a whole number of bytes, rounded up, as `resource.Quantity` does.
+pub(crate) fn parse(text: &str) -> Option<i64> {
+    let text = text.trim();
+    let number_end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, suffix) = text.split_at(number_end);
+    let number: f64 = number.parse().ok()?;
+    let factor = match suffix {
+        "" => 1.0,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "Ki" => 1024.0,
+        "Mi" => 1024f64.powi(2),
+        "Gi" => 1024f64.powi(3),
+        "Ti" => 1024f64.powi(4),
+        _ => 10f64.powi(suffix.strip_prefix(['e', 'E'])?.parse().ok()?),
+    };
+    let bytes = (number * factor).ceil();
+    #[expect(clippy::cast_possible_truncation, reason = "checked to be in range")]
+    (bytes.is_finite() && bytes <= 1024f64.powi(5)).then_some(bytes as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_bytes() {
+        assert_eq!(parse("128Mi"), Some(134_217_728));
+        assert_eq!(parse("1G"), Some(1_000_000_000));
+        assert_eq!(parse("1.5Ki"), Some(1536));
+        assert_eq!(parse("1e3"), Some(1000));
+        assert_eq!(parse("4096"), Some(4096));
+        assert_eq!(parse("1500m"), Some(2));
+    }
+
+    #[test]
+    fn what_is_no_quantity_is_refused() {
+        for text in ["", "lots", "-1", "1Q", "Mi", "1e999", "1 Mi"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+}

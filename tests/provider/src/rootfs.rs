@@ -1,0 +1,135 @@
+//! A look into a container's root file system before it runs, for the names of users.
+//!
+//! Files are opened relative to the root, with links resolved inside it, so that an image cannot point out of it.
+
+use std::{
+    ffi::CString,
+    io::Read,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use containerd_client::types::Mount;
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
+
+use crate::{containerd::Mounts, error::Error, spec::user::Files};
+
+/// No file with users or groups is read beyond this many bytes.
+const LONGEST: u64 = 1 << 20;
+
+/// Reads an image's users and groups. Files that it does not have are empty.
+pub(crate) async fn users(mounts: Mounts) -> Result<Files, Error> {
+    let read = tokio::task::spawn_blocking(move || read_users(&mounts)).await;
+    read.unwrap_or(Err(Error::Stopping))
+}
+
+fn read_users(mounts: &[Mount]) -> Result<Files, Error> {
+    let folder = tempfile::tempdir().map_err(Error::io("make", "a temporary folder"))?;
+    let mounted = Mounted::new(mounts, folder.path())?;
+    let root = openat2(
+        CWD,
+        &mounted.0,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::empty(),
+    )
+    .map_err(|errno| Error::io("open", &mounted.0)(errno.into()))?;
+    Ok(Files {
+        passwd: read_in(&root, "etc/passwd"),
+        group: read_in(&root, "etc/group"),
+    })
+}
+
+fn read_in(root: &OwnedFd, path: &str) -> String {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let mut text = String::new();
+    if let Ok(file) = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+        let file = std::fs::File::from(file);
+        // What cannot be read knows no names; the look-up then says which one is missing.
+        let _ = file.take(LONGEST).read_to_string(&mut text);
+    }
+    text
+}
+
+/// A mounted root file system, unmounted when dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(mounts: &[Mount], target: &Path) -> Result<Self, Error> {
+        for one in mounts {
+            let (flags, data) = options(&one.options);
+            let data = CString::new(data).unwrap_or_default();
+            mount(
+                one.source.as_str(),
+                target,
+                one.r#type.as_str(),
+                flags,
+                data.as_c_str(),
+            )
+            .map_err(|errno| Error::io("mount a snapshot on", target)(errno.into()))?;
+        }
+        Ok(Self(target.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
+            tracing::warn!(%error, path = %self.0.display(), "a snapshot stays mounted");
+        }
+    }
+}
+
+fn options(options: &[String]) -> (MountFlags, String) {
+    let mut flags = MountFlags::empty();
+    let mut data = Vec::new();
+    for option in options {
+        match option.as_str() {
+            "bind" => flags |= MountFlags::BIND,
+            "rbind" => flags |= MountFlags::BIND | MountFlags::REC,
+            "ro" => flags |= MountFlags::RDONLY,
+            "rw" => {}
+            other => data.push(other),
+        }
+    }
+    (flags, data.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_options_are_flags_or_data() {
+        let given = ["workdir=/w", "rw", "upperdir=/u", "lowerdir=/l"].map(str::to_owned);
+        assert_eq!(
+            options(&given),
+            (MountFlags::empty(), "workdir=/w,upperdir=/u,lowerdir=/l".into())
+        );
+        assert_eq!(
+            options(&["rbind".to_owned()]),
+            (MountFlags::BIND | MountFlags::REC, String::new())
+        );
+    }
+
+    #[test]
+    fn links_do_not_lead_out_of_the_root() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/status", root.path().join("etc/passwd")).unwrap();
+        std::fs::write(root.path().join("etc/group"), "app:x:1:\n").unwrap();
+        let fd = openat2(
+            CWD,
+            root.path(),
+            OFlags::PATH,
+            Mode::empty(),
+            ResolveFlags::empty(),
+        )
+        .unwrap();
+        assert_eq!(read_in(&fd, "etc/passwd"), "");
+        assert_eq!(read_in(&fd, "etc/group"), "app:x:1:\n");
+    }
+}

@@ -1,0 +1,161 @@
+//! Secrets of functions: a file each, in a folder a namespace.
+//!
+//! The files can be read by everybody, because functions that run as whatever user have them mounted; the folders
+//! around them cannot. A value is changed in place, as functions have the file itself mounted and would not see a
+//! new one; it is never empty in between.
+
+use std::{
+    fs::{self, DirBuilder, OpenOptions, Permissions},
+    io::{ErrorKind, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::error::Error;
+
+/// The secrets of all namespaces.
+#[derive(Clone, Debug)]
+pub(crate) struct Secrets {
+    root: PathBuf,
+}
+
+impl Secrets {
+    /// Opens the folder, and makes it if needed.
+    pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
+        make_folder(&root)?;
+        Ok(Self { root })
+    }
+
+    /// The folder with a namespace's secrets.
+    pub(crate) fn folder(&self, namespace: &str) -> PathBuf {
+        self.root.join(namespace)
+    }
+
+    /// The names of a namespace's secrets, in order.
+    pub(crate) fn names(&self, namespace: &str) -> Result<Vec<String>, Error> {
+        let folder = self.folder(namespace);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io("list", &folder)(error)),
+        };
+        let mut names: Vec<String> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Creates a secret, or changes its value.
+    pub(crate) fn set(&self, namespace: &str, name: &str, value: &[u8]) -> Result<(), Error> {
+        let folder = self.folder(namespace);
+        let path = folder.join(checked(name)?);
+        make_folder(&folder)?;
+        let opened = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open(&path);
+        let mut file = opened.map_err(Error::io("open", &path))?;
+        // Whatever the umask is.
+        file.set_permissions(Permissions::from_mode(0o644))
+            .map_err(Error::io("open up", &path))?;
+        file.write_all(value).map_err(Error::io("write", &path))?;
+        file.set_len(value.len() as u64)
+            .map_err(Error::io("write", &path))
+    }
+
+    /// Deletes a secret; one that does not exist is an error.
+    pub(crate) fn delete(&self, namespace: &str, name: &str) -> Result<(), Error> {
+        let path = self.folder(namespace).join(checked(name)?);
+        fs::remove_file(&path).map_err(Error::io("delete", &path))
+    }
+
+    /// Refuses names of which there is no secret.
+    pub(crate) fn check(&self, namespace: &str, names: &[String]) -> Result<(), Error> {
+        let folder = self.folder(namespace);
+        for name in names {
+            if checked(name).is_err() || !folder.join(name).is_file() {
+                return Err(Error::SecretMissing(name.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn checked(name: &str) -> Result<&str, Error> {
+    if name.trim().is_empty() {
+        return Err(Error::Invalid("non-empty name is required".to_owned()));
+    }
+    if name.contains(['/', '\0']) || name.contains("..") || name == "." {
+        return Err(Error::Invalid("directory traversal found in name".to_owned()));
+    }
+    Ok(name)
+}
+
+fn make_folder(path: &Path) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(Error::io("make", path))?;
+    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(Error::io("close off", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn secrets() -> (tempfile::TempDir, Secrets) {
+        let folder = tempfile::tempdir().unwrap();
+        let secrets = Secrets::open(folder.path().join("secrets")).unwrap();
+        (folder, secrets)
+    }
+
+    #[test]
+    fn a_changed_secret_stays_the_same_file() {
+        let (_folder, secrets) = secrets();
+        let path = secrets.folder("fn").join("key");
+        secrets.set("fn", "key", b"a longer value").unwrap();
+        let inode = fs::metadata(&path).unwrap().ino();
+        secrets.set("fn", "key", b"short").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"short");
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+    }
+
+    #[test]
+    fn functions_of_any_user_can_read_the_file_and_nobody_else_finds_it() {
+        let (_folder, secrets) = secrets();
+        secrets.set("fn", "key", b"v").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(&secrets.folder("fn").join("key")), 0o644);
+        assert_eq!(mode(&secrets.root), 0o700);
+    }
+
+    #[test]
+    fn namespaces_have_secrets_of_their_own() {
+        let (_folder, secrets) = secrets();
+        secrets.set("a", "two", b"v").unwrap();
+        secrets.set("a", "one", b"v").unwrap();
+        assert_eq!(secrets.names("a").unwrap(), ["one", "two"]);
+        assert!(secrets.names("b").unwrap().is_empty());
+        secrets.check("a", &["one".into()]).unwrap();
+        let error = secrets.check("b", &["one".into()]).unwrap_err();
+        assert_eq!(error.to_string(), "unable to find secret: one");
+        secrets.delete("a", "one").unwrap();
+        assert!(secrets.delete("a", "one").is_err());
+    }
+
+    #[test]
+    fn names_do_not_lead_out_of_the_folder() {
+        let (_folder, secrets) = secrets();
+        for name in ["", " ", "../key", "a/b", "..", "."] {
+            assert!(secrets.set("fn", name, b"v").is_err(), "{name}");
+            assert!(secrets.check("fn", &[name.to_owned()]).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The provider as a whole: opens what it needs, serves, and stops.
+
+use std::{future::Future, net::SocketAddr, time::Duration};
+
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    api::{self, Credentials},
+    error::Error,
+    functions::{self, Functions},
+    settings::Settings,
+};
+
+/// How long calls on their way may take once the provider is asked to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Serves until `stop` resolves. Functions go on running without the provider; the next one finds them.
+///
+/// # Errors
+///
+/// When a setting is unusable, when containerd cannot be reached, when the network plugins do not work, or when the
+/// address is taken.
+pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) -> Result<(), Error> {
+    let credentials = Credentials::read(&settings.secret_mount_path)?;
+    let address = settings.listen_address;
+    let functions = Functions::open(settings).await?;
+    // Before listening: the address may be the bridge's own.
+    functions.begin().await?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(Error::io("listen at", address.to_string()))?;
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "nodelay");
+        }
+    });
+    tracing::info!(%address, manners = ?functions.settings().manners, "ready");
+
+    let stopping = CancellationToken::new();
+    let router = api::router(functions.clone(), credentials);
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let server = axum::serve(listener, service)
+        .with_graceful_shutdown(stopping.clone().cancelled_owned())
+        .into_future();
+    let mut server = tokio::spawn(server);
+    tokio::select! {
+        () = stop => {}
+        ended = &mut server => {
+            let ended = ended.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+            return ended.map_err(Error::io("serve at", address.to_string()));
+        }
+    }
+    tracing::info!("stopping; functions go on running");
+    stopping.cancel();
+    let finished = async {
+        let _ = (&mut server).await;
+        functions.close().await;
+    };
+    if tokio::time::timeout(STOP_LIMIT, finished).await.is_err() {
+        tracing::warn!("stopped with calls, or replaced functions, on their way");
+    }
+    Ok(())
+}
+
+/// Removes all functions, with their networks, logs and cgroups. No provider may be running.
+///
+/// # Errors
+///
+/// When containerd cannot be reached, or when something could not be removed; the rest is removed all the same.
+pub async fn cleanup(settings: Settings) -> Result<(), Error> {
+    functions::cleanup(settings).await
+}

@@ -1,0 +1,223 @@
+//! What the provider is told at start, by flag or by environment variable of the same meaning.
+//!
+//! Names that faasd has are kept (`sock`, `service_timeout`, `secret_mount_path`). Durations are Go's
+//! (`1m30s`, `500ms`), or whole seconds.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+
+use crate::error::Error;
+
+/// Settings of the provider.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Address of the REST API and the function proxy.
+    #[arg(long, env = "listen_address", default_value = "10.62.0.1:8081")]
+    pub listen_address: SocketAddr,
+
+    /// containerd's socket.
+    #[arg(long, env = "sock", default_value = "/run/containerd/containerd.sock")]
+    pub sock: PathBuf,
+
+    /// The containerd namespace of functions that name none.
+    #[arg(long, env = "function_namespace", default_value = "openfaas-fn")]
+    pub function_namespace: String,
+
+    /// containerd's snapshotter.
+    #[arg(long, env = "snapshotter", default_value = "overlayfs")]
+    pub snapshotter: String,
+
+    /// Where logs, network leases and mounted files of functions are kept.
+    #[arg(long, env = "state_dir", default_value = "/var/lib/slipway-dev")]
+    pub state_dir: PathBuf,
+
+    /// Where secrets of functions are kept, a folder a namespace. Default: `secrets` under the state directory.
+    #[arg(long, env = "secrets_dir")]
+    pub secrets_dir: Option<PathBuf>,
+
+    /// The folder with the API's credentials: files `basic-auth-user` and `basic-auth-password`.
+    #[arg(long, env = "secret_mount_path", default_value = "/run/secrets")]
+    pub secret_mount_path: PathBuf,
+
+    /// A Docker `config.json` with credentials of registries (`auths` only: no credential helpers).
+    #[arg(long, env = "registry_config")]
+    pub registry_config: Option<PathBuf>,
+
+    /// Registries (`host:port`, comma-separated) that are asked over plain HTTP.
+    #[arg(long, env = "plain_http_registries", value_delimiter = ',')]
+    pub plain_http_registries: Vec<String>,
+
+    /// Where the CNI plugins are.
+    #[arg(long, env = "cni_bin_dir", default_value = "/usr/lib/cni")]
+    pub cni_bin_dir: PathBuf,
+
+    /// Where the CNI configuration is written, to be looked at. Default: `cni/net.d` under the state directory.
+    #[arg(long, env = "cni_conf_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+
+    /// The bridge that functions are on.
+    #[arg(long, env = "bridge", default_value = "openfaas0")]
+    pub bridge: String,
+
+    /// The functions' network; its first address is the host's.
+    #[arg(long, env = "subnet", default_value = "10.62.0.0/16")]
+    pub subnet: String,
+
+    /// Name servers for functions. Default: those of `/etc/resolv.conf` that are not loopback addresses.
+    #[arg(long, env = "nameservers", value_delimiter = ',')]
+    pub nameservers: Vec<IpAddr>,
+
+    /// More lines for the functions' `/etc/hosts`: `name=address`, comma-separated.
+    #[arg(long, env = "extra_hosts", value_delimiter = ',', value_parser = host_alias)]
+    pub extra_hosts: Vec<(String, IpAddr)>,
+
+    /// The cgroup that functions' cgroups are made in.
+    #[arg(long, env = "cgroup_parent", default_value = "/slipway-dev")]
+    pub cgroup_parent: String,
+
+    /// How a running function is treated.
+    #[arg(long, env = "manners", value_enum, default_value_t = Manners::Good)]
+    pub manners: Manners,
+
+    /// How long a call of a function, or a stream of logs, may take.
+    #[arg(long, env = "service_timeout", default_value = "60s", value_parser = duration)]
+    pub service_timeout: Duration,
+
+    /// How long an image may take to arrive.
+    #[arg(long, env = "pull_timeout", default_value = "5m", value_parser = duration)]
+    pub pull_timeout: Duration,
+
+    /// How long an updated function may take until it accepts connections, before the update is given up.
+    #[arg(long, env = "ready_timeout", default_value = "30s", value_parser = duration)]
+    pub ready_timeout: Duration,
+
+    /// How long a replaced function may finish its calls, and then how long SIGTERM may take before SIGKILL.
+    #[arg(long, env = "grace_period", default_value = "30s", value_parser = duration)]
+    pub grace_period: Duration,
+}
+
+/// How a running function is treated when it is updated, and when it dies.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum Manners {
+    /// A new version is started beside the old one and gets its calls once it listens; a failed update changes
+    /// nothing. A function that dies is started again.
+    Good,
+    /// As faasd 0.19: an update deletes, then creates, so that a failed update leaves no running function. A
+    /// function counts as available once its process runs, and stays down when it dies.
+    Faasd,
+}
+
+impl Settings {
+    /// The same, with the state and secrets directories made and their paths absolute: containers refer to them.
+    pub(crate) fn prepared(mut self) -> Result<Self, Error> {
+        let absolute = |folder: PathBuf| {
+            fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
+            folder.canonicalize().map_err(Error::io("find", &folder))
+        };
+        let secrets_dir = self.secrets_dir();
+        self.state_dir = absolute(self.state_dir)?;
+        self.secrets_dir = Some(absolute(secrets_dir)?);
+        Ok(self)
+    }
+
+    /// Where secrets of functions are kept.
+    #[must_use]
+    pub fn secrets_dir(&self) -> PathBuf {
+        self.secrets_dir
+            .clone()
+            .unwrap_or_else(|| self.state_dir.join("secrets"))
+    }
+
+    /// Where the CNI configuration is written.
+    #[must_use]
+    pub fn cni_conf_dir(&self) -> PathBuf {
+        self.cni_conf_dir
+            .clone()
+            .unwrap_or_else(|| self.state_dir.join("cni/net.d"))
+    }
+
+    /// Where the functions' logs are written.
+    #[must_use]
+    pub fn logs_dir(&self) -> PathBuf {
+        self.state_dir.join("logs")
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| "not a duration like 1m30s or 500ms")?;
+    signed
+        .try_into()
+        .map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+fn host_alias(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, address) = text.split_once('=').ok_or("not of the form name=address")?;
+    let address = address
+        .parse()
+        .map_err(|_| format!("{address:?} is not an IP address"))?;
+    Ok((name.to_owned(), address))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn parse(flags: &[&str]) -> Settings {
+        Line::try_parse_from([&["provider"], flags].concat())
+            .unwrap()
+            .settings
+    }
+
+    #[test]
+    fn defaults_are_those_of_faasd_where_faasd_has_them() {
+        let settings = parse(&[]);
+        assert_eq!(settings.function_namespace, "openfaas-fn");
+        assert_eq!(settings.service_timeout, Duration::from_secs(60));
+        assert_eq!(settings.manners, Manners::Good);
+        assert_eq!(
+            settings.secrets_dir(),
+            PathBuf::from("/var/lib/slipway-dev/secrets")
+        );
+    }
+
+    #[test]
+    fn durations_are_gos_or_whole_seconds() {
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("20"), Ok(Duration::from_secs(20)));
+        assert!(duration("soon").is_err());
+        assert!(duration("-1s").is_err());
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas() {
+        let settings = parse(&[
+            "--plain-http-registries",
+            "a:5000,b:80",
+            "--extra-hosts",
+            "gateway=10.62.0.1",
+        ]);
+        assert_eq!(settings.plain_http_registries, ["a:5000", "b:80"]);
+        assert_eq!(
+            settings.extra_hosts,
+            [("gateway".to_owned(), [10, 62, 0, 1].into())]
+        );
+    }
+}

@@ -1,0 +1,370 @@
+//! The OCI runtime specification of a function's container: pure, from the deployment and the image's configuration.
+//!
+//! As faasd's, which is containerd's default with one capability, but for: the network namespace is made
+//! beforehand, a read-only root is honoured (with a `/tmp` in memory), no limit on open files of its own. There is
+//! no seccomp profile. No `oom_score_adj` either: setting one needs a privilege that the machine may lack.
+
+pub(crate) mod user;
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::{
+    image::Config,
+    runtime::{
+        Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxDeviceCgroupBuilder, LinuxMemoryBuilder,
+        LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResourcesBuilder, Mount, ProcessBuilder, RootBuilder,
+        Spec, SpecBuilder, User, get_default_maskedpaths, get_default_mounts, get_default_readonly_paths,
+    },
+};
+
+use crate::{
+    error::Error,
+    model::{FunctionDeployment, Map},
+    quantity,
+};
+
+/// Where functions find their secrets.
+pub(crate) const SECRETS: &str = "/var/openfaas/secrets";
+
+/// The search path of an image that names none.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a specification is made of.
+#[derive(Debug)]
+pub(crate) struct Plan<'a> {
+    pub(crate) deployment: &'a FunctionDeployment,
+    pub(crate) config: &'a Config,
+    pub(crate) user: User,
+    /// The file that the network namespace is mounted on.
+    pub(crate) network: &'a Path,
+    pub(crate) cgroup: String,
+    pub(crate) resolv_conf: &'a Path,
+    pub(crate) hosts: &'a Path,
+    /// The folder with the namespace's secrets.
+    pub(crate) secrets: &'a Path,
+}
+
+/// Reads the memory limit of a deployment, in bytes.
+pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64>, Error> {
+    let memory = deployment
+        .limits
+        .as_ref()
+        .map_or("", |limits| limits.memory.as_str());
+    match (memory, quantity::parse(memory)) {
+        ("", _) => Ok(None),
+        (_, Some(bytes)) => Ok(Some(bytes)),
+        (_, None) => Err(Error::Invalid(format!(
+            "limits.memory: {memory:?} is not a quantity"
+        ))),
+    }
+}
+
+/// Makes the specification.
+pub(crate) fn build(plan: Plan<'_>) -> Result<Spec, Error> {
+    let memory = memory_limit(plan.deployment)?;
+    let args = command(plan.config);
+    if args.is_empty() {
+        return Err(Error::Image {
+            image: plan.deployment.image.clone(),
+            reason: "has neither an entrypoint nor a command".to_owned(),
+        });
+    }
+    let mounts = mounts(&plan);
+    let mut env = plan.config.env().clone().unwrap_or_default();
+    if !env.iter().any(|pair| pair.starts_with("PATH=")) {
+        env.insert(0, DEFAULT_PATH.to_owned());
+    }
+    for (name, value) in wanted_env(plan.deployment) {
+        env.retain(|pair| pair.split('=').next() != Some(&name));
+        env.push(format!("{name}={value}"));
+    }
+    let cwd = plan
+        .config
+        .working_dir()
+        .as_deref()
+        .filter(|dir| !dir.is_empty())
+        .unwrap_or("/");
+    assemble(args, env, cwd, mounts, memory, plan).map_err(Error::Spec)
+}
+
+fn assemble(
+    args: Vec<String>,
+    env: Vec<String>,
+    cwd: &str,
+    mounts: Vec<Mount>,
+    memory: Option<i64>,
+    plan: Plan<'_>,
+) -> Result<Spec, oci_spec::OciSpecError> {
+    let capabilities = [Capability::NetRaw];
+    let capabilities = LinuxCapabilitiesBuilder::default()
+        .bounding(capabilities)
+        .effective(capabilities)
+        .permitted(capabilities)
+        .inheritable([])
+        .ambient([])
+        .build()?;
+    let process = ProcessBuilder::default()
+        .terminal(false)
+        .user(plan.user)
+        .args(args)
+        .env(env)
+        .cwd(cwd)
+        .capabilities(capabilities)
+        .rlimits([])
+        .no_new_privileges(true)
+        .build()?;
+
+    let mut namespaces = Vec::new();
+    for kind in [
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Mount,
+    ] {
+        namespaces.push(LinuxNamespaceBuilder::default().typ(kind).build()?);
+    }
+    let network = LinuxNamespaceBuilder::default()
+        .typ(LinuxNamespaceType::Network)
+        .path(plan.network);
+    namespaces.push(network.build()?);
+
+    let no_device = LinuxDeviceCgroupBuilder::default()
+        .allow(false)
+        .access("rwm")
+        .build()?;
+    let mut resources = LinuxResourcesBuilder::default().devices([no_device]);
+    if let Some(limit) = memory {
+        resources = resources.memory(LinuxMemoryBuilder::default().limit(limit).build()?);
+    }
+    let linux = LinuxBuilder::default()
+        .namespaces(namespaces)
+        .resources(resources.build()?)
+        .cgroups_path(PathBuf::from(plan.cgroup))
+        .masked_paths(get_default_maskedpaths())
+        .readonly_paths(get_default_readonly_paths())
+        .build()?;
+
+    let root = RootBuilder::default()
+        .path("rootfs")
+        .readonly(plan.deployment.read_only_root_filesystem);
+    SpecBuilder::default()
+        .version("1.1.0")
+        .hostname(&plan.deployment.service)
+        .process(process)
+        .root(root.build()?)
+        .mounts(mounts)
+        .linux(linux)
+        .build()
+}
+
+fn command(config: &Config) -> Vec<String> {
+    let entrypoint = config.entrypoint().iter().flatten();
+    entrypoint.chain(config.cmd().iter().flatten()).cloned().collect()
+}
+
+/// What a deployment adds to the image's environment; `envProcess` is the classic watchdog's `fprocess`, unless
+/// the variable itself is given.
+fn wanted_env(deployment: &FunctionDeployment) -> Map {
+    let mut env = deployment.env_vars.clone();
+    if !deployment.env_process.is_empty() {
+        env.entry("fprocess".to_owned())
+            .or_insert_with(|| deployment.env_process.clone());
+    }
+    env
+}
+
+/// The environment as a status tells it: the process's own, without `PATH`, and `fprocess` apart.
+pub(crate) fn shown_env(config: &Config, deployment: &FunctionDeployment) -> (Map, String) {
+    let from_image = config
+        .env()
+        .iter()
+        .flatten()
+        .filter_map(|pair| pair.split_once('='));
+    let mut env: Map = from_image
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    env.extend(wanted_env(deployment));
+    env.remove("PATH");
+    let process = env.remove("fprocess").unwrap_or_default();
+    (env, process)
+}
+
+fn mounts(plan: &Plan<'_>) -> Vec<Mount> {
+    let mut mounts = get_default_mounts();
+    mounts.retain(|mount| mount.destination() != Path::new("/sys/fs/cgroup"));
+    mounts.push(in_memory("/run", "mode=755"));
+    if plan.deployment.read_only_root_filesystem {
+        mounts.push(in_memory("/tmp", "mode=1777"));
+    }
+    mounts.push(read_only(plan.resolv_conf, "/etc/resolv.conf".into()));
+    mounts.push(read_only(plan.hosts, "/etc/hosts".into()));
+    for name in &plan.deployment.secrets {
+        mounts.push(read_only(&plan.secrets.join(name), Path::new(SECRETS).join(name)));
+    }
+    mounts
+}
+
+fn read_only(source: &Path, destination: PathBuf) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(destination)
+        .set_typ(Some("bind".to_owned()))
+        .set_source(Some(source.to_owned()))
+        .set_options(Some(["rbind", "ro"].map(str::to_owned).to_vec()));
+    mount
+}
+
+fn in_memory(destination: &str, mode: &str) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(destination.into())
+        .set_typ(Some("tmpfs".to_owned()))
+        .set_source(Some("tmpfs".into()))
+        .set_options(Some(["nosuid", "nodev", mode].map(str::to_owned).to_vec()));
+    mount
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::ConfigBuilder;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::FunctionResources;
+
+    fn deployment() -> FunctionDeployment {
+        FunctionDeployment {
+            service: "hello".into(),
+            image: "hello".into(),
+            ..Default::default()
+        }
+    }
+
+    fn spec_of(deployment: &FunctionDeployment) -> Result<Value, Error> {
+        let config = ConfigBuilder::default()
+            .env(["PATH=/bin".to_owned(), "A=image".to_owned()])
+            .entrypoint(["/app".to_owned()])
+            .cmd(["serve".to_owned()])
+            .working_dir("/work")
+            .build()
+            .unwrap();
+        let plan = Plan {
+            deployment,
+            config: &config,
+            user: user::numeric(1000, 1000),
+            network: Path::new("/state/netns/hello.1"),
+            cgroup: "/slipway-dev/hello.1".into(),
+            resolv_conf: Path::new("/state/resolv.conf"),
+            hosts: Path::new("/state/hosts"),
+            secrets: Path::new("/secrets/openfaas-fn"),
+        };
+        Ok(serde_json::to_value(build(plan)?).unwrap())
+    }
+
+    #[test]
+    fn the_process_is_the_images_with_the_deployments_environment() {
+        let mut deployment = deployment();
+        deployment.env_process = "cat".into();
+        deployment.env_vars = Map::from([("A".into(), "mine".into()), ("B".into(), "x=y".into())]);
+        let process = &spec_of(&deployment).unwrap()["process"];
+        assert_eq!(process["args"], json!(["/app", "serve"]));
+        assert_eq!(
+            process["env"],
+            json!(["PATH=/bin", "A=mine", "B=x=y", "fprocess=cat"])
+        );
+        assert_eq!(process["cwd"], "/work");
+        assert_eq!(process["user"], json!({"uid": 1000, "gid": 1000}));
+        assert_eq!(process["noNewPrivileges"], true);
+        assert_eq!(process["capabilities"]["bounding"], json!(["CAP_NET_RAW"]));
+        assert_eq!(process["capabilities"]["ambient"], json!([]));
+        assert_eq!(process["oomScoreAdj"], Value::Null);
+    }
+
+    #[test]
+    fn secrets_are_mounted_read_only_and_only_those_named() {
+        let mut deployment = deployment();
+        deployment.secrets = vec!["key".into()];
+        let spec = spec_of(&deployment).unwrap();
+        let mounts = spec["mounts"].as_array().unwrap().iter();
+        let secrets: Vec<_> = mounts
+            .filter(|m| m["destination"].as_str().unwrap().starts_with(SECRETS))
+            .collect();
+        assert_eq!(
+            secrets,
+            [
+                &json!({"destination": "/var/openfaas/secrets/key", "type": "bind",
+                     "source": "/secrets/openfaas-fn/key", "options": ["rbind", "ro"]})
+            ]
+        );
+    }
+
+    #[test]
+    fn the_network_namespace_is_joined_and_the_others_are_new() {
+        let spec = spec_of(&deployment()).unwrap();
+        assert_eq!(
+            spec["linux"]["namespaces"],
+            json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"},
+                   {"type": "network", "path": "/state/netns/hello.1"}])
+        );
+        assert_eq!(spec["linux"]["cgroupsPath"], "/slipway-dev/hello.1");
+        assert_eq!(
+            spec["linux"]["resources"],
+            json!({"devices": [{"allow": false, "access": "rwm"}]})
+        );
+    }
+
+    #[test]
+    fn a_memory_limit_is_bytes_and_must_be_a_quantity() {
+        let mut deployment = deployment();
+        deployment.limits = Some(FunctionResources {
+            memory: "64Mi".into(),
+            ..Default::default()
+        });
+        let spec = spec_of(&deployment).unwrap();
+        assert_eq!(spec["linux"]["resources"]["memory"], json!({"limit": 67_108_864}));
+        deployment.limits = Some(FunctionResources {
+            memory: "much".into(),
+            ..Default::default()
+        });
+        assert_eq!(
+            spec_of(&deployment).unwrap_err().to_string(),
+            r#"limits.memory: "much" is not a quantity"#
+        );
+    }
+
+    #[test]
+    fn a_read_only_root_leaves_a_temporary_folder() {
+        let mut deployment = deployment();
+        assert_eq!(
+            spec_of(&deployment).unwrap()["root"],
+            json!({"path": "rootfs", "readonly": false})
+        );
+        deployment.read_only_root_filesystem = true;
+        let spec = spec_of(&deployment).unwrap();
+        assert_eq!(spec["root"]["readonly"], true);
+        assert!(
+            spec["mounts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|mount| mount["destination"] == "/tmp")
+        );
+    }
+
+    #[test]
+    fn a_status_shows_the_environment_without_the_path() {
+        let config = ConfigBuilder::default()
+            .env(["PATH=/bin".to_owned(), "A=1".to_owned()])
+            .build()
+            .unwrap();
+        let mut deployment = deployment();
+        deployment.env_process = "cat".into();
+        deployment.env_vars = Map::from([("B".into(), "2".into())]);
+        let (env, process) = shown_env(&config, &deployment);
+        assert_eq!(
+            env,
+            Map::from([("A".into(), "1".into()), ("B".into(), "2".into())])
+        );
+        assert_eq!(process, "cat");
+    }
+}

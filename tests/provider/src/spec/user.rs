@@ -1,0 +1,137 @@
+//! Who a function's process runs as: the image configuration's `User`, looked up in the image's own files.
+
+use oci_spec::runtime::User;
+
+use crate::error::Error;
+
+/// What an image's configuration says of the user: `user`, `user:group`, by name or number, or nothing.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Wish<'a> {
+    user: &'a str,
+    group: Option<&'a str>,
+}
+
+/// The files of an image that know names.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    pub(crate) passwd: String,
+    pub(crate) group: String,
+}
+
+impl<'a> Wish<'a> {
+    pub(crate) fn new(text: &'a str) -> Self {
+        match text.split_once(':') {
+            Some((user, group)) => Self {
+                user,
+                group: Some(group).filter(|group| !group.is_empty()),
+            },
+            None => Self {
+                user: text,
+                group: None,
+            },
+        }
+    }
+
+    /// The answer, if it can be had without the image's files.
+    pub(crate) fn numeric(&self) -> Option<User> {
+        if self.user.is_empty() && self.group.is_none() {
+            return Some(numeric(0, 0));
+        }
+        Some(numeric(self.user.parse().ok()?, self.group?.parse().ok()?))
+    }
+
+    /// The answer, with the image's files. A number that they do not know stands for itself, in group 0.
+    pub(crate) fn resolve(&self, files: &Files) -> Result<User, Error> {
+        let entry = lines(&files.passwd).find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
+        let number = |line: &[&str], field: usize| line.get(field).and_then(|text| text.parse().ok());
+        let uid = match &entry {
+            Some(line) => number(line, 2),
+            None if self.user.is_empty() => Some(0),
+            None => self.user.parse().ok(),
+        };
+        let uid = uid.ok_or_else(|| Error::Invalid(format!("the image has no user {:?}", self.user)))?;
+        let gid = match self.group {
+            Some(group) => {
+                let line = lines(&files.group).find(|line| line[0] == group);
+                line.as_deref()
+                    .and_then(|line| number(line, 2))
+                    .or_else(|| group.parse().ok())
+            }
+            None => Some(entry.as_deref().and_then(|line| number(line, 3)).unwrap_or(0)),
+        };
+        let gid = gid.ok_or_else(|| {
+            Error::Invalid(format!(
+                "the image has no group {:?}",
+                self.group.unwrap_or_default()
+            ))
+        })?;
+        let name = entry.as_ref().map_or(self.user, |line| line[0]);
+        let is_member = |line: &Vec<&str>| {
+            line.get(3)
+                .is_some_and(|all| all.split(',').any(|one| one == name))
+        };
+        let others = lines(&files.group)
+            .filter(is_member)
+            .filter_map(|line| number(&line, 2));
+        let others: Vec<u32> = others.filter(|other| *other != gid).collect();
+        let mut user = numeric(uid, gid);
+        if !others.is_empty() {
+            user.set_additional_gids(Some(others));
+        }
+        Ok(user)
+    }
+}
+
+/// A user and a group by number.
+pub(crate) fn numeric(uid: u32, gid: u32) -> User {
+    let mut user = User::default();
+    user.set_uid(uid).set_gid(gid);
+    user
+}
+
+fn lines(file: &str) -> impl Iterator<Item = Vec<&str>> {
+    file.lines()
+        .filter(|line| !line.is_empty())
+        .map(|line| line.split(':').collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> Files {
+        Files {
+            passwd: "root:x:0:0::/root:/bin/sh\napp:x:100:101::/home/app:/sbin/nologin\n".into(),
+            group: "root:x:0:\napp:x:101:\nextra:x:200:other,app\n".into(),
+        }
+    }
+
+    #[test]
+    fn numbers_and_nobody_need_no_files() {
+        assert_eq!(Wish::new("").numeric(), Some(numeric(0, 0)));
+        assert_eq!(Wish::new("65532:65532").numeric(), Some(numeric(65532, 65532)));
+        assert_eq!(Wish::new("100").numeric(), None);
+        assert_eq!(Wish::new("app:101").numeric(), None);
+    }
+
+    #[test]
+    fn a_name_has_its_number_its_group_and_the_groups_it_is_a_member_of() {
+        let mut app = numeric(100, 101);
+        app.set_additional_gids(Some(vec![200]));
+        assert_eq!(Wish::new("app").resolve(&files()).unwrap(), app);
+        assert_eq!(Wish::new("100").resolve(&files()).unwrap(), app);
+    }
+
+    #[test]
+    fn a_group_may_be_named() {
+        assert_eq!(Wish::new("root:app").resolve(&files()).unwrap(), numeric(0, 101));
+        assert!(Wish::new("root:nobody").resolve(&files()).is_err());
+    }
+
+    #[test]
+    fn an_unknown_number_stands_for_itself_and_an_unknown_name_is_refused() {
+        assert_eq!(Wish::new("1234").resolve(&files()).unwrap(), numeric(1234, 0));
+        let error = Wish::new("nobody").resolve(&Files::default()).unwrap_err();
+        assert_eq!(error.to_string(), r#"the image has no user "nobody""#);
+    }
+}
