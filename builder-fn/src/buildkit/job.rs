@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use tonic::Status;
 
+use super::failure::FailedSteps;
 use super::session::Session;
 use super::status::{self, Event, Events};
 use super::{Connection, Failure, Solve};
@@ -77,14 +78,9 @@ impl Job {
         let mut control = connection.control();
         let mut solving = pin!(async move { control.solve(request).await });
         let mut session = Box::pin(session.run(connection));
-        let mut failed_step = None;
+        let mut failed_steps = FailedSteps::default();
         let mut note = |event: Event| {
-            if let Event::Step { name, error, .. } = &event
-                && !error.is_empty()
-                && failed_step.is_none()
-            {
-                failed_step = Some(name.clone());
-            }
+            failed_steps.note(&event);
             sink(event);
         };
 
@@ -110,7 +106,7 @@ impl Job {
                 digest: digest(&response.into_inner().exporter_response),
             }),
             Err(status) if is_lost(&status) => Err(JobError::Lost(status.into())),
-            Err(status) => Err(JobError::Failed(Failure::new(&status, failed_step.as_deref()))),
+            Err(status) => Err(JobError::Failed(Failure::new(&status, &failed_steps))),
         }
     }
 }

@@ -1,0 +1,268 @@
+//! One build, from a verified request to its end: image, push, deployment.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use function_host::Shutdown;
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+
+use crate::buildkit::session::{CredentialStore, Services, Session, cold_key};
+use crate::buildkit::{Daemon, Job, Limits, Solve, Solved};
+use crate::chain::{Chain, Deployment, HandOver, Link};
+use crate::error::Error;
+use crate::report::{Lines, Log};
+use crate::request::BuildRequest;
+
+/// What is left of a call's or the process's time when a build is ended for it: enough for an answer.
+const TO_ANSWER: Duration = Duration::from_secs(2);
+
+/// Turns requests into images.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    /// Where builds run.
+    pub daemon: Daemon,
+    /// Credentials for registries.
+    pub credentials: Arc<dyn CredentialStore>,
+    /// Whether registries speak plain HTTP.
+    pub insecure: bool,
+    /// How to have images deployed.
+    pub chain: Chain,
+    /// How long to wait for what is not the build itself.
+    pub limits: Limits,
+}
+
+/// The circumstances of one build.
+#[derive(Debug)]
+pub struct Call<'a> {
+    /// `X-Call-Id`.
+    pub id: &'a str,
+    /// What the build is called at the daemon: see [`reference`].
+    pub reference: String,
+    /// When the call will be ended.
+    pub deadline: Option<Instant>,
+    /// When the process will be.
+    pub shutdown: &'a Shutdown,
+}
+
+/// What came of a build.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Built {
+    /// `sha256:…`.
+    pub digest: Option<String>,
+    /// What came of the deployment, where one was asked for.
+    pub deployment: Option<Deployment>,
+}
+
+impl Builder {
+    /// Builds, pushes and deploys what `request` asks for. Everything that is to be told about it goes to `log`, also
+    /// when it fails.
+    ///
+    /// Dropping the future ends the build at the daemon too.
+    ///
+    /// # Errors
+    /// When there is no image in the end. A deployment that fails is no error: the image is there.
+    pub async fn build(
+        &self,
+        request: &BuildRequest,
+        call: &Call<'_>,
+        log: &mut Log,
+    ) -> Result<Built, Error> {
+        let config = &request.config;
+        log.extend(
+            config
+                .unknown
+                .iter()
+                .map(|key| Lines::warning(&format!("unknown key {key:?} in the configuration"))),
+        );
+        let link = match &config.deploy {
+            Some(_) if config.skip_push => {
+                return Err(Error::Contradiction(
+                    "deploy needs a push: skipPush says there is none",
+                ));
+            }
+            Some(deploy) => Some((self.chain.link()?, deploy)),
+            None => None,
+        };
+        let solved = self.solve(request, call, log).await?;
+        let deployment = match link {
+            Some((link, deploy)) => {
+                let digest = solved.digest.as_deref().ok_or(Error::NoDigest)?;
+                let image = format!(
+                    "{}/{}@{digest}",
+                    config.image.registry(),
+                    config.image.repository()
+                );
+                let hand_over = HandOver {
+                    image: &image,
+                    tag: &config.image.to_string(),
+                    call_id: call.id,
+                    built_at: SystemTime::now(),
+                    deploy,
+                };
+                Some(deploy_within(&link, &hand_over, call.deadline).await)
+            }
+            None => None,
+        };
+        Ok(Built {
+            digest: solved.digest,
+            deployment,
+        })
+    }
+
+    /// Runs the build, for as long as it may.
+    async fn solve(&self, request: &BuildRequest, call: &Call<'_>, log: &mut Log) -> Result<Solved, Error> {
+        let limit = limit(request.config.timeout, call.deadline);
+        let mut lines = Lines::new();
+        let building = async {
+            let connection = self.daemon.connect().await?;
+            let job = self.job(request, call);
+            Ok(job.run(&connection, |event| log.extend(lines.of(event))).await?)
+        };
+        let result = tokio::select! {
+            result = building => result,
+            limit = expiry(limit) => Err(Error::TimeLimit { limit }),
+            () = interruption(call.shutdown) => Err(Error::Interrupted),
+        };
+        log.extend(lines.rest());
+        result
+    }
+
+    fn job(&self, request: &BuildRequest, call: &Call<'_>) -> Job {
+        let services = Services::new()
+            .with_health()
+            .with_files(request.context.clone())
+            .with_credentials(self.credentials.clone());
+        let config = &request.config;
+        let solve = Solve {
+            reference: call.reference.clone(),
+            names: [&config.image]
+                .into_iter()
+                .chain(&config.tags)
+                .map(ToString::to_string)
+                .collect(),
+            push: !config.skip_push,
+            insecure: self.insecure,
+            dockerfile: config.dockerfile.clone(),
+            target: config.target.clone(),
+            build_args: config.build_args.clone(),
+            labels: config.labels.clone(),
+            platforms: config.platforms.clone(),
+            no_cache: config.no_cache,
+        };
+        Job {
+            session: Session::new(cold_key(), services),
+            solve,
+            limits: self.limits,
+        }
+    }
+}
+
+/// What a build is called at the daemon, which refuses to run two of the same name at a time.
+///
+/// The same call delivered twice has the same name. The signature is part of it, so that a call id that was chosen
+/// badly, or by somebody else, never leads to the build of another body. Without a signature every build has its own.
+pub fn reference(call_id: &str, signature: Option<&str>) -> String {
+    let Some(signature) = signature else {
+        return cold_key();
+    };
+    let mut hash = Sha256::new();
+    hash.update(call_id);
+    hash.update([0]);
+    hash.update(signature.trim());
+    hex::encode(&hash.finalize()[..16])
+}
+
+/// The sooner of what the request allows and what the call leaves.
+fn limit(asked: Option<Duration>, deadline: Option<Instant>) -> Option<Duration> {
+    let left = deadline.map(|deadline| {
+        deadline
+            .saturating_duration_since(Instant::now())
+            .saturating_sub(TO_ANSWER)
+    });
+    match (asked, left) {
+        (Some(asked), Some(left)) => Some(asked.min(left)),
+        (asked, left) => asked.or(left),
+    }
+}
+
+/// Ends when `limit` is over; never without one.
+async fn expiry(limit: Option<Duration>) -> Duration {
+    match limit {
+        Some(limit) => {
+            tokio::time::sleep(limit).await;
+            limit
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends shortly before the process does.
+async fn interruption(shutdown: &Shutdown) {
+    let end = shutdown.wait().await;
+    tokio::time::sleep_until(end.checked_sub(TO_ANSWER).unwrap_or(end)).await;
+}
+
+async fn deploy_within(link: &Link<'_>, hand_over: &HandOver<'_>, deadline: Option<Instant>) -> Deployment {
+    let handing_over = link.hand_over(hand_over);
+    match limit(None, deadline) {
+        None => handing_over.await,
+        Some(left) => match tokio::time::timeout(left, handing_over).await {
+            Ok(deployment) => deployment,
+            Err(_) => Deployment::failed(
+                "the call's time was over before the deployment's outcome was known".into(),
+            ),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_delivered_twice_is_called_the_same() {
+        assert_eq!(
+            reference("id", Some("sha256=12")),
+            reference("id", Some("sha256=12"))
+        );
+        assert_ne!(
+            reference("id", Some("sha256=12")),
+            reference("id", Some("sha256=13")),
+            "another body"
+        );
+        assert_ne!(
+            reference("id", Some("sha256=12")),
+            reference("di", Some("sha256=12")),
+            "another call"
+        );
+        assert_ne!(
+            reference("id", None),
+            reference("id", None),
+            "nothing says that it is the same body"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_sooner_limit_holds() {
+        let seconds = Duration::from_secs;
+        let deadline = Some(Instant::now() + seconds(62));
+
+        assert_eq!(limit(None, None), None);
+        assert_eq!(limit(Some(seconds(5)), None), Some(seconds(5)));
+        assert_eq!(limit(None, deadline), Some(seconds(60)));
+        assert_eq!(limit(Some(seconds(5)), deadline), Some(seconds(5)));
+        assert_eq!(limit(Some(seconds(500)), deadline), Some(seconds(60)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_build_is_interrupted_in_time_for_an_answer() {
+        let (trigger, shutdown) = Shutdown::new();
+        trigger.begin(Instant::now() + Duration::from_secs(30));
+        let begun = Instant::now();
+
+        interruption(&shutdown).await;
+
+        assert_eq!(begun.elapsed(), Duration::from_secs(28));
+    }
+}

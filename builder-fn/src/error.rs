@@ -1,0 +1,109 @@
+//! Why there is no image, or no function, and whose doing that is.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use function_host::duration;
+use function_host::secret::SecretError;
+
+use crate::buildkit::{ConnectError, Failure, Fault, JobError};
+
+/// Whatever can go wrong with a build request.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The key that requests are signed with is not there.
+    #[error("the builder cannot check signatures")]
+    PayloadSecret(#[source] SecretError),
+    /// `deploy` was asked for, and this builder was not given the secret to sign hand-overs with.
+    #[error("this builder does not deploy: it has no secret {secret:?}, so `deploy` has to be left out")]
+    NoDeployment {
+        /// The name of the missing secret.
+        secret: &'static str,
+    },
+    /// The secret is there and cannot be used.
+    #[error("the builder cannot sign hand-overs")]
+    DeploySecret(#[source] SecretError),
+    /// Settings of the request that contradict each other.
+    #[error("{0}")]
+    Contradiction(&'static str),
+    /// No daemon.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The daemon went away during the build.
+    #[error("BuildKit was lost during the build")]
+    Lost(#[source] Box<dyn StdError + Send + Sync>),
+    /// The build failed.
+    #[error(transparent)]
+    Failed(Failure),
+    /// The build was ended for taking too long.
+    #[error("the build ran past its time limit of {}", duration::format(*limit))]
+    TimeLimit {
+        /// The limit.
+        limit: Duration,
+    },
+    /// The builder is being ended, and the build with it.
+    #[error("the builder is shutting down and ended the build; try again")]
+    Interrupted,
+    /// The daemon did not say what it built, so that there is nothing to deploy.
+    #[error("BuildKit did not say which image it built")]
+    NoDigest,
+}
+
+/// What kind of answer an error asks for. Callers of this crate branch on this, never on a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request cannot be served, and never will be.
+    Refused,
+    /// The request was served, and what it asked for failed by its own doing.
+    BuildFailed,
+    /// It may work another time.
+    Platform,
+}
+
+impl Error {
+    /// The kind of answer.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::NoDeployment { .. } | Self::Contradiction(_) => Kind::Refused,
+            Self::Failed(Failure {
+                fault: Fault::Caller, ..
+            })
+            | Self::TimeLimit { .. } => Kind::BuildFailed,
+            Self::Failed(Failure {
+                fault: Fault::Platform,
+                ..
+            }) => Kind::Platform,
+            Self::PayloadSecret(_)
+            | Self::DeploySecret(_)
+            | Self::Connect(_)
+            | Self::Lost(_)
+            | Self::Interrupted
+            | Self::NoDigest => Kind::Platform,
+        }
+    }
+}
+
+impl From<JobError> for Error {
+    fn from(error: JobError) -> Self {
+        match error {
+            JobError::Failed(failure) => Self::Failed(failure),
+            JobError::Lost(source) => Self::Lost(source),
+        }
+    }
+}
+
+/// An error and its causes on one line, for the log.
+pub(crate) struct Causes<'a>(pub(crate) &'a (dyn StdError + 'static));
+
+impl fmt::Display for Causes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.0, f)?;
+        let mut next = self.0.source();
+        while let Some(cause) = next {
+            write!(f, ": {cause}")?;
+            next = cause.source();
+        }
+        Ok(())
+    }
+}

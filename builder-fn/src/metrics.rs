@@ -1,0 +1,108 @@
+//! What can be seen of builds on 8081.
+
+use std::time::Instant;
+
+use function_host::prometheus::{self, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Upper bounds in seconds: a cached build takes one, a compiler minutes.
+const BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
+
+/// Numbers about builds.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    in_flight: IntGauge,
+    builds: IntCounterVec,
+    seconds: HistogramVec,
+    context_bytes: prometheus::IntCounter,
+}
+
+impl Metrics {
+    /// All at zero, shown by `registry`.
+    ///
+    /// # Errors
+    /// When they are registered already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            in_flight: IntGauge::new("slipway_builds_in_flight", "Builds that are running.")?,
+            builds: IntCounterVec::new(
+                Opts::new("slipway_builds_total", "Builds that ended, by how they ended."),
+                &["outcome"],
+            )?,
+            seconds: HistogramVec::new(
+                HistogramOpts::new(
+                    "slipway_build_duration_seconds",
+                    "From the verified request to the end.",
+                )
+                .buckets(BUCKETS.to_vec()),
+                &["outcome"],
+            )?,
+            context_bytes: prometheus::IntCounter::new(
+                "slipway_context_bytes_total",
+                "Bytes of verified requests.",
+            )?,
+        };
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.builds.clone()))?;
+        registry.register(Box::new(metrics.seconds.clone()))?;
+        registry.register(Box::new(metrics.context_bytes.clone()))?;
+        Ok(metrics)
+    }
+
+    /// A build begins, of a request of `bytes` bytes.
+    pub fn begin(&self, bytes: u64) -> Running {
+        self.in_flight.inc();
+        self.context_bytes.inc_by(bytes);
+        Running {
+            metrics: self.clone(),
+            begun: Instant::now(),
+            outcome: "abandoned",
+        }
+    }
+}
+
+/// A build that is running. It counts as abandoned when it is dropped before [`end`](Self::end): the caller went away.
+#[derive(Debug)]
+pub struct Running {
+    metrics: Metrics,
+    begun: Instant,
+    outcome: &'static str,
+}
+
+impl Running {
+    /// It ended, with `outcome`.
+    pub fn end(mut self, outcome: &'static str) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.metrics.in_flight.dec();
+        self.metrics.builds.with_label_values(&[self.outcome]).inc();
+        self.metrics
+            .seconds
+            .with_label_values(&[self.outcome])
+            .observe(self.begun.elapsed().as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_in_flight_until_it_ends_or_is_abandoned() {
+        let metrics = Metrics::register(&Registry::new()).expect("metrics");
+        let first = metrics.begin(1);
+        let second = metrics.begin(2);
+        assert_eq!(metrics.in_flight.get(), 2);
+
+        first.end("success");
+        drop(second);
+
+        assert_eq!(metrics.in_flight.get(), 0);
+        assert_eq!(metrics.context_bytes.get(), 3);
+        assert_eq!(metrics.builds.with_label_values(&["success"]).get(), 1);
+        assert_eq!(metrics.builds.with_label_values(&["abandoned"]).get(), 1);
+    }
+}

@@ -1,0 +1,56 @@
+//! Whether a daemon answers, asked now and then in the background, because readiness probes are not to wait for it.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::buildkit::Daemon;
+use crate::error::Causes;
+
+/// Between two questions.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Asks `daemon` at once and then every 5 s, for as long as somebody looks at the answer.
+pub async fn watch(daemon: Daemon, ready: watch::Sender<bool>) {
+    while !ready.is_closed() {
+        let answers = daemon.probe().await;
+        let changed =
+            ready.send_if_modified(|ready| std::mem::replace(ready, answers.is_ok()) != answers.is_ok());
+        match &answers {
+            Ok(()) if changed => tracing::info!("BuildKit answers"),
+            Err(error) if changed => tracing::warn!(error = %Causes(error), "not ready"),
+            _ => {}
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::buildkit::{Dial, Dialing};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_is_down_is_asked_again_until_nobody_cares() {
+        struct Down(Arc<AtomicUsize>);
+        impl Dial for Down {
+            fn dial(&self) -> Dialing {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
+            }
+        }
+        let dials = Arc::new(AtomicUsize::new(0));
+        let (sender, receiver) = watch::channel(false);
+        let watching = tokio::spawn(watch(Daemon::dialled_by("down", Down(dials.clone())), sender));
+
+        tokio::time::sleep(INTERVAL * 3).await;
+        assert!(!*receiver.borrow());
+        assert!(dials.load(Ordering::Relaxed) >= 3);
+
+        drop(receiver);
+        watching.await.expect("it ends");
+    }
+}

@@ -1,0 +1,91 @@
+//! What a caller is told about a build: events become lines, lines go to a log, and the log goes into the result.
+
+mod lines;
+mod log;
+
+use serde::Serialize;
+
+pub use lines::{Lines, MAX_LINE};
+pub use log::Log;
+
+/// The answer to a build request, success or not.
+///
+/// The fields are those of OpenFaaS's builder; `digest` and `deployment` are Slipway's own.
+#[derive(Debug, Serialize)]
+pub struct Report<'a> {
+    /// What happened, line by line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log: Vec<String>,
+    /// The image, as the caller wrote it, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<&'a str>,
+    /// `sha256:…` of what was built.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<&'a str>,
+    /// How it ended.
+    pub status: Ending,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What the deployer said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<&'a serde_json::Value>,
+    /// Seconds.
+    #[serde(serialize_with = "milliseconds")]
+    pub duration: f64,
+}
+
+/// How a build ended, in the words that clients know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ending {
+    /// All that was asked for is done.
+    Success,
+    /// Something is not: `error` says what. OpenFaaS's documentation has `failure`, its SDK `failed`.
+    Failed,
+}
+
+fn milliseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((seconds * 1000.0).round() / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_has_the_fields_that_clients_read() {
+        let report = Report {
+            log: vec!["l: 2026-01-01T00:00:00Z hi".into()],
+            image: Some("registry/hello:1"),
+            digest: None,
+            status: Ending::Success,
+            error: None,
+            deployment: None,
+            duration: 0.843_21,
+        };
+
+        assert_eq!(
+            serde_json::to_string(&report).expect("JSON"),
+            r#"{"log":["l: 2026-01-01T00:00:00Z hi"],"image":"registry/hello:1","status":"success","duration":0.843}"#
+        );
+    }
+
+    #[test]
+    fn a_failure_before_the_build_has_neither_log_nor_image() {
+        let report = Report {
+            log: Vec::new(),
+            image: None,
+            digest: None,
+            status: Ending::Failed,
+            error: Some("no signature".into()),
+            deployment: None,
+            duration: 0.0,
+        };
+
+        assert_eq!(
+            serde_json::to_string(&report).expect("JSON"),
+            r#"{"status":"failed","error":"no signature","duration":0.0}"#
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! A BuildKit daemon in memory. Every call that reaches it is handed to the test, which answers it, or does not.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, ControlServer};
+use bollard_buildkit_proto::moby::buildkit::v1::*;
+use builder_fn::buildkit::{Daemon, Dial, Dialing};
+use futures_util::{Stream, StreamExt};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_util::io::ReaderStream;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status, Streaming};
+
+/// The calls that reach the daemon. When it is dropped, the daemon is gone.
+pub(crate) struct Calls {
+    pub(crate) solves: mpsc::UnboundedReceiver<SolveCall>,
+    pub(crate) statuses: mpsc::UnboundedReceiver<StatusCall>,
+    pub(crate) sessions: mpsc::UnboundedReceiver<SessionCall>,
+    cables: Cables,
+    server: tokio::task::JoinHandle<()>,
+}
+
+/// What connections run over, until it is cut.
+type Cables = Arc<Mutex<JoinSet<()>>>;
+
+/// `Control.Solve`. `reply.closed()` ends when the client no longer waits.
+pub(crate) struct SolveCall {
+    pub(crate) request: SolveRequest,
+    pub(crate) reply: oneshot::Sender<Result<SolveResponse, Status>>,
+}
+
+/// `Control.Status`. `events.closed()` ends when the client no longer listens.
+pub(crate) struct StatusCall {
+    pub(crate) reference: String,
+    pub(crate) events: mpsc::Sender<Result<StatusResponse, Status>>,
+}
+
+/// `Control.Session`, and a channel to the services that the client serves over it.
+pub(crate) struct SessionCall {
+    pub(crate) headers: MetadataMap,
+    pub(crate) services: Channel,
+    /// Ends when the client gives the session up.
+    pub(crate) given_up: oneshot::Receiver<()>,
+    /// Ends the session from the daemon's side, with an error if there is one.
+    pub(crate) end: oneshot::Sender<Option<Status>>,
+}
+
+struct Fake {
+    solves: mpsc::UnboundedSender<SolveCall>,
+    statuses: mpsc::UnboundedSender<StatusCall>,
+    sessions: mpsc::UnboundedSender<SessionCall>,
+}
+
+struct InMemory {
+    dials: mpsc::UnboundedSender<DuplexStream>,
+    cables: Cables,
+}
+
+impl Dial for InMemory {
+    fn dial(&self) -> Dialing {
+        let (ours, mut near) = tokio::io::duplex(256 << 10);
+        let (mut far, theirs) = tokio::io::duplex(256 << 10);
+        self.cables.lock().expect("no panic").spawn(async move {
+            let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+        });
+        let sent = self.dials.send(theirs);
+        Box::pin(async move {
+            sent.map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+            Ok(Box::new(ours) as _)
+        })
+    }
+}
+
+/// A daemon, and the calls that reach it.
+pub(crate) fn start() -> (Daemon, Calls) {
+    let (dials, dialled) = mpsc::unbounded_channel();
+    let (solves, solve_calls) = mpsc::unbounded_channel();
+    let (statuses, status_calls) = mpsc::unbounded_channel();
+    let (sessions, session_calls) = mpsc::unbounded_channel();
+    let control = ControlServer::new(Fake {
+        solves,
+        statuses,
+        sessions,
+    });
+    let incoming = UnboundedReceiverStream::new(dialled).map(Ok::<_, io::Error>);
+    let server = tokio::spawn(async move {
+        Server::builder()
+            .add_service(control)
+            .serve_with_incoming(incoming)
+            .await
+            .expect("serve");
+    });
+    let cables = Cables::default();
+    let dial = InMemory {
+        dials,
+        cables: cables.clone(),
+    };
+    let calls = Calls {
+        solves: solve_calls,
+        statuses: status_calls,
+        sessions: session_calls,
+        cables,
+        server,
+    };
+    (Daemon::dialled_by("the daemon in this test", dial), calls)
+}
+
+impl Calls {
+    /// All three of one build.
+    pub(crate) async fn build(&mut self) -> (SolveCall, StatusCall, SessionCall) {
+        let (solve, status, session) =
+            tokio::join!(self.solves.recv(), self.statuses.recv(), self.sessions.recv());
+        (
+            solve.expect("a solve"),
+            status.expect("a status"),
+            session.expect("a session"),
+        )
+    }
+
+    /// Ends every connection without a word.
+    pub(crate) fn cut(&self) {
+        self.cables.lock().expect("no panic").abort_all();
+    }
+
+    pub(crate) async fn session(&mut self) -> SessionCall {
+        self.sessions.recv().await.expect("a session")
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        self.server.abort();
+        self.cut();
+    }
+}
+
+impl SolveCall {
+    pub(crate) fn succeed(self, digest: &str) {
+        let exporter_response = [("containerimage.digest".to_owned(), digest.to_owned())].into();
+        self.reply
+            .send(Ok(SolveResponse { exporter_response }))
+            .expect("the client waits");
+    }
+
+    pub(crate) fn fail(self, status: Status) {
+        self.reply.send(Err(status)).expect("the client waits");
+    }
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Control for Fake {
+    type PruneStream = Answers<UsageRecord>;
+    type StatusStream = Answers<StatusResponse>;
+    type SessionStream = Answers<BytesMessage>;
+    type ListenBuildHistoryStream = Answers<BuildHistoryEvent>;
+
+    async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
+        let (reply, replied) = oneshot::channel();
+        let call = SolveCall {
+            request: request.into_inner(),
+            reply,
+        };
+        self.solves
+            .send(call)
+            .map_err(|_| Status::unavailable("the test is over"))?;
+        replied
+            .await
+            .map_err(|_| Status::unknown("the test gave no answer"))?
+            .map(Response::new)
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
+        let (events, answers) = mpsc::channel(1);
+        let call = StatusCall {
+            reference: request.into_inner().r#ref,
+            events,
+        };
+        self.statuses
+            .send(call)
+            .map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn session(
+        &self,
+        request: Request<Streaming<BytesMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (headers, _, mut incoming) = request.into_parts();
+        let (client_side, daemon_side) = tokio::io::duplex(256 << 10);
+        let (from_client, mut to_services) = tokio::io::split(daemon_side);
+        let (gave_up, given_up) = oneshot::channel();
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = incoming.next().await {
+                if to_services.write_all(&message.data).await.is_err() {
+                    break;
+                }
+            }
+            let _ = gave_up.send(());
+        });
+        let (end, ended) = oneshot::channel::<Option<Status>>();
+        let outgoing = ReaderStream::new(from_client).map(|bytes| {
+            Ok(BytesMessage {
+                data: bytes.map_err(|error| Status::internal(error.to_string()))?.into(),
+            })
+        });
+        // A sender that is dropped ends nothing: most tests leave the end to the client.
+        let end_of_session = futures_util::stream::once(async {
+            match ended.await {
+                Ok(Some(status)) => Some(Err(status)),
+                Ok(None) => None,
+                Err(_) => std::future::pending().await,
+            }
+        });
+        let outgoing = outgoing.map(Some).chain(futures_util::stream::pending());
+        let answers = futures_util::stream::select(outgoing, end_of_session)
+            .scan((), |(), message| std::future::ready(message))
+            .fuse();
+        let mut client_side = Some(TokioIo::new(client_side));
+        let services = Endpoint::from_static("http://session").connect_with_connector_lazy(
+            tower::service_fn(move |_| {
+                let io = client_side
+                    .take()
+                    .ok_or(io::Error::from(io::ErrorKind::NotConnected));
+                async move { io }
+            }),
+        );
+        let call = SessionCall {
+            headers,
+            services,
+            given_up,
+            end,
+        };
+        self.sessions
+            .send(call)
+            .map_err(|_| Status::unavailable("the test is over"))?;
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn info(&self, _: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
+        Ok(Response::new(InfoResponse::default()))
+    }
+
+    async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn prune(&self, _: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn list_workers(
+        &self,
+        _: Request<ListWorkersRequest>,
+    ) -> Result<Response<ListWorkersResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn listen_build_history(
+        &self,
+        _: Request<BuildHistoryRequest>,
+    ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn update_build_history(
+        &self,
+        _: Request<UpdateBuildHistoryRequest>,
+    ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+}
