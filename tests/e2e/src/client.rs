@@ -29,7 +29,11 @@ impl Reply {
 
     /// The text of a field of the JSON body, or nothing.
     pub fn field(&self, name: &str) -> String {
-        self.json().get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+        self.json()
+            .get(name)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
     }
 }
 
@@ -44,8 +48,15 @@ pub struct Client {
 impl Client {
     /// A client for this URL (with path) and key, as read from the key's file: trimmed.
     pub fn new(url: impl Into<String>, key: &[u8]) -> Result<Self> {
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(900)).no_proxy().build()?;
-        Ok(Self { url: url.into(), key: key.trim_ascii().to_vec(), http })
+        let http = reqwest::Client::builder()
+            .timeout(Duration::from_secs(900))
+            .no_proxy()
+            .build()?;
+        Ok(Self {
+            url: url.into(),
+            key: key.trim_ascii().to_vec(),
+            http,
+        })
     }
 
     /// Signs and posts.
@@ -61,18 +72,38 @@ impl Client {
     }
 
     /// Posts with any signature, or none.
-    pub async fn post_with(&self, tar: Vec<u8>, signature: Option<&str>, headers: &[(&str, &str)]) -> Result<Reply> {
-        let mut request = self.http.post(&self.url).header("Content-Type", "application/octet-stream").body(tar);
+    pub async fn post_with(
+        &self,
+        tar: Vec<u8>,
+        signature: Option<&str>,
+        headers: &[(&str, &str)],
+    ) -> Result<Reply> {
+        let mut request = self
+            .http
+            .post(&self.url)
+            .header("Content-Type", "application/octet-stream")
+            .body(tar);
         if let Some(signature) = signature {
             request = request.header("X-Build-Signature", signature);
         }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = request.send().await.with_context(|| format!("POST {}", self.url))?;
+        let response = request
+            .send()
+            .await
+            .with_context(|| format!("POST {}", self.url))?;
         let status = response.status().as_u16();
-        let call_id = response.headers().get("X-Call-Id").and_then(|value| value.to_str().ok()).map(str::to_owned);
-        Ok(Reply { status, call_id, text: response.text().await? })
+        let call_id = response
+            .headers()
+            .get("X-Call-Id")
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned);
+        Ok(Reply {
+            status,
+            call_id,
+            text: response.text().await?,
+        })
     }
 }
 

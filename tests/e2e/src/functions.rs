@@ -23,7 +23,10 @@ impl Functions {
             url: gateway.url.trim_end_matches('/').to_owned(),
             user: gateway.user.clone(),
             password: gateway.password.clone(),
-            http: reqwest::Client::builder().timeout(Duration::from_secs(60)).no_proxy().build()?,
+            http: reqwest::Client::builder()
+                .timeout(Duration::from_secs(60))
+                .no_proxy()
+                .build()?,
         })
     }
 
@@ -40,7 +43,12 @@ impl Functions {
     /// What the gateway says of a function, or nothing where there is none.
     pub async fn status(&self, name: &str) -> Result<Option<Value>> {
         let url = format!("{}/system/function/{name}", self.url);
-        let response = self.http.get(&url).basic_auth(&self.user, Some(&self.password)).send().await?;
+        let response = self
+            .http
+            .get(&url)
+            .basic_auth(&self.user, Some(&self.password))
+            .send()
+            .await?;
         match response.status().as_u16() {
             200 => Ok(Some(response.json().await?)),
             404 => Ok(None),
@@ -51,7 +59,13 @@ impl Functions {
     /// Calls a function and gives status and text.
     pub async fn call(&self, name: &str, path: &str, body: &str) -> Result<(u16, String)> {
         let url = format!("{}{path}", self.url(name));
-        let response = self.http.post(&url).body(body.to_owned()).send().await.with_context(|| url.clone())?;
+        let response = self
+            .http
+            .post(&url)
+            .body(body.to_owned())
+            .send()
+            .await
+            .with_context(|| url.clone())?;
         Ok((response.status().as_u16(), response.text().await?))
     }
 
@@ -86,7 +100,11 @@ impl Functions {
     pub async fn remove(&self, name: &str) -> Result<()> {
         let url = format!("{}/system/functions", self.url);
         let body = serde_json::json!({ "functionName": name });
-        let request = self.http.delete(&url).basic_auth(&self.user, Some(&self.password)).json(&body);
+        let request = self
+            .http
+            .delete(&url)
+            .basic_auth(&self.user, Some(&self.password))
+            .json(&body);
         let status = request.send().await?.status().as_u16();
         anyhow::ensure!(status < 300 || status == 404, "DELETE {url} of {name}: {status}");
         Ok(())

@@ -25,7 +25,10 @@ impl PlainBuilder {
     /// Starts builder-fn on the stack's BuildKit with this Docker `config.json`, and further settings.
     pub async fn start(bench: &Bench, docker_config: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let secrets = tempfile::tempdir()?;
-        for (name, from) in [("payload-secret", &bench.stack.payload_secret), ("deploy-secret", &bench.stack.deploy_secret)] {
+        for (name, from) in [
+            ("payload-secret", &bench.stack.payload_secret),
+            ("deploy-secret", &bench.stack.deploy_secret),
+        ] {
             fs::copy(from, secrets.path().join(name))?;
         }
         fs::write(secrets.path().join("registry-config"), docker_config)?;
@@ -47,7 +50,12 @@ impl PlainBuilder {
             .stdout(Stdio::null())
             .spawn()
             .context("starting builder-fn")?;
-        let builder = Self { child, secrets, spool, url: format!("http://127.0.0.1:{port}") };
+        let builder = Self {
+            child,
+            secrets,
+            spool,
+            url: format!("http://127.0.0.1:{port}"),
+        };
         builder.wait_until_alive().await?;
         Ok(builder)
     }
@@ -60,7 +68,9 @@ impl PlainBuilder {
 
     /// What is in the spool's folder, and which of the process's open files have no name any more.
     pub fn files_left(&self) -> Result<Vec<PathBuf>> {
-        let mut left = fs::read_dir(self.spool.path())?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        let mut left = fs::read_dir(self.spool.path())?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<Vec<_>>>()?;
         left.extend(nameless_files(self.child.id())?);
         Ok(left)
     }
@@ -91,7 +101,9 @@ pub fn nameless_files(process: u32) -> Result<Vec<PathBuf>> {
     let mut nameless = Vec::new();
     for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
         // A descriptor may be closed while the list is read.
-        let Ok(target) = fs::read_link(entry?.path()) else { continue };
+        let Ok(target) = fs::read_link(entry?.path()) else {
+            continue;
+        };
         if target.to_string_lossy().ends_with("(deleted)") {
             nameless.push(target);
         }
@@ -107,7 +119,14 @@ fn free_port() -> Result<u16> {
 fn binary() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut cargo = Command::new("cargo")
-        .args(["build", "--quiet", "--package", "builder-fn", "--message-format", "json-render-diagnostics"])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "builder-fn",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
         .current_dir(root)
         .stdout(Stdio::piped())
         .spawn()

@@ -21,7 +21,11 @@ impl Manifest {
     /// The layers' digests, from the lowest.
     pub fn layers(&self) -> Vec<String> {
         let layers = self.body["layers"].as_array();
-        layers.into_iter().flatten().filter_map(|layer| layer["digest"].as_str().map(str::to_owned)).collect()
+        layers
+            .into_iter()
+            .flatten()
+            .filter_map(|layer| layer["digest"].as_str().map(str::to_owned))
+            .collect()
     }
 }
 
@@ -39,7 +43,8 @@ impl Registry {
         let registry = &stack.registry;
         Ok(Self {
             host: registry.host.clone(),
-            credentials: Some((registry.user.clone(), registry.password.clone())).filter(|(user, _)| !user.is_empty()),
+            credentials: Some((registry.user.clone(), registry.password.clone()))
+                .filter(|(user, _)| !user.is_empty()),
             http: reqwest::Client::builder().no_proxy().build()?,
         })
     }
@@ -54,9 +59,15 @@ impl Registry {
         let response = request.send().await.with_context(|| format!("GET {url}"))?;
         match response.status().as_u16() {
             200 => {
-                let digest = response.headers().get("Docker-Content-Digest").context("no digest header")?;
+                let digest = response
+                    .headers()
+                    .get("Docker-Content-Digest")
+                    .context("no digest header")?;
                 let digest = digest.to_str()?.to_owned();
-                Ok(Some(Manifest { digest, body: response.json().await? }))
+                Ok(Some(Manifest {
+                    digest,
+                    body: response.json().await?,
+                }))
             }
             404 => Ok(None),
             other => bail!("GET {url}: {other} {}", response.text().await?),

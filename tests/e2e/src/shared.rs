@@ -40,8 +40,10 @@ impl Bench {
         let name = env::var("SLIPWAY_STACK").unwrap_or_else(|_| "default".to_owned());
         let stack = Stack::load(&name)
             .with_context(|| format!("reading the state of stack {name:?}"))?
-            .with_context(|| format!("no stack {name:?} is running: `make test` starts one, `make up` the default one"))?;
-        let key = std::fs::read(&stack.payload_secret).context("reading the payload secret")?;
+            .with_context(|| {
+                format!("no stack {name:?} is running: `make test` starts one, `make up` the default one")
+            })?;
+        let key = fs::read(&stack.payload_secret).context("reading the payload secret")?;
         let functions = Functions::of(&stack)?;
         Ok(Self {
             builder: Client::new(format!("{}/build", stack.builder_url), &key)?,
@@ -72,7 +74,7 @@ impl Bench {
     pub async fn busybox(&self) -> Result<&'static str> {
         let name = BUSYBOX
             .get_or_try_init(|| async {
-                let binary = std::fs::read("/bin/busybox").context("/bin/busybox (Debian package busybox-static)")?;
+                let binary = fs::read("/bin/busybox").context("/bin/busybox (Debian package busybox-static)")?;
                 let image = self.image("e2e/busybox", "1");
                 let tar = Source::dockerfile("FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
                     .file_with_mode("busybox", binary, 0o755)
@@ -87,12 +89,23 @@ impl Bench {
 
     /// Waits until a build step whose command line contains this runs on the stack, or until none does any more.
     pub async fn wait_for_step(&self, command: &str, running: bool) -> Result<()> {
-        let what = format!("a step {command:?} {}", if running { "runs" } else { "has ended" });
-        self.wait_until(Duration::from_secs(40), &what, || Ok(step_runs(command)? == running)).await
+        let what = format!(
+            "a step {command:?} {}",
+            if running { "runs" } else { "has ended" }
+        );
+        self.wait_until(Duration::from_secs(40), &what, || {
+            Ok(step_runs(command)? == running)
+        })
+        .await
     }
 
     /// Waits until a fact about another process holds: there is no event for it on this side.
-    pub async fn wait_until(&self, limit: Duration, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
+    pub async fn wait_until(
+        &self,
+        limit: Duration,
+        what: &str,
+        holds: impl Fn() -> Result<bool>,
+    ) -> Result<()> {
         let end = Instant::now() + limit;
         while !holds()? {
             if Instant::now() > end {
@@ -107,8 +120,10 @@ impl Bench {
     pub fn sessions(&self) -> Result<usize> {
         const ESTABLISHED: &str = "01";
         const BUILDKIT_PORT: &str = ":04D2";
-        let table = fs::read_to_string(format!("/proc/{}/net/tcp", self.stack.supervisor_pid()))?;
-        let columns = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let table = fs::read_to_string(format!("/proc/{}/net/tcp", self.stack.supervisor_pid()?))?;
+        let columns = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
         Ok(columns
             .filter(|line| line.get(1).is_some_and(|local| local.ends_with(BUILDKIT_PORT)))
             .filter(|line| line.get(3) == Some(&ESTABLISHED))

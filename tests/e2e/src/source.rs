@@ -48,7 +48,12 @@ impl Source {
     /// The tar with this config as its last entry, as the Go SDK lays it out.
     pub fn tar(&self, config: &Value) -> Result<Vec<u8>> {
         let mut builder = self.context_entries()?;
-        append(&mut builder, "com.openfaas.docker.config", config.to_string().as_bytes(), 0o664)?;
+        append(
+            &mut builder,
+            "com.openfaas.docker.config",
+            config.to_string().as_bytes(),
+            0o664,
+        )?;
         builder.into_inner().context("closing the tar")
     }
 
@@ -84,7 +89,9 @@ fn append(builder: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode:
     header.set_mode(mode);
     header.set_mtime(1_700_000_000);
     header.set_entry_type(tar::EntryType::Regular);
-    builder.append_data(&mut header, path, content).with_context(|| format!("packing {path}"))?;
+    builder
+        .append_data(&mut header, path, content)
+        .with_context(|| format!("packing {path}"))?;
     builder.get_mut().flush()?;
     Ok(())
 }

@@ -32,7 +32,10 @@ async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() 
     assert_eq!(reply.status, 202, "{}", reply.text);
     assert!(reply.call_id.is_some(), "the caller is given the call's id");
 
-    bench.functions.wait_for_page(name, "by the queue", PATIENCE).await?;
+    bench
+        .functions
+        .wait_for_page(name, "by the queue", PATIENCE)
+        .await?;
     assert!(bench.registry.manifest("e2e/queued", "1").await?.is_some());
     bench.functions.remove(name).await
 }
@@ -45,14 +48,29 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
     let _parts = bench.undisturbed().await;
     let base = bench.busybox().await?;
     let name = "replaced";
-    let config = |tag: &str| json!({ "image": bench.image("e2e/replaced", tag), "deploy": { "service": name } });
+    let config =
+        |tag: &str| json!({ "image": bench.image("e2e/replaced", tag), "deploy": { "service": name } });
 
-    assert_eq!(bench.queued.post(Source::pages(base, "first").tar(&config("1"))?).await?.status, 202);
+    assert_eq!(
+        bench
+            .queued
+            .post(Source::pages(base, "first").tar(&config("1"))?)
+            .await?
+            .status,
+        202
+    );
     bench.functions.wait_for_page(name, "first", PATIENCE).await?;
 
     let done = Arc::new(AtomicBool::new(false));
     let watcher = tokio::spawn(watch(bench.functions.clone(), name, done.clone()));
-    assert_eq!(bench.queued.post(Source::pages(base, "second").tar(&config("2"))?).await?.status, 202);
+    assert_eq!(
+        bench
+            .queued
+            .post(Source::pages(base, "second").tar(&config("2"))?)
+            .await?
+            .status,
+        202
+    );
     let replaced = bench.functions.wait_for_page(name, "second", PATIENCE).await;
     // Some requests after the switch too, while the first version is being stopped.
     for _ in 0..50 {
@@ -64,7 +82,12 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
 
     assert!(seen.first > 0 && seen.second > 0, "{seen:?}");
     if bench.stack.replaces_without_a_gap() {
-        assert!(seen.failed.is_empty(), "of {} requests failed: {:?}", seen.first + seen.second, seen.failed);
+        assert!(
+            seen.failed.is_empty(),
+            "of {} requests failed: {:?}",
+            seen.first + seen.second,
+            seen.failed
+        );
     }
     bench.functions.remove(name).await
 }

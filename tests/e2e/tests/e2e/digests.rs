@@ -42,11 +42,20 @@ async fn an_image_by_builder_fn_and_one_by_buildctl_have_the_same_layers() -> Re
     source.extract(folder.path())?;
     buildctl(&bench, folder.path(), &theirs)?;
 
-    let manifest = async |tag| bench.registry.manifest("e2e/digests", tag).await?.context("not in the registry");
+    let manifest = async |tag| {
+        bench
+            .registry
+            .manifest("e2e/digests", tag)
+            .await?
+            .context("not in the registry")
+    };
     let (ours, theirs) = (manifest("builder-fn").await?, manifest("buildctl").await?);
     assert_eq!(ours.layers().len(), 5, "{ours:?}");
     assert_eq!(ours.layers(), theirs.layers());
-    assert_eq!(ours.digest, theirs.digest, "and the same manifest: {ours:?} {theirs:?}");
+    assert_eq!(
+        ours.digest, theirs.digest,
+        "and the same manifest: {ours:?} {theirs:?}"
+    );
     Ok(())
 }
 
@@ -57,15 +66,32 @@ fn buildctl(bench: &Bench, folder: &std::path::Path, image: &str) -> Result<()> 
     std::fs::write(docker.path().join("config.json"), credentials)?;
     let output = Command::new(&bench.stack.tools.buildctl)
         .env("DOCKER_CONFIG", docker.path())
-        .args(["--addr", &bench.stack.buildkit_host, "build", "--progress=plain", "--frontend", "dockerfile.v0"])
+        .args([
+            "--addr",
+            &bench.stack.buildkit_host,
+            "build",
+            "--progress=plain",
+            "--frontend",
+            "dockerfile.v0",
+        ])
         .arg("--local")
         .arg(format!("context={}", folder.display()))
         .arg("--local")
         .arg(format!("dockerfile={}", folder.display()))
-        .args(["--opt", &format!("build-arg:SOURCE_DATE_EPOCH={EPOCH}"), "--output"])
-        .arg(format!("type=image,name={image},push=true,registry.insecure=true,rewrite-timestamp=true"))
+        .args([
+            "--opt",
+            &format!("build-arg:SOURCE_DATE_EPOCH={EPOCH}"),
+            "--output",
+        ])
+        .arg(format!(
+            "type=image,name={image},push=true,registry.insecure=true,rewrite-timestamp=true"
+        ))
         .output()
         .context("running buildctl")?;
-    anyhow::ensure!(output.status.success(), "buildctl: {}", String::from_utf8_lossy(&output.stderr));
+    anyhow::ensure!(
+        output.status.success(),
+        "buildctl: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }

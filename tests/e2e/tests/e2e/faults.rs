@@ -28,9 +28,23 @@ async fn a_wrong_registry_password_is_the_platforms_fault_and_pushes_nothing() -
     let reply = builder.client()?.post(small().tar(&config)?).await?;
     assert_eq!(reply.status, 502, "{}", reply.text);
     assert_eq!(reply.field("status"), "failed", "{}", reply.text);
-    assert!(reply.field("error").contains("401 Unauthorized"), "{}", reply.text);
-    assert!(!reply.text.contains("not the password"), "the password is told: {}", reply.text);
-    assert!(bench.registry.manifest("e2e/wrong-password", "1").await?.is_none());
+    assert!(
+        reply.field("error").contains("401 Unauthorized"),
+        "{}",
+        reply.text
+    );
+    assert!(
+        !reply.text.contains("not the password"),
+        "the password is told: {}",
+        reply.text
+    );
+    assert!(
+        bench
+            .registry
+            .manifest("e2e/wrong-password", "1")
+            .await?
+            .is_none()
+    );
     assert!(bench.functions.status("wrong-password").await?.is_none());
     assert_eq!(builder.files_left()?, Vec::<std::path::PathBuf>::new());
     Ok(())
@@ -46,15 +60,21 @@ async fn a_request_that_ends_before_its_time_leaves_no_file_and_no_build() -> Re
     let builder = PlainBuilder::start(&bench, &good, &[]).await?;
     let image = bench.image("e2e/dropped", "1");
     let at = format!("{:?}", std::time::SystemTime::now());
-    let source = Source::dockerfile(format!("FROM {base}\nARG AT\nCOPY pad /pad\nRUN sleep 300; echo $AT\n"))
-        .file("pad", vec![1; 12 << 20]);
+    let source = Source::dockerfile(format!(
+        "FROM {base}\nARG AT\nCOPY pad /pad\nRUN sleep 300; echo $AT\n"
+    ))
+    .file("pad", vec![1; 12 << 20]);
     let tar = source.tar(&json!({ "image": image, "buildArgs": { "AT": at } }))?;
     let client = builder.client()?;
     let running = tokio::spawn(async move { client.post(tar).await });
     bench.wait_for_step("sleep 300", true).await?;
     running.abort();
     bench.wait_for_step("sleep 300", false).await?;
-    bench.wait_until(Duration::from_secs(10), "the spool is free", || Ok(builder.files_left()?.is_empty())).await?;
+    bench
+        .wait_until(Duration::from_secs(10), "the spool is free", || {
+            Ok(builder.files_left()?.is_empty())
+        })
+        .await?;
     assert!(bench.registry.manifest("e2e/dropped", "1").await?.is_none());
     Ok(())
 }
@@ -63,7 +83,9 @@ async fn a_request_that_ends_before_its_time_leaves_no_file_and_no_build() -> Re
 async fn without_buildkit_a_build_is_the_platforms_failure_and_works_again_after() -> Result<()> {
     let bench = Bench::find()?;
     let _alone = bench.alone().await;
-    let tar = small().tar(&json!({ "image": bench.image("e2e/no-buildkit", "1"), "deploy": { "service": "no-buildkit" } }))?;
+    let tar = small().tar(
+        &json!({ "image": bench.image("e2e/no-buildkit", "1"), "deploy": { "service": "no-buildkit" } }),
+    )?;
     bench.stack.stop(Part::Buildkit).await?;
     let reply = bench.builder.post(tar.clone()).await;
     bench.stack.start(Part::Buildkit).await?;
@@ -73,7 +95,10 @@ async fn without_buildkit_a_build_is_the_platforms_failure_and_works_again_after
     assert!(bench.functions.status("no-buildkit").await?.is_none());
     assert!(bench.registry.manifest("e2e/no-buildkit", "1").await?.is_none());
 
-    let reply = bench.builder.post(small().tar(&json!({ "image": bench.image("e2e/no-buildkit", "2") }))?).await?;
+    let reply = bench
+        .builder
+        .post(small().tar(&json!({ "image": bench.image("e2e/no-buildkit", "2") }))?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }
@@ -96,7 +121,11 @@ async fn buildkit_lost_in_the_middle_of_a_build_is_told_and_leaves_no_session() 
     assert_eq!(reply.status, 502, "{}", reply.text);
     assert!(reply.field("error").contains("BuildKit"), "{}", reply.text);
     assert!(bench.registry.manifest("e2e/lost", "1").await?.is_none());
-    bench.wait_until(Duration::from_secs(10), "no session is open", || Ok(bench.sessions()? == 0)).await
+    bench
+        .wait_until(Duration::from_secs(10), "no session is open", || {
+            Ok(bench.sessions()? == 0)
+        })
+        .await
 }
 
 #[tokio::test]
@@ -104,7 +133,8 @@ async fn without_the_gateway_the_image_is_built_and_the_deployment_is_told_as_fa
     let bench = Bench::find()?;
     let _alone = bench.alone().await;
     let name = "no-gateway";
-    let tar = small().tar(&json!({ "image": bench.image("e2e/no-gateway", "1"), "deploy": { "service": name } }))?;
+    let tar = small()
+        .tar(&json!({ "image": bench.image("e2e/no-gateway", "1"), "deploy": { "service": name } }))?;
     bench.stack.stop(Part::Gateway).await?;
     let reply = bench.builder.post(tar).await;
     bench.stack.start(Part::Gateway).await?;
@@ -123,8 +153,14 @@ async fn without_the_gateway_the_image_is_built_and_the_deployment_is_told_as_fa
 async fn after_a_build_no_session_and_no_file_is_left() -> Result<()> {
     let bench = Bench::find()?;
     let _alone = bench.alone().await;
-    let tar = small().file("pad", vec![3; 12 << 20]).tar(&json!({ "image": bench.image("e2e/tidy", "1") }))?;
+    let tar = small()
+        .file("pad", vec![3; 12 << 20])
+        .tar(&json!({ "image": bench.image("e2e/tidy", "1") }))?;
     let reply = bench.builder.post(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    bench.wait_until(Duration::from_secs(10), "no session is open", || Ok(bench.sessions()? == 0)).await
+    bench
+        .wait_until(Duration::from_secs(10), "no session is open", || {
+            Ok(bench.sessions()? == 0)
+        })
+        .await
 }

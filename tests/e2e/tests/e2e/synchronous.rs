@@ -1,6 +1,6 @@
 //! Builds whose caller waits for the answer.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{client::Client, shared::Bench, source::Source};
 
@@ -14,14 +14,28 @@ async fn builds_and_answers(bench: &Bench, client: &Client, name: &str) -> Resul
     let result = reply.json();
     assert_eq!(result["status"], "success", "{result}");
     assert_eq!(result["image"], image.as_str(), "{result}");
-    assert!(result["duration"].as_f64().is_some_and(|seconds| seconds > 0.0), "{result}");
-    assert!(result["log"].as_array().is_some_and(|lines| !lines.is_empty()), "{result}");
+    assert!(
+        result["duration"].as_f64().is_some_and(|seconds| seconds > 0.0),
+        "{result}"
+    );
+    assert!(
+        result["log"].as_array().is_some_and(|lines| !lines.is_empty()),
+        "{result}"
+    );
     assert_eq!(result["deployment"]["status"], "ready", "{result}");
     assert_eq!(result["deployment"]["function"], name, "{result}");
 
-    let manifest = bench.registry.manifest(&format!("e2e/{name}"), "1").await?.expect("the image is in the registry");
+    let manifest = bench
+        .registry
+        .manifest(&format!("e2e/{name}"), "1")
+        .await?
+        .context("the image is not in the registry")?;
     let deployed = result["deployment"]["image"].as_str().unwrap_or_default();
-    assert!(deployed.ends_with(&format!("@{}", manifest.digest)), "deployed by digest: {deployed}, {}", manifest.digest);
+    assert!(
+        deployed.ends_with(&format!("@{}", manifest.digest)),
+        "deployed by digest: {deployed}, {}",
+        manifest.digest
+    );
     assert_eq!(bench.functions.page(name).await?, (200, "first".to_owned()));
     bench.functions.remove(name).await
 }
@@ -47,7 +61,11 @@ async fn the_root_path_builds_as_well_because_the_gateway_strips_the_functions_o
     let key = std::fs::read(&bench.stack.payload_secret)?;
     let root = Client::new(format!("{}/", bench.stack.builder_url), &key)?;
     let image = bench.image("e2e/root-path", "1");
-    let reply = root.post(Source::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a").tar(&json!({ "image": image }))?);
+    let reply = root.post(
+        Source::dockerfile("FROM scratch\nCOPY a /a\n")
+            .file("a", "a")
+            .tar(&json!({ "image": image }))?,
+    );
     assert_eq!(reply.await?.status, 200);
     assert!(bench.registry.manifest("e2e/root-path", "1").await?.is_some());
     Ok(())
@@ -64,9 +82,18 @@ async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
     let dockerfile = format!("FROM {base}\nARG AT\nRUN sleep 22; echo $AT > /at\nCOPY late /late\n");
     let at = format!("{:?}", std::time::SystemTime::now());
     let config = json!({ "image": image, "buildArgs": { "AT": at } });
-    let reply = bench.builder.post(Source::dockerfile(dockerfile).file("late", "late").tar(&config)?).await?;
+    let reply = bench
+        .builder
+        .post(Source::dockerfile(dockerfile).file("late", "late").tar(&config)?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(reply.json()["duration"].as_f64().is_some_and(|seconds| seconds > 20.0), "{}", reply.text);
+    assert!(
+        reply.json()["duration"]
+            .as_f64()
+            .is_some_and(|seconds| seconds > 20.0),
+        "{}",
+        reply.text
+    );
     assert!(bench.registry.manifest("e2e/long", "1").await?.is_some());
     Ok(())
 }
@@ -81,7 +108,10 @@ async fn what_dockerignore_names_does_not_reach_the_image() -> Result<()> {
         .file("www/secret.txt", "must not be seen")
         .file("www/logs/a.log", "must not be seen")
         .file("www/logs/keep.log", "seen")
-        .file(".dockerignore", "# a comment\n**/secret.txt\nwww/logs/*.log\n!www/logs/keep.log\n");
+        .file(
+            ".dockerignore",
+            "# a comment\n**/secret.txt\nwww/logs/*.log\n!www/logs/keep.log\n",
+        );
     let config = json!({ "image": bench.image("e2e/dockerignored", "1"), "deploy": { "service": name } });
     let reply = bench.builder.post(source.tar(&config)?).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -99,7 +129,14 @@ async fn a_build_without_push_leaves_the_registry_as_it_was() -> Result<()> {
     let _parts = bench.undisturbed().await;
     let image = bench.image("e2e/not-pushed", "1");
     let config = json!({ "image": image, "skipPush": true });
-    let reply = bench.builder.post(Source::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a").tar(&config)?).await?;
+    let reply = bench
+        .builder
+        .post(
+            Source::dockerfile("FROM scratch\nCOPY a /a\n")
+                .file("a", "a")
+                .tar(&config)?,
+        )
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(bench.registry.manifest("e2e/not-pushed", "1").await?.is_none());
     Ok(())

@@ -16,7 +16,11 @@ impl<'a> Workshop<'a> {
     fn open(bench: &'a Bench) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../template");
-        let copied = Command::new("cp").arg("-r").arg(templates).arg(folder.path()).status()?;
+        let copied = Command::new("cp")
+            .arg("-r")
+            .arg(templates)
+            .arg(folder.path())
+            .status()?;
         anyhow::ensure!(copied.success(), "copying the template");
         Ok(Self { bench, folder })
     }
@@ -27,7 +31,8 @@ impl<'a> Workshop<'a> {
             .current_dir(self.folder.path())
             .output()
             .context("running faas-cli")?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let said =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "faas-cli {arguments:?}: {said}");
         Ok(said)
     }
@@ -45,7 +50,11 @@ impl<'a> Workshop<'a> {
             "buildArgs": { "RUST_IMAGE": self.bench.stack.rust_image() },
             "deploy": { "service": name },
         });
-        let reply = self.bench.builder.post(self.shrinkwrap(name)?.tar(&config)?).await?;
+        let reply = self
+            .bench
+            .builder
+            .post(self.shrinkwrap(name)?.tar(&config)?)
+            .await?;
         anyhow::ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
         self.bench.functions.call(name, "", body).await
     }
@@ -59,7 +68,11 @@ fn add(mut source: Source, root: &Path, folder: &Path) -> Result<Source> {
         if path.is_dir() {
             source = add(source, root, &path)?;
         } else {
-            let name = path.strip_prefix(root)?.to_str().context("a path that is not UTF-8")?.to_owned();
+            let name = path
+                .strip_prefix(root)?
+                .to_str()
+                .context("a path that is not UTF-8")?
+                .to_owned();
             source = source.file(&name, fs::read(&path)?);
         }
     }
@@ -78,7 +91,10 @@ async fn a_function_from_the_template_answers_and_a_changed_handler_changes_the_
 
     let (status, first) = workshop.build_and_call(name, "there").await?;
     assert_eq!(status, 200, "{first}");
-    assert!(first.contains("there"), "the starter handler answers with what it was sent: {first}");
+    assert!(
+        first.contains("there"),
+        "the starter handler answers with what it was sent: {first}"
+    );
 
     let handler = workshop.folder.path().join(name).join("src/main.rs");
     let code = fs::read_to_string(&handler)?;
@@ -93,7 +109,13 @@ async fn a_function_from_the_template_answers_and_a_changed_handler_changes_the_
 }
 
 async fn image_size(bench: &Bench, repository: &str) -> Result<u64> {
-    let manifest = bench.registry.manifest(repository, "1").await?.context("not in the registry")?;
-    let layers = manifest.body["layers"].as_array().context("a manifest without layers")?;
+    let manifest = bench
+        .registry
+        .manifest(repository, "1")
+        .await?
+        .context("not in the registry")?;
+    let layers = manifest.body["layers"]
+        .as_array()
+        .context("a manifest without layers")?;
     Ok(layers.iter().filter_map(|layer| layer["size"].as_u64()).sum())
 }
