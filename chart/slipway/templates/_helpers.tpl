@@ -1,0 +1,193 @@
+{{/* Names of what is not a function. */}}
+{{- define "slipway.fullname" -}}
+{{- if contains "slipway" .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-slipway" .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "slipway.buildkit.name" -}}
+{{- printf "%s-buildkit" (include "slipway.fullname" .) -}}
+{{- end -}}
+
+{{/* Labels that tell where an object is from: dict "root" . "component" "builder". */}}
+{{- define "slipway.labels" -}}
+app.kubernetes.io/name: slipway
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+app.kubernetes.io/part-of: slipway
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end -}}
+
+{{/* Labels that BuildKit's pods are found by. */}}
+{{- define "slipway.buildkit.selector" -}}
+app.kubernetes.io/name: slipway
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: buildkit
+{{- end -}}
+
+{{/* An image by digest where there is one, else by tag: dict "image" … "appVersion" …. */}}
+{{- define "slipway.image" -}}
+{{- if .image.digest -}}
+{{ .image.repository }}@{{ .image.digest }}
+{{- else -}}
+{{ .image.repository }}:{{ .image.tag | default .appVersion }}
+{{- end -}}
+{{- end -}}
+
+{{- define "slipway.buildkit.url" -}}
+{{- if .Values.buildkit.enabled -}}
+{{- printf "tcp://%s.%s:1234" (include "slipway.buildkit.name" .) .Release.Namespace -}}
+{{- else -}}
+{{- required "buildkit.url is needed where buildkit.enabled is false" .Values.buildkit.url -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+One of the two functions, as faas-netes itself would make it: a Deployment and a Service of the function's name, found by the
+label faas_function.
+dict "root" . "name" "builder-fn" "component" "builder" "values" .Values.builder "env" (dict …) "secrets" (dict FILE SECRET …)
+"scratch" SIZE
+*/}}
+{{- define "slipway.function" -}}
+{{- $labels := include "slipway.labels" (dict "root" .root "component" .component) -}}
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Values.functionNamespace }}
+  labels:
+    faas_function: {{ .name }}
+    {{- $labels | nindent 4 }}
+spec:
+  replicas: {{ .values.replicas }}
+  revisionHistoryLimit: 10
+  selector:
+    matchLabels:
+      faas_function: {{ .name }}
+  strategy:
+    type: RollingUpdate
+    rollingUpdate:
+      maxUnavailable: 0
+      maxSurge: 1
+  template:
+    metadata:
+      labels:
+        faas_function: {{ .name }}
+        {{- $labels | nindent 8 }}
+      annotations:
+        prometheus.io.scrape: "true"
+        prometheus.io.port: "8081"
+        {{- with .values.podAnnotations }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+    spec:
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      terminationGracePeriodSeconds: {{ .values.terminationGracePeriodSeconds }}
+      securityContext:
+        runAsNonRoot: true
+        runAsUser: 12000
+        runAsGroup: 12000
+        fsGroup: 12000
+        seccompProfile:
+          type: RuntimeDefault
+      {{- with .root.Values.imagePullSecrets }}
+      imagePullSecrets:
+        {{- range . }}
+        - name: {{ . }}
+        {{- end }}
+      {{- end }}
+      containers:
+        - name: {{ .name }}
+          image: {{ include "slipway.image" (dict "image" .values.image "appVersion" .root.Chart.AppVersion) }}
+          imagePullPolicy: {{ .values.pullPolicy }}
+          ports:
+            - name: http
+              containerPort: 8080
+              protocol: TCP
+            - name: metrics
+              containerPort: 8081
+              protocol: TCP
+          env:
+            {{- range $name, $text := merge (dict) .values.env .env }}
+            - name: {{ $name }}
+              value: {{ $text | quote }}
+            {{- end }}
+          livenessProbe:
+            httpGet:
+              path: /_/health
+              port: http
+            periodSeconds: 10
+            timeoutSeconds: 5
+          readinessProbe:
+            httpGet:
+              path: /_/ready
+              port: http
+            periodSeconds: 2
+            timeoutSeconds: 5
+          resources:
+            {{- toYaml .values.resources | nindent 12 }}
+          securityContext:
+            allowPrivilegeEscalation: false
+            readOnlyRootFilesystem: true
+            capabilities:
+              drop: [ALL]
+          volumeMounts:
+            - name: secrets
+              mountPath: /var/openfaas/secrets
+              readOnly: true
+            {{- if .scratch }}
+            - name: temp
+              mountPath: /tmp
+            {{- end }}
+      volumes:
+        - name: secrets
+          projected:
+            defaultMode: 0440
+            sources:
+              {{- range $file, $secret := .secrets }}
+              - secret:
+                  name: {{ $secret.name }}
+                  items:
+                    - key: {{ $secret.key }}
+                      path: {{ $file }}
+              {{- end }}
+        {{- if .scratch }}
+        - name: temp
+          emptyDir:
+            sizeLimit: {{ .scratch }}
+        {{- end }}
+      {{- with .values.nodeSelector }}
+      nodeSelector:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with .values.tolerations }}
+      tolerations:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+      {{- with .values.affinity }}
+      affinity:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: {{ .name }}
+  namespace: {{ .root.Values.functionNamespace }}
+  labels:
+    {{- $labels | nindent 4 }}
+spec:
+  type: ClusterIP
+  selector:
+    faas_function: {{ .name }}
+  ports:
+    - name: http
+      port: 8080
+      targetPort: http
+      protocol: TCP
+{{- end -}}

@@ -1,0 +1,144 @@
+#!/bin/sh
+# Renders chart/slipway with several values and asserts what has to hold, without a cluster.
+#
+#   HELM              the helm to use (default: helm)
+#   STRICT_MANIFESTS  tests/stack/tools/helm/strict-manifests; without it the manifests' fields are not checked
+set -eu
+
+cd "$(dirname "$0")/.."
+helm=${HELM:-helm}
+chart=chart/slipway
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+# Neither this user's settings nor a cluster of theirs.
+HELM_CONFIG_HOME=$dir HELM_CACHE_HOME=$dir HELM_DATA_HOME=$dir KUBECONFIG=$dir/none
+export HELM_CONFIG_HOME HELM_CACHE_HOME HELM_DATA_HOME KUBECONFIG
+failed=0
+case=
+release=slipway
+
+fail() {
+    echo "FAILED: $case: $*" >&2
+    failed=1
+}
+
+# begin NAME ARGUMENTS…: renders into $dir/out
+begin() {
+    case=$1
+    shift
+    if ! "$helm" template "$release" "$chart" --namespace openfaas --kube-version 1.33.0 "$@" >"$dir/out" 2>"$dir/err"; then
+        fail "does not render: $(cat "$dir/err")"
+        : >"$dir/out"
+    elif [ -n "${STRICT_MANIFESTS-}" ] && ! "$STRICT_MANIFESTS" <"$dir/out" >"$dir/strict" 2>&1; then
+        fail "$(cat "$dir/strict")"
+    fi
+}
+
+# refused NAME TEXT ARGUMENTS…: must not render, and say TEXT
+refused() {
+    case=$1
+    text=$2
+    shift 2
+    if "$helm" template "$release" "$chart" --namespace openfaas --kube-version 1.33.0 "$@" >"$dir/out" 2>"$dir/err"; then
+        fail "renders"
+    elif ! grep -q -e "$text" "$dir/err"; then
+        fail "does not say \"$text\": $(cat "$dir/err")"
+    fi
+}
+
+has() { grep -q -F -e "$1" "$dir/out" || fail "has no \"$1\""; }
+has_not() { ! grep -q -F -e "$1" "$dir/out" || fail "has \"$1\""; }
+count() {
+    found=$(grep -c -e "$2" "$dir/out" || true)
+    [ "$found" = "$1" ] || fail "has $found lines with \"$2\", not $1"
+}
+
+case=lint
+"$helm" lint --strict "$chart" >"$dir/out" 2>&1 || fail "$(cat "$dir/out")"
+
+begin "defaults"
+count 2 '^kind: Deployment$'
+count 1 '^kind: StatefulSet$'
+count 3 '^kind: Service$'
+count 3 '^kind: NetworkPolicy$'
+# What the provider finds functions by: on the Deployment, its selector, its pods, its Service; and their policies.
+count 6 'faas_function: builder-fn$'
+count 5 'faas_function: deployer-fn$'
+has 'image: docker.io/slipway/builder-fn:0.1.0'
+has 'image: docker.io/slipway/deployer-fn:0.1.0'
+has 'value: "tcp://slipway-buildkit.openfaas:1234"'
+# No pod has a token of the cluster, and none runs as root.
+count 3 'automountServiceAccountToken: false'
+count 3 'runAsNonRoot: true'
+count 2 'readOnlyRootFilesystem: true'
+count 2 'allowPrivilegeEscalation: false'
+has_not 'privileged: true'
+has_not 'securityContext: {}'
+has_not 'hostPath'
+has_not 'hostNetwork'
+# Secrets are referred to, never made.
+has_not 'kind: Secret'
+count 1 'path: payload-secret$'
+count 2 'path: deploy-secret$'
+count 1 'path: registry-config$'
+count 1 'path: basic-auth-user$'
+count 1 'path: basic-auth-password$'
+# The builder has no way to the gateway's administration, the deployer none to the registry.
+sed -n '/^# Source: .*builder.yaml/,/^---/p' "$dir/out" >"$dir/builder"
+! grep -q basic-auth "$dir/builder" || fail "the builder has the gateway's credentials"
+# Every variable that the chart sets is one that a function reads.
+sed -n '/env:$/,/livenessProbe:$/s/^ *- name: //p' "$dir/out" | sort -u >"$dir/env"
+[ -s "$dir/env" ] || fail "sets no variables"
+while read -r name; do
+    grep -rqF "\"$name\"" builder-fn/src deployer-fn/src template/rust-hyper/host/src || fail "nobody reads the variable $name"
+done <"$dir/env"
+
+begin "before Kubernetes 1.30" --kube-version 1.29.0
+has 'container.apparmor.security.beta.kubernetes.io/buildkitd: unconfined'
+has_not 'appArmorProfile'
+
+release=other
+begin "another release and other namespaces" --set functionNamespace=fn,gateway.namespace=faas
+has 'name: other-slipway-buildkit'
+has 'value: "tcp://other-slipway-buildkit.openfaas:1234"'
+count 6 'namespace: fn$'
+has 'kubernetes.io/metadata.name: faas'
+has 'kubernetes.io/metadata.name: fn'
+release=slipway
+
+begin "images by digest" --set builder.image.digest=sha256:1111111111111111111111111111111111111111111111111111111111111111
+has 'image: docker.io/slipway/builder-fn@sha256:1111'
+has 'image: docker.io/slipway/deployer-fn:0.1.0'
+
+begin "a BuildKit of one's own" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
+has 'value: "tcp://buildkit.build:1234"'
+has_not 'kind: StatefulSet'
+has_not 'kind: ConfigMap'
+count 2 '^kind: NetworkPolicy$'
+
+begin "no persistence, no policies" --set buildkit.persistence.enabled=false,networkPolicy.enabled=false
+has_not 'volumeClaimTemplates'
+has 'emptyDir: {}'
+has_not 'kind: NetworkPolicy'
+
+begin "everything set" --set-json 'builder={"env":{"log_level":"debug","max_inflight":"3"},"podAnnotations":{"a":"b"},"nodeSelector":{"disk":"ssd"},"tolerations":[{"operator":"Exists"}],"affinity":{"nodeAffinity":{}}}' \
+    --set-json 'imagePullSecrets=["pull"]' --set 'secrets.registry.key=\.dockerconfigjson,buildkit.persistence.storageClass=fast' \
+    --set gateway.publicUrl=https://fn.example,builder.insecureRegistry=true
+has 'value: "debug"'
+has 'value: "3"'
+count 1 '- name: max_inflight$'
+has 'disk: ssd'
+has '- name: pull'
+has 'key: .dockerconfigjson'
+has 'storageClassName: fast'
+has 'value: "https://fn.example"'
+has 'value: "true"'
+
+refused "BuildKit nowhere" "buildkit.url is needed" --set buildkit.enabled=false
+refused "a misspelt value" "additional properties 'replica' not allowed" --set builder.replica=2
+refused "a time limit that is none" "/builder/timeout" --set builder.timeout=soon
+refused "a digest that is none" "/deployer/image/digest" --set deployer.image.digest=latest
+refused "a number as environment" "/builder/env/a" --set builder.env.a=1
+
+[ "$failed" = 0 ] || exit 1
+echo "chart/slipway: as it should be"
