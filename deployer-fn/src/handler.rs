@@ -20,8 +20,8 @@ pub const KEY_SECRET: &str = "deploy-secret";
 /// Deploys what is handed over.
 ///
 /// A rollout that has begun goes on when its caller goes away: a gateway that gave up waiting must not leave a function
-/// half-way. It ends by its own limits, and when the process is asked to end. What it came to is then in the log, and in the
-/// answer to the same hand-over delivered again.
+/// half-way. It ends by its own limits, or with the process. What it came to is then in the log, and in the answer to the
+/// same hand-over delivered again.
 #[derive(Clone, Debug)]
 pub struct Deployer {
     settings: Arc<Settings>,

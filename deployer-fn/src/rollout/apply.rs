@@ -56,7 +56,7 @@ pub(super) async fn apply(transport: &impl Transport, hand_over: &HandOver, dead
 fn marked(hand_over: &HandOver) -> FunctionSpec {
     let built_at = hand_over
         .built_at
-        .map(|at| humantime::format_rfc3339(at).to_string());
+        .map(|at| humantime::format_rfc3339_millis(at).to_string());
     let marks = [
         (SPEC_ANNOTATION, Some(hand_over.spec.digest())),
         (TAG_ANNOTATION, hand_over.tag.clone()),

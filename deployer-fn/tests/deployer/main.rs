@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
+mod faults;
 mod function;
-mod rollouts;
+mod providers;
+mod rollout;
 mod script;

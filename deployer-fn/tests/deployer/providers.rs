@@ -3,21 +3,15 @@
 
 use std::time::Duration;
 
-use deployer_fn::outcome::{Fault, Outcome, Running, Status};
-use deployer_fn::request::{FunctionSpec, HandOver, PinnedImage, SPEC_ANNOTATION};
-use deployer_fn::rollout::{Deadline, Limits, rollout};
-use function_host::Shutdown;
+use deployer_fn::outcome::{Fault, Running, Status};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::script::{ALWAYS, Call, Script, expect};
-
-const OLD: &str =
-    "registry.example/hello@sha256:0000000000000000000000000000000000000000000000000000000000000000";
-const NEW: &str =
-    "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
-
-const READY_TIMEOUT: Duration = Duration::from_secs(50);
+use crate::rollout::{
+    NEW, OLD, READY_TIMEOUT, assert_ended, hand_over, health, marked, new, old, post, put, read, run,
+    run_with, running,
+};
+use crate::script::{ALWAYS, expect};
 
 const NO_DEPLOYMENT: &str =
     "unable update Deployment: hello.openfaas-fn, error: deployments.apps \"hello\" not found\n";
@@ -28,94 +22,6 @@ const NO_K8S_SECRET: &str =
 const NOT_PULLED: &str = "unable to pull image registry.example/hello: not found\n";
 const NO_FAASD_SECRET: &str = "unable to find secret: api-key\n";
 const NO_ENDPOINTS: &str = "No endpoints available for: hello.";
-
-fn hand_over() -> HandOver {
-    HandOver {
-        spec: FunctionSpec {
-            service: "hello".to_owned(),
-            image: PinnedImage::parse(NEW).unwrap(),
-            namespace: None,
-            env_process: None,
-            env_vars: [("A".to_owned(), "1".to_owned())].into(),
-            constraints: vec![],
-            secrets: vec!["api-key".to_owned()],
-            labels: Default::default(),
-            annotations: [("topic".to_owned(), "orders".to_owned())].into(),
-            limits: None,
-            requests: None,
-            read_only_root_filesystem: true,
-        },
-        tag: Some("registry.example/hello:2".to_owned()),
-        call_id: Some("call-7".to_owned()),
-        built_at: None,
-        unknown: vec![],
-    }
-}
-
-/// What a provider says of the function before and after.
-fn old(available: u64) -> String {
-    json!({"name": "hello", "image": OLD, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
-        "labels": {"faas_function": "hello"}, "annotations": {"prometheus.io.scrape": "false"}})
-    .to_string()
-}
-
-fn new(available: u64) -> String {
-    marked(&hand_over().spec, available)
-}
-
-fn marked(spec: &FunctionSpec, available: u64) -> String {
-    json!({"name": "hello", "image": NEW, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
-        "annotations": {SPEC_ANNOTATION: spec.digest(), "topic": "orders"}})
-    .to_string()
-}
-
-fn read() -> Call {
-    expect("GET /system/function/hello")
-}
-
-fn put() -> Call {
-    expect("PUT /system/functions")
-}
-
-fn post() -> Call {
-    expect("POST /system/functions")
-}
-
-fn health() -> Call {
-    expect("GET /function/hello/_/health")
-}
-
-async fn run(calls: impl IntoIterator<Item = Call>) -> Outcome {
-    run_with(&hand_over(), calls).await
-}
-
-async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item = Call>) -> Outcome {
-    let (_trigger, shutdown) = Shutdown::new();
-    let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
-    let script = Script::new(calls);
-    let url = "http://gateway:8080/function/hello".to_owned();
-    let outcome = rollout(&script, hand_over, &Limits::default(), &deadline, url).await;
-    script.finish();
-    outcome
-}
-
-#[track_caller]
-fn assert_ended(outcome: &Outcome, status: Status, fault: Option<Fault>, reasons: &[&str]) {
-    assert_eq!((outcome.status, outcome.fault), (status, fault), "{outcome:#?}");
-    for reason in reasons {
-        assert!(
-            outcome.reasons.iter().any(|given| given.contains(reason)),
-            "{reason:?} is not in {outcome:#?}"
-        );
-    }
-}
-
-fn running(image: &str, available_replicas: u64) -> Running {
-    Running::Function {
-        image: image.to_owned(),
-        available_replicas,
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_kubernetes() {
@@ -399,154 +305,4 @@ async fn a_function_scaled_to_zero_is_woken_by_asking_it() {
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_gateway_that_is_down_is_told_before_anything_is_changed() {
-    let outcome = run([read().refused()]).await;
-    assert_ended(
-        &outcome,
-        Status::Failed,
-        Some(Fault::Platform),
-        &["nothing was changed: could not reach the gateway"],
-    );
-    assert!(!outcome.changed);
-    assert_eq!(outcome.running, Running::Unknown);
-}
-
-#[tokio::test(start_paused = true)]
-async fn answers_that_are_no_functions_are_not_taken_for_one() {
-    for (status, text) in [
-        (200, "<html><body>Welcome</body></html>"),
-        (200, ""),
-        (200, "{}"),
-        (200, "{\"name\":\"other\"}"),
-        (401, "invalid credentials\n"),
-        (502, ""),
-    ] {
-        let outcome = run([read().reply(status, text)]).await;
-        assert_ended(
-            &outcome,
-            Status::Failed,
-            Some(Fault::Platform),
-            &["nothing was changed: the gateway answered GET"],
-        );
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_update_whose_answer_was_lost_is_looked_up() {
-    let done = run([
-        read().reply(200, old(1)),
-        put().lost(),
-        read().reply(200, new(0)),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
-    ])
-    .await;
-    assert_ended(&done, Status::Ready, None, &["lost the gateway during PUT"]);
-
-    let not_done = run([read().reply(200, old(1)), put().lost(), read().reply(200, old(1))]).await;
-    assert_ended(
-        &not_done,
-        Status::Failed,
-        Some(Fault::Platform),
-        &["lost the gateway during PUT"],
-    );
-    assert_eq!(not_done.running, running(OLD, 1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_update_that_is_never_answered_ends_in_time_with_what_is_known() {
-    let begun = Instant::now();
-    let outcome = run([read().reply(200, old(1)), put().silent(), read().refused()]).await;
-    assert_ended(
-        &outcome,
-        Status::Failed,
-        Some(Fault::Platform),
-        &["what runs now is not known: could not reach"],
-    );
-    assert_eq!(outcome.running, Running::Unknown);
-    assert!(begun.elapsed() < READY_TIMEOUT + Duration::from_secs(1));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_gateway_that_does_not_know_us_or_the_route_is_the_platforms_doing() {
-    for (put_status, post_status, reason) in [
-        (401, None, "credentials"),
-        (404, Some(404), "no gateway"),
-        (429, None, "busy"),
-    ] {
-        let mut calls = vec![read().reply(404, ""), put().reply(put_status, "")];
-        calls.extend(post_status.map(|status| post().reply(status, "404 page not found\n")));
-        calls.push(read().reply(404, ""));
-        assert_ended(
-            &run(calls).await,
-            Status::Failed,
-            Some(Fault::Platform),
-            &[reason],
-        );
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_gateway_that_is_away_for_a_while_is_waited_for() {
-    let outcome = run([
-        read().reply(200, old(1)),
-        put().reply(202, ""),
-        read().times(5).refused(),
-        read().reply(502, ""),
-        read().reply(200, new(1)),
-        health().lost(),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
-    ])
-    .await;
-    assert_ended(&outcome, Status::Ready, None, &[]);
-
-    let lost = run([
-        read().reply(200, old(1)),
-        put().reply(202, ""),
-        read().times(ALWAYS).refused(),
-    ])
-    .await;
-    assert_ended(
-        &lost,
-        Status::Failed,
-        Some(Fault::Platform),
-        &["not ready within 50s: could not reach the gateway"],
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_end_of_the_process_ends_a_rollout_as_one_to_be_tried_again() {
-    let (trigger, shutdown) = Shutdown::new();
-    let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
-    let script = Script::new([
-        read().reply(404, ""),
-        put().reply(404, ""),
-        post()
-            .check(move |_| trigger.begin(Instant::now() + Duration::from_secs(10)))
-            .reply(202, ""),
-        read().times(ALWAYS).reply(200, new(0)),
-    ]);
-    let begun = Instant::now();
-
-    let outcome = rollout(
-        &script,
-        &hand_over(),
-        &Limits::default(),
-        &deadline,
-        String::new(),
-    )
-    .await;
-
-    assert_ended(
-        &outcome,
-        Status::Failed,
-        Some(Fault::Platform),
-        &["the deployer itself is being ended"],
-    );
-    assert!(begun.elapsed() < Duration::from_secs(10));
-    script.finish();
 }
