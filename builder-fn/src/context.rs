@@ -56,6 +56,24 @@ impl SourceContext {
         found.ok().map(|at| &self.entries[at])
     }
 
+    /// What is directly in the folder at `path`, by name; `.` is the context itself.
+    pub(crate) fn children(&self, path: &str) -> impl Iterator<Item = &Entry> {
+        let (inside, prefix) = match path {
+            "." => (&self.entries[..], 0),
+            _ => match self
+                .entries
+                .binary_search_by(|entry| order::compare(&entry.path, path))
+            {
+                Ok(at) => (&self.entries[at + 1..], path.len() + 1),
+                Err(_) => (&[][..], 0),
+            },
+        };
+        inside
+            .iter()
+            .take_while(move |entry| prefix == 0 || order::is_within(&entry.path, path))
+            .filter(move |entry| !entry.path[prefix..].contains('/'))
+    }
+
     /// Reads from the file `entry`, from `offset` of its content on, into `buffer`. Zero is the file's end.
     ///
     /// This is a `pread` (mostly from the page cache) or a copy, and blocks accordingly.

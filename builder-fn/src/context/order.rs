@@ -23,6 +23,12 @@ pub(super) fn path(key: &str) -> String {
     key.replace(SEPARATOR, "/")
 }
 
+/// Whether `path` is in `folder`, at any depth.
+pub(super) fn is_within(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder)
+        .is_some_and(|rest| rest.starts_with('/'))
+}
+
 fn lowered(byte: u8) -> u8 {
     if byte == b'/' { 0 } else { byte }
 }

@@ -1,6 +1,16 @@
 //! What of a source context a session client is to show, given the patterns that BuildKit sent along.
+//!
+//! It is the client that applies `.dockerignore`: BuildKit's frontend reads the file, and sends its lines back as
+//! exclude patterns of a second request. This is fsutil's `FilterFS` and its `WithHardlinkReset`, on the index.
 
-use super::{Entry, SourceContext};
+mod follow;
+mod glob;
+mod patterns;
+
+use std::collections::HashMap;
+
+use super::{Entry, Kind, SourceContext, order};
+use patterns::{Matched, Pattern, Patterns};
 
 /// The patterns of one file-sync request, as they came in its metadata.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +33,7 @@ pub struct Visible<'a> {
 }
 
 /// A pattern that cannot be understood.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("bad pattern {pattern:?}: {reason}")]
 pub struct PatternError {
     /// The pattern.
@@ -36,10 +46,154 @@ pub struct PatternError {
 ///
 /// # Errors
 /// When one of the patterns is malformed.
-pub fn view<'a>(context: &'a SourceContext, _filter: &Filter) -> Result<Vec<Visible<'a>>, PatternError> {
-    Ok(context
-        .entries()
-        .iter()
-        .map(|entry| Visible { entry, link: None })
-        .collect())
+pub fn view<'a>(context: &'a SourceContext, filter: &Filter) -> Result<Vec<Visible<'a>>, PatternError> {
+    let mut include = Some(filter.include.clone());
+    if !filter.follow.is_empty()
+        && let Some(targets) = follow::follow(context, &filter.follow)
+    {
+        include = follow::without_nested(filter.include.iter().cloned().chain(targets));
+    }
+    let include = include.filter(|patterns| !patterns.is_empty());
+    let include = include.as_deref().map(Side::include).transpose()?;
+    let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
+    let exclude = exclude.map(Side::exclude).transpose()?;
+    Ok(with_links(walk(context, include.as_ref(), exclude.as_ref())))
 }
+
+/// One of the two lists of patterns.
+struct Side {
+    patterns: Patterns,
+    /// Whether those patterns that speak for showing something name folders without wildcards before the end. Then
+    /// folders in which none of them can match need not be entered.
+    only_prefixes: bool,
+    shows: fn(&Pattern) -> bool,
+}
+
+/// A folder on the way to the current entry.
+struct Folder<'a> {
+    entry: &'a Entry,
+    include: Matched,
+    exclude: Matched,
+    is_shown: bool,
+}
+
+impl Side {
+    fn include(patterns: &[String]) -> Result<Self, PatternError> {
+        Self::new(patterns, |pattern| !pattern.is_exception())
+    }
+
+    fn exclude(patterns: &[String]) -> Result<Self, PatternError> {
+        Self::new(patterns, Pattern::is_exception)
+    }
+
+    fn new(patterns: &[String], shows: fn(&Pattern) -> bool) -> Result<Self, PatternError> {
+        let patterns = Patterns::parse(patterns)?;
+        let is_prefix = |pattern: &Pattern| {
+            !pattern
+                .without_trailing_glob()
+                .contains(['*', '[', ']', '?', '^', '\\'])
+        };
+        let only_prefixes = patterns.iter().filter(|pattern| shows(pattern)).all(is_prefix);
+        Ok(Self {
+            patterns,
+            only_prefixes,
+            shows,
+        })
+    }
+
+    /// Whether nothing below the folder, which is not to be shown itself, can be to be shown.
+    fn rules_out(&self, folder: &str) -> bool {
+        let leads_here = |pattern: &Pattern| {
+            let prefix = pattern.without_trailing_glob();
+            prefix
+                .strip_prefix(folder)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.only_prefixes
+            && !self
+                .patterns
+                .iter()
+                .any(|pattern| (self.shows)(pattern) && leads_here(pattern))
+    }
+}
+
+/// All entries that the patterns let through, and the folders that lead to them.
+fn walk<'a>(context: &'a SourceContext, include: Option<&Side>, exclude: Option<&Side>) -> Vec<&'a Entry> {
+    let mut shown = Vec::new();
+    let mut folders: Vec<Folder<'a>> = Vec::new();
+    let mut skipped: Option<&str> = None;
+    for entry in context.entries() {
+        if skipped.is_some_and(|folder| order::is_within(&entry.path, folder)) {
+            continue;
+        }
+        while folders
+            .last()
+            .is_some_and(|folder| !order::is_within(&entry.path, &folder.entry.path))
+        {
+            folders.pop();
+        }
+        let mut folder = Folder {
+            entry,
+            include: Matched::new(),
+            exclude: Matched::new(),
+            is_shown: false,
+        };
+        let mut is_hidden = false;
+        if let Some(include) = include {
+            let inherited = folders.last().map_or(&[][..], |folder| &folder.include);
+            let (matches, each) = include.patterns.matches(&entry.path, inherited);
+            folder.include = each;
+            if !matches {
+                if entry.is_directory() && include.rules_out(&entry.path) {
+                    skipped = Some(&entry.path);
+                    continue;
+                }
+                is_hidden = true;
+            }
+        }
+        if let Some(exclude) = exclude {
+            let inherited = folders.last().map_or(&[][..], |folder| &folder.exclude);
+            let (matches, each) = exclude.patterns.matches(&entry.path, inherited);
+            folder.exclude = each;
+            if matches {
+                if entry.is_directory()
+                    && (!exclude.patterns.has_exceptions() || exclude.rules_out(&entry.path))
+                {
+                    skipped = Some(&entry.path);
+                    continue;
+                }
+                is_hidden = true;
+            }
+        }
+        if !is_hidden {
+            for above in folders.iter_mut().filter(|above| !above.is_shown) {
+                above.is_shown = true;
+                shown.push(above.entry);
+            }
+            folder.is_shown = true;
+            shown.push(entry);
+        }
+        if entry.is_directory() {
+            folders.push(folder);
+        }
+    }
+    shown
+}
+
+/// Says of every hard link which entry before it is the same file.
+fn with_links(entries: Vec<&Entry>) -> Vec<Visible<'_>> {
+    let mut firsts: HashMap<u64, &str> = HashMap::new();
+    let mut visible = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let mut link = None;
+        if let Kind::File { offset, .. } = entry.kind {
+            let first = *firsts.entry(offset).or_insert(&entry.path);
+            link = Some(first).filter(|first| *first != entry.path);
+        }
+        visible.push(Visible { entry, link });
+    }
+    visible
+}
+
+#[cfg(test)]
+mod tests;

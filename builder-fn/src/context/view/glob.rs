@@ -1,0 +1,251 @@
+//! Go's `path/filepath` as far as patterns need it: `Clean`, `Join` and `Match`, for Unix.
+
+/// The shortest path that means the same, as `filepath.Clean` has it.
+pub(super) fn clean(path: &str) -> String {
+    let rooted = path.starts_with('/');
+    let mut components: Vec<&str> = Vec::new();
+    for component in path.split('/') {
+        match component {
+            "" | "." => {}
+            ".." => match components.last() {
+                Some(&last) if last != ".." => {
+                    components.pop();
+                }
+                _ if rooted => {}
+                _ => components.push(".."),
+            },
+            _ => components.push(component),
+        }
+    }
+    let joined = components.join("/");
+    match (rooted, joined.is_empty()) {
+        (true, _) => format!("/{joined}"),
+        (false, true) => ".".to_owned(),
+        (false, false) => joined,
+    }
+}
+
+/// `left/right`, cleaned, as `filepath.Join` has it.
+pub(super) fn join(left: &str, right: &str) -> String {
+    match (left.is_empty(), right.is_empty()) {
+        (true, true) => String::new(),
+        (true, false) => clean(right),
+        (false, true) => clean(left),
+        (false, false) => clean(&format!("{left}/{right}")),
+    }
+}
+
+/// Folder and last component of a clean relative path.
+pub(super) fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or((".", path))
+}
+
+/// Whether a name is a pattern rather than a name.
+pub(super) fn has_wildcards(name: &str) -> bool {
+    let mut characters = name.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => {
+                characters.next();
+            }
+            '*' | '?' | '[' => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// A pattern of `filepath.Match`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Glob(Vec<Token>);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Token {
+    /// Any number of characters but `/`.
+    Star,
+    /// One character but `/`.
+    One,
+    /// This character.
+    Is(char),
+    /// One of these, or none of these.
+    Class {
+        negated: bool,
+        ranges: Vec<(char, char)>,
+    },
+}
+
+impl Glob {
+    /// `None` where Go says `ErrBadPattern`.
+    pub(super) fn parse(pattern: &str) -> Option<Self> {
+        let mut tokens = Vec::new();
+        let mut rest = pattern.chars().peekable();
+        while let Some(character) = rest.next() {
+            tokens.push(match character {
+                '*' => Token::Star,
+                '?' => Token::One,
+                '\\' => Token::Is(rest.next()?),
+                '[' => {
+                    let negated = rest.next_if_eq(&'^').is_some();
+                    let mut ranges = Vec::new();
+                    while ranges.is_empty() || rest.next_if_eq(&']').is_none() {
+                        let low = class_member(&mut rest)?;
+                        let high = if rest.next_if_eq(&'-').is_some() {
+                            class_member(&mut rest)?
+                        } else {
+                            low
+                        };
+                        ranges.push((low, high));
+                    }
+                    Token::Class { negated, ranges }
+                }
+                _ => Token::Is(character),
+            });
+        }
+        Some(Self(tokens))
+    }
+
+    /// Whether `name` is what the pattern describes, all of it.
+    pub(super) fn matches(&self, name: &str) -> bool {
+        let name: Vec<char> = name.chars().collect();
+        let (mut token, mut at) = (0, 0);
+        // Where to go on when what follows the last star does not fit: the star then takes one character more.
+        let mut retry: Option<(usize, usize)> = None;
+        loop {
+            match self.0.get(token) {
+                None if at == name.len() => return true,
+                Some(Token::Star) => {
+                    retry = Some((token + 1, at));
+                    token += 1;
+                    continue;
+                }
+                Some(one) if name.get(at).is_some_and(|character| one.takes(*character)) => {
+                    token += 1;
+                    at += 1;
+                    continue;
+                }
+                _ => {}
+            }
+            match retry {
+                Some((after_star, taken)) if name.get(taken).is_some_and(|character| *character != '/') => {
+                    retry = Some((after_star, taken + 1));
+                    (token, at) = (after_star, taken + 1);
+                }
+                _ => return false,
+            }
+        }
+    }
+}
+
+impl Token {
+    fn takes(&self, character: char) -> bool {
+        match self {
+            Self::Star => false,
+            Self::One => character != '/',
+            Self::Is(wanted) => character == *wanted,
+            Self::Class { negated, ranges } => {
+                let within = ranges
+                    .iter()
+                    .any(|(low, high)| (*low..=*high).contains(&character));
+                within != *negated
+            }
+        }
+    }
+}
+
+fn class_member(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char> {
+    let member = match rest.next()? {
+        '-' | ']' => return None,
+        '\\' => rest.next()?,
+        character => character,
+    };
+    // The class has to be closed.
+    rest.peek().map(|_| member)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_cleaned_as_go_does() {
+        for (path, cleaned) in [
+            ("", "."),
+            ("a", "a"),
+            ("./a//b/./c/", "a/b/c"),
+            ("a/../b", "b"),
+            ("a/..", "."),
+            ("../a", "../a"),
+            ("a/../../b", "../b"),
+            ("/../a", "/a"),
+            ("/", "/"),
+            ("//a/", "/a"),
+            ("!./a", "!./a"),
+        ] {
+            assert_eq!(clean(path), cleaned, "{path:?}");
+        }
+        for (left, right, joined) in [
+            (".", "/a", "a"),
+            (".", "../a", "../a"),
+            ("/", "../a", "/a"),
+            ("a", "../../b", "../b"),
+            ("a", "", "a"),
+        ] {
+            assert_eq!(join(left, right), joined, "{left:?} and {right:?}");
+        }
+    }
+
+    #[test]
+    fn globs_match_as_go_does() {
+        for (pattern, name, expected) in [
+            ("abc", "abc", true),
+            ("*", "abc", true),
+            ("*", "", true),
+            ("*c", "abc", true),
+            ("a*", "a", true),
+            ("a*/b", "abc/b", true),
+            ("a*/b", "a/c/b", false),
+            ("a*b*c*d*e*/f", "axbxcxdxe/f", true),
+            ("a*b?c*x", "abxbbxdbxebxczzx", true),
+            ("a*b?c*x", "abxbbxdbxebxczzy", false),
+            ("ab[c]", "abc", true),
+            ("ab[b-d]", "abc", true),
+            ("ab[e-g]", "abc", false),
+            ("ab[^c]", "abc", false),
+            ("ab[^e-g]", "abc", true),
+            ("a\\*b", "a*b", true),
+            ("a\\*b", "ab", false),
+            ("a?b", "a☺b", true),
+            ("a???b", "a☺b", false),
+            ("[a-ζ]*", "α", true),
+            ("*[a-ζ]", "A", false),
+            ("a?b", "a/b", false),
+            ("[\\]a]", "]", true),
+            ("[\\-x]", "-", true),
+            ("[x\\-]", "z", false),
+            ("[z-a]", "b", false),
+            ("", "", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(
+                Glob::parse(pattern).map(|glob| glob.matches(name)),
+                Some(expected),
+                "{pattern} and {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn malformed_globs_are_told() {
+        for pattern in [
+            "[]a]", "[-]", "[x-]", "[-x]", "[a-b-c]", "[", "[^", "[^bc", "a[", "[]", "a\\", "[\\",
+        ] {
+            assert_eq!(Glob::parse(pattern), None, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn an_escaped_wildcard_is_none() {
+        assert!(has_wildcards("a*") && has_wildcards("[a]") && has_wildcards("\\a?"));
+        assert!(!has_wildcards("a\\*b") && !has_wildcards("a") && !has_wildcards("]"));
+    }
+}
