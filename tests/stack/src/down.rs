@@ -13,8 +13,8 @@ use crate::{
     cgroup::Groups,
     control::{Command, Conversation, Event},
     error::{At as _, Error, Result},
-    places::{self, Places, StackDir},
-    plan::{Plan, Running},
+    places::{Places, StackDir},
+    plan::Running,
     progress::Progress,
     stack::Stack,
 };
@@ -42,10 +42,8 @@ pub async fn down(name: &str, purge: bool, progress: &Progress) -> Result<()> {
         progress.step("stack", format_args!("there is no stack {name}"));
         return Ok(());
     }
-    let lock = places::lock_waiting(place.root.join("lock")).await?;
-    if let Some(plan) = Plan::read(&place)? {
-        stop(&place, plan.number, progress).await?;
-    }
+    let lock = place.lock().await?;
+    stop(&place, progress).await?;
     if purge {
         fs::remove_dir_all(&place.root).at("remove", &place.root)?;
         progress.step("stack", "its data is removed");
@@ -55,7 +53,7 @@ pub async fn down(name: &str, purge: bool, progress: &Progress) -> Result<()> {
 }
 
 /// Stops what runs of a stack, and clears away what it left if it was killed.
-pub(crate) async fn stop(place: &StackDir, number: Number, progress: &Progress) -> Result<()> {
+pub(crate) async fn stop(place: &StackDir, progress: &Progress) -> Result<()> {
     let Some(running) = Running::read(place)? else {
         return Ok(());
     };
@@ -71,13 +69,13 @@ pub(crate) async fn stop(place: &StackDir, number: Number, progress: &Progress) 
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
-    let gone = || !running.alive() && !interface(number).exists();
+    let gone = || !running.alive() && !interface(running.number).exists();
     let waited = wait_until(KERNEL_WITHIN, gone).await;
     waited.map_err(|()| Error::TooLong {
         what: format!(
             "the end of process {} and of interface {}",
             running.holder,
-            number.interface()
+            running.number.interface()
         ),
         seconds: KERNEL_WITHIN.as_secs(),
     })?;

@@ -10,7 +10,7 @@ use crate::{
     cgroup::Groups,
     error::{At as _, Error, Result},
     places::StackDir,
-    plan::{Running, started},
+    plan::{Plan, Running, started},
 };
 
 /// Becomes the holder of a stack; returns only when that fails.
@@ -20,7 +20,9 @@ pub fn hold(dir: &StackDir) -> Result<()> {
     let program = env::current_exe().at("find", "/proc/self/exe")?;
     let groups = Groups::of(&dir.name)?;
     let holder = std::process::id();
+    let plan = Plan::read(dir)?.ok_or_else(|| Error::Machine(format!("there is no stack {}", dir.name)))?;
     let running = Running {
+        number: plan.number,
         holder,
         started: started(holder).unwrap_or_default(),
         groups: groups.dirs().to_vec(),

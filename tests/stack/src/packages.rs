@@ -56,7 +56,7 @@ pub async fn install_missing(progress: &Progress) -> Result<()> {
 }
 
 /// The registry's program: the installed one, or the package's, unpacked into the cache.
-pub async fn registry(places: &Places, progress: &Progress) -> Result<PathBuf> {
+pub(crate) async fn registry(places: &Places, progress: &Progress) -> Result<PathBuf> {
     let installed = Path::new("/usr/bin/docker-registry");
     if installed.exists() {
         return Ok(installed.to_owned());

@@ -150,9 +150,9 @@ impl StackDir {
     }
 
     /// Holds the stack for one change at a time, over processes; given up when the file is dropped.
-    pub fn lock(&self) -> Result<File> {
-        fs::create_dir_all(&self.root).at("create", &self.root)?;
-        lock(&self.root.join("lock"))
+    pub(crate) async fn lock(&self) -> Result<File> {
+        private_dir(&self.root)?;
+        lock_waiting(self.root.join("lock")).await
     }
 }
 

@@ -93,7 +93,7 @@ pub(crate) struct Plan {
     pub(crate) registry: PathBuf,
     pub(crate) provider: Provider,
     /// builder-fn, to be run as a plain process.
-    pub(crate) builder: Option<PathBuf>,
+    pub(crate) builder: PathBuf,
     pub(crate) ack_wait_seconds: u64,
 }
 
@@ -101,6 +101,11 @@ impl Plan {
     /// Reads the plan of a stack; nothing where there is no such stack.
     pub(crate) fn read(dir: &StackDir) -> Result<Option<Self>> {
         read(dir.plan())
+    }
+
+    /// Reads the plan that a stack had; nothing too where a launcher of another version made it.
+    pub(crate) fn earlier(dir: &StackDir) -> Option<Self> {
+        Self::read(dir).ok().flatten()
     }
 
     /// Writes the plan.
@@ -116,6 +121,8 @@ pub(crate) struct Running {
     pub(crate) holder: u32,
     /// When that process was started, in the kernel's ticks: process ids are used again.
     pub(crate) started: u64,
+    /// The stack's number, which is its interface's.
+    pub(crate) number: Number,
     /// The stack's control groups.
     pub(crate) groups: Vec<PathBuf>,
 }

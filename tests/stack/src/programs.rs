@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Builds programs of this workspace and says where they are, in the order asked for. A program's package has its name.
-pub async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
+pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
     let mut cargo = command("cargo");
     cargo.current_dir(places::repository());
     cargo.args(["build", "--locked", "--message-format=json"]);

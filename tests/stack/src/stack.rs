@@ -241,19 +241,21 @@ pub(crate) fn succeeded(place: &StackDir, answer: Event) -> Result<Event> {
 
 /// The last lines of the log of a part, of a stack that runs or not.
 pub fn part_log_tail(name: &str, part: Part, lines: usize) -> Result<String> {
-    Ok(log_tail(
-        &Places::from_env()?.stack(name)?.log(part.name()),
-        lines,
-    ))
-}
-
-/// The last lines of a log and, where it is short, of what was put aside of it.
-pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
+    let log = Places::from_env()?.stack(name)?.log(part.name());
     let mut text = String::new();
-    for path in [supervisor::older(log), log.to_owned()] {
+    // Of a log that was just begun, the lines before count too.
+    for path in [supervisor::older(&log), log] {
         text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
     }
-    tail(&text, lines)
+    Ok(tail(&text, lines))
+}
+
+/// The last lines of a log.
+pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
+    tail(
+        &String::from_utf8_lossy(&fs::read(log).unwrap_or_default()),
+        lines,
+    )
 }
 
 impl std::fmt::Debug for Gateway {

@@ -46,8 +46,7 @@ impl Stack {
         let place = places.stack(&options.name)?;
         packages::install_missing(progress).await?;
         let (mut plan, images) = prepare(options, &places, progress).await?;
-        fs::create_dir_all(&place.root).at("create", &place.root)?;
-        let _one = places::lock_waiting(place.root.join("lock")).await?;
+        let _one = place.lock().await?;
         plan.number = number(&places, &place)?;
         let stack = launch(&place, plan, progress).await?;
         let push = Push::new(
@@ -65,35 +64,22 @@ impl Stack {
 
 /// Makes what stacks are made of: programs and images, side by side.
 async fn prepare(options: &Options, places: &Places, progress: &Progress) -> Result<(Plan, BaseImages)> {
-    let provider = async {
-        match &options.faasd {
-            Some(faasd) => Ok(Provider::Faasd(Stamped::of(&absolute(faasd)?)?)),
-            None => {
-                let [provider] = programs::build(["slipway-dev-provider"]).await?;
-                progress.step("programs", "provider built");
-                Ok(Provider::Embedded(Stamped::of(&provider)?))
-            }
-        }
-    };
-    let builder = async {
-        let provider = provider.await?;
-        // After the provider: cargo builds one thing at a time.
-        let builder = match options.deploy {
-            true => {
-                let [builder] = programs::build(["builder-fn"]).await?;
-                progress.step("programs", "builder-fn built, to be run as a plain process");
-                Some(builder)
-            }
-            false => None,
-        };
+    let own = async {
+        // In one go, because cargo would build what they share anew for each.
+        let [provider, builder] = programs::build(["slipway-dev-provider", "builder-fn"]).await?;
+        progress.step("programs", "provider and builder-fn built");
         Ok((provider, builder))
     };
     let (mut tools, registry, images, (provider, builder)) = tokio::try_join!(
         Tools::build(places, progress),
         packages::registry(places, progress),
         BaseImages::make(places, progress),
-        builder,
+        own,
     )?;
+    let provider = match &options.faasd {
+        Some(faasd) => Provider::Faasd(Stamped::of(&absolute(faasd)?)?),
+        None => Provider::Embedded(Stamped::of(&provider)?),
+    };
     if let Some(gateway) = &options.gateway {
         tools.gateway = absolute(gateway)?;
     }
@@ -120,13 +106,13 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 /// The number of a stack: the one that it had, or one that no other has.
 fn number(places: &Places, place: &StackDir) -> Result<Number> {
     let _one = places::lock(&places.stacks.join(".lock"))?;
-    if let Some(plan) = Plan::read(place)? {
+    if let Some(plan) = Plan::earlier(place) {
         return Ok(plan.number);
     }
     let mut taken = HashSet::new();
     for entry in fs::read_dir(&places.stacks).at("read", &places.stacks)?.flatten() {
         if let Ok(other) = places.stack(&entry.file_name().to_string_lossy())
-            && let Some(plan) = Plan::read(&other)?
+            && let Some(plan) = Plan::earlier(&other)
         {
             taken.insert(plan.number);
         }
@@ -139,7 +125,7 @@ fn number(places: &Places, place: &StackDir) -> Result<Number> {
 async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack> {
     place.create()?;
     let alive = Running::read(place)?.is_some_and(|running| running.alive());
-    let same = Plan::read(place)?.as_ref() == Some(&plan);
+    let same = Plan::earlier(place).as_ref() == Some(&plan);
     if alive && same {
         let stack = Stack::of(place.clone(), plan)?;
         begin(&stack, progress).await?;
@@ -151,7 +137,7 @@ async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Sta
             "its programs have changed; it is stopped and started anew",
         );
     }
-    down::stop(place, plan.number, progress).await?;
+    down::stop(place, progress).await?;
     write_configuration(place, &plan).await?;
     plan.write(place)?;
     let stack = Stack::of(place.clone(), plan)?;
@@ -159,7 +145,7 @@ async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Sta
     holder.supervisor(place).await?;
     if let Err(error) = begin(&stack, progress).await {
         // What is said is why it did not start, whatever comes of the clean-up; its failure shows at the next start.
-        let _ = down::stop(place, stack.plan().number, progress).await;
+        let _ = down::stop(place, progress).await;
         return Err(error);
     }
     holder.keep();

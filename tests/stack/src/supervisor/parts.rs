@@ -116,10 +116,7 @@ impl Parts {
         {
             return Ok(());
         }
-        let spec = self
-            .context
-            .spec(part)
-            .ok_or_else(|| format!("this stack has no {part}"))?;
+        let spec = self.context.spec(part);
         tell(Event::Starting { part });
         let began = Instant::now();
         let (mut child, written, ready) = self.launch(part, spec)?;

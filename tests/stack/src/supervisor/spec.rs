@@ -45,9 +45,9 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// How a part is started; nothing for a part that this stack has not.
-    pub(crate) fn spec(&self, part: Part) -> Option<Spec> {
-        Some(match part {
+    /// How a part is started.
+    pub(crate) fn spec(&self, part: Part) -> Spec {
+        match part {
             Part::Egress => self.egress(),
             Part::Registry => self.registry(),
             Part::Buildkit => self.buildkit(),
@@ -56,8 +56,8 @@ impl Context {
             Part::Provider => self.provider(),
             Part::Gateway => self.gateway(),
             Part::QueueWorker => self.queue_worker(),
-            Part::Builder => self.builder(self.plan.builder.clone()?),
-        })
+            Part::Builder => self.builder(),
+        }
     }
 
     /// BuildKit's socket, for the machine.
@@ -223,7 +223,7 @@ impl Context {
 
     fn embedded_provider(&self, program: &Path) -> Spec {
         let mut command = self.program(program);
-        command.args(["--listen-address", &format!("{BRIDGE}:{PROVIDER_PORT}")]);
+        command.args(["serve", "--listen-address", &format!("{BRIDGE}:{PROVIDER_PORT}")]);
         command.arg("--sock").arg(self.containerd_socket());
         command.arg("--state-dir").arg(self.dir.data("provider"));
         command.arg("--secret-mount-path").arg(self.dir.secrets());
@@ -286,8 +286,8 @@ impl Context {
         }
     }
 
-    fn builder(&self, program: PathBuf) -> Spec {
-        let mut command = self.program(program);
+    fn builder(&self) -> Spec {
+        let mut command = self.program(&self.plan.builder);
         command.env("port", PLAIN_BUILDER_PORT.to_string());
         command.env("metrics_port", PLAIN_BUILDER_METRICS_PORT.to_string());
         command.env(
