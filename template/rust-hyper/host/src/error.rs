@@ -75,11 +75,10 @@ impl Error {
                 "request refused"
             );
         }
-        let text = match self.told {
-            Some(_) => format!("{message}\n"),
-            None => format!("{message}, call id {call_id}\n"),
-        };
-        reply::message(status, text)
+        match self.told {
+            Some((status, message)) => reply::message(status, format!("{message}\n")),
+            None => reply::internal_error(call_id),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What the host calls for each request.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{self, Poll};
 
 use crate::{Context, Error, Request, Response};
 
@@ -26,7 +28,33 @@ where
     Answer: Future<Output = Result<Response, E>> + Send,
     E: Into<Error>,
 {
-    async fn call(&self, request: Request, context: Context) -> Result<Response, Error> {
-        self(request, context).await.map_err(Into::into)
+    fn call(
+        &self,
+        request: Request,
+        context: Context,
+    ) -> impl Future<Output = Result<Response, Error>> + Send {
+        Answered {
+            answer: self(request, context),
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// The function's own future and nothing else: an async block around it would hold request and context once more.
+    struct Answered<Answer> {
+        #[pin]
+        answer: Answer,
+    }
+}
+
+impl<Answer, E> Future for Answered<Answer>
+where
+    Answer: Future<Output = Result<Response, E>>,
+    E: Into<Error>,
+{
+    type Output = Result<Response, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        self.project().answer.poll(cx).map_err(Into::into)
     }
 }

@@ -30,6 +30,14 @@ pub fn message(status: StatusCode, text: impl Into<String>) -> crate::Response {
     with(status, TEXT, text.into())
 }
 
+/// 500 that says no more than where to look.
+pub(crate) fn internal_error(call_id: &str) -> crate::Response {
+    message(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!("internal error, call id {call_id}\n"),
+    )
+}
+
 /// 429 in the words of OpenFaaS's own concurrency limit: queues know it and try again.
 pub fn busy(limit: usize) -> crate::Response {
     let text = format!("Concurrent request limit exceeded. Max concurrent requests: {limit}\n");

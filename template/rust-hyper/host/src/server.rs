@@ -5,26 +5,39 @@ mod connection;
 mod inflight;
 mod metrics;
 mod outgoing;
+mod patience;
 mod record;
 mod service;
+mod stage;
 
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::Response;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use prometheus::{Registry, TextEncoder};
+use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
 
 use crate::boot::App;
 use crate::context::Platform;
 use crate::handler::Handler;
 use crate::settings::Settings;
-use connection::{Limits, Serving};
+use answer::Answer;
+use connection::{Answers, Serving};
 use inflight::InFlight;
 use metrics::{InFlightGauge, Metrics};
+use outgoing::Outgoing;
+use patience::Limits;
 use record::Ledger;
 use service::Service;
+use stage::Stage;
+
+pub(crate) use stage::BodyTurn;
 
 /// What the host serves with.
 pub(crate) struct Server<H> {
@@ -50,7 +63,7 @@ impl<H: Handler> Server<H> {
         registry.register(Box::new(InFlightGauge::new(&ledger)?))?;
         let service = Arc::new(Service::new(settings, app, platform, ledger.clone()));
         Ok(Self {
-            limits: Limits::of(settings),
+            limits: limits(settings),
             ledger,
             service,
             registry,
@@ -59,15 +72,12 @@ impl<H: Handler> Server<H> {
 
     /// Serves the function's callers.
     pub(crate) fn serve(&self, listener: TcpListener) -> Serving {
-        let service = self.service.clone();
-        Serving::spawn(listener, self.limits, move |request| service.answer(request))
+        Serving::spawn(listener, self.limits, self.service.clone())
     }
 
     /// Serves the metrics, on a port of their own.
     pub(crate) fn serve_metrics(&self, listener: TcpListener) -> Serving {
-        let registry = self.registry.clone();
-        let answer = move |request| std::future::ready(Ok(metrics_response(&request, &registry)));
-        Serving::spawn(listener, self.limits, answer)
+        Serving::spawn(listener, self.limits, MetricsPage(self.registry.clone()))
     }
 
     /// How many requests are being answered.
@@ -76,24 +86,60 @@ impl<H: Handler> Server<H> {
     }
 }
 
-fn metrics_response(request: &http::Request<Incoming>, registry: &Registry) -> Response<Full<bytes::Bytes>> {
-    let mut response = Response::new(Full::default());
-    if request.uri().path() != "/metrics" {
-        *response.status_mut() = http::StatusCode::NOT_FOUND;
-        return response;
+/// How long a connection may have no request, unless `read_timeout` is longer. Clients keep connections for a while, and
+/// one that is closed just as it is used again is an error they may not retry.
+const IDLE: Duration = Duration::from_secs(120);
+
+fn limits(settings: &Settings) -> Limits {
+    let (read, write) = (settings.read_timeout, settings.write_timeout);
+    Limits {
+        read,
+        write,
+        idle: IDLE.max(read),
     }
-    match TextEncoder::new().encode_to_string(&registry.gather()) {
-        Ok(text) => {
-            let text_format = http::HeaderValue::from_static(prometheus::TEXT_FORMAT);
-            response
-                .headers_mut()
-                .insert(http::header::CONTENT_TYPE, text_format);
-            *response.body_mut() = Full::from(text);
-        }
-        Err(error) => {
-            tracing::error!(%error, "could not write the metrics");
-            *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
-        }
+}
+
+impl<H: Handler> Answers for Arc<Service<H>> {
+    type Body = Outgoing;
+    type Answer = Answer;
+
+    fn answer(&self, request: Request<Incoming>, connection: &Arc<Stage>) -> Answer {
+        Service::answer(self, request, connection)
     }
-    response
+}
+
+/// Answers `/metrics`.
+#[derive(Clone)]
+struct MetricsPage(Registry);
+
+impl MetricsPage {
+    fn response(&self, path: &str) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::default());
+        if path != "/metrics" {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            return response;
+        }
+        match TextEncoder::new().encode_to_string(&self.0.gather()) {
+            Ok(text) => {
+                response
+                    .headers_mut()
+                    .insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+                *response.body_mut() = Full::from(text);
+            }
+            Err(error) => {
+                tracing::error!(%error, "could not write the metrics");
+                *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+            }
+        }
+        response
+    }
+}
+
+impl Answers for MetricsPage {
+    type Body = Full<Bytes>;
+    type Answer = Ready<Result<Response<Full<Bytes>>, Infallible>>;
+
+    fn answer(&self, request: Request<Incoming>, _connection: &Arc<Stage>) -> Self::Answer {
+        ready(Ok(self.response(request.uri().path())))
+    }
 }

@@ -35,7 +35,7 @@ impl Settings {
         let ten = Duration::from_secs(10);
         let exec_timeout = parser.duration("exec_timeout", Duration::ZERO);
         let max_inflight = parser.number("max_inflight", 0_usize);
-        let settings = Self {
+        Self {
             port: parser.number("port", 8080),
             metrics_port: parser.number("metrics_port", 8081),
             read_timeout: parser.duration("read_timeout", ten),
@@ -43,7 +43,6 @@ impl Settings {
             exec_timeout: (!exec_timeout.is_zero()).then_some(exec_timeout),
             healthcheck_interval: parser.duration("healthcheck_interval", Duration::from_secs(5)),
             max_inflight: (max_inflight > 0).then_some(max_inflight),
-        };
-        settings
+        }
     }
 }

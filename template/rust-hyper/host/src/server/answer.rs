@@ -3,14 +3,12 @@
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::header::Entry;
 use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::Span;
-use tracing::instrument::Instrumented;
 
 use super::outgoing::Outgoing;
 use super::record::Record;
@@ -29,16 +27,19 @@ pub(crate) type Handling = Pin<Box<dyn Future<Output = Result<crate::Response, E
 pub(crate) enum Answer {
     /// Known without the handler.
     Ready(Option<http::Response<Outgoing>>),
+    /// The handler's.
     Running(Running),
 }
 
 pub(crate) struct Running {
-    handling: Instrumented<Handling>,
-    deadline: Option<Deadline>,
-    call_id: Arc<str>,
-    record: Option<Record>,
+    pub(crate) handling: Option<Handling>,
+    pub(crate) span: Span,
+    pub(crate) call_id: HeaderValue,
+    pub(crate) deadline: Option<Deadline>,
+    pub(crate) record: Option<Record>,
 }
 
+/// The end of the handler's time.
 pub(crate) struct Deadline {
     at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -58,23 +59,8 @@ impl Deadline {
 }
 
 impl Answer {
-    pub(crate) fn ready(response: crate::Response, call_id: &str, record: Option<Record>) -> Self {
+    pub(crate) fn ready(response: crate::Response, call_id: HeaderValue, record: Option<Record>) -> Self {
         Self::Ready(Some(finish(response, call_id, record, None, Span::none())))
-    }
-
-    pub(crate) fn running(
-        handling: Instrumented<Handling>,
-        deadline: Option<Instant>,
-        call_id: Arc<str>,
-        record: Record,
-    ) -> Self {
-        let deadline = deadline.map(Deadline::new);
-        Self::Running(Running {
-            handling,
-            deadline,
-            call_id,
-            record: Some(record),
-        })
     }
 }
 
@@ -94,10 +80,14 @@ impl Future for Answer {
 
 impl Running {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<http::Response<Outgoing>> {
-        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut self.handling).poll(cx)));
+        let Some(handling) = &mut self.handling else {
+            return Poll::Pending;
+        };
+        let entered = self.span.enter();
+        let polled = catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(cx)));
         let response = match polled {
             Ok(Poll::Ready(Ok(response))) => response,
-            Ok(Poll::Ready(Err(error))) => self.in_span(|call_id| error.into_response(call_id)),
+            Ok(Poll::Ready(Err(error))) => error.into_response(self.call_id.to_str().unwrap_or_default()),
             Ok(Poll::Pending) => {
                 if self
                     .deadline
@@ -106,38 +96,41 @@ impl Running {
                 {
                     return Poll::Pending;
                 }
-                // What it waits for is let go of now, not when the answer has been sent.
-                *self.handling.inner_mut() = Box::pin(std::future::pending());
-                self.in_span(|_| {
-                    tracing::error!("exec_timeout is over, the handler is ended");
-                    reply::message(StatusCode::GATEWAY_TIMEOUT, "the function took too long\n")
-                })
+                tracing::error!("exec_timeout is over, the handler is ended");
+                reply::message(StatusCode::GATEWAY_TIMEOUT, "the function took too long\n")
             }
-            // The hook has logged the panic.
-            Err(_) => {
-                let message = format!("internal error, call id {}\n", self.call_id);
-                reply::message(StatusCode::INTERNAL_SERVER_ERROR, message)
-            }
+            // The hook has logged it.
+            Err(_) => reply::internal_error(self.call_id.to_str().unwrap_or_default()),
         };
-        let span = self.handling.span().clone();
+        // What the handler held is let go of before the answer is sent, and where its lines have the call id.
+        self.handling = None;
+        drop(entered);
+        let call_id = std::mem::replace(&mut self.call_id, HeaderValue::from_static(""));
+        let span = std::mem::replace(&mut self.span, Span::none());
         Poll::Ready(finish(
             response,
-            &self.call_id,
+            call_id,
             self.record.take(),
             self.deadline.take(),
             span,
         ))
     }
+}
 
-    fn in_span<T>(&self, what: impl FnOnce(&str) -> T) -> T {
-        self.handling.span().in_scope(|| what(&self.call_id))
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.handling.is_some() {
+            let _entered = self.span.enter();
+            tracing::debug!("the client went away, the handler is ended");
+            self.handling = None;
+        }
     }
 }
 
 /// The response with what the host adds.
 fn finish(
     mut response: crate::Response,
-    call_id: &str,
+    call_id: HeaderValue,
     mut record: Option<Record>,
     deadline: Option<Deadline>,
     span: Span,
@@ -145,9 +138,7 @@ fn finish(
     if let Some(record) = &mut record {
         record.answered(response.status());
     }
-    if let Entry::Vacant(entry) = response.headers_mut().entry(CALL_ID)
-        && let Ok(call_id) = HeaderValue::from_str(call_id)
-    {
+    if let Entry::Vacant(entry) = response.headers_mut().entry(CALL_ID) {
         entry.insert(call_id);
     }
     response.map(|body| Outgoing::new(body, record, deadline, span))

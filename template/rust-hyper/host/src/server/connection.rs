@@ -1,6 +1,10 @@
 //! Connections: accepted, limited in time, drained.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,28 +12,22 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::patience::{Limits, Patient};
+use super::stage::Stage;
 use crate::error::BoxError;
-use crate::settings::Settings;
 
-/// How long a client may take.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    read: Duration,
-    write: Duration,
-}
+/// What answers the requests of connections.
+pub(crate) trait Answers: Clone + Send + 'static {
+    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+    type Answer: Future<Output = Result<http::Response<Self::Body>, Infallible>> + Send + 'static;
 
-impl Limits {
-    pub(crate) fn of(settings: &Settings) -> Self {
-        Self {
-            read: settings.read_timeout,
-            write: settings.write_timeout,
-        }
-    }
+    /// Begins to answer a request of a connection.
+    fn answer(&self, request: http::Request<Incoming>, connection: &Arc<Stage>) -> Self::Answer;
 }
 
 /// A listener that is being served. Dropping it ends all its connections.
@@ -39,16 +37,11 @@ pub(crate) struct Serving {
 }
 
 impl Serving {
-    pub(crate) fn spawn<S, F, B>(listener: TcpListener, limits: Limits, service: S) -> Self
-    where
-        S: Fn(http::Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<http::Response<B>, Infallible>> + Send + 'static,
-        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-    {
+    pub(crate) fn spawn(listener: TcpListener, limits: Limits, answers: impl Answers) -> Self {
         let (stop, stopped) = watch::channel(false);
         Self {
             stop,
-            accepting: tokio::spawn(accept(listener, limits, service, stopped)),
+            accepting: tokio::spawn(accept(listener, limits, answers, stopped)),
         }
     }
 
@@ -77,16 +70,12 @@ async fn asked(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-async fn accept<S, F, B>(
+async fn accept(
     listener: TcpListener,
     limits: Limits,
-    service: S,
+    answers: impl Answers,
     mut stopped: watch::Receiver<bool>,
-) where
-    S: Fn(http::Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<http::Response<B>, Infallible>> + Send + 'static,
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -94,7 +83,7 @@ async fn accept<S, F, B>(
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(stream, limits, service.clone(), stopped.clone()));
+                    connections.spawn(serve(stream, limits, answers.clone(), stopped.clone()));
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: what is open has to end first.
@@ -108,26 +97,38 @@ async fn accept<S, F, B>(
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve<S, F, B>(stream: TcpStream, limits: Limits, service: S, mut stopped: watch::Receiver<bool>)
-where
-    S: Fn(http::Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<http::Response<B>, Infallible>> + Send + 'static,
-    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-{
+/// Serves one connection to its end.
+async fn serve(stream: TcpStream, limits: Limits, answers: impl Answers, mut stopped: watch::Receiver<bool>) {
     let _ = stream.set_nodelay(true);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.read)
-        .serve_connection(TokioIo::new(stream), service_fn(service));
-    let mut connection = std::pin::pin!(connection);
-    let served = tokio::select! {
-        biased;
-        served = connection.as_mut() => served,
-        () = asked(&mut stopped) => {
+    let stage = Arc::<Stage>::default();
+    let io = TokioIo::new(Patient::new(stream, limits, stage.clone()));
+    let service = service_fn(move |request| answers.answer(request, &stage));
+    let mut connection = pin!(http1::Builder::new().serve_connection(io, service));
+
+    // The wait for the end is entered once: it stays registered with this task's waker. To poll it with every piece of
+    // a request, as a select would, costs more than reading the request's head.
+    let end = stopped.clone();
+    let mut asked = pin!(asked(&mut stopped));
+    let mut asked_before = false;
+    let mut draining = false;
+    let served = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(served) = connection.as_mut().poll(cx) {
+                return Poll::Ready(served);
+            }
+            let news = !asked_before || end.has_changed().unwrap_or(true);
+            if draining || !news {
+                return Poll::Pending;
+            }
+            asked_before = true;
+            if asked.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            draining = true;
             connection.as_mut().graceful_shutdown();
-            connection.await
         }
-    };
+    })
+    .await;
     if let Err(error) = served {
         tracing::debug!(%error, "connection ended");
     }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::inflight::InFlight;
 use super::metrics::Metrics;
+use super::stage::Turn;
 
 /// What requests are counted in.
 pub(crate) struct Ledger {
@@ -22,6 +23,7 @@ pub(crate) struct Record {
     status: u16,
     counted_in: bool,
     told: Option<Told>,
+    _turn: Turn,
 }
 
 /// What the log is told, where it listens.
@@ -39,6 +41,7 @@ impl Record {
         ledger: &Arc<Ledger>,
         request: &http::Request<hyper::body::Incoming>,
         call_id: &Arc<str>,
+        turn: Turn,
     ) -> (Self, Result<(), usize>) {
         let entered = ledger.inflight.enter();
         let told = tracing::enabled!(tracing::Level::DEBUG).then(|| Told {
@@ -52,6 +55,7 @@ impl Record {
             status: CLIENT_GONE,
             counted_in: entered.is_ok(),
             told,
+            _turn: turn,
         };
         (record, entered)
     }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
-use hyper::body::Incoming;
-use tracing::Instrument;
+use http::{HeaderValue, StatusCode};
+use hyper::body::{Body as _, Incoming};
 
-use super::answer::{Answer, CALL_ID, Handling};
+use super::answer::{Answer, CALL_ID, Deadline, Running};
 use super::record::{Ledger, Record};
+use super::stage::Stage;
 use crate::body::Body;
 use crate::boot::{App, ReadyCheck};
 use crate::context::{Context, Platform};
@@ -51,23 +51,39 @@ impl<H: Handler> Service<H> {
     }
 
     /// Begins to answer.
-    pub(crate) fn answer(self: &Arc<Self>, request: http::Request<Incoming>) -> Answer {
-        let id = call_id(&request);
+    pub(crate) fn answer(
+        self: &Arc<Self>,
+        request: http::Request<Incoming>,
+        connection: &Arc<Stage>,
+    ) -> Answer {
+        let call_id = call_id(&request);
         if let Some(response) = self.probe(request.uri().path()) {
-            return Answer::ready(response, &id, None);
+            return Answer::ready(response, call_id, None);
         }
-        let (record, entered) = Record::open(&self.ledger, &request, &id);
+        let text: Arc<str> = call_id.to_str().unwrap_or_default().into();
+        let turn = connection.begin(!request.body().is_end_stream());
+        let (record, entered) = Record::open(&self.ledger, &request, &text, turn);
         if let Err(limit) = entered {
-            return Answer::ready(reply::busy(limit), &id, Some(record));
+            return Answer::ready(reply::busy(limit), call_id, Some(record));
         }
+        let request = request.map(|body| match body.is_end_stream() {
+            true => Body::empty(),
+            false => Body::incoming(body, connection.body(), self.read_timeout),
+        });
         // Of the highest level, so that no filter takes the call id away.
-        let span = tracing::error_span!("request", call_id = &*id);
+        let span = tracing::error_span!("request", call_id = &*text);
         let deadline = self.exec_timeout.map(|limit| record.begun() + limit);
-        let context = Context::of_request(id.clone(), deadline, self.platform.clone());
-        let request = request.map(|body| Body::incoming(body, Some(self.read_timeout)));
+        let context = Context::of_request(text, deadline, self.platform.clone());
         let service = self.clone();
-        let handling: Handling = Box::pin(async move { service.handler.call(request, context).await });
-        Answer::running(handling.instrument(span), deadline, id, record)
+        Answer::Running(Running {
+            handling: Some(Box::pin(
+                async move { service.handler.call(request, context).await },
+            )),
+            span,
+            call_id,
+            deadline: deadline.map(Deadline::new),
+            record: Some(record),
+        })
     }
 
     fn probe(&self, path: &str) -> Option<crate::Response> {
@@ -90,18 +106,15 @@ impl<H: Handler> Service<H> {
     }
 }
 
-/// The caller's id where it has one that can be logged, else a new one.
-fn call_id(request: &http::Request<Incoming>) -> Arc<str> {
-    let given = request
-        .headers()
-        .get(CALL_ID)
-        .and_then(|given| given.to_str().ok());
-    match given {
-        Some(given) if !given.is_empty() && given.len() <= MAX_CALL_ID => given.into(),
-        _ => {
-            let mut buffer = uuid::Uuid::encode_buffer();
-            let new: &str = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
-            new.into()
-        }
+/// The caller's id where it has one that can be logged, else a new one. It is visible ASCII.
+fn call_id(request: &http::Request<Incoming>) -> HeaderValue {
+    if let Some(given) = request.headers().get(CALL_ID)
+        && (1..=MAX_CALL_ID).contains(&given.len())
+        && given.to_str().is_ok()
+    {
+        return given.clone();
     }
+    let mut buffer = uuid::Uuid::encode_buffer();
+    let new: &str = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
+    HeaderValue::from_str(new).unwrap_or(HeaderValue::from_static("none"))
 }

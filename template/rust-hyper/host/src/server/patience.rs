@@ -1,0 +1,292 @@
+//! A connection that ends when its client keeps it waiting.
+//!
+//! The timers are lazy: one is set when there is something to wait for, and left alone when it turns out to be early. A
+//! request that comes and goes in time touches none.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::stage::{Expecting, Stage};
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// For all of a request's head, and between two pieces of its body.
+    pub(crate) read: Duration,
+    /// To take a piece of the answer.
+    pub(crate) write: Duration,
+    /// Until it begins its next request.
+    pub(crate) idle: Duration,
+}
+
+/// A connection with [`Limits`].
+pub(crate) struct Patient<C> {
+    connection: C,
+    limits: Limits,
+    stage: Arc<Stage>,
+    reading: Waiting,
+    writing: Waiting,
+    /// The request whose head has begun to come.
+    head_begun: Option<u32>,
+}
+
+impl<C> Patient<C> {
+    pub(crate) fn new(connection: C, limits: Limits, stage: Arc<Stage>) -> Self {
+        Self {
+            connection,
+            limits,
+            stage,
+            reading: Waiting::default(),
+            writing: Waiting::default(),
+            head_begun: None,
+        }
+    }
+
+    /// Bytes came.
+    fn read_some(&mut self) {
+        let (expecting, request) = self.stage.now();
+        match expecting {
+            // The limit is for the whole head, so that it cannot be stretched byte by byte.
+            Expecting::Head if self.head_begun == Some(request) => {}
+            Expecting::Head => {
+                self.head_begun = Some(request);
+                self.reading.over();
+            }
+            Expecting::Body | Expecting::Nothing => self.reading.over(),
+        }
+    }
+
+    /// No bytes came.
+    fn wait_for_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let (expecting, request) = self.stage.now();
+        let (limit, what) = match expecting {
+            Expecting::Nothing => {
+                self.reading.over();
+                return Poll::Pending;
+            }
+            Expecting::Body => (self.limits.read, "the client stalled in a request's body"),
+            Expecting::Head if self.head_begun == Some(request) => {
+                (self.limits.read, "the client stalled in a request's head")
+            }
+            Expecting::Head => (self.limits.idle, "the client wanted nothing more"),
+        };
+        self.reading
+            .poll(cx, limit, (expecting, request))
+            .map(|()| io::Error::new(io::ErrorKind::TimedOut, what))
+    }
+
+    /// The outcome of a write, with the limit on how long there may be none.
+    fn written<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.writing.over();
+            return polled;
+        }
+        let (_, request) = self.stage.now();
+        ready!(
+            self.writing
+                .poll(cx, self.limits.write, (Expecting::Nothing, request))
+        );
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the client does not take the answer",
+        )))
+    }
+}
+
+impl<C: AsyncRead + Unpin> AsyncRead for Patient<C> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.connection).poll_read(cx, buffer) {
+            Poll::Ready(read) => {
+                this.read_some();
+                Poll::Ready(read)
+            }
+            Poll::Pending => this.wait_for_bytes(cx).map(Err),
+        }
+    }
+}
+
+impl<C: AsyncWrite + Unpin> AsyncWrite for Patient<C> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.connection).poll_write(cx, bytes);
+        this.written(cx, polled)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.connection).poll_write_vectored(cx, slices);
+        this.written(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.connection.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().connection).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().connection).poll_shutdown(cx)
+    }
+}
+
+/// A wait that may become too long.
+#[derive(Default)]
+struct Waiting {
+    /// When it is too long, and what is waited for.
+    due: Option<(Instant, (Expecting, u32))>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Waiting {
+    fn over(&mut self) {
+        self.due = None;
+    }
+
+    /// Goes on waiting, from now on where it is for something else than before.
+    fn poll(&mut self, cx: &mut Context<'_>, limit: Duration, what: (Expecting, u32)) -> Poll<()> {
+        let due = match self.due {
+            Some((due, before)) if before == what => due,
+            _ => {
+                let due = Instant::now() + limit;
+                self.due = Some((due, what));
+                due
+            }
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if timer.deadline() > due {
+            timer.as_mut().reset(due);
+        }
+        while timer.deadline() < due {
+            // Set for an earlier wait that came to its end in time.
+            ready!(timer.as_mut().poll(cx));
+            timer.as_mut().reset(due);
+        }
+        timer.as_mut().poll(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        read: Duration::from_secs(10),
+        write: Duration::from_secs(20),
+        idle: Duration::from_secs(120),
+    };
+
+    fn connection(room: usize) -> (Patient<DuplexStream>, DuplexStream, Arc<Stage>) {
+        let (server, client) = duplex(room);
+        let stage = Arc::new(Stage::default());
+        (Patient::new(server, LIMITS, stage.clone()), client, stage)
+    }
+
+    /// How long a read waits until it is given up.
+    async fn waited(server: &mut Patient<DuplexStream>) -> (Duration, io::ErrorKind) {
+        let begun = Instant::now();
+        let kind = server.read_u8().await.unwrap_err().kind();
+        (begun.elapsed(), kind)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_wants_nothing_is_let_go_after_the_idle_limit() {
+        let (mut server, _client, _) = connection(64);
+        assert_eq!(waited(&mut server).await, (LIMITS.idle, io::ErrorKind::TimedOut));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_cannot_be_stretched_byte_by_byte() {
+        let (mut server, mut client, _) = connection(64);
+        let begun = Instant::now();
+        let trickle = tokio::spawn(async move {
+            while client.write_u8(b'x').await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+        });
+        while server.read_u8().await.is_ok() {}
+        assert_eq!(begun.elapsed(), LIMITS.read);
+        drop(server);
+        trickle.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_may_take_its_time_as_long_as_it_goes_on() {
+        let (mut server, mut client, stage) = connection(64);
+        let _turn = stage.begin(true);
+        let _body = stage.body();
+        tokio::spawn(async move {
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_secs(9)).await;
+                client.write_u8(b'x').await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        for _ in 0..10 {
+            server.read_u8().await.unwrap();
+        }
+        assert_eq!(waited(&mut server).await, (LIMITS.read, io::ErrorKind::TimedOut));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handler_is_not_hurried() {
+        let (mut server, mut client, stage) = connection(64);
+        let turn = stage.begin(false);
+        let waiting = tokio::time::timeout(Duration::from_secs(3600), server.read_u8()).await;
+        assert!(waiting.is_err());
+        drop(turn);
+        client.write_u8(b'x').await.unwrap();
+        assert_eq!(server.read_u8().await.unwrap(), b'x');
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_idle_limit_begins_anew_with_each_request() {
+        let (mut server, mut client, stage) = connection(64);
+        for _ in 0..3 {
+            assert!(
+                tokio::time::timeout(LIMITS.idle / 2, server.read_u8())
+                    .await
+                    .is_err()
+            );
+            client.write_u8(b'x').await.unwrap();
+            server.read_u8().await.unwrap();
+            drop(stage.begin(false));
+        }
+        assert_eq!(waited(&mut server).await, (LIMITS.idle, io::ErrorKind::TimedOut));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_let_go() {
+        let (mut server, mut client, _) = connection(4);
+        let begun = Instant::now();
+        server.write_all(b"1234").await.unwrap();
+        assert!(
+            tokio::time::timeout(LIMITS.write / 2, server.write_u8(b'5'))
+                .await
+                .is_err()
+        );
+        client.read_u8().await.unwrap();
+        server.write_u8(b'5').await.unwrap();
+        let error = server.write_u8(b'6').await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed(), LIMITS.write / 2 + LIMITS.write);
+    }
+}
