@@ -7,7 +7,7 @@ use function_host::Shutdown;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::buildkit::session::{CredentialStore, Services, Session, cold_key};
+use crate::buildkit::session::{CredentialStore, Services, cold_key};
 use crate::buildkit::{Daemon, Job, Limits, Solve, Solved};
 use crate::chain::{Chain, Deployment, HandOver, Link};
 use crate::error::Error;
@@ -151,7 +151,8 @@ impl Builder {
             no_cache: config.no_cache,
         };
         Job {
-            session: Session::new(cold_key(), services),
+            services,
+            shared_key: cold_key(),
             solve,
             limits: self.limits,
         }

@@ -7,6 +7,7 @@
 mod address;
 mod connection;
 mod failure;
+mod history;
 mod job;
 pub mod session;
 mod solve;

@@ -1,17 +1,25 @@
 //! One build on a daemon: Session, Solve and Status as a group that ends together.
+//!
+//! A call can be delivered again, while its build runs or after it. The build's name at the daemon says so: a second
+//! delivery meets "exists" and follows the first one's build, or finds its outcome in the daemon's history. A build
+//! that failed is built again, under the next name, because the daemon shows the log of the first build of a name to
+//! whoever asks for that name.
 
-use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::failure::FailedSteps;
-use super::session::Session;
+use super::history::{self, Past};
+use super::session::{Services, Session};
 use super::status::{self, Event, Events};
 use super::{Connection, Failure, Solve};
+
+/// Builds of one call. Each delivery of a call whose builds have failed so far is one more.
+const ATTEMPTS: u32 = 16;
 
 /// How long to wait for what is not the build itself.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +42,10 @@ impl Default for Limits {
 /// One build, not yet begun.
 #[derive(Debug)]
 pub struct Job {
-    /// Answers the daemon while it builds.
-    pub session: Session,
+    /// Answer the daemon while it builds.
+    pub services: Services,
+    /// What the daemon keeps transferred folders under.
+    pub shared_key: String,
     /// What to build.
     pub solve: Solve,
     /// How long to wait for what.
@@ -68,13 +78,39 @@ impl Job {
     /// # Errors
     /// When the build fails or the daemon is lost.
     pub async fn run(self, connection: &Connection, mut sink: impl FnMut(Event)) -> Result<Solved, JobError> {
-        let Self {
-            session,
-            solve,
-            limits,
-        } = self;
-        let mut events = status::follow(connection, solve.reference.clone());
-        let request = solve.into_request(&session);
+        for attempt in 1..=ATTEMPTS {
+            let reference = match attempt {
+                1 => self.solve.reference.clone(),
+                _ => format!("{}-{attempt}", self.solve.reference),
+            };
+            match history::past(connection, &reference).await {
+                None => {}
+                Some(Past::Failed(_)) => continue,
+                Some(Past::Succeeded(solved)) => {
+                    tracing::info!(reference, "delivered before: its build has succeeded");
+                    drain(status::follow(connection, reference), self.limits, &mut sink).await;
+                    return Ok(solved);
+                }
+            }
+            if let Some(solved) = self.attempt(connection, &reference, &mut sink).await? {
+                return Ok(solved);
+            }
+        }
+        Err(JobError::Lost(
+            "every build of this call was cancelled or has failed".into(),
+        ))
+    }
+
+    /// Builds under one name. Nothing, when such a build was running already, and was cancelled.
+    async fn attempt(
+        &self,
+        connection: &Connection,
+        reference: &str,
+        sink: &mut impl FnMut(Event),
+    ) -> Result<Option<Solved>, JobError> {
+        let mut events = status::follow(connection, reference.to_owned());
+        let session = Session::new(self.shared_key.clone(), self.services.clone());
+        let request = self.solve.request(reference, session.id());
         let mut control = connection.control();
         let mut solving = pin!(async move { control.solve(request).await });
         let mut session = Box::pin(session.run(connection));
@@ -98,15 +134,37 @@ impl Job {
             }
         };
         drop(session);
-        if following {
-            drain(events, limits, &mut note).await;
-        }
-        match solved {
-            Ok(response) => Ok(Solved {
-                digest: digest(&response.into_inner().exporter_response),
-            }),
-            Err(status) if is_lost(&status) => Err(JobError::Lost(status.into())),
-            Err(status) => Err(JobError::Failed(Failure::new(&status, &failed_steps))),
+        let past = match solved {
+            Err(status) if is_running(&status, reference) => {
+                tracing::info!(reference, "delivered before: following its build");
+                while let Some(event) = events.next().await {
+                    note(event.map_err(|status| JobError::Lost(status.into()))?);
+                }
+                history::outcome(connection, reference, self.limits.drain).await
+            }
+            solved => {
+                if following {
+                    drain(events, self.limits, &mut note).await;
+                }
+                match solved {
+                    Ok(response) => Some(Past::Succeeded(Solved {
+                        digest: response
+                            .into_inner()
+                            .exporter_response
+                            .remove("containerimage.digest"),
+                    })),
+                    Err(status) if is_lost(&status) => return Err(JobError::Lost(status.into())),
+                    Err(status) => Some(Past::Failed(status)),
+                }
+            }
+        };
+        match past {
+            Some(Past::Succeeded(solved)) => Ok(Some(solved)),
+            Some(Past::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
+            Some(Past::Failed(status)) => Err(JobError::Failed(Failure::new(&status, &failed_steps))),
+            None => Err(JobError::Lost(
+                "the outcome of the build did not become known".into(),
+            )),
         }
     }
 }
@@ -123,11 +181,12 @@ async fn drain(mut events: Events, limits: Limits, note: &mut impl FnMut(Event))
     }
 }
 
-fn digest(response: &HashMap<String, String>) -> Option<String> {
-    response.get("containerimage.digest").cloned()
-}
-
 /// Whether a status was made here because the connection broke, or by a daemon that is going away.
 fn is_lost(status: &Status) -> bool {
-    status.source().is_some() || matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled)
+    status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
+}
+
+/// Whether the daemon refuses a second build of the name: BuildKit `solver/jobs.go`. There is no code for it.
+fn is_running(status: &Status, reference: &str) -> bool {
+    status.message().ends_with(&format!("job ID {reference} exists"))
 }

@@ -4,15 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, Exporter, SolveRequest};
 
-use super::session::Session;
-
 /// With this build argument, an image does not depend on when it was built.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// A Dockerfile build that ends in an image.
 #[derive(Clone, Debug, Default)]
 pub struct Solve {
-    /// Names the build at the daemon, which refuses a second one of the same name while the first runs.
+    /// Names the build at the daemon, the same for each delivery of one call. Lower-case letters and digits.
     pub reference: String,
     /// All names for the image, in full.
     pub names: Vec<String>,
@@ -37,18 +35,18 @@ pub struct Solve {
 impl Solve {
     /// The message. Names of the attributes: BuildKit `frontend/dockerfile/dockerui/config.go` and
     /// `exporter/containerimage/exptypes/keys.go`.
-    pub(super) fn into_request(self, session: &Session) -> SolveRequest {
+    pub(super) fn request(&self, reference: &str, session: &str) -> SolveRequest {
         let exporter = Exporter {
             r#type: "image".into(),
             attrs: self.exporter_attrs(),
         };
         SolveRequest {
-            session: session.id().to_owned(),
+            session: session.to_owned(),
             frontend: "dockerfile.v0".into(),
             frontend_attrs: self.frontend_attrs(),
             exporters: vec![exporter],
             cache: Some(CacheOptions::default()),
-            r#ref: self.reference,
+            r#ref: reference.to_owned(),
             ..SolveRequest::default()
         }
     }
@@ -103,7 +101,6 @@ impl Solve {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buildkit::session::Services;
 
     fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
         pairs
@@ -114,21 +111,19 @@ mod tests {
 
     #[test]
     fn the_least_build_names_a_dockerfile_and_an_image() {
-        let session = Session::new("key".into(), Services::new());
         let solve = Solve {
-            reference: "ref".into(),
             names: vec!["registry:5000/hello:1".into()],
             push: true,
             ..Solve::default()
         };
 
-        let request = solve.into_request(&session);
+        let request = solve.request("ref", "session");
 
         assert_eq!(
             (request.r#ref.as_str(), request.frontend.as_str()),
             ("ref", "dockerfile.v0")
         );
-        assert_eq!(request.session, session.id());
+        assert_eq!(request.session, "session");
         assert_eq!(request.frontend_attrs, attrs(&[("filename", "Dockerfile")]));
         assert_eq!(request.exporters.len(), 1);
         assert_eq!(request.exporters[0].r#type, "image");

@@ -4,6 +4,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
+use bollard_buildkit_proto::google::rpc::Status as RpcStatus;
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, ControlServer};
 use bollard_buildkit_proto::moby::buildkit::v1::*;
 use builder_fn::buildkit::{Daemon, Dial, Dialing};
@@ -23,9 +24,13 @@ pub(crate) struct Calls {
     pub(crate) solves: mpsc::UnboundedReceiver<SolveCall>,
     pub(crate) statuses: mpsc::UnboundedReceiver<StatusCall>,
     pub(crate) sessions: mpsc::UnboundedReceiver<SessionCall>,
+    history: History,
     cables: Cables,
     server: tokio::task::JoinHandle<()>,
 }
+
+/// Builds that are over.
+type History = Arc<Mutex<Vec<BuildHistoryRecord>>>;
 
 /// What connections run over, until it is cut.
 type Cables = Arc<Mutex<JoinSet<()>>>;
@@ -53,6 +58,7 @@ pub(crate) struct SessionCall {
 }
 
 struct Fake {
+    history: History,
     solves: mpsc::UnboundedSender<SolveCall>,
     statuses: mpsc::UnboundedSender<StatusCall>,
     sessions: mpsc::UnboundedSender<SessionCall>,
@@ -80,11 +86,13 @@ impl Dial for InMemory {
 
 /// A daemon, and the calls that reach it.
 pub(crate) fn start() -> (Daemon, Calls) {
+    let history = History::default();
     let (dials, dialled) = mpsc::unbounded_channel();
     let (solves, solve_calls) = mpsc::unbounded_channel();
     let (statuses, status_calls) = mpsc::unbounded_channel();
     let (sessions, session_calls) = mpsc::unbounded_channel();
     let control = ControlServer::new(Fake {
+        history: history.clone(),
         solves,
         statuses,
         sessions,
@@ -106,6 +114,7 @@ pub(crate) fn start() -> (Daemon, Calls) {
         solves: solve_calls,
         statuses: status_calls,
         sessions: session_calls,
+        history,
         cables,
         server,
     };
@@ -122,6 +131,35 @@ impl Calls {
             status.expect("a status"),
             session.expect("a session"),
         )
+    }
+
+    /// Has the daemon know of a build that is over: its digest, or why there is none.
+    pub(crate) fn remember(&self, reference: &str, outcome: Result<&str, Status>) {
+        let mut record = BuildHistoryRecord {
+            r#ref: reference.into(),
+            ..BuildHistoryRecord::default()
+        };
+        match outcome {
+            Ok(digest) => {
+                let descriptor = Descriptor {
+                    digest: digest.into(),
+                    ..Descriptor::default()
+                };
+                let results = [(0, descriptor)].into();
+                record.result = Some(BuildResultInfo {
+                    results,
+                    ..BuildResultInfo::default()
+                });
+            }
+            Err(status) => {
+                record.error = Some(RpcStatus {
+                    code: status.code().into(),
+                    message: status.message().into(),
+                    details: Vec::new(),
+                });
+            }
+        }
+        self.history.lock().expect("no panic").push(record);
     }
 
     /// Ends every connection without a word.
@@ -268,7 +306,21 @@ impl Control for Fake {
         &self,
         _: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        Err(Status::unimplemented("not here"))
+        // As of a daemon that has other builds too.
+        let other = BuildHistoryRecord {
+            r#ref: "other".into(),
+            ..BuildHistoryRecord::default()
+        };
+        let records = [vec![other], self.history.lock().expect("no panic").clone()].concat();
+        let events = records.into_iter().map(|record| {
+            Ok(BuildHistoryEvent {
+                r#type: BuildHistoryEventType::Complete.into(),
+                record: Some(record),
+            })
+        });
+        Ok(Response::new(Box::pin(futures_util::stream::iter(
+            events.collect::<Vec<_>>(),
+        ))))
     }
 
     async fn update_build_history(

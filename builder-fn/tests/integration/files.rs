@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
-use builder_fn::buildkit::session::{Services, Session, cold_key};
+use builder_fn::buildkit::session::{Services, cold_key};
 use builder_fn::buildkit::{Job, JobError, Limits, Solve, Solved};
 use builder_fn::context::SourceContext;
 use tokio::sync::mpsc;
@@ -28,9 +28,9 @@ async fn serve(tar: Vec<u8>) -> Served {
     let (daemon, mut calls) = daemon::start();
     let build = tokio::spawn(async move {
         let connection = daemon.connect().await.expect("connect");
-        let session = Session::new(cold_key(), Services::new().with_health().with_files(context));
         let job = Job {
-            session,
+            services: Services::new().with_health().with_files(context),
+            shared_key: cold_key(),
             solve: Solve::default(),
             limits: Limits::default(),
         };

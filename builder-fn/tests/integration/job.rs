@@ -8,7 +8,7 @@ use bollard_buildkit_proto::health::health_client::HealthClient;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog};
 use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
-use builder_fn::buildkit::session::{CredentialStore, Services, Session, cold_key};
+use builder_fn::buildkit::session::{CredentialStore, Services, cold_key};
 use builder_fn::buildkit::{Daemon, Event, Failure, Fault, Job, JobError, Limits, Solve, Solved};
 use builder_fn::docker_config::Credentials;
 use tokio::sync::mpsc;
@@ -34,12 +34,12 @@ impl CredentialStore for OneRegistry {
     }
 }
 
-struct Running {
-    build: JoinHandle<Result<Solved, JobError>>,
-    events: mpsc::UnboundedReceiver<Event>,
+pub(crate) struct Running {
+    pub(crate) build: JoinHandle<Result<Solved, JobError>>,
+    pub(crate) events: mpsc::UnboundedReceiver<Event>,
 }
 
-fn build(daemon: Daemon) -> Running {
+pub(crate) fn build(daemon: Daemon) -> Running {
     let services = Services::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistry));
@@ -49,7 +49,8 @@ fn build(daemon: Daemon) -> Running {
         ..Solve::default()
     };
     let job = Job {
-        session: Session::new(cold_key(), services),
+        services,
+        shared_key: cold_key(),
         solve,
         limits: Limits::default(),
     };
@@ -62,7 +63,7 @@ fn build(daemon: Daemon) -> Running {
     Running { build, events }
 }
 
-fn log(text: &str) -> StatusResponse {
+pub(crate) fn log(text: &str) -> StatusResponse {
     let log = VertexLog {
         vertex: "step".into(),
         stream: 1,
@@ -87,14 +88,14 @@ fn failed_step(name: &str, error: &str) -> StatusResponse {
     }
 }
 
-fn text(event: Option<Event>) -> String {
+pub(crate) fn text(event: Option<Event>) -> String {
     match event.expect("an event") {
         Event::Output { text, .. } => String::from_utf8(text).expect("text"),
         other => panic!("no output: {other:?}"),
     }
 }
 
-fn lost(result: Result<Solved, JobError>) -> String {
+pub(crate) fn lost(result: Result<Solved, JobError>) -> String {
     match result.expect_err("the daemon was lost") {
         JobError::Lost(source) => source.to_string(),
         JobError::Failed(failure) => panic!("this is no failed build: {failure:?}"),

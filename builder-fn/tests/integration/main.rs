@@ -9,3 +9,4 @@
 mod daemon;
 mod files;
 mod job;
+mod redelivery;

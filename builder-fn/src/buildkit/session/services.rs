@@ -26,7 +26,7 @@ use crate::context::SourceContext;
 const MAX_HEADERS: u32 = 1 << 20;
 
 /// A set of services.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Services {
     routes: Routes,
     methods: Vec<String>,
