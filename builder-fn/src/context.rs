@@ -89,6 +89,9 @@ impl SourceContext {
         };
         let left = size.saturating_sub(offset);
         let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        if wanted == 0 {
+            return Ok(0);
+        }
         self.spool
             .read_at(&mut buffer[..wanted], start.saturating_add(offset))
     }

@@ -14,6 +14,25 @@ pub struct SpoolSettings {
     pub memory: usize,
 }
 
+impl SpoolSettings {
+    /// Whether a file can be made there, to be known before it is needed.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check(&self) -> Result<(), SpoolError> {
+        tempfile::tempfile_in(&self.dir).map_err(|source| self.failed(source))?;
+        Ok(())
+    }
+
+    fn failed(&self, source: io::Error) -> SpoolError {
+        let dir = self.dir.clone();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full { dir },
+            _ => SpoolError::Io { dir, source },
+        }
+    }
+}
+
 /// Why bytes could not be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
@@ -99,15 +118,8 @@ impl Spool {
     /// # Errors
     /// When the spool folder is full, missing or not writable. What was appended before stays readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
-        self.try_append(bytes).map_err(|source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full {
-                dir: self.settings.dir.clone(),
-            },
-            _ => SpoolError::Io {
-                dir: self.settings.dir.clone(),
-                source,
-            },
-        })
+        self.try_append(bytes)
+            .map_err(|source| self.settings.failed(source))
     }
 
     fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -117,6 +129,7 @@ impl Spool {
                 held.extend_from_slice(bytes);
             }
             Store::Memory(held) => {
+                // `O_TMPFILE`, or made and removed at once where the file system has no such thing.
                 let mut file = tempfile::tempfile_in(&self.settings.dir)?;
                 file.write_all(held)?;
                 file.write_all(bytes)?;
@@ -146,5 +159,69 @@ impl Spool {
                 }
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(memory: usize) -> (tempfile::TempDir, SpoolSettings) {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = SpoolSettings {
+            dir: dir.path().to_owned(),
+            memory,
+        };
+        (dir, settings)
+    }
+
+    #[test]
+    fn bytes_are_read_as_they_were_appended_in_memory_and_on_disk() {
+        for memory in [0, 4, 10, 11, 100] {
+            let (dir, settings) = settings(memory);
+            let mut spool = Spool::new(settings);
+            for piece in [&b"0123"[..], b"", b"456789", b"X"] {
+                spool.append(piece).unwrap();
+            }
+            assert_eq!((spool.len(), spool.on_disk()), (11, memory < 11));
+            for (offset, expected) in [
+                (0, &b"01234"[..]),
+                (3, b"34567"),
+                (8, b"89X"),
+                (11, b""),
+                (999, b""),
+            ] {
+                let mut buffer = [0; 5];
+                let count = spool.read_at(&mut buffer, offset).unwrap();
+                assert_eq!(&buffer[..count], expected, "{memory}, {offset}");
+            }
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_on_disk_while_memory_is_enough() {
+        let (dir, settings) = settings(3);
+        drop(dir);
+        let mut spool = Spool::new(settings.clone());
+        spool.append(b"abc").unwrap();
+        assert!(matches!(spool.append(b"d"), Err(SpoolError::Io { .. })));
+        // What was there before stays.
+        let mut buffer = [0; 9];
+        assert_eq!(spool.read_at(&mut buffer, 0).unwrap(), 3);
+        assert!(settings.check().is_err());
+    }
+
+    #[test]
+    fn a_full_disk_is_told_from_a_broken_one() {
+        let (_dir, settings) = settings(0);
+        assert!(settings.check().is_ok());
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            assert!(matches!(settings.failed(kind.into()), SpoolError::Full { .. }));
+        }
+        assert!(matches!(
+            settings.failed(io::ErrorKind::PermissionDenied.into()),
+            SpoolError::Io { .. }
+        ));
     }
 }

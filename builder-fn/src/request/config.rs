@@ -1,18 +1,22 @@
 //! The file `com.openfaas.docker.config`: what to make of the context.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::fmt;
+use std::time::{Duration, SystemTime};
 
-use super::image::ImageRef;
+use serde_json::{Map, Value};
+
+use super::image::{ImageError, ImageRef};
+use super::time;
 
 /// A build configuration whose every value has been checked.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct BuildConfig {
     /// The name to push to, as it is used from here on.
     pub image: ImageRef,
     /// The same as the caller wrote it, for answers.
     pub image_as_given: String,
-    /// Further tags for the same image.
+    /// The same image under the further tags of `tags`.
     pub tags: Vec<ImageRef>,
     /// Build arguments by name.
     pub build_args: BTreeMap<String, String>,
@@ -26,12 +30,307 @@ pub struct BuildConfig {
     pub labels: BTreeMap<String, String>,
     /// Run every step anew.
     pub no_cache: bool,
-    /// Path of the Dockerfile, relative to the context.
+    /// Path of the Dockerfile, relative to the context, cleaned.
     pub dockerfile: Option<String>,
     /// How long the build may take.
     pub timeout: Option<Duration>,
+    /// When the request stops being good.
+    pub not_after: Option<SystemTime>,
     /// The function to deploy afterwards: the gateway's request without `image`.
-    pub deploy: Option<serde_json::Map<String, serde_json::Value>>,
+    pub deploy: Option<Map<String, Value>>,
     /// Keys that mean nothing here, for a warning.
     pub unknown: Vec<String>,
 }
+
+/// Why a build configuration is refused. The text says all: which key, what is wrong, and what would be right.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not JSON.
+    #[error("com.openfaas.docker.config is not JSON: {reason}")]
+    Syntax {
+        /// What the parser says: a position, never content.
+        reason: String,
+    },
+    /// JSON, but not an object.
+    #[error("com.openfaas.docker.config should be a JSON object")]
+    NotAnObject,
+    /// A key that has to be there is not.
+    #[error("com.openfaas.docker.config has no {key}; it should be {should_be}")]
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// What would be right.
+        should_be: &'static str,
+    },
+    /// A value of the wrong kind, or that makes no sense.
+    #[error("{key} in com.openfaas.docker.config should be {should_be}")]
+    Wrong {
+        /// The key, with the way to it.
+        key: String,
+        /// What would be right.
+        should_be: String,
+    },
+    /// A name that cannot be pushed to.
+    #[error("{key} in com.openfaas.docker.config is not an image reference: {reason}")]
+    Image {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        reason: ImageError,
+    },
+    /// A build argument that steers BuildKit itself.
+    #[error(
+        "buildArgs.{name} in com.openfaas.docker.config is not allowed: arguments that begin with BUILDKIT_ change \
+         how BuildKit itself works"
+    )]
+    Reserved {
+        /// Its name.
+        name: String,
+    },
+}
+
+impl BuildConfig {
+    /// Reads the file's content.
+    ///
+    /// `null` counts as absent everywhere: several clients write it for what they leave out.
+    ///
+    /// # Errors
+    /// At the first value that is not as it should be.
+    pub fn parse(content: &[u8]) -> Result<Self, ConfigError> {
+        let value = serde_json::from_slice(content).map_err(|error| ConfigError::Syntax {
+            reason: error.to_string(),
+        })?;
+        let Value::Object(map) = value else {
+            return Err(ConfigError::NotAnObject);
+        };
+        let mut keys = Keys(map);
+
+        let image_as_given = keys.text("image")?.ok_or(ConfigError::Missing {
+            key: "image",
+            should_be: "the name to push to, like registry.example.com/team/name:tag",
+        })?;
+        let refuse = |key: String| move |reason| ConfigError::Image { key, reason };
+        let image = ImageRef::parse(&image_as_given).map_err(refuse("image".to_owned()))?;
+        let tags = keys.list("tags")?.into_iter().enumerate();
+        let tags = tags.map(|(at, tag)| image.with_tag(&tag).map_err(refuse(format!("tags[{at}]"))));
+        let config = Self {
+            tags: tags.collect::<Result<_, _>>()?,
+            build_args: build_args(keys.texts("buildArgs")?)?,
+            platforms: platforms(keys.list("platforms")?)?,
+            skip_push: keys.flag("skipPush")?,
+            target: target(keys.text("target")?)?,
+            labels: labels(keys.texts("labels")?)?,
+            no_cache: keys.flag("noCache")?,
+            dockerfile: keys
+                .text("dockerfile")?
+                .map(|path| dockerfile(&path))
+                .transpose()?,
+            timeout: timeout(keys.take("timeout"))?,
+            not_after: keys.text("notAfter")?.map(|text| not_after(&text)).transpose()?,
+            deploy: keys.object("deploy")?,
+            unknown: keys.0.into_iter().map(|(key, _)| key).collect(),
+            image,
+            image_as_given,
+        };
+        config.check_deploy()?;
+        Ok(config)
+    }
+
+    fn check_deploy(&self) -> Result<(), ConfigError> {
+        let Some(deploy) = &self.deploy else { return Ok(()) };
+        if deploy
+            .get("service")
+            .and_then(Value::as_str)
+            .is_none_or(str::is_empty)
+        {
+            return Err(wrong("deploy.service", "the name of the function"));
+        }
+        if deploy.contains_key("image") {
+            return Err(wrong(
+                "deploy.image",
+                "left out: what is deployed is what was built",
+            ));
+        }
+        if self.skip_push {
+            return Err(wrong(
+                "skipPush",
+                "false, or deploy left out: what is not pushed cannot be deployed",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for BuildConfig {
+    /// Without values: build arguments and environment variables hold secrets all too often.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BuildConfig")
+            .field("image", &self.image)
+            .field("build_args", &self.build_args.keys())
+            .field("platforms", &self.platforms)
+            .field("deploy", &self.deploy.as_ref().map(Map::keys))
+            .finish_non_exhaustive()
+    }
+}
+
+/// The keys that have not been looked at yet.
+struct Keys(Map<String, Value>);
+
+impl Keys {
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.0.remove(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&mut self, key: &str) -> Result<Option<String>, ConfigError> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(wrong(key, "a string")),
+        }
+    }
+
+    fn flag(&mut self, key: &str) -> Result<bool, ConfigError> {
+        match self.take(key) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(flag),
+            Some(_) => Err(wrong(key, "true or false")),
+        }
+    }
+
+    fn object(&mut self, key: &str) -> Result<Option<Map<String, Value>>, ConfigError> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(map)),
+            Some(_) => Err(wrong(key, "an object")),
+        }
+    }
+
+    fn list(&mut self, key: &str) -> Result<Vec<String>, ConfigError> {
+        let items = match self.take(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(items)) => items,
+            Some(_) => return Err(wrong(key, "a list of strings")),
+        };
+        let text = |(at, item)| match item {
+            Value::String(text) => Ok(text),
+            _ => Err(wrong(format!("{key}[{at}]"), "a string")),
+        };
+        items.into_iter().enumerate().map(text).collect()
+    }
+
+    fn texts(&mut self, key: &str) -> Result<BTreeMap<String, String>, ConfigError> {
+        let text = |(name, value)| match value {
+            Value::String(text) => Ok((name, text)),
+            _ => Err(wrong(
+                format!("{key}.{name}"),
+                "a string (numbers and booleans need quotes)",
+            )),
+        };
+        self.object(key)?
+            .unwrap_or_default()
+            .into_iter()
+            .map(text)
+            .collect()
+    }
+}
+
+/// Names are refused when they steer BuildKit (pitfall: `BUILDKIT_SYNTAX` chooses the program that reads the
+/// Dockerfile). `SOURCE_DATE_EPOCH` is one that BuildKit knows too, and that a reproducible build needs.
+fn build_args(given: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ConfigError> {
+    for name in given.keys() {
+        if name.to_ascii_uppercase().starts_with("BUILDKIT_") {
+            return Err(ConfigError::Reserved { name: name.clone() });
+        }
+        if name.is_empty() || name.contains('=') || name.chars().any(|c| c.is_whitespace() || c.is_control())
+        {
+            return Err(wrong(
+                format!("buildArgs.{name:?}"),
+                "named without blanks and '='",
+            ));
+        }
+    }
+    Ok(given)
+}
+
+fn labels(given: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ConfigError> {
+    match given.keys().find(|name| name.trim().is_empty()) {
+        Some(_) => Err(wrong("labels", "an object whose keys are not blank")),
+        None => Ok(given),
+    }
+}
+
+/// `os/architecture/variant`, where the last, or all but one, may be missing. Blank ones are left out: clients split
+/// an empty option into a list of one empty string.
+fn platforms(given: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let mut platforms: Vec<String> = Vec::new();
+    for (at, platform) in given.into_iter().enumerate() {
+        let platform = platform.trim().to_ascii_lowercase();
+        let is_part = |part: &str| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+            !part.is_empty() && part.bytes().all(allowed)
+        };
+        if platform.is_empty() || platforms.contains(&platform) {
+            continue;
+        }
+        if !platform.split('/').all(is_part) || platform.split('/').count() > 3 {
+            return Err(wrong(
+                format!("platforms[{at}]"),
+                "a platform like linux/amd64 or linux/arm/v7",
+            ));
+        }
+        platforms.push(platform);
+    }
+    Ok(platforms)
+}
+
+fn target(given: Option<String>) -> Result<Option<String>, ConfigError> {
+    match given {
+        Some(target) if target.trim().is_empty() || target.chars().any(char::is_control) => {
+            Err(wrong("target", "the name or number of a stage"))
+        }
+        other => Ok(other),
+    }
+}
+
+fn dockerfile(path: &str) -> Result<String, ConfigError> {
+    let components: Vec<&str> = path
+        .split('/')
+        .filter(|part| !matches!(*part, "" | "."))
+        .collect();
+    let leads_out = path.starts_with('/') || components.contains(&"..") || path.chars().any(char::is_control);
+    if leads_out || components.is_empty() {
+        return Err(wrong(
+            "dockerfile",
+            "a path in context/, like Dockerfile or build/Dockerfile",
+        ));
+    }
+    Ok(components.join("/"))
+}
+
+/// A Go duration, or a whole number of seconds.
+fn timeout(given: Option<Value>) -> Result<Option<Duration>, ConfigError> {
+    let timeout = match given {
+        None => return Ok(None),
+        Some(Value::String(text)) => function_host::duration::parse(&text).ok(),
+        Some(Value::Number(seconds)) => seconds.as_u64().map(Duration::from_secs),
+        Some(_) => None,
+    };
+    match timeout {
+        Some(timeout) if !timeout.is_zero() => Ok(Some(timeout)),
+        _ => Err(wrong("timeout", "a duration above zero, like 90s or 10m")),
+    }
+}
+
+fn not_after(text: &str) -> Result<SystemTime, ConfigError> {
+    time::parse_rfc3339(text).ok_or_else(|| wrong("notAfter", "a time like 2030-01-31T12:00:00Z"))
+}
+
+fn wrong(key: impl Into<String>, should_be: impl Into<String>) -> ConfigError {
+    ConfigError::Wrong {
+        key: key.into(),
+        should_be: should_be.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

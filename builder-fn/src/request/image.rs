@@ -1,4 +1,7 @@
-//! The name under which an image is pushed.
+//! The name under which an image is pushed: the grammar of `github.com/distribution/reference`, normalised as Docker
+//! does it, for images that are written rather than read.
+
+use std::fmt;
 
 /// `registry/repository:tag`, in full.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,7 +11,113 @@ pub struct ImageRef {
     tag: String,
 }
 
+/// Where names without a registry live.
+const DEFAULT_REGISTRY: &str = "docker.io";
+/// The tag of names without one.
+const DEFAULT_TAG: &str = "latest";
+/// Longest `registry/repository`, in bytes.
+const NAME_MAX: usize = 255;
+/// Longest tag, in bytes.
+const TAG_MAX: usize = 128;
+
+/// Why a text is no name to push to. The texts go behind "is not an image reference:".
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// Nothing there.
+    #[error("it is empty; it should be like registry.example.com/team/name:tag")]
+    Empty,
+    /// A digest says what is in an image, and that is not known yet.
+    #[error("it has a digest; the name to push to should have a tag instead")]
+    Digest,
+    /// Capital letters in the repository.
+    #[error("repository {0:?} has capital letters; it should be lowercase")]
+    Uppercase(String),
+    /// The part before the first slash.
+    #[error("registry {0:?} is not a host name with an optional port")]
+    Registry(String),
+    /// The part between registry and tag.
+    #[error(
+        "repository {0:?} is malformed; it should be lowercase letters and digits in components separated by '/', \
+         with single '.', '_', or '-' within them"
+    )]
+    Repository(String),
+    /// The part after the last colon.
+    #[error(
+        "tag {0:?} is malformed; it should be up to 128 letters, digits, '_', '.' and '-', and not begin with the last two"
+    )]
+    Tag(String),
+    /// The whole name.
+    #[error("it is longer than {NAME_MAX} bytes")]
+    TooLong,
+    /// Reserved by Docker.
+    #[error("repository {0:?} could be taken for an image id, which is 64 hexadecimal digits")]
+    LikeAnId(String),
+}
+
 impl ImageRef {
+    /// Understands a name as `docker push` would.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, ImageError> {
+        if text.is_empty() {
+            return Err(ImageError::Empty);
+        }
+        if text.contains('@') {
+            return Err(ImageError::Digest);
+        }
+        let (registry, rest) = split_registry(text);
+        let (repository, tag) = match rest.split_once(':') {
+            Some((repository, tag)) => (repository, tag),
+            None => (rest, DEFAULT_TAG),
+        };
+        if !is_registry(registry) {
+            return Err(ImageError::Registry(registry.to_owned()));
+        }
+        if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Err(ImageError::Uppercase(repository.to_owned()));
+        }
+        if !repository.split('/').all(is_path_component) {
+            return Err(ImageError::Repository(repository.to_owned()));
+        }
+        if !is_tag(tag) {
+            return Err(ImageError::Tag(tag.to_owned()));
+        }
+        let (registry, repository) = match registry {
+            "" | "index.docker.io" | DEFAULT_REGISTRY => {
+                if repository.len() == 64 && repository.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                    return Err(ImageError::LikeAnId(repository.to_owned()));
+                }
+                let prefix = if repository.contains('/') { "" } else { "library/" };
+                (DEFAULT_REGISTRY, format!("{prefix}{repository}"))
+            }
+            _ => (registry, repository.to_owned()),
+        };
+        if registry.len() + 1 + repository.len() > NAME_MAX {
+            return Err(ImageError::TooLong);
+        }
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository,
+            tag: tag.to_owned(),
+        })
+    }
+
+    /// The same image under another tag.
+    ///
+    /// # Errors
+    /// When that is no tag.
+    pub fn with_tag(&self, tag: &str) -> Result<Self, ImageError> {
+        if is_tag(tag) {
+            Ok(Self {
+                tag: tag.to_owned(),
+                ..self.clone()
+            })
+        } else {
+            Err(ImageError::Tag(tag.to_owned()))
+        }
+    }
+
     /// Host and, where given, port: `docker.io` when the name has none.
     pub fn registry(&self) -> &str {
         &self.registry
@@ -23,10 +132,168 @@ impl ImageRef {
     pub fn tag(&self) -> &str {
         &self.tag
     }
+
+    /// `registry/repository`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+
+    /// `registry/repository@digest`: exactly what was pushed, whatever becomes of the tag.
+    pub fn at(&self, digest: &str) -> String {
+        format!("{}/{}@{digest}", self.registry, self.repository)
+    }
 }
 
-impl std::fmt::Display for ImageRef {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for ImageRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}:{}", self.registry, self.repository, self.tag)
+    }
+}
+
+/// What stands before the first slash is a registry when it could not be a part of a repository.
+fn split_registry(text: &str) -> (&str, &str) {
+    match text.split_once('/') {
+        Some((first, rest))
+            if first == "localhost"
+                || first.contains(['.', ':'])
+                || first.chars().any(char::is_uppercase) =>
+        {
+            (first, rest)
+        }
+        _ => ("", text),
+    }
+}
+
+/// A host name, IPv4 address or bracketed IPv6 address, with an optional port; or nothing.
+fn is_registry(text: &str) -> bool {
+    let address_end = text.rfind(']').map_or(0, |at| at + 1);
+    let (host, port) = match text[address_end..].find(':') {
+        Some(at) => (&text[..address_end + at], Some(&text[address_end + at + 1..])),
+        None => (text, None),
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => host.split('.').all(is_host_component),
+    };
+    text.is_empty() || is_host && port.is_none_or(is_port)
+}
+
+fn is_host_component(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// Runs of letters and digits, between them one `.`, one or two `_`, or any number of `-`.
+fn is_path_component(text: &str) -> bool {
+    let is_word = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_separator =
+        |run: &[u8]| matches!(run, b"." | b"_" | b"__") || run.iter().all(|byte| *byte == b'-');
+    let bytes = text.as_bytes();
+    let ends_well = bytes.first().is_some_and(is_word) && bytes.last().is_some_and(is_word);
+    let mut runs = bytes.chunk_by(|left, right| is_word(left) == is_word(right));
+    ends_well && runs.all(|run| is_word(&run[0]) || is_separator(run))
+}
+
+fn is_tag(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    (1..=TAG_MAX).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_written_out_in_full() {
+        for (text, full) in [
+            ("hello", "docker.io/library/hello:latest"),
+            ("hello:1.2", "docker.io/library/hello:1.2"),
+            ("team/hello", "docker.io/team/hello:latest"),
+            ("docker.io/hello", "docker.io/library/hello:latest"),
+            ("index.docker.io/team/hello:x", "docker.io/team/hello:x"),
+            ("localhost/hello", "localhost/hello:latest"),
+            ("localhost:5000/hello:v1", "localhost:5000/hello:v1"),
+            ("10.63.1.2:5000/a/b/c:v1", "10.63.1.2:5000/a/b/c:v1"),
+            ("[::1]:5000/hello", "[::1]:5000/hello:latest"),
+            ("[2001:db8::1]/hello", "[2001:db8::1]/hello:latest"),
+            ("Registry.Example.com/hello", "Registry.Example.com/hello:latest"),
+            ("registry:5000/hello", "registry:5000/hello:latest"),
+            ("registry/hello", "docker.io/registry/hello:latest"),
+            ("ghcr.io/a__b/c-d--e/f.g:_T.-x", "ghcr.io/a__b/c-d--e/f.g:_T.-x"),
+            ("hello:5000", "docker.io/library/hello:5000"),
+            ("ttl.sh/x:1h", "ttl.sh/x:1h"),
+        ] {
+            let image = ImageRef::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(image.to_string(), full, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_parts_can_be_had_and_put_together_again() {
+        let image = ImageRef::parse("localhost:5000/team/hello:v1").unwrap();
+        assert_eq!(
+            (image.registry(), image.repository(), image.tag()),
+            ("localhost:5000", "team/hello", "v1")
+        );
+        assert_eq!(image.name(), "localhost:5000/team/hello");
+        assert_eq!(image.at("sha256:00"), "localhost:5000/team/hello@sha256:00");
+        assert_eq!(
+            image.with_tag("v2").unwrap().to_string(),
+            "localhost:5000/team/hello:v2"
+        );
+        assert_eq!(image.with_tag("-"), Err(ImageError::Tag("-".to_owned())));
+    }
+
+    #[test]
+    fn what_is_no_name_is_told_with_the_part_that_is_wrong() {
+        let long = format!("example.com/{}", "a/".repeat(125));
+        let tag = format!("hello:{}", "t".repeat(129));
+        let id = "0123456789abcdef".repeat(4);
+        for (text, part) in [
+            ("", "empty"),
+            ("hello@sha256:0123", "digest"),
+            ("hello:v1@sha256:0123", "digest"),
+            ("Hello", "lowercase"),
+            ("team/Hello:v1", "lowercase"),
+            ("example.com/team/hellO", "lowercase"),
+            ("exa_mple.com/hello", "registry"),
+            ("-example.com/hello", "registry"),
+            ("example..com/hello", "registry"),
+            ("example.com:/hello", "registry"),
+            ("example.com:x/hello", "registry"),
+            ("example.com:99999/hello", "registry"),
+            ("[::g]:5000/hello", "registry"),
+            ("https://example.com/hello", "registry"),
+            ("example.com/", "repository"),
+            ("/hello", "repository"),
+            ("a//b", "repository"),
+            ("hello/", "repository"),
+            ("a..b", "repository"),
+            ("a___b", "repository"),
+            ("a._b", "repository"),
+            ("_a", "repository"),
+            ("a-", "repository"),
+            ("hel lo", "repository"),
+            ("héllo", "repository"),
+            (" hello", "repository"),
+            ("hello\n", "repository"),
+            ("hello:", "tag"),
+            ("hello:-x", "tag"),
+            ("hello:.x", "tag"),
+            ("hello:a:b", "tag"),
+            ("hello:a/b", "registry"),
+            ("hello: x", "tag"),
+            (&tag, "tag"),
+            (&format!("{long}a"), "255"),
+            (&id, "image id"),
+        ] {
+            let error = ImageRef::parse(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text:?}: {error}");
+        }
     }
 }

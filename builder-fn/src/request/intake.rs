@@ -1,0 +1,162 @@
+//! A body on its way in: hashed, spooled and indexed piece by piece. All of it blocks.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use function_host::signature::Verifier;
+
+use super::{BuildConfig, BuildRequest, Limits, RequestError};
+use crate::context::{ArchiveError, ArchiveReader, Kind, SourceContext, Spool};
+
+/// What has been received of a body so far.
+pub(super) struct Intake {
+    verifier: Option<Verifier>,
+    received: u64,
+    archive: Result<(Spool, ArchiveReader), ArchiveError>,
+}
+
+impl Intake {
+    pub(super) fn new(verifier: Option<Verifier>, limits: &Limits) -> Self {
+        let archive = (
+            Spool::new(limits.spool.clone()),
+            ArchiveReader::new(limits.archive.clone()),
+        );
+        Self {
+            verifier,
+            received: 0,
+            archive: Ok(archive),
+        }
+    }
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// When it cannot be kept. A tar that turns out to be none is no error yet: who sent it is not known. Its rest
+    /// is hashed and not kept.
+    pub(super) fn take(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+        self.received += piece.len() as u64;
+        if let Some(verifier) = &mut self.verifier {
+            verifier.update(piece);
+        }
+        if let Ok((spool, reader)) = &mut self.archive {
+            match reader.feed(piece) {
+                Ok(()) => spool.append(piece)?,
+                Err(error) => self.archive = Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at what was received, the signature first.
+    ///
+    /// # Errors
+    /// When it is not signed, or not as it should be.
+    pub(super) fn finish(self) -> Result<BuildRequest, RequestError> {
+        if let Some(verifier) = self.verifier {
+            verifier.finish().map_err(|_| RequestError::WrongSignature)?;
+        }
+        let (spool, reader) = self.archive?;
+        let contents = reader.finish()?;
+        let config = BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?;
+        check_age(config.not_after, SystemTime::now())?;
+        let context = SourceContext::new(contents.entries, spool);
+        check_dockerfile(&context, config.dockerfile.as_deref())?;
+
+        let mut warnings = contents.warnings;
+        let unknown = config.unknown.iter().take(20);
+        warnings.extend(unknown.map(|key| format!("key {key:?} in com.openfaas.docker.config is ignored")));
+        Ok(BuildRequest {
+            config,
+            context: Arc::new(context),
+            sealed_secrets: contents.secrets.map(Into::into),
+            warnings,
+            received: self.received,
+        })
+    }
+}
+
+fn check_age(not_after: Option<SystemTime>, now: SystemTime) -> Result<(), RequestError> {
+    match not_after {
+        Some(end) if end < now => Err(RequestError::Expired {
+            not_after: humantime::format_rfc3339_seconds(end).to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// A Dockerfile that is missing is told here, sooner and in clearer words than by BuildKit. One that can only be
+/// reached through a link is left to BuildKit.
+fn check_dockerfile(context: &SourceContext, given: Option<&str>) -> Result<(), RequestError> {
+    // BuildKit tries both by itself.
+    let candidates = given
+        .as_ref()
+        .map_or(&["Dockerfile", "dockerfile"][..], std::slice::from_ref);
+    let may_be_there = |path: &str| {
+        let above = path.match_indices('/').map(|(at, _)| &path[..at]);
+        let is_link = |path: &str| {
+            context
+                .get(path)
+                .is_some_and(|entry| matches!(entry.kind, Kind::Symlink { .. }))
+        };
+        context.get(path).is_some_and(|entry| !entry.is_directory()) || above.into_iter().any(is_link)
+    };
+    match candidates.iter().any(|path| may_be_there(path)) {
+        true => Ok(()),
+        false => Err(RequestError::NoDockerfile {
+            path: candidates[0].to_owned(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_good_until_the_time_it_says() {
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        assert!(check_age(None, end).is_ok());
+        assert!(check_age(Some(end), end).is_ok());
+        let error = check_age(Some(end), end + Duration::from_secs(1)).unwrap_err();
+        assert!(error.to_string().contains("2001-09-09T01:46:40Z"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_dockerfile_is_told_unless_a_link_may_lead_to_it() {
+        let context = |files: &[(&str, Option<&str>)]| {
+            let mut tar = tar::Builder::new(Vec::new());
+            for (path, target) in files {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(0);
+                let path = format!("context/{path}");
+                match target {
+                    Some(target) => {
+                        header.set_entry_type(tar::EntryType::Symlink);
+                        tar.append_link(&mut header, path, target).unwrap();
+                    }
+                    None => tar.append_data(&mut header, path, &[][..]).unwrap(),
+                }
+            }
+            SourceContext::from_tar(&tar.into_inner().unwrap()).unwrap()
+        };
+        for (files, given, expected) in [
+            (&[("Dockerfile", None)][..], None, true),
+            (&[("dockerfile", None)], None, true),
+            (&[("Dockerfile", Some("elsewhere"))], None, true),
+            (&[("other", None)], None, false),
+            (&[("Dockerfile/x", None)], None, false),
+            (&[("build/Dockerfile", None)], Some("build/Dockerfile"), true),
+            (&[("build", Some("real"))], Some("build/Dockerfile"), true),
+            (&[("dockerfile", None)], Some("Dockerfile"), false),
+            (&[("build/x", None)], Some("build"), false),
+        ] {
+            assert_eq!(
+                check_dockerfile(&context(files), given).is_ok(),
+                expected,
+                "{files:?}, {given:?}"
+            );
+        }
+    }
+}

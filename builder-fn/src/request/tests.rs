@@ -1,0 +1,390 @@
+//! Bodies as they arrive, good and bad, and what is left of them.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use function_host::{Secret, signature};
+use futures_util::stream::{self, Stream};
+use http_body::Frame;
+use http_body_util::{Full, StreamBody};
+use tempfile::TempDir;
+
+use super::*;
+use crate::context::Kind;
+
+const CONFIG: &[u8] = br#"{"image": "example.com/hello:v1", "soon": 1}"#;
+
+fn key(lines: &str) -> Key {
+    Key::new(&Secret::new(lines)).unwrap()
+}
+
+fn trust() -> Trust {
+    Trust::Signed(key("the key"))
+}
+
+fn sign(body: &[u8]) -> String {
+    signature::sign(&key("the key"), body)
+}
+
+fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, *content).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+fn good() -> Vec<u8> {
+    tar(&[
+        ("context/Dockerfile", b"FROM scratch\n"),
+        ("com.openfaas.docker.config", CONFIG),
+    ])
+}
+
+fn large() -> Vec<u8> {
+    let content: Vec<u8> = (0..3_000_000u32).map(|at| (at / 7) as u8).collect();
+    tar(&[
+        ("com.openfaas.docker.config", CONFIG),
+        ("context/large", &content),
+        ("context/Dockerfile", b"FROM scratch\n"),
+    ])
+}
+
+/// A body of `pieces`, without a declared size.
+fn streamed(
+    pieces: impl Stream<Item = Result<Vec<u8>, io::Error>>,
+) -> impl http_body::Body<Data = Bytes, Error = io::Error> {
+    use futures_util::StreamExt;
+    StreamBody::new(pieces.map(|piece| piece.map(|piece| Frame::data(Bytes::from(piece)))))
+}
+
+fn in_pieces(body: &[u8], size: usize) -> impl http_body::Body<Data = Bytes, Error = io::Error> {
+    let pieces: Vec<_> = body.chunks(size).map(|piece| Ok(piece.to_vec())).collect();
+    streamed(stream::iter(pieces))
+}
+
+/// A body that must not be read.
+fn untouched() -> impl http_body::Body<Data = Bytes, Error = io::Error> {
+    streamed(stream::poll_fn(|_| panic!("the body was read")))
+}
+
+struct Spooled {
+    dir: TempDir,
+    limits: Limits,
+}
+
+fn spool() -> Spooled {
+    let dir = TempDir::new().unwrap();
+    let limits = Limits::new(100 << 20, dir.path());
+    Spooled { dir, limits }
+}
+
+impl Spooled {
+    /// Names in the spool folder, and files of it that this process has open.
+    fn left(&self) -> (usize, usize) {
+        let names = fs::read_dir(self.dir.path()).unwrap().count();
+        let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+        let is_ours =
+            |path: &Path| fs::read_link(path).is_ok_and(|target| target.starts_with(self.dir.path()));
+        (
+            names,
+            descriptors
+                .filter(|entry| entry.as_ref().is_ok_and(|entry| is_ours(&entry.path())))
+                .count(),
+        )
+    }
+
+    async fn refusal(&self, body: &[u8], signature: Option<&str>) -> RequestError {
+        let error = receive(in_pieces(body, 1000), signature, &trust(), &self.limits)
+            .await
+            .unwrap_err();
+        assert_eq!(self.left(), (0, 0), "{error}");
+        error
+    }
+}
+
+#[tokio::test]
+async fn a_signed_tar_becomes_a_build_request_however_it_arrives() {
+    let spooled = spool();
+    for body in [good(), large()] {
+        for size in [1000, 64 << 10, 1 << 20, body.len()] {
+            let arriving = in_pieces(&body, size);
+            let request = receive(arriving, Some(&sign(&body)), &trust(), &spooled.limits)
+                .await
+                .unwrap();
+            assert_eq!(request.config.image.to_string(), "example.com/hello:v1");
+            assert_eq!(request.received, body.len() as u64);
+            assert_eq!(
+                request.warnings,
+                ["key \"soon\" in com.openfaas.docker.config is ignored"]
+            );
+            assert!(request.sealed_secrets.is_none());
+            let dockerfile = request.context.get("Dockerfile").unwrap();
+            let mut content = [0; 20];
+            assert_eq!(request.context.read(dockerfile, 5, &mut content).unwrap(), 8);
+            assert_eq!(&content[..8], b"scratch\n");
+            let on_disk = if body.len() > 1 << 20 { 1 } else { 0 };
+            assert_eq!(spooled.left(), (0, on_disk));
+            drop(request);
+            assert_eq!(spooled.left(), (0, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_read_from_the_spool_file_is_what_was_sent() {
+    let spooled = spool();
+    let body = large();
+    let arriving = in_pieces(&body, 10_007);
+    let request = receive(arriving, Some(&sign(&body)), &trust(), &spooled.limits)
+        .await
+        .unwrap();
+    let entry = request.context.get("large").unwrap();
+    let Kind::File { offset, size } = entry.kind else {
+        panic!("{entry:?}")
+    };
+    let mut content = Vec::new();
+    let mut buffer = vec![0; 32 << 10];
+    loop {
+        let count = request
+            .context
+            .read(entry, content.len() as u64, &mut buffer)
+            .unwrap();
+        if count == 0 {
+            break;
+        }
+        content.extend_from_slice(&buffer[..count]);
+    }
+    let start = usize::try_from(offset).unwrap();
+    assert!(content == body[start..start + usize::try_from(size).unwrap()]);
+    assert_eq!(request.context.read(entry, u64::MAX, &mut buffer).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn sealed_secrets_go_along_as_they_are() {
+    let body = tar(&[
+        ("com.openfaas.docker.config", CONFIG),
+        ("com.openfaas.secrets", b"version: v1\n"),
+        ("context/Dockerfile", b""),
+    ]);
+    let request = receive(
+        in_pieces(&body, 100),
+        Some(&sign(&body)),
+        &trust(),
+        &spool().limits,
+    )
+    .await
+    .unwrap();
+    assert_eq!(request.sealed_secrets.as_deref(), Some(&b"version: v1\n"[..]));
+}
+
+#[tokio::test]
+async fn without_a_signature_the_body_is_not_read() {
+    let limits = spool().limits;
+    for (signature, expected) in [
+        (None, "not signed"),
+        (Some(""), "64"),
+        (Some("sha1=00"), "64"),
+        (Some("sha256=zz"), "64"),
+    ] {
+        let error = receive(untouched(), signature, &trust(), &limits)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), RequestErrorKind::Unauthorized);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn every_key_is_good_and_no_other() {
+    let spooled = spool();
+    let both = Trust::Signed(key("new\nthe key\n"));
+    let body = good();
+    assert!(
+        receive(in_pieces(&body, 999), Some(&sign(&body)), &both, &spooled.limits)
+            .await
+            .is_ok()
+    );
+    let other = signature::sign(&key("other"), &body);
+    let error = spooled.refusal(&body, Some(&other)).await;
+    assert!(matches!(error, RequestError::WrongSignature));
+    // The body's own signature, but for another body.
+    let mut changed = body.clone();
+    changed[600] ^= 1;
+    assert!(matches!(
+        spooled.refusal(&changed, Some(&sign(&body))).await,
+        RequestError::WrongSignature
+    ));
+    assert!(matches!(
+        spooled.refusal(&body[..1000], Some(&sign(&body))).await,
+        RequestError::WrongSignature
+    ));
+}
+
+#[tokio::test]
+async fn without_the_key_nothing_is_said_about_the_tar() {
+    let spooled = spool();
+    for body in [&b"no tar at all"[..], &[0; 4096], &tar(&[("x", b"")])] {
+        let error = spooled.refusal(body, Some(&sign(b"something else"))).await;
+        assert!(matches!(error, RequestError::WrongSignature), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn where_signatures_are_off_none_is_looked_at() {
+    let body = good();
+    let limits = spool().limits;
+    for signature in [None, Some("sha256=00")] {
+        assert!(
+            receive(in_pieces(&body, 512), signature, &Trust::Anyone, &limits)
+                .await
+                .is_ok()
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_signed_body_is_told() {
+    let spooled = spool();
+    let dockerfile = ("context/Dockerfile", &b""[..]);
+    let cut = &good()[..700];
+    for (body, hint) in [
+        (Vec::new(), "empty"),
+        (b"\x1f\x8b\x08".to_vec(), "gzip"),
+        (b"hello".to_vec(), "not a tar"),
+        (cut.to_vec(), "cut short"),
+        (tar(&[dockerfile]), "com.openfaas.docker.config"),
+        (tar(&[("com.openfaas.docker.config", CONFIG)]), "context/"),
+        (
+            tar(&[("com.openfaas.docker.config", CONFIG), ("context/x", b"")]),
+            "context/Dockerfile",
+        ),
+        (tar(&[("com.openfaas.docker.config", b"{}"), dockerfile]), "image"),
+        (tar(&[("com.openfaas.docker.config", b"{"), dockerfile]), "JSON"),
+    ] {
+        let error = spooled.refusal(&body, Some(&sign(&body))).await;
+        assert_eq!(error.kind(), RequestErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains(hint), "{error}");
+    }
+    let late = br#"{"image": "hello", "notAfter": "2001-01-01T00:00:00Z"}"#;
+    let body = tar(&[("com.openfaas.docker.config", late), dockerfile]);
+    let error = spooled.refusal(&body, Some(&sign(&body))).await;
+    assert_eq!(error.kind(), RequestErrorKind::Unauthorized);
+}
+
+#[tokio::test]
+async fn a_body_that_says_it_is_too_large_is_not_read() {
+    let mut limits = spool().limits;
+    let body = good();
+    limits.archive.body = body.len() as u64;
+    let declared = || Full::new(Bytes::from(body.clone()));
+    assert!(
+        receive(declared(), Some(&sign(&body)), &trust(), &limits)
+            .await
+            .is_ok()
+    );
+    limits.archive.body -= 1;
+    let error = receive(declared(), Some(&sign(&body)), &trust(), &limits)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), RequestErrorKind::TooLarge);
+}
+
+#[tokio::test]
+async fn reading_stops_at_the_limit() {
+    let mut spooled = spool();
+    spooled.limits.archive.body = 10_000;
+    let mut pieces = 0;
+    let endless = stream::poll_fn(|_| {
+        pieces += 1;
+        assert!(pieces <= 11, "read on after the limit");
+        std::task::Poll::Ready(Some(Ok(vec![b'x'; 1000])))
+    });
+    let error = receive(streamed(endless), Some(&sign(b"")), &trust(), &spooled.limits)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, RequestError::TooLarge { limit: 10_000 }),
+        "{error}"
+    );
+    assert_eq!(spooled.left(), (0, 0));
+}
+
+#[test]
+fn a_sender_that_breaks_off_leaves_nothing() {
+    one_blocking_thread().block_on(async {
+        let spooled = spool();
+        let body = large();
+        let pieces = [
+            Ok(body[..2_000_000].to_vec()),
+            Err(io::ErrorKind::ConnectionReset.into()),
+        ];
+        let arriving = streamed(stream::iter(pieces));
+        let error = receive(arriving, Some(&sign(&body)), &trust(), &spooled.limits)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), RequestErrorKind::Broken);
+        assert!(std::error::Error::source(&error).is_some());
+        idle_threads().await;
+        assert_eq!(spooled.left(), (0, 0));
+    });
+}
+
+#[test]
+fn a_request_that_is_dropped_leaves_nothing() {
+    one_blocking_thread().block_on(async {
+        let spooled = spool();
+        let body = large();
+        let signature = sign(&body);
+        let trust = trust();
+        let first = stream::iter(
+            body[..2_500_000]
+                .chunks(100_000)
+                .map(|piece| Ok(piece.to_vec()))
+                .collect::<Vec<_>>(),
+        );
+        let arriving = streamed(futures_util::StreamExt::chain(first, stream::pending()));
+        let mut request = Box::pin(receive(arriving, Some(&signature), &trust, &spooled.limits));
+        // Until the sender stalls, and what it sent has been taken in: then it lies in a file.
+        while spooled.left() != (0, 1) {
+            tokio::select! {
+                biased;
+                _ = &mut request => panic!("the body has not ended"),
+                () = idle_threads() => {}
+            }
+        }
+        drop(request);
+        idle_threads().await;
+        assert_eq!(spooled.left(), (0, 0));
+    });
+}
+
+#[tokio::test]
+async fn a_spool_that_fails_is_this_sides_fault() {
+    let spooled = spool();
+    let limits = Limits::new(100 << 20, spooled.dir.path().join("missing"));
+    let body = large();
+    let error = receive(in_pieces(&body, 1 << 20), Some(&sign(&body)), &trust(), &limits)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), RequestErrorKind::Platform);
+    assert!(error.to_string().contains("missing"), "{error}");
+}
+
+/// A runtime that does what may block one after the other.
+fn one_blocking_thread() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap()
+}
+
+/// Ends when that has been done, on [`one_blocking_thread`].
+async fn idle_threads() {
+    tokio::task::yield_now().await;
+    spawn_blocking(|| ()).await.unwrap();
+}
