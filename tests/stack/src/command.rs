@@ -1,8 +1,12 @@
 //! Running another program to its end, with the end of its output in the error when it fails.
 
-use std::{ffi::OsStr, io, process::Output};
+use std::{
+    ffi::OsStr,
+    io,
+    process::{Output, Stdio},
+};
 
-use tokio::process::Command;
+use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use crate::error::{Error, Result};
 
@@ -12,7 +16,7 @@ const TAIL_LINES: usize = 30;
 /// A program by name, which dies with the launcher.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
-    command.kill_on_drop(true).stdin(std::process::Stdio::null());
+    command.kill_on_drop(true).stdin(Stdio::null());
     command
 }
 
@@ -22,10 +26,35 @@ pub(crate) async fn run(command: &mut Command) -> Result<Vec<u8>> {
     finished(name, command.output().await)
 }
 
+/// As [`run`], with something on the program's standard input.
+pub(crate) async fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
+    let name = name(command.as_std());
+    let failed = |source| Error::Spawn {
+        program: name.clone(),
+        source,
+    };
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed)?;
+    let mut stdin = child
+        .stdin
+        .take()
+        .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+    let write = async {
+        // A program that does not read all of it says itself what is wrong.
+        let _ = stdin.write_all(input).await;
+        drop(stdin);
+    };
+    let ((), output) = tokio::join!(write, child.wait_with_output());
+    finished(name, output)
+}
+
 /// As [`run`], for the places where there is no runtime.
 pub(crate) fn run_blocking(command: &mut std::process::Command) -> Result<Vec<u8>> {
     let name = name(command);
-    finished(name, command.stdin(std::process::Stdio::null()).output())
+    finished(name, command.stdin(Stdio::null()).output())
 }
 
 fn finished(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {

@@ -4,11 +4,10 @@ use std::{fmt, fs, io::Read as _, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
 
 use crate::{
-    command::command,
-    error::{At as _, Error, Result},
+    command::{command, run_with_input},
+    error::{At as _, Result},
     places::{StackDir, write_private},
 };
 
@@ -105,29 +104,11 @@ impl Credentials {
 
     /// The registry's password file: a user with a bcrypt hash, as the registry wants it.
     pub(crate) async fn htpasswd(login: &Login) -> Result<Vec<u8>> {
-        let failed = |source| Error::Spawn {
-            program: "htpasswd".into(),
-            source,
-        };
-        let mut command = command("htpasswd");
-        command.args(["-niB", &login.user]);
-        command
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped());
-        let mut child = command.spawn().map_err(failed)?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(login.password.as_bytes()).await.map_err(failed)?;
-        }
-        let output = child.wait_with_output().await.map_err(failed)?;
-        if output.status.success() {
-            return Ok(output.stdout);
-        }
-        let status = output.status.to_string();
-        Err(Error::Program {
-            program: "htpasswd".into(),
-            status,
-            output: String::new(),
-        })
+        run_with_input(
+            command("htpasswd").args(["-niB", &login.user]),
+            login.password.as_bytes(),
+        )
+        .await
     }
 }
 

@@ -117,6 +117,11 @@ impl StackDir {
         self.root.join("bin")
     }
 
+    /// Where faas-cli lays out build contexts.
+    pub(crate) fn workshop(&self) -> PathBuf {
+        self.root.join("workshop")
+    }
+
     /// `HOME` of the parts, with the logins of the stack's own clients.
     pub fn home(&self) -> PathBuf {
         self.root.join("home")

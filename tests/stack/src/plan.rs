@@ -28,7 +28,9 @@ pub struct Options {
     pub faas_cli: Option<PathBuf>,
     /// After this time the queue delivers a call again that has not been answered.
     pub ack_wait: Duration,
-    /// Whether Slipway is deployed on it.
+    /// Whether the registry gets the base images that compile Rust.
+    pub images: bool,
+    /// Whether Slipway is deployed on it, which needs the images.
     pub deploy: bool,
 }
 
@@ -42,6 +44,7 @@ impl Options {
             faas_cli: None,
             // Longer than the gateway lets any call be.
             ack_wait: Duration::from_secs(36 * 60),
+            images: true,
             deploy: true,
         }
     }
@@ -189,6 +192,7 @@ mod tests {
         let mut running = Running {
             holder: std::process::id(),
             started,
+            number: Number::FIRST,
             groups: Vec::new(),
         };
         assert!(running.alive());

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    command::tail,
+    command::{command, run_with_input, tail},
     control::{Command, Conversation, Event, PartStatus},
     credentials::Credentials,
     error::{At as _, Error, Result},
@@ -161,6 +161,34 @@ impl Stack {
             ("REGISTRY_PASSWORD", registry.password.clone()),
             ("BUILDKIT_HOST", self.buildkit_host.clone()),
         ]
+    }
+
+    /// builder-fn as a plain process, while it runs as one.
+    pub(crate) fn plain_builder_url(&self) -> String {
+        self.plan.number.plain_builder_url()
+    }
+
+    /// Logs faas-cli in and gives the directory for its `OPENFAAS_CONFIG`.
+    pub async fn login(&self) -> Result<PathBuf> {
+        let dir = self.place.home().join("openfaas");
+        if dir.join("config.yml").exists() {
+            return Ok(dir);
+        }
+        let mut faas_cli = command(&self.tools.faas_cli);
+        faas_cli.args([
+            "login",
+            "--gateway",
+            &self.gateway.url,
+            "--username",
+            &self.gateway.user,
+            "--password-stdin",
+        ]);
+        run_with_input(
+            faas_cli.env("OPENFAAS_CONFIG", &dir),
+            self.gateway.password.as_bytes(),
+        )
+        .await?;
+        Ok(dir)
     }
 
     /// The process id, on this machine, of the supervisor: its `/proc/PID/net` is the stack's network, its

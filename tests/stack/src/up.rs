@@ -54,7 +54,9 @@ impl Stack {
             stack.registry.host.clone(),
             stack.credentials()?.registry,
         );
-        images.push(&push, progress).await?;
+        if let Some(images) = images {
+            images.push(&push, progress).await?;
+        }
         if options.deploy {
             deploy::deploy(&stack, &push, progress).await?;
         }
@@ -63,17 +65,27 @@ impl Stack {
 }
 
 /// Makes what stacks are made of: programs and images, side by side.
-async fn prepare(options: &Options, places: &Places, progress: &Progress) -> Result<(Plan, BaseImages)> {
+async fn prepare(
+    options: &Options,
+    places: &Places,
+    progress: &Progress,
+) -> Result<(Plan, Option<BaseImages>)> {
     let own = async {
         // In one go, because cargo would build what they share anew for each.
         let [provider, builder] = programs::build(["slipway-dev-provider", "builder-fn"]).await?;
         progress.step("programs", "provider and builder-fn built");
         Ok((provider, builder))
     };
+    let images = async {
+        match options.images || options.deploy {
+            true => BaseImages::make(places, progress).await.map(Some),
+            false => Ok(None),
+        }
+    };
     let (mut tools, registry, images, (provider, builder)) = tokio::try_join!(
         Tools::build(places, progress),
         packages::registry(places, progress),
-        BaseImages::make(places, progress),
+        images,
         own,
     )?;
     let provider = match &options.faasd {

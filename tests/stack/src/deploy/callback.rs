@@ -1,0 +1,71 @@
+//! Where the queue posts the outcome of a call: one request to an address of this machine that only the stack reaches.
+
+use std::{convert::Infallible, net::Ipv4Addr};
+
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, Response, body::Bytes, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpListener, sync::mpsc};
+
+use crate::error::{At as _, Result};
+
+/// How much of an outcome is read, in bytes.
+const LIMIT: usize = 16 << 20;
+
+/// A place for one outcome.
+#[derive(Debug)]
+pub(super) struct Callback {
+    listener: TcpListener,
+    /// The address to be told to the queue.
+    pub(super) url: String,
+}
+
+impl Callback {
+    /// Listens at the machine's end of a stack's pair of interfaces.
+    pub(super) async fn listen(address: Ipv4Addr) -> Result<Self> {
+        let listener = TcpListener::bind((address, 0))
+            .await
+            .at("listen on", address.to_string())?;
+        let url = format!(
+            "http://{}/",
+            listener.local_addr().at("listen on", address.to_string())?
+        );
+        Ok(Self { listener, url })
+    }
+
+    /// Waits for the outcome.
+    pub(super) async fn wait(&self) -> Result<Vec<u8>> {
+        let (sender, mut bodies) = mpsc::channel(1);
+        loop {
+            let (stream, _) = self.listener.accept().await.at("accept on", &self.url)?;
+            let service = service_fn(|request: Request<Incoming>| async {
+                if let Ok(body) = Limited::new(request.into_body(), LIMIT).collect().await {
+                    let _ = sender.try_send(body.to_bytes().to_vec());
+                }
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            });
+            let _ = http1::Builder::new()
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Ok(body) = bodies.try_recv() {
+                return Ok(body);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_posted_is_the_outcome() {
+        let callback = Callback::listen(Ipv4Addr::LOCALHOST).await.unwrap();
+        let url = callback.url.clone();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let (posted, outcome) = tokio::join!(client.post(url).body("done").send(), callback.wait());
+        assert!(posted.unwrap().status().is_success());
+        assert_eq!(outcome.unwrap(), b"done");
+    }
+}

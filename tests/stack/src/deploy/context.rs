@@ -1,0 +1,165 @@
+//! A build context on disk: what it hashes to, and the tar that builder-fn takes.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{At as _, Result};
+
+/// The files of a context, in order.
+#[derive(Debug)]
+pub(super) struct Context {
+    files: Vec<File>,
+}
+
+#[derive(Debug)]
+struct File {
+    /// From the context's root.
+    path: PathBuf,
+    mode: u32,
+    content: Vec<u8>,
+}
+
+impl Context {
+    /// Reads a folder.
+    pub(super) fn read(folder: &Path) -> Result<Self> {
+        let mut files = Vec::new();
+        read(folder, Path::new(""), &mut files)?;
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Self { files })
+    }
+
+    /// What the files hash to, together with what else matters for the image; fit for a tag.
+    pub(super) fn hash(&self, matters: &[&str]) -> String {
+        let mut hash = Hash::new(matters);
+        for file in &self.files {
+            hash.add(file.path.as_os_str().as_encoded_bytes());
+            hash.add(&file.mode.to_be_bytes());
+            hash.add(&file.content);
+        }
+        hash.finish()
+    }
+
+    /// The tar of a build request: the configuration, then the files.
+    pub(super) fn tar(&self, config: &Value) -> Result<Vec<u8>> {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut append = |path: &Path, mode: u32, content: &[u8]| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(mode);
+            // One time for all, and not that of the copying: nothing in an image depends on it.
+            header.set_mtime(1);
+            tar.append_data(&mut header, path, content)
+                .at("put into a tar:", path)
+        };
+        append(
+            Path::new("com.openfaas.docker.config"),
+            0o644,
+            config.to_string().as_bytes(),
+        )?;
+        for file in &self.files {
+            append(&Path::new("context").join(&file.path), file.mode, &file.content)?;
+        }
+        tar.into_inner().at("make", "a tar")
+    }
+}
+
+/// What some texts hash to.
+pub(super) fn hash_of(texts: &[&str]) -> String {
+    Hash::new(texts).finish()
+}
+
+/// A hash over parts, of which none can pass for another.
+struct Hash(Sha256);
+
+impl Hash {
+    fn new(parts: &[&str]) -> Self {
+        let mut hash = Self(Sha256::new());
+        parts.iter().for_each(|part| hash.add(part.as_bytes()));
+        hash
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        self.0.update((part.len() as u64).to_be_bytes());
+        self.0.update(part);
+    }
+
+    fn finish(self) -> String {
+        let mut text = hex::encode(self.0.finalize());
+        text.truncate(16);
+        text
+    }
+}
+
+fn read(folder: &Path, below: &Path, files: &mut Vec<File>) -> Result<()> {
+    for entry in fs::read_dir(folder).at("read", folder)? {
+        let entry = entry.at("read", folder)?;
+        let (path, below) = (entry.path(), below.join(entry.file_name()));
+        if path.is_dir() {
+            read(&path, &below, files)?;
+            continue;
+        }
+        let mode = entry.metadata().at("read", &path)?.permissions().mode() & 0o777;
+        files.push(File {
+            path: below,
+            mode,
+            content: fs::read(&path).at("read", &path)?,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(files: &[(&str, &str)]) -> Context {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, content) in files {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        Context::read(folder.path()).unwrap()
+    }
+
+    #[test]
+    fn the_hash_changes_with_a_name_a_content_and_what_else_matters() {
+        let first = context(&[("a/b", "c")]).hash(&["x"]);
+        assert_eq!(first, context(&[("a/b", "c")]).hash(&["x"]));
+        for other in [
+            context(&[("a/b", "d")]).hash(&["x"]),
+            context(&[("a/c", "c")]).hash(&["x"]),
+            context(&[("a/b", "c")]).hash(&["y"]),
+            context(&[("a/b", "c"), ("e", "")]).hash(&["x"]),
+        ] {
+            assert_ne!(first, other);
+        }
+        assert_ne!(hash_of(&["ab", "c"]), hash_of(&["a", "bc"]));
+    }
+
+    #[test]
+    fn the_tar_has_the_configuration_first_and_the_files_under_context() {
+        let tar = context(&[("src/main.rs", "fn main() {}"), ("Dockerfile", "FROM scratch")]);
+        let tar = tar.tar(&serde_json::json!({ "image": "x" })).unwrap();
+        let mut archive = tar::Archive::new(tar.as_slice());
+        let names = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string());
+        let names = names.collect::<Vec<_>>();
+        assert_eq!(
+            names,
+            [
+                "com.openfaas.docker.config",
+                "context/Dockerfile",
+                "context/src/main.rs"
+            ]
+        );
+    }
+}

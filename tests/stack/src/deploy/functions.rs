@@ -1,0 +1,164 @@
+//! The gateway's REST API, as far as the launcher needs it.
+
+use std::{collections::HashMap, time::Duration};
+
+use reqwest::{Client, Method, RequestBuilder, StatusCode};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    command::tail,
+    error::{Error, Result},
+    http::{answer, send},
+    stack::Stack,
+};
+
+/// How long a question may take.
+const QUESTION: Duration = Duration::from_secs(20);
+
+/// The gateway, with the administrator's credentials.
+#[derive(Debug)]
+pub(super) struct Functions {
+    client: Client,
+    stack: Stack,
+}
+
+/// What the gateway says of a function.
+#[derive(Debug, Deserialize)]
+pub(super) struct Status {
+    /// The image that it runs.
+    pub(super) image: String,
+    annotations: Option<HashMap<String, String>>,
+}
+
+impl Status {
+    /// The value of an annotation.
+    pub(super) fn annotation(&self, name: &str) -> Option<&String> {
+        self.annotations.as_ref()?.get(name)
+    }
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+impl Functions {
+    /// The functions of a stack.
+    pub(super) fn new(client: Client, stack: &Stack) -> Self {
+        Self {
+            client,
+            stack: stack.clone(),
+        }
+    }
+
+    /// The names of the secrets that are there.
+    pub(super) async fn secrets(&self) -> Result<Vec<String>> {
+        let response = answer(
+            send(self.system(Method::GET, "secrets")).await?,
+            &[StatusCode::OK],
+        )
+        .await?;
+        let request = response.url().to_string();
+        // The gateway's list of nothing is `null`.
+        let secrets: Option<Vec<Named>> = response
+            .json()
+            .await
+            .map_err(|source| Error::NoAnswer { request, source })?;
+        Ok(secrets.into_iter().flatten().map(|secret| secret.name).collect())
+    }
+
+    /// Makes a secret, or gives it its value.
+    pub(super) async fn put_secret(&self, name: &str, value: &str, there: bool) -> Result<()> {
+        let method = if there { Method::PUT } else { Method::POST };
+        let request = self
+            .system(method, "secrets")
+            .json(&json!({ "name": name, "value": value }));
+        let wanted = [StatusCode::OK, StatusCode::CREATED, StatusCode::ACCEPTED];
+        answer(send(request).await?, &wanted).await.map(drop)
+    }
+
+    /// What the gateway says of a function; nothing where there is none.
+    pub(super) async fn status(&self, name: &str) -> Result<Option<Status>> {
+        let response = send(self.system(Method::GET, &format!("function/{name}"))).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let response = answer(response, &[StatusCode::OK]).await?;
+        let request = response.url().to_string();
+        response
+            .json()
+            .await
+            .map(Some)
+            .map_err(|source| Error::NoAnswer { request, source })
+    }
+
+    /// Whether a function says that it is ready.
+    pub(super) async fn ready(&self, name: &str) -> bool {
+        let request = self
+            .client
+            .get(format!("{}/_/ready", self.url(name)))
+            .timeout(QUESTION);
+        request
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status() == StatusCode::OK)
+    }
+
+    /// Calls a function, and gives what it answers if that is a success.
+    pub(super) async fn call(&self, name: &str, body: &str) -> Option<String> {
+        let request = self
+            .client
+            .post(self.url(name))
+            .timeout(QUESTION)
+            .body(body.to_owned());
+        request
+            .send()
+            .await
+            .ok()?
+            .error_for_status()
+            .ok()?
+            .text()
+            .await
+            .ok()
+    }
+
+    /// The end of a function's log.
+    pub(super) async fn log_tail(&self, name: &str) -> String {
+        #[derive(Deserialize)]
+        struct Line {
+            text: String,
+        }
+        let request = self.system(Method::GET, &format!("logs?name={name}&follow=false&tail=40"));
+        let Ok(answer) = send(request).await else {
+            return String::new();
+        };
+        let text = answer.text().await.unwrap_or_default();
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        tail(&lines.map(|line| line.text).collect::<Vec<_>>().join("\n"), 40)
+    }
+
+    /// Where a function answers.
+    pub(super) fn url(&self, name: &str) -> String {
+        format!("{}/function/{name}", self.stack.gateway.url)
+    }
+
+    /// Where a function is called through the queue.
+    pub(super) fn queue(&self, name: &str) -> RequestBuilder {
+        self.client
+            .post(format!("{}/async-function/{name}", self.stack.gateway.url))
+            .timeout(QUESTION)
+    }
+
+    fn system(&self, method: Method, path: &str) -> RequestBuilder {
+        let gateway = &self.stack.gateway;
+        let request = self
+            .client
+            .request(method, format!("{}/system/{path}", gateway.url));
+        request
+            .basic_auth(&gateway.user, Some(&gateway.password))
+            .timeout(QUESTION)
+    }
+}
