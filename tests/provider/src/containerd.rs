@@ -27,7 +27,7 @@ pub(crate) use self::{
     tasks::{Exit, TaskState},
     transfer::{Source, platform},
 };
-use crate::error::Error;
+use crate::error::{Answer, Error};
 
 /// The limit of a call that only looks something up or starts something.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
@@ -119,7 +119,7 @@ fn refused(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> Err
     move |source| Error::Containerd {
         operation,
         subject,
-        source: Box::new(source),
+        source: Answer::new(source),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong in the provider. Nothing here knows of HTTP: `api::answer` turns it into statuses.
 
-use std::{io, time::Duration};
+use std::{fmt, io, time::Duration};
 
 use tonic::{Code, Status};
 
@@ -28,16 +28,16 @@ pub enum Error {
     Invalid(String),
 
     /// A request's JSON is malformed.
-    #[error("unable to read the request: {0}")]
+    #[error("unable to read the request")]
     Json(#[source] serde_json::Error),
 
     /// An image could not be had from its registry.
-    #[error("unable to pull image {image}: {}", .source.message())]
+    #[error("unable to pull image {image}")]
     Pull {
         /// The normalised reference.
         image: String,
         /// containerd's answer.
-        source: Box<Status>,
+        source: Answer,
     },
 
     /// An image is not as images are.
@@ -50,14 +50,14 @@ pub enum Error {
     },
 
     /// containerd refused.
-    #[error("containerd: {operation} {subject}: {}", .source.message())]
+    #[error("containerd: {operation} {subject}")]
     Containerd {
         /// What was asked of it.
         operation: &'static str,
         /// The id or name it was asked about.
         subject: String,
         /// Its answer.
-        source: Box<Status>,
+        source: Answer,
     },
 
     /// containerd cannot be connected to.
@@ -81,7 +81,7 @@ pub enum Error {
     },
 
     /// A runtime specification cannot be made.
-    #[error("container specification: {0}")]
+    #[error("container specification")]
     Spec(#[source] oci_spec::OciSpecError),
 
     /// A file operation failed.
@@ -136,16 +136,38 @@ impl Error {
     }
 }
 
-/// The error and its causes in one line, for the log.
+/// What containerd answered instead of doing what was asked.
+#[derive(Debug)]
+pub struct Answer(Box<Status>);
+
+impl Answer {
+    pub(crate) fn new(status: Status) -> Self {
+        Self(Box::new(status))
+    }
+
+    pub(crate) fn code(&self) -> Code {
+        self.0.code()
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.message() {
+            "" => write!(f, "{}", self.0.code()),
+            message => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Answer {}
+
+/// The error and its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
         source = cause.source();
     }
     text

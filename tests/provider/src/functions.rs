@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -21,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::restore::cleanup;
 use self::{
-    deploy::LABEL_REPLICAS,
+    deploy::{LABEL_REPLICAS, LABEL_STAGE, Stage},
     instance::{Ground, Instance, Status},
 };
 use crate::{
@@ -37,6 +38,9 @@ use crate::{
     secrets::Secrets,
     settings::{Manners, Settings},
 };
+
+/// The pauses between attempts to remove a replaced instance, when containerd fails; in seconds.
+const RETIRE_PAUSES: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
 /// The functions; cheap to clone.
 #[derive(Clone, Debug)]
@@ -175,13 +179,18 @@ impl Functions {
         let inner = Arc::clone(&self.0);
         let work = |key: Key| async move {
             let instance = inner.find(&key)?;
+            // So that it does not come back with the next provider, should removing it fail half-way.
+            inner.mark(&instance, Stage::Retiring).await?;
             inner.remove(&key);
             if inner.settings.manners == Manners::Good {
                 inner.drain(&instance).await;
             }
-            inner.discard(&instance).await?;
+            let discarded = inner.discard(&instance).await;
+            if discarded.is_err() {
+                inner.retire(instance);
+            }
             inner.logs.delete(&key);
-            Ok(())
+            discarded
         };
         self.0.to_the_end(key, work).await
     }
@@ -256,6 +265,13 @@ impl Inner {
             .remove(key);
     }
 
+    async fn mark(&self, instance: &Instance, stage: Stage) -> Result<(), Error> {
+        let containerd = self.scope(&instance.parts().key)?;
+        containerd
+            .label_container(instance.id(), LABEL_STAGE, stage.as_str())
+            .await
+    }
+
     /// Lets an instance that gets no more calls finish those that it has.
     async fn drain(&self, instance: &Instance) {
         let limit = self.settings.grace_period;
@@ -275,6 +291,7 @@ impl Inner {
     async fn discard(&self, instance: &Instance) -> Result<(), Error> {
         let containerd = self.scope(&instance.parts().key)?;
         instance.stop(self.settings.grace_period).await?;
+        containerd.delete_task(instance.id()).await?;
         containerd.delete_container(instance.id()).await?;
         containerd.remove_snapshot(instance.id()).await
     }
@@ -284,13 +301,14 @@ impl Inner {
         let inner = Arc::clone(self);
         self.retiring.spawn(async move {
             inner.drain(&instance).await;
-            if let Err(error) = inner.discard(&instance).await {
-                tracing::error!(
-                    instance = instance.id(),
-                    error = chain(&error),
-                    "cannot be removed"
-                );
+            for pause in RETIRE_PAUSES {
+                let Err(error) = inner.discard(&instance).await else {
+                    return;
+                };
+                tracing::warn!(instance = instance.id(), error = chain(&error), "not removed yet");
+                tokio::time::sleep(Duration::from_secs(pause)).await;
             }
+            tracing::error!(instance = instance.id(), "left to the next provider to remove");
         });
     }
 

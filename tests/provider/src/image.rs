@@ -12,7 +12,7 @@ use tonic::Status;
 use crate::{
     containerd::{Scope, Source, platform},
     docker_config::DockerConfig,
-    error::Error,
+    error::{Answer, Error},
     settings::Settings,
 };
 
@@ -69,7 +69,7 @@ impl Puller {
                 let status = Status::deadline_exceeded(format!("took over {} s", self.limit.as_secs()));
                 return Err(Error::Pull {
                     image: name,
-                    source: Box::new(status),
+                    source: Answer::new(status),
                 });
             }
         }

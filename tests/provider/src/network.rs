@@ -15,7 +15,10 @@ use std::{
     process::Stdio,
 };
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::{
+    fs::statfs,
+    mount::{UnmountFlags, unmount},
+};
 use serde_json::Value;
 use tokio::{process::Command, sync::Mutex};
 
@@ -24,6 +27,9 @@ use crate::{error::Error, settings::Settings};
 
 /// The interface that a function sees.
 const INTERFACE: &str = "eth0";
+
+/// The type of the file system that namespaces are files of (linux/magic.h).
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// Connects containers to the bridge, and disconnects them.
 #[derive(Debug)]
@@ -120,21 +126,28 @@ impl Network {
     pub(crate) async fn detach(&self, id: &str) {
         let namespace = self.namespace_of(id);
         let result_file = self.results.join(id);
-        if let Some(result) = read_result(&result_file) {
+        if namespace.exists() || result_file.exists() {
             let _one = self.one_at_a_time.lock().await;
+            let result = read_result(&result_file);
+            // After a reboot nothing is mounted on the file; what else there is can be taken back all the same.
+            let namespace = if is_namespace(&namespace) {
+                namespace.as_path()
+            } else {
+                Path::new("")
+            };
             let call = Call {
                 verb: Verb::Del,
                 id,
-                namespace: &namespace,
+                namespace,
                 interface: INTERFACE,
             };
             for conf in self.plugin_confs.iter().rev() {
-                if let Err(error) = self.plugins.run(&call, conf, Some(&result)).await {
+                if let Err(error) = self.plugins.run(&call, conf, result.as_ref()).await {
                     tracing::warn!(%error, "a plugin did not clean up");
                 }
             }
         }
-        // A file that nothing is mounted on is left from before a reboot.
+        // An error says that nothing is mounted there.
         let _ = unmount(&namespace, UnmountFlags::DETACH);
         for file in [&namespace, &result_file] {
             match fs::remove_file(file) {
@@ -193,6 +206,10 @@ async fn new_namespace(id: &str, file: &Path) -> Result<(), Error> {
         subject: id.to_owned(),
         reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     })
+}
+
+fn is_namespace(file: &Path) -> bool {
+    statfs(file).is_ok_and(|about| about.f_type == NSFS_MAGIC)
 }
 
 fn read_result(file: &Path) -> Option<Value> {

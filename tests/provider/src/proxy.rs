@@ -25,11 +25,12 @@ use http::{
     uri::PathAndQuery,
 };
 use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Limited};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
 use crate::{backend::CallGuard, functions::Functions, key::Key};
 
@@ -41,6 +42,10 @@ const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long connecting may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How much of a body is taken, in bytes, and for how long, when there is no function for it.
+const REFUSED_BODY: usize = 256 << 10;
+const REFUSED_LIMIT: Duration = Duration::from_secs(1);
 
 /// The header that tells a proxy's own answers from a function's.
 const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
@@ -106,6 +111,9 @@ pub(crate) async fn call(
         .functions
         .route(&Key::from_path(&name, &proxy.default_namespace))
     else {
+        // A connection that is closed with a body on its way would lose the answer.
+        let rest = Limited::new(request.into_body(), REFUSED_BODY).collect();
+        let _ = timeout(REFUSED_LIMIT, rest).await;
         let text = format!("No endpoints available for: {name}.");
         return refusal(StatusCode::SERVICE_UNAVAILABLE, text);
     };
@@ -270,8 +278,6 @@ where
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-
-    use http_body_util::BodyExt;
 
     use super::*;
     use crate::backend::Backend;

@@ -50,16 +50,12 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let Self(operation, error) = self;
         let status = status(operation, &error);
-        tracing::warn!(
-            ?operation,
-            status = status.as_u16(),
-            error = chain(&error),
-            "refused"
-        );
+        let text = chain(&error);
+        tracing::warn!(?operation, status = status.as_u16(), error = text, "refused");
         (
             status,
             [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
-            format!("{error}\n"),
+            text + "\n",
         )
             .into_response()
     }
@@ -70,17 +66,18 @@ mod tests {
     use tonic::Status;
 
     use super::*;
+    use crate::error::Answer;
 
     #[test]
     fn statuses_are_faasds() {
         let pull = || Error::Pull {
             image: "i".into(),
-            source: Box::new(Status::not_found("gone")),
+            source: Answer::new(Status::not_found("gone")),
         };
         let containerd = || Error::Containerd {
             operation: "create task",
             subject: "f".into(),
-            source: Box::new(Status::unknown("exec failed")),
+            source: Answer::new(Status::unknown("exec failed")),
         };
         let missing = || Error::FunctionNotFound("f".into());
         let cases = [

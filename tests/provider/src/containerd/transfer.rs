@@ -11,7 +11,10 @@ use containerd_client::{
 use tonic::Status;
 
 use super::Scope;
-use crate::{docker_config::DockerConfig, error::Error};
+use crate::{
+    docker_config::DockerConfig,
+    error::{Answer, Error},
+};
 
 /// Where an image is pulled from.
 #[derive(Debug)]
@@ -58,7 +61,7 @@ impl Scope {
         let transfer = client.transfer(request);
         let failed = |source: Status| Error::Pull {
             image: image.to_owned(),
-            source: Box::new(source),
+            source: Answer::new(source),
         };
         tokio::select! {
             done = transfer => done.map(drop).map_err(failed),

@@ -285,8 +285,13 @@ impl Supervisor {
                 command = self.commands.recv() => match command? {
                     Command::Start(reply) => drop(reply.send(Ok(()))),
                     Command::Stop(grace, reply) => {
+                        if let Err(error) = self.signal(SIGTERM).await {
+                            // It runs on, and may be asked again.
+                            let _ = reply.send(Err(error));
+                            continue;
+                        }
                         self.backend.set_address(None);
-                        let stopped = self.stop(grace, &mut exit).await;
+                        let stopped = self.see_out(grace, &mut exit).await;
                         self.status.send_replace(Status::Stopped);
                         let _ = reply.send(stopped);
                         return Some(Next::Stopped);
@@ -367,23 +372,29 @@ impl Supervisor {
         }
     }
 
-    async fn stop(
+    async fn signal(&self, signal: u32) -> Result<(), Error> {
+        self.ground
+            .containerd
+            .kill_task(&self.id, signal, signal == SIGKILL)
+            .await
+    }
+
+    /// Waits for the end of a process that was asked to end, or else ends it.
+    async fn see_out(
         &self,
         grace: Duration,
         exit: &mut (impl Future<Output = Exit> + Unpin),
     ) -> Result<(), Error> {
-        let containerd = &self.ground.containerd;
-        containerd.kill_task(&self.id, SIGTERM, false).await?;
         if timeout(grace, &mut *exit).await.is_err() {
             tracing::warn!(
                 instance = self.id,
                 "still runs {} s after SIGTERM",
                 grace.as_secs()
             );
-            containerd.kill_task(&self.id, SIGKILL, true).await?;
+            self.signal(SIGKILL).await?;
             let _ = timeout(KILL_LIMIT, exit).await;
         }
-        let deleted = containerd.delete_task(&self.id).await;
+        let deleted = self.ground.containerd.delete_task(&self.id).await;
         self.ground.network.detach(&self.id).await;
         deleted
     }

@@ -1,6 +1,12 @@
 //! Finding functions again after a start, and removing them all.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Inner,
@@ -11,7 +17,6 @@ use crate::{
     containerd::{Container, Containerd, Scope, TaskState},
     error::{Error, chain},
     key::Key,
-    logs::Logs,
     network::Network,
     settings::Settings,
 };
@@ -122,7 +127,6 @@ pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
     let settings = settings.prepared()?;
     let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
     let network = Network::open(&settings)?;
-    let logs = Logs::open(settings.logs_dir())?;
     let mut worst = Ok(());
     for (key, container, _) in find(&containerd, &settings).await? {
         let scope = containerd.within(&key.namespace)?;
@@ -135,10 +139,10 @@ pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
             worst = Err(error);
         }
         network.detach(&container.id).await;
-        logs.delete(&key);
     }
     network.keep_only(|_| false).await;
-    remove_cgroup(&settings.cgroup_parent);
+    let _ = fs::remove_dir_all(settings.logs_dir());
+    remove_cgroups(&settings.cgroup_parent);
     worst
 }
 
@@ -162,15 +166,30 @@ async fn remove(containerd: &Scope, id: &str) -> Result<(), Error> {
     containerd.remove_snapshot(id).await
 }
 
-/// Removes the empty parent cgroup from every hierarchy. One that is not empty stays.
-fn remove_cgroup(parent: &str) {
+/// Removes the parent cgroup, and what is left in it, from every hierarchy. What processes are in stays.
+fn remove_cgroups(parent: &str) {
     let name = parent.trim_matches('/');
     if name.is_empty() {
         return;
     }
-    let root = std::path::Path::new("/sys/fs/cgroup");
-    let _ = std::fs::remove_dir(root.join(name));
-    for hierarchy in std::fs::read_dir(root).into_iter().flatten().flatten() {
-        let _ = std::fs::remove_dir(hierarchy.path().join(name));
+    let root = Path::new("/sys/fs/cgroup");
+    remove_cgroup(&root.join(name));
+    for hierarchy in folders(root) {
+        remove_cgroup(&hierarchy.join(name));
     }
+}
+
+/// A cgroup is removed with its folder; the files in it go by themselves.
+fn remove_cgroup(folder: &Path) {
+    for inner in folders(folder) {
+        remove_cgroup(&inner);
+    }
+    let _ = fs::remove_dir(folder);
+}
+
+fn folders(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
 }

@@ -2,11 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Inner,
-    deploy::{LABEL_STAGE, Stage},
-    instance::Instance,
-};
+use super::{Inner, deploy::Stage, instance::Instance};
 use crate::{
     error::{Error, chain},
     image::normalise,
@@ -37,29 +33,23 @@ impl Inner {
         let made = made.await;
         lease.release().await;
         let new = made?;
-        if let Err(error) = self.bring_up(key, &new).await {
+        if let Err(error) = self.bring_up(&new).await {
             self.discard_failed(&new).await;
             return Err(error);
         }
         self.insert(new);
         // Should this fail, a provider that starts anew sees two that serve, and takes the younger.
-        if let Err(error) = self.mark(key, &old, Stage::Retiring).await {
+        if let Err(error) = self.mark(&old, Stage::Retiring).await {
             tracing::warn!(error = chain(&error), "a replaced instance is not marked");
         }
         self.retire(old);
         Ok(())
     }
 
-    async fn bring_up(&self, key: &Key, new: &Instance) -> Result<(), Error> {
+    async fn bring_up(&self, new: &Instance) -> Result<(), Error> {
         new.start().await?;
         new.listening(self.settings.ready_timeout).await?;
-        self.mark(key, new, Stage::Serving).await
-    }
-
-    async fn mark(&self, key: &Key, instance: &Instance, stage: Stage) -> Result<(), Error> {
-        self.scope(key)?
-            .label_container(instance.id(), LABEL_STAGE, stage.as_str())
-            .await
+        self.mark(new, Stage::Serving).await
     }
 
     /// Deletes, then creates. faasd 0.19 looks for secrets and pulls beforehand, and goes on when that fails: the
