@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 /// How much of a failed program's output an error carries, in lines.
 const TAIL_LINES: usize = 30;
 
+/// How much of a line an error shows, in bytes.
+const LONG_LINE: usize = 1000;
+
 /// A program by name, which dies with the launcher.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);

@@ -14,7 +14,7 @@ use crate::{
 pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
     let mut cargo = command("cargo");
     cargo.current_dir(places::repository());
-    cargo.args(["build", "--locked", "--message-format=json"]);
+    cargo.args(["build", "--locked", "--message-format=json-render-diagnostics"]);
     for name in names {
         cargo.args(["--package", name, "--bin", name]);
     }

@@ -200,6 +200,14 @@ impl Stack {
         Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
+    /// The process id of the holder, whose end is the end of all of it.
+    pub fn holder_pid(&self) -> Result<u32> {
+        let running = Running::read(&self.place)?;
+        running
+            .map(|running| running.holder)
+            .ok_or_else(|| Error::Machine(format!("{} does not run", self.name())))
+    }
+
     /// How its parts are.
     pub async fn status(&self) -> Result<Vec<PartStatus>> {
         match self.ask(Command::Status).await? {

@@ -1,0 +1,84 @@
+//! Stacks do not meet each other, and nobody else meets them.
+
+use std::net::{IpAddr, UdpSocket};
+
+use reqwest::StatusCode;
+use slipway_stack::{Error, Stack};
+
+use crate::{fresh, machine::listening_here, remove};
+
+#[tokio::test]
+async fn two_stacks_run_side_by_side_and_only_this_machine_reaches_them() -> Result<(), Error> {
+    let (first, second) = (fresh("test-first").await?, fresh("test-second").await?);
+    assert_ne!(first.gateway.url, second.gateway.url);
+    assert_ne!(first.gateway.password, second.gateway.password);
+    assert_ne!(first.registry.host, second.registry.host);
+    for (stack, other) in [(&first, &second), (&second, &first)] {
+        assert_eq!(functions(stack, &stack.gateway.password).await, StatusCode::OK);
+        assert_eq!(
+            functions(stack, &other.gateway.password).await,
+            StatusCode::UNAUTHORIZED
+        );
+        assert_eq!(catalog(stack, &stack.registry.password).await, StatusCode::OK);
+        assert_eq!(
+            catalog(stack, &other.registry.password).await,
+            StatusCode::UNAUTHORIZED
+        );
+        assert_eq!(listening_here(stack), Vec::<String>::new());
+        // From another address of this machine, as a packet from outside would come.
+        if let Some(address) = outside_address() {
+            let client = reqwest::Client::builder().no_proxy().local_address(address);
+            let client = client
+                .connect_timeout(std::time::Duration::from_millis(500))
+                .build()
+                .unwrap();
+            let refused = client.get(&stack.gateway.url).send().await.unwrap_err();
+            assert!(refused.is_connect(), "{refused:?}");
+        }
+    }
+    first.down().await?;
+    assert_eq!(
+        functions(&second, &second.gateway.password).await,
+        StatusCode::OK,
+        "the other one lives on"
+    );
+    remove("test-first").await?;
+    remove("test-second").await
+}
+
+async fn functions(stack: &Stack, password: &str) -> StatusCode {
+    get(
+        &format!("{}/system/functions", stack.gateway.url),
+        &stack.gateway.user,
+        password,
+    )
+    .await
+}
+
+async fn catalog(stack: &Stack, password: &str) -> StatusCode {
+    get(
+        &format!("http://{}/v2/_catalog", stack.registry.host),
+        &stack.registry.user,
+        password,
+    )
+    .await
+}
+
+async fn get(url: &str, user: &str, password: &str) -> StatusCode {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    client
+        .get(url)
+        .basic_auth(user, Some(password))
+        .send()
+        .await
+        .unwrap()
+        .status()
+}
+
+/// The address by which this machine would speak to others; nothing where it has none.
+fn outside_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Connecting sends nothing; the address is of those kept for documentation.
+    socket.connect("203.0.113.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}

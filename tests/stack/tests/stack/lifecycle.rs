@@ -1,0 +1,105 @@
+//! Parts stop, start, fail, and say so.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use slipway_stack::{Error, Options, Part, Progress, Stack, State};
+
+use crate::{STARTING, fresh, machine::Traces, remove, up};
+
+#[tokio::test]
+async fn a_part_that_was_stopped_starts_again_and_the_others_stay() -> Result<(), Error> {
+    let name = "test-parts";
+    let stack = fresh(name).await?;
+    let state = async |part| {
+        let all = stack.status().await?;
+        Ok::<_, Error>(
+            all.into_iter()
+                .find(|status| status.part == part)
+                .map(|status| status.state),
+        )
+    };
+    for part in Part::all().filter(|part| *part != Part::Builder) {
+        stack.stop(part).await?;
+        assert_eq!(state(part).await?, Some(State::Stopped));
+        stack.start(part).await?;
+        assert_eq!(state(part).await?, Some(State::Running));
+    }
+    assert!(stack.log_tail(Part::Buildkit, 5).lines().count() == 5);
+    let traces = Traces::of(&stack);
+    up(name).await?;
+    assert_eq!(
+        Traces::of(&stack).processes(),
+        traces.processes(),
+        "a stack that is up is left alone"
+    );
+    remove(name).await
+}
+
+#[tokio::test]
+async fn a_part_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_left() -> Result<(), Error> {
+    let name = "test-failing";
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = dir.path().join("gateway");
+    fs::write(
+        &gateway,
+        "#!/bin/sh\necho first; echo it is too early >&2; exit 7\n",
+    )
+    .unwrap();
+    fs::set_permissions(&gateway, fs::Permissions::from_mode(0o755)).unwrap();
+    remove(name).await?;
+    let mut options = Options::named(name);
+    (options.images, options.deploy, options.gateway) = (false, false, Some(gateway));
+    let error = {
+        let _one = STARTING.lock().await;
+        Stack::up(&options, &Progress::stderr()).await.unwrap_err()
+    };
+    let Error::NotReady {
+        part,
+        reason,
+        tail,
+        log,
+    } = error
+    else {
+        panic!("another error: {error}")
+    };
+    assert_eq!(
+        (part, reason.as_str()),
+        (Part::Gateway, "it ended: exit status 7")
+    );
+    assert_eq!(tail, "first\nit is too early");
+    assert!(log.ends_with("test-failing/log/gateway.log"));
+    assert!(Stack::load(name)?.is_none());
+    assert!(
+        !std::path::Path::new("/sys/class/net/")
+            .join("slipway-test-failing")
+            .exists()
+    );
+    remove(name).await
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_leaves_nothing() -> Result<(), Error> {
+    let name = "test-given-up";
+    remove(name).await?;
+    let _one = STARTING.lock().await;
+    let mut options = Options::named(name);
+    (options.images, options.deploy) = (false, false);
+    let (told, mut starting) = tokio::sync::mpsc::unbounded_channel();
+    let progress = Progress::new(move |line| {
+        let _ = told.send(line.to_owned());
+    });
+    let up = Stack::up(&options, &progress);
+    let seen = async {
+        while let Some(line) = starting.recv().await {
+            if line.contains("gateway: starting") {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        up = up => panic!("it came up before the gateway did: {up:?}"),
+        () = seen => {}
+    }
+    assert!(Stack::load(name)?.is_none(), "the holder was killed");
+    remove(name).await
+}

@@ -1,0 +1,249 @@
+//! This machine, as far as a stack could leave its marks on it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use slipway_stack::Stack;
+
+/// What belongs to a stack, seen while it runs.
+#[derive(Debug)]
+pub(crate) struct Traces {
+    name: String,
+    dir: PathBuf,
+    /// `PID START` of every process.
+    processes: BTreeSet<String>,
+    /// The namespaces that they are in, and this process is not.
+    namespaces: BTreeSet<String>,
+    interface: String,
+}
+
+/// Places on the machine that programs of the stack would use if they were not kept from it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Untouched {
+    firewall: String,
+    forwarding: String,
+    places: Vec<(&'static str, Vec<String>)>,
+}
+
+const PLACES: [&str; 10] = [
+    "/run",
+    "/run/netns",
+    "/run/containerd",
+    "/run/buildkit",
+    "/run/cni",
+    "/var/lib/cni",
+    "/var/lib/containerd",
+    "/etc/cni",
+    "/opt",
+    "/opt/cni",
+];
+
+impl Untouched {
+    /// As it is now.
+    pub(crate) fn now() -> Self {
+        let firewall = Command::new("iptables-save").output().unwrap();
+        let firewall = String::from_utf8(firewall.stdout).unwrap();
+        Self {
+            // Comments have the time in them.
+            firewall: firewall.lines().filter(|line| !line.starts_with('#')).collect(),
+            forwarding: fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
+            places: PLACES.map(|place| (place, names(Path::new(place)))).to_vec(),
+        }
+    }
+}
+
+impl Traces {
+    /// What a running stack has.
+    pub(crate) fn of(stack: &Stack) -> Self {
+        let own = processes()
+            .into_iter()
+            .filter(|pid| belongs(pid, stack.name()))
+            .collect::<Vec<_>>();
+        let here = namespaces("self");
+        let host = stack
+            .gateway
+            .url
+            .trim_start_matches("http://")
+            .split('.')
+            .nth(2)
+            .unwrap()
+            .to_owned();
+        Self {
+            name: stack.name().to_owned(),
+            dir: stack.dir.clone(),
+            processes: own.iter().filter_map(|pid| identity(pid)).collect(),
+            namespaces: own
+                .iter()
+                .flat_map(|pid| namespaces(pid))
+                .filter(|ns| !here.contains(ns))
+                .collect(),
+            interface: format!("slipway{host}"),
+        }
+    }
+
+    /// How many processes there were.
+    pub(crate) fn processes(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// The kinds of namespaces that it has of its own.
+    pub(crate) fn kinds(&self) -> BTreeSet<&str> {
+        self.namespaces
+            .iter()
+            .filter_map(|namespace| namespace.split(':').next())
+            .collect()
+    }
+
+    /// What of it is still there; nothing when all is cleared away.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for pid in processes() {
+            let identity = identity(&pid);
+            if identity
+                .as_ref()
+                .is_some_and(|identity| self.processes.contains(identity))
+                || belongs(&pid, &self.name)
+            {
+                left.push(format!("process {pid} {}", command_line(&pid)));
+            }
+            left.extend(
+                namespaces(&pid)
+                    .into_iter()
+                    .filter(|namespace| self.namespaces.contains(namespace)),
+            );
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        left.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(self.dir.to_str().unwrap()))
+                .map(str::to_owned),
+        );
+        if Path::new("/sys/class/net").join(&self.interface).exists() {
+            left.push(format!("interface {}", self.interface));
+        }
+        left
+    }
+
+    /// The control groups that are still there.
+    pub(crate) fn groups(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        find(
+            Path::new("/sys/fs/cgroup"),
+            &format!("slipway-{}", self.name),
+            &mut found,
+        );
+        found
+    }
+}
+
+/// Ports at which processes of a stack listen in this machine's own network: `PROGRAM INODE`.
+pub(crate) fn listening_here(stack: &Stack) -> Vec<String> {
+    let here = fs::metadata("/proc/self/ns/net").unwrap().ino();
+    let mut sockets = BTreeSet::new();
+    for table in ["tcp", "tcp6", "udp", "udp6"] {
+        let table = fs::read_to_string(format!("/proc/self/net/{table}")).unwrap();
+        // Listening (0A) for TCP; for UDP any that is bound and not connected (07).
+        let open = table
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        sockets.extend(
+            open.filter(|line| ["0A", "07"].contains(&line[3]))
+                .map(|line| line[9].to_owned()),
+        );
+    }
+    let mut found = Vec::new();
+    for pid in processes().into_iter().filter(|pid| belongs(pid, stack.name())) {
+        if fs::metadata(format!("/proc/{pid}/ns/net"))
+            .map(|ns| ns.ino())
+            .ok()
+            != Some(here)
+        {
+            continue;
+        }
+        for file in fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let target = fs::read_link(file.path())
+                .unwrap_or_default()
+                .display()
+                .to_string();
+            let inode = target
+                .strip_prefix("socket:[")
+                .and_then(|rest| rest.strip_suffix(']'));
+            found.extend(
+                inode
+                    .filter(|inode| sockets.contains(*inode))
+                    .map(|inode| format!("{} {inode}", command_line(&pid))),
+            );
+        }
+    }
+    found
+}
+
+/// Whether a process is in a stack's control groups; the test itself never is.
+fn belongs(pid: &str, stack: &str) -> bool {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let group = format!("/slipway-{stack}");
+    groups
+        .lines()
+        .any(|line| line.ends_with(&group) || line.contains(&format!("{group}/")))
+}
+
+fn processes() -> Vec<String> {
+    names(Path::new("/proc"))
+        .into_iter()
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+        .collect()
+}
+
+/// A process id with its start: ids are used again. Nothing for what has ended.
+fn identity(pid: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields = stat.rsplit_once(") ")?.1.split(' ').collect::<Vec<_>>();
+    (fields[0] != "Z").then(|| format!("{pid} {}", fields[19]))
+}
+
+fn command_line(pid: &str) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cmdline"))
+        .unwrap_or_default()
+        .replace('\0', " ")
+}
+
+fn namespaces(pid: &str) -> BTreeSet<String> {
+    let kinds = ["mnt", "pid", "net", "cgroup"];
+    let link = |kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
+    kinds
+        .into_iter()
+        .filter_map(link)
+        .map(|path| path.display().to_string())
+        .collect()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect::<Vec<_>>();
+    names.sort();
+    names
+}
+
+fn find(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            match entry.file_name() == name {
+                true => found.push(entry.path()),
+                false => find(&entry.path(), name, found),
+            }
+        }
+    }
+}
