@@ -1,23 +1,55 @@
 # `make up` starts the real stack with Slipway on it, `make test` runs every check and test. Both install what is missing.
-# A stack is named by SLIPWAY_STACK; without it, it is the default one.
+# SLIPWAY_STACK names the stack (`default` where unset): several can run side by side. SLIPWAY_FAASD, SLIPWAY_GATEWAY and
+# SLIPWAY_FAAS_CLI name binaries to take in place of the stack's own (README, "What runs on your machine").
 
 stack := cargo run --quiet --locked --package slipway-stack --
+template := --manifest-path template/rust-hyper/Cargo.toml
 
-.PHONY: up down purge env status test
+.PHONY: help up down purge env status test check unit chart e2e locks bench-host
 
-up:
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
+
+up: ## a real stack, Slipway on it, and a sample from source to its answer
 	@$(stack) up
 
-down:
+down: ## stop the stack; its data stays, so that the next start is quick
 	@$(stack) down
 
-# As down, and its data (build cache, images, credentials) too.
-purge:
+purge: ## stop the stack and remove its data: build cache, images, credentials
 	@$(stack) down --purge
 
-# eval "$(make env)": what a shell needs to use the stack with ordinary tools.
-env:
+env: ## what a shell needs to use the stack: eval "$(make env)"
 	@$(stack) env
 
-status:
+status: ## how the stack's parts are
 	@$(stack) status
+
+test: check unit chart e2e ## every test, on a machine where nothing has been prepared
+
+check: ## format, lints, the handlers' lock files, licences
+	@$(stack) packages
+	cargo fmt --check
+	cargo fmt --check $(template)
+	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --locked --workspace --all-targets $(template) -- -D warnings
+	tests/handler-locks --check
+	tests/licences
+
+unit: ## every test that needs no stack
+	@$(stack) packages
+	cargo test --quiet --locked --workspace --exclude slipway-e2e
+	cargo test --quiet --locked --workspace $(template)
+
+chart: ## render the Helm chart with many values
+	@tools=$$($(stack) tool helm) && HELM=$$tools/helm STRICT_MANIFESTS=$$tools/strict-manifests tests/chart.sh
+
+e2e: ## the end-to-end tests, on the stack, which is started where it does not run
+	@$(stack) up
+	cargo test --locked --package slipway-e2e
+
+locks: ## write the lock files of builder-fn and deployer-fn anew
+	tests/handler-locks
+
+bench-host: ## what the function host costs, against a plain hyper server
+	cargo run --release --package slipway-bench-host
