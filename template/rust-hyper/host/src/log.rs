@@ -1,10 +1,13 @@
 //! Logs: one line an event on standard output, JSON or text, each with the call id and bounded in length.
 
-mod layer;
+mod fields;
 mod line;
+mod spans;
+mod subscriber;
 
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
+
+use subscriber::Log;
 
 use crate::env::Parser;
 
@@ -42,11 +45,8 @@ impl Settings {
 /// Sends all events to standard output from now on, and panics with them. Where the process has a subscriber already
 /// (a test), that one stays.
 pub(crate) fn start(settings: &Settings) {
-    let lines = layer::Lines::new(settings.format);
-    let subscriber = tracing_subscriber::registry()
-        .with(settings.filter.clone())
-        .with(lines);
-    if tracing::subscriber::set_global_default(subscriber).is_err() {
+    let log = Log::new(settings.format, settings.filter.clone(), subscriber::to_stdout);
+    if tracing::subscriber::set_global_default(log).is_err() {
         return;
     }
     std::panic::set_hook(Box::new(|panic| {

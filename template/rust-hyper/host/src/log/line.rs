@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use tracing::Level;
 
 use super::Format;
-use super::layer::Value;
+use super::fields::Value;
 
 /// The longest line, with its newline.
 pub(crate) const MAX_LINE: usize = 32 * 1024;
@@ -53,10 +53,6 @@ impl Line {
                 self.push_fitting(text, room, one_line);
             }
         }
-    }
-
-    pub(crate) fn span_field(&mut self, name: &str, value: &Value) {
-        self.field(name, value);
     }
 
     pub(crate) fn field(&mut self, name: &str, value: &Value) {

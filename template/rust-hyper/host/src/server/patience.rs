@@ -65,19 +65,23 @@ impl<C> Patient<C> {
     /// No bytes came.
     fn wait_for_bytes(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let (expecting, request) = self.stage.now();
-        let (limit, what) = match expecting {
+        let (wait, what) = match expecting {
             Expecting::Nothing => {
                 self.reading.over();
                 return Poll::Pending;
             }
-            Expecting::Body => (self.limits.read, "the client stalled in a request's body"),
-            Expecting::Head if self.head_begun == Some(request) => {
-                (self.limits.read, "the client stalled in a request's head")
-            }
-            Expecting::Head => (self.limits.idle, "the client wanted nothing more"),
+            Expecting::Body => (
+                Wait::Exactly(self.limits.read),
+                "the client stalled in a request's body",
+            ),
+            Expecting::Head if self.head_begun == Some(request) => (
+                Wait::Exactly(self.limits.read),
+                "the client stalled in a request's head",
+            ),
+            Expecting::Head => (Wait::AtLeast(self.limits.idle), "the client wanted nothing more"),
         };
         self.reading
-            .poll(cx, limit, (expecting, request))
+            .poll(cx, wait, (expecting, request))
             .map(|()| io::Error::new(io::ErrorKind::TimedOut, what))
     }
 
@@ -88,10 +92,11 @@ impl<C> Patient<C> {
             return polled;
         }
         let (_, request) = self.stage.now();
-        ready!(
-            self.writing
-                .poll(cx, self.limits.write, (Expecting::Nothing, request))
-        );
+        ready!(self.writing.poll(
+            cx,
+            Wait::Exactly(self.limits.write),
+            (Expecting::Nothing, request)
+        ));
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
             "the client does not take the answer",
@@ -129,7 +134,12 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Patient<C> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.connection).poll_write_vectored(cx, slices);
+        // A small answer is head and body: to send it as one piece costs less than to have two gathered.
+        let mut small = [0; SMALL];
+        let polled = match gather(slices, &mut small) {
+            Some(bytes) => Pin::new(&mut this.connection).poll_write(cx, bytes),
+            None => Pin::new(&mut this.connection).poll_write_vectored(cx, slices),
+        };
         this.written(cx, polled)
     }
 
@@ -146,39 +156,88 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Patient<C> {
     }
 }
 
+/// Up to how many bytes several pieces are sent as one.
+const SMALL: usize = 1024;
+
+/// All of `slices` in one piece, if there is room for them.
+fn gather<'a>(slices: &[io::IoSlice<'_>], room: &'a mut [u8]) -> Option<&'a [u8]> {
+    let mut filled = 0;
+    for slice in slices {
+        room.get_mut(filled..filled + slice.len())?.copy_from_slice(slice);
+        filled += slice.len();
+    }
+    Some(&room[..filled])
+}
+
 /// A wait that may become too long.
 #[derive(Default)]
 struct Waiting {
-    /// When it is too long, and what is waited for.
-    due: Option<(Instant, (Expecting, u32))>,
+    /// What is waited for, and when that is too long, once it is known.
+    since: Option<(What, Option<Instant>)>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Whether the timer will wake this task: it always is the same one.
+    set: bool,
+}
+
+/// The stage and the number of the request.
+type What = (Expecting, u32);
+
+/// How long to wait.
+#[derive(Clone, Copy)]
+enum Wait {
+    Exactly(Duration),
+    /// May be up to twice as long. This is for the wait that every request ends in: it does without looking at the clock.
+    AtLeast(Duration),
 }
 
 impl Waiting {
     fn over(&mut self) {
-        self.due = None;
+        self.since = None;
     }
 
-    /// Goes on waiting, from now on where it is for something else than before.
-    fn poll(&mut self, cx: &mut Context<'_>, limit: Duration, what: (Expecting, u32)) -> Poll<()> {
-        let due = match self.due {
-            Some((due, before)) if before == what => due,
-            _ => {
-                let due = Instant::now() + limit;
-                self.due = Some((due, what));
-                due
-            }
+    /// Goes on waiting, or begins to where it is for something else than before.
+    fn poll(&mut self, cx: &mut Context<'_>, wait: Wait, what: What) -> Poll<()> {
+        let (Wait::Exactly(limit) | Wait::AtLeast(limit)) = wait;
+        let mut due = match self.since {
+            Some((before, due)) if before == what => due,
+            _ => None,
         };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if timer.deadline() > due {
-            timer.as_mut().reset(due);
+        if due.is_none() && (matches!(wait, Wait::Exactly(_)) || self.timer.is_none()) {
+            due = Some(Instant::now() + limit);
         }
-        while timer.deadline() < due {
-            // Set for an earlier wait that came to its end in time.
-            ready!(timer.as_mut().poll(cx));
-            timer.as_mut().reset(due);
+        self.since = Some((what, due));
+        loop {
+            let timer = match (&mut self.timer, due) {
+                (Some(timer), None) => timer,
+                (Some(timer), Some(due)) => {
+                    if timer.deadline() > due {
+                        timer.as_mut().reset(due);
+                        self.set = false;
+                    }
+                    timer
+                }
+                (None, due) => {
+                    self.set = false;
+                    self.timer
+                        .insert(Box::pin(sleep_until(due.unwrap_or_else(Instant::now))))
+                }
+            };
+            if self.set && !timer.is_elapsed() {
+                return Poll::Pending;
+            }
+            self.set = timer.as_mut().poll(cx).is_pending();
+            if self.set {
+                return Poll::Pending;
+            }
+            // It may have been set for an earlier wait, which came to its end in time.
+            if due.is_some_and(|due| timer.deadline() >= due) {
+                return Poll::Ready(());
+            }
+            let later = due.unwrap_or_else(|| Instant::now() + limit);
+            due = Some(later);
+            self.since = Some((what, due));
+            timer.as_mut().reset(later);
         }
-        timer.as_mut().poll(cx)
     }
 }
 
@@ -270,7 +329,9 @@ mod tests {
             server.read_u8().await.unwrap();
             drop(stage.begin(false));
         }
-        assert_eq!(waited(&mut server).await, (LIMITS.idle, io::ErrorKind::TimedOut));
+        let (waited, kind) = waited(&mut server).await;
+        assert_eq!(kind, io::ErrorKind::TimedOut);
+        assert!((LIMITS.idle..=2 * LIMITS.idle).contains(&waited), "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]

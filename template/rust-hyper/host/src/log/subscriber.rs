@@ -1,0 +1,233 @@
+//! From events to lines.
+
+use std::io::Write;
+use std::time::SystemTime;
+
+use tracing::level_filters::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::Interest;
+use tracing::{Event, Metadata, Subscriber};
+use tracing_core::span::Current;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+
+use super::Format;
+use super::fields::{Fields, Value};
+use super::line::Line;
+use super::spans::{self, Spans};
+
+/// Writes each event as a line, with the fields of the spans it is in.
+pub(crate) struct Log<W> {
+    format: Format,
+    filter: Targets,
+    spans: Spans,
+    write: W,
+}
+
+/// What `tracing` calls an event's text.
+const MESSAGE: &str = "message";
+
+impl<W: Fn(&[u8]) + 'static> Log<W> {
+    pub(crate) fn new(format: Format, filter: Targets, write: W) -> Self {
+        Self {
+            format,
+            filter,
+            spans: Spans::default(),
+            write,
+        }
+    }
+}
+
+/// Writes a line to standard output. Where that is gone there is nobody left to tell.
+pub(crate) fn to_stdout(line: &[u8]) {
+    let _ = std::io::stdout().lock().write_all(line);
+}
+
+impl<W: Fn(&[u8]) + 'static> Subscriber for Log<W> {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.enabled(metadata) {
+            Interest::always()
+        } else {
+            Interest::never()
+        }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.filter.would_enable(metadata.target(), metadata.level())
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Layer::<Self>::max_level_hint(&self.filter)
+    }
+
+    fn new_span(&self, attributes: &Attributes<'_>) -> Id {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        let parent = match attributes.parent() {
+            Some(parent) => Some(parent.clone()),
+            None if attributes.is_contextual() => spans::current(),
+            None => None,
+        };
+        self.spans.open(attributes.metadata(), parent, fields)
+    }
+
+    fn record(&self, span: &Id, values: &Record<'_>) {
+        let mut fields = Fields::default();
+        values.record(&mut fields);
+        self.spans.record(span, fields);
+    }
+
+    fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let message = fields.iter().find(|(name, _)| *name == MESSAGE);
+        let message = message.map_or("", |(_, Value::Text(text) | Value::Plain(text))| text);
+
+        let metadata = event.metadata();
+        let mut line = Line::new(
+            self.format,
+            SystemTime::now(),
+            *metadata.level(),
+            metadata.target(),
+        );
+        line.message(message);
+        let span = match event.parent() {
+            Some(parent) => Some(parent.clone()),
+            None if event.is_contextual() => spans::current(),
+            None => None,
+        };
+        if let Some(span) = span {
+            self.spans.each(&span, &mut |fields| {
+                fields.iter().for_each(|(name, value)| line.field(name, value))
+            });
+        }
+        for (name, value) in fields.iter().filter(|(name, _)| *name != MESSAGE) {
+            line.field(name, value);
+        }
+        (self.write)(&line.finish());
+    }
+
+    fn enter(&self, span: &Id) {
+        spans::enter(span);
+    }
+
+    fn exit(&self, span: &Id) {
+        spans::exit(span);
+    }
+
+    fn clone_span(&self, id: &Id) -> Id {
+        self.spans.refer(id);
+        id.clone()
+    }
+
+    fn try_close(&self, id: Id) -> bool {
+        self.spans.release(&id)
+    }
+
+    fn current_span(&self) -> Current {
+        let current = spans::current().and_then(|id| Some((self.spans.metadata(&id)?, id)));
+        current.map_or_else(Current::none, |(metadata, id)| Current::new(id, metadata))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::{Value, json};
+    use tracing::Instrument;
+
+    use super::*;
+
+    /// The lines that `what` logs.
+    fn lines(filter: &str, what: impl FnOnce()) -> Vec<Value> {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let write = {
+            let lines = lines.clone();
+            move |line: &[u8]| lines.lock().unwrap().push(serde_json::from_slice(line).unwrap())
+        };
+        let log = Log::new(Format::Json, filter.parse().unwrap(), write);
+        tracing::subscriber::with_default(log, what);
+        Arc::try_unwrap(lines).unwrap().into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_line_has_the_fields_of_its_spans_and_its_own() {
+        let lines = lines("info", || {
+            let _request = tracing::error_span!("request", call_id = "c-1").entered();
+            let _build = tracing::info_span!("build", image = "a/b", tries = 2).entered();
+            tracing::info!(seconds = 0.5, ok = true, "built {}", 3);
+        });
+        let mut line = lines[0].clone();
+        assert!(line["time"].take().is_string());
+        assert_eq!(
+            line,
+            json!({
+                "time": null, "level": "INFO", "target": "function_host::log::subscriber::tests", "message": "built 3",
+                "call_id": "c-1", "image": "a/b", "tries": 2, "seconds": 0.5, "ok": true,
+            })
+        );
+    }
+
+    #[test]
+    fn a_line_below_the_level_is_not_written_and_its_span_stays() {
+        let lines = lines("error", || {
+            let _request = tracing::error_span!("request", call_id = "c-1").entered();
+            tracing::warn!("not this");
+            tracing::error!("this");
+        });
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0]["message"], "this");
+        assert_eq!(lines[0]["call_id"], "c-1");
+    }
+
+    #[test]
+    fn levels_can_be_chosen_by_target() {
+        let lines = lines("warn,shop=debug", || {
+            tracing::info!("not this");
+            tracing::debug!(target: "shop::cart", "this");
+        });
+        assert_eq!(lines.len(), 1);
+    }
+
+    #[test]
+    fn a_task_that_is_in_the_requests_span_has_its_call_id() {
+        let lines = lines("info", || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let span = tracing::error_span!("request", call_id = "c-1");
+                let task = span.in_scope(|| tokio::spawn(async { tracing::info!("in") }.in_current_span()));
+                // The span is open until the task is done with it.
+                drop(span);
+                task.await.unwrap();
+                tracing::info!("out");
+            });
+        });
+        assert_eq!(lines[0]["call_id"], "c-1");
+        assert!(lines[1].get("call_id").is_none());
+    }
+
+    #[test]
+    fn spans_that_are_recorded_left_and_closed_in_any_order_leave_nothing_behind() {
+        let lines = lines("info", || {
+            let outer = tracing::info_span!("outer", found = tracing::field::Empty);
+            let inner = tracing::info_span!(parent: &outer, "inner");
+            outer.record("found", 7);
+            drop(outer);
+            let entered = inner.enter();
+            let other = tracing::info_span!("other", at = "x").entered();
+            drop(entered);
+            tracing::info!("one");
+            drop(other);
+            tracing::info!(parent: &inner, "two");
+            drop(inner);
+            tracing::info!(parent: None, "three");
+        });
+        assert_eq!((&lines[0]["found"], &lines[0]["at"]), (&json!(7), &json!("x")));
+        assert_eq!(lines[1]["found"], 7);
+        assert!(lines[2].get("found").is_none());
+        assert_eq!(spans::current(), None);
+    }
+}
