@@ -69,18 +69,11 @@ impl Builder {
         log: &mut Log,
     ) -> Result<Built, Error> {
         let config = &request.config;
-        log.extend(
-            config
-                .unknown
-                .iter()
-                .map(|key| Lines::warning(&format!("unknown key {key:?} in the configuration"))),
-        );
+        log.extend(request.warnings.iter().map(|warning| Lines::warning(warning)));
+        if request.sealed_secrets.is_some() {
+            return Err(Error::SealedSecrets);
+        }
         let link = match &config.deploy {
-            Some(_) if config.skip_push => {
-                return Err(Error::Contradiction(
-                    "deploy needs a push: skipPush says there is none",
-                ));
-            }
             Some(deploy) => Some((self.chain.link()?, deploy)),
             None => None,
         };

@@ -8,6 +8,7 @@ use function_host::duration;
 use function_host::secret::SecretError;
 
 use crate::buildkit::{ConnectError, Failure, Fault, JobError};
+use crate::request::{RequestError, RequestErrorKind};
 
 /// Whatever can go wrong with a build request.
 #[derive(Debug, thiserror::Error)]
@@ -24,9 +25,12 @@ pub enum Error {
     /// The secret is there and cannot be used.
     #[error("the builder cannot sign hand-overs")]
     DeploySecret(#[source] SecretError),
-    /// Settings of the request that contradict each other.
-    #[error("{0}")]
-    Contradiction(&'static str),
+    /// The request cannot be trusted or understood.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The request brings sealed secrets along. Leaving them out of the build would be worse than refusing it.
+    #[error("this builder has no key for sealed secrets, so com.openfaas.secrets has to be left out")]
+    SealedSecrets,
     /// No daemon.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -53,11 +57,15 @@ pub enum Error {
 /// What kind of answer an error asks for. Callers of this crate branch on this, never on a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The request cannot be served, and never will be.
+    /// The sender has to show that it may.
+    Unauthorized,
+    /// The request cannot be served as it is, and never will be.
     Refused,
+    /// The request is larger than what is read.
+    TooLarge,
     /// The request was served, and what it asked for failed by its own doing.
     BuildFailed,
-    /// It may work another time.
+    /// Something of ours failed. It may work another time.
     Platform,
 }
 
@@ -65,15 +73,18 @@ impl Error {
     /// The kind of answer.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::NoDeployment { .. } | Self::Contradiction(_) => Kind::Refused,
-            Self::Failed(Failure {
-                fault: Fault::Caller, ..
-            })
-            | Self::TimeLimit { .. } => Kind::BuildFailed,
-            Self::Failed(Failure {
-                fault: Fault::Platform,
-                ..
-            }) => Kind::Platform,
+            Self::Request(error) => match error.kind() {
+                RequestErrorKind::Unauthorized => Kind::Unauthorized,
+                RequestErrorKind::Invalid | RequestErrorKind::Broken => Kind::Refused,
+                RequestErrorKind::TooLarge => Kind::TooLarge,
+                RequestErrorKind::NoSpace | RequestErrorKind::Platform => Kind::Platform,
+            },
+            Self::NoDeployment { .. } | Self::SealedSecrets => Kind::Refused,
+            Self::TimeLimit { .. } => Kind::BuildFailed,
+            Self::Failed(failure) => match failure.fault {
+                Fault::Caller => Kind::BuildFailed,
+                Fault::Platform => Kind::Platform,
+            },
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
             | Self::Connect(_)

@@ -1,1 +1,52 @@
-fn main() {}
+//! builder-fn, wired: settings, daemon, credentials, routes.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use builder_fn::build::Builder;
+use builder_fn::buildkit::{Daemon, Limits};
+use builder_fn::chain::Chain;
+use builder_fn::docker_config::DockerConfig;
+use builder_fn::handler::Api;
+use builder_fn::metrics::Metrics;
+use builder_fn::settings::Settings;
+use builder_fn::{ready, request};
+use function_host::{App, Boot, SetupErrors};
+use tokio::sync::watch;
+
+fn main() -> ExitCode {
+    function_host::run_with(setup)
+}
+
+async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
+    let mut parser = boot.settings();
+    let settings = Settings::read(&mut parser, boot.secrets());
+    parser.finish()?;
+
+    let daemon = Daemon::at(settings.buildkit);
+    let (sender, ready) = watch::channel(false);
+    tokio::spawn(ready::watch(daemon.clone(), sender));
+    let chain = Chain {
+        gateway: boot.gateway().clone(),
+        secrets: boot.secrets().clone(),
+        deployer: settings.deployer,
+        timeout: settings.deploy_timeout,
+    };
+    let builder = Builder {
+        daemon,
+        credentials: Arc::new(DockerConfig::at(settings.registry_config)),
+        insecure: settings.insecure,
+        chain,
+        limits: Limits::default(),
+    };
+    let api = Api {
+        builder,
+        limits: request::Limits::new(settings.max_body, settings.spool_dir),
+        disable_hmac: settings.disable_hmac,
+        metrics: Metrics::register(boot.registry())?,
+    };
+    Ok(App::new(api)
+        .ready_while(ready)
+        .health_at("/healthz")
+        .ready_at("/ready"))
+}

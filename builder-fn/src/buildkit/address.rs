@@ -22,13 +22,13 @@ pub enum Address {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// Neither of the two schemes.
-    #[error("expected unix://PATH or tcp://HOST:PORT")]
+    #[error("should be unix://PATH or tcp://HOST:PORT")]
     Scheme,
     /// `unix://` without an absolute path.
-    #[error("a unix:// address needs an absolute path, as in unix:///run/buildkit/buildkitd.sock")]
+    #[error("should have an absolute path, as in unix:///run/buildkit/buildkitd.sock")]
     Path,
     /// `tcp://` without a host or a port.
-    #[error("a tcp:// address needs a host and a port, as in tcp://buildkit:1234")]
+    #[error("should have a host and a port, as in tcp://buildkit:1234")]
     HostPort,
 }
 

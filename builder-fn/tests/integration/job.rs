@@ -19,7 +19,7 @@ use tonic::Status;
 use crate::daemon;
 
 #[derive(Debug)]
-struct OneRegistry;
+pub(crate) struct OneRegistry;
 
 #[tonic::async_trait]
 impl CredentialStore for OneRegistry {

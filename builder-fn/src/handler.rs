@@ -1,0 +1,165 @@
+//! The routes, and the way of a request through the rest.
+
+use std::time::Instant;
+
+use function_host::http::{Method, header::HeaderMap};
+use function_host::secret::SecretError;
+use function_host::signature::Key;
+use function_host::{Context, Error as HostError, Handler, Request, Response};
+
+use crate::answer::{self, Known};
+use crate::build::{self, Builder, Call};
+use crate::error::{Causes, Error, Kind};
+use crate::metrics::Metrics;
+use crate::report::Log;
+use crate::request::{self, BuildRequest, Limits, SIGNATURE_HEADER, Trust};
+use crate::settings::PAYLOAD_SECRET;
+
+/// The builder's HTTP interface, but for probes and metrics, which are the host's.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// What builds.
+    pub builder: Builder,
+    /// How much a request may bring along.
+    pub limits: Limits,
+    /// Whether requests need no signature.
+    pub disable_hmac: bool,
+    /// What can be seen of it.
+    pub metrics: Metrics,
+}
+
+impl Handler for Api {
+    async fn call(&self, request: Request, context: Context) -> Result<Response, HostError> {
+        let path = match request.uri().path() {
+            // The gateway strips the function's own path; faas-cli appends /build to a host.
+            "/" | "/build" => Method::POST,
+            "/publickey" => Method::GET,
+            _ => {
+                return Ok(answer::not_found(
+                    "nothing is here; builds are sent to POST /build",
+                ));
+            }
+        };
+        Ok(match (request.method() == path, path == Method::POST) {
+            (false, _) => answer::wrong_method(&path),
+            (true, true) => self.build(request, &context).await,
+            (true, false) => answer::not_found("this builder has no key for sealed secrets"),
+        })
+    }
+}
+
+impl Api {
+    async fn build(&self, request: Request, context: &Context) -> Response {
+        let begun = Instant::now();
+        let (head, body) = request.into_parts();
+        let signature = signature(&head.headers);
+        let received = match self.trust(context) {
+            Ok(trust) => request::receive(body, signature, &trust, &self.limits)
+                .await
+                .map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        match received {
+            Ok(request) => {
+                let signature = signature.filter(|_| !self.disable_hmac);
+                self.build_verified(&request, signature, context, begun).await
+            }
+            Err(error) => {
+                record("", &error, begun);
+                let known = Known {
+                    seconds: begun.elapsed().as_secs_f64(),
+                    ..Known::default()
+                };
+                answer::failed(&error, known)
+            }
+        }
+    }
+
+    async fn build_verified(
+        &self,
+        request: &BuildRequest,
+        signature: Option<&str>,
+        context: &Context,
+        begun: Instant,
+    ) -> Response {
+        let image = request.config.image_as_given.as_str();
+        let call = Call {
+            id: context.call_id(),
+            reference: build::reference(context.call_id(), signature),
+            deadline: context.deadline(),
+            shutdown: context.shutdown(),
+        };
+        tracing::info!(
+            image,
+            reference = call.reference,
+            bytes = request.received,
+            "building"
+        );
+        let running = self.metrics.begin(request.received);
+        let mut log = Log::new();
+        let result = self.builder.build(request, &call, &mut log).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let known = Known {
+            image: Some(image),
+            log,
+            seconds,
+        };
+        match result {
+            Ok(built) => {
+                let digest = built.digest.as_deref().unwrap_or_default();
+                let deployment = built
+                    .deployment
+                    .as_ref()
+                    .map(|deployment| format!("{:?}", deployment.ending));
+                tracing::info!(image, digest, deployment, seconds, "built");
+                running.end("success");
+                answer::built(&built, known)
+            }
+            Err(error) => {
+                record(image, &error, begun);
+                running.end(outcome(error.kind()));
+                answer::failed(&error, known)
+            }
+        }
+    }
+
+    /// Read anew for each request: a secret that was rotated is used at once.
+    fn trust(&self, context: &Context) -> Result<Trust, Error> {
+        if self.disable_hmac {
+            return Ok(Trust::Anyone);
+        }
+        let secret = context
+            .secrets()
+            .read(PAYLOAD_SECRET)
+            .map_err(Error::PayloadSecret)?;
+        let empty = || SecretError::Empty {
+            name: PAYLOAD_SECRET.to_owned(),
+        };
+        Ok(Trust::Signed(
+            Key::new(&secret).ok_or_else(|| Error::PayloadSecret(empty()))?,
+        ))
+    }
+}
+
+/// One that is no text is none, and refused as such.
+fn signature(headers: &HeaderMap) -> Option<&str> {
+    headers.get(SIGNATURE_HEADER)?.to_str().ok()
+}
+
+fn outcome(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Unauthorized | Kind::Refused | Kind::TooLarge => "refused",
+        Kind::BuildFailed => "failed",
+        Kind::Platform => "platform",
+    }
+}
+
+/// The caller is told the error; the log has its causes too.
+fn record(image: &str, error: &Error, begun: Instant) {
+    let seconds = begun.elapsed().as_secs_f64();
+    let outcome = outcome(error.kind());
+    match error.kind() {
+        Kind::Platform => tracing::error!(image, outcome, seconds, error = %Causes(error), "not built"),
+        _ => tracing::info!(image, outcome, seconds, error = %Causes(error), "not built"),
+    }
+}

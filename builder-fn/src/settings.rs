@@ -1,0 +1,194 @@
+//! What the environment says.
+//!
+//! Besides those of the host (`function_host`):
+//!
+//! | variable | default | what |
+//! | --- | --- | --- |
+//! | `buildkit_url` | has to be set | the daemon: `unix://PATH` or `tcp://HOST:PORT` |
+//! | `insecure` | `false` | registries speak plain HTTP |
+//! | `disable_hmac` | `false` | requests need no signature, because something in front of the builder decides |
+//! | `max_body` | 1073741824 | largest body of a request in bytes |
+//! | `spool_dir` | the system's folder for temporary files | where a body larger than 1 MiB waits |
+//! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; may be missing |
+//! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
+//! | `deploy_timeout` | `5m` | how long a deployment may take |
+//! | `enable_lchown` | | accepted and without effect: nothing is extracted |
+//!
+//! Secrets: `payload-secret` (unless `disable_hmac`), `deploy-secret` (for `deploy`), `registry-config`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use function_host::Secrets;
+use function_host::env::Parser;
+
+use crate::buildkit::Address;
+use crate::docker_config::DockerConfig;
+
+/// The secret that requests are signed with.
+pub const PAYLOAD_SECRET: &str = "payload-secret";
+
+/// The secret with credentials for registries.
+pub const REGISTRY_SECRET: &str = "registry-config";
+
+/// The settings, parsed.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The daemon.
+    pub buildkit: Address,
+    /// Whether registries speak plain HTTP.
+    pub insecure: bool,
+    /// Whether requests need no signature.
+    pub disable_hmac: bool,
+    /// Largest body of a request, in bytes.
+    pub max_body: u64,
+    /// Where bodies wait.
+    pub spool_dir: PathBuf,
+    /// A Docker `config.json`. It may be missing.
+    pub registry_config: PathBuf,
+    /// The function that deploys.
+    pub deployer: String,
+    /// How long a deployment may take.
+    pub deploy_timeout: Duration,
+}
+
+impl Settings {
+    /// Reads all of them. What is wrong is in `parser` then, and nothing here is to be used.
+    pub fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
+        let settings = Self {
+            buildkit: address(parser),
+            insecure: parser.flag("insecure", false),
+            disable_hmac: parser.flag("disable_hmac", false),
+            max_body: parser.number("max_body", 1 << 30),
+            spool_dir: parser
+                .text("spool_dir")
+                .map_or_else(std::env::temp_dir, PathBuf::from),
+            registry_config: parser
+                .text("registry_config")
+                .map_or_else(|| secrets.directory().join(REGISTRY_SECRET), PathBuf::from),
+            deployer: parser.parse("deployer", "deployer-fn".to_owned(), function_name),
+            deploy_timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
+        };
+        parser.flag("enable_lchown", false);
+        if parser.text("buildkit_server_name").is_some() {
+            // Whoever sets it expects TLS; to connect without would be worse than not to start.
+            parser.problem(
+                "buildkit_server_name",
+                "is set, and this version speaks no TLS to BuildKit",
+            );
+        }
+        if !settings.spool_dir.is_dir() {
+            let what = format!(
+                "should name a folder, and {} is none",
+                settings.spool_dir.display()
+            );
+            parser.problem("spool_dir", what);
+        }
+        if let Err(error) = DockerConfig::at(&settings.registry_config).check() {
+            parser.problem("registry_config", format!("cannot be used: {error}"));
+        }
+        if !settings.disable_hmac
+            && let Err(error) = secrets.read(PAYLOAD_SECRET)
+        {
+            parser.problem("disable_hmac", format!("is not set, and {error}"));
+        }
+        settings
+    }
+}
+
+fn address(parser: &mut Parser<'_>) -> Address {
+    let unset = || Address::Unix(PathBuf::new());
+    match parser.required("buildkit_url").as_str() {
+        "" => unset(),
+        _ => parser.parse("buildkit_url", unset(), |text| text.parse::<Address>()),
+    }
+}
+
+fn function_name(text: &str) -> Result<String, &'static str> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    match text.bytes().all(allowed) && text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+        true => Ok(text.to_owned()),
+        false => Err("should be the name of a function, NAME or NAME.NAMESPACE"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use function_host::env::Problems;
+
+    use super::*;
+
+    fn read(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
+        let folder = tempfile::tempdir().expect("folder");
+        if let Some(secret) = secret {
+            std::fs::write(folder.path().join(PAYLOAD_SECRET), secret).expect("write");
+        }
+        let strings: HashMap<&str, &str> = variables.iter().copied().collect();
+        let mut parser = Parser::new(&strings);
+        let settings = Settings::read(&mut parser, &Secrets::new(folder.path()));
+        parser.finish().map(|()| settings)
+    }
+
+    #[test]
+    fn an_address_and_a_secret_are_enough() {
+        let settings = read(&[("buildkit_url", "tcp://buildkit:1234")], Some("key")).expect("settings");
+
+        assert_eq!(settings.buildkit.to_string(), "tcp://buildkit:1234");
+        assert_eq!((settings.insecure, settings.disable_hmac), (false, false));
+        assert_eq!(settings.max_body, 1 << 30);
+        assert_eq!(settings.deployer, "deployer-fn");
+        assert!(settings.registry_config.ends_with(REGISTRY_SECRET));
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_named_at_once() {
+        let problems = read(
+            &[
+                ("buildkit_url", "http://buildkit"),
+                ("insecure", "perhaps"),
+                ("max_body", "-1"),
+                ("spool_dir", "/nowhere/at/all"),
+                ("deployer", "../system/functions"),
+                ("deploy_timeout", "soon"),
+                ("registry_config", "/proc/version"),
+                ("buildkit_server_name", "buildkit"),
+            ],
+            Some(" \n"),
+        )
+        .expect_err("all of it is wrong");
+
+        let text = problems.to_string();
+        for part in [
+            "buildkit_url should be unix://PATH or tcp://HOST:PORT",
+            "insecure should be",
+            "max_body should be",
+            "spool_dir should name a folder",
+            "deployer should be the name",
+            "deploy_timeout",
+            "registry_config cannot be used: ",
+            "buildkit_server_name is set",
+            "disable_hmac is not set, and secret payload-secret is empty",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in {text}");
+        }
+        assert_eq!(problems.0.len(), 9);
+    }
+
+    #[test]
+    fn without_signatures_no_secret_is_needed() {
+        read(
+            &[("buildkit_url", "unix:///run/b.sock"), ("disable_hmac", "true")],
+            None,
+        )
+        .expect("settings");
+
+        let problems =
+            read(&[("buildkit_url", "unix:///run/b.sock")], None).expect_err("the secret is missing");
+        assert!(
+            problems.to_string().contains("payload-secret is missing"),
+            "{problems}"
+        );
+    }
+}

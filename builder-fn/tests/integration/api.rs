@@ -1,0 +1,325 @@
+//! A request, from its bytes to the answer.
+
+use std::time::Duration;
+
+use function_host::Body;
+use function_host::http::Method;
+use function_host::signature::sign;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::daemon;
+use crate::job::log;
+use crate::setting::{Answer, Setting, key, post, tar, tar_of};
+
+/// Sends `tar` in the background.
+fn build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
+    let setting = setting.clone();
+    tokio::spawn(async move { setting.build(tar).await })
+}
+
+#[tokio::test]
+async fn a_signed_tar_becomes_an_image_and_a_result() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    let answer = build(
+        &setting,
+        tar(json!({
+            "buildArgs": {"SOURCE_DATE_EPOCH": "0"},
+            "platforms": ["linux/amd64"],
+            "target": "release",
+            "labels": {"a": "b"},
+            "tags": ["2"],
+            "noCache": true,
+            "surprise": 1
+        })),
+    );
+    let (solve, status, _session) = calls.build().await;
+
+    let frontend = &solve.request.frontend_attrs;
+    let exporter = &solve.request.exporters[0].attrs;
+    for (attrs, name, value) in [
+        (frontend, "filename", "Dockerfile"),
+        (frontend, "build-arg:SOURCE_DATE_EPOCH", "0"),
+        (frontend, "platform", "linux/amd64"),
+        (frontend, "target", "release"),
+        (frontend, "label:a", "b"),
+        (frontend, "no-cache", ""),
+        (exporter, "name", "registry:5000/hello:1,registry:5000/hello:2"),
+        (exporter, "push", "true"),
+        (exporter, "registry.insecure", "true"),
+        (exporter, "rewrite-timestamp", "true"),
+    ] {
+        assert_eq!(attrs.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    status
+        .events
+        .send(Ok(log("compiling\n")))
+        .await
+        .expect("listening");
+    drop(status);
+    solve.succeed("sha256:12");
+
+    let Answer { status, body } = answer.await.expect("no panic");
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(body["status"], "success");
+    assert_eq!(body["image"], "registry:5000/hello:1");
+    assert_eq!(body["digest"], "sha256:12");
+    assert!(body["duration"].is_f64());
+    let lines: Vec<_> = body["log"]
+        .as_array()
+        .expect("a log")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    assert!(lines[0].contains("warning: key \"surprise\""), "{lines:?}");
+    assert_eq!(lines[1], "l: 1970-01-01T00:00:00Z compiling");
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_to_be_pushed_is_only_built() {
+    let (daemon, mut calls) = daemon::start();
+    let answer = build(&Setting::new(daemon), tar(json!({"skipPush": true})));
+    let (solve, status, _session) = calls.build().await;
+
+    assert_eq!(solve.request.exporters[0].attrs.get("push"), None);
+    drop(status);
+    solve.succeed("sha256:12");
+
+    assert_eq!(answer.await.expect("no panic").status, 200);
+}
+
+#[tokio::test]
+async fn what_is_not_signed_or_not_in_order_never_reaches_the_daemon() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    let good = tar(json!({}));
+    let signed = |body: &[u8], name: &str| sign(&key(name), body);
+    let sealed = tar_of(&[
+        (
+            "com.openfaas.docker.config",
+            br#"{"image": "registry:5000/hello:1"}"#,
+        ),
+        ("com.openfaas.secrets", b"version: v1"),
+        ("context/Dockerfile", b"FROM scratch\n"),
+    ]);
+
+    for (body, signature, status, error) in [
+        (good.clone(), None, 401, "not signed"),
+        (
+            good.clone(),
+            Some("sha256=12".to_owned()),
+            401,
+            "should be sha256=",
+        ),
+        (
+            good.clone(),
+            Some(signed(&good, "another key")),
+            401,
+            "does not match",
+        ),
+        (
+            good.clone(),
+            Some(signed(b"another body", "payload key")),
+            401,
+            "does not match",
+        ),
+        (
+            b"no tar".to_vec(),
+            Some(signed(b"no tar", "payload key")),
+            400,
+            "",
+        ),
+        (
+            sealed.clone(),
+            Some(signed(&sealed, "payload key")),
+            400,
+            "no key for sealed secrets",
+        ),
+    ] {
+        let answer = Answer::read(setting.send(post(body, signature.as_deref())).await).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(answer.body["status"], "failed");
+        assert!(
+            answer.body["error"]
+                .as_str()
+                .is_some_and(|text| text.contains(error)),
+            "{answer:?}"
+        );
+    }
+    assert!(calls.solves.try_recv().is_err() && calls.sessions.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_not_read_on() {
+    let (daemon, _calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    let endless = tokio_stream::iter(std::iter::repeat_with(|| Ok(vec![0; 64 << 10].into())));
+    let signature = sign(&key("payload key"), b"");
+
+    let response = setting.send(post(Body::stream(endless), Some(&signature))).await;
+
+    assert_eq!(response.headers()["connection"], "close");
+    let answer = Answer::read(response).await;
+    assert_eq!(answer.status, 413);
+    assert!(
+        answer.body["error"]
+            .as_str()
+            .expect("text")
+            .contains("1048576 bytes"),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_words() {
+    let (daemon, mut calls) = daemon::start();
+    let answer = build(&Setting::new(daemon), tar(json!({})));
+    let (solve, status, _session) = calls.build().await;
+    status
+        .events
+        .send(Ok(log("error: no such crate\n")))
+        .await
+        .expect("listening");
+    drop(status);
+    solve.fail(Status::unknown(
+        "process \"/bin/sh -c cargo build\" did not complete successfully: exit code: 101",
+    ));
+
+    let Answer { status, body } = answer.await.expect("no panic");
+
+    assert_eq!(status, 422);
+    assert_eq!(body["status"], "failed");
+    assert_eq!(body["image"], "registry:5000/hello:1");
+    assert_eq!(
+        body["log"],
+        json!(["l: 1970-01-01T00:00:00Z error: no such crate"])
+    );
+    let error = "process \"/bin/sh -c cargo build\" did not complete successfully: exit code: 101";
+    assert_eq!(body["error"], error);
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_down_or_disappears_is_502() {
+    let nowhere = "unix:///nowhere/buildkitd.sock".parse().expect("address");
+    let answer = Setting::new(builder_fn::buildkit::Daemon::at(nowhere))
+        .build(tar(json!({})))
+        .await;
+    assert_eq!(answer.status, 502);
+    assert_eq!(
+        answer.body["error"],
+        "BuildKit at unix:///nowhere/buildkitd.sock does not answer"
+    );
+    assert_eq!(answer.body["image"], "registry:5000/hello:1");
+
+    let (daemon, mut calls) = daemon::start();
+    let answer = build(&Setting::new(daemon), tar(json!({})));
+    let (_solve, status, _session) = calls.build().await;
+    status.events.send(Ok(log("so far\n"))).await.expect("listening");
+    status.events.reserve().await.expect("it was read");
+    calls.cut();
+    let answer = answer.await.expect("no panic");
+    assert_eq!(answer.status, 502);
+    assert_eq!(answer.body["error"], "BuildKit was lost during the build");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_build_that_runs_past_its_limit_is_cancelled_and_422() {
+    let (daemon, mut calls) = daemon::start();
+    let answer = build(&Setting::new(daemon), tar(json!({"timeout": "90s"})));
+    let (mut solve, status, _session) = calls.build().await;
+    let begun = Instant::now();
+
+    let answer = answer.await.expect("no panic");
+
+    assert_eq!(begun.elapsed().as_secs(), 90);
+    assert_eq!(answer.status, 422);
+    assert_eq!(answer.body["error"], "the build ran past its time limit of 1m30s");
+    solve.reply.closed().await;
+    status.events.closed().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_build_that_is_interrupted_by_the_end_of_the_process_says_so_in_time() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    let answer = build(&setting, tar(json!({})));
+    let (mut solve, _status, _session) = calls.build().await;
+    let deadline = Instant::now() + Duration::from_secs(30);
+
+    setting.begin_shutdown(deadline);
+    let answer = answer.await.expect("no panic");
+
+    assert!(Instant::now() < deadline);
+    assert_eq!(answer.status, 502, "a queue tries again");
+    assert_eq!(
+        answer.body["error"],
+        "the builder is shutting down and ended the build; try again"
+    );
+    solve.reply.closed().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_takes_its_build_along() {
+    let (daemon, mut calls) = daemon::start();
+    let answer = build(&Setting::new(daemon), tar(json!({})));
+    let (mut solve, status, session) = calls.build().await;
+
+    answer.abort();
+
+    solve.reply.closed().await;
+    status.events.closed().await;
+    session.given_up.await.expect("the session is given up");
+}
+
+#[tokio::test]
+async fn the_same_call_has_the_same_name_at_the_daemon_and_another_body_has_not() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    let mut names = Vec::new();
+    for changes in [json!({}), json!({}), json!({"noCache": true})] {
+        let answer = build(&setting, tar(changes));
+        let (solve, status, _session) = calls.build().await;
+        names.push(solve.request.r#ref.clone());
+        drop(status);
+        solve.succeed("sha256:12");
+        assert_eq!(answer.await.expect("no panic").status, 200);
+    }
+
+    assert_eq!(names[0], names[1]);
+    assert_ne!(names[0], names[2]);
+}
+
+#[tokio::test]
+async fn other_paths_and_methods_are_told_what_there_is() {
+    let (daemon, _calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    for (method, path, status, error) in [
+        (Method::GET, "/build", 405, "only POST is served here"),
+        (Method::GET, "/", 405, "only POST is served here"),
+        (Method::POST, "/publickey", 405, "only GET is served here"),
+        (
+            Method::GET,
+            "/publickey",
+            404,
+            "this builder has no key for sealed secrets",
+        ),
+        (
+            Method::GET,
+            "/elsewhere",
+            404,
+            "nothing is here; builds are sent to POST /build",
+        ),
+    ] {
+        let mut request = post(Body::empty(), None);
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().expect("path");
+        let answer = Answer::read(setting.send(request).await).await;
+        assert_eq!(
+            (answer.status, &answer.body["error"]),
+            (status, &json!(error)),
+            "{path}"
+        );
+    }
+}

@@ -1,0 +1,156 @@
+//! What a request meets and brings: secrets, a builder at a daemon, a signed tar.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use builder_fn::build::Builder;
+use builder_fn::buildkit::{Daemon, Limits};
+use builder_fn::chain::Chain;
+use builder_fn::handler::Api;
+use builder_fn::metrics::Metrics;
+use builder_fn::request;
+use function_host::http::Method;
+use function_host::prometheus::Registry;
+use function_host::signature::{Key, sign};
+use function_host::{Body, Context, Gateway, Handler, Request, Response, Secret, Secrets, Shutdown};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::job::OneRegistry;
+
+pub(crate) const CALL_ID: &str = "call-1";
+
+const PAYLOAD_KEY: &str = "payload key";
+
+/// Largest body, in bytes.
+const MAX_BODY: u64 = 1 << 20;
+
+/// A builder and all it needs. Clones are the same builder.
+#[derive(Clone)]
+pub(crate) struct Setting {
+    api: Api,
+    context: Context,
+    secrets: Arc<tempfile::TempDir>,
+    trigger: Arc<dyn Fn(Instant) + Send + Sync>,
+}
+
+/// A status and the JSON with it.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Value,
+}
+
+impl Setting {
+    /// A builder at `daemon`, whose gateway is nowhere.
+    pub(crate) fn new(daemon: Daemon) -> Self {
+        Self::with_gateway(daemon, "http://127.0.0.1:9")
+    }
+
+    /// A builder at `daemon`, behind the gateway at `gateway`.
+    pub(crate) fn with_gateway(daemon: Daemon, gateway: &str) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::write(folder.path().join("payload-secret"), format!("{PAYLOAD_KEY}\n")).expect("secret");
+        let secrets = Secrets::new(folder.path());
+        let gateway = Gateway::new(gateway, secrets.clone()).expect("gateway");
+        let (trigger, shutdown) = Shutdown::new();
+        let chain = Chain {
+            gateway: gateway.clone(),
+            secrets: secrets.clone(),
+            deployer: "deployer-fn".into(),
+            timeout: Duration::from_secs(60),
+        };
+        let builder = Builder {
+            daemon,
+            credentials: Arc::new(OneRegistry),
+            insecure: true,
+            chain,
+            limits: Limits::default(),
+        };
+        let api = Api {
+            builder,
+            limits: request::Limits::new(MAX_BODY, folder.path()),
+            disable_hmac: false,
+            metrics: Metrics::register(&Registry::new()).expect("metrics"),
+        };
+        Self {
+            api,
+            context: Context::new(CALL_ID, secrets, gateway, shutdown),
+            secrets: Arc::new(folder),
+            trigger: Arc::new(move |deadline| trigger.begin(deadline)),
+        }
+    }
+
+    pub(crate) fn secret(&self, name: &str, content: &str) {
+        std::fs::write(self.secrets.path().join(name), content).expect("secret");
+    }
+
+    pub(crate) fn begin_shutdown(&self, deadline: Instant) {
+        (self.trigger)(deadline);
+    }
+
+    pub(crate) async fn send(&self, request: Request) -> Response {
+        self.api
+            .call(request, self.context.clone())
+            .await
+            .expect("an answer")
+    }
+
+    /// Sends `tar`, signed.
+    pub(crate) async fn build(&self, tar: Vec<u8>) -> Answer {
+        let signature = sign(&key(PAYLOAD_KEY), &tar);
+        Answer::read(self.send(post(tar, Some(&signature))).await).await
+    }
+}
+
+impl Answer {
+    pub(crate) async fn read(response: Response) -> Self {
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("body").to_bytes();
+        Self {
+            status,
+            body: serde_json::from_slice(&body).expect("JSON"),
+        }
+    }
+}
+
+pub(crate) fn key(text: &str) -> Key {
+    Key::new(&Secret::new(text)).expect("a key")
+}
+
+pub(crate) fn post(body: impl Into<Body>, signature: Option<&str>) -> Request {
+    let mut request = Request::new(body.into());
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = "/build".parse().expect("path");
+    if let Some(signature) = signature {
+        let signature = signature.parse().expect("header");
+        request.headers_mut().insert("x-build-signature", signature);
+    }
+    request
+}
+
+/// A tar whose configuration is the least one with `changes`.
+pub(crate) fn tar(changes: Value) -> Vec<u8> {
+    let mut config = json!({"image": "registry:5000/hello:1"});
+    for (key, value) in changes.as_object().expect("an object") {
+        config[key] = value.clone();
+    }
+    let config = config.to_string();
+    tar_of(&[
+        ("com.openfaas.docker.config", config.as_bytes()),
+        ("context/Dockerfile", b"FROM scratch\n"),
+    ])
+}
+
+pub(crate) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_mtime(1_700_000_000);
+        header.set_size(content.len() as u64);
+        tar.append_data(&mut header, path, *content).expect("append");
+    }
+    tar.into_inner().expect("tar")
+}
