@@ -4,6 +4,7 @@ mod answer;
 mod auth;
 mod functions;
 mod info;
+mod invocations;
 mod logs;
 mod namespaces;
 mod scale;
@@ -57,6 +58,7 @@ pub(crate) fn router(functions: Functions, credentials: Credentials) -> Router {
         .layer(middleware::from_fn_with_state(credentials, auth::require));
     Router::new()
         .route("/healthz", get(async || ()))
+        .route("/api/v1/query", get(invocations::none))
         .merge(proxy)
         .merge(system)
 }

@@ -185,7 +185,7 @@ impl Functions {
             if inner.settings.manners == Manners::Good {
                 inner.drain(&instance).await;
             }
-            let discarded = inner.discard(&instance).await;
+            let discarded = inner.discard(&instance, inner.settings.grace_period).await;
             if discarded.is_err() {
                 inner.retire(instance);
             }
@@ -288,9 +288,9 @@ impl Inner {
     }
 
     /// Stops an instance and removes everything of it but its log.
-    async fn discard(&self, instance: &Instance) -> Result<(), Error> {
+    async fn discard(&self, instance: &Instance, grace: Duration) -> Result<(), Error> {
         let containerd = self.scope(&instance.parts().key)?;
-        instance.stop(self.settings.grace_period).await?;
+        instance.stop(grace).await?;
         containerd.delete_task(instance.id()).await?;
         containerd.delete_container(instance.id()).await?;
         containerd.remove_snapshot(instance.id()).await
@@ -302,7 +302,7 @@ impl Inner {
         self.retiring.spawn(async move {
             inner.drain(&instance).await;
             for pause in RETIRE_PAUSES {
-                let Err(error) = inner.discard(&instance).await else {
+                let Err(error) = inner.discard(&instance, inner.settings.grace_period).await else {
                     return;
                 };
                 tracing::warn!(instance = instance.id(), error = chain(&error), "not removed yet");

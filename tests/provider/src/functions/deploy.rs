@@ -1,6 +1,6 @@
 //! From a deployment to a container, and creating functions.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     Inner,
@@ -29,6 +29,9 @@ pub(super) const LABEL_STAGE: &str = "slipway.dev/stage";
 
 /// The extension of a container that holds its [`Record`], as JSON.
 pub(super) const EXTENSION: &str = "slipway.dev/function.v1";
+
+/// How long an instance that never served may take to end.
+const FAILED_GRACE: Duration = Duration::from_secs(2);
 
 /// Where a container is in its function's life; a provider that starts anew goes by it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -174,7 +177,7 @@ impl Inner {
 
     /// Removes an instance of which nothing came; what that meets is logged, as there is a worse error to report.
     pub(super) async fn discard_failed(&self, instance: &Instance) {
-        if let Err(error) = self.discard(instance).await {
+        if let Err(error) = self.discard(instance, FAILED_GRACE).await {
             tracing::error!(
                 instance = instance.id(),
                 error = chain(&error),

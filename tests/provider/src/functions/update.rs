@@ -73,7 +73,7 @@ impl Inner {
         first_error = first_error.or(pulled.err());
 
         self.remove(key);
-        self.discard(&old).await?;
+        self.discard(&old, self.settings.grace_period).await?;
         let made = async {
             self.check(key, deployment)?;
             let image = self.puller.pull_if_missing(&containerd, &reference?).await?;
