@@ -1,6 +1,6 @@
 //! Logs of functions.
 //!
-//! What a function writes goes from containerd's shim to a process of ours beside it ([`collect`]), as faasd does
+//! What a function writes goes from containerd's shim to a process of ours beside it ([`mod@collect`]), as faasd does
 //! it: so every line has its time, the file stays bounded, and nothing is lost while the provider is away. There is
 //! a folder a function with a file an instance; the API reads them ([`read`]) and can wait for more ([`follow`]).
 
