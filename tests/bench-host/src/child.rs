@@ -54,11 +54,20 @@ impl Placement {
     /// Gives the server the last `processors` of those this process may use.
     pub(crate) fn choose(processors: usize) -> anyhow::Result<Self> {
         let all = sched_getaffinity(None).context("could not read which processors there are")?;
-        let usable: Vec<_> = (0..CpuSet::MAX_CPU).filter(|number| all.is_set(*number)).collect();
-        ensure!((1..=usable.len()).contains(&processors), "there are {} processors", usable.len());
+        let usable: Vec<_> = (0..CpuSet::MAX_CPU)
+            .filter(|number| all.is_set(*number))
+            .collect();
+        ensure!(
+            (1..=usable.len()).contains(&processors),
+            "there are {} processors",
+            usable.len()
+        );
         let (load, server) = usable.split_at(usable.len() - processors);
         let load = if load.is_empty() { server } else { load };
-        Ok(Self { server: set_of(server), load: set_of(load) })
+        Ok(Self {
+            server: set_of(server),
+            load: set_of(load),
+        })
     }
 
     /// Moves this process to where the load is made.
@@ -77,6 +86,7 @@ fn set_of(numbers: &[usize]) -> CpuSet {
 
 /// A running server. Dropping it kills it.
 pub(crate) struct Server {
+    kind: Kind,
     process: Child,
     pid: Pid,
     address: SocketAddr,
@@ -91,17 +101,36 @@ impl Server {
         sched_setaffinity(None, &placement.server).context("could not choose processors")?;
         let process = Command::new(own)
             .arg(format!("serve-{kind}"))
-            .envs([("port", "0"), ("metrics_port", "0"), ("healthcheck_interval", "0s")])
+            .envs([
+                ("port", "0"),
+                ("metrics_port", "0"),
+                ("healthcheck_interval", "0s"),
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn();
         placement.move_load()?;
         let mut process = process.context("could not start the server")?;
-        let pid = process.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("the server is gone")?;
+        let pid = process
+            .id()
+            .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+            .context("the server is gone")?;
         let mut output = BufReader::new(process.stdout.take().context("the server has no output")?);
-        let port = tokio::time::timeout(PATIENCE, port_of(&mut output)).await.context("the server does not start")??;
-        Ok(Self { process, pid, address: (Ipv4Addr::LOCALHOST, port).into(), _output: output })
+        let port = tokio::time::timeout(PATIENCE, port_of(&mut output))
+            .await
+            .context("the server does not start")??;
+        Ok(Self {
+            kind,
+            process,
+            pid,
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            _output: output,
+        })
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -115,8 +144,12 @@ impl Server {
         // Fields are counted from behind the name, which may have anything in it: see proc(5), 14 and 15.
         let fields: Vec<_> = text.rsplit(") ").next().unwrap_or_default().split(' ').collect();
         let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
-        let (user, system) = ticks(11).zip(ticks(12)).context("could not read /proc/PID/stat")?;
-        Ok(Duration::from_secs_f64((user + system) as f64 / rustix::param::clock_ticks_per_second() as f64))
+        let (user, system) = ticks(11)
+            .zip(ticks(12))
+            .context("could not read /proc/PID/stat")?;
+        Ok(Duration::from_secs_f64(
+            (user + system) as f64 / rustix::param::clock_ticks_per_second() as f64,
+        ))
     }
 
     /// The most memory it had, in KiB.
@@ -130,7 +163,9 @@ impl Server {
     /// Ends it as a provider does.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         kill_process(self.pid, Signal::TERM)?;
-        let status = tokio::time::timeout(PATIENCE, self.process.wait()).await.context("the server does not stop")??;
+        let status = tokio::time::timeout(PATIENCE, self.process.wait())
+            .await
+            .context("the server does not stop")??;
         ensure!(status.success(), "the server ended with {status}");
         Ok(())
     }

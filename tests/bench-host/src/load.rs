@@ -37,7 +37,10 @@ pub(crate) async fn run(address: SocketAddr, connections: usize, time: Duration)
     while let Some(joined) = tasks.join_next().await {
         requests += joined?.context("a connection failed")?;
     }
-    Ok(Answered { requests, took: begun.elapsed() })
+    Ok(Answered {
+        requests,
+        took: begun.elapsed(),
+    })
 }
 
 async fn connection(address: SocketAddr, end: Instant) -> anyhow::Result<u64> {
@@ -60,10 +63,15 @@ async fn connection(address: SocketAddr, end: Instant) -> anyhow::Result<u64> {
 
 /// Whether this is all of the one answer that is right.
 fn whole(bytes: &[u8]) -> anyhow::Result<bool> {
-    let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(false) };
+    let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+        return Ok(false);
+    };
     let (head, body) = bytes.split_at(head + 4);
     if !head.starts_with(b"HTTP/1.1 200 ") || !ANSWER.starts_with(body) {
-        bail!("not the answer that was expected: {}", String::from_utf8_lossy(bytes));
+        bail!(
+            "not the answer that was expected: {}",
+            String::from_utf8_lossy(bytes)
+        );
     }
     Ok(body.len() == ANSWER.len())
 }

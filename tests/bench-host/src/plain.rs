@@ -37,7 +37,11 @@ async fn until_asked() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let listener = TcpListener::bind(("0.0.0.0", 0)).await?;
     let port = listener.local_addr()?.port();
-    writeln!(std::io::stdout(), "{}", serde_json::json!({"message": "listening", "port": port}))?;
+    writeln!(
+        std::io::stdout(),
+        "{}",
+        serde_json::json!({"message": "listening", "port": port})
+    )?;
     tokio::select! {
         accepting = accept(&listener) => accepting,
         _ = terminate.recv() => Ok(()),
@@ -54,8 +58,14 @@ async fn accept(listener: &TcpListener) -> anyhow::Result<()> {
 
 async fn hello(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let body = Limited::new(request.into_body(), BODY_LIMIT).collect().await;
-    let name = body.ok().and_then(|body| String::from_utf8(body.to_bytes().into()).ok()).unwrap_or_default();
+    let name = body
+        .ok()
+        .and_then(|body| String::from_utf8(body.to_bytes().into()).ok())
+        .unwrap_or_default();
     let mut response = Response::new(Full::from(format!("Hello, {name}!\n")));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
     Ok(response)
 }

@@ -1,54 +1,60 @@
 //! What is told of the runs. The only place that prints.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command-line program")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the output of a command-line program"
+)]
 
-/// What one run gave.
-pub(crate) struct Run {
-    pub(crate) per_second: f64,
-    /// Processor time of the server for each request.
-    pub(crate) microseconds_each: f64,
-    pub(crate) peak_kib: u64,
+use std::time::Duration;
+
+use crate::load::Answered;
+
+/// What one turn of a server gave.
+pub(crate) struct Turn {
+    pub(crate) answered: Answered,
+    pub(crate) processor_time: Duration,
 }
 
-/// Two runs, one right after the other.
+impl Turn {
+    fn per_second(&self) -> f64 {
+        self.answered.requests as f64 / self.answered.took.as_secs_f64()
+    }
+}
+
+/// Two turns, one right after the other.
 pub(crate) struct Pair {
-    pub(crate) plain: Run,
-    pub(crate) host: Run,
+    pub(crate) plain: Turn,
+    pub(crate) host: Turn,
 }
 
-pub(crate) fn pair(number: usize, pair: &Pair) {
-    let Pair { plain, host } = pair;
-    println!(
-        "pair {number}: plain {:.0}/s {:.2} us {} KiB, host {:.0}/s {:.2} us {} KiB, ratio {:.3}",
-        plain.per_second,
-        plain.microseconds_each,
-        plain.peak_kib,
-        host.per_second,
-        host.microseconds_each,
-        host.peak_kib,
-        host.per_second / plain.per_second,
-    );
-}
-
-pub(crate) fn summary(pairs: &[Pair]) {
+/// Prints what all turns gave, and the peak memory of both servers in KiB.
+pub(crate) fn summary(pairs: &[Pair], plain_peak: u64, host_peak: u64) {
     let over = |value: fn(&Pair) -> f64| median(pairs.iter().map(value).collect());
     println!(
         "requests per second: plain {:.0}, host {:.0}, median ratio {:.3}",
-        over(|pair| pair.plain.per_second),
-        over(|pair| pair.host.per_second),
-        over(|pair| pair.host.per_second / pair.plain.per_second),
+        over(|pair| pair.plain.per_second()),
+        over(|pair| pair.host.per_second()),
+        over(|pair| pair.host.per_second() / pair.plain.per_second()),
+    );
+    // Of all turns together: a single one is too short for the kernel's clock.
+    let (plain, host) = (
+        each(pairs.iter().map(|pair| &pair.plain)),
+        each(pairs.iter().map(|pair| &pair.host)),
     );
     println!(
-        "processor time per request: plain {:.2} us, host {:.2} us, median ratio {:.3}",
-        over(|pair| pair.plain.microseconds_each),
-        over(|pair| pair.host.microseconds_each),
-        over(|pair| pair.host.microseconds_each / pair.plain.microseconds_each),
+        "processor time per request: plain {plain:.2} us, host {host:.2} us, ratio {:.3}",
+        host / plain
     );
-    println!(
-        "peak memory: plain {:.0} KiB, host {:.0} KiB, median ratio {:.3}",
-        over(|pair| pair.plain.peak_kib as f64),
-        over(|pair| pair.host.peak_kib as f64),
-        over(|pair| pair.host.peak_kib as f64 / pair.plain.peak_kib as f64),
-    );
+    let ratio = host_peak as f64 / plain_peak as f64;
+    println!("peak memory: plain {plain_peak} KiB, host {host_peak} KiB, ratio {ratio:.3}");
+}
+
+/// Microseconds of processor time for each request.
+fn each<'a>(turns: impl Iterator<Item = &'a Turn>) -> f64 {
+    let (requests, time) = turns.fold((0, Duration::ZERO), |(requests, time), turn| {
+        (requests + turn.answered.requests, time + turn.processor_time)
+    });
+    time.as_secs_f64() * 1e6 / requests as f64
 }
 
 pub(crate) fn complain(error: &anyhow::Error) {

@@ -4,10 +4,21 @@ use std::process::Command;
 
 #[test]
 fn both_servers_answer_and_are_compared() {
-    let output = Command::new(env!("CARGO_BIN_EXE_slipway-bench-host")).arg("--quick").output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_slipway-bench-host"))
+        .arg("--quick")
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    for figure in ["requests per second: ", "processor time per request: ", "peak memory: "] {
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for figure in [
+        "requests per second: ",
+        "processor time per request: ",
+        "peak memory: ",
+    ] {
         assert!(text.contains(figure), "{text}");
     }
 }
