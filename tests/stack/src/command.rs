@@ -88,12 +88,12 @@ fn name(command: &std::process::Command) -> String {
         .join(" ")
 }
 
-/// The last lines of a text.
+/// The last lines of a text, without the ends of those that are very long.
 pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all = text.trim_end().lines().collect::<Vec<_>>();
-    all.get(all.len().saturating_sub(lines)..)
-        .unwrap_or_default()
-        .join("\n")
+    let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
+    let cut = |line: &&str| line[..line.floor_char_boundary(LONG_LINE)].to_owned();
+    last.iter().map(cut).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -259,9 +259,11 @@ impl Holder {
         Groups::at(running.map(|running| running.groups).unwrap_or_default()).set_aside(holder)
     }
 
-    /// The stack is up: it goes on without this process.
+    /// The stack is up: it goes on without this process. While this process is there, it collects the holder's end.
     fn keep(mut self) {
-        self.child = None;
+        if let Some(mut child) = self.child.take() {
+            std::thread::spawn(move || child.wait());
+        }
     }
 }
 

@@ -17,7 +17,9 @@ pub(crate) struct Traces {
     dir: PathBuf,
     /// `PID START` of every process.
     processes: BTreeSet<String>,
-    /// The namespaces that they are in, and this process is not.
+    /// The same of every process of the machine at that time: the numbers of namespaces are used again at once.
+    everybody: BTreeSet<String>,
+    /// The namespaces that its processes are in, and this process is not.
     namespaces: BTreeSet<String>,
     interface: String,
 }
@@ -77,6 +79,7 @@ impl Traces {
             name: stack.name().to_owned(),
             dir: stack.dir.clone(),
             processes: own.iter().filter_map(|pid| identity(pid)).collect(),
+            everybody: processes().iter().filter_map(|pid| identity(pid)).collect(),
             namespaces: own
                 .iter()
                 .flat_map(|pid| namespaces(pid))
@@ -103,19 +106,17 @@ impl Traces {
     pub(crate) fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for pid in processes() {
-            let identity = identity(&pid);
-            if identity
-                .as_ref()
-                .is_some_and(|identity| self.processes.contains(identity))
-                || belongs(&pid, &self.name)
-            {
+            let Some(identity) = identity(&pid) else { continue };
+            if self.processes.contains(&identity) || belongs(&pid, &self.name) {
                 left.push(format!("process {pid} {}", command_line(&pid)));
             }
-            left.extend(
-                namespaces(&pid)
-                    .into_iter()
-                    .filter(|namespace| self.namespaces.contains(namespace)),
-            );
+            if self.everybody.contains(&identity) {
+                left.extend(
+                    namespaces(&pid)
+                        .into_iter()
+                        .filter(|namespace| self.namespaces.contains(namespace)),
+                );
+            }
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         left.extend(
