@@ -6,6 +6,7 @@
 //! Formats: v7, ustar, GNU (long names), PAX. Where two tars would read an archive differently, it is refused rather
 //! than read in one of the ways: sparse files, content after the end, folders with content.
 
+mod described;
 mod error;
 mod header;
 mod name;
@@ -13,6 +14,7 @@ mod pax;
 
 pub use error::{ArchiveError, EntryName, EntryProblem};
 
+use described::{Described, Extensions, Type};
 use header::{BLOCK, Header};
 use name::Place;
 use pax::Records;
@@ -110,29 +112,6 @@ enum Meaning {
     LongLink,
     Config,
     Secrets,
-}
-
-#[derive(Default)]
-struct Extensions {
-    records: Option<Records>,
-    name: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-}
-
-impl Extensions {
-    fn is_empty(&self) -> bool {
-        self.records.is_none() && self.name.is_none() && self.link.is_none()
-    }
-}
-
-/// What is known of an entry when its header and all that goes before it have been read.
-struct Described {
-    name: Vec<u8>,
-    link: Vec<u8>,
-    size: u64,
-    mode: u32,
-    mtime_ns: i64,
-    xattrs: Vec<(String, Vec<u8>)>,
 }
 
 impl ArchiveReader {
@@ -312,20 +291,10 @@ impl ArchiveReader {
 
     fn entry(&mut self, header: &Header<'_>) -> Result<(), ArchiveError> {
         let extensions = std::mem::take(&mut self.next);
-        let records = extensions.records.unwrap_or_default();
-        let name = records
-            .path
-            .clone()
-            .or(extensions.name)
-            .unwrap_or_else(|| header.name().into_owned());
+        let name = extensions.name(header);
         self.last = EntryName::new(&name);
-        let link = records
-            .link_path
-            .clone()
-            .or(extensions.link)
-            .unwrap_or_else(|| header.link_name().into_owned());
-        self.describe(header, records, name, link)
-            .and_then(|described| self.place(header.flag(), described))
+        Described::read(name, header, extensions, self.global_mtime_ns, self.limits.body)
+            .and_then(|described| self.place(described))
             .map_err(|problem| self.refuse(problem))?;
         self.headers += 1;
         if self.headers.max(self.tree.len()) > self.limits.entries {
@@ -341,59 +310,15 @@ impl ArchiveReader {
         Ok(())
     }
 
-    fn describe(
-        &self,
-        header: &Header<'_>,
-        records: Records,
-        name: Vec<u8>,
-        link: Vec<u8>,
-    ) -> Result<Described, EntryProblem> {
-        if records.sparse {
-            return Err(EntryProblem::Sparse);
-        }
-        let number = |value: Option<i64>, field| value.ok_or(EntryProblem::Number { field });
-        let said = number(header.size(), "size")?;
-        let said = records.size.unwrap_or(said);
-        let limit = self.limits.body;
-        let size = u64::try_from(said).ok().filter(|size| *size <= limit);
-        let mode = number(header.mode(), "mode")? & 0o7777;
-        let mtime = number(header.mtime(), "time")?;
-        let said_mtime = records.mtime_ns.or(self.global_mtime_ns);
-        Ok(Described {
-            name,
-            link,
-            size: size.ok_or(EntryProblem::Size { size: said, limit })?,
-            mode: u32::try_from(mode).unwrap_or_default(),
-            mtime_ns: said_mtime.unwrap_or(mtime.saturating_mul(1_000_000_000)),
-            xattrs: records.xattrs.into_iter().collect(),
-        })
-    }
-
     /// Puts an entry where it belongs, and gets ready for its content.
-    fn place(&mut self, flag: u8, entry: Described) -> Result<(), EntryProblem> {
-        let is_folder = match flag {
-            // Old tars mark folders by a slash alone.
-            0 | b'0' | b'7' => entry.name.ends_with(b"/"),
-            b'5' => true,
-            b'1' | b'2' => false,
-            b'S' => return Err(EntryProblem::Sparse),
-            b'3' | b'4' => return Err(EntryProblem::Special { what: "device" }),
-            b'6' => return Err(EntryProblem::Special { what: "fifo" }),
-            _ => {
-                return Err(EntryProblem::UnknownType {
-                    flag: char::from(flag),
-                });
-            }
-        };
-        let is_file = !is_folder && !matches!(flag, b'1' | b'2');
-        if !is_file && entry.size > 0 {
-            return Err(EntryProblem::ContentOfLink);
-        }
+    fn place(&mut self, entry: Described) -> Result<(), EntryProblem> {
         let size = entry.size;
         let mut meaning = None;
         match Place::of(&entry.name)? {
-            Place::Root | Place::Context if !is_folder => return Err(EntryProblem::NotAFolder),
-            Place::Config | Place::Secrets if !is_file => return Err(EntryProblem::NotAFile),
+            Place::Root | Place::Context if entry.what != Type::Folder => {
+                return Err(EntryProblem::NotAFolder);
+            }
+            Place::Config | Place::Secrets if entry.what != Type::File => return Err(EntryProblem::NotAFile),
             Place::Config | Place::Secrets if size > self.limits.small_file as u64 => {
                 return Err(EntryProblem::FileTooLarge {
                     limit: self.limits.small_file,
@@ -411,47 +336,51 @@ impl ArchiveReader {
             }
             Place::InContext(path) => {
                 self.seen_context = true;
-                self.add(&path, flag, is_folder, entry)?;
+                self.add(&path, entry)?;
             }
         }
         self.content(size, meaning);
         Ok(())
     }
 
-    fn add(&mut self, path: &str, flag: u8, is_folder: bool, entry: Described) -> Result<(), EntryProblem> {
-        let target = EntryName::new(&entry.link);
-        let added = if flag == b'1' {
-            match Place::of(&entry.link)? {
+    fn add(&mut self, path: &str, entry: Described) -> Result<(), EntryProblem> {
+        let Described {
+            what,
+            link,
+            size,
+            mode,
+            mtime_ns,
+            xattrs,
+            ..
+        } = entry;
+        let target = EntryName::new(&link);
+        let node = |kind, mode| Node {
+            kind,
+            mode,
+            mtime_ns,
+            xattrs,
+        };
+        let added = match what {
+            Type::Folder => self.tree.insert(path, node(Kind::Directory, mode)),
+            Type::File => self.tree.insert(
+                path,
+                node(
+                    Kind::File {
+                        offset: self.offset,
+                        size,
+                    },
+                    mode,
+                ),
+            ),
+            Type::Symlink => {
+                let target = name::symlink_target(&link)?;
+                self.tree.insert(path, node(Kind::Symlink { target }, 0o777))
+            }
+            Type::HardLink => match Place::of(&link)? {
                 Place::InContext(target) => self.tree.link(path, &target),
                 Place::Context => Err(Conflict::FolderTarget),
                 _ => return Err(EntryProblem::HardLinkOutside { target }),
-            }
-        } else {
-            let (kind, mode) = match flag {
-                _ if is_folder => (Kind::Directory, entry.mode),
-                b'2' => (
-                    Kind::Symlink {
-                        target: name::symlink_target(&entry.link)?,
-                    },
-                    0o777,
-                ),
-                _ => (
-                    Kind::File {
-                        offset: self.offset,
-                        size: entry.size,
-                    },
-                    entry.mode,
-                ),
-            };
-            self.tree.insert(
-                path,
-                Node {
-                    kind,
-                    mode,
-                    mtime_ns: entry.mtime_ns,
-                    xattrs: entry.xattrs,
-                },
-            )
+            },
         };
         let shown = |path: String| EntryName::new(format!("context/{path}").as_bytes());
         added.map_err(|conflict| match conflict {
