@@ -18,7 +18,10 @@ impl Tar {
     }
 
     fn folder(self, name: &str) -> Self {
-        self.entry(name, b"", |header| header.set_entry_type(EntryType::Directory))
+        self.entry(name, b"", |header| {
+            header.set_entry_type(EntryType::Directory);
+            header.set_mode(0o755);
+        })
     }
 
     fn symlink(self, name: &str, target: &str) -> Self {

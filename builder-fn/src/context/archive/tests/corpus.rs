@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -86,6 +87,28 @@ fn large_files_and_many_small_ones_are_read_as_tar_extracts_them() {
     compare(&source, "posix", "large", &["."]);
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_read_of_entries_that_contradict_each_other_is_what_tar_makes_of_them(tar in properties::tars(true)) {
+        let tar = tar.end().0;
+        let Ok(context) = SourceContext::from_tar(&tar) else { return Ok(()) };
+        let extracted = TempDir::new().unwrap();
+        let archive = extracted.path().join("archive.tar");
+        fs::write(&archive, &tar).unwrap();
+        if extract(&archive, extracted.path()).is_err() {
+            // It could not replace something that can be replaced here.
+            return Ok(());
+        }
+        let (mut indexed, mut expected) = (from_index(&context), Vec::new());
+        walk(&extracted.path().join("context"), "", &mut expected);
+        ignore_folders(&mut indexed);
+        ignore_folders(&mut expected);
+        prop_assert_eq!(indexed, expected);
+    }
+}
+
 /// A folder with whatever a context may have; names that the old formats cannot hold only for the others.
 fn source(format: &str) -> TempDir {
     let source = TempDir::new().unwrap();
@@ -154,29 +177,15 @@ fn source(format: &str) -> TempDir {
 fn compare(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
     let what = format!("{format}, {how}");
     let archive = source.path().with_extension("tar");
-    let run = |command: &mut Command| {
-        let output = command
-            .env("LC_ALL", "C")
-            .output()
-            .expect("GNU tar is part of every Debian");
-        assert!(
-            output.status.success(),
-            "{what}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    };
-    run(Command::new("tar")
+    let created = run(Command::new("tar")
         .args(["--create", "--format", format, "--file"])
         .arg(&archive)
         .arg("-C")
         .arg(source.path())
         .args(arguments));
+    created.unwrap_or_else(|error| panic!("{what}: {error}"));
     let extracted = TempDir::new().unwrap();
-    run(Command::new("tar")
-        .args(["--extract", "--preserve-permissions", "--no-same-owner", "--file"])
-        .arg(&archive)
-        .arg("-C")
-        .arg(extracted.path()));
+    extract(&archive, extracted.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
 
     let tar = fs::read(&archive).unwrap();
     fs::remove_file(&archive).unwrap();
@@ -185,19 +194,37 @@ fn compare(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
     let mut expected = Vec::new();
     walk(&extracted.path().join("context"), "", &mut expected);
     if how == "no folders" {
-        // Folders that the tar leaves out come from the clock and the umask of whoever extracts it.
-        for seen in indexed
-            .iter_mut()
-            .chain(&mut expected)
-            .filter(|seen| seen.what == What::Folder)
-        {
-            (seen.mode, seen.mtime_ns) = (0, 0);
-        }
+        ignore_folders(&mut indexed);
+        ignore_folders(&mut expected);
     }
     for (indexed, expected) in indexed.iter().zip(&expected) {
         assert_eq!(indexed, expected, "{what}");
     }
     assert_eq!(indexed.len(), expected.len(), "{what}");
+}
+
+fn extract(archive: &Path, to: &Path) -> Result<(), String> {
+    let how = ["--extract", "--preserve-permissions", "--no-same-owner", "--file"];
+    run(Command::new("tar").args(how).arg(archive).arg("-C").arg(to))
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command
+        .env("LC_ALL", "C")
+        .output()
+        .expect("GNU tar is part of every Debian");
+    output
+        .status
+        .success()
+        .then_some(())
+        .ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Folders that a tar leaves out get their mode and time from whoever extracts it.
+fn ignore_folders(list: &mut [Seen]) {
+    for seen in list.iter_mut().filter(|seen| seen.what == What::Folder) {
+        (seen.mode, seen.mtime_ns) = (0, 0);
+    }
 }
 
 fn from_index(context: &SourceContext) -> Vec<Seen> {

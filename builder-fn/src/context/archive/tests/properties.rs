@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Tars of a few entries that may contradict each other, with or without extended headers.
-fn tars(extended: bool) -> impl Strategy<Value = Tar> {
+pub(super) fn tars(extended: bool) -> impl Strategy<Value = Tar> {
     let name = prop_oneof!["[ab]", "[ab]/[ab]", "[ab]/[ab]/c", "\\PC{1,20}"]
         .prop_map(|name| format!("context/{name}"));
     let kinds = if extended { 6 } else { 5 };
