@@ -7,6 +7,9 @@ use function_host::prometheus::{self, HistogramOpts, HistogramVec, IntCounterVec
 /// Upper bounds in seconds: a cached build takes one, a compiler minutes.
 const BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
 
+/// How a build ends that nobody waits for any more.
+const ABANDONED: &str = "abandoned";
+
 /// Numbers about builds.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -55,7 +58,7 @@ impl Metrics {
         Running {
             metrics: self.clone(),
             begun: Instant::now(),
-            outcome: "abandoned",
+            outcome: ABANDONED,
         }
     }
 }
@@ -77,6 +80,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.outcome == ABANDONED {
+            tracing::info!(outcome = self.outcome, "the caller went away, its build is ended");
+        }
         self.metrics.in_flight.dec();
         self.metrics.builds.with_label_values(&[self.outcome]).inc();
         self.metrics

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Address, MAX_MESSAGE};
+use super::{Address, CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 
 /// How long a daemon may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -99,7 +99,9 @@ impl Daemon {
             }
         });
         // The name is only what requests carry as their authority.
-        let endpoint = Endpoint::from_static("http://buildkit");
+        let endpoint = Endpoint::from_static("http://buildkit")
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
         let connecting = endpoint.connect_with_connector(dial_once);
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(channel)) => Ok(Connection { channel }),

@@ -9,6 +9,7 @@ use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient
 use builder_fn::buildkit::session::{Services, cold_key};
 use builder_fn::buildkit::{Job, JobError, Limits, Solve, Solved};
 use builder_fn::context::SourceContext;
+use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -53,7 +54,11 @@ struct Transfer {
 impl Served {
     async fn ask(&self, metadata: &[(&'static str, &str)]) -> Result<Transfer, Status> {
         let (requests, receiver) = mpsc::unbounded_channel();
-        let mut request = Request::new(UnboundedReceiverStream::new(receiver));
+        let mut request = Request::new(UnboundedReceiverStream::new(receiver).then(|packet| async {
+            // Each in a frame of its own, as Go's client sends them.
+            tokio::task::yield_now().await;
+            packet
+        }));
         for (key, value) in metadata {
             request.metadata_mut().append(*key, value.parse().expect("ascii"));
         }
@@ -98,9 +103,14 @@ impl Transfer {
         for id in ids {
             self.send(PacketType::PacketReq, *id);
         }
+        self.take(ids.len() as u32).await
+    }
+
+    /// Reads until `count` files are whole.
+    async fn take(&mut self, count: u32) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
         let mut contents: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         let mut done = Vec::new();
-        while done.len() < ids.len() {
+        while done.len() < count as usize {
             let packet = self.next().await.expect("a packet").expect("more");
             assert_eq!(packet.r#type(), PacketType::PacketData);
             assert!(
@@ -206,6 +216,33 @@ async fn many_more_files_than_are_sent_at_once_all_arrive() {
     for (id, name) in names.iter().enumerate() {
         assert_eq!(contents[&(id as u32)], name.as_bytes());
     }
+    transfer.finish().await;
+}
+
+/// BuildKit's receiver asks for every file as soon as it has its STAT, one small frame each, however slowly it takes
+/// what it asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_files_of_a_large_context_may_be_asked_for_before_any_is_taken() {
+    const COUNT: u32 = 20_000;
+    let names: Vec<_> = (0..COUNT).map(|number| format!("context/{number:05}")).collect();
+    let files: Vec<_> = names
+        .iter()
+        .map(|name| (name.as_str(), name.as_bytes()))
+        .collect();
+    let served = serve(tar(&files)).await;
+    let mut transfer = served.ask(&[("dir-name", "context")]).await.expect("a transfer");
+    assert_eq!(transfer.stats().await.len(), COUNT as usize);
+
+    for id in 0..COUNT {
+        transfer.send(PacketType::PacketReq, id);
+    }
+    // Long enough for all of them to arrive, if they are let in.
+    for _ in 0..200_000 {
+        tokio::task::yield_now().await;
+    }
+
+    let (contents, _) = transfer.take(COUNT).await;
+    assert_eq!(contents.len(), COUNT as usize);
     transfer.finish().await;
 }
 

@@ -19,7 +19,7 @@ use tonic::server::NamedService;
 use tonic::service::Routes;
 
 use super::{Auth, CredentialStore, FileSync, Health};
-use crate::buildkit::MAX_MESSAGE;
+use crate::buildkit::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::context::SourceContext;
 
 /// Patterns of a large `.dockerignore` come as headers: what Go's server accepts by default, rather than hyper's 16 KiB.
@@ -85,6 +85,8 @@ impl Services {
         let _end = requests.end_on_drop();
         http2::Builder::new(requests)
             .max_header_list_size(MAX_HEADERS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .serve_connection(TokioIo::new(io), TowerToHyperService::new(self.routes))
             .await
     }
