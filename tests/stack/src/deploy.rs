@@ -18,6 +18,7 @@ use self::{
     build::Builder,
     context::Context,
     functions::{Functions, Status},
+    sample::Sample,
     workshop::Workshop,
 };
 use crate::{
@@ -61,7 +62,14 @@ pub(crate) async fn deploy(stack: &Stack, registry: &Push, progress: &Progress) 
     for function in &planned {
         function.deploy(stack, &functions, &workshop, progress).await?;
     }
-    sample::run(stack, registry, &functions, &workshop, progress).await
+    Sample {
+        stack,
+        registry,
+        functions: &functions,
+        progress,
+    }
+    .run(&workshop)
+    .await
 }
 
 async fn put_secrets(stack: &Stack, functions: &Functions) -> Result<()> {
@@ -192,7 +200,7 @@ async fn build_missing(stack: &Stack, registry: &Push, all: &[Planned], progress
     let builds = missing.iter().map(|function| async {
         let config = build::config(&function.image, &stack.rust_image());
         let built = builder
-            .build(function.name, &function.context.tar(&config)?, progress)
+            .build(function.name, function.context.tar(&config)?, progress)
             .await;
         built.map_err(|error| match error {
             // It was lost, or did not get that far: its own log says why.

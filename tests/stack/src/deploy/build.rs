@@ -1,18 +1,18 @@
-//! A build by builder-fn, with what it tells on the way.
+//! A build by builder-fn.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
-use futures_util::StreamExt as _;
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use reqwest::{Client, StatusCode, header::ACCEPT};
+use reqwest::{Client, RequestBuilder};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::Sha256;
+use tokio::time::Instant;
 
 use crate::{
     command::tail,
     error::{At as _, Error, Result},
-    http::{answer, send},
+    http::send,
     progress::Progress,
 };
 
@@ -22,7 +22,10 @@ pub(super) const SIGNATURE: &str = "X-Build-Signature";
 /// How much of a failed build's log an error carries, in lines.
 const TAIL: usize = 40;
 
-/// What builder-fn says, at the end or on the way.
+/// How often it is told that a build goes on.
+const TELL_EVERY: Duration = Duration::from_secs(20);
+
+/// What builder-fn says of a build.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Record {
@@ -34,14 +37,24 @@ pub(super) struct Record {
 
 impl Record {
     /// Success, or the error with the end of the log.
-    pub(super) fn succeeded(self, what: &str, log: &[String]) -> Result<Self> {
+    pub(super) fn succeeded(self, what: &str) -> Result<Self> {
         if self.status == "success" {
             return Ok(self);
         }
-        let error = self
-            .error
-            .unwrap_or_else(|| format!("ended with status {:?}", self.status));
-        let output = format!("{}\n{error}", tail(&log.join("\n"), TAIL));
+        let error = self.error.unwrap_or_else(|| "no reason was given".to_owned());
+        // What the steps wrote says more than which there were, unless they wrote nothing.
+        let wrote = self
+            .log
+            .iter()
+            .filter_map(|line| line.strip_prefix("l: "))
+            .collect::<Vec<_>>()
+            .join("\n");
+        let all = if wrote.is_empty() {
+            self.log.join("\n")
+        } else {
+            wrote
+        };
+        let output = format!("{}\n{error}", tail(&all, TAIL));
         Err(Error::Program {
             program: format!("the build of {what}"),
             status: self.status,
@@ -78,66 +91,47 @@ impl<'a> Builder<'a> {
         Ok(Self { client, url, key })
     }
 
-    /// Builds, and tells each step when it begins.
-    pub(super) async fn build(&self, what: &str, tar: &[u8], progress: &Progress) -> Result<Record> {
+    /// Builds, and tells now and then that it goes on.
+    pub(super) async fn build(&self, what: &str, tar: Vec<u8>, progress: &Progress) -> Result<Record> {
         let request = self.client.post(format!("{}/build", self.url));
-        let request = request
-            .header(SIGNATURE, signature(self.key, tar)?)
-            .header(ACCEPT, "application/x-ndjson");
-        let response = answer(send(request.body(tar.to_vec())).await?, &[StatusCode::OK]).await?;
-        let name = response.url().to_string();
-        let mut lines = Lines::default();
-        let mut log = Vec::new();
-        let mut stream = response.bytes_stream();
-        let mut last = None;
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|source| Error::NoAnswer {
-                request: name.clone(),
-                source,
-            })?;
-            for line in lines.push(&chunk) {
-                let Ok(record) = serde_json::from_slice::<Record>(&line) else {
-                    continue;
-                };
-                for step in record.log.iter().filter_map(|line| step(line)) {
-                    progress.step(what, step);
-                }
-                log.extend_from_slice(&record.log);
-                if record.status != "in_progress" {
-                    last = Some(record);
-                }
+        let request = request.header(SIGNATURE, signature(self.key, &tar)?).body(tar);
+        let (name, status, body) = telling(what, progress, whole(request)).await?;
+        // The body of a failed build, too, is a record.
+        match serde_json::from_slice::<Record>(&body) {
+            Ok(record) => record.succeeded(what),
+            Err(_) => {
+                let body = String::from_utf8_lossy(&body).trim().to_owned();
+                Err(Error::Answer {
+                    request: name,
+                    status,
+                    body,
+                })
             }
         }
-        last.unwrap_or_default().succeeded(what, &log)
     }
 }
 
-/// The name of a step that begins: `v: TIME NAME`, and without the seconds that it took, which stand at its end.
-fn step(line: &str) -> Option<&str> {
-    let (_, name) = line.strip_prefix("v: ")?.split_once(' ')?;
-    let last = name.rsplit(' ').next().unwrap_or_default();
-    let took = last
-        .strip_suffix('s')
-        .is_some_and(|seconds| seconds.parse::<f64>().is_ok());
-    (!took && !name.starts_with("[internal]")).then_some(name)
+/// Sends a request and reads the answer, whatever its status.
+async fn whole(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)> {
+    let response = send(request).await?;
+    let (name, status) = (response.url().to_string(), response.status().as_u16());
+    let body = response.bytes().await;
+    let body = body.map_err(|source| Error::NoAnswer {
+        request: name.clone(),
+        source,
+    })?;
+    Ok((name, status, body.to_vec()))
 }
 
-/// Lines out of chunks.
-#[derive(Default)]
-struct Lines {
-    rest: Vec<u8>,
-}
-
-impl Lines {
-    fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
-        self.rest.extend_from_slice(chunk);
-        let mut lines = self
-            .rest
-            .split(|byte| *byte == b'\n')
-            .map(<[u8]>::to_vec)
-            .collect::<Vec<_>>();
-        self.rest = lines.pop().unwrap_or_default();
-        lines
+/// Waits for something, and tells now and then that it is being built.
+pub(super) async fn telling<T>(what: &str, progress: &Progress, work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let mut work = std::pin::pin!(work);
+    loop {
+        match tokio::time::timeout(TELL_EVERY, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => progress.step(what, format_args!("building for {} s", began.elapsed().as_secs())),
+        }
     }
 }
 
@@ -146,32 +140,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_is_told_when_it_begins_and_only_then() {
-        assert_eq!(
-            step("v: 2026-01-01T00:00:00Z [2/6] RUN cargo build"),
-            Some("[2/6] RUN cargo build")
-        );
-        assert_eq!(step("v: 2026-01-01T00:00:00Z [2/6] RUN cargo build 12.30s"), None);
-        assert_eq!(
-            step("v: 2026-01-01T00:00:00Z [internal] load build context"),
-            None
-        );
-        assert_eq!(step("l: 2026-01-01T00:00:00Z Compiling"), None);
+    fn a_failed_build_shows_what_its_steps_wrote() {
+        let text = r#"{"log":["v: T step","l: T out"],"status":"failed","error":"exit code: 1"}"#;
+        let record: Record = serde_json::from_str(text).unwrap();
+        let error = record.succeeded("x").unwrap_err().to_string();
+        assert_eq!(error, "the build of x failed (failed)\nT out\nexit code: 1");
     }
 
-    #[test]
-    fn lines_are_put_together_from_chunks() {
-        let mut lines = Lines::default();
-        assert_eq!(lines.push(b"a\nb"), [b"a".to_vec()]);
-        assert_eq!(lines.push(b"c\n\n"), [b"bc".to_vec(), Vec::new()]);
-    }
-
-    #[test]
-    fn a_stream_without_an_end_is_a_failure() {
-        let error = Record::default()
-            .succeeded("x", &["l: a".to_owned()])
-            .unwrap_err();
-        assert!(error.to_string().contains("the build of x"), "{error}");
+    #[tokio::test(start_paused = true)]
+    async fn a_long_build_is_told_of() {
+        let lines = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let kept = lines.clone();
+        let progress = Progress::new(move |line| kept.lock().unwrap().push(line.to_owned()));
+        telling("hello", &progress, tokio::time::sleep(TELL_EVERY * 5 / 2)).await;
+        assert_eq!(lines.lock().unwrap().len(), 2);
     }
 
     #[test]

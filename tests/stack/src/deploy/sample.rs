@@ -7,14 +7,13 @@ use serde_json::json;
 
 use super::{
     REPOSITORY,
-    build::{self, Record, SIGNATURE},
+    build::{self, Record, SIGNATURE, telling},
     callback::Callback,
     context::Context,
     functions::Functions,
     workshop::Workshop,
 };
 use crate::{
-    command::{command, run_with_input},
     error::{Error, Result},
     http::{answer, send},
     image::Push,
@@ -28,117 +27,124 @@ const NAME: &str = "hello";
 /// What it is called with.
 const BODY: &str = "Slipway";
 
+/// The longest body that the Community gateway takes for its queue, in bytes.
+const QUEUE_LIMIT: usize = 256_000;
+
 /// How long the build may take, with the deployment.
 const BUILT_WITHIN: Duration = Duration::from_secs(15 * 60);
 
-/// Takes the sample from source to running, unless it runs, and shows its answer.
-pub(super) async fn run(
-    stack: &Stack,
-    registry: &Push,
-    functions: &Functions,
-    workshop: &Workshop,
-    progress: &Progress,
-) -> Result<()> {
-    workshop.lay_out_sample(stack, NAME).await?;
-    let context = Context::read(&workshop.context(NAME))?;
-    let repository = format!("{REPOSITORY}/{NAME}");
-    let tag = context.hash(&[&stack.rust_image()]);
-    let built = registry.digest(&repository, &tag).await?;
-    let deployed = functions.status(NAME).await?.map(|status| status.image);
-    let same = built.is_some_and(|digest| deployed.is_some_and(|image| image.ends_with(&digest)));
-    if !same || !functions.ready(NAME).await {
-        let image = format!("{}/{repository}:{tag}", stack.registry.host);
-        send_to_queue(stack, functions, &context, &image, progress).await?;
+/// How long to wait between two looks at whether the function has changed.
+const BETWEEN: Duration = Duration::from_secs(2);
+
+/// The sample on its way.
+#[derive(Debug)]
+pub(super) struct Sample<'a> {
+    pub(super) stack: &'a Stack,
+    pub(super) registry: &'a Push,
+    pub(super) functions: &'a Functions,
+    pub(super) progress: &'a Progress,
+}
+
+impl Sample<'_> {
+    /// Takes the sample from source to running, unless it runs, and shows its answer.
+    pub(super) async fn run(&self, workshop: &Workshop) -> Result<()> {
+        workshop.lay_out_sample(self.stack, NAME).await?;
+        let context = Context::read(&workshop.context(NAME))?;
+        let tag = context.hash(&[&self.stack.rust_image()]);
+        if !self.deployed(&tag).await? {
+            self.send(&context, &tag).await?;
+        }
+        let url = self.functions.url(NAME);
+        match self.functions.call(NAME, BODY).await {
+            Some(answer) => self
+                .progress
+                .step(NAME, format_args!("{url} answers: {}", answer.trim())),
+            None => return Err(Error::Machine(format!("{url} does not answer"))),
+        }
+        Ok(())
     }
-    let answer = functions.call(NAME, BODY).await;
-    let answer = answer.ok_or_else(|| Error::Machine(format!("{} does not answer", functions.url(NAME))))?;
-    progress.step(
-        NAME,
-        format_args!("{} answers: {}", functions.url(NAME), answer.trim()),
-    );
-    Ok(())
-}
 
-async fn send_to_queue(
-    stack: &Stack,
-    functions: &Functions,
-    context: &Context,
-    image: &str,
-    progress: &Progress,
-) -> Result<()> {
-    let mut config = build::config(image, &stack.rust_image());
-    config["deploy"] = json!({ "service": NAME });
-    // The Community gateway takes no more than 256,000 bytes for the queue.
-    let body = compressed(&context.tar(&config)?).await?;
-    let callback = Callback::listen(stack.plan().number.outer()).await?;
-    let signature = build::signature(&stack.payload_secret, &body)?;
-    progress.step(
-        NAME,
-        format_args!(
-            "sending {} bytes of source to builder-fn by the queue",
+    /// Whether what runs is the image with this tag.
+    async fn deployed(&self, tag: &str) -> Result<bool> {
+        let built = self.registry.digest(&format!("{REPOSITORY}/{NAME}"), tag).await?;
+        let image = self.functions.status(NAME).await?.map(|status| status.image);
+        let same = built
+            .zip(image)
+            .is_some_and(|(digest, image)| image.ends_with(&digest));
+        Ok(same && self.functions.ready(NAME).await)
+    }
+
+    /// Sends the source to the queue, and waits for the outcome.
+    async fn send(&self, context: &Context, tag: &str) -> Result<()> {
+        let image = format!("{}/{REPOSITORY}/{NAME}:{tag}", self.stack.registry.host);
+        let mut config = build::config(&image, &self.stack.rust_image());
+        config["deploy"] = json!({ "service": NAME });
+        let body = context.tar(&config)?;
+        if body.len() > QUEUE_LIMIT {
+            let size = body.len();
+            return Err(Error::Machine(format!(
+                "{NAME} has {size} bytes; the queue takes {QUEUE_LIMIT}"
+            )));
+        }
+        let callback = Callback::listen(self.stack.plan().number.outer()).await?;
+        let signature = build::signature(&self.stack.payload_secret, &body)?;
+        let step = |what: String| self.progress.step(NAME, what);
+        step(format!(
+            "sending {} bytes of source to builder-fn, by the queue",
             body.len()
-        ),
-    );
-    let request = functions
-        .queue("builder-fn")
-        .header(SIGNATURE, signature)
-        .header("X-Callback-Url", &callback.url);
-    let queued = answer(send(request.body(body)).await?, &[StatusCode::ACCEPTED]).await?;
-    let call = queued
-        .headers()
-        .get("x-call-id")
-        .and_then(|id| id.to_str().ok())
-        .unwrap_or("unknown")
-        .to_owned();
-    progress.step(NAME, format_args!("accepted as call {call}"));
-    let outcome = tokio::time::timeout(BUILT_WITHIN, callback.wait()).await;
-    let Ok(outcome) = outcome else {
-        let what = format!(
-            "the outcome of call {call}; the end of builder-fn's log:\n{}\n",
-            functions.log_tail("builder-fn").await
-        );
-        return Err(Error::TooLong {
-            what,
-            seconds: BUILT_WITHIN.as_secs(),
+        ));
+        let request = self.functions.queue("builder-fn").header(SIGNATURE, signature);
+        let request = request.header("X-Callback-Url", &callback.url).body(body);
+        let queued = answer(send(request).await?, &[StatusCode::ACCEPTED]).await?;
+        let call = queued
+            .headers()
+            .get("x-call-id")
+            .and_then(|id| id.to_str().ok())
+            .unwrap_or_default();
+        step(format!("accepted as call {call}"));
+        let outcome = telling(NAME, self.progress, async {
+            tokio::select! {
+                posted = callback.wait() => posted.map(Some),
+                // Where a firewall of this machine keeps the queue from posting, the function itself shows it.
+                seen = self.seen(tag) => seen.map(|()| None),
+            }
         });
-    };
-    let outcome = outcome?;
-    let Ok(record) = serde_json::from_slice::<Record>(&outcome) else {
-        let output = format!(
-            "{}\n{}",
-            String::from_utf8_lossy(&outcome),
-            functions.log_tail("builder-fn").await
-        );
-        return Err(Error::Program {
-            program: format!("call {call}"),
-            status: "no result".into(),
-            output,
-        });
-    };
-    let log = record.log.clone();
-    let record = record.succeeded(NAME, &log)?;
-    let deployment = record.deployment.unwrap_or_default();
-    progress.step(
-        NAME,
-        format_args!(
-            "built and deployed: {}",
-            deployment["status"].as_str().unwrap_or("no word of it")
-        ),
-    );
-    Ok(())
-}
+        match tokio::time::timeout(BUILT_WITHIN, outcome).await {
+            Ok(Ok(Some(body))) => self.succeeded(call, &body).await,
+            Ok(Ok(None)) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                let log = self.functions.log_tail("builder-fn").await;
+                let what = format!("call {call}; the end of builder-fn's log:\n{log}\n");
+                Err(Error::TooLong {
+                    what,
+                    seconds: BUILT_WITHIN.as_secs(),
+                })
+            }
+        }
+    }
 
-async fn compressed(bytes: &[u8]) -> Result<Vec<u8>> {
-    run_with_input(command("zstd").args(["-q", "-19", "-c"]), bytes).await
-}
+    async fn seen(&self, tag: &str) -> Result<()> {
+        while !self.deployed(tag).await? {
+            tokio::time::sleep(BETWEEN).await;
+        }
+        Ok(())
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_context_is_sent_compressed() {
-        let body = compressed(&vec![b'x'; 1 << 20]).await.unwrap();
-        assert!(body.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) && body.len() < 1000);
+    async fn succeeded(&self, call: &str, outcome: &[u8]) -> Result<()> {
+        let Ok(record) = serde_json::from_slice::<Record>(outcome) else {
+            let log = self.functions.log_tail("builder-fn").await;
+            let output = format!("{}\n{log}", String::from_utf8_lossy(outcome));
+            return Err(Error::Program {
+                program: format!("call {call}"),
+                status: "no result".into(),
+                output,
+            });
+        };
+        let deployment = record.succeeded(NAME)?.deployment.unwrap_or_default();
+        let status = deployment["status"].as_str().unwrap_or("not deployed").to_owned();
+        self.progress
+            .step(NAME, format_args!("built; deployment: {status}"));
+        Ok(())
     }
 }
