@@ -37,8 +37,10 @@ pub fn response(result: &Result<Outcome, Error>) -> Response {
 fn status_of(outcome: &Outcome) -> StatusCode {
     match (outcome.status, outcome.fault) {
         (Status::Ready, _) => StatusCode::OK,
-        (Status::Refused, _) | (Status::Failed, Some(Fault::Caller)) => StatusCode::UNPROCESSABLE_ENTITY,
-        (Status::Failed, _) => StatusCode::BAD_GATEWAY,
+        (Status::Refused, _) | (Status::Failed | Status::RolledBack, Some(Fault::Caller)) => {
+            StatusCode::UNPROCESSABLE_ENTITY
+        }
+        (Status::Failed | Status::RolledBack, _) => StatusCode::BAD_GATEWAY,
     }
 }
 

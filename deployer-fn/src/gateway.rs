@@ -11,6 +11,7 @@ use function_host::Bytes;
 use function_host::gateway::{Gateway, GatewayError};
 use function_host::http::{Request, Response, StatusCode};
 use http_body_util::Full;
+use serde::Deserialize;
 
 pub use self::status::FunctionStatus;
 use crate::error::chain;
@@ -45,11 +46,13 @@ pub enum ReadError {
     /// The gateway gave no answer.
     #[error("{}", chain(.0))]
     NoAnswer(GatewayError),
-    /// It answered something else than the state of a function.
+    /// It answered something else than what was asked for.
     #[error("the gateway answered GET {path} with {said}")]
     Answer {
         /// What was asked for.
         path: String,
+        /// The status of the answer.
+        status: StatusCode,
         /// Status and text.
         said: String,
     },
@@ -77,10 +80,77 @@ pub async fn read(
     // A web page with status 200 is no function, and neither is JSON without a name.
     match serde_json::from_slice::<FunctionStatus>(answer.body()) {
         Ok(status) if answer.status() == StatusCode::OK && status.name == name => Ok(Some(status)),
-        _ => Err(ReadError::Answer {
-            path,
-            said: said(&answer),
-        }),
+        _ => Err(refused(path, &answer)),
+    }
+}
+
+/// The names in a list of the gateway: of namespaces, which are texts, or of secrets, which are objects with a name.
+/// `None` where the provider has no such list.
+///
+/// # Errors
+/// [`ReadError`] where that cannot be told.
+pub async fn names(
+    transport: &impl Transport,
+    list: impl Fn() -> Request<Bytes>,
+    limit: Duration,
+) -> Result<Option<Vec<String>>, ReadError> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Item {
+        Text(String),
+        Object { name: String },
+    }
+    let request = list();
+    let path = request.uri().path().to_owned();
+    let answer = transport
+        .send(request, limit)
+        .await
+        .map_err(ReadError::NoAnswer)?;
+    if matches!(
+        answer.status(),
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+    ) {
+        return Ok(None);
+    }
+    match serde_json::from_slice::<Option<Vec<Item>>>(answer.body()) {
+        Ok(items) if answer.status() == StatusCode::OK => Ok(Some(
+            items
+                .unwrap_or_default()
+                .into_iter()
+                .map(|item| match item {
+                    Item::Text(name) | Item::Object { name } => name,
+                })
+                .collect(),
+        )),
+        _ => Err(refused(path, &answer)),
+    }
+}
+
+fn refused(path: String, answer: &Response<Bytes>) -> ReadError {
+    ReadError::Answer {
+        path,
+        status: answer.status(),
+        said: said(answer),
+    }
+}
+
+impl ReadError {
+    /// Whether asking again may help.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::NoAnswer(error) => !matches!(
+                error,
+                GatewayError::Url { .. } | GatewayError::Path { .. } | GatewayError::TooLarge { .. }
+            ),
+            Self::Answer { status, .. } => {
+                !status.is_client_error()
+                    || matches!(
+                        *status,
+                        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS
+                    )
+            }
+        }
     }
 }
 

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use function_host::http::{HeaderValue, Method, StatusCode, header};
 use function_host::signature::Key;
 use function_host::{Context, Handler, Request, Response, Secrets, reply};
+use tokio::time::Instant;
 use tracing::{Instrument, info};
 
 use crate::answer;
 use crate::error::Error;
 use crate::outcome::Outcome;
 use crate::request::{self, HandOver, SIGNATURE_HEADER};
-use crate::rollout::{Deadline, rollout};
+use crate::rollout::{Deadline, Ground, Memory, rollout};
 use crate::settings::Settings;
+use crate::turns::Turns;
 
 /// The secret with the key of hand-overs: one key a line while they are rotated.
 pub const KEY_SECRET: &str = "deploy-secret";
@@ -25,6 +27,8 @@ pub const KEY_SECRET: &str = "deploy-secret";
 #[derive(Clone, Debug)]
 pub struct Deployer {
     settings: Arc<Settings>,
+    turns: Turns,
+    memory: Memory,
 }
 
 impl Deployer {
@@ -33,6 +37,8 @@ impl Deployer {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings: Arc::new(settings),
+            turns: Turns::default(),
+            memory: Memory::default(),
         }
     }
 
@@ -60,20 +66,40 @@ impl Deployer {
     }
 
     fn rollout(&self, hand_over: HandOver, context: Context) -> impl Future<Output = Outcome> + Send + use<> {
-        let settings = Arc::clone(&self.settings);
+        let Self {
+            settings,
+            turns,
+            memory,
+        } = self.clone();
         async move {
-            let deadline = Deadline::new(
+            let (name, namespace) = (&hand_over.spec.service, hand_over.spec.namespace.as_deref());
+            let begun = Instant::now();
+            let _turn = turns
+                .wait(
+                    (hand_over.spec.namespace.clone(), name.clone()),
+                    hand_over.built_at,
+                )
+                .await;
+            let waited = begun.elapsed();
+            let deadline = Deadline::with_reserve(
                 settings.ready_timeout,
+                settings.limits.rollback,
                 context.deadline(),
                 context.shutdown().clone(),
             );
-            let (name, namespace) = (&hand_over.spec.service, hand_over.spec.namespace.as_deref());
             let url = match (&settings.public_url, namespace) {
                 (Some(base), Some(namespace)) => format!("{base}/function/{name}.{namespace}"),
                 (Some(base), None) => format!("{base}/function/{name}"),
                 (None, namespace) => context.gateway().function_url(name, namespace),
             };
-            rollout(context.gateway(), &hand_over, &settings.limits, &deadline, url).await
+            let ground = Ground {
+                transport: context.gateway(),
+                limits: &settings.limits,
+                memory: &memory,
+            };
+            let mut outcome = rollout(&ground, &hand_over, Vec::new(), &deadline, url).await;
+            outcome.durations.queue = waited;
+            outcome
         }
     }
 }

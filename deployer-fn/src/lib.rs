@@ -11,3 +11,5 @@ pub mod outcome;
 pub mod request;
 pub mod rollout;
 pub mod settings;
+pub mod turns;
+pub mod version;

@@ -45,8 +45,10 @@ pub enum Status {
     Ready,
     /// Something may have been changed, and what was asked for does not run.
     Failed,
-    /// The provider would not have it, and nothing was changed.
+    /// Nothing was changed: it is not valid, not allowed, older than what runs, or the provider would not have it.
     Refused,
+    /// It did not come to run. What was there before runs again; where there was nothing, there is nothing.
+    RolledBack,
 }
 
 /// Whose doing a failure is.
@@ -126,6 +128,12 @@ pub struct Durations {
     /// From there until the function answered, or was given up.
     #[serde(serialize_with = "seconds")]
     pub watch: Duration,
+    /// Until what was there before ran again, or was given up.
+    #[serde(serialize_with = "seconds")]
+    pub restore: Duration,
+    /// Waiting for another deployment of the same function.
+    #[serde(serialize_with = "seconds")]
+    pub queue: Duration,
     /// All of it.
     #[serde(serialize_with = "seconds")]
     pub total: Duration,
@@ -170,7 +178,7 @@ mod tests {
                 "previousImage": "r/hello@sha256:1", "status": "ready", "changed": true,
                 "running": {"image": "r/hello@sha256:2", "availableReplicas": 1},
                 "url": "http://gateway:8080/function/hello",
-                "durations": {"check": 0.012, "apply": 0.0, "watch": 0.0, "total": 0.0}, "reasons": []
+                "durations": {"check": 0.012, "apply": 0.0, "watch": 0.0, "restore": 0.0, "queue": 0.0, "total": 0.0}, "reasons": []
             })
         );
 

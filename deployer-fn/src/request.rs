@@ -6,6 +6,7 @@
 mod fields;
 mod image;
 mod names;
+mod probe;
 mod spec;
 
 use std::time::SystemTime;
@@ -13,8 +14,10 @@ use std::time::SystemTime;
 use function_host::Body;
 use function_host::signature::{Key, Verifier};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
-pub use self::image::PinnedImage;
+pub use self::image::{PinnedImage, same_image};
+pub use self::probe::Probe;
 pub use self::spec::{FunctionSpec, OWN_ANNOTATIONS, Resources, SPEC_ANNOTATION};
 use crate::error::Error;
 use fields::Fields;
@@ -36,8 +39,26 @@ pub struct HandOver {
     pub call_id: Option<String>,
     /// When the image was built.
     pub built_at: Option<SystemTime>,
+    /// How the function is asked whether it works.
+    pub probe: Probe,
     /// Fields that are not known here: a newer builder may send them.
     pub unknown: Vec<String>,
+}
+
+impl HandOver {
+    /// Tells one delivery of a hand-over from another hand-over: the same one delivered again has the same. `None` where
+    /// nothing in it says which build it is of.
+    #[must_use]
+    pub fn delivery(&self) -> Option<String> {
+        if self.call_id.is_none() && self.built_at.is_none() {
+            return None;
+        }
+        let built_at = self
+            .built_at
+            .map(|at| humantime::format_rfc3339_nanos(at).to_string());
+        let all = serde_json::json!([self.spec.digest(), self.call_id, built_at, self.probe]);
+        Some(hex::encode(Sha256::digest(all.to_string())))
+    }
 }
 
 /// Reads a hand-over whose signature one of the keys gives.
@@ -84,6 +105,10 @@ fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
                 None
             }
         });
+    let probe = match fields.object("probe") {
+        Some(probe) => fields.within("probe", probe, Probe::read),
+        None => Probe::default(),
+    };
     let spec = match fields.object("deploy") {
         Some(deploy) => fields.within("deploy", deploy, |fields| {
             let spec = FunctionSpec::read(fields, image);
@@ -102,6 +127,7 @@ fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
             tag,
             call_id,
             built_at,
+            probe,
             unknown,
         }),
         _ => Err(Error::Invalid(problems)),

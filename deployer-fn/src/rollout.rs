@@ -1,20 +1,27 @@
-//! Brings one image to run: looks, applies, reads back, watches and asks the function itself.
+//! Brings one image to run: checks, applies, reads back, watches, asks the function itself, and puts back what was there
+//! before where that fails.
 //!
 //! What is relied upon, and why:
+//! - Everything that can be wrong is looked for before anything is changed, and told at once.
 //! - An update comes first, and a creation where the answer is 404: providers have no "already exists" (pitfall 24).
-//! - It always carries the whole specification (pitfall 25), by digest (28), and a mark of it as an annotation.
+//! - It always carries the whole specification (pitfall 25), by digest (28), and as annotations all that it takes to put
+//!   it, and the last good one before it, back ([`crate::version`]).
 //! - No answer to an update is believed: what is read back decides. faas-netes says 200 to an update that it did not
-//!   make (22), faasd removes the running function when an update fails (23). After a failure the outcome therefore
-//!   says what there is now, as far as it can be learnt.
-//! - Ready means: the provider names the new image and counts a replica, and the function answers its health path
-//!   through the gateway. On Kubernetes that replica, and that answer, may be the old version's for as long as both run
-//!   (26): the REST API does not tell them apart.
+//!   make (22), faasd removes the running function when an update fails (23).
+//! - Ready means: the provider names the new image and counts a replica, and the function answers its probe through the
+//!   gateway. On Kubernetes that replica, and that answer, may be the old version's for as long as both run (26): the REST
+//!   API does not tell them apart. A function that tells its own version in its answers does.
 //!
-//! Delivered again, the same hand-over changes nothing and waits for the same end. Nothing is put back after a failure.
+//! Delivered again, the same hand-over changes nothing and reports the same. A rollout that was cut off, because its process
+//! ended, is found by the next delivery, which goes on from what there is: it never began from anything else.
 
 mod apply;
+mod check;
 mod deadline;
+mod memory;
 mod pace;
+mod restore;
+mod target;
 mod watch;
 
 use std::time::Duration;
@@ -23,12 +30,17 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::apply::Applied;
+use self::check::Next;
 pub use self::deadline::Deadline;
+pub use self::memory::Memory;
+use self::pace::Pace;
+use self::target::Target;
 use self::watch::{Waiting, Watched};
 use crate::error::chain;
-use crate::gateway::{self, FunctionStatus, ReadError, Transport};
+use crate::gateway::{FunctionStatus, ReadError, Transport};
 use crate::outcome::{Durations, Fault, Outcome, Running, Status};
 use crate::request::HandOver;
+use crate::version::{Failure, LastGood, Version};
 
 /// How long the steps of a rollout may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +49,10 @@ pub struct Limits {
     pub request: Duration,
     /// How long the provider may go on naming the image from before: it answers from a cache of its own.
     pub settle: Duration,
+    /// How long a gateway that is away is waited for before anything is changed.
+    pub patience: Duration,
+    /// How long it may take to put back what was there before.
+    pub rollback: Duration,
 }
 
 impl Default for Limits {
@@ -44,31 +60,49 @@ impl Default for Limits {
         Self {
             request: Duration::from_secs(10),
             settle: Duration::from_secs(10),
+            patience: Duration::from_secs(15),
+            rollback: Duration::from_secs(20),
         }
     }
 }
 
 /// What is read at the very end has to be read quickly: the time is up.
 const LAST_LOOK: Duration = Duration::from_secs(2);
+/// How often a specification that the provider did not take is sent in all.
+const ATTEMPTS: usize = 3;
 
-/// Brings what was handed over to run, and says what became of it. `url` is where the function will be called.
+/// What a rollout works with.
+#[derive(Debug)]
+pub struct Ground<'a, T> {
+    /// The way to the gateway.
+    pub transport: &'a T,
+    /// How long its steps may take.
+    pub limits: &'a Limits,
+    /// What this process has seen of functions.
+    pub memory: &'a Memory,
+}
+
+/// Brings what was handed over to run, and says what became of it. `objections` are what is known to be wrong with it
+/// already; `url` is where the function will be called. There must be no other rollout of the function in this process.
 ///
 /// Dropping the future stops it where it is: what was sent stays sent.
 pub async fn rollout<T: Transport>(
-    transport: &T,
+    ground: &Ground<'_, T>,
     hand_over: &HandOver,
-    limits: &Limits,
+    objections: Vec<String>,
     deadline: &Deadline,
     url: String,
 ) -> Outcome {
     let spec = &hand_over.spec;
     let begun = Instant::now();
     let mut rollout = Rollout {
-        transport,
+        ground,
         hand_over,
-        limits,
-        deadline,
+        target: Target::of(spec),
+        version: Version::of(hand_over),
+        deadline: deadline.clone(),
         before: None,
+        last_good: None,
         outcome: Outcome {
             function: spec.service.clone(),
             namespace: spec.namespace.clone(),
@@ -84,7 +118,7 @@ pub async fn rollout<T: Transport>(
         },
     };
     info!(image = %spec.image, tag = hand_over.tag.as_deref(), "deployment begins");
-    rollout.run().await;
+    rollout.run(objections).await;
     let mut outcome = rollout.outcome;
     outcome.durations.total = begun.elapsed();
     match outcome.status {
@@ -102,117 +136,196 @@ pub async fn rollout<T: Transport>(
 
 /// One rollout under way.
 struct Rollout<'a, T> {
-    transport: &'a T,
+    ground: &'a Ground<'a, T>,
     hand_over: &'a HandOver,
-    limits: &'a Limits,
-    deadline: &'a Deadline,
+    target: Target,
+    version: Version,
+    deadline: Deadline,
     before: Option<FunctionStatus>,
+    /// What is put back on failure; `None` where there was no function.
+    last_good: Option<Version>,
     outcome: Outcome,
 }
 
-impl<T: Transport> Rollout<'_, T> {
-    async fn run(&mut self) {
-        let begun = Instant::now();
-        let looked = self.deadline.bound(self.look(self.limits.request)).await;
-        self.outcome.durations.check = begun.elapsed();
-        self.before = match looked {
-            Some(Ok(before)) => before,
-            Some(Err(error)) => {
-                return self.fail(Fault::Platform, format!("nothing was changed: {}", chain(&error)));
-            }
-            None => {
-                return self.fail(
-                    Fault::Platform,
-                    format!("nothing was changed: {}", self.deadline.why()),
-                );
-            }
-        };
-        self.outcome.previous_image = self.before.as_ref().map(|status| status.image.clone());
+/// How an attempt to bring the new version to run ended.
+enum Attempt {
+    /// It runs.
+    Ready,
+    /// The provider has something else, or nothing. It may have met a passing obstacle.
+    NotTaken(Option<FunctionStatus>),
+    /// It does not run.
+    Failed,
+}
 
-        if self
-            .before
-            .as_ref()
-            .is_some_and(|before| before.is_known_to_be(&self.hand_over.spec))
-        {
-            info!("the function has this image and specification already");
-            self.reason("the function has this image and specification already: nothing was changed");
-            return self.watch(None, Fault::Caller).await;
-        }
-        self.outcome.changed = true;
+impl<T: Transport> Rollout<'_, T> {
+    async fn run(&mut self, objections: Vec<String>) {
         let begun = Instant::now();
-        let applied = apply::apply(self.transport, self.hand_over, self.deadline).await;
-        self.outcome.durations.apply = begun.elapsed();
-        match applied {
-            Applied::Accepted(said) => self.watch(Some(said), Fault::Caller).await,
-            Applied::Refused(reason) => self.refused(reason).await,
-            Applied::Unclear(reason) => self.unclear(reason).await,
+        let deadline = self.deadline.clone();
+        let next = deadline.bound(self.check(objections)).await;
+        self.outcome.durations.check = begun.elapsed();
+        match next {
+            Some(Next::End) => {}
+            Some(Next::Watch) => {
+                info!("the function has this image and specification already");
+                self.reason("the function has this image and specification already: nothing was changed");
+                self.outcome.fault = Some(Fault::Caller);
+                match self.watch(None).await {
+                    Attempt::Ready => {}
+                    _ => self.put_back().await,
+                }
+            }
+            Some(Next::Apply) => self.change().await,
+            None => {
+                let why = format!("nothing was changed: {}", self.deadline.why());
+                self.fail(Fault::Platform, why);
+            }
         }
+    }
+
+    /// Applies, reads back and watches, and applies again where nothing came of it by what may have been an accident. To ask
+    /// for the same whole specification twice comes to the same as asking once.
+    async fn change(&mut self) {
+        self.outcome.changed = true;
+        self.outcome.running = Running::Unknown;
+        let last_good = match self.last_good.clone() {
+            Some(version) => LastGood::Version(Box::new(version)),
+            None => LastGood::Nothing,
+        };
+        let body = self.version.body(&last_good, None);
+        let mut pace = Pace::new();
+        loop {
+            let begun = Instant::now();
+            let applied = apply::apply(
+                self.ground.transport,
+                &self.target,
+                &body,
+                self.before.is_some(),
+                &self.deadline,
+            )
+            .await;
+            self.outcome.durations.apply += begun.elapsed();
+            let attempt = match applied {
+                Applied::Accepted(said) => {
+                    self.outcome.fault = Some(Fault::Caller);
+                    self.watch(Some(said)).await
+                }
+                Applied::Refused(reason) => return self.refused(reason).await,
+                Applied::Unclear(fault, reason) => {
+                    self.outcome.fault = Some(fault);
+                    self.reason(reason);
+                    self.unclear().await
+                }
+            };
+            let now = match attempt {
+                Attempt::Ready => return,
+                Attempt::Failed => break,
+                Attempt::NotTaken(now) => now,
+            };
+            let again = pace.steps() + 1 < ATTEMPTS
+                && now == self.before
+                && self.outcome.fault == Some(Fault::Platform)
+                && self.deadline.bound(pace.pause()).await.is_some();
+            if !again {
+                break;
+            }
+            info!("asking for it again");
+        }
+        self.put_back().await;
     }
 
     /// The provider said that it will not have it. faasd has removed the function by then (pitfall 23).
     async fn refused(&mut self, reason: String) {
         self.reason(reason);
-        let now = self.last_look().await;
-        if matches!(&now, Ok(now) if *now == self.before) {
-            self.outcome.changed = false;
-            self.outcome.status = Status::Refused;
-        }
         self.outcome.fault = Some(Fault::Caller);
-        self.tell(now);
+        match self.last_look().await {
+            Ok(now) if now == self.before => {
+                self.outcome.changed = false;
+                self.outcome.status = Status::Refused;
+                self.tell(Ok(now));
+            }
+            _ => self.put_back().await,
+        }
     }
 
     /// Nobody knows whether the provider did it. Where it did, there is something to watch.
-    async fn unclear(&mut self, reason: String) {
-        self.reason(reason);
-        let now = self.last_look().await;
+    async fn unclear(&mut self) -> Attempt {
+        let Limits {
+            request, patience, ..
+        } = *self.ground.limits;
+        let look = self
+            .target
+            .look_patiently(self.ground.transport, request, patience);
+        let now = match self.deadline.bound(look).await {
+            Some(now) => now,
+            None => self.last_look().await,
+        };
         match now {
-            Ok(Some(status)) if status.is_known_to_be(&self.hand_over.spec) => {
-                self.watch(None, Fault::Platform).await;
-            }
-            now => self.tell(now),
+            Ok(Some(status)) if self.version.is_surely_in(&status) => self.watch(None).await,
+            Ok(now) => Attempt::NotTaken(now),
+            Err(_) => Attempt::Failed,
         }
     }
 
-    /// Watches to the end. `said` is what was answered to the change; `fault` is whose doing it is when a function that the
-    /// provider has taken does not come up.
-    async fn watch(&mut self, said: Option<String>, fault: Fault) {
+    /// Watches to the end. `said` is what was answered to the change.
+    async fn watch(&mut self, said: Option<String>) -> Attempt {
         let begun = Instant::now();
         let mut waiting = Waiting::default();
-        let watching = watch::watch(self.transport, &self.hand_over.spec, self.limits, &mut waiting);
+        let watching = watch::watch(
+            self.ground.transport,
+            &self.target,
+            &self.version,
+            self.ground.limits,
+            &mut waiting,
+        );
         let watched = self.deadline.bound(watching).await;
-        self.outcome.durations.watch = begun.elapsed();
+        self.outcome.durations.watch += begun.elapsed();
         match watched {
             Some(Watched::Ready(status)) => {
-                self.outcome.status = Status::Ready;
-                self.outcome.fault = None;
-                self.outcome.namespace = status.namespace.clone().or(self.outcome.namespace.take());
-                self.outcome.running = Running::from(Some(&status));
+                self.ready(&status);
+                Attempt::Ready
             }
             Some(Watched::NotTaken(found)) => {
                 let said = said
                     .map(|said| format!("the gateway answered {said}, but "))
                     .unwrap_or_default();
                 self.reason(format!("{said}the provider did not take the new specification"));
-                self.tell(Ok(found));
+                self.outcome.fault = Some(Fault::Platform);
+                Attempt::NotTaken(found)
             }
             None => {
                 self.reason(format!("{}: {waiting}", self.deadline.why()));
-                if !self.deadline.cut_short() && !matches!(waiting, Waiting::Unknown(_)) {
-                    self.outcome.fault = Some(fault);
+                if self.deadline.cut_short() || matches!(waiting, Waiting::Unknown(_) | Waiting::Begun) {
+                    self.outcome.fault = Some(Fault::Platform);
                 }
-                let now = self.last_look().await;
-                self.tell(now);
+                Attempt::Failed
             }
         }
     }
 
-    async fn look(&self, limit: Duration) -> Result<Option<FunctionStatus>, ReadError> {
-        let spec = &self.hand_over.spec;
-        gateway::read(self.transport, &spec.service, spec.namespace.as_deref(), limit).await
+    fn ready(&mut self, status: &FunctionStatus) {
+        let key = self.target.key();
+        if let Some(mark) = self.version.mark() {
+            self.ground.memory.answered(&key, mark);
+        }
+        self.ground.memory.ended(&key, None);
+        self.outcome.status = Status::Ready;
+        self.outcome.fault = None;
+        self.told(Some(status));
     }
 
     async fn last_look(&self) -> Result<Option<FunctionStatus>, ReadError> {
-        self.look(self.limits.request.min(LAST_LOOK)).await
+        let limit = self.ground.limits.request.min(LAST_LOOK);
+        self.target.look(self.ground.transport, limit).await
+    }
+
+    /// What is kept so that the same delivery is not tried again.
+    fn failure(&self) -> Option<Failure> {
+        (self.outcome.fault == Some(Fault::Caller)).then_some(())?;
+        Some(Failure {
+            delivery: self.hand_over.delivery()?,
+            reasons: self.outcome.reasons.clone(),
+            previous_image: self.outcome.previous_image.clone(),
+        })
     }
 
     /// Says what there is now.
@@ -230,13 +343,20 @@ impl<T: Transport> Rollout<'_, T> {
                         self.reason(text);
                     }
                 }
-                if let Some(namespace) = now.as_ref().and_then(|now| now.namespace.clone()) {
-                    self.outcome.namespace = Some(namespace);
-                }
-                self.outcome.running = Running::from(now.as_ref());
+                self.told(now.as_ref());
             }
-            Err(error) => self.reason(format!("what runs now is not known: {}", chain(&error))),
+            Err(error) => {
+                self.reason(format!("what runs now is not known: {}", chain(&error)));
+                self.outcome.running = Running::Unknown;
+            }
         }
+    }
+
+    fn told(&mut self, now: Option<&FunctionStatus>) {
+        if let Some(namespace) = now.and_then(|now| now.namespace.clone()) {
+            self.outcome.namespace = Some(namespace);
+        }
+        self.outcome.running = Running::from(now);
     }
 
     fn fail(&mut self, fault: Fault, reason: String) {

@@ -7,8 +7,9 @@ use function_host::env::Parser;
 
 use crate::rollout::Limits;
 
-/// The gateway of the community ends a call after a minute, wherever nothing else is set: the answer is given before.
-const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(50);
+/// The gateway of the community ends a call after a minute, wherever nothing else is set: the answer is given before,
+/// with what was there before put back where that was needed.
+const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The deployer's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +17,8 @@ pub struct Settings {
     /// `ready_timeout`: how long a function may take from the hand-over until it answers. Bounded by the host's
     /// `exec_timeout`, too.
     pub ready_timeout: Duration,
-    /// `gateway_timeout`: how long the gateway may take for one question.
+    /// `gateway_timeout`: how long the gateway may take for one question. `rollback_timeout`: how long it may take, after that,
+    /// to put back what was there before.
     pub limits: Limits,
     /// `public_url`: the gateway's address as callers know it, for the URL in the outcome. Where it is not set, the URL is the
     /// one by which the deployer itself would call the function.
@@ -35,6 +37,7 @@ impl Settings {
             ready_timeout: parser.parse("ready_timeout", DEFAULT_READY_TIMEOUT, some_time),
             limits: Limits {
                 request: parser.parse("gateway_timeout", limits.request, some_time),
+                rollback: parser.parse("rollback_timeout", limits.rollback, some_time),
                 ..limits
             },
             public_url: parser.parse("public_url", None, |text| {
@@ -58,7 +61,7 @@ mod tests {
         let mut parser = Parser::new(&empty);
         let settings = Settings::read(&mut parser);
         parser.finish().unwrap();
-        assert!(settings.ready_timeout < Duration::from_secs(60));
+        assert!(settings.ready_timeout + settings.limits.rollback < Duration::from_secs(60));
         assert_eq!(settings.public_url, None);
     }
 

@@ -6,10 +6,11 @@
 
 use function_host::Bytes;
 use function_host::http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
-use function_host::http::uri::PathAndQuery;
 use function_host::http::{Method, Request};
 use serde::Serialize;
 use serde_json::json;
+
+use crate::request::Probe;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const FUNCTIONS: &str = "/system/functions";
@@ -54,14 +55,13 @@ pub fn namespaces() -> Request<Bytes> {
 }
 
 /// Asks a function itself, through the gateway.
-pub fn ask(name: &str, namespace: Option<&str>, path: &PathAndQuery) -> Request<Bytes> {
+pub fn ask(name: &str, namespace: Option<&str>, probe: &Probe) -> Request<Bytes> {
     let function = match namespace {
         Some(namespace) => format!("/function/{name}.{namespace}"),
         None => format!("/function/{name}"),
     };
-    let mut request = get(&format!("{function}{path}"));
-    request.headers_mut().remove(ACCEPT);
-    request
+    let path = format!("{function}{}", probe.path);
+    built(probe.method.clone(), &path, Bytes::from(probe.body.clone()))
 }
 
 fn get(path: &str) -> Request<Bytes> {
@@ -130,12 +130,21 @@ mod tests {
             (secrets(None), "GET /system/secrets"),
             (namespaces(), "GET /system/namespaces"),
             (
-                ask("hello", None, &PathAndQuery::from_static("/_/health")),
+                ask("hello", None, &Probe::default()),
                 "GET /function/hello/_/health",
             ),
             (
-                ask("hello", Some("team"), &PathAndQuery::from_static("/ready?deep=1")),
-                "GET /function/hello.team/ready?deep=1",
+                ask(
+                    "hello",
+                    Some("team"),
+                    &Probe {
+                        path: "/orders?dry=1".parse().unwrap(),
+                        method: Method::POST,
+                        body: "{}".to_owned(),
+                        ..Probe::default()
+                    },
+                ),
+                "POST /function/hello.team/orders?dry=1 {}",
             ),
         ] {
             assert_eq!(shown(&request), expected);
@@ -147,7 +156,7 @@ mod tests {
         let request = update(&json!({}));
         assert_eq!(request.headers()[CONTENT_TYPE], "application/json");
         assert!(
-            !ask("hello", None, &PathAndQuery::from_static("/"))
+            !ask("hello", None, &Probe::default())
                 .headers()
                 .contains_key(ACCEPT)
         );

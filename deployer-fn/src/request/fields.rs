@@ -51,6 +51,19 @@ impl<'p> Fields<'p> {
         }
     }
 
+    /// A whole number that is not negative.
+    pub(super) fn number(&mut self, key: &str) -> Option<u64> {
+        let value = self.take(key)?;
+        match value.as_u64() {
+            Some(number) => Some(number),
+            None if value.is_number() => {
+                self.complain(key, "must be a whole number that is not negative");
+                None
+            }
+            None => self.is_not(key, "a number", &value),
+        }
+    }
+
     /// A list of texts, each of which has to pass `check`.
     pub(super) fn texts(&mut self, key: &str, check: impl Fn(&str) -> Result<(), String>) -> Vec<String> {
         let Some(value) = self.take(key) else {

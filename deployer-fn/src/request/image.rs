@@ -67,6 +67,13 @@ impl PinnedImage {
     }
 }
 
+/// Whether two references, as providers write them, name the same image. References without a digest are compared as
+/// they are written: what a tag means is not known here.
+#[must_use]
+pub fn same_image(one: &str, other: &str) -> bool {
+    one == other || PinnedImage::parse(one).is_ok_and(|image| image.is_named_by(other))
+}
+
 impl fmt::Display for PinnedImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.written)

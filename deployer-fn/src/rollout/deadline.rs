@@ -20,6 +20,20 @@ pub struct Deadline {
 }
 
 impl Deadline {
+    /// As [`new`](Self::new), with `reserve` left for putting back what was there before, where the request's limit is
+    /// what counts. At least half of the request's time is for the new version.
+    #[must_use]
+    pub fn with_reserve(
+        limit: Duration,
+        reserve: Duration,
+        request: Option<Instant>,
+        shutdown: Shutdown,
+    ) -> Self {
+        let now = Instant::now();
+        let request = request.map(|at| at - reserve.min(at.saturating_duration_since(now) / 2));
+        Self::new(limit, request, shutdown)
+    }
+
     /// `limit` from now, or a little before `request`, when the host ends the request; and a little before the process
     /// ends.
     #[must_use]
@@ -34,6 +48,12 @@ impl Deadline {
             until,
             shutdown,
         }
+    }
+
+    /// The same for what comes afterwards, `limit` from now. The request may be over by then: its caller is gone, but
+    /// what was begun is ended.
+    pub(super) fn anew(&self, limit: Duration) -> Self {
+        Self::new(limit, None, self.shutdown.clone())
     }
 
     /// What `work` gives, or `None` where the time is up first: it is dropped then.

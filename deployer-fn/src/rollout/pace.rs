@@ -1,4 +1,4 @@
-//! How often a provider is asked again: soon at first, and ever more rarely.
+//! How often a provider is asked again: soon at first, and ever more rarely, and not by several at the same moment.
 
 use std::time::Duration;
 
@@ -7,17 +7,29 @@ const LONGEST: Duration = Duration::from_secs(2);
 
 /// The pauses between questions.
 #[derive(Debug)]
-pub(super) struct Pace(Duration);
+pub(super) struct Pace {
+    pause: Duration,
+    steps: usize,
+}
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self(FIRST)
+        Self {
+            pause: FIRST,
+            steps: 0,
+        }
     }
 
-    /// Waits as long as it is this time's turn.
+    /// How often it has paused.
+    pub(super) fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Waits as long as it is this time's turn, give or take a fifth.
     pub(super) async fn pause(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 3 / 2).min(LONGEST);
+        tokio::time::sleep(self.pause.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+        self.pause = (self.pause * 3 / 2).min(LONGEST);
+        self.steps += 1;
     }
 }
 
@@ -36,8 +48,7 @@ mod tests {
             pace.pause().await;
             pauses.push(begun.elapsed());
         }
-        assert_eq!(pauses[0], FIRST);
-        assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
-        assert_eq!(pauses[11], LONGEST);
+        assert!(pauses[0] <= FIRST * 5 / 4 && pauses[0] < pauses[4]);
+        assert!(pauses[11] >= LONGEST * 3 / 4 && pauses[11] <= LONGEST * 5 / 4);
     }
 }

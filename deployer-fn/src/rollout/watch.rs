@@ -2,18 +2,21 @@
 
 use std::fmt;
 
-use function_host::http::uri::PathAndQuery;
+use function_host::gateway::GatewayError;
+use function_host::http::StatusCode;
 use tokio::time::Instant;
 use tracing::info;
 
 use super::Limits;
 use super::pace::Pace;
+use super::target::Target;
 use crate::error::chain;
-use crate::gateway::{self, FunctionStatus, Transport, call, said};
-use crate::request::FunctionSpec;
+use crate::gateway::{FunctionStatus, Transport, call, said};
+use crate::version::Version;
 
-/// Where a function says that it lives: the function host, and the watchdogs before it, answer 200 here.
-const HEALTH: PathAndQuery = PathAndQuery::from_static("/_/health");
+/// The header in which a function tells its own version, where it does: the value of the variable `slipway_version`. It
+/// is the one way to know the new version's answer from the old one's where both run for a while (pitfall 26).
+const VERSION_HEADER: &str = "x-slipway-version";
 
 /// How watching ended, other than by the time being up.
 pub(super) enum Watched {
@@ -32,9 +35,16 @@ pub(super) enum Waiting {
     /// The provider to name the new image and specification. What it names now.
     Taken(Option<String>),
     /// A replica to be there.
-    Replica,
-    /// The function to answer well. What it answers now.
-    Answer(String),
+    Replica {
+        /// Whether there was one that could be called, and then there was none.
+        was_there: bool,
+    },
+    /// The function to answer well. What was asked, and what it answers now.
+    Answer(String, String),
+    /// The function to answer well so many times in a row. How often it did.
+    Again(u32, u32),
+    /// The new version to answer, where another one still does.
+    Version(String),
     /// The gateway to answer at all. What went wrong.
     Unknown(String),
 }
@@ -45,10 +55,15 @@ impl fmt::Display for Waiting {
             Self::Begun => f.write_str("the gateway has not answered yet"),
             Self::Taken(Some(image)) => write!(f, "the provider still has the specification with the image {image}"),
             Self::Taken(None) => f.write_str("the provider does not know the function"),
-            Self::Replica => f.write_str(
+            Self::Replica { was_there: false } => f.write_str(
                 "no replica is available (the image cannot be pulled, or the function does not start or stay up)",
             ),
-            Self::Answer(said) => write!(f, "GET {HEALTH} of the function answers {said}"),
+            Self::Replica { was_there: true } => f.write_str(
+                "no replica is available any more (the function starts and does not stay up)",
+            ),
+            Self::Answer(asked, said) => write!(f, "{asked} of the function answers {said}"),
+            Self::Again(good, of) => write!(f, "the function answered well {good} of {of} times in a row"),
+            Self::Version(mark) => write!(f, "another version of the function still answers: {mark}"),
             Self::Unknown(error) => f.write_str(error),
         }
     }
@@ -58,17 +73,34 @@ impl fmt::Display for Waiting {
 /// was waiting for.
 pub(super) async fn watch(
     transport: &impl Transport,
-    spec: &FunctionSpec,
+    target: &Target,
+    version: &Version,
     limits: &Limits,
     waiting: &mut Waiting,
 ) -> Watched {
     let mut pace = Pace::new();
     let mut not_taken_since = None;
+    let mut was_there = false;
+    let mut good = 0;
     loop {
-        let (now, found) = match look(transport, spec, limits).await {
-            Ok(status) => return Watched::Ready(status),
-            Err(found) => found,
+        let wanted = version.probe().successes;
+        let (mut now, found) = match look(transport, target, version, limits).await {
+            Ok(status) if good + 1 >= wanted => return Watched::Ready(status),
+            Ok(status) => {
+                good += 1;
+                (Waiting::Again(good, wanted), Some(status))
+            }
+            Err(found) => {
+                good = 0;
+                found
+            }
         };
+        was_there |= found.as_ref().is_some_and(|status| {
+            status.available_replicas > 0 && !matches!(now, Waiting::Taken(_) | Waiting::Version(_))
+        });
+        if let Waiting::Replica { was_there: told } = &mut now {
+            *told = was_there;
+        }
         if matches!(now, Waiting::Taken(_)) {
             let since = *not_taken_since.get_or_insert_with(Instant::now);
             if since.elapsed() >= limits.settle {
@@ -86,30 +118,50 @@ pub(super) async fn watch(
 }
 
 /// Looks once: the function that is ready, or what there is to wait for.
-async fn look(
+pub(super) async fn look(
     transport: &impl Transport,
-    spec: &FunctionSpec,
+    target: &Target,
+    version: &Version,
     limits: &Limits,
 ) -> Result<FunctionStatus, (Waiting, Option<FunctionStatus>)> {
-    let namespace = spec.namespace.as_deref();
-    let status = match gateway::read(transport, &spec.service, namespace, limits.request).await {
+    let status = match target.look(transport, limits.request).await {
         Ok(Some(status)) => status,
         Ok(None) => return Err((Waiting::Taken(None), None)),
         Err(error) => return Err((Waiting::Unknown(chain(&error)), None)),
     };
-    if !status.carries(spec) {
+    if !version.is_in(&status) {
         return Err((Waiting::Taken(Some(status.image.clone())), Some(status)));
     }
     // Where none is wanted (scaled to zero), the gateway starts one when the function is asked.
     if status.available_replicas == 0 && status.replicas > 0 {
-        return Err((Waiting::Replica, Some(status)));
+        return Err((Waiting::Replica { was_there: false }, Some(status)));
     }
-    match transport
-        .send(call::ask(&spec.service, namespace, &HEALTH), limits.request)
+    let probe = version.probe();
+    let request = call::ask(&target.name, target.namespace.as_deref(), probe);
+    let answer = match transport
+        .send(request, probe.timeout.unwrap_or(limits.request))
         .await
     {
-        Ok(answer) if answer.status().is_success() => Ok(status),
-        Ok(answer) => Err((Waiting::Answer(said(&answer)), Some(status))),
-        Err(error) => Err((Waiting::Unknown(chain(&error)), Some(status))),
+        Ok(answer) => answer,
+        Err(error @ GatewayError::Timeout { .. }) => {
+            return Err((Waiting::Answer(probe.to_string(), chain(&error)), Some(status)));
+        }
+        Err(error) => return Err((Waiting::Unknown(chain(&error)), Some(status))),
+    };
+    let told = answer.headers().get(VERSION_HEADER);
+    if let (Some(told), Some(mark)) = (told, version.mark())
+        && told.as_bytes() != mark.as_bytes()
+    {
+        let told = String::from_utf8_lossy(told.as_bytes()).into_owned();
+        return Err((Waiting::Version(told), Some(status)));
+    }
+    // How a function that Slipway did not deploy is to be asked is not known: that it answers at all has to be enough.
+    let good = match version.mark() {
+        Some(_) => probe.accepts(answer.status()),
+        None => answer.status() < StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    match good {
+        true => Ok(status),
+        false => Err((Waiting::Answer(probe.to_string(), said(&answer)), Some(status))),
     }
 }

@@ -40,7 +40,8 @@ fn deployed(gateway: &str) -> Deployed {
     let gateway = Gateway::new(gateway, secrets.clone()).unwrap();
     let (_trigger, shutdown) = Shutdown::new();
     let none: [(&str, &str); 0] = [];
-    let settings = Settings::read(&mut Parser::new(&none));
+    let mut settings = Settings::read(&mut Parser::new(&none));
+    settings.limits.patience = Duration::from_millis(300);
     let context = Context::new("call-1", secrets, gateway, shutdown);
     Deployed {
         deployer: Deployer::new(settings),

@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
+mod fake;
 mod faults;
 mod function;
 mod providers;
 mod rollout;
 mod script;
+mod stories;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use deployer_fn::outcome::{Fault, Outcome, Running, Status};
-use deployer_fn::request::{FunctionSpec, HandOver, PinnedImage, SPEC_ANNOTATION};
-use deployer_fn::rollout::{Deadline, Limits, rollout};
+use deployer_fn::request::{FunctionSpec, HandOver, PinnedImage, Probe, SPEC_ANNOTATION};
+use deployer_fn::rollout::{Deadline, Ground, Limits, Memory, rollout};
 use function_host::Shutdown;
 use serde_json::json;
 
@@ -36,6 +36,7 @@ pub(crate) fn hand_over() -> HandOver {
         tag: Some("registry.example/hello:2".to_owned()),
         call_id: Some("call-7".to_owned()),
         built_at: None,
+        probe: Probe::default(),
         unknown: vec![],
     }
 }
@@ -82,7 +83,12 @@ pub(crate) async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item
     let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
     let script = Script::new(calls);
     let url = "http://gateway:8080/function/hello".to_owned();
-    let outcome = rollout(&script, hand_over, &Limits::default(), &deadline, url).await;
+    let ground = Ground {
+        transport: &script,
+        limits: &Limits::default(),
+        memory: &Memory::default(),
+    };
+    let outcome = rollout(&ground, hand_over, vec![], &deadline, url).await;
     script.finish();
     outcome
 }
