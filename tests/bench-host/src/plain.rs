@@ -2,7 +2,9 @@
 
 use std::convert::Infallible;
 use std::io::Write;
+use std::num::NonZero;
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -13,15 +15,14 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::child::BODY_LIMIT;
 use crate::report;
 
 pub(crate) fn serve() -> ExitCode {
-    let served = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    let served = runtime()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(until_asked()));
     match served {
@@ -31,6 +32,16 @@ pub(crate) fn serve() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The same choice as the host's: what is compared is what is built on it.
+fn runtime() -> std::io::Result<Runtime> {
+    let processors = available_parallelism().map_or(1, NonZero::get);
+    let mut builder = match processors {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
 }
 
 async fn until_asked() -> anyhow::Result<()> {
