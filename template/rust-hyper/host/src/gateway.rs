@@ -1,4 +1,12 @@
 //! A client for the OpenFaaS gateway.
+//!
+//! Names are resolved by the C library. The image has no files of its own for that: `/etc/resolv.conf` and `/etc/hosts` come
+//! from the platform. A static musl reads both by itself. So does a static glibc from 2.34 on, which has the modules
+//! `files` and `dns` built in; seen with 2.36 in an empty root, for a name in `/etc/hosts` and for one from the network.
+
+mod connector;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,40 +16,52 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HeaderValue};
-use http::{Request, Response, Uri};
+use http::{Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use zeroize::Zeroizing;
 
-use crate::env::Strings;
-use crate::error::BoxError;
+use crate::env::{Parser, Strings};
+use crate::error::{BoxError, Chain};
 use crate::secret::{SecretError, Secrets};
+use connector::Connector;
 
 /// Where OpenFaaS on Kubernetes has its gateway.
 pub const DEFAULT_URL: &str = "http://gateway.openfaas:8080";
 
-/// The largest response body, unless [`Gateway::with_body_limit`] says otherwise.
+/// The largest answer that is read, unless [`Gateway::with_body_limit`] says otherwise. In bytes.
 pub const DEFAULT_BODY_LIMIT: usize = 4 * 1024 * 1024;
+
+/// The secret with the certificates that the gateway is trusted by besides the system's, in PEM. Only with the feature
+/// `tls`, and read once, at start.
+pub const AUTHORITY_SECRET: &str = "gateway-ca";
+
+/// What a gateway's address looks like.
+#[cfg(feature = "tls")]
+const SHAPE: &str = "should be http://HOST[:PORT] or https://HOST[:PORT]";
+/// What a gateway's address looks like.
+#[cfg(not(feature = "tls"))]
+const SHAPE: &str = "should be http://HOST[:PORT]: this function was built without https";
 
 /// Sends requests to the gateway. Clones share connections. Redirects are answers, not followed.
 #[derive(Clone)]
 pub struct Gateway {
     base: Arc<str>,
     secrets: Secrets,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
     body_limit: usize,
 }
 
 /// Why the gateway gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// The gateway's address is none.
-    #[error("gateway_url should be http://HOST[:PORT], not {url:?}")]
-    Url {
-        /// What it was set to.
-        url: String,
-    },
+    /// The gateway's address is none. It is not repeated here: there may be a password in it.
+    #[error("gateway_url {SHAPE}")]
+    Url,
+    /// The secret [`AUTHORITY_SECRET`], or the system's certificates, cannot be used.
+    #[error("could not read the certificates to trust the gateway by")]
+    Authority(#[source] BoxError),
     /// A path that makes no address.
     #[error("{path:?} cannot be asked of the gateway")]
     Path {
@@ -51,11 +71,11 @@ pub enum GatewayError {
     /// The credentials are there and cannot be used.
     #[error("could not read the gateway's credentials")]
     Credentials(#[from] SecretError),
-    /// No connection.
+    /// No connection: the gateway has not seen the request.
     #[error("could not reach the gateway for {method} {path}")]
     Connect {
         /// The request's method.
-        method: http::Method,
+        method: Method,
         /// The request's path.
         path: String,
         /// What went wrong.
@@ -66,7 +86,7 @@ pub enum GatewayError {
     #[error("lost the gateway during {method} {path}")]
     Lost {
         /// The request's method.
-        method: http::Method,
+        method: Method,
         /// The request's path.
         path: String,
         /// What went wrong.
@@ -77,7 +97,7 @@ pub enum GatewayError {
     #[error("the gateway did not answer {method} {path} within {}", crate::duration::format(*limit))]
     Timeout {
         /// The request's method.
-        method: http::Method,
+        method: Method,
         /// The request's path.
         path: String,
         /// How long it had.
@@ -87,7 +107,7 @@ pub enum GatewayError {
     #[error("the gateway's answer to {method} {path} is larger than {limit} bytes")]
     TooLarge {
         /// The request's method.
-        method: http::Method,
+        method: Method,
         /// The request's path.
         path: String,
         /// The limit in bytes.
@@ -95,27 +115,56 @@ pub enum GatewayError {
     },
 }
 
+/// The gateway of the settings. Where they are wrong the parser knows, and it is the default's.
+pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway, GatewayError> {
+    let url = parser
+        .text("gateway_url")
+        .unwrap_or_else(|| DEFAULT_URL.to_owned());
+    Gateway::new(&url, secrets.clone()).or_else(|error| {
+        match &error {
+            GatewayError::Url => parser.problem("gateway_url", SHAPE),
+            other => parser.problem("gateway_url", format!("cannot be used: {}", Chain(other))),
+        }
+        Gateway::new(DEFAULT_URL, secrets.clone())
+    })
+}
+
 impl Gateway {
     /// The gateway at `url`, with the credentials that `secrets` has, if it has any.
     pub fn new(url: &str, secrets: Secrets) -> Result<Self, GatewayError> {
-        let refused = || GatewayError::Url { url: url.to_owned() };
-        let uri: Uri = url.trim().parse().map_err(|_| refused())?;
-        if uri.scheme_str() != Some("http") || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
-            return Err(refused());
+        let url = url.trim();
+        let uri: Uri = url.parse().map_err(|_| GatewayError::Url)?;
+        let https = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") if cfg!(feature = "tls") => true,
+            _ => return Err(GatewayError::Url),
+        };
+        // A user in the address would be one more place for credentials, and one that is logged.
+        let bare = uri
+            .authority()
+            .is_some_and(|authority| !authority.as_str().contains('@'));
+        if !bare || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
+            return Err(GatewayError::Url);
         }
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(Duration::from_secs(10)));
-        connector.set_nodelay(true);
+        let connector = if https {
+            connector::trusting(&secrets)?
+        } else {
+            connector::plain()?
+        };
+        Ok(Self::with_connector(url, secrets, connector))
+    }
+
+    fn with_connector(url: &str, secrets: Secrets, connector: Connector) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
             .build(connector);
-        Ok(Self {
-            base: url.trim().trim_end_matches('/').into(),
+        Self {
+            base: url.trim_end_matches('/').into(),
             secrets,
             client,
             body_limit: DEFAULT_BODY_LIMIT,
-        })
+        }
     }
 
     /// The gateway named by `gateway_url`, or [`DEFAULT_URL`].
@@ -216,9 +265,8 @@ impl Gateway {
     }
 
     fn authorize(&self, request: &mut Request<Full<Bytes>>) -> Result<(), GatewayError> {
-        let ours = request
-            .uri()
-            .to_string()
+        let uri = request.uri().to_string();
+        let ours = uri
             .strip_prefix(&*self.base)
             .is_some_and(|path| path.starts_with("/system/"));
         if !ours || request.headers().contains_key(AUTHORIZATION) || !self.secrets.exists("basic-auth-user") {
@@ -226,8 +274,8 @@ impl Gateway {
         }
         let user = self.secrets.read("basic-auth-user")?;
         let password = self.secrets.read("basic-auth-password")?;
-        let pair = zeroize::Zeroizing::new([user.expose(), b":", password.expose()].concat());
-        let text = zeroize::Zeroizing::new(format!("Basic {}", BASE64.encode(&pair)));
+        let pair = Zeroizing::new([user.expose(), b":", password.expose()].concat());
+        let text = Zeroizing::new(format!("Basic {}", BASE64.encode(&pair)));
         if let Ok(mut value) = HeaderValue::from_str(&text) {
             value.set_sensitive(true);
             request.headers_mut().insert(AUTHORIZATION, value);

@@ -27,6 +27,7 @@ pub mod env;
 mod error;
 pub mod gateway;
 mod handler;
+mod life;
 mod log;
 pub mod reply;
 mod response;

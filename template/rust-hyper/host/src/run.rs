@@ -1,27 +1,24 @@
-//! The life of the process: settings, setup, serving, draining, exit code.
+//! A function's `main`: settings, setup, serving, exit code.
 
 use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::Instant;
 
 use crate::boot::{App, Boot, Failure, SetupErrors};
 use crate::context::Platform;
-use crate::duration;
 use crate::env::{Parser, Problem, Process, Strings};
 use crate::error::Chain;
-use crate::gateway::Gateway;
+use crate::gateway::{self, Gateway};
 use crate::handler::Handler;
+use crate::life::{self, End, Signals};
 use crate::log;
 use crate::secret::Secrets;
 use crate::server::Server;
 use crate::settings::Settings;
-use crate::shutdown::{Shutdown, Trigger};
+use crate::shutdown::Shutdown;
 
 /// A setting is wrong (`EX_CONFIG` of sysexits.h): starting again will not help.
 const WRONG_SETTINGS: u8 = 78;
@@ -29,29 +26,62 @@ const WRONG_SETTINGS: u8 = 78;
 /// What a shell tells of a process that SIGTERM ended.
 const ENDED_AT_ONCE: u8 = 128 + 15;
 
-/// Serves `handler` until SIGTERM. The whole `main` of a simple function.
+/// Serves `handler` until SIGTERM. The whole `main` of a simple function; see [`run_with`] for the rest.
 pub fn run(handler: impl Handler) -> ExitCode {
     run_with(async |_boot| Ok(App::new(handler)))
 }
 
 /// Sets a function up and serves it until SIGTERM.
 ///
-/// SIGTERM (or SIGINT) ends the process with 0, in this order: `/_/ready` fails, and requests are served as before for
-/// `healthcheck_interval`, so that balancers notice; then the port is closed and what runs may finish, for the longer
-/// of `write_timeout` and `exec_timeout`; what still runs is dropped. A second signal ends the process at once.
+/// # Settings
 ///
-/// A wrong setting ends it with 78, any other failure to start with 1.
+/// All are environment variables, durations as Go writes them (`1m30s`) or in whole seconds. A variable that is set to
+/// nothing counts as not set.
+///
+/// | variable | default | what |
+/// | --- | --- | --- |
+/// | `port` | 8080 | where the function is served |
+/// | `metrics_port` | 8081 | where `/metrics` is |
+/// | `read_timeout` | `10s` | how long a client may take for a request's head, and between two pieces of its body |
+/// | `write_timeout` | `10s` | how long a client may take nothing of an answer |
+/// | `exec_timeout` | `0s` | how long an answer may take in all, from the request's head to its own last byte; 0: no limit |
+/// | `healthcheck_interval` | `5s` | how long requests are taken after SIGTERM |
+/// | `max_inflight` | 0 | requests at a time; 0: no limit |
+/// | `secret_mount_path` | `/var/openfaas/secrets` | the directory of secrets |
+/// | `gateway_url` | `http://gateway.openfaas:8080` | the gateway |
+/// | `log_format` | `json` | `json` or `text` |
+/// | `log_level` | `info` | `off`, `error`, `warn`, `info`, `debug` or `trace`; also by target: `info,hyper=debug` |
+///
+/// # The end
+///
+/// SIGTERM, or SIGINT, ends the process with 0, in this order: `/_/ready` fails, and requests are taken as before for
+/// `healthcheck_interval`, so that balancers notice; then the port is closed, and what runs may finish, for the longer of
+/// `write_timeout` and `exec_timeout`; then what still runs is dropped. [`Shutdown`] tells handlers how long they have. A
+/// provider that kills earlier than this sum has to be given smaller settings, or a longer grace period.
+///
+/// A second signal ends the process at once, with 143. A wrong setting ends it with 78 before it has begun, any other
+/// failure to start with 1.
+///
+/// # Threads
+///
+/// There is a thread for each processor that the function may use. With one, what blocks in a handler blocks everything,
+/// the probes too: such work belongs into `tokio::task::spawn_blocking`.
 pub fn run_with<H: Handler>(setup: impl AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors>) -> ExitCode {
     let strings: Arc<dyn Strings> = Arc::new(Process);
     let mut parser = Parser::new(&*strings);
     log::start(&log::Settings::read(&mut parser));
     let settings = Settings::read(&mut parser);
+    let secrets = Secrets::from_env(&*strings);
+    let gateway = match gateway::read(&mut parser, &secrets) {
+        Ok(gateway) => gateway,
+        Err(error) => return failed("could not prepare for the gateway", &error),
+    };
     let problems = parser.into_problems();
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return failed("could not start the runtime", &error),
     };
-    let code = runtime.block_on(live(strings, settings, problems, setup));
+    let code = runtime.block_on(start(strings, settings, secrets, gateway, problems, setup));
     // Blocking work that a handler left behind does not hold up the exit.
     runtime.shutdown_background();
     code
@@ -68,10 +98,12 @@ fn runtime() -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-async fn live<H: Handler>(
+async fn start<H: Handler>(
     strings: Arc<dyn Strings>,
     settings: Settings,
-    mut problems: Vec<Problem>,
+    secrets: Secrets,
+    gateway: Gateway,
+    problems: Vec<Problem>,
     setup: impl AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors>,
 ) -> ExitCode {
     // From here on, so that a signal during the setup is not lost: as process 1 there is no default action.
@@ -79,27 +111,16 @@ async fn live<H: Handler>(
         Ok(signals) => signals,
         Err(error) => return failed("could not listen for signals", &error),
     };
-    let secrets = Secrets::from_env(&*strings);
-    let gateway = match Gateway::from_env(&*strings, secrets.clone()) {
-        Ok(gateway) => gateway,
-        Err(error) => {
-            problems.push(Problem {
-                name: "gateway_url".to_owned(),
-                what: error.to_string(),
-            });
-            return wrong_settings(&problems);
-        }
-    };
     let (trigger, shutdown) = Shutdown::new();
+    let registry = prometheus::Registry::new();
     let boot = Boot {
         strings,
         problems: problems.clone(),
         secrets: secrets.clone(),
         gateway: gateway.clone(),
-        registry: prometheus::Registry::new(),
+        registry: registry.clone(),
         shutdown: shutdown.clone(),
     };
-    let registry = boot.registry.clone();
     let set_up = tokio::select! {
         set_up = setup(boot) => set_up,
         () = signals.next() => return ExitCode::SUCCESS,
@@ -117,92 +138,14 @@ async fn live<H: Handler>(
         gateway,
         shutdown,
     });
-    serve(settings, app, platform, registry, &trigger, &mut signals).await
-}
-
-async fn serve<H: Handler>(
-    settings: Settings,
-    app: App<H>,
-    platform: Arc<Platform>,
-    registry: prometheus::Registry,
-    trigger: &Trigger,
-    signals: &mut Signals,
-) -> ExitCode {
-    let listeners = tokio::try_join!(
-        TcpListener::bind(("0.0.0.0", settings.port)),
-        TcpListener::bind(("0.0.0.0", settings.metrics_port)),
-    );
-    let (listener, metrics_listener) = match listeners {
-        Ok(listeners) => listeners,
-        Err(error) => return failed("could not listen", &error),
-    };
-    // Of the listeners, not of the settings: 0 asks for any port.
-    let (port, metrics_port) = match (listener.local_addr(), metrics_listener.local_addr()) {
-        (Ok(address), Ok(metrics_address)) => (address.port(), metrics_address.port()),
-        (Err(error), _) | (_, Err(error)) => return failed("could not listen", &error),
-    };
-    let bound = settings
-        .write_timeout
-        .max(settings.exec_timeout.unwrap_or_default());
-    let grace = settings.healthcheck_interval;
     let server = match Server::new(&settings, app, platform, registry) {
         Ok(server) => server,
         Err(error) => return failed("could not register the metrics", &error),
     };
-    let metrics = server.serve_metrics(metrics_listener);
-    tracing::info!(port, metrics_port, "listening");
-    let mut serving = server.serve(listener);
-
-    signals.next().await;
-    let stop_listening = Instant::now() + grace;
-    let deadline = stop_listening + bound;
-    trigger.begin(deadline);
-    tracing::info!(
-        grace = duration::format(grace),
-        "asked to end, not ready any more"
-    );
-    tokio::select! {
-        () = tokio::time::sleep_until(stop_listening) => {}
-        () = signals.next() => return ExitCode::from(ENDED_AT_ONCE),
-    }
-    tracing::info!(
-        running = server.running(),
-        bound = duration::format(bound),
-        "not listening any more"
-    );
-    serving.stop();
-    let code = tokio::select! {
-        () = serving.done() => ExitCode::SUCCESS,
-        () = tokio::time::sleep_until(deadline) => {
-            tracing::warn!(running = server.running(), "out of time, ending what still runs");
-            ExitCode::SUCCESS
-        }
-        () = signals.next() => ExitCode::from(ENDED_AT_ONCE),
-    };
-    drop((serving, metrics));
-    tracing::info!("ended");
-    code
-}
-
-/// SIGTERM, which providers send, and SIGINT, which a terminal sends.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+    match life::serve(&server, &settings, &trigger, &mut signals).await {
+        Ok(End::InOrder) => ExitCode::SUCCESS,
+        Ok(End::AtOnce) => ExitCode::from(ENDED_AT_ONCE),
+        Err(error) => failed("could not listen", &error),
     }
 }
 

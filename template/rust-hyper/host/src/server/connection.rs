@@ -32,26 +32,41 @@ pub(crate) trait Answers: Clone + Send + 'static {
 
 /// A listener that is being served. Dropping it ends all its connections.
 pub(crate) struct Serving {
-    stop: watch::Sender<bool>,
+    state: watch::Sender<State>,
     accepting: JoinHandle<()>,
+}
+
+/// How far the end of a listener has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+enum State {
+    Open,
+    /// No connection is accepted; those there are end with their current request.
+    Closed,
+    /// All connections are dropped.
+    Cut,
 }
 
 impl Serving {
     pub(crate) fn spawn(listener: TcpListener, limits: Limits, answers: impl Answers) -> Self {
-        let (stop, stopped) = watch::channel(false);
+        let (state, seen) = watch::channel(State::Open);
         Self {
-            stop,
-            accepting: tokio::spawn(accept(listener, limits, answers, stopped)),
+            state,
+            accepting: tokio::spawn(accept(listener, limits, answers, seen)),
         }
     }
 
     /// Closes the port; connections end with their current request.
-    pub(crate) fn stop(&self) {
-        self.stop.send_replace(true);
+    pub(crate) fn close(&self) {
+        self.state.send_replace(State::Closed);
+    }
+
+    /// Drops all connections, with the handlers that work for them.
+    pub(crate) fn cut(&self) {
+        self.state.send_replace(State::Cut);
     }
 
     /// Waits until the last connection has ended.
-    pub(crate) async fn done(&mut self) {
+    pub(crate) async fn ended(&mut self) {
         if let Err(error) = (&mut self.accepting).await {
             tracing::error!(%error, "serving ended badly");
         }
@@ -64,26 +79,26 @@ impl Drop for Serving {
     }
 }
 
-/// Waits until the port is to be closed.
-async fn asked(stopped: &mut watch::Receiver<bool>) {
+/// Waits until the end has come as far as `state`.
+async fn reaches(seen: &mut watch::Receiver<State>, state: State) {
     // Where the sender is gone, all of this is being dropped.
-    let _ = stopped.wait_for(|stopped| *stopped).await;
+    let _ = seen.wait_for(|seen| *seen >= state).await;
 }
 
 async fn accept(
     listener: TcpListener,
     limits: Limits,
     answers: impl Answers,
-    mut stopped: watch::Receiver<bool>,
+    mut seen: watch::Receiver<State>,
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = asked(&mut stopped) => break,
+            () = reaches(&mut seen, State::Closed) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(stream, limits, answers.clone(), stopped.clone()));
+                    connections.spawn(serve(stream, limits, answers.clone(), seen.clone()));
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: what is open has to end first.
@@ -94,11 +109,16 @@ async fn accept(
         }
     }
     drop(listener);
-    while connections.join_next().await.is_some() {}
+    loop {
+        tokio::select! {
+            joined = connections.join_next() => if joined.is_none() { return },
+            () = reaches(&mut seen, State::Cut) => return connections.shutdown().await,
+        }
+    }
 }
 
 /// Serves one connection to its end.
-async fn serve(stream: TcpStream, limits: Limits, answers: impl Answers, mut stopped: watch::Receiver<bool>) {
+async fn serve(stream: TcpStream, limits: Limits, answers: impl Answers, mut seen: watch::Receiver<State>) {
     let _ = stream.set_nodelay(true);
     let stage = Arc::<Stage>::default();
     let io = TokioIo::new(Patient::new(stream, limits, stage.clone()));
@@ -107,21 +127,21 @@ async fn serve(stream: TcpStream, limits: Limits, answers: impl Answers, mut sto
 
     // The wait for the end is entered once: it stays registered with this task's waker. To poll it with every piece of
     // a request, as a select would, costs more than reading the request's head.
-    let end = stopped.clone();
-    let mut asked = pin!(asked(&mut stopped));
-    let mut asked_before = false;
+    let state = seen.clone();
+    let mut closed = pin!(reaches(&mut seen, State::Closed));
+    let mut entered = false;
     let mut draining = false;
     let served = poll_fn(|cx| {
         loop {
             if let Poll::Ready(served) = connection.as_mut().poll(cx) {
                 return Poll::Ready(served);
             }
-            let news = !asked_before || end.has_changed().unwrap_or(true);
+            let news = !entered || state.has_changed().unwrap_or(true);
             if draining || !news {
                 return Poll::Pending;
             }
-            asked_before = true;
-            if asked.as_mut().poll(cx).is_pending() {
+            entered = true;
+            if closed.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
             draining = true;

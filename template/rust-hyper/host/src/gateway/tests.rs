@@ -1,0 +1,328 @@
+use std::collections::HashMap;
+
+use http::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::env::Parser;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn secrets(files: &[(&str, &str)]) -> (tempfile::TempDir, Secrets) {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        std::fs::write(directory.path().join(name), content).unwrap();
+    }
+    let secrets = Secrets::new(directory.path());
+    (directory, secrets)
+}
+
+/// A gateway that answers one request with `answer` and gives what it was sent.
+async fn one_answer(answer: &'static str) -> (String, JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let seen = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.windows(4).any(|four| four == b"\r\n\r\n") {
+            stream.read_buf(&mut seen).await.unwrap();
+        }
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        String::from_utf8(seen).unwrap()
+    });
+    (url, seen)
+}
+
+fn get(path: &str) -> Request<Full<Bytes>> {
+    Request::get(path).body(Full::default()).unwrap()
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]";
+
+#[tokio::test]
+async fn the_system_api_gets_the_credentials_of_the_secrets() {
+    let (_directory, secrets) = secrets(&[
+        ("basic-auth-user", "admin\n"),
+        ("basic-auth-password", "pass:word"),
+    ]);
+    let (url, seen) = one_answer(OK).await;
+    let gateway = Gateway::new(&url, secrets).unwrap();
+
+    let answer = gateway
+        .send(get("/system/functions?namespace=x"), SOON)
+        .await
+        .unwrap();
+
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert_eq!(answer.body(), "[]");
+    let seen = seen.await.unwrap();
+    assert!(
+        seen.starts_with("GET /system/functions?namespace=x HTTP/1.1\r\n"),
+        "{seen}"
+    );
+    assert!(
+        seen.contains("authorization: Basic YWRtaW46cGFzczp3b3Jk\r\n"),
+        "{seen}"
+    );
+}
+
+#[tokio::test]
+async fn functions_do_not_get_the_credentials() {
+    let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
+    let (url, seen) = one_answer(OK).await;
+    let gateway = Gateway::new(&url, secrets).unwrap();
+    let function = gateway.function_url("env", Some("dev"));
+    assert_eq!(function, format!("{url}function/env.dev"));
+
+    gateway.send(get(&function), SOON).await.unwrap();
+
+    assert!(!seen.await.unwrap().contains("authorization"));
+}
+
+#[tokio::test]
+async fn another_host_does_not_get_the_credentials() {
+    let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
+    let (url, seen) = one_answer(OK).await;
+    let gateway = Gateway::new("http://gateway.example:8080", secrets).unwrap();
+
+    gateway
+        .send(get(&format!("{url}system/functions")), SOON)
+        .await
+        .unwrap();
+
+    assert!(!seen.await.unwrap().contains("authorization"));
+}
+
+#[tokio::test]
+async fn credentials_of_the_callers_own_are_left_alone() {
+    let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
+    let (url, seen) = one_answer(OK).await;
+    let gateway = Gateway::new(&url, secrets).unwrap();
+    let mut request = get("/system/info");
+    request
+        .headers_mut()
+        .insert(AUTHORIZATION, HeaderValue::from_static("Bearer token"));
+
+    gateway.send(request, SOON).await.unwrap();
+
+    assert!(seen.await.unwrap().contains("authorization: Bearer token\r\n"));
+}
+
+#[tokio::test]
+async fn half_of_the_credentials_is_an_error() {
+    let (_directory, secrets) = secrets(&[("basic-auth-user", "admin")]);
+    let gateway = Gateway::new("http://127.0.0.1:9", secrets).unwrap();
+    let error = gateway.send(get("/system/info"), SOON).await.unwrap_err();
+    assert!(
+        matches!(error, GatewayError::Credentials(SecretError::Missing { .. })),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_redirect_is_an_answer() {
+    let (_directory, secrets) = secrets(&[]);
+    let (url, _seen) =
+        one_answer("HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n").await;
+    let answer = Gateway::new(&url, secrets)
+        .unwrap()
+        .send(get("/"), SOON)
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), StatusCode::FOUND);
+}
+
+#[tokio::test]
+async fn an_answer_beyond_the_limit_is_not_read() {
+    let (_directory, secrets) = secrets(&[]);
+    let (url, _seen) = one_answer("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
+    let gateway = Gateway::new(&url, secrets).unwrap().with_body_limit(8);
+    let error = gateway.send(get("/large"), SOON).await.unwrap_err();
+    assert!(
+        matches!(error, GatewayError::TooLarge { limit: 8, .. }),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_a_lost_gateway() {
+    let (_directory, secrets) = secrets(&[]);
+    let (url, _seen) = one_answer("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
+    let error = Gateway::new(&url, secrets)
+        .unwrap()
+        .send(get("/"), SOON)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, GatewayError::Lost { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_there_is_told_from_one_that_was_lost() {
+    let (_directory, secrets) = secrets(&[]);
+    let free = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let gateway = Gateway::new(&format!("http://{free}"), secrets).unwrap();
+    let error = gateway.send(get("/system/info"), SOON).await.unwrap_err();
+    assert!(matches!(error, GatewayError::Connect { .. }), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "could not reach the gateway for GET /system/info"
+    );
+}
+
+#[tokio::test]
+async fn a_gateway_that_does_not_answer_is_given_up() {
+    let (_directory, secrets) = secrets(&[]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let gateway = Gateway::new(&format!("http://{}", listener.local_addr().unwrap()), secrets).unwrap();
+    // The kernel takes the connection; nobody reads from it.
+    let error = gateway
+        .send(get("/slow"), Duration::from_millis(50))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the gateway did not answer GET /slow within 50ms"
+    );
+}
+
+#[test]
+fn an_address_that_is_none_is_refused_without_being_repeated() {
+    let (_directory, secrets) = secrets(&[]);
+    for url in [
+        "",
+        "gateway",
+        "gateway:8080",
+        "ftp://gateway",
+        "http://",
+        "http://user:hunter2@gateway",
+        "http://g/?x",
+    ] {
+        let error = Gateway::new(url, secrets.clone()).unwrap_err();
+        assert!(matches!(error, GatewayError::Url), "{url}");
+        assert!(!error.to_string().contains("hunter2"));
+    }
+}
+
+#[test]
+fn the_setting_has_a_default_and_a_wrong_one_is_named() {
+    let (_directory, secrets) = secrets(&[]);
+    let nothing = HashMap::<String, String>::new();
+    let mut parser = Parser::new(&nothing);
+    assert_eq!(read(&mut parser, &secrets).unwrap().url(), DEFAULT_URL);
+    assert!(parser.finish().is_ok());
+
+    let strings = [("gateway_url", "gateway:8080")];
+    let mut parser = Parser::new(&strings);
+    read(&mut parser, &secrets).unwrap();
+    let problems = parser.finish().unwrap_err();
+    assert!(
+        problems
+            .to_string()
+            .starts_with("gateway_url should be http://HOST[:PORT]"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn paths_are_put_behind_the_address() {
+    let (_directory, secrets) = secrets(&[]);
+    let gateway = Gateway::new("http://gateway:8080/base/", secrets).unwrap();
+    assert_eq!(
+        gateway.at("/system/info").unwrap(),
+        "http://gateway:8080/base/system/info"
+    );
+    assert_eq!(
+        gateway.function_url("env", None),
+        "http://gateway:8080/base/function/env"
+    );
+    assert_eq!(
+        gateway.function_url("env", Some("")),
+        "http://gateway:8080/base/function/env"
+    );
+    for path in ["system", "", "/a b"] {
+        assert!(
+            matches!(gateway.at(path), Err(GatewayError::Path { .. })),
+            "{path:?}"
+        );
+    }
+}
+
+#[cfg(feature = "tls")]
+mod tls {
+    use std::sync::Arc;
+
+    use rustls::ServerConfig;
+    use rustls::crypto::ring;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// A gateway with a certificate of its own for `localhost`; gives its address and the certificate as PEM.
+    async fn https_gateway() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            while let Ok((stream, _)) = listener.accept().await {
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    let mut seen = [0; 1024];
+                    assert!(stream.read(&mut seen).await.unwrap() > 0);
+                    stream.write_all(OK.as_bytes()).await.unwrap();
+                }
+            }
+        });
+        (url, made.cert.pem())
+    }
+
+    #[tokio::test]
+    async fn a_private_authority_is_trusted_by_its_secret_alone() {
+        let (url, certificate) = https_gateway().await;
+
+        let (_directory, with) = secrets(&[(AUTHORITY_SECRET, &certificate)]);
+        let answer = Gateway::new(&url, with)
+            .unwrap()
+            .send(get("/"), SOON)
+            .await
+            .unwrap();
+        assert_eq!(answer.body(), "[]");
+
+        let (_directory, without) = secrets(&[]);
+        let error = Gateway::new(&url, without)
+            .unwrap()
+            .send(get("/"), SOON)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, GatewayError::Connect { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn a_secret_that_is_no_certificate_is_refused() {
+        let text = "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n";
+        let (_directory, secrets) = secrets(&[(AUTHORITY_SECRET, text)]);
+        let error = Gateway::new("https://gateway", secrets).unwrap_err();
+        assert!(matches!(error, GatewayError::Authority(_)), "{error:?}");
+    }
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn https_is_refused_where_the_function_was_built_without_it() {
+    let (_directory, secrets) = secrets(&[]);
+    let error = Gateway::new("https://gateway", secrets).unwrap_err();
+    assert!(error.to_string().ends_with("built without https"), "{error}");
+}
