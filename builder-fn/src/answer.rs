@@ -42,7 +42,7 @@ pub fn built(built: &Built, known: Known<'_>) -> Response {
         }
     };
     let report = Report {
-        log: known.log.into_lines(),
+        log: Some(known.log.into_lines()),
         image: known.image,
         digest: built.digest.as_deref(),
         status: if error.is_none() {
@@ -97,7 +97,7 @@ pub fn wrong_method(allowed: &Method) -> Response {
 
 fn failure(status: StatusCode, error: String, known: Known<'_>) -> Response {
     let report = Report {
-        log: known.log.into_lines(),
+        log: known.image.map(|_| known.log.into_lines()),
         image: known.image,
         digest: None,
         status: Ending::Failed,

@@ -13,9 +13,9 @@ pub use log::Log;
 /// The fields are those of OpenFaaS's builder; `digest` and `deployment` are Slipway's own.
 #[derive(Debug, Serialize)]
 pub struct Report<'a> {
-    /// What happened, line by line.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub log: Vec<String>,
+    /// What happened, line by line; none where no build was begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<Vec<String>>,
     /// The image, as the caller wrote it, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<&'a str>,
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn a_result_has_the_fields_that_clients_read() {
         let report = Report {
-            log: vec!["l: 2026-01-01T00:00:00Z hi".into()],
+            log: Some(vec!["l: 2026-01-01T00:00:00Z hi".into()]),
             image: Some("registry/hello:1"),
             digest: None,
             status: Ending::Success,
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn a_failure_before_the_build_has_neither_log_nor_image() {
         let report = Report {
-            log: Vec::new(),
+            log: None,
             image: None,
             digest: None,
             status: Ending::Failed,
