@@ -10,6 +10,7 @@ pub mod image;
 mod error;
 mod intake;
 mod time;
+mod unpack;
 
 use std::path::PathBuf;
 use std::pin::pin;

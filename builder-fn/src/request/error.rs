@@ -86,6 +86,7 @@ impl RequestError {
             Self::NotSigned | Self::MalformedSignature | Self::WrongSignature | Self::Expired { .. } => {
                 RequestErrorKind::Unauthorized
             }
+            Self::Archive(ArchiveError::UnpacksTooLarge { .. }) => RequestErrorKind::TooLarge,
             Self::Archive(_) | Self::NoConfig | Self::Config(_) | Self::NoDockerfile { .. } => {
                 RequestErrorKind::Invalid
             }

@@ -5,26 +5,32 @@ use std::time::SystemTime;
 
 use function_host::signature::Verifier;
 
+use super::unpack::Unpacker;
 use super::{BuildConfig, BuildRequest, Limits, RequestError};
-use crate::context::{ArchiveError, ArchiveReader, Kind, SourceContext, Spool};
+use crate::context::{ArchiveReader, Kind, SourceContext, Spool};
 
 /// What has been received of a body so far.
 pub(super) struct Intake {
     verifier: Option<Verifier>,
     received: u64,
-    archive: Result<(Spool, ArchiveReader), ArchiveError>,
+    /// Nothing while a piece is being taken.
+    unpacker: Option<Unpacker>,
+    /// What is wrong with the tar, for its sender to hear if the signature holds.
+    refused: Option<RequestError>,
 }
 
 impl Intake {
     pub(super) fn new(verifier: Option<Verifier>, limits: &Limits) -> Self {
-        let archive = (
+        let unpacker = Unpacker::new(
             Spool::new(limits.spool.clone()),
             ArchiveReader::new(limits.archive.clone()),
+            limits.archive.body,
         );
         Self {
             verifier,
             received: 0,
-            archive: Ok(archive),
+            unpacker: Some(unpacker),
+            refused: None,
         }
     }
 
@@ -38,11 +44,13 @@ impl Intake {
         if let Some(verifier) = &mut self.verifier {
             verifier.update(piece);
         }
-        if let Ok((spool, reader)) = &mut self.archive {
-            match reader.feed(piece) {
-                Ok(()) => spool.append(piece)?,
-                Err(error) => self.archive = Err(error),
-            }
+        let Some(unpacker) = self.unpacker.take() else {
+            return Ok(());
+        };
+        match unpacker.take(piece) {
+            Ok(unpacker) => self.unpacker = Some(unpacker),
+            Err(error @ RequestError::Archive(_)) => self.refused = Some(error),
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -55,7 +63,12 @@ impl Intake {
         if let Some(verifier) = self.verifier {
             verifier.finish().map_err(|_| RequestError::WrongSignature)?;
         }
-        let (spool, reader) = self.archive?;
+        let unpacker = match (self.unpacker, self.refused) {
+            (_, Some(error)) => return Err(error),
+            (Some(unpacker), None) => unpacker,
+            (None, None) => return Err(RequestError::Interrupted),
+        };
+        let (spool, reader) = unpacker.finish()?;
         let contents = reader.finish()?;
         let config = BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?;
         check_age(config.not_after, SystemTime::now())?;

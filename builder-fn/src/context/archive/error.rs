@@ -8,11 +8,32 @@ pub enum ArchiveError {
     /// Nothing came.
     #[error("the body is empty; it must be a tar with com.openfaas.docker.config and context/")]
     Empty,
-    /// The first bytes are those of a compressed file.
-    #[error("the body is compressed with {format}, which is not supported yet; send the tar as it is")]
+    /// The first bytes are those of a compressed file, where the tar should be.
+    #[error("the body is packed with {format}; send a tar as it is, or packed once with gzip or zstd")]
     Compressed {
         /// Name of the format.
         format: &'static str,
+    },
+    /// The compression cannot be taken off.
+    #[error("the body looks packed with {format} and cannot be unpacked")]
+    Broken {
+        /// Name of the format.
+        format: &'static str,
+        /// What the decoder said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// More comes out than allowed.
+    #[error("the body unpacks to more than {limit} bytes, which is the limit of this builder")]
+    UnpacksTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// More comes out of it than of any source.
+    #[error("the body unpacks to more than {ratio} times its size; send the tar as it is")]
+    UnpacksTooMuch {
+        /// How many times.
+        ratio: u64,
     },
     /// The first block is no header.
     #[error("the body is not a tar: its first 512 bytes are not a tar header")]
