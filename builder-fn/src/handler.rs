@@ -30,7 +30,7 @@ pub struct Api {
 
 impl Handler for Api {
     async fn call(&self, request: Request, context: Context) -> Result<Response, HostError> {
-        let path = match request.uri().path() {
+        let served = match request.uri().path() {
             // The gateway strips the function's own path; faas-cli appends /build to a host.
             "/" | "/build" => Method::POST,
             "/publickey" => Method::GET,
@@ -40,10 +40,12 @@ impl Handler for Api {
                 ));
             }
         };
-        Ok(match (request.method() == path, path == Method::POST) {
-            (false, _) => answer::wrong_method(&path),
-            (true, true) => self.build(request, &context).await,
-            (true, false) => answer::not_found("this builder has no key for sealed secrets"),
+        if request.method() != served {
+            return Ok(answer::wrong_method(&served));
+        }
+        Ok(match served {
+            Method::POST => self.build(request, &context).await,
+            _ => answer::not_found("this builder has no key for sealed secrets"),
         })
     }
 }
