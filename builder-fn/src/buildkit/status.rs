@@ -67,11 +67,8 @@ pub(super) fn follow(connection: &Connection, reference: String) -> Events {
         Ok::<_, Status>(responses)
     };
     let responses = stream::once(opened).try_flatten();
-    Box::pin(
-        responses
-            .map_ok(|response| stream::iter(events(response)).map(Ok))
-            .try_flatten(),
-    )
+    let events = responses.map_ok(|response| stream::iter(events(response)).map(Ok));
+    Box::pin(events.try_flatten().fuse())
 }
 
 fn events(response: StatusResponse) -> Vec<Event> {
