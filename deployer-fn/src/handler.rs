@@ -6,11 +6,13 @@ use function_host::http::{HeaderValue, Method, StatusCode, header};
 use function_host::signature::Key;
 use function_host::{Context, Handler, Request, Response, Secrets, reply};
 use tokio::time::Instant;
-use tracing::{Instrument, info};
+use tracing::{Instrument, info, warn};
 
 use crate::answer;
-use crate::error::Error;
+use crate::error::{Error, chain};
+use crate::metrics::Metrics;
 use crate::outcome::Outcome;
+use crate::policy::{Policy, Rules};
 use crate::request::{self, HandOver, SIGNATURE_HEADER};
 use crate::rollout::{Deadline, Ground, Memory, rollout};
 use crate::settings::Settings;
@@ -29,13 +31,15 @@ pub struct Deployer {
     settings: Arc<Settings>,
     turns: Turns,
     memory: Memory,
+    metrics: Metrics,
 }
 
 impl Deployer {
     /// A deployer with these settings. Secrets and gateway come with each request.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: Settings, metrics: Metrics) -> Self {
         Self {
+            metrics,
             settings: Arc::new(settings),
             turns: Turns::default(),
             memory: Memory::default(),
@@ -43,14 +47,16 @@ impl Deployer {
     }
 
     async fn deploy(&self, request: Request, context: &Context) -> Result<Outcome, Error> {
-        let key = read_key(context.secrets())?;
+        let keys = read_keys(context.secrets(), &self.settings.policy)?;
         let (head, body) = request.into_parts();
         let signature = head
             .headers
             .get(SIGNATURE_HEADER)
             .map(HeaderValue::to_str)
             .and_then(Result::ok);
-        let hand_over = request::receive(body, signature, &key).await?;
+        let (mut hand_over, rules) = request::receive(body, signature, &keys).await?;
+        rules.fill_in(&mut hand_over);
+        let objections = rules.objections(&hand_over);
         if !hand_over.unknown.is_empty() {
             info!(fields = ?hand_over.unknown, "the hand-over has fields that are not known here");
         }
@@ -59,19 +65,26 @@ impl Deployer {
             function = hand_over.spec.service,
             build = hand_over.call_id.as_deref().unwrap_or_default(),
         );
-        let rollout = self.rollout(hand_over, context.clone());
+        let rollout = self.rollout(hand_over, objections, context.clone());
         tokio::spawn(rollout.instrument(span))
             .await
             .map_err(Error::Broken)
     }
 
-    fn rollout(&self, hand_over: HandOver, context: Context) -> impl Future<Output = Outcome> + Send + use<> {
+    fn rollout(
+        &self,
+        hand_over: HandOver,
+        objections: Vec<String>,
+        context: Context,
+    ) -> impl Future<Output = Outcome> + Send + use<> {
         let Self {
             settings,
             turns,
             memory,
+            metrics,
         } = self.clone();
         async move {
+            let _under_way = metrics.begun();
             let (name, namespace) = (&hand_over.spec.service, hand_over.spec.namespace.as_deref());
             let begun = Instant::now();
             let _turn = turns
@@ -97,8 +110,9 @@ impl Deployer {
                 limits: &settings.limits,
                 memory: &memory,
             };
-            let mut outcome = rollout(&ground, &hand_over, Vec::new(), &deadline, url).await;
+            let mut outcome = rollout(&ground, &hand_over, objections, &deadline, url).await;
             outcome.durations.queue = waited;
+            metrics.ended(&outcome);
             outcome
         }
     }
@@ -123,7 +137,18 @@ impl Handler for Deployer {
     }
 }
 
-fn read_key(secrets: &Secrets) -> Result<Key, Error> {
+/// The keys that hand-overs may be signed with, each with its rules. A further key whose secret is missing is no reason
+/// to refuse what is signed with another.
+fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(Key, &'p Rules)>, Error> {
     let secret = secrets.read(KEY_SECRET).map_err(Error::Key)?;
-    Key::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })
+    let first = Key::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;
+    let mut keys = vec![(first, &policy.rules)];
+    for (name, rules) in &policy.keys {
+        match secrets.read(name).map(|secret| Key::new(&secret)) {
+            Ok(Some(key)) => keys.push((key, rules)),
+            Ok(None) => warn!(secret = name, "a secret of the policy has no key in it"),
+            Err(error) => warn!(error = chain(&error), "a key of the policy cannot be read"),
+        }
+    }
+    Ok(keys)
 }

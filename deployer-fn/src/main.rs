@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use deployer_fn::handler::Deployer;
+use deployer_fn::metrics::Metrics;
 use deployer_fn::settings::Settings;
 use function_host::{App, Boot, SetupErrors};
 
@@ -11,6 +12,6 @@ fn main() -> ExitCode {
         let mut parser = boot.settings();
         let settings = Settings::read(&mut parser);
         parser.finish()?;
-        Ok::<_, SetupErrors>(App::new(Deployer::new(settings)))
+        Ok::<_, SetupErrors>(App::new(Deployer::new(settings, Metrics::new(boot.registry())?)))
     })
 }

@@ -61,20 +61,34 @@ impl HandOver {
     }
 }
 
-/// Reads a hand-over whose signature one of the keys gives.
+/// Reads a hand-over whose signature one of the keys gives, and says what that key stands for.
 ///
 /// # Errors
 /// [`Error::Unsigned`], [`Error::Malformed`] and [`Error::Forged`] where it is not the builder's;
 /// [`Error::Body`], [`Error::NotJson`] and [`Error::Invalid`] where it is and cannot be used.
-pub async fn receive(body: Body, signature: Option<&str>, key: &Key) -> Result<HandOver, Error> {
-    let mut verifier = Verifier::new(key, signature.ok_or(Error::Unsigned)?).map_err(Error::Malformed)?;
+pub async fn receive<K: Copy>(
+    body: Body,
+    signature: Option<&str>,
+    keys: &[(Key, K)],
+) -> Result<(HandOver, K), Error> {
+    let signature = signature.ok_or(Error::Unsigned)?;
+    let mut verifiers = Vec::with_capacity(keys.len());
+    for (key, meaning) in keys {
+        verifiers.push((Verifier::new(key, signature).map_err(Error::Malformed)?, *meaning));
+    }
     let bytes = body.collect(MAX_BODY).await.map_err(Error::Body)?;
-    verifier.update(&bytes);
-    verifier.finish().map_err(Error::Forged)?;
-    parse(&bytes)
+    let mut refused = Error::Unsigned;
+    for (mut verifier, meaning) in verifiers {
+        verifier.update(&bytes);
+        match verifier.finish() {
+            Ok(()) => return Ok((parse(&bytes)?, meaning)),
+            Err(mismatch) => refused = Error::Forged(mismatch),
+        }
+    }
+    Err(refused)
 }
 
-fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
     let Value::Object(document) = serde_json::from_slice(bytes).map_err(Error::NotJson)? else {
         return Err(Error::Invalid(vec![
             "the hand-over is JSON, but not an object".to_owned(),
@@ -182,10 +196,15 @@ mod tests {
         let body = full().to_string();
         let signature = signature::sign(&key("k"), body.as_bytes());
 
-        let hand_over = receive(Body::from(body), Some(&signature), &key("k"))
-            .await
-            .unwrap();
+        let (hand_over, meaning) = receive(
+            Body::from(body),
+            Some(&signature),
+            &[(key("other"), 1), (key("k"), 2)],
+        )
+        .await
+        .unwrap();
 
+        assert_eq!(meaning, 2);
         assert_eq!(hand_over.spec.image.as_str(), IMAGE);
         assert_eq!(hand_over.call_id.as_deref(), Some("b6a8d1c2"));
         assert!(hand_over.built_at.is_some());
@@ -200,7 +219,7 @@ mod tests {
         let ours = signature::sign(&key("k"), body.as_bytes());
         let theirs = signature::sign(&key("other"), body.as_bytes());
         let send = |signature: Option<String>, body: String| async move {
-            receive(Body::from(body), signature.as_deref(), &key("k"))
+            receive(Body::from(body), signature.as_deref(), &[(key("k"), ())])
                 .await
                 .unwrap_err()
         };
@@ -217,7 +236,7 @@ mod tests {
     async fn a_hand_over_that_is_too_large_is_not_read_on() {
         let body = " ".repeat(MAX_BODY + 1);
         let signature = signature::sign(&key("k"), body.as_bytes());
-        let error = receive(Body::from(body), Some(&signature), &key("k"))
+        let error = receive(Body::from(body), Some(&signature), &[(key("k"), ())])
             .await
             .unwrap_err();
         assert!(matches!(error, Error::Body(_)), "{error:?}");

@@ -174,7 +174,9 @@ impl<T: Transport> Rollout<'_, T> {
                     _ => self.put_back().await,
                 }
             }
+            Some(Next::Repeat) => self.repeat().await,
             Some(Next::Apply) => self.change().await,
+            Some(Next::Finish(older)) => self.finish(older).await,
             None => {
                 let why = format!("nothing was changed: {}", self.deadline.why());
                 self.fail(Fault::Platform, why);
@@ -238,12 +240,21 @@ impl<T: Transport> Rollout<'_, T> {
         self.reason(reason);
         self.outcome.fault = Some(Fault::Caller);
         match self.last_look().await {
-            Ok(now) if now == self.before => {
+            Ok(now) if now == self.before && self.before_is_good() => {
                 self.outcome.changed = false;
                 self.outcome.status = Status::Refused;
                 self.tell(Ok(now));
             }
             _ => self.put_back().await,
+        }
+    }
+
+    /// Whether what was there before is what would be put back.
+    fn before_is_good(&self) -> bool {
+        match (&self.before, &self.last_good) {
+            (Some(status), Some(version)) => version.is_in(status),
+            (None, None) => true,
+            _ => false,
         }
     }
 
@@ -308,6 +319,7 @@ impl<T: Transport> Rollout<'_, T> {
             self.ground.memory.answered(&key, mark);
         }
         self.ground.memory.ended(&key, None);
+        self.ground.memory.owes(&key, None);
         self.outcome.status = Status::Ready;
         self.outcome.fault = None;
         self.told(Some(status));

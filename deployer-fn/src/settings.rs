@@ -1,10 +1,12 @@
 //! The deployer's settings, besides those of the function host.
 
+use std::fs;
 use std::time::Duration;
 
 use function_host::duration;
 use function_host::env::Parser;
 
+use crate::policy::Policy;
 use crate::rollout::Limits;
 
 /// The gateway of the community ends a call after a minute, wherever nothing else is set: the answer is given before,
@@ -12,7 +14,7 @@ use crate::rollout::Limits;
 const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The deployer's settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// `ready_timeout`: how long a function may take from the hand-over until it answers. Bounded by the host's
     /// `exec_timeout`, too.
@@ -23,6 +25,8 @@ pub struct Settings {
     /// `public_url`: the gateway's address as callers know it, for the URL in the outcome. Where it is not set, the URL is the
     /// one by which the deployer itself would call the function.
     pub public_url: Option<String>,
+    /// `policy_file`: the path of a file with what may be deployed; without it, everything.
+    pub policy: Policy,
 }
 
 impl Settings {
@@ -46,6 +50,10 @@ impl Settings {
                 } else {
                     Err("should begin with http:// or https://")
                 }
+            }),
+            policy: parser.parse("policy_file", Policy::default(), |path| {
+                let text = fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
+                Policy::parse(&text).map_err(|error| format!("is not a policy: {error}"))
             }),
         }
     }
@@ -86,9 +94,10 @@ mod tests {
             ("ready_timeout", "0s"),
             ("gateway_timeout", "soon"),
             ("public_url", "fn.example"),
+            ("policy_file", "/nowhere/policy.json"),
         ];
         let mut parser = Parser::new(&given);
         Settings::read(&mut parser);
-        assert_eq!(parser.finish().unwrap_err().0.len(), 3);
+        assert_eq!(parser.finish().unwrap_err().0.len(), 4);
     }
 }

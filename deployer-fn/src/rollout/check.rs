@@ -1,16 +1,19 @@
 //! What is looked at before anything is changed.
 
+use std::time::Duration;
+
 use tracing::info;
 
 use super::pace::Pace;
-use super::{Rollout, watch};
+use super::watch::{self, Waiting, Watched};
+use super::{Limits, Rollout};
 use crate::error::chain;
 use crate::gateway::{self, FunctionStatus, ReadError, Transport, call};
 use crate::outcome::{Fault, Status};
 use crate::version::{Failure, LastGood, SIZE_MAX, Version};
 
-/// How often the version from before is asked whether it works.
-const QUESTIONS: usize = 4;
+/// How long one question may take to a version that worked before: several have to have their time.
+const QUESTION: Duration = Duration::from_secs(2);
 
 /// What a check leads to.
 pub(super) enum Next {
@@ -18,8 +21,12 @@ pub(super) enum Next {
     End,
     /// It has been applied already.
     Watch,
+    /// It failed before. What was put back then is there, and may not be up yet.
+    Repeat,
     /// It may be applied.
     Apply,
+    /// It is older than what there is, as this says, and nobody has seen to it that that works.
+    Finish(String),
 }
 
 impl<T: Transport> Rollout<'_, T> {
@@ -56,13 +63,25 @@ impl<T: Transport> Rollout<'_, T> {
             if let Some(next) = self.known_already() {
                 return Ok(next);
             }
+            if let Some(older) = self.older() {
+                match self.newer_that_never_worked().await {
+                    None => return Ok(self.refuse(vec![older])),
+                    // Nobody has finished with the newer one: its deployer was ended meanwhile.
+                    Some(last_good) if last_good.built_at() > self.hand_over.built_at => {
+                        self.last_good = Some(last_good);
+                        return Ok(Next::Finish(older));
+                    }
+                    Some(_) => info!("the newer version does not work, and this is the next newest"),
+                }
+            }
         } else if let Some(older) = self.older() {
             objections.push(older);
         }
         self.look_for_secrets(&mut objections).await?;
         self.last_good = match &self.before {
             Some(status) => Some(self.last_good_of(status).await),
-            None => None,
+            // What could not be put back last time is still what should be there.
+            None => self.ground.memory.owed(&self.target.key()),
         };
         let largest = LastGood::Version(Box::new(
             self.last_good.clone().unwrap_or_else(|| self.version.clone()),
@@ -115,10 +134,16 @@ impl<T: Transport> Rollout<'_, T> {
             self.outcome.previous_image = failure.previous_image;
             self.outcome.reasons = failure.reasons;
             self.reason("delivered again after it had failed: nothing was changed");
-            return Some(Next::End);
+            return Some(Next::Repeat);
         }
-        let older = self.older()?;
-        Some(self.refuse(vec![older]))
+        None
+    }
+
+    /// The last good version, where what there is now came after it and does not work.
+    async fn newer_that_never_worked(&self) -> Option<Version> {
+        let status = self.before.as_ref()?;
+        let last_good = self.last_good_of(status).await;
+        (!last_good.is_in(status)).then_some(last_good)
     }
 
     /// Why the hand-over is older than what there is, where it is.
@@ -175,16 +200,22 @@ impl<T: Transport> Rollout<'_, T> {
         *carried
     }
 
+    /// Whether a version works. A gateway that is in trouble for a moment does not speak against it.
     async fn works(&self, version: &Version) -> bool {
-        let mut pace = Pace::new();
-        while pace.steps() < QUESTIONS {
-            let looked = watch::look(self.ground.transport, &self.target, version, self.ground.limits).await;
-            if looked.is_ok() {
-                return true;
-            }
-            pace.pause().await;
-        }
-        false
+        let limits = Limits {
+            request: self.ground.limits.request.min(QUESTION),
+            ..*self.ground.limits
+        };
+        let mut waiting = Waiting::default();
+        let watching = watch::watch(
+            self.ground.transport,
+            &self.target,
+            version,
+            &limits,
+            &mut waiting,
+        );
+        let watched = tokio::time::timeout(limits.settle, watching).await;
+        matches!(watched, Ok(Watched::Ready(_)))
     }
 
     /// A list of the gateway's. To ask changes nothing, so it may be done again.
@@ -203,7 +234,7 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    fn refuse(&mut self, objections: Vec<String>) -> Next {
+    pub(super) fn refuse(&mut self, objections: Vec<String>) -> Next {
         self.outcome.status = Status::Refused;
         self.outcome.fault = Some(Fault::Caller);
         self.outcome.reasons = objections;

@@ -1,13 +1,15 @@
-//! What this process has seen of functions: which version of each was good last, and which delivery failed last.
+//! What this process has seen of functions: which version of each was good last, which delivery failed last, and what
+//! could not be put back yet.
 //!
-//! It only ever saves asking again. After a restart the annotations on the function say the same, or the function itself
-//! is asked.
+//! The first two only save asking again: after a restart the annotations on the function say the same, or the function
+//! itself is asked. The last is the one thing that is lost with the process, where the provider has removed the function
+//! and its annotations with it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::turns::Function;
-use crate::version::Failure;
+use crate::version::{Failure, Version};
 
 /// What was seen of functions. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +19,7 @@ pub struct Memory(Arc<Mutex<HashMap<Function, Seen>>>);
 struct Seen {
     good: Option<String>,
     failure: Option<Failure>,
+    owed: Option<Version>,
 }
 
 impl Memory {
@@ -41,6 +44,16 @@ impl Memory {
     /// How the last deployment of the function failed.
     pub(super) fn failure(&self, function: &Function) -> Option<Failure> {
         self.lock().get(function)?.failure.clone()
+    }
+
+    /// What should be there and could not be put back; `None` where nothing is missing.
+    pub(super) fn owes(&self, function: &Function, version: Option<Version>) {
+        self.lock().entry(function.clone()).or_default().owed = version;
+    }
+
+    /// What should be there and could not be put back.
+    pub(super) fn owed(&self, function: &Function) -> Option<Version> {
+        self.lock().get(function)?.owed.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Function, Seen>> {

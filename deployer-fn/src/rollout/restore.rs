@@ -43,6 +43,7 @@ impl<T: Transport> Rollout<'_, T> {
             Some(Restored::Done(now)) => {
                 self.outcome.status = Status::RolledBack;
                 self.ground.memory.ended(&self.target.key(), failure);
+                self.ground.memory.owes(&self.target.key(), None);
                 match (&now, &self.last_good) {
                     (Some(now), Some(version)) => {
                         let text = format!("what was there before runs again: {}", now.image);
@@ -75,9 +76,60 @@ impl<T: Transport> Rollout<'_, T> {
                 self.reason(why);
                 self.outcome.status = Status::Failed;
                 self.outcome.fault = Some(Fault::Platform);
+                self.ground
+                    .memory
+                    .owes(&self.target.key(), self.last_good.clone());
                 let now = self.last_look().await;
                 self.tell(now);
             }
+        }
+    }
+
+    /// Sees that what was put back after the same delivery failed is up: the process that put it back may have ended before
+    /// it was.
+    pub(super) async fn repeat(&mut self) {
+        let Some(current) = self.before.as_ref().map(Version::in_place) else {
+            return;
+        };
+        let mut waiting = Waiting::default();
+        let watched = self
+            .deadline
+            .bound(self.watch_restored(&current, &mut waiting))
+            .await;
+        if let Some(Watched::Ready(status)) = watched {
+            return self.told(Some(&status));
+        }
+        self.outcome.status = Status::Failed;
+        self.fail(Fault::Platform, format!("what runs now does not work: {waiting}"));
+        let now = self.last_look().await;
+        self.tell(now);
+    }
+
+    /// Finishes the rollout of a newer version that another process began: it is given the time to come up, and what was there
+    /// before it is put back where it does not. The hand-over itself is refused, as `older` than that.
+    pub(super) async fn finish(&mut self, older: String) {
+        let Some(current) = self.before.as_ref().map(Version::in_place) else {
+            return;
+        };
+        self.refuse(vec![older]);
+        let mut waiting = Waiting::default();
+        let watched = self
+            .deadline
+            .bound(self.watch_restored(&current, &mut waiting))
+            .await;
+        match watched {
+            Some(Watched::Ready(status)) => return self.told(Some(&status)),
+            Some(Watched::NotTaken(_)) => return self.reason("somebody else is deploying the function"),
+            None if self.deadline.cut_short() => return,
+            None => self.reason(format!("the newer build does not work, however: {waiting}")),
+        }
+        self.outcome.changed = true;
+        // It is not this delivery that failed.
+        self.outcome.fault = Some(Fault::Platform);
+        self.put_back().await;
+        if self.outcome.status == Status::RolledBack {
+            self.outcome.status = Status::Refused;
+            self.outcome.fault = Some(Fault::Caller);
         }
     }
 
@@ -128,14 +180,9 @@ impl<T: Transport> Rollout<'_, T> {
     async fn apply_again(&self, version: &Version, there_is_one: bool, waiting: &mut Waiting) {
         info!(image = version.image(), "putting back what was there before");
         let body = version.body(&LastGood::Itself, self.failure().as_ref());
-        let applied = apply::apply(
-            self.ground.transport,
-            &self.target,
-            &body,
-            there_is_one,
-            &self.deadline,
-        )
-        .await;
+        // Where this is not answered, there is time to do it again.
+        let half = self.deadline.anew(self.ground.limits.rollback / 2);
+        let applied = apply::apply(self.ground.transport, &self.target, &body, there_is_one, &half).await;
         match applied {
             Applied::Accepted(_) => {
                 // Until the provider names it, which it may do late.

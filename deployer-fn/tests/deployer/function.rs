@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deployer_fn::handler::Deployer;
+use deployer_fn::metrics::Metrics;
 use deployer_fn::request::{MAX_BODY, SPEC_ANNOTATION};
 use deployer_fn::settings::Settings;
 use function_host::env::Parser;
 use function_host::http::{Request, Response, StatusCode};
+use function_host::prometheus::Registry;
 use function_host::signature::{self, Key};
 use function_host::{Body, Context, Gateway, Handler as _, ResponseBody, Secret, Secrets, Shutdown};
 use http_body_util::BodyExt as _;
@@ -44,7 +46,7 @@ fn deployed(gateway: &str) -> Deployed {
     settings.limits.patience = Duration::from_millis(300);
     let context = Context::new("call-1", secrets, gateway, shutdown);
     Deployed {
-        deployer: Deployer::new(settings),
+        deployer: Deployer::new(settings, Metrics::new(&Registry::new()).unwrap()),
         context,
         secrets: directory,
     }

@@ -6,6 +6,7 @@
 mod fake;
 mod faults;
 mod function;
+mod model;
 mod providers;
 mod rollout;
 mod script;
