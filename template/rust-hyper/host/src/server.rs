@@ -9,6 +9,8 @@ mod patience;
 mod record;
 mod service;
 mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
