@@ -5,6 +5,7 @@ mod line;
 mod spans;
 mod subscriber;
 
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
 use subscriber::Log;
@@ -34,12 +35,24 @@ impl Settings {
         });
         let info = Targets::new().with_default(tracing::Level::INFO);
         let filter = parser.parse("log_level", info, |value| {
-            value
-                .parse::<Targets>()
-                .map_err(|_| "should be error, warn, info, debug, trace or directives (info,hyper=debug)")
+            if !value.split(',').all(is_directive) {
+                return Err(LEVELS);
+            }
+            value.parse::<Targets>().map_err(|_| LEVELS)
         });
         Self { format, filter }
     }
+}
+
+/// What `log_level` may be.
+const LEVELS: &str =
+    "should be off, error, warn, info, debug or trace, or levels by target (info,hyper=debug)";
+
+/// Whether a part of `log_level` names a level. The parser takes a misspelt level for a target, and all other targets are
+/// silent then.
+fn is_directive(part: &str) -> bool {
+    let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+    level.trim().parse::<LevelFilter>().is_ok()
 }
 
 /// Sends all events to standard output from now on, and panics with them. Where the process has a subscriber already

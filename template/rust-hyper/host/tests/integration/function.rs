@@ -1,0 +1,188 @@
+//! A function's process, from outside.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use function_host::http::{self, StatusCode, header::HeaderMap};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdout, Command};
+
+use crate::handlers;
+
+/// How long anything here may take; nothing should come near it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Says that this process is the function.
+const SERVE: &str = "FUNCTION_HOST_TEST_SERVE";
+
+/// The function. It is a test only in order to be started.
+#[test]
+fn serve() {
+    if std::env::var_os(SERVE).is_some() {
+        let code = function_host::run_with(handlers::set_up);
+        // What `main` would return.
+        let number = (0..=u8::MAX)
+            .find(|number| ExitCode::from(*number) == code)
+            .unwrap();
+        std::process::exit(number.into());
+    }
+}
+
+/// A running function. Dropping it kills it.
+pub(crate) struct Function {
+    process: Child,
+    log: Lines<BufReader<ChildStdout>>,
+    /// Where it is served.
+    pub(crate) address: SocketAddr,
+    /// Where its metrics are.
+    pub(crate) metrics_address: SocketAddr,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Function {
+    /// Starts a function with these settings and waits until it listens.
+    pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
+        let mut function = Self::spawn(settings);
+        let line = function.line("listening").await;
+        let port = |name: &str| u16::try_from(line[name].as_u64().unwrap()).unwrap();
+        function.address = (Ipv4Addr::LOCALHOST, port("port")).into();
+        function.metrics_address = (Ipv4Addr::LOCALHOST, port("metrics_port")).into();
+        function
+    }
+
+    /// Starts a function that may not come to listen.
+    pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
+        let mut process = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "function::serve", "--nocapture", "--quiet"])
+            .env_clear()
+            .envs([
+                (SERVE, "1"),
+                ("port", "0"),
+                ("metrics_port", "0"),
+                ("healthcheck_interval", "0s"),
+            ])
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(process.stdout.take().unwrap()).lines();
+        let nowhere = (Ipv4Addr::LOCALHOST, 0).into();
+        Self {
+            process,
+            log,
+            address: nowhere,
+            metrics_address: nowhere,
+        }
+    }
+
+    /// The next line of the log as it stands, or `None` at its end. The test harness's own lines are left out.
+    pub(crate) async fn raw_line(&mut self) -> Option<String> {
+        loop {
+            let line = tokio::time::timeout(PATIENCE, self.log.next_line())
+                .await
+                .unwrap()
+                .unwrap()?;
+            if !line.is_empty() && !line.starts_with("running ") {
+                return Some(line);
+            }
+        }
+    }
+
+    /// The next line of the log with this message.
+    pub(crate) async fn line(&mut self, message: &str) -> Value {
+        while let Some(line) = self.raw_line().await {
+            let line: Value = serde_json::from_str(&line).unwrap();
+            if line["message"] == message {
+                return line;
+            }
+        }
+        panic!("the log ended without {message:?}");
+    }
+
+    /// Asks for a path.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        get(self.address, path).await
+    }
+
+    /// All metrics.
+    pub(crate) async fn metrics(&self) -> String {
+        let answer = get(self.metrics_address, "/metrics").await;
+        assert_eq!(answer.status, StatusCode::OK);
+        answer.text
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.process.id().unwrap().to_string();
+        let status = std::process::Command::new("kill")
+            .args(["-s", name, &pid])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end; gives the exit code.
+    pub(crate) async fn end(mut self) -> i32 {
+        let status = tokio::time::timeout(PATIENCE, self.process.wait())
+            .await
+            .unwrap()
+            .unwrap();
+        status
+            .code()
+            .unwrap_or_else(|| panic!("ended by signal {:?}", status.signal()))
+    }
+}
+
+/// Asks for a path on a connection of its own.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
+    try_get(address, path).await.unwrap()
+}
+
+/// Asks for a path where there may come no answer.
+pub(crate) async fn try_get(address: SocketAddr, path: &str) -> Result<Answer, hyper::Error> {
+    send(
+        address,
+        http::Request::get(path)
+            .header("host", "test")
+            .body(Full::default())
+            .unwrap(),
+    )
+    .await
+}
+
+/// Sends a request on a connection of its own. The error is that of an answer which does not come to its end.
+pub(crate) async fn send(
+    address: SocketAddr,
+    request: http::Request<Full<Bytes>>,
+) -> Result<Answer, hyper::Error> {
+    let exchange = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let text = String::from_utf8(body.collect().await?.to_bytes().into()).unwrap();
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            text,
+        })
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.unwrap()
+}

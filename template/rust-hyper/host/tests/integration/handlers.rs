@@ -1,0 +1,130 @@
+//! What the function of these tests does, by path.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{self, Poll};
+
+use function_host::http::{self, StatusCode};
+use function_host::prometheus;
+use function_host::{
+    App, Boot, BoxError, Bytes, Context, Error, Handler, Request, Response, ResponseBody, SetupErrors, reply,
+};
+use futures_core::Stream;
+use tokio::sync::Semaphore;
+
+/// The function's state.
+struct Probe {
+    /// Lets those go on that wait at `/wait`.
+    released: Semaphore,
+    ready: Arc<AtomicBool>,
+}
+
+/// Sets the function up. Its own settings are `answer_is` and `setup`.
+pub(crate) async fn set_up(boot: Boot) -> Result<App<impl Handler>, SetupErrors> {
+    let mut settings = boot.settings();
+    settings.number("answer_is", 42_u8);
+    let setup = settings.text("setup");
+    settings.finish()?;
+    match setup.as_deref() {
+        Some("fails") => return Err(SetupErrors::new("the disk is full")),
+        Some("hangs") => {
+            tracing::info!("setting up");
+            std::future::pending::<()>().await;
+        }
+        _ => {}
+    }
+    let ready = Arc::new(AtomicBool::new(setup.as_deref() != Some("is slow")));
+    let builds = prometheus::IntCounter::new("builds_total", "Builds.")?;
+    boot.registry().register(Box::new(builds.clone()))?;
+    builds.inc();
+    let probe = Probe {
+        released: Semaphore::new(0),
+        ready: ready.clone(),
+    };
+    Ok(App::new(probe)
+        .ready_if(move || ready.load(Ordering::Relaxed))
+        .health_at("/healthz")
+        .ready_at("/ready"))
+}
+
+impl Handler for Probe {
+    async fn call(&self, request: Request, context: Context) -> Result<Response, Error> {
+        match request.uri().path() {
+            "/echo" => {
+                let text = request.into_body().text(1024).await?;
+                Ok(reply::text(text))
+            }
+            "/ready-now" => {
+                self.ready.store(true, Ordering::Relaxed);
+                Ok(reply::status(StatusCode::NO_CONTENT))
+            }
+            "/wait" => {
+                tracing::info!("waiting");
+                self.released.acquire().await?.forget();
+                Ok(reply::text("waited"))
+            }
+            "/release" => {
+                self.released.add_permits(1);
+                Ok(reply::text("released"))
+            }
+            "/until-asked" => {
+                tracing::info!("working");
+                let deadline = context.shutdown().wait().await;
+                assert!(deadline > tokio::time::Instant::now());
+                Ok(reply::text("interrupted"))
+            }
+            "/for-ever" => {
+                let _guard = Guard;
+                tracing::info!("begun");
+                std::future::pending().await
+            }
+            "/block" => {
+                tracing::info!("blocking");
+                std::thread::park();
+                Ok(reply::text(""))
+            }
+            "/panic" => panic!("handlers may"),
+            "/panic-in-stream" => Ok(http::Response::new(ResponseBody::stream(Panics { sent: false }))),
+            "/fail" => Err("12x".parse::<u8>().map(drop).unwrap_err().into()),
+            "/refuse" => Err(Error::status(StatusCode::CONFLICT, "there is one already")),
+            "/long-line" => {
+                tracing::info!(
+                    context = "x".repeat(100_000),
+                    again = "\u{1}".repeat(100_000),
+                    "{}",
+                    "y".repeat(9)
+                );
+                Ok(reply::text("logged"))
+            }
+            path => Err(Error::status(
+                StatusCode::NOT_FOUND,
+                format!("there is no {path}"),
+            )),
+        }
+    }
+}
+
+/// Tells that it is dropped, in the log.
+struct Guard;
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        tracing::info!("dropped");
+    }
+}
+
+/// Panics after its first chunk.
+struct Panics {
+    sent: bool,
+}
+
+impl Stream for Panics {
+    type Item = Result<Bytes, BoxError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
+        assert!(!self.sent, "streams may");
+        self.sent = true;
+        Poll::Ready(Some(Ok("first".into())))
+    }
+}

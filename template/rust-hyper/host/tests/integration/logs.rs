@@ -1,0 +1,75 @@
+//! Lines of the log.
+
+use function_host::http;
+
+use crate::function::{Function, send};
+
+/// What of-watchdog and others stop at.
+const TOO_LONG: usize = 64 * 1024;
+
+#[tokio::test]
+async fn a_line_is_cut_before_it_is_too_long_and_stays_whole_json() {
+    let mut function = Function::start(&[]).await;
+    let request = http::Request::get("/long-line")
+        .header("host", "test")
+        .header("x-call-id", "l-1");
+    send(function.address, request.body("".into()).unwrap())
+        .await
+        .unwrap();
+
+    let line = function.raw_line().await.unwrap();
+
+    assert!(line.len() < TOO_LONG, "{} bytes", line.len());
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&line["message"], &line["call_id"], &line["cut"]),
+        (&"yyyyyyyyy".into(), &"l-1".into(), &true.into())
+    );
+    assert!(line["context"].as_str().unwrap().starts_with("xxxxxxxx"));
+}
+
+#[tokio::test]
+async fn text_lines_are_bounded_as_well_and_have_the_call_id() {
+    let mut function = Function::spawn(&[("log_format", "text")]);
+    let listening = function.raw_line().await.unwrap();
+    let port = listening
+        .split(" port=")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap();
+    let address = format!("127.0.0.1:{port}").parse().unwrap();
+    let request = http::Request::get("/long-line")
+        .header("host", "test")
+        .header("x-call-id", "l-2");
+    send(address, request.body("".into()).unwrap()).await.unwrap();
+
+    let line = function.raw_line().await.unwrap();
+
+    assert!(line.len() < TOO_LONG, "{} bytes", line.len());
+    assert!(
+        line.contains(": yyyyyyyyy call_id=\"l-2\" context=\"xxxx") && line.ends_with(" (cut)"),
+        "{line:.100}"
+    );
+}
+
+#[tokio::test]
+async fn requests_are_in_the_log_at_the_level_debug() {
+    let mut function = Function::start(&[("log_level", "info,function_host=debug")]).await;
+    let request = http::Request::post("/echo")
+        .header("host", "test")
+        .header("x-call-id", "l-3");
+    send(function.address, request.body("hello".into()).unwrap())
+        .await
+        .unwrap();
+
+    let line = function.line("request").await;
+
+    assert_eq!(
+        (&line["method"], &line["path"], &line["status"]),
+        (&"POST".into(), &"/echo".into(), &200.into())
+    );
+    assert_eq!(line["call_id"], "l-3");
+    assert!(line["seconds"].as_f64().unwrap() > 0.0);
+}

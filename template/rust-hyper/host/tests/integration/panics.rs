@@ -1,0 +1,68 @@
+//! Handlers that panic or fail: the caller is told so, the log why, and the process lives.
+
+use function_host::http::{self, StatusCode};
+
+use crate::function::{Function, send};
+
+#[tokio::test]
+async fn a_panic_is_a_500_with_the_call_id_and_the_process_lives() {
+    let mut function = Function::start(&[]).await;
+    let request = http::Request::get("/panic")
+        .header("host", "test")
+        .header("x-call-id", "p-1");
+    let answer = send(function.address, request.body("".into()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(answer.text, "internal error, call id p-1\n");
+
+    let line = function.line("panic").await;
+
+    assert_eq!(
+        (&line["level"], &line["panic"], &line["call_id"]),
+        (&"ERROR".into(), &"handlers may".into(), &"p-1".into())
+    );
+    assert!(
+        line["location"].as_str().unwrap().contains("handlers.rs:"),
+        "{line}"
+    );
+    assert_eq!(function.get("/echo").await.status, StatusCode::OK);
+    assert!(function.metrics().await.contains("http_requests_in_flight 0\n"));
+}
+
+#[tokio::test]
+async fn a_panic_in_a_stream_cuts_the_answer_off() {
+    let mut function = Function::start(&[]).await;
+    let request = http::Request::get("/panic-in-stream")
+        .header("host", "test")
+        .header("x-call-id", "p-2");
+    let outcome = send(function.address, request.body("".into()).unwrap()).await;
+    assert!(outcome.unwrap_err().is_incomplete_message());
+    assert_eq!(function.line("panic").await["call_id"], "p-2");
+    assert_eq!(function.line("the response is cut off").await["call_id"], "p-2");
+    assert_eq!(function.get("/echo").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn an_error_is_told_to_the_log_and_not_to_the_caller() {
+    let mut function = Function::start(&[]).await;
+    let answer = function.get("/fail").await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    let call_id = answer.headers["x-call-id"].to_str().unwrap();
+    assert_eq!(answer.text, format!("internal error, call id {call_id}\n"));
+    let line = function.line("handler failed").await;
+    assert_eq!(
+        (&line["error"], &line["call_id"]),
+        (&"invalid digit found in string".into(), &call_id.into())
+    );
+}
+
+#[tokio::test]
+async fn an_error_with_a_status_is_told_to_the_caller() {
+    let function = Function::start(&[]).await;
+    let answer = function.get("/refuse").await;
+    assert_eq!(
+        (answer.status, answer.text.as_str()),
+        (StatusCode::CONFLICT, "there is one already\n")
+    );
+}
