@@ -1,6 +1,7 @@
 //! The gateway: what is asked of it ([`call`], pure functions), what it says of a function ([`FunctionStatus`]), and the
 //! one place that sends ([`Transport`]).
 
+mod bearer;
 pub mod call;
 mod status;
 
@@ -8,11 +9,11 @@ use std::future::Future;
 use std::time::Duration;
 
 use function_host::Bytes;
-use function_host::gateway::{Gateway, GatewayError};
+use function_host::gateway::GatewayError;
 use function_host::http::{Request, Response, StatusCode};
-use http_body_util::Full;
 use serde::Deserialize;
 
+pub use self::bearer::{Bearer, TOKEN_SECRET};
 pub use self::status::FunctionStatus;
 use crate::error::chain;
 
@@ -28,16 +29,6 @@ pub trait Transport: Send + Sync {
         request: Request<Bytes>,
         limit: Duration,
     ) -> impl Future<Output = Result<Response<Bytes>, GatewayError>> + Send;
-}
-
-impl Transport for Gateway {
-    fn send(
-        &self,
-        request: Request<Bytes>,
-        limit: Duration,
-    ) -> impl Future<Output = Result<Response<Bytes>, GatewayError>> + Send {
-        Self::send(self, request.map(Full::new), limit)
-    }
 }
 
 /// Why a function's state is not known.
@@ -141,7 +132,7 @@ impl ReadError {
         match self {
             Self::NoAnswer(error) => !matches!(
                 error,
-                GatewayError::Url { .. } | GatewayError::Path { .. } | GatewayError::TooLarge { .. }
+                GatewayError::Url | GatewayError::Path { .. } | GatewayError::TooLarge { .. }
             ),
             Self::Answer { status, .. } => {
                 !status.is_client_error()

@@ -10,6 +10,7 @@ use tracing::{Instrument, info, warn};
 
 use crate::answer;
 use crate::error::{Error, chain};
+use crate::gateway::Bearer;
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 use crate::policy::{Policy, Rules};
@@ -106,7 +107,7 @@ impl Deployer {
                 (None, namespace) => context.gateway().function_url(name, namespace),
             };
             let ground = Ground {
-                transport: context.gateway(),
+                transport: &Bearer::new(context.gateway(), context.secrets()),
                 limits: &settings.limits,
                 memory: &memory,
             };

@@ -201,13 +201,13 @@ mod tests {
     use super::*;
     use crate::request;
 
-    fn hand_over(deploy: serde_json::Value) -> HandOver {
+    fn hand_over(deploy: Value) -> HandOver {
         let image = format!("registry.example/team/hello@sha256:{}", "0".repeat(64));
         let document = json!({"image": image, "deploy": deploy});
         request::parse(document.to_string().as_bytes()).unwrap()
     }
 
-    fn rules(rules: serde_json::Value) -> Rules {
+    fn rules(rules: Value) -> Rules {
         let policy = json!({"rules": rules}).to_string();
         Policy::parse(&policy).unwrap().rules
     }

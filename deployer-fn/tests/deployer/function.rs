@@ -129,6 +129,30 @@ async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
 }
 
 #[tokio::test]
+async fn a_token_counts_before_a_password_and_is_read_anew() {
+    let script = Script::new([
+        expect("GET /system/function/hello")
+            .check(|request| assert_eq!(request.headers()["authorization"], "Bearer one"))
+            .reply(403, ""),
+        expect("GET /system/function/hello")
+            .check(|request| assert_eq!(request.headers()["authorization"], "Bearer two"))
+            .reply(200, state(&digest())),
+        expect("GET /system/function/hello").reply(200, state(&digest())),
+        expect("GET /function/hello/_/health")
+            .check(|request| assert!(!request.headers().contains_key("authorization")))
+            .reply(200, "OK"),
+    ]);
+    let deployed = deployed(&script.serve().await);
+    let token = deployed.secrets.path().join("gateway-token");
+    fs::write(&token, "one\n").unwrap();
+    assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::BAD_GATEWAY);
+    fs::remove_file(&token).unwrap();
+    fs::write(&token, "two\n").unwrap();
+    assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::OK);
+    script.finish();
+}
+
+#[tokio::test]
 async fn what_is_not_signed_by_the_builder_reaches_nobody() {
     let script = Script::new([]);
     let deployed = deployed(&script.serve().await);
