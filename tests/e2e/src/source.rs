@@ -1,6 +1,9 @@
 //! A build context in the making, packed as the published clients pack it: `context/…` first, the config last.
 
-use std::io::Write as _;
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -62,8 +65,8 @@ impl Source {
         self.context_entries()?.into_inner().context("closing the tar")
     }
 
-    /// Writes the context into a folder with the times that the tar has, for `buildctl` to build from.
-    pub fn extract(&self, folder: &std::path::Path) -> Result<()> {
+    /// Writes the context into the folder `context` of this one, with the times that the tar has, for `buildctl`.
+    pub fn extract(&self, folder: &Path) -> Result<PathBuf> {
         let tar = self.tar_without_config()?;
         for entry in tar::Archive::new(tar.as_slice()).entries()? {
             let mut entry = entry?;
@@ -71,7 +74,7 @@ impl Source {
             entry.set_preserve_permissions(true);
             entry.unpack_in(folder)?;
         }
-        Ok(())
+        Ok(folder.join("context"))
     }
 
     fn context_entries(&self) -> Result<tar::Builder<Vec<u8>>> {

@@ -39,8 +39,7 @@ async fn an_image_by_builder_fn_and_one_by_buildctl_have_the_same_layers() -> Re
 
     let theirs = bench.image("e2e/digests", "buildctl");
     let folder = tempfile::tempdir()?;
-    source.extract(folder.path())?;
-    buildctl(&bench, folder.path(), &theirs)?;
+    buildctl(&bench, &source.extract(folder.path())?, &theirs)?;
 
     let manifest = async |tag| {
         bench

@@ -64,7 +64,7 @@ async fn a_wrong_signature_is_refused() -> Result<()> {
     let mistake = Mistake {
         what: "wrong signature",
         status: 401,
-        message: &["signature"],
+        message: &["X-Build-Signature", "does not match"],
     };
     let reply = bench.builder.post_with(tar, Some(&signature), &[]).await?;
     assert_refused(&bench, "wrong-signature", mistake, reply).await
@@ -120,7 +120,7 @@ async fn a_bad_image_name_is_refused() -> Result<()> {
     let _parts = bench.undisturbed().await;
     for image in [
         "",
-        "UPPER/case:1",
+        "reg.example/UPPER:1",
         "reg.example/a b",
         "reg.example/name:bad tag",
         "-",
