@@ -1,11 +1,15 @@
 //! From listening to the end: what SIGTERM sets off, in which order, and by when it is over.
+//!
+//! Two threads have part in it. One serves; the other only waits for signals and for the deadline. A handler that blocks
+//! can stop everything on the first one, its clock and its signals too: the end does not depend on it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 
 use crate::duration;
 use crate::handler::Handler;
@@ -19,19 +23,71 @@ const DROPPING: Duration = Duration::from_secs(1);
 /// How a function came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Asked once.
-    InOrder,
-    /// Asked again.
+    /// As the serving thread says.
+    Told(Told),
+    /// The serving thread panicked: in the setup, since all else is caught.
+    Panicked,
+    /// It was asked, and handlers did not let it end.
+    Blocked,
+    /// It was asked again.
     AtOnce,
 }
 
-/// Serves until a signal, and then to the end.
+/// How the serving thread came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It was asked to.
+    InOrder,
+    /// A setting is wrong.
+    WrongSettings,
+    /// It could not start, for any other reason.
+    Failed,
+}
+
+/// Passes the first signal on to the serving thread and sees to it that the process ends in time.
+pub(crate) async fn watch_over(
+    mut signals: Signals,
+    ask: watch::Sender<bool>,
+    mut told: oneshot::Receiver<Told>,
+    settings: &Settings,
+) -> End {
+    let ended = |told: Result<Told, _>| told.map_or(End::Panicked, End::Told);
+    tokio::select! {
+        told = &mut told => return ended(told),
+        () = signals.next() => {}
+    }
+    ask.send_replace(true);
+    let latest = settings.healthcheck_interval + finishing(settings) + DROPPING;
+    tokio::select! {
+        told = told => ended(told),
+        () = signals.next() => End::AtOnce,
+        () = tokio::time::sleep(latest) => {
+            tracing::error!("handlers block, and are left behind");
+            End::Blocked
+        }
+    }
+}
+
+/// How long requests may run on after the port is closed.
+fn finishing(settings: &Settings) -> Duration {
+    settings
+        .write_timeout
+        .max(settings.exec_timeout.unwrap_or_default())
+}
+
+/// Waits until the function is asked to end.
+pub(crate) async fn asked(ask: &mut watch::Receiver<bool>) {
+    // Where the sender is gone the process ends.
+    let _ = ask.wait_for(|asked| *asked).await;
+}
+
+/// Serves until asked to end, and then to the end.
 pub(crate) async fn serve<H: Handler>(
     server: &Server<H>,
     settings: &Settings,
     trigger: &Trigger,
-    signals: &mut Signals,
-) -> std::io::Result<End> {
+    ask: &mut watch::Receiver<bool>,
+) -> std::io::Result<()> {
     let listener = listen(settings.port).await?;
     let metrics_listener = listen(settings.metrics_port).await?;
     // Of the listeners, not of the settings: 0 asks for any port.
@@ -39,16 +95,13 @@ pub(crate) async fn serve<H: Handler>(
         listener.local_addr()?.port(),
         metrics_listener.local_addr()?.port(),
     );
-    let metrics = server.serve_metrics(metrics_listener);
+    let _metrics = server.serve_metrics(metrics_listener);
     let mut serving = server.serve(listener);
     tracing::info!(port, metrics_port, "listening");
 
-    signals.next().await;
+    asked(ask).await;
     let closing = Instant::now() + settings.healthcheck_interval;
-    let finishing = settings
-        .write_timeout
-        .max(settings.exec_timeout.unwrap_or_default());
-    let deadline = closing + finishing;
+    let deadline = closing + finishing(settings);
     trigger.begin(deadline);
     let grace = duration::format(settings.healthcheck_interval);
     tracing::info!(
@@ -56,18 +109,14 @@ pub(crate) async fn serve<H: Handler>(
         running = server.running(),
         "asked to end, not ready any more"
     );
-    tokio::select! {
-        () = sleep_until(closing) => {}
-        () = signals.next() => return Ok(End::AtOnce),
-    }
+    sleep_until(closing).await;
 
-    let limit = duration::format(finishing);
+    let limit = duration::format(finishing(settings));
     tracing::info!(limit, running = server.running(), "not listening any more");
     serving.close();
     let finished = tokio::select! {
         () = serving.ended() => true,
         () = sleep_until(deadline) => false,
-        () = signals.next() => return Ok(End::AtOnce),
     };
     if !finished {
         tracing::warn!(
@@ -75,13 +124,10 @@ pub(crate) async fn serve<H: Handler>(
             "out of time, what still runs is dropped"
         );
         serving.cut();
-        if timeout(DROPPING, serving.ended()).await.is_err() {
-            tracing::error!(running = server.running(), "handlers block, and are left behind");
-        }
+        serving.ended().await;
     }
-    drop(metrics);
     tracing::info!("ended");
-    Ok(End::InOrder)
+    Ok(())
 }
 
 /// Listens on every address, as Go's servers do: of both families where there are both.

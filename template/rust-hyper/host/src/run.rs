@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use prometheus::Registry;
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{oneshot, watch};
 
 use crate::boot::{App, Boot, Failure, SetupErrors};
 use crate::context::Platform;
@@ -13,7 +15,7 @@ use crate::env::{Parser, Problem, Process, Strings};
 use crate::error::Chain;
 use crate::gateway::{self, Gateway};
 use crate::handler::Handler;
-use crate::life::{self, End, Signals};
+use crate::life::{self, End, Signals, Told};
 use crate::log;
 use crate::secret::Secrets;
 use crate::server::Server;
@@ -25,6 +27,9 @@ const WRONG_SETTINGS: u8 = 78;
 
 /// What a shell tells of a process that SIGTERM ended.
 const ENDED_AT_ONCE: u8 = 128 + 15;
+
+/// What Rust ends a process with whose main thread panics.
+const PANICKED: u8 = 101;
 
 /// Serves `handler` until SIGTERM. The whole `main` of a simple function; see [`run_with`] for the rest.
 pub fn run(handler: impl Handler) -> ExitCode {
@@ -64,9 +69,13 @@ pub fn run(handler: impl Handler) -> ExitCode {
 ///
 /// # Threads
 ///
-/// There is a thread for each processor that the function may use. With one, what blocks in a handler blocks everything,
-/// the probes too: such work belongs into `tokio::task::spawn_blocking`.
-pub fn run_with<H: Handler>(setup: impl AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors>) -> ExitCode {
+/// There is a thread for each processor that the function may use. What blocks in a handler can block all other requests,
+/// and the probes too: such work belongs into `tokio::task::spawn_blocking`. The end comes in time nevertheless.
+pub fn run_with<H, S>(setup: S) -> ExitCode
+where
+    H: Handler,
+    S: AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors> + Send + 'static,
+{
     let strings: Arc<dyn Strings> = Arc::new(Process);
     let mut parser = Parser::new(&*strings);
     log::start(&log::Settings::read(&mut parser));
@@ -74,17 +83,53 @@ pub fn run_with<H: Handler>(setup: impl AsyncFnOnce(Boot) -> Result<App<H>, Setu
     let secrets = Secrets::from_env(&*strings);
     let gateway = match gateway::read(&mut parser, &secrets) {
         Ok(gateway) => gateway,
-        Err(error) => return failed("could not prepare for the gateway", &error),
+        Err(error) => {
+            failed("could not prepare for the gateway", &error);
+            return ExitCode::FAILURE;
+        }
     };
     let problems = parser.into_problems();
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed("could not start the runtime", &error),
+    let start = Start {
+        strings,
+        settings: settings.clone(),
+        secrets,
+        gateway,
+        problems,
     };
-    let code = runtime.block_on(start(strings, settings, secrets, gateway, problems, setup));
-    // Blocking work that a handler left behind does not hold up the exit.
-    runtime.shutdown_background();
-    code
+    match supervise(&settings, move |ask| start.serve(setup, ask)) {
+        Ok(End::Told(Told::InOrder) | End::Blocked) => ExitCode::SUCCESS,
+        Ok(End::Told(Told::WrongSettings)) => ExitCode::from(WRONG_SETTINGS),
+        Ok(End::Told(Told::Failed)) => ExitCode::FAILURE,
+        Ok(End::Panicked) => ExitCode::from(PANICKED),
+        Ok(End::AtOnce) => ExitCode::from(ENDED_AT_ONCE),
+        Err(error) => {
+            failed("could not start a thread", &error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs `serve` in a thread of its own, and watches over it in this one.
+fn supervise(
+    settings: &Settings,
+    serve: impl FnOnce(watch::Receiver<bool>) -> Told + Send + 'static,
+) -> std::io::Result<End> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            // Before anything else, so that a signal during the setup is not lost: as process 1 there is no default action.
+            let signals = Signals::new()?;
+            let (ask, asked) = watch::channel(false);
+            let (tell, told) = oneshot::channel();
+            let serve = move || {
+                let _ = tell.send(serve(asked));
+            };
+            std::thread::Builder::new()
+                .name("serving".to_owned())
+                .spawn(serve)?;
+            Ok(life::watch_over(signals, ask, told, settings).await)
+        })
 }
 
 /// A thread for each processor the function may use. With one processor, one thread does all: a request then costs about
@@ -98,65 +143,90 @@ fn runtime() -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-async fn start<H: Handler>(
+/// What a function starts with.
+struct Start {
     strings: Arc<dyn Strings>,
     settings: Settings,
     secrets: Secrets,
     gateway: Gateway,
     problems: Vec<Problem>,
-    setup: impl AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors>,
-) -> ExitCode {
-    // From here on, so that a signal during the setup is not lost: as process 1 there is no default action.
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => return failed("could not listen for signals", &error),
-    };
-    let (trigger, shutdown) = Shutdown::new();
-    let registry = prometheus::Registry::new();
-    let boot = Boot {
-        strings,
-        problems: problems.clone(),
-        secrets: secrets.clone(),
-        gateway: gateway.clone(),
-        registry: registry.clone(),
-        shutdown: shutdown.clone(),
-    };
-    let set_up = tokio::select! {
-        set_up = setup(boot) => set_up,
-        () = signals.next() => return ExitCode::SUCCESS,
-    };
-    let app = match set_up {
-        Err(SetupErrors(Failure::Settings(all))) => return wrong_settings(&all.0),
-        _ if !problems.is_empty() => return wrong_settings(&problems),
-        Err(SetupErrors(Failure::Other(error))) => {
-            return failed("could not set the function up", error.as_ref());
+}
+
+impl Start {
+    /// Sets up and serves, to the end.
+    fn serve<H, S>(self, setup: S, ask: watch::Receiver<bool>) -> Told
+    where
+        H: Handler,
+        S: AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors>,
+    {
+        let runtime = match runtime() {
+            Ok(runtime) => runtime,
+            Err(error) => return failed("could not start the runtime", &error),
+        };
+        let told = runtime.block_on(self.set_up_and_serve(setup, ask));
+        // Blocking work that a handler left behind does not hold up the exit.
+        runtime.shutdown_background();
+        told
+    }
+
+    async fn set_up_and_serve<H, S>(self, setup: S, mut ask: watch::Receiver<bool>) -> Told
+    where
+        H: Handler,
+        S: AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors>,
+    {
+        let Self {
+            strings,
+            settings,
+            secrets,
+            gateway,
+            problems,
+        } = self;
+        let (trigger, shutdown) = Shutdown::new();
+        let registry = Registry::new();
+        let boot = Boot {
+            strings,
+            problems: problems.clone(),
+            secrets: secrets.clone(),
+            gateway: gateway.clone(),
+            registry: registry.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let set_up = tokio::select! {
+            set_up = setup(boot) => set_up,
+            () = life::asked(&mut ask) => return Told::InOrder,
+        };
+        let app = match set_up {
+            Err(SetupErrors(Failure::Settings(all))) => return wrong_settings(&all.0),
+            _ if !problems.is_empty() => return wrong_settings(&problems),
+            Err(SetupErrors(Failure::Other(error))) => {
+                return failed("could not set the function up", error.as_ref());
+            }
+            Ok(app) => app,
+        };
+        let platform = Arc::new(Platform {
+            secrets,
+            gateway,
+            shutdown,
+        });
+        let server = match Server::new(&settings, app, platform, registry) {
+            Ok(server) => server,
+            Err(error) => return failed("could not register the metrics", &error),
+        };
+        match life::serve(&server, &settings, &trigger, &mut ask).await {
+            Ok(()) => Told::InOrder,
+            Err(error) => failed("could not listen", &error),
         }
-        Ok(app) => app,
-    };
-    let platform = Arc::new(Platform {
-        secrets,
-        gateway,
-        shutdown,
-    });
-    let server = match Server::new(&settings, app, platform, registry) {
-        Ok(server) => server,
-        Err(error) => return failed("could not register the metrics", &error),
-    };
-    match life::serve(&server, &settings, &trigger, &mut signals).await {
-        Ok(End::InOrder) => ExitCode::SUCCESS,
-        Ok(End::AtOnce) => ExitCode::from(ENDED_AT_ONCE),
-        Err(error) => failed("could not listen", &error),
     }
 }
 
-fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> ExitCode {
+fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Told {
     tracing::error!(error = %Chain(error), "{what}");
-    ExitCode::FAILURE
+    Told::Failed
 }
 
-fn wrong_settings(problems: &[Problem]) -> ExitCode {
+fn wrong_settings(problems: &[Problem]) -> Told {
     for problem in problems {
         tracing::error!(setting = problem.name, "wrong setting: {problem}");
     }
-    ExitCode::from(WRONG_SETTINGS)
+    Told::WrongSettings
 }

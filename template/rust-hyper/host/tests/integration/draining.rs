@@ -67,10 +67,6 @@ async fn what_takes_too_long_is_dropped_and_it_ends_with_0() {
 
 #[tokio::test]
 async fn a_handler_that_blocks_does_not_keep_it_from_ending() {
-    // With one processor there is one thread, and what blocks it blocks the signal as well: see `run_with`.
-    if std::thread::available_parallelism().unwrap().get() == 1 {
-        return;
-    }
     let mut function = Function::start(&[("write_timeout", "50ms")]).await;
     let address = function.address;
     let blocked = tokio::spawn(async move { try_get(address, "/block").await });

@@ -28,6 +28,7 @@ pub(crate) async fn set_up(boot: Boot) -> Result<App<impl Handler>, SetupErrors>
     settings.finish()?;
     match setup.as_deref() {
         Some("fails") => return Err(SetupErrors::new("the disk is full")),
+        Some("panics") => panic!("setups may"),
         Some("hangs") => {
             tracing::info!("setting up");
             std::future::pending::<()>().await;

@@ -45,6 +45,13 @@ async fn a_setup_that_fails_ends_it_with_1() {
 }
 
 #[tokio::test]
+async fn a_setup_that_panics_ends_it_with_101() {
+    let mut function = Function::spawn(&[("setup", "panics")]);
+    assert_eq!(function.line("panic").await["panic"], "setups may");
+    assert_eq!(function.end().await, 101);
+}
+
+#[tokio::test]
 async fn a_port_that_is_taken_ends_it_with_1() {
     let taken = Function::start(&[]).await;
     let port = taken.address.port().to_string();
