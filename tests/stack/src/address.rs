@@ -4,7 +4,7 @@
 //! addresses, 10.63.N.0/30; N is what tells the stacks of a machine apart. Inside, functions live on a bridge with the
 //! same network in every stack.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,8 +69,14 @@ impl Number {
     }
 
     /// The registry, as it stands in image references.
-    pub(crate) fn registry(self) -> String {
-        format!("{}:{REGISTRY_PORT}", self.inner())
+    pub(crate) fn registry(self) -> SocketAddr {
+        (self.inner(), REGISTRY_PORT).into()
+    }
+
+    /// The registry for faasd, which speaks plain HTTP with loopback addresses only: one of these, that is the same
+    /// inside and on the machine.
+    pub(crate) fn loopback_registry(self) -> SocketAddr {
+        (Ipv4Addr::new(127, 63, self.0, 2), REGISTRY_PORT).into()
     }
 
     /// The gateway, from the machine.
@@ -107,7 +113,8 @@ mod tests {
     fn stacks_get_different_addresses() {
         let first = Number::free(|_| false).unwrap();
         let second = Number::free(|number| number == first).unwrap();
-        assert_eq!(first.registry(), "10.63.1.2:5000");
+        assert_eq!(first.registry().to_string(), "10.63.1.2:5000");
+        assert!(second.loopback_registry().ip().is_loopback());
         assert_eq!(second.gateway_url(), "http://10.63.2.2:8080");
         assert_eq!(Number::free(|_| true), None);
     }

@@ -196,7 +196,7 @@ async fn build_missing(stack: &Stack, registry: &Push, all: &[Planned], progress
     }
     progress.step("builder", "starting builder-fn as a plain process");
     stack.start(Part::Builder).await?;
-    let builder = Builder::new(http::client()?, stack.plain_builder_url(), &stack.payload_secret)?;
+    let builder = Builder::new(http::client()?, stack.plain_builder_url()?, &stack.payload_secret)?;
     let builds = missing.iter().map(|function| async {
         let config = build::config(&function.image, &stack.rust_image());
         let built = builder

@@ -13,6 +13,7 @@ use crate::{
     cgroup::Groups,
     control::{Command, Conversation, Event},
     error::{At as _, Error, Result},
+    external,
     places::{Places, StackDir},
     plan::Running,
     progress::Progress,
@@ -37,6 +38,10 @@ impl Stack {
 
 /// Stops the stack of a name, whatever state it is in, and with `purge` removes its data too.
 pub async fn down(name: &str, purge: bool, progress: &Progress) -> Result<()> {
+    if name == external::NAME {
+        progress.step("stack", "it is somebody else's, and left alone");
+        return Ok(());
+    }
     let place = Places::from_env()?.stack(name)?;
     if !place.root.exists() {
         progress.step("stack", format_args!("there is no stack {name}"));

@@ -13,6 +13,7 @@ mod credentials;
 mod deploy;
 mod down;
 mod error;
+mod external;
 mod hold;
 mod http;
 mod image;

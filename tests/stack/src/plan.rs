@@ -91,6 +91,8 @@ impl Provider {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) number: Number,
+    /// The launcher whose supervisor it is: another one may not understand it.
+    pub(crate) launcher: Stamped,
     pub(crate) tools: Tools,
     /// docker-registry.
     pub(crate) registry: PathBuf,
@@ -104,6 +106,14 @@ impl Plan {
     /// Reads the plan of a stack; nothing where there is no such stack.
     pub(crate) fn read(dir: &StackDir) -> Result<Option<Self>> {
         read(dir.plan())
+    }
+
+    /// The registry, as it stands in image references: one name on the machine, in BuildKit and in the provider.
+    pub(crate) fn registry_host(&self) -> String {
+        match self.provider {
+            Provider::Embedded(_) => self.number.registry().to_string(),
+            Provider::Faasd(_) => self.number.loopback_registry().to_string(),
+        }
     }
 
     /// Reads the plan that a stack had; nothing too where a launcher of another version made it.

@@ -11,7 +11,7 @@ use crate::{
     control::{Command, Conversation, Event, PartStatus},
     credentials::Credentials,
     error::{At as _, Error, Result},
-    image,
+    external, image,
     part::Part,
     places::{Places, StackDir},
     plan::{Plan, Provider, Running},
@@ -41,8 +41,11 @@ pub struct Stack {
     pub deploy_secret: PathBuf,
     /// The stack's programs.
     pub tools: Tools,
-    place: StackDir,
-    plan: Plan,
+    /// The base image that compiles Rust.
+    pub(crate) rust_image: String,
+    pub(crate) place: StackDir,
+    /// What the launcher decided; nothing for a stack that somebody else runs.
+    pub(crate) plan: Option<Plan>,
 }
 
 /// The OpenFaaS gateway.
@@ -69,7 +72,12 @@ pub struct Registry {
 
 impl Stack {
     /// The running stack of a name; nothing where none runs.
+    ///
+    /// The name `external` stands for an OpenFaaS that somebody else runs, described by the environment.
     pub fn load(name: &str) -> Result<Option<Self>> {
+        if name == external::NAME {
+            return external::from_env().map(Some);
+        }
         let place = Places::from_env()?.stack(name)?;
         let (Some(plan), Some(running)) = (Plan::read(&place)?, Running::read(&place)?) else {
             return Ok(None);
@@ -97,7 +105,7 @@ impl Stack {
             },
             builder_url: number.builder_url(),
             registry: Registry {
-                host: number.registry(),
+                host: plan.registry_host(),
                 user,
                 password,
             },
@@ -105,8 +113,9 @@ impl Stack {
             payload_secret: place.secrets().join("payload-secret"),
             deploy_secret: place.secrets().join("deploy-secret"),
             tools: plan.tools.clone(),
+            rust_image: image::rust(&plan.registry_host()),
             place,
-            plan,
+            plan: Some(plan),
         })
     }
 
@@ -117,17 +126,23 @@ impl Stack {
 
     /// Whether the registry asks for a password. With faasd it cannot: faasd pulls without one.
     pub fn registry_asks_for_a_password(&self) -> bool {
-        self.plan.provider.closed_registry()
+        !self.registry.user.is_empty()
     }
 
     /// Whether the provider keeps the old version of a function answering until the new one does.
     pub fn replaces_without_a_gap(&self) -> bool {
-        matches!(self.plan.provider, Provider::Embedded(_))
+        matches!(
+            self.plan,
+            Some(Plan {
+                provider: Provider::Embedded(_),
+                ..
+            })
+        )
     }
 
     /// The base image that compiles Rust.
     pub fn rust_image(&self) -> String {
-        image::rust(&self.registry.host)
+        self.rust_image.clone()
     }
 
     /// The base image with a small Debian.
@@ -164,8 +179,8 @@ impl Stack {
     }
 
     /// builder-fn as a plain process, while it runs as one.
-    pub(crate) fn plain_builder_url(&self) -> String {
-        self.plan.number.plain_builder_url()
+    pub(crate) fn plain_builder_url(&self) -> Result<String> {
+        Ok(self.plan()?.number.plain_builder_url())
     }
 
     /// Logs faas-cli in and gives the directory for its `OPENFAAS_CONFIG`.
@@ -238,6 +253,7 @@ impl Stack {
     }
 
     async fn ask(&self, command: Command) -> Result<Event> {
+        self.plan()?;
         let answer = Conversation::open(&self.place.control())
             .await?
             .ask(command, |_| ())
@@ -247,15 +263,18 @@ impl Stack {
 
     /// The credentials, as the launcher uses them itself.
     pub(crate) fn credentials(&self) -> Result<Credentials> {
-        Credentials::read(&self.place, self.plan.provider.closed_registry())
+        Credentials::read(&self.place, self.plan()?.provider.closed_registry())
     }
 
     pub(crate) fn place(&self) -> &StackDir {
         &self.place
     }
 
-    pub(crate) fn plan(&self) -> &Plan {
-        &self.plan
+    /// What the launcher decided about its own stack.
+    pub(crate) fn plan(&self) -> Result<&Plan> {
+        let refused =
+            || Error::Refused("the parts of this stack are somebody else's to start and stop".into());
+        self.plan.as_ref().ok_or_else(refused)
     }
 }
 

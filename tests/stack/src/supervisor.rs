@@ -16,10 +16,11 @@ mod spec;
 
 use std::fs;
 
+use futures_util::future::try_join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub(crate) use self::logs::older;
-use self::{parts::Parts, reaper::Reaper, spec::Context};
+use self::{forward::Forward, parts::Parts, reaper::Reaper, spec::Context};
 use crate::{
     error::{At as _, Error, Result},
     places::StackDir,
@@ -36,25 +37,27 @@ pub fn run(dir: StackDir) -> Result<()> {
         faasd::prepare(&context.dir, &faasd.program, &context.containerd_socket())?;
     }
     resolver.mount()?;
+    // While this process is in the machine's network still.
+    let door = forward::loopback_registry(&context)?;
     network::enter(number)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime
         .at("start the runtime of", &context.dir.root)?
-        .block_on(supervise(context))
+        .block_on(supervise(context, door))
 }
 
-async fn supervise(context: Context) -> Result<()> {
+async fn supervise(context: Context, door: Option<std::net::TcpListener>) -> Result<()> {
     let socket = context.dir.control();
     // One that an earlier supervisor left.
     let _ = fs::remove_file(&socket);
     let listener = tokio::net::UnixListener::bind(&socket).at("listen on", &socket)?;
     let mut terminate = signal(SignalKind::terminate()).at("take signals for", &socket)?;
     let reaper = Reaper::default();
-    let forward = forward::Forward::bind(&context).await?;
+    let forwards = forward::all(&context, door).await?;
     let parts = Parts::new(context, reaper.clone());
     tokio::select! {
         ended = reaper.collect() => ended.at("collect children of", &socket),
-        ended = forward.serve() => ended,
+        ended = try_join_all(forwards.iter().map(Forward::serve)) => ended.map(drop),
         ended = serve::serve(&listener, &parts) => ended,
         _ = terminate.recv() => {
             parts.stop_all(&|_| ()).await;

@@ -15,7 +15,7 @@ use crate::{
     credentials::Credentials,
     deploy, down,
     error::{At as _, Error, Result},
-    http,
+    external, http,
     image::{BaseImages, Push},
     packages,
     places::{self, Places, StackDir, write_private},
@@ -36,7 +36,12 @@ impl Stack {
     /// Starts the stack, or what is missing of it, and deploys Slipway on it where the options say so.
     ///
     /// A stack that does not start is torn down again, and so is one whose start is dropped before it is done.
+    ///
+    /// Of an OpenFaaS that somebody else runs (the name `external`), nothing is started: it is only asked for.
     pub async fn up(options: &Options, progress: &Progress) -> Result<Self> {
+        if options.name == external::NAME {
+            return external::check(progress).await;
+        }
         if !rustix::process::geteuid().is_root() {
             return Err(Error::Machine(
                 "only root can start a stack: it needs namespaces and mounts".into(),
@@ -102,6 +107,7 @@ async fn prepare(
     // The number is chosen when this stack is locked.
     let plan = Plan {
         number: Number::FIRST,
+        launcher: Stamped::of(&programs::launcher()?)?,
         tools,
         registry,
         provider,
@@ -153,7 +159,7 @@ async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Sta
     write_configuration(place, &plan).await?;
     plan.write(place)?;
     let stack = Stack::of(place.clone(), plan)?;
-    let holder = Holder::start(place)?;
+    let holder = Holder::start(&stack)?;
     holder.supervisor(place).await?;
     if let Err(error) = begin(&stack, progress).await {
         // What is said is why it did not start, whatever comes of the clean-up; its failure shows at the next start.
@@ -166,7 +172,7 @@ async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Sta
 
 /// Credentials, and the programs for a user's `PATH`.
 async fn write_configuration(place: &StackDir, plan: &Plan) -> Result<()> {
-    let credentials = Credentials::ensure(place, &plan.number.registry(), plan.provider.closed_registry())?;
+    let credentials = Credentials::ensure(place, &plan.registry_host(), plan.provider.closed_registry())?;
     if let Some(login) = &credentials.registry {
         write_private(
             &place.config().join("htpasswd"),
@@ -211,12 +217,12 @@ struct Holder {
 }
 
 impl Holder {
-    fn start(place: &StackDir) -> Result<Self> {
-        let program = programs::launcher()?;
+    fn start(stack: &Stack) -> Result<Self> {
+        let (place, program) = (stack.place(), &stack.plan()?.launcher.program);
         let log = place.log("supervisor");
         let output = File::create(&log).at("write", &log)?;
         let errors = output.try_clone().at("write", &log)?;
-        let mut command = std::process::Command::new(&program);
+        let mut command = std::process::Command::new(program);
         command
             .args(["hold", "--name", &place.name])
             .stdin(Stdio::null())

@@ -86,7 +86,7 @@ impl Sample<'_> {
                 "{NAME} has {size} bytes; the queue takes {QUEUE_LIMIT}"
             )));
         }
-        let callback = Callback::listen(self.stack.plan().number.outer()).await?;
+        let callback = Callback::listen(self.stack.plan()?.number.outer()).await?;
         let signature = build::signature(&self.stack.payload_secret, &body)?;
         let step = |what: String| self.progress.step(NAME, what);
         step(format!(

@@ -1,5 +1,5 @@
-//! builder-fn without the gateway: connections to one fixed address of the stack go to wherever the function's
-//! container is at that moment.
+//! Forwarders. builder-fn without the gateway: connections to one fixed address of the stack go to wherever the
+//! function's container is at that moment. And, with faasd, the registry at a loopback address of the machine.
 
 use std::{
     fs,
@@ -26,27 +26,62 @@ const FUNCTION_PORT: u16 = 8080;
 /// How long a container may take to accept a connection: it is on a bridge of this machine.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// The forwarder.
+/// A forwarder.
 #[derive(Debug)]
 pub(crate) struct Forward {
     listener: TcpListener,
-    addresses: Addresses,
+    target: Target,
+}
+
+/// Where connections go.
+#[derive(Debug, Clone)]
+enum Target {
+    /// To a function's container.
+    Function(Addresses),
+    /// To one address.
+    Address(SocketAddr),
+}
+
+/// With faasd: listens for the machine at the registry's loopback address. A socket stays in the network that it was
+/// made in, so this is for a process that is in the machine's.
+pub(crate) fn loopback_registry(context: &Context) -> Result<Option<std::net::TcpListener>> {
+    if matches!(context.plan.provider, Provider::Embedded(_)) {
+        return Ok(None);
+    }
+    let address = context.plan.number.loopback_registry();
+    let listener = std::net::TcpListener::bind(address).at("listen on", address.to_string())?;
+    listener
+        .set_nonblocking(true)
+        .at("listen on", address.to_string())?;
+    Ok(Some(listener))
+}
+
+/// The forwarders of a stack: to builder-fn, and from the loopback address of a registry for faasd.
+pub(crate) async fn all(context: &Context, door: Option<std::net::TcpListener>) -> Result<Vec<Forward>> {
+    let number = context.plan.number;
+    let address = SocketAddr::from((number.inner(), BUILDER_PORT));
+    let listener = TcpListener::bind(address)
+        .await
+        .at("listen on", address.to_string())?;
+    let addresses = match &context.plan.provider {
+        Provider::Embedded(_) => Addresses::Results(context.dir.data("provider").join("cni/results")),
+        Provider::Faasd(_) => Addresses::Leases("/run/cni/openfaas-cni-bridge".into()),
+    };
+    let mut all = vec![Forward {
+        listener,
+        target: Target::Function(addresses),
+    }];
+    if let Some(door) = door {
+        let listener = TcpListener::from_std(door).at("listen on", number.loopback_registry().to_string())?;
+        all.push(Forward {
+            listener,
+            target: Target::Address(number.registry()),
+        });
+    }
+    Ok(all)
 }
 
 impl Forward {
-    /// Listens at the stack's address.
-    pub(crate) async fn bind(context: &Context) -> Result<Self> {
-        let address = SocketAddr::from((context.plan.number.inner(), BUILDER_PORT));
-        let listener = TcpListener::bind(address)
-            .await
-            .at("listen on", address.to_string())?;
-        let addresses = match &context.plan.provider {
-            Provider::Embedded(_) => Addresses::Results(context.dir.data("provider").join("cni/results")),
-            Provider::Faasd(_) => Addresses::Leases("/run/cni/openfaas-cni-bridge".into()),
-        };
-        Ok(Self { listener, addresses })
-    }
-
     /// Forwards connections, each in a task of its own.
     pub(crate) async fn serve(&self) -> Result<()> {
         loop {
@@ -54,25 +89,38 @@ impl Forward {
                 .listener
                 .accept()
                 .await
-                .at("accept on", "the forwarder's address")?;
-            tokio::spawn(forward(client, self.addresses.of(FUNCTION)));
+                .at("accept on", "a forwarder's address")?;
+            tokio::spawn(forward(client, self.target.addresses()));
+        }
+    }
+}
+
+impl Target {
+    fn addresses(&self) -> Vec<SocketAddr> {
+        match self {
+            Target::Function(addresses) => addresses
+                .of(FUNCTION)
+                .into_iter()
+                .map(|address| (address, FUNCTION_PORT).into())
+                .collect(),
+            Target::Address(address) => vec![*address],
         }
     }
 }
 
 /// A client whose function is not there is hung up on, as it would be by the function's own address.
-async fn forward(mut client: TcpStream, addresses: Vec<Ipv4Addr>) {
+async fn forward(mut client: TcpStream, addresses: Vec<SocketAddr>) {
     for address in addresses {
-        let connect = TcpStream::connect((address, FUNCTION_PORT));
-        if let Ok(Ok(mut function)) = tokio::time::timeout(CONNECT, connect).await {
-            let _ = tokio::io::copy_bidirectional(&mut client, &mut function).await;
+        let connect = TcpStream::connect(address);
+        if let Ok(Ok(mut target)) = tokio::time::timeout(CONNECT, connect).await {
+            let _ = tokio::io::copy_bidirectional(&mut client, &mut target).await;
             return;
         }
     }
 }
 
 /// Where the addresses of containers are written down.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Addresses {
     /// By the embedded provider: a file a container, `NAME.…`, with the CNI plugins' result.
     Results(PathBuf),

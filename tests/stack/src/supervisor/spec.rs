@@ -9,7 +9,7 @@ use std::{
 use crate::{
     address::{
         BRIDGE, BUILDKIT_PORT, EGRESS_INTERFACE, NATS_MONITOR_PORT, NATS_PORT, PLAIN_BUILDER_METRICS_PORT,
-        PLAIN_BUILDER_PORT, PROVIDER_PORT,
+        PLAIN_BUILDER_PORT, PROVIDER_PORT, REGISTRY_PORT,
     },
     part::Part,
     places::StackDir,
@@ -133,7 +133,8 @@ impl Context {
             "version: 0.1\nlog:\n  accesslog:\n    disabled: true\n  level: warn\nstorage:\n  filesystem:\n    \
              rootdirectory: {data}\n  delete:\n    enabled: true\nhttp:\n  addr: {addr}\n{auth}",
             data = self.dir.data("registry").display(),
-            addr = self.plan.number.registry(),
+            // On every address of the stack: the loopback one is faasd's.
+            addr = format_args!(":{REGISTRY_PORT}"),
             auth = if closed { auth.as_str() } else { "" },
         );
         let mut command = self.program(&self.plan.registry);
@@ -158,7 +159,7 @@ impl Context {
              [registry.\"{registry}\"]\n  http = true\n",
             root = self.dir.data("buildkit").display(),
             history = BUILDKIT_HISTORY.as_secs(),
-            registry = self.plan.number.registry(),
+            registry = self.plan.registry_host(),
         );
         let mut command = self.program(&self.plan.tools.buildkitd);
         command.arg("--config").arg(&config);
@@ -230,7 +231,7 @@ impl Context {
         command
             .arg("--registry-config")
             .arg(self.dir.secrets().join("registry-config"));
-        command.args(["--plain-http-registries", &self.plan.number.registry()]);
+        command.args(["--plain-http-registries", &self.plan.registry_host()]);
         command.args(["--service-timeout", CALL]);
         command.args(["--extra-hosts", &format!("gateway.openfaas={BRIDGE}")]);
         Spec {

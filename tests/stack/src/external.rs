@@ -1,0 +1,131 @@
+//! An OpenFaaS that somebody else runs, with Slipway on it: nothing of it is started or stopped here, tests only use it.
+//!
+//! It is described by the same environment variables that `slipway-stack env` prints for a stack of its own.
+
+use std::{collections::HashMap, env, path::PathBuf};
+
+use reqwest::StatusCode;
+
+use crate::{
+    error::{Error, Result},
+    http::{self, answer, send},
+    places::Places,
+    progress::Progress,
+    stack::{Gateway, Registry, Stack},
+    tools::{self, Tools},
+};
+
+/// The name that stands for it.
+pub(crate) const NAME: &str = "external";
+
+/// What has to be said of it.
+const NEEDED: [&str; 7] = [
+    "OPENFAAS_URL",
+    "OPENFAAS_USER",
+    "OPENFAAS_PASSWORD",
+    "PAYLOAD_SECRET",
+    "DEPLOY_SECRET",
+    "REGISTRY",
+    "BUILDKIT_HOST",
+];
+
+/// The stack that the environment describes.
+pub(crate) fn from_env() -> Result<Stack> {
+    of(&Places::from_env()?, &env::vars().collect())
+}
+
+/// Builds the clients that tests use, and sees whether the gateway lets them in.
+pub(crate) async fn check(progress: &Progress) -> Result<Stack> {
+    let stack = from_env()?;
+    let places = Places::from_env()?;
+    for module in ["faas-cli", "buildkit"] {
+        tools::build(&places, module, progress).await?;
+    }
+    let Gateway { url, user, password } = &stack.gateway;
+    let request = http::client()?
+        .get(format!("{url}/system/functions"))
+        .basic_auth(user, Some(password));
+    answer(send(request).await?, &[StatusCode::OK]).await?;
+    progress.step("stack", format_args!("{url} lets us in"));
+    Ok(stack)
+}
+
+fn of(places: &Places, environment: &HashMap<String, String>) -> Result<Stack> {
+    let value = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
+    let missing = NEEDED
+        .into_iter()
+        .filter(|name| value(name).is_none())
+        .collect::<Vec<_>>();
+    if !missing.is_empty() {
+        return Err(Error::Machine(format!(
+            "an external OpenFaaS needs {}",
+            missing.join(", ")
+        )));
+    }
+    let text = |name: &str| value(name).unwrap_or_default();
+    let url = text("OPENFAAS_URL").trim_end_matches('/').to_owned();
+    let registry = text("REGISTRY");
+    let place = places.stack(NAME)?;
+    Ok(Stack {
+        dir: place.root.clone(),
+        builder_url: value("BUILDER_URL").unwrap_or_else(|| format!("{url}/function/builder-fn")),
+        gateway: Gateway {
+            url,
+            user: text("OPENFAAS_USER"),
+            password: text("OPENFAAS_PASSWORD"),
+        },
+        rust_image: value("RUST_IMAGE").unwrap_or_else(|| crate::image::rust(&registry)),
+        registry: Registry {
+            host: registry,
+            user: text("REGISTRY_USER"),
+            password: text("REGISTRY_PASSWORD"),
+        },
+        buildkit_host: text("BUILDKIT_HOST"),
+        payload_secret: PathBuf::from(text("PAYLOAD_SECRET")),
+        deploy_secret: PathBuf::from(text("DEPLOY_SECRET")),
+        tools: Tools::locate(places)?,
+        place,
+        plan: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places() -> Places {
+        Places {
+            cache: "/c".into(),
+            stacks: "/s".into(),
+        }
+    }
+
+    #[test]
+    fn everything_that_is_missing_is_named_at_once() {
+        let environment = [
+            ("OPENFAAS_URL", "http://g"),
+            ("REGISTRY", ""),
+            ("OPENFAAS_USER", "u"),
+        ];
+        let environment = environment
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+        let error = of(&places(), &environment).unwrap_err().to_string();
+        let expected = "OPENFAAS_PASSWORD, PAYLOAD_SECRET, DEPLOY_SECRET, REGISTRY, BUILDKIT_HOST";
+        assert_eq!(error, format!("an external OpenFaaS needs {expected}"));
+    }
+
+    #[tokio::test]
+    async fn its_parts_cannot_be_stopped_from_here() {
+        let environment = NEEDED
+            .map(|name| (name.to_owned(), "http://x/".to_owned()))
+            .into();
+        let stack = of(&places(), &environment).unwrap();
+        assert_eq!(stack.builder_url, "http://x/function/builder-fn");
+        assert!(!stack.registry_asks_for_a_password());
+        assert!(matches!(
+            stack.stop(crate::Part::Gateway).await,
+            Err(Error::Refused(_))
+        ));
+    }
+}
