@@ -1,6 +1,7 @@
 //! A build context in the making, packed as the published clients pack it: `context/…` first, the config last.
 
 use std::{
+    collections::BTreeSet,
     io::Write as _,
     path::{Path, PathBuf},
 };
@@ -56,6 +57,7 @@ impl Source {
             "com.openfaas.docker.config",
             config.to_string().as_bytes(),
             0o664,
+            tar::EntryType::Regular,
         )?;
         builder.into_inner().context("closing the tar")
     }
@@ -68,30 +70,55 @@ impl Source {
     /// Writes the context into the folder `context` of this one, with the times that the tar has, for `buildctl`.
     pub fn extract(&self, folder: &Path) -> Result<PathBuf> {
         let tar = self.tar_without_config()?;
-        for entry in tar::Archive::new(tar.as_slice()).entries()? {
-            let mut entry = entry?;
-            entry.set_preserve_mtime(true);
-            entry.set_preserve_permissions(true);
-            entry.unpack_in(folder)?;
-        }
+        let mut archive = tar::Archive::new(tar.as_slice());
+        archive.set_preserve_mtime(true);
+        archive.set_preserve_permissions(true);
+        archive.unpack(folder)?;
         Ok(folder.join("context"))
     }
 
+    /// Folders have entries of their own, as in what tar writes: one that is only implied has no time, and extracting
+    /// it would give it that of the extraction.
     fn context_entries(&self) -> Result<tar::Builder<Vec<u8>>> {
         let mut builder = tar::Builder::new(Vec::new());
+        for folder in self.folders() {
+            append(&mut builder, &folder, &[], 0o755, tar::EntryType::Directory)?;
+        }
         for (path, content, mode) in &self.files {
-            append(&mut builder, &format!("context/{path}"), content, *mode)?;
+            append(
+                &mut builder,
+                &format!("context/{path}"),
+                content,
+                *mode,
+                tar::EntryType::Regular,
+            )?;
         }
         Ok(builder)
     }
+
+    fn folders(&self) -> BTreeSet<String> {
+        let above = |path: &str| {
+            path.match_indices('/')
+                .map(|(at, _)| format!("context/{}/", &path[..at]))
+                .collect::<Vec<_>>()
+        };
+        let folders = self.files.iter().flat_map(|(path, ..)| above(path));
+        folders.chain(["context/".to_owned()]).collect()
+    }
 }
 
-fn append(builder: &mut tar::Builder<Vec<u8>>, path: &str, content: &[u8], mode: u32) -> Result<()> {
+fn append(
+    builder: &mut tar::Builder<Vec<u8>>,
+    path: &str,
+    content: &[u8],
+    mode: u32,
+    kind: tar::EntryType,
+) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(content.len() as u64);
     header.set_mode(mode);
     header.set_mtime(1_700_000_000);
-    header.set_entry_type(tar::EntryType::Regular);
+    header.set_entry_type(kind);
     builder
         .append_data(&mut header, path, content)
         .with_context(|| format!("packing {path}"))?;

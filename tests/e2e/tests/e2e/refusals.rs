@@ -91,7 +91,7 @@ async fn a_truncated_tar_is_refused() -> Result<()> {
     let mut tar = good()
         .file("b", vec![7; 4096])
         .tar(&config(&bench, "truncated"))?;
-    tar.truncate(512 * 5 + 100);
+    tar.truncate(512 * 6 + 100);
     let mistake = Mistake {
         what: "truncated tar",
         status: 400,
