@@ -30,7 +30,7 @@ test: check unit chart e2e ## every test, on a machine where nothing has been pr
 check: ## format, lints, the handlers' lock files, licences
 	@$(stack) packages
 	cargo fmt --check
-	cargo fmt --check $(template)
+	cargo fmt --all --check $(template)
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --locked --workspace --all-targets $(template) -- -D warnings
 	tests/handler-locks --check
