@@ -2,6 +2,8 @@
 //!
 //! These need root, and what `Stack::up` needs. Each has a stack of its own, and removes it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
 mod isolation;
 mod leftovers;
 mod lifecycle;
