@@ -52,4 +52,4 @@ locks: ## write the lock files of builder-fn and deployer-fn anew
 	tests/handler-locks
 
 bench-host: ## what the function host costs, against a plain hyper server
-	cargo run --release --package slipway-bench-host
+	cargo run --profile function --locked --package slipway-bench-host
