@@ -93,6 +93,16 @@ impl Functions {
             .map_err(|source| Error::NoAnswer { request, source })
     }
 
+    /// Removes a function.
+    pub(super) async fn remove(&self, name: &str) -> Result<()> {
+        let request = self
+            .system(Method::DELETE, "functions")
+            .json(&json!({ "functionName": name }));
+        answer(send(request).await?, &[StatusCode::OK, StatusCode::ACCEPTED])
+            .await
+            .map(drop)
+    }
+
     /// Whether a function says that it is ready.
     pub(super) async fn ready(&self, name: &str) -> bool {
         let request = self

@@ -52,6 +52,10 @@ impl Sample<'_> {
         let context = Context::read(&workshop.context(NAME))?;
         let tag = context.hash(&[&self.stack.rust_image()]);
         if !self.deployed(&tag).await? {
+            // faasd keeps functions whose processes ended with an earlier stack, and would take them for deployed.
+            if self.functions.status(NAME).await?.is_some() && !self.functions.ready(NAME).await {
+                self.functions.remove(NAME).await?;
+            }
             self.send(&context, &tag).await?;
         }
         let url = self.functions.url(NAME);
