@@ -126,7 +126,112 @@ fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// `text` without line breaks: one event stays one line.
+/// `text` without line breaks, so that one event stays one line, and without what moves a terminal's cursor.
 fn one_line(text: &str) -> String {
-    text.replace('\n', "\\n").replace('\r', "\\r")
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_debug()),
+            false => line.push(character),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value as Json;
+
+    use super::*;
+
+    fn line(format: Format, message: &str, fields: &[(&str, Value)]) -> String {
+        let mut line = Line::new(format, SystemTime::UNIX_EPOCH, Level::WARN, "shop::cart");
+        line.message(message);
+        for (name, value) in fields {
+            line.field(name, value);
+        }
+        String::from_utf8(line.finish()).unwrap()
+    }
+
+    fn text(text: &str) -> Value {
+        Value::Text(text.to_owned())
+    }
+
+    #[test]
+    fn a_line_is_one_json_object() {
+        let line = line(
+            Format::Json,
+            "a \"b\"\n",
+            &[("n", Value::Plain("1".to_owned())), ("t", text("\u{1}ü"))],
+        );
+        let start = r#"{"time":"1970-01-01T00:00:00.000000Z","level":"WARN","target":"shop::cart","#;
+        let rest = "\"message\":\"a \\\"b\\\"\\n\",\"n\":1,\"t\":\"\\u0001ü\"}\n";
+        assert_eq!(line, format!("{start}{rest}"));
+    }
+
+    #[test]
+    fn a_line_of_text_stays_one_line() {
+        let line = line(
+            Format::Text,
+            "first\nsecond\u{1b}[2J",
+            &[("t", text("a\nb")), ("n", Value::Plain("1".to_owned()))],
+        );
+        let expected =
+            "1970-01-01T00:00:00.000000Z  WARN shop::cart: first\\nsecond\\u{1b}[2J t=\"a\\nb\" n=1\n";
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn a_field_does_not_take_the_place_of_the_lines_own() {
+        let line = line(Format::Json, "m", &[("level", text("mine"))]);
+        let line: Json = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&line["level"], &line["field_level"]),
+            (&"WARN".into(), &"mine".into())
+        );
+    }
+
+    #[test]
+    fn what_is_cut_says_so_and_what_comes_first_stays() {
+        for format in [Format::Json, Format::Text] {
+            for long in [
+                "x".repeat(200_000),
+                "\u{1}".repeat(200_000),
+                "\\".repeat(200_000),
+                "€".repeat(200_000),
+            ] {
+                let line = line(
+                    format,
+                    "m",
+                    &[("id", text("c-1")), ("a", text(&long)), ("b", text(&long))],
+                );
+                assert!(
+                    line.len() <= MAX_LINE && line.len() > MAX_LINE / 8,
+                    "{}",
+                    line.len()
+                );
+                assert!(line.contains("c-1") && line.contains("cut"));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_logged_is_one_bounded_line_of_json(
+            message in ".{0,40}",
+            name in "[a-z.\\PC]{1,10}",
+            texts in prop::collection::vec((any::<String>(), 0_usize..3000), 0..6),
+        ) {
+            let fields: Vec<_> =
+                texts.iter().map(|(unit, times)| (name.as_str(), text(&unit.repeat(*times)))).collect();
+            let json = line(Format::Json, &message, &fields);
+            prop_assert!(json.len() <= MAX_LINE);
+            prop_assert_eq!(json.find('\n'), Some(json.len() - 1));
+            prop_assert!(serde_json::from_str::<Json>(&json).is_ok(), "{}", json);
+            let plain = line(Format::Text, &message, &fields);
+            prop_assert!(plain.len() <= MAX_LINE);
+            prop_assert_eq!(plain.find('\n'), Some(plain.len() - 1));
+        }
+    }
 }

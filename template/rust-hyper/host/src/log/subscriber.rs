@@ -99,8 +99,12 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for Log<W> {
             None => None,
         };
         if let Some(span) = span {
-            self.spans.each(&span, &mut |fields| {
-                fields.iter().for_each(|(name, value)| line.field(name, value))
+            // The event's own value goes before that of a span.
+            let own = |name: &str| fields.iter().any(|(own, _)| own == name);
+            self.spans.each(&span, &mut |outer| {
+                for (name, value) in outer.iter().filter(|(name, _)| !own(name)) {
+                    line.field(name, value);
+                }
             });
         }
         for (name, value) in fields.iter().filter(|(name, _)| *name != MESSAGE) {
@@ -158,7 +162,7 @@ mod tests {
         let lines = lines("info", || {
             let _request = tracing::error_span!("request", call_id = "c-1").entered();
             let _build = tracing::info_span!("build", image = "a/b", tries = 2).entered();
-            tracing::info!(seconds = 0.5, ok = true, "built {}", 3);
+            tracing::info!(seconds = 0.5, ok = true, tries = 3, "built {}", 3);
         });
         let mut line = lines[0].clone();
         assert!(line["time"].take().is_string());
@@ -166,7 +170,7 @@ mod tests {
             line,
             json!({
                 "time": null, "level": "INFO", "target": "function_host::log::subscriber::tests", "message": "built 3",
-                "call_id": "c-1", "image": "a/b", "tries": 2, "seconds": 0.5, "ok": true,
+                "call_id": "c-1", "image": "a/b", "tries": 3, "seconds": 0.5, "ok": true,
             })
         );
     }
