@@ -14,6 +14,7 @@ use super::{
     workshop::Workshop,
 };
 use crate::{
+    command::{command, run_with_input},
     error::{Error, Result},
     http::{answer, send},
     image::Push,
@@ -83,7 +84,7 @@ impl Sample<'_> {
         let image = format!("{}/{REPOSITORY}/{NAME}:{tag}", self.stack.registry.host);
         let mut config = build::config(&image, &self.stack.rust_image());
         config["deploy"] = json!({ "service": NAME });
-        let body = context.tar(&config)?;
+        let body = run_with_input(command("gzip").args(["-9", "--stdout"]), &context.tar(&config)?).await?;
         if body.len() > QUEUE_LIMIT {
             let size = body.len();
             return Err(Error::Machine(format!(
