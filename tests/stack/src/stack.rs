@@ -186,7 +186,9 @@ impl Stack {
     /// Logs faas-cli in and gives the directory for its `OPENFAAS_CONFIG`.
     pub async fn login(&self) -> Result<PathBuf> {
         let dir = self.place.home().join("openfaas");
-        if dir.join("config.yml").exists() {
+        // A stack that is started again may have another address.
+        let known = fs::read_to_string(dir.join("config.yml"));
+        if known.is_ok_and(|known| known.contains(&self.gateway.url)) {
             return Ok(dir);
         }
         let mut faas_cli = command(&self.tools.faas_cli);
