@@ -22,6 +22,8 @@ impl<'a> Workshop<'a> {
             .arg(folder.path())
             .status()?;
         anyhow::ensure!(copied.success(), "copying the template");
+        // faas-cli takes all of the folder along: gigabytes, where somebody has compiled in it.
+        let _ = fs::remove_dir_all(folder.path().join("template/rust-hyper/target"));
         Ok(Self { bench, folder })
     }
 
