@@ -35,6 +35,7 @@ use crate::{
     logs::Logs,
     model::{FunctionDeployment, FunctionStatus},
     network::Network,
+    scratch::Scratch,
     secrets::Secrets,
     settings::{Manners, Settings},
 };
@@ -54,6 +55,7 @@ struct Inner {
     puller: Puller,
     secrets: Secrets,
     logs: Logs,
+    scratch: Scratch,
     resolv_conf: PathBuf,
     hosts: PathBuf,
     /// What exists, and at once the routes of the proxy.
@@ -72,6 +74,7 @@ impl Functions {
         containerd.ensure_namespace(&settings.function_namespace).await?;
         let network = Arc::new(Network::open(&settings)?);
         let logs = Logs::open(settings.logs_dir())?;
+        let scratch = Scratch::open(settings.scratch_dir())?;
         let (resolv_conf, hosts) = hosts::write(&settings)?;
         Ok(Self(Arc::new(Inner {
             puller: Puller::new(&settings),
@@ -79,6 +82,7 @@ impl Functions {
             network,
             secrets,
             logs,
+            scratch,
             resolv_conf,
             hosts,
             table: RwLock::default(),
@@ -293,6 +297,7 @@ impl Inner {
         instance.stop(grace).await?;
         containerd.delete_task(instance.id()).await?;
         containerd.delete_container(instance.id()).await?;
+        self.scratch.remove(instance.id());
         containerd.remove_snapshot(instance.id()).await
     }
 

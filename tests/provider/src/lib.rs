@@ -22,6 +22,7 @@ mod network;
 mod proxy;
 mod quantity;
 mod rootfs;
+mod scratch;
 mod secrets;
 mod server;
 mod settings;

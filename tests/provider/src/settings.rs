@@ -142,6 +142,12 @@ impl Settings {
             .unwrap_or_else(|| self.state_dir.join("cni/net.d"))
     }
 
+    /// Where the `/tmp` of functions with a read-only root are.
+    #[must_use]
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.state_dir.join("tmp")
+    }
+
     /// Where the functions' logs are written.
     #[must_use]
     pub fn logs_dir(&self) -> PathBuf {

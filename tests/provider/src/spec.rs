@@ -1,7 +1,7 @@
 //! The OCI runtime specification of a function's container: pure, from the deployment and the image's configuration.
 //!
 //! As faasd's, which is containerd's default with one capability, but for: the network namespace is made
-//! beforehand, a read-only root is honoured (with a `/tmp` in memory), no limit on open files of its own. There is
+//! beforehand, a read-only root is honoured (with a `/tmp` on disk), no limit on open files of its own. There is
 //! no seccomp profile. No `oom_score_adj` either: setting one needs a privilege that the machine may lack.
 
 pub(crate) mod user;
@@ -42,6 +42,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) hosts: &'a Path,
     /// The folder with the namespace's secrets.
     pub(crate) secrets: &'a Path,
+    /// The folder that is to be `/tmp`, where the image's own cannot be written.
+    pub(crate) scratch: Option<&'a Path>,
 }
 
 /// Reads the memory limit of a deployment, in bytes.
@@ -193,8 +195,8 @@ fn mounts(plan: &Plan<'_>) -> Vec<Mount> {
     let mut mounts = get_default_mounts();
     mounts.retain(|mount| mount.destination() != Path::new("/sys/fs/cgroup"));
     mounts.push(in_memory("/run", "mode=755"));
-    if plan.deployment.read_only_root_filesystem {
-        mounts.push(in_memory("/tmp", "mode=1777"));
+    if let Some(scratch) = plan.scratch {
+        mounts.push(bind(scratch, "/tmp".into(), &["rbind", "nosuid", "nodev"]));
     }
     mounts.push(read_only(plan.resolv_conf, "/etc/resolv.conf".into()));
     mounts.push(read_only(plan.hosts, "/etc/hosts".into()));
@@ -205,12 +207,16 @@ fn mounts(plan: &Plan<'_>) -> Vec<Mount> {
 }
 
 fn read_only(source: &Path, destination: PathBuf) -> Mount {
+    bind(source, destination, &["rbind", "ro"])
+}
+
+fn bind(source: &Path, destination: PathBuf, options: &[&str]) -> Mount {
     let mut mount = Mount::default();
     mount
         .set_destination(destination)
         .set_typ(Some("bind".to_owned()))
         .set_source(Some(source.to_owned()))
-        .set_options(Some(["rbind", "ro"].map(str::to_owned).to_vec()));
+        .set_options(Some(options.iter().map(|&option| option.to_owned()).collect()));
     mount
 }
 
@@ -257,6 +263,9 @@ mod tests {
             resolv_conf: Path::new("/state/resolv.conf"),
             hosts: Path::new("/state/hosts"),
             secrets: Path::new("/secrets/openfaas-fn"),
+            scratch: deployment
+                .read_only_root_filesystem
+                .then_some(Path::new("/state/tmp/hello.1")),
         };
         Ok(serde_json::to_value(build(plan)?).unwrap())
     }

@@ -98,6 +98,21 @@ async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
     Ok(())
 }
 
+/// The body waits on the disk of the function's container: neither in its memory nor in a folder that counts as such.
+#[tokio::test]
+async fn a_context_larger_than_the_builders_memory_limit_is_built() -> Result<()> {
+    const MEMORY_LIMIT: usize = 256 << 20;
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let config = json!({ "image": bench.image("e2e/large", "1"), "skipPush": true });
+    let tar = Source::dockerfile("FROM scratch\nCOPY Dockerfile /\n")
+        .file("pad", vec![7; MEMORY_LIMIT + (8 << 20)])
+        .tar(&config)?;
+    let reply = bench.builder.post(tar).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_dockerignore_names_does_not_reach_the_image() -> Result<()> {
     let bench = Bench::find()?;

@@ -109,6 +109,7 @@ impl Inner {
         let (container, record) = match made {
             Ok(made) => made,
             Err(error) => {
+                self.scratch.remove(&id);
                 if let Err(error) = containerd.remove_snapshot(&id).await {
                     tracing::warn!(instance = id, error = chain(&error), "a snapshot is left");
                 }
@@ -143,6 +144,10 @@ impl Inner {
             Some(user) => user,
             None => wish.resolve(&rootfs::users(mounts).await?)?,
         };
+        let scratch = match deployment.read_only_root_filesystem {
+            true => Some(self.scratch.make(id)?),
+            false => None,
+        };
         let spec = spec::build(Plan {
             deployment,
             config: &config,
@@ -152,6 +157,7 @@ impl Inner {
             resolv_conf: &self.resolv_conf,
             hosts: &self.hosts,
             secrets: &self.secrets.folder(&key.namespace),
+            scratch: scratch.as_deref(),
         })?;
         let (env, env_process) = spec::shown_env(&config, deployment);
         let record = Record {

@@ -29,6 +29,9 @@ pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
         .network
         .keep_only(|id| found.iter().any(|(_, container, _)| container.id == id))
         .await;
+    inner
+        .scratch
+        .keep_only(|id| found.iter().any(|(_, container, _)| container.id == id));
     let (serving, rest) = choose(found);
     for (key, (container, record)) in serving {
         let begin = match container.labels.get(LABEL_REPLICAS).map(String::as_str) {
@@ -46,6 +49,7 @@ pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
                 tracing::error!(instance = id, error = chain(&error), "cannot be removed");
             }
             inner_too.network.detach(&id).await;
+            inner_too.scratch.remove(&id);
         });
     }
     Ok(())
@@ -142,6 +146,7 @@ pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
     }
     network.keep_only(|_| false).await;
     let _ = fs::remove_dir_all(settings.logs_dir());
+    let _ = fs::remove_dir_all(settings.scratch_dir());
     remove_cgroups(&settings.cgroup_parent);
     worst
 }

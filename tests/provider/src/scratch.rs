@@ -1,0 +1,82 @@
+//! The `/tmp` of functions with a read-only root: a folder on disk for each instance, as Kubernetes' `emptyDir` is.
+//!
+//! Not in memory: what a function writes there would count against its memory limit until it ends it.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::error::Error;
+
+/// Everybody may make files in it, and remove their own.
+const MODE: u32 = 0o1777;
+
+/// Where the folders are.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Keeps the folders in this one.
+    pub(crate) fn open(folder: PathBuf) -> Result<Self, Error> {
+        fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
+        Ok(Self(folder))
+    }
+
+    /// Makes the folder of an instance.
+    pub(crate) fn make(&self, id: &str) -> Result<PathBuf, Error> {
+        let folder = self.0.join(id);
+        fs::create_dir(&folder).map_err(Error::io("make", &folder))?;
+        // Not when it is made: that would be without the bits of the umask.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(MODE))
+            .map_err(Error::io("open to everybody", &folder))?;
+        Ok(folder)
+    }
+
+    /// Removes the folder of an instance, if it has one.
+    pub(crate) fn remove(&self, id: &str) {
+        remove(&self.0.join(id));
+    }
+
+    /// Removes the folders of all other instances.
+    pub(crate) fn keep_only(&self, keep: impl Fn(&str) -> bool) {
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            if !entry.file_name().to_str().is_some_and(&keep) {
+                remove(&entry.path());
+            }
+        }
+    }
+}
+
+fn remove(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(folder = %folder.display(), %error, "a folder is left");
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_everybodys_and_goes_with_its_instance() {
+        let state = tempfile::tempdir().unwrap();
+        let scratch = Scratch::open(state.path().join("tmp")).unwrap();
+        let folder = scratch.make("a.1").unwrap();
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o7777, MODE);
+        fs::write(folder.join("file"), "x").unwrap();
+        let other = scratch.make("b.2").unwrap();
+
+        scratch.remove("a.1");
+        scratch.remove("a.1");
+        assert!(!folder.exists());
+        scratch.make("c.3").unwrap();
+        scratch.keep_only(|id| id == "b.2");
+        assert!(other.exists());
+        assert_eq!(fs::read_dir(state.path().join("tmp")).unwrap().count(), 1);
+    }
+}
