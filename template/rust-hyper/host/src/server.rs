@@ -1,6 +1,7 @@
 //! Serving: connections in, requests to the handler, answers out.
 
 mod answer;
+mod call_id;
 mod connection;
 mod inflight;
 mod metrics;

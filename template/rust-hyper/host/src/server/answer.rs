@@ -6,16 +6,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::header::Entry;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::Span;
 
+use super::call_id::CALL_ID;
 use super::outgoing::Outgoing;
 use super::record::Record;
 use crate::error::Error;
 use crate::reply;
-
-pub(crate) const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 
 /// What a handler does.
 pub(crate) type Handling = Pin<Box<dyn Future<Output = Result<crate::Response, Error>> + Send>>;

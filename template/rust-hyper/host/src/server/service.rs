@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use hyper::body::{Body as _, Incoming};
 
-use super::answer::{Answer, CALL_ID, Deadline, Running};
+use super::answer::{Answer, Deadline, Running};
+use super::call_id::CallIds;
 use super::record::{Ledger, Record};
 use super::stage::Stage;
 use crate::body::Body;
@@ -16,9 +17,6 @@ use crate::handler::Handler;
 use crate::reply;
 use crate::settings::Settings;
 
-/// A call id of the caller's is taken up to this length; every line of the log carries it.
-const MAX_CALL_ID: usize = 128;
-
 /// What answers requests.
 pub(crate) struct Service<H> {
     handler: H,
@@ -27,6 +25,7 @@ pub(crate) struct Service<H> {
     ready_paths: Vec<String>,
     platform: Arc<Platform>,
     ledger: Arc<Ledger>,
+    call_ids: CallIds,
     read_timeout: Duration,
     exec_timeout: Option<Duration>,
 }
@@ -45,6 +44,7 @@ impl<H: Handler> Service<H> {
             ready_paths: app.ready_paths,
             platform,
             ledger,
+            call_ids: CallIds::default(),
             read_timeout: settings.read_timeout,
             exec_timeout: settings.exec_timeout,
         }
@@ -56,7 +56,7 @@ impl<H: Handler> Service<H> {
         request: http::Request<Incoming>,
         connection: &Arc<Stage>,
     ) -> Answer {
-        let call_id = call_id(&request);
+        let call_id = self.call_ids.of(request.headers());
         if let Some(response) = self.probe(request.uri().path()) {
             return Answer::ready(response, call_id, None);
         }
@@ -104,17 +104,4 @@ impl<H: Handler> Service<H> {
         };
         Some(reply::message(StatusCode::SERVICE_UNAVAILABLE, hindrance))
     }
-}
-
-/// The caller's id where it has one that can be logged, else a new one. It is visible ASCII.
-fn call_id(request: &http::Request<Incoming>) -> HeaderValue {
-    if let Some(given) = request.headers().get(CALL_ID)
-        && (1..=MAX_CALL_ID).contains(&given.len())
-        && given.to_str().is_ok()
-    {
-        return given.clone();
-    }
-    let mut buffer = uuid::Uuid::encode_buffer();
-    let new: &str = uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
-    HeaderValue::from_str(new).unwrap_or(HeaderValue::from_static("none"))
 }
