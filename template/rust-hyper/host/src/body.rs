@@ -149,7 +149,9 @@ impl Body {
         };
         if at_end {
             self.source = Source::Empty;
-            self.turn = None;
+            if let Some(turn) = self.turn.take() {
+                turn.finish();
+            }
         }
         polled
     }

@@ -25,6 +25,11 @@ pub(crate) struct Limits {
     pub(crate) idle: Duration,
 }
 
+/// How long, after the answer, a client is read from that still sends a body which nobody wants.
+const LINGER: Duration = Duration::from_secs(30);
+/// How long between two pieces of it.
+const LINGER_IDLE: Duration = Duration::from_secs(2);
+
 /// A connection with [`Limits`].
 pub(crate) struct Patient<C> {
     connection: C,
@@ -32,6 +37,8 @@ pub(crate) struct Patient<C> {
     stage: Arc<Stage>,
     reading: Waiting,
     writing: Waiting,
+    /// Whether this side has said that it sends nothing more.
+    shut: bool,
     /// The request whose head has begun to come.
     head_begun: Option<u32>,
 }
@@ -44,6 +51,7 @@ impl<C> Patient<C> {
             stage,
             reading: Waiting::default(),
             writing: Waiting::default(),
+            shut: false,
             head_begun: None,
         }
     }
@@ -104,6 +112,32 @@ impl<C> Patient<C> {
     }
 }
 
+impl<C: AsyncRead + Unpin> Patient<C> {
+    /// Reads what an answered client still sends, and drops it, until it stops.
+    ///
+    /// To close with bytes unread resets the connection, and a reset makes the client's system throw away the answer that
+    /// it has not read yet: a client that sends all of its body before it looks would never see why it was refused.
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.stage.unread() {
+            return Poll::Ready(());
+        }
+        let mut dropped = [0; 16 << 10];
+        loop {
+            let mut buffer = ReadBuf::new(&mut dropped);
+            match Pin::new(&mut self.connection).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => self.reading.over(),
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        let what = (Expecting::Nothing, self.stage.now().1);
+        if self.reading.poll(cx, Wait::Exactly(LINGER_IDLE), what).is_ready() {
+            return Poll::Ready(());
+        }
+        self.writing.poll(cx, Wait::Exactly(LINGER), what)
+    }
+}
+
 impl<C: AsyncRead + Unpin> AsyncRead for Patient<C> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -121,7 +155,7 @@ impl<C: AsyncRead + Unpin> AsyncRead for Patient<C> {
     }
 }
 
-impl<C: AsyncWrite + Unpin> AsyncWrite for Patient<C> {
+impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Patient<C> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.connection).poll_write(cx, bytes);
@@ -152,7 +186,14 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Patient<C> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().connection).poll_shutdown(cx)
+        let this = self.get_mut();
+        if !this.shut {
+            ready!(Pin::new(&mut this.connection).poll_shutdown(cx))?;
+            this.shut = true;
+            this.reading.over();
+            this.writing.over();
+        }
+        this.linger(cx).map(Ok)
     }
 }
 
@@ -332,6 +373,50 @@ mod tests {
         let (waited, kind) = waited(&mut server).await;
         assert_eq!(kind, io::ErrorKind::TimedOut);
         assert!((LIMITS.idle..=2 * LIMITS.idle).contains(&waited), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_reads_is_taken_from_the_client_for_a_while() {
+        let (mut server, mut client, stage) = connection(64);
+        drop(stage.begin(true));
+        let begun = Instant::now();
+        let sending = tokio::spawn(async move {
+            while client.write_all(&[0; 64]).await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        server.shutdown().await.unwrap();
+        assert_eq!(begun.elapsed(), LINGER, "a client that goes on and on");
+        drop(server);
+        sending.await.unwrap();
+
+        let (mut server, mut client, stage) = connection(64);
+        drop(stage.begin(true));
+        let begun = Instant::now();
+        client.write_all(&[0; 64]).await.unwrap();
+        server.shutdown().await.unwrap();
+        assert_eq!(
+            begun.elapsed(),
+            LINGER_IDLE,
+            "a client that stopped and did not close"
+        );
+
+        let (mut server, client, stage) = connection(64);
+        drop(stage.begin(true));
+        drop(client);
+        let begun = Instant::now();
+        server.shutdown().await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::ZERO, "a client that has closed");
+
+        let (mut server, _client, stage) = connection(64);
+        drop(stage.begin(false));
+        let begun = Instant::now();
+        server.shutdown().await.unwrap();
+        assert_eq!(
+            begun.elapsed(),
+            Duration::ZERO,
+            "a client that had nothing to send"
+        );
     }
 
     #[tokio::test(start_paused = true)]

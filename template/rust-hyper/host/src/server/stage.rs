@@ -3,7 +3,7 @@
 //! hyper reads from the connection in all of these, and how long it may wait differs: the side that reads asks here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// What the next bytes of the client would be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,11 @@ pub(crate) enum Expecting {
 /// The stage of one connection. The number of the request is part of it, so that a body which a handler left behind does
 /// not end the stage of a later request.
 #[derive(Debug, Default)]
-pub(crate) struct Stage(AtomicU32);
+pub(crate) struct Stage {
+    now: AtomicU32,
+    /// Whether the last request had a body that nobody read to its end.
+    unread: AtomicBool,
+}
 
 const KIND: u32 = 0b11;
 const HEAD: u32 = 0;
@@ -30,7 +34,7 @@ const NEXT: u32 = 4;
 impl Stage {
     /// What is expected, and a number that is another one for each request.
     pub(crate) fn now(&self) -> (Expecting, u32) {
-        let now = self.0.load(Ordering::Relaxed);
+        let now = self.now.load(Ordering::Relaxed);
         let expecting = match now & KIND {
             HEAD => Expecting::Head,
             BODY => Expecting::Body,
@@ -41,9 +45,10 @@ impl Stage {
 
     /// A request's head is there; with `body`, more of it is to come.
     pub(crate) fn begin(self: &Arc<Self>, body: bool) -> Turn {
-        let number = self.0.load(Ordering::Relaxed) & !KIND;
-        self.0
+        let number = self.now.load(Ordering::Relaxed) & !KIND;
+        self.now
             .store(number | if body { BODY } else { NOTHING }, Ordering::Relaxed);
+        self.unread.store(body, Ordering::Relaxed);
         Turn(self.clone())
     }
 
@@ -51,8 +56,13 @@ impl Stage {
     pub(crate) fn body(self: &Arc<Self>) -> BodyTurn {
         BodyTurn {
             stage: self.clone(),
-            number: self.0.load(Ordering::Relaxed) & !KIND,
+            number: self.now.load(Ordering::Relaxed) & !KIND,
         }
+    }
+
+    /// Whether the client may still be sending what nobody is going to read.
+    pub(crate) fn unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
     }
 }
 
@@ -62,9 +72,9 @@ pub(crate) struct Turn(Arc<Stage>);
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let number = self.0.0.load(Ordering::Relaxed) & !KIND;
+        let number = self.0.now.load(Ordering::Relaxed) & !KIND;
         self.0
-            .0
+            .now
             .store(number.wrapping_add(NEXT) | HEAD, Ordering::Relaxed);
     }
 }
@@ -76,13 +86,22 @@ pub(crate) struct BodyTurn {
     number: u32,
 }
 
+impl BodyTurn {
+    /// The body was read to its end.
+    pub(crate) fn finish(self) {
+        if self.stage.now() == (Expecting::Body, self.number) {
+            self.stage.unread.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for BodyTurn {
     fn drop(&mut self) {
         let (from, to) = (self.number | BODY, self.number | NOTHING);
         // Where it is another request's turn there is nothing to be done.
         let _ = self
             .stage
-            .0
+            .now
             .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
@@ -115,6 +134,26 @@ mod tests {
         let _turn = stage.begin(true);
         drop(left_behind);
         assert_eq!(stage.now().0, Expecting::Body);
+    }
+
+    #[test]
+    fn a_body_is_unread_until_its_end_was_seen() {
+        let stage = Arc::new(Stage::default());
+        assert!(!stage.unread());
+        let turn = stage.begin(true);
+        drop(stage.body());
+        drop(turn);
+        assert!(stage.unread());
+        let turn = stage.begin(true);
+        stage.body().finish();
+        drop(turn);
+        assert!(!stage.unread());
+        let turn = stage.begin(true);
+        let left_behind = stage.body();
+        drop(turn);
+        let _turn = stage.begin(true);
+        left_behind.finish();
+        assert!(stage.unread(), "the end was that of another request's body");
     }
 
     #[test]

@@ -315,6 +315,26 @@ async fn a_body_over_the_limit_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test]
+async fn a_client_that_looks_only_after_it_has_sent_everything_sees_why_it_was_refused() {
+    let refuse = |_request, _context| async {
+        Err::<crate::Response, _>(Error::status(StatusCode::UNAUTHORIZED, "who?\n"))
+    };
+    let served = serve(&[], App::new(refuse)).await;
+    // Far more than the buffers of both sides hold.
+    let body = vec![0; 64 << 20];
+    let head = format!(
+        "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = send(served.address, &head).await;
+    stream.write_all(&body).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    assert!(answer.contains("who?"), "{answer}");
+}
+
+#[tokio::test]
 async fn when_the_port_is_closed_idle_connections_end_and_busy_ones_finish() {
     let (app, mut begun) = streaming();
     let mut served = serve(&[], app).await;
