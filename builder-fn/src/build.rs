@@ -8,11 +8,12 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::buildkit::session::{CredentialStore, Services, cold_key};
-use crate::buildkit::{Daemon, Job, Limits, Solve, Solved};
+use crate::buildkit::{CacheExport, Daemon, Job, Limits, Solve, Solved};
 use crate::chain::{Chain, Deployment, HandOver, Link};
 use crate::error::Error;
 use crate::report::{Lines, Log};
-use crate::request::BuildRequest;
+use crate::request::config::{CacheTo, Provenance};
+use crate::request::{BuildRequest, Frontend};
 
 /// What is left of a call's or the process's time when a build is ended for it: enough for an answer.
 const TO_ANSWER: Duration = Duration::from_secs(2);
@@ -26,6 +27,8 @@ pub struct Builder {
     pub credentials: Arc<dyn CredentialStore>,
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
+    /// The image that lists what is in an image. Without one, no such list can be asked for.
+    pub sbom_generator: Option<String>,
     /// How to have images deployed.
     pub chain: Chain,
     /// How long to wait for what is not the build itself.
@@ -72,6 +75,9 @@ impl Builder {
         log.extend(request.warnings.iter().map(|warning| Lines::warning(warning)));
         if request.sealed_secrets.is_some() {
             return Err(Error::SealedSecrets);
+        }
+        if config.sbom && self.sbom_generator.is_none() {
+            return Err(Error::NoSbomGenerator);
         }
         let link = match &config.deploy {
             Some(deploy) => Some((self.chain.link()?, deploy)),
@@ -142,6 +148,14 @@ impl Builder {
             labels: config.labels.clone(),
             platforms: config.platforms.clone(),
             no_cache: config.no_cache,
+            cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
+            cache_to: config.cache_to.iter().map(cache_export).collect(),
+            named_frontend: request.frontend == Frontend::Named,
+            provenance: config.provenance.map(|provenance| match provenance {
+                Provenance::Min => "min",
+                Provenance::Max => "max",
+            }),
+            sbom_generator: self.sbom_generator.clone().filter(|_| config.sbom),
         };
         Job {
             services,
@@ -149,6 +163,14 @@ impl Builder {
             solve,
             limits: self.limits,
         }
+    }
+}
+
+fn cache_export(cache: &CacheTo) -> CacheExport {
+    CacheExport {
+        name: cache.image.to_string(),
+        max: cache.max,
+        ignore_error: cache.ignore_error,
     }
 }
 

@@ -17,7 +17,7 @@ pub use address::{Address, AddressError};
 pub use connection::{ConnectError, Connection, Daemon, Dial, Dialing, Io};
 pub use failure::{Failure, Fault};
 pub use job::{Job, JobError, Limits, Solved};
-pub use solve::Solve;
+pub use solve::{CacheExport, Solve};
 pub use status::{Event, Events};
 
 /// The largest message that BuildKit's own client and daemon accept; tonic's default of 4 MiB is less.

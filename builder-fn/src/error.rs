@@ -31,6 +31,12 @@ pub enum Error {
     /// The request brings sealed secrets along. Leaving them out of the build would be worse than refusing it.
     #[error("this builder has no key for sealed secrets, so com.openfaas.secrets has to be left out")]
     SealedSecrets,
+    /// A list of the image's content was asked for, and nothing here makes one.
+    #[error(
+        "this builder makes no list of an image's content: its setting sbom_generator names no image that does, so `sbom` \
+         has to be left out"
+    )]
+    NoSbomGenerator,
     /// No daemon.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -79,7 +85,7 @@ impl Error {
                 RequestErrorKind::TooLarge => Kind::TooLarge,
                 RequestErrorKind::NoSpace | RequestErrorKind::Platform => Kind::Platform,
             },
-            Self::NoDeployment { .. } | Self::SealedSecrets => Kind::Refused,
+            Self::NoDeployment { .. } | Self::SealedSecrets | Self::NoSbomGenerator => Kind::Refused,
             Self::TimeLimit { .. } => Kind::BuildFailed,
             Self::Failed(failure) => match failure.fault {
                 Fault::Caller => Kind::BuildFailed,

@@ -36,12 +36,15 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         daemon,
         credentials: Arc::new(DockerConfig::at(settings.registry_config)),
         insecure: settings.insecure,
+        sbom_generator: settings.sbom_generator,
         chain,
         limits: Limits::default(),
     };
+    let mut limits = request::Limits::new(settings.max_body, settings.spool_dir);
+    limits.frontends = settings.allowed_frontends;
     let api = Api {
         builder,
-        limits: request::Limits::new(settings.max_body, settings.spool_dir),
+        limits,
         disable_hmac: settings.disable_hmac,
         metrics: Metrics::register(boot.registry())?,
     };

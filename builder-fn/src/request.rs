@@ -5,6 +5,7 @@
 //! a sender without the key achieves is that a limit is applied to what it sends.
 
 pub mod config;
+pub mod frontend;
 pub mod image;
 
 mod error;
@@ -25,6 +26,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use crate::context::{ArchiveLimits, SourceContext, SpoolSettings};
 pub use config::{BuildConfig, ConfigError};
 pub use error::{RequestError, RequestErrorKind};
+pub use frontend::{AllowedFrontends, Frontend, FrontendError};
 pub use image::{ImageError, ImageRef};
 use intake::Intake;
 
@@ -41,6 +43,8 @@ const BATCH_PIECES: usize = 512;
 pub struct BuildRequest {
     /// The file `com.openfaas.docker.config`.
     pub config: BuildConfig,
+    /// What reads the Dockerfile.
+    pub frontend: Frontend,
     /// The folder `context/`.
     pub context: Arc<SourceContext>,
     /// The file `com.openfaas.secrets`, still sealed.
@@ -60,13 +64,15 @@ pub enum Trust {
     Anyone,
 }
 
-/// How much a request may bring along, and where it waits.
+/// What a request may bring along, and where it waits.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// What its tar may be like; its size among that.
     pub archive: ArchiveLimits,
     /// Where the tar is kept.
     pub spool: SpoolSettings,
+    /// Which frontends its Dockerfile may name.
+    pub frontends: AllowedFrontends,
 }
 
 impl Limits {
@@ -82,6 +88,7 @@ impl Limits {
                 dir: spool_dir.into(),
                 memory: 1 << 20,
             },
+            frontends: AllowedFrontends::default(),
         }
     }
 }

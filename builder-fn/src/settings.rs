@@ -10,6 +10,8 @@
 //! | `max_body` | 1073741824 | largest body of a request in bytes |
 //! | `spool_dir` | the system's folder for temporary files | where a body larger than 1 MiB waits |
 //! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; may be missing |
+//! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name besides the built-in `docker/dockerfile` |
+//! | `sbom_generator` | | the image that makes the list of an image's content, for `sbom` |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
 //! | `deploy_timeout` | `5m` | how long a deployment may take |
 //! | `enable_lchown` | | accepted and without effect: nothing is extracted |
@@ -24,6 +26,7 @@ use function_host::env::Parser;
 
 use crate::buildkit::Address;
 use crate::docker_config::DockerConfig;
+use crate::request::{AllowedFrontends, ImageRef};
 
 /// The secret that requests are signed with.
 pub const PAYLOAD_SECRET: &str = "payload-secret";
@@ -46,6 +49,10 @@ pub struct Settings {
     pub spool_dir: PathBuf,
     /// A Docker `config.json`. It may be missing.
     pub registry_config: PathBuf,
+    /// Which frontends Dockerfiles may name.
+    pub allowed_frontends: AllowedFrontends,
+    /// The image that lists what is in an image.
+    pub sbom_generator: Option<String>,
     /// The function that deploys.
     pub deployer: String,
     /// How long a deployment may take.
@@ -66,6 +73,12 @@ impl Settings {
             registry_config: parser
                 .text("registry_config")
                 .map_or_else(|| secrets.directory().join(REGISTRY_SECRET), PathBuf::from),
+            allowed_frontends: parser.parse("allowed_frontends", AllowedFrontends::default(), str::parse),
+            sbom_generator: parser.parse("sbom_generator", None, |name| {
+                ImageRef::parse(name)
+                    .map(|image| Some(image.to_string()))
+                    .map_err(|error| format!("should be an image: {error}"))
+            }),
             deployer: parser.parse("deployer", "deployer-fn".to_owned(), function_name),
             deploy_timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
         };
@@ -153,6 +166,8 @@ mod tests {
                 ("deployer", "../system/functions"),
                 ("deploy_timeout", "soon"),
                 ("registry_config", "/proc/version"),
+                ("allowed_frontends", "team/Upper"),
+                ("sbom_generator", "a b"),
                 ("buildkit_server_name", "buildkit"),
             ],
             Some(" \n"),
@@ -166,6 +181,8 @@ mod tests {
             "max_body should be",
             "spool_dir should name a folder",
             "deployer should be the name",
+            "allowed_frontends should be images",
+            "sbom_generator should be an image",
             "deploy_timeout",
             "registry_config cannot be used: ",
             "buildkit_server_name is set",
@@ -173,7 +190,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 9);
+        assert_eq!(problems.0.len(), 11);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use super::Event;
 /// The name of the step in which the exporter makes the image and pushes it: BuildKit
 /// `exporter/containerimage/export.go`.
 const EXPORT: &str = "exporting to image";
+/// The name of the step that pushes cached steps: BuildKit `cache/remotecache/registry/registry.go`.
+const EXPORT_CACHE: &str = "exporting cache to registry";
 
 /// Beginnings of the names of steps that pull: base images, and images that a `# syntax=` line names.
 const PULLS: [&str; 2] = ["[internal] load metadata for ", "resolve image config for "];
@@ -65,7 +67,9 @@ impl Failure {
         let message = status.message();
         let fault = match (status.code(), steps.behind(message)) {
             (Code::Internal | Code::ResourceExhausted | Code::DeadlineExceeded, _) => Fault::Platform,
-            (_, Some(EXPORT)) => Fault::Platform,
+            (_, Some(EXPORT | EXPORT_CACHE)) => Fault::Platform,
+            // The generator is the operator's choice.
+            (_, Some(step)) if makes_sbom(step) => Fault::Platform,
             (_, Some(step)) if pulls(step) && registry_failed(message) => Fault::Platform,
             _ => Fault::Caller,
         };
@@ -74,6 +78,13 @@ impl Failure {
             fault,
         }
     }
+}
+
+/// As BuildKit `frontend/attestations/sbom/sbom.go` names such a step: `[PLATFORM] generating sbom using IMAGE`.
+fn makes_sbom(step: &str) -> bool {
+    step.strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+        .is_some_and(|(_, rest)| rest.starts_with("generating sbom using "))
 }
 
 fn pulls(step: &str) -> bool {
@@ -171,6 +182,19 @@ mod tests {
         ] {
             assert_eq!(judge(Some((EXPORT, error)), error), Fault::Platform, "{error}");
         }
+    }
+
+    #[test]
+    fn what_the_operator_chose_and_fails_is_the_platforms_doing() {
+        let error = "process \"scan\" did not complete successfully: exit code: 1";
+        for step in [
+            "exporting cache to registry",
+            "[linux/amd64] generating sbom using r/scan:1",
+        ] {
+            assert_eq!(judge(Some((step, error)), error), Fault::Platform, "{step}");
+        }
+        let step = "[2/2] RUN generating sbom using x";
+        assert_eq!(judge(Some((step, error)), error), Fault::Caller);
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, Exporter, SolveRequest};
+use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
+use serde_json::json;
 
 /// With this build argument, an image does not depend on when it was built.
 const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// The frontend that BuildKit has built in.
+const FRONTEND: &str = "dockerfile.v0";
 
 /// A Dockerfile build that ends in an image.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +34,27 @@ pub struct Solve {
     pub platforms: Vec<String>,
     /// Whether every step runs anew.
     pub no_cache: bool,
+    /// Images to take cached steps from.
+    pub cache_from: Vec<String>,
+    /// Images to leave cached steps in.
+    pub cache_to: Vec<CacheExport>,
+    /// Whether the Dockerfile may name a frontend that reads it in place of the one that BuildKit has built in.
+    pub named_frontend: bool,
+    /// How much the image says about its build: `min` or `max`.
+    pub provenance: Option<&'static str>,
+    /// The image that makes the list of what is in the image, where there is to be one.
+    pub sbom_generator: Option<String>,
+}
+
+/// An image to leave cached steps in.
+#[derive(Clone, Debug, Default)]
+pub struct CacheExport {
+    /// Its name, in full.
+    pub name: String,
+    /// Whether the steps of all stages go there.
+    pub max: bool,
+    /// Whether the build goes well when this does not.
+    pub ignore_error: bool,
 }
 
 impl Solve {
@@ -42,12 +67,44 @@ impl Solve {
         };
         SolveRequest {
             session: session.to_owned(),
-            frontend: "dockerfile.v0".into(),
+            frontend: FRONTEND.into(),
             frontend_attrs: self.frontend_attrs(),
             exporters: vec![exporter],
-            cache: Some(CacheOptions::default()),
+            cache: Some(CacheOptions {
+                imports: self.cache_imports().collect(),
+                exports: self.cache_exports().collect(),
+                ..CacheOptions::default()
+            }),
             r#ref: reference.to_owned(),
             ..SolveRequest::default()
+        }
+    }
+
+    /// Attributes: BuildKit `cache/remotecache/registry/registry.go`.
+    fn cache_imports(&self) -> impl Iterator<Item = CacheOptionsEntry> {
+        self.cache_from.iter().map(|name| self.registry_cache(name))
+    }
+
+    fn cache_exports(&self) -> impl Iterator<Item = CacheOptionsEntry> {
+        self.cache_to.iter().map(|cache| {
+            let mut entry = self.registry_cache(&cache.name);
+            let mut set = |name: &str, value: &str| entry.attrs.insert(name.to_owned(), value.to_owned());
+            set("mode", if cache.max { "max" } else { "min" });
+            if cache.ignore_error {
+                set("ignore-error", "true");
+            }
+            entry
+        })
+    }
+
+    fn registry_cache(&self, name: &str) -> CacheOptionsEntry {
+        let mut attrs = HashMap::from([("ref".to_owned(), name.to_owned())]);
+        if self.insecure {
+            attrs.insert("registry.insecure".into(), "true".into());
+        }
+        CacheOptionsEntry {
+            r#type: "registry".into(),
+            attrs,
         }
     }
 
@@ -75,6 +132,27 @@ impl Solve {
         if self.no_cache {
             // Empty: all stages. A value would name some.
             set("no-cache", String::new());
+        }
+        if !self.named_frontend {
+            // Where this is set, the built-in frontend takes itself for the one that was named, and looks no further:
+            // `frontend/dockerfile/builder/build.go`.
+            set("cmdline", FRONTEND.into());
+        }
+        if !self.cache_from.is_empty() {
+            // The frontend is told too: it asks for the caches with each of its own solves.
+            let imports = self
+                .cache_imports()
+                .map(|entry| json!({"Type": entry.r#type, "Attrs": entry.attrs}));
+            set(
+                "cache-imports",
+                imports.collect::<serde_json::Value>().to_string(),
+            );
+        }
+        if let Some(mode) = self.provenance {
+            set("attest:provenance", format!("mode={mode}"));
+        }
+        if let Some(generator) = &self.sbom_generator {
+            set("attest:sbom", format!("generator={generator}"));
         }
         attrs
     }
@@ -124,7 +202,11 @@ mod tests {
             ("ref", "dockerfile.v0")
         );
         assert_eq!(request.session, "session");
-        assert_eq!(request.frontend_attrs, attrs(&[("filename", "Dockerfile")]));
+        assert_eq!(
+            request.frontend_attrs,
+            attrs(&[("filename", "Dockerfile"), ("cmdline", "dockerfile.v0")])
+        );
+        assert_eq!(request.cache, Some(CacheOptions::default()));
         assert_eq!(request.exporters.len(), 1);
         assert_eq!(request.exporters[0].r#type, "image");
         assert_eq!(
@@ -146,6 +228,9 @@ mod tests {
             labels: pair("org.example", "x"),
             platforms: vec!["linux/amd64".into(), "linux/arm64".into()],
             no_cache: true,
+            named_frontend: true,
+            provenance: Some("max"),
+            sbom_generator: Some("r/scan:1".into()),
             ..Solve::default()
         };
 
@@ -156,6 +241,8 @@ mod tests {
             ("label:org.example", "x"),
             ("platform", "linux/amd64,linux/arm64"),
             ("no-cache", ""),
+            ("attest:provenance", "mode=max"),
+            ("attest:sbom", "generator=r/scan:1"),
         ];
         assert_eq!(solve.frontend_attrs(), attrs(&frontend));
         let exporter = [
@@ -165,6 +252,47 @@ mod tests {
             ("rewrite-timestamp", "true"),
         ];
         assert_eq!(solve.exporter_attrs(), attrs(&exporter));
+    }
+
+    #[test]
+    fn caches_are_told_to_the_daemon_and_to_the_frontend() {
+        let cache = |name: &str, max, ignore_error| CacheExport {
+            name: name.into(),
+            max,
+            ignore_error,
+        };
+        let solve = Solve {
+            cache_from: vec!["r/a:cache".into()],
+            cache_to: vec![cache("r/a:cache", true, false), cache("r/b:cache", false, true)],
+            ..Solve::default()
+        };
+        let entry = |pairs: &[(&str, &str)]| CacheOptionsEntry {
+            r#type: "registry".into(),
+            attrs: attrs(pairs),
+        };
+
+        let request = solve.request("ref", "session");
+
+        let cache = request.cache.expect("cache");
+        assert_eq!(cache.imports, [entry(&[("ref", "r/a:cache")])]);
+        assert_eq!(
+            cache.exports,
+            [
+                entry(&[("ref", "r/a:cache"), ("mode", "max")]),
+                entry(&[("ref", "r/b:cache"), ("mode", "min"), ("ignore-error", "true")]),
+            ]
+        );
+        assert_eq!(
+            request.frontend_attrs["cache-imports"],
+            r#"[{"Attrs":{"ref":"r/a:cache"},"Type":"registry"}]"#
+        );
+        let plain = Solve {
+            insecure: true,
+            ..solve
+        };
+        for entry in plain.cache_imports().chain(plain.cache_exports()) {
+            assert_eq!(entry.attrs["registry.insecure"], "true");
+        }
     }
 
     #[test]

@@ -6,8 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
+mod cache;
+
 use super::image::{ImageError, ImageRef};
 use super::time;
+pub use cache::CacheTo;
 
 /// A build configuration whose every value has been checked.
 #[derive(Clone)]
@@ -30,6 +33,14 @@ pub struct BuildConfig {
     pub labels: BTreeMap<String, String>,
     /// Run every step anew.
     pub no_cache: bool,
+    /// Images to take cached steps from.
+    pub cache_from: Vec<ImageRef>,
+    /// Images to leave cached steps in.
+    pub cache_to: Vec<CacheTo>,
+    /// How much the image is to say about how it was built, if anything.
+    pub provenance: Option<Provenance>,
+    /// Whether the image is to have a list of what is in it.
+    pub sbom: bool,
     /// Path of the Dockerfile, relative to the context, cleaned.
     pub dockerfile: Option<String>,
     /// How long the build may take.
@@ -40,6 +51,15 @@ pub struct BuildConfig {
     pub deploy: Option<Map<String, Value>>,
     /// Keys that mean nothing here, for a warning.
     pub unknown: Vec<String>,
+}
+
+/// How much an attestation of the build says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provenance {
+    /// Sources and the build's own identity.
+    Min,
+    /// All of it, with build arguments and the Dockerfile.
+    Max,
 }
 
 /// Why a build configuration is refused. The text says all: which key, what is wrong, and what would be right.
@@ -121,6 +141,10 @@ impl BuildConfig {
             target: target(keys.text("target")?)?,
             labels: labels(keys.texts("labels")?)?,
             no_cache: keys.flag("noCache")?,
+            cache_from: cache::cache_from(keys.list("cacheFrom")?)?,
+            cache_to: cache::cache_to(keys.list("cacheTo")?)?,
+            provenance: provenance(keys.take("provenance"))?,
+            sbom: keys.flag("sbom")?,
             dockerfile: keys
                 .text("dockerfile")?
                 .map(|path| dockerfile(&path))
@@ -289,6 +313,17 @@ fn target(given: Option<String>) -> Result<Option<String>, ConfigError> {
             Err(wrong("target", "the name or number of a stage"))
         }
         other => Ok(other),
+    }
+}
+
+/// `true` means as little as other builders' default: build arguments hold secrets all too often.
+fn provenance(given: Option<Value>) -> Result<Option<Provenance>, ConfigError> {
+    match given {
+        None | Some(Value::Bool(false)) => Ok(None),
+        Some(Value::Bool(true)) => Ok(Some(Provenance::Min)),
+        Some(Value::String(text)) if matches!(text.as_str(), "min" | "mode=min") => Ok(Some(Provenance::Min)),
+        Some(Value::String(text)) if matches!(text.as_str(), "max" | "mode=max") => Ok(Some(Provenance::Max)),
+        Some(_) => Err(wrong("provenance", "true, false, \"min\" or \"max\"")),
     }
 }
 

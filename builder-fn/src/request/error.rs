@@ -3,6 +3,7 @@
 use function_host::BoxError;
 
 use super::config::ConfigError;
+use super::frontend::FrontendError;
 use crate::context::{ArchiveError, SpoolError};
 
 /// What kept a request from becoming a build. The texts are for its sender, and complete; only failures of this
@@ -48,6 +49,9 @@ pub enum RequestError {
     /// The configuration is not as it should be.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The Dockerfile wants to be read by something else.
+    #[error(transparent)]
+    Frontend(#[from] FrontendError),
     /// Nothing says what to build.
     #[error("the tar has no file context/{path}, which is to be built")]
     NoDockerfile {
@@ -57,6 +61,9 @@ pub enum RequestError {
     /// The tar could not be kept.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    /// What was kept of the tar cannot be read any more.
+    #[error("could not read back what was kept of the body")]
+    Reread(#[source] std::io::Error),
     /// The process is ending.
     #[error("the builder was shut down while it read the request")]
     Interrupted,
@@ -87,13 +94,17 @@ impl RequestError {
                 RequestErrorKind::Unauthorized
             }
             Self::Archive(ArchiveError::UnpacksTooLarge { .. }) => RequestErrorKind::TooLarge,
-            Self::Archive(_) | Self::NoConfig | Self::Config(_) | Self::NoDockerfile { .. } => {
-                RequestErrorKind::Invalid
-            }
+            Self::Archive(_)
+            | Self::NoConfig
+            | Self::Config(_)
+            | Self::Frontend(_)
+            | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
             Self::TooLarge { .. } => RequestErrorKind::TooLarge,
             Self::Body { .. } => RequestErrorKind::Broken,
             Self::Spool(SpoolError::Full { .. }) => RequestErrorKind::NoSpace,
-            Self::Spool(SpoolError::Io { .. }) | Self::Interrupted => RequestErrorKind::Platform,
+            Self::Spool(SpoolError::Io { .. }) | Self::Reread(_) | Self::Interrupted => {
+                RequestErrorKind::Platform
+            }
         }
     }
 }

@@ -5,8 +5,9 @@ use std::time::SystemTime;
 
 use function_host::signature::Verifier;
 
+use super::frontend::LOOKED_AT;
 use super::unpack::Unpacker;
-use super::{BuildConfig, BuildRequest, Limits, RequestError};
+use super::{AllowedFrontends, BuildConfig, BuildRequest, Frontend, Limits, RequestError};
 use crate::context::{ArchiveReader, Kind, SourceContext, Spool};
 
 /// What has been received of a body so far.
@@ -17,6 +18,7 @@ pub(super) struct Intake {
     unpacker: Option<Unpacker>,
     /// What is wrong with the tar, for its sender to hear if the signature holds.
     refused: Option<RequestError>,
+    frontends: AllowedFrontends,
 }
 
 impl Intake {
@@ -31,6 +33,7 @@ impl Intake {
             received: 0,
             unpacker: Some(unpacker),
             refused: None,
+            frontends: limits.frontends.clone(),
         }
     }
 
@@ -60,10 +63,17 @@ impl Intake {
     /// # Errors
     /// When it is not signed, or not as it should be.
     pub(super) fn finish(self) -> Result<BuildRequest, RequestError> {
-        if let Some(verifier) = self.verifier {
+        let Self {
+            verifier,
+            received,
+            unpacker,
+            refused,
+            frontends,
+        } = self;
+        if let Some(verifier) = verifier {
             verifier.finish().map_err(|_| RequestError::WrongSignature)?;
         }
-        let unpacker = match (self.unpacker, self.refused) {
+        let unpacker = match (unpacker, refused) {
             (_, Some(error)) => return Err(error),
             (Some(unpacker), None) => unpacker,
             (None, None) => return Err(RequestError::Interrupted),
@@ -74,16 +84,18 @@ impl Intake {
         check_age(config.not_after, SystemTime::now())?;
         let context = SourceContext::new(contents.entries, spool);
         check_dockerfile(&context, config.dockerfile.as_deref())?;
+        let frontend = choose_frontend(&context, config.dockerfile.as_deref(), &frontends)?;
 
         let mut warnings = contents.warnings;
         let unknown = config.unknown.iter().take(20);
         warnings.extend(unknown.map(|key| format!("key {key:?} in com.openfaas.docker.config is ignored")));
         Ok(BuildRequest {
             config,
+            frontend,
             context: Arc::new(context),
             sealed_secrets: contents.secrets.map(Into::into),
             warnings,
-            received: self.received,
+            received,
         })
     }
 }
@@ -121,6 +133,34 @@ fn check_dockerfile(context: &SourceContext, given: Option<&str>) -> Result<(), 
     }
 }
 
+/// A Dockerfile that can only be reached through a link is not looked at, and read by the built-in frontend.
+fn choose_frontend(
+    context: &SourceContext,
+    given: Option<&str>,
+    allowed: &AllowedFrontends,
+) -> Result<Frontend, RequestError> {
+    let path = match given {
+        Some(path) => path,
+        None if context.get("Dockerfile").is_some() => "Dockerfile",
+        None => "dockerfile",
+    };
+    let mut start = vec![0; LOOKED_AT];
+    let mut length = 0;
+    if let Some(entry) = context
+        .get(path)
+        .filter(|entry| matches!(entry.kind, Kind::File { .. }))
+    {
+        while length < LOOKED_AT {
+            let read = context.read(entry, length as u64, &mut start[length..]);
+            match read.map_err(RequestError::Reread)? {
+                0 => break,
+                more => length += more,
+            }
+        }
+    }
+    Ok(allowed.choose(&start[..length])?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -134,6 +174,42 @@ mod tests {
         assert!(check_age(Some(end), end).is_ok());
         let error = check_age(Some(end), end + Duration::from_secs(1)).unwrap_err();
         assert!(error.to_string().contains("2001-09-09T01:46:40Z"), "{error}");
+    }
+
+    #[test]
+    fn the_dockerfile_that_buildkit_will_read_chooses_the_frontend() {
+        let evil = b"# syntax=evil/frontend\n";
+        let context = |files: &[(&str, &[u8])]| {
+            let mut tar = tar::Builder::new(Vec::new());
+            for (path, content) in files {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, format!("context/{path}"), *content)
+                    .unwrap();
+            }
+            SourceContext::from_tar(&tar.into_inner().unwrap()).unwrap()
+        };
+        let none = AllowedFrontends::default();
+        for (files, given, refused) in [
+            (&[("Dockerfile", &evil[..])][..], None, true),
+            (&[("dockerfile", evil)], None, true),
+            (&[("build/My", evil)], Some("build/My"), true),
+            (&[("Dockerfile", b"FROM x"), ("dockerfile", evil)], None, false),
+            (
+                &[("Dockerfile", evil), ("other", b"FROM x")],
+                Some("other"),
+                false,
+            ),
+        ] {
+            let chosen = choose_frontend(&context(files), given, &none);
+            assert_eq!(chosen.is_err(), refused, "{files:?}");
+        }
+        let context = context(&[("Dockerfile", evil)]);
+        let allowed = "evil/frontend".parse().unwrap();
+        assert_eq!(
+            choose_frontend(&context, None, &allowed).unwrap(),
+            Frontend::Named
+        );
     }
 
     #[test]

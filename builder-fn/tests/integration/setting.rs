@@ -65,6 +65,7 @@ impl Setting {
             daemon,
             credentials: Arc::new(OneRegistry),
             insecure: true,
+            sbom_generator: None,
             chain,
             limits: Limits::default(),
         };

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{client::Client, shared::Bench};
+use crate::{client::Client, registry::Registry, shared::Bench};
 
 /// A running builder-fn; ends with the value.
 pub struct PlainBuilder {
@@ -22,6 +22,13 @@ pub struct PlainBuilder {
 }
 
 impl PlainBuilder {
+    /// Starts builder-fn on the stack's BuildKit with the stack's registry credentials, and further settings.
+    pub async fn with_settings(bench: &Bench, settings: &[(&str, &str)]) -> Result<Self> {
+        let registry = &bench.stack.registry;
+        let docker_config = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+        Self::start(bench, &docker_config, settings).await
+    }
+
     /// Starts builder-fn on the stack's BuildKit with this Docker `config.json`, and further settings.
     pub async fn start(bench: &Bench, docker_config: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let secrets = tempfile::tempdir()?;

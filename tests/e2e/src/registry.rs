@@ -52,11 +52,7 @@ impl Registry {
     /// The manifest under this tag or digest, or nothing where there is none.
     pub async fn manifest(&self, repository: &str, reference: &str) -> Result<Option<Manifest>> {
         let url = format!("http://{}/v2/{repository}/manifests/{reference}", self.host);
-        let mut request = self.http.get(&url).header("Accept", MANIFESTS);
-        if let Some((user, password)) = &self.credentials {
-            request = request.basic_auth(user, Some(password));
-        }
-        let response = request.send().await.with_context(|| format!("GET {url}"))?;
+        let response = self.get(&url).await?;
         match response.status().as_u16() {
             200 => {
                 let digest = response
@@ -72,6 +68,21 @@ impl Registry {
             404 => Ok(None),
             other => bail!("GET {url}: {other} {}", response.text().await?),
         }
+    }
+
+    /// The JSON document with this digest: an image's configuration, an attestation.
+    pub async fn document(&self, repository: &str, digest: &str) -> Result<Value> {
+        let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
+        let response = self.get(&url).await?;
+        Ok(response.error_for_status()?.json().await?)
+    }
+
+    async fn get(&self, url: &str) -> Result<reqwest::Response> {
+        let mut request = self.http.get(url).header("Accept", MANIFESTS);
+        if let Some((user, password)) = &self.credentials {
+            request = request.basic_auth(user, Some(password));
+        }
+        request.send().await.with_context(|| format!("GET {url}"))
     }
 
     /// A Docker `config.json` with these credentials.

@@ -13,6 +13,7 @@ use serde_json::Value;
 #[derive(Debug, Clone, Default)]
 pub struct Source {
     files: Vec<(String, Vec<u8>, u32)>,
+    links: Vec<(String, String)>,
 }
 
 impl Source {
@@ -46,6 +47,12 @@ impl Source {
     /// Adds a file with these permission bits.
     pub fn file_with_mode(mut self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Self {
         self.files.push((path.to_owned(), content.into(), mode));
+        self
+    }
+
+    /// Adds a symbolic link, path relative to the context.
+    pub fn link(mut self, path: &str, target: &str) -> Self {
+        self.links.push((path.to_owned(), target.to_owned()));
         self
     }
 
@@ -92,6 +99,16 @@ impl Source {
                 *mode,
                 tar::EntryType::Regular,
             )?;
+        }
+        for (path, target) in &self.links {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            header.set_mode(0o777);
+            header.set_mtime(1_700_000_000);
+            header.set_entry_type(tar::EntryType::Symlink);
+            builder
+                .append_link(&mut header, format!("context/{path}"), target)
+                .with_context(|| format!("packing {path}"))?;
         }
         Ok(builder)
     }

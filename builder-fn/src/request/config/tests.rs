@@ -34,6 +34,10 @@ fn the_least_and_the_most_that_a_config_can_say() {
         "timeout": "1m30s",
         "notAfter": "2030-01-31T12:00:00Z",
         "tags": ["latest", "v1.2"],
+        "cacheFrom": ["example.com/hello:cache"],
+        "cacheTo": ["type=registry,ref=example.com/hello:cache,mode=max"],
+        "provenance": "max",
+        "sbom": true,
     }))
     .unwrap();
     assert_eq!(most.build_args["GO111MODULE"], "on");
@@ -47,6 +51,9 @@ fn the_least_and_the_most_that_a_config_can_say() {
     assert!(most.not_after.is_some());
     let tags: Vec<String> = most.tags.iter().map(ToString::to_string).collect();
     assert_eq!(tags, ["example.com/hello:latest", "example.com/hello:v1.2"]);
+    assert_eq!(most.cache_from[0].to_string(), "example.com/hello:cache");
+    assert!(most.cache_to[0].max);
+    assert_eq!((most.provenance, most.sbom), (Some(Provenance::Max), true));
     assert!(most.unknown.is_empty());
 }
 
@@ -55,6 +62,7 @@ fn null_is_the_same_as_nothing() {
     let config = parse(&json!({
         "image": "hello", "buildArgs": null, "platforms": null, "skipPush": null, "deploy": null, "target": null,
         "labels": null, "noCache": null, "dockerfile": null, "timeout": null, "notAfter": null, "tags": null,
+        "cacheFrom": null, "cacheTo": null, "provenance": null, "sbom": null,
     }));
     assert!(config.unwrap().unknown.is_empty());
 }
@@ -64,15 +72,30 @@ fn empty_platforms_are_the_daemons_own() {
     for value in [json!([]), json!([""]), json!([" ", ""])] {
         assert!(parse(&with("platforms", value)).unwrap().platforms.is_empty());
     }
-    let twice = parse(&with("platforms", json!(["linux/amd64", "Linux/AMD64", "arm64"])));
+    let twice = parse(&with(
+        "platforms",
+        json!([" linux/amd64", "Linux/AMD64 ", "arm64"]),
+    ));
     assert_eq!(twice.unwrap().platforms, ["linux/amd64", "arm64"]);
 }
 
 #[test]
+fn provenance_can_be_asked_for_in_several_ways() {
+    for (value, expected) in [
+        (json!(false), None),
+        (json!(true), Some(Provenance::Min)),
+        (json!("min"), Some(Provenance::Min)),
+        (json!("mode=max"), Some(Provenance::Max)),
+    ] {
+        assert_eq!(parse(&with("provenance", value)).unwrap().provenance, expected);
+    }
+}
+
+#[test]
 fn unknown_keys_are_remembered() {
-    let mut config = with("cacheFrom", json!([]));
+    let mut config = with("cachefrom", json!([]));
     config["Image"] = json!("x");
-    assert_eq!(parse(&config).unwrap().unknown, ["Image", "cacheFrom"]);
+    assert_eq!(parse(&config).unwrap().unknown, ["Image", "cachefrom"]);
 }
 
 #[test]
@@ -171,6 +194,14 @@ fn every_error_names_the_key_and_what_would_be_right() {
         (with("notAfter", json!("tomorrow")), "notAfter", "2030"),
         (with("notAfter", json!(1_893_456_000)), "notAfter", "string"),
         (with("tags", json!(["v1", "v 2"])), "tags[1]", "tag"),
+        (with("cacheFrom", json!("r/a")), "cacheFrom", "list"),
+        (
+            with("cacheTo", json!(["r.example/a", "type=gha"])),
+            "cacheTo[1]",
+            "type=registry",
+        ),
+        (with("provenance", json!("most")), "provenance", "\"max\""),
+        (with("sbom", json!("true")), "sbom", "true or false"),
     ] {
         let error = parse(&config).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains(hint), "{config}: {error}");

@@ -2,6 +2,7 @@
 //! Streaming and the queue-worker. `SLIPWAY_STACK` names the stack; `make test` starts one of its own.
 
 mod asynchronous;
+mod config;
 mod digests;
 mod faults;
 mod refusals;

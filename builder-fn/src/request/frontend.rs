@@ -1,0 +1,268 @@
+//! Which frontend reads the Dockerfile: the one that BuildKit has built in, unless the operator allows others.
+//!
+//! A Dockerfile's first lines can name an image that takes the frontend's place (`# syntax=`). It is a program of the
+//! caller's choice which then decides what is built, so it has to be one of `allowed_frontends`. What such a line may
+//! look like: BuildKit `frontend/dockerfile/parser/directives.go`.
+
+use std::str::FromStr;
+
+use super::image::{ImageError, ImageRef};
+
+/// The released images of the built-in frontend. To name one of them is common, and asks for nothing but that frontend.
+const BUILT_IN: &str = "docker.io/docker/dockerfile";
+
+/// Bytes of a Dockerfile that are looked at. BuildKit's own reader of directives takes no line that is longer.
+pub(super) const LOOKED_AT: usize = 64 << 10;
+
+/// The directives that may stand before the first other line.
+const DIRECTIVES: [&str; 3] = ["syntax", "escape", "check"];
+
+/// What reads the Dockerfile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Frontend {
+    /// BuildKit itself, whatever the Dockerfile says.
+    #[default]
+    BuiltIn,
+    /// The image that the Dockerfile names, which is an allowed one.
+    Named,
+}
+
+/// The images that Dockerfiles may name besides the built-in frontend.
+#[derive(Clone, Debug, Default)]
+pub struct AllowedFrontends(Vec<String>);
+
+/// A Dockerfile that names a frontend which is not allowed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the Dockerfile's line \"syntax={name}\" asks for another frontend, which this builder does not allow{}; leave the \
+     line out, or name docker/dockerfile, which is built in",
+    list(.allowed)
+)]
+pub struct FrontendError {
+    /// What it names, shortened.
+    name: String,
+    /// What could be named.
+    allowed: Vec<String>,
+}
+
+fn list(images: &[String]) -> String {
+    match images {
+        [] => String::new(),
+        images => format!(" (allowed are {})", images.join(", ")),
+    }
+}
+
+impl AllowedFrontends {
+    /// Decides about the Dockerfile that begins with `start`.
+    ///
+    /// # Errors
+    /// When it names a frontend that is not allowed.
+    pub(super) fn choose(&self, start: &[u8]) -> Result<Frontend, FrontendError> {
+        let Some(name) = syntax(start) else {
+            return Ok(Frontend::BuiltIn);
+        };
+        // As BuildKit resolves it; a digest is part of what was allowed, or is not.
+        let full = full_name(&name).unwrap_or_default();
+        if self.0.contains(&full) {
+            return Ok(Frontend::Named);
+        }
+        if repository(&full) == BUILT_IN {
+            return Ok(Frontend::BuiltIn);
+        }
+        const SHOWN: usize = 200;
+        let end = name.floor_char_boundary(SHOWN);
+        Err(FrontendError {
+            name: name[..end].to_owned(),
+            allowed: self.0.clone(),
+        })
+    }
+}
+
+impl FromStr for AllowedFrontends {
+    type Err = String;
+
+    /// Image references, separated by commas or blanks.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = text
+            .split(|c: char| c == ',' || c.is_whitespace())
+            .filter(|name| !name.is_empty());
+        let full = names.map(|name| {
+            full_name(name)
+                .map_err(|error| format!("should be images, separated by commas; {name:?}: {error}"))
+        });
+        full.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// The name in full, with a tag or a digest.
+fn full_name(name: &str) -> Result<String, ImageError> {
+    match name.split_once('@') {
+        None => ImageRef::parse(name).map(|image| image.to_string()),
+        Some((name, digest)) => {
+            let image = ImageRef::parse(name)?;
+            Ok(format!("{}/{}@{digest}", image.registry(), image.repository()))
+        }
+    }
+}
+
+fn repository(full: &str) -> &str {
+    let name = full.split('@').next().unwrap_or(full);
+    let slash = name.rfind('/').unwrap_or_default();
+    match name[slash..].find(':') {
+        Some(colon) => &name[..slash + colon],
+        None => name,
+    }
+}
+
+/// What a Dockerfile's `syntax` directive names, in any of its three forms: `# syntax=`, `// syntax=`, and JSON.
+fn syntax(start: &[u8]) -> Option<String> {
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+    let text = String::from_utf8_lossy(&start[..start.len().min(LOOKED_AT)]);
+    let text = match text.strip_prefix("#!") {
+        Some(rest) => rest.split_once('\n').map_or("", |(_, rest)| rest),
+        None => &text,
+    };
+    let json = || {
+        let value: serde_json::Value = serde_json::from_str(text).ok()?;
+        Some(value.get("syntax")?.as_str()?.to_owned())
+    };
+    let named = directive(text, "#")
+        .or_else(|| directive(text, "//"))
+        .or_else(json)?;
+    Some(named.split(' ').next().unwrap_or_default().to_owned())
+}
+
+fn directive(text: &str, comment: &str) -> Option<String> {
+    let mut seen = Vec::new();
+    for line in text.lines() {
+        let (name, value) = parts(line.strip_prefix(comment)?)?;
+        let name = name.to_ascii_lowercase();
+        if name == "syntax" {
+            return Some(value.to_owned());
+        }
+        if !DIRECTIVES.contains(&name.as_str()) || seen.contains(&name) {
+            return None;
+        }
+        seen.push(name);
+    }
+    None
+}
+
+/// `name = value`, after the sign of a comment.
+fn parts(line: &str) -> Option<(&str, &str)> {
+    const BLANK: [char; 5] = ['\t', '\n', '\u{c}', '\r', ' '];
+    let (name, value) = line.trim_start().split_once('=')?;
+    let name = name.trim_end_matches(BLANK);
+    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_name.then(|| (name, value.trim_matches(BLANK)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(dockerfile: &str) -> Option<String> {
+        syntax(dockerfile.as_bytes())
+    }
+
+    #[test]
+    fn a_directive_is_found_wherever_buildkit_finds_it() {
+        for dockerfile in [
+            "# syntax=evil/frontend:1\nFROM x",
+            "#syntax=evil/frontend:1",
+            "#  SYNTAX \t=  evil/frontend:1  \r\nFROM x",
+            "# syntax=evil/frontend:1 // with options",
+            "#!/usr/bin/env builder\n# syntax=evil/frontend:1\n",
+            "\u{feff}# syntax=evil/frontend:1\n",
+            "# escape=`\n# check=skip=all\n# syntax=evil/frontend:1\n",
+            "// syntax=evil/frontend:1\n",
+            "#!x\n//syntax=evil/frontend:1",
+            "{\"syntax\": \"evil/frontend:1\", \"x\": [1]}",
+        ] {
+            assert_eq!(
+                named(dockerfile).as_deref(),
+                Some("evil/frontend:1"),
+                "{dockerfile:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_comment_that_is_no_directive_names_nothing() {
+        for dockerfile in [
+            "",
+            "FROM scratch\n# syntax=evil/frontend:1\n",
+            "\n# syntax=evil/frontend:1\n",
+            "# a comment\n# syntax=evil/frontend:1\n",
+            "# key=value\n# syntax=evil/frontend:1\n",
+            "# escape=`\n# escape=`\n# syntax=evil/frontend:1\n",
+            "#!/bin/sh\n\n# syntax=evil/frontend:1\n",
+            "#!# syntax=evil/frontend:1",
+            "{\"syntax\": \"evil/frontend:1\"",
+            "{\"syntax\": 1}",
+            "# syn tax=evil/frontend:1\n",
+        ] {
+            assert_eq!(named(dockerfile), None, "{dockerfile:?}");
+        }
+        let far = format!("{}\n# syntax=evil/frontend:1\n", "#escape=".repeat(LOOKED_AT));
+        assert_eq!(named(&far), None);
+    }
+
+    #[test]
+    fn the_built_in_frontend_may_be_named_in_any_version_and_is_what_is_used() {
+        let none = AllowedFrontends::default();
+        for name in [
+            "docker/dockerfile:1",
+            "docker/dockerfile",
+            "docker.io/docker/dockerfile:1.7-labs",
+            "docker/dockerfile@sha256:12",
+        ] {
+            let frontend = none.choose(format!("# syntax={name}\nFROM x").as_bytes());
+            assert_eq!(frontend, Ok(Frontend::BuiltIn), "{name}");
+        }
+        assert_eq!(none.choose(b"FROM scratch"), Ok(Frontend::BuiltIn));
+    }
+
+    #[test]
+    fn another_frontend_needs_permission_by_its_exact_name() {
+        let allowed: AllowedFrontends = "r.example/frontend:2, other/one r.example/by@sha256:12"
+            .parse()
+            .unwrap();
+        for name in [
+            "r.example/frontend:2",
+            "docker.io/other/one:latest",
+            "r.example/by@sha256:12",
+        ] {
+            let chosen = allowed.choose(format!("# syntax={name}\n").as_bytes());
+            assert_eq!(chosen, Ok(Frontend::Named), "{name}");
+        }
+        for name in [
+            "r.example/frontend:1",
+            "r.example/frontend:2@sha256:34",
+            "docker/dockerfile-upstream:1",
+            "UPPER/x",
+        ] {
+            let error = allowed
+                .choose(format!("# syntax={name} x\n").as_bytes())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(&format!("\"syntax={name}\"")) && error.contains("r.example/frontend:2"),
+                "{error}"
+            );
+        }
+        let none = AllowedFrontends::default()
+            .choose(b"# syntax=r.example/frontend:2")
+            .unwrap_err()
+            .to_string();
+        assert!(!none.contains("allowed are"), "{none}");
+    }
+
+    #[test]
+    fn what_is_allowed_has_to_be_images() {
+        let error = "good/one:1,Bad".parse::<AllowedFrontends>().unwrap_err();
+        assert!(error.contains("\"Bad\""), "{error}");
+        assert!("".parse::<AllowedFrontends>().unwrap().0.is_empty());
+    }
+}

@@ -1,0 +1,283 @@
+//! What the build configuration can ask for beyond the image's name.
+
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use slipway_e2e::{
+    buildkit::Buildkit, plain::PlainBuilder, registry::Manifest, shared::Bench, source::Source,
+};
+
+async fn manifest(bench: &Bench, repository: &str, reference: &str) -> Result<Manifest> {
+    let found = bench.registry.manifest(repository, reference).await?;
+    found.with_context(|| format!("{repository}:{reference} is not in the registry"))
+}
+
+/// The image's configuration, through its only or its first manifest.
+async fn configuration(bench: &Bench, repository: &str, manifest: &Value) -> Result<Value> {
+    let digest = manifest["config"]["digest"]
+        .as_str()
+        .context("a manifest without config")?;
+    bench.registry.document(repository, digest).await
+}
+
+/// Nothing is executed, so that every architecture can be built here.
+#[tokio::test]
+async fn several_platforms_make_one_index_under_every_tag() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let repository = "e2e/platforms";
+    let source = Source::dockerfile(
+        "FROM scratch AS first\nCOPY a /first\nFROM scratch AS second\nARG TARGETARCH\nCOPY a-$TARGETARCH /second\n",
+    )
+    .file("a", "a")
+    .file("a-amd64", "for amd64")
+    .file("a-arm64", "for arm64");
+    let config = json!({
+        "image": bench.image(repository, "1"),
+        "tags": ["2"],
+        "platforms": [" linux/amd64", "linux/arm64 ", ""],
+    });
+    let reply = builder.client()?.post(source.tar(&config)?).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+
+    let index = manifest(&bench, repository, "1").await?;
+    assert_eq!(reply.field("digest"), index.digest);
+    assert_eq!(manifest(&bench, repository, "2").await?.digest, index.digest);
+    let mut architectures = Vec::new();
+    for entry in index.body["manifests"].as_array().context("no index")? {
+        let digest = entry["digest"].as_str().context("no digest")?;
+        let one = manifest(&bench, repository, digest).await?;
+        let configuration = configuration(&bench, repository, &one.body).await?;
+        assert_eq!(configuration["architecture"], entry["platform"]["architecture"]);
+        architectures.push(
+            configuration["architecture"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+        );
+    }
+    architectures.sort();
+    assert_eq!(architectures, ["amd64", "arm64"]);
+
+    // Another stage of the same source, for the daemon's own platform: a plain manifest, with labels.
+    let config = json!({
+        "image": bench.image(repository, "first"),
+        "platforms": [""],
+        "target": "first",
+        "labels": { "org.example.label": "with = and \"quotes\"" },
+        "noCache": true,
+    });
+    let reply = builder.client()?.post(source.tar(&config)?).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let first = manifest(&bench, repository, "first").await?;
+    let configuration = configuration(&bench, repository, &first.body).await?;
+    assert_eq!(
+        configuration["config"]["Labels"]["org.example.label"],
+        "with = and \"quotes\""
+    );
+    let history = configuration["history"].to_string();
+    assert!(
+        history.contains("/first") && !history.contains("/second"),
+        "{history}"
+    );
+    Ok(())
+}
+
+/// What a step made is other each time, so that the same layer can only come from the cache; and the second daemon
+/// has seen nothing but the registry.
+#[tokio::test]
+async fn a_cache_in_the_registry_spares_another_daemon_the_work() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let repository = "e2e/cached";
+    let cache = bench.image(repository, "cache");
+    let at = format!("{:?}", SystemTime::now());
+    let source = Source::dockerfile(format!(
+        "FROM {base} AS work\nARG AT\nRUN echo $AT; cat /proc/sys/kernel/random/uuid > /made\n\
+         FROM scratch\nCOPY --from=work /made /made\n"
+    ));
+    let config = |tag: &str, more: Value| {
+        let mut config = json!({ "image": bench.image(repository, tag), "buildArgs": { "AT": at } });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        config
+    };
+
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let to = json!({ "cacheTo": [format!("type=registry,ref={cache},mode=max")] });
+    let reply = builder.client()?.post(source.tar(&config("1", to))?).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let kept = manifest(&bench, repository, "cache").await?;
+    assert_eq!(
+        kept.body["config"]["mediaType"], "application/vnd.buildkit.cacheconfig.v0",
+        "{:?}",
+        kept.body
+    );
+
+    let other = Buildkit::start(&bench, "").await?;
+    let builder = PlainBuilder::with_settings(&bench, &[("buildkit_url", &other.url())]).await?;
+    let from = json!({ "cacheFrom": [cache] });
+    let reply = builder.client()?.post(source.tar(&config("2", from))?).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert!(
+        reply.text.contains("importing cache manifest from"),
+        "{}",
+        reply.text
+    );
+    let (first, second) = (
+        manifest(&bench, repository, "1").await?,
+        manifest(&bench, repository, "2").await?,
+    );
+    assert_eq!(first.layers(), second.layers());
+    Ok(())
+}
+
+#[tokio::test]
+async fn attestations_are_in_the_index_when_they_were_asked_for() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let generator = bench.image("e2e/generator", "1");
+    let small = Source::dockerfile("FROM scratch\nARG TOKEN\nCOPY a /a\n").file("a", "a");
+    let repository = "e2e/attested";
+    let config = json!({
+        "image": bench.image(repository, "1"),
+        "buildArgs": { "TOKEN": "told to nobody" },
+        "sbom": true,
+        "provenance": true,
+    });
+
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let reply = builder.client()?.post(small.tar(&config)?).await?;
+    assert_eq!(reply.status, 400, "{}", reply.text);
+    assert!(reply.field("error").contains("sbom_generator"), "{}", reply.text);
+    // The protocol: BuildKit docs/attestations/sbom-protocol.md.
+    let scan = "#!/bin/sh\nexec > $BUILDKIT_SCAN_DESTINATION/scan.spdx.json\n\
+                echo '{\"_type\": \"https://in-toto.io/Statement/v0.1\", \"predicateType\": \"https://spdx.dev/Document\", \
+                \"predicate\": {\"name\": \"scanned\"}}'\n";
+    let source = Source::dockerfile(format!("FROM {base}\nCOPY scan /scan\nENTRYPOINT [\"/scan\"]\n"))
+        .file_with_mode("scan", scan, 0o755);
+    let reply = builder
+        .client()?
+        .post(source.tar(&json!({ "image": generator }))?)
+        .await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+
+    let builder = PlainBuilder::with_settings(&bench, &[("sbom_generator", &generator)]).await?;
+    let reply = builder.client()?.post(small.tar(&config)?).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let index = manifest(&bench, repository, "1").await?;
+    assert_eq!(reply.field("digest"), index.digest);
+    let entries = index.body["manifests"].as_array().context("no index")?;
+    let attestations = entries
+        .iter()
+        .find(|entry| entry["annotations"]["vnd.docker.reference.type"] == "attestation-manifest")
+        .context("no attestations")?;
+    let digest = attestations["digest"].as_str().context("no digest")?;
+    let attestations = manifest(&bench, repository, digest).await?;
+    let mut kinds = Vec::new();
+    for (layer, digest) in attestations.body["layers"]
+        .as_array()
+        .context("no layers")?
+        .iter()
+        .zip(attestations.layers())
+    {
+        let statement = bench.registry.document(repository, &digest).await?;
+        let kind = layer["annotations"]["in-toto.io/predicate-type"].clone();
+        assert_eq!(statement["predicateType"], kind);
+        assert!(
+            !statement.to_string().contains("told to nobody"),
+            "a build argument is told: {statement}"
+        );
+        kinds.push(kind.as_str().unwrap_or_default().to_owned());
+    }
+    kinds.sort();
+    assert_eq!(
+        kinds,
+        ["https://slsa.dev/provenance/v1", "https://spdx.dev/Document"]
+    );
+    Ok(())
+}
+
+/// The names cannot be resolved here: had BuildKit gone for them, the build would have failed.
+#[tokio::test]
+async fn the_dockerfile_is_read_by_the_built_in_frontend_whatever_it_names() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let config = json!({ "image": bench.image("e2e/frontend", "1"), "skipPush": true });
+    let evil = "# syntax=registry.invalid/frontend:1\nFROM scratch\nCOPY a /a\n";
+    let post = async |source: Source| builder.client()?.post(source.file("a", "a").tar(&config)?).await;
+
+    let reply = post(Source::dockerfile(evil)).await?;
+    assert_eq!(reply.status, 400, "{}", reply.text);
+    assert!(
+        reply
+            .field("error")
+            .contains("syntax=registry.invalid/frontend:1"),
+        "{}",
+        reply.text
+    );
+    let named = "# syntax=docker/dockerfile:1.99-nowhere\nFROM scratch\nCOPY a /a\n";
+    let reply = post(Source::dockerfile(named)).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let reply = post(Source::new().file("hidden", evil).link("Dockerfile", "hidden")).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let builder = PlainBuilder::with_settings(&bench, &[("exec_timeout", "6s")]).await?;
+    let at = format!("{:?}", SystemTime::now());
+    let limited = async |seconds: u32, more: Value| {
+        let source = Source::dockerfile(format!("FROM {base}\nARG AT\nRUN echo $AT; sleep {seconds}\n"));
+        let mut config =
+            json!({ "image": bench.image("e2e/limited", "1"), "buildArgs": { "AT": at }, "skipPush": true });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        builder.client()?.post(source.tar(&config)?).await
+    };
+
+    let reply = limited(311, json!({ "timeout": "1s" })).await?;
+    assert_eq!(reply.status, 422, "{}", reply.text);
+    assert_eq!(reply.field("error"), "the build ran past its time limit of 1s");
+    bench.wait_for_step("sleep 311", false).await?;
+
+    // The function's own limit: two seconds of it are left for the answer.
+    let begun = Instant::now();
+    let reply = limited(312, json!({ "timeout": "5m" })).await?;
+    assert_eq!(reply.status, 422, "{}", reply.text);
+    assert!(
+        reply.field("error").contains("its time limit of "),
+        "{}",
+        reply.text
+    );
+    assert!(
+        reply.json()["log"].to_string().contains("sleep 312"),
+        "{}",
+        reply.text
+    );
+    assert!(
+        begun.elapsed().as_secs() < 6,
+        "the host's own answer was not needed"
+    );
+    bench.wait_for_step("sleep 312", false).await?;
+
+    let reply = limited(313, json!({ "notAfter": "2020-01-01T00:00:00Z" })).await?;
+    assert_eq!(reply.status, 401, "{}", reply.text);
+    assert!(
+        reply.field("error").contains("2020-01-01T00:00:00Z"),
+        "{}",
+        reply.text
+    );
+    Ok(())
+}
