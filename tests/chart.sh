@@ -134,6 +134,19 @@ has 'storageClassName: fast'
 has 'value: "https://fn.example"'
 has 'value: "true"'
 
+begin "mutual TLS" --set buildkit.tls.daemonSecret=daemon,buildkit.tls.clientSecret=client
+has 'value: "slipway-buildkit.openfaas"'
+has '--tlscacert=/etc/buildkit-tls/ca.crt'
+has 'secretName: daemon'
+count 3 'name: client$'
+count 1 'path: buildkit-ca$'
+count 1 'path: buildkit-key$'
+count 1 'path: payload-secret$'
+begin "mutual TLS with a BuildKit of one's own" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.tls.clientSecret=client
+count 1 'path: buildkit-cert$'
+has_not 'buildkit_server_name'
+
+refused "half of mutual TLS" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon
 refused "BuildKit nowhere" "buildkit.url is needed" --set buildkit.enabled=false
 refused "a misspelt value" "additional properties 'replica' not allowed" --set builder.replica=2
 refused "a time limit that is none" "/builder/timeout" --set builder.timeout=soon

@@ -12,6 +12,7 @@ mod job;
 pub mod session;
 mod solve;
 mod status;
+mod tls;
 
 pub use address::{Address, AddressError};
 pub use connection::{ConnectError, Connection, Daemon, Dial, Dialing, Io};
@@ -19,6 +20,7 @@ pub use failure::{Failure, Fault};
 pub use job::{Job, JobError, Limits, Solved};
 pub use solve::{CacheExport, Solve};
 pub use status::{Event, Events};
+pub use tls::{TlsAddress, TlsFault, TlsSecrets};
 
 /// The largest message that BuildKit's own client and daemon accept; tonic's default of 4 MiB is less.
 const MAX_MESSAGE: usize = 16 << 20;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder_fn::build::Builder;
-use builder_fn::buildkit::{Daemon, Limits};
+use builder_fn::buildkit::Limits;
 use builder_fn::chain::Chain;
 use builder_fn::docker_config::DockerConfig;
 use builder_fn::handler::Api;
@@ -23,7 +23,14 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
     let settings = Settings::read(&mut parser, boot.secrets());
     parser.finish()?;
 
-    let daemon = Daemon::at(settings.buildkit);
+    let daemon = settings.daemon;
+    if settings.is_exposed {
+        tracing::warn!(
+            daemon = daemon.name(),
+            "BuildKit is reached in plain text over the network: whoever can reach it too can build, and read and change \
+             what is built; secure it with certificates (buildkit_ca, buildkit_cert, buildkit_key)"
+        );
+    }
     let (sender, ready) = watch::channel(false);
     tokio::spawn(ready::watch(daemon.clone(), sender));
     let chain = Chain {

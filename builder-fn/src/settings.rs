@@ -4,7 +4,7 @@
 //!
 //! | variable | default | what |
 //! | --- | --- | --- |
-//! | `buildkit_url` | has to be set | the daemon: `unix://PATH` or `tcp://HOST:PORT` |
+//! | `buildkit_…` | | the way to the daemon: see `settings/daemon.rs` |
 //! | `insecure` | `false` | registries speak plain HTTP |
 //! | `disable_hmac` | `false` | requests need no signature, because something in front of the builder decides |
 //! | `max_body` | 1073741824 | largest body of a request in bytes |
@@ -18,13 +18,15 @@
 //!
 //! Secrets: `payload-secret` (unless `disable_hmac`), `deploy-secret` (for `deploy`), `registry-config`.
 
+mod daemon;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use function_host::Secrets;
 use function_host::env::Parser;
 
-use crate::buildkit::Address;
+use crate::buildkit::Daemon;
 use crate::docker_config::DockerConfig;
 use crate::request::{AllowedFrontends, ImageRef};
 
@@ -38,7 +40,9 @@ pub const REGISTRY_SECRET: &str = "registry-config";
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The daemon.
-    pub buildkit: Address,
+    pub daemon: Daemon,
+    /// Whether the way to it leads over a network and is not secured.
+    pub is_exposed: bool,
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
     /// Whether requests need no signature.
@@ -62,8 +66,10 @@ pub struct Settings {
 impl Settings {
     /// Reads all of them. What is wrong is in `parser` then, and nothing here is to be used.
     pub fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
+        let (daemon, is_exposed) = daemon::read(parser, secrets);
         let settings = Self {
-            buildkit: address(parser),
+            daemon,
+            is_exposed,
             insecure: parser.flag("insecure", false),
             disable_hmac: parser.flag("disable_hmac", false),
             max_body: parser.number("max_body", 1 << 30),
@@ -83,13 +89,6 @@ impl Settings {
             deploy_timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
         };
         parser.flag("enable_lchown", false);
-        if parser.text("buildkit_server_name").is_some() {
-            // Whoever sets it expects TLS; to connect without would be worse than not to start.
-            parser.problem(
-                "buildkit_server_name",
-                "is set, and this version speaks no TLS to BuildKit",
-            );
-        }
         if !settings.spool_dir.is_dir() {
             let what = format!(
                 "should name a folder, and {} is none",
@@ -106,14 +105,6 @@ impl Settings {
             parser.problem("disable_hmac", format!("is not set, and {error}"));
         }
         settings
-    }
-}
-
-fn address(parser: &mut Parser<'_>) -> Address {
-    let unset = || Address::Unix(PathBuf::new());
-    match parser.required("buildkit_url").as_str() {
-        "" => unset(),
-        _ => parser.parse("buildkit_url", unset(), |text| text.parse::<Address>()),
     }
 }
 
@@ -148,7 +139,8 @@ mod tests {
     fn an_address_and_a_secret_are_enough() {
         let settings = read(&[("buildkit_url", "tcp://buildkit:1234")], Some("key")).expect("settings");
 
-        assert_eq!(settings.buildkit.to_string(), "tcp://buildkit:1234");
+        assert_eq!(settings.daemon.name(), "tcp://buildkit:1234");
+        assert!(settings.is_exposed);
         assert_eq!((settings.insecure, settings.disable_hmac), (false, false));
         assert_eq!(settings.max_body, 1 << 30);
         assert_eq!(settings.deployer, "deployer-fn");
@@ -168,7 +160,6 @@ mod tests {
                 ("registry_config", "/proc/version"),
                 ("allowed_frontends", "team/Upper"),
                 ("sbom_generator", "a b"),
-                ("buildkit_server_name", "buildkit"),
             ],
             Some(" \n"),
         )
@@ -185,12 +176,11 @@ mod tests {
             "sbom_generator should be an image",
             "deploy_timeout",
             "registry_config cannot be used: ",
-            "buildkit_server_name is set",
             "disable_hmac is not set, and secret payload-secret is empty",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 11);
+        assert_eq!(problems.0.len(), 10);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Address, CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
+use super::{Address, CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW, TlsFault};
 
 /// How long a daemon may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,13 +47,26 @@ pub struct Daemon {
     dial: Arc<dyn Dial>,
 }
 
-/// The daemon cannot be reached, or what answers is not one.
+/// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-#[error("BuildKit at {daemon} does not answer")]
-pub struct ConnectError {
-    daemon: Arc<str>,
-    #[source]
-    source: Box<dyn StdError + Send + Sync>,
+pub enum ConnectError {
+    /// The daemon cannot be reached, or what answers is not one.
+    #[error("BuildKit at {daemon} does not answer")]
+    Unreachable {
+        /// Its address.
+        daemon: Arc<str>,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// It is there, or may be, and one side does not trust the other.
+    #[error("the connection to BuildKit at {daemon} is not secure: {fault}")]
+    NotSecure {
+        /// Its address.
+        daemon: Arc<str>,
+        /// Who does not trust whom, and why. Part of the text: who reads it has no other way to know.
+        fault: Box<TlsFault>,
+    },
 }
 
 /// One connection. It is not made again when it breaks: Session, Solve and Status must reach the same daemon.
@@ -76,37 +89,35 @@ impl Daemon {
         }
     }
 
+    /// Its address, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Connects, within 10 s.
     ///
     /// # Errors
-    /// When nothing listens there, or not in time.
+    /// When nothing listens there, or not in time, or when it is not to be trusted.
     pub async fn connect(&self) -> Result<Connection, ConnectError> {
-        let failed = |source| ConnectError {
-            daemon: self.name.clone(),
-            source,
-        };
-        let mut dialing = Some(self.dial.dial());
-        let dial_once = tower::service_fn(move |_| {
-            let dialing = dialing.take();
-            async move {
-                match dialing {
-                    Some(dialing) => dialing.await.map(TokioIo::new),
-                    None => Err(io::Error::new(
-                        io::ErrorKind::NotConnected,
-                        "the connection was lost",
-                    )),
+        let connecting = async {
+            let io = self.dial.dial().await.map_err(|error| self.refused(error))?;
+            let mut io = Some(TokioIo::new(io));
+            let connect_once = tower::service_fn(move |_| {
+                let io = io.take();
+                async move {
+                    io.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the connection was lost"))
                 }
-            }
-        });
-        // The name is only what requests carry as their authority.
-        let endpoint = Endpoint::from_static("http://buildkit")
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
-        let connecting = endpoint.connect_with_connector(dial_once);
+            });
+            // The name is only what requests carry as their authority.
+            let endpoint = Endpoint::from_static("http://buildkit")
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW);
+            let channel = endpoint.connect_with_connector(connect_once).await;
+            channel.map_err(|error| self.unreachable(error))
+        };
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(Ok(channel)) => Ok(Connection { channel }),
-            Ok(Err(error)) => Err(failed(error.into())),
-            Err(elapsed) => Err(failed(elapsed.into())),
+            Ok(channel) => Ok(Connection { channel: channel? }),
+            Err(elapsed) => Err(self.unreachable(elapsed)),
         }
     }
 
@@ -117,14 +128,27 @@ impl Daemon {
     pub async fn probe(&self) -> Result<(), ConnectError> {
         let connection = self.connect().await?;
         let asked = async { connection.control().info(InfoRequest {}).await };
-        let failed = |source| ConnectError {
-            daemon: self.name.clone(),
-            source,
-        };
         match tokio::time::timeout(CONNECT_TIMEOUT, asked).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(failed(status.into())),
-            Err(elapsed) => Err(failed(elapsed.into())),
+            Ok(Err(status)) => Err(self.unreachable(status)),
+            Err(elapsed) => Err(self.unreachable(elapsed)),
+        }
+    }
+
+    fn unreachable(&self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> ConnectError {
+        ConnectError::Unreachable {
+            daemon: self.name.clone(),
+            source: source.into(),
+        }
+    }
+
+    fn refused(&self, error: io::Error) -> ConnectError {
+        match error.downcast::<TlsFault>() {
+            Ok(TlsFault::Broken(source)) | Err(source) => self.unreachable(source),
+            Ok(fault) => ConnectError::NotSecure {
+                daemon: self.name.clone(),
+                fault: Box::new(fault),
+            },
         }
     }
 }
@@ -161,7 +185,7 @@ impl Dial for Address {
     }
 }
 
-async fn dial_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+pub(super) async fn dial_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new()

@@ -4,6 +4,7 @@
 //! Nothing here uses Slipway's own code for signing, packing or parsing: a mistake made on both sides would not show.
 
 pub mod buildkit;
+pub mod certificates;
 pub mod client;
 pub mod functions;
 pub mod plain;

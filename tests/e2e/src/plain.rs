@@ -31,6 +31,15 @@ impl PlainBuilder {
 
     /// Starts builder-fn on the stack's BuildKit with this Docker `config.json`, and further settings.
     pub async fn start(bench: &Bench, docker_config: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::with_secrets(bench, settings, &[("registry-config", docker_config)]).await
+    }
+
+    /// Starts builder-fn on the stack's BuildKit with further secrets and settings.
+    pub async fn with_secrets(
+        bench: &Bench,
+        settings: &[(&str, &str)],
+        more_secrets: &[(&str, &str)],
+    ) -> Result<Self> {
         let secrets = tempfile::tempdir()?;
         for (name, from) in [
             ("payload-secret", &bench.stack.payload_secret),
@@ -38,7 +47,9 @@ impl PlainBuilder {
         ] {
             fs::copy(from, secrets.path().join(name))?;
         }
-        fs::write(secrets.path().join("registry-config"), docker_config)?;
+        for (name, content) in more_secrets {
+            fs::write(secrets.path().join(name), content)?;
+        }
         let spool = tempfile::tempdir()?;
         let (port, metrics) = (free_port()?, free_port()?);
         let child = Command::new(binary()?)
@@ -71,6 +82,18 @@ impl PlainBuilder {
     pub fn client(&self) -> Result<Client> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;
         Client::new(format!("{}/build", self.url), &key)
+    }
+
+    /// Puts a secret in the place of another, as a platform that rotates it.
+    pub fn rotate(&self, name: &str, content: &str) -> Result<()> {
+        let next = self.secrets.path().join(".next");
+        fs::write(&next, content)?;
+        Ok(fs::rename(&next, self.secrets.path().join(name))?)
+    }
+
+    /// Takes a secret away.
+    pub fn take_away(&self, name: &str) -> Result<()> {
+        Ok(fs::remove_file(self.secrets.path().join(name))?)
     }
 
     /// What is in the spool's folder, and which of the process's open files have no name any more.

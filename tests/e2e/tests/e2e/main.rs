@@ -6,5 +6,6 @@ mod config;
 mod digests;
 mod faults;
 mod refusals;
+mod secured;
 mod synchronous;
 mod template;

@@ -1,0 +1,155 @@
+//! The settings about the way to BuildKit: where it is, and whether the way is secured.
+//!
+//! | variable | default | what |
+//! | --- | --- | --- |
+//! | `buildkit_url` | has to be set | the daemon: `unix://PATH` or `tcp://HOST:PORT` |
+//! | `buildkit_server_name` | the host of `buildkit_url` | the name that the daemon's certificate is for |
+//! | `buildkit_ca` | `buildkit-ca` | the secret with the authority that signed the daemon's certificate |
+//! | `buildkit_cert`, `buildkit_key` | `buildkit-cert`, `buildkit-key` | the secrets with the builder's own certificate and key |
+//!
+//! `tcp://` is secured as soon as one of the last four is set, or there is a secret `buildkit-ca`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use function_host::Secrets;
+use function_host::env::Parser;
+use rustls::pki_types::ServerName;
+
+use crate::buildkit::{Address, Daemon, TlsAddress, TlsSecrets};
+
+/// The daemon, and whether what is said to it can be heard and changed on the way.
+pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
+    let unset = || Address::Unix(PathBuf::new());
+    let address = match parser.required("buildkit_url").as_str() {
+        "" => unset(),
+        _ => parser.parse("buildkit_url", unset(), |text| text.parse::<Address>()),
+    };
+    let name = parser.text("buildkit_server_name");
+    let mut secret = |variable: &str, default: &str| {
+        let given = parser.text(variable);
+        let is_given = given.is_some();
+        let name = given.unwrap_or_else(|| default.to_owned());
+        if let Err(error) = secrets.path(&name) {
+            parser.problem(variable, format!("should be the name of a secret: {error}"));
+        }
+        (name, is_given)
+    };
+    let authority = secret("buildkit_ca", "buildkit-ca");
+    let (certificate, key) = (
+        secret("buildkit_cert", "buildkit-cert"),
+        secret("buildkit_key", "buildkit-key"),
+    );
+    // With a socket there is nothing to secure. The commercial chart sets the server's name nevertheless.
+    let Address::Tcp { host, port } = &address else {
+        return (Daemon::at(address), false);
+    };
+    let is_wanted = name.is_some() || authority.1 || certificate.1 || key.1 || secrets.exists(&authority.0);
+    if !is_wanted {
+        let is_exposed = !is_loopback(host);
+        return (Daemon::at(address), is_exposed);
+    }
+    let name = name.unwrap_or_else(|| host.clone());
+    let Ok(name) = ServerName::try_from(name) else {
+        parser.problem("buildkit_server_name", "should be a host name or an address");
+        return (Daemon::at(address), false);
+    };
+    let secrets = TlsSecrets {
+        secrets: secrets.clone(),
+        authority: authority.0,
+        certificate: certificate.0,
+        key: key.0,
+    };
+    if let Err(fault) = secrets.check() {
+        parser.problem("buildkit_url", format!("is to be secured with TLS, and {fault}"));
+    }
+    let tls = TlsAddress {
+        host: host.clone(),
+        port: *port,
+        name,
+        secrets,
+    };
+    (Daemon::dialled_by(address.to_string(), tls), false)
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Whether the way is exposed, or what is wrong.
+    fn settings(variables: &[(&str, &str)], files: &[(&str, &str)]) -> Result<bool, String> {
+        let folder = tempfile::tempdir().expect("folder");
+        for (name, content) in files {
+            std::fs::write(folder.path().join(name), content).expect("write");
+        }
+        let strings: HashMap<&str, &str> = variables.iter().copied().collect();
+        let mut parser = Parser::new(&strings);
+        let (_, is_exposed) = read(&mut parser, &Secrets::new(folder.path()));
+        parser
+            .finish()
+            .map(|()| is_exposed)
+            .map_err(|problems| problems.to_string())
+    }
+
+    #[test]
+    fn plain_tcp_is_exposed_but_on_this_machine() {
+        for (url, is_exposed) in [
+            ("tcp://buildkit:1234", true),
+            ("tcp://10.0.0.1:1234", true),
+            ("tcp://127.0.0.1:1234", false),
+            ("tcp://[::1]:1234", false),
+            ("tcp://localhost:1234", false),
+            ("unix:///run/buildkitd.sock", false),
+        ] {
+            assert_eq!(settings(&[("buildkit_url", url)], &[]), Ok(is_exposed), "{url}");
+        }
+    }
+
+    #[test]
+    fn whoever_asks_for_tls_gets_it_or_an_error() {
+        let url = ("buildkit_url", "tcp://127.0.0.1:1234");
+        for (setting, files) in [
+            (Some(("buildkit_server_name", "buildkit")), &[][..]),
+            (Some(("buildkit_cert", "mine")), &[]),
+            (Some(("buildkit_ca", "ours")), &[]),
+            (None, &[("buildkit-ca", "no certificate")]),
+        ] {
+            let variables: Vec<_> = [url].into_iter().chain(setting).collect();
+            let error = settings(&variables, files).expect_err("nothing to trust");
+            assert!(
+                error.contains("is to be secured with TLS, and secret "),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_concerns_tls_means_nothing_for_a_socket() {
+        let variables = [
+            ("buildkit_url", "unix:///run/buildkitd.sock"),
+            ("buildkit_server_name", "127.0.0.1"),
+        ];
+        assert_eq!(settings(&variables, &[]), Ok(false));
+    }
+
+    #[test]
+    fn names_that_are_none_are_refused() {
+        let url = ("buildkit_url", "tcp://buildkit:1234");
+        let error = settings(&[url, ("buildkit_server_name", "a b")], &[]).expect_err("no name");
+        assert!(
+            error.contains("buildkit_server_name should be a host name"),
+            "{error}"
+        );
+        let error = settings(&[url, ("buildkit_key", "../key")], &[]).expect_err("no secret");
+        assert!(
+            error.contains("buildkit_key should be the name of a secret"),
+            "{error}"
+        );
+    }
+}
