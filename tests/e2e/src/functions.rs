@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
+use reqwest::Method;
+use serde_json::{Value, json};
 use slipway_stack::Stack;
 
 /// The gateway with the administrator's credentials.
@@ -96,17 +97,30 @@ impl Functions {
         }
     }
 
+    /// Asks the gateway to create a function; gives the status.
+    pub async fn create(&self, deployment: &Value) -> Result<u16> {
+        self.api(Method::POST, "/system/functions", deployment).await
+    }
+
+    /// Asks the gateway to update a function; gives the status.
+    pub async fn update(&self, deployment: &Value) -> Result<u16> {
+        self.api(Method::PUT, "/system/functions", deployment).await
+    }
+
     /// Removes a function, if it is there.
     pub async fn remove(&self, name: &str) -> Result<()> {
-        let url = format!("{}/system/functions", self.url);
-        let body = serde_json::json!({ "functionName": name });
+        let body = json!({ "functionName": name });
+        let status = self.api(Method::DELETE, "/system/functions", &body).await?;
+        anyhow::ensure!(status < 300 || status == 404, "removing {name}: {status}");
+        Ok(())
+    }
+
+    async fn api(&self, method: Method, path: &str, body: &Value) -> Result<u16> {
         let request = self
             .http
-            .delete(&url)
+            .request(method, format!("{}{path}", self.url))
             .basic_auth(&self.user, Some(&self.password))
-            .json(&body);
-        let status = request.send().await?.status().as_u16();
-        anyhow::ensure!(status < 300 || status == 404, "DELETE {url} of {name}: {status}");
-        Ok(())
+            .json(body);
+        Ok(request.send().await?.status().as_u16())
     }
 }

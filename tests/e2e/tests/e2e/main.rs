@@ -1,10 +1,11 @@
 //! From source to an answering function on the real stack: BuildKit, a registry, containerd, the OpenFaaS gateway, NATS
-//! Streaming and the queue-worker. `SLIPWAY_STACK` names the stack; `make test` starts one of its own.
+//! Streaming and the queue-worker. `SLIPWAY_STACK` names the stack; `make test` starts it where it does not run.
 
 mod asynchronous;
 mod config;
 mod digests;
 mod faults;
+mod provider;
 mod refusals;
 mod secured;
 mod synchronous;

@@ -1,0 +1,113 @@
+//! What the embedded provider promises beyond faasd. A stack with another provider has other manners, and its own tests.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+use slipway_e2e::{functions::Functions, shared::Bench, source::Source};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
+
+async fn page_image(bench: &Bench, text: &str) -> Result<String> {
+    let base = bench.busybox().await?;
+    let image = bench.image(&format!("e2e/provider-{text}"), "1");
+    let reply = bench
+        .builder
+        .post(Source::pages(base, text).tar(&json!({ "image": image }))?)
+        .await?;
+    ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
+    Ok(image)
+}
+
+async fn image_of(functions: &Functions, name: &str) -> Result<Value> {
+    Ok(functions.status(name).await?.unwrap_or_default()["image"].take())
+}
+
+/// Calls a function 200 times a second until told to stop; returns what was not the page.
+async fn load(functions: Functions, name: &'static str, stop: watch::Receiver<bool>) -> (usize, Vec<String>) {
+    let functions = Arc::new(functions);
+    let mut calls = JoinSet::new();
+    let mut tick = interval(Duration::from_millis(5));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    while !*stop.borrow() {
+        tick.tick().await;
+        let functions = Arc::clone(&functions);
+        calls.spawn(async move { functions.page(name).await });
+    }
+    let all = calls.join_all().await;
+    let failed = |called: &Result<(u16, String)>| match called {
+        Ok((200, _)) => None,
+        other => Some(format!("{other:?}")),
+    };
+    (all.len(), all.iter().filter_map(failed).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_call_fails_while_a_function_is_updated_and_a_failed_update_changes_nothing() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    if !bench.stack.replaces_without_a_gap() {
+        return Ok(());
+    }
+    let functions = &bench.functions;
+    let images = [
+        page_image(&bench, "one").await?,
+        page_image(&bench, "two").await?,
+    ];
+    let name = "live-update";
+    functions.remove(name).await?;
+    let deployment = |image: &str| json!({ "service": name, "image": image });
+    ensure!(functions.create(&deployment(&images[0])).await? < 300);
+    functions
+        .wait_for_page(name, "one", Duration::from_secs(30))
+        .await?;
+    let (stop, stopped) = watch::channel(false);
+    let load = tokio::spawn(load(functions.clone(), name, stopped));
+
+    for round in 1..=4 {
+        let image = &images[round % 2];
+        ensure!(functions.update(&deployment(image)).await? < 300);
+        assert_eq!(image_of(functions, name).await?, **image);
+    }
+    let missing_image = deployment(&format!("{}-not-there", images[0]));
+    assert_eq!(functions.update(&missing_image).await?, 500);
+    let missing_secret = json!({ "service": name, "image": images[0], "secrets": ["not-there"] });
+    assert_eq!(functions.update(&missing_secret).await?, 400);
+    assert_eq!(image_of(functions, name).await?, *images[0]);
+
+    stop.send(true)?;
+    let (calls, failed) = load.await?;
+    ensure!(
+        failed.is_empty(),
+        "{} of {calls} calls failed: {failed:?}",
+        failed.len()
+    );
+    functions.remove(name).await
+}
+
+#[tokio::test]
+async fn a_function_is_created_once_and_when_it_is_deleted_nothing_is_left_to_update() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    if !bench.stack.replaces_without_a_gap() {
+        return Ok(());
+    }
+    let functions = &bench.functions;
+    let image = page_image(&bench, "life").await?;
+    let name = "live-life";
+    functions.remove(name).await?;
+    let deployment = json!({ "service": name, "image": image });
+    ensure!(functions.create(&deployment).await? < 300);
+    functions
+        .wait_for_page(name, "life", Duration::from_secs(30))
+        .await?;
+    assert_eq!(functions.create(&deployment).await?, 400, "there is one already");
+
+    functions.remove(name).await?;
+    assert_eq!(functions.status(name).await?, None);
+    assert_eq!(functions.update(&deployment).await?, 404);
+    Ok(())
+}
