@@ -53,10 +53,7 @@ async fn no_call_fails_while_a_function_is_updated_and_a_failed_update_changes_n
         return Ok(());
     }
     let functions = &bench.functions;
-    let images = [
-        page_image(&bench, "one").await?,
-        page_image(&bench, "two").await?,
-    ];
+    let images = [page_image(&bench, "one").await?, page_image(&bench, "two").await?];
     let name = "live-update";
     functions.remove(name).await?;
     let deployment = |image: &str| json!({ "service": name, "image": image });
