@@ -61,10 +61,12 @@ impl Inner {
     ) -> Result<(), Error> {
         let old = self.find(key)?;
         let mut first_error = self.secrets.check(&key.namespace, &deployment.secrets).err();
-        let containerd = self.scope(key)?;
+        // The removal of the old one makes containerd clean up: without a lease, also what the new one is made of.
+        let lease = self.scope(key)?.lease().await?;
+        let containerd = lease.scope();
         let reference = normalise(&deployment.image);
         let pulled = match &reference {
-            Ok(reference) => self.puller.pull(&containerd, reference).await.map(drop),
+            Ok(reference) => self.puller.pull(containerd, reference).await.map(drop),
             Err(_) => Err(Error::Invalid(format!(
                 "image: {:?} is not a reference",
                 deployment.image
@@ -73,14 +75,16 @@ impl Inner {
         first_error = first_error.or(pulled.err());
 
         self.remove(key);
-        self.discard(&old, self.settings.grace_period).await?;
         let made = async {
+            self.discard(&old, self.settings.grace_period).await?;
             self.check(key, deployment)?;
-            let image = self.puller.pull_if_missing(&containerd, &reference?).await?;
-            self.make(&containerd, key, deployment, &image, Stage::Serving)
+            let image = self.puller.pull_if_missing(containerd, &reference?).await?;
+            self.make(containerd, key, deployment, &image, Stage::Serving)
                 .await
         };
-        let created = match made.await {
+        let made = made.await;
+        lease.release().await;
+        let created = match made {
             Ok(instance) => self.start_first(instance).await,
             Err(error) => Err(error),
         };
