@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::restore::cleanup;
 use self::{
     deploy::{LABEL_REPLICAS, LABEL_STAGE, Stage},
-    instance::{Ground, Instance, Status},
+    instance::{Ground, Instance, Record, Status},
 };
 use crate::{
     backend::{Backend, CallGuard},
@@ -165,12 +165,12 @@ impl Functions {
             .await
     }
 
-    /// Updates a function, with the manners of the settings.
+    /// Updates a function, with the manners that its new version asks for.
     pub(crate) async fn update(&self, deployment: FunctionDeployment) -> Result<(), Error> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
         let work = |key: Key| async move {
-            match inner.settings.manners {
+            match inner.settings.manners_of(&deployment.annotations) {
                 Manners::Good => inner.update(&key, &deployment).await,
                 Manners::Faasd => inner.update_as_faasd(&key, &deployment).await,
             }
@@ -186,7 +186,7 @@ impl Functions {
             // So that it does not come back with the next provider, should removing it fail half-way.
             inner.mark(&instance, Stage::Retiring).await?;
             inner.remove(&key);
-            if inner.settings.manners == Manners::Good {
+            if inner.manners_of(&instance.parts().record) == Manners::Good {
                 inner.drain(&instance).await;
             }
             let discarded = inner.discard(&instance, inner.settings.grace_period).await;
@@ -229,12 +229,16 @@ impl Inner {
         self.containerd.within(&key.namespace)
     }
 
-    fn ground(&self, containerd: Scope) -> Ground {
+    fn manners_of(&self, record: &Record) -> Manners {
+        self.settings.manners_of(&record.deployment.annotations)
+    }
+
+    fn ground(&self, containerd: Scope, record: &Record) -> Ground {
         Ground {
             containerd,
             network: Arc::clone(&self.network),
             logs: self.logs.clone(),
-            restart: self.settings.manners == Manners::Good,
+            restart: self.manners_of(record) == Manners::Good,
         }
     }
 
@@ -342,7 +346,7 @@ impl Inner {
     fn status_of(&self, instance: &Instance) -> FunctionStatus {
         let parts = instance.parts();
         let deployment = parts.record.deployment.clone();
-        let (replicas, available) = match (self.settings.manners, instance.status()) {
+        let (replicas, available) = match (self.manners_of(&parts.record), instance.status()) {
             (_, Status::Stopped) | (Manners::Faasd, Status::Ended(_)) => (0, 0),
             (Manners::Good, Status::Starting | Status::Ended(_)) => (1, 0),
             (Manners::Faasd, Status::Starting) | (_, Status::Listening) => (1, 1),

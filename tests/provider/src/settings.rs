@@ -12,7 +12,11 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
-use crate::error::Error;
+use crate::{error::Error, model::Map};
+
+/// The annotation of a function that is to be treated otherwise than the settings say: `good` or `faasd`. So a test has
+/// both manners on one provider, and other functions are not concerned.
+const MANNERS_ANNOTATION: &str = "dev.slipway.manners";
 
 /// Settings of the provider.
 #[derive(Args, Clone, Debug)]
@@ -81,7 +85,7 @@ pub struct Settings {
     #[arg(long, env = "cgroup_parent", default_value = "/slipway-dev")]
     pub cgroup_parent: String,
 
-    /// How a running function is treated.
+    /// How a running function is treated. A function's annotation `dev.slipway.manners` says otherwise for it alone.
     #[arg(long, env = "manners", value_enum, default_value_t = Manners::Good)]
     pub manners: Manners,
 
@@ -124,6 +128,13 @@ impl Settings {
         self.state_dir = absolute(self.state_dir)?;
         self.secrets_dir = Some(absolute(secrets_dir)?);
         Ok(self)
+    }
+
+    /// How a function with these annotations is treated.
+    pub(crate) fn manners_of(&self, annotations: &Map) -> Manners {
+        let asked = annotations.get(MANNERS_ANNOTATION);
+        let known = asked.and_then(|text| Manners::from_str(text, false).ok());
+        known.unwrap_or(self.manners)
     }
 
     /// Where secrets of functions are kept.
@@ -201,6 +212,17 @@ mod tests {
             settings.secrets_dir(),
             PathBuf::from("/var/lib/slipway-dev/secrets")
         );
+    }
+
+    #[test]
+    fn one_function_can_be_treated_otherwise() {
+        let settings = parse(&[]);
+        let annotated = |text: &str| Map::from([(MANNERS_ANNOTATION.to_owned(), text.to_owned())]);
+        assert_eq!(settings.manners_of(&Map::new()), Manners::Good);
+        assert_eq!(settings.manners_of(&annotated("faasd")), Manners::Faasd);
+        assert_eq!(settings.manners_of(&annotated("rude")), Manners::Good);
+        let rude = parse(&["--manners", "faasd"]);
+        assert_eq!(rude.manners_of(&annotated("good")), Manners::Good);
     }
 
     #[test]

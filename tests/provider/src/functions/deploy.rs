@@ -78,7 +78,7 @@ impl Inner {
     /// Starts the only instance of a function. If that fails, the function does not exist; but for faasd it does.
     pub(super) async fn start_first(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let started = instance.start().await;
-        if started.is_ok() || self.settings.manners == Manners::Faasd {
+        if started.is_ok() || self.manners_of(&instance.parts().record) == Manners::Faasd {
             self.insert(instance);
         } else {
             self.discard_failed(&instance).await;
@@ -124,7 +124,7 @@ impl Inner {
             record,
         };
         // Not under the lease: it ends before the instance does.
-        let ground = self.ground(self.scope(key)?);
+        let ground = self.ground(self.scope(key)?, &parts.record);
         Ok(Arc::new(Instance::supervise(parts, ground, Begin::Stopped)))
     }
 

@@ -63,7 +63,7 @@ impl Inner {
         record: Record,
         begin: Begin,
     ) -> Result<Instance, Error> {
-        let ground = self.ground(self.scope(&key)?);
+        let ground = self.ground(self.scope(&key)?, &record);
         let Container {
             id,
             image,
