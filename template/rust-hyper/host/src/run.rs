@@ -52,6 +52,7 @@ pub fn run(handler: impl Handler) -> ExitCode {
 /// | `exec_timeout` | `0s` | how long an answer may take in all, from the request's head to its own last byte; 0: no limit |
 /// | `healthcheck_interval` | `5s` | how long requests are taken after SIGTERM |
 /// | `max_inflight` | 0 | requests at a time; 0: no limit |
+/// | `slipway_version` | | told with every answer, in the header `X-Slipway-Version`; deployer-fn sets it |
 /// | `secret_mount_path` | `/var/openfaas/secrets` | the directory of secrets |
 /// | `gateway_url` | `http://gateway.openfaas:8080` | the gateway |
 /// | `log_format` | `json` | `json` or `text` |

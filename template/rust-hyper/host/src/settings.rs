@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use http::HeaderValue;
+
 use crate::env::Parser;
 
 /// The host's settings, parsed.
@@ -14,6 +16,8 @@ pub(crate) struct Settings {
     pub(crate) exec_timeout: Option<Duration>,
     pub(crate) healthcheck_interval: Duration,
     pub(crate) max_inflight: Option<usize>,
+    /// Which version of the function this is, for its answers.
+    pub(crate) version: Option<HeaderValue>,
 }
 
 impl Settings {
@@ -32,6 +36,10 @@ impl Settings {
             exec_timeout: (!exec_timeout.is_zero()).then_some(exec_timeout),
             healthcheck_interval: parser.duration("healthcheck_interval", Duration::from_secs(5)),
             max_inflight: (max_inflight > 0).then_some(max_inflight),
+            version: parser.parse("slipway_version", None, |text| {
+                let wrong = |_| "should have visible ASCII characters only";
+                HeaderValue::from_str(text).map(Some).map_err(wrong)
+            }),
         }
     }
 }
@@ -65,6 +73,7 @@ mod tests {
             ("read_timeout", "0"),
             ("write_timeout", "0s"),
             ("max_inflight", "-1"),
+            ("slipway_version", "one\ntwo"),
         ];
         let mut parser = Parser::new(&strings);
         Settings::read(&mut parser);
@@ -72,7 +81,13 @@ mod tests {
         let names: Vec<_> = problems.0.iter().map(|problem| problem.name.as_str()).collect();
         assert_eq!(
             names,
-            ["metrics_port", "max_inflight", "read_timeout", "write_timeout"]
+            [
+                "metrics_port",
+                "max_inflight",
+                "read_timeout",
+                "write_timeout",
+                "slipway_version"
+            ]
         );
     }
 }

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::header::Entry;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::Span;
 
@@ -15,6 +15,31 @@ use super::outgoing::Outgoing;
 use super::record::Record;
 use crate::error::Error;
 use crate::reply;
+
+/// Which version of the function answers.
+pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-slipway-version");
+
+/// What the host adds to every answer.
+pub(crate) struct Marks {
+    /// The call's id, for [`CALL_ID`].
+    pub(crate) call_id: HeaderValue,
+    /// The function's version, for [`VERSION`], where it was told.
+    pub(crate) version: Option<HeaderValue>,
+}
+
+impl Marks {
+    fn none() -> Self {
+        Self {
+            call_id: HeaderValue::from_static(""),
+            version: None,
+        }
+    }
+
+    /// The call's id, for texts.
+    fn call(&self) -> &str {
+        self.call_id.to_str().unwrap_or_default()
+    }
+}
 
 /// What a handler does.
 pub(crate) type Handling = Pin<Box<dyn Future<Output = Result<crate::Response, Error>> + Send>>;
@@ -33,7 +58,7 @@ pub(crate) enum Answer {
 pub(crate) struct Running {
     pub(crate) handling: Option<Handling>,
     pub(crate) span: Span,
-    pub(crate) call_id: HeaderValue,
+    pub(crate) marks: Marks,
     pub(crate) deadline: Option<Deadline>,
     pub(crate) record: Option<Record>,
 }
@@ -58,8 +83,8 @@ impl Deadline {
 }
 
 impl Answer {
-    pub(crate) fn ready(response: crate::Response, call_id: HeaderValue, record: Option<Record>) -> Self {
-        Self::Ready(Some(finish(response, call_id, record, None, Span::none())))
+    pub(crate) fn ready(response: crate::Response, marks: Marks, record: Option<Record>) -> Self {
+        Self::Ready(Some(finish(response, marks, record, None, Span::none())))
     }
 }
 
@@ -86,7 +111,7 @@ impl Running {
         let polled = catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(cx)));
         let response = match polled {
             Ok(Poll::Ready(Ok(response))) => response,
-            Ok(Poll::Ready(Err(error))) => error.into_response(self.call_id.to_str().unwrap_or_default()),
+            Ok(Poll::Ready(Err(error))) => error.into_response(self.marks.call()),
             Ok(Poll::Pending) => {
                 if self
                     .deadline
@@ -99,16 +124,16 @@ impl Running {
                 reply::message(StatusCode::GATEWAY_TIMEOUT, "the function took too long\n")
             }
             // The hook has logged it.
-            Err(_) => reply::internal_error(self.call_id.to_str().unwrap_or_default()),
+            Err(_) => reply::internal_error(self.marks.call()),
         };
         // What the handler held is let go of before the answer is sent, and where its lines have the call id.
         self.handling = None;
         drop(entered);
-        let call_id = std::mem::replace(&mut self.call_id, HeaderValue::from_static(""));
+        let marks = std::mem::replace(&mut self.marks, Marks::none());
         let span = std::mem::replace(&mut self.span, Span::none());
         Poll::Ready(finish(
             response,
-            call_id,
+            marks,
             self.record.take(),
             self.deadline.take(),
             span,
@@ -129,7 +154,7 @@ impl Drop for Running {
 /// The response with what the host adds.
 fn finish(
     mut response: crate::Response,
-    call_id: HeaderValue,
+    marks: Marks,
     mut record: Option<Record>,
     deadline: Option<Deadline>,
     span: Span,
@@ -138,7 +163,10 @@ fn finish(
         record.answered(response.status());
     }
     if let Entry::Vacant(entry) = response.headers_mut().entry(CALL_ID) {
-        entry.insert(call_id);
+        entry.insert(marks.call_id);
+    }
+    if let Some(version) = marks.version {
+        response.headers_mut().insert(VERSION, version);
     }
     response.map(|body| Outgoing::new(body, record, deadline, span))
 }

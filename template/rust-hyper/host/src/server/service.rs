@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use hyper::body::{Body as _, Incoming};
 
-use super::answer::{Answer, Deadline, Running};
+use super::answer::{Answer, Deadline, Marks, Running};
 use super::call_id::CallIds;
 use super::record::{Ledger, Record};
 use super::stage::Stage;
@@ -23,6 +23,7 @@ pub(crate) struct Service<H> {
     ready: Vec<ReadyCheck>,
     health_paths: Vec<String>,
     ready_paths: Vec<String>,
+    version: Option<HeaderValue>,
     platform: Arc<Platform>,
     ledger: Arc<Ledger>,
     call_ids: CallIds,
@@ -42,6 +43,7 @@ impl<H: Handler> Service<H> {
             ready: app.ready,
             health_paths: app.health_paths,
             ready_paths: app.ready_paths,
+            version: settings.version.clone(),
             platform,
             ledger,
             call_ids: CallIds::default(),
@@ -57,14 +59,18 @@ impl<H: Handler> Service<H> {
         connection: &Arc<Stage>,
     ) -> Answer {
         let call_id = self.call_ids.of(request.headers());
-        if let Some(response) = self.probe(request.uri().path()) {
-            return Answer::ready(response, call_id, None);
-        }
         let text: Arc<str> = call_id.to_str().unwrap_or_default().into();
+        let marks = Marks {
+            call_id,
+            version: self.version.clone(),
+        };
+        if let Some(response) = self.probe(request.uri().path()) {
+            return Answer::ready(response, marks, None);
+        }
         let turn = connection.begin(!request.body().is_end_stream());
         let (record, entered) = Record::open(&self.ledger, &request, &text, turn);
         if let Err(limit) = entered {
-            return Answer::ready(reply::busy(limit), call_id, Some(record));
+            return Answer::ready(reply::busy(limit), marks, Some(record));
         }
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
@@ -80,7 +86,7 @@ impl<H: Handler> Service<H> {
                 async move { service.handler.call(request, context).await },
             )),
             span,
-            call_id,
+            marks,
             deadline: deadline.map(Deadline::new),
             record: Some(record),
         })

@@ -19,6 +19,18 @@ async fn health_and_readiness_are_the_hosts_and_have_second_names() {
 }
 
 #[tokio::test]
+async fn every_answer_tells_the_version_that_the_function_was_given() {
+    let function = Function::start(&[("slipway_version", "sha256:12")]).await;
+    for path in ["/_/health", "/_/ready", "/echo", "/nowhere", "/panic"] {
+        let answer = function.get(path).await;
+        assert_eq!(answer.headers["x-slipway-version"], "sha256:12", "{path}");
+    }
+    let untold = Function::start(&[]).await;
+    let answer = untold.get("/_/health").await;
+    assert!(!answer.headers.contains_key("x-slipway-version"));
+}
+
+#[tokio::test]
 async fn it_is_ready_when_the_function_says_so() {
     let function = Function::start(&[("setup", "is slow")]).await;
     assert_eq!(function.get("/_/health").await.status, StatusCode::OK);
