@@ -24,6 +24,7 @@ mod restore;
 mod target;
 mod watch;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -103,6 +104,7 @@ pub async fn rollout<T: Transport>(
         deadline: deadline.clone(),
         before: None,
         last_good: None,
+        restoring: AtomicBool::new(false),
         outcome: Outcome {
             function: spec.service.clone(),
             namespace: spec.namespace.clone(),
@@ -119,7 +121,9 @@ pub async fn rollout<T: Transport>(
     };
     info!(image = %spec.image, tag = hand_over.tag.as_deref(), "deployment begins");
     rollout.run(objections).await;
+    let restored = rollout.restoring.load(Ordering::Relaxed);
     let mut outcome = rollout.outcome;
+    outcome.changed |= restored;
     outcome.durations.total = begun.elapsed();
     match outcome.status {
         Status::Ready => info!(
@@ -144,6 +148,8 @@ struct Rollout<'a, T> {
     before: Option<FunctionStatus>,
     /// What is put back on failure; `None` where there was no function.
     last_good: Option<Version>,
+    /// Whether the provider was asked to put something back.
+    restoring: AtomicBool,
     outcome: Outcome,
 }
 
@@ -167,10 +173,10 @@ impl<T: Transport> Rollout<'_, T> {
             Some(Next::End) => {}
             Some(Next::Watch) => {
                 info!("the function has this image and specification already");
-                self.reason("the function has this image and specification already: nothing was changed");
+                self.reason("the function has this image and specification already");
                 self.outcome.fault = Some(Fault::Caller);
                 match self.watch(None).await {
-                    Attempt::Ready => {}
+                    Attempt::Ready => self.reason("nothing was changed"),
                     _ => self.put_back().await,
                 }
             }

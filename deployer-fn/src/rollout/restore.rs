@@ -1,5 +1,7 @@
 //! Puts back what was there before a version that does not run, and sees that it works.
 
+use std::sync::atomic::Ordering;
+
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -152,10 +154,13 @@ impl<T: Transport> Rollout<'_, T> {
             match (&now, &self.last_good) {
                 (None, None) => return Restored::Done(None),
                 (Some(status), Some(version)) if version.is_in(status) => {
-                    // A version that is put back in place of itself would only be started anew.
-                    match self.watch_restored(version, waiting).await {
-                        Watched::Ready(status) => return Restored::Done(Some(status)),
-                        Watched::NotTaken(_) => continue,
+                    // A version that is put back in place of itself is only started anew. That is for one that does not
+                    // come up by itself: a provider may keep a function that it could not start.
+                    let watching = self.watch_restored(version, waiting);
+                    match tokio::time::timeout(rollback / 2, watching).await {
+                        Ok(Watched::Ready(status)) => return Restored::Done(Some(status)),
+                        Ok(Watched::NotTaken(_)) => continue,
+                        Err(_) => self.apply_again(version, true, waiting).await,
                     }
                 }
                 (Some(status), _) if !self.is_of_this_rollout(status) => {
@@ -179,6 +184,7 @@ impl<T: Transport> Rollout<'_, T> {
 
     async fn apply_again(&self, version: &Version, there_is_one: bool, waiting: &mut Waiting) {
         info!(image = version.image(), "putting back what was there before");
+        self.restoring.store(true, Ordering::Relaxed);
         let body = version.body(&LastGood::Itself, self.failure().as_ref());
         // Where this is not answered, there is time to do it again.
         let half = self.deadline.anew(self.ground.limits.rollback / 2);
@@ -208,6 +214,7 @@ impl<T: Transport> Rollout<'_, T> {
 
     async fn remove(&self) {
         info!("removing the new version: there was none before");
+        self.restoring.store(true, Ordering::Relaxed);
         let request = || call::delete(&self.target.name, self.target.namespace.as_deref());
         match apply::send(self.ground.transport, request, &self.deadline).await {
             Ok(answer) => info!(status = answer.status().as_u16(), "asked for its removal"),
