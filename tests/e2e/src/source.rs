@@ -29,10 +29,13 @@ impl Source {
 
     /// A function of static pages, served on 8080 by the stack's busybox image: the smallest thing that answers.
     /// `base` is that image's name, `page` what `/` says.
+    ///
+    /// The first process is a shell that ends on SIGTERM. httpd itself has no handler for it, and the kernel gives a first
+    /// process no other signals than it handles: it would be waited for until the provider's patience is over.
     pub fn pages(base: &str, page: &str) -> Self {
         Self::dockerfile(format!(
             "FROM {base}\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
-             CMD [\"/bin/busybox\", \"httpd\", \"-f\", \"-p\", \"8080\", \"-h\", \"/www\"]\n"
+             CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
         ))
         .file("www/index.html", page)
         .file("www/_/health", "OK\n")
