@@ -6,8 +6,10 @@
 pub mod buildkit;
 pub mod certificates;
 pub mod client;
+pub mod deployer;
 pub mod functions;
 pub mod plain;
 pub mod registry;
 pub mod shared;
 pub mod source;
+pub mod turnstile;

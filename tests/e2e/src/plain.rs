@@ -52,7 +52,7 @@ impl PlainBuilder {
         }
         let spool = tempfile::tempdir()?;
         let (port, metrics) = (free_port()?, free_port()?);
-        let child = Command::new(binary()?)
+        let child = Command::new(binary("builder-fn")?)
             .env_clear()
             .env("port", port.to_string())
             .env("metrics_port", metrics.to_string())
@@ -74,7 +74,7 @@ impl PlainBuilder {
             spool,
             url: format!("http://127.0.0.1:{port}"),
         };
-        builder.wait_until_alive().await?;
+        wait_until_alive(&builder.url).await?;
         Ok(builder)
     }
 
@@ -104,18 +104,6 @@ impl PlainBuilder {
         left.extend(nameless_files(self.child.id())?);
         Ok(left)
     }
-
-    async fn wait_until_alive(&self) -> Result<()> {
-        let http = reqwest::Client::builder().no_proxy().build()?;
-        let end = Instant::now() + Duration::from_secs(20);
-        loop {
-            match http.get(format!("{}/_/health", self.url)).send().await {
-                Ok(response) if response.status().is_success() => return Ok(()),
-                last if Instant::now() > end => bail!("builder-fn did not come up: {last:?}"),
-                _ => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    }
 }
 
 impl Drop for PlainBuilder {
@@ -141,19 +129,33 @@ pub fn nameless_files(process: u32) -> Result<Vec<PathBuf>> {
     Ok(nameless)
 }
 
-fn free_port() -> Result<u16> {
+/// Waits until a function that was started as a process says that it lives.
+pub(crate) async fn wait_until_alive(url: &str) -> Result<()> {
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match http.get(format!("{url}/_/health")).send().await {
+            Ok(response) if response.status().is_success() => return Ok(()),
+            last if Instant::now() > end => bail!("the process at {url} did not come up: {last:?}"),
+            _ => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// A port of this machine that nobody listens on at the moment.
+pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// Builds builder-fn as this test was built, and says where it is.
-fn binary() -> Result<PathBuf> {
+/// Builds a function of this repository as this test was built, and says where it is.
+pub(crate) fn binary(package: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut cargo = Command::new("cargo")
         .args([
             "build",
             "--quiet",
             "--package",
-            "builder-fn",
+            package,
             "--message-format",
             "json-render-diagnostics",
         ])
@@ -165,10 +167,10 @@ fn binary() -> Result<PathBuf> {
     let mut binary = None;
     for line in messages.lines() {
         let message: serde_json::Value = serde_json::from_str(&line?)?;
-        if message["target"]["name"] == "builder-fn" {
+        if message["target"]["name"] == package && message["executable"].is_string() {
             binary = message["executable"].as_str().map(PathBuf::from).or(binary);
         }
     }
-    anyhow::ensure!(cargo.wait()?.success(), "cargo build --package builder-fn failed");
-    binary.context("cargo named no executable for builder-fn")
+    anyhow::ensure!(cargo.wait()?.success(), "cargo build --package {package} failed");
+    binary.with_context(|| format!("cargo named no executable for {package}"))
 }

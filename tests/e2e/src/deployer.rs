@@ -1,0 +1,130 @@
+//! deployer-fn as a plain process beside the stack: it can be killed, and have settings that the stack's own must not have.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+use crate::{
+    client::{Reply, signature},
+    plain::{binary, free_port, wait_until_alive},
+    shared::Bench,
+};
+
+/// Longer than any rollout of a test.
+const LONGEST: Duration = Duration::from_secs(180);
+
+static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
+
+/// A running deployer-fn; it ends with the value, at once.
+#[derive(Debug)]
+pub struct PlainDeployer {
+    child: Child,
+    secrets: TempDir,
+    url: String,
+}
+
+/// Hands over as builder-fn does. Clones go to the same deployer.
+#[derive(Debug, Clone)]
+pub struct HandOvers {
+    url: String,
+    key: Vec<u8>,
+    http: reqwest::Client,
+}
+
+impl PlainDeployer {
+    /// Starts deployer-fn with the stack's secrets, `gateway` for its gateway, and further settings.
+    pub async fn start(bench: &Bench, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        let secrets = tempfile::tempdir()?;
+        fs::copy(&bench.stack.deploy_secret, secrets.path().join("deploy-secret"))?;
+        fs::write(secrets.path().join("basic-auth-user"), &bench.stack.gateway.user)?;
+        fs::write(
+            secrets.path().join("basic-auth-password"),
+            &bench.stack.gateway.password,
+        )?;
+        Self::start_with(secrets, gateway, settings).await
+    }
+
+    /// Starts deployer-fn with these secrets.
+    pub async fn start_with(secrets: TempDir, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        let binary = BINARY.get_or_try_init(|| async { binary("deployer-fn") }).await?;
+        let (port, metrics) = (free_port()?, free_port()?);
+        let child = Command::new(binary)
+            .env_clear()
+            .env("port", port.to_string())
+            .env("metrics_port", metrics.to_string())
+            .env("secret_mount_path", secrets.path())
+            .env("gateway_url", gateway)
+            .env("exec_timeout", "3m")
+            .envs(settings.iter().copied())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("starting deployer-fn")?;
+        let deployer = Self {
+            child,
+            secrets,
+            url: format!("http://127.0.0.1:{port}"),
+        };
+        wait_until_alive(&deployer.url).await?;
+        Ok(deployer)
+    }
+
+    /// Who hands over to it.
+    pub fn hand_overs(&self) -> Result<HandOvers> {
+        Ok(HandOvers {
+            url: format!("{}/", self.url),
+            key: fs::read(self.secrets.path().join("deploy-secret"))?
+                .trim_ascii()
+                .to_vec(),
+            http: reqwest::Client::builder().no_proxy().timeout(LONGEST).build()?,
+        })
+    }
+
+    /// Hands over, and waits for the outcome.
+    pub async fn deploy(&self, hand_over: &Value) -> Result<Reply> {
+        self.hand_overs()?.deploy(hand_over).await
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for PlainDeployer {
+    fn drop(&mut self) {
+        // There is nothing to be told if the process is gone already.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl HandOvers {
+    /// Hands over, and waits for the outcome.
+    pub async fn deploy(&self, hand_over: &Value) -> Result<Reply> {
+        let body = hand_over.to_string();
+        let response = self
+            .http
+            .post(&self.url)
+            .header("X-Deploy-Signature", signature(&self.key, body.as_bytes())?)
+            .header("Content-Type", "application/json")
+            .body(body)
+            .send()
+            .await
+            .with_context(|| format!("POST {}", self.url))?;
+        Ok(Reply {
+            status: response.status().as_u16(),
+            call_id: None,
+            text: response.text().await?,
+        })
+    }
+}
