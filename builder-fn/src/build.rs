@@ -7,8 +7,8 @@ use function_host::Shutdown;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::buildkit::session::{CredentialStore, Services, cold_key};
-use crate::buildkit::{CacheExport, Daemon, Job, Limits, Solve, Solved};
+use crate::buildkit::session::{CredentialStore, Lease, Services, SharedKeys};
+use crate::buildkit::{CacheExport, Daemon, Job, Limits, SOURCE_DATE_EPOCH, Solve, Solved};
 use crate::chain::{Chain, Deployment, HandOver, Link};
 use crate::error::Error;
 use crate::report::{Lines, Log};
@@ -29,6 +29,8 @@ pub struct Builder {
     pub insecure: bool,
     /// The image that lists what is in an image. Without one, no such list can be asked for.
     pub sbom_generator: Option<String>,
+    /// What the daemon keeps transferred folders under.
+    pub keys: SharedKeys,
     /// How to have images deployed.
     pub chain: Chain,
     /// How long to wait for what is not the build itself.
@@ -127,10 +129,27 @@ impl Builder {
         result
     }
 
+    /// A shared key for the transfer of the context.
+    ///
+    /// Whoever pins the times in the image wants it to be the same whatever was built before. A folder that the daemon has from
+    /// an earlier transfer, and in which a file has changed, has the time of that change: so those builds begin with none.
+    fn lease(&self, request: &BuildRequest) -> Arc<Lease> {
+        let config = &request.config;
+        Arc::new(match config.build_args.contains_key(SOURCE_DATE_EPOCH) {
+            true => self.keys.cold(),
+            false => {
+                let image = &config.image;
+                let scope = format!("{}/{}", image.registry(), image.repository());
+                self.keys.lease(&scope, &request.context)
+            }
+        })
+    }
+
     fn job(&self, request: &BuildRequest, call: &Call<'_>) -> Job {
+        let lease = self.lease(request);
         let services = Services::new()
             .with_health()
-            .with_files(request.context.clone())
+            .with_files(request.context.clone(), lease.clone())
             .with_credentials(self.credentials.clone());
         let config = &request.config;
         let solve = Solve {
@@ -159,7 +178,7 @@ impl Builder {
         };
         Job {
             services,
-            shared_key: cold_key(),
+            shared_key: lease,
             solve,
             limits: self.limits,
         }
@@ -180,7 +199,7 @@ fn cache_export(cache: &CacheTo) -> CacheExport {
 /// badly, or by somebody else, never leads to the build of another body. Without a signature every build has its own.
 pub fn reference(call_id: &str, signature: Option<&str>) -> String {
     let Some(signature) = signature else {
-        return cold_key();
+        return uuid::Uuid::new_v4().simple().to_string();
     };
     let mut hash = Sha256::new();
     hash.update(call_id);

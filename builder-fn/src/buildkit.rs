@@ -18,7 +18,7 @@ pub use address::{Address, AddressError};
 pub use connection::{ConnectError, Connection, Daemon, Dial, Dialing, Io};
 pub use failure::{Failure, Fault};
 pub use job::{Job, JobError, Limits, Solved};
-pub use solve::{CacheExport, Solve};
+pub use solve::{CacheExport, SOURCE_DATE_EPOCH, Solve};
 pub use status::{Event, Events};
 pub use tls::{TlsAddress, TlsFault, TlsSecrets};
 

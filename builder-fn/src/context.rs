@@ -14,7 +14,7 @@ mod view;
 use std::io;
 
 pub use archive::{ArchiveError, ArchiveLimits, ArchiveReader, Contents, EntryName, EntryProblem};
-pub use entry::{Entry, Kind};
+pub use entry::{ContentHash, Entry, Kind};
 pub use spool::{Spool, SpoolError, SpoolSettings};
 pub use view::{Filter, PatternError, Visible, view};
 
@@ -72,6 +72,28 @@ impl SourceContext {
             .iter()
             .take_while(move |entry| prefix == 0 || order::is_within(&entry.path, path))
             .filter(move |entry| !entry.path[prefix..].contains('/'))
+    }
+
+    /// Whether reading is a copy, and never waits for a disk.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        !self.spool.on_disk()
+    }
+
+    /// Fills `buffer` from the file `entry`, from `offset` of its content on.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); and when there is less than that.
+    pub fn read_exact(&self, entry: &Entry, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match self.read(entry, offset, buffer)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => {
+                    offset += count as u64;
+                    buffer = &mut buffer[count..];
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Reads from the file `entry`, from `offset` of its content on, into `buffer`. Zero is the file's end.

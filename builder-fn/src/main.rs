@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use builder_fn::build::Builder;
 use builder_fn::buildkit::Limits;
+use builder_fn::buildkit::session::SharedKeys;
 use builder_fn::chain::Chain;
 use builder_fn::docker_config::DockerConfig;
 use builder_fn::handler::Api;
@@ -39,11 +40,13 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         deployer: settings.deployer,
         timeout: settings.deploy_timeout,
     };
+    let metrics = Metrics::register(boot.registry())?;
     let builder = Builder {
         daemon,
         credentials: Arc::new(DockerConfig::at(settings.registry_config)),
         insecure: settings.insecure,
         sbom_generator: settings.sbom_generator,
+        keys: SharedKeys::counting(metrics.sent_bytes()),
         chain,
         limits: Limits::default(),
     };
@@ -53,7 +56,7 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         builder,
         limits,
         disable_hmac: settings.disable_hmac,
-        metrics: Metrics::register(boot.registry())?,
+        metrics,
     };
     Ok(App::new(api)
         .ready_while(ready)

@@ -17,6 +17,7 @@ pub struct Metrics {
     builds: IntCounterVec,
     seconds: HistogramVec,
     context_bytes: prometheus::IntCounter,
+    sent_bytes: prometheus::IntCounter,
 }
 
 impl Metrics {
@@ -43,12 +44,22 @@ impl Metrics {
                 "slipway_context_bytes_total",
                 "Bytes of verified requests.",
             )?,
+            sent_bytes: prometheus::IntCounter::new(
+                "slipway_context_sent_bytes_total",
+                "Bytes of files that BuildKit asked for: less than the contexts have, where it had some already.",
+            )?,
         };
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.builds.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.context_bytes.clone()))?;
+        registry.register(Box::new(metrics.sent_bytes.clone()))?;
         Ok(metrics)
+    }
+
+    /// Counts the bytes of files that are sent to BuildKit.
+    pub fn sent_bytes(&self) -> prometheus::IntCounter {
+        self.sent_bytes.clone()
     }
 
     /// A build begins, of a request of `bytes` bytes.

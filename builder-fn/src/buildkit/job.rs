@@ -7,6 +7,7 @@
 
 use std::error::Error as StdError;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -14,9 +15,9 @@ use tonic::{Code, Status};
 
 use super::failure::FailedSteps;
 use super::history::{self, Past};
-use super::session::{Services, Session};
+use super::session::{Lease, Services, Session};
 use super::status::{self, Event, Events};
-use super::{Connection, Failure, Solve};
+use super::{Connection, Failure, Fault, Solve};
 
 /// Builds of one call. Each delivery of a call whose builds have failed so far is one more.
 const ATTEMPTS: u32 = 16;
@@ -44,8 +45,8 @@ impl Default for Limits {
 pub struct Job {
     /// Answer the daemon while it builds.
     pub services: Services,
-    /// What the daemon keeps transferred folders under.
-    pub shared_key: String,
+    /// What the daemon keeps transferred folders under. Free for another build once this one has ended.
+    pub shared_key: Arc<Lease>,
     /// What to build.
     pub solve: Solve,
     /// How long to wait for what.
@@ -78,6 +79,21 @@ impl Job {
     /// # Errors
     /// When the build fails or the daemon is lost.
     pub async fn run(self, connection: &Connection, mut sink: impl FnMut(Event)) -> Result<Solved, JobError> {
+        let result = self.attempts(connection, &mut sink).await;
+        match &result {
+            Ok(_) => self.shared_key.release(),
+            Err(JobError::Failed(failure)) if failure.fault == Fault::Caller => self.shared_key.release(),
+            // What the daemon has of the context is not certain.
+            Err(_) => {}
+        }
+        result
+    }
+
+    async fn attempts(
+        &self,
+        connection: &Connection,
+        sink: &mut impl FnMut(Event),
+    ) -> Result<Solved, JobError> {
         for attempt in 1..=ATTEMPTS {
             let reference = match attempt {
                 1 => self.solve.reference.clone(),
@@ -88,11 +104,11 @@ impl Job {
                 Some(Past::Failed(_)) => continue,
                 Some(Past::Succeeded(solved)) => {
                     tracing::info!(reference, "delivered before: its build has succeeded");
-                    drain(status::follow(connection, reference), self.limits, &mut sink).await;
+                    drain(status::follow(connection, reference), self.limits, sink).await;
                     return Ok(solved);
                 }
             }
-            if let Some(solved) = self.attempt(connection, &reference, &mut sink).await? {
+            if let Some(solved) = self.attempt(connection, &reference, sink).await? {
                 return Ok(solved);
             }
         }
@@ -109,7 +125,7 @@ impl Job {
         sink: &mut impl FnMut(Event),
     ) -> Result<Option<Solved>, JobError> {
         let mut events = status::follow(connection, reference.to_owned());
-        let session = Session::new(self.shared_key.clone(), self.services.clone());
+        let session = Session::new(self.shared_key.key(), self.services.clone());
         let request = self.solve.request(reference, session.id());
         let mut control = connection.control();
         let mut solving = pin!(async move { control.solve(request).await });

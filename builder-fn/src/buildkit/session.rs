@@ -6,6 +6,7 @@
 mod auth;
 mod filesync;
 mod health;
+mod keys;
 mod pipe;
 mod services;
 
@@ -20,6 +21,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 pub use auth::{Auth, CredentialStore};
 pub use filesync::FileSync;
 pub use health::Health;
+pub use keys::{Lease, SharedKeys};
 pub use services::Services;
 
 use super::connection::Connection;
@@ -55,7 +57,7 @@ pub enum SessionError {
 impl Session {
     /// A session with an id of its own, which serves `services`.
     ///
-    /// `shared_key` is what the daemon keeps transferred folders under: see [`cold_key`].
+    /// `shared_key` is what the daemon keeps transferred folders under: see [`SharedKeys`].
     pub fn new(shared_key: String, services: Services) -> Self {
         Self {
             id: uuid::Uuid::new_v4().simple().to_string(),
@@ -109,15 +111,6 @@ impl Session {
     }
 }
 
-/// A shared key that no other session has or will have, so that every transfer begins with an empty folder.
-///
-/// The daemon keeps the folder it was last sent under (name, hint, shared key) and asks only for files whose size,
-/// time or mode differ from what it has: never for those whose content alone does. Two builds with one key could
-/// thus end up with each other's files. Choosing keys that may be shared safely is a matter for this one place.
-pub fn cold_key() -> String {
-    uuid::Uuid::new_v4().simple().to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,10 +128,5 @@ mod tests {
             .map(|value| value.to_str().expect("ascii"))
             .collect();
         assert_eq!(methods, ["/grpc.health.v1.Health/Check"]);
-    }
-
-    #[test]
-    fn no_two_builds_share_a_key() {
-        assert_ne!(cold_key(), cold_key());
     }
 }

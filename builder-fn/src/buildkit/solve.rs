@@ -6,7 +6,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry
 use serde_json::json;
 
 /// With this build argument, an image does not depend on when it was built.
-const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// The frontend that BuildKit has built in.
 const FRONTEND: &str = "dockerfile.v0";

@@ -20,7 +20,7 @@ use name::Place;
 use pax::Records;
 
 use super::tree::{Conflict, Node, Tree};
-use super::{Entry, Kind};
+use super::{ContentHash, Entry, Kind};
 
 /// What a tar may be like.
 #[derive(Clone, Debug)]
@@ -80,6 +80,9 @@ pub struct ArchiveReader {
     headers: usize,
     seen_context: bool,
     tree: Tree,
+    hasher: Box<blake3::Hasher>,
+    /// The file of the context whose content is being read.
+    file: Option<String>,
     config: Option<Vec<u8>>,
     secrets: Option<Vec<u8>>,
     ignored: Vec<EntryName>,
@@ -128,6 +131,8 @@ impl ArchiveReader {
             headers: 0,
             seen_context: false,
             tree: Tree::default(),
+            hasher: Box::default(),
+            file: None,
             config: None,
             secrets: None,
             ignored: Vec::new(),
@@ -152,6 +157,8 @@ impl ArchiveReader {
                     let content = clamp(*left, piece.len());
                     if let Some(sink) = sink {
                         sink.bytes.extend_from_slice(&piece[..content]);
+                    } else if self.file.is_some() {
+                        self.hasher.update(&piece[..content]);
                     }
                     *left -= content as u64;
                     let skipped = clamp(*padding, piece.len() - content);
@@ -231,9 +238,20 @@ impl ArchiveReader {
         {
             let sink = sink.take();
             self.state = State::Header(0);
+            self.know_content();
             return sink.map_or(Ok(()), |sink| self.take(sink));
         }
         Ok(())
+    }
+
+    /// A file's content has been read.
+    fn know_content(&mut self) {
+        if let Some(path) = self.file.take() {
+            let mut content = ContentHash::default();
+            self.hasher.finalize_xof().fill(&mut content.0);
+            self.hasher.reset();
+            self.tree.set_content(&path, content);
+        }
     }
 
     fn header(&mut self) -> Result<(), ArchiveError> {
@@ -336,7 +354,9 @@ impl ArchiveReader {
             }
             Place::InContext(path) => {
                 self.seen_context = true;
+                let is_file = entry.what == Type::File;
                 self.add(&path, entry)?;
+                self.file = is_file.then_some(path);
             }
         }
         self.content(size, meaning);
@@ -359,6 +379,7 @@ impl ArchiveReader {
             mode,
             mtime_ns,
             xattrs,
+            content: ContentHash::default(),
         };
         let added = match what {
             Type::Folder => self.tree.insert(path, node(Kind::Directory, mode)),

@@ -16,7 +16,13 @@ pub struct Entry {
     pub mtime_ns: i64,
     /// Extended attributes, by name.
     pub xattrs: Vec<(String, Vec<u8>)>,
+    /// What a file contains; the same for all that has no content.
+    pub content: ContentHash,
 }
+
+/// A hash of a file's content: two files with the same one have the same content (BLAKE3, 128 bits of it).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ContentHash(pub [u8; 16]);
 
 /// What is at a path.
 ///

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::order;
-use super::{Entry, Kind};
+use super::{ContentHash, Entry, Kind};
 
 /// What a tar may leave unsaid: the folders above what it has.
 const IMPLIED: Node = Node {
@@ -11,6 +11,7 @@ const IMPLIED: Node = Node {
     mode: 0o755,
     mtime_ns: 0,
     xattrs: Vec::new(),
+    content: ContentHash([0; 16]),
 };
 
 /// An entry without its path.
@@ -20,6 +21,7 @@ pub(super) struct Node {
     pub(super) mode: u32,
     pub(super) mtime_ns: i64,
     pub(super) xattrs: Vec<(String, Vec<u8>)>,
+    pub(super) content: ContentHash,
 }
 
 /// Why an entry cannot be where it wants to be.
@@ -84,6 +86,13 @@ impl Tree {
         self.insert(path, node)
     }
 
+    /// Says what the file that was inserted at `path` contains, which is known only once it has been read.
+    pub(super) fn set_content(&mut self, path: &str, content: ContentHash) {
+        if let Some(node) = self.nodes.get_mut(&order::key(path)) {
+            node.content = content;
+        }
+    }
+
     /// All entries in order.
     pub(super) fn into_entries(self) -> Vec<Entry> {
         let entry = |(key, node): (String, Node)| Entry {
@@ -92,6 +101,7 @@ impl Tree {
             mode: node.mode,
             mtime_ns: node.mtime_ns,
             xattrs: node.xattrs,
+            content: node.content,
         };
         self.nodes.into_iter().map(entry).collect()
     }
@@ -157,6 +167,7 @@ mod tests {
             mode: 0o644,
             mtime_ns: 7,
             xattrs: Vec::new(),
+            content: ContentHash::default(),
         }
     }
 
@@ -172,6 +183,7 @@ mod tests {
             mode: 0o777,
             mtime_ns: 0,
             xattrs: Vec::new(),
+            content: ContentHash::default(),
         }
     }
 

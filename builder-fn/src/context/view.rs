@@ -23,13 +23,13 @@ pub struct Filter {
     pub follow: Vec<String>,
 }
 
-/// An entry as it is to be sent.
+/// An entry as it is to be sent. Entries are named by their place in [`SourceContext::entries`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Visible<'a> {
+pub struct Visible {
     /// What is there.
-    pub entry: &'a Entry,
-    /// For all but the first of several hard links: the path of the first one that is sent.
-    pub link: Option<&'a str>,
+    pub entry: u32,
+    /// For all but the first of several hard links: the first one that is sent.
+    pub link: Option<u32>,
 }
 
 /// A pattern that cannot be understood.
@@ -46,7 +46,7 @@ pub struct PatternError {
 ///
 /// # Errors
 /// When one of the patterns is malformed.
-pub fn view<'a>(context: &'a SourceContext, filter: &Filter) -> Result<Vec<Visible<'a>>, PatternError> {
+pub fn view(context: &SourceContext, filter: &Filter) -> Result<Vec<Visible>, PatternError> {
     let mut include = Some(filter.include.clone());
     if !filter.follow.is_empty()
         && let Some(targets) = follow::follow(context, &filter.follow)
@@ -57,7 +57,8 @@ pub fn view<'a>(context: &'a SourceContext, filter: &Filter) -> Result<Vec<Visib
     let include = include.as_deref().map(Side::include).transpose()?;
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
     let exclude = exclude.map(Side::exclude).transpose()?;
-    Ok(with_links(walk(context, include.as_ref(), exclude.as_ref())))
+    let shown = walk(context, include.as_ref(), exclude.as_ref());
+    Ok(with_links(context, shown))
 }
 
 /// One of the two lists of patterns.
@@ -71,6 +72,7 @@ struct Side {
 
 /// A folder on the way to the current entry.
 struct Folder<'a> {
+    at: u32,
     entry: &'a Entry,
     include: Matched,
     exclude: Matched,
@@ -118,11 +120,11 @@ impl Side {
 }
 
 /// All entries that the patterns let through, and the folders that lead to them.
-fn walk<'a>(context: &'a SourceContext, include: Option<&Side>, exclude: Option<&Side>) -> Vec<&'a Entry> {
+fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>) -> Vec<u32> {
     let mut shown = Vec::new();
-    let mut folders: Vec<Folder<'a>> = Vec::new();
+    let mut folders: Vec<Folder<'_>> = Vec::new();
     let mut skipped: Option<&str> = None;
-    for entry in context.entries() {
+    for (at, entry) in (0..).zip(context.entries()) {
         if skipped.is_some_and(|folder| order::is_within(&entry.path, folder)) {
             continue;
         }
@@ -133,6 +135,7 @@ fn walk<'a>(context: &'a SourceContext, include: Option<&Side>, exclude: Option<
             folders.pop();
         }
         let mut folder = Folder {
+            at,
             entry,
             include: Matched::new(),
             exclude: Matched::new(),
@@ -168,10 +171,10 @@ fn walk<'a>(context: &'a SourceContext, include: Option<&Side>, exclude: Option<
         if !is_hidden {
             for above in folders.iter_mut().filter(|above| !above.is_shown) {
                 above.is_shown = true;
-                shown.push(above.entry);
+                shown.push(above.at);
             }
             folder.is_shown = true;
-            shown.push(entry);
+            shown.push(at);
         }
         if entry.is_directory() {
             folders.push(folder);
@@ -181,18 +184,17 @@ fn walk<'a>(context: &'a SourceContext, include: Option<&Side>, exclude: Option<
 }
 
 /// Says of every hard link which entry before it is the same file.
-fn with_links(entries: Vec<&Entry>) -> Vec<Visible<'_>> {
-    let mut firsts: HashMap<u64, &str> = HashMap::new();
-    let mut visible = Vec::with_capacity(entries.len());
-    for entry in entries {
+fn with_links(context: &SourceContext, shown: Vec<u32>) -> Vec<Visible> {
+    let mut firsts: HashMap<u64, u32> = HashMap::new();
+    let with_link = |at: u32| {
         let mut link = None;
-        if let Kind::File { offset, .. } = entry.kind {
-            let first = *firsts.entry(offset).or_insert(&entry.path);
-            link = Some(first).filter(|first| *first != entry.path);
+        if let Kind::File { offset, .. } = context.entries()[at as usize].kind {
+            let first = *firsts.entry(offset).or_insert(at);
+            link = Some(first).filter(|first| *first != at);
         }
-        visible.push(Visible { entry, link });
-    }
-    visible
+        Visible { entry: at, link }
+    };
+    shown.into_iter().map(with_link).collect()
 }
 
 #[cfg(test)]

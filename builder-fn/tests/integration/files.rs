@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
-use builder_fn::buildkit::session::{Services, cold_key};
+use builder_fn::buildkit::session::Services;
 use builder_fn::buildkit::{Job, JobError, Limits, Solve, Solved};
 use builder_fn::context::SourceContext;
 use futures_util::StreamExt;
@@ -16,6 +16,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::daemon::{self, Calls, SessionCall};
+use crate::shared_keys;
 
 /// A build that waits for files to be asked for.
 struct Served {
@@ -29,9 +30,10 @@ async fn serve(tar: Vec<u8>) -> Served {
     let (daemon, mut calls) = daemon::start();
     let build = tokio::spawn(async move {
         let connection = daemon.connect().await.expect("connect");
+        let lease = Arc::new(shared_keys().cold());
         let job = Job {
-            services: Services::new().with_health().with_files(context),
-            shared_key: cold_key(),
+            services: Services::new().with_health().with_files(context, lease.clone()),
+            shared_key: lease,
             solve: Solve::default(),
             limits: Limits::default(),
         };

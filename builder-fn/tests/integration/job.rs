@@ -8,7 +8,7 @@ use bollard_buildkit_proto::health::health_client::HealthClient;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog};
 use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
-use builder_fn::buildkit::session::{CredentialStore, Services, cold_key};
+use builder_fn::buildkit::session::{CredentialStore, Services};
 use builder_fn::buildkit::{Daemon, Event, Failure, Fault, Job, JobError, Limits, Solve, Solved};
 use builder_fn::docker_config::Credentials;
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::daemon;
+use crate::{daemon, shared_keys};
 
 #[derive(Debug)]
 pub(crate) struct OneRegistry;
@@ -50,7 +50,7 @@ pub(crate) fn build(daemon: Daemon) -> Running {
     };
     let job = Job {
         services,
-        shared_key: cold_key(),
+        shared_key: Arc::new(shared_keys().cold()),
         solve,
         limits: Limits::default(),
     };

@@ -8,3 +8,11 @@ mod files;
 mod job;
 mod redelivery;
 mod setting;
+
+use builder_fn::buildkit::session::SharedKeys;
+use builder_fn::metrics::Metrics;
+use function_host::prometheus::Registry;
+
+fn shared_keys() -> SharedKeys {
+    SharedKeys::counting(Metrics::register(&Registry::new()).expect("metrics").sent_bytes())
+}

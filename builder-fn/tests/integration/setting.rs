@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::job::OneRegistry;
+use crate::shared_keys;
 
 pub(crate) const CALL_ID: &str = "call-1";
 
@@ -66,6 +67,7 @@ impl Setting {
             credentials: Arc::new(OneRegistry),
             insecure: true,
             sbom_generator: None,
+            keys: shared_keys(),
             chain,
             limits: Limits::default(),
         };

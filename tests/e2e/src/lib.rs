@@ -12,4 +12,5 @@ pub mod plain;
 pub mod registry;
 pub mod shared;
 pub mod source;
+pub mod tree;
 pub mod turnstile;

@@ -19,6 +19,7 @@ pub struct PlainBuilder {
     secrets: tempfile::TempDir,
     spool: tempfile::TempDir,
     url: String,
+    metrics: String,
 }
 
 impl PlainBuilder {
@@ -73,6 +74,7 @@ impl PlainBuilder {
             secrets,
             spool,
             url: format!("http://127.0.0.1:{port}"),
+            metrics: format!("http://127.0.0.1:{metrics}/metrics"),
         };
         wait_until_alive(&builder.url).await?;
         Ok(builder)
@@ -94,6 +96,23 @@ impl PlainBuilder {
     /// Takes a secret away.
     pub fn take_away(&self, name: &str) -> Result<()> {
         Ok(fs::remove_file(self.secrets.path().join(name))?)
+    }
+
+    /// The value of a metric without labels.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let text = http.get(&self.metrics).send().await?.text().await?;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value
+            .with_context(|| format!("no metric {name} in {text}"))?
+            .parse()?)
+    }
+
+    /// The process, for what the kernel knows of it.
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
     /// What is in the spool's folder, and which of the process's open files have no name any more.

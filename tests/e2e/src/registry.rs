@@ -85,6 +85,13 @@ impl Registry {
         request.send().await.with_context(|| format!("GET {url}"))
     }
 
+    /// A blob of this repository.
+    pub async fn blob(&self, repository: &str, digest: &str) -> Result<Vec<u8>> {
+        let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
+        let response = self.get(&url).await?.error_for_status()?;
+        Ok(response.bytes().await?.to_vec())
+    }
+
     /// A Docker `config.json` with these credentials.
     pub fn docker_config(host: &str, user: &str, password: &str) -> String {
         let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));

@@ -18,7 +18,7 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 
-use super::{Auth, CredentialStore, FileSync, Health};
+use super::{Auth, CredentialStore, FileSync, Health, Lease};
 use crate::buildkit::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::context::SourceContext;
 
@@ -46,8 +46,9 @@ impl Services {
 
     /// Sends the files of `context`, under both names that the Dockerfile frontend asks for.
     #[must_use]
-    pub fn with_files(self, context: Arc<SourceContext>) -> Self {
-        let server = FileSyncServer::new(FileSync::new(context)).max_decoding_message_size(MAX_MESSAGE);
+    pub fn with_files(self, context: Arc<SourceContext>, lease: Arc<Lease>) -> Self {
+        let server =
+            FileSyncServer::new(FileSync::new(context, lease)).max_decoding_message_size(MAX_MESSAGE);
         self.with(server, &["DiffCopy"])
     }
 

@@ -35,6 +35,7 @@ fn context(entries: &[&str]) -> SourceContext {
                 mode: 0o755,
                 mtime_ns: 0,
                 xattrs: Vec::new(),
+                content: Default::default(),
             },
         )
         .unwrap();
@@ -48,9 +49,10 @@ fn strings(list: &[&str]) -> Vec<String> {
 
 fn shown(context: &SourceContext, filter: &Filter) -> Vec<String> {
     let visible = view(context, filter).unwrap_or_else(|error| panic!("{error}"));
-    let line = |seen: &Visible<'_>| match seen.link {
-        Some(first) => format!("{} = {first}", seen.entry.path),
-        None => seen.entry.path.clone(),
+    let path = |at: u32| context.entries()[at as usize].path.as_str();
+    let line = |seen: &Visible| match seen.link {
+        Some(first) => format!("{} = {}", path(seen.entry), path(first)),
+        None => path(seen.entry).to_owned(),
     };
     visible.iter().map(line).collect()
 }

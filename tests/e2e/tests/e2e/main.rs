@@ -3,6 +3,7 @@
 
 mod asynchronous;
 mod config;
+mod contexts;
 mod deployer;
 mod digests;
 mod faults;

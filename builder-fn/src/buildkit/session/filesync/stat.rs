@@ -3,11 +3,13 @@
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 
-use crate::context::{Entry, Kind, Visible};
+use crate::context::{Entry, Kind, SourceContext, Visible};
 
 /// Go's `os.FileMode`: its type bits are not those of Unix.
 mod mode {
     pub(super) const DIRECTORY: u32 = 1 << 31;
+    /// "Temporary file; Plan 9 only".
+    pub(super) const TEMPORARY: u32 = 1 << 28;
     pub(super) const SYMLINK: u32 = 1 << 27;
     pub(super) const SET_USER_ID: u32 = 1 << 23;
     pub(super) const SET_GROUP_ID: u32 = 1 << 22;
@@ -15,16 +17,22 @@ mod mode {
 }
 
 /// Announces `visible`. Files belong to 0:0, as with BuildKit's own clients.
-pub(super) fn packet(visible: &Visible<'_>) -> Packet {
-    let Visible { entry, link } = visible;
+///
+/// `is_marked`: the daemon is to ask for the file whatever it has. It compares modes before anything is written, and no
+/// file that it has can have this bit: there is none for it on Linux. When it writes the file (Go's `os.Chmod`), and when it
+/// computes its checksum (Go's `tar.FileInfoHeader`), the bit is without effect.
+pub(super) fn packet(context: &SourceContext, visible: Visible, is_marked: bool) -> Packet {
+    let entry = &context.entries()[visible.entry as usize];
+    let link = visible.link.map(|first| &context.entries()[first as usize].path);
+    let mark = if is_marked { mode::TEMPORARY } else { 0 };
     let linkname = match (&entry.kind, link) {
         (Kind::Symlink { target }, _) => target.clone(),
-        (_, Some(first)) => (*first).to_owned(),
+        (_, Some(first)) => first.clone(),
         _ => String::new(),
     };
     let stat = Stat {
         path: entry.path.clone(),
-        mode: file_mode(entry),
+        mode: file_mode(entry) | mark,
         size: i64::try_from(entry.size()).unwrap_or(i64::MAX),
         mod_time: entry.mtime_ns,
         linkname,
@@ -72,6 +80,7 @@ fn file_mode(entry: &Entry) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Spool;
 
     fn entry(kind: Kind, mode: u32) -> Entry {
         Entry {
@@ -80,11 +89,42 @@ mod tests {
             mode,
             mtime_ns: 1_700_000_000_123_456_789,
             xattrs: Vec::new(),
+            content: Default::default(),
         }
     }
 
+    fn announce(entry: &Entry, link: Option<&str>, is_marked: bool) -> Stat {
+        let first = link.map(|path| Entry {
+            path: path.to_owned(),
+            ..entry.clone()
+        });
+        let entries = [entry.clone()].into_iter().chain(first).collect();
+        let context = SourceContext::new(entries, Spool::in_memory(Vec::new()));
+        let visible = Visible {
+            entry: 0,
+            link: link.map(|_| 1),
+        };
+        packet(&context, visible, is_marked).stat.expect("stat")
+    }
+
     fn stat(entry: &Entry, link: Option<&str>) -> Stat {
-        packet(&Visible { entry, link }).stat.expect("stat")
+        announce(entry, link, false)
+    }
+
+    #[test]
+    fn a_mark_is_a_bit_of_the_mode_that_linux_does_not_know() {
+        let file = entry(Kind::File { offset: 0, size: 3 }, 0o4755);
+
+        let (plain, marked) = (announce(&file, None, false), announce(&file, None, true));
+
+        assert_eq!(marked.mode, plain.mode | 0x1000_0000);
+        assert_eq!(
+            Stat {
+                mode: plain.mode,
+                ..marked
+            },
+            plain
+        );
     }
 
     #[test]

@@ -90,7 +90,10 @@ proptest! {
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
         if let Ok(after) = outcome(&bytes, &[]) {
-            prop_assert_eq!(before.0, after.0);
+            let without_content = |entries: Vec<Entry>| -> Vec<Entry> {
+                entries.into_iter().map(|entry| Entry { content: ContentHash::default(), ..entry }).collect()
+            };
+            prop_assert_eq!(without_content(before.0), without_content(after.0));
         }
     }
 

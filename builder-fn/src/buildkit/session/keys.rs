@@ -1,0 +1,277 @@
+//! Shared keys: what the daemon keeps transferred folders under, and what it may take out of them again.
+//!
+//! BuildKit keeps the folder that it was last sent under (name, hint, shared key), and the next time asks only for
+//! files that differ from it in size, time, mode, owner or link name: never for those whose content alone does. So a key
+//! decides which other builds' files a build can end up with. Here
+//!
+//! - a key is made by this process, at random, and used by one build at a time, and only for one image's builds;
+//! - everything that was announced under a key is remembered, with a hash of its content ([`memory`]);
+//! - a file that the daemon could take an older content for is announced with a mark that makes the daemon ask for it
+//!   (`stat`), whatever it has;
+//! - a key is thrown away when a transfer under it did not come to its end, or when the build did not: the daemon's
+//!   checksums are then not those of its files. So it is when folders have changed, whose checksums BuildKit does not
+//!   renew;
+//! - when nothing is remembered (another image, a restart, no room), the key is a new one: cold, and right.
+//!
+//! That the daemon prunes a folder, cannot use it because it is still in use, or is another daemon behind the same
+//! address, makes a transfer colder, not wrong: whatever it has, it has from a transfer that is remembered.
+
+mod memory;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use function_host::prometheus::IntCounter;
+
+use crate::context::{Kind, SourceContext, Visible};
+use memory::{Match, Memory};
+
+/// Bytes of memory for what is remembered: 150,000 files and more.
+const LIMIT: usize = 8 << 20;
+
+/// Keys that are remembered, however little there is to remember of each.
+const KEYS: usize = 256;
+
+/// Keys that no build uses, and what was announced under them. Cloned, it is the same.
+#[derive(Clone)]
+pub struct SharedKeys {
+    idle: Arc<Mutex<Vec<Slot>>>,
+    limit: usize,
+    sent: IntCounter,
+}
+
+/// A key and its past.
+struct Slot {
+    /// Whose builds may use it.
+    scope: String,
+    key: String,
+    memory: Memory,
+    /// Bytes that were sent again because what is remembered was not clear enough.
+    repeated: u64,
+}
+
+/// A key, for as long as one build uses it.
+pub struct Lease {
+    keys: SharedKeys,
+    key: String,
+    /// The files to be asked for in any case, by their place in the context.
+    marked: HashSet<u32>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Nothing for a key that is not to be used again.
+    slot: Option<Slot>,
+    /// Transfers that have begun and not ended.
+    open: usize,
+    /// One of them has been broken off.
+    broken: bool,
+}
+
+/// One transfer of files. Dropped before [`complete`](Self::complete), it was broken off.
+pub(super) struct Transfer {
+    lease: Arc<Lease>,
+    is_complete: bool,
+    files: u64,
+    bytes: u64,
+}
+
+impl SharedKeys {
+    /// None yet. `sent` counts the bytes of files that are sent to daemons.
+    pub fn counting(sent: IntCounter) -> Self {
+        Self {
+            idle: Arc::default(),
+            limit: LIMIT,
+            sent,
+        }
+    }
+
+    /// A key for one build of `context`, that only builds of the same `scope` have used before.
+    pub fn lease(&self, scope: &str, context: &SourceContext) -> Lease {
+        let slot = self.take(scope);
+        let marked = slot.and_then(|mut slot| {
+            let marked = marked(&mut slot, context)?;
+            Some((slot, marked))
+        });
+        let (slot, marked) = marked.unwrap_or_else(|| (Slot::new(scope), HashSet::new()));
+        Lease::new(self.clone(), slot, marked)
+    }
+
+    /// A key that has never been used, and will not be again.
+    pub fn cold(&self) -> Lease {
+        let mut lease = Lease::new(self.clone(), Slot::new(""), HashSet::new());
+        if let Ok(state) = lease.state.get_mut() {
+            state.broken = true;
+        }
+        lease
+    }
+
+    /// The key of `scope` that was used last.
+    fn take(&self, scope: &str) -> Option<Slot> {
+        let mut idle = self.lock();
+        let at = idle.iter().rposition(|slot| slot.scope == scope)?;
+        Some(idle.remove(at))
+    }
+
+    fn put_back(&self, slot: Slot) {
+        let mut idle = self.lock();
+        idle.push(slot);
+        let mut bytes: usize = idle.iter().map(|slot| slot.memory.bytes()).sum();
+        let mut dropped = idle.len().saturating_sub(KEYS);
+        for (at, slot) in idle.iter().enumerate() {
+            if bytes <= self.limit {
+                break;
+            }
+            bytes -= slot.memory.bytes();
+            dropped = dropped.max(at + 1);
+        }
+        idle.drain(..dropped);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Slot>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for SharedKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedKeys")
+            .field("idle", &self.lock().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which files of `context` have to be asked for in any case. Nothing, when the key is better not used: for folders
+/// that have changed, or when marked files have been sent for nothing about as often as a new key would have cost.
+fn marked(slot: &mut Slot, context: &SourceContext) -> Option<HashSet<u32>> {
+    let mut marked = HashSet::new();
+    let mut total = 0u64;
+    for (at, entry) in (0..).zip(context.entries()) {
+        total += entry.size();
+        if slot.memory.compare(entry) == Match::Safe {
+            continue;
+        }
+        if matches!(entry.kind, Kind::Directory) {
+            return None;
+        }
+        marked.insert(at);
+        slot.repeated += entry.size();
+    }
+    (slot.repeated <= total).then_some(marked)
+}
+
+impl Slot {
+    fn new(scope: &str) -> Self {
+        Self {
+            scope: scope.to_owned(),
+            key: random_key(),
+            memory: Memory::default(),
+            repeated: 0,
+        }
+    }
+}
+
+impl Lease {
+    fn new(keys: SharedKeys, slot: Slot, marked: HashSet<u32>) -> Self {
+        Self {
+            keys,
+            key: slot.key.clone(),
+            marked,
+            state: Mutex::new(State {
+                slot: Some(slot),
+                open: 0,
+                broken: false,
+            }),
+        }
+    }
+
+    /// The key for the next session of the build. It is another one when a transfer of an earlier session was broken off.
+    pub(crate) fn key(&self) -> String {
+        let state = self.lock();
+        match state.broken || state.open > 0 {
+            // Also for a key that is not to be kept: nothing is lost, it is random either way.
+            true => random_key(),
+            false => self.key.clone(),
+        }
+    }
+
+    /// Whether the entry at this place has to be asked for, whatever the daemon has.
+    pub(super) fn is_marked(&self, at: u32) -> bool {
+        self.marked.contains(&at)
+    }
+
+    /// Begins a transfer in which `shown` of `context` is announced.
+    pub(super) fn begin(self: &Arc<Self>, context: &SourceContext, shown: &[Visible]) -> Transfer {
+        let mut state = self.lock();
+        state.open += 1;
+        if let Some(slot) = &mut state.slot {
+            for visible in shown {
+                slot.memory.note(&context.entries()[visible.entry as usize]);
+            }
+        }
+        Transfer {
+            lease: self.clone(),
+            is_complete: false,
+            files: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Makes the key free for the next build: only after a build that the daemon has ended, in one way or the other.
+    /// A lease that is dropped without this takes its key along.
+    pub(crate) fn release(&self) {
+        let mut state = self.lock();
+        let slot = state.slot.take().filter(|_| !state.broken && state.open == 0);
+        if let Some(slot) = slot {
+            self.keys.put_back(slot);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("key", &self.key)
+            .field("marked", &self.marked.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transfer {
+    /// Content of files is sent.
+    pub(super) fn sent(&mut self, files: u64, bytes: u64) {
+        self.bytes += bytes;
+        self.files += files;
+        self.lease.keys.sent.inc_by(bytes);
+    }
+
+    /// The daemon has said that it has everything.
+    pub(super) fn complete(&mut self) {
+        if !std::mem::replace(&mut self.is_complete, true) {
+            self.lease.lock().open -= 1;
+        }
+        tracing::debug!(files = self.files, bytes = self.bytes, "files sent");
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        if !self.is_complete {
+            let mut state = self.lease.lock();
+            state.open -= 1;
+            state.broken = true;
+        }
+    }
+}
+
+fn random_key() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
+#[cfg(test)]
+mod tests;

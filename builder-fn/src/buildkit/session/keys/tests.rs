@@ -1,0 +1,385 @@
+//! What a daemon has after any history is what it was last sent.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::context::{ContentHash, Entry, Filter, Spool, view};
+
+fn keys() -> SharedKeys {
+    SharedKeys::counting(IntCounter::new("sent", "sent").expect("counter"))
+}
+
+fn keys_with_limit(limit: usize) -> SharedKeys {
+    SharedKeys { limit, ..keys() }
+}
+
+fn remembered(keys: &SharedKeys) -> usize {
+    keys.lock().iter().map(|slot| slot.memory.bytes()).sum()
+}
+
+const SCOPE: &str = "registry/image";
+
+/// What the daemon's file system shows of an entry, and what is in it.
+#[derive(Clone, Debug, PartialEq)]
+struct Kept {
+    kind: &'static str,
+    size: u64,
+    seconds: i64,
+    mode: u32,
+    link: String,
+    content: ContentHash,
+    attributes: Vec<(String, Vec<u8>)>,
+    /// What the daemon believes that it is: BuildKit's checksum, from which it tells whether to run a step again.
+    checksum: (ContentHash, u32, Vec<(String, Vec<u8>)>),
+}
+
+type Folder = BTreeMap<String, Kept>;
+
+/// Folders by shared key, several where one was in use.
+#[derive(Debug, Default)]
+struct Daemon {
+    folders: Vec<(String, Folder)>,
+}
+
+/// How a transfer goes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Ending {
+    Complete,
+    /// Broken off after so many entries.
+    BrokenOff(usize),
+    /// Complete, and then the daemon is lost.
+    Lost,
+}
+
+impl Daemon {
+    /// As fsutil's receiver does it. A folder that is in use is not taken, but a new one made.
+    fn receive(
+        &mut self,
+        context: &SourceContext,
+        lease: &Arc<Lease>,
+        filter: &Filter,
+        take: usize,
+        ending: Ending,
+    ) -> Folder {
+        let shown = view(context, filter).expect("patterns");
+        let mut transfer = lease.begin(context, &shown);
+        let key = lease.key.clone();
+        let mut with_key: Vec<_> = self.folders.iter_mut().filter(|(name, _)| *name == key).collect();
+        let at = take % (with_key.len() + 1);
+        let kept = match with_key.get_mut(at) {
+            Some((_, folder)) => folder,
+            None => {
+                self.folders.push((key, Folder::new()));
+                &mut self.folders.last_mut().expect("it was just made").1
+            }
+        };
+        let path = |at: u32| context.entries()[at as usize].path.clone();
+        let announced: Vec<String> = shown.iter().map(|visible| path(visible.entry)).collect();
+        kept.retain(|path, _| announced.contains(path));
+        for (count, visible) in shown.iter().enumerate() {
+            if ending == Ending::BrokenOff(count) {
+                return Folder::new();
+            }
+            let entry = &context.entries()[visible.entry as usize];
+            let link = visible.link.map(path).unwrap_or_default();
+            let sent = Kept::of(entry, link);
+            let same = kept.get(&entry.path).is_some_and(|have| {
+                let marked = lease.is_marked(visible.entry);
+                !marked && have.looks_like(&sent)
+            });
+            if same {
+                continue;
+            }
+            let checksum = match (kept.get(&entry.path), sent.kind) {
+                // BuildKit renews the checksum of everything but a folder that was a folder before.
+                (Some(have), "folder") if have.kind == "folder" => have.checksum.clone(),
+                _ => sent.checksum.clone(),
+            };
+            kept.insert(entry.path.clone(), Kept { checksum, ..sent });
+        }
+        let result = kept.clone();
+        transfer.complete();
+        result
+    }
+}
+
+impl Kept {
+    fn of(entry: &Entry, link: String) -> Self {
+        let kind = match entry.kind {
+            Kind::Directory => "folder",
+            Kind::File { .. } => "file",
+            Kind::Symlink { .. } => "link",
+        };
+        let link = match &entry.kind {
+            Kind::Symlink { target } => target.clone(),
+            _ => link,
+        };
+        Self {
+            kind,
+            size: entry.size(),
+            // This file system keeps whole seconds, and none before 1970.
+            seconds: entry.mtime_ns.div_euclid(1_000_000_000).max(0),
+            mode: entry.mode,
+            link,
+            content: entry.content,
+            attributes: entry.xattrs.clone(),
+            checksum: (entry.content, entry.mode, entry.xattrs.clone()),
+        }
+    }
+
+    fn looks_like(&self, other: &Self) -> bool {
+        let of_file = self.kind == "folder" || (self.size, self.seconds) == (other.size, other.seconds);
+        of_file && (self.kind, self.mode, &self.link) == (other.kind, other.mode, &other.link)
+    }
+
+    /// What a step sees. Times of folders are not promised.
+    fn seen(&self) -> String {
+        let seconds = if self.kind == "folder" { 0 } else { self.seconds };
+        format!(
+            "{:?}",
+            (self.kind, seconds, self.mode, self.content, &self.checksum)
+        )
+    }
+}
+
+fn entry(path: &str, what: u8, content: u8, time: u8, mode: u8) -> Entry {
+    let kind = match what {
+        0 => Kind::Directory,
+        1 => Kind::Symlink {
+            target: format!("t{content}"),
+        },
+        // Hard links of each other, when they have the same content.
+        2 => Kind::File {
+            offset: u64::from(content),
+            size: 1,
+        },
+        _ => Kind::File {
+            offset: path.bytes().map(u64::from).sum::<u64>() << 8 | u64::from(content),
+            size: 1,
+        },
+    };
+    let is_file = matches!(kind, Kind::File { .. });
+    let shared = what == 2;
+    Entry {
+        path: path.to_owned(),
+        kind,
+        mode: if mode == 0 || shared { 0o644 } else { 0o755 },
+        mtime_ns: if shared {
+            0
+        } else {
+            i64::from(time) * 400_000_000 - 400_000_000
+        },
+        xattrs: match (is_file && !shared, mode) {
+            (true, 2) => vec![("user.x".to_owned(), vec![content])],
+            _ => Vec::new(),
+        },
+        content: if is_file {
+            ContentHash([content; 16])
+        } else {
+            ContentHash::default()
+        },
+    }
+}
+
+fn context(entries: Vec<Entry>) -> SourceContext {
+    let mut entries = entries;
+    entries.sort_by(|left, right| left.path.cmp(&right.path));
+    entries.dedup_by(|left, right| left.path == right.path);
+    SourceContext::new(entries, Spool::in_memory(Vec::new()))
+}
+
+fn contexts() -> impl Strategy<Value = SourceContext> {
+    let one = (
+        prop::sample::select(vec!["a", "b", "c", "d"]),
+        0u8..5,
+        0u8..2,
+        0u8..6,
+        0u8..3,
+    );
+    let one = one.prop_map(|(path, what, content, time, mode)| entry(path, what, content, time, mode));
+    prop::collection::vec(one, 0..5).prop_map(context)
+}
+
+fn endings() -> impl Strategy<Value = Ending> {
+    prop_oneof![
+        6 => Just(Ending::Complete),
+        1 => (0usize..4).prop_map(Ending::BrokenOff),
+        1 => Just(Ending::Lost),
+    ]
+}
+
+/// One build: what of the context is transferred, which of the daemon's folders is free, how it ends, for which image.
+type Build = (SourceContext, bool, usize, Ending, bool);
+
+fn builds() -> impl Strategy<Value = Vec<Build>> {
+    let build = (contexts(), any::<bool>(), 0usize..3, endings(), any::<bool>());
+    prop::collection::vec(build, 1..12)
+}
+
+fn filter(excluding: bool) -> Filter {
+    Filter {
+        exclude: if excluding {
+            vec!["b".to_owned()]
+        } else {
+            Vec::new()
+        },
+        ..Filter::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_build_sees_what_it_sent_after_any_history(builds in builds()) {
+        let keys = keys();
+        let mut daemon = Daemon::default();
+        for (context, excluding, take, ending, other) in &builds {
+            let lease = Arc::new(keys.lease(if *other { "other" } else { SCOPE }, context));
+            let filter = filter(*excluding);
+            let received = daemon.receive(context, &lease, &filter, *take, *ending);
+            if *ending == Ending::Complete {
+                let expected: Vec<_> = view(context, &filter).expect("patterns").iter().map(|visible| {
+                    let entry = &context.entries()[visible.entry as usize];
+                    (entry.path.clone(), Kept::of(entry, String::new()).seen())
+                }).collect();
+                let received: Vec<_> = received.iter().map(|(path, kept)| (path.clone(), kept.seen())).collect();
+                prop_assert_eq!(received, expected);
+            }
+            if *ending != Ending::Lost {
+                lease.release();
+            }
+        }
+    }
+}
+
+fn build(keys: &SharedKeys, scope: &str, context: &SourceContext) -> String {
+    let lease = Arc::new(keys.lease(scope, context));
+    lease
+        .begin(context, &view(context, &Filter::default()).expect("patterns"))
+        .complete();
+    lease.release();
+    lease.key.clone()
+}
+
+fn plain(content: u8) -> SourceContext {
+    context(vec![entry("a", 3, content, 1, 0), entry("b", 3, 7, 1, 0)])
+}
+
+#[test]
+fn one_image_has_one_key_and_two_have_two() {
+    let keys = keys();
+    let first = build(&keys, "a", &plain(1));
+    assert_eq!(build(&keys, "a", &plain(1)), first);
+    assert_ne!(build(&keys, "b", &plain(1)), first);
+}
+
+#[test]
+fn two_builds_at_once_have_two_keys_which_both_serve_again() {
+    let keys = keys();
+    let (first, second) = (keys.lease("a", &plain(1)), keys.lease("a", &plain(1)));
+    assert_ne!(first.key, second.key);
+    first.release();
+    second.release();
+    let again = [keys.lease("a", &plain(1)), keys.lease("a", &plain(1))];
+    assert!(
+        again
+            .iter()
+            .all(|lease| [&first.key, &second.key].contains(&&lease.key))
+    );
+}
+
+#[test]
+fn a_file_that_looks_the_same_and_is_not_is_marked_and_no_other() {
+    let keys = keys();
+    let first = build(&keys, "a", &plain(1));
+    let lease = keys.lease("a", &plain(2));
+    assert_eq!(lease.key, first);
+    assert_eq!((lease.is_marked(0), lease.is_marked(1)), (true, false));
+}
+
+#[test]
+fn a_key_on_which_more_is_repeated_than_a_new_one_costs_is_given_up() {
+    let keys = keys();
+    let first = build(&keys, "a", &plain(1));
+    let used: Vec<_> = (0..4).map(|turn| build(&keys, "a", &plain(turn % 2))).collect();
+    assert_eq!(used[..2], [first.clone(), first.clone()]);
+    assert!(used[2..].iter().all(|key| *key != first));
+}
+
+#[test]
+fn a_key_goes_with_a_transfer_that_was_broken_off_and_with_a_build_that_was() {
+    let keys = keys();
+    let context = plain(1);
+    let first = build(&keys, "a", &context);
+
+    let lease = Arc::new(keys.lease("a", &context));
+    drop(lease.begin(&context, &[]));
+    assert_ne!(
+        lease.key(),
+        first,
+        "nor is it used for a second session of the same build"
+    );
+    lease.release();
+    let second = build(&keys, "a", &context);
+    assert_ne!(second, first);
+
+    let lease = Arc::new(keys.lease("a", &context));
+    let _under_way = lease.begin(&context, &[]);
+    lease.release();
+    let third = build(&keys, "a", &context);
+    assert_ne!(third, second);
+
+    drop(keys.lease("a", &context));
+    assert_ne!(build(&keys, "a", &context), third);
+}
+
+#[test]
+fn a_folder_with_another_mode_needs_a_new_key() {
+    let keys = keys();
+    let folder = |mode| context(vec![entry("a", 0, 0, 0, mode)]);
+    let first = build(&keys, "a", &folder(0));
+    assert_eq!(build(&keys, "a", &folder(0)), first);
+    assert_ne!(build(&keys, "a", &folder(1)), first);
+}
+
+#[test]
+fn memory_is_bounded_and_what_was_used_last_stays() {
+    let many = |name: &str| {
+        let entries = (0..1000)
+            .map(|number| entry(&format!("{name}{number}"), 3, 1, 1, 0))
+            .collect();
+        context(entries)
+    };
+    let keys = keys_with_limit(300_000);
+    let used: Vec<_> = (0..10)
+        .map(|at| build(&keys, &format!("image{at}"), &many("f")))
+        .collect();
+
+    assert!(
+        (56_000..=300_000).contains(&remembered(&keys)),
+        "{}",
+        remembered(&keys)
+    );
+    assert_eq!(build(&keys, "image9", &many("f")), used[9]);
+    assert_ne!(build(&keys, "image0", &many("f")), used[0]);
+
+    let keys = keys_with_limit(1000);
+    assert_ne!(
+        build(&keys, "a", &many("f")),
+        build(&keys, "a", &many("f")),
+        "no room for even one"
+    );
+    assert_eq!(remembered(&keys), 0);
+}
+
+#[test]
+fn a_cold_key_is_never_used_twice() {
+    let keys = keys();
+    let lease = keys.cold();
+    assert_ne!(lease.key(), lease.key());
+    lease.release();
+    assert_eq!(keys.lock().len(), 0);
+}

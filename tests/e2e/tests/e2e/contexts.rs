@@ -1,0 +1,264 @@
+//! What one build sends, no other build sees; and what the daemon has already, it is not sent again.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use slipway_e2e::{
+    plain::PlainBuilder,
+    registry::Registry,
+    shared::Bench,
+    tree::{self, Node, Tree},
+};
+
+const COPY: &str = "FROM scratch\nCOPY . /\n";
+
+async fn builder(bench: &Bench) -> Result<PlainBuilder> {
+    let registry = &bench.stack.registry;
+    let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+    PlainBuilder::start(bench, &credentials, &[]).await
+}
+
+/// Builds `tree` and compares the image with it.
+async fn build(
+    bench: &Bench,
+    builder: &PlainBuilder,
+    repository: &str,
+    tag: &str,
+    tree: &Tree,
+) -> Result<()> {
+    let image = bench.image(repository, tag);
+    let reply = builder
+        .client()?
+        .post(tree.tar(&json!({ "image": image }))?)
+        .await?;
+    ensure!(reply.status == 200, "{}", reply.text);
+    let files = tree::of_image(&bench.registry, repository, tag).await?;
+    ensure!(
+        files == tree.seen(),
+        "the image {image} has {files:#?}, and was made of {tree:#?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn tars_that_look_alike_give_different_images() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let (one, two) = tokio::try_join!(builder(&bench), builder(&bench))?;
+    let tree = |content: &str| {
+        Tree::dockerfile(COPY)
+            .file("a/same", "1")
+            .file("a/file", content)
+            .file("z", content)
+    };
+    let (red, blue) = (tree("red!"), tree("blue"));
+    // One after the other, of the same image and of another one.
+    for (tag, tree) in [("1", &red), ("2", &blue), ("3", &red), ("4", &blue), ("5", &blue)] {
+        build(&bench, &one, "e2e/alike", tag, tree).await?;
+        build(&bench, &one, "e2e/alike-too", tag, &red).await?;
+    }
+    // At once, by one builder and by two.
+    tokio::try_join!(
+        build(&bench, &one, "e2e/alike", "6", &red),
+        build(&bench, &one, "e2e/alike", "7", &blue),
+        build(&bench, &two, "e2e/alike", "8", &red),
+        build(&bench, &two, "e2e/alike", "9", &blue),
+        build(&bench, &two, "e2e/alike-too", "6", &blue),
+    )?;
+    for (builder, tree) in [(&one, &blue), (&two, &red), (&one, &red), (&two, &blue)] {
+        build(&bench, builder, "e2e/alike", "10", tree).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_what_has_changed_is_sent_again() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let builder = builder(&bench).await?;
+    let mut tree = Tree::dockerfile(COPY);
+    for number in 0..200 {
+        tree = tree.file(&format!("folder/{number}"), vec![number; 5000]);
+    }
+    let sent = async |tree: &Tree| {
+        let before = builder.metric("slipway_context_sent_bytes_total").await?;
+        build(&bench, &builder, "e2e/warm", "1", tree).await?;
+        // The frontend asks for the Dockerfile in any case.
+        let dockerfile = COPY.len() as f64;
+        anyhow::Ok(builder.metric("slipway_context_sent_bytes_total").await? - before - dockerfile)
+    };
+    let all = 200.0 * 5000.0 + COPY.len() as f64;
+    assert_eq!(sent(&tree).await?, all, "cold");
+    assert_eq!(sent(&tree).await?, 0.0, "nothing has changed");
+    tree = tree.file("folder/7", vec![0; 4999]);
+    assert_eq!(sent(&tree).await?, 4999.0, "one file has");
+    assert_eq!(sent(&tree).await?, 0.0, "nothing has changed");
+    tree = tree.file("folder/8", vec![1; 5000]);
+    assert_eq!(sent(&tree).await?, 5000.0, "one file has, and looks as before");
+    tree = tree
+        .with("folder/7", Node::Link("8".into()))
+        .file("folder/new", "new");
+    assert!(
+        sent(&tree).await? <= 5003.0,
+        "what once looked the same may be sent again"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_transfer_that_was_broken_off_leaves_nothing_behind() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let builder = builder(&bench).await?;
+    let large = |seed: u8| -> Vec<u8> { (0..12u32 << 20).map(|at| (at >> 7) as u8 ^ seed).collect() };
+    let tree = |seed| {
+        Tree::dockerfile(COPY)
+            .file("small", [seed; 4])
+            .file("large", large(seed))
+    };
+    build(&bench, &builder, "e2e/broken", "1", &tree(1)).await?;
+
+    let sent = builder.metric("slipway_context_sent_bytes_total").await?;
+    let tar = tree(2).tar(&json!({ "image": bench.image("e2e/broken", "2") }))?;
+    let client = builder.client()?;
+    let posting = tokio::spawn(async move { client.post(tar).await });
+    while builder.metric("slipway_context_sent_bytes_total").await? < sent + 1e5 {
+        ensure!(
+            !posting.is_finished(),
+            "the build was over too soon: {:?}",
+            posting.await
+        );
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    posting.abort();
+    let _ = posting.await;
+
+    build(&bench, &builder, "e2e/broken", "3", &tree(3)).await?;
+    build(&bench, &builder, "e2e/broken", "4", &tree(2)).await
+}
+
+/// What may be at one path of a random tree.
+fn any_node(random: &mut Random, path: &str) -> Option<Node> {
+    let content = |random: &mut Random| vec![b'a' + random.below(2) as u8; 1 + random.below(2)];
+    Some(match random.below(8) {
+        0 => return None,
+        1 => Node::Link(["x", "a", "../b"][random.below(3)].into()),
+        2 => Node::Folder([0o755, 0o700][random.below(2)]),
+        3 if path > "a" => Node::HardLink("a".into()),
+        4 => Node::File(content(random), 0o755),
+        _ => Node::File(content(random), 0o644),
+    })
+}
+
+fn any_tree(random: &mut Random) -> Tree {
+    let mut tree = Tree::dockerfile(COPY);
+    tree.mtime = random.below(2) as u64;
+    for path in ["a", "b", "c", "d", "e"] {
+        let Some(node) = any_node(random, path) else {
+            continue;
+        };
+        let is_possible = match &node {
+            Node::HardLink(target) => matches!(tree.entries.get(target), Some(Node::File(..))),
+            _ => true,
+        };
+        if !is_possible {
+            continue;
+        }
+        if matches!(node, Node::Folder(_)) {
+            for name in ["a", "b"] {
+                if let Some(Node::File(content, mode)) = any_node(random, "") {
+                    tree = tree.with(&format!("{path}/{name}"), Node::File(content, mode));
+                }
+            }
+        }
+        tree = tree.with(path, node);
+    }
+    if random.below(3) == 0 {
+        let ignored = ["b\n", "c\n!c/a\n", "**/a\n"][random.below(3)];
+        tree = tree.file(".dockerignore", ignored);
+    }
+    tree
+}
+
+/// A build of a random tree: what is ignored is not in the image, whatever the builds before it had.
+#[tokio::test]
+async fn images_are_right_after_any_history() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let builder = builder(&bench).await?;
+    let seed = std::env::var("SLIPWAY_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let builds = std::env::var("SLIPWAY_BUILDS")
+        .ok()
+        .and_then(|builds| builds.parse().ok());
+    let mut random = Random(seed);
+    for turn in 0..builds.unwrap_or(16) {
+        let tree = any_tree(&mut random);
+        let tag = format!("t{}", turn % 4);
+        let mut told = tree.clone();
+        let fails = random.below(5) == 0;
+        if fails {
+            told = told.file(
+                "Dockerfile",
+                "FROM scratch\nCOPY . /\nCOPY nothing-of-this-name /\n",
+            );
+        }
+        let image = bench.image("e2e/random", &tag);
+        let reply = builder
+            .client()?
+            .post(told.tar(&json!({ "image": image }))?)
+            .await?;
+        ensure!(
+            reply.status == if fails { 422 } else { 200 },
+            "SLIPWAY_SEED={seed}, {turn}: {}",
+            reply.text
+        );
+        if fails {
+            continue;
+        }
+        let files = tree::of_image(&bench.registry, "e2e/random", &tag).await?;
+        let expected = without_ignored(&tree);
+        ensure!(
+            files == expected,
+            "SLIPWAY_SEED={seed}, {turn}: {files:#?}, made of {tree:#?}"
+        );
+    }
+    Ok(())
+}
+
+fn without_ignored(tree: &Tree) -> std::collections::BTreeMap<String, Node> {
+    let mut seen = tree.seen();
+    let rule = match tree.entries.get(".dockerignore") {
+        Some(Node::File(rule, _)) => rule.first().copied(),
+        _ => None,
+    };
+    let within = |path: &str, folder: &str| path.starts_with(&format!("{folder}/"));
+    match rule {
+        Some(b'b') => seen.retain(|path, _| path != "b" && !within(path, "b")),
+        Some(b'c') => {
+            let is_kept = seen.contains_key("c/a");
+            seen.retain(|path, _| {
+                path == "c/a" || (path == "c" && is_kept) || (path != "c" && !within(path, "c"))
+            });
+        }
+        Some(_) => seen.retain(|path, _| path != "a" && !within(path, "a") && !path.ends_with("/a")),
+        None => {}
+    }
+    seen
+}
+
+/// Numbers that are the same again for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
