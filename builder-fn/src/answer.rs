@@ -1,119 +1,169 @@
 //! The one place where an outcome or an error becomes an HTTP response.
 //!
-//! The status tells a queue whether to try again: 502 yes, the others no. The body is the same JSON object for all.
+//! The status tells a queue whether to try again: 502 yes, the others no. The body is the same JSON object for all. Where
+//! the answer is streamed the status is 200, whatever comes of the build: clients read the body of no other one.
 
-use function_host::http::header::{CONNECTION, HeaderValue};
+use bytes::Bytes;
+use function_host::http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use function_host::http::{Method, StatusCode, header};
-use function_host::{Response, reply};
+use function_host::{Response, ResponseBody, reply};
+use futures_util::{Stream, StreamExt};
 
 use crate::build::Built;
 use crate::chain;
 use crate::error::{Error, Kind};
-use crate::report::{Ending, Log, Report};
+use crate::report::{Ending, Format, Report};
+
+/// For nginx, which holds answers back otherwise.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// What is known when an answer is due.
 #[derive(Debug, Default)]
 pub struct Known<'a> {
     /// The image, as the caller wrote it.
     pub image: Option<&'a str>,
-    /// What happened.
-    pub log: Log,
     /// How long it took, in seconds.
     pub seconds: f64,
 }
 
-/// There is an image. Where a deployment of it was asked for and failed, the status is that of the deployment.
-pub fn built(built: &Built, known: Known<'_>) -> Response {
-    let (status, error) = match &built.deployment {
-        None => (StatusCode::OK, None),
-        Some(deployment) => {
-            let status = match deployment.ending {
-                chain::Ending::Ready => StatusCode::OK,
-                chain::Ending::Refused => StatusCode::UNPROCESSABLE_ENTITY,
-                chain::Ending::Failed => StatusCode::BAD_GATEWAY,
-            };
-            let error = (status != StatusCode::OK).then(|| {
-                format!(
-                    "the image was built and pushed, but not deployed: {}",
-                    deployment.reason()
-                )
-            });
-            (status, error)
-        }
-    };
-    let report = Report {
-        log: Some(known.log.into_lines()),
-        image: known.image,
-        digest: built.digest.as_deref(),
-        status: if error.is_none() {
-            Ending::Success
-        } else {
-            Ending::Failed
-        },
-        error,
-        deployment: built.deployment.as_ref().map(|deployment| &deployment.answer),
-        duration: known.seconds,
-    };
-    json(status, &report)
+/// An answer that has not been sent yet.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status, where it is not streamed.
+    pub status: StatusCode,
+    /// What is told. The log is added by whoever has it.
+    pub report: Report,
+    close: bool,
 }
 
-/// There is none.
-pub fn failed(error: &Error, known: Known<'_>) -> Response {
-    let kind = error.kind();
-    let status = match kind {
-        Kind::Unauthorized => StatusCode::UNAUTHORIZED,
-        Kind::Refused => StatusCode::BAD_REQUEST,
-        Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Kind::BuildFailed => StatusCode::UNPROCESSABLE_ENTITY,
-        Kind::Platform => StatusCode::BAD_GATEWAY,
-    };
-    let mut response = failure(status, error.to_string(), known);
-    if kind == Kind::TooLarge {
-        // What has not been read yet is not going to be.
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+impl Answer {
+    /// There is an image. Where a deployment of it was asked for and failed, the status is that of the deployment.
+    pub fn built(built: Built, known: Known<'_>) -> Self {
+        let (status, error) = match &built.deployment {
+            None => (StatusCode::OK, None),
+            Some(deployment) => {
+                let status = match deployment.ending {
+                    chain::Ending::Ready => StatusCode::OK,
+                    chain::Ending::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+                    chain::Ending::Failed => StatusCode::BAD_GATEWAY,
+                };
+                let error = (status != StatusCode::OK).then(|| {
+                    format!(
+                        "the image was built and pushed, but not deployed: {}",
+                        deployment.reason()
+                    )
+                });
+                (status, error)
+            }
+        };
+        Self {
+            status,
+            report: Report {
+                log: None,
+                image: known.image.map(str::to_owned),
+                digest: built.digest,
+                status: match error {
+                    None => Ending::Success,
+                    Some(_) => Ending::Failed,
+                },
+                error,
+                deployment: built.deployment.map(|deployment| deployment.answer),
+                duration: known.seconds,
+            },
+            close: false,
+        }
     }
-    response
+
+    /// There is none.
+    pub fn failed(error: &Error, known: Known<'_>) -> Self {
+        let kind = error.kind();
+        let status = match kind {
+            Kind::Unauthorized => StatusCode::UNAUTHORIZED,
+            Kind::Refused => StatusCode::BAD_REQUEST,
+            Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Kind::BuildFailed => StatusCode::UNPROCESSABLE_ENTITY,
+            Kind::Platform => StatusCode::BAD_GATEWAY,
+        };
+        Self {
+            status,
+            report: failure(error.to_string(), known),
+            // What has not been read yet is not going to be.
+            close: kind == Kind::TooLarge,
+        }
+    }
+
+    /// As one JSON object.
+    pub fn into_response(self) -> Response {
+        let mut response = json(self.status, &self.report);
+        if self.close {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        response
+    }
+
+    /// As a stream that consists of its end.
+    pub fn into_stream(self, format: Format) -> Response {
+        streaming(format, ResponseBody::full(format.terminal(self.report)))
+    }
+}
+
+/// 200, and records as they come.
+pub fn stream(format: Format, records: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    streaming(format, ResponseBody::stream(records.map(Ok)))
+}
+
+/// What a build that panicked is told as.
+pub fn panicked(call_id: &str, image: &str) -> Report {
+    let known = Known {
+        image: Some(image),
+        seconds: 0.0,
+    };
+    failure(format!("internal error, call id {call_id}"), known)
 }
 
 /// Nothing is at this path.
 pub fn not_found(what: &str) -> Response {
-    failure(StatusCode::NOT_FOUND, what.to_owned(), Known::default())
+    json(StatusCode::NOT_FOUND, &failure(what.to_owned(), Known::default()))
 }
 
 /// Something is, but not for this method.
 pub fn wrong_method(allowed: &Method) -> Response {
-    let mut response = failure(
-        StatusCode::METHOD_NOT_ALLOWED,
-        format!("only {allowed} is served here"),
-        Known::default(),
-    );
+    let report = failure(format!("only {allowed} is served here"), Known::default());
+    let mut response = json(StatusCode::METHOD_NOT_ALLOWED, &report);
     if let Ok(allowed) = HeaderValue::from_str(allowed.as_str()) {
         response.headers_mut().insert(header::ALLOW, allowed);
     }
     response
 }
 
-fn failure(status: StatusCode, error: String, known: Known<'_>) -> Response {
-    let report = Report {
-        log: known.image.map(|_| known.log.into_lines()),
-        image: known.image,
+fn failure(error: String, known: Known<'_>) -> Report {
+    Report {
+        log: None,
+        image: known.image.map(str::to_owned),
         digest: None,
         status: Ending::Failed,
         error: Some(error),
         deployment: None,
         duration: known.seconds,
-    };
-    json(status, &report)
+    }
 }
 
-fn json(status: StatusCode, report: &Report<'_>) -> Response {
+fn json(status: StatusCode, report: &Report) -> Response {
     // Texts and numbers: this cannot fail. An empty body with the right status would still be understood.
     let mut body = serde_json::to_vec(report).unwrap_or_default();
     body.push(b'\n');
     let mut response = reply::json(body);
     *response.status_mut() = status;
+    response
+}
+
+fn streaming(format: Format, body: ResponseBody) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     response
 }
 
@@ -134,19 +184,21 @@ mod tests {
     }
 
     fn known() -> Known<'static> {
-        let mut log = Log::new();
-        log.push("l: x".into());
         Known {
             image: Some("registry/hello:1"),
-            log,
             seconds: 1.5,
         }
     }
 
+    fn with_log(mut answer: Answer) -> Response {
+        answer.report.log = Some(vec!["l: x".into()]);
+        answer.into_response()
+    }
+
     #[tokio::test]
     async fn an_image_is_200_with_the_log() {
-        let answer = built(
-            &Built {
+        let answer = Answer::built(
+            Built {
                 digest: Some("sha256:12".into()),
                 deployment: None,
             },
@@ -154,7 +206,7 @@ mod tests {
         );
 
         assert_eq!(
-            read(answer).await,
+            read(with_log(answer)).await,
             (
                 200,
                 json!({"log": ["l: x"], "image": "registry/hello:1", "digest": "sha256:12", "status": "success",
@@ -174,15 +226,15 @@ mod tests {
                 ending,
                 answer: json!({"status": "x", "reasons": ["it crashed"]}),
             };
-            let answer = built(
-                &Built {
+            let answer = Answer::built(
+                Built {
                     digest: Some("sha256:12".into()),
                     deployment: Some(deployment),
                 },
                 known(),
             );
 
-            let (found, body) = read(answer).await;
+            let (found, body) = read(with_log(answer)).await;
             assert_eq!(found, status);
             assert_eq!(body["digest"], "sha256:12");
             assert_eq!(body["deployment"]["reasons"][0], "it crashed");
@@ -223,7 +275,7 @@ mod tests {
             (Error::Lost("reset".into()), 502),
         ] {
             let text = error.to_string();
-            let (found, body) = read(failed(&error, known())).await;
+            let (found, body) = read(with_log(Answer::failed(&error, known()))).await;
             assert_eq!(found, status, "{text}");
             assert_eq!(body["error"], text);
             assert_eq!(body["status"], "failed");
@@ -236,6 +288,28 @@ mod tests {
     fn a_body_that_is_not_read_on_ends_its_connection() {
         let error = Error::Request(RequestError::TooLarge { limit: 7 });
 
-        assert_eq!(failed(&error, Known::default()).headers()[CONNECTION], "close");
+        let response = Answer::failed(&error, Known::default()).into_response();
+        assert_eq!(response.headers()[CONNECTION], "close");
+    }
+
+    #[tokio::test]
+    async fn what_is_streamed_is_200_and_passes_proxies_as_it_comes() {
+        let answer = Answer::failed(&Error::Request(RequestError::NoConfig), known());
+        let response = answer.into_stream(Format::Events);
+
+        assert_eq!(response.status(), 200);
+        for (name, value) in [
+            ("content-type", "text/event-stream"),
+            ("cache-control", "no-cache"),
+            ("x-accel-buffering", "no"),
+        ] {
+            assert_eq!(response.headers()[name], value);
+        }
+        let body = response.into_body().collect().await.expect("body").to_bytes();
+        let record = body
+            .strip_prefix(b"data: ")
+            .and_then(|rest| rest.strip_suffix(b"\n\n"));
+        let record: Value = serde_json::from_slice(record.expect("an event")).expect("JSON");
+        assert_eq!(record["status"], "failed");
     }
 }

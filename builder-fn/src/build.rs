@@ -11,7 +11,7 @@ use crate::buildkit::session::{CredentialStore, Lease, Services, SharedKeys};
 use crate::buildkit::{CacheExport, Daemon, Job, Limits, SOURCE_DATE_EPOCH, Solve, Solved};
 use crate::chain::{Chain, Deployment, HandOver, Link};
 use crate::error::Error;
-use crate::report::{Lines, Log};
+use crate::report::{Lines, Sink};
 use crate::request::config::{CacheTo, Provenance};
 use crate::request::{BuildRequest, Frontend};
 
@@ -71,10 +71,12 @@ impl Builder {
         &self,
         request: &BuildRequest,
         call: &Call<'_>,
-        log: &mut Log,
+        log: &mut dyn Sink,
     ) -> Result<Built, Error> {
         let config = &request.config;
-        log.extend(request.warnings.iter().map(|warning| Lines::warning(warning)));
+        for warning in &request.warnings {
+            log.push(Lines::warning(warning));
+        }
         if request.sealed_secrets.is_some() {
             return Err(Error::SealedSecrets);
         }
@@ -101,7 +103,7 @@ impl Builder {
                     built_at: SystemTime::now(),
                     deploy,
                 };
-                Some(deploy_within(&link, &hand_over, call.deadline).await)
+                Some(hand_over_to(&link, &hand_over, call, log).await)
             }
             None => None,
         };
@@ -112,20 +114,26 @@ impl Builder {
     }
 
     /// Runs the build, for as long as it may.
-    async fn solve(&self, request: &BuildRequest, call: &Call<'_>, log: &mut Log) -> Result<Solved, Error> {
+    async fn solve(
+        &self,
+        request: &BuildRequest,
+        call: &Call<'_>,
+        log: &mut dyn Sink,
+    ) -> Result<Solved, Error> {
         let limit = limit(request.config.timeout, call.deadline);
         let mut lines = Lines::new();
         let building = async {
             let connection = self.daemon.connect().await?;
             let job = self.job(request, call);
-            Ok(job.run(&connection, |event| log.extend(lines.of(event))).await?)
+            let tell = |event| lines.of(event).into_iter().for_each(|line| log.push(line));
+            Ok(job.run(&connection, tell).await?)
         };
         let result = tokio::select! {
             result = building => result,
             limit = expiry(limit) => Err(Error::TimeLimit { limit }),
             () = interruption(call.shutdown) => Err(Error::Interrupted),
         };
-        log.extend(lines.rest());
+        lines.rest().into_iter().for_each(|line| log.push(line));
         result
     }
 
@@ -238,17 +246,28 @@ async fn interruption(shutdown: &Shutdown) {
     tokio::time::sleep_until(end.checked_sub(TO_ANSWER).unwrap_or(end)).await;
 }
 
-async fn deploy_within(link: &Link<'_>, hand_over: &HandOver<'_>, deadline: Option<Instant>) -> Deployment {
-    let handing_over = link.hand_over(hand_over);
-    match limit(None, deadline) {
-        None => handing_over.await,
-        Some(left) => match tokio::time::timeout(left, handing_over).await {
-            Ok(deployment) => deployment,
-            Err(_) => Deployment::failed(
-                "the call's time was over before the deployment's outcome was known".into(),
-            ),
-        },
-    }
+/// Deploys, and says so in the log: a deployment takes its time too.
+async fn hand_over_to(
+    link: &Link<'_>,
+    hand_over: &HandOver<'_>,
+    call: &Call<'_>,
+    log: &mut dyn Sink,
+) -> Deployment {
+    let function = hand_over.deploy.get("service").and_then(|name| name.as_str());
+    let step = format!("[deploy] {}", function.unwrap_or_default());
+    let begun = Instant::now();
+    log.push(Lines::begin(&step));
+    let deployment = tokio::select! {
+        deployment = link.hand_over(hand_over) => deployment,
+        _ = expiry(limit(None, call.deadline)) => Deployment::failed(
+            "the call's time was over before the deployment's outcome was known".into(),
+        ),
+        () = interruption(call.shutdown) => Deployment::failed(
+            "the builder is shutting down, and the deployment's outcome was not known yet".into(),
+        ),
+    };
+    log.push(Lines::end(&step, begun.elapsed()));
+    deployment
 }
 
 #[cfg(test)]

@@ -101,6 +101,17 @@ impl Error {
     }
 }
 
+impl Error {
+    /// Whether this is about a request whose signature holds, so that whoever asked for a stream is told in one.
+    pub fn is_told_to_the_sender(&self) -> bool {
+        match self {
+            Self::Request(error) => error.is_of_a_known_sender(),
+            Self::PayloadSecret(_) => false,
+            _ => true,
+        }
+    }
+}
+
 impl From<JobError> for Error {
     fn from(error: JobError) -> Self {
         match error {

@@ -1,17 +1,17 @@
 //! The routes, and the way of a request through the rest.
 
-use std::time::Instant;
-
 use function_host::http::{Method, header::HeaderMap};
 use function_host::secret::SecretError;
 use function_host::signature::Key;
 use function_host::{Context, Error as HostError, Handler, Request, Response};
+use tokio::time::Instant;
 
-use crate::answer::{self, Known};
+use crate::accept;
+use crate::answer::{self, Answer, Known};
 use crate::build::{self, Builder, Call};
 use crate::error::{Causes, Error, Kind};
 use crate::metrics::Metrics;
-use crate::report::Log;
+use crate::report::{Feed, Format, Log, Sink, live};
 use crate::request::{self, BuildRequest, Limits, SIGNATURE_HEADER, Trust};
 use crate::settings::PAYLOAD_SECRET;
 
@@ -24,6 +24,8 @@ pub struct Api {
     pub limits: Limits,
     /// Whether requests need no signature.
     pub disable_hmac: bool,
+    /// How much of a build's log is told, in bytes.
+    pub max_log: usize,
     /// What can be seen of it.
     pub metrics: Metrics,
 }
@@ -61,30 +63,61 @@ impl Api {
                 .map_err(Error::from),
             Err(error) => Err(error),
         };
-        match received {
-            Ok(request) => {
-                let signature = signature.filter(|_| !self.disable_hmac);
-                self.build_verified(&request, signature, context, begun).await
+        let streamed = accept::streamed(&head.headers);
+        match (received, streamed) {
+            (Ok(request), None) => {
+                let mut log = Log::new(self.max_log);
+                let mut answer = self.run(&request, signature, context, begun, &mut log).await;
+                answer.report.log = Some(log.into_lines());
+                answer.into_response()
             }
-            Err(error) => {
+            (Ok(request), Some(format)) => self.stream(format, request, signature, context, begun),
+            (Err(error), _) => {
                 record("", &error, begun);
                 let known = Known {
                     seconds: begun.elapsed().as_secs_f64(),
                     ..Known::default()
                 };
-                answer::failed(&error, known)
+                let answer = Answer::failed(&error, known);
+                match streamed.filter(|_| error.is_told_to_the_sender()) {
+                    Some(format) => answer.into_stream(format),
+                    None => answer.into_response(),
+                }
             }
         }
     }
 
-    async fn build_verified(
+    /// Answers at once, and builds while the answer is read.
+    fn stream(
+        &self,
+        format: Format,
+        request: BuildRequest,
+        signature: Option<&str>,
+        context: &Context,
+        begun: Instant,
+    ) -> Response {
+        let panicked = answer::panicked(context.call_id(), &request.config.image_as_given);
+        let feed = Feed::new(self.max_log);
+        let (api, context, mut log) = (self.clone(), context.clone(), feed.clone());
+        let signature = signature.map(str::to_owned);
+        let build = async move {
+            let answer = api.run(&request, signature.as_deref(), &context, begun, &mut log);
+            answer.await.report
+        };
+        answer::stream(format, live(format, feed, begun, build, panicked))
+    }
+
+    /// Builds what can be trusted, and says how it went.
+    async fn run(
         &self,
         request: &BuildRequest,
         signature: Option<&str>,
         context: &Context,
         begun: Instant,
-    ) -> Response {
+        log: &mut dyn Sink,
+    ) -> Answer {
         let image = request.config.image_as_given.as_str();
+        let signature = signature.filter(|_| !self.disable_hmac);
         let call = Call {
             id: context.call_id(),
             reference: build::reference(context.call_id(), signature),
@@ -98,12 +131,10 @@ impl Api {
             "building"
         );
         let running = self.metrics.begin(request.received);
-        let mut log = Log::new();
-        let result = self.builder.build(request, &call, &mut log).await;
+        let result = self.builder.build(request, &call, log).await;
         let seconds = begun.elapsed().as_secs_f64();
         let known = Known {
             image: Some(image),
-            log,
             seconds,
         };
         match result {
@@ -115,12 +146,12 @@ impl Api {
                     .map(|deployment| format!("{:?}", deployment.ending));
                 tracing::info!(image, digest, deployment, seconds, "built");
                 running.end("success");
-                answer::built(&built, known)
+                Answer::built(built, known)
             }
             Err(error) => {
                 record(image, &error, begun);
                 running.end(outcome(error.kind()));
-                answer::failed(&error, known)
+                Answer::failed(&error, known)
             }
         }
     }

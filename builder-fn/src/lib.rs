@@ -1,5 +1,6 @@
 //! Source to image: an OpenFaaS function that builds a signed tar through BuildKit.
 
+pub mod accept;
 pub mod answer;
 pub mod build;
 pub mod buildkit;

@@ -56,6 +56,7 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         builder,
         limits,
         disable_hmac: settings.disable_hmac,
+        max_log: settings.max_log,
         metrics,
     };
     Ok(App::new(api)

@@ -10,6 +10,9 @@ const BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 
 /// How a build ends that nobody waits for any more.
 const ABANDONED: &str = "abandoned";
 
+/// How one ends that made this program fail.
+const PANICKED: &str = "panicked";
+
 /// Numbers about builds.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -91,6 +94,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.outcome = PANICKED;
+        }
         if self.outcome == ABANDONED {
             tracing::info!(outcome = self.outcome, "the caller went away, its build is ended");
         }

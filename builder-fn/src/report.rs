@@ -1,27 +1,41 @@
-//! What a caller is told about a build: events become lines, lines go to a log, and the log goes into the result.
+//! What a caller is told about a build: events become lines, lines go to a sink. That is a log, which goes into the
+//! result, or a feed, which is told as records while the build runs.
 
+mod feed;
 mod lines;
+mod live;
 mod log;
+mod record;
+mod ring;
 
 use serde::Serialize;
 
+pub use feed::Feed;
 pub use lines::{Lines, MAX_LINE};
+pub use live::live;
 pub use log::Log;
+pub use record::{Format, MAX_RECORD};
+
+/// Where the lines of a build go, one after the other.
+pub trait Sink: Send {
+    /// Takes the next line. Never waits.
+    fn push(&mut self, line: String);
+}
 
 /// The answer to a build request, success or not.
 ///
 /// The fields are those of OpenFaaS's builder; `digest` and `deployment` are Slipway's own.
-#[derive(Debug, Serialize)]
-pub struct Report<'a> {
-    /// What happened, line by line; none where no build was begun.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// What happened, line by line; none where no build was begun, and where it was told already.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<Vec<String>>,
     /// The image, as the caller wrote it, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<&'a str>,
+    pub image: Option<String>,
     /// `sha256:…` of what was built.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub digest: Option<&'a str>,
+    pub digest: Option<String>,
     /// How it ended.
     pub status: Ending,
     /// Why it failed.
@@ -29,7 +43,7 @@ pub struct Report<'a> {
     pub error: Option<String>,
     /// What the deployer said.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub deployment: Option<&'a serde_json::Value>,
+    pub deployment: Option<serde_json::Value>,
     /// Seconds.
     #[serde(serialize_with = "milliseconds")]
     pub duration: f64,
@@ -57,7 +71,7 @@ mod tests {
     fn a_result_has_the_fields_that_clients_read() {
         let report = Report {
             log: Some(vec!["l: 2026-01-01T00:00:00Z hi".into()]),
-            image: Some("registry/hello:1"),
+            image: Some("registry/hello:1".into()),
             digest: None,
             status: Ending::Success,
             error: None,

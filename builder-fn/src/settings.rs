@@ -8,6 +8,7 @@
 //! | `insecure` | `false` | registries speak plain HTTP |
 //! | `disable_hmac` | `false` | requests need no signature, because something in front of the builder decides |
 //! | `max_body` | 1073741824 | largest body of a request in bytes |
+//! | `max_log` | 4194304 | how much of a build's log is told, in bytes; of a longer one its beginning and its end |
 //! | `spool_dir` | the system's folder for temporary files | where a body larger than 1 MiB waits |
 //! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; may be missing |
 //! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name besides the built-in `docker/dockerfile` |
@@ -49,6 +50,8 @@ pub struct Settings {
     pub disable_hmac: bool,
     /// Largest body of a request, in bytes.
     pub max_body: u64,
+    /// How much of a build's log is told, in bytes.
+    pub max_log: usize,
     /// Where bodies wait.
     pub spool_dir: PathBuf,
     /// A Docker `config.json`. It may be missing.
@@ -73,6 +76,7 @@ impl Settings {
             insecure: parser.flag("insecure", false),
             disable_hmac: parser.flag("disable_hmac", false),
             max_body: parser.number("max_body", 1 << 30),
+            max_log: parser.parse("max_log", 4 << 20, max_log),
             spool_dir: parser
                 .text("spool_dir")
                 .map_or_else(std::env::temp_dir, PathBuf::from),
@@ -106,6 +110,12 @@ impl Settings {
         }
         settings
     }
+}
+
+/// Below a certain size the remarks about what is left out would be more than what is told.
+fn max_log(text: &str) -> Result<usize, &'static str> {
+    let number = text.parse().ok().filter(|bytes| *bytes >= 16 << 10);
+    number.ok_or("should be a number of bytes, 16384 or more")
 }
 
 fn function_name(text: &str) -> Result<String, &'static str> {
@@ -142,7 +152,7 @@ mod tests {
         assert_eq!(settings.daemon.name(), "tcp://buildkit:1234");
         assert!(settings.is_exposed);
         assert_eq!((settings.insecure, settings.disable_hmac), (false, false));
-        assert_eq!(settings.max_body, 1 << 30);
+        assert_eq!((settings.max_body, settings.max_log), (1 << 30, 4 << 20));
         assert_eq!(settings.deployer, "deployer-fn");
         assert!(settings.registry_config.ends_with(REGISTRY_SECRET));
     }
@@ -154,6 +164,7 @@ mod tests {
                 ("buildkit_url", "http://buildkit"),
                 ("insecure", "perhaps"),
                 ("max_body", "-1"),
+                ("max_log", "1024"),
                 ("spool_dir", "/nowhere/at/all"),
                 ("deployer", "../system/functions"),
                 ("deploy_timeout", "soon"),
@@ -170,6 +181,7 @@ mod tests {
             "buildkit_url should be unix://PATH or tcp://HOST:PORT",
             "insecure should be",
             "max_body should be",
+            "max_log should be a number of bytes, 16384 or more",
             "spool_dir should name a folder",
             "deployer should be the name",
             "allowed_frontends should be images",
@@ -180,7 +192,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 10);
+        assert_eq!(problems.0.len(), 11);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub enum Event {
         current: i64,
         /// When.
         at: SystemTime,
+        /// Whether that was all of it.
+        done: bool,
     },
     /// A step wrote something.
     Output {
@@ -83,6 +85,7 @@ fn events(response: StatusResponse) -> Vec<Event> {
         at: status.timestamp.as_ref().map_or(SystemTime::UNIX_EPOCH, time),
         id: status.id,
         current: status.current,
+        done: status.completed.is_some(),
     });
     let output = response.logs.into_iter().map(|log| Event::Output {
         step: log.vertex,
@@ -154,7 +157,8 @@ mod tests {
                 Event::Progress {
                     id: "exporting layers".into(),
                     current: 7,
-                    at: when(2)
+                    at: when(2),
+                    done: false
                 },
                 Event::Output {
                     step: "sha256:1".into(),

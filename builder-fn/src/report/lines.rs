@@ -1,7 +1,8 @@
 //! Events of a build as lines of its log.
 //!
 //! `v: TIME NAME` when a step begins and `v: TIME NAME 1.23s` when it ends, `s: TIME ID CURRENT` when part of one moves
-//! on, `l: TIME TEXT` for what it writes. Times are RFC 3339 in whole seconds.
+//! on, `l: TIME TEXT` for what it writes. Times are RFC 3339 in whole seconds. Of what moves on steadily there is a line
+//! when it begins, one a second, and one when it is done.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -14,11 +15,23 @@ pub const MAX_LINE: usize = 8 << 10;
 /// Steps whose state is remembered; beyond that, a line may be repeated.
 const MAX_STEPS: usize = 10_000;
 
+/// Between two lines about the same progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Makes lines of events, in order.
 #[derive(Debug, Default)]
 pub struct Lines {
     steps: HashMap<String, (Option<SystemTime>, Option<SystemTime>)>,
+    progress: HashMap<String, Told>,
     unfinished: HashMap<(String, i64), Unfinished>,
+}
+
+/// What was last told of something that moves on.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    at: SystemTime,
+    current: i64,
+    done: bool,
 }
 
 /// Output whose line has no end yet.
@@ -44,9 +57,12 @@ impl Lines {
                 completed,
                 ..
             } => self.step(digest, &name, started, completed),
-            Event::Progress { id, current, at } => {
-                vec![format!("s: {} {} {current}", time(at), one_line(&id))]
-            }
+            Event::Progress {
+                id,
+                current,
+                at,
+                done,
+            } => self.progress(id, Told { at, current, done }),
             Event::Output {
                 step,
                 stream,
@@ -72,7 +88,40 @@ impl Lines {
 
     /// A line about something that works, but better were otherwise.
     pub fn warning(text: &str) -> String {
-        format!("l: {} warning: {}", time(SystemTime::now()), one_line(text))
+        remark(&format!("warning: {text}"))
+    }
+
+    /// A line about a step of ours that begins.
+    pub fn begin(name: &str) -> String {
+        format!("v: {} {}", time(SystemTime::now()), one_line(name))
+    }
+
+    /// A line about a step of ours that has ended.
+    pub fn end(name: &str, took: Duration) -> String {
+        format!("{} {:.2}s", Self::begin(name), took.as_secs_f64())
+    }
+
+    fn progress(&mut self, id: String, now: Told) -> Vec<String> {
+        if let Some(told) = self.progress.get(&id) {
+            let again = told.done && !now.done;
+            let soon = now
+                .at
+                .duration_since(told.at)
+                .is_ok_and(|since| since < PROGRESS_INTERVAL);
+            let nothing_new = match (told.done, now.done) {
+                (true, true) => true,
+                (_, true) => false,
+                _ => soon || told.current == now.current,
+            };
+            if nothing_new && !again {
+                return Vec::new();
+            }
+        }
+        let line = format!("s: {} {} {}", time(now.at), one_line(&id), now.current);
+        if self.progress.len() < MAX_STEPS || self.progress.contains_key(&id) {
+            self.progress.insert(id, now);
+        }
+        vec![line]
     }
 
     fn step(
@@ -119,18 +168,27 @@ impl Lines {
             .map(|unfinished| unfinished.text)
             .unwrap_or_default();
         pending.extend_from_slice(text);
-        let end = match pending.iter().rposition(|byte| *byte == b'\n') {
-            Some(newline) => newline + 1,
-            None if pending.len() >= MAX_LINE => pending.len(),
-            None => 0,
-        };
-        let lines = output_lines(at, &pending[..end]);
-        pending.drain(..end);
+        let mut lines = Vec::new();
+        if let Some(newline) = pending.iter().rposition(|byte| *byte == b'\n') {
+            lines = output_lines(at, &pending[..=newline]);
+            pending.drain(..=newline);
+        }
+        // A line without end is told in pieces. What is left over waits for the rest of it.
+        while pending.len() >= MAX_LINE {
+            let end = floor_char_boundary(&pending, MAX_LINE);
+            lines.extend(output_lines(at, &pending[..end]));
+            pending.drain(..end);
+        }
         if !pending.is_empty() {
             self.unfinished.insert(key, Unfinished { at, text: pending });
         }
         lines
     }
+}
+
+/// A line that is none of the build's.
+pub(super) fn remark(text: &str) -> String {
+    format!("l: {} {}", time(SystemTime::now()), one_line(text))
 }
 
 fn output_lines(at: SystemTime, text: &[u8]) -> Vec<String> {
@@ -144,6 +202,23 @@ fn output_lines(at: SystemTime, text: &[u8]) -> Vec<String> {
         .flat_map(|line| pieces(line.trim_end_matches('\r')))
         .map(|piece| format!("l: {at} {piece}"))
         .collect()
+}
+
+/// The last place up to `end` that is not within a character. In what is no text every place is.
+fn floor_char_boundary(text: &[u8], end: usize) -> usize {
+    let begins = |back: &usize| (text[end - back] & 0b1100_0000) != 0b1000_0000;
+    match (1..=3.min(end)).find(begins) {
+        Some(back) => {
+            let length = match text[end - back] {
+                0xc2..=0xdf => 2,
+                0xe0..=0xef => 3,
+                0xf0..=0xf4 => 4,
+                _ => 1,
+            };
+            if length > back { end - back } else { end }
+        }
+        None => end,
+    }
 }
 
 /// `line` in pieces of at most [`MAX_LINE`] bytes, between characters. An empty line is one empty piece.
@@ -169,6 +244,8 @@ fn time(time: SystemTime) -> humantime::Rfc3339Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(milliseconds: u64) -> SystemTime {
@@ -192,6 +269,15 @@ mod tests {
             stream,
             at: at(milliseconds),
             text: text.into(),
+        }
+    }
+
+    fn progress(milliseconds: u64, current: i64, done: bool) -> Event {
+        Event::Progress {
+            id: "exporting layers".into(),
+            current,
+            at: at(milliseconds),
+            done,
         }
     }
 
@@ -221,16 +307,31 @@ mod tests {
 
     #[test]
     fn progress_says_what_and_how_far() {
-        let event = Event::Progress {
-            id: "exporting layers".into(),
-            current: 0,
-            at: at(0),
-        };
-
         assert_eq!(
-            Lines::new().of(event),
+            Lines::new().of(progress(0, 0, false)),
             ["s: 2026-01-02T03:04:05Z exporting layers 0"]
         );
+    }
+
+    #[test]
+    fn steady_progress_is_told_when_it_begins_each_second_and_when_it_is_done() {
+        let mut lines = Lines::new();
+        let events = (0..=30).map(|tenth| progress(tenth * 100, tenth as i64, tenth == 30));
+        let told: Vec<_> = events.flat_map(|event| lines.of(event)).collect();
+
+        assert_eq!(
+            told,
+            [
+                "s: 2026-01-02T03:04:05Z exporting layers 0",
+                "s: 2026-01-02T03:04:06Z exporting layers 10",
+                "s: 2026-01-02T03:04:07Z exporting layers 20",
+                "s: 2026-01-02T03:04:08Z exporting layers 30",
+            ]
+        );
+        assert_eq!(lines.of(progress(3000, 30, true)), [""; 0], "once");
+        assert_eq!(lines.of(progress(3000, 0, false)).len(), 1, "it begins again");
+        assert_eq!(lines.of(progress(9000, 0, false)), [""; 0], "nothing moved");
+        assert_eq!(lines.of(progress(9001, 0, true)).len(), 1);
     }
 
     #[test]
@@ -284,6 +385,53 @@ mod tests {
     }
 
     #[test]
+    fn steps_of_ours_are_told_like_those_of_the_build() {
+        let begin = Lines::begin("[deploy] hello");
+        let end = Lines::end("[deploy] hello", Duration::from_millis(2340));
+
+        assert!(
+            begin.starts_with("v: 20") && begin.ends_with("Z [deploy] hello"),
+            "{begin}"
+        );
+        assert!(
+            end.starts_with("v: 20") && end.ends_with("Z [deploy] hello 2.34s"),
+            "{end}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn however_output_is_cut_its_text_comes_whole_and_its_lines_are_short(
+            text in "([a-zäü€😀]{0,40}|\n){0,12}",
+            stretch in prop::sample::select(vec![1usize, 300]),
+            cuts in prop::collection::vec(1..9000usize, 1..20),
+        ) {
+            let text: String = text.split_inclusive('\n').map(|line| match line.strip_suffix('\n') {
+                Some(line) => line.repeat(stretch) + "\n",
+                None => line.repeat(stretch),
+            }).collect();
+            let prefix = "l: 2026-01-02T03:04:05Z ";
+            let mut lines = Lines::new();
+            let mut told = Vec::new();
+            let mut rest = text.as_bytes();
+            for cut in cuts.iter().cycle() {
+                let (piece, further) = rest.split_at(rest.len().min(*cut));
+                rest = further;
+                let at = at(0);
+                told.extend(lines.of(Event::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            told.extend(lines.rest());
+
+            prop_assert!(told.iter().all(|line| line.starts_with(prefix) && line.len() <= prefix.len() + MAX_LINE));
+            let whole: String = told.iter().map(|line| &line[prefix.len()..]).collect();
+            prop_assert_eq!(whole, text.replace('\n', ""));
+        }
+    }
+
+    #[test]
     fn a_line_without_end_does_not_grow_in_memory() {
         let mut lines = Lines::new();
         let told: usize = (0..100)
@@ -308,6 +456,7 @@ mod tests {
             id: "a\nb".into(),
             current: 1,
             at: at(0),
+            done: true,
         };
         assert_eq!(lines.of(event), ["s: 2026-01-02T03:04:05Z a b 1"]);
     }

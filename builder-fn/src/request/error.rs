@@ -107,4 +107,25 @@ impl RequestError {
             }
         }
     }
+
+    /// Whether the signature, where one is needed, held before this went wrong.
+    pub fn is_of_a_known_sender(&self) -> bool {
+        match self {
+            // What is wrong with a tar is kept back until then.
+            Self::Expired { .. }
+            | Self::Archive(_)
+            | Self::NoConfig
+            | Self::Config(_)
+            | Self::Frontend(_)
+            | Self::Reread(_)
+            | Self::NoDockerfile { .. } => true,
+            Self::NotSigned
+            | Self::MalformedSignature
+            | Self::WrongSignature
+            | Self::TooLarge { .. }
+            | Self::Body { .. }
+            | Self::Spool(_)
+            | Self::Interrupted => false,
+        }
+    }
 }

@@ -20,7 +20,10 @@ use crate::setting::{Answer, CALL_ID, Setting, key, tar};
 type Received = http::Request<Bytes>;
 
 /// A gateway that gives every request the same answer and passes on what it received.
-async fn gateway(status: u16, answer: &'static str) -> (SocketAddr, mpsc::UnboundedReceiver<Received>) {
+pub(crate) async fn gateway(
+    status: u16,
+    answer: &'static str,
+) -> (SocketAddr, mpsc::UnboundedReceiver<Received>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let (sender, received) = mpsc::unbounded_channel();
@@ -50,7 +53,7 @@ fn build(setting: &Setting) -> JoinHandle<Answer> {
     tokio::spawn(async move { setting.build(tar(json!({"deploy": deploy}))).await })
 }
 
-async fn succeed(calls: &mut Calls) {
+pub(crate) async fn succeed(calls: &mut Calls) {
     let (solve, status, _session) = calls.build().await;
     drop(status);
     solve.succeed("sha256:12");

@@ -8,6 +8,7 @@ mod files;
 mod job;
 mod redelivery;
 mod setting;
+mod streams;
 
 use builder_fn::buildkit::session::SharedKeys;
 use builder_fn::metrics::Metrics;

@@ -12,7 +12,9 @@ use builder_fn::request;
 use function_host::http::Method;
 use function_host::prometheus::Registry;
 use function_host::signature::{Key, sign};
-use function_host::{Body, Context, Gateway, Handler, Request, Response, Secret, Secrets, Shutdown};
+use function_host::{
+    Body, Bytes, Context, Gateway, Handler, Request, Response, ResponseBody, Secret, Secrets, Shutdown,
+};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -26,6 +28,9 @@ const PAYLOAD_KEY: &str = "payload key";
 
 /// Largest body, in bytes.
 const MAX_BODY: u64 = 1 << 20;
+
+/// Largest log, in bytes.
+const MAX_LOG: usize = 1 << 20;
 
 /// A builder and all it needs. Clones are the same builder.
 #[derive(Clone)]
@@ -75,6 +80,7 @@ impl Setting {
             builder,
             limits: request::Limits::new(MAX_BODY, folder.path()),
             disable_hmac: false,
+            max_log: MAX_LOG,
             metrics: Metrics::register(&Registry::new()).expect("metrics"),
         };
         Self {
@@ -100,6 +106,18 @@ impl Setting {
             .expect("an answer")
     }
 
+    /// Sends `tar`, signed, and asks for records.
+    pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> Records {
+        let signature = sign(&key(PAYLOAD_KEY), &tar);
+        let mut request = post(tar, Some(&signature));
+        let accept_value = accept.parse().expect("header");
+        request.headers_mut().insert("accept", accept_value);
+        let response = self.send(request).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], accept);
+        Records(response.into_body())
+    }
+
     /// Sends `tar`, signed.
     pub(crate) async fn build(&self, tar: Vec<u8>) -> Answer {
         let signature = sign(&key(PAYLOAD_KEY), &tar);
@@ -115,6 +133,40 @@ impl Answer {
             status,
             body: serde_json::from_slice(&body).expect("JSON"),
         }
+    }
+}
+
+/// A streamed answer.
+pub(crate) struct Records(ResponseBody);
+
+impl Records {
+    /// The next record, as it was sent.
+    pub(crate) async fn bytes(&mut self) -> Option<Bytes> {
+        let frame = self.0.frame().await?.expect("no error");
+        let bytes = frame.into_data().expect("data");
+        assert!(bytes.len() < 64 << 10, "{} bytes", bytes.len());
+        Some(bytes)
+    }
+
+    /// The next record of a stream of lines.
+    pub(crate) async fn next(&mut self) -> Option<Value> {
+        let bytes = self.bytes().await?;
+        let line = bytes.strip_suffix(b"\n").expect("a line");
+        Some(serde_json::from_slice(line).expect("one JSON value"))
+    }
+
+    /// The lines that are still to come, and the terminal record.
+    pub(crate) async fn rest(mut self) -> (Vec<String>, Value) {
+        let mut lines = Vec::new();
+        while let Some(mut record) = self.next().await {
+            if record["status"] != "in_progress" {
+                assert_eq!(self.next().await, None, "nothing comes after {record}");
+                return (lines, record);
+            }
+            let log: Vec<String> = serde_json::from_value(record["log"].take()).expect("lines");
+            lines.extend(log);
+        }
+        panic!("no terminal record after {lines:?}");
     }
 }
 

@@ -7,6 +7,8 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::Value;
 use sha2::Sha256;
 
+use crate::records::Records;
+
 /// What came back: the status, the headers and the body.
 #[derive(Debug)]
 pub struct Reply {
@@ -69,6 +71,14 @@ impl Client {
     pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<Reply> {
         let signature = signature(&self.key, &tar)?;
         self.post_with(tar, Some(&signature), headers).await
+    }
+
+    /// Signs, posts, and asks for records of this media type.
+    pub async fn stream(&self, tar: Vec<u8>, accept: &str) -> Result<Records> {
+        let signature = signature(&self.key, &tar)?;
+        let request = self.http.post(&self.url).header("Accept", accept);
+        let request = request.header("X-Build-Signature", signature).body(tar);
+        Records::of(request.send().await?, accept)
     }
 
     /// Posts with any signature, or none.

@@ -9,6 +9,7 @@ pub mod client;
 pub mod deployer;
 pub mod functions;
 pub mod plain;
+pub mod records;
 pub mod registry;
 pub mod shared;
 pub mod source;

@@ -115,6 +115,25 @@ impl PlainBuilder {
         self.child.id()
     }
 
+    /// Asks the process to end, as providers do.
+    pub fn terminate(&self) -> Result<()> {
+        let status = Command::new("kill").arg(self.child.id().to_string()).status()?;
+        anyhow::ensure!(status.success(), "kill: {status}");
+        Ok(())
+    }
+
+    /// The most memory that the process has had so far, in bytes.
+    pub fn peak_memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kibibytes: u64 = line
+            .and_then(|line| line.trim().strip_suffix(" kB"))
+            .context("no VmHWM")?
+            .trim()
+            .parse()?;
+        Ok(kibibytes << 10)
+    }
+
     /// What is in the spool's folder, and which of the process's open files have no name any more.
     pub fn files_left(&self) -> Result<Vec<PathBuf>> {
         let mut left = fs::read_dir(self.spool.path())?

@@ -10,5 +10,6 @@ mod faults;
 mod provider;
 mod refusals;
 mod secured;
+mod streams;
 mod synchronous;
 mod template;

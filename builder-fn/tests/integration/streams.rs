@@ -1,0 +1,285 @@
+//! Answers that are read while the build runs.
+
+use std::time::Duration;
+
+use function_host::signature::sign;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::chain::{gateway, succeed};
+use crate::daemon;
+use crate::job::log;
+use crate::setting::{Answer, Setting, key, post, tar, tar_of};
+
+const LINES: &str = "application/x-ndjson";
+
+#[tokio::test]
+async fn records_come_as_things_happen_and_the_last_one_says_how_it_ended() {
+    let (daemon, mut calls) = daemon::start();
+    let mut records = Setting::new(daemon)
+        .stream(tar(json!({"surprise": 1})), LINES)
+        .await;
+
+    let first = records
+        .next()
+        .await
+        .expect("a record before the daemon has said anything");
+    assert_eq!(first["status"], "in_progress");
+    let (solve, status, _session) = calls.build().await;
+    // The warning is the first line, in whichever record.
+    status
+        .events
+        .send(Ok(log("compiling\n")))
+        .await
+        .expect("listening");
+    let mut told = Vec::new();
+    while !told
+        .iter()
+        .any(|line: &Value| line == "l: 1970-01-01T00:00:00Z compiling")
+    {
+        let record = records.next().await.expect("a record while the build runs");
+        assert_eq!(record["status"], "in_progress");
+        assert!(record["duration"].is_f64());
+        told.extend(record["log"].as_array().expect("lines").clone());
+    }
+    status.events.send(Ok(log("done\n"))).await.expect("listening");
+    drop(status);
+    solve.succeed("sha256:12");
+
+    let (lines, mut last) = records.rest().await;
+    assert_eq!(lines, ["l: 1970-01-01T00:00:00Z done"]);
+    assert!(last["duration"].take().is_f64());
+    assert_eq!(
+        last,
+        json!({"image": "registry:5000/hello:1", "digest": "sha256:12", "status": "success", "duration": null})
+    );
+}
+
+#[tokio::test]
+async fn events_are_framed_as_a_browser_reads_them() {
+    let (daemon, mut calls) = daemon::start();
+    let mut records = Setting::new(daemon)
+        .stream(tar(json!({})), "text/event-stream")
+        .await;
+    let (solve, status, _session) = calls.build().await;
+    drop(status);
+    solve.succeed("sha256:12");
+
+    let mut last = Value::Null;
+    while let Some(bytes) = records.bytes().await {
+        let data = bytes
+            .strip_prefix(b"data: ")
+            .and_then(|rest| rest.strip_suffix(b"\n\n"));
+        last = serde_json::from_slice(data.expect("one event")).expect("JSON");
+    }
+    assert_eq!(last["status"], "success");
+}
+
+#[tokio::test]
+async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
+    let (daemon, mut calls) = daemon::start();
+    let records = Setting::new(daemon).stream(tar(json!({})), LINES).await;
+    let (solve, status, _session) = calls.build().await;
+    status
+        .events
+        .send(Ok(log("error: no such crate\n")))
+        .await
+        .expect("listening");
+    drop(status);
+    solve.fail(Status::unknown("exit code: 101"));
+    let (lines, last) = records.rest().await;
+    assert_eq!(lines, ["l: 1970-01-01T00:00:00Z error: no such crate"]);
+    assert_eq!(
+        (&last["status"], &last["error"]),
+        (&json!("failed"), &json!("exit code: 101"))
+    );
+    assert_eq!(last["image"], "registry:5000/hello:1");
+
+    let (daemon, mut calls) = daemon::start();
+    let records = Setting::new(daemon).stream(tar(json!({})), LINES).await;
+    let (_solve, status, _session) = calls.build().await;
+    status.events.send(Ok(log("so far\n"))).await.expect("listening");
+    status.events.reserve().await.expect("it was read");
+    calls.cut();
+    let (_, last) = records.rest().await;
+    assert_eq!(last["error"], "BuildKit was lost during the build");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_limit_and_the_end_of_the_process_end_in_a_terminal_record() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    let records = setting.stream(tar(json!({"timeout": "90s"})), LINES).await;
+    let (mut solve, _status, _session) = calls.build().await;
+    let (lines, last) = records.rest().await;
+    assert_eq!(last["error"], "the build ran past its time limit of 1m30s");
+    assert_eq!(lines, [""; 0]);
+    solve.reply.closed().await;
+
+    let records = setting.stream(tar(json!({})), LINES).await;
+    let (mut solve, _status, _session) = calls.build().await;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    setting.begin_shutdown(deadline);
+    let (_, last) = records.rest().await;
+    assert!(Instant::now() < deadline);
+    assert_eq!(
+        last["error"],
+        "the builder is shutting down and ended the build; try again"
+    );
+    solve.reply.closed().await;
+}
+
+#[tokio::test]
+async fn what_fails_before_the_signature_holds_keeps_its_status_and_what_fails_after_it_is_told_in_the_stream()
+ {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    let asking = |body: Vec<u8>, signature: Option<&str>| {
+        let mut request = post(body, signature);
+        let accept = LINES.parse().expect("header");
+        request.headers_mut().insert("accept", accept);
+        request
+    };
+    let good = tar(json!({}));
+    let wrong = sign(&key("another key"), &good);
+    for signature in [None, Some("sha256=12"), Some(&wrong)] {
+        let answer = Answer::read(setting.send(asking(good.clone(), signature)).await).await;
+        assert_eq!((answer.status, &answer.body["status"]), (401, &json!("failed")));
+    }
+    let large = vec![0; 2 << 20];
+    let signature = sign(&key("payload key"), &large);
+    let answer = Answer::read(setting.send(asking(large, Some(&signature))).await).await;
+    assert_eq!(answer.status, 413);
+
+    let expired = tar(json!({"notAfter": "2020-01-01T00:00:00Z"}));
+    let no_config = tar_of(&[("context/Dockerfile", b"FROM scratch\n")]);
+    for (body, error) in [
+        (b"no tar".to_vec(), "tar"),
+        (no_config, "com.openfaas.docker.config"),
+        (tar(json!({"image": "no reference"})), "image"),
+        (tar(json!({"dockerfile": "other"})), "context/other"),
+        (expired, "notAfter"),
+    ] {
+        let (lines, last) = setting.stream(body, LINES).await.rest().await;
+        assert_eq!((lines.len(), &last["status"]), (0, &json!("failed")));
+        assert!(
+            last["error"].as_str().is_some_and(|text| text.contains(error)),
+            "{last}"
+        );
+    }
+    assert!(calls.solves.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_deployment_is_told_in_the_log_and_in_the_terminal_record() {
+    for (status, answer, ending) in [
+        (200, r#"{"function":"hello","status":"ready"}"#, "success"),
+        (422, r#"{"status":"refused","reasons":["it crashed"]}"#, "failed"),
+    ] {
+        let (address, _received) = gateway(status, answer).await;
+        let (daemon, mut calls) = daemon::start();
+        let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+        setting.secret("deploy-secret", "deploy key\n");
+        let records = setting
+            .stream(tar(json!({"deploy": {"service": "hello"}})), LINES)
+            .await;
+        succeed(&mut calls).await;
+
+        let (lines, last) = records.rest().await;
+
+        assert_eq!(last["status"], ending);
+        assert_eq!(
+            last["deployment"],
+            serde_json::from_str::<Value>(answer).expect("JSON")
+        );
+        let error = "the image was built and pushed, but not deployed: it crashed";
+        assert_eq!(last["error"] == error, ending == "failed");
+        assert!(
+            lines[0].starts_with("v: ") && lines[0].ends_with("Z [deploy] hello"),
+            "{lines:?}"
+        );
+        assert!(
+            lines[1].contains("Z [deploy] hello ") && lines[1].ends_with('s'),
+            "{lines:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_the_process_ends_a_deployment_with_a_terminal_record_too() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    setting.secret("deploy-secret", "deploy key\n");
+    let records = setting
+        .stream(tar(json!({"deploy": {"service": "hello"}})), LINES)
+        .await;
+    succeed(&mut calls).await;
+    // A gateway that takes the request and never answers.
+    let _connection = listener.accept().await.expect("a hand-over");
+
+    // Just as long as an answer is given time for: the deployment is ended at once.
+    setting.begin_shutdown(Instant::now() + Duration::from_secs(2));
+
+    let (_, last) = records.rest().await;
+    assert_eq!(last["status"], "failed");
+    assert_eq!(last["digest"], "sha256:12", "the image is there");
+    assert_eq!(last["deployment"]["status"], "failed");
+    assert!(
+        last["error"]
+            .as_str()
+            .is_some_and(|text| text.contains("shutting down")),
+        "{last}"
+    );
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_takes_the_build_along() {
+    let (daemon, mut calls) = daemon::start();
+    let mut records = Setting::new(daemon).stream(tar(json!({})), LINES).await;
+    records.next().await.expect("a record");
+    let (mut solve, status, session) = calls.build().await;
+
+    drop(records);
+
+    solve.reply.closed().await;
+    status.events.closed().await;
+    session.given_up.await.expect("the session is given up");
+}
+
+/// Half a million lines, of which nothing is read until all are written.
+#[tokio::test]
+async fn a_reader_that_does_not_read_holds_neither_the_build_nor_memory() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    let records = setting.stream(tar(json!({})), LINES).await;
+    let (solve, status, _session) = calls.build().await;
+    for block in 0..50 {
+        let text: String = (0..10_000).map(|line| format!("{block} {line}\n")).collect();
+        status.events.send(Ok(log(&text))).await.expect("it is taken");
+    }
+    drop(status);
+    solve.succeed("sha256:12");
+    // The build is over when the metrics say so; the reader has not begun.
+    let (lines, last) = records.rest().await;
+
+    assert_eq!(last["status"], "success");
+    let held: usize = lines.iter().map(String::len).sum();
+    // What waits, and the end of what is over the limit of the log.
+    assert!(held < (256 << 10) + (256 << 10), "{held} bytes");
+    let remarks: Vec<_> = lines.iter().filter(|line| line.contains('…')).collect();
+    assert_eq!(remarks.len(), 3, "{remarks:?}");
+    assert!(
+        remarks[0].contains("lines dropped: they were not read in time"),
+        "{remarks:?}"
+    );
+    assert!(remarks[1].contains("a log may have 1048576 bytes"), "{remarks:?}");
+    assert!(remarks[2].contains("lines left out"), "{remarks:?}");
+    assert_eq!(
+        lines.last().map(String::as_str),
+        Some("l: 1970-01-01T00:00:00Z 49 9999")
+    );
+}

@@ -1,0 +1,200 @@
+//! Answers that are read while the build runs, on the real BuildKit.
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+use slipway_e2e::{client::Client, plain::PlainBuilder, shared::Bench, source::Source};
+use tokio::net::TcpListener;
+
+const LINES: &str = "application/x-ndjson";
+const EVENTS: &str = "text/event-stream";
+
+/// A Dockerfile whose steps no other run has cached.
+fn source(base: &str, steps: &str) -> Source {
+    let at = format!("{:?}", std::time::SystemTime::now());
+    Source::dockerfile(format!("FROM {base}\nENV AT=\"{at}\"\n{steps}\n"))
+}
+
+/// A build that waits for what the test does only after it has read what the build said: nothing is held back.
+async fn output_is_told_while_the_build_waits(
+    bench: &Bench,
+    client: &Client,
+    accept: &str,
+    name: &str,
+) -> Result<()> {
+    let base = bench.busybox().await?;
+    let gate = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let port = gate.local_addr()?.port();
+    let steps = format!("RUN echo waiting at the gate; nc 127.0.0.1 {port}; echo through the gate");
+    let tar = source(base, &steps).tar(&json!({ "image": bench.image(name, "1") }))?;
+    let mut records = client.stream(tar, accept).await?;
+
+    let first = records.next().await?.context("a record")?;
+    assert_eq!(first["status"], "in_progress", "{first}");
+    records.until("Z waiting at the gate").await?;
+    drop(gate.accept().await?);
+    let (lines, last) = records.rest().await?;
+
+    assert!(
+        lines.iter().any(|line| line.ends_with("Z through the gate")),
+        "{lines:?}"
+    );
+    assert_eq!(last["status"], "success", "{last}");
+    assert_eq!(last["image"], bench.image(name, "1").as_str(), "{last}");
+    assert!(
+        last["duration"].as_f64().is_some_and(|seconds| seconds > 0.0),
+        "{last}"
+    );
+    assert_eq!(last.get("log"), None, "{last}");
+    assert!(bench.registry.manifest(name, "1").await?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn records_arrive_while_the_build_runs() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    output_is_told_while_the_build_waits(&bench, &builder.client()?, LINES, "e2e/stream-lines").await?;
+    output_is_told_while_the_build_waits(&bench, &builder.client()?, EVENTS, "e2e/stream-events").await
+}
+
+#[tokio::test]
+async fn every_bad_end_is_a_terminal_record() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let client = builder.client()?;
+    let image = bench.image("e2e/stream-failed", "1");
+
+    let tar = source(base, "RUN echo this is said before; exit 3").tar(&json!({ "image": image }))?;
+    let (lines, last) = client.stream(tar, LINES).await?.rest().await?;
+    assert!(
+        lines.iter().any(|line| line.ends_with("this is said before")),
+        "{lines:?}"
+    );
+    assert_eq!(last["status"], "failed", "{last}");
+    assert!(
+        last["error"]
+            .as_str()
+            .is_some_and(|text| text.contains("exit code: 3")),
+        "{last}"
+    );
+
+    let tar = source(base, "RUN sleep 302").tar(&json!({ "image": image, "timeout": "3s" }))?;
+    let (_, last) = client.stream(tar, EVENTS).await?.rest().await?;
+    assert_eq!(last["error"], "the build ran past its time limit of 3s", "{last}");
+    bench.wait_for_step("sleep 302", false).await?;
+
+    let tar = source(base, "").tar_without_config()?;
+    let (_, last) = client.stream(tar, LINES).await?.rest().await?;
+    assert!(
+        last["error"]
+            .as_str()
+            .is_some_and(|text| text.contains("com.openfaas.docker.config")),
+        "{last}"
+    );
+
+    let refused = client.post_with(Vec::new(), None, &[("Accept", LINES)]).await?;
+    assert_eq!(
+        (refused.status, refused.field("status").as_str()),
+        (401, "failed")
+    );
+    assert!(bench.registry.manifest("e2e/stream-failed", "1").await?.is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_builder_that_is_ended_ends_its_stream_with_a_terminal_record() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let settings = [
+        ("exec_timeout", "0s"),
+        ("write_timeout", "4s"),
+        ("healthcheck_interval", "1s"),
+    ];
+    let builder = PlainBuilder::with_settings(&bench, &settings).await?;
+    let tar = source(base, "RUN echo begun; sleep 303")
+        .tar(&json!({ "image": bench.image("e2e/stream-ended", "1") }))?;
+    let mut records = builder.client()?.stream(tar, LINES).await?;
+    records.until("Z begun").await?;
+
+    builder.terminate()?;
+
+    let (_, last) = records.rest().await?;
+    assert_eq!(last["status"], "failed", "{last}");
+    assert!(
+        last["error"]
+            .as_str()
+            .is_some_and(|text| text.contains("shutting down")),
+        "{last}"
+    );
+    bench.wait_for_step("sleep 303", false).await
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_ends_its_build() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let tar = source(base, "RUN echo begun; sleep 304")
+        .tar(&json!({ "image": bench.image("e2e/stream-gone", "1") }))?;
+    let mut records = builder.client()?.stream(tar, LINES).await?;
+    records.until("Z begun").await?;
+    bench.wait_for_step("sleep 304", true).await?;
+
+    drop(records);
+
+    bench.wait_for_step("sleep 304", false).await
+}
+
+/// The bound is generous, and far below what the lines of the build are together: 20 MB.
+#[tokio::test]
+async fn long_lines_are_told_whole_and_a_chatty_build_with_a_slow_reader_takes_little_memory() -> Result<()> {
+    const LONG: usize = 200_000;
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let client = builder.client()?;
+
+    let steps = format!("RUN head -c {LONG} /dev/zero | tr '\\0' x; echo");
+    let config = json!({ "image": bench.image("e2e/stream-long", "1"), "skipPush": true });
+    let (lines, last) = client
+        .stream(source(base, &steps).tar(&config)?, LINES)
+        .await?
+        .rest()
+        .await?;
+    assert_eq!(last["status"], "success", "{last}");
+    let long: usize = lines
+        .iter()
+        .filter(|line| line.starts_with("l: "))
+        .map(|line| line.matches('x').count())
+        .sum();
+    assert_eq!(long, LONG);
+
+    // BuildKit keeps 2 MiB of a step's output, so that it takes several to be chatty.
+    let chatty: String = (0..10)
+        .map(|step| format!("RUN seq {step}000000 {step}999999; sleep 1\n"))
+        .collect();
+    let before = builder.peak_memory()?;
+    let mut records = client.stream(source(base, &chatty).tar(&config)?, LINES).await?;
+    records.next().await?.context("a record")?;
+    // Nothing is read until BuildKit has nothing left to run.
+    bench.wait_for_step("seq 9000000", true).await?;
+    bench.wait_for_step("seq 9000000", false).await?;
+    let (lines, last) = records.rest().await?;
+    assert_eq!(last["status"], "success", "{last}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.contains("a log may have 4194304 bytes")),
+        "{}",
+        lines.len()
+    );
+    let grown = builder.peak_memory()? - before;
+    assert!(grown < 24 << 20, "{grown} bytes more");
+    Ok(())
+}
