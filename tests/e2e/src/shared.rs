@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -94,9 +95,15 @@ impl Bench {
             if running { "runs" } else { "has ended" }
         );
         self.wait_until(Duration::from_secs(40), &what, || {
-            Ok(step_runs(command)? == running)
+            Ok(step(command)?.is_some() == running)
         })
         .await
+    }
+
+    /// Makes an empty file in the root folder of the running build step whose command line contains its name.
+    pub fn make_file_in_step(&self, name: &str) -> Result<()> {
+        let step = step(name)?.with_context(|| format!("no step {name:?} runs"))?;
+        fs::write(step.join("root").join(name), "").with_context(|| format!("making {name} in {step:?}"))
     }
 
     /// Waits until a fact about another process holds: there is no event for it on this side.
@@ -131,16 +138,18 @@ impl Bench {
     }
 }
 
-/// Whether a process of this machine is a shell of a build step with this command.
-fn step_runs(command: &str) -> Result<bool> {
+/// The folder in `/proc` of the shell that runs the build step with this command.
+fn step(command: &str) -> Result<Option<PathBuf>> {
     for entry in fs::read_dir("/proc")? {
-        let path = entry?.path().join("cmdline");
+        let folder = entry?.path();
         // Most entries are no processes, and a process may end while the list is read.
-        let Ok(line) = fs::read(path) else { continue };
+        let Ok(line) = fs::read(folder.join("cmdline")) else {
+            continue;
+        };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         if line.starts_with("/bin/sh -c") && line.contains(command) {
-            return Ok(true);
+            return Ok(Some(folder));
         }
     }
-    Ok(false)
+    Ok(None)
 }

@@ -3,7 +3,6 @@
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{client::Client, plain::PlainBuilder, shared::Bench, source::Source};
-use tokio::net::TcpListener;
 
 const LINES: &str = "application/x-ndjson";
 const EVENTS: &str = "text/event-stream";
@@ -22,22 +21,19 @@ async fn output_is_told_while_the_build_waits(
     name: &str,
 ) -> Result<()> {
     let base = bench.busybox().await?;
-    let gate = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let port = gate.local_addr()?.port();
-    let steps = format!("RUN echo waiting at the gate; nc 127.0.0.1 {port}; echo through the gate");
+    let gate = format!("gate-of-{}", name.replace('/', "-"));
+    let steps =
+        format!("RUN echo waiting at /{gate}; until [ -e /{gate} ]; do sleep 0.1; done; echo through");
     let tar = source(base, &steps).tar(&json!({ "image": bench.image(name, "1") }))?;
     let mut records = client.stream(tar, accept).await?;
 
     let first = records.next().await?.context("a record")?;
     assert_eq!(first["status"], "in_progress", "{first}");
-    records.until("Z waiting at the gate").await?;
-    drop(gate.accept().await?);
+    records.until("Z waiting at").await?;
+    bench.make_file_in_step(&gate)?;
     let (lines, last) = records.rest().await?;
 
-    assert!(
-        lines.iter().any(|line| line.ends_with("Z through the gate")),
-        "{lines:?}"
-    );
+    assert!(lines.iter().any(|line| line.ends_with("Z through")), "{lines:?}");
     assert_eq!(last["status"], "success", "{last}");
     assert_eq!(last["image"], bench.image(name, "1").as_str(), "{last}");
     assert!(
@@ -81,7 +77,7 @@ async fn every_bad_end_is_a_terminal_record() -> Result<()> {
         "{last}"
     );
 
-    let tar = source(base, "RUN sleep 302").tar(&json!({ "image": image, "timeout": "3s" }))?;
+    let tar = source(base, "RUN sleep 302; echo over").tar(&json!({ "image": image, "timeout": "3s" }))?;
     let (_, last) = client.stream(tar, EVENTS).await?.rest().await?;
     assert_eq!(last["error"], "the build ran past its time limit of 3s", "{last}");
     bench.wait_for_step("sleep 302", false).await?;
@@ -115,7 +111,7 @@ async fn a_builder_that_is_ended_ends_its_stream_with_a_terminal_record() -> Res
         ("healthcheck_interval", "1s"),
     ];
     let builder = PlainBuilder::with_settings(&bench, &settings).await?;
-    let tar = source(base, "RUN echo begun; sleep 303")
+    let tar = source(base, "RUN echo begun; sleep 303; echo over")
         .tar(&json!({ "image": bench.image("e2e/stream-ended", "1") }))?;
     let mut records = builder.client()?.stream(tar, LINES).await?;
     records.until("Z begun").await?;
@@ -139,7 +135,7 @@ async fn a_client_that_goes_away_ends_its_build() -> Result<()> {
     let _parts = bench.undisturbed().await;
     let base = bench.busybox().await?;
     let builder = PlainBuilder::with_settings(&bench, &[]).await?;
-    let tar = source(base, "RUN echo begun; sleep 304")
+    let tar = source(base, "RUN echo begun; sleep 304; echo over")
         .tar(&json!({ "image": bench.image("e2e/stream-gone", "1") }))?;
     let mut records = builder.client()?.stream(tar, LINES).await?;
     records.until("Z begun").await?;
