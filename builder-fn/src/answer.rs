@@ -1,6 +1,6 @@
 //! The one place where an outcome or an error becomes an HTTP response.
 //!
-//! The status tells a queue whether to try again: 502 yes, the others no. The body is the same JSON object for all. Where
+//! The status tells a queue whether to try again: 502 and 507 yes, the others no. The body is the same JSON object for all. Where
 //! the answer is streamed the status is 200, whatever comes of the build: clients read the body of no other one.
 
 use bytes::Bytes;
@@ -82,13 +82,14 @@ impl Answer {
             Kind::Refused => StatusCode::BAD_REQUEST,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::BuildFailed => StatusCode::UNPROCESSABLE_ENTITY,
+            Kind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             Kind::Platform => StatusCode::BAD_GATEWAY,
         };
         Self {
             status,
             report: failure(error.to_string(), known),
             // What has not been read yet is not going to be.
-            close: kind == Kind::TooLarge,
+            close: matches!(kind, Kind::TooLarge | Kind::NoSpace),
         }
     }
 
@@ -175,6 +176,7 @@ mod tests {
     use super::*;
     use crate::buildkit::{Failure, Fault};
     use crate::chain::Deployment;
+    use crate::context::SpoolError;
     use crate::request::RequestError;
 
     async fn read(response: Response) -> (u16, Value) {
@@ -256,6 +258,7 @@ mod tests {
             (Error::Request(RequestError::NotSigned), 401),
             (Error::Request(RequestError::NoConfig), 400),
             (Error::Request(RequestError::TooLarge { limit: 7 }), 413),
+            (Error::Request(SpoolError::Limit { limit: 7 }.into()), 507),
             (
                 Error::NoDeployment {
                     secret: "deploy-secret",

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::buildkit::session::{CredentialStore, Lease, Services, SharedKeys};
 use crate::buildkit::{CacheExport, Daemon, Job, Limits, SOURCE_DATE_EPOCH, Solve, Solved};
 use crate::chain::{Chain, Deployment, HandOver, Link};
+use crate::compression::Compression;
 use crate::error::Error;
 use crate::report::{Lines, Sink};
 use crate::request::config::{CacheTo, Provenance};
@@ -29,6 +30,8 @@ pub struct Builder {
     pub insecure: bool,
     /// The image that lists what is in an image. Without one, no such list can be asked for.
     pub sbom_generator: Option<String>,
+    /// How layers are compressed, where a build does not say it.
+    pub compression: Compression,
     /// What the daemon keeps transferred folders under.
     pub keys: SharedKeys,
     /// How to have images deployed.
@@ -183,6 +186,7 @@ impl Builder {
                 Provenance::Max => "max",
             }),
             sbom_generator: self.sbom_generator.clone().filter(|_| config.sbom),
+            compression: config.compression.unwrap_or(self.compression),
         };
         Job {
             services,

@@ -15,7 +15,7 @@ use std::io;
 
 pub use archive::{ArchiveError, ArchiveLimits, ArchiveReader, Contents, EntryName, EntryProblem};
 pub use entry::{ContentHash, Entry, Kind};
-pub use spool::{Spool, SpoolError, SpoolSettings};
+pub use spool::{Spool, SpoolError, SpoolRoom, SpoolSettings, check_spool};
 pub use view::{Filter, PatternError, Visible, view};
 
 /// The entries of a source context and the bytes they point to.

@@ -71,6 +71,8 @@ pub enum Kind {
     TooLarge,
     /// The request was served, and what it asked for failed by its own doing.
     BuildFailed,
+    /// There is no room for the request now. The rest of it has not been read.
+    NoSpace,
     /// Something of ours failed. It may work another time.
     Platform,
 }
@@ -83,7 +85,8 @@ impl Error {
                 RequestErrorKind::Unauthorized => Kind::Unauthorized,
                 RequestErrorKind::Invalid | RequestErrorKind::Broken => Kind::Refused,
                 RequestErrorKind::TooLarge => Kind::TooLarge,
-                RequestErrorKind::NoSpace | RequestErrorKind::Platform => Kind::Platform,
+                RequestErrorKind::NoSpace => Kind::NoSpace,
+                RequestErrorKind::Platform => Kind::Platform,
             },
             Self::NoDeployment { .. } | Self::SealedSecrets | Self::NoSbomGenerator => Kind::Refused,
             Self::TimeLimit { .. } => Kind::BuildFailed,

@@ -183,7 +183,7 @@ fn outcome(kind: Kind) -> &'static str {
     match kind {
         Kind::Unauthorized | Kind::Refused | Kind::TooLarge => "refused",
         Kind::BuildFailed => "failed",
-        Kind::Platform => "platform",
+        Kind::NoSpace | Kind::Platform => "platform",
     }
 }
 
@@ -192,7 +192,9 @@ fn record(image: &str, error: &Error, begun: Instant) {
     let seconds = begun.elapsed().as_secs_f64();
     let outcome = outcome(error.kind());
     match error.kind() {
-        Kind::Platform => tracing::error!(image, outcome, seconds, error = %Causes(error), "not built"),
+        Kind::NoSpace | Kind::Platform => {
+            tracing::error!(image, outcome, seconds, error = %Causes(error), "not built")
+        }
         _ => tracing::info!(image, outcome, seconds, error = %Causes(error), "not built"),
     }
 }

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod build;
 pub mod buildkit;
 pub mod chain;
+pub mod compression;
 pub mod context;
 pub mod docker_config;
 pub mod error;

@@ -7,6 +7,7 @@ use builder_fn::build::Builder;
 use builder_fn::buildkit::Limits;
 use builder_fn::buildkit::session::SharedKeys;
 use builder_fn::chain::Chain;
+use builder_fn::context::SpoolRoom;
 use builder_fn::docker_config::DockerConfig;
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
@@ -46,11 +47,13 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         credentials: Arc::new(DockerConfig::at(settings.registry_config)),
         insecure: settings.insecure,
         sbom_generator: settings.sbom_generator,
+        compression: settings.compression,
         keys: SharedKeys::counting(metrics.sent_bytes()),
         chain,
         limits: Limits::default(),
     };
-    let mut limits = request::Limits::new(settings.max_body, settings.spool_dir);
+    let room = SpoolRoom::new(settings.spool_limit, metrics.spool_bytes());
+    let mut limits = request::Limits::new(settings.max_body, settings.spool_dir, room);
     limits.frontends = settings.allowed_frontends;
     let api = Api {
         builder,

@@ -21,6 +21,7 @@ pub struct Metrics {
     seconds: HistogramVec,
     context_bytes: prometheus::IntCounter,
     sent_bytes: prometheus::IntCounter,
+    spool_bytes: IntGauge,
 }
 
 impl Metrics {
@@ -51,18 +52,28 @@ impl Metrics {
                 "slipway_context_sent_bytes_total",
                 "Bytes of files that BuildKit asked for: less than the contexts have, where it had some already.",
             )?,
+            spool_bytes: IntGauge::new(
+                "slipway_spool_bytes",
+                "Bytes of bodies that wait, in memory and in files.",
+            )?,
         };
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.builds.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.context_bytes.clone()))?;
         registry.register(Box::new(metrics.sent_bytes.clone()))?;
+        registry.register(Box::new(metrics.spool_bytes.clone()))?;
         Ok(metrics)
     }
 
     /// Counts the bytes of files that are sent to BuildKit.
     pub fn sent_bytes(&self) -> prometheus::IntCounter {
         self.sent_bytes.clone()
+    }
+
+    /// Shows how many bytes of bodies are kept.
+    pub fn spool_bytes(&self) -> IntGauge {
+        self.spool_bytes.clone()
     }
 
     /// A build begins, of a request of `bytes` bytes.

@@ -23,7 +23,7 @@ use function_host::signature::{Key, Verifier};
 use http_body_util::BodyExt;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::context::{ArchiveLimits, SourceContext, SpoolSettings};
+use crate::context::{ArchiveLimits, SourceContext, SpoolRoom, SpoolSettings};
 pub use config::{BuildConfig, ConfigError};
 pub use error::{RequestError, RequestErrorKind};
 pub use frontend::{AllowedFrontends, Frontend, FrontendError};
@@ -77,7 +77,7 @@ pub struct Limits {
 
 impl Limits {
     /// Bodies of up to `body` bytes, of which those above 1 MiB go to files without a name in `spool_dir`.
-    pub fn new(body: u64, spool_dir: impl Into<PathBuf>) -> Self {
+    pub fn new(body: u64, spool_dir: impl Into<PathBuf>, room: SpoolRoom) -> Self {
         let archive = ArchiveLimits {
             body,
             ..ArchiveLimits::default()
@@ -87,6 +87,7 @@ impl Limits {
             spool: SpoolSettings {
                 dir: spool_dir.into(),
                 memory: 1 << 20,
+                room,
             },
             frontends: AllowedFrontends::default(),
         }

@@ -10,6 +10,9 @@
 //! | `max_body` | 1073741824 | largest body of a request in bytes |
 //! | `max_log` | 4194304 | how much of a build's log is told, in bytes; of a longer one its beginning and its end |
 //! | `spool_dir` | the system's folder for temporary files | where a body larger than 1 MiB waits |
+//! | `spool_limit` | 4294967296 | bytes that all bodies may take together, in memory and in files |
+//! | `compression` | `zstd` | how layers are compressed: `zstd`, `gzip` or `uncompressed` |
+//! | `compression_level` | BuildKit's | from 1, the quickest, to 22 (`zstd`) or 9 (`gzip`) |
 //! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; may be missing |
 //! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name besides the built-in `docker/dockerfile` |
 //! | `sbom_generator` | | the image that makes the list of an image's content, for `sbom` |
@@ -28,7 +31,10 @@ use function_host::Secrets;
 use function_host::env::Parser;
 
 use crate::buildkit::Daemon;
+use crate::compression::{Compression, Format};
+use crate::context;
 use crate::docker_config::DockerConfig;
+use crate::error::Causes;
 use crate::request::{AllowedFrontends, ImageRef};
 
 /// The secret that requests are signed with.
@@ -54,6 +60,10 @@ pub struct Settings {
     pub max_log: usize,
     /// Where bodies wait.
     pub spool_dir: PathBuf,
+    /// Bytes that bodies may take together.
+    pub spool_limit: u64,
+    /// How layers are compressed, where a build does not say it.
+    pub compression: Compression,
     /// A Docker `config.json`. It may be missing.
     pub registry_config: PathBuf,
     /// Which frontends Dockerfiles may name.
@@ -80,6 +90,8 @@ impl Settings {
             spool_dir: parser
                 .text("spool_dir")
                 .map_or_else(std::env::temp_dir, PathBuf::from),
+            spool_limit: parser.number("spool_limit", 4 << 30),
+            compression: compression(parser),
             registry_config: parser
                 .text("registry_config")
                 .map_or_else(|| secrets.directory().join(REGISTRY_SECRET), PathBuf::from),
@@ -99,6 +111,17 @@ impl Settings {
                 settings.spool_dir.display()
             );
             parser.problem("spool_dir", what);
+        } else if let Err(error) = context::check_spool(&settings.spool_dir) {
+            parser.problem(
+                "spool_dir",
+                format!("should name a folder to write to: {}", Causes(&error)),
+            );
+        }
+        if settings.spool_limit < settings.max_body {
+            parser.problem(
+                "spool_limit",
+                "should be at least max_body, so that one body fits",
+            );
         }
         if let Err(error) = DockerConfig::at(&settings.registry_config).check() {
             parser.problem("registry_config", format!("cannot be used: {error}"));
@@ -116,6 +139,16 @@ impl Settings {
 fn max_log(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok().filter(|bytes| *bytes >= 16 << 10);
     number.ok_or("should be a number of bytes, 16384 or more")
+}
+
+fn compression(parser: &mut Parser<'_>) -> Compression {
+    let format = parser.parse("compression", Format::Zstd, str::parse);
+    let level = parser.parse("compression_level", None, |text| {
+        // What is no whole number is no level of any format.
+        let level = Some(text.parse().unwrap_or(u64::MAX));
+        Compression::new(format, level).map(|compression| compression.level)
+    });
+    Compression { format, level }
 }
 
 fn function_name(text: &str) -> Result<String, &'static str> {
@@ -153,6 +186,8 @@ mod tests {
         assert!(settings.is_exposed);
         assert_eq!((settings.insecure, settings.disable_hmac), (false, false));
         assert_eq!((settings.max_body, settings.max_log), (1 << 30, 4 << 20));
+        assert_eq!(settings.spool_limit, 4 << 30);
+        assert_eq!(settings.compression, Compression::default());
         assert_eq!(settings.deployer, "deployer-fn");
         assert!(settings.registry_config.ends_with(REGISTRY_SECRET));
     }
@@ -171,6 +206,9 @@ mod tests {
                 ("registry_config", "/proc/version"),
                 ("allowed_frontends", "team/Upper"),
                 ("sbom_generator", "a b"),
+                ("spool_limit", "7"),
+                ("compression", "gzip"),
+                ("compression_level", "12"),
             ],
             Some(" \n"),
         )
@@ -187,12 +225,14 @@ mod tests {
             "allowed_frontends should be images",
             "sbom_generator should be an image",
             "deploy_timeout",
+            "spool_limit should be at least max_body",
+            "compression_level should be a whole number from 1 to 9 for gzip",
             "registry_config cannot be used: ",
             "disable_hmac is not set, and secret payload-secret is empty",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 11);
+        assert_eq!(problems.0.len(), 13);
     }
 
     #[test]

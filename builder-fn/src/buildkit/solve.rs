@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
 use serde_json::json;
 
+use crate::compression::Compression;
+
 /// With this build argument, an image does not depend on when it was built.
 pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
@@ -44,6 +46,8 @@ pub struct Solve {
     pub provenance: Option<&'static str>,
     /// The image that makes the list of what is in the image, where there is to be one.
     pub sbom_generator: Option<String>,
+    /// How the layers that this build makes are compressed.
+    pub compression: Compression,
 }
 
 /// An image to leave cached steps in.
@@ -167,6 +171,13 @@ impl Solve {
                 set("registry.insecure", "true".into());
             }
         }
+        // Layers that are there already stay as they are: to pack those of base images anew would cost more than it saves.
+        set("compression", self.compression.format.to_string());
+        if let Some(level) = self.compression.level {
+            set("compression-level", level.to_string());
+        }
+        // Docker's own media types have none for zstd.
+        set("oci-mediatypes", "true".into());
         // The daemon hands the build argument on to its exporter by itself, for the image's own times; those of the
         // files in the layers are asked for here.
         if self.build_args.contains_key(SOURCE_DATE_EPOCH) {
@@ -179,6 +190,7 @@ impl Solve {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compression::Format;
 
     fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
         pairs
@@ -211,7 +223,12 @@ mod tests {
         assert_eq!(request.exporters[0].r#type, "image");
         assert_eq!(
             request.exporters[0].attrs,
-            attrs(&[("name", "registry:5000/hello:1"), ("push", "true")])
+            attrs(&[
+                ("name", "registry:5000/hello:1"),
+                ("push", "true"),
+                ("compression", "zstd"),
+                ("oci-mediatypes", "true"),
+            ])
         );
     }
 
@@ -231,6 +248,7 @@ mod tests {
             named_frontend: true,
             provenance: Some("max"),
             sbom_generator: Some("r/scan:1".into()),
+            compression: Compression::new(Format::Gzip, Some(6)).expect("a level"),
             ..Solve::default()
         };
 
@@ -250,6 +268,9 @@ mod tests {
             ("push", "true"),
             ("registry.insecure", "true"),
             ("rewrite-timestamp", "true"),
+            ("compression", "gzip"),
+            ("compression-level", "6"),
+            ("oci-mediatypes", "true"),
         ];
         assert_eq!(solve.exporter_attrs(), attrs(&exporter));
     }
@@ -303,6 +324,11 @@ mod tests {
             ..Solve::default()
         };
 
-        assert_eq!(solve.exporter_attrs(), attrs(&[("name", "r/a:1")]));
+        let exporter = [
+            ("name", "r/a:1"),
+            ("compression", "zstd"),
+            ("oci-mediatypes", "true"),
+        ];
+        assert_eq!(solve.exporter_attrs(), attrs(&exporter));
     }
 }

@@ -1,9 +1,12 @@
 //! Where a body waits until it is known to be wanted: in memory while it is small, then in a file without a name.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use function_host::prometheus::IntGauge;
 
 /// Where and from which size on a spool goes to disk.
 #[derive(Clone, Debug)]
@@ -12,24 +15,62 @@ pub struct SpoolSettings {
     pub dir: PathBuf,
     /// Bytes that are kept in memory before the file is made.
     pub memory: usize,
+    /// Shared with all others.
+    pub room: SpoolRoom,
 }
 
-impl SpoolSettings {
-    /// Whether a file can be made there, to be known before it is needed.
-    ///
-    /// # Errors
-    /// When it cannot.
-    pub fn check(&self) -> Result<(), SpoolError> {
-        tempfile::tempfile_in(&self.dir).map_err(|source| self.failed(source))?;
-        Ok(())
+/// How much all spools may hold together, and how much they do. Cloned, it is the same.
+#[derive(Clone)]
+pub struct SpoolRoom {
+    limit: i64,
+    used: IntGauge,
+}
+
+impl SpoolRoom {
+    /// Room for `limit` bytes; `used` shows how many are taken.
+    pub fn new(limit: u64, used: IntGauge) -> Self {
+        Self {
+            limit: i64::try_from(limit).unwrap_or(i64::MAX),
+            used,
+        }
     }
 
-    fn failed(&self, source: io::Error) -> SpoolError {
-        let dir = self.dir.clone();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full { dir },
-            _ => SpoolError::Io { dir, source },
+    fn take(&self, bytes: usize) -> Result<(), SpoolError> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        // Two at a time may both be refused where one would have fitted, and never both be let in.
+        self.used.add(bytes);
+        if self.used.get() <= self.limit {
+            return Ok(());
         }
+        self.used.sub(bytes);
+        Err(SpoolError::Limit { limit: self.limit })
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+}
+
+impl fmt::Debug for SpoolRoom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} bytes", self.used.get(), self.limit)
+    }
+}
+
+/// Whether a file without a name can be made in `dir`, to be known before it is needed.
+///
+/// # Errors
+/// When it cannot.
+pub fn check_spool(dir: &Path) -> Result<(), SpoolError> {
+    tempfile::tempfile_in(dir).map_err(|source| failed(dir, source))?;
+    Ok(())
+}
+
+fn failed(dir: &Path, source: io::Error) -> SpoolError {
+    let dir = dir.to_owned();
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full { dir },
+        _ => SpoolError::Io { dir, source },
     }
 }
 
@@ -41,6 +82,12 @@ pub enum SpoolError {
     Full {
         /// The folder.
         dir: PathBuf,
+    },
+    /// All requests together take as much as they may.
+    #[error("the requests under way take all of the {limit} bytes that the builder may spool")]
+    Limit {
+        /// The limit in bytes.
+        limit: i64,
     },
     /// Anything else.
     #[error("the spool in {dir} failed")]
@@ -56,9 +103,18 @@ pub enum SpoolError {
 /// Bytes, appended once and read at any offset. Dropping it frees them; so does the kernel when the process dies.
 #[derive(Debug)]
 pub struct Spool {
-    settings: SpoolSettings,
+    /// Nothing for what was in memory before.
+    settings: Option<SpoolSettings>,
     store: Store,
     len: u64,
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if let Some(settings) = &self.settings {
+            settings.room.give_back(self.len);
+        }
+    }
 }
 
 enum Store {
@@ -66,8 +122,27 @@ enum Store {
     File(File),
 }
 
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Store {
+    fn append(&mut self, settings: &SpoolSettings, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.write_all(bytes)?,
+            Self::Memory(held) if held.len() + bytes.len() <= settings.memory => {
+                held.extend_from_slice(bytes);
+            }
+            Self::Memory(held) => {
+                // `O_TMPFILE`, or made and removed at once where the file system has no such thing.
+                let mut file = tempfile::tempfile_in(&settings.dir)?;
+                file.write_all(held)?;
+                file.write_all(bytes)?;
+                *self = Self::File(file);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Store::Memory(_) => "Memory",
             Store::File(_) => "File",
@@ -79,7 +154,7 @@ impl Spool {
     /// An empty one. Nothing is made on disk yet.
     pub fn new(settings: SpoolSettings) -> Self {
         Self {
-            settings,
+            settings: Some(settings),
             store: Store::Memory(Vec::new()),
             len: 0,
         }
@@ -87,12 +162,8 @@ impl Spool {
 
     /// One that holds `bytes` already.
     pub fn in_memory(bytes: Vec<u8>) -> Self {
-        let settings = SpoolSettings {
-            dir: std::env::temp_dir(),
-            memory: usize::MAX,
-        };
         Self {
-            settings,
+            settings: None,
             len: bytes.len() as u64,
             store: Store::Memory(bytes),
         }
@@ -116,25 +187,17 @@ impl Spool {
     /// Appends. Blocks while the file is written.
     ///
     /// # Errors
-    /// When the spool folder is full, missing or not writable. What was appended before stays readable.
+    /// When the spool folder is full, missing or not writable, and when all spools together hold as much as they may.
+    /// What was appended before stays readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
-        self.try_append(bytes)
-            .map_err(|source| self.settings.failed(source))
-    }
-
-    fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match &mut self.store {
-            Store::File(file) => file.write_all(bytes)?,
-            Store::Memory(held) if held.len() + bytes.len() <= self.settings.memory => {
-                held.extend_from_slice(bytes);
+        if let Some(settings) = &self.settings {
+            settings.room.take(bytes.len())?;
+            if let Err(source) = self.store.append(settings, bytes) {
+                settings.room.give_back(bytes.len() as u64);
+                return Err(failed(&settings.dir, source));
             }
-            Store::Memory(held) => {
-                // `O_TMPFILE`, or made and removed at once where the file system has no such thing.
-                let mut file = tempfile::tempfile_in(&self.settings.dir)?;
-                file.write_all(held)?;
-                file.write_all(bytes)?;
-                self.store = Store::File(file);
-            }
+        } else if let Store::Memory(held) = &mut self.store {
+            held.extend_from_slice(bytes);
         }
         self.len += bytes.len() as u64;
         Ok(())
@@ -166,11 +229,16 @@ impl Spool {
 mod tests {
     use super::*;
 
+    fn room(limit: u64) -> SpoolRoom {
+        SpoolRoom::new(limit, IntGauge::new("used", "used").unwrap())
+    }
+
     fn settings(memory: usize) -> (tempfile::TempDir, SpoolSettings) {
         let dir = tempfile::tempdir().unwrap();
         let settings = SpoolSettings {
             dir: dir.path().to_owned(),
             memory,
+            room: room(u64::MAX),
         };
         (dir, settings)
     }
@@ -209,18 +277,41 @@ mod tests {
         // What was there before stays.
         let mut buffer = [0; 9];
         assert_eq!(spool.read_at(&mut buffer, 0).unwrap(), 3);
-        assert!(settings.check().is_err());
+        assert!(check_spool(&settings.dir).is_err());
+    }
+
+    #[test]
+    fn all_spools_share_their_room_and_give_it_back() {
+        let (_dir, settings) = settings(2);
+        let settings = SpoolSettings {
+            room: room(10),
+            ..settings
+        };
+        let (mut one, mut two) = (Spool::new(settings.clone()), Spool::new(settings.clone()));
+        one.append(b"123456").unwrap();
+        two.append(b"1234").unwrap();
+        for spool in [&mut one, &mut two] {
+            assert!(matches!(spool.append(b"x"), Err(SpoolError::Limit { limit: 10 })));
+        }
+        assert_eq!(settings.room.used.get(), 10);
+        drop(one);
+        two.append(b"567890").unwrap();
+        drop(two);
+        assert_eq!(settings.room.used.get(), 0);
     }
 
     #[test]
     fn a_full_disk_is_told_from_a_broken_one() {
         let (_dir, settings) = settings(0);
-        assert!(settings.check().is_ok());
+        assert!(check_spool(&settings.dir).is_ok());
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
-            assert!(matches!(settings.failed(kind.into()), SpoolError::Full { .. }));
+            assert!(matches!(
+                failed(&settings.dir, kind.into()),
+                SpoolError::Full { .. }
+            ));
         }
         assert!(matches!(
-            settings.failed(io::ErrorKind::PermissionDenied.into()),
+            failed(&settings.dir, io::ErrorKind::PermissionDenied.into()),
             SpoolError::Io { .. }
         ));
     }

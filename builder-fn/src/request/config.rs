@@ -10,6 +10,7 @@ mod cache;
 
 use super::image::{ImageError, ImageRef};
 use super::time;
+use crate::compression::Compression;
 pub use cache::CacheTo;
 
 /// A build configuration whose every value has been checked.
@@ -41,6 +42,8 @@ pub struct BuildConfig {
     pub provenance: Option<Provenance>,
     /// Whether the image is to have a list of what is in it.
     pub sbom: bool,
+    /// How layers are to be compressed, where the operator's choice is not the right one.
+    pub compression: Option<Compression>,
     /// Path of the Dockerfile, relative to the context, cleaned.
     pub dockerfile: Option<String>,
     /// How long the build may take.
@@ -145,6 +148,7 @@ impl BuildConfig {
             cache_to: cache::cache_to(keys.list("cacheTo")?)?,
             provenance: provenance(keys.take("provenance"))?,
             sbom: keys.flag("sbom")?,
+            compression: compression(keys.text("compression")?, keys.take("compressionLevel"))?,
             dockerfile: keys
                 .text("dockerfile")?
                 .map(|path| dockerfile(&path))
@@ -325,6 +329,24 @@ fn provenance(given: Option<Value>) -> Result<Option<Provenance>, ConfigError> {
         Some(Value::String(text)) if matches!(text.as_str(), "max" | "mode=max") => Ok(Some(Provenance::Max)),
         Some(_) => Err(wrong("provenance", "true, false, \"min\" or \"max\"")),
     }
+}
+
+fn compression(format: Option<String>, level: Option<Value>) -> Result<Option<Compression>, ConfigError> {
+    let Some(format) = format else {
+        return match level {
+            None => Ok(None),
+            Some(_) => Err(wrong("compressionLevel", "left out, or compression said with it")),
+        };
+    };
+    let format = format
+        .parse()
+        .map_err(|_| wrong("compression", "\"zstd\", \"gzip\" or \"uncompressed\""))?;
+    // What is no whole number is no level of any format.
+    let level = level.map(|level| level.as_u64().unwrap_or(u64::MAX));
+    Compression::new(format, level).map(Some).map_err(|error| {
+        let text = error.to_string();
+        wrong("compressionLevel", text.trim_start_matches("should be "))
+    })
 }
 
 fn dockerfile(path: &str) -> Result<String, ConfigError> {

@@ -101,7 +101,7 @@ impl RequestError {
             | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
             Self::TooLarge { .. } => RequestErrorKind::TooLarge,
             Self::Body { .. } => RequestErrorKind::Broken,
-            Self::Spool(SpoolError::Full { .. }) => RequestErrorKind::NoSpace,
+            Self::Spool(SpoolError::Full { .. } | SpoolError::Limit { .. }) => RequestErrorKind::NoSpace,
             Self::Spool(SpoolError::Io { .. }) | Self::Reread(_) | Self::Interrupted => {
                 RequestErrorKind::Platform
             }

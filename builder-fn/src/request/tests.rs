@@ -15,6 +15,13 @@ use crate::context::Kind;
 
 const CONFIG: &[u8] = br#"{"image": "example.com/hello:v1", "soon": 1}"#;
 
+fn room() -> SpoolRoom {
+    SpoolRoom::new(
+        u64::MAX,
+        function_host::prometheus::IntGauge::new("used", "used").unwrap(),
+    )
+}
+
 fn key(lines: &str) -> Key {
     Key::new(&Secret::new(lines)).unwrap()
 }
@@ -79,7 +86,7 @@ struct Spooled {
 
 fn spool() -> Spooled {
     let dir = TempDir::new().unwrap();
-    let limits = Limits::new(100 << 20, dir.path());
+    let limits = Limits::new(100 << 20, dir.path(), room());
     Spooled { dir, limits }
 }
 
@@ -366,7 +373,7 @@ fn a_request_that_is_dropped_leaves_nothing() {
 #[tokio::test]
 async fn a_spool_that_fails_is_this_sides_fault() {
     let spooled = spool();
-    let limits = Limits::new(100 << 20, spooled.dir.path().join("missing"));
+    let limits = Limits::new(100 << 20, spooled.dir.path().join("missing"), room());
     let body = large();
     let error = receive(in_pieces(&body, 1 << 20), Some(&sign(&body)), &trust(), &limits)
         .await

@@ -177,7 +177,8 @@ fn broken(format: &'static str, source: io::Error) -> RequestError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::{ArchiveLimits, SpoolSettings};
+    use crate::context::{ArchiveLimits, SpoolRoom, SpoolSettings};
+    use function_host::prometheus::IntGauge;
 
     fn tar(content: &[u8]) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
@@ -207,6 +208,7 @@ mod tests {
         let settings = SpoolSettings {
             dir: std::env::temp_dir(),
             memory: 1 << 20,
+            room: SpoolRoom::new(u64::MAX, IntGauge::new("used", "used").unwrap()),
         };
         let mut unpacker = Unpacker::new(
             Spool::new(settings),

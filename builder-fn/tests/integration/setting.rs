@@ -6,6 +6,8 @@ use std::time::Duration;
 use builder_fn::build::Builder;
 use builder_fn::buildkit::{Daemon, Limits};
 use builder_fn::chain::Chain;
+use builder_fn::compression::Compression;
+use builder_fn::context::SpoolRoom;
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
 use builder_fn::request;
@@ -72,16 +74,19 @@ impl Setting {
             credentials: Arc::new(OneRegistry),
             insecure: true,
             sbom_generator: None,
+            compression: Compression::default(),
             keys: shared_keys(),
             chain,
             limits: Limits::default(),
         };
+        let metrics = Metrics::register(&Registry::new()).expect("metrics");
+        let room = SpoolRoom::new(u64::MAX, metrics.spool_bytes());
         let api = Api {
             builder,
-            limits: request::Limits::new(MAX_BODY, folder.path()),
+            limits: request::Limits::new(MAX_BODY, folder.path(), room),
             disable_hmac: false,
             max_log: MAX_LOG,
-            metrics: Metrics::register(&Registry::new()).expect("metrics"),
+            metrics,
         };
         Self {
             api,

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::compression::Format;
 
 fn parse(value: &Value) -> Result<BuildConfig, ConfigError> {
     BuildConfig::parse(value.to_string().as_bytes())
@@ -38,6 +39,8 @@ fn the_least_and_the_most_that_a_config_can_say() {
         "cacheTo": ["type=registry,ref=example.com/hello:cache,mode=max"],
         "provenance": "max",
         "sbom": true,
+        "compression": "gzip",
+        "compressionLevel": 9,
     }))
     .unwrap();
     assert_eq!(most.build_args["GO111MODULE"], "on");
@@ -53,6 +56,7 @@ fn the_least_and_the_most_that_a_config_can_say() {
     assert_eq!(tags, ["example.com/hello:latest", "example.com/hello:v1.2"]);
     assert_eq!(most.cache_from[0].to_string(), "example.com/hello:cache");
     assert!(most.cache_to[0].max);
+    assert_eq!(most.compression, Compression::new(Format::Gzip, Some(9)).ok());
     assert_eq!((most.provenance, most.sbom), (Some(Provenance::Max), true));
     assert!(most.unknown.is_empty());
 }
@@ -63,6 +67,7 @@ fn null_is_the_same_as_nothing() {
         "image": "hello", "buildArgs": null, "platforms": null, "skipPush": null, "deploy": null, "target": null,
         "labels": null, "noCache": null, "dockerfile": null, "timeout": null, "notAfter": null, "tags": null,
         "cacheFrom": null, "cacheTo": null, "provenance": null, "sbom": null,
+        "compression": null, "compressionLevel": null,
     }));
     assert!(config.unwrap().unknown.is_empty());
 }
@@ -202,6 +207,22 @@ fn every_error_names_the_key_and_what_would_be_right() {
         ),
         (with("provenance", json!("most")), "provenance", "\"max\""),
         (with("sbom", json!("true")), "sbom", "true or false"),
+        (with("compression", json!("lz4")), "compression", "\"gzip\""),
+        (
+            with("compressionLevel", json!(3)),
+            "compressionLevel",
+            "compression said with it",
+        ),
+        (
+            json!({"image": "hello", "compression": "gzip", "compressionLevel": 10}),
+            "compressionLevel",
+            "from 1 to 9 for gzip",
+        ),
+        (
+            json!({"image": "hello", "compression": "zstd", "compressionLevel": "3"}),
+            "compressionLevel",
+            "from 1 to 22 for zstd",
+        ),
     ] {
         let error = parse(&config).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains(hint), "{config}: {error}");

@@ -1,98 +1,419 @@
 //! The same image as BuildKit's own client makes, digest for digest, once timestamps are pinned.
+//!
+//! A folder with everything that a folder can have is packed by GNU tar for builder-fn, and given to `buildctl` as it is.
+//!
+//! What cannot be equal, and why:
+//!
+//! - Owners: both send every file as 0:0. A tar's owners are as little used as those of a folder.
+//! - Devices and fifos: `buildctl` sends them, builder-fn refuses a tar that has them.
+//! - Sockets: `buildctl` sends them as empty files, tar leaves them out.
+//! - Sparse files archived with `--sparse`: refused. Without, their holes are zeros, and the images are equal.
+//! - Attributes other than `user.*` and `security.capability`: builder-fn drops them.
+//! - Folders that a tar only implies: they have no time and the mode 0755; an extracted folder has those of its extraction.
+//! - Fractions of a second in formats without them (ustar, GNU): the tar has whole seconds.
 
-use std::process::Command;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt as _, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use anyhow::{Context as _, Result};
-use serde_json::json;
-use slipway_e2e::{registry::Registry, shared::Bench, source::Source};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use slipway_e2e::{
+    buildkit::Buildkit,
+    plain::PlainBuilder,
+    registry::{Manifest, Registry},
+    shared::Bench,
+};
 
 const EPOCH: &str = "1700000000";
+const REPOSITORY: &str = "e2e/digests";
 
-fn corpus(base: &str) -> Source {
-    let long = format!("long/{}/{}.txt", "d".repeat(90), "f".repeat(120));
-    Source::dockerfile(format!(
-        "FROM {base}\nCOPY . /src\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /said\nCOPY nested/ /nested/\n"
-    ))
-    .file_with_mode("tool", "#!/bin/sh\necho said\n", 0o755)
-    .file("nested/deep/er/file", "deep")
-    .file("nested/a-b", "sorts apart by byte and by component")
-    .file("nested/a/b", "sorts apart by byte and by component")
-    .file("nested/a.b", "sorts apart by byte and by component")
-    .file("ünïcode ☂/näme", "unicode")
-    .file(&long, "long")
-    .file("empty", "")
-    .file("ignored.log", "not in the image")
-    .file("big", vec![0x5a; 3 << 20])
-    .file(".dockerignore", "*.log\n")
+/// A folder `context` to build from.
+struct Folder {
+    dir: tempfile::TempDir,
 }
 
-#[tokio::test]
-async fn an_image_by_builder_fn_and_one_by_buildctl_have_the_same_layers() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let source = corpus(bench.busybox().await?);
+impl Folder {
+    fn new(dockerfile: &str) -> Result<Self> {
+        let folder = Self {
+            dir: tempfile::tempdir()?,
+        };
+        fs::create_dir(folder.path())?;
+        folder.file("Dockerfile", dockerfile)?;
+        Ok(folder)
+    }
 
-    let ours = bench.image("e2e/digests", "builder-fn");
-    let config = json!({ "image": ours, "noCache": true, "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH } });
-    let reply = bench.builder.post(source.tar(&config)?).await?;
-    assert_eq!(reply.status, 200, "{}", reply.text);
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("context")
+    }
 
-    let theirs = bench.image("e2e/digests", "buildctl");
-    let folder = tempfile::tempdir()?;
-    buildctl(&bench, &source.extract(folder.path())?, &theirs)?;
+    fn at(&self, path: &str) -> Result<PathBuf> {
+        let path = self.path().join(path);
+        fs::create_dir_all(path.parent().context("a path in the folder")?)?;
+        Ok(path)
+    }
 
-    let manifest = async |tag| {
-        bench
-            .registry
-            .manifest("e2e/digests", tag)
-            .await?
-            .context("not in the registry")
-    };
-    let (ours, theirs) = (manifest("builder-fn").await?, manifest("buildctl").await?);
-    assert_eq!(ours.layers().len(), 6, "two of busybox, and one a step: {ours:?}");
-    assert_eq!(ours.layers(), theirs.layers());
-    assert_eq!(
-        ours.digest, theirs.digest,
-        "and the same manifest: {ours:?} {theirs:?}"
-    );
-    Ok(())
+    fn file(&self, path: &str, content: impl AsRef<[u8]>) -> Result<()> {
+        Ok(fs::write(self.at(path)?, content)?)
+    }
+
+    fn file_with_mode(&self, path: &str, mode: u32) -> Result<()> {
+        self.file(path, path)?;
+        Ok(fs::set_permissions(self.at(path)?, Permissions::from_mode(mode))?)
+    }
+
+    fn link(&self, path: &str, target: &str) -> Result<()> {
+        Ok(symlink(target, self.at(path)?)?)
+    }
+
+    /// Gives everything the same time, folders and links too.
+    fn set_times(&self, time: &str) -> Result<()> {
+        run(Command::new("find")
+            .arg(self.path())
+            .args(["-depth", "-exec", "touch", "-h", "-d", time, "{}", "+"]))
+    }
+
+    fn tar(&self, config: &Value, options: &[&str]) -> Result<Vec<u8>> {
+        fs::write(
+            self.dir.path().join("com.openfaas.docker.config"),
+            config.to_string(),
+        )?;
+        let tar = self.dir.path().join("tar");
+        run(Command::new("tar")
+            .arg("-C")
+            .arg(self.dir.path())
+            .arg("-cf")
+            .arg(&tar)
+            .args(options)
+            .args(["com.openfaas.docker.config", "context"]))?;
+        Ok(fs::read(tar)?)
+    }
 }
 
-/// Without the cache: it goes by content, and would hand out the layers of the first build.
-fn buildctl(bench: &Bench, folder: &std::path::Path, image: &str) -> Result<()> {
-    let registry = &bench.stack.registry;
-    let docker = tempfile::tempdir()?;
-    let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-    std::fs::write(docker.path().join("config.json"), credentials)?;
-    let output = Command::new(&bench.stack.tools.buildctl)
-        .env("DOCKER_CONFIG", docker.path())
-        .args([
-            "--addr",
-            &bench.stack.buildkit_host,
-            "build",
-            "--progress=plain",
-            "--no-cache",
-            "--frontend",
-            "dockerfile.v0",
-        ])
-        .arg("--local")
-        .arg(format!("context={}", folder.display()))
-        .arg("--local")
-        .arg(format!("dockerfile={}", folder.display()))
-        .args([
-            "--opt",
-            &format!("build-arg:SOURCE_DATE_EPOCH={EPOCH}"),
-            "--output",
-        ])
-        .arg(format!(
-            "type=image,name={image},push=true,registry.insecure=true,rewrite-timestamp=true"
-        ))
-        .output()
-        .context("running buildctl")?;
-    anyhow::ensure!(
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    ensure!(
         output.status.success(),
-        "buildctl: {}",
+        "{command:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
+}
+
+/// Both clients on a daemon of its own.
+struct Comparison {
+    bench: Bench,
+    daemon: Buildkit,
+    builder: PlainBuilder,
+}
+
+impl Comparison {
+    async fn start() -> Result<Self> {
+        let bench = Bench::find()?;
+        let registry = &bench.stack.registry;
+        let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+        let daemon = Buildkit::start(&bench, "").await?;
+        let settings = [("buildkit_url", daemon.url())];
+        let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let builder = PlainBuilder::start(&bench, &credentials, &settings).await?;
+        Ok(Self {
+            bench,
+            daemon,
+            builder,
+        })
+    }
+
+    /// Both build, without the cache: it goes by content, and would hand out the layers of the first build.
+    async fn compare(&self, name: &str, folder: &Folder, tar: &[&str], more: Value) -> Result<()> {
+        let (ours, theirs) = (format!("{name}-builder-fn"), format!("{name}-buildctl"));
+        let mut config = json!({
+            "image": self.bench.image(REPOSITORY, &ours),
+            "noCache": true,
+            "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
+        });
+        let text = |key: &str, default: &str| more[key].as_str().unwrap_or(default).to_owned();
+        let (dockerfile, compression) = (text("dockerfile", "Dockerfile"), text("compression", "zstd"));
+        if let (Value::Object(config), Value::Object(more)) = (&mut config, more) {
+            config.extend(more);
+        }
+        let reply = self.builder.client()?.post(folder.tar(&config, tar)?).await?;
+        ensure!(reply.status == 200, "{name}: {}", reply.text);
+        self.buildctl(&folder.path(), &theirs, &dockerfile, &compression)?;
+        let manifest = self.same(name).await?;
+        let media_type = manifest.body["layers"][0]["mediaType"]
+            .as_str()
+            .unwrap_or_default();
+        let suffix = match compression.as_str() {
+            "uncompressed" => "tar".to_owned(),
+            other => format!("tar+{other}"),
+        };
+        ensure!(
+            media_type == format!("application/vnd.oci.image.layer.v1.{suffix}"),
+            "{media_type}"
+        );
+        Ok(())
+    }
+
+    /// Without what the daemon has of earlier folders: `buildctl` has one key for all of them, and a folder in which
+    /// something changed since has the time of that change.
+    fn buildctl(&self, folder: &Path, tag: &str, dockerfile: &str, compression: &str) -> Result<()> {
+        let registry = &self.bench.stack.registry;
+        let docker = tempfile::tempdir()?;
+        let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+        fs::write(docker.path().join("config.json"), credentials)?;
+        let buildctl = || {
+            let mut command = Command::new(&self.bench.stack.tools.buildctl);
+            command
+                .env("DOCKER_CONFIG", docker.path())
+                .args(["--addr", &self.daemon.url()]);
+            command
+        };
+        run(buildctl().args(["prune", "--filter", "type==source.local"]))?;
+        let local = |name: &str| format!("{name}={}", folder.display());
+        let image = self.bench.image(REPOSITORY, tag);
+        run(buildctl()
+            .args([
+                "build",
+                "--progress=plain",
+                "--no-cache",
+                "--frontend",
+                "dockerfile.v0",
+            ])
+            .args(["--opt", &format!("filename={dockerfile}")])
+            .args(["--local", &local("context"), "--local", &local("dockerfile")])
+            .args([
+                "--opt",
+                &format!("build-arg:SOURCE_DATE_EPOCH={EPOCH}"),
+                "--output",
+            ])
+            .arg(format!(
+                "type=image,name={image},push=true,registry.insecure=true,rewrite-timestamp=true,\
+                 oci-mediatypes=true,compression={compression}"
+            )))
+    }
+
+    /// The manifest of both images.
+    async fn same(&self, name: &str) -> Result<Manifest> {
+        let manifest = async |by: &str| {
+            let manifest = self
+                .bench
+                .registry
+                .manifest(REPOSITORY, &format!("{name}-{by}"))
+                .await?;
+            manifest.context("not in the registry")
+        };
+        let (ours, theirs) = (manifest("builder-fn").await?, manifest("buildctl").await?);
+        ensure!(ours.digest == theirs.digest, "{name}: {ours:#?} {theirs:#?}");
+        Ok(ours)
+    }
+}
+
+/// What every format of tar can hold.
+fn plain() -> Result<Folder> {
+    let folder = Folder::new("FROM scratch\nCOPY . /\nCOPY --chown=7:8 nested/ /again/\n")?;
+    folder.file("nested/deep/er/file", "deep")?;
+    for name in ["a-b", "a/b", "a.b", "a b", "a!", "A", "a0/x"] {
+        folder.file(&format!("nested/{name}"), "sorts apart by byte and by component")?;
+    }
+    folder.file("ünïcode ☂/näme", "unicode")?;
+    folder.file(
+        &format!("long/{}/{}", "d".repeat(60), "f".repeat(90)),
+        "in ustar's prefix",
+    )?;
+    folder.file("empty", "")?;
+    fs::create_dir_all(folder.at("no/thing/here")?)?;
+    for (name, mode) in [
+        ("run", 0o755),
+        ("private", 0o600),
+        ("setuid", 0o4755),
+        ("setgid", 0o2711),
+        ("none", 0),
+    ] {
+        folder.file_with_mode(&format!("modes/{name}"), mode)?;
+    }
+    fs::create_dir_all(folder.at("modes/sticky")?)?;
+    fs::set_permissions(folder.at("modes/sticky")?, Permissions::from_mode(0o1777))?;
+    for (name, target) in [
+        ("in", "../nested/a/b"),
+        ("folder", "../nested"),
+        ("out", "../../../etc"),
+        ("absolute", "/etc/passwd"),
+        ("broken", "nothing"),
+        ("loop", "loop"),
+    ] {
+        folder.link(&format!("links/{name}"), target)?;
+    }
+    folder.file("hard/first", "one file")?;
+    fs::hard_link(folder.at("hard/first")?, folder.at("hard/second")?)?;
+    fs::hard_link(folder.at("hard/first")?, folder.at("another")?)?;
+    let sparse = fs::File::create(folder.at("sparse")?)?;
+    sparse.set_len(3 << 20)?;
+    folder.file("large", vec![0x5a; 300_000])?;
+    Ok(folder)
+}
+
+#[tokio::test]
+async fn what_a_folder_can_have_is_the_same_in_every_format_of_tar() -> Result<()> {
+    let comparison = Comparison::start().await?;
+    let _parts = comparison.bench.undisturbed().await;
+    let folder = plain()?;
+    folder.set_times("@1600000000")?;
+    for (format, compression) in [("ustar", "gzip"), ("gnu", "uncompressed"), ("pax", "zstd")] {
+        let more = json!({ "compression": compression });
+        comparison
+            .compare(&format!("plain-{format}"), &folder, &["--format", format], more)
+            .await?;
+    }
+
+    // And what only some can.
+    folder.file(
+        &format!("longer/{}/{}", "d".repeat(200), "f".repeat(250)),
+        "in no header",
+    )?;
+    folder.link("links/long", &"t/".repeat(150))?;
+    folder.set_times("@1600000000")?;
+    comparison
+        .compare("long-gnu", &folder, &["--format=gnu"], Value::Null)
+        .await?;
+    let attributed = folder.at("nested/a/b")?;
+    rustix::fs::setxattr(
+        &attributed,
+        "user.slipway",
+        b"told",
+        rustix::fs::XattrFlags::empty(),
+    )?;
+    folder.set_times("@1600000000.123456789")?;
+    comparison
+        .compare("all-pax", &folder, &["--format=pax", "--xattrs"], Value::Null)
+        .await
+}
+
+#[tokio::test]
+async fn what_is_ignored_is_the_same() -> Result<()> {
+    let comparison = Comparison::start().await?;
+    let _parts = comparison.bench.undisturbed().await;
+    let files = [
+        "a.log",
+        "b.txt",
+        "keep/a.log",
+        "keep/me.log",
+        "x/y/z/a.tmp",
+        "x/y/z/b",
+        "node/modules/x",
+        "node/keep",
+        " spaced",
+        "ä.md",
+        "docs/a.md",
+        "docs/README.md",
+    ];
+    for (name, ignore, in_file, config) in [
+        (
+            "ignore",
+            "# a comment\n\n*.log\n!keep/me.log\n**/*.tmp  \n  /node/modules/  \nb.tx?\n*.md\ndocs/*\n!docs/README.md\n",
+            ".dockerignore",
+            json!({}),
+        ),
+        (
+            "ignore-all",
+            "*\n!keep\nkeep/a.log\n!x/y\n",
+            ".dockerignore",
+            json!({}),
+        ),
+        ("ignore-own", "**/a.*\n", "Dockerfile.dockerignore", json!({})),
+        (
+            "elsewhere",
+            "x/**/z\n",
+            "docker/Release.dockerignore",
+            json!({ "dockerfile": "docker/Release" }),
+        ),
+    ] {
+        let folder = Folder::new("FROM scratch\nCOPY . /\n")?;
+        folder.file("docker/Release", "FROM scratch\nCOPY . /\nCOPY ke*/ /other/\n")?;
+        files.iter().try_for_each(|file| folder.file(file, file))?;
+        folder.file(in_file, ignore)?;
+        if in_file != ".dockerignore" {
+            folder.file(".dockerignore", "# not this one\n*\n")?;
+        }
+        folder.set_times("@1600000000")?;
+        comparison.compare(name, &folder, &[], config).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_last_of_entries_with_one_name_is_the_one() -> Result<()> {
+    let comparison = Comparison::start().await?;
+    let _parts = comparison.bench.undisturbed().await;
+    let folder = Folder::new("FROM scratch\nCOPY . /\n")?;
+    folder.file("file", "first")?;
+    folder.file("kind", "a file first")?;
+    folder.set_times("@1500000000")?;
+    let config = json!({
+        "image": comparison.bench.image(REPOSITORY, "twice-builder-fn"),
+        "noCache": true,
+        "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
+    });
+    folder.tar(&config, &[])?;
+    folder.file("file", "and last")?;
+    fs::remove_file(folder.at("kind")?)?;
+    folder.link("kind", "file")?;
+    folder.set_times("@1600000000")?;
+    let tar = folder.dir.path().join("tar");
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(folder.dir.path())
+        .arg("-rf")
+        .arg(&tar)
+        .arg("context"))?;
+    let reply = comparison.builder.client()?.post(fs::read(&tar)?).await?;
+    ensure!(reply.status == 200, "{}", reply.text);
+
+    comparison.buildctl(&folder.path(), "twice-buildctl", "Dockerfile", "zstd")?;
+    comparison.same("twice").await.map(drop)
+}
+
+#[tokio::test]
+async fn twenty_thousand_files_are_the_same() -> Result<()> {
+    let comparison = Comparison::start().await?;
+    let _parts = comparison.bench.undisturbed().await;
+    let folder = Folder::new("FROM scratch\nCOPY . /\n")?;
+    for number in 0..20_000 {
+        folder.file(
+            &format!("{}/{}/{number}", number % 7, number % 130),
+            number.to_string(),
+        )?;
+    }
+    folder.set_times("@1600000000")?;
+    comparison.compare("many", &folder, &[], Value::Null).await
+}
+
+#[tokio::test]
+async fn steps_on_a_base_image_are_the_same() -> Result<()> {
+    let comparison = Comparison::start().await?;
+    let _parts = comparison.bench.undisturbed().await;
+    let base = comparison.bench.busybox().await?;
+    let folder = Folder::new(&format!(
+        "FROM {base}\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /said\nCOPY nested/ /nested/\n"
+    ))?;
+    folder.file("tool", "#!/bin/sh\necho said\n")?;
+    fs::set_permissions(folder.at("tool")?, Permissions::from_mode(0o755))?;
+    folder.file("nested/deep/er/file", "deep")?;
+    folder.set_times("@1600000000")?;
+    // Layers of the base image keep the compression that they have, which is that of the stack's builder.
+    let config = json!({
+        "image": comparison.bench.image(REPOSITORY, "steps-builder-fn"),
+        "noCache": true,
+        "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
+    });
+    let reply = comparison
+        .builder
+        .client()?
+        .post(folder.tar(&config, &[])?)
+        .await?;
+    ensure!(reply.status == 200, "{}", reply.text);
+    comparison.buildctl(&folder.path(), "steps-buildctl", "Dockerfile", "zstd")?;
+    comparison.same("steps").await.map(drop)
 }
