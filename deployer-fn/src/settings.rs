@@ -13,6 +13,9 @@ use crate::rollout::Limits;
 /// with what was there before put back where that was needed.
 const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(35);
 
+/// What is left of `exec_timeout` for a last look at what runs, and the answer.
+const TO_ANSWER: Duration = Duration::from_secs(5);
+
 /// The deployer's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -37,7 +40,7 @@ impl Settings {
             Ok(Duration::ZERO) => Err("should be longer than nothing".to_owned()),
             other => other.map_err(|error| error.to_string()),
         };
-        Self {
+        let settings = Self {
             ready_timeout: parser.parse("ready_timeout", DEFAULT_READY_TIMEOUT, some_time),
             limits: Limits {
                 request: parser.parse("gateway_timeout", limits.request, some_time),
@@ -55,7 +58,20 @@ impl Settings {
                 let text = fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
                 Policy::parse(&text).map_err(|error| format!("is not a policy: {error}"))
             }),
+        };
+        // The host's own; it complains itself of one that is none.
+        let exec = parser
+            .text("exec_timeout")
+            .and_then(|text| duration::parse(&text).ok());
+        let least = settings.ready_timeout + settings.limits.rollback + TO_ANSWER;
+        if exec.is_some_and(|exec| !exec.is_zero() && exec < least) {
+            let what = format!(
+                "should be at least {}: ready_timeout, rollback_timeout and 5s for the answer",
+                duration::format(least)
+            );
+            parser.problem("exec_timeout", what);
         }
+        settings
     }
 }
 
@@ -86,6 +102,24 @@ mod tests {
         assert_eq!(settings.ready_timeout, Duration::from_secs(120));
         assert_eq!(settings.limits.request, Duration::from_secs(5));
         assert_eq!(settings.public_url.as_deref(), Some("https://fn.example"));
+    }
+
+    #[test]
+    fn limits_that_do_not_fit_into_the_hosts_are_refused() {
+        for (exec, fits) in [("59s", false), ("60s", true), ("0s", true), ("6m", true)] {
+            let given = [("exec_timeout", exec)];
+            let mut parser = Parser::new(&given);
+            Settings::read(&mut parser);
+            assert_eq!(parser.finish().is_ok(), fits, "{exec}");
+        }
+        let given = [("ready_timeout", "5m"), ("exec_timeout", "5m20s")];
+        let mut parser = Parser::new(&given);
+        Settings::read(&mut parser);
+        let problem = parser.finish().unwrap_err().to_string();
+        assert!(
+            problem.contains("exec_timeout should be at least 5m25s"),
+            "{problem}"
+        );
     }
 
     #[test]
