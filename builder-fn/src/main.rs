@@ -8,7 +8,7 @@ use builder_fn::buildkit::Limits;
 use builder_fn::buildkit::session::SharedKeys;
 use builder_fn::chain::Chain;
 use builder_fn::context::SpoolRoom;
-use builder_fn::docker_config::DockerConfig;
+use builder_fn::docker_config::{DockerConfig, Helpers};
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
 use builder_fn::settings::Settings;
@@ -42,9 +42,13 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         timeout: settings.deploy_timeout,
     };
     let metrics = Metrics::register(boot.registry())?;
+    let credentials = DockerConfig::at(settings.registry_config).with_helpers(Helpers {
+        folder: settings.credential_helpers,
+        ..Helpers::default()
+    });
     let builder = Builder {
         daemon,
-        credentials: Arc::new(DockerConfig::at(settings.registry_config)),
+        credentials: Arc::new(credentials),
         insecure: settings.insecure,
         sbom_generator: settings.sbom_generator,
         compression: settings.compression,

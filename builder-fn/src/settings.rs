@@ -14,6 +14,7 @@
 //! | `compression` | `zstd` | how layers are compressed: `zstd`, `gzip` or `uncompressed` |
 //! | `compression_level` | BuildKit's | from 1, the quickest, to 22 (`zstd`) or 9 (`gzip`) |
 //! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; may be missing |
+//! | `credential_helpers` | those in `PATH` | the folder with the helpers (`docker-credential-NAME`) that `registry_config` names |
 //! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name besides the built-in `docker/dockerfile` |
 //! | `sbom_generator` | | the image that makes the list of an image's content, for `sbom` |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
@@ -66,6 +67,8 @@ pub struct Settings {
     pub compression: Compression,
     /// A Docker `config.json`. It may be missing.
     pub registry_config: PathBuf,
+    /// The folder with credential helpers.
+    pub credential_helpers: Option<PathBuf>,
     /// Which frontends Dockerfiles may name.
     pub allowed_frontends: AllowedFrontends,
     /// The image that lists what is in an image.
@@ -95,6 +98,7 @@ impl Settings {
             registry_config: parser
                 .text("registry_config")
                 .map_or_else(|| secrets.directory().join(REGISTRY_SECRET), PathBuf::from),
+            credential_helpers: parser.text("credential_helpers").map(PathBuf::from),
             allowed_frontends: parser.parse("allowed_frontends", AllowedFrontends::default(), str::parse),
             sbom_generator: parser.parse("sbom_generator", None, |name| {
                 ImageRef::parse(name)
@@ -122,6 +126,14 @@ impl Settings {
                 "spool_limit",
                 "should be at least max_body, so that one body fits",
             );
+        }
+        if let Some(folder) = settings
+            .credential_helpers
+            .as_ref()
+            .filter(|folder| !folder.is_dir())
+        {
+            let what = format!("should name a folder, and {} is none", folder.display());
+            parser.problem("credential_helpers", what);
         }
         if let Err(error) = DockerConfig::at(&settings.registry_config).check() {
             parser.problem("registry_config", format!("cannot be used: {error}"));
@@ -204,6 +216,7 @@ mod tests {
                 ("deployer", "../system/functions"),
                 ("deploy_timeout", "soon"),
                 ("registry_config", "/proc/version"),
+                ("credential_helpers", "/nowhere/at/all"),
                 ("allowed_frontends", "team/Upper"),
                 ("sbom_generator", "a b"),
                 ("spool_limit", "7"),
@@ -222,6 +235,7 @@ mod tests {
             "max_log should be a number of bytes, 16384 or more",
             "spool_dir should name a folder",
             "deployer should be the name",
+            "credential_helpers should name a folder",
             "allowed_frontends should be images",
             "sbom_generator should be an image",
             "deploy_timeout",
@@ -232,7 +246,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 13);
+        assert_eq!(problems.0.len(), 14);
     }
 
     #[test]

@@ -19,9 +19,16 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Credentials by the key they have in the file.
-#[derive(Debug)]
-pub(super) struct Logins(BTreeMap<String, Credentials>);
+/// What a file says about credentials.
+#[derive(Debug, Default)]
+pub(super) struct Logins {
+    /// Credentials by the key they have in the file.
+    auths: BTreeMap<String, Credentials>,
+    /// The names of helpers by registry.
+    helpers: BTreeMap<String, String>,
+    /// The name of the helper for all others.
+    store: Option<String>,
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -55,13 +62,7 @@ impl Logins {
             )
         })?;
         let mut ignored = Vec::new();
-        if file.creds_store.is_some_and(|program| !program.is_empty()) {
-            ignored.push("credsStore".to_owned());
-        }
-        for host in file.cred_helpers.unwrap_or_default().into_keys() {
-            ignored.push(format!("credHelpers for {host}"));
-        }
-        let mut logins = BTreeMap::new();
+        let mut auths = BTreeMap::new();
         for (key, auth) in file.auths.unwrap_or_default() {
             let Some(auth) = auth else { continue };
             if auth.registrytoken.as_ref().is_some_and(|token| !token.is_empty()) {
@@ -72,10 +73,30 @@ impl Logins {
             })?;
             // `docker login` with a helper leaves empty entries behind.
             if !credentials.secret.is_empty() {
-                logins.insert(key, credentials);
+                auths.insert(key, credentials);
             }
         }
-        Ok((Self(logins), ignored))
+        let logins = Self {
+            auths,
+            helpers: file.cred_helpers.unwrap_or_default(),
+            store: file.creds_store.filter(|name| !name.is_empty()),
+        };
+        Ok((logins, ignored))
+    }
+
+    /// The helper that knows the credentials for `host`, and what it calls that registry.
+    ///
+    /// A helper of its own goes before the one for all. Its key is the very host, but Docker Hub has several names.
+    pub(super) fn helper<'a>(&'a self, host: &'a str) -> Option<(&'a str, &'a str)> {
+        let is_hub = DOCKER_HUB.contains(&host);
+        let server = if is_hub { DOCKER_HUB_KEY } else { host };
+        let hub = is_hub.then_some(DOCKER_HUB).into_iter().flatten();
+        let own = [server, host]
+            .into_iter()
+            .chain(hub)
+            .find_map(|key| self.helpers.get(key));
+        let name = own.or(self.store.as_ref())?;
+        (!name.is_empty()).then_some((name, server))
     }
 
     /// The credentials for `host`, the entry that is named exactly so before those whose URL has that host.
@@ -86,8 +107,13 @@ impl Logins {
             let named = host_of(key);
             named == host || is_hub && DOCKER_HUB.contains(&named)
         };
-        let found = self.0.get(exact);
-        let found = found.or_else(|| self.0.iter().find(|(key, _)| wanted(key)).map(|(_, login)| login));
+        let found = self.auths.get(exact);
+        let found = found.or_else(|| {
+            self.auths
+                .iter()
+                .find(|(key, _)| wanted(key))
+                .map(|(_, login)| login)
+        });
         found.cloned().unwrap_or_default()
     }
 }
@@ -226,20 +252,33 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_told() {
         let content = br#"{
-            "credsStore": "pass",
-            "credHelpers": {"gcr.io": "gcloud"},
             "auths": {"example.com": {"registrytoken": "t"}, "gcr.io": {}}
         }"#;
         let (_, ignored) = Logins::parse(content).unwrap();
-        assert_eq!(
-            ignored,
-            [
-                "credsStore",
-                "credHelpers for gcr.io",
-                "registrytoken for example.com"
-            ]
-        );
-        assert!(Logins::parse(br#"{"credsStore": ""}"#).unwrap().1.is_empty());
+        assert_eq!(ignored, ["registrytoken for example.com"]);
+    }
+
+    #[test]
+    fn a_helper_of_its_own_goes_before_the_one_for_all() {
+        let content = br#"{
+            "credsStore": "pass",
+            "credHelpers": {"gcr.io": "gcloud", "docker.io": "hub", "none.example": ""}
+        }"#;
+        let (logins, _) = Logins::parse(content).unwrap();
+        for (host, expected) in [
+            ("gcr.io", Some(("gcloud", "gcr.io"))),
+            ("eu.gcr.io", Some(("pass", "eu.gcr.io"))),
+            ("gcr.io:443", Some(("pass", "gcr.io:443"))),
+            (
+                "registry-1.docker.io",
+                Some(("hub", "https://index.docker.io/v1/")),
+            ),
+            ("none.example", None),
+        ] {
+            assert_eq!(logins.helper(host), expected, "{host}");
+        }
+        let (logins, _) = Logins::parse(br#"{"credsStore": ""}"#).unwrap();
+        assert_eq!(logins.helper("gcr.io"), None);
     }
 
     #[test]

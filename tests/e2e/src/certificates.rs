@@ -25,6 +25,17 @@ impl Authority {
         Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
     }
 
+    /// A certificate that is its own authority, for what is not a connection: signing tokens.
+    pub fn self_signed(name: &str) -> Result<Identity> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate()?;
+        Ok(Identity {
+            certificate: params.self_signed(&key)?.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+
     /// Its own certificate, in PEM.
     pub fn pem(&self) -> String {
         self.0.pem()

@@ -16,6 +16,8 @@ pub struct Reply {
     pub status: u16,
     /// The value of `X-Call-Id`, where there was one.
     pub call_id: Option<String>,
+    /// The value of `Retry-After`, where there was one.
+    pub retry_after: Option<String>,
     /// The body as text.
     pub text: String,
 }
@@ -104,14 +106,15 @@ impl Client {
             .await
             .with_context(|| format!("POST {}", self.url))?;
         let status = response.status().as_u16();
-        let call_id = response
-            .headers()
-            .get("X-Call-Id")
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned);
+        let header = |name: &str| {
+            let value = response.headers().get(name)?;
+            value.to_str().ok().map(str::to_owned)
+        };
+        let (call_id, retry_after) = (header("X-Call-Id"), header("Retry-After"));
         Ok(Reply {
             status,
             call_id,
+            retry_after,
             text: response.text().await?,
         })
     }

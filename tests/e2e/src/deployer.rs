@@ -124,6 +124,7 @@ impl HandOvers {
         Ok(Reply {
             status: response.status().as_u16(),
             call_id: None,
+            retry_after: None,
             text: response.text().await?,
         })
     }

@@ -13,5 +13,6 @@ pub mod records;
 pub mod registry;
 pub mod shared;
 pub mod source;
+pub mod token_registry;
 pub mod tree;
 pub mod turnstile;

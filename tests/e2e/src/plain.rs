@@ -86,6 +86,13 @@ impl PlainBuilder {
         Client::new(format!("{}/build", self.url), &key)
     }
 
+    /// Reads a path, and gives status and text.
+    pub async fn get(&self, path: &str) -> Result<(u16, String)> {
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        let response = http.get(format!("{}{path}", self.url)).send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
     /// Puts a secret in the place of another, as a platform that rotates it.
     pub fn rotate(&self, name: &str, content: &str) -> Result<()> {
         let next = self.secrets.path().join(".next");
@@ -142,6 +149,11 @@ impl PlainBuilder {
         left.extend(nameless_files(self.child.id())?);
         Ok(left)
     }
+
+    /// Waits until it would take a build.
+    pub async fn wait_until_ready(&self) -> Result<()> {
+        wait_until_it_says_yes(&format!("{}/ready", self.url)).await
+    }
 }
 
 impl Drop for PlainBuilder {
@@ -169,12 +181,16 @@ pub fn nameless_files(process: u32) -> Result<Vec<PathBuf>> {
 
 /// Waits until a function that was started as a process says that it lives.
 pub(crate) async fn wait_until_alive(url: &str) -> Result<()> {
+    wait_until_it_says_yes(&format!("{url}/_/health")).await
+}
+
+async fn wait_until_it_says_yes(url: &str) -> Result<()> {
     let http = reqwest::Client::builder().no_proxy().build()?;
     let end = Instant::now() + Duration::from_secs(20);
     loop {
-        match http.get(format!("{url}/_/health")).send().await {
+        match http.get(url).send().await {
             Ok(response) if response.status().is_success() => return Ok(()),
-            last if Instant::now() > end => bail!("the process at {url} did not come up: {last:?}"),
+            last if Instant::now() > end => bail!("the process does not say yes at {url}: {last:?}"),
             _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }

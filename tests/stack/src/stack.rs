@@ -88,6 +88,14 @@ impl Stack {
         Self::of(place, plan).map(Some)
     }
 
+    /// The registry's program, for a registry of a test's own.
+    pub fn registry_program(&self) -> PathBuf {
+        match &self.plan {
+            Some(plan) => plan.registry.clone(),
+            None => PathBuf::from("docker-registry"),
+        }
+    }
+
     /// The stack of a plan, which has its credentials.
     pub(crate) fn of(place: StackDir, plan: Plan) -> Result<Self> {
         let credentials = Credentials::read(&place, plan.provider.closed_registry())?;

@@ -238,7 +238,7 @@ async fn a_build_ends_at_its_time_limit_and_so_does_its_step() -> Result<()> {
     let builder = PlainBuilder::with_settings(&bench, &[("exec_timeout", "6s")]).await?;
     let at = format!("{:?}", SystemTime::now());
     let limited = async |seconds: u32, more: Value| {
-        let source = Source::dockerfile(format!("FROM {base}\nARG AT\nRUN echo $AT; sleep {seconds}\n"));
+        let source = Source::dockerfile(format!("FROM {base}\nARG AT\nRUN sleep {seconds}; echo $AT\n"));
         let mut config =
             json!({ "image": bench.image("e2e/limited", "1"), "buildArgs": { "AT": at }, "skipPush": true });
         for (key, value) in more.as_object().into_iter().flatten() {

@@ -4,6 +4,7 @@
 mod asynchronous;
 mod config;
 mod contexts;
+mod credentials;
 mod deployer;
 mod digests;
 mod faults;

@@ -1,0 +1,243 @@
+//! A registry that asks for bearer tokens, behind TLS with an authority of its own, and the server that gives the tokens.
+//!
+//! The protocol: `distribution/distribution` `docs/content/spec/auth/token.md` and `oauth.md`. The registry is a real one;
+//! the server is made here, because what it was asked is what a test wants to know.
+
+use std::{
+    collections::HashMap,
+    fs,
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, bail};
+use axum::{
+    Form, Json, Router,
+    extract::{Query, State},
+    http::{HeaderMap, StatusCode},
+    routing::get,
+};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    certificates::{Authority, Identity},
+    shared::Bench,
+};
+
+const SERVICE: &str = "e2e";
+const ISSUER: &str = "e2e-tokens";
+
+/// The user that gets tokens with [`PASSWORD`].
+pub const USER: &str = "ann";
+/// Their password.
+pub const PASSWORD: &str = "the password of ann";
+/// What gets tokens without a user's name.
+pub const IDENTITY_TOKEN: &str = "the identity token";
+
+/// A running registry and its token server; both end with the value.
+pub struct TokenRegistry {
+    child: Child,
+    dir: tempfile::TempDir,
+    tokens: Arc<Tokens>,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    /// Host and port, as in image references.
+    pub host: String,
+}
+
+struct Tokens {
+    signer: EcdsaKeyPair,
+    certificate: String,
+    given: Mutex<Vec<String>>,
+}
+
+impl TokenRegistry {
+    /// Starts both on this machine's loopback address.
+    pub async fn start(bench: &Bench, authority: &Authority) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let identity = authority.issue("127.0.0.1")?;
+        let signing = Authority::self_signed("tokens")?;
+        for (name, content) in [
+            ("cert.pem", &identity.certificate),
+            ("key.pem", &identity.key),
+            ("tokens.pem", &signing.certificate),
+        ] {
+            fs::write(dir.path().join(name), content)?;
+        }
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let realm = format!("http://{}/token", listener.local_addr()?);
+        let tokens = Arc::new(Tokens::new(&signing)?);
+        let app = Router::new()
+            .route("/token", get(with_password).post(with_form))
+            .with_state(tokens.clone());
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+
+        let host = format!(
+            "127.0.0.1:{}",
+            TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port()
+        );
+        let at = dir.path().display();
+        let config = format!(
+            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {at}/data\n\
+             http:\n  addr: {host}\n  tls:\n    certificate: {at}/cert.pem\n    key: {at}/key.pem\n\
+             auth:\n  token:\n    realm: {realm}\n    service: {SERVICE}\n    issuer: {ISSUER}\n    \
+             rootcertbundle: {at}/tokens.pem\n"
+        );
+        fs::write(dir.path().join("registry.yml"), config)?;
+        let child = Command::new(bench.stack.registry_program())
+            .arg("serve")
+            .arg(dir.path().join("registry.yml"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("log"))?)
+            .spawn()
+            .context("starting docker-registry")?;
+        let registry = Self {
+            child,
+            dir,
+            tokens,
+            serving,
+            host,
+        };
+        registry.wait_until_it_listens().await?;
+        Ok(registry)
+    }
+
+    /// Whether it has this tag.
+    pub fn has(&self, repository: &str, tag: &str) -> bool {
+        let tags = format!("data/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}");
+        self.dir.path().join(tags).exists()
+    }
+
+    /// What tokens were given since this was last asked, as `WHO by HOW for SCOPE`.
+    pub fn given(&self) -> Vec<String> {
+        std::mem::take(&mut self.tokens.given.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn wait_until_it_listens(&self) -> Result<()> {
+        let end = Instant::now() + Duration::from_secs(20);
+        while tokio::net::TcpStream::connect(&self.host).await.is_err() {
+            if Instant::now() > end {
+                bail!(
+                    "docker-registry did not come up: {}",
+                    fs::read_to_string(self.dir.path().join("log"))?
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TokenRegistry {
+    fn drop(&mut self) {
+        self.serving.abort();
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Tokens {
+    fn new(signing: &Identity) -> Result<Self> {
+        let der = |pem: &str| -> Result<Vec<u8>> {
+            let lines: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
+            Ok(STANDARD.decode(lines)?)
+        };
+        let signer = EcdsaKeyPair::from_pkcs8(
+            &ECDSA_P256_SHA256_FIXED_SIGNING,
+            &der(&signing.key)?,
+            &SystemRandom::new(),
+        );
+        Ok(Self {
+            signer: signer.map_err(|error| anyhow::anyhow!("the key of the tokens: {error}"))?,
+            certificate: STANDARD.encode(der(&signing.certificate)?),
+            given: Mutex::default(),
+        })
+    }
+
+    fn give(&self, who: &str, how: &str, scope: &str) -> (StatusCode, Json<Value>) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.push(format!("{who} by {how} for {scope}"));
+        match self.token(who, scope) {
+            Ok(token) => (
+                StatusCode::OK,
+                Json(json!({ "token": token, "access_token": token, "expires_in": 300 })),
+            ),
+            Err(error) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                Json(json!({ "error": error.to_string() })),
+            ),
+        }
+    }
+
+    /// A token for each of the scopes `repository:NAME:ACTIONS`.
+    fn token(&self, who: &str, scope: &str) -> Result<String> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let access: Vec<Value> = scope
+            .split_whitespace()
+            .filter_map(|one| {
+                let (kind, rest) = one.split_once(':')?;
+                let (name, actions) = rest.rsplit_once(':')?;
+                let actions: Vec<&str> = actions.split(',').collect();
+                Some(json!({ "type": kind, "name": name, "actions": actions }))
+            })
+            .collect();
+        let header = json!({ "typ": "JWT", "alg": "ES256", "x5c": [self.certificate] });
+        let claims = json!({
+            "iss": ISSUER, "sub": who, "aud": SERVICE, "exp": now + 300, "nbf": now - 10, "iat": now,
+            "jti": now.to_string(), "access": access,
+        });
+        let signed = format!(
+            "{}.{}",
+            URL_SAFE_NO_PAD.encode(header.to_string()),
+            URL_SAFE_NO_PAD.encode(claims.to_string())
+        );
+        let signature = self.signer.sign(&SystemRandom::new(), signed.as_bytes());
+        let signature = signature.map_err(|error| anyhow::anyhow!("signing a token: {error}"))?;
+        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    }
+}
+
+fn refused() -> (StatusCode, Json<Value>) {
+    (StatusCode::UNAUTHORIZED, Json(json!({ "error": "no" })))
+}
+
+async fn with_password(
+    State(tokens): State<Arc<Tokens>>,
+    Query(query): Query<Vec<(String, String)>>,
+    headers: HeaderMap,
+) -> (StatusCode, Json<Value>) {
+    let expected = format!("Basic {}", STANDARD.encode(format!("{USER}:{PASSWORD}")));
+    let is_good = headers
+        .get("authorization")
+        .is_some_and(|given| given.as_bytes() == expected.as_bytes());
+    if !is_good {
+        return refused();
+    }
+    let scopes: Vec<&str> = query
+        .iter()
+        .filter(|(name, _)| name == "scope")
+        .map(|(_, scope)| scope.as_str())
+        .collect();
+    tokens.give(USER, "password", &scopes.join(" "))
+}
+
+async fn with_form(
+    State(tokens): State<Arc<Tokens>>,
+    Form(form): Form<HashMap<String, String>>,
+) -> (StatusCode, Json<Value>) {
+    let field = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
+    match (field("grant_type"), field("refresh_token")) {
+        ("refresh_token", IDENTITY_TOKEN) => tokens.give("somebody", "identity token", field("scope")),
+        _ => refused(),
+    }
+}
