@@ -123,7 +123,8 @@ has_not 'kind: NetworkPolicy'
 
 begin "everything set" --set-json 'builder={"env":{"log_level":"debug","max_inflight":"3"},"podAnnotations":{"a":"b"},"nodeSelector":{"disk":"ssd"},"tolerations":[{"operator":"Exists"}],"affinity":{"nodeAffinity":{}}}' \
     --set-json 'imagePullSecrets=["pull"]' --set 'secrets.registry.key=\.dockerconfigjson,buildkit.persistence.storageClass=fast' \
-    --set gateway.publicUrl=https://fn.example,builder.insecureRegistry=true
+    --set gateway.publicUrl=https://fn.example,builder.insecureRegistry=true,builder.queueWait=20m
+has 'value: "20m"'
 has 'value: "debug"'
 has 'value: "3"'
 count 1 '- name: max_inflight$'
@@ -149,6 +150,7 @@ has_not 'buildkit_server_name'
 refused "half of mutual TLS" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon
 refused "BuildKit nowhere" "buildkit.url is needed" --set buildkit.enabled=false
 refused "a misspelt value" "additional properties 'replica' not allowed" --set builder.replica=2
+refused "a wait that is none" "/builder/queueWait" --set builder.queueWait=long
 refused "a time limit that is none" "/builder/timeout" --set builder.timeout=soon
 refused "a digest that is none" "/deployer/image/digest" --set deployer.image.digest=latest
 refused "a number as environment" "/builder/env/a" --set builder.env.a=1

@@ -34,6 +34,8 @@ pub struct Answer {
     /// What is told. The log is added by whoever has it.
     pub report: Report,
     close: bool,
+    /// How many builds run at a time, where this is the reason.
+    busy: Option<usize>,
 }
 
 impl Answer {
@@ -71,6 +73,7 @@ impl Answer {
                 duration: known.seconds,
             },
             close: false,
+            busy: None,
         }
     }
 
@@ -83,6 +86,7 @@ impl Answer {
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::BuildFailed => StatusCode::UNPROCESSABLE_ENTITY,
             Kind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+            Kind::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Kind::Platform => StatusCode::BAD_GATEWAY,
         };
         Self {
@@ -90,11 +94,18 @@ impl Answer {
             report: failure(error.to_string(), known),
             // What has not been read yet is not going to be.
             close: matches!(kind, Kind::TooLarge | Kind::NoSpace),
+            busy: match kind {
+                Kind::Busy { limit } => Some(limit),
+                _ => None,
+            },
         }
     }
 
-    /// As one JSON object.
+    /// As one JSON object; a builder that is busy says so in the words that queues know.
     pub fn into_response(self) -> Response {
+        if let Some(limit) = self.busy {
+            return reply::busy(limit);
+        }
         let mut response = json(self.status, &self.report);
         if self.close {
             let close = HeaderValue::from_static("close");
@@ -285,6 +296,19 @@ mod tests {
             assert_eq!(body["image"], "registry/hello:1");
             assert_eq!(body["log"], json!(["l: x"]));
         }
+    }
+
+    #[tokio::test]
+    async fn no_place_is_told_in_the_words_of_the_host() {
+        let response = Answer::failed(&Error::Busy { limit: 3 }, known()).into_response();
+
+        assert_eq!(response.status().as_u16(), 429);
+        assert_eq!(response.headers()["retry-after"], "1");
+        let body = response.into_body().collect().await.expect("body").to_bytes();
+        assert_eq!(
+            body,
+            "Concurrent request limit exceeded. Max concurrent requests: 3\n"
+        );
     }
 
     #[test]

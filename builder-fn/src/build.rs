@@ -12,6 +12,7 @@ use crate::buildkit::{CacheExport, Daemon, Job, Limits, SOURCE_DATE_EPOCH, Solve
 use crate::chain::{Chain, Deployment, HandOver, Link};
 use crate::compression::Compression;
 use crate::error::Error;
+use crate::places::Places;
 use crate::report::{Lines, Sink};
 use crate::request::config::{CacheTo, Provenance};
 use crate::request::{BuildRequest, Frontend};
@@ -38,6 +39,8 @@ pub struct Builder {
     pub chain: Chain,
     /// How long to wait for what is not the build itself.
     pub limits: Limits,
+    /// How many builds run at a time.
+    pub places: Places,
 }
 
 /// The circumstances of one build.
@@ -89,6 +92,10 @@ impl Builder {
         let link = match &config.deploy {
             Some(deploy) => Some((self.chain.link()?, deploy)),
             None => None,
+        };
+        let _place = tokio::select! {
+            place = self.places.take() => place?,
+            () = interruption(call.shutdown) => return Err(Error::Interrupted),
         };
         let solved = self.solve(request, call, log).await?;
         let deployment = match link {

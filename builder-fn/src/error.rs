@@ -8,6 +8,7 @@ use function_host::duration;
 use function_host::secret::SecretError;
 
 use crate::buildkit::{ConnectError, Failure, Fault, JobError};
+use crate::places::Full;
 use crate::request::{RequestError, RequestErrorKind};
 
 /// Whatever can go wrong with a build request.
@@ -37,6 +38,12 @@ pub enum Error {
          has to be left out"
     )]
     NoSbomGenerator,
+    /// As many builds run, and wait, as may.
+    #[error("{limit} builds are running, which is as many as this builder runs at a time; try again")]
+    Busy {
+        /// How many may run at a time.
+        limit: usize,
+    },
     /// No daemon.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -73,6 +80,11 @@ pub enum Kind {
     BuildFailed,
     /// There is no room for the request now. The rest of it has not been read.
     NoSpace,
+    /// There is no place for it now; later there will be.
+    Busy {
+        /// How many builds may run at a time.
+        limit: usize,
+    },
     /// Something of ours failed. It may work another time.
     Platform,
 }
@@ -90,6 +102,7 @@ impl Error {
             },
             Self::NoDeployment { .. } | Self::SealedSecrets | Self::NoSbomGenerator => Kind::Refused,
             Self::TimeLimit { .. } => Kind::BuildFailed,
+            Self::Busy { limit } => Kind::Busy { limit: *limit },
             Self::Failed(failure) => match failure.fault {
                 Fault::Caller => Kind::BuildFailed,
                 Fault::Platform => Kind::Platform,
@@ -112,6 +125,12 @@ impl Error {
             Self::PayloadSecret(_) => false,
             _ => true,
         }
+    }
+}
+
+impl From<Full> for Error {
+    fn from(Full { limit }: Full) -> Self {
+        Self::Busy { limit }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::answer::{self, Answer, Known};
 use crate::build::{self, Builder, Call};
 use crate::error::{Causes, Error, Kind};
 use crate::metrics::Metrics;
+use crate::places::Admitted;
 use crate::report::{Feed, Format, Log, Sink, live};
 use crate::request::{self, BuildRequest, Limits, SIGNATURE_HEADER, Trust};
 use crate::settings::PAYLOAD_SECRET;
@@ -55,6 +56,11 @@ impl Handler for Api {
 impl Api {
     async fn build(&self, request: Request, context: &Context) -> Response {
         let begun = Instant::now();
+        // Before the body: whom there is no room for is not to send it.
+        let admitted = match self.builder.places.admit() {
+            Ok(admitted) => admitted,
+            Err(full) => return Answer::failed(&full.into(), Known::default()).into_response(),
+        };
         let (head, body) = request.into_parts();
         let signature = signature(&head.headers);
         let received = match self.trust(context) {
@@ -71,7 +77,7 @@ impl Api {
                 answer.report.log = Some(log.into_lines());
                 answer.into_response()
             }
-            (Ok(request), Some(format)) => self.stream(format, request, signature, context, begun),
+            (Ok(request), Some(format)) => self.stream(format, request, signature, context, begun, admitted),
             (Err(error), _) => {
                 record("", &error, begun);
                 let known = Known {
@@ -95,12 +101,14 @@ impl Api {
         signature: Option<&str>,
         context: &Context,
         begun: Instant,
+        admitted: Admitted,
     ) -> Response {
         let panicked = answer::panicked(context.call_id(), &request.config.image_as_given);
         let feed = Feed::new(self.max_log);
         let (api, context, mut log) = (self.clone(), context.clone(), feed.clone());
         let signature = signature.map(str::to_owned);
         let build = async move {
+            let _admitted = admitted;
             let answer = api.run(&request, signature.as_deref(), &context, begun, &mut log);
             answer.await.report
         };
@@ -183,6 +191,7 @@ fn outcome(kind: Kind) -> &'static str {
     match kind {
         Kind::Unauthorized | Kind::Refused | Kind::TooLarge => "refused",
         Kind::BuildFailed => "failed",
+        Kind::Busy { .. } => "busy",
         Kind::NoSpace | Kind::Platform => "platform",
     }
 }

@@ -11,6 +11,7 @@ pub mod docker_config;
 pub mod error;
 pub mod handler;
 pub mod metrics;
+pub mod places;
 pub mod ready;
 pub mod report;
 pub mod request;

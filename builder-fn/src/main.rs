@@ -22,7 +22,7 @@ fn main() -> ExitCode {
 
 async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
     let mut parser = boot.settings();
-    let settings = Settings::read(&mut parser, boot.secrets());
+    let settings = Settings::read(&mut parser, boot.secrets(), boot.max_inflight());
     parser.finish()?;
 
     let daemon = settings.daemon;
@@ -55,10 +55,13 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         keys: SharedKeys::counting(metrics.sent_bytes()),
         chain,
         limits: Limits::default(),
+        places: settings.places.clone(),
     };
     let room = SpoolRoom::new(settings.spool_limit, metrics.spool_bytes());
     let mut limits = request::Limits::new(settings.max_body, settings.spool_dir, room);
     limits.frontends = settings.allowed_frontends;
+    limits.archive.entries = settings.max_entries;
+    limits.archive.small_file = settings.max_config;
     let api = Api {
         builder,
         limits,
@@ -66,8 +69,14 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         max_log: settings.max_log,
         metrics,
     };
-    Ok(App::new(api)
+    let app = match settings.limits_itself {
+        true => App::new(api).limits_itself(),
+        false => App::new(api),
+    };
+    let places = settings.places;
+    Ok(app
         .ready_while(ready)
+        .ready_if(move || !places.full())
         .health_at("/healthz")
         .ready_at("/ready"))
 }

@@ -9,6 +9,10 @@
 //! | `disable_hmac` | `false` | requests need no signature, because something in front of the builder decides |
 //! | `max_body` | 1073741824 | largest body of a request in bytes |
 //! | `max_log` | 4194304 | how much of a build's log is told, in bytes; of a longer one its beginning and its end |
+//! | `max_entries` | 200000 | most files, folders and links in a tar |
+//! | `max_config` | 1048576 | largest `com.openfaas.docker.config` and `com.openfaas.secrets` in bytes |
+//! | `queue_wait` | `0s` | how long a call waits for a place where `max_inflight` builds run, before it is refused |
+//! | `queue_length` | 16 | how many calls wait at a time |
 //! | `spool_dir` | the system's folder for temporary files | where a body larger than 1 MiB waits |
 //! | `spool_limit` | 4294967296 | bytes that all bodies may take together, in memory and in files |
 //! | `compression` | `zstd` | how layers are compressed: `zstd`, `gzip` or `uncompressed` |
@@ -33,9 +37,10 @@ use function_host::env::Parser;
 
 use crate::buildkit::Daemon;
 use crate::compression::{Compression, Format};
-use crate::context;
+use crate::context::{self, ArchiveLimits};
 use crate::docker_config::DockerConfig;
 use crate::error::Causes;
+use crate::places::Places;
 use crate::request::{AllowedFrontends, ImageRef};
 
 /// The secret that requests are signed with.
@@ -59,6 +64,14 @@ pub struct Settings {
     pub max_body: u64,
     /// How much of a build's log is told, in bytes.
     pub max_log: usize,
+    /// Most entries of a tar.
+    pub max_entries: usize,
+    /// Largest configuration and envelope of secrets, in bytes.
+    pub max_config: usize,
+    /// How many builds run and wait.
+    pub places: Places,
+    /// Whether the host leaves `max_inflight` to us.
+    pub limits_itself: bool,
     /// Where bodies wait.
     pub spool_dir: PathBuf,
     /// Bytes that bodies may take together.
@@ -81,8 +94,11 @@ pub struct Settings {
 
 impl Settings {
     /// Reads all of them. What is wrong is in `parser` then, and nothing here is to be used.
-    pub fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
+    ///
+    /// `max_inflight` is the host's setting.
+    pub fn read(parser: &mut Parser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
         let (daemon, is_exposed) = daemon::read(parser, secrets);
+        let places = places(parser, max_inflight);
         let settings = Self {
             daemon,
             is_exposed,
@@ -90,6 +106,10 @@ impl Settings {
             disable_hmac: parser.flag("disable_hmac", false),
             max_body: parser.number("max_body", 1 << 30),
             max_log: parser.parse("max_log", 4 << 20, max_log),
+            max_entries: parser.number("max_entries", ArchiveLimits::default().entries),
+            max_config: parser.number("max_config", ArchiveLimits::default().small_file),
+            limits_itself: places.is_some(),
+            places: places.unwrap_or_default(),
             spool_dir: parser
                 .text("spool_dir")
                 .map_or_else(std::env::temp_dir, PathBuf::from),
@@ -163,6 +183,23 @@ fn compression(parser: &mut Parser<'_>) -> Compression {
     Compression { format, level }
 }
 
+/// Places of our own, where calls are to wait for them.
+fn places(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<Places> {
+    let wait = parser.duration("queue_wait", Duration::ZERO);
+    let queue = parser.number("queue_length", 16_usize);
+    if wait.is_zero() {
+        return None;
+    }
+    let Some(limit) = max_inflight else {
+        parser.problem(
+            "queue_wait",
+            "needs max_inflight, which says how many builds run at a time",
+        );
+        return None;
+    };
+    Some(Places::new(limit, wait, queue))
+}
+
 fn function_name(text: &str) -> Result<String, &'static str> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     match text.bytes().all(allowed) && text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
@@ -186,7 +223,7 @@ mod tests {
         }
         let strings: HashMap<&str, &str> = variables.iter().copied().collect();
         let mut parser = Parser::new(&strings);
-        let settings = Settings::read(&mut parser, &Secrets::new(folder.path()));
+        let settings = Settings::read(&mut parser, &Secrets::new(folder.path()), None);
         parser.finish().map(|()| settings)
     }
 
@@ -215,6 +252,9 @@ mod tests {
                 ("spool_dir", "/nowhere/at/all"),
                 ("deployer", "../system/functions"),
                 ("deploy_timeout", "soon"),
+                ("max_entries", "many"),
+                ("max_config", "1k"),
+                ("queue_wait", "5m"),
                 ("registry_config", "/proc/version"),
                 ("credential_helpers", "/nowhere/at/all"),
                 ("allowed_frontends", "team/Upper"),
@@ -241,12 +281,31 @@ mod tests {
             "deploy_timeout",
             "spool_limit should be at least max_body",
             "compression_level should be a whole number from 1 to 9 for gzip",
+            "max_entries should be",
+            "max_config should be",
+            "queue_wait needs max_inflight",
             "registry_config cannot be used: ",
             "disable_hmac is not set, and secret payload-secret is empty",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 14);
+        assert_eq!(problems.0.len(), 17);
+    }
+
+    #[test]
+    fn calls_wait_where_they_are_told_to_and_there_is_a_limit() {
+        let read = |variables: &[(&str, &str)]| {
+            let strings: HashMap<&str, &str> = variables.iter().copied().collect();
+            let mut parser = Parser::new(&strings);
+            let places = places(&mut parser, Some(1));
+            parser.finish().map(|()| places)
+        };
+        assert!(read(&[]).expect("settings").is_none(), "the host limits");
+        let places = read(&[("queue_wait", "1m"), ("queue_length", "0")])
+            .expect("settings")
+            .expect("places");
+        let _one = places.admit().expect("room");
+        assert!(places.full());
     }
 
     #[test]

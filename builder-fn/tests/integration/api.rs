@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use builder_fn::places::Places;
 use function_host::Body;
 use function_host::http::Method;
 use function_host::signature::sign;
@@ -258,6 +259,32 @@ async fn a_build_that_is_interrupted_by_the_end_of_the_process_says_so_in_time()
         "the builder is shutting down and ended the build; try again"
     );
     solve.reply.closed().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_finds_no_place_waits_for_one_and_is_told_when_there_is_none() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon).with_places(Places::new(1, Duration::from_secs(60), 1));
+    let first = build(&setting, tar(json!({})));
+    let (solve, status, _session) = calls.build().await;
+    let begun = Instant::now();
+    let second = build(&setting, tar(json!({"noCache": true})));
+    tokio::task::yield_now().await;
+
+    let refused = setting.send(post(Body::empty(), None)).await;
+    assert_eq!(refused.status(), 429, "one builds, one waits, and no more");
+    let second = second.await.expect("no panic");
+    assert_eq!((second.status, begun.elapsed().as_secs()), (429, 60));
+
+    let third = build(&setting, tar(json!({"noCache": true})));
+    tokio::task::yield_now().await;
+    drop(status);
+    solve.succeed("sha256:12");
+    assert_eq!(first.await.expect("no panic").status, 200);
+    let (solve, status, _session) = calls.build().await;
+    drop(status);
+    solve.succeed("sha256:34");
+    assert_eq!(third.await.expect("no panic").status, 200);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use builder_fn::compression::Compression;
 use builder_fn::context::SpoolRoom;
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
+use builder_fn::places::Places;
 use builder_fn::request;
 use function_host::http::Method;
 use function_host::prometheus::Registry;
@@ -78,6 +79,7 @@ impl Setting {
             keys: shared_keys(),
             chain,
             limits: Limits::default(),
+            places: Places::unlimited(),
         };
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
         let room = SpoolRoom::new(u64::MAX, metrics.spool_bytes());
@@ -94,6 +96,12 @@ impl Setting {
             secrets: Arc::new(folder),
             trigger: Arc::new(move |deadline| trigger.begin(deadline)),
         }
+    }
+
+    /// The same builder with these places.
+    pub(crate) fn with_places(mut self, places: Places) -> Self {
+        self.api.builder.places = places;
+        self
     }
 
     pub(crate) fn secret(&self, name: &str, content: &str) {
@@ -136,7 +144,11 @@ impl Answer {
         let body = response.into_body().collect().await.expect("body").to_bytes();
         Self {
             status,
-            body: serde_json::from_slice(&body).expect("JSON"),
+            // 429 is text, as queues expect it.
+            body: match status {
+                429 => Value::String(String::from_utf8_lossy(&body).into_owned()),
+                _ => serde_json::from_slice(&body).expect("JSON"),
+            },
         }
     }
 }

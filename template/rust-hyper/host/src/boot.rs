@@ -20,6 +20,7 @@ pub struct Boot {
     pub(crate) gateway: Gateway,
     pub(crate) registry: prometheus::Registry,
     pub(crate) shutdown: Shutdown,
+    pub(crate) max_inflight: Option<usize>,
 }
 
 impl Boot {
@@ -53,6 +54,11 @@ impl Boot {
     pub fn shutdown(&self) -> &Shutdown {
         &self.shutdown
     }
+
+    /// The setting `max_inflight`, for a function that [limits itself](App::limits_itself).
+    pub fn max_inflight(&self) -> Option<usize> {
+        self.max_inflight
+    }
 }
 
 /// A function that is ready to be served.
@@ -61,6 +67,7 @@ pub struct App<H> {
     pub(crate) ready: Vec<ReadyCheck>,
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
+    pub(crate) limits_itself: bool,
 }
 
 /// Says whether the function can do its work now.
@@ -74,7 +81,15 @@ impl<H: Handler> App<H> {
             ready: Vec::new(),
             health_paths: Vec::new(),
             ready_paths: Vec::new(),
+            limits_itself: false,
         }
+    }
+
+    /// Leaves `max_inflight` to the handler, which is then called for every request: one that lets requests wait, say.
+    #[must_use]
+    pub fn limits_itself(mut self) -> Self {
+        self.limits_itself = true;
+        self
     }
 
     /// Ready only while `check` says so. It is asked for each probe and must not block.

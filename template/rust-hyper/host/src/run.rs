@@ -191,6 +191,7 @@ impl Start {
             gateway: gateway.clone(),
             registry: registry.clone(),
             shutdown: shutdown.clone(),
+            max_inflight: settings.max_inflight,
         };
         let set_up = tokio::select! {
             set_up = setup(boot) => set_up,

@@ -58,7 +58,7 @@ impl<H: Handler> Server<H> {
         platform: Arc<Platform>,
         registry: Registry,
     ) -> Result<Self, prometheus::Error> {
-        let inflight = InFlight::new(settings.max_inflight);
+        let inflight = InFlight::new(settings.max_inflight.filter(|_| !app.limits_itself));
         let ledger = Arc::new(Ledger {
             inflight,
             metrics: Metrics::new(&registry)?,

@@ -8,6 +8,7 @@ mod credentials;
 mod deployer;
 mod digests;
 mod faults;
+mod places;
 mod provider;
 mod refusals;
 mod secured;

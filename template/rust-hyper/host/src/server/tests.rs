@@ -255,6 +255,19 @@ async fn a_place_is_taken_until_the_stream_has_ended() {
 }
 
 #[tokio::test]
+async fn a_function_that_limits_itself_is_called_for_every_request() {
+    let (app, mut begun) = streaming();
+    let served = serve(&[("max_inflight", "1")], app.limits_itself()).await;
+    let _first = send(served.address, GET).await;
+    let _feed = begun.recv().await.unwrap();
+    let _second = send(served.address, GET).await;
+    begun.recv().await.unwrap();
+    let mut probe = send(served.address, "GET /_/ready HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    let answer = read_until(&mut probe, "OK").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
 async fn a_connection_is_kept_for_the_next_request() {
     let handler = async |request: crate::Request, _context: Context| {
         let text = request.into_body().text(100).await?;
