@@ -12,6 +12,7 @@ use crate::buildkit::{CacheExport, Daemon, Job, Limits, SOURCE_DATE_EPOCH, Solve
 use crate::chain::{Chain, Deployment, HandOver, Link};
 use crate::compression::Compression;
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::report::{Lines, Sink};
 use crate::request::config::{CacheTo, Provenance};
@@ -41,6 +42,8 @@ pub struct Builder {
     pub limits: Limits,
     /// How many builds run at a time.
     pub places: Places,
+    /// What can be seen of them.
+    pub metrics: Metrics,
 }
 
 /// The circumstances of one build.
@@ -93,10 +96,12 @@ impl Builder {
             Some(deploy) => Some((self.chain.link()?, deploy)),
             None => None,
         };
+        let arrived = Instant::now();
         let _place = tokio::select! {
             place = self.places.take() => place?,
             () = interruption(call.shutdown) => return Err(Error::Interrupted),
         };
+        self.metrics.waited(arrived.elapsed());
         let solved = self.solve(request, call, log).await?;
         let deployment = match link {
             Some((link, deploy)) => {
@@ -132,10 +137,14 @@ impl Builder {
     ) -> Result<Solved, Error> {
         let limit = limit(request.config.timeout, call.deadline);
         let mut lines = Lines::new();
+        let mut steps = self.metrics.steps();
         let building = async {
             let connection = self.daemon.connect().await?;
             let job = self.job(request, call);
-            let tell = |event| lines.of(event).into_iter().for_each(|line| log.push(line));
+            let tell = |event| {
+                steps.note(&event);
+                lines.of(event).into_iter().for_each(|line| log.push(line));
+            };
             Ok(job.run(&connection, tell).await?)
         };
         let result = tokio::select! {

@@ -56,6 +56,7 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         chain,
         limits: Limits::default(),
         places: settings.places.clone(),
+        metrics: metrics.clone(),
     };
     let room = SpoolRoom::new(settings.spool_limit, metrics.spool_bytes());
     let mut limits = request::Limits::new(settings.max_body, settings.spool_dir, room);

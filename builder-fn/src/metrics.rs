@@ -1,11 +1,25 @@
 //! What can be seen of builds on 8081.
 
-use std::time::Instant;
+mod steps;
 
-use function_host::prometheus::{self, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+use std::time::{Duration, Instant};
+
+use function_host::prometheus::{
+    self, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry,
+};
+
+pub use steps::Steps;
 
 /// Upper bounds in seconds: a cached build takes one, a compiler minutes.
 const BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
+
+/// The same for the time before: none at all, or some builds long.
+const QUEUE_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0];
+
+/// How builds end. All are shown from the beginning, so that the first failure is a step up from 0.
+const OUTCOMES: [&str; 7] = [
+    "success", "failed", "refused", "platform", "busy", ABANDONED, PANICKED,
+];
 
 /// How a build ends that nobody waits for any more.
 const ABANDONED: &str = "abandoned";
@@ -22,6 +36,8 @@ pub struct Metrics {
     context_bytes: prometheus::IntCounter,
     sent_bytes: prometheus::IntCounter,
     spool_bytes: IntGauge,
+    queue_seconds: Histogram,
+    steps: IntCounterVec,
 }
 
 impl Metrics {
@@ -31,7 +47,10 @@ impl Metrics {
     /// When they are registered already.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
-            in_flight: IntGauge::new("slipway_builds_in_flight", "Builds that are running.")?,
+            in_flight: IntGauge::new(
+                "slipway_builds_in_flight",
+                "Builds that are running, or wait for a place.",
+            )?,
             builds: IntCounterVec::new(
                 Opts::new("slipway_builds_total", "Builds that ended, by how they ended."),
                 &["outcome"],
@@ -56,13 +75,33 @@ impl Metrics {
                 "slipway_spool_bytes",
                 "Bytes of bodies that wait, in memory and in files.",
             )?,
+            queue_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "slipway_queue_duration_seconds",
+                    "From the verified request until there was a place for its build.",
+                )
+                .buckets(QUEUE_BUCKETS.to_vec()),
+            )?,
+            steps: IntCounterVec::new(
+                Opts::new(
+                    "slipway_build_steps_total",
+                    "Steps of builds that ended, by whether their result was there already (cached) or not (executed).",
+                ),
+                &["result"],
+            )?,
         };
+        for outcome in OUTCOMES {
+            metrics.builds.with_label_values(&[outcome]);
+        }
+        metrics.steps();
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.builds.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
         registry.register(Box::new(metrics.context_bytes.clone()))?;
         registry.register(Box::new(metrics.sent_bytes.clone()))?;
         registry.register(Box::new(metrics.spool_bytes.clone()))?;
+        registry.register(Box::new(metrics.queue_seconds.clone()))?;
+        registry.register(Box::new(metrics.steps.clone()))?;
         Ok(metrics)
     }
 
@@ -74,6 +113,17 @@ impl Metrics {
     /// Shows how many bytes of bodies are kept.
     pub fn spool_bytes(&self) -> IntGauge {
         self.spool_bytes.clone()
+    }
+
+    /// Counts the steps of one build.
+    pub fn steps(&self) -> Steps {
+        let counter = |result| self.steps.with_label_values(&[result]);
+        Steps::new(counter("cached"), counter("executed"))
+    }
+
+    /// A build has its place, after so long.
+    pub fn waited(&self, time: Duration) {
+        self.queue_seconds.observe(time.as_secs_f64());
     }
 
     /// A build begins, of a request of `bytes` bytes.

@@ -120,6 +120,7 @@ mod tests {
                 name: name.into(),
                 started: None,
                 completed: None,
+                cached: false,
                 error: error.into(),
             });
         }

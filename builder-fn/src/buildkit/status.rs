@@ -23,6 +23,8 @@ pub enum Event {
         started: Option<SystemTime>,
         /// When it ended.
         completed: Option<SystemTime>,
+        /// Whether its result was there already.
+        cached: bool,
         /// Why it failed; empty when it did not.
         error: String,
     },
@@ -79,6 +81,7 @@ fn events(response: StatusResponse) -> Vec<Event> {
         name: vertex.name,
         started: vertex.started.as_ref().map(time),
         completed: vertex.completed.as_ref().map(time),
+        cached: vertex.cached,
         error: vertex.error,
     });
     let progress = response.statuses.into_iter().map(|status| Event::Progress {
@@ -152,6 +155,7 @@ mod tests {
                     name: "[1/1] RUN".into(),
                     started: Some(when(1)),
                     completed: None,
+                    cached: false,
                     error: String::new()
                 },
                 Event::Progress {

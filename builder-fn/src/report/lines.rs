@@ -259,6 +259,7 @@ mod tests {
             name: "[2/3] RUN make".into(),
             started: started.map(at),
             completed: completed.map(at),
+            cached: false,
             error: String::new(),
         }
     }

@@ -70,6 +70,7 @@ impl Setting {
             deployer: "deployer-fn".into(),
             timeout: Duration::from_secs(60),
         };
+        let metrics = Metrics::register(&Registry::new()).expect("metrics");
         let builder = Builder {
             daemon,
             credentials: Arc::new(OneRegistry),
@@ -80,8 +81,8 @@ impl Setting {
             chain,
             limits: Limits::default(),
             places: Places::unlimited(),
+            metrics: metrics.clone(),
         };
-        let metrics = Metrics::register(&Registry::new()).expect("metrics");
         let room = SpoolRoom::new(u64::MAX, metrics.spool_bytes());
         let api = Api {
             builder,

@@ -105,10 +105,15 @@ impl PlainBuilder {
         Ok(fs::remove_file(self.secrets.path().join(name))?)
     }
 
-    /// The value of a metric without labels.
-    pub async fn metric(&self, name: &str) -> Result<f64> {
+    /// All metrics, as Prometheus reads them.
+    pub async fn metrics(&self) -> Result<String> {
         let http = reqwest::Client::builder().no_proxy().build()?;
-        let text = http.get(&self.metrics).send().await?.text().await?;
+        Ok(http.get(&self.metrics).send().await?.text().await?)
+    }
+
+    /// The value of a metric, whose name has its labels with it where it has some.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.metrics().await?;
         let value = text
             .lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -29,9 +29,10 @@ const PACKAGES: &[&str] = &[
     "zstd",
 ];
 
-/// The registry's package. Installing it would start a registry that listens on every address, now and at each boot;
-/// so it is unpacked into the cache instead, unless it is installed already.
+/// The registry's package, and that of promtool. Installing them would start servers that listen on every address, now and
+/// at each boot; so they are unpacked into the cache instead, unless they are installed already.
 const REGISTRY: &str = "docker-registry";
+const PROMETHEUS: &str = "prometheus";
 
 /// Installs the packages that are missing.
 pub async fn install_missing(progress: &Progress) -> Result<()> {
@@ -57,29 +58,38 @@ pub async fn install_missing(progress: &Progress) -> Result<()> {
 
 /// The registry's program: the installed one, or the package's, unpacked into the cache.
 pub(crate) async fn registry(places: &Places, progress: &Progress) -> Result<PathBuf> {
-    let installed = Path::new("/usr/bin/docker-registry");
+    unpacked(REGISTRY, "docker-registry", places, progress).await
+}
+
+/// `promtool`, which checks metrics: the installed one, or the package's, unpacked into the cache.
+pub async fn promtool(places: &Places, progress: &Progress) -> Result<PathBuf> {
+    unpacked(PROMETHEUS, "promtool", places, progress).await
+}
+
+async fn unpacked(package: &str, program: &str, places: &Places, progress: &Progress) -> Result<PathBuf> {
+    let installed = Path::new("/usr/bin").join(program);
     if installed.exists() {
-        return Ok(installed.to_owned());
+        return Ok(installed);
     }
-    let dir = places.cache.join("tools").join(REGISTRY);
-    let program = dir.join("usr/bin/docker-registry");
+    let dir = places.cache.join("tools").join(package);
+    let program = dir.join("usr/bin").join(program);
     if program.exists() {
         return Ok(program);
     }
-    progress.step("packages", format_args!("unpacking {REGISTRY}"));
+    progress.step("packages", format_args!("unpacking {package}"));
     let tools = places.cache.join("tools");
     fs::create_dir_all(&tools).at("create", &tools)?;
     let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
     // apt gives its work away to a user of its own, which cannot write here; that is not worth its warning.
     apt(
-        &["download", "-o", "APT::Sandbox::User=root", REGISTRY],
+        &["download", "-o", "APT::Sandbox::User=root", package],
         Some(new.path()),
     )
     .await?;
     for entry in fs::read_dir(new.path()).at("read", new.path())? {
-        let package = entry.at("read", new.path())?.path();
-        run(command("dpkg").arg("-x").arg(&package).arg(new.path())).await?;
-        fs::remove_file(&package).at("remove", &package)?;
+        let file = entry.at("read", new.path())?.path();
+        run(command("dpkg").arg("-x").arg(&file).arg(new.path())).await?;
+        fs::remove_file(&file).at("remove", &file)?;
     }
     let new = new.keep();
     fs::rename(&new, &dir).at("rename", &new)?;

@@ -8,6 +8,7 @@ mod credentials;
 mod deployer;
 mod digests;
 mod faults;
+mod metrics;
 mod places;
 mod provider;
 mod refusals;
