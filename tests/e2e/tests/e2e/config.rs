@@ -142,13 +142,15 @@ async fn attestations_are_in_the_index_when_they_were_asked_for() -> Result<()> 
     let _parts = bench.undisturbed().await;
     let base = bench.busybox().await?;
     let generator = bench.image("e2e/generator", "1");
-    let small = Source::dockerfile("FROM scratch\nARG TOKEN\nCOPY a /a\n").file("a", "a");
+    let small = Source::pages(base, "attested").file("a", "a");
     let repository = "e2e/attested";
     let config = json!({
         "image": bench.image(repository, "1"),
         "buildArgs": { "TOKEN": "told to nobody" },
         "sbom": true,
         "provenance": true,
+        // What is deployed is an index, whose attestations are for no platform.
+        "deploy": { "service": "attested" },
     });
 
     let builder = PlainBuilder::with_settings(&bench, &[]).await?;
