@@ -10,12 +10,16 @@ use function_host::{Response, ResponseBody, reply};
 use futures_util::{Stream, StreamExt};
 
 use crate::build::Built;
-use crate::chain;
+use crate::chain::{self, Seal};
 use crate::error::{Error, Kind};
 use crate::report::{Ending, Format, Report};
 
 /// For nginx, which holds answers back otherwise.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// How much of the log goes with a hand-over that a queue-worker carries, in bytes: the deployer has no use for it, and
+/// takes 1 MiB in all.
+const CALLBACK_LOG_MAX: usize = 256 * 1024;
 
 /// What is known when an answer is due.
 #[derive(Debug, Default)]
@@ -36,16 +40,18 @@ pub struct Answer {
     close: bool,
     /// How many builds run at a time, where this is the reason.
     busy: Option<usize>,
+    /// What signs it, where it carries a hand-over.
+    seal: Option<Seal>,
 }
 
 impl Answer {
     /// There is an image. Where a deployment of it was asked for and failed, the status is that of the deployment.
-    pub fn built(built: Built, known: Known<'_>) -> Self {
+    pub fn built(mut built: Built, known: Known<'_>) -> Self {
         let (status, error) = match &built.deployment {
             None => (StatusCode::OK, None),
             Some(deployment) => {
                 let status = match deployment.ending {
-                    chain::Ending::Ready => StatusCode::OK,
+                    chain::Ending::Ready | chain::Ending::Sent => StatusCode::OK,
                     chain::Ending::Refused => StatusCode::UNPROCESSABLE_ENTITY,
                     chain::Ending::Failed => StatusCode::BAD_GATEWAY,
                 };
@@ -58,6 +64,8 @@ impl Answer {
                 (status, error)
             }
         };
+        let deployment = built.deployment.as_mut();
+        let seal = deployment.and_then(|deployment| deployment.seal.take());
         Self {
             status,
             report: Report {
@@ -74,6 +82,7 @@ impl Answer {
             },
             close: false,
             busy: None,
+            seal,
         }
     }
 
@@ -98,15 +107,26 @@ impl Answer {
                 Kind::Busy { limit } => Some(limit),
                 _ => None,
             },
+            seal: None,
         }
     }
 
     /// As one JSON object; a builder that is busy says so in the words that queues know.
-    pub fn into_response(self) -> Response {
+    pub fn into_response(mut self) -> Response {
         if let Some(limit) = self.busy {
             return reply::busy(limit);
         }
-        let mut response = json(self.status, &self.report);
+        if let (Some(_), Some(log)) = (&self.seal, &mut self.report.log) {
+            keep_end(log, CALLBACK_LOG_MAX);
+        }
+        let body = text(&self.report);
+        let signature = self.seal.map(|seal| seal.header(&body));
+        let mut response = respond(self.status, body);
+        if let Some((name, signature)) = signature
+            && let Ok(signature) = HeaderValue::from_str(&signature)
+        {
+            response.headers_mut().insert(name, signature);
+        }
         if self.close {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(CONNECTION, close);
@@ -161,10 +181,30 @@ fn failure(error: String, known: Known<'_>) -> Report {
     }
 }
 
+/// Leaves the last lines of so many bytes.
+fn keep_end(lines: &mut Vec<String>, limit: usize) {
+    let mut left = limit;
+    let fits = |line: &&String| {
+        let rest = left.checked_sub(line.len());
+        left = rest.unwrap_or_default();
+        rest.is_some()
+    };
+    let kept = lines.iter().rev().take_while(fits).count();
+    lines.drain(..lines.len() - kept);
+}
+
 fn json(status: StatusCode, report: &Report) -> Response {
+    respond(status, text(report))
+}
+
+fn text(report: &Report) -> Vec<u8> {
     // Texts and numbers: this cannot fail. An empty body with the right status would still be understood.
     let mut body = serde_json::to_vec(report).unwrap_or_default();
     body.push(b'\n');
+    body
+}
+
+fn respond(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = reply::json(body);
     *response.status_mut() = status;
     response
@@ -238,6 +278,7 @@ mod tests {
             let deployment = Deployment {
                 ending,
                 answer: json!({"status": "x", "reasons": ["it crashed"]}),
+                seal: None,
             };
             let answer = Answer::built(
                 Built {
@@ -254,6 +295,17 @@ mod tests {
             let text = "the image was built and pushed, but not deployed: it crashed";
             assert_eq!(body["error"] == text, status != 200, "{body}");
             assert_eq!(body["status"], if status == 200 { "success" } else { "failed" });
+        }
+    }
+
+    #[test]
+    fn of_a_long_log_the_end_is_kept() {
+        let lines = || vec!["12345".to_owned(), "1234".to_owned(), "123".to_owned()];
+        for (limit, left) in [(12, 3), (11, 2), (7, 2), (6, 1), (2, 0)] {
+            let mut lines = lines();
+            keep_end(&mut lines, limit);
+            assert_eq!(lines.len(), left, "{limit}");
+            assert!(lines.last().is_none_or(|last| last == "123"));
         }
     }
 

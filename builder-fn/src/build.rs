@@ -115,8 +115,10 @@ impl Builder {
                     image: &image,
                     tag: &config.image.to_string(),
                     call_id: call.id,
-                    built_at: SystemTime::now(),
+                    // When a call is delivered again, its image is no newer for that.
+                    built_at: solved.completed_at.unwrap_or_else(SystemTime::now),
                     deploy,
+                    probe: config.probe.as_ref(),
                 };
                 Some(hand_over_to(&link, &hand_over, call, log).await)
             }

@@ -1,5 +1,9 @@
 //! The hand-over to the deployer: which image, by digest, and what was asked for.
+//!
+//! It goes to the deployer by one of three ways ([`Via`]). It is signed in each, and the deployer takes it from anybody who
+//! brings it.
 
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use function_host::gateway::{Gateway, GatewayError};
@@ -27,8 +31,36 @@ pub struct Chain {
     pub secrets: Secrets,
     /// The function's name, `NAME` or `NAME.NAMESPACE`.
     pub deployer: String,
+    /// By which way.
+    pub via: Via,
     /// How long it may take until the new version answers, or the old one does again.
     pub timeout: Duration,
+}
+
+/// By which way a hand-over reaches the deployer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Via {
+    /// It is called, and its outcome is waited for.
+    #[default]
+    Function,
+    /// It is called through the queue: the outcome is not known here.
+    AsyncFunction,
+    /// The hand-over is part of this builder's answer, and the signature a header of it. Whoever called the builder through
+    /// the queue names the deployer in `X-Callback-Url`, and the queue-worker brings it the answer with its headers.
+    Callback,
+}
+
+impl FromStr for Via {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "function" => Ok(Self::Function),
+            "async-function" => Ok(Self::AsyncFunction),
+            "callback" => Ok(Self::Callback),
+            _ => Err("should be function, async-function or callback"),
+        }
+    }
 }
 
 /// A chain that can be used: its key was read.
@@ -53,6 +85,9 @@ pub struct HandOver<'a> {
     pub built_at: SystemTime,
     /// The function, as the caller asked for it.
     pub deploy: &'a Map<String, Value>,
+    /// How it is to be asked whether it works, where the caller said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe: Option<&'a Map<String, Value>>,
 }
 
 /// What became of it.
@@ -62,6 +97,29 @@ pub struct Deployment {
     pub ending: Ending,
     /// What the deployer said, for the caller.
     pub answer: Value,
+    /// What signs the whole answer of the builder, where the hand-over is part of it.
+    pub seal: Option<Seal>,
+}
+
+/// Signs an answer that carries a hand-over.
+#[derive(Clone, Debug)]
+pub struct Seal(Key);
+
+impl Seal {
+    /// The header that goes with this body.
+    pub fn header(&self, body: &[u8]) -> (header::HeaderName, String) {
+        (
+            header::HeaderName::from_static(SIGNATURE),
+            signature::sign(&self.0, body),
+        )
+    }
+}
+
+impl PartialEq for Seal {
+    /// There is one key: what is sealed tells two answers apart.
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
 }
 
 /// How a deployment ended.
@@ -69,6 +127,8 @@ pub struct Deployment {
 pub enum Ending {
     /// The new version answers.
     Ready,
+    /// It is on its way: what becomes of it is not known here.
+    Sent,
     /// It was refused, or does not work: the caller's doing.
     Refused,
     /// The deployer, the gateway or the provider failed.
@@ -96,9 +156,18 @@ impl Chain {
 }
 
 impl Link<'_> {
-    /// Hands over and waits for the outcome. A deployer that cannot be reached is an outcome too: the image is there.
+    /// Hands over, and waits for the outcome where there is one to be waited for. A deployer that cannot be reached is an
+    /// outcome too: the image is there.
     pub async fn hand_over(&self, hand_over: &HandOver<'_>) -> Deployment {
-        match self.send(hand_over).await {
+        let route = match self.chain.via {
+            Via::Function => "function",
+            Via::AsyncFunction => "async-function",
+            Via::Callback => return self.hand_back(hand_over),
+        };
+        match self.send(route, hand_over).await {
+            Ok((StatusCode::ACCEPTED, _)) if self.chain.via == Via::AsyncFunction => {
+                Deployment::sent("queued", hand_over)
+            }
             Ok((status, body)) => Deployment::from_answer(status, &body),
             Err(error) => {
                 tracing::error!(error = %Causes(&error), "the deployer did not answer");
@@ -107,8 +176,19 @@ impl Link<'_> {
         }
     }
 
-    async fn send(&self, hand_over: &HandOver<'_>) -> Result<(StatusCode, Vec<u8>), GatewayError> {
-        let path = format!("/function/{}", self.chain.deployer);
+    fn hand_back(&self, hand_over: &HandOver<'_>) -> Deployment {
+        let mut deployment = Deployment::sent("handed_over", hand_over);
+        deployment.answer["handOver"] = json!(hand_over);
+        deployment.seal = Some(Seal(self.key.clone()));
+        deployment
+    }
+
+    async fn send(
+        &self,
+        route: &str,
+        hand_over: &HandOver<'_>,
+    ) -> Result<(StatusCode, Vec<u8>), GatewayError> {
+        let path = format!("/{route}/{}", self.chain.deployer);
         // Maps with text keys and plain values: this cannot fail. Were it to, the deployer would refuse what is left.
         let body = serde_json::to_vec(hand_over).unwrap_or_default();
         let mut request = Request::post(self.chain.gateway.at(&path)?)
@@ -134,7 +214,11 @@ impl Deployment {
             _ => Ending::Failed,
         };
         match serde_json::from_slice(body) {
-            Ok(answer @ Value::Object(_)) => Self { ending, answer },
+            Ok(answer @ Value::Object(_)) => Self {
+                ending,
+                answer,
+                seal: None,
+            },
             _ => Self::failed(format!(
                 "the deployer answered {status} with {:?}",
                 String::from_utf8_lossy(body)
@@ -151,6 +235,17 @@ impl Deployment {
         Self {
             ending: Ending::Failed,
             answer: json!({"status": "failed", "reasons": [reason]}),
+            seal: None,
+        }
+    }
+
+    fn sent(status: &str, hand_over: &HandOver<'_>) -> Self {
+        let answer =
+            json!({"function": hand_over.deploy.get("service"), "image": hand_over.image, "status": status});
+        Self {
+            ending: Ending::Sent,
+            answer,
+            seal: None,
         }
     }
 
@@ -191,6 +286,7 @@ mod tests {
             call_id: "id",
             built_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_500),
             deploy: deploy.as_object().expect("object"),
+            probe: None,
         };
 
         assert_eq!(
@@ -252,6 +348,7 @@ mod tests {
             gateway,
             secrets,
             deployer: "deployer-fn".into(),
+            via: Via::Function,
             timeout: Duration::from_secs(1),
         };
 

@@ -23,6 +23,12 @@ pub enum Error {
         /// The name of the missing secret.
         secret: &'static str,
     },
+    /// `deploy` was asked for with a streamed answer, and the hand-over is signed in a header, which comes before the stream.
+    #[error(
+        "this builder signs what is to be deployed in a header of its answer (deploy_via=callback), which a stream cannot have: \
+         `Accept` or `deploy` has to be left out"
+    )]
+    StreamedHandOver,
     /// The secret is there and cannot be used.
     #[error("the builder cannot sign hand-overs")]
     DeploySecret(#[source] SecretError),
@@ -100,7 +106,10 @@ impl Error {
                 RequestErrorKind::NoSpace => Kind::NoSpace,
                 RequestErrorKind::Platform => Kind::Platform,
             },
-            Self::NoDeployment { .. } | Self::SealedSecrets | Self::NoSbomGenerator => Kind::Refused,
+            Self::NoDeployment { .. }
+            | Self::StreamedHandOver
+            | Self::SealedSecrets
+            | Self::NoSbomGenerator => Kind::Refused,
             Self::TimeLimit { .. } => Kind::BuildFailed,
             Self::Busy { limit } => Kind::Busy { limit: *limit },
             Self::Failed(failure) => match failure.fault {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::accept;
 use crate::answer::{self, Answer, Known};
 use crate::build::{self, Builder, Call};
+use crate::chain::Via;
 use crate::error::{Causes, Error, Kind};
 use crate::metrics::Metrics;
 use crate::places::Admitted;
@@ -76,6 +77,17 @@ impl Api {
                 let mut answer = self.run(&request, signature, context, begun, &mut log).await;
                 answer.report.log = Some(log.into_lines());
                 answer.into_response()
+            }
+            (Ok(request), Some(format))
+                if request.config.deploy.is_some() && self.builder.chain.via == Via::Callback =>
+            {
+                let image = request.config.image_as_given.as_str();
+                record(image, &Error::StreamedHandOver, begun);
+                let known = Known {
+                    image: Some(image),
+                    seconds: begun.elapsed().as_secs_f64(),
+                };
+                Answer::failed(&Error::StreamedHandOver, known).into_stream(format)
             }
             (Ok(request), Some(format)) => self.stream(format, request, signature, context, begun, admitted),
             (Err(error), _) => {

@@ -39,6 +39,7 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         gateway: boot.gateway().clone(),
         secrets: boot.secrets().clone(),
         deployer: settings.deployer,
+        via: settings.deploy_via,
         timeout: settings.deploy_timeout,
     };
     let metrics = Metrics::register(boot.registry())?;

@@ -22,6 +22,7 @@
 //! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name besides the built-in `docker/dockerfile` |
 //! | `sbom_generator` | | the image that makes the list of an image's content, for `sbom` |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
+//! | `deploy_via` | `function` | by which way: `function`, `async-function`, or `callback`, see [`Via`] |
 //! | `deploy_timeout` | `5m` | how long a deployment may take |
 //! | `enable_lchown` | | accepted and without effect: nothing is extracted |
 //!
@@ -36,6 +37,7 @@ use function_host::Secrets;
 use function_host::env::Parser;
 
 use crate::buildkit::Daemon;
+use crate::chain::Via;
 use crate::compression::{Compression, Format};
 use crate::context::{self, ArchiveLimits};
 use crate::docker_config::DockerConfig;
@@ -88,6 +90,8 @@ pub struct Settings {
     pub sbom_generator: Option<String>,
     /// The function that deploys.
     pub deployer: String,
+    /// By which way it is reached.
+    pub deploy_via: Via,
     /// How long a deployment may take.
     pub deploy_timeout: Duration,
 }
@@ -126,6 +130,7 @@ impl Settings {
                     .map_err(|error| format!("should be an image: {error}"))
             }),
             deployer: parser.parse("deployer", "deployer-fn".to_owned(), function_name),
+            deploy_via: parser.parse("deploy_via", Via::default(), str::parse),
             deploy_timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
         };
         parser.flag("enable_lchown", false);
@@ -255,6 +260,7 @@ mod tests {
                 ("max_entries", "many"),
                 ("max_config", "1k"),
                 ("queue_wait", "5m"),
+                ("deploy_via", "carrier pigeon"),
                 ("registry_config", "/proc/version"),
                 ("credential_helpers", "/nowhere/at/all"),
                 ("allowed_frontends", "team/Upper"),
@@ -284,12 +290,13 @@ mod tests {
             "max_entries should be",
             "max_config should be",
             "queue_wait needs max_inflight",
+            "deploy_via should be function, async-function or callback",
             "registry_config cannot be used: ",
             "disable_hmac is not set, and secret payload-secret is empty",
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 17);
+        assert_eq!(problems.0.len(), 18);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use function_host::Body;
 use function_host::signature::{Key, Verifier};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 pub use self::image::{PinnedImage, same_image};
@@ -94,6 +94,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
             "the hand-over is JSON, but not an object".to_owned(),
         ]));
     };
+    let document = hand_over_in(document);
     let mut problems = Vec::new();
     let mut fields = Fields::new("", document, &mut problems);
     let image = fields
@@ -145,6 +146,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
             unknown,
         }),
         _ => Err(Error::Invalid(problems)),
+    }
+}
+
+/// The hand-over in a result of the builder, which a queue-worker brings as it was asked to call back; or the document
+/// itself.
+fn hand_over_in(mut document: Map<String, Value>) -> Map<String, Value> {
+    let deployment = document.get_mut("deployment");
+    match deployment.and_then(|deployment| deployment.get_mut("handOver")) {
+        Some(Value::Object(hand_over)) => std::mem::take(hand_over),
+        _ => document,
     }
 }
 
@@ -211,6 +222,23 @@ mod tests {
         let mut expected = full()["deploy"].clone();
         expected["image"] = IMAGE.into();
         assert_eq!(serde_json::to_value(&hand_over.spec).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_hand_over_is_found_in_the_builders_result() {
+        let result = json!({"log": ["l: x"], "image": "registry.example/hello:1.0", "status": "success", "duration": 1.5,
+            "deployment": {"status": "handed_over", "function": "hello", "handOver": full()}});
+        assert_eq!(
+            parse(result.to_string().as_bytes()).unwrap(),
+            parse(full().to_string().as_bytes()).unwrap()
+        );
+        // Of a result without one, there is nothing to deploy.
+        let result = json!({"image": "registry.example/hello:1.0", "status": "success", "duration": 1.5});
+        assert!(
+            problems(&result)
+                .iter()
+                .any(|problem| problem.starts_with("deploy has to be"))
+        );
     }
 
     #[tokio::test]

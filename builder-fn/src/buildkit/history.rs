@@ -1,6 +1,6 @@
 //! What the daemon remembers of builds that are over.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{
     BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
@@ -72,6 +72,11 @@ async fn record(connection: &Connection, reference: &str) -> Result<Option<Build
     Ok(None)
 }
 
+fn time(seconds: i64, nanos: i32) -> Option<SystemTime> {
+    let since = Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
 impl From<BuildHistoryRecord> for Past {
     fn from(record: BuildHistoryRecord) -> Self {
         if let Some(error) = record.error {
@@ -80,6 +85,7 @@ impl From<BuildHistoryRecord> for Past {
         // The first exporter's result; there is only one. The solve's own answer is not kept.
         let mut results = record.result.map(|result| result.results).unwrap_or_default();
         let digest = results.remove(&0).map(|descriptor| descriptor.digest);
-        Self::Succeeded(Solved { digest })
+        let completed_at = record.completed_at.and_then(|at| time(at.seconds, at.nanos));
+        Self::Succeeded(Solved { digest, completed_at })
     }
 }

@@ -8,7 +8,7 @@
 use std::error::Error as StdError;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use tonic::{Code, Status};
@@ -58,6 +58,8 @@ pub struct Job {
 pub struct Solved {
     /// `sha256:…` of the image's manifest, or of its index where there are several platforms.
     pub digest: Option<String>,
+    /// When it was done, of one that was found done already.
+    pub completed_at: Option<SystemTime>,
 }
 
 /// A build that did not.
@@ -168,6 +170,7 @@ impl Job {
                             .into_inner()
                             .exporter_response
                             .remove("containerimage.digest"),
+                        completed_at: None,
                     })),
                     Err(status) if is_lost(&status) => return Err(JobError::Lost(status.into())),
                     Err(status) => Some(Past::Failed(status)),

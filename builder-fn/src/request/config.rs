@@ -52,6 +52,8 @@ pub struct BuildConfig {
     pub not_after: Option<SystemTime>,
     /// The function to deploy afterwards: the gateway's request without `image`.
     pub deploy: Option<Map<String, Value>>,
+    /// How the deployer asks that function whether it works; the deployer knows what may be in it.
+    pub probe: Option<Map<String, Value>>,
     /// Keys that mean nothing here, for a warning.
     pub unknown: Vec<String>,
 }
@@ -156,6 +158,7 @@ impl BuildConfig {
             timeout: timeout(keys.take("timeout"))?,
             not_after: keys.text("notAfter")?.map(|text| not_after(&text)).transpose()?,
             deploy: keys.object("deploy")?,
+            probe: keys.object("probe")?,
             unknown: keys.0.into_iter().map(|(key, _)| key).collect(),
             image,
             image_as_given,
@@ -165,7 +168,15 @@ impl BuildConfig {
     }
 
     fn check_deploy(&self) -> Result<(), ConfigError> {
-        let Some(deploy) = &self.deploy else { return Ok(()) };
+        let Some(deploy) = &self.deploy else {
+            return match self.probe {
+                None => Ok(()),
+                Some(_) => Err(wrong(
+                    "probe",
+                    "left out, or beside deploy: it is about what is deployed",
+                )),
+            };
+        };
         if deploy
             .get("service")
             .and_then(Value::as_str)

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use builder_fn::chain::Via;
 use bytes::Bytes;
 use function_host::http;
 use function_host::signature::Verifier;
@@ -15,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::daemon::{self, Calls};
-use crate::setting::{Answer, CALL_ID, Setting, key, tar};
+use crate::setting::{Answer, CALL_ID, Setting, key, post, tar};
 
 type Received = http::Request<Bytes>;
 
@@ -148,6 +149,77 @@ async fn a_gateway_that_is_down_is_502_and_the_image_is_there() {
         error.contains("could not reach the gateway for POST /function/deployer-fn"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn through_the_queue_the_hand_over_is_sent_and_its_outcome_not_waited_for() {
+    for (gateway_says, status, told) in [(202, 200, "queued"), (500, 502, "failed")] {
+        let (address, mut received) = gateway(gateway_says, "").await;
+        let (daemon, mut calls) = daemon::start();
+        let setting = Setting::with_gateway(daemon, &format!("http://{address}")).via(Via::AsyncFunction);
+        setting.secret("deploy-secret", "deploy key");
+
+        let answer = build(&setting);
+        succeed(&mut calls).await;
+
+        let answer = answer.await.expect("no panic");
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(answer.body["deployment"]["status"], told, "{answer:?}");
+        let request = received.recv().await.expect("a hand-over");
+        assert_eq!(request.uri().path(), "/async-function/deployer-fn");
+        assert!(!request.headers().contains_key("x-callback-url"));
+        assert!(request.headers().contains_key("x-deploy-signature"));
+    }
+}
+
+#[tokio::test]
+async fn for_a_callback_the_answer_carries_the_hand_over_and_is_signed_whole() {
+    let (address, mut received) = gateway(200, "{}").await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}")).via(Via::Callback);
+    setting.secret("deploy-secret", "deploy key");
+
+    let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
+    let answer = tokio::spawn({
+        let setting = setting.clone();
+        async move { setting.answer(tar(config)).await }
+    });
+    succeed(&mut calls).await;
+
+    let (head, body) = answer.await.expect("no panic").into_parts();
+    let body = body.collect().await.expect("body").to_bytes();
+    assert_eq!(head.status, 200);
+    let signature = head.headers["x-deploy-signature"].to_str().expect("text");
+    let mut verifier = Verifier::new(&key("deploy key"), signature).expect("a signature");
+    verifier.update(&body);
+    verifier.finish().expect("the right one");
+    let body: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(body["status"], "success");
+    assert_eq!(body["deployment"]["status"], "handed_over");
+    let hand_over = &body["deployment"]["handOver"];
+    assert_eq!(hand_over["image"], "registry:5000/hello@sha256:12");
+    assert_eq!(hand_over["deploy"], json!({"service": "hello"}));
+    assert_eq!(hand_over["probe"], json!({"path": "/works"}));
+    assert!(received.try_recv().is_err(), "the deployer is not called as well");
+}
+
+#[tokio::test]
+async fn a_stream_cannot_carry_a_hand_over_and_says_so_before_it_builds() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon).via(Via::Callback);
+    setting.secret("deploy-secret", "deploy key");
+    let tar = tar(json!({"deploy": {"service": "hello"}}));
+    let signature = function_host::signature::sign(&key("payload key"), &tar);
+    let mut request = post(tar, Some(&signature));
+    let accept = "application/x-ndjson".parse().expect("header");
+    request.headers_mut().insert("accept", accept);
+
+    let answer = Answer::read(setting.send(request).await).await;
+
+    assert_eq!((answer.status, &answer.body["status"]), (200, &json!("failed")));
+    let error = answer.body["error"].as_str().expect("text");
+    assert!(error.contains("deploy_via=callback"), "{error}");
+    assert!(calls.solves.try_recv().is_err());
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use builder_fn::build::Builder;
 use builder_fn::buildkit::{Daemon, Limits};
-use builder_fn::chain::Chain;
+use builder_fn::chain::{Chain, Via};
 use builder_fn::compression::Compression;
 use builder_fn::context::SpoolRoom;
 use builder_fn::handler::Api;
@@ -68,6 +68,7 @@ impl Setting {
             gateway: gateway.clone(),
             secrets: secrets.clone(),
             deployer: "deployer-fn".into(),
+            via: Via::default(),
             timeout: Duration::from_secs(60),
         };
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
@@ -105,6 +106,12 @@ impl Setting {
         self
     }
 
+    /// The same, with another way to the deployer.
+    pub(crate) fn via(mut self, via: Via) -> Self {
+        self.api.builder.chain.via = via;
+        self
+    }
+
     pub(crate) fn secret(&self, name: &str, content: &str) {
         std::fs::write(self.secrets.path().join(name), content).expect("secret");
     }
@@ -134,8 +141,13 @@ impl Setting {
 
     /// Sends `tar`, signed.
     pub(crate) async fn build(&self, tar: Vec<u8>) -> Answer {
+        Answer::read(self.answer(tar).await).await
+    }
+
+    /// Sends `tar`, signed, and does not read the answer.
+    pub(crate) async fn answer(&self, tar: Vec<u8>) -> Response {
         let signature = sign(&key(PAYLOAD_KEY), &tar);
-        Answer::read(self.send(post(tar, Some(&signature))).await).await
+        self.send(post(tar, Some(&signature))).await
     }
 }
 

@@ -57,6 +57,21 @@ impl Functions {
         }
     }
 
+    /// Waits until a function says that it is ready.
+    pub async fn wait_until_ready(&self, name: &str, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            let last = self.get(name, "/_/ready").await;
+            if matches!(&last, Ok((200, _))) {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("{name} was not ready within {limit:?}; last: {last:?}");
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Calls a function and gives status and text.
     pub async fn call(&self, name: &str, path: &str, body: &str) -> Result<(u16, String)> {
         let url = format!("{}{path}", self.url(name));

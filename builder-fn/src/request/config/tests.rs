@@ -28,6 +28,7 @@ fn the_least_and_the_most_that_a_config_can_say() {
         "platforms": ["linux/amd64", "linux/arm64/v8"],
         "skipPush": false,
         "deploy": {"service": "hello", "envVars": {"a": "b"}},
+        "probe": {"path": "/works"},
         "target": "ship",
         "labels": {"org.opencontainers.image.source": "here"},
         "noCache": true,
@@ -177,6 +178,7 @@ fn every_error_names_the_key_and_what_would_be_right() {
         (with("noCache", json!(1)), "noCache", "true or false"),
         (with("deploy", json!("hello")), "deploy", "object"),
         (with("deploy", json!({})), "deploy.service", "name"),
+        (with("probe", json!({})), "probe", "beside deploy"),
         (
             with("deploy", json!({"service": "hello", "image": "x"})),
             "deploy.image",

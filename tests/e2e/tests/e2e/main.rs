@@ -2,6 +2,7 @@
 //! Streaming and the queue-worker. `SLIPWAY_STACK` names the stack; `make test` starts it where it does not run.
 
 mod asynchronous;
+mod chains;
 mod config;
 mod contexts;
 mod credentials;
