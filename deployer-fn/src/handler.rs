@@ -1,6 +1,7 @@
 //! The function: a signed hand-over comes in, an outcome goes out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use function_host::http::{HeaderValue, Method, StatusCode, header};
 use function_host::signature::Key;
@@ -14,6 +15,7 @@ use crate::gateway::Bearer;
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 use crate::policy::{Policy, Rules};
+use crate::registry::Images;
 use crate::request::{self, HandOver, SIGNATURE_HEADER};
 use crate::rollout::{Deadline, Ground, Memory, rollout};
 use crate::settings::Settings;
@@ -21,6 +23,9 @@ use crate::turns::Turns;
 
 /// The secret with the key of hand-overs: one key a line while they are rotated.
 pub const KEY_SECRET: &str = "deploy-secret";
+
+/// How long registries may take to say whether they have an image.
+const REGISTRY_ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Deploys what is handed over.
 ///
@@ -85,6 +90,7 @@ impl Deployer {
             metrics,
         } = self.clone();
         async move {
+            let mut objections = objections;
             let _under_way = metrics.begun();
             let (name, namespace) = (&hand_over.spec.service, hand_over.spec.namespace.as_deref());
             let begun = Instant::now();
@@ -101,6 +107,15 @@ impl Deployer {
                 context.deadline(),
                 context.shutdown().clone(),
             );
+            if settings.check_image {
+                let images = Images::new(
+                    context.secrets().clone(),
+                    settings.insecure,
+                    settings.platform.clone(),
+                );
+                let image = &hand_over.spec.image;
+                objections.extend(images.objection(image, REGISTRY_ANSWERS_WITHIN).await);
+            }
             let url = match (&settings.public_url, namespace) {
                 (Some(base), Some(namespace)) => format!("{base}/function/{name}.{namespace}"),
                 (Some(base), None) => format!("{base}/function/{name}"),

@@ -1,7 +1,8 @@
 //! Image to running function: an OpenFaaS function that deploys and answers for the outcome.
 //!
-//! `POST /` takes a hand-over that the builder signed ([`request`]), brings the image in it to run ([`rollout`]) through
-//! the gateway's REST API ([`gateway`]), and answers with an [`outcome`]; [`answer`] gives it an HTTP status.
+//! `POST /` takes a hand-over that the builder signed ([`request`]), asks the [`registry`] for its image, brings that to run
+//! ([`rollout`]) through the gateway's REST API ([`gateway`]), and answers with an [`outcome`]; [`answer`] gives it an HTTP
+//! status.
 
 pub mod answer;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod handler;
 pub mod metrics;
 pub mod outcome;
 pub mod policy;
+pub mod registry;
 pub mod request;
 pub mod rollout;
 pub mod settings;

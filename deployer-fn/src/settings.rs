@@ -25,6 +25,12 @@ pub struct Settings {
     /// `gateway_timeout`: how long the gateway may take for one question. `rollback_timeout`: how long it may take, after that,
     /// to put back what was there before.
     pub limits: Limits,
+    /// `check_image`: whether the registry is asked for the image before anything is changed.
+    pub check_image: bool,
+    /// `insecure`: whether registries speak plain HTTP.
+    pub insecure: bool,
+    /// `platform`: what functions run on, `os/architecture`.
+    pub platform: String,
     /// `public_url`: the gateway's address as callers know it, for the URL in the outcome. Where it is not set, the URL is the
     /// one by which the deployer itself would call the function.
     pub public_url: Option<String>,
@@ -47,6 +53,14 @@ impl Settings {
                 rollback: parser.parse("rollback_timeout", limits.rollback, some_time),
                 ..limits
             },
+            check_image: parser.flag("check_image", true),
+            insecure: parser.flag("insecure", false),
+            platform: parser.parse("platform", own_platform(), |text| match text.split_once('/') {
+                Some((os, rest)) if !os.is_empty() && !rest.is_empty() && !rest.contains('/') => {
+                    Ok(text.to_owned())
+                }
+                _ => Err("should be like linux/amd64"),
+            }),
             public_url: parser.parse("public_url", None, |text| {
                 if text.starts_with("http://") || text.starts_with("https://") {
                     Ok(Some(text.trim_end_matches('/').to_owned()))
@@ -73,6 +87,16 @@ impl Settings {
         }
         settings
     }
+}
+
+/// The one that this process runs on, as registries name it.
+fn own_platform() -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!("linux/{architecture}")
 }
 
 #[cfg(test)]
@@ -129,9 +153,11 @@ mod tests {
             ("gateway_timeout", "soon"),
             ("public_url", "fn.example"),
             ("policy_file", "/nowhere/policy.json"),
+            ("platform", "amd64"),
+            ("insecure", "perhaps"),
         ];
         let mut parser = Parser::new(&given);
         Settings::read(&mut parser);
-        assert_eq!(parser.finish().unwrap_err().0.len(), 4);
+        assert_eq!(parser.finish().unwrap_err().0.len(), 6);
     }
 }

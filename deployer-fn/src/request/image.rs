@@ -57,6 +57,14 @@ impl PinnedImage {
         &self.digest
     }
 
+    /// The registry, and the path of the repository in it.
+    #[must_use]
+    pub fn registry_and_path(&self) -> (&str, &str) {
+        self.repository
+            .split_once('/')
+            .unwrap_or((DEFAULT_REGISTRY, &self.repository))
+    }
+
     /// Whether a reference, as a provider gives it back, means this image. Providers write the same one differently:
     /// faasd adds `docker.io/library/`, faas-netes returns what it was given.
     #[must_use]
@@ -182,6 +190,14 @@ mod tests {
         ] {
             assert_eq!(pinned(name).as_str(), format!("{name}@{DIGEST}"));
         }
+        assert_eq!(
+            pinned("hello").registry_and_path(),
+            ("docker.io", "library/hello")
+        );
+        assert_eq!(
+            pinned("10.63.1.2:5000/team/hello:1").registry_and_path(),
+            ("10.63.1.2:5000", "team/hello")
+        );
     }
 
     #[test]

@@ -44,6 +44,7 @@ fn deployed(gateway: &str) -> Deployed {
     let none: [(&str, &str); 0] = [];
     let mut settings = Settings::read(&mut Parser::new(&none));
     settings.limits.patience = Duration::from_millis(300);
+    settings.check_image = false;
     let context = Context::new("call-1", secrets, gateway, shutdown);
     Deployed {
         deployer: Deployer::new(settings, Metrics::new(&Registry::new()).unwrap()),

@@ -9,12 +9,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use slipway_stack::Registry;
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use crate::{
     client::{Reply, signature},
     plain::{binary, free_port, wait_until_alive},
+    registry,
     shared::Bench,
 };
 
@@ -49,6 +51,11 @@ impl PlainDeployer {
             secrets.path().join("basic-auth-password"),
             &bench.stack.gateway.password,
         )?;
+        let Registry { host, user, password } = &bench.stack.registry;
+        fs::write(
+            secrets.path().join("registry-pull-config"),
+            registry::Registry::docker_config(host, user, password),
+        )?;
         Self::start_with(secrets, gateway, settings).await
     }
 
@@ -63,6 +70,7 @@ impl PlainDeployer {
             .env("secret_mount_path", secrets.path())
             .env("gateway_url", gateway)
             .env("exec_timeout", "3m")
+            .env("insecure", "true")
             .envs(settings.iter().copied())
             .stdout(Stdio::null())
             .spawn()
