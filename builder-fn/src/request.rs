@@ -127,7 +127,7 @@ where
     let mut pump = Pump::new(Intake::new(verifier, limits));
     let mut received = 0u64;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| RequestError::Body { source: error.into() })?;
+        let frame = frame.map_err(|error| RequestError::of_body(error.into()))?;
         // Trailers mean nothing here.
         let Ok(piece) = frame.into_data() else { continue };
         received = received.saturating_add(piece.len() as u64);

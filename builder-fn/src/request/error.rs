@@ -1,6 +1,8 @@
 //! Why a request is refused.
 
-use function_host::BoxError;
+use std::time::Duration;
+
+use function_host::{BodyError, BoxError, duration};
 
 use super::config::ConfigError;
 use super::frontend::FrontendError;
@@ -33,7 +35,16 @@ pub enum RequestError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The sender broke off, or stalled.
+    /// The sender paused for too long.
+    #[error(
+        "nothing came of the body for {}, which is as long as this builder waits (read_timeout)",
+        duration::format(*limit)
+    )]
+    Stalled {
+        /// How long it may pause.
+        limit: Duration,
+    },
+    /// The sender broke off.
     #[error("the body could not be read to its end")]
     Body {
         /// What the connection said.
@@ -87,6 +98,14 @@ pub enum RequestErrorKind {
 }
 
 impl RequestError {
+    /// What became of a body.
+    pub(super) fn of_body(error: BoxError) -> Self {
+        match error.downcast_ref() {
+            Some(BodyError::Stalled { limit }) => Self::Stalled { limit: *limit },
+            _ => Self::Body { source: error },
+        }
+    }
+
     /// What kind of error this is.
     pub fn kind(&self) -> RequestErrorKind {
         match self {
@@ -100,7 +119,7 @@ impl RequestError {
             | Self::Frontend(_)
             | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
             Self::TooLarge { .. } => RequestErrorKind::TooLarge,
-            Self::Body { .. } => RequestErrorKind::Broken,
+            Self::Stalled { .. } | Self::Body { .. } => RequestErrorKind::Broken,
             Self::Spool(SpoolError::Full { .. } | SpoolError::Limit { .. }) => RequestErrorKind::NoSpace,
             Self::Spool(SpoolError::Io { .. }) | Self::Reread(_) | Self::Interrupted => {
                 RequestErrorKind::Platform
@@ -123,6 +142,7 @@ impl RequestError {
             | Self::MalformedSignature
             | Self::WrongSignature
             | Self::TooLarge { .. }
+            | Self::Stalled { .. }
             | Self::Body { .. }
             | Self::Spool(_)
             | Self::Interrupted => false,

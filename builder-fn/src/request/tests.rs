@@ -395,3 +395,25 @@ async fn idle_threads() {
     tokio::task::yield_now().await;
     spawn_blocking(|| ()).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_sender_that_stalls_is_told_so_and_for_how_long_it_may() {
+    let spooled = spool();
+    let limit = std::time::Duration::from_secs(7);
+    let pieces = stream::iter([
+        Ok(Frame::data(Bytes::from_static(b"half"))),
+        Err(function_host::BodyError::Stalled { limit }),
+    ]);
+
+    let error = receive(
+        StreamBody::new(pieces),
+        Some(&sign(b"")),
+        &trust(),
+        &spooled.limits,
+    )
+    .await
+    .unwrap_err();
+
+    assert!(error.to_string().contains("for 7s"), "{error}");
+    assert_eq!((error.kind(), spooled.left()), (RequestErrorKind::Broken, (0, 0)));
+}
