@@ -3,7 +3,9 @@
 //!
 //! Nothing here uses Slipway's own code for signing, packing or parsing: a mistake made on both sides would not show.
 
+pub mod away;
 pub mod buildkit;
+pub mod cable;
 pub mod certificates;
 pub mod client;
 pub mod deployer;

@@ -132,6 +132,11 @@ impl Stack {
         &self.place.name
     }
 
+    /// Whether its parts can be stopped and started: not those of an OpenFaaS that somebody else runs.
+    pub fn has_parts(&self) -> bool {
+        self.plan.is_some()
+    }
+
     /// Whether the registry asks for a password. With faasd it cannot: faasd pulls without one.
     pub fn registry_asks_for_a_password(&self) -> bool {
         !self.registry.user.is_empty()

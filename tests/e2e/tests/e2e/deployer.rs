@@ -11,8 +11,9 @@ mod restarts;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    client::Reply, deployer::PlainDeployer, shared::Bench, source::Source, turnstile::Turnstile,
+    cable::Cable, client::Reply, deployer::PlainDeployer, shared::Bench, source::Source, turnstile::Turnstile,
 };
+use slipway_stack::Part;
 use tokio::sync::{OnceCell, RwLockReadGuard, RwLockWriteGuard};
 
 /// The annotation by which the embedded provider has other manners for one function.
@@ -84,6 +85,8 @@ struct Site {
     bench: Bench,
     images: &'static Images,
     door: Turnstile,
+    /// Between the door and the gateway, where the stack's parts are somebody else's.
+    cable: Option<Cable>,
     deployer: PlainDeployer,
     settings: Vec<Setting>,
     name: String,
@@ -128,18 +131,48 @@ impl Site {
         let images = IMAGES.get_or_try_init(|| Images::build(&bench)).await?;
         let name = format!("{case}-{manners}");
         bench.functions.remove(&name).await?;
-        let door = Turnstile::before(&bench.stack.gateway.url).await?;
+        let cable = match bench.stack.has_parts() {
+            true => None,
+            false => Some(Cable::to(&bench.stack.gateway.url).await?),
+        };
+        let gateway = cable
+            .as_ref()
+            .map_or(bench.stack.gateway.url.as_str(), Cable::url);
+        let door = Turnstile::before(gateway).await?;
         let deployer = PlainDeployer::start(&bench, door.url(), settings).await?;
         Ok(Self {
             bench,
             images,
             door,
+            cable,
             deployer,
             settings: settings.to_vec(),
             name,
             manners,
             _parts: parts,
         })
+    }
+
+    /// Takes the provider away: to the deployer, one that is somebody else's is where no call gets through to it.
+    async fn take_the_provider(&self) -> Result<()> {
+        match &self.cable {
+            None => Ok(self.bench.stack.stop(Part::Provider).await?),
+            Some(cable) => {
+                cable.cut();
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives it back.
+    async fn give_the_provider_back(&self) -> Result<()> {
+        match &self.cable {
+            None => Ok(self.bench.stack.start(Part::Provider).await?),
+            Some(cable) => {
+                cable.mend();
+                Ok(())
+            }
+        }
     }
 
     /// What the builder would hand over. Of two, the one with the greater number is the newer build.

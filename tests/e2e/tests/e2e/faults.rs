@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::json;
-use slipway_e2e::{plain::PlainBuilder, registry::Registry, shared::Bench, source::Source};
+use slipway_e2e::{away::Away, plain::PlainBuilder, registry::Registry, shared::Bench, source::Source};
 use slipway_stack::Part;
 
 fn small() -> Source {
@@ -86,17 +86,18 @@ async fn without_buildkit_a_build_is_the_platforms_failure_and_works_again_after
     let tar = small().tar(
         &json!({ "image": bench.image("e2e/no-buildkit", "1"), "deploy": { "service": "no-buildkit" } }),
     )?;
-    bench.stack.stop(Part::Buildkit).await?;
-    let reply = bench.builder.post(tar.clone()).await;
-    bench.stack.start(Part::Buildkit).await?;
+    let buildkit = Away::of(&bench, Part::Buildkit).await?;
+    buildkit.take().await?;
+    let reply = buildkit.builder()?.post(tar.clone()).await;
+    buildkit.give_back().await?;
     let reply = reply?;
     assert_eq!(reply.status, 502, "{}", reply.text);
     assert!(reply.field("error").contains("BuildKit"), "{}", reply.text);
     assert!(bench.functions.status("no-buildkit").await?.is_none());
     assert!(bench.registry.manifest("e2e/no-buildkit", "1").await?.is_none());
 
-    let reply = bench
-        .builder
+    let reply = buildkit
+        .builder()?
         .post(small().tar(&json!({ "image": bench.image("e2e/no-buildkit", "2") }))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
@@ -110,20 +111,23 @@ async fn buildkit_lost_in_the_middle_of_a_build_is_told_and_leaves_no_session() 
     let base = bench.busybox().await?;
     let at = format!("{:?}", std::time::SystemTime::now());
     let source = Source::dockerfile(format!("FROM {base}\nARG AT\nRUN sleep 301; echo $AT\n"));
-    let tar = source.tar(&json!({ "image": bench.image("e2e/lost", "1"), "buildArgs": { "AT": at } }))?;
-    let client = bench.builder.clone();
+    // A tag of this run's own: what an earlier one left is no sign of this one.
+    let tag = std::process::id().to_string();
+    let tar = source.tar(&json!({ "image": bench.image("e2e/lost", &tag), "buildArgs": { "AT": at } }))?;
+    let buildkit = Away::of(&bench, Part::Buildkit).await?;
+    let client = buildkit.builder()?;
     let running = tokio::spawn(async move { client.post(tar).await });
     let started = bench.wait_for_step("sleep 301", true).await;
-    bench.stack.stop(Part::Buildkit).await?;
-    bench.stack.start(Part::Buildkit).await?;
+    buildkit.take().await?;
+    buildkit.give_back().await?;
     started?;
     let reply = running.await??;
     assert_eq!(reply.status, 502, "{}", reply.text);
     assert!(reply.field("error").contains("BuildKit"), "{}", reply.text);
-    assert!(bench.registry.manifest("e2e/lost", "1").await?.is_none());
+    assert!(bench.registry.manifest("e2e/lost", &tag).await?.is_none());
     bench
         .wait_until(Duration::from_secs(10), "no session is open", || {
-            Ok(bench.sessions()? == 0)
+            Ok(buildkit.sessions()? == 0)
         })
         .await
 }
@@ -135,9 +139,10 @@ async fn without_the_gateway_the_image_is_built_and_the_deployment_is_told_as_fa
     let name = "no-gateway";
     let tar = small()
         .tar(&json!({ "image": bench.image("e2e/no-gateway", "1"), "deploy": { "service": name } }))?;
-    bench.stack.stop(Part::Gateway).await?;
-    let reply = bench.builder.post(tar).await;
-    bench.stack.start(Part::Gateway).await?;
+    let gateway = Away::of(&bench, Part::Gateway).await?;
+    gateway.take().await?;
+    let reply = gateway.builder()?.post(tar).await;
+    gateway.give_back().await?;
     let reply = reply?;
     assert_eq!(reply.status, 502, "{}", reply.text);
     let result = reply.json();
@@ -145,8 +150,11 @@ async fn without_the_gateway_the_image_is_built_and_the_deployment_is_told_as_fa
     assert_eq!(result["deployment"]["status"], "failed", "{result}");
     assert!(reply.field("error").contains("gateway"), "{result}");
     assert!(bench.functions.status(name).await?.is_none());
-    assert_eq!(bench.sessions()?, 0);
-    Ok(())
+    bench
+        .wait_until(Duration::from_secs(10), "no session is open", || {
+            Ok(gateway.sessions()? == 0)
+        })
+        .await
 }
 
 #[tokio::test]
@@ -156,11 +164,12 @@ async fn after_a_build_no_session_and_no_file_is_left() -> Result<()> {
     let tar = small()
         .file("pad", vec![3; 12 << 20])
         .tar(&json!({ "image": bench.image("e2e/tidy", "1") }))?;
-    let reply = bench.builder.post(tar).await?;
+    let buildkit = Away::of(&bench, Part::Buildkit).await?;
+    let reply = buildkit.builder()?.post(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     bench
         .wait_until(Duration::from_secs(10), "no session is open", || {
-            Ok(bench.sessions()? == 0)
+            Ok(buildkit.sessions()? == 0)
         })
         .await
 }

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use slipway_e2e::turnstile::{Moment, Which};
-use slipway_stack::Part;
 
 use super::{Site, in_both_manners};
 
@@ -20,9 +19,9 @@ async fn a_provider_that_is_restarted_in_the_middle_is_waited_for(manners: &'sta
         site.door.hold(Which::Next("PUT"), moment);
         let deployment = tokio::spawn(async move { hand_overs.deploy(&hand_over).await });
         site.door.held().await?;
-        site.bench.stack.stop(Part::Provider).await?;
+        site.take_the_provider().await?;
         site.door.open();
-        site.bench.stack.start(Part::Provider).await?;
+        site.give_the_provider_back().await?;
         let reply = deployment.await??;
         assert_eq!(reply.status, 200, "{moment:?}: {}", reply.text);
         site.runs(image, number).await?;
