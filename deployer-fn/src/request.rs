@@ -316,6 +316,29 @@ mod tests {
     }
 
     #[test]
+    fn what_kubernetes_would_refuse_is_refused_before() {
+        let found = problems(&json!({"image": IMAGE, "deploy": {
+            "service": "hello",
+            "labels": {"a b": "1", "team": "a/b"},
+            "annotations": {"x y": "1", "anything": "a b, as it likes"},
+            "limits": {"memory": "128Mi", "cpu": "1"},
+            "requests": {"memory": "1Gi", "cpu": "500m"}
+        }}));
+        for part in [
+            "deploy.labels has a name that is not a name such as",
+            "deploy.labels.team may have",
+            "deploy.annotations has a name that is not a name such as",
+            "deploy.requests.memory is 1Gi, more than the limit of 128Mi",
+        ] {
+            assert!(
+                found.iter().any(|problem| problem.starts_with(part)),
+                "{part:?}: {found:#?}"
+            );
+        }
+        assert_eq!(found.len(), 4, "{found:#?}");
+    }
+
+    #[test]
     fn what_has_to_be_there_is_asked_for() {
         assert_eq!(
             problems(&json!({})),

@@ -44,6 +44,42 @@ pub(super) fn variable(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A label's or an annotation's name, as Kubernetes qualifies it: `[prefix/]name`, the prefix being a domain.
+pub(super) fn qualified(text: &str) -> Result<(), String> {
+    let (prefix, name) = match text.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, text),
+    };
+    let prefix_is_right = prefix.is_none_or(|prefix| secret(&prefix.to_ascii_lowercase()).is_ok());
+    if !prefix_is_right || name.is_empty() || !is_value(name) {
+        return Err(format!(
+            "is not a name such as \"topic\" or \"example.com/topic\", of at most {LABEL_MAX} letters, digits, hyphens, dots and \
+             underscores: {text:?}"
+        ));
+    }
+    Ok(())
+}
+
+/// A label's value.
+pub(super) fn label_value(text: &str) -> Result<(), String> {
+    if is_value(text) {
+        return Ok(());
+    }
+    Err(format!(
+        "may have {LABEL_MAX} letters, digits, hyphens, dots and underscores, and begins and ends with a letter or a digit: {text:?}"
+    ))
+}
+
+fn is_value(text: &str) -> bool {
+    let ends = |byte: Option<u8>| byte.is_none_or(|byte| byte.is_ascii_alphanumeric());
+    text.len() <= LABEL_MAX
+        && ends(text.bytes().next())
+        && ends(text.bytes().next_back())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+}
+
 /// A Kubernetes quantity: a decimal number with an exponent or a unit. faasd takes one that it cannot read for no
 /// limit at all, so it must not get that far.
 pub(super) fn quantity(text: &str) -> Result<(), String> {
@@ -98,6 +134,38 @@ mod tests {
         }
         for wrong in ["", "..", "../key", "a/b", "a..b", ".a", "A"] {
             assert!(secret(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn labels_and_annotations_are_named_as_kubernetes_wants_it() {
+        for right in [
+            "topic",
+            "com.openfaas.scale.min",
+            "Example.com/a_B-c.1",
+            &"x".repeat(63),
+        ] {
+            assert_eq!(qualified(right), Ok(()), "{right}");
+        }
+        for wrong in [
+            "",
+            "/x",
+            "x/",
+            "a/b/c",
+            "-x",
+            "x.",
+            "a b",
+            "ä",
+            "under_score/x",
+            &"x".repeat(64),
+        ] {
+            assert!(qualified(wrong).is_err(), "{wrong:?}");
+        }
+        for right in ["", "1", "a_B-c.1", &"x".repeat(63)] {
+            assert_eq!(label_value(right), Ok(()), "{right}");
+        }
+        for wrong in ["-", "a b", "a/b", "a.", &"x".repeat(64)] {
+            assert!(label_value(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::fields::Fields;
 use super::image::PinnedImage;
 use super::names;
+use crate::policy::Quantity;
 
 /// Annotations that begin so are the deployer's own.
 pub const OWN_ANNOTATIONS: &str = "slipway/";
@@ -93,6 +94,15 @@ impl FunctionSpec {
         if fields.text("image").is_some_and(|text| !text.is_empty()) {
             fields.complain("image", "must be left out: the image is the one that was built");
         }
+        let labels = fields.map("labels", names::qualified);
+        for (name, value) in &labels {
+            if let Err(reason) = names::label_value(value) {
+                fields.complain(&format!("labels.{name}"), reason);
+            }
+        }
+        let limits = read_resources(fields, "limits");
+        let requests = read_resources(fields, "requests");
+        compare_resources(fields, requests.as_ref(), limits.as_ref());
         let spec = Self {
             service: service.unwrap_or_default(),
             namespace,
@@ -100,20 +110,38 @@ impl FunctionSpec {
             env_vars: fields.map("envVars", names::variable),
             constraints: fields.texts("constraints", |_| Ok(())),
             secrets: fields.texts("secrets", names::secret),
-            labels: fields.map("labels", not_empty),
+            labels,
             annotations: fields.map("annotations", |name| {
-                not_empty(name)?;
+                names::qualified(name)?;
                 if name.starts_with(OWN_ANNOTATIONS) {
                     return Err(format!("is the deployer's own: {name:?}"));
                 }
                 Ok(())
             }),
-            limits: read_resources(fields, "limits"),
-            requests: read_resources(fields, "requests"),
+            limits,
+            requests,
             read_only_root_filesystem: fields.flag("readOnlyRootFilesystem").unwrap_or_default(),
             image: image?,
         };
         Some(spec)
+    }
+}
+
+/// Kubernetes takes no request that is larger than its limit.
+fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limits: Option<&Resources>) {
+    let (Some(requests), Some(limits)) = (requests, limits) else {
+        return;
+    };
+    for (key, request, limit) in [
+        ("requests.memory", &requests.memory, &limits.memory),
+        ("requests.cpu", &requests.cpu, &limits.cpu),
+    ] {
+        let amount = |text: &Option<String>| text.as_deref().and_then(Quantity::parse);
+        if let (Some(request), Some(limit)) = (amount(request), amount(limit))
+            && request > limit
+        {
+            fields.complain(key, format!("is {request}, more than the limit of {limit}"));
+        }
     }
 }
 
@@ -135,14 +163,6 @@ fn read_resources(fields: &mut Fields<'_>, key: &str) -> Option<Resources> {
         resources
     });
     (resources != Resources::default()).then_some(resources)
-}
-
-fn not_empty(name: &str) -> Result<(), String> {
-    if name.is_empty() {
-        Err("is empty".to_owned())
-    } else {
-        Ok(())
-    }
 }
 
 fn written<S: serde::Serializer>(image: &PinnedImage, serializer: S) -> Result<S::Ok, S::Error> {
