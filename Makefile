@@ -45,6 +45,7 @@ chart: ## render the Helm chart with many values
 	@tools=$$($(stack) tool helm) && HELM=$$tools/helm STRICT_MANIFESTS=$$tools/strict-manifests tests/chart.sh
 
 e2e: ## the end-to-end tests, on the stack, which is started where it does not run
+	@$(stack) packages --tests
 	@$(stack) up
 	cargo test --locked --package slipway-e2e
 

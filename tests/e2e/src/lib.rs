@@ -11,6 +11,8 @@ pub mod client;
 pub mod deployer;
 pub mod functions;
 pub mod plain;
+pub mod programs;
+pub mod recorded;
 pub mod records;
 pub mod registry;
 pub mod shared;

@@ -80,6 +80,11 @@ impl PlainBuilder {
         Ok(builder)
     }
 
+    /// Where it listens; no slash at the end.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// A client that signs with the stack's key.
     pub fn client(&self) -> Result<Client> {
         let key = fs::read(self.secrets.path().join("payload-secret"))?;

@@ -55,7 +55,11 @@ enum Command {
         part: Part,
     },
     /// Install the Debian packages that building and running need.
-    Packages,
+    Packages {
+        /// Those of the end-to-end tests too: what their clients are written in.
+        #[arg(long)]
+        tests: bool,
+    },
     /// Build a pinned Go module of tests/stack/tools and print the directory of its programs.
     Tool { module: String },
     /// Become the holder of the stack.
@@ -155,7 +159,8 @@ impl Command {
             }
             Command::Stop { stack, part } => running(&stack)?.stop(part).await?,
             Command::Start { stack, part } => running(&stack)?.start(part).await?,
-            Command::Packages => slipway_stack::install_missing(&progress).await?,
+            Command::Packages { tests: false } => slipway_stack::install_missing(&progress).await?,
+            Command::Packages { tests: true } => slipway_stack::install_missing_for_tests(&progress).await?,
             Command::Tool { module } => {
                 let dir = slipway_stack::build_tool(&Places::from_env()?, &module, &progress).await?;
                 console::line(&dir.display().to_string());

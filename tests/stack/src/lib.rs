@@ -33,7 +33,7 @@ pub use self::{
     down::down,
     error::{Error, Result, chain},
     hold::hold,
-    packages::{install_missing, promtool},
+    packages::{install_missing, install_missing_for_tests, promtool},
     part::Part,
     places::{Places, StackDir, repository},
     plan::Options,

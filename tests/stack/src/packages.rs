@@ -29,6 +29,9 @@ const PACKAGES: &[&str] = &[
     "zstd",
 ];
 
+/// What the clients of `tests/clients` are written in, for the end-to-end tests.
+const CLIENTS: &[&str] = &["curl", "nodejs", "openssl", "php-cli", "python3", "python3-venv"];
+
 /// The registry's package, and that of promtool. Installing them would start servers that listen on every address, now and
 /// at each boot; so they are unpacked into the cache instead, unless they are installed already.
 const REGISTRY: &str = "docker-registry";
@@ -36,7 +39,16 @@ const PROMETHEUS: &str = "prometheus";
 
 /// Installs the packages that are missing.
 pub async fn install_missing(progress: &Progress) -> Result<()> {
-    let missing = missing(PACKAGES).await?;
+    install(PACKAGES, progress).await
+}
+
+/// Installs the packages that are missing, and those that the end-to-end tests need.
+pub async fn install_missing_for_tests(progress: &Progress) -> Result<()> {
+    install(&[PACKAGES, CLIENTS].concat(), progress).await
+}
+
+async fn install(packages: &[&'static str], progress: &Progress) -> Result<()> {
+    let missing = missing(packages).await?;
     if missing.is_empty() {
         return Ok(());
     }

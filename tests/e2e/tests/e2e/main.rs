@@ -3,11 +3,13 @@
 
 mod asynchronous;
 mod chains;
+mod clients;
 mod config;
 mod contexts;
 mod credentials;
 mod deployer;
 mod digests;
+mod faas_cli;
 mod faults;
 mod metrics;
 mod places;

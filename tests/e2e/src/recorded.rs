@@ -1,0 +1,337 @@
+//! A current faas-cli, as data: the bytes that it sends to a builder, and what it makes of an answer. It cannot be had as
+//! a package, so this stands for it in every run. `tests/clients/recorded/README.md` says where each rule is from.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::programs::in_repository;
+
+const BLOCK: usize = 512;
+
+/// The SDK's reader stops, without an error, at a line that does not fit into this with its end.
+const LONGEST_LINE: usize = 64 << 10;
+
+/// What differs from one user to the next.
+#[derive(Debug, Clone)]
+pub struct Stamp {
+    /// The image without its tag.
+    pub repository: String,
+    /// Seconds since 1970: when faas-cli copied the context together.
+    pub mtime: u64,
+    /// What is in `context/Dockerfile`, where it is not the recorded text.
+    pub dockerfile: Option<String>,
+}
+
+/// The recorded requests.
+#[derive(Debug)]
+pub struct Recorded {
+    requests: Value,
+    /// Key pair, public key and sealed secrets.
+    pub secrets: Value,
+}
+
+impl Recorded {
+    /// Reads them.
+    pub fn read() -> Result<Self> {
+        Ok(Self {
+            requests: file("requests.json")?,
+            secrets: file("secrets.json")?,
+        })
+    }
+
+    /// The commands, in order.
+    pub fn commands(&self) -> &[Value] {
+        self.requests["requests"].as_array().map_or(&[], Vec::as_slice)
+    }
+
+    /// The command of this name.
+    pub fn command(&self, name: &str) -> Result<&Value> {
+        let found = self.commands().iter().find(|command| command["name"] == name);
+        found.with_context(|| format!("no command {name:?} was recorded"))
+    }
+
+    /// The headers that are sent to a path, but for what depends on the body, the host and the user.
+    pub fn headers(&self, path: &str) -> Result<Vec<(&str, &str)>> {
+        let headers = self.requests["headers"][path].as_object();
+        let headers = headers.with_context(|| format!("no headers for {path}"))?;
+        let text = |(name, value)| Some((String::as_str(name), Value::as_str(value)?));
+        Ok(headers.iter().filter_map(text).collect())
+    }
+
+    /// The body of `POST /build`.
+    pub fn tar(&self, send: &Value, stamp: &Stamp) -> Result<Vec<u8>> {
+        let mut tar = Vec::new();
+        let owner = &self.requests["owner"];
+        let owner = Owner {
+            id: owner["uid"].as_u64().context("uid")?,
+            name: text(&owner["user"])?,
+        };
+        for entry in self.requests["context"].as_array().context("a context")? {
+            let path = text(&entry["path"])?;
+            let content = match (path, &stamp.dockerfile) {
+                ("context/Dockerfile", Some(dockerfile)) => dockerfile.as_str(),
+                _ => entry["text"].as_str().unwrap_or_default(),
+            };
+            let folder = entry["folder"] == true;
+            let header = Header {
+                kind: if folder { b'5' } else { b'0' },
+                mode: mode(entry)?,
+                mtime: stamp.mtime,
+                owner: &owner,
+            };
+            add(
+                &mut tar,
+                path,
+                entry["long_name"].as_str(),
+                &header,
+                content.as_bytes(),
+            )?;
+        }
+        let nobody = Owner { id: 0, name: "" };
+        let mut last = |entry: &Value, content: &str| {
+            let header = Header {
+                kind: b'0',
+                mode: mode(entry)?,
+                mtime: 0,
+                owner: &nobody,
+            };
+            add(&mut tar, text(&entry["path"])?, None, &header, content.as_bytes())
+        };
+        let config = text(&send["config"])?.replace("{repository}", &stamp.repository);
+        last(&self.requests["config_entry"], &config)?;
+        if send["secrets"] == true {
+            last(&self.requests["secrets_entry"], text(&self.secrets["sealed"])?)?;
+        }
+        tar.resize(tar.len() + 2 * BLOCK, 0);
+        Ok(tar)
+    }
+}
+
+/// What faas-cli makes of an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Its exit code. `up` deploys where it is 0.
+    pub exit: i32,
+    /// What it says, where that is not Go's own message.
+    pub message: Option<String>,
+}
+
+/// faas-cli's verdict on the answer to `POST /build`, unpacked.
+pub fn verdict(function: &str, image: &str, status: u16, body: &str) -> Verdict {
+    let failed = |message: Option<String>| Verdict { exit: 1, message };
+    if !matches!(status, 200 | 202) {
+        return failed(Some(format!(
+            "failed to invoke builder: failed to build function, builder responded with status code {status}"
+        )));
+    }
+    for line in body.split_inclusive('\n') {
+        if line.len() > LONGEST_LINE {
+            break;
+        }
+        let line = line.trim_end_matches('\n').trim_end_matches('\r');
+        let Ok(Value::Object(record)) = serde_json::from_str(line) else {
+            return failed(None);
+        };
+        let is_text = |line: &Value| line.is_string();
+        match record.get("log") {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(lines)) if lines.iter().all(is_text) => {}
+            Some(_) => return failed(None),
+        }
+        if record.get("status").is_some_and(|status| status == "failed") {
+            let error = record.get("error").and_then(Value::as_str).unwrap_or_default();
+            return failed(Some(format!(
+                "failed to invoke builder: {function} failure while building or pushing image {image}: {error}"
+            )));
+        }
+    }
+    Verdict {
+        exit: 0,
+        message: None,
+    }
+}
+
+struct Owner<'a> {
+    id: u64,
+    name: &'a str,
+}
+
+struct Header<'a> {
+    kind: u8,
+    mode: u64,
+    mtime: u64,
+    owner: &'a Owner<'a>,
+}
+
+/// Adds an entry as Go's `archive/tar` writes it. `long` says how a name over 100 bytes, or not in ASCII, is put.
+fn add(tar: &mut Vec<u8>, path: &str, long: Option<&str>, header: &Header<'_>, content: &[u8]) -> Result<()> {
+    match long {
+        None => block(tar, "", path, header, content.len(), true)?,
+        Some("prefix") => {
+            let end = path.len().min(156);
+            let at = path.get(..end).and_then(|start| start.rfind('/'));
+            let at = at.with_context(|| format!("{path} cannot be split"))?;
+            block(tar, &path[..at], &path[at + 1..], header, content.len(), true)?;
+        }
+        Some("pax") => {
+            let (folder, name) = path.rsplit_once('/').context("a name without a folder")?;
+            let record = record("path", path);
+            let extended = Header {
+                kind: b'x',
+                mode: 0,
+                mtime: 0,
+                owner: &Owner { id: 0, name: "" },
+            };
+            let name = ascii(&format!("{folder}/PaxHeaders.0/{name}"));
+            block(tar, "", &name, &extended, record.len(), false)?;
+            padded(tar, record.as_bytes());
+            block(tar, "", &ascii(path), header, content.len(), true)?;
+        }
+        Some(other) => bail!("{path}: a name that is put {other:?}"),
+    }
+    padded(tar, content);
+    Ok(())
+}
+
+fn block(
+    tar: &mut Vec<u8>,
+    prefix: &str,
+    name: &str,
+    header: &Header<'_>,
+    size: usize,
+    devices: bool,
+) -> Result<()> {
+    let mut block = [0; BLOCK];
+    let mut put = |at: usize, width: usize, bytes: &[u8]| -> Result<()> {
+        ensure!(
+            bytes.len() <= width,
+            "{:?} is too long",
+            String::from_utf8_lossy(bytes)
+        );
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    };
+    put(0, 100, name.as_bytes())?;
+    put(100, 7, format!("{:07o}", header.mode).as_bytes())?;
+    put(108, 7, format!("{:07o}", header.owner.id).as_bytes())?;
+    put(116, 7, format!("{:07o}", header.owner.id).as_bytes())?;
+    put(124, 11, format!("{size:011o}").as_bytes())?;
+    put(136, 11, format!("{:011o}", header.mtime).as_bytes())?;
+    put(148, 8, b"        ")?;
+    put(156, 1, &[header.kind])?;
+    put(257, 8, b"ustar\x0000")?;
+    put(265, 31, header.owner.name.as_bytes())?;
+    put(297, 31, header.owner.name.as_bytes())?;
+    if devices {
+        put(329, 7, b"0000000")?;
+        put(337, 7, b"0000000")?;
+    }
+    put(345, 155, prefix.as_bytes())?;
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    tar.extend_from_slice(&block);
+    Ok(())
+}
+
+fn padded(tar: &mut Vec<u8>, content: &[u8]) {
+    tar.extend_from_slice(content);
+    tar.resize(tar.len().next_multiple_of(BLOCK), 0);
+}
+
+/// A PAX record, which begins with its own length.
+fn record(key: &str, value: &str) -> String {
+    let rest = format!(" {key}={value}\n");
+    let mut length = rest.len() + 1;
+    while length != rest.len() + length.to_string().len() {
+        length += 1;
+    }
+    format!("{length}{rest}")
+}
+
+/// What Go keeps of a name in a field for ASCII.
+fn ascii(name: &str) -> String {
+    name.chars().filter(char::is_ascii).take(100).collect()
+}
+
+fn mode(entry: &Value) -> Result<u64> {
+    u64::from_str_radix(text(&entry["mode"])?, 8).context("a mode")
+}
+
+fn text(value: &Value) -> Result<&str> {
+    value.as_str().with_context(|| format!("{value} is no text"))
+}
+
+fn file(name: &str) -> Result<Value> {
+    let path = in_repository("tests/clients/recorded").join(name);
+    let text = fs::read(&path).with_context(|| format!("{path:?}"))?;
+    serde_json::from_slice(&text).with_context(|| format!("{path:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+    use crate::client::signature;
+
+    #[test]
+    fn the_bytes_of_every_recorded_request_are_made_anew() {
+        let recorded = Recorded::read().unwrap();
+        let key = recorded.requests["payload_secret"].as_str().unwrap().trim();
+        let stamp = Stamp {
+            repository: text(&recorded.requests["repository"]).unwrap().to_owned(),
+            mtime: recorded.requests["mtime"].as_u64().unwrap(),
+            dockerfile: None,
+        };
+        let mut checked = 0;
+        for command in recorded.commands() {
+            for send in command["sends"].as_array().unwrap() {
+                if send["path"] != "/build" {
+                    continue;
+                }
+                let tar = recorded.tar(send, &stamp).unwrap();
+                assert_eq!(Some(tar.len() as u64), send["size"].as_u64(), "{command}");
+                assert_eq!(hex::encode(Sha256::digest(&tar)), send["sha256"], "{command}");
+                assert_eq!(
+                    signature(key.as_bytes(), &tar).unwrap(),
+                    send["signature"],
+                    "{command}"
+                );
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, 13);
+    }
+
+    #[test]
+    fn the_verdict_is_that_of_the_recorded_client() {
+        let (image, answers) = ("registry.example/demo/hello:1", file("answers.json").unwrap());
+        let function = answers["function"].as_str().unwrap();
+        let filled = |text: &str| {
+            text.replace("{image}", image)
+                .replace("{x70000}", &"x".repeat(70_000))
+        };
+        for case in answers["answers"].as_array().unwrap() {
+            // faas-cli asks for a stream, and is given one where there is one.
+            let answer = case["answers"]
+                .get("streamed")
+                .unwrap_or(&case["answers"]["whole"]);
+            let chunks = answer["chunks"].as_array().unwrap();
+            let body: String = chunks
+                .iter()
+                .map(|chunk| filled(chunk.as_str().unwrap()))
+                .collect();
+            let status = u16::try_from(answer["status"].as_u64().unwrap()).unwrap();
+            let expected = &case["observed"]["faas-cli"];
+
+            let verdict = verdict(function, image, status, &body);
+
+            assert_eq!(Some(i64::from(verdict.exit)), expected["exit"].as_i64(), "{case}");
+            if let Some(message) = verdict.message {
+                assert_eq!(message, filled(expected["message"].as_str().unwrap()), "{case}");
+            }
+        }
+    }
+}
