@@ -3,6 +3,7 @@
 
 mod bearer;
 pub mod call;
+mod exchange;
 mod status;
 
 use std::future::Future;
@@ -14,6 +15,7 @@ use function_host::http::{Request, Response, StatusCode};
 use serde::Deserialize;
 
 pub use self::bearer::{Bearer, TOKEN_SECRET};
+pub use self::exchange::{Exchange, TOKEN_FILE};
 pub use self::status::FunctionStatus;
 use crate::error::chain;
 

@@ -11,7 +11,7 @@ use tracing::{Instrument, info, warn};
 
 use crate::answer;
 use crate::error::{Error, chain};
-use crate::gateway::Bearer;
+use crate::gateway::{Bearer, Exchange};
 use crate::metrics::Metrics;
 use crate::outcome::Outcome;
 use crate::policy::{Policy, Rules};
@@ -38,17 +38,20 @@ pub struct Deployer {
     turns: Turns,
     memory: Memory,
     metrics: Metrics,
+    exchange: Exchange,
 }
 
 impl Deployer {
     /// A deployer with these settings. Secrets and gateway come with each request.
     #[must_use]
     pub fn new(settings: Settings, metrics: Metrics) -> Self {
+        let exchange = Exchange::new(Secrets::new(&settings.token_mount_path));
         Self {
             metrics,
             settings: Arc::new(settings),
             turns: Turns::default(),
             memory: Memory::default(),
+            exchange,
         }
     }
 
@@ -88,6 +91,7 @@ impl Deployer {
             turns,
             memory,
             metrics,
+            exchange,
         } = self.clone();
         async move {
             let mut objections = objections;
@@ -122,7 +126,7 @@ impl Deployer {
                 (None, namespace) => context.gateway().function_url(name, namespace),
             };
             let ground = Ground {
-                transport: &Bearer::new(context.gateway(), context.secrets()),
+                transport: &Bearer::new(context.gateway(), context.secrets(), &exchange),
                 limits: &settings.limits,
                 memory: &memory,
             };

@@ -21,6 +21,7 @@ use serde_json::Value;
 use tracing::info;
 
 use self::challenge::Challenge;
+pub(crate) use self::challenge::escaped;
 use self::logins::{Login, find};
 use crate::request::PinnedImage;
 
@@ -220,7 +221,7 @@ impl Place<'_> {
         .client(host)?;
         let mut path = format!("{}?scope=repository:{}:pull", realm.path(), self.repository);
         if let Some(service) = service {
-            path = format!("{path}&service={}", challenge::escaped(service));
+            path = format!("{path}&service={}", escaped(service));
         }
         let basic = self.login.as_ref().map(Login::basic);
         let basic = basic.and_then(|text| HeaderValue::from_str(&text).ok());

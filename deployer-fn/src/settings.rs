@@ -1,6 +1,7 @@
 //! The deployer's settings, besides those of the function host.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use function_host::duration;
@@ -15,6 +16,9 @@ const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// What is left of `exec_timeout` for a last look at what runs, and the answer.
 const TO_ANSWER: Duration = Duration::from_secs(5);
+
+/// Where OpenFaaS's own programs look for a service account's token.
+const TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
 
 /// The deployer's settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +35,8 @@ pub struct Settings {
     pub insecure: bool,
     /// `platform`: what functions run on, `os/architecture`.
     pub platform: String,
+    /// `token_mount_path`: where a service account's token is, to be exchanged for the gateway's.
+    pub token_mount_path: PathBuf,
     /// `public_url`: the gateway's address as callers know it, for the URL in the outcome. Where it is not set, the URL is the
     /// one by which the deployer itself would call the function.
     pub public_url: Option<String>,
@@ -61,6 +67,9 @@ impl Settings {
                 }
                 _ => Err("should be like linux/amd64"),
             }),
+            token_mount_path: parser
+                .text("token_mount_path")
+                .map_or_else(|| PathBuf::from(TOKEN_MOUNT_PATH), PathBuf::from),
             public_url: parser.parse("public_url", None, |text| {
                 if text.starts_with("http://") || text.starts_with("https://") {
                     Ok(Some(text.trim_end_matches('/').to_owned()))

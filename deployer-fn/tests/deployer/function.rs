@@ -45,6 +45,7 @@ fn deployed(gateway: &str) -> Deployed {
     let mut settings = Settings::read(&mut Parser::new(&none));
     settings.limits.patience = Duration::from_millis(300);
     settings.check_image = false;
+    settings.token_mount_path = directory.path().join("tokens");
     let context = Context::new("call-1", secrets, gateway, shutdown);
     Deployed {
         deployer: Deployer::new(settings, Metrics::new(&Registry::new()).unwrap()),
@@ -150,6 +151,56 @@ async fn a_token_counts_before_a_password_and_is_read_anew() {
     fs::remove_file(&token).unwrap();
     fs::write(&token, "two\n").unwrap();
     assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::OK);
+    script.finish();
+}
+
+#[tokio::test]
+async fn a_service_accounts_token_is_exchanged_once_and_again_before_its_end() {
+    let exchange = |given: &'static str, seconds: u32| {
+        expect("POST /oauth/token")
+            .check(|request| {
+                let form = std::str::from_utf8(request.body()).unwrap();
+                assert_eq!(
+                    form,
+                    "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange\
+                     &subject_token_type=urn%3Aietf%3Aparams%3Aoauth%3Atoken-type%3Aid_token&subject_token=of.the-pod"
+                );
+                assert!(!request.headers().contains_key("authorization"));
+            })
+            .reply(200, json!({"access_token": given, "expires_in": seconds}).to_string())
+    };
+    let with = |token: &'static str| {
+        move |request: &Request<function_host::Bytes>| assert_eq!(request.headers()["authorization"], token)
+    };
+    let script = Script::new([
+        // Too short to be kept.
+        exchange("one", 9),
+        expect("GET /system/function/hello")
+            .check(with("Bearer one"))
+            .reply(200, state(&digest())),
+        exchange("two", 3600),
+        expect("GET /system/function/hello")
+            .check(with("Bearer two"))
+            .reply(200, state(&digest())),
+        expect("GET /function/hello/_/health").reply(200, "OK"),
+        // It is kept until the gateway does not take it any more.
+        expect("GET /system/function/hello")
+            .check(with("Bearer two"))
+            .reply(401, ""),
+        // Then the gateway will not exchange, and the password is tried.
+        expect("POST /oauth/token").reply(400, json!({"error": "invalid_request"}).to_string()),
+        expect("GET /system/function/hello")
+            .check(with("Basic YWRtaW46cHc="))
+            .reply(401, ""),
+    ]);
+    let deployed = deployed(&script.serve().await);
+    let folder = deployed.secrets.path().join("tokens");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("openfaas-token"), "of.the-pod\n").unwrap();
+    assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::OK);
+    for _ in 0..2 {
+        assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::BAD_GATEWAY);
+    }
     script.finish();
 }
 
