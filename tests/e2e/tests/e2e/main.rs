@@ -12,6 +12,7 @@ mod digests;
 mod faas_cli;
 mod faults;
 mod metrics;
+mod openapi;
 mod places;
 mod provider;
 mod refusals;

@@ -1,0 +1,119 @@
+"""What schemathesis has to be told to get past a signature: how a body is made and signed, and how records are read.
+
+The generator makes bodies as the description says: any bytes. Most of those are packed here, as a config or as a Dockerfile, and
+all but some are signed, so that every answer of the description is met, and compared with it.
+"""
+
+import hashlib
+import hmac
+import io
+import json
+import os
+import tarfile
+
+import schemathesis
+import yaml
+
+KEY = open(os.environ["PAYLOAD_SECRET"], "rb").read().strip()
+IMAGE = os.environ["IMAGE"]
+
+# What configs are made of: each is sent as it is.
+CONFIGS = [
+    {},
+    {"platforms": [""], "buildArgs": {"ADDITIONAL_PACKAGE": ""}},
+    {"platforms": ["linux/amd64", "linux/arm64"], "tags": ["2"], "labels": {"a": "b"}},
+    {"noCache": True, "timeout": "1m", "notAfter": "2099-01-01T00:00:00Z", "provenance": "max"},
+    {"target": "no-such-stage"},
+    {"unheard-of": 1},
+    {"image": ""},
+    {"image": 1},
+    {"buildArgs": {"BUILDKIT_SYNTAX": "x"}},
+    {"platforms": "linux/amd64"},
+    {"notAfter": "2001-01-01T00:00:00Z"},
+    {"timeout": "soon"},
+    {"deploy": {"service": "x", "image": "y"}},
+    {"sbom": True},
+]
+# Every key that is described, but those that need a deployer.
+EVERY = {
+    "image": IMAGE,
+    "buildArgs": {"A": ""},
+    "platforms": ["linux/amd64"],
+    "skipPush": True,
+    "tags": ["2"],
+    "target": "0",
+    "dockerfile": "Dockerfile",
+    "labels": {"a": "b"},
+    "noCache": False,
+    "cacheFrom": [],
+    "cacheTo": [],
+    "compression": "gzip",
+    "compressionLevel": 1,
+    "provenance": False,
+    "sbom": False,
+    "timeout": "1m",
+    "notAfter": "2099-01-01T00:00:00Z",
+}
+CONFIGS.append(EVERY)
+with open(os.environ["DESCRIPTION"], encoding="utf-8") as file:
+    DESCRIBED = yaml.safe_load(file)["components"]["schemas"]["BuildConfig"]["properties"]
+assert set(EVERY) | {"deploy", "probe"} == set(DESCRIBED), set(EVERY) ^ set(DESCRIBED)
+
+ACCEPT = ["*/*", "application/json", "application/x-ndjson", "text/event-stream"]
+
+
+def pack(config, dockerfile):
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in [("com.openfaas.docker.config", config), ("context/Dockerfile", dockerfile), ("context/a", b"a")]:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    if case.method.upper() != "POST" or case.path not in ("/", "/build"):
+        return
+    generated = case.body if isinstance(case.body, bytes) else str(case.body).encode()
+    number = int.from_bytes(hashlib.sha256(generated + case.path.encode()).digest()[:4], "big")
+    way, which = number % 8, number // 8
+    config = json.dumps({"image": IMAGE, "skipPush": True} | CONFIGS[which % len(CONFIGS)]).encode()
+    body = {
+        0: generated,
+        1: pack(generated, b"FROM scratch\n"),
+        2: pack(config, generated),
+    }.get(way, pack(config, b"FROM scratch\nCOPY a /a\n"))
+    case.body = body
+    headers = dict(case.headers or {})
+    headers["Accept"] = ACCEPT[which % len(ACCEPT)]
+    # Where the generator leaves the signature out, or makes one of its own to be refused, that is what is tried.
+    if any(name.lower() == "x-build-signature" for name in headers) and way != 7:
+        headers["X-Build-Signature"] = "sha256=" + hmac.new(KEY, body, "sha256").hexdigest()
+    case.headers = headers
+
+
+def told(content, before, after):
+    """The records of a stream, in the only order that clients understand."""
+    parts = content.split(after)
+    assert parts.pop() == b"", "the last record has no end"
+    found = [json.loads(part.removeprefix(before)) for part in parts]
+    assert all(record["status"] == "in_progress" for record in found[:-1]), found
+    assert found[-1]["status"] in ("success", "failed"), found
+    return found
+
+
+@schemathesis.deserializer("application/x-ndjson")
+def records(context, response):
+    # The description is of one record; the one that says how it ended has most in it.
+    return told(response.content, b"", b"\n")[-1]
+
+
+@schemathesis.hook
+def after_call(context, case, response):
+    # A key that is described and ignored would be a promise that is not kept.
+    if "text/event-stream" in response.headers.get("content-type", [""])[0]:
+        told(response.content, b"data: ", b"\n\n")
+    for line in response.content.decode(errors="replace").split('"'):
+        assert "is ignored" not in line or "unheard-of" in response.text, line
