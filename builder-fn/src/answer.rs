@@ -12,7 +12,7 @@ use futures_util::{Stream, StreamExt};
 use crate::build::Built;
 use crate::chain::{self, Seal};
 use crate::error::{Error, Kind};
-use crate::report::{Ending, Format, Report};
+use crate::report::{Ending, Format, Mask, Report};
 
 /// For nginx, which holds answers back otherwise.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -111,6 +111,18 @@ impl Answer {
         }
     }
 
+    /// Hides what is secret.
+    #[must_use]
+    pub fn masked(mut self, mask: &Mask) -> Self {
+        if let Some(error) = &mut self.report.error {
+            *error = mask.text(error).into_owned();
+        }
+        if let Some(deployment) = &mut self.report.deployment {
+            mask.json(deployment);
+        }
+        self
+    }
+
     /// As one JSON object; a builder that is busy says so in the words that queues know.
     pub fn into_response(mut self) -> Response {
         if let Some(limit) = self.busy {
@@ -152,6 +164,11 @@ pub fn panicked(call_id: &str, image: &str) -> Report {
         seconds: 0.0,
     };
     failure(format!("internal error, call id {call_id}"), known)
+}
+
+/// The key to seal secrets to.
+pub fn public_key(key: &serde_json::Value) -> Response {
+    reply::json(format!("{key}\n"))
 }
 
 /// Nothing is at this path.

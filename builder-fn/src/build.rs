@@ -17,6 +17,7 @@ use crate::places::Places;
 use crate::report::{Lines, Sink};
 use crate::request::config::{CacheTo, Provenance};
 use crate::request::{BuildRequest, Frontend};
+use crate::sealed::BuildSecrets;
 
 /// What is left of a call's or the process's time when a build is ended for it: enough for an answer.
 const TO_ANSWER: Duration = Duration::from_secs(2);
@@ -57,6 +58,8 @@ pub struct Call<'a> {
     pub deadline: Option<Instant>,
     /// When the process will be.
     pub shutdown: &'a Shutdown,
+    /// What steps of the build may ask for.
+    pub secrets: BuildSecrets,
 }
 
 /// What came of a build.
@@ -85,9 +88,6 @@ impl Builder {
         let config = &request.config;
         for warning in &request.warnings {
             log.push(Lines::warning(warning));
-        }
-        if request.sealed_secrets.is_some() {
-            return Err(Error::SealedSecrets);
         }
         if config.sbom && self.sbom_generator.is_none() {
             return Err(Error::NoSbomGenerator);
@@ -138,7 +138,7 @@ impl Builder {
         log: &mut dyn Sink,
     ) -> Result<Solved, Error> {
         let limit = limit(request.config.timeout, call.deadline);
-        let mut lines = Lines::new();
+        let mut lines = Lines::masked(call.secrets.mask().clone());
         let mut steps = self.metrics.steps();
         let building = async {
             let connection = self.daemon.connect().await?;
@@ -179,7 +179,8 @@ impl Builder {
         let services = Services::new()
             .with_health()
             .with_files(request.context.clone(), lease.clone())
-            .with_credentials(self.credentials.clone());
+            .with_credentials(self.credentials.clone())
+            .with_secrets(call.secrets.clone());
         let config = &request.config;
         let solve = Solve {
             reference: call.reference.clone(),

@@ -10,6 +10,7 @@ use function_host::secret::SecretError;
 use crate::buildkit::{ConnectError, Failure, Fault, JobError};
 use crate::places::Full;
 use crate::request::{RequestError, RequestErrorKind};
+use crate::sealed::SealError;
 
 /// Whatever can go wrong with a build request.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,9 @@ pub enum Error {
         /// How many may run at a time.
         limit: usize,
     },
+    /// The sealed secrets cannot be opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// No daemon.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -110,6 +114,8 @@ impl Error {
             | Self::StreamedHandOver
             | Self::SealedSecrets
             | Self::NoSbomGenerator => Kind::Refused,
+            Self::Seal(error) if error.is_ours() => Kind::Platform,
+            Self::Seal(_) => Kind::Refused,
             Self::TimeLimit { .. } => Kind::BuildFailed,
             Self::Busy { limit } => Kind::Busy { limit: *limit },
             Self::Failed(failure) => match failure.fault {

@@ -13,8 +13,9 @@ use crate::chain::Via;
 use crate::error::{Causes, Error, Kind};
 use crate::metrics::Metrics;
 use crate::places::Admitted;
-use crate::report::{Feed, Format, Log, Sink, live};
+use crate::report::{Feed, Format, Log, Mask, Sink, live};
 use crate::request::{self, BuildRequest, Limits, SIGNATURE_HEADER, Trust};
+use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::PAYLOAD_SECRET;
 
 /// The builder's HTTP interface, but for probes and metrics, which are the host's.
@@ -28,6 +29,8 @@ pub struct Api {
     pub disable_hmac: bool,
     /// How much of a build's log is told, in bytes.
     pub max_log: usize,
+    /// The key that callers seal secrets to.
+    pub seal: Option<SealKey>,
     /// What can be seen of it.
     pub metrics: Metrics,
 }
@@ -49,12 +52,36 @@ impl Handler for Api {
         }
         Ok(match served {
             Method::POST => self.build(request, &context).await,
-            _ => answer::not_found("this builder has no key for sealed secrets"),
+            _ => self.public_key(),
         })
     }
 }
 
 impl Api {
+    fn public_key(&self) -> Response {
+        let Some(key) = &self.seal else {
+            return answer::not_found(
+                "this builder has no key for sealed secrets (build_secrets_private_key_path)",
+            );
+        };
+        match key.public() {
+            Ok(key) => answer::public_key(&key),
+            Err(error) => {
+                let error = Error::from(error);
+                tracing::error!(error = %Causes(&error), "no public key");
+                Answer::failed(&error, Known::default()).into_response()
+            }
+        }
+    }
+
+    fn open(&self, sealed: Option<&[u8]>) -> Result<BuildSecrets, Error> {
+        match (sealed, &self.seal) {
+            (None, _) => Ok(BuildSecrets::default()),
+            (Some(_), None) => Err(Error::SealedSecrets),
+            (Some(sealed), Some(key)) => Ok(key.open(sealed)?),
+        }
+    }
+
     async fn build(&self, request: Request, context: &Context) -> Response {
         let begun = Instant::now();
         // Before the body: whom there is no room for is not to send it.
@@ -82,7 +109,7 @@ impl Api {
                 if request.config.deploy.is_some() && self.builder.chain.via == Via::Callback =>
             {
                 let image = request.config.image_as_given.as_str();
-                record(image, &Error::StreamedHandOver, begun);
+                record(image, &Error::StreamedHandOver, begun, &Mask::default());
                 let known = Known {
                     image: Some(image),
                     seconds: begun.elapsed().as_secs_f64(),
@@ -91,7 +118,7 @@ impl Api {
             }
             (Ok(request), Some(format)) => self.stream(format, request, signature, context, begun, admitted),
             (Err(error), _) => {
-                record("", &error, begun);
+                record("", &error, begun, &Mask::default());
                 let known = Known {
                     seconds: begun.elapsed().as_secs_f64(),
                     ..Known::default()
@@ -138,11 +165,17 @@ impl Api {
     ) -> Answer {
         let image = request.config.image_as_given.as_str();
         let signature = signature.filter(|_| !self.disable_hmac);
+        let (secrets, unopened) = match self.open(request.sealed_secrets.as_deref()) {
+            Ok(secrets) => (secrets, None),
+            Err(error) => (BuildSecrets::default(), Some(error)),
+        };
+        let mask = secrets.mask().clone();
         let call = Call {
             id: context.call_id(),
             reference: build::reference(context.call_id(), signature),
             deadline: context.deadline(),
             shutdown: context.shutdown(),
+            secrets,
         };
         tracing::info!(
             image,
@@ -151,7 +184,10 @@ impl Api {
             "building"
         );
         let running = self.metrics.begin(request.received);
-        let result = self.builder.build(request, &call, log).await;
+        let result = match unopened {
+            None => self.builder.build(request, &call, log).await,
+            Some(error) => Err(error),
+        };
         let seconds = begun.elapsed().as_secs_f64();
         let known = Known {
             image: Some(image),
@@ -166,12 +202,12 @@ impl Api {
                     .map(|deployment| format!("{:?}", deployment.ending));
                 tracing::info!(image, digest, deployment, seconds, "built");
                 running.end("success");
-                Answer::built(built, known)
+                Answer::built(built, known).masked(&mask)
             }
             Err(error) => {
-                record(image, &error, begun);
+                record(image, &error, begun, &mask);
                 running.end(outcome(error.kind()));
-                Answer::failed(&error, known)
+                Answer::failed(&error, known).masked(&mask)
             }
         }
     }
@@ -209,13 +245,15 @@ fn outcome(kind: Kind) -> &'static str {
 }
 
 /// The caller is told the error; the log has its causes too.
-fn record(image: &str, error: &Error, begun: Instant) {
+fn record(image: &str, error: &Error, begun: Instant, mask: &Mask) {
+    let text = Causes(error).to_string();
+    let text = mask.text(&text);
     let seconds = begun.elapsed().as_secs_f64();
     let outcome = outcome(error.kind());
     match error.kind() {
         Kind::NoSpace | Kind::Platform => {
-            tracing::error!(image, outcome, seconds, error = %Causes(error), "not built")
+            tracing::error!(image, outcome, seconds, error = %text, "not built");
         }
-        _ => tracing::info!(image, outcome, seconds, error = %Causes(error), "not built"),
+        _ => tracing::info!(image, outcome, seconds, error = %text, "not built"),
     }
 }

@@ -15,4 +15,5 @@ pub mod places;
 pub mod ready;
 pub mod report;
 pub mod request;
+pub mod sealed;
 pub mod settings;

@@ -69,6 +69,7 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         limits,
         disable_hmac: settings.disable_hmac,
         max_log: settings.max_log,
+        seal: settings.seal,
         metrics,
     };
     let app = match settings.limits_itself {

@@ -5,6 +5,7 @@ mod feed;
 mod lines;
 mod live;
 mod log;
+mod mask;
 mod record;
 mod ring;
 
@@ -14,6 +15,7 @@ pub use feed::Feed;
 pub use lines::{Lines, MAX_LINE};
 pub use live::live;
 pub use log::Log;
+pub use mask::{Mask, SHORTEST};
 pub use record::{Format, MAX_RECORD};
 
 /// Where the lines of a build go, one after the other.

@@ -21,6 +21,7 @@
 //! | `credential_helpers` | those in `PATH` | the folder with the helpers (`docker-credential-NAME`) that `registry_config` names |
 //! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name besides the built-in `docker/dockerfile` |
 //! | `sbom_generator` | | the image that makes the list of an image's content, for `sbom` |
+//! | `build_secrets_private_key_path` | | a private key that build secrets are sealed to, 32 bytes in base64, as `faas-cli secret keygen` makes it |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
 //! | `deploy_via` | `function` | by which way: `function`, `async-function`, or `callback`, see [`Via`] |
 //! | `deploy_timeout` | `5m` | how long a deployment may take |
@@ -30,7 +31,7 @@
 
 mod daemon;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use function_host::Secrets;
@@ -44,6 +45,7 @@ use crate::docker_config::DockerConfig;
 use crate::error::Causes;
 use crate::places::Places;
 use crate::request::{AllowedFrontends, ImageRef};
+use crate::sealed::SealKey;
 
 /// The secret that requests are signed with.
 pub const PAYLOAD_SECRET: &str = "payload-secret";
@@ -74,6 +76,8 @@ pub struct Settings {
     pub places: Places,
     /// Whether the host leaves `max_inflight` to us.
     pub limits_itself: bool,
+    /// What build secrets are sealed to.
+    pub seal: Option<SealKey>,
     /// Where bodies wait.
     pub spool_dir: PathBuf,
     /// Bytes that bodies may take together.
@@ -114,6 +118,9 @@ impl Settings {
             max_config: parser.number("max_config", ArchiveLimits::default().small_file),
             limits_itself: places.is_some(),
             places: places.unwrap_or_default(),
+            seal: parser
+                .text("build_secrets_private_key_path")
+                .map(|path| SealKey::at(Path::new(&path))),
             spool_dir: parser
                 .text("spool_dir")
                 .map_or_else(std::env::temp_dir, PathBuf::from),
@@ -134,6 +141,10 @@ impl Settings {
             deploy_timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
         };
         parser.flag("enable_lchown", false);
+        if let Some(Err(error)) = settings.seal.as_ref().map(SealKey::public) {
+            let what = format!("cannot be used: {}", Causes(&error));
+            parser.problem("build_secrets_private_key_path", what);
+        }
         if !settings.spool_dir.is_dir() {
             let what = format!(
                 "should name a folder, and {} is none",
@@ -254,6 +265,7 @@ mod tests {
                 ("insecure", "perhaps"),
                 ("max_body", "-1"),
                 ("max_log", "1024"),
+                ("build_secrets_private_key_path", "/proc/version"),
                 ("spool_dir", "/nowhere/at/all"),
                 ("deployer", "../system/functions"),
                 ("deploy_timeout", "soon"),
@@ -278,6 +290,7 @@ mod tests {
             "buildkit_url should be unix://PATH or tcp://HOST:PORT",
             "insecure should be",
             "max_body should be",
+            "build_secrets_private_key_path cannot be used: ",
             "max_log should be a number of bytes, 16384 or more",
             "spool_dir should name a folder",
             "deployer should be the name",
@@ -296,7 +309,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 18);
+        assert_eq!(problems.0.len(), 19);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod filesync;
 mod health;
 mod keys;
 mod pipe;
+mod secrets;
 mod services;
 
 use std::convert::Infallible;
@@ -22,6 +23,7 @@ pub use auth::{Auth, CredentialStore};
 pub use filesync::FileSync;
 pub use health::Health;
 pub use keys::{Lease, SharedKeys};
+pub use secrets::Secrets;
 pub use services::Services;
 
 use super::connection::Connection;

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use super::Mask;
 use crate::buildkit::Event;
 
 /// Bytes of text in one line; longer ones are split. Clients stop reading at 64 KiB, and JSON may write a byte as six.
@@ -23,6 +24,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Lines {
     steps: HashMap<String, (Option<SystemTime>, Option<SystemTime>)>,
     progress: HashMap<String, Told>,
+    mask: Mask,
     unfinished: HashMap<(String, i64), Unfinished>,
 }
 
@@ -47,6 +49,14 @@ impl Lines {
         Self::default()
     }
 
+    /// None yet, of a build whose secrets `mask` hides.
+    pub fn masked(mask: Mask) -> Self {
+        Self {
+            mask,
+            ..Self::default()
+        }
+    }
+
     /// The lines that `event` completes.
     pub fn of(&mut self, event: Event) -> Vec<String> {
         match event {
@@ -69,7 +79,7 @@ impl Lines {
                 at,
                 text,
             } => self.output(step, stream, at, &text),
-            Event::Warning { text } => vec![Self::warning(&text)],
+            Event::Warning { text } => vec![Self::warning(&self.mask.text(&text))],
         }
     }
 
@@ -82,7 +92,7 @@ impl Lines {
             .collect();
         rest.sort_by_key(|unfinished| unfinished.at);
         rest.iter()
-            .flat_map(|unfinished| output_lines(unfinished.at, &unfinished.text))
+            .flat_map(|unfinished| output_lines(&self.mask, unfinished.at, &unfinished.text))
             .collect()
     }
 
@@ -117,7 +127,12 @@ impl Lines {
                 return Vec::new();
             }
         }
-        let line = format!("s: {} {} {}", time(now.at), one_line(&id), now.current);
+        let line = format!(
+            "s: {} {} {}",
+            time(now.at),
+            one_line(&self.mask.text(&id)),
+            now.current
+        );
         if self.progress.len() < MAX_STEPS || self.progress.contains_key(&id) {
             self.progress.insert(id, now);
         }
@@ -135,7 +150,7 @@ impl Lines {
         if self.steps.get(&digest) == Some(&(started, completed)) {
             return Vec::new();
         }
-        let name = one_line(name);
+        let name = one_line(&self.mask.text(name));
         let line = match (started, completed) {
             (None, _) => return Vec::new(),
             (Some(started), None) => format!("v: {} {name}", time(started)),
@@ -149,7 +164,7 @@ impl Lines {
             Some(_) => [1, 2]
                 .into_iter()
                 .filter_map(|stream| self.unfinished.remove(&(digest.clone(), stream)))
-                .flat_map(|unfinished| output_lines(unfinished.at, &unfinished.text))
+                .flat_map(|unfinished| output_lines(&self.mask, unfinished.at, &unfinished.text))
                 .collect(),
             None => Vec::new(),
         };
@@ -170,13 +185,13 @@ impl Lines {
         pending.extend_from_slice(text);
         let mut lines = Vec::new();
         if let Some(newline) = pending.iter().rposition(|byte| *byte == b'\n') {
-            lines = output_lines(at, &pending[..=newline]);
+            lines = output_lines(&self.mask, at, &pending[..=newline]);
             pending.drain(..=newline);
         }
         // A line without end is told in pieces. What is left over waits for the rest of it.
-        while pending.len() >= MAX_LINE {
-            let end = floor_char_boundary(&pending, MAX_LINE);
-            lines.extend(output_lines(at, &pending[..end]));
+        while pending.len() >= MAX_LINE + self.mask.reach() {
+            let end = self.mask.cut(&pending, floor_char_boundary(&pending, MAX_LINE));
+            lines.extend(output_lines(&self.mask, at, &pending[..end]));
             pending.drain(..end);
         }
         if !pending.is_empty() {
@@ -191,13 +206,15 @@ pub(super) fn remark(text: &str) -> String {
     format!("l: {} {}", time(SystemTime::now()), one_line(text))
 }
 
-fn output_lines(at: SystemTime, text: &[u8]) -> Vec<String> {
+fn output_lines(mask: &Mask, at: SystemTime, text: &[u8]) -> Vec<String> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     if text.is_empty() {
         return Vec::new();
     }
     let at = time(at);
-    let text = String::from_utf8_lossy(text);
+    // No text that is hidden has an end of line in it.
+    let text = mask.bytes(text);
+    let text = String::from_utf8_lossy(&text);
     text.split('\n')
         .flat_map(|line| pieces(line.trim_end_matches('\r')))
         .map(|piece| format!("l: {at} {piece}"))
@@ -401,6 +418,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         #[test]
         fn however_output_is_cut_its_text_comes_whole_and_its_lines_are_short(
             text in "([a-zäü€😀]{0,40}|\n){0,12}",
@@ -429,6 +448,34 @@ mod tests {
             prop_assert!(told.iter().all(|line| line.starts_with(prefix) && line.len() <= prefix.len() + MAX_LINE));
             let whole: String = told.iter().map(|line| &line[prefix.len()..]).collect();
             prop_assert_eq!(whole, text.replace('\n', ""));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn a_secret_is_hidden_however_its_line_is_cut_and_however_long_that_is(
+            before in 0..20_000usize,
+            secret in "[A-Z0-9]{4,300}",
+            after in 0..20_000usize,
+            cut in 1..9000usize,
+        ) {
+            let mut lines = Lines::masked(Mask::of([secret.as_bytes()].into_iter()));
+            let text = "x".repeat(before) + &secret + &"y".repeat(after);
+            let mut told = Vec::new();
+            for piece in text.as_bytes().chunks(cut) {
+                told.extend(lines.of(Event::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
+            }
+            told.extend(lines.rest());
+
+            let shown: String = told.iter().map(|line| &line["l: 2026-01-02T03:04:05Z ".len()..]).collect();
+            let left = secret.len() % 256;
+            if left == 0 || left >= 4 {
+                let marks = shown.trim_start_matches('x').trim_end_matches('y');
+                prop_assert!(marks == "***" || marks == "******", "{}", marks);
+            }
+            prop_assert!(!shown.contains(&secret[..4]), "{}", shown);
         }
     }
 

@@ -183,6 +183,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
         #[test]
         fn lines_that_fit_make_a_record_that_is_read_whole(lines in prop::collection::vec(".{0,2000}|\u{1}{0,8000}", 0..60)) {
             let mut room = Room::new();

@@ -330,7 +330,7 @@ async fn other_paths_and_methods_are_told_what_there_is() {
             Method::GET,
             "/publickey",
             404,
-            "this builder has no key for sealed secrets",
+            "this builder has no key for sealed secrets (build_secrets_private_key_path)",
         ),
         (
             Method::GET,

@@ -7,6 +7,7 @@ mod daemon;
 mod files;
 mod job;
 mod redelivery;
+mod secrets;
 mod setting;
 mod streams;
 

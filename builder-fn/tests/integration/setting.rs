@@ -12,6 +12,7 @@ use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
 use builder_fn::places::Places;
 use builder_fn::request;
+use builder_fn::sealed::SealKey;
 use function_host::http::Method;
 use function_host::prometheus::Registry;
 use function_host::signature::{Key, sign};
@@ -90,6 +91,7 @@ impl Setting {
             limits: request::Limits::new(MAX_BODY, folder.path(), room),
             disable_hmac: false,
             max_log: MAX_LOG,
+            seal: None,
             metrics,
         };
         Self {
@@ -114,6 +116,14 @@ impl Setting {
 
     pub(crate) fn secret(&self, name: &str, content: &str) {
         std::fs::write(self.secrets.path().join(name), content).expect("secret");
+    }
+
+    /// Gives the builder a key for sealed secrets.
+    pub(crate) fn with_seal(mut self, key: &str) -> Self {
+        self.secret("build-secrets-key", key);
+        let path = self.secrets.path().join("build-secrets-key");
+        self.api.seal = Some(SealKey::at(&path));
+        self
     }
 
     pub(crate) fn begin_shutdown(&self, deadline: Instant) {

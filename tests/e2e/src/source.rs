@@ -72,6 +72,18 @@ impl Source {
         builder.into_inner().context("closing the tar")
     }
 
+    /// The tar with this config and this envelope of sealed secrets behind it, as faas-cli lays it out.
+    pub fn tar_with_secrets(&self, config: &Value, envelope: &str) -> Result<Vec<u8>> {
+        let mut builder = self.context_entries()?;
+        for (name, text, mode) in [
+            ("com.openfaas.docker.config", config.to_string().as_str(), 0o664),
+            ("com.openfaas.secrets", envelope, 0o600),
+        ] {
+            append(&mut builder, name, text.as_bytes(), mode, tar::EntryType::Regular)?;
+        }
+        builder.into_inner().context("closing the tar")
+    }
+
     /// The tar without a config: a client's mistake.
     pub fn tar_without_config(&self) -> Result<Vec<u8>> {
         self.context_entries()?.into_inner().context("closing the tar")

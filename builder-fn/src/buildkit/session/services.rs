@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bollard_buildkit_proto::health::health_server::HealthServer;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_server::SecretsServer;
 use bollard_buildkit_proto::moby::filesync::v1::auth_server::AuthServer;
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server::FileSyncServer;
 use http::{Request, Response};
@@ -18,9 +19,10 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 
-use super::{Auth, CredentialStore, FileSync, Health, Lease};
+use super::{Auth, CredentialStore, FileSync, Health, Lease, Secrets};
 use crate::buildkit::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::context::SourceContext;
+use crate::sealed::BuildSecrets;
 
 /// Patterns of a large `.dockerignore` come as headers: what Go's server accepts by default, rather than hyper's 16 KiB.
 const MAX_HEADERS: u32 = 1 << 20;
@@ -56,6 +58,15 @@ impl Services {
     #[must_use]
     pub fn with_credentials(self, store: Arc<dyn CredentialStore>) -> Self {
         self.with(AuthServer::new(Auth::new(store)), &["Credentials"])
+    }
+
+    /// Answers with secrets. Without any the daemon is told that there are none by there being no such service.
+    #[must_use]
+    pub fn with_secrets(self, secrets: BuildSecrets) -> Self {
+        match secrets.is_empty() {
+            true => self,
+            false => self.with(SecretsServer::new(Secrets::new(secrets)), &["GetSecret"]),
+        }
     }
 
     /// Serves `service` and announces those of its `methods` that do something. Generated code has the service's

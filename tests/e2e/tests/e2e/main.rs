@@ -16,6 +16,7 @@ mod openapi;
 mod places;
 mod provider;
 mod refusals;
+mod sealed;
 mod secured;
 mod streams;
 mod synchronous;

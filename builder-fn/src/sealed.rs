@@ -1,0 +1,417 @@
+//! Build secrets: sealed by the caller to a key of this builder, opened here, and given to nobody but the build.
+//!
+//! The envelope is that of OpenFaaS: go-sdk `seal/seal.go`. Names are in clear, every value is a NaCl box of its own.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use crypto_box::aead::Aead;
+use crypto_box::{PublicKey, SalsaBox, SecretKey};
+use function_host::Secrets;
+use function_host::secret::SecretError;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use crate::report::Mask;
+
+const VERSION: &str = "v1";
+const ALGORITHM: &str = "nacl/box";
+const NONCE: usize = 24;
+
+/// The largest value that BuildKit takes, in bytes: `session/secrets/secretsprovider`.
+const MAX_VALUE: usize = 500 << 10;
+
+/// More than any build needs.
+const MAX_SECRETS: usize = 100;
+
+/// Why secrets cannot be opened. Names them, and never says anything of their values.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The key's file is not there, or cannot be read.
+    #[error("the builder cannot open sealed secrets")]
+    Key(#[source] SecretError),
+    /// The key's file has something else in it.
+    #[error("the builder's key for sealed secrets should be 32 bytes in base64")]
+    KeyFormat,
+    /// Not YAML, or not with these fields.
+    #[error("com.openfaas.secrets is not an envelope of sealed secrets{}", line.map(|line| format!(" (line {line})")).unwrap_or_default())]
+    Envelope {
+        /// Where it was noticed.
+        line: Option<u64>,
+    },
+    /// A field that is missing, or has a value that is not known.
+    #[error("{field} in com.openfaas.secrets should be {should_be}")]
+    Field {
+        /// Its name.
+        field: &'static str,
+        /// What would be right.
+        should_be: &'static str,
+    },
+    /// Sealed to another key.
+    #[error(
+        "com.openfaas.secrets was sealed to key {found:?}, and the key of this builder is {own:?}; GET /publickey has it"
+    )]
+    OtherKey {
+        /// The envelope's.
+        found: String,
+        /// Ours.
+        own: String,
+    },
+    /// A name that no `RUN --mount=type=secret,id=` could have.
+    #[error(
+        "{name:?} in com.openfaas.secrets cannot be the name of a secret: letters, digits, '.', '_' and '-', up to 253 of them"
+    )]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// Too many of them.
+    #[error("com.openfaas.secrets has {count} secrets; {MAX_SECRETS} are allowed")]
+    TooMany {
+        /// How many.
+        count: usize,
+    },
+    /// Larger than what BuildKit takes.
+    #[error("the secret {name:?} in com.openfaas.secrets is larger than {MAX_VALUE} bytes")]
+    TooLarge {
+        /// Which.
+        name: String,
+    },
+    /// Damaged, or sealed to another key that claims to be this one.
+    #[error(
+        "the secret {name:?} in com.openfaas.secrets cannot be opened: it is damaged, or was sealed to another key"
+    )]
+    Damaged {
+        /// Which.
+        name: String,
+    },
+}
+
+impl SealError {
+    /// Whether it is not the caller's doing.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Key(_) | Self::KeyFormat)
+    }
+}
+
+/// The file with the private key, read anew when it changes.
+#[derive(Clone, Debug)]
+pub struct SealKey {
+    folder: Secrets,
+    name: String,
+}
+
+impl SealKey {
+    /// The key in the file at `path`.
+    pub fn at(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default();
+        Self {
+            folder: Secrets::new(path.parent().unwrap_or(Path::new("/"))),
+            name: name.to_string_lossy().into_owned(),
+        }
+    }
+
+    /// What `GET /publickey` answers.
+    ///
+    /// # Errors
+    /// When the file is no key.
+    pub fn public(&self) -> Result<Value, SealError> {
+        let public_key = encoded(&self.read()?);
+        Ok(json!({"key_id": key_id(&public_key), "algorithm": ALGORITHM, "public_key": public_key}))
+    }
+
+    /// Opens an envelope.
+    ///
+    /// # Errors
+    /// When it is none, is for another key, or has anything in it that cannot be opened.
+    pub fn open(&self, envelope: &[u8]) -> Result<BuildSecrets, SealError> {
+        let key = self.read()?;
+        let envelope = Envelope::parse(envelope)?;
+        let (own, found) = (encoded(&key), envelope.key_id.as_deref());
+        if let Some(found) = found.filter(|found| !found.is_empty() && *found != key_id(&own)) {
+            return Err(SealError::OtherKey {
+                found: found.chars().take(64).collect(),
+                own: key_id(&own).to_owned(),
+            });
+        }
+        let seal = SalsaBox::new(&envelope.sender, &key);
+        let opened = envelope.secrets.into_iter().map(|(name, sealed)| {
+            let value = open_value(&seal, &name, &sealed)?;
+            Ok((name, value))
+        });
+        Ok(BuildSecrets::new(opened.collect::<Result<_, _>>()?))
+    }
+
+    fn read(&self) -> Result<SecretKey, SealError> {
+        let text = self.folder.read(&self.name).map_err(SealError::Key)?;
+        let bytes = Zeroizing::new(STANDARD.decode(text.expose()).map_err(|_| SealError::KeyFormat)?);
+        SecretKey::from_slice(&bytes).map_err(|_| SealError::KeyFormat)
+    }
+}
+
+/// An envelope whose fields are as they should be.
+struct Envelope {
+    key_id: Option<String>,
+    sender: PublicKey,
+    secrets: BTreeMap<String, String>,
+}
+
+impl Envelope {
+    fn parse(text: &[u8]) -> Result<Self, SealError> {
+        #[derive(Deserialize)]
+        struct Fields {
+            version: Option<String>,
+            algorithm: Option<String>,
+            key_id: Option<String>,
+            public_key: Option<String>,
+            secrets: Option<BTreeMap<String, String>>,
+        }
+        // What the parser says has parts of the text in it.
+        let fields: Fields = serde_saphyr::from_slice(text).map_err(|error| SealError::Envelope {
+            line: error.location().map(|location| location.line()),
+        })?;
+        let wrong = |field, should_be| SealError::Field { field, should_be };
+        if fields.version.as_deref() != Some(VERSION) {
+            return Err(wrong("version", VERSION));
+        }
+        if fields.algorithm.as_deref() != Some(ALGORITHM) {
+            return Err(wrong("algorithm", ALGORITHM));
+        }
+        let sender = fields.public_key.and_then(|key| STANDARD.decode(key.trim()).ok());
+        let sender = sender.and_then(|key| PublicKey::from_slice(&key).ok());
+        let secrets = fields.secrets.unwrap_or_default();
+        if secrets.len() > MAX_SECRETS {
+            return Err(SealError::TooMany { count: secrets.len() });
+        }
+        if let Some(name) = secrets.keys().find(|name| !is_name(name)) {
+            let name = name.chars().take(300).collect();
+            return Err(SealError::Name { name });
+        }
+        Ok(Self {
+            key_id: fields.key_id,
+            sender: sender.ok_or(wrong("public_key", "32 bytes in base64"))?,
+            secrets,
+        })
+    }
+}
+
+fn open_value(seal: &SalsaBox, name: &str, sealed: &str) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    let damaged = || SealError::Damaged {
+        name: name.to_owned(),
+    };
+    let sealed = STANDARD.decode(sealed.trim()).map_err(|_| damaged())?;
+    let (nonce, text) = sealed.split_at_checked(NONCE).ok_or_else(damaged)?;
+    let value = Zeroizing::new(seal.decrypt(nonce.into(), text).map_err(|_| damaged())?);
+    match value.len() > MAX_VALUE {
+        true => Err(SealError::TooLarge {
+            name: name.to_owned(),
+        }),
+        false => Ok(value),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=253).contains(&name.len()) && name.bytes().all(allowed) && !name.bytes().all(|byte| byte == b'.')
+}
+
+fn encoded(key: &SecretKey) -> String {
+    STANDARD.encode(key.public_key().as_bytes())
+}
+
+/// The first eight characters of a public key.
+fn key_id(public_key: &str) -> &str {
+    public_key.get(..8).unwrap_or(public_key)
+}
+
+/// Opened secrets, by name. Values are overwritten when the last clone goes, and not shown by `Debug`.
+#[derive(Clone, Default)]
+pub struct BuildSecrets {
+    values: Arc<BTreeMap<String, Zeroizing<Vec<u8>>>>,
+    mask: Mask,
+}
+
+impl BuildSecrets {
+    fn new(values: BTreeMap<String, Zeroizing<Vec<u8>>>) -> Self {
+        Self {
+            mask: Mask::of(values.values().map(|value| value.as_slice())),
+            values: Arc::new(values),
+        }
+    }
+
+    /// The value of one.
+    pub fn value(&self, name: &str) -> Option<&[u8]> {
+        self.values.get(name).map(|value| value.as_slice())
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// What hides them where they are not to be seen.
+    pub fn mask(&self) -> &Mask {
+        &self.mask
+    }
+}
+
+impl fmt::Debug for BuildSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.values.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of faas-cli's `secret keygen`, and what it sealed: `tests/clients/recorded/secrets.json`.
+    const PRIVATE: &str = "71PAWVnhbfjrSSIrTaaFGTECn2XoUVHRxpkXMK7iNFY=";
+    const PUBLIC: &str = "UWnDv86xVyoHbiUx5erolv0cwuSO9bN3hcX0c3WOmWg=";
+    const ENVELOPE: &str = "version: v1\nalgorithm: nacl/box\nkey_id: UWnDv86x\n\
+        public_key: wxgxx0txUKbj9O9G/SQuc5Tlf3FpifyCOitbNAeNRCk=\nsecrets:\n    \
+        npmrc: AqGBHF+aUNdhe99dDqwBySBlt/MhZc4DCUa8GTcGGqrFsrFVGfDxfm/URNcYDiMAU+zbVpPB3AtT0NOFzbEMMCn0Jg==\n    \
+        pip_token: 8wx/10/ldSRa34Govwn3kp2a4Nfew9ITIUlZnn46TYAwvyQMb4vYQPOMpDdO3CY=\n";
+
+    fn key(content: &str) -> (tempfile::TempDir, SealKey) {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("key");
+        std::fs::write(&path, content).expect("write");
+        (folder, SealKey::at(&path))
+    }
+
+    #[test]
+    fn what_faas_cli_sealed_is_opened() {
+        let (_folder, key) = key(&format!("{PRIVATE}\n"));
+        let secrets = key.open(ENVELOPE.as_bytes()).expect("secrets");
+
+        assert_eq!(
+            secrets.value("npmrc"),
+            Some("//host/:_authToken=t0ken\nü".as_bytes())
+        );
+        assert_eq!(secrets.value("pip_token"), Some(&b"s3cr3t\n"[..]));
+        assert_eq!(secrets.value("other"), None);
+        assert_eq!(format!("{secrets:?}"), r#"{"npmrc", "pip_token"}"#);
+        assert_eq!(
+            key.public().expect("a key"),
+            json!({"key_id": "UWnDv86x", "algorithm": "nacl/box", "public_key": PUBLIC})
+        );
+        let without_id = ENVELOPE.replace("key_id: UWnDv86x\n", "");
+        assert!(key.open(without_id.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn whatever_is_wrong_is_named() {
+        let (_folder, key) = key(PRIVATE);
+        let many: String = (0..=MAX_SECRETS)
+            .map(|name| format!("    s{name}: AAAA\n"))
+            .collect();
+        for (from, to, text) in [
+            (
+                "version: v1",
+                "version: v2",
+                "version in com.openfaas.secrets should be v1",
+            ),
+            (
+                "version: v1\n",
+                "",
+                "version in com.openfaas.secrets should be v1",
+            ),
+            (
+                "nacl/box",
+                "rot13",
+                "algorithm in com.openfaas.secrets should be nacl/box",
+            ),
+            (
+                "key_id: UWnDv86x",
+                "key_id: ABCDEFGH",
+                r#"sealed to key "ABCDEFGH", and the key of this builder is "UWnDv86x""#,
+            ),
+            (
+                "wxgxx0",
+                "",
+                "public_key in com.openfaas.secrets should be 32 bytes in base64",
+            ),
+            (
+                "wxgxx0",
+                "AAAAAA",
+                r#"the secret "npmrc" in com.openfaas.secrets cannot be opened"#,
+            ),
+            (
+                "8wx/10",
+                "8wx/11",
+                r#"the secret "pip_token" in com.openfaas.secrets cannot be opened"#,
+            ),
+            (
+                "8wx/10",
+                "(x)",
+                r#"the secret "pip_token" in com.openfaas.secrets cannot be opened"#,
+            ),
+            (
+                "pip_token",
+                "../token",
+                r#""../token" in com.openfaas.secrets cannot be the name"#,
+            ),
+            (
+                "pip_token",
+                "'a b'",
+                r#""a b" in com.openfaas.secrets cannot be the name"#,
+            ),
+            (
+                "    pip_token",
+                &format!("{many}    pip_token"),
+                "has 103 secrets; 100 are allowed",
+            ),
+            (
+                "secrets:\n",
+                "secrets: [hunter2]\n",
+                "is not an envelope of sealed secrets (line ",
+            ),
+            (
+                "version",
+                "{hunter2",
+                "is not an envelope of sealed secrets (line ",
+            ),
+        ] {
+            let error = key.open(ENVELOPE.replace(from, to).as_bytes()).expect_err(to);
+            assert!(error.to_string().contains(text), "{to}: {error}");
+            assert!(!error.is_ours() && !error.to_string().contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_ours_to_mend_and_one_that_changes_is_read_again() {
+        let (folder, key) = key("no key");
+        assert!(matches!(key.public(), Err(SealError::KeyFormat)));
+        std::fs::write(folder.path().join("next"), PRIVATE).expect("write");
+        std::fs::rename(folder.path().join("next"), folder.path().join("key")).expect("rename");
+        assert_eq!(key.public().expect("a key")["public_key"], PUBLIC);
+        std::fs::remove_file(folder.path().join("key")).expect("remove");
+        let error = key.open(ENVELOPE.as_bytes()).expect_err("it is gone");
+        assert!(error.is_ours());
+    }
+
+    #[test]
+    fn a_value_may_be_as_large_as_buildkit_takes() {
+        use crypto_box::aead::generic_array::GenericArray;
+        let ours = SecretKey::from([1; 32]);
+        let (_folder, key) = key(&STANDARD.encode([1; 32]));
+        let sender = SecretKey::from([2; 32]);
+        let seal = SalsaBox::new(&ours.public_key(), &sender);
+        for (size, good) in [(0, true), (MAX_VALUE, true), (MAX_VALUE + 1, false)] {
+            let nonce = GenericArray::from([3; NONCE]);
+            let sealed = seal.encrypt(&nonce, &vec![b'x'; size][..]).expect("sealed");
+            let value = STANDARD.encode([&nonce[..], &sealed[..]].concat());
+            let public = STANDARD.encode(sender.public_key().as_bytes());
+            let envelope = format!(
+                "version: v1\nalgorithm: nacl/box\npublic_key: {public}\nsecrets:\n  large: {value}\n"
+            );
+            assert_eq!(key.open(envelope.as_bytes()).is_ok(), good, "{size}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Secrets that are sealed to the builder, on their way to the build and nowhere else.
+
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
+use function_host::Body;
+use function_host::http::Method;
+use serde_json::Value;
+use tonic::{Code, Status};
+
+use crate::daemon;
+use crate::job::log;
+use crate::setting::{Answer, Setting, post, tar_of};
+
+/// What faas-cli made and sealed.
+fn recorded() -> Value {
+    let text = include_str!("../../../tests/clients/recorded/secrets.json");
+    serde_json::from_str(text).expect("JSON")
+}
+
+fn tar(envelope: &str) -> Vec<u8> {
+    tar_of(&[
+        ("context/Dockerfile", b"FROM scratch\n"),
+        (
+            "com.openfaas.docker.config",
+            br#"{"image": "registry:5000/hello:1"}"#,
+        ),
+        ("com.openfaas.secrets", envelope.as_bytes()),
+    ])
+}
+
+#[tokio::test]
+async fn secrets_are_served_to_the_build_and_hidden_in_everything_that_is_told() {
+    let recorded = recorded();
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon).with_seal(recorded["private_key"].as_str().expect("a key"));
+    let body = tar(recorded["sealed"].as_str().expect("an envelope"));
+    let answer = tokio::spawn(async move { setting.build(body).await });
+    let (solve, status, session) = calls.build().await;
+
+    let mut client = SecretsClient::new(session.services.clone());
+    for (id, value) in recorded["values"].as_object().expect("values") {
+        let request = GetSecretRequest {
+            id: id.clone(),
+            ..GetSecretRequest::default()
+        };
+        let data = client
+            .get_secret(request)
+            .await
+            .expect("a secret")
+            .into_inner()
+            .data;
+        assert_eq!(data, value.as_str().expect("text").as_bytes());
+    }
+    let request = GetSecretRequest {
+        id: "other".into(),
+        ..GetSecretRequest::default()
+    };
+    let refused = client.get_secret(request).await.expect_err("there is none");
+    assert_eq!(refused.code(), Code::NotFound);
+    let methods: Vec<_> = session
+        .headers
+        .get_all("x-docker-expose-session-grpc-method")
+        .iter()
+        .collect();
+    assert!(
+        methods
+            .iter()
+            .any(|method| *method == "/moby.buildkit.secrets.v1.Secrets/GetSecret")
+    );
+
+    status
+        .events
+        .send(Ok(log("the token is s3c")))
+        .await
+        .expect("listening");
+    status.events.send(Ok(log("r3t!\n"))).await.expect("listening");
+    drop(status);
+    solve.fail(Status::unknown("process \"echo s3cr3t\" failed"));
+    let answer = answer.await.expect("no panic");
+
+    assert_eq!(answer.body["log"][0], "l: 1970-01-01T00:00:00Z the token is ***!");
+    assert_eq!(answer.body["error"], "process \"echo ***\" failed");
+}
+
+#[tokio::test]
+async fn the_public_key_is_told_and_what_cannot_be_opened_is_refused_before_anything_is_built() {
+    let recorded = recorded();
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon).with_seal(recorded["private_key"].as_str().expect("a key"));
+    let mut request = post(Body::empty(), None);
+    *request.method_mut() = Method::GET;
+    *request.uri_mut() = "/publickey".parse().expect("path");
+    let answer = Answer::read(setting.send(request).await).await;
+    assert_eq!(
+        (answer.status, &answer.body),
+        (200, &recorded["publickey_answer"])
+    );
+
+    let sealed = recorded["sealed"].as_str().expect("an envelope");
+    for (envelope, error) in [
+        (
+            sealed.replace("UWnDv86x", "ABCDEFGH"),
+            "sealed to key \"ABCDEFGH\", and the key of this builder is \"UWnDv86x\"",
+        ),
+        (sealed.replace("8wx/10", "8wx/11"), "\"pip_token\""),
+    ] {
+        let answer = setting.build(tar(&envelope)).await;
+        assert_eq!(answer.status, 400, "{answer:?}");
+        assert!(
+            answer.body["error"]
+                .as_str()
+                .is_some_and(|text| text.contains(error)),
+            "{answer:?}"
+        );
+    }
+    assert!(calls.solves.try_recv().is_err());
+}

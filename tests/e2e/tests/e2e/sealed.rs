@@ -1,0 +1,88 @@
+//! Build secrets, sealed by faas-cli, on the real BuildKit.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use slipway_e2e::{plain::PlainBuilder, shared::Bench, source::Source};
+
+/// What faas-cli made and sealed: `tests/clients/recorded`.
+fn recorded() -> Result<Value> {
+    Ok(serde_json::from_str(include_str!(
+        "../../../clients/recorded/secrets.json"
+    ))?)
+}
+
+#[tokio::test]
+async fn a_build_reads_its_secrets_and_nobody_else_does() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let recorded = recorded()?;
+    let text = |name: &str| recorded[name].as_str().with_context(|| name.to_owned());
+    let keys = tempfile::tempdir()?;
+    let key = keys.path().join("key");
+    std::fs::write(&key, text("private_key")?)?;
+    let path = key.to_str().context("a path")?;
+    let builder = PlainBuilder::with_settings(&bench, &[("build_secrets_private_key_path", path)]).await?;
+
+    // As a file and as a variable; the lengths show that both are whole. Then all that is careless.
+    let at = format!("{:?}", std::time::SystemTime::now());
+    let source = Source::dockerfile(format!(
+        "FROM {base}\nENV AT=\"{at}\"\n\
+         RUN --mount=type=secret,id=pip_token,required=true --mount=type=secret,id=npmrc,env=NPMRC \
+         wc -c < /run/secrets/pip_token; echo -n \"$NPMRC\" | wc -c; \
+         cat /run/secrets/pip_token; echo \"with $NPMRC\"; base64 /run/secrets/pip_token; \
+         echo what the step wrote > /proof\n"
+    ));
+    let config = json!({ "image": bench.image("e2e/sealed", "1") });
+    let tar = source.tar_with_secrets(&config, text("sealed")?)?;
+    let reply = builder.client()?.post(tar).await?;
+
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let log: Vec<String> = serde_json::from_value(reply.json()["log"].clone())?;
+    let output: Vec<_> = log
+        .iter()
+        .filter_map(|line| line.strip_prefix("l: ")?.split_once(' '))
+        .map(|(_, text)| text)
+        .collect();
+    let npmrc = recorded["values"]["npmrc"].as_str().context("a value")?.len();
+    assert_eq!(output[..3], ["7", &npmrc.to_string(), "***"], "{log:?}");
+    for secret in ["s3cr3t", "t0ken", "czNjcjN0"] {
+        assert!(!reply.text.contains(secret), "{secret} is told: {}", reply.text);
+    }
+    let manifest = bench
+        .registry
+        .manifest("e2e/sealed", "1")
+        .await?
+        .context("an image")?;
+    let config = manifest.body["config"]["digest"]
+        .as_str()
+        .context("a config")?
+        .to_owned();
+    let mut all = bench.registry.blob("e2e/sealed", &config).await?;
+    for digest in manifest.layers() {
+        let packed = keys.path().join("layer");
+        std::fs::write(&packed, bench.registry.blob("e2e/sealed", &digest).await?)?;
+        // Reads gzip as well, and passes on what is not packed.
+        let unpacked = Command::new("zstd")
+            .args(["-dcf", "--quiet"])
+            .arg(&packed)
+            .output()?;
+        assert!(unpacked.status.success(), "{digest} cannot be unpacked");
+        all.extend(unpacked.stdout);
+    }
+    let is_there = |text: &str| all.windows(text.len()).any(|bytes| bytes == text.as_bytes());
+    assert!(is_there("what the step wrote"));
+    assert!(!is_there("s3cr3t") && !is_there("t0ken"));
+
+    let wrong = text("sealed")?.replace("UWnDv86x", "ABCDEFGH");
+    let refused = builder
+        .client()?
+        .post(source.tar_with_secrets(&json!({ "image": bench.image("e2e/sealed-wrong", "1") }), &wrong)?)
+        .await?;
+    assert_eq!(refused.status, 400, "{}", refused.text);
+    assert!(refused.field("error").contains("ABCDEFGH") && refused.field("error").contains("UWnDv86x"));
+    assert!(bench.registry.manifest("e2e/sealed-wrong", "1").await?.is_none());
+    Ok(())
+}
