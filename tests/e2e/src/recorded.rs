@@ -1,7 +1,7 @@
 //! A current faas-cli, as data: the bytes that it sends to a builder, and what it makes of an answer. It cannot be had as
 //! a package, so this stands for it in every run. `tests/clients/recorded/README.md` says where each rule is from.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -50,6 +50,13 @@ impl Recorded {
     pub fn command(&self, name: &str) -> Result<&Value> {
         let found = self.commands().iter().find(|command| command["name"] == name);
         found.with_context(|| format!("no command {name:?} was recorded"))
+    }
+
+    /// Writes the recorded private key into this folder, and gives its path, for `build_secrets_private_key_path`.
+    pub fn private_key(&self, folder: &Path) -> Result<String> {
+        let path = folder.join("private-key");
+        fs::write(&path, text(&self.secrets["private_key"])?)?;
+        Ok(path.to_str().context("a path that is no text")?.to_owned())
     }
 
     /// The headers that are sent to a path, but for what depends on the body, the host and the user.

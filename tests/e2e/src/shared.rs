@@ -39,11 +39,15 @@ impl Bench {
     /// not there fails the test, with the command that starts it.
     pub fn find() -> Result<Self> {
         let name = env::var("SLIPWAY_STACK").unwrap_or_else(|_| "default".to_owned());
-        let stack = Stack::load(&name)
+        let mut stack = Stack::load(&name)
             .with_context(|| format!("reading the state of stack {name:?}"))?
             .with_context(|| {
                 format!("no stack {name:?} is running: `make test` starts one, `make up` the default one")
             })?;
+        // One that was started without it, or by somebody else, can be tried with another faas-cli as well.
+        if let Some(faas_cli) = env::var_os("SLIPWAY_FAAS_CLI") {
+            stack.tools.faas_cli = fs::canonicalize(&faas_cli).with_context(|| format!("{faas_cli:?}"))?;
+        }
         let key = fs::read(&stack.payload_secret).context("reading the payload secret")?;
         let functions = Functions::of(&stack)?;
         Ok(Self {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     plain::PlainBuilder,
     programs::{Desk, Ran, in_repository},
+    recorded::Recorded,
     shared::Bench,
     source::Source,
 };
@@ -42,25 +43,21 @@ struct Place<'a> {
     bench: &'a Bench,
     builder: PlainBuilder,
     desk: Desk,
+    _keys: tempfile::TempDir,
     base: &'a str,
 }
 
 impl<'a> Place<'a> {
-    async fn new(bench: &'a Bench, secrets: &[(&str, &str)], settings: &[(&str, &str)]) -> Result<Self> {
-        let registry = &bench.stack.registry;
-        let login = slipway_e2e::registry::Registry::docker_config(
-            &registry.host,
-            &registry.user,
-            &registry.password,
-        );
-        let secrets: Vec<_> = [("registry-config", login.as_str())]
-            .into_iter()
-            .chain(secrets.iter().copied())
-            .collect();
+    /// The builder opens what is sealed to the recorded key.
+    async fn new(bench: &'a Bench) -> Result<Self> {
+        let keys = tempfile::tempdir()?;
+        let key = Recorded::read()?.private_key(keys.path())?;
+        let settings = [("build_secrets_private_key_path", key.as_str())];
         let base = bench.busybox().await?;
         Ok(Self {
             bench,
-            builder: PlainBuilder::with_secrets(bench, settings, &secrets).await?,
+            builder: PlainBuilder::with_settings(bench, &settings).await?,
+            _keys: keys,
             desk: Desk::new(base)?,
             base,
         })
@@ -102,7 +99,7 @@ impl<'a> Place<'a> {
 async fn the_go_sdk_builds_and_is_told_of_failures() -> Result<()> {
     let bench = Bench::find()?;
     let _parts = bench.undisturbed().await;
-    let place = Place::new(&bench, &[], &[]).await?;
+    let place = Place::new(&bench).await?;
     let sdk = go_sdk().await?.to_str().context("a path")?;
     let good = place.context("good", "COPY a /a\nRUN echo one; sleep 1; echo two")?;
     let bad = place.context("bad", "RUN echo before; exit 3")?;
@@ -177,12 +174,75 @@ async fn the_go_sdk_builds_and_is_told_of_failures() -> Result<()> {
     Ok(())
 }
 
+/// The SDK asks the program for the key, which asks the builder or has it from a file.
+#[tokio::test]
+async fn the_go_sdk_seals_secrets() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let place = Place::new(&bench).await?;
+    let sdk = go_sdk().await?.to_str().context("a path")?;
+    let step = "RUN --mount=type=secret,id=token,required=true cat /run/secrets/token; grep -qx hush-hush /run/secrets/token";
+    let key = Recorded::read()?.secrets["public_key"].clone();
+    let key = place.desk.write("key.pub", key.as_str().context("a key")?)?;
+    let key = format!("-public-key={}", key.display());
+    let image = bench.image("e2e/go-sdk-secrets", "1");
+    for (call, more) in [
+        ("secrets", &[][..]),
+        ("secrets-stream", &[]),
+        ("secrets-stream", &[key.as_str()]),
+    ] {
+        let context = place.context("sealed", step)?;
+        let given = [
+            &[call, "-log", "-secret", "token=hush-hush"],
+            more,
+            &[&context, &image],
+        ]
+        .concat();
+        let ran = place.run(sdk, &given, &[])?;
+        assert_eq!(
+            (ran.code, &ran.json()["status"]),
+            (0, &json!("success")),
+            "{given:?}: {ran:?}"
+        );
+        assert!(
+            ran.err.contains("***") && !ran.said().contains("hush-hush"),
+            "{ran:?}"
+        );
+    }
+    assert!(place.pushed("e2e/go-sdk-secrets").await?);
+
+    let other = place
+        .desk
+        .write("other.pub", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")?;
+    let other = format!("-public-key={}", other.display());
+    let context = place.context("sealed", step)?;
+    let given = [
+        "secrets-stream",
+        "-secret",
+        "token=hush-hush",
+        &other,
+        &context,
+        &image,
+    ];
+    let ran = place.run(sdk, &given, &[])?;
+    assert_eq!(
+        (ran.code, &ran.json()["status"]),
+        (1, &json!("failed")),
+        "{ran:?}"
+    );
+    assert!(
+        ran.out.contains("AQEBAQEB") && ran.out.contains("UWnDv86x"),
+        "{ran:?}"
+    );
+    Ok(())
+}
+
 /// Each as its heading has it: a function of a template, laid out by faas-cli, and a folder that is the context.
 #[tokio::test]
 async fn clients_in_other_languages_build_and_are_told_of_failures() -> Result<()> {
     let bench = Bench::find()?;
     let _parts = bench.undisturbed().await;
-    let place = Place::new(&bench, &[], &[]).await?;
+    let place = Place::new(&bench).await?;
     let bad = place.context("bad", "RUN exit 3")?;
     place.desk.write("fn/index.html", "a page")?;
     let wrong = place.desk.write("wrong", "another key")?;
@@ -217,8 +277,9 @@ async fn clients_in_other_languages_build_and_are_told_of_failures() -> Result<(
     for (program, arguments) in clients {
         let repository = format!("e2e/client-{program}");
         let image = bench.image(&repository, "1");
-        let run = |folder: &str, lang, more: &[(&str, &str)]| -> Result<(i32, Value)> {
-            let arguments = arguments(&image, folder, lang);
+        let refused = bench.image(&format!("{repository}-bad"), "1");
+        let run = |image: &str, folder: &str, lang, more: &[(&str, &str)]| -> Result<(i32, Value)> {
+            let arguments = arguments(image, folder, lang);
             let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
             let ran = place.run(program, &arguments, more)?;
             let told = ran.json();
@@ -226,7 +287,7 @@ async fn clients_in_other_languages_build_and_are_told_of_failures() -> Result<(
             Ok((ran.code, told))
         };
 
-        let (code, told) = run(&bad, None, &[])?;
+        let (code, told) = run(&refused, &bad, None, &[])?;
         assert_eq!((code, &told["http"]), (1, &json!(422)), "{program}: {told}");
         assert!(
             told["error"]
@@ -234,11 +295,11 @@ async fn clients_in_other_languages_build_and_are_told_of_failures() -> Result<(
                 .is_some_and(|text| text.contains("exit code: 3")),
             "{told}"
         );
-        let (code, told) = run(&bad, None, &wrong)?;
+        let (code, told) = run(&refused, &bad, None, &wrong)?;
         assert_eq!((code, &told["http"]), (1, &json!(401)), "{program}: {told}");
-        assert!(!place.pushed(&repository).await?);
+        assert!(!place.pushed(&format!("{repository}-bad")).await?);
 
-        let (code, told) = run("./fn", Some("small"), &[])?;
+        let (code, told) = run(&image, "./fn", Some("small"), &[])?;
         assert_eq!(
             (code, &told["status"]),
             (0, &json!("success")),
@@ -255,25 +316,28 @@ async fn clients_in_other_languages_build_and_are_told_of_failures() -> Result<(
 async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<()> {
     let bench = Bench::find()?;
     let _parts = bench.undisturbed().await;
-    let place = Place::new(&bench, &[], &[]).await?;
+    let place = Place::new(&bench).await?;
     let curl = in_repository("tests/clients/curl.sh");
     let curl = curl.to_str().context("a path")?;
     let good = place.context("good", "RUN echo one")?;
     let bad = place.context("bad", "RUN exit 3")?;
-    let image = bench.image("e2e/client-curl", "1");
+    let (image, refused) = (
+        bench.image("e2e/client-curl", "1"),
+        bench.image("e2e/client-curl-bad", "1"),
+    );
 
-    let ran = place.run(curl, &[&image, &bad], &[])?;
+    let ran = place.run(curl, &[&refused, &bad], &[])?;
     assert_eq!(ran.code, 22, "{ran:?}");
     assert_eq!(ran.json()["status"], "failed", "{ran:?}");
-    let ran = place.run(curl, &[&image, &bad], &[("ACCEPT", "application/x-ndjson")])?;
+    let ran = place.run(curl, &[&refused, &bad], &[("ACCEPT", "application/x-ndjson")])?;
     assert_eq!(ran.code, 1, "{ran:?}");
     assert_eq!(ran.json()["status"], "failed", "{ran:?}");
     let wrong = place.desk.write("wrong", "another key")?;
     let wrong = wrong.to_str().context("a path")?;
-    let ran = place.run(curl, &[&image, &good], &[("PAYLOAD_SECRET", wrong)])?;
+    let ran = place.run(curl, &[&refused, &good], &[("PAYLOAD_SECRET", wrong)])?;
     assert_eq!(ran.code, 22, "{ran:?}");
     assert!(ran.err.contains("401"), "{ran:?}");
-    assert!(!place.pushed("e2e/client-curl").await?);
+    assert!(!place.pushed("e2e/client-curl-bad").await?);
 
     let ran = place.run(curl, &[&image, &good], &[("ACCEPT", "application/x-ndjson")])?;
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -295,5 +359,27 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(ran.json()["image"], image.as_str(), "{ran:?}");
     assert!(place.pushed("e2e/client-curl-gateway").await?);
+    Ok(())
+}
+
+#[test]
+fn the_readme_shows_lines_of_the_clients_that_are_tested() -> Result<()> {
+    let readme = std::fs::read_to_string(in_repository("README.md"))?;
+    let mut shown = 0;
+    for block in readme.split("<!-- tests/clients/").skip(1) {
+        let (path, rest) = block
+            .split_once(" -->\n```")
+            .context("a block of code behind its file")?;
+        let code = rest.split("```").next().unwrap_or_default();
+        let client = std::fs::read_to_string(in_repository("tests/clients").join(path))?;
+        for line in code.lines().skip(1) {
+            assert!(
+                client.lines().any(|other| other.trim() == line.trim()),
+                "{path}: {line}"
+            );
+            shown += 1;
+        }
+    }
+    assert!(shown > 10, "{shown}");
     Ok(())
 }

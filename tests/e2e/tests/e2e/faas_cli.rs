@@ -3,6 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     client::signature,
     plain::PlainBuilder,
@@ -243,11 +244,6 @@ fn check_stream(body: &str) -> Result<()> {
     Ok(())
 }
 
-/// A builder with the recorded key for secrets.
-async fn builder(bench: &Bench) -> Result<PlainBuilder> {
-    PlainBuilder::with_settings(bench, &[]).await
-}
-
 async fn manifest(bench: &Bench, name: &str, tag: &str) -> Result<Manifest> {
     let found = bench.registry.manifest(&format!("e2e/{name}"), tag).await?;
     found.with_context(|| format!("no {name}:{tag} in the registry"))
@@ -268,7 +264,8 @@ async fn labels(bench: &Bench, name: &str, tag: &str) -> Result<Value> {
 async fn a_current_faas_cli_publishes() -> Result<()> {
     let bench = Bench::find()?;
     let _parts = bench.undisturbed().await;
-    let (base, builder) = (bench.busybox().await?, builder(&bench).await?);
+    let base = bench.busybox().await?;
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
     for (at, client) in Current::all(&bench).await?.iter().enumerate() {
         let name = format!("cli-publish-{at}");
         let function = Function::new(&bench, base, &name, "");
@@ -308,11 +305,47 @@ async fn a_current_faas_cli_publishes() -> Result<()> {
     Ok(())
 }
 
+/// The key is the builder's, asked for or from a file; the values arrive as the files have them.
+#[tokio::test]
+async fn a_current_faas_cli_seals_secrets() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let (base, recorded) = (bench.busybox().await?, Recorded::read()?);
+    let keys = tempfile::tempdir()?;
+    let key = recorded.private_key(keys.path())?;
+    let settings = [("build_secrets_private_key_path", key.as_str())];
+    let builder = PlainBuilder::with_settings(&bench, &settings).await?;
+    let mut steps = String::new();
+    for (name, value) in recorded.secrets["values"].as_object().context("values")? {
+        let value = value.as_str().context("a value")?;
+        let sum = hex::encode(Sha256::digest(value));
+        steps += &format!(
+            "RUN --mount=type=secret,id={name},required=true sha256sum /run/secrets/{name} | grep {sum}\n"
+        );
+    }
+    for (at, client) in Current::all(&bench).await?.iter().enumerate() {
+        let name = format!("cli-sealed-{at}");
+        for command in [
+            "publish with secrets",
+            "publish with secrets, public key in a file",
+        ] {
+            // No step is cached: it would need no secret.
+            let fresh = format!("ENV AT=\"{:?}\"\n{steps}", std::time::SystemTime::now());
+            let function = Function::new(&bench, base, &name, &fresh);
+            let ended = client.run(command, builder.url(), &function).await?;
+            assert_eq!(ended.code, 0, "{command}: {ended:?}");
+        }
+        manifest(&bench, &name, "0.1.0").await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_current_faas_cli_brings_a_function_up_and_never_one_that_failed() -> Result<()> {
     let bench = Bench::find()?;
     let _parts = bench.undisturbed().await;
-    let (base, builder) = (bench.busybox().await?, builder(&bench).await?);
+    let base = bench.busybox().await?;
+    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
     for (at, client) in Current::all(&bench).await?.iter().enumerate() {
         let bad = format!("cli-bad-{at}");
         let failing = Function::new(&bench, base, &bad, "RUN echo before; exit 3");

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     plain::PlainBuilder,
     programs::{Desk, in_repository},
+    recorded::Recorded,
     shared::Bench,
 };
 use slipway_stack::Places;
@@ -56,7 +57,10 @@ fn python() -> Result<PathBuf> {
 async fn the_builder_does_what_its_description_says() -> Result<()> {
     let bench = Bench::find()?;
     let _parts = bench.undisturbed().await;
-    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let keys = tempfile::tempdir()?;
+    let key = Recorded::read()?.private_key(keys.path())?;
+    let settings = [("build_secrets_private_key_path", key.as_str())];
+    let builder = PlainBuilder::with_settings(&bench, &settings).await?;
     let text = |path: PathBuf| {
         path.into_os_string()
             .into_string()
