@@ -76,7 +76,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Bodies of up to `body` bytes, of which those above 1 MiB go to files without a name in `spool_dir`.
+    /// Bodies of up to `body` bytes, of which those above 256 KiB go to files without a name in `spool_dir`.
     pub fn new(body: u64, spool_dir: impl Into<PathBuf>, room: SpoolRoom) -> Self {
         let archive = ArchiveLimits {
             body,
@@ -86,7 +86,7 @@ impl Limits {
             archive,
             spool: SpoolSettings {
                 dir: spool_dir.into(),
-                memory: 1 << 20,
+                memory: 256 << 10,
                 room,
             },
             frontends: AllowedFrontends::default(),

@@ -13,7 +13,7 @@
 //! | `max_config` | 1048576 | largest `com.openfaas.docker.config` and `com.openfaas.secrets` in bytes |
 //! | `queue_wait` | `0s` | how long a call waits for a place where `max_inflight` builds run, before it is refused |
 //! | `queue_length` | 16 | how many calls wait at a time |
-//! | `spool_dir` | the system's folder for temporary files | where a body larger than 1 MiB waits |
+//! | `spool_dir` | the system's folder for temporary files | where a body larger than 256 KiB waits |
 //! | `spool_limit` | 4294967296 | bytes that all bodies may take together, in memory and in files |
 //! | `compression` | `zstd` | how layers are compressed: `zstd`, `gzip` or `uncompressed` |
 //! | `compression_level` | BuildKit's | from 1, the quickest, to 22 (`zstd`) or 9 (`gzip`) |

@@ -35,7 +35,7 @@ const SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
 const METHOD: &str = "x-docker-expose-session-grpc-method";
 
 /// Messages that may wait to be sent. Each is at most as large as one write of the HTTP/2 server.
-const PIPE_DEPTH: usize = 8;
+const PIPE_DEPTH: usize = 2;
 
 /// One session, not yet open.
 #[derive(Debug)]

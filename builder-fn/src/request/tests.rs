@@ -134,7 +134,7 @@ async fn a_signed_tar_becomes_a_build_request_however_it_arrives() {
             let mut content = [0; 20];
             assert_eq!(request.context.read(dockerfile, 5, &mut content).unwrap(), 8);
             assert_eq!(&content[..8], b"scratch\n");
-            let on_disk = if body.len() > 1 << 20 { 1 } else { 0 };
+            let on_disk = if body.len() > 256 << 10 { 1 } else { 0 };
             assert_eq!(spooled.left(), (0, on_disk));
             drop(request);
             assert_eq!(spooled.left(), (0, 0));

@@ -27,6 +27,9 @@ use crate::sealed::BuildSecrets;
 /// Patterns of a large `.dockerignore` come as headers: what Go's server accepts by default, rather than hyper's 16 KiB.
 const MAX_HEADERS: u32 = 1 << 20;
 
+/// Bytes of an answer that may wait for the daemon to take them.
+const SEND_BUFFER: usize = 128 << 10;
+
 /// A set of services.
 #[derive(Clone, Default)]
 pub struct Services {
@@ -99,6 +102,7 @@ impl Services {
             .max_header_list_size(MAX_HEADERS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
             .serve_connection(TokioIo::new(io), TowerToHyperService::new(self.routes))
             .await
     }

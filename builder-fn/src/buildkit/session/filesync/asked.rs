@@ -14,7 +14,7 @@ use super::{Announced, stat};
 const PACKET: u64 = 64 << 10;
 
 /// Bytes that are read at once: a read goes to another thread, and is to be worth it.
-pub(super) const BATCH: u64 = 4 * PACKET;
+pub(super) const BATCH: u64 = 2 * PACKET;
 
 /// Packets that are as good as that.
 const BATCH_PACKETS: usize = 512;
@@ -280,9 +280,13 @@ mod tests {
         let first = queue.next();
 
         let numbers: Vec<_> = first.iter().map(|piece| piece.number).collect();
-        assert_eq!(numbers, [0, 1, 2, 3]);
+        assert_eq!(numbers, [0, 1]);
+        let second: Vec<_> = queue.next().iter().map(|piece| piece.number).collect();
+        assert_eq!(second, [2, 3]);
+        let third: Vec<_> = queue.next().iter().map(|piece| piece.number).collect();
+        assert_eq!(third, [0, 1]);
         let rest: u64 = all(&mut queue).iter().flatten().map(|piece| piece.bytes).sum();
-        assert_eq!(rest + BATCH, 10 * (10 * PACKET + 1));
+        assert_eq!(rest + 3 * BATCH, 10 * (10 * PACKET + 1));
     }
 
     #[test]
