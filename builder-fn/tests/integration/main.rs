@@ -5,6 +5,8 @@ mod api;
 mod chain;
 mod daemon;
 mod files;
+mod harness;
+mod hostile;
 mod job;
 mod redelivery;
 mod secrets;

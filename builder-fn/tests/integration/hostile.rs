@@ -1,0 +1,392 @@
+//! Tars that nobody should send: each is refused, with the entry and the reason, and nothing is left of it.
+
+use std::io::Write as _;
+
+use builder_fn::context::{ArchiveLimits, SpoolRoom};
+use builder_fn::request::{Limits, RequestErrorKind, Trust, receive};
+use bytes::Bytes;
+use function_host::prometheus::IntGauge;
+use http_body_util::Full;
+use proptest::prelude::*;
+use tar::{EntryType, Header};
+
+use crate::harness;
+
+const BLOCK: usize = 512;
+
+/// One entry, as no tar program has to agree with it.
+fn entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
+    let mut header = Header::new_ustar();
+    header.as_old_mut().name[..name.len()].copy_from_slice(name);
+    header.set_mode(0o644);
+    header.set_size(content.len() as u64);
+    header.set_entry_type(EntryType::Regular);
+    change(&mut header);
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(content);
+    bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+    bytes
+}
+
+fn file(name: &str) -> Vec<u8> {
+    entry(name.as_bytes(), b"content", |_| ())
+}
+
+fn typed(name: &str, kind: EntryType, target: &str) -> Vec<u8> {
+    entry(name.as_bytes(), b"", |header| {
+        header.set_entry_type(kind);
+        if !target.is_empty() {
+            header.set_link_name_literal(target).expect("target");
+        }
+    })
+}
+
+fn pax(records: &str) -> Vec<u8> {
+    entry(b"pax", records.as_bytes(), |header| {
+        header.set_entry_type(EntryType::XHeader)
+    })
+}
+
+/// A request that would be good, with `more` in it.
+fn with(more: &[Vec<u8>]) -> Vec<u8> {
+    let config = entry(
+        b"com.openfaas.docker.config",
+        br#"{"image": "example.com/a"}"#,
+        |_| (),
+    );
+    let dockerfile = entry(b"context/Dockerfile", b"FROM scratch\n", |_| ());
+    [config, dockerfile, more.concat(), vec![0; 2 * BLOCK]].concat()
+}
+
+async fn refusal(
+    body: Vec<u8>,
+    limits: impl FnOnce(&mut ArchiveLimits),
+) -> Option<(RequestErrorKind, String)> {
+    let folder = tempfile::tempdir().expect("folder");
+    let used = IntGauge::new("used", "used").expect("gauge");
+    let mut allowed = Limits::new(64 << 20, folder.path(), SpoolRoom::new(u64::MAX, used.clone()));
+    limits(&mut allowed.archive);
+    let received = receive(Full::new(Bytes::from(body)), None, &Trust::Anyone, &allowed).await;
+    let refusal = received.err().map(|error| (error.kind(), error.to_string()));
+    assert_eq!(used.get(), 0);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0);
+    refusal
+}
+
+#[tokio::test]
+async fn each_is_refused_with_its_entry_and_the_reason() {
+    let sized = |size: &[u8; 12]| {
+        let size = *size;
+        entry(b"context/huge", b"", move |header| {
+            header.as_old_mut().size = size
+        })
+    };
+    for (name, more, entry, reason) in [
+        (
+            "an absolute path",
+            vec![file("/etc/passwd")],
+            "/etc/passwd",
+            "absolute path",
+        ),
+        (
+            "dots",
+            vec![file("context/../../etc/passwd")],
+            "context/../../etc/passwd",
+            "'..'",
+        ),
+        (
+            "dots at the end",
+            vec![file("context/a/..")],
+            "context/a/..",
+            "'..'",
+        ),
+        (
+            "dots in pax",
+            vec![pax("24 path=context/../../x\n"), file("context/x")],
+            "context/../../x",
+            "'..'",
+        ),
+        (
+            "a link that is written through",
+            vec![
+                typed("context/out", EntryType::Symlink, "/etc"),
+                file("context/out/passwd"),
+            ],
+            "context/out/passwd",
+            "symbolic link",
+        ),
+        (
+            "a link in a link",
+            vec![
+                typed("context/out", EntryType::Symlink, ".."),
+                typed("context/out/a/b", EntryType::Symlink, "x"),
+            ],
+            "context/out/a/b",
+            "symbolic link",
+        ),
+        (
+            "a hard link out",
+            vec![typed("context/hard", EntryType::Link, "/etc/passwd")],
+            "context/hard",
+            "absolute",
+        ),
+        (
+            "a hard link up",
+            vec![typed("context/hard", EntryType::Link, "context/../x")],
+            "context/hard",
+            "'..'",
+        ),
+        (
+            "a hard link to nothing",
+            vec![typed("context/hard", EntryType::Link, "context/no")],
+            "context/hard",
+            "not in the tar",
+        ),
+        (
+            "a hard link to the configuration",
+            vec![typed(
+                "context/hard",
+                EntryType::Link,
+                "com.openfaas.docker.config",
+            )],
+            "context/hard",
+            "not in context/",
+        ),
+        (
+            "a device",
+            vec![typed("context/sda", EntryType::Block, "")],
+            "context/sda",
+            "device",
+        ),
+        (
+            "another device",
+            vec![typed("context/null", EntryType::Char, "")],
+            "context/null",
+            "device",
+        ),
+        (
+            "a fifo",
+            vec![typed("context/fifo", EntryType::Fifo, "")],
+            "context/fifo",
+            "fifo",
+        ),
+        (
+            "a sparse file",
+            vec![typed("context/holes", EntryType::GNUSparse, "")],
+            "context/holes",
+            "sparse",
+        ),
+        (
+            "a file as a folder",
+            vec![file("context/a"), file("context/a/b")],
+            "context/a/b",
+            "not a folder",
+        ),
+        (
+            "a folder as a file",
+            vec![file("context/a/b"), file("context/a")],
+            "context/a",
+            "folder that is not empty",
+        ),
+        (
+            "a huge size",
+            vec![sized(b"77777777777\0")],
+            "context/huge",
+            "bytes; it can have from 0",
+        ),
+        (
+            "a negative size",
+            vec![sized(&[0xff; 12])],
+            "context/huge",
+            "says it has -1 bytes",
+        ),
+        ("no size", vec![sized(b"not a number")], "context/huge", "size"),
+        (
+            "a negative size in pax",
+            vec![pax("11 size=-1\n"), file("context/less")],
+            "context/less",
+            "-1 bytes",
+        ),
+        (
+            "a size beyond numbers",
+            vec![pax("30 size=999999999999999999999\n"), file("context/x")],
+            "pax",
+            "too large",
+        ),
+        (
+            "a NUL in a name",
+            vec![pax("19 path=context/\0x\n"), file("context/x")],
+            "context/\\0x",
+            "NUL",
+        ),
+        (
+            "a name that is no text",
+            vec![entry(b"context/\xff\xfe", b"", |_| ())],
+            "context/",
+            "UTF-8",
+        ),
+        (
+            "a header bomb",
+            vec![entry(b"bomb", b"", |header| {
+                header.set_entry_type(EntryType::XHeader);
+                header.set_size(1 << 30);
+            })],
+            "bomb",
+            "1048576 is the most",
+        ),
+        (
+            "a record that lies",
+            vec![pax("999 path=x\n"), file("context/x")],
+            "pax",
+            "length",
+        ),
+        (
+            "a type of the future",
+            vec![entry(b"context/new", b"", |header| {
+                header.as_old_mut().linkflag = [b'Z']
+            })],
+            "context/new",
+            "unknown type",
+        ),
+    ] {
+        let (kind, text) = refusal(with(&more), |_| ())
+            .await
+            .unwrap_or_else(|| panic!("{name} is taken"));
+        assert_eq!(kind, RequestErrorKind::Invalid, "{name}: {text}");
+        assert!(text.contains(&format!("\"{entry}")), "{name}: {text}");
+        assert!(text.contains(reason), "{name}: {text}");
+    }
+    assert_eq!(
+        refusal(with(&[file("context/good")]), |_| ()).await,
+        None,
+        "it is not the rest"
+    );
+}
+
+#[tokio::test]
+async fn a_body_that_is_cut_is_refused_wherever_it_is_cut() {
+    let more = [
+        pax("12 mtime=12\n"),
+        file("context/a"),
+        typed("context/b", EntryType::Symlink, "a"),
+        file("context/c"),
+    ];
+    let body = with(&more);
+    let end = body.len() - 2 * BLOCK;
+    // Between two entries a tar without its end is one all the same, as for tar itself.
+    let between: Vec<usize> = std::iter::successors(Some(0), |at| Some(at + BLOCK))
+        .take_while(|at| *at <= end)
+        .collect();
+    for at in between
+        .iter()
+        .flat_map(|at| [at.saturating_sub(1), *at, at + 1, at + 257])
+        .filter(|at| *at < end)
+    {
+        let Some((kind, text)) = refusal(body[..at].to_vec(), |_| ()).await else {
+            assert!(at % BLOCK == 0 && at >= 4 * BLOCK, "cut at {at}");
+            continue;
+        };
+        assert_eq!(kind, RequestErrorKind::Invalid, "cut at {at}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn bombs_and_floods_end_at_their_limits() {
+    let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    bomb.write_all(&with(&[])[..4 * BLOCK]).expect("gzip");
+    bomb.write_all(&entry(b"context/zeros", &vec![0; 80 << 20], |_| ()))
+        .expect("gzip");
+    let (kind, text) = refusal(bomb.finish().expect("gzip"), |limits| limits.body = 1 << 40)
+        .await
+        .expect("a bomb");
+    assert_eq!(kind, RequestErrorKind::Invalid);
+    assert!(text.contains("200 times its size"), "{text}");
+
+    let flood: Vec<_> = (0..20_000)
+        .map(|number| entry(format!("context/{number}").as_bytes(), b"", |_| ()))
+        .collect();
+    let (kind, text) = refusal(with(&flood), |limits| limits.entries = 10_000)
+        .await
+        .expect("a flood");
+    assert_eq!(
+        (kind, text.as_str()),
+        (RequestErrorKind::Invalid, "the tar has more than 10000 entries")
+    );
+
+    let deep = format!("context/{}x", "d/".repeat(40));
+    let deep: Vec<_> = (0..400).map(|number| file(&format!("{deep}{number}"))).collect();
+    assert_eq!(refusal(with(&deep), |_| ()).await, None);
+    let (_, text) = refusal(with(&deep), |limits| limits.index = 50_000)
+        .await
+        .expect("too much of an index");
+    assert!(text.contains("more than 50000 bytes"), "{text}");
+}
+
+/// A tar of entries that make some sense, with bytes changed: headers get their checksums, so that it gets further.
+fn damaged() -> impl Strategy<Value = Vec<u8>> {
+    let name = prop::sample::select(vec![
+        "context/a",
+        "context/a/b",
+        "context/b",
+        "./context/c/",
+        "com.openfaas.secrets",
+        "x",
+    ]);
+    let kind = prop::sample::select(b"0157235xgLKS\0".to_vec());
+    let one = (
+        name,
+        kind,
+        prop::collection::vec(any::<u8>(), 0..700),
+        prop::collection::vec((0usize..BLOCK, any::<u8>()), 0..3),
+    );
+    let one = one.prop_map(|(name, kind, content, changes)| {
+        entry(name.as_bytes(), &content, |header| {
+            header.as_old_mut().linkflag = [kind];
+            for (at, byte) in changes {
+                header.as_mut_bytes()[at] = byte;
+            }
+        })
+    });
+    (prop::collection::vec(one, 0..8), any::<u8>()).prop_map(|(more, first)| {
+        let mut bytes = vec![first];
+        bytes.extend(with(&more));
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_index_is_right_or_not_there(tar in damaged(), bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        harness::index(&tar);
+        harness::index(&bytes);
+    }
+
+    #[test]
+    fn a_request_is_taken_or_refused(tar in damaged(), packed in 0u8..3) {
+        let body = match packed {
+            0 => tar[1..].to_vec(),
+            1 => {
+                let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                packed.write_all(&tar[1..]).expect("gzip");
+                packed.finish().expect("gzip")
+            }
+            _ => zstd::stream::encode_all(&tar[1..], 1).expect("zstd"),
+        };
+        runtime().block_on(harness::request(&body));
+    }
+
+    #[test]
+    fn a_daemon_may_ask_for_anything(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        runtime().block_on(harness::peer(&bytes));
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime")
+}
