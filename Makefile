@@ -5,7 +5,7 @@
 stack := cargo run --quiet --locked --package slipway-stack --
 template := --manifest-path template/rust-hyper/Cargo.toml
 
-.PHONY: help up down purge env status test check unit chart e2e locks bench-host
+.PHONY: help up down purge env status test check unit chart e2e locks bench-host bench-contexts
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -54,3 +54,6 @@ locks: ## write the lock files of builder-fn and deployer-fn anew
 
 bench-host: ## what the function host costs, against a plain hyper server
 	cargo run --profile function --locked --package slipway-bench-host
+
+bench-contexts: ## what builder-fn takes from source to pushed image, against buildctl, on the running stack
+	SLIPWAY_BUILDER_PROFILE=function cargo run --profile function --locked --package slipway-e2e --bin bench-contexts -- --folder "$$(rustc --print sysroot)"

@@ -1,7 +1,7 @@
 //! builder-fn as a plain process beside the stack, for settings that the stack's own must not have.
 
 use std::{
-    fs,
+    env, fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
     path::{Path, PathBuf},
@@ -211,15 +211,19 @@ pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// Builds a function of this repository as this test was built, and says where it is.
+/// Builds a function of this repository, and says where it is. `SLIPWAY_BUILDER_PROFILE` names the profile to build it with,
+/// for measurements.
 pub(crate) fn binary(package: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let profile = env::var("SLIPWAY_BUILDER_PROFILE").unwrap_or_else(|_| "dev".to_owned());
     let mut cargo = Command::new("cargo")
         .args([
             "build",
             "--quiet",
             "--package",
             package,
+            "--profile",
+            &profile,
             "--message-format",
             "json-render-diagnostics",
         ])

@@ -4,6 +4,7 @@
 mod asynchronous;
 mod chains;
 mod clients;
+mod compare;
 mod config;
 mod contexts;
 mod credentials;
@@ -11,6 +12,7 @@ mod deployer;
 mod digests;
 mod faas_cli;
 mod faults;
+mod lean;
 mod metrics;
 mod openapi;
 mod places;

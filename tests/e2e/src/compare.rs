@@ -1,0 +1,468 @@
+//! Source to pushed image by builder-fn and by `buildctl`, on the same content, the same daemon and in the same run.
+//!
+//! Both push to the stack's registry with the same compression. Each round has content of its own, so that no layer is in
+//! the registry already, and the two take turns in being first. What is compared is the median of the rounds' ratios.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    buildkit::Buildkit, client::Client, client::signature, plain::PlainBuilder, registry::Registry,
+    shared::Bench,
+};
+
+const REPOSITORY: &str = "e2e/compare";
+
+/// A context to build from: so many files of such a size.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// What it is called.
+    pub name: &'static str,
+    /// Files.
+    pub files: usize,
+    /// Bytes in each.
+    pub bytes: usize,
+}
+
+/// What the issue of speed is judged by.
+pub const SHAPES: [Shape; 3] = [
+    Shape {
+        name: "30 KB",
+        files: 6,
+        bytes: 5_000,
+    },
+    Shape {
+        name: "10,000 x 4 KB",
+        files: 10_000,
+        bytes: 4_096,
+    },
+    Shape {
+        name: "64 x 8 MiB",
+        files: 64,
+        bytes: 8 << 20,
+    },
+];
+
+/// The same in small, which shows that the comparison works.
+pub const REDUCED: [Shape; 3] = [
+    Shape {
+        name: "30 KB",
+        files: 6,
+        bytes: 5_000,
+    },
+    Shape {
+        name: "200 x 4 KB",
+        files: 200,
+        bytes: 4_096,
+    },
+    Shape {
+        name: "2 x 1 MiB",
+        files: 2,
+        bytes: 1 << 20,
+    },
+];
+
+/// Seconds that one build took.
+#[derive(Debug, Clone, Copy)]
+pub struct Pair {
+    /// By builder-fn.
+    pub ours: f64,
+    /// By `buildctl`.
+    pub theirs: f64,
+}
+
+/// The rounds of one shape.
+#[derive(Debug, Default)]
+pub struct Rounds {
+    /// Nothing is in the daemon's cache.
+    pub cold: Vec<Pair>,
+    /// Nothing has changed.
+    pub warm: Vec<Pair>,
+    /// One file has.
+    pub changed: Vec<Pair>,
+    /// Seconds to hash the body once, on one processor.
+    pub hash: Vec<f64>,
+    /// The most memory that builder-fn had, in bytes.
+    pub peak: usize,
+}
+
+/// The daemon, the two clients and the registry.
+pub struct Comparison {
+    bench: Bench,
+    daemon: Buildkit,
+    docker: tempfile::TempDir,
+    /// Makes the content of every run another one.
+    salt: u64,
+}
+
+impl Comparison {
+    /// With a daemon of its own, whose cache is empty.
+    pub async fn start() -> Result<Self> {
+        let bench = Bench::find()?;
+        let docker = tempfile::tempdir()?;
+        let registry = &bench.stack.registry;
+        let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+        fs::write(docker.path().join("config.json"), credentials)?;
+        let salt = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)?
+            .as_nanos() as u64;
+        Ok(Self {
+            daemon: Buildkit::start(&bench, "").await?,
+            bench,
+            docker,
+            salt,
+        })
+    }
+
+    /// Cold, warm and with one file changed, by both in turns.
+    pub async fn rounds(&self, shape: Shape, rounds: usize) -> Result<Rounds> {
+        let builder = self.builder().await?;
+        let mut all = Rounds::default();
+        for round in 0..rounds {
+            let folder = Folder::new(shape, self.salt ^ ((round as u64) << 32))?;
+            let changed = Folder::new(shape, self.salt ^ ((round as u64) << 32))?;
+            changed.change()?;
+            let (first, second) = (folder.tar(self, "zstd")?, changed.tar(self, "zstd")?);
+            let begun = Instant::now();
+            std::hint::black_box(Sha256::digest(&first));
+            all.hash.push(begun.elapsed().as_secs_f64());
+            let mut ours = Vec::new();
+            let mut theirs = Vec::new();
+            for turn in [round % 2, (round + 1) % 2] {
+                self.prune()?;
+                let is_ours = turn == 0;
+                for (tar, folder) in [(&first, &folder), (&first, &folder), (&second, &changed)] {
+                    match is_ours {
+                        true => ours.push(self.post(&builder.client()?, tar.clone()).await?),
+                        false => theirs.push(self.buildctl(folder, "compression=zstd,oci-mediatypes=true")?),
+                    }
+                }
+            }
+            let pair = |at: usize| Pair {
+                ours: ours[at],
+                theirs: theirs[at],
+            };
+            all.cold.push(pair(0));
+            all.warm.push(pair(1));
+            all.changed.push(pair(2));
+        }
+        all.peak = peak(builder.process())?;
+        Ok(all)
+    }
+
+    /// So many builds at once, by both in turns.
+    pub async fn at_once(&self, shape: Shape, builds: usize, rounds: usize) -> Result<(Vec<Pair>, usize)> {
+        let builder = self.builder().await?;
+        let mut pairs = Vec::new();
+        for round in 0..rounds {
+            let salt = |build: usize| self.salt ^ ((1000 + round * builds + build) as u64);
+            let folders = (0..builds)
+                .map(|build| Folder::new(shape, salt(build)))
+                .collect::<Result<Vec<_>>>()?;
+            let tars = folders
+                .iter()
+                .map(|folder| folder.tar(self, "zstd"))
+                .collect::<Result<Vec<_>>>()?;
+            let mut pair = Pair {
+                ours: 0.0,
+                theirs: 0.0,
+            };
+            for turn in [round % 2, (round + 1) % 2] {
+                self.prune()?;
+                let begun = Instant::now();
+                if turn == 0 {
+                    let client = builder.client()?;
+                    let posts = tars.iter().map(|tar| self.post(&client, tar.clone()));
+                    futures_util::future::try_join_all(posts).await?;
+                    pair.ours = begun.elapsed().as_secs_f64();
+                } else {
+                    std::thread::scope(|scope| -> Result<()> {
+                        let threads: Vec<_> = folders
+                            .iter()
+                            .map(|folder| {
+                                scope.spawn(|| self.buildctl(folder, "compression=zstd,oci-mediatypes=true"))
+                            })
+                            .collect();
+                        threads.into_iter().try_for_each(|thread| match thread.join() {
+                            Ok(result) => result.map(drop),
+                            Err(_) => anyhow::bail!("a build panicked"),
+                        })
+                    })?;
+                    pair.theirs = begun.elapsed().as_secs_f64();
+                }
+            }
+            pairs.push(pair);
+        }
+        Ok((pairs, peak(builder.process())?))
+    }
+
+    /// A folder of this machine, cold: builder-fn and `buildctl` each with its own default compression.
+    pub async fn folder(&self, source: &Path, rounds: usize) -> Result<(Vec<Pair>, usize)> {
+        let builder = self.builder().await?;
+        let mut pairs = Vec::new();
+        for round in 0..rounds {
+            let folder = Folder::copy(source, self.salt + round as u64)?;
+            let mut tar = Some(folder.tar(self, "")?);
+            let mut pair = Pair {
+                ours: 0.0,
+                theirs: 0.0,
+            };
+            for turn in [round % 2, (round + 1) % 2] {
+                self.prune()?;
+                match turn {
+                    0 => {
+                        pair.ours = self
+                            .post(&builder.client()?, tar.take().unwrap_or_default())
+                            .await?
+                    }
+                    _ => pair.theirs = self.buildctl(&folder, "")?,
+                }
+            }
+            pairs.push(pair);
+        }
+        Ok((pairs, peak(builder.process())?))
+    }
+
+    async fn builder(&self) -> Result<PlainBuilder> {
+        let most = (4u64 << 30).to_string();
+        let settings = [
+            ("buildkit_url", self.daemon.url()),
+            ("max_body", most.clone()),
+            ("spool_limit", most),
+        ];
+        let settings: Vec<_> = settings
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        PlainBuilder::with_settings(&self.bench, &settings).await
+    }
+
+    /// From the first byte sent to the answer. The signature is made before.
+    async fn post(&self, client: &Client, tar: Vec<u8>) -> Result<f64> {
+        let key = fs::read(&self.bench.stack.payload_secret)?;
+        let signature = signature(key.trim_ascii(), &tar)?;
+        let begun = Instant::now();
+        let reply = client.post_with(tar, Some(&signature), &[]).await?;
+        let seconds = begun.elapsed().as_secs_f64();
+        ensure!(reply.status == 200, "{}", reply.text);
+        Ok(seconds)
+    }
+
+    fn buildctl(&self, folder: &Folder, output: &str) -> Result<f64> {
+        let local = |name: &str| format!("{name}={}", folder.path().display());
+        let image = self.bench.image(REPOSITORY, &format!("buildctl-{}", folder.salt));
+        let begun = Instant::now();
+        run(self
+            .command()
+            .args(["build", "--progress=plain", "--frontend", "dockerfile.v0"])
+            .args([
+                "--local",
+                &local("context"),
+                "--local",
+                &local("dockerfile"),
+                "--output",
+            ])
+            .arg(format!(
+                "type=image,name={image},push=true,registry.insecure=true,{output}"
+            )))?;
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    fn prune(&self) -> Result<()> {
+        run(self.command().args(["prune", "--all"]))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.bench.stack.tools.buildctl);
+        command
+            .env("DOCKER_CONFIG", self.docker.path())
+            .args(["--addr", &self.daemon.url()]);
+        command
+    }
+}
+
+/// A folder `context` with content that nobody has seen.
+struct Folder {
+    dir: tempfile::TempDir,
+    salt: u64,
+}
+
+impl Folder {
+    fn new(shape: Shape, salt: u64) -> Result<Self> {
+        let folder = Self::empty(salt)?;
+        for number in 0..shape.files {
+            let path = folder.path().join(format!("{}/{number}", number % 100));
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            fs::write(path, content(shape.bytes, salt ^ ((number as u64) << 8)))?;
+        }
+        folder.set_times()?;
+        Ok(folder)
+    }
+
+    fn copy(source: &Path, salt: u64) -> Result<Self> {
+        let folder = Self::empty(salt)?;
+        run(Command::new("cp")
+            .arg("--archive")
+            .arg(source)
+            .arg(folder.path().join("source")))?;
+        Ok(folder)
+    }
+
+    fn empty(salt: u64) -> Result<Self> {
+        let folder = Self {
+            dir: tempfile::tempdir()?,
+            salt,
+        };
+        fs::create_dir(folder.path())?;
+        fs::write(folder.path().join("Dockerfile"), "FROM scratch\nCOPY . /\n")?;
+        fs::write(folder.path().join("salt"), salt.to_string())?;
+        Ok(folder)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("context")
+    }
+
+    /// Another file in the place of one of them.
+    fn change(&self) -> Result<()> {
+        let path = self.path().join("0/0");
+        let bytes = fs::metadata(&path)?.len() as usize;
+        fs::write(&path, content(bytes, !self.salt))?;
+        self.set_times()?;
+        run(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
+    }
+
+    fn set_times(&self) -> Result<()> {
+        let all = ["-depth", "-exec", "touch", "-h", "-d", "@1700000000", "{}", "+"];
+        run(Command::new("find").arg(self.path()).args(all))
+    }
+
+    fn tar(&self, comparison: &Comparison, compression: &str) -> Result<Vec<u8>> {
+        let image = comparison
+            .bench
+            .image(REPOSITORY, &format!("builder-fn-{}", self.salt));
+        let compression = Some(compression).filter(|name| !name.is_empty());
+        let config: Value = json!({ "image": image, "compression": compression });
+        fs::write(
+            self.dir.path().join("com.openfaas.docker.config"),
+            config.to_string(),
+        )?;
+        let output = Command::new("tar")
+            .arg("-C")
+            .arg(self.dir.path())
+            .args(["-cf", "-", "com.openfaas.docker.config", "context"])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "tar: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(output.stdout)
+    }
+}
+
+/// Bytes that do not compress, the same for the same seed.
+fn content(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut content = Vec::with_capacity(bytes + 8);
+    while content.len() < bytes {
+        content.extend_from_slice(&next());
+    }
+    content.truncate(bytes);
+    content
+}
+
+fn peak(process: u32) -> Result<usize> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? << 10)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    match numbers.len() {
+        0 => f64::NAN,
+        count if count % 2 == 1 => numbers[count / 2],
+        count => (numbers[count / 2 - 1] + numbers[count / 2]) / 2.0,
+    }
+}
+
+/// Median seconds of both, and the median of their ratios.
+pub struct Medians<'a>(pub &'a [Pair]);
+
+impl fmt::Display for Medians<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |number: fn(&Pair) -> f64| median(self.0.iter().map(number).collect());
+        let (ours, theirs) = (of(|pair| pair.ours), of(|pair| pair.theirs));
+        let ratio = of(|pair| pair.ours / pair.theirs);
+        write!(f, "{ours:.3} s / {theirs:.3} s, ratio {ratio:.2}")
+    }
+}
+
+impl fmt::Display for Rounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  cold     {}", Medians(&self.cold))?;
+        writeln!(f, "  warm     {}", Medians(&self.warm))?;
+        let with_hash = self.warm.iter().zip(&self.hash);
+        let with_hash = median(
+            with_hash
+                .map(|(pair, hash)| pair.ours / (pair.theirs + hash))
+                .collect(),
+        );
+        let hash = median(self.hash.clone());
+        writeln!(
+            f,
+            "           {with_hash:.2} x (buildctl + {hash:.3} s to hash the body once)"
+        )?;
+        writeln!(f, "  changed  {}", Medians(&self.changed))?;
+        write!(f, "  peak     {:.1} MiB", self.peak as f64 / f64::from(1 << 20))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_are_of_ratios_and_not_ratios_of_medians() {
+        let pairs = [(1.0, 1.0), (10.0, 5.0), (3.0, 1.0)].map(|(ours, theirs)| Pair { ours, theirs });
+        assert_eq!(Medians(&pairs).to_string(), "3.000 s / 1.000 s, ratio 2.00");
+        assert_eq!(median(vec![4.0, 1.0]), 2.5);
+    }
+
+    #[test]
+    fn content_is_the_same_again_and_never_that_of_another_seed() {
+        assert_eq!(content(100, 7), content(100, 7));
+        assert_ne!(content(100, 7), content(100, 8 << 8));
+        assert_eq!(content(13, 1).len(), 13);
+    }
+}
