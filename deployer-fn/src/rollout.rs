@@ -186,6 +186,10 @@ impl<T: Transport> Rollout<'_, T> {
             None => {
                 let why = format!("nothing was changed: {}", self.deadline.why());
                 self.fail(Fault::Platform, why);
+                // The questions were asked again and again, and what troubled them was not kept.
+                if let Err(error) = self.last_look().await {
+                    self.reason(error.to_string());
+                }
             }
         }
     }
