@@ -44,6 +44,16 @@ pub struct HandOvers {
 impl PlainDeployer {
     /// Starts deployer-fn with the stack's secrets, `gateway` for its gateway, and further settings.
     pub async fn start(bench: &Bench, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::with_secrets(bench, gateway, settings, &[]).await
+    }
+
+    /// The same, with further secrets.
+    pub async fn with_secrets(
+        bench: &Bench,
+        gateway: &str,
+        settings: &[(&str, &str)],
+        more_secrets: &[(&str, String)],
+    ) -> Result<Self> {
         let secrets = tempfile::tempdir()?;
         fs::copy(&bench.stack.deploy_secret, secrets.path().join("deploy-secret"))?;
         fs::write(secrets.path().join("basic-auth-user"), &bench.stack.gateway.user)?;
@@ -56,6 +66,9 @@ impl PlainDeployer {
             secrets.path().join("registry-pull-config"),
             registry::Registry::docker_config(host, user, password),
         )?;
+        for (name, content) in more_secrets {
+            fs::write(secrets.path().join(name), content)?;
+        }
         Self::start_with(secrets, gateway, settings).await
     }
 

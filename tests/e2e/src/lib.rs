@@ -18,6 +18,7 @@ pub mod records;
 pub mod registry;
 pub mod shared;
 pub mod source;
+pub mod tls;
 pub mod token_registry;
 pub mod tree;
 pub mod turnstile;

@@ -7,6 +7,7 @@
 mod kills;
 mod outcomes;
 mod restarts;
+mod secured;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
