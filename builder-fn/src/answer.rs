@@ -38,10 +38,19 @@ pub struct Answer {
     /// What is told. The log is added by whoever has it.
     pub report: Report,
     close: bool,
-    /// How many builds run at a time, where this is the reason.
-    busy: Option<usize>,
+    /// Where there is nothing wrong with the request but its time.
+    later: Option<Later>,
     /// What signs it, where it carries a hand-over.
     seal: Option<Seal>,
+}
+
+/// Why a request is to come again later.
+#[derive(Clone, Copy, Debug)]
+enum Later {
+    /// So many builds run, which is as many as may.
+    Full { limit: usize },
+    /// This builder is being ended.
+    Draining,
 }
 
 impl Answer {
@@ -81,7 +90,7 @@ impl Answer {
                 duration: known.seconds,
             },
             close: false,
-            busy: None,
+            later: None,
             seal,
         }
     }
@@ -95,7 +104,7 @@ impl Answer {
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::BuildFailed => StatusCode::UNPROCESSABLE_ENTITY,
             Kind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
-            Kind::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Kind::Busy { .. } | Kind::Draining => StatusCode::TOO_MANY_REQUESTS,
             Kind::Platform => StatusCode::BAD_GATEWAY,
         };
         Self {
@@ -103,8 +112,9 @@ impl Answer {
             report: failure(error.to_string(), known),
             // What has not been read yet is not going to be.
             close: matches!(kind, Kind::TooLarge | Kind::NoSpace),
-            busy: match kind {
-                Kind::Busy { limit } => Some(limit),
+            later: match kind {
+                Kind::Busy { limit } => Some(Later::Full { limit }),
+                Kind::Draining => Some(Later::Draining),
                 _ => None,
             },
             seal: None,
@@ -123,10 +133,14 @@ impl Answer {
         self
     }
 
-    /// As one JSON object; a builder that is busy says so in the words that queues know.
+    /// As one JSON object; a builder that is to be asked later says so in plain text, as queues know it.
     pub fn into_response(mut self) -> Response {
-        if let Some(limit) = self.busy {
-            return reply::busy(limit);
+        match self.later {
+            Some(Later::Full { limit }) => return reply::busy(limit),
+            Some(Later::Draining) => {
+                return reply::later(self.report.error.unwrap_or_default() + "\n");
+            }
+            None => {}
         }
         if let (Some(_), Some(log)) = (&self.seal, &mut self.report.log) {
             keep_end(log, CALLBACK_LOG_MAX);
@@ -377,6 +391,19 @@ mod tests {
         assert_eq!(
             body,
             "Concurrent request limit exceeded. Max concurrent requests: 3\n"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_builder_that_is_being_ended_asks_for_another_time() {
+        let response = Answer::failed(&Error::Draining, Known::default()).into_response();
+
+        assert_eq!(response.status().as_u16(), 429);
+        assert_eq!(response.headers()["retry-after"], "1");
+        let body = response.into_body().collect().await.expect("body").to_bytes();
+        assert_eq!(
+            body,
+            "the builder is being ended and begins no more builds; try again\n"
         );
     }
 

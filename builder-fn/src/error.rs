@@ -51,6 +51,9 @@ pub enum Error {
         /// How many may run at a time.
         limit: usize,
     },
+    /// The builder is being ended, and begins nothing any more.
+    #[error("the builder is being ended and begins no more builds; try again")]
+    Draining,
     /// The sealed secrets cannot be opened.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -95,6 +98,8 @@ pub enum Kind {
         /// How many builds may run at a time.
         limit: usize,
     },
+    /// Another builder has to be asked, or this one's successor.
+    Draining,
     /// Something of ours failed. It may work another time.
     Platform,
 }
@@ -118,6 +123,7 @@ impl Error {
             Self::Seal(_) => Kind::Refused,
             Self::TimeLimit { .. } => Kind::BuildFailed,
             Self::Busy { limit } => Kind::Busy { limit: *limit },
+            Self::Draining => Kind::Draining,
             Self::Failed(failure) => match failure.fault {
                 Fault::Caller => Kind::BuildFailed,
                 Fault::Platform => Kind::Platform,

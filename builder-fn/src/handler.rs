@@ -2,7 +2,6 @@
 
 use function_host::http::{Method, header::HeaderMap};
 use function_host::secret::SecretError;
-use function_host::signature::Key;
 use function_host::{Context, Error as HostError, Handler, Request, Response};
 use tokio::time::Instant;
 
@@ -14,7 +13,7 @@ use crate::error::{Causes, Error, Kind};
 use crate::metrics::Metrics;
 use crate::places::Admitted;
 use crate::report::{Feed, Format, Log, Mask, Sink, live};
-use crate::request::{self, BuildRequest, Limits, SIGNATURE_HEADER, Trust};
+use crate::request::{self, BuildRequest, Keys, Limits, SIGNATURE_HEADER, Trust};
 use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::PAYLOAD_SECRET;
 
@@ -27,6 +26,8 @@ pub struct Api {
     pub limits: Limits,
     /// Whether requests need no signature.
     pub disable_hmac: bool,
+    /// Whether `sha1=` signatures are good too.
+    pub accept_sha1: bool,
     /// How much of a build's log is told, in bytes.
     pub max_log: usize,
     /// The key that callers seal secrets to.
@@ -84,6 +85,9 @@ impl Api {
 
     async fn build(&self, request: Request, context: &Context) -> Response {
         let begun = Instant::now();
+        if context.shutdown().begun() {
+            return Answer::failed(&Error::Draining, Known::default()).into_response();
+        }
         // Before the body: whom there is no room for is not to send it.
         let admitted = match self.builder.places.admit() {
             Ok(admitted) => admitted,
@@ -225,7 +229,7 @@ impl Api {
             name: PAYLOAD_SECRET.to_owned(),
         };
         Ok(Trust::Signed(
-            Key::new(&secret).ok_or_else(|| Error::PayloadSecret(empty()))?,
+            Keys::new(&secret, self.accept_sha1).ok_or_else(|| Error::PayloadSecret(empty()))?,
         ))
     }
 }
@@ -239,7 +243,7 @@ fn outcome(kind: Kind) -> &'static str {
     match kind {
         Kind::Unauthorized | Kind::Refused | Kind::TooLarge => "refused",
         Kind::BuildFailed => "failed",
-        Kind::Busy { .. } => "busy",
+        Kind::Busy { .. } | Kind::Draining => "busy",
         Kind::NoSpace | Kind::Platform => "platform",
     }
 }

@@ -68,6 +68,7 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
         builder,
         limits,
         disable_hmac: settings.disable_hmac,
+        accept_sha1: settings.accept_sha1,
         max_log: settings.max_log,
         seal: settings.seal,
         metrics,

@@ -10,6 +10,7 @@ pub mod image;
 
 mod error;
 mod intake;
+mod signature;
 mod time;
 mod unpack;
 
@@ -19,7 +20,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use function_host::BoxError;
-use function_host::signature::{Key, Verifier};
 use http_body_util::BodyExt;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -29,6 +29,8 @@ pub use error::{RequestError, RequestErrorKind};
 pub use frontend::{AllowedFrontends, Frontend, FrontendError};
 pub use image::{ImageError, ImageRef};
 use intake::Intake;
+use signature::BodyVerifier;
+pub use signature::Keys;
 
 /// The header with the signature over the body.
 pub const SIGNATURE_HEADER: &str = "x-build-signature";
@@ -59,7 +61,7 @@ pub struct BuildRequest {
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// Those signed with one of these keys.
-    Signed(Key),
+    Signed(Keys),
     /// Everybody's: something in front of the builder decides.
     Anyone,
 }
@@ -114,8 +116,8 @@ where
     let verifier = match (trust, signature) {
         (Trust::Anyone, _) => None,
         (Trust::Signed(_), None) => return Err(RequestError::NotSigned),
-        (Trust::Signed(key), Some(header)) => {
-            Some(Verifier::new(key, header).map_err(|_| RequestError::MalformedSignature)?)
+        (Trust::Signed(keys), Some(header)) => {
+            Some(BodyVerifier::new(keys, header).map_err(|_| RequestError::MalformedSignature)?)
         }
     };
     let limit = limits.archive.body;

@@ -6,6 +6,7 @@
 //! | --- | --- | --- |
 //! | `buildkit_…` | | the way to the daemon: see `settings/daemon.rs` |
 //! | `insecure` | `false` | registries speak plain HTTP |
+//! | `accept_sha1` | `true` | requests may be signed with HMAC-SHA1, as by releases of faas-cli from before 2022 |
 //! | `disable_hmac` | `false` | requests need no signature, because something in front of the builder decides |
 //! | `max_body` | 1073741824 | largest body of a request in bytes |
 //! | `max_log` | 4194304 | how much of a build's log is told, in bytes; of a longer one its beginning and its end |
@@ -64,6 +65,8 @@ pub struct Settings {
     pub insecure: bool,
     /// Whether requests need no signature.
     pub disable_hmac: bool,
+    /// Whether a request may be signed with HMAC-SHA1.
+    pub accept_sha1: bool,
     /// Largest body of a request, in bytes.
     pub max_body: u64,
     /// How much of a build's log is told, in bytes.
@@ -112,6 +115,7 @@ impl Settings {
             is_exposed,
             insecure: parser.flag("insecure", false),
             disable_hmac: parser.flag("disable_hmac", false),
+            accept_sha1: parser.flag("accept_sha1", true),
             max_body: parser.number("max_body", 1 << 30),
             max_log: parser.parse("max_log", 4 << 20, max_log),
             max_entries: parser.number("max_entries", ArchiveLimits::default().entries),

@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use function_host::signature::Verifier;
-
 use super::frontend::LOOKED_AT;
+use super::signature::BodyVerifier;
 use super::unpack::Unpacker;
 use super::{AllowedFrontends, BuildConfig, BuildRequest, Frontend, Limits, RequestError};
 use crate::context::{ArchiveReader, Kind, SourceContext, Spool};
 
 /// What has been received of a body so far.
 pub(super) struct Intake {
-    verifier: Option<Verifier>,
+    verifier: Option<BodyVerifier>,
     received: u64,
     /// Nothing while a piece is being taken.
     unpacker: Option<Unpacker>,
@@ -22,7 +21,7 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(verifier: Option<Verifier>, limits: &Limits) -> Self {
+    pub(super) fn new(verifier: Option<BodyVerifier>, limits: &Limits) -> Self {
         let unpacker = Unpacker::new(
             Spool::new(limits.spool.clone()),
             ArchiveReader::new(limits.archive.clone()),

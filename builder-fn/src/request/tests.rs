@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use function_host::signature::Key;
 use function_host::{Secret, signature};
 use futures_util::stream::{self, Stream};
 use http_body::Frame;
@@ -27,7 +28,11 @@ fn key(lines: &str) -> Key {
 }
 
 fn trust() -> Trust {
-    Trust::Signed(key("the key"))
+    trust_in("the key")
+}
+
+fn trust_in(lines: &str) -> Trust {
+    Trust::Signed(Keys::new(&Secret::new(lines), true).unwrap())
 }
 
 fn sign(body: &[u8]) -> String {
@@ -209,7 +214,7 @@ async fn without_a_signature_the_body_is_not_read() {
 #[tokio::test]
 async fn every_key_is_good_and_no_other() {
     let spooled = spool();
-    let both = Trust::Signed(key("new\nthe key\n"));
+    let both = trust_in("new\nthe key\n");
     let body = good();
     assert!(
         receive(in_pieces(&body, 999), Some(&sign(&body)), &both, &spooled.limits)

@@ -261,6 +261,22 @@ async fn a_build_that_is_interrupted_by_the_end_of_the_process_says_so_in_time()
     solve.reply.closed().await;
 }
 
+#[tokio::test]
+async fn a_builder_that_is_being_ended_begins_no_build() {
+    let (daemon, _calls) = daemon::start();
+    let setting = Setting::new(daemon);
+    setting.begin_shutdown(Instant::now() + Duration::from_secs(30));
+
+    let refused = setting.build(tar(json!({}))).await;
+
+    assert_eq!(refused.status, 429, "another builder is to be asked");
+    assert!(
+        refused.body.to_string().contains("is being ended"),
+        "{}",
+        refused.body
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_finds_no_place_waits_for_one_and_is_told_when_there_is_none() {
     let (daemon, mut calls) = daemon::start();

@@ -90,6 +90,7 @@ impl Setting {
             builder,
             limits: request::Limits::new(MAX_BODY, folder.path(), room),
             disable_hmac: false,
+            accept_sha1: true,
             max_log: MAX_LOG,
             seal: None,
             metrics,

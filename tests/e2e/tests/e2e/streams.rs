@@ -54,6 +54,23 @@ async fn records_arrive_while_the_build_runs() -> Result<()> {
     output_is_told_while_the_build_waits(&bench, &builder.client()?, EVENTS, "e2e/stream-events").await
 }
 
+/// The gateway of the Community Edition passes nothing else on but events, and those of a short build at its end.
+#[tokio::test]
+async fn events_come_through_the_gateway_whole() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let config = json!({ "image": bench.image("e2e/stream-gateway", "1"), "skipPush": true });
+    let tar = source(base, "RUN echo through the gateway").tar(&config)?;
+    let (lines, last) = bench.through_gateway.stream(tar, EVENTS).await?.rest().await?;
+    assert!(
+        lines.iter().any(|line| line.ends_with("through the gateway")),
+        "{lines:?}"
+    );
+    assert_eq!(last["status"], "success", "{last}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn every_bad_end_is_a_terminal_record() -> Result<()> {
     let bench = Bench::find()?;
