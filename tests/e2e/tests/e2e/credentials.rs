@@ -73,6 +73,12 @@ async fn tokens_are_fetched_with_what_the_credentials_file_says_in_any_of_its_fo
         "{given:?}"
     );
 
+    // The same program, for every registry that no other rule is for.
+    builder.rotate("registry-config", &json!({ "credsStore": "e2e" }).to_string())?;
+    let reply = build("store", "scratch").await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert!(registry.has("team/app", "store"));
+
     // From a private image, with the password in the file.
     builder.rotate("registry-config", &Registry::docker_config(host, USER, PASSWORD))?;
     let reply = build("password", &format!("{host}/team/app:helper")).await?;
