@@ -33,6 +33,7 @@ check: ## format, lints, the handlers' lock files, licences
 	cargo fmt --all --check $(template)
 	cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --locked --workspace --all-targets $(template) -- -D warnings
+	cargo clippy --quiet --locked --package function-host --all-features --all-targets $(template) -- -D warnings
 	tests/handler-locks --check
 	tests/licences
 
@@ -40,6 +41,7 @@ unit: ## every test that needs no stack
 	@$(stack) packages
 	cargo test --quiet --locked --workspace --exclude slipway-e2e
 	cargo test --quiet --locked --workspace $(template)
+	cargo test --quiet --locked --package function-host --all-features $(template)
 
 chart: ## render the Helm chart with many values
 	@tools=$$($(stack) tool helm) && HELM=$$tools/helm STRICT_MANIFESTS=$$tools/strict-manifests tests/chart.sh

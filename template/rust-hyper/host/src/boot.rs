@@ -68,6 +68,7 @@ pub struct App<H> {
     pub(crate) health_paths: Vec<String>,
     pub(crate) ready_paths: Vec<String>,
     pub(crate) limits_itself: bool,
+    pub(crate) name: Option<&'static str>,
 }
 
 /// Says whether the function can do its work now.
@@ -82,7 +83,15 @@ impl<H: Handler> App<H> {
             health_paths: Vec::new(),
             ready_paths: Vec::new(),
             limits_itself: false,
+            name: None,
         }
+    }
+
+    /// What the function is called in traces, where the environment does not say it.
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = Some(name);
+        self
     }
 
     /// Leaves `max_inflight` to the handler, which is then called for every request: one that lets requests wait, say.

@@ -4,7 +4,7 @@
 //! from the platform. A static musl reads both by itself. So does a static glibc from 2.34 on, which has the modules
 //! `files` and `dns` built in; seen with 2.36 in an empty root, for a name in `/etc/hosts` and for one from the network.
 
-mod connector;
+pub(crate) mod connector;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 use crate::env::{Parser, Strings};
 use crate::error::{BoxError, Chain};
 use crate::secret::{SecretError, Secrets};
+use crate::trace;
 use connector::Connector;
 
 /// Where OpenFaaS on Kubernetes has its gateway.
@@ -219,6 +220,20 @@ impl Gateway {
             *request.uri_mut() = self.at(&request.uri().to_string())?;
         }
         self.authorize(&mut request)?;
+        let span = trace::outgoing(&mut request);
+        let answer = self.exchange(request, timeout).await;
+        match &answer {
+            Ok(answer) => span.answered(answer.status().as_u16()),
+            Err(error) => span.failed(Chain(error)),
+        }
+        answer
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+        timeout: Duration,
+    ) -> Result<Response<Bytes>, GatewayError> {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         let exchange = async {

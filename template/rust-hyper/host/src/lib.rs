@@ -18,6 +18,9 @@
 //! The host serves HTTP/1.1 on 8080, answers `/_/health` and `/_/ready` itself, shows Prometheus metrics on 8081, and
 //! reads the environment variables that of-watchdog reads (listed at [`run_with`]). A function with state of its own is
 //! started by [`run_with`].
+//!
+//! Two features are off unless a handler's `Cargo.toml` asks for them, because they make a function larger: `tls` is for a
+//! gateway behind https, and `traces` for OpenTelemetry (`trace`).
 
 mod body;
 mod boot;
@@ -37,6 +40,11 @@ mod server;
 mod settings;
 mod shutdown;
 pub mod signature;
+#[cfg(feature = "traces")]
+pub mod trace;
+#[cfg(not(feature = "traces"))]
+#[path = "trace/none.rs"]
+mod trace;
 
 pub use body::{Body, BodyError};
 pub use boot::{App, Boot, SetupErrors};

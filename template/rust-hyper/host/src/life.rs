@@ -50,6 +50,7 @@ pub(crate) async fn watch_over(
     ask: watch::Sender<bool>,
     mut told: oneshot::Receiver<Told>,
     settings: &Settings,
+    flushing: Duration,
 ) -> End {
     let ended = |told: Result<Told, _>| told.map_or(End::Panicked, End::Told);
     tokio::select! {
@@ -57,7 +58,7 @@ pub(crate) async fn watch_over(
         () = signals.next() => {}
     }
     ask.send_replace(true);
-    let latest = settings.healthcheck_interval + finishing(settings) + DROPPING;
+    let latest = settings.healthcheck_interval + finishing(settings) + DROPPING + flushing;
     tokio::select! {
         told = told => ended(told),
         () = signals.next() => End::AtOnce,

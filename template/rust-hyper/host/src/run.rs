@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use prometheus::Registry;
 use tokio::runtime::{Builder, Runtime};
@@ -21,6 +22,7 @@ use crate::secret::Secrets;
 use crate::server::Server;
 use crate::settings::Settings;
 use crate::shutdown::Shutdown;
+use crate::trace;
 
 /// A setting is wrong (`EX_CONFIG` of sysexits.h): starting again will not help.
 const WRONG_SETTINGS: u8 = 78;
@@ -58,11 +60,13 @@ pub fn run(handler: impl Handler) -> ExitCode {
 /// | `log_format` | `json` | `json` or `text` |
 /// | `log_level` | `info` | `off`, `error`, `warn`, `info`, `debug` or `trace`; also by target: `info,hyper=debug` |
 ///
+/// With the feature `traces`, those of `trace`, too.
+///
 /// # The end
 ///
 /// SIGTERM, or SIGINT, ends the process with 0, in this order: `/_/ready` fails, and requests are taken as before for
 /// `healthcheck_interval`, so that balancers notice; then the port is closed, and what runs may finish, for the longer of
-/// `write_timeout` and `exec_timeout`; then what still runs is dropped. [`Shutdown`] tells handlers how long they have. A
+/// `write_timeout` and `exec_timeout`; then what still runs is dropped; then, where there are traces, up to 2 s for the last. [`Shutdown`] tells handlers how long they have. A
 /// provider that kills earlier than this sum has to be given smaller settings, or a longer grace period.
 ///
 /// A second signal ends the process at once, with 143. A wrong setting ends it with 78 before it has begun, any other
@@ -89,15 +93,18 @@ where
             return ExitCode::FAILURE;
         }
     };
+    let traces = trace::Settings::read(&mut parser, &secrets);
+    let flushing = traces.flushing();
     let problems = parser.into_problems();
     let start = Start {
         strings,
         settings: settings.clone(),
         secrets,
         gateway,
+        traces,
         problems,
     };
-    match supervise(&settings, move |ask| start.serve(setup, ask)) {
+    match supervise(&settings, flushing, move |ask| start.serve(setup, ask)) {
         Ok(End::Told(Told::InOrder) | End::Blocked) => ExitCode::SUCCESS,
         Ok(End::Told(Told::WrongSettings)) => ExitCode::from(WRONG_SETTINGS),
         Ok(End::Told(Told::Failed)) => ExitCode::FAILURE,
@@ -113,6 +120,7 @@ where
 /// Runs `serve` in a thread of its own, and watches over it in this one.
 fn supervise(
     settings: &Settings,
+    flushing: Duration,
     serve: impl FnOnce(watch::Receiver<bool>) -> Told + Send + 'static,
 ) -> std::io::Result<End> {
     Builder::new_current_thread()
@@ -129,7 +137,7 @@ fn supervise(
             std::thread::Builder::new()
                 .name("serving".to_owned())
                 .spawn(serve)?;
-            Ok(life::watch_over(signals, ask, told, settings).await)
+            Ok(life::watch_over(signals, ask, told, settings, flushing).await)
         })
 }
 
@@ -150,6 +158,7 @@ struct Start {
     settings: Settings,
     secrets: Secrets,
     gateway: Gateway,
+    traces: trace::Settings,
     problems: Vec<Problem>,
 }
 
@@ -180,6 +189,7 @@ impl Start {
             settings,
             secrets,
             gateway,
+            traces,
             problems,
         } = self;
         let (trigger, shutdown) = Shutdown::new();
@@ -210,11 +220,17 @@ impl Start {
             gateway,
             shutdown,
         });
-        let server = match Server::new(&settings, app, platform, registry) {
+        let traces = match traces.start(app.name) {
+            Ok(traces) => traces,
+            Err(error) => return failed("could not begin to trace", error.as_ref()),
+        };
+        let server = match Server::new(&settings, app, platform, registry, traces.clone()) {
             Ok(server) => server,
             Err(error) => return failed("could not register the metrics", &error),
         };
-        match life::serve(&server, &settings, &trigger, &mut ask).await {
+        let served = life::serve(&server, &settings, &trigger, &mut ask).await;
+        traces.flush().await;
+        match served {
             Ok(()) => Told::InOrder,
             Err(error) => failed("could not listen", &error),
         }

@@ -30,6 +30,7 @@ use crate::boot::App;
 use crate::context::Platform;
 use crate::handler::Handler;
 use crate::settings::Settings;
+use crate::trace::Traces;
 use answer::Answer;
 use connection::{Answers, Serving};
 use inflight::InFlight;
@@ -57,6 +58,7 @@ impl<H: Handler> Server<H> {
         app: App<H>,
         platform: Arc<Platform>,
         registry: Registry,
+        traces: Traces,
     ) -> Result<Self, prometheus::Error> {
         let inflight = InFlight::new(settings.max_inflight.filter(|_| !app.limits_itself));
         let ledger = Arc::new(Ledger {
@@ -64,7 +66,7 @@ impl<H: Handler> Server<H> {
             metrics: Metrics::new(&registry)?,
         });
         registry.register(Box::new(InFlightGauge::new(&ledger)?))?;
-        let service = Arc::new(Service::new(settings, app, platform, ledger.clone()));
+        let service = Arc::new(Service::new(settings, app, platform, ledger.clone(), traces));
         Ok(Self {
             limits: limits(settings),
             ledger,

@@ -45,6 +45,7 @@ mod kind {
     use super::super::AUTHORITY_SECRET;
     use super::*;
     use crate::error::BoxError;
+    use crate::secret::Secret;
 
     pub(crate) type Connector = HttpsConnector<HttpConnector>;
 
@@ -55,14 +56,20 @@ mod kind {
 
     /// Trusts whom the system trusts, and the secret's certificates.
     pub(crate) fn trusting(secrets: &Secrets) -> Result<Connector, GatewayError> {
+        let secret = match secrets.exists(AUTHORITY_SECRET) {
+            true => Some(secrets.read(AUTHORITY_SECRET).map_err(refused)?),
+            false => None,
+        };
+        trusting_also(secret.as_ref().map(Secret::expose))
+    }
+
+    /// Trusts whom the system trusts, and these certificates, in PEM.
+    pub(crate) fn trusting_also(more: Option<&[u8]>) -> Result<Connector, GatewayError> {
         let mut roots = RootCertStore::empty();
         // Certificates of the system that cannot be read are no reason not to trust the others.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if secrets.exists(AUTHORITY_SECRET) {
-            let secret = secrets.read(AUTHORITY_SECRET).map_err(refused)?;
-            for certificate in CertificateDer::pem_slice_iter(secret.expose()) {
-                roots.add(certificate.map_err(refused)?).map_err(refused)?;
-            }
+        for certificate in CertificateDer::pem_slice_iter(more.unwrap_or_default()) {
+            roots.add(certificate.map_err(refused)?).map_err(refused)?;
         }
         if roots.is_empty() {
             return Err(refused("there is no certificate to trust"));
@@ -90,4 +97,6 @@ mod kind {
     }
 }
 
+#[cfg(feature = "traces")]
+pub(crate) use kind::trusting_also;
 pub(crate) use kind::{Connector, plain, trusting};

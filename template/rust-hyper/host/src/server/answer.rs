@@ -15,6 +15,7 @@ use super::outgoing::Outgoing;
 use super::record::Record;
 use crate::error::Error;
 use crate::reply;
+use crate::trace::Scope;
 
 /// Which version of the function answers.
 pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-slipway-version");
@@ -58,6 +59,7 @@ pub(crate) enum Answer {
 pub(crate) struct Running {
     pub(crate) handling: Option<Handling>,
     pub(crate) span: Span,
+    pub(crate) scope: Scope,
     pub(crate) marks: Marks,
     pub(crate) deadline: Option<Deadline>,
     pub(crate) record: Option<Record>,
@@ -84,7 +86,14 @@ impl Deadline {
 
 impl Answer {
     pub(crate) fn ready(response: crate::Response, marks: Marks, record: Option<Record>) -> Self {
-        Self::Ready(Some(finish(response, marks, record, None, Span::none())))
+        Self::Ready(Some(finish(
+            response,
+            marks,
+            record,
+            None,
+            Span::none(),
+            Scope::default(),
+        )))
     }
 }
 
@@ -107,7 +116,7 @@ impl Running {
         let Some(handling) = &mut self.handling else {
             return Poll::Pending;
         };
-        let entered = self.span.enter();
+        let entered = (self.span.enter(), self.scope.enter());
         let polled = catch_unwind(AssertUnwindSafe(|| handling.as_mut().poll(cx)));
         let response = match polled {
             Ok(Poll::Ready(Ok(response))) => response,
@@ -131,12 +140,14 @@ impl Running {
         drop(entered);
         let marks = std::mem::replace(&mut self.marks, Marks::none());
         let span = std::mem::replace(&mut self.span, Span::none());
+        let scope = std::mem::take(&mut self.scope);
         Poll::Ready(finish(
             response,
             marks,
             self.record.take(),
             self.deadline.take(),
             span,
+            scope,
         ))
     }
 }
@@ -144,7 +155,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.handling.is_some() {
-            let _entered = self.span.enter();
+            let _entered = (self.span.enter(), self.scope.enter());
             tracing::debug!("the client went away, the handler is ended");
             self.handling = None;
         }
@@ -158,6 +169,7 @@ fn finish(
     mut record: Option<Record>,
     deadline: Option<Deadline>,
     span: Span,
+    scope: Scope,
 ) -> http::Response<Outgoing> {
     if let Some(record) = &mut record {
         record.answered(response.status());
@@ -168,5 +180,5 @@ fn finish(
     if let Some(version) = marks.version {
         response.headers_mut().insert(VERSION, version);
     }
-    response.map(|body| Outgoing::new(body, record, deadline, span))
+    response.map(|body| Outgoing::new(body, record, deadline, span, scope))
 }

@@ -12,6 +12,7 @@ use super::answer::Deadline;
 use super::record::Record;
 use crate::error::{BoxError, Chain};
 use crate::response::ResponseBody;
+use crate::trace::Scope;
 
 /// What goes to hyper. Its record is closed when it is dropped: sent, failed, or nobody there to take it.
 pub(crate) struct Outgoing {
@@ -24,6 +25,7 @@ pub(crate) struct Outgoing {
 struct Stream {
     deadline: Option<Deadline>,
     span: Span,
+    scope: Scope,
 }
 
 impl Outgoing {
@@ -32,8 +34,14 @@ impl Outgoing {
         record: Option<Record>,
         deadline: Option<Deadline>,
         span: Span,
+        scope: Scope,
     ) -> Self {
-        let stream = body.is_stream().then(|| Box::new(Stream { deadline, span }));
+        let stream = Stream {
+            deadline,
+            span,
+            scope,
+        };
+        let stream = body.is_stream().then(|| Box::new(stream));
         Self {
             body,
             _record: record,
@@ -55,7 +63,7 @@ impl Body for Outgoing {
         let Some(stream) = &mut this.stream else {
             return body.poll_frame(cx);
         };
-        let _entered = stream.span.enter();
+        let _entered = (stream.span.enter(), stream.scope.enter());
         let late = stream
             .deadline
             .as_mut()
@@ -88,7 +96,7 @@ impl Drop for Outgoing {
     fn drop(&mut self) {
         // What the stream holds is dropped where its lines have the call id.
         if let Some(stream) = &self.stream {
-            let _entered = stream.span.enter();
+            let _entered = (stream.span.enter(), stream.scope.enter());
             self.body = ResponseBody::empty();
         }
     }

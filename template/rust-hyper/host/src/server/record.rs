@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::inflight::InFlight;
 use super::metrics::Metrics;
 use super::stage::Turn;
+use crate::trace::Span;
 
 /// What requests are counted in.
 pub(crate) struct Ledger {
@@ -23,6 +24,7 @@ pub(crate) struct Record {
     status: u16,
     counted_in: bool,
     told: Option<Told>,
+    trace: Span,
     _turn: Turn,
 }
 
@@ -41,6 +43,7 @@ impl Record {
         ledger: &Arc<Ledger>,
         request: &http::Request<hyper::body::Incoming>,
         call_id: &Arc<str>,
+        trace: Span,
         turn: Turn,
     ) -> (Self, Result<(), usize>) {
         let entered = ledger.inflight.enter();
@@ -55,6 +58,7 @@ impl Record {
             status: CLIENT_GONE,
             counted_in: entered.is_ok(),
             told,
+            trace,
             _turn: turn,
         };
         (record, entered)
@@ -78,6 +82,10 @@ impl Drop for Record {
         }
         let took = self.begun.elapsed();
         self.ledger.metrics.observe(self.status, &self.method, took);
+        match self.status {
+            CLIENT_GONE => self.trace.abandoned(),
+            status => self.trace.answered(status),
+        }
         if let Some(Told { path, call_id }) = &self.told {
             let (method, seconds) = (self.method.as_str(), took.as_secs_f64());
             tracing::debug!(

@@ -16,6 +16,7 @@ use crate::context::{Context, Platform};
 use crate::handler::Handler;
 use crate::reply;
 use crate::settings::Settings;
+use crate::trace::Traces;
 
 /// What answers requests.
 pub(crate) struct Service<H> {
@@ -27,6 +28,7 @@ pub(crate) struct Service<H> {
     platform: Arc<Platform>,
     ledger: Arc<Ledger>,
     call_ids: CallIds,
+    traces: Traces,
     read_timeout: Duration,
     exec_timeout: Option<Duration>,
 }
@@ -37,6 +39,7 @@ impl<H: Handler> Service<H> {
         app: App<H>,
         platform: Arc<Platform>,
         ledger: Arc<Ledger>,
+        traces: Traces,
     ) -> Self {
         Self {
             handler: app.handler,
@@ -47,6 +50,7 @@ impl<H: Handler> Service<H> {
             platform,
             ledger,
             call_ids: CallIds::default(),
+            traces,
             read_timeout: settings.read_timeout,
             exec_timeout: settings.exec_timeout,
         }
@@ -68,7 +72,9 @@ impl<H: Handler> Service<H> {
             return Answer::ready(response, marks, None);
         }
         let turn = connection.begin(!request.body().is_end_stream());
-        let (record, entered) = Record::open(&self.ledger, &request, &text, turn);
+        let trace = self.traces.request(&request, &text);
+        let (span, scope) = (trace.log_span(&text), trace.scope());
+        let (record, entered) = Record::open(&self.ledger, &request, &text, trace, turn);
         if let Err(limit) = entered {
             return Answer::ready(reply::busy(limit), marks, Some(record));
         }
@@ -76,8 +82,6 @@ impl<H: Handler> Service<H> {
             true => Body::empty(),
             false => Body::incoming(body, connection.body(), self.read_timeout),
         });
-        // Of the highest level, so that no filter takes the call id away.
-        let span = tracing::error_span!("request", call_id = &*text);
         let deadline = self.exec_timeout.map(|limit| record.begun() + limit);
         let context = Context::of_request(text, deadline, self.platform.clone());
         let service = self.clone();
@@ -86,6 +90,7 @@ impl<H: Handler> Service<H> {
                 async move { service.handler.call(request, context).await },
             )),
             span,
+            scope,
             marks,
             deadline: deadline.map(Deadline::new),
             record: Some(record),

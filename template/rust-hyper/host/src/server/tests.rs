@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::*;
 use crate::env::Parser;
 use crate::shutdown::Trigger;
+use crate::trace::Traces;
 use crate::{BodyError, Context, Error, Gateway, ResponseBody, Secrets, Shutdown, reply};
 
 /// A served handler; all ends with it.
@@ -37,7 +38,7 @@ async fn serve(settings: &[(&str, &str)], app: App<impl Handler>) -> Served {
         gateway,
         shutdown,
     });
-    let server = Server::new(&settings, app, platform, Registry::new()).unwrap();
+    let server = Server::new(&settings, app, platform, Registry::new(), Traces::default()).unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let serving = server.serve(listener);

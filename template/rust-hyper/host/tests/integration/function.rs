@@ -128,6 +128,14 @@ impl Function {
         answer.text
     }
 
+    /// The names of its threads that begin so.
+    #[cfg(feature = "traces")]
+    pub(crate) fn threads(&self, beginning: &str) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id().unwrap())).unwrap();
+        let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
+        names.filter(|name| name.starts_with(beginning)).collect()
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.process.id().unwrap().to_string();

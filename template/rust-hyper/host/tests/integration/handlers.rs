@@ -44,6 +44,7 @@ pub(crate) async fn set_up(boot: Boot) -> Result<App<impl Handler>, SetupErrors>
         ready: ready.clone(),
     };
     Ok(App::new(probe)
+        .named("tested")
         .ready_if(move || ready.load(Ordering::Relaxed))
         .health_at("/healthz")
         .ready_at("/ready"))
@@ -89,6 +90,10 @@ impl Handler for Probe {
             "/panic-in-stream" => Ok(http::Response::new(ResponseBody::stream(Panics { sent: false }))),
             "/fail" => Err("12x".parse::<u8>().map(drop).unwrap_err().into()),
             "/refuse" => Err(Error::status(StatusCode::CONFLICT, "there is one already")),
+            "/logged" => {
+                tracing::info!("logged");
+                Ok(reply::text("logged"))
+            }
             "/long-line" => {
                 tracing::info!(
                     context = "x".repeat(100_000),

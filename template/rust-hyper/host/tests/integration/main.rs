@@ -17,3 +17,5 @@ mod logs;
 mod panics;
 mod probes;
 mod settings;
+#[cfg(feature = "traces")]
+mod traces;

@@ -1,0 +1,178 @@
+//! Who called, and who is called, in the headers of <https://www.w3.org/TR/trace-context/>.
+
+use http::HeaderMap;
+use opentelemetry::Context;
+use opentelemetry::propagation::{Extractor, TextMapPropagator};
+use opentelemetry_http::{HeaderExtractor, HeaderInjector};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+
+const PARENT: &str = "traceparent";
+const STATE: &str = "tracestate";
+
+/// As much of `tracestate` has to be passed on, in bytes; of a longer one, nothing is.
+const STATE_MAX: usize = 512;
+
+/// The caller's span, where the headers name one; else none.
+pub(super) fn extract(headers: &HeaderMap) -> Context {
+    let mut parents = headers.get_all(PARENT).iter();
+    match (parents.next(), parents.next()) {
+        (Some(parent), None) if is_well_formed(parent.as_bytes()) => {
+            let known = Known {
+                parent: parent.to_str().unwrap_or_default(),
+                state: state(headers),
+            };
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &known)
+        }
+        _ => Context::new(),
+    }
+}
+
+/// Names the context's span as the caller.
+pub(super) fn inject(context: &Context, headers: &mut HeaderMap) {
+    TraceContextPropagator::new().inject_context(context, &mut HeaderInjector(headers));
+    if headers.get(STATE).is_some_and(|state| state.is_empty()) {
+        headers.remove(STATE);
+    }
+}
+
+/// What the propagator is shown: all of what there may be several headers for.
+struct Known<'a> {
+    parent: &'a str,
+    state: String,
+}
+
+impl Extractor for Known<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        match key {
+            PARENT => Some(self.parent),
+            STATE => Some(self.state.as_str()).filter(|state| !state.is_empty()),
+            _ => None,
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec![PARENT, STATE]
+    }
+}
+
+fn state(headers: &HeaderMap) -> String {
+    let headers = HeaderExtractor(headers);
+    let state = headers.get_all(STATE).unwrap_or_default().join(",");
+    match state.len() {
+        ..=STATE_MAX => state,
+        _ => String::new(),
+    }
+}
+
+/// `00-<32 hex digits>-<16>-<2>`; a later version may have more behind another `-`. The propagator is less exact.
+fn is_well_formed(parent: &[u8]) -> bool {
+    const LENGTH: usize = 55;
+    const DASHES: [usize; 3] = [2, 35, 52];
+    let Some((known, more)) = parent.split_at_checked(LENGTH) else {
+        return false;
+    };
+    let fits = |(at, byte): (usize, &u8)| match DASHES.contains(&at) {
+        true => *byte == b'-',
+        false => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+    };
+    known.iter().enumerate().all(fits)
+        && match &known[..2] {
+            b"00" => more.is_empty(),
+            b"ff" => false,
+            _ => more.is_empty() || more.starts_with(b"-"),
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use opentelemetry::trace::TraceContextExt;
+
+    use super::*;
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+    fn headers(all: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in all {
+            headers.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn callers_are_known_by_well_formed_headers_only() {
+        let cases = [
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", true),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00", true),
+            ("cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", true),
+            (
+                "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+                true,
+            ),
+            (
+                "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01.more",
+                false,
+            ),
+            (
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+                false,
+            ),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-", false),
+            ("ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
+            ("00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01", false),
+            ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01", false),
+            ("00-4bf92f3577b34da6a3ce929d0e0e473-00f067aa0ba902b7-01", false),
+            ("00-+bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
+            ("00_4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
+            ("00-1-1-01", false),
+            ("0-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
+            ("", false),
+        ];
+        for (parent, known) in cases {
+            let context = extract(&headers(&[(PARENT, parent)]));
+            assert_eq!(context.has_active_span(), known, "{parent}");
+            if known {
+                let span = context.span().span_context().clone();
+                assert_eq!(span.trace_id().to_string(), TRACE);
+                assert_eq!(span.is_sampled(), !parent.ends_with("-00"), "{parent}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_parents_are_none() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let context = extract(&headers(&[(PARENT, parent), (PARENT, parent)]));
+        assert!(!context.has_active_span());
+    }
+
+    #[test]
+    fn what_came_with_the_parent_is_passed_on_where_it_is_well_formed() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let long = format!("a={}", "x".repeat(STATE_MAX));
+        for (states, passed_on) in [
+            (&["a=1", "b=2"][..], Some("a=1,b=2")),
+            (&["a=1,b=2"], Some("a=1,b=2")),
+            (&["no state"], None),
+            (&[&long], None),
+            (&[], None),
+        ] {
+            let mut all = vec![(PARENT, parent)];
+            all.extend(states.iter().map(|state| (STATE, *state)));
+            let mut sent = HeaderMap::new();
+            inject(&extract(&headers(&all)), &mut sent);
+            assert_eq!(sent.get(PARENT).unwrap(), parent, "{states:?}");
+            let state = sent.get(STATE).map(|state| state.to_str().unwrap());
+            assert_eq!(state, passed_on, "{states:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_span_nothing_is_named() {
+        let mut sent = HeaderMap::new();
+        inject(&Context::new(), &mut sent);
+        assert!(sent.is_empty());
+    }
+}

@@ -1,0 +1,266 @@
+//! Spans of requests, as a collector gets them.
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use function_host::http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
+use prost::Message;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use crate::function::{Answer, Function, send};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+/// Takes what is exported, in memory.
+struct Collector {
+    address: SocketAddr,
+    deliveries: mpsc::UnboundedReceiver<(HeaderMap, ExportTraceServiceRequest)>,
+}
+
+impl Collector {
+    async fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (deliver, deliveries) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let deliver = deliver.clone();
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let deliver = deliver.clone();
+                    async move {
+                        assert_eq!(request.uri().path(), "/v1/traces");
+                        let (head, body) = request.into_parts();
+                        let body = body.collect().await.unwrap().to_bytes();
+                        let spans = ExportTraceServiceRequest::decode(body).unwrap();
+                        // The test may be over.
+                        let _ = deliver.send((head.headers, spans));
+                        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+                    }
+                });
+                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { address, deliveries }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The next delivery: its headers, the resource's attributes, its spans.
+    async fn delivery(&mut self) -> (HeaderMap, Vec<KeyValue>, Vec<Span>) {
+        let delivery = tokio::time::timeout(Duration::from_secs(60), self.deliveries.recv());
+        let (headers, mut request) = delivery.await.unwrap().unwrap();
+        let resource = request.resource_spans.remove(0);
+        let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+        (headers, resource.resource.unwrap().attributes, spans.collect())
+    }
+}
+
+/// An attribute as text.
+fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
+    let found = attributes.iter().find(|attribute| attribute.key == key)?;
+    Some(match found.value.clone()?.value? {
+        Value::StringValue(text) => text,
+        Value::IntValue(number) => number.to_string(),
+        other => panic!("{other:?}"),
+    })
+}
+
+async fn ask(function: &Function, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = Request::get(path).header("host", "test");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    send(function.address, request.body("".into()).unwrap())
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_request_is_a_span_of_its_callers_trace_and_lines_of_the_log_name_that() {
+    let mut collector = Collector::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(
+        folder.path().join("otel-headers"),
+        "authorization=Bearer%20hunter2\n",
+    )
+    .unwrap();
+    let mut function = Function::start(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-team=functions"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
+        ("secret_mount_path", folder.path().to_str().unwrap()),
+    ])
+    .await;
+    ask(
+        &function,
+        "/logged?token=hunter2",
+        &[("traceparent", CALLER), ("x-call-id", "t-1")],
+    )
+    .await;
+    assert_eq!(function.line("logged").await["trace_id"], TRACE);
+    ask(&function, "/fail", &[("traceparent", "00-not-a-parent")]).await;
+    ask(&function, "/healthz", &[]).await;
+    // What still waits is delivered at the end, long before it would be otherwise.
+    let begun = Instant::now();
+    function.signal("TERM");
+    assert_eq!(function.end().await, 0);
+    assert!(begun.elapsed() < Duration::from_secs(4));
+
+    let (headers, resource, spans) = collector.delivery().await;
+    assert_eq!(
+        (&headers["authorization"], &headers["x-team"]),
+        (&"Bearer hunter2".parse().unwrap(), &"functions".parse().unwrap())
+    );
+    assert_eq!(attribute(&resource, "service.name").unwrap(), "tested");
+    assert_eq!(
+        attribute(&resource, "deployment.environment.name").unwrap(),
+        "test"
+    );
+    assert!(!format!("{resource:?} {spans:?}").contains("hunter2"));
+    // A probe has none.
+    let [logged, failed] = &spans[..] else {
+        panic!("{spans:?}");
+    };
+    assert_eq!(hex::encode(&logged.trace_id), TRACE);
+    assert_eq!(hex::encode(&logged.parent_span_id), "00f067aa0ba902b7");
+    assert_eq!((&*logged.name, logged.kind()), ("GET", SpanKind::Server));
+    for (key, value) in [
+        ("http.request.method", "GET"),
+        ("url.path", "/logged"),
+        ("http.response.status_code", "200"),
+        ("faas.invocation_id", "t-1"),
+        ("server.address", "test"),
+    ] {
+        assert_eq!(
+            attribute(&logged.attributes, key).as_deref(),
+            Some(value),
+            "{key}"
+        );
+    }
+    assert_eq!(
+        logged.status.clone().unwrap_or_default().code(),
+        StatusCode::Unset
+    );
+
+    assert_ne!(hex::encode(&failed.trace_id), TRACE);
+    assert!(failed.parent_span_id.is_empty());
+    assert_eq!(
+        attribute(&failed.attributes, "http.response.status_code").unwrap(),
+        "500"
+    );
+    assert_eq!(failed.status.clone().unwrap().code(), StatusCode::Error);
+}
+
+#[tokio::test]
+async fn a_trace_that_its_caller_does_not_keep_is_not_exported() {
+    let mut collector = Collector::start().await;
+    let mut function = Function::start(&[(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        &(collector.url() + "/v1/traces"),
+    )])
+    .await;
+    let caller = CALLER.replace("-01", "-00");
+    ask(&function, "/logged", &[("traceparent", &caller)]).await;
+    assert!(function.line("logged").await["trace_id"].is_null());
+    ask(&function, "/logged", &[]).await;
+    function.signal("TERM");
+    assert_eq!(function.end().await, 0);
+    let (_, _, spans) = collector.delivery().await;
+    assert_eq!(spans.len(), 1, "{spans:?}");
+    assert!(spans[0].parent_span_id.is_empty());
+}
+
+#[tokio::test]
+async fn a_collector_that_is_not_there_is_told_once_and_holds_nothing_up() {
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let mut function = Function::start(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &url),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "2"),
+    ])
+    .await;
+    for _ in 0..5 {
+        assert_eq!(ask(&function, "/logged", &[]).await.status, 200);
+    }
+    let warning = function
+        .line("traces are not delivered, and dropped until they are; nothing else suffers from it")
+        .await;
+    assert_eq!(warning["level"], "WARN");
+    assert_eq!(warning["collector"], url);
+    assert!(
+        warning["error"].as_str().unwrap().contains("refused"),
+        "{warning}"
+    );
+    let begun = Instant::now();
+    function.signal("TERM");
+    while let Some(line) = function.raw_line().await {
+        assert!(!line.contains("WARN"), "{line}");
+    }
+    assert_eq!(function.end().await, 0);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_collector_that_never_answers_holds_neither_requests_nor_the_end_up() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let function = Function::start(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &url),
+        ("OTEL_BSP_SCHEDULE_DELAY", "1"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "2"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1"),
+    ])
+    .await;
+    for _ in 0..50 {
+        assert_eq!(ask(&function, "/logged", &[]).await.status, 200);
+    }
+    let _connection = silent.accept().await.unwrap();
+    let begun = Instant::now();
+    function.signal("TERM");
+    assert_eq!(function.end().await, 0);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_wrong_address_ends_the_start_with_78_and_says_what_would_be_right() {
+    let mut function = Function::spawn(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")]);
+    let line: serde_json::Value = serde_json::from_str(&function.raw_line().await.unwrap()).unwrap();
+    assert_eq!(line["setting"], "OTEL_EXPORTER_OTLP_ENDPOINT");
+    assert!(
+        line["message"]
+            .as_str()
+            .unwrap()
+            .contains("should be like http://HOST:4318"),
+        "{line}"
+    );
+    assert_eq!(function.end().await, 78);
+}
+
+#[tokio::test]
+async fn only_for_a_collector_is_there_a_thread() {
+    let without = Function::start(&[]).await;
+    let with = Function::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")]).await;
+    // A thread has its name a moment after it has begun.
+    while with.threads("OpenTelemetry").is_empty() {
+        ask(&with, "/logged", &[]).await;
+        ask(&without, "/logged", &[]).await;
+    }
+    assert!(without.threads("OpenTelemetry").is_empty());
+}
