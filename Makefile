@@ -5,7 +5,7 @@
 stack := cargo run --quiet --locked --package slipway-stack --
 template := --manifest-path template/rust-hyper/Cargo.toml
 
-.PHONY: help up down purge env status test check unit chart e2e locks bench-host bench-contexts
+.PHONY: help up down purge env status test check unit chart e2e locks fuzz bench-host bench-contexts
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
@@ -53,6 +53,9 @@ e2e: ## the end-to-end tests, on the stack, which is started where it does not r
 
 locks: ## write the lock files of builder-fn and deployer-fn anew
 	tests/handler-locks
+
+fuzz: ## look for input that breaks a parser, FUZZ_SECONDS (60) for each of them
+	fuzz/run
 
 bench-host: ## what the function host costs, against a plain hyper server
 	cargo run --profile function --locked --package slipway-bench-host

@@ -348,38 +348,39 @@ fn damaged() -> impl Strategy<Value = Vec<u8>> {
             }
         })
     });
-    (prop::collection::vec(one, 0..8), any::<u8>()).prop_map(|(more, first)| {
-        let mut bytes = vec![first];
-        bytes.extend(with(&more));
-        bytes
-    })
+    prop::collection::vec(one, 0..8).prop_map(|more| with(&more))
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_index_is_right_or_not_there(tar in damaged(), bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
-        harness::index(&tar);
+    fn an_index_is_right_or_not_there(
+        tar in damaged(),
+        mode in any::<u8>(),
+        piece in any::<u8>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..2000),
+    ) {
+        harness::index(&[&[mode, piece][..], &tar].concat());
         harness::index(&bytes);
     }
 
     #[test]
-    fn a_request_is_taken_or_refused(tar in damaged(), packed in 0u8..3) {
-        let body = match packed {
-            0 => tar[1..].to_vec(),
-            1 => {
-                let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                packed.write_all(&tar[1..]).expect("gzip");
-                packed.finish().expect("gzip")
-            }
-            _ => zstd::stream::encode_all(&tar[1..], 1).expect("zstd"),
-        };
-        runtime().block_on(harness::request(&body));
+    fn a_request_is_taken_or_refused(tar in damaged(), mode in 0u8..8) {
+        runtime().block_on(harness::request(&[&[mode][..], &tar].concat()));
     }
 
     #[test]
-    fn a_daemon_may_ask_for_anything(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn a_daemon_may_ask_for_anything(
+        mode in any::<u8>(),
+        patterns in prop::collection::vec("[ief][!./*a-g\\[\\]\\\\?-]{0,8}|f(l/)?(to|out|root|round|there|back|up|\\*)(/e)?", 0..4),
+        asked in prop::collection::vec((1u8..4, 0u8..20), 0..20),
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let head = [&[mode][..], patterns.join("\n").as_bytes(), b"\n\n"].concat();
+        let asked: Vec<u8> = asked.into_iter().flat_map(|(kind, number)| [kind, number]).collect();
+        runtime().block_on(harness::peer(&[&head[..], &asked].concat()));
+        runtime().block_on(harness::peer(&[&head[..], &bytes].concat()));
         runtime().block_on(harness::peer(&bytes));
     }
 }
