@@ -435,9 +435,9 @@ impl ArchiveReader {
         match meaning {
             Meaning::Config => self.config = Some(bytes),
             Meaning::Secrets => self.secrets = Some(bytes),
-            Meaning::LongName => self.next.name = Some(unterminated(bytes)),
-            Meaning::LongLink => self.next.link = Some(unterminated(bytes)),
-            Meaning::Records => self.next.records = Some(self.records(&bytes)?),
+            Meaning::LongName => self.extend(Extensions::with_name(unterminated(bytes)))?,
+            Meaning::LongLink => self.extend(Extensions::with_link(unterminated(bytes)))?,
+            Meaning::Records => self.extend(Extensions::with_records(self.records(&bytes)?))?,
             Meaning::GlobalRecords => {
                 let records = self.records(&bytes)?;
                 if let Some(field) = records.of_one_entry() {
@@ -447,6 +447,10 @@ impl ArchiveReader {
             }
         }
         Ok(())
+    }
+
+    fn extend(&mut self, more: Extensions) -> Result<(), ArchiveError> {
+        self.next.add(more).map_err(|problem| self.refuse(problem))
     }
 
     fn records(&self, bytes: &[u8]) -> Result<Records, ArchiveError> {

@@ -15,8 +15,56 @@ pub(super) struct Extensions {
 }
 
 impl Extensions {
+    pub(super) fn with_records(records: Records) -> Self {
+        Self {
+            records: Some(records),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn with_name(name: Vec<u8>) -> Self {
+        Self {
+            name: Some(name),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn with_link(link: Vec<u8>) -> Self {
+        Self {
+            link: Some(link),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_none() && self.name.is_none() && self.link.is_none()
+    }
+
+    /// Notes what one more extended header says.
+    ///
+    /// # Errors
+    /// When it says what another one has said of the same entry. Some readers take the first, some the last, some go
+    /// by the kind of header; so a tar could have other names, or other sizes, here than for whoever checked it.
+    pub(super) fn add(&mut self, more: Self) -> Result<(), EntryProblem> {
+        replace(&mut self.records, more.records, "records")?;
+        replace(&mut self.name, more.name, "its name")?;
+        replace(&mut self.link, more.link, "its target")?;
+        let records = self.records.as_ref();
+        for (field, is_in_both) in [
+            (
+                "its name",
+                self.name.is_some() && records.is_some_and(|records| records.path.is_some()),
+            ),
+            (
+                "its target",
+                self.link.is_some() && records.is_some_and(|records| records.link_path.is_some()),
+            ),
+        ] {
+            if is_in_both {
+                return Err(EntryProblem::SaidTwice { field });
+            }
+        }
+        Ok(())
     }
 
     /// The name of the entry with this header.
@@ -26,6 +74,17 @@ impl Extensions {
             .or(self.name.as_ref())
             .cloned()
             .unwrap_or_else(|| header.name().into_owned())
+    }
+}
+
+fn replace<T>(known: &mut Option<T>, said: Option<T>, field: &'static str) -> Result<(), EntryProblem> {
+    match said {
+        Some(_) if known.is_some() => Err(EntryProblem::SaidTwice { field }),
+        Some(said) => {
+            *known = Some(said);
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

@@ -148,6 +148,8 @@ pub enum EntryProblem {
     ExtensionTooLarge { size: i64, limit: u64 },
     #[error("has a malformed extended header: {reason}")]
     Extension { reason: &'static str },
+    #[error("is the second extended header to say {field} of the entry after it")]
+    SaidTwice { field: &'static str },
     #[error("is a global header that gives {field} to all entries; only each entry can say that")]
     GlobalField { field: &'static str },
     #[error("is a sparse file; archive it without --sparse")]

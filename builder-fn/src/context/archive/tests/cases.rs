@@ -115,6 +115,29 @@ fn names_in_extended_headers_go_before_those_in_the_header() {
 }
 
 #[test]
+fn what_two_readers_could_take_from_different_headers_is_refused() {
+    let long = |tar: Tar, flag| tar.typed(flag, "././@LongLink", b"context/long\0");
+    let pax = |tar: Tar, key| tar.pax(b'x', &[(key, b"12")]);
+    for (tar, field) in [
+        (long(long(small(), b'L'), b'L'), "its name"),
+        (long(long(small(), b'K'), b'K'), "its target"),
+        (pax(pax(small(), "size"), "mtime"), "records"),
+        (pax(long(small(), b'L'), "path"), "its name"),
+        (long(pax(small(), "path"), b'L'), "its name"),
+        (pax(long(small(), b'K'), "linkpath"), "its target"),
+        (long(pax(small(), "linkpath"), b'K'), "its target"),
+    ] {
+        let problem = tar.file("context/short", b"123456789abc").problem();
+        assert_eq!(problem, EntryProblem::SaidTwice { field });
+    }
+    // What they say goes together, whichever comes first.
+    let tar = pax(long(long(small(), b'L'), b'K'), "mtime").file("context/short", b"");
+    let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(paths(&contents), ["Dockerfile", "long"]);
+    assert_eq!(contents.entries[1].mtime_ns, 12_000_000_000);
+}
+
+#[test]
 fn a_size_in_an_extended_header_is_how_much_follows() {
     let tar = Tar::default()
         .pax(b'x', &[("size", b"3")])
