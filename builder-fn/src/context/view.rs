@@ -49,7 +49,7 @@ pub struct PatternError {
 pub fn view(context: &SourceContext, filter: &Filter) -> Result<Vec<Visible>, PatternError> {
     let mut include = Some(filter.include.clone());
     if !filter.follow.is_empty()
-        && let Some(targets) = follow::follow(context, &filter.follow)
+        && let Some(targets) = follow::follow(context, &filter.follow)?
     {
         include = follow::without_nested(filter.include.iter().cloned().chain(targets));
     }

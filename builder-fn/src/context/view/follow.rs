@@ -2,73 +2,116 @@
 
 use std::collections::BTreeSet;
 
+use super::PatternError;
 use super::glob::{self, Glob};
 use crate::context::{Kind, SourceContext};
 
+/// Longest path, in bytes: to a longer one the original hears from the file system that it is too long.
+const PATH_MAX: usize = 4095;
+
+/// What following may cost, in bytes that are looked at: seconds, where a row of links can be made to take days.
+const EFFORT_MAX: usize = 256 << 20;
+
 /// The paths to include so that each of `paths` can be reached, sorted. `None` when one of them is the root: then
 /// everything is included.
-pub(super) fn follow(context: &SourceContext, paths: &[String]) -> Option<Vec<String>> {
-    let mut resolved = BTreeSet::new();
+///
+/// # Errors
+/// When links lead to a path that is too long, or go on for too long.
+pub(super) fn follow(context: &SourceContext, paths: &[String]) -> Result<Option<Vec<String>>, PatternError> {
+    follow_within(EFFORT_MAX, context, paths)
+}
+
+fn follow_within(
+    effort: usize,
+    context: &SourceContext,
+    paths: &[String],
+) -> Result<Option<Vec<String>>, PatternError> {
+    let mut follower = Follower {
+        context,
+        resolved: BTreeSet::new(),
+        effort,
+    };
     // Depth first, in order: what is resolved already is not resolved again, so the order matters.
     let mut due: Vec<String> = paths.iter().rev().cloned().collect();
     while let Some(path) = due.pop() {
-        let targets = resolve(context, &glob::join(".", &path), &mut resolved);
+        let path = glob::join(".", &path);
+        let targets = follower.resolve(&path).map_err(|reason| PatternError {
+            pattern: path.chars().take(100).collect(),
+            reason,
+        })?;
         due.extend(targets.into_iter().rev());
     }
-    without_nested(resolved)
+    Ok(without_nested(follower.resolved))
 }
 
-/// Walks along `path` to its end or to the first link, and returns where to go on from there.
-fn resolve(context: &SourceContext, path: &str, resolved: &mut BTreeSet<String>) -> Vec<String> {
-    let mut current = ".".to_owned();
-    let mut components = path.split('/');
-    while let Some(component) = components.next() {
-        current = glob::join(&current, component);
-        let targets = link_targets(context, &current);
-        let rest: Vec<&str> = components.clone().collect();
-        if !targets.is_empty() {
-            let is_new = resolved.insert(current);
-            let rest = rest.join("/");
-            return if is_new {
-                targets.iter().map(|to| glob::join(to, &rest)).collect()
-            } else {
-                Vec::new()
-            };
+struct Follower<'a> {
+    context: &'a SourceContext,
+    resolved: BTreeSet<String>,
+    /// What is left of it.
+    effort: usize,
+}
+
+impl Follower<'_> {
+    /// Walks along `path`, which is clean, to its end or to the first link, and returns where to go on from there.
+    fn resolve(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
+        if path.len() > PATH_MAX {
+            return Err("links lead to it, and it has more than 4095 bytes");
         }
-        if rest.is_empty() {
-            resolved.insert(current);
-            return Vec::new();
+        let ends = path.match_indices('/').map(|(at, _)| at);
+        for end in ends.chain([path.len()]) {
+            let current = &path[..end];
+            let rest = path.get(end + 1..).unwrap_or_default();
+            let targets = self.link_targets(current)?;
+            if !targets.is_empty() {
+                let is_new = self.resolved.insert(current.to_owned());
+                let further = targets.iter().map(|to| glob::join(to, rest));
+                return Ok(if is_new { further.collect() } else { Vec::new() });
+            }
         }
+        self.resolved.insert(path.to_owned());
+        Ok(Vec::new())
     }
-    Vec::new()
-}
 
-/// What the link at `path` points to, as a path from the root; for a pattern, what all links that it matches do.
-fn link_targets(context: &SourceContext, path: &str) -> Vec<String> {
-    let (folder, name) = glob::split(path);
-    if !glob::has_wildcards(name) {
-        return link_target(context, path).into_iter().collect();
+    /// What the link at `path` points to, as a path from the root; for a pattern, what all links that it matches do.
+    fn link_targets(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
+        self.spend(path.len())?;
+        let (folder, name) = glob::split(path);
+        if !glob::has_wildcards(name) {
+            return Ok(self.link_target(path).into_iter().collect());
+        }
+        let Some(pattern) = Glob::parse(name) else {
+            return Ok(Vec::new());
+        };
+        let context = self.context;
+        self.spend(context.entries().len())?;
+        let mut targets = Vec::new();
+        for entry in context.children(folder) {
+            let (_, name) = glob::split(&entry.path);
+            self.spend(4 * name.len())?;
+            if pattern.matches(name) {
+                targets.extend(self.link_target(&entry.path));
+            }
+        }
+        Ok(targets)
     }
-    let Some(pattern) = Glob::parse(name) else {
-        return Vec::new();
-    };
-    context
-        .children(folder)
-        .filter(|entry| pattern.matches(glob::split(&entry.path).1))
-        .filter_map(|entry| link_target(context, &entry.path))
-        .collect()
-}
 
-fn link_target(context: &SourceContext, path: &str) -> Option<String> {
-    let Kind::Symlink { target } = &context.get(path)?.kind else {
-        return None;
-    };
-    let target = glob::clean(target);
-    if target.starts_with('/') {
-        return Some(target);
+    fn link_target(&self, path: &str) -> Option<String> {
+        let Kind::Symlink { target } = &self.context.get(path)?.kind else {
+            return None;
+        };
+        let target = glob::clean(target);
+        if target.starts_with('/') {
+            return Some(target);
+        }
+        let (folder, _) = glob::split(path);
+        Some(glob::join("/", &glob::join(folder, &target)))
     }
-    let (folder, _) = glob::split(path);
-    Some(glob::join("/", &glob::join(folder, &target)))
+
+    fn spend(&mut self, effort: usize) -> Result<(), &'static str> {
+        let left = self.effort.checked_sub(effort);
+        self.effort = left.ok_or("links lead on and on from it")?;
+        Ok(())
+    }
 }
 
 /// Leaves out what lies in a folder that came right before. `None` when the root is among the paths.
@@ -84,4 +127,40 @@ pub(super) fn without_nested(paths: impl IntoIterator<Item = String>) -> Option<
         }
     }
     Some(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::context;
+    use super::*;
+
+    fn refusal(entries: &[String], path: &str) -> &'static str {
+        let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
+        let error = follow_within(1 << 20, &context(&entries), &[path.to_owned()]).unwrap_err();
+        assert!(error.pattern.len() <= 100, "{}", error.pattern.len());
+        error.reason
+    }
+
+    #[test]
+    fn a_path_cannot_be_made_longer_link_by_link() {
+        let longer = format!("{}x", "x/".repeat(2000));
+        let row: Vec<String> = (0..1000)
+            .map(|at| format!("{at} -> {}/{longer}", at + 1))
+            .collect();
+        assert!(refusal(&row, "0").contains("more than 4095 bytes"));
+    }
+
+    #[test]
+    fn links_far_down_cannot_be_made_to_lead_on_for_hours() {
+        let deep = "d/".repeat(1000);
+        let row: Vec<String> = (0..50).map(|at| format!("{deep}{at} -> {}", at + 1)).collect();
+        assert!(refusal(&row, &format!("{deep}0")).contains("on and on"));
+    }
+
+    #[test]
+    fn links_to_patterns_cannot_be_made_to_lead_on_for_hours() {
+        let mut row: Vec<String> = (0..100).map(|at| format!("{at}- -> {}-*", at + 1)).collect();
+        row.extend((0..1000).map(|at| format!("file{at}")));
+        assert!(refusal(&row, "0-").contains("on and on"));
+    }
 }

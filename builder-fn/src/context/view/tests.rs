@@ -5,7 +5,7 @@ use crate::context::Spool;
 use crate::context::tree::{Node, Tree};
 
 /// A context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
-fn context(entries: &[&str]) -> SourceContext {
+pub(super) fn context(entries: &[&str]) -> SourceContext {
     let mut tree = Tree::default();
     for (at, entry) in entries.iter().enumerate() {
         if let Some((path, target)) = entry.split_once(" = ") {
