@@ -16,6 +16,13 @@ const COMPILED_MAX: usize = 1 << 20;
 /// How many there may be. Each is tried with each entry.
 const PATTERNS_MAX: usize = 10_000;
 
+/// How long those with wildcards may be together, as regular expressions, in bytes. Compiled, and with what they note while
+/// they match, each byte takes from 200 to 600: this is some twelve megabytes, and a thousand patterns as people write them.
+const EXPRESSIONS_MAX: usize = 40 << 10;
+
+/// What a pattern with wildcards takes however short it is, in bytes of that.
+const EXPRESSION_MIN: usize = 16;
+
 /// Patterns of which later ones overrule earlier ones.
 #[derive(Debug)]
 pub(super) struct Patterns(Vec<Pattern>);
@@ -42,7 +49,7 @@ impl Patterns {
     /// Understands `patterns`; blank ones count for nothing.
     ///
     /// # Errors
-    /// When one is malformed (always; the original notices some only when it comes to try them), or too many.
+    /// When one is malformed (always; the original notices some only when it comes to try them), or too many, or too long.
     pub(super) fn parse(patterns: &[String]) -> Result<Self, PatternError> {
         if let Some(one_more) = patterns.get(PATTERNS_MAX) {
             return Err(PatternError {
@@ -54,7 +61,19 @@ impl Patterns {
             .iter()
             .map(|pattern| pattern.trim())
             .filter(|pattern| !pattern.is_empty());
-        meant.map(Pattern::parse).collect::<Result<_, _>>().map(Self)
+        let mut length = 0;
+        let parsed = meant.map(|text| {
+            let pattern = Pattern::parse(text)?;
+            length += pattern.rule.length();
+            match length <= EXPRESSIONS_MAX {
+                true => Ok(pattern),
+                false => Err(PatternError {
+                    pattern: text.chars().take(100).collect(),
+                    reason: "with those before it, there are too many and too long ones with wildcards",
+                }),
+            }
+        });
+        parsed.collect::<Result<_, _>>().map(Self)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Pattern> {
@@ -129,6 +148,14 @@ impl Pattern {
 }
 
 impl Rule {
+    /// Of the regular expression, if it is one.
+    fn length(&self) -> usize {
+        match self {
+            Self::Regex(regex) => EXPRESSION_MIN + regex.as_str().len(),
+            _ => 0,
+        }
+    }
+
     fn compile(pattern: &str) -> Result<Self, &'static str> {
         #[derive(PartialEq)]
         enum Shape {

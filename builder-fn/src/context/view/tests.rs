@@ -358,10 +358,20 @@ fn malformed_patterns_are_named() {
 }
 
 #[test]
-fn a_pattern_cannot_take_all_memory() {
-    let filter = Filter {
-        exclude: vec!["?".repeat(200_000)],
-        ..Filter::default()
+fn patterns_cannot_take_all_memory() {
+    let with = |exclude| {
+        let filter = Filter {
+            exclude,
+            ..Filter::default()
+        };
+        view(&context(&["a"]), &filter).map_err(|error| error.reason)
     };
-    assert!(view(&context(&["a"]), &filter).is_err());
+    assert!(with(vec!["?".repeat(200_000)]).is_err());
+    let many = |count: usize, form: &str| (0..count).map(|at| form.replace('N', &at.to_string())).collect();
+    assert!(with(many(900, "*.extN")).is_ok());
+    assert!(with(many(5000, "*.extN")).is_err_and(|reason| reason.contains("wildcards")));
+    assert!(with(many(100, &"**/?*N".repeat(100))).is_err_and(|reason| reason.contains("wildcards")));
+    // These are no more than their own text.
+    assert!(with(many(9000, "some/folder/N/and/a/file")).is_ok());
+    assert!(with(many(9000, "**/fileN")).is_ok());
 }
