@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use function_host::http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use function_host::http::{Method, StatusCode, header};
-use function_host::{Response, ResponseBody, reply};
+use function_host::{Response, ResponseBody, reply, trace};
 use futures_util::{Stream, StreamExt};
 
 use crate::build::Built;
@@ -152,6 +152,8 @@ impl Answer {
             && let Ok(signature) = HeaderValue::from_str(&signature)
         {
             response.headers_mut().insert(name, signature);
+            // Whoever brings it to the deployer brings the headers, too: the trace goes on there.
+            trace::inject(response.headers_mut());
         }
         if self.close {
             let close = HeaderValue::from_static("close");

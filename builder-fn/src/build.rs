@@ -3,21 +3,22 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use function_host::Shutdown;
+use function_host::{Shutdown, trace};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::buildkit::session::{CredentialStore, Lease, Services, SharedKeys};
 use crate::buildkit::{CacheExport, Daemon, Job, Limits, SOURCE_DATE_EPOCH, Solve, Solved};
-use crate::chain::{Chain, Deployment, HandOver, Link};
+use crate::chain::{Chain, Deployment, Ending, HandOver, Link};
 use crate::compression::Compression;
-use crate::error::Error;
+use crate::error::{Causes, Error};
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::report::{Lines, Sink};
 use crate::request::config::{CacheTo, Provenance};
 use crate::request::{BuildRequest, Frontend};
 use crate::sealed::BuildSecrets;
+use crate::trace::{Cover, Steps};
 
 /// What is left of a call's or the process's time when a build is ended for it: enough for an answer.
 const TO_ANSWER: Duration = Duration::from_secs(2);
@@ -97,10 +98,16 @@ impl Builder {
             None => None,
         };
         let arrived = Instant::now();
-        let _place = tokio::select! {
-            place = self.places.take() => place?,
-            () = interruption(call.shutdown) => return Err(Error::Interrupted),
+        let waiting = trace::span("queue");
+        let taken = tokio::select! {
+            place = self.places.take() => place.map_err(Error::from),
+            () = interruption(call.shutdown) => Err(Error::Interrupted),
         };
+        if let Err(error) = &taken {
+            waiting.failed(error);
+        }
+        drop(waiting);
+        let _place = taken?;
         self.metrics.waited(arrived.elapsed());
         let solved = self.solve(request, call, log).await?;
         let deployment = match link {
@@ -140,21 +147,31 @@ impl Builder {
         let limit = limit(request.config.timeout, call.deadline);
         let mut lines = Lines::masked(call.secrets.mask().clone());
         let mut steps = self.metrics.steps();
-        let building = async {
+        let span = trace::call("solve");
+        let cover = match span.is_recording() {
+            true => Cover::new(call.secrets.mask().clone(), &request.config.build_args),
+            false => Cover::default(),
+        };
+        let mut told = Steps::new(&span, &cover);
+        let building = span.run(async {
             let connection = self.daemon.connect().await?;
             let job = self.job(request, call);
             let tell = |event| {
                 steps.note(&event);
+                told.note(&event);
                 lines.of(event).into_iter().for_each(|line| log.push(line));
             };
             Ok(job.run(&connection, tell).await?)
-        };
+        });
         let result = tokio::select! {
             result = building => result,
             limit = expiry(limit) => Err(Error::TimeLimit { limit }),
             () = interruption(call.shutdown) => Err(Error::Interrupted),
         };
         lines.rest().into_iter().for_each(|line| log.push(line));
+        if let Err(error) = &result {
+            span.failed(cover.text(&Causes(error).to_string()));
+        }
         result
     }
 
@@ -280,8 +297,10 @@ async fn hand_over_to(
     let step = format!("[deploy] {}", function.unwrap_or_default());
     let begun = Instant::now();
     log.push(Lines::begin(&step));
+    let span = trace::span("deploy");
+    span.set("slipway.function", function.unwrap_or_default().to_owned());
     let deployment = tokio::select! {
-        deployment = link.hand_over(hand_over) => deployment,
+        deployment = span.run(link.hand_over(hand_over)) => deployment,
         _ = expiry(limit(None, call.deadline)) => Deployment::failed(
             "the call's time was over before the deployment's outcome was known".into(),
         ),
@@ -290,6 +309,9 @@ async fn hand_over_to(
         ),
     };
     log.push(Lines::end(&step, begun.elapsed()));
+    if matches!(deployment.ending, Ending::Refused | Ending::Failed) {
+        span.failed(deployment.reason());
+    }
     deployment
 }
 

@@ -2,7 +2,7 @@
 
 use function_host::http::{Method, header::HeaderMap};
 use function_host::secret::SecretError;
-use function_host::{Context, Error as HostError, Handler, Request, Response};
+use function_host::{Context, Error as HostError, Handler, Request, Response, trace};
 use tokio::time::Instant;
 
 use crate::accept;
@@ -16,6 +16,7 @@ use crate::report::{Feed, Format, Log, Mask, Sink, live};
 use crate::request::{self, BuildRequest, Keys, Limits, SIGNATURE_HEADER, Trust};
 use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::PAYLOAD_SECRET;
+use crate::trace::Cover;
 
 /// The builder's HTTP interface, but for probes and metrics, which are the host's.
 #[derive(Clone, Debug)]
@@ -38,10 +39,11 @@ pub struct Api {
 
 impl Handler for Api {
     async fn call(&self, request: Request, context: Context) -> Result<Response, HostError> {
-        let served = match request.uri().path() {
+        let (served, route) = match request.uri().path() {
             // The gateway strips the function's own path; faas-cli appends /build to a host.
-            "/" | "/build" => Method::POST,
-            "/publickey" => Method::GET,
+            "/" => (Method::POST, "/"),
+            "/build" => (Method::POST, "/build"),
+            "/publickey" => (Method::GET, "/publickey"),
             _ => {
                 return Ok(answer::not_found(
                     "nothing is here; builds are sent to POST /build",
@@ -51,6 +53,7 @@ impl Handler for Api {
         if request.method() != served {
             return Ok(answer::wrong_method(&served));
         }
+        trace::route(route);
         Ok(match served {
             Method::POST => self.build(request, &context).await,
             _ => self.public_key(),
@@ -95,12 +98,22 @@ impl Api {
         };
         let (head, body) = request.into_parts();
         let signature = signature(&head.headers);
+        let receiving = trace::span("receive");
         let received = match self.trust(context) {
-            Ok(trust) => request::receive(body, signature, &trust, &self.limits)
+            Ok(trust) => receiving
+                .run(request::receive(body, signature, &trust, &self.limits))
                 .await
                 .map_err(Error::from),
             Err(error) => Err(error),
         };
+        match &received {
+            Ok(request) => receiving.set(
+                "slipway.request.bytes",
+                i64::try_from(request.received).unwrap_or(i64::MAX),
+            ),
+            Err(error) => crate::trace::failed(&receiving, error),
+        }
+        drop(receiving);
         let streamed = accept::streamed(&head.headers);
         match (received, streamed) {
             (Ok(request), None) => {
@@ -188,8 +201,11 @@ impl Api {
             "building"
         );
         let running = self.metrics.begin(request.received);
+        let span = trace::span("build");
+        span.set("slipway.image", image.to_owned());
+        span.set("slipway.reference", call.reference.clone());
         let result = match unopened {
-            None => self.builder.build(request, &call, log).await,
+            None => span.run(self.builder.build(request, &call, log)).await,
             Some(error) => Err(error),
         };
         let seconds = begun.elapsed().as_secs_f64();
@@ -206,11 +222,17 @@ impl Api {
                     .map(|deployment| format!("{:?}", deployment.ending));
                 tracing::info!(image, digest, deployment, seconds, "built");
                 running.end("success");
+                span.set("slipway.digest", digest.to_owned());
                 Answer::built(built, known).masked(&mask)
             }
             Err(error) => {
                 record(image, &error, begun, &mask);
                 running.end(outcome(error.kind()));
+                span.set("error.type", outcome(error.kind()));
+                if span.is_recording() {
+                    let cover = Cover::new(mask.clone(), &request.config.build_args);
+                    span.failed(cover.text(&Causes(&error).to_string()));
+                }
                 Answer::failed(&error, known).masked(&mask)
             }
         }

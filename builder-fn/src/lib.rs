@@ -17,3 +17,4 @@ pub mod report;
 pub mod request;
 pub mod sealed;
 pub mod settings;
+pub mod trace;

@@ -79,6 +79,7 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
     };
     let places = settings.places;
     Ok(app
+        .named("builder-fn")
         .ready_while(ready)
         .ready_if(move || !places.full())
         .health_at("/healthz")

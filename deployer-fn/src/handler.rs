@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use function_host::http::{HeaderValue, Method, StatusCode, header};
 use function_host::signature::Key;
-use function_host::{Context, Handler, Request, Response, Secrets, reply};
+use function_host::{Context, Handler, Request, Response, Secrets, reply, trace};
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
@@ -13,7 +13,7 @@ use crate::answer;
 use crate::error::{Error, chain};
 use crate::gateway::{Bearer, Exchange};
 use crate::metrics::Metrics;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Status};
 use crate::policy::{Policy, Rules};
 use crate::registry::Images;
 use crate::request::{self, HandOver, SIGNATURE_HEADER};
@@ -63,7 +63,13 @@ impl Deployer {
             .get(SIGNATURE_HEADER)
             .map(HeaderValue::to_str)
             .and_then(Result::ok);
-        let (mut hand_over, rules) = request::receive(body, signature, &keys).await?;
+        let receiving = trace::span("receive");
+        let received = receiving.run(request::receive(body, signature, &keys)).await;
+        if let Err(error) = &received {
+            receiving.failed(error);
+        }
+        drop(receiving);
+        let (mut hand_over, rules) = received?;
         rules.fill_in(&mut hand_over);
         let objections = rules.objections(&hand_over);
         if !hand_over.unknown.is_empty() {
@@ -74,7 +80,19 @@ impl Deployer {
             function = hand_over.spec.service,
             build = hand_over.call_id.as_deref().unwrap_or_default(),
         );
+        let told = trace::span("deployment");
+        told.set("slipway.function", hand_over.spec.service.clone());
+        told.set("slipway.image", hand_over.spec.image.to_string());
         let rollout = self.rollout(hand_over, objections, context.clone());
+        let rollout = async move {
+            let outcome = told.run(rollout).await;
+            told.set("slipway.status", outcome.status.name());
+            told.set("slipway.changed", outcome.changed);
+            if outcome.status != Status::Ready {
+                told.failed(outcome.reasons.join("; "));
+            }
+            outcome
+        };
         tokio::spawn(rollout.instrument(span))
             .await
             .map_err(Error::Broken)
@@ -98,12 +116,9 @@ impl Deployer {
             let _under_way = metrics.begun();
             let (name, namespace) = (&hand_over.spec.service, hand_over.spec.namespace.as_deref());
             let begun = Instant::now();
-            let _turn = turns
-                .wait(
-                    (hand_over.spec.namespace.clone(), name.clone()),
-                    hand_over.built_at,
-                )
-                .await;
+            let function = (hand_over.spec.namespace.clone(), name.clone());
+            let turn = turns.wait(function, hand_over.built_at);
+            let _turn = trace::span("queue").run(turn).await;
             let waited = begun.elapsed();
             let deadline = Deadline::with_reserve(
                 settings.ready_timeout,
@@ -118,7 +133,12 @@ impl Deployer {
                     settings.platform.clone(),
                 );
                 let image = &hand_over.spec.image;
-                objections.extend(images.objection(image, REGISTRY_ANSWERS_WITHIN).await);
+                let step = trace::span("check image");
+                let objection = step.run(images.objection(image, REGISTRY_ANSWERS_WITHIN)).await;
+                if let Some(objection) = &objection {
+                    step.failed(objection);
+                }
+                objections.extend(objection);
             }
             let url = match (&settings.public_url, namespace) {
                 (Some(base), Some(namespace)) => format!("{base}/function/{name}.{namespace}"),
@@ -153,6 +173,7 @@ impl Handler for Deployer {
                 .insert(header::ALLOW, HeaderValue::from_static("POST"));
             return Ok(response);
         }
+        trace::route("/");
         Ok(answer::response(&self.deploy(request, &context).await))
     }
 }

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         let mut parser = boot.settings();
         let settings = Settings::read(&mut parser);
         parser.finish()?;
-        Ok::<_, SetupErrors>(App::new(Deployer::new(settings, Metrics::new(boot.registry())?)))
+        let deployer = Deployer::new(settings, Metrics::new(boot.registry())?);
+        Ok::<_, SetupErrors>(App::new(deployer).named("deployer-fn"))
     })
 }

@@ -47,7 +47,7 @@ impl Metrics {
         registry.register(Box::new(under_way.clone()))?;
         // A rate needs a beginning.
         for status in [Status::Ready, Status::RolledBack, Status::Refused, Status::Failed] {
-            ended.with_label_values(&[name_of(status)]);
+            ended.with_label_values(&[status.name()]);
         }
         Ok(Self {
             ended,
@@ -65,7 +65,7 @@ impl Metrics {
 
     /// A deployment has ended so.
     pub fn ended(&self, outcome: &Outcome) {
-        self.ended.with_label_values(&[name_of(outcome.status)]).inc();
+        self.ended.with_label_values(&[outcome.status.name()]).inc();
         let durations = &outcome.durations;
         for (step, duration) in [
             ("queue", durations.queue),
@@ -91,14 +91,5 @@ pub struct UnderWay(IntGauge);
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.dec();
-    }
-}
-
-fn name_of(status: Status) -> &'static str {
-    match status {
-        Status::Ready => "ready",
-        Status::Failed => "failed",
-        Status::Refused => "refused",
-        Status::RolledBack => "rolled_back",
     }
 }

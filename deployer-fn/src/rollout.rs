@@ -27,6 +27,7 @@ mod watch;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use function_host::trace;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -167,8 +168,15 @@ impl<T: Transport> Rollout<'_, T> {
     async fn run(&mut self, objections: Vec<String>) {
         let begun = Instant::now();
         let deadline = self.deadline.clone();
-        let next = deadline.bound(self.check(objections)).await;
+        let step = trace::span("check");
+        let next = step.run(deadline.bound(self.check(objections))).await;
         self.outcome.durations.check = begun.elapsed();
+        match next {
+            Some(Next::End) => step.failed(self.outcome.reasons.join("; ")),
+            None => step.failed(self.deadline.why()),
+            _ => {}
+        }
+        drop(step);
         match next {
             Some(Next::End) => {}
             Some(Next::Watch) => {
@@ -207,15 +215,20 @@ impl<T: Transport> Rollout<'_, T> {
         let mut pace = Pace::new();
         loop {
             let begun = Instant::now();
-            let applied = apply::apply(
+            let step = trace::span("apply");
+            let applying = apply::apply(
                 self.ground.transport,
                 &self.target,
                 &body,
                 self.before.is_some(),
                 &self.deadline,
-            )
-            .await;
+            );
+            let applied = step.run(applying).await;
             self.outcome.durations.apply += begun.elapsed();
+            if let Applied::Refused(reason) | Applied::Unclear(_, reason) = &applied {
+                step.failed(reason);
+            }
+            drop(step);
             let attempt = match applied {
                 Applied::Accepted(said) => {
                     self.outcome.fault = Some(Fault::Caller);
@@ -298,8 +311,15 @@ impl<T: Transport> Rollout<'_, T> {
             self.ground.limits,
             &mut waiting,
         );
-        let watched = self.deadline.bound(watching).await;
+        let step = trace::span("watch");
+        let watched = step.run(self.deadline.bound(watching)).await;
         self.outcome.durations.watch += begun.elapsed();
+        match &watched {
+            Some(Watched::Ready(_)) => {}
+            Some(Watched::NotTaken(_)) => step.failed("the provider did not take the new specification"),
+            None => step.failed(format_args!("{}: {waiting}", self.deadline.why())),
+        }
+        drop(step);
         match watched {
             Some(Watched::Ready(status)) => {
                 self.ready(&status);

@@ -10,8 +10,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
+use function_host::http::HeaderMap;
+use function_host::trace;
 use futures_util::StreamExt;
-use tonic::{Code, Status};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Extensions, Request, Status};
 
 use super::failure::FailedSteps;
 use super::history::{self, Past};
@@ -128,7 +132,7 @@ impl Job {
     ) -> Result<Option<Solved>, JobError> {
         let mut events = status::follow(connection, reference.to_owned());
         let session = Session::new(self.shared_key.key(), self.services.clone());
-        let request = self.solve.request(reference, session.id());
+        let request = traced(self.solve.request(reference, session.id()));
         let mut control = connection.control();
         let mut solving = pin!(async move { control.solve(request).await });
         let mut session = Box::pin(session.run(connection));
@@ -186,6 +190,14 @@ impl Job {
             )),
         }
     }
+}
+
+/// The request with the trace that it belongs to, which the daemon goes on with: BuildKit `cmd/buildkitd/main.go`
+/// (`propagators`).
+fn traced(request: SolveRequest) -> Request<SolveRequest> {
+    let mut headers = HeaderMap::new();
+    trace::inject(&mut headers);
+    Request::from_parts(MetadataMap::from_headers(headers), Extensions::default(), request)
 }
 
 /// The rest of the events. What does not come in time is not worth failing a finished build for.

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use function_host::trace;
 use futures_util::stream::{self, Stream};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -52,7 +53,7 @@ pub fn live(
     build: impl Future<Output = Report> + Send + 'static,
     panicked: Report,
 ) -> impl Stream<Item = Bytes> + Send + 'static {
-    let task = tokio::spawn(build.in_current_span());
+    let task = tokio::spawn(trace::carry(build.in_current_span()));
     let live = Live {
         format,
         begun,

@@ -38,6 +38,7 @@ type Cables = Arc<Mutex<JoinSet<()>>>;
 /// `Control.Solve`. `reply.closed()` ends when the client no longer waits.
 pub(crate) struct SolveCall {
     pub(crate) request: SolveRequest,
+    pub(crate) headers: MetadataMap,
     pub(crate) reply: oneshot::Sender<Result<SolveResponse, Status>>,
 }
 
@@ -204,6 +205,7 @@ impl Control for Fake {
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let (reply, replied) = oneshot::channel();
         let call = SolveCall {
+            headers: request.metadata().clone(),
             request: request.into_inner(),
             reply,
         };

@@ -12,6 +12,7 @@ mod redelivery;
 mod secrets;
 mod setting;
 mod streams;
+mod traces;
 
 use builder_fn::buildkit::session::SharedKeys;
 use builder_fn::metrics::Metrics;

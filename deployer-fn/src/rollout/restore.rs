@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use function_host::trace;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -37,8 +38,13 @@ impl<T: Transport> Rollout<'_, T> {
         self.deadline = self.deadline.anew(self.ground.limits.rollback);
         let begun = Instant::now();
         let mut waiting = Waiting::default();
-        let restored = self.deadline.bound(self.restore(&mut waiting)).await;
+        let step = trace::span("roll back");
+        let restored = step.run(self.deadline.bound(self.restore(&mut waiting))).await;
         self.outcome.durations.restore = begun.elapsed();
+        if restored.is_none() {
+            step.failed(format_args!("{}: {waiting}", self.deadline.why()));
+        }
+        drop(step);
         match restored {
             // It was only late: there is nothing older to put back.
             Some(Restored::Done(Some(now))) if self.version.is_surely_in(&now) => self.ready(&now),

@@ -4,6 +4,7 @@ use std::fmt;
 
 use function_host::gateway::GatewayError;
 use function_host::http::StatusCode;
+use function_host::trace;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -138,10 +139,14 @@ pub(super) async fn look(
     }
     let probe = version.probe();
     let request = call::ask(&target.name, target.namespace.as_deref(), probe);
-    let answer = match transport
-        .send(request, probe.timeout.unwrap_or(limits.request))
-        .await
-    {
+    let step = trace::span("probe");
+    let asked = transport.send(request, probe.timeout.unwrap_or(limits.request));
+    let answer = step.run(asked).await;
+    match &answer {
+        Ok(answer) => step.set("http.response.status_code", i64::from(answer.status().as_u16())),
+        Err(error) => step.failed(chain(error)),
+    }
+    let answer = match answer {
         Ok(answer) => answer,
         Err(error @ GatewayError::Timeout { .. }) => {
             return Err((Waiting::Answer(probe.to_string(), chain(&error)), Some(status)));
@@ -160,6 +165,9 @@ pub(super) async fn look(
         Some(_) => probe.accepts(answer.status()),
         None => answer.status() < StatusCode::INTERNAL_SERVER_ERROR,
     };
+    if !good {
+        step.failed("that is not how the function answers when it works");
+    }
     match good {
         true => Ok(status),
         false => Err((Waiting::Answer(probe.to_string(), said(&answer)), Some(status))),

@@ -97,6 +97,11 @@ impl PlainDeployer {
         Ok(deployer)
     }
 
+    /// Where it listens; no slash at the end.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Who hands over to it.
     pub fn hand_overs(&self) -> Result<HandOvers> {
         Ok(HandOvers {

@@ -8,6 +8,7 @@ pub mod buildkit;
 pub mod cable;
 pub mod certificates;
 pub mod client;
+pub mod collector;
 pub mod compare;
 pub mod deployer;
 pub mod functions;

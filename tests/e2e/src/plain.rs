@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -137,6 +137,11 @@ impl PlainBuilder {
         let status = Command::new("kill").arg(self.child.id().to_string()).status()?;
         anyhow::ensure!(status.success(), "kill: {status}");
         Ok(())
+    }
+
+    /// Waits for the end of the process, which was asked to.
+    pub fn wait_until_ended(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait()?)
     }
 
     /// The most memory that the process has had so far, in bytes.

@@ -42,6 +42,13 @@ impl Source {
         .file("www/_/ready", "OK\n")
     }
 
+    /// The same with another Dockerfile.
+    #[must_use]
+    pub fn with_dockerfile(mut self, text: &str) -> Self {
+        self.files.retain(|(path, _, _)| path != "Dockerfile");
+        self.file("Dockerfile", text)
+    }
+
     /// Adds a plain file, path relative to the context.
     pub fn file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
         self.file_with_mode(path, content, 0o644)

@@ -23,3 +23,4 @@ mod secured;
 mod streams;
 mod synchronous;
 mod template;
+mod traces;

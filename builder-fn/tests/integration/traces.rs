@@ -1,0 +1,62 @@
+//! Who is told which trace a build belongs to.
+
+use builder_fn::chain::Via;
+use opentelemetry::Context;
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
+use serde_json::json;
+
+use crate::daemon;
+use crate::setting::{Setting, tar};
+
+const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+/// As it is while a request is served that came with [`PARENT`].
+fn traced() -> Context {
+    Context::new().with_remote_span_context(SpanContext::new(
+        TraceId::from_hex(&PARENT[3..35]).expect("an id"),
+        SpanId::from_hex(&PARENT[36..52]).expect("an id"),
+        TraceFlags::SAMPLED,
+        true,
+        TraceState::default(),
+    ))
+}
+
+#[tokio::test]
+async fn the_daemon_and_whoever_carries_the_hand_over_are_told_the_trace() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon).via(Via::Callback);
+    setting.secret("deploy-secret", "deploy key");
+    let _context = traced().attach();
+
+    let daemon = async {
+        let (solve, status, _session) = calls.build().await;
+        let parent = solve.headers.get("traceparent").cloned();
+        drop(status);
+        solve.succeed("sha256:12");
+        parent
+    };
+    let tar = tar(json!({"deploy": {"service": "hello"}}));
+    let (answer, solve) = tokio::join!(setting.answer(tar), daemon);
+
+    assert_eq!(solve.expect("a parent"), PARENT);
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["traceparent"], PARENT);
+}
+
+#[tokio::test]
+async fn where_nothing_is_traced_nobody_is_told_anything() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon).via(Via::Callback);
+    setting.secret("deploy-secret", "deploy key");
+
+    let daemon = async {
+        let (solve, status, _session) = calls.build().await;
+        assert!(solve.headers.get("traceparent").is_none());
+        drop(status);
+        solve.succeed("sha256:12");
+    };
+    let tar = tar(json!({"deploy": {"service": "hello"}}));
+    let (answer, ()) = tokio::join!(setting.answer(tar), daemon);
+
+    assert!(!answer.headers().contains_key("traceparent"));
+}
