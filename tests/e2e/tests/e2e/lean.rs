@@ -100,6 +100,56 @@ async fn memory_grows_little_with_builds_in_flight() -> Result<()> {
     Ok(())
 }
 
+/// The headers of a million empty files, each with a name of its own: 512 MB.
+fn a_million_empty_files() -> Vec<u8> {
+    let mut header = tar::Header::new_ustar();
+    header.as_old_mut().name[..14].copy_from_slice(b"context/000000");
+    header.set_mode(0o644);
+    header.set_size(0);
+    header.set_cksum();
+    let first = header.as_bytes();
+    let bytes = first[..148].iter().chain(&[b' '; 8]).chain(&first[156..]);
+    let sum: u32 = bytes.map(|byte| u32::from(*byte)).sum();
+    let mut tar = first.repeat(1_000_000);
+    // By hand: to have a million headers written and summed up by a crate would take longer than all the rest.
+    for (number, header) in (0u32..).zip(tar.chunks_exact_mut(512)) {
+        let mut sum = sum;
+        let mut rest = number;
+        for digit in header[8..14].iter_mut().rev() {
+            *digit += (rest % 10) as u8;
+            sum += rest % 10;
+            rest /= 10;
+        }
+        for digit in header[148..155].iter_mut().rev() {
+            *digit = b'0' + (sum % 8) as u8;
+            sum /= 8;
+        }
+    }
+    tar
+}
+
+#[tokio::test]
+async fn a_million_empty_entries_are_refused_and_take_little() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let builder = builder(&bench, &[]).await?;
+    let config = json!({ "image": bench.image("e2e/lean", "million"), "skipPush": true });
+    let mut tar = Tree::dockerfile("FROM scratch\n").tar(&config)?;
+    // Without its end.
+    tar.truncate(tar.len() - 1024);
+    tar.extend(a_million_empty_files());
+
+    let reply = builder.client()?.post(tar).await?;
+
+    assert_eq!(reply.status, 400, "{}", reply.text);
+    assert_eq!(reply.field("error"), "the tar has more than 200000 entries");
+    // What 200,000 entries take is the index; of what comes after them nothing is kept.
+    assert!(peak(&builder)? <= 80 * MIB, "{} KiB", peak(&builder)? >> 10);
+    assert!(builder.files_left()?.is_empty());
+    assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
+    Ok(())
+}
+
 /// A file system of this size; gone with the value.
 struct SmallDisk(tempfile::TempDir);
 
