@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -11,7 +10,6 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use slipway_stack::Registry;
 use tempfile::TempDir;
-use tokio::sync::OnceCell;
 
 use crate::{
     client::{Reply, signature},
@@ -22,8 +20,6 @@ use crate::{
 
 /// Longer than any rollout of a test.
 const LONGEST: Duration = Duration::from_secs(180);
-
-static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
 
 /// A running deployer-fn; it ends with the value, at once.
 #[derive(Debug)]
@@ -74,9 +70,8 @@ impl PlainDeployer {
 
     /// Starts deployer-fn with these secrets.
     pub async fn start_with(secrets: TempDir, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
-        let binary = BINARY.get_or_try_init(|| async { binary("deployer-fn") }).await?;
         let (port, metrics) = (free_port()?, free_port()?);
-        let child = Command::new(binary)
+        let child = Command::new(binary("deployer-fn").await?)
             .env_clear()
             .env("port", port.to_string())
             .env("metrics_port", metrics.to_string())

@@ -1,6 +1,7 @@
 //! builder-fn as a plain process beside the stack, for settings that the stack's own must not have.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use tokio::sync::Mutex;
 
 use crate::{client::Client, registry::Registry, shared::Bench};
 
@@ -53,7 +55,7 @@ impl PlainBuilder {
         }
         let spool = tempfile::tempdir()?;
         let (port, metrics) = (free_port()?, free_port()?);
-        let child = Command::new(binary("builder-fn")?)
+        let child = Command::new(binary("builder-fn").await?)
             .env_clear()
             .env("port", port.to_string())
             .env("metrics_port", metrics.to_string())
@@ -203,9 +205,11 @@ async fn wait_until_it_says_yes(url: &str) -> Result<()> {
     let http = reqwest::Client::builder().no_proxy().build()?;
     let end = Instant::now() + Duration::from_secs(20);
     loop {
+        // Asked before: an answer of long ago says nothing if this thread has been busy since.
+        let is_last = Instant::now() > end;
         match http.get(url).send().await {
             Ok(response) if response.status().is_success() => return Ok(()),
-            last if Instant::now() > end => bail!("the process does not say yes at {url}: {last:?}"),
+            last if is_last => bail!("the process does not say yes at {url}: {last:?}"),
             _ => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
@@ -216,9 +220,21 @@ pub(crate) fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// Builds a function of this repository, and says where it is. `SLIPWAY_BUILDER_PROFILE` names the profile to build it with,
-/// for measurements.
-pub(crate) fn binary(package: &str) -> Result<PathBuf> {
+/// Builds a function of this repository, once a run, and says where it is. `SLIPWAY_BUILDER_PROFILE` names the profile to build
+/// it with, for measurements.
+pub(crate) async fn binary(package: &'static str) -> Result<PathBuf> {
+    static BUILT: Mutex<BTreeMap<&str, PathBuf>> = Mutex::const_new(BTreeMap::new());
+    let mut built = BUILT.lock().await;
+    if let Some(binary) = built.get(package) {
+        return Ok(binary.clone());
+    }
+    // Cargo may wait for another cargo: on the test's own thread, that would be the time of what the test waits for meanwhile.
+    let binary = tokio::task::spawn_blocking(move || build(package)).await??;
+    built.insert(package, binary.clone());
+    Ok(binary)
+}
+
+fn build(package: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let profile = env::var("SLIPWAY_BUILDER_PROFILE").unwrap_or_else(|_| "dev".to_owned());
     let mut cargo = Command::new("cargo")
