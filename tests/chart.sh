@@ -135,6 +135,29 @@ has 'storageClassName: fast'
 has 'value: "https://fn.example"'
 has 'value: "true"'
 
+begin "traces" --set otel.endpoint=https://collector.observability:4318,otel.headers.name=collector,otel.env.OTEL_TRACES_SAMPLER=always_on
+count 2 '- name: OTEL_EXPORTER_OTLP_ENDPOINT$'
+count 2 'value: "https://collector.observability:4318"'
+count 2 '- name: OTEL_TRACES_SAMPLER$'
+count 2 'name: collector$'
+count 2 'path: otel-headers$'
+count 1 'port: 4318$'
+count 1 'path: payload-secret$'
+for name in $(sed -n 's/^ *- name: \(OTEL_.*\)/\1/p' "$dir/out" | sort -u); do
+    grep -rqF "\"$name\"" template/rust-hyper/host/src || fail "nobody reads the variable $name"
+done
+begin "traces of one function otherwise" --set otel.endpoint=http://collector,builder.env.OTEL_EXPORTER_OTLP_ENDPOINT=http://other
+count 1 'value: "http://collector"'
+count 1 'value: "http://other"'
+count 1 'port: 80$'
+has_not 'otel-headers'
+begin "traces to a namespace" --set otel.endpoint=https://collector,otel.namespace=observability
+has 'kubernetes.io/metadata.name: observability'
+has_not 'port: 443'
+begin "no traces" --set otel.env.OTEL_TRACES_SAMPLER=always_on,otel.headers.name=collector
+has_not 'OTEL_'
+has_not 'otel-headers'
+
 begin "mutual TLS" --set buildkit.tls.daemonSecret=daemon,buildkit.tls.clientSecret=client
 has 'value: "slipway-buildkit.openfaas"'
 has '--tlscacert=/etc/buildkit-tls/ca.crt'
@@ -153,6 +176,9 @@ refused "a misspelt value" "additional properties 'replica' not allowed" --set b
 refused "a wait that is none" "/builder/queueWait" --set builder.queueWait=long
 refused "a time limit that is none" "/builder/timeout" --set builder.timeout=soon
 refused "a digest that is none" "/deployer/image/digest" --set deployer.image.digest=latest
+refused "a collector without a scheme" "/otel/endpoint" --set otel.endpoint=collector:4318
+refused "a collector with a password" "/otel/endpoint" --set otel.endpoint=http://me:secret@collector:4318
+refused "another environment for traces" "log_level. does not match" --set otel.env.log_level=debug
 refused "a number as environment" "/builder/env/a" --set builder.env.a=1
 
 [ "$failed" = 0 ] || exit 1

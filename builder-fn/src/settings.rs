@@ -28,6 +28,8 @@
 //! | `deploy_timeout` | `5m` | how long a deployment may take |
 //! | `enable_lchown` | | accepted and without effect: nothing is extracted |
 //!
+//! Traces have settings of their own: `OTEL_…`, see [`function_host::trace`].
+//!
 //! Secrets: `payload-secret` (unless `disable_hmac`), `deploy-secret` (for `deploy`), `registry-config`.
 
 mod daemon;

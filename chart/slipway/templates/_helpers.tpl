@@ -46,6 +46,29 @@ app.kubernetes.io/component: buildkit
 {{- end -}}
 {{- end -}}
 
+{{/* What traces add to the environment of both functions. */}}
+{{- define "slipway.otel.env" -}}
+{{- with .Values.otel.endpoint -}}
+{{- merge (dict "OTEL_EXPORTER_OTLP_ENDPOINT" .) $.Values.otel.env | toYaml -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What they add to the secrets of both. */}}
+{{- define "slipway.otel.secrets" -}}
+{{- with .Values.otel -}}
+{{- if and .endpoint .headers.name -}}
+{{- dict "otel-headers" .headers | toYaml -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The port of the collector. */}}
+{{- define "slipway.otel.port" -}}
+{{- $url := urlParse .Values.otel.endpoint -}}
+{{- $port := regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) -}}
+{{- $port | default (ternary "443" "80" (eq $url.scheme "https")) -}}
+{{- end -}}
+
 {{/*
 One of the two functions, as faas-netes itself would make it: a Deployment and a Service of the function's name, found by the
 label faas_function.
@@ -113,7 +136,7 @@ spec:
               containerPort: 8081
               protocol: TCP
           env:
-            {{- range $name, $text := merge (dict) .values.env .env }}
+            {{- range $name, $text := merge (dict) .values.env .env (include "slipway.otel.env" .root | fromYaml) }}
             - name: {{ $name }}
               value: {{ $text | quote }}
             {{- end }}
@@ -149,7 +172,7 @@ spec:
           projected:
             defaultMode: 0440
             sources:
-              {{- range $file, $secret := .secrets }}
+              {{- range $file, $secret := merge (dict) .secrets (include "slipway.otel.secrets" .root | fromYaml) }}
               - secret:
                   name: {{ $secret.name }}
                   items:
