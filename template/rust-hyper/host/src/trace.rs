@@ -56,10 +56,10 @@ mod span;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::header::{HOST, USER_AGENT};
+use http::{HeaderMap, Method};
+use opentelemetry::Context;
 use opentelemetry::trace::{SpanKind, TracerProvider};
-use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 pub use context::InScope;
@@ -67,6 +67,7 @@ pub(crate) use context::Scope;
 pub use opentelemetry::Value;
 pub(crate) use settings::Settings;
 pub use span::Span;
+use span::{attribute, cut};
 
 /// The secret with headers for the collector, a token among them: `NAME=VALUE`, values percent-encoded, separated by commas
 /// or line ends. It is read anew when its file changes.
@@ -119,6 +120,14 @@ pub(crate) fn outgoing<B>(request: &mut http::Request<B>) -> Span {
     span
 }
 
+/// The methods that spans are named by: of others there are any number.
+fn known(method: &Method) -> Option<&'static str> {
+    const METHODS: [&str; 9] = [
+        "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
+    ];
+    METHODS.into_iter().find(|known| *known == method.as_str())
+}
+
 /// The part of a gateway's or a registry's path that many have in common.
 fn kind_of(path: &str) -> &str {
     let segments = if path.starts_with("/system/") { 2 } else { 1 };
@@ -150,21 +159,21 @@ impl Traces {
             return Span::none();
         };
         let caller = propagation::extract(request.headers());
-        let method = request.method().as_str();
+        let method = known(request.method());
         let mut attributes = vec![
-            KeyValue::new("http.request.method", method.to_owned()),
-            KeyValue::new("url.scheme", "http"),
-            KeyValue::new("url.path", request.uri().path().to_owned()),
-            KeyValue::new("faas.invocation_id", call_id.to_owned()),
+            attribute("http.request.method", method.unwrap_or("_OTHER")),
+            attribute("url.scheme", "http"),
+            attribute("url.path", cut(request.uri().path()).to_owned()),
+            attribute("faas.invocation_id", call_id.to_owned()),
         ];
         for (key, header) in [("server.address", HOST), ("user_agent.original", USER_AGENT)] {
             let value = request
                 .headers()
                 .get(header)
                 .and_then(|value| value.to_str().ok());
-            attributes.extend(value.map(|value| KeyValue::new(key, value.to_owned())));
+            attributes.extend(value.map(|value| attribute(key, cut(value).to_owned())));
         }
-        Span::of_request(&tracing.tracer, &caller, method.to_owned(), attributes)
+        Span::of_request(&tracing.tracer, &caller, method.unwrap_or("HTTP"), attributes)
     }
 
     /// Delivers what waits, and ends.

@@ -12,8 +12,8 @@ use opentelemetry_sdk::trace::SdkTracer;
 use super::context::{InScope, Scope};
 use super::propagation;
 
-/// As much is told of a reason, in bytes.
-const REASON_MAX: usize = 1024;
+/// As much is told of a text, in bytes: thousands of spans may wait, with texts from outside.
+const TEXT_MAX: usize = 512;
 
 /// Something that is being done. The span ends when this is dropped. Where nothing is traced, it is none, and nothing here
 /// does anything.
@@ -38,7 +38,7 @@ pub(super) fn name_route(context: &Context, route: &'static str) {
 }
 
 /// The method of the request that is being served.
-struct Method(String);
+struct Method(&'static str);
 
 impl Span {
     /// No span.
@@ -50,12 +50,12 @@ impl Span {
     pub(super) fn of_request(
         tracer: &SdkTracer,
         caller: &Context,
-        method: String,
+        method: &'static str,
         attributes: Vec<KeyValue>,
     ) -> Self {
         let context = caller
             .with_value(Opener(tracer.clone()))
-            .with_value(Method(method.clone()));
+            .with_value(Method(method));
         let builder = SpanBuilder::from_name(method)
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
@@ -93,18 +93,19 @@ impl Span {
     }
 
     /// Adds what there is to know about it. Names: <https://opentelemetry.io/docs/specs/semconv/>.
+    /// A long text is cut.
     pub fn set(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
-            context.span().set_attribute(KeyValue::new(key, value));
+            context.span().set_attribute(attribute(key, value));
         }
     }
 
     /// It failed, for this reason. That is told outside: no secret belongs in it.
     pub fn failed(&self, reason: impl fmt::Display) {
         if let Some(context) = self.0.as_ref().filter(|context| context.span().is_recording()) {
-            let mut reason = reason.to_string();
-            reason.truncate(reason.floor_char_boundary(REASON_MAX));
-            context.span().set_status(Status::error(reason));
+            context
+                .span()
+                .set_status(Status::error(cut(&reason.to_string()).to_owned()));
         }
     }
 
@@ -161,6 +162,20 @@ impl Span {
         self.set("error.type", "abandoned");
         self.failed("the caller went away");
     }
+}
+
+/// An attribute that takes no more than so much memory.
+pub(super) fn attribute(key: &'static str, value: impl Into<Value>) -> KeyValue {
+    let value = match value.into() {
+        Value::String(text) if text.as_str().len() > TEXT_MAX => cut(text.as_str()).to_owned().into(),
+        value => value,
+    };
+    KeyValue::new(key, value)
+}
+
+/// As much of a text as is told.
+pub(super) fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TEXT_MAX)]
 }
 
 impl Drop for Span {

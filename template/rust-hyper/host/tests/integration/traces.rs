@@ -2,9 +2,12 @@
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use function_host::http::{HeaderMap, Request, Response};
+use function_host::http::{self, HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -15,13 +18,22 @@ use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::StatusCode};
 use prost::Message;
+use rcgen::{CertifiedKey, KeyPair};
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 
 use crate::function::{Answer, Function, send};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+/// What is logged of a collector that does not take spans.
+const UNDELIVERED: &str =
+    "traces are not delivered, and dropped until they are; nothing else suffers from it";
 
 /// Takes what is exported, in memory.
 struct Collector {
@@ -31,26 +43,66 @@ struct Collector {
 
 impl Collector {
     async fn start() -> Self {
+        Self::serve(0, None).await
+    }
+
+    /// One that refuses so many deliveries before it takes one.
+    async fn refusing(times: usize) -> Self {
+        Self::serve(times, None).await
+    }
+
+    async fn behind_tls(key: &CertifiedKey<KeyPair>) -> Self {
+        let secret = PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![key.cert.der().clone()], secret.into())
+            .unwrap();
+        Self::serve(0, Some(Arc::new(config).into())).await
+    }
+
+    async fn serve(refused: usize, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (deliver, deliveries) = mpsc::unbounded_channel();
+        let refused = Arc::new(AtomicUsize::new(refused));
         tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let deliver = deliver.clone();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (deliver, refused) = (deliver.clone(), refused.clone());
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let deliver = deliver.clone();
+                    let (deliver, refused) = (deliver.clone(), refused.clone());
                     async move {
                         assert_eq!(request.uri().path(), "/v1/traces");
                         let (head, body) = request.into_parts();
                         let body = body.collect().await.unwrap().to_bytes();
+                        let mut response = Response::new(Full::<Bytes>::default());
+                        if refused
+                            .try_update(Relaxed, Relaxed, |left| left.checked_sub(1))
+                            .is_ok()
+                        {
+                            *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+                            return Ok(response);
+                        }
                         let spans = ExportTraceServiceRequest::decode(body).unwrap();
                         // The test may be over.
                         let _ = deliver.send((head.headers, spans));
-                        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+                        Ok::<_, Infallible>(response)
                     }
                 });
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                match &tls {
+                    None => {
+                        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                    }
+                    // Who does not trust it goes away.
+                    Some(tls) => {
+                        if let Ok(stream) = tls.accept(stream).await {
+                            tokio::spawn(
+                                http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                            );
+                        }
+                    }
+                }
             }
         });
         Self { address, deliveries }
@@ -199,9 +251,7 @@ async fn a_collector_that_is_not_there_is_told_once_and_holds_nothing_up() {
     for _ in 0..5 {
         assert_eq!(ask(&function, "/logged", &[]).await.status, 200);
     }
-    let warning = function
-        .line("traces are not delivered, and dropped until they are; nothing else suffers from it")
-        .await;
+    let warning = function.line(UNDELIVERED).await;
     assert_eq!(warning["level"], "WARN");
     assert_eq!(warning["collector"], url);
     assert!(
@@ -263,4 +313,69 @@ async fn only_for_a_collector_is_there_a_thread() {
         ask(&without, "/logged", &[]).await;
     }
     assert!(without.threads("OpenTelemetry").is_empty());
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_for_a_while_is_told_of_when_it_is_over_and_a_rotated_token_is_used() {
+    let mut collector = Collector::refusing(1).await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("otel-headers");
+    std::fs::write(&token, "api-key=first").unwrap();
+    let mut function = Function::start(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+        ("secret_mount_path", folder.path().to_str().unwrap()),
+    ])
+    .await;
+    ask(&function, "/logged", &[]).await;
+    let warning = function.line(UNDELIVERED).await;
+    assert_eq!(warning["error"], "it answers 503 Service Unavailable");
+    // The SDK tries again by itself.
+    function.line("traces are delivered again").await;
+    let (headers, ..) = collector.delivery().await;
+    assert_eq!(headers["api-key"], "first");
+
+    std::fs::write(folder.path().join("next"), "api-key=second").unwrap();
+    std::fs::rename(folder.path().join("next"), &token).unwrap();
+    ask(
+        &function,
+        "/logged",
+        &[("user-agent", &"x".repeat(5000)), ("traceparent", CALLER)],
+    )
+    .await;
+    let (headers, _, spans) = collector.delivery().await;
+    assert_eq!(headers["api-key"], "second");
+    assert_eq!(
+        attribute(&spans[0].attributes, "user_agent.original")
+            .unwrap()
+            .len(),
+        512
+    );
+}
+
+#[tokio::test]
+async fn a_collector_behind_tls_is_trusted_by_the_certificate_that_is_named() {
+    let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let mut collector = Collector::behind_tls(&key).await;
+    let folder = tempfile::tempdir().unwrap();
+    let certificate = folder.path().join("collector.pem");
+    std::fs::write(&certificate, key.cert.pem()).unwrap();
+    let url = format!("https://localhost:{}", collector.address.port());
+    let settings = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+    ];
+    let mut stranger = Function::start(&settings).await;
+    ask(&stranger, "/logged", &[]).await;
+    let warning = stranger.line(UNDELIVERED).await;
+    assert!(
+        warning["error"].as_str().unwrap().contains("UnknownIssuer"),
+        "{warning}"
+    );
+
+    let named = ("OTEL_EXPORTER_OTLP_CERTIFICATE", certificate.to_str().unwrap());
+    let function = Function::start(&[settings[0], settings[1], named]).await;
+    ask(&function, "/logged", &[]).await;
+    let (_, _, spans) = collector.delivery().await;
+    assert_eq!(spans[0].name, "GET");
 }
