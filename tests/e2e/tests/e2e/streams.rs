@@ -2,7 +2,16 @@
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use slipway_e2e::{client::Client, plain::PlainBuilder, shared::Bench, source::Source};
+use slipway_e2e::{
+    client::{Client, signature},
+    plain::PlainBuilder,
+    shared::Bench,
+    source::Source,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpSocket,
+};
 
 const LINES: &str = "application/x-ndjson";
 const EVENTS: &str = "text/event-stream";
@@ -161,6 +170,48 @@ async fn a_client_that_goes_away_ends_its_build() -> Result<()> {
     drop(records);
 
     bench.wait_for_step("sleep 304", false).await
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_for_write_timeout_ends_its_build_and_its_place_is_free() -> Result<()> {
+    let bench = Bench::find()?;
+    let _parts = bench.undisturbed().await;
+    let base = bench.busybox().await?;
+    let settings = [("max_inflight", "1"), ("write_timeout", "2s")];
+    let builder = PlainBuilder::with_settings(&bench, &settings).await?;
+    // More than the buffers on the way hold.
+    let steps = "RUN seq 1000000 1999999; sleep 305; echo over";
+    let config = json!({ "image": bench.image("e2e/stream-unread", "1"), "skipPush": true });
+    let tar = source(base, steps).tar(&config)?;
+    let key = std::fs::read(&bench.stack.payload_secret)?;
+    let signature = signature(key.trim_ascii(), &tar)?;
+    let head = format!(
+        "POST /build HTTP/1.1\r\nHost: builder\r\nAccept: {LINES}\r\nX-Build-Signature: {signature}\r\nContent-Length: {}\r\n\r\n",
+        tar.len()
+    );
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4096)?;
+    let address = builder.url().trim_start_matches("http://").parse()?;
+    let mut connection = socket.connect(address).await?;
+    connection.write_all(head.as_bytes()).await?;
+    connection.write_all(&tar).await?;
+    bench.wait_for_step("sleep 305", true).await?;
+    assert_eq!(builder.get("/ready").await?.0, 503, "the place is taken");
+
+    // It stays connected, and takes nothing.
+    bench.wait_for_step("sleep 305", false).await?;
+
+    builder.wait_until_ready().await?;
+    let tar = source(base, "RUN echo next").tar(&config)?;
+    let (_, last) = builder.client()?.stream(tar, LINES).await?.rest().await?;
+    assert_eq!(last["status"], "success", "{last}");
+    // What had been sent before is cut off: nobody can take it for a build that went well.
+    let mut sent = Vec::new();
+    let ended = connection.read_to_end(&mut sent).await;
+    let sent = String::from_utf8_lossy(&sent);
+    assert!(ended.is_err() || !sent.ends_with("0\r\n\r\n"), "{ended:?}");
+    assert!(!sent.contains(r#""status":"success""#), "{sent}");
+    Ok(())
 }
 
 /// The bound is generous, and far below what the lines of the build are together: 20 MB.

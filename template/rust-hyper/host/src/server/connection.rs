@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -48,6 +49,11 @@ enum State {
 
 impl Serving {
     pub(crate) fn spawn(listener: TcpListener, limits: Limits, answers: impl Answers) -> Self {
+        // What a client does not take may all be in the system's buffers (4 MiB of it), where nothing here waits for it.
+        // Connections have this from their listener.
+        if let Err(error) = SockRef::from(&listener).set_tcp_user_timeout(Some(limits.write)) {
+            tracing::warn!(%error, "clients that take nothing are noticed late");
+        }
         let (state, seen) = watch::channel(State::Open);
         Self {
             state,

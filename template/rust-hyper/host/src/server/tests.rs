@@ -8,7 +8,7 @@ use futures_core::Stream;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -180,6 +180,35 @@ async fn a_client_that_goes_away_ends_the_stream_it_was_sent() {
 
     dropped.await.unwrap();
     feed.closed().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_a_stream_is_let_go_even_where_the_system_holds_all_of_it() {
+    let (app, mut begun) = streaming();
+    let served = serve(&[("write_timeout", "100ms"), ("max_inflight", "1")], app).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = socket.connect(served.address).await.unwrap();
+    client.write_all(GET.as_bytes()).await.unwrap();
+    let (feed, dropped) = begun.recv().await.unwrap();
+    // More than the client's side holds, and far less than this one does.
+    feed.send(Ok(vec![b'x'; 200_000].into())).await.unwrap();
+
+    dropped.await.unwrap();
+
+    while served.ledger.inflight.running() > 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_head_that_stalls_is_let_go() {
+    let (app, _begun) = endless();
+    let served = serve(&[("read_timeout", "50ms")], app).await;
+    let mut client = send(served.address, "GET / HTTP/1.1\r\nho").await;
+    let answer = read_all(&mut client).await;
+    assert!(!answer.contains(" 200 "), "{answer}");
 }
 
 #[tokio::test]
