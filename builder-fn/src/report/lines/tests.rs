@@ -1,0 +1,249 @@
+//! Event by event, what is told of them.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn at(milliseconds: u64) -> SystemTime {
+    // 2026-01-02T03:04:05Z
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045) + Duration::from_millis(milliseconds)
+}
+
+fn step(started: Option<u64>, completed: Option<u64>) -> Event {
+    Event::Step {
+        digest: "sha256:1".into(),
+        name: "[2/3] RUN make".into(),
+        started: started.map(at),
+        completed: completed.map(at),
+        cached: false,
+        error: String::new(),
+    }
+}
+
+fn output(stream: i64, milliseconds: u64, text: &str) -> Event {
+    Event::Output {
+        step: "sha256:1".into(),
+        stream,
+        at: at(milliseconds),
+        text: text.into(),
+    }
+}
+
+fn progress(milliseconds: u64, current: i64, done: bool) -> Event {
+    Event::Progress {
+        id: "exporting layers".into(),
+        current,
+        at: at(milliseconds),
+        done,
+    }
+}
+
+#[test]
+fn a_step_is_told_when_it_begins_and_with_its_time_when_it_ends() {
+    let mut lines = Lines::new();
+
+    assert_eq!(lines.of(step(None, None)), [""; 0]);
+    assert_eq!(
+        lines.of(step(Some(0), None)),
+        ["v: 2026-01-02T03:04:05Z [2/3] RUN make"]
+    );
+    assert_eq!(
+        lines.of(step(Some(0), Some(2340))),
+        ["v: 2026-01-02T03:04:07Z [2/3] RUN make 2.34s"]
+    );
+}
+
+#[test]
+fn what_the_daemon_repeats_is_told_once() {
+    let mut lines = Lines::new();
+
+    assert_eq!(lines.of(step(Some(0), Some(10))).len(), 1);
+    assert_eq!(lines.of(step(Some(0), Some(10))), [""; 0]);
+    assert_eq!(lines.of(step(Some(20), None)).len(), 1, "it began again");
+}
+
+#[test]
+fn progress_says_what_and_how_far() {
+    assert_eq!(
+        Lines::new().of(progress(0, 0, false)),
+        ["s: 2026-01-02T03:04:05Z exporting layers 0"]
+    );
+}
+
+#[test]
+fn steady_progress_is_told_when_it_begins_each_second_and_when_it_is_done() {
+    let mut lines = Lines::new();
+    let events = (0..=30).map(|tenth| progress(tenth * 100, tenth as i64, tenth == 30));
+    let told: Vec<_> = events.flat_map(|event| lines.of(event)).collect();
+
+    assert_eq!(
+        told,
+        [
+            "s: 2026-01-02T03:04:05Z exporting layers 0",
+            "s: 2026-01-02T03:04:06Z exporting layers 10",
+            "s: 2026-01-02T03:04:07Z exporting layers 20",
+            "s: 2026-01-02T03:04:08Z exporting layers 30",
+        ]
+    );
+    assert_eq!(lines.of(progress(3000, 30, true)), [""; 0], "once");
+    assert_eq!(lines.of(progress(3000, 0, false)).len(), 1, "it begins again");
+    assert_eq!(lines.of(progress(9000, 0, false)), [""; 0], "nothing moved");
+    assert_eq!(lines.of(progress(9001, 0, true)).len(), 1);
+}
+
+#[test]
+fn output_comes_in_whole_lines_however_it_was_cut() {
+    let mut lines = Lines::new();
+
+    assert_eq!(
+        lines.of(output(1, 0, "one\r\ntw")),
+        ["l: 2026-01-02T03:04:05Z one"]
+    );
+    assert_eq!(
+        lines.of(output(2, 0, "error\n")),
+        ["l: 2026-01-02T03:04:05Z error"],
+        "streams do not mix"
+    );
+    assert_eq!(
+        lines.of(output(1, 1000, "o\n\nthree")),
+        ["l: 2026-01-02T03:04:06Z two", "l: 2026-01-02T03:04:06Z "]
+    );
+    assert_eq!(
+        lines.of(step(Some(0), Some(1000))),
+        [
+            "l: 2026-01-02T03:04:06Z three",
+            "v: 2026-01-02T03:04:06Z [2/3] RUN make 1.00s"
+        ]
+    );
+    assert_eq!(lines.rest(), [""; 0]);
+}
+
+#[test]
+fn output_that_is_never_ended_is_told_at_the_end() {
+    let mut lines = Lines::new();
+    lines.of(output(1, 0, "no newline"));
+
+    assert_eq!(lines.rest(), ["l: 2026-01-02T03:04:05Z no newline"]);
+    assert_eq!(lines.rest(), [""; 0]);
+}
+
+#[test]
+fn long_lines_are_split_between_characters_and_nothing_is_lost() {
+    let text = "äöü€".repeat(MAX_LINE);
+    let mut told = Lines::new().of(output(1, 0, &format!("{text}\n")));
+    let prefix = "l: 2026-01-02T03:04:05Z ";
+
+    assert!(told.iter().all(|line| line.len() <= MAX_LINE + prefix.len()));
+    let whole: String = told
+        .drain(..)
+        .map(|line| line[prefix.len()..].to_owned())
+        .collect();
+    assert_eq!(whole, text);
+}
+
+#[test]
+fn steps_of_ours_are_told_like_those_of_the_build() {
+    let begin = Lines::begin("[deploy] hello");
+    let end = Lines::end("[deploy] hello", Duration::from_millis(2340));
+
+    assert!(
+        begin.starts_with("v: 20") && begin.ends_with("Z [deploy] hello"),
+        "{begin}"
+    );
+    assert!(
+        end.starts_with("v: 20") && end.ends_with("Z [deploy] hello 2.34s"),
+        "{end}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn however_output_is_cut_its_text_comes_whole_and_its_lines_are_short(
+        text in "([a-zäü€😀]{0,40}|\n){0,12}",
+        stretch in prop::sample::select(vec![1usize, 300]),
+        cuts in prop::collection::vec(1..9000usize, 1..20),
+    ) {
+        let text: String = text.split_inclusive('\n').map(|line| match line.strip_suffix('\n') {
+            Some(line) => line.repeat(stretch) + "\n",
+            None => line.repeat(stretch),
+        }).collect();
+        let prefix = "l: 2026-01-02T03:04:05Z ";
+        let mut lines = Lines::new();
+        let mut told = Vec::new();
+        let mut rest = text.as_bytes();
+        for cut in cuts.iter().cycle() {
+            let (piece, further) = rest.split_at(rest.len().min(*cut));
+            rest = further;
+            let at = at(0);
+            told.extend(lines.of(Event::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
+            if rest.is_empty() {
+                break;
+            }
+        }
+        told.extend(lines.rest());
+
+        prop_assert!(told.iter().all(|line| line.starts_with(prefix) && line.len() <= prefix.len() + MAX_LINE));
+        let whole: String = told.iter().map(|line| &line[prefix.len()..]).collect();
+        prop_assert_eq!(whole, text.replace('\n', ""));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_secret_is_hidden_however_its_line_is_cut_and_however_long_that_is(
+        before in 0..20_000usize,
+        secret in "[A-Z0-9]{4,300}",
+        after in 0..20_000usize,
+        cut in 1..9000usize,
+    ) {
+        let mut lines = Lines::masked(Mask::of([secret.as_bytes()].into_iter()));
+        let text = "x".repeat(before) + &secret + &"y".repeat(after);
+        let mut told = Vec::new();
+        for piece in text.as_bytes().chunks(cut) {
+            told.extend(lines.of(Event::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
+        }
+        told.extend(lines.rest());
+
+        let shown: String = told.iter().map(|line| &line["l: 2026-01-02T03:04:05Z ".len()..]).collect();
+        let left = secret.len() % 256;
+        if left == 0 || left >= 4 {
+            let marks = shown.trim_start_matches('x').trim_end_matches('y');
+            prop_assert!(marks == "***" || marks == "******", "{}", marks);
+        }
+        prop_assert!(!shown.contains(&secret[..4]), "{}", shown);
+    }
+}
+
+#[test]
+fn a_line_without_end_does_not_grow_in_memory() {
+    let mut lines = Lines::new();
+    let told: usize = (0..100)
+        .map(|_| lines.of(output(1, 0, &"x".repeat(1000))).len())
+        .sum();
+
+    assert!(told >= 11, "{told}");
+}
+
+#[test]
+fn bytes_that_are_no_text_and_names_of_several_lines_do_no_harm() {
+    let mut lines = Lines::new();
+    let event = Event::Output {
+        step: "x".into(),
+        stream: 1,
+        at: at(0),
+        text: b"\xff\xfe\n".to_vec(),
+    };
+    assert_eq!(lines.of(event), ["l: 2026-01-02T03:04:05Z \u{fffd}\u{fffd}"]);
+
+    let event = Event::Progress {
+        id: "a\nb".into(),
+        current: 1,
+        at: at(0),
+        done: true,
+    };
+    assert_eq!(lines.of(event), ["s: 2026-01-02T03:04:05Z a b 1"]);
+}
