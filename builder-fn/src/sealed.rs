@@ -2,22 +2,23 @@
 //!
 //! The envelope is that of OpenFaaS: go-sdk `seal/seal.go`. Names are in clear, every value is a NaCl box of its own.
 
+mod error;
+mod opened;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use crypto_box::aead::Aead;
 use crypto_box::{PublicKey, SalsaBox, SecretKey};
 use function_host::Secrets;
-use function_host::secret::SecretError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::report::Mask;
+pub use error::SealError;
+pub use opened::BuildSecrets;
 
 const VERSION: &str = "v1";
 const ALGORITHM: &str = "nacl/box";
@@ -28,76 +29,6 @@ const MAX_VALUE: usize = 500 << 10;
 
 /// More than any build needs.
 const MAX_SECRETS: usize = 100;
-
-/// Why secrets cannot be opened. Names them, and never says anything of their values.
-#[derive(Debug, thiserror::Error)]
-pub enum SealError {
-    /// The key's file is not there, or cannot be read.
-    #[error("the builder cannot open sealed secrets")]
-    Key(#[source] SecretError),
-    /// The key's file has something else in it.
-    #[error("the builder's key for sealed secrets should be 32 bytes in base64")]
-    KeyFormat,
-    /// Not YAML, or not with these fields.
-    #[error("com.openfaas.secrets is not an envelope of sealed secrets{}", line.map(|line| format!(" (line {line})")).unwrap_or_default())]
-    Envelope {
-        /// Where it was noticed.
-        line: Option<u64>,
-    },
-    /// A field that is missing, or has a value that is not known.
-    #[error("{field} in com.openfaas.secrets should be {should_be}")]
-    Field {
-        /// Its name.
-        field: &'static str,
-        /// What would be right.
-        should_be: &'static str,
-    },
-    /// Sealed to another key.
-    #[error(
-        "com.openfaas.secrets was sealed to key {found:?}, and the key of this builder is {own:?}; GET /publickey has it"
-    )]
-    OtherKey {
-        /// The envelope's.
-        found: String,
-        /// Ours.
-        own: String,
-    },
-    /// A name that no `RUN --mount=type=secret,id=` could have.
-    #[error(
-        "{name:?} in com.openfaas.secrets cannot be the name of a secret: letters, digits, '.', '_' and '-', up to 253 of them"
-    )]
-    Name {
-        /// The name.
-        name: String,
-    },
-    /// Too many of them.
-    #[error("com.openfaas.secrets has {count} secrets; {MAX_SECRETS} are allowed")]
-    TooMany {
-        /// How many.
-        count: usize,
-    },
-    /// Larger than what BuildKit takes.
-    #[error("the secret {name:?} in com.openfaas.secrets is larger than {MAX_VALUE} bytes")]
-    TooLarge {
-        /// Which.
-        name: String,
-    },
-    /// Damaged, or sealed to another key that claims to be this one.
-    #[error(
-        "the secret {name:?} in com.openfaas.secrets cannot be opened: it is damaged, or was sealed to another key"
-    )]
-    Damaged {
-        /// Which.
-        name: String,
-    },
-}
-
-impl SealError {
-    /// Whether it is not the caller's doing.
-    pub fn is_ours(&self) -> bool {
-        matches!(self, Self::Key(_) | Self::KeyFormat)
-    }
-}
 
 /// The file with the private key, read anew when it changes.
 #[derive(Clone, Debug)]
@@ -227,43 +158,6 @@ fn encoded(key: &SecretKey) -> String {
 /// The first eight characters of a public key.
 fn key_id(public_key: &str) -> &str {
     public_key.get(..8).unwrap_or(public_key)
-}
-
-/// Opened secrets, by name. Values are overwritten when the last clone goes, and not shown by `Debug`.
-#[derive(Clone, Default)]
-pub struct BuildSecrets {
-    values: Arc<BTreeMap<String, Zeroizing<Vec<u8>>>>,
-    mask: Mask,
-}
-
-impl BuildSecrets {
-    fn new(values: BTreeMap<String, Zeroizing<Vec<u8>>>) -> Self {
-        Self {
-            mask: Mask::of(values.values().map(|value| value.as_slice())),
-            values: Arc::new(values),
-        }
-    }
-
-    /// The value of one.
-    pub fn value(&self, name: &str) -> Option<&[u8]> {
-        self.values.get(name).map(|value| value.as_slice())
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// What hides them where they are not to be seen.
-    pub fn mask(&self) -> &Mask {
-        &self.mask
-    }
-}
-
-impl fmt::Debug for BuildSecrets {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.values.keys()).finish()
-    }
 }
 
 #[cfg(test)]
