@@ -145,7 +145,9 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
             known(&span.parent),
             "{span:?} has a parent that nobody told: {all:#?}"
         );
-        assert_eq!(span.error, None, "{span:?}");
+        // A function that is coming up may be asked too early.
+        let is_asking = matches!(&*span.name, "probe" | "GET /function" | "GET /system/function");
+        assert!(is_asking || span.error.is_none(), "{span:?}");
     }
 
     // What the builder did.
@@ -255,6 +257,7 @@ async fn a_collector_that_refuses_or_hangs_does_not_touch_a_build() -> Result<()
         let settings = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
             ("OTEL_BSP_SCHEDULE_DELAY", "10"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "300000"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "4"),
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2"),
             ("healthcheck_interval", "0s"),
@@ -267,10 +270,15 @@ async fn a_collector_that_refuses_or_hangs_does_not_touch_a_build() -> Result<()
             let reply = builder.client()?.post(source.tar(&config)?).await?;
             assert_eq!(reply.status, 200, "{}", reply.text);
         }
+        // Not as long as a delivery may take, which is five minutes here.
         let begun = Instant::now();
         builder.terminate()?;
         assert!(builder.wait_until_ended()?.success());
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "{:?}",
+            begun.elapsed()
+        );
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use function_host::http::{self, HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -153,6 +153,7 @@ async fn a_request_is_a_span_of_its_callers_trace_and_lines_of_the_log_name_that
     .unwrap();
     let mut function = Function::start(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-team=functions"),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
         ("secret_mount_path", folder.path().to_str().unwrap()),
@@ -167,11 +168,9 @@ async fn a_request_is_a_span_of_its_callers_trace_and_lines_of_the_log_name_that
     assert_eq!(function.line("logged").await["trace_id"], TRACE);
     ask(&function, "/fail", &[("traceparent", "00-not-a-parent")]).await;
     ask(&function, "/healthz", &[]).await;
-    // What still waits is delivered at the end, long before it would be otherwise.
-    let begun = Instant::now();
+    // What still waits is delivered at the end, and would not be otherwise.
     function.signal("TERM");
     assert_eq!(function.end().await, 0);
-    assert!(begun.elapsed() < Duration::from_secs(4));
 
     let (headers, resource, spans) = collector.delivery().await;
     assert_eq!(
@@ -258,13 +257,11 @@ async fn a_collector_that_is_not_there_is_told_once_and_holds_nothing_up() {
         warning["error"].as_str().unwrap().contains("refused"),
         "{warning}"
     );
-    let begun = Instant::now();
     function.signal("TERM");
     while let Some(line) = function.raw_line().await {
         assert!(!line.contains("WARN"), "{line}");
     }
     assert_eq!(function.end().await, 0);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
@@ -273,6 +270,7 @@ async fn a_collector_that_never_answers_holds_neither_requests_nor_the_end_up() 
     let url = format!("http://{}", silent.local_addr().unwrap());
     let function = Function::start(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &url),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "3600000"),
         ("OTEL_BSP_SCHEDULE_DELAY", "1"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "2"),
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1"),
@@ -282,10 +280,9 @@ async fn a_collector_that_never_answers_holds_neither_requests_nor_the_end_up() 
         assert_eq!(ask(&function, "/logged", &[]).await.status, 200);
     }
     let _connection = silent.accept().await.unwrap();
-    let begun = Instant::now();
+    // Not as long as a delivery may take.
     function.signal("TERM");
     assert_eq!(function.end().await, 0);
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
