@@ -10,6 +10,7 @@ pub mod image;
 
 mod error;
 mod intake;
+mod pump;
 mod signature;
 mod time;
 mod unpack;
@@ -21,7 +22,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use function_host::BoxError;
 use http_body_util::BodyExt;
-use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolRoom, SpoolSettings};
 pub use config::{BuildConfig, ConfigError};
@@ -29,16 +29,12 @@ pub use error::{RequestError, RequestErrorKind};
 pub use frontend::{AllowedFrontends, Frontend, FrontendError};
 pub use image::{ImageError, ImageRef};
 use intake::Intake;
+use pump::{Pump, blocking};
 use signature::BodyVerifier;
 pub use signature::Keys;
 
 /// The header with the signature over the body.
 pub const SIGNATURE_HEADER: &str = "x-build-signature";
-
-/// Bytes that are worth a turn on a thread that may block.
-const BATCH_BYTES: usize = 256 << 10;
-/// As many pieces are a batch too, however small they are.
-const BATCH_PIECES: usize = 512;
 
 /// What is to be built, from what.
 #[derive(Debug)]
@@ -126,7 +122,7 @@ where
     }
 
     let mut body = pin!(body);
-    let mut pump = Pump::new(Intake::new(verifier, limits));
+    let mut pump = Pump::new(verifier, Intake::new(limits));
     let mut received = 0u64;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| RequestError::of_body(error.into()))?;
@@ -140,81 +136,6 @@ where
     }
     let intake = pump.finish().await?;
     blocking(move || intake.finish()).await?
-}
-
-/// Hands pieces over to threads that may block, one batch at a time, and collects the next batch meanwhile.
-///
-/// No thread waits for the network: a sender that trickles holds a batch, not a thread.
-struct Pump {
-    state: PumpState,
-    batch: Vec<Bytes>,
-    bytes: usize,
-}
-
-enum PumpState {
-    /// Between two batches.
-    Idle(Box<Intake>),
-    /// A batch is being taken in.
-    Busy(JoinHandle<Result<Box<Intake>, RequestError>>),
-    /// An error has been returned.
-    Failed,
-}
-
-impl Pump {
-    fn new(intake: Intake) -> Self {
-        Self {
-            state: PumpState::Idle(Box::new(intake)),
-            batch: Vec::new(),
-            bytes: 0,
-        }
-    }
-
-    async fn push(&mut self, piece: Bytes) -> Result<(), RequestError> {
-        self.bytes += piece.len();
-        self.batch.push(piece);
-        if self.bytes >= BATCH_BYTES || self.batch.len() >= BATCH_PIECES {
-            self.flush().await?;
-        }
-        Ok(())
-    }
-
-    async fn flush(&mut self) -> Result<(), RequestError> {
-        let mut intake = self.idle().await?;
-        let batch = std::mem::take(&mut self.batch);
-        self.bytes = 0;
-        self.state = PumpState::Busy(spawn_blocking(move || {
-            batch.iter().try_for_each(|piece| intake.take(piece))?;
-            Ok(intake)
-        }));
-        Ok(())
-    }
-
-    async fn finish(mut self) -> Result<Intake, RequestError> {
-        if !self.batch.is_empty() {
-            self.flush().await?;
-        }
-        Ok(*self.idle().await?)
-    }
-
-    async fn idle(&mut self) -> Result<Box<Intake>, RequestError> {
-        match std::mem::replace(&mut self.state, PumpState::Failed) {
-            PumpState::Idle(intake) => Ok(intake),
-            PumpState::Busy(work) => joined(work).await?,
-            PumpState::Failed => Err(RequestError::Interrupted),
-        }
-    }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, RequestError> {
-    joined(spawn_blocking(work)).await
-}
-
-/// Passes a panic on to whoever serves the request; a runtime that shuts down is an interruption.
-async fn joined<T>(work: JoinHandle<T>) -> Result<T, RequestError> {
-    work.await.map_err(|error| match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_) => RequestError::Interrupted,
-    })
 }
 
 #[cfg(test)]

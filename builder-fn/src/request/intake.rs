@@ -1,17 +1,15 @@
-//! A body on its way in: hashed, spooled and indexed piece by piece. All of it blocks.
+//! A body on its way in: spooled and indexed piece by piece. All of it blocks.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::frontend::LOOKED_AT;
-use super::signature::BodyVerifier;
 use super::unpack::Unpacker;
 use super::{AllowedFrontends, BuildConfig, BuildRequest, Frontend, Limits, RequestError};
 use crate::context::{ArchiveReader, Kind, SourceContext, Spool};
 
 /// What has been received of a body so far.
 pub(super) struct Intake {
-    verifier: Option<BodyVerifier>,
     received: u64,
     /// Nothing while a piece is being taken.
     unpacker: Option<Unpacker>,
@@ -21,14 +19,13 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(verifier: Option<BodyVerifier>, limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         let unpacker = Unpacker::new(
             Spool::new(limits.spool.clone()),
             ArchiveReader::new(limits.archive.clone()),
             limits.archive.body,
         );
         Self {
-            verifier,
             received: 0,
             unpacker: Some(unpacker),
             refused: None,
@@ -40,12 +37,9 @@ impl Intake {
     ///
     /// # Errors
     /// When it cannot be kept. A tar that turns out to be none is no error yet: who sent it is not known. Its rest
-    /// is hashed and not kept.
+    /// is not kept.
     pub(super) fn take(&mut self, piece: &[u8]) -> Result<(), RequestError> {
         self.received += piece.len() as u64;
-        if let Some(verifier) = &mut self.verifier {
-            verifier.update(piece);
-        }
         let Some(unpacker) = self.unpacker.take() else {
             return Ok(());
         };
@@ -57,21 +51,17 @@ impl Intake {
         Ok(())
     }
 
-    /// Looks at what was received, the signature first.
+    /// Looks at what was received: only once the signature has turned out to be right.
     ///
     /// # Errors
-    /// When it is not signed, or not as it should be.
+    /// When it is not as it should be.
     pub(super) fn finish(self) -> Result<BuildRequest, RequestError> {
         let Self {
-            verifier,
             received,
             unpacker,
             refused,
             frontends,
         } = self;
-        if let Some(verifier) = verifier {
-            verifier.finish().map_err(|_| RequestError::WrongSignature)?;
-        }
         let unpacker = match (unpacker, refused) {
             (_, Some(error)) => return Err(error),
             (Some(unpacker), None) => unpacker,

@@ -398,7 +398,7 @@ fn one_blocking_thread() -> tokio::runtime::Runtime {
 /// Ends when that has been done, on [`one_blocking_thread`].
 async fn idle_threads() {
     tokio::task::yield_now().await;
-    spawn_blocking(|| ()).await.unwrap();
+    tokio::task::spawn_blocking(|| ()).await.unwrap();
 }
 
 #[tokio::test]
