@@ -1,6 +1,6 @@
 //! From a request's body to a build request that can be trusted.
 //!
-//! The body streams once. Each piece is hashed, spooled and indexed; no more than two batches of pieces are in memory.
+//! The body streams once. Each piece is hashed, spooled and indexed; no more than 1 MiB of pieces is in memory.
 //! What the index says is looked at only when the signature has turned out to be right: until then, the most that
 //! a sender without the key achieves is that a limit is applied to what it sends.
 
