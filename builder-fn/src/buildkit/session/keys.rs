@@ -143,7 +143,8 @@ impl fmt::Debug for SharedKeys {
 }
 
 /// Which files of `context` have to be asked for in any case. Nothing, when the key is better not used: for folders
-/// that have changed, or when marked files have been sent for nothing about as often as a new key would have cost.
+/// that have changed, and when marked files have come to half of the context. Once marked, a file is marked in all later
+/// builds under the key; a new key costs the other half once, and nothing after that.
 fn marked(slot: &mut Slot, context: &SourceContext) -> Option<HashSet<u32>> {
     let mut marked = HashSet::new();
     let mut total = 0u64;
@@ -158,7 +159,7 @@ fn marked(slot: &mut Slot, context: &SourceContext) -> Option<HashSet<u32>> {
         marked.insert(at);
         slot.repeated += entry.size();
     }
-    (slot.repeated <= total).then_some(marked)
+    (slot.repeated <= total / 2).then_some(marked)
 }
 
 impl Slot {

@@ -301,12 +301,23 @@ fn a_file_that_looks_the_same_and_is_not_is_marked_and_no_other() {
 }
 
 #[test]
-fn a_key_on_which_more_is_repeated_than_a_new_one_costs_is_given_up() {
+fn a_key_on_which_half_of_a_context_is_repeated_is_given_up() {
     let keys = keys();
     let first = build(&keys, "a", &plain(1));
+    // One of two files a turn.
     let used: Vec<_> = (0..4).map(|turn| build(&keys, "a", &plain(turn % 2))).collect();
-    assert_eq!(used[..2], [first.clone(), first.clone()]);
-    assert!(used[2..].iter().all(|key| *key != first));
+    assert_eq!(used[0], first);
+    assert!(used[1..].iter().all(|key| *key != first));
+}
+
+#[test]
+fn a_context_that_is_another_one_altogether_and_looks_the_same_has_a_new_key_at_once() {
+    let keys = keys();
+    let other = |content| context(vec![entry("a", 3, content, 1, 0), entry("b", 3, content, 1, 0)]);
+    let first = build(&keys, "a", &other(1));
+    let second = build(&keys, "a", &other(2));
+    assert_ne!(second, first);
+    assert_eq!(build(&keys, "a", &other(2)), second, "and is warm from then on");
 }
 
 #[test]
