@@ -97,6 +97,18 @@ impl Functions {
         Ok((response.status().as_u16(), response.text().await?))
     }
 
+    /// Reads a path of a function that has just been deployed: it is called again until it listens.
+    pub async fn get_from_new(&self, name: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
+        let end = Instant::now() + limit;
+        loop {
+            let is_last = Instant::now() > end;
+            match self.get(name, path).await? {
+                (500..=599, _) if !is_last => tokio::time::sleep(Duration::from_millis(100)).await,
+                answer => return Ok(answer),
+            }
+        }
+    }
+
     /// Waits until the function's page is this text: the only sign that a queue's work is done which a caller has.
     pub async fn wait_for_page(&self, name: &str, text: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;

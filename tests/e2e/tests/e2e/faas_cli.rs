@@ -3,6 +3,8 @@
 
 mod stack;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -17,6 +19,9 @@ use slipway_e2e::{
 
 /// What the function of these tests says, at this path.
 const PAGE: (&str, &str) = ("/handler.txt", "hello\n");
+
+/// What faas-cli has deployed listens a moment later: on a busy machine, some moments.
+const LISTENS: Duration = Duration::from_secs(30);
 
 /// How a command ended.
 #[derive(Debug)]
@@ -377,7 +382,7 @@ async fn a_current_faas_cli_brings_a_function_up_and_never_one_that_failed() -> 
             let ended = client.run(command, builder.url(), &function).await?;
             assert_eq!(ended.code, 0, "{command}: {ended:?}");
             assert_eq!(
-                bench.functions.get(&name, PAGE.0).await?,
+                bench.functions.get_from_new(&name, PAGE.0, LISTENS).await?,
                 (200, PAGE.1.to_owned()),
                 "{command}"
             );
