@@ -25,6 +25,9 @@ use crate::{
 
 const REPOSITORY: &str = "e2e/compare";
 
+/// What makes `buildctl` push what builder-fn does.
+const ZSTD: &str = ",compression=zstd,oci-mediatypes=true";
+
 /// A context to build from: so many files of such a size.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -147,7 +150,7 @@ impl Comparison {
                     settle(tar.len())?;
                     match is_ours {
                         true => ours.push(self.post(&builder.client()?, tar.clone()).await?),
-                        false => theirs.push(self.buildctl(folder, "compression=zstd,oci-mediatypes=true")?),
+                        false => theirs.push(self.buildctl(folder, ZSTD)?),
                     }
                 }
             }
@@ -192,9 +195,7 @@ impl Comparison {
                     std::thread::scope(|scope| -> Result<()> {
                         let threads: Vec<_> = folders
                             .iter()
-                            .map(|folder| {
-                                scope.spawn(|| self.buildctl(folder, "compression=zstd,oci-mediatypes=true"))
-                            })
+                            .map(|folder| scope.spawn(|| self.buildctl(folder, ZSTD)))
                             .collect();
                         threads.into_iter().try_for_each(|thread| match thread.join() {
                             Ok(result) => result.map(drop),
@@ -264,7 +265,8 @@ impl Comparison {
         Ok(seconds)
     }
 
-    fn buildctl(&self, folder: &Folder, output: &str) -> Result<f64> {
+    /// `more` goes with the output as it is, and so has a comma before it.
+    fn buildctl(&self, folder: &Folder, more: &str) -> Result<f64> {
         let local = |name: &str| format!("{name}={}", folder.path().display());
         let image = self.bench.image(REPOSITORY, &format!("buildctl-{}", folder.salt));
         let begun = Instant::now();
@@ -279,7 +281,7 @@ impl Comparison {
                 "--output",
             ])
             .arg(format!(
-                "type=image,name={image},push=true,registry.insecure=true,{output}"
+                "type=image,name={image},push=true,registry.insecure=true{more}"
             )))?;
         Ok(begun.elapsed().as_secs_f64())
     }
