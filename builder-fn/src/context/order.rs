@@ -13,14 +13,24 @@ pub(super) fn compare(left: &str, right: &str) -> Ordering {
     left.bytes().map(lowered).cmp(right.bytes().map(lowered))
 }
 
-/// A string whose plain order is that of [`compare`]; [`path`] turns it back.
+/// A string whose plain order is that of [`compare`]; [`path`] turns it back. It has no room for more: there is one for each
+/// file of a context.
 pub(super) fn key(path: &str) -> String {
-    path.replace('/', "\0")
+    swapped(path.to_owned(), b'/', SEPARATOR as u8)
 }
 
-/// The path of a [`key`].
-pub(super) fn path(key: &str) -> String {
-    key.replace(SEPARATOR, "/")
+/// The path of a [`key`], in the same memory.
+pub(super) fn path(key: String) -> String {
+    swapped(key, SEPARATOR as u8, b'/')
+}
+
+/// Both are ASCII, so that what was UTF-8 still is.
+fn swapped(text: String, from: u8, to: u8) -> String {
+    let mut bytes = text.into_bytes();
+    for byte in bytes.iter_mut().filter(|byte| **byte == from) {
+        *byte = to;
+    }
+    String::from_utf8(bytes).unwrap_or_default()
 }
 
 /// Whether `path` is in `folder`, at any depth.
@@ -57,7 +67,7 @@ mod tests {
                     "{left} and {right}"
                 );
             }
-            assert_eq!(path(&key(left)), left);
+            assert_eq!(path(key(left)), left);
         }
     }
 }

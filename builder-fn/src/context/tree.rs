@@ -42,9 +42,12 @@ pub(super) enum Conflict {
 /// A folder tree by path. What is in it always has its folders in it.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
-    /// By [`order::key`].
-    nodes: BTreeMap<String, Node>,
-    /// What `nodes` takes in memory, about, counting replaced nodes too.
+    /// Places in `entries`, by [`order::key`].
+    places: BTreeMap<String, usize>,
+    /// In the order of the tar, and without their paths: those are the keys until the tree is complete. So nothing is there
+    /// twice at any time, which for many small files would be most of the memory that a build takes.
+    entries: Vec<Entry>,
+    /// What all of it takes in memory, about, counting replaced nodes too.
     bytes: usize,
 }
 
@@ -56,7 +59,7 @@ impl Tree {
 
     /// How many entries there are, with the implied ones.
     pub(super) fn len(&self) -> usize {
-        self.nodes.len()
+        self.entries.len()
     }
 
     /// Puts `node` at `path`, in place of what was there.
@@ -78,42 +81,62 @@ impl Tree {
     /// # Errors
     /// When nothing or a folder is there, and as [`insert`](Self::insert).
     pub(super) fn link(&mut self, path: &str, target: &str) -> Result<(), Conflict> {
-        let node = self.nodes.get(&order::key(target)).ok_or(Conflict::NoTarget)?;
-        if matches!(node.kind, Kind::Directory) {
+        let target = self.get(&order::key(target)).ok_or(Conflict::NoTarget)?;
+        if target.is_directory() {
             return Err(Conflict::FolderTarget);
         }
-        let node = node.clone();
+        let target = target.clone();
+        let node = Node {
+            kind: target.kind,
+            mode: target.mode,
+            mtime_ns: target.mtime_ns,
+            xattrs: target.xattrs,
+            content: target.content,
+        };
         self.insert(path, node)
     }
 
     /// Says what the file that was inserted at `path` contains, which is known only once it has been read.
     pub(super) fn set_content(&mut self, path: &str, content: ContentHash) {
-        if let Some(node) = self.nodes.get_mut(&order::key(path)) {
-            node.content = content;
+        if let Some(place) = self.places.get(&order::key(path)) {
+            self.entries[*place].content = content;
         }
     }
 
     /// All entries in order.
     pub(super) fn into_entries(self) -> Vec<Entry> {
-        let entry = |(key, node): (String, Node)| Entry {
-            path: order::path(&key),
-            kind: node.kind,
-            mode: node.mode,
-            mtime_ns: node.mtime_ns,
-            xattrs: node.xattrs,
-            content: node.content,
-        };
-        self.nodes.into_iter().map(entry).collect()
+        let Self {
+            places, mut entries, ..
+        } = self;
+        let mut sorted = vec![0; entries.len()];
+        for (at, (key, place)) in places.into_iter().enumerate() {
+            entries[place].path = order::path(key);
+            sorted[place] = at;
+        }
+        // Each swap brings one entry to where it belongs.
+        for place in 0..entries.len() {
+            while sorted[place] != place {
+                let at = sorted[place];
+                entries.swap(place, at);
+                sorted.swap(place, at);
+            }
+        }
+        entries
+    }
+
+    fn get(&self, key: &str) -> Option<&Entry> {
+        let place = *self.places.get(key)?;
+        self.entries.get(place)
     }
 
     fn make_parents(&mut self, key: &str) -> Result<(), Conflict> {
         let Some((parent, _)) = key.rsplit_once(order::SEPARATOR) else {
             return Ok(());
         };
-        match self.nodes.get(parent).map(|node| &node.kind) {
+        match self.get(parent).map(|entry| &entry.kind) {
             Some(Kind::Directory) => Ok(()),
-            Some(Kind::File { .. }) => Err(Conflict::InFile(order::path(parent))),
-            Some(Kind::Symlink { .. }) => Err(Conflict::ThroughLink(order::path(parent))),
+            Some(Kind::File { .. }) => Err(Conflict::InFile(order::path(parent.to_owned()))),
+            Some(Kind::Symlink { .. }) => Err(Conflict::ThroughLink(order::path(parent.to_owned()))),
             None => {
                 // From the top down, so that a conflict leaves nothing half made below it.
                 let above: Vec<&str> = key
@@ -121,10 +144,14 @@ impl Tree {
                     .map(|(at, _)| &key[..at])
                     .collect();
                 for folder in above {
-                    match self.nodes.get(folder).map(|node| &node.kind) {
+                    match self.get(folder).map(|entry| &entry.kind) {
                         Some(Kind::Directory) => {}
-                        Some(Kind::File { .. }) => return Err(Conflict::InFile(order::path(folder))),
-                        Some(Kind::Symlink { .. }) => return Err(Conflict::ThroughLink(order::path(folder))),
+                        Some(Kind::File { .. }) => {
+                            return Err(Conflict::InFile(order::path(folder.to_owned())));
+                        }
+                        Some(Kind::Symlink { .. }) => {
+                            return Err(Conflict::ThroughLink(order::path(folder.to_owned())));
+                        }
                         None => self.put(folder.to_owned(), IMPLIED),
                     }
                 }
@@ -135,7 +162,7 @@ impl Tree {
 
     fn has_children(&self, key: &str) -> bool {
         let first = format!("{key}{}", order::SEPARATOR);
-        self.nodes
+        self.places
             .range(first.clone()..)
             .next()
             .is_some_and(|(next, _)| next.starts_with(&first))
@@ -153,7 +180,21 @@ impl Tree {
             .map(|(name, value)| 48 + name.len() + value.len())
             .sum();
         self.bytes += size_of::<Entry>() + key.len() + target + xattrs;
-        self.nodes.insert(key, node);
+        let entry = Entry {
+            path: String::new(),
+            kind: node.kind,
+            mode: node.mode,
+            mtime_ns: node.mtime_ns,
+            xattrs: node.xattrs,
+            content: node.content,
+        };
+        match self.places.get(&key) {
+            Some(place) => self.entries[*place] = entry,
+            None => {
+                self.places.insert(key, self.entries.len());
+                self.entries.push(entry);
+            }
+        }
     }
 }
 
