@@ -185,14 +185,23 @@ fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>)
 
 /// Says of every hard link which entry before it is the same file.
 fn with_links(context: &SourceContext, shown: Vec<u32>) -> Vec<Visible> {
-    let mut firsts: HashMap<u64, u32> = HashMap::new();
+    let offset = |at: u32| match context.entries()[at as usize].kind {
+        Kind::File { offset, .. } => Some(offset),
+        _ => None,
+    };
+    // Few files have links, and a table of all of them would be larger than what is made here.
+    let mut offsets: Vec<u64> = shown.iter().filter_map(|at| offset(*at)).collect();
+    offsets.sort_unstable();
+    let shared = offsets.windows(2).filter(|pair| pair[0] == pair[1]);
+    let mut firsts: HashMap<u64, Option<u32>> = shared.map(|pair| (pair[0], None)).collect();
+    drop(offsets);
     let with_link = |at: u32| {
-        let mut link = None;
-        if let Kind::File { offset, .. } = context.entries()[at as usize].kind {
-            let first = *firsts.entry(offset).or_insert(at);
-            link = Some(first).filter(|first| *first != at);
+        let first = offset(at).and_then(|offset| firsts.get_mut(&offset));
+        let first = first.map(|first| *first.get_or_insert(at));
+        Visible {
+            entry: at,
+            link: first.filter(|first| *first != at),
         }
-        Visible { entry: at, link }
     };
     shown.into_iter().map(with_link).collect()
 }
