@@ -207,6 +207,7 @@ impl Lease {
         let mut state = self.lock();
         state.open += 1;
         if let Some(slot) = &mut state.slot {
+            slot.memory.expect(shown.len());
             for visible in shown {
                 slot.memory.note(&context.entries()[visible.entry as usize]);
             }

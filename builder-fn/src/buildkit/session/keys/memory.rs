@@ -50,6 +50,13 @@ impl Memory {
         }
     }
 
+    /// Makes room for so many entries at once, where there are none yet: growing takes twice as much for a while.
+    pub(super) fn expect(&mut self, entries: usize) {
+        if self.entries.is_empty() {
+            self.entries.reserve(entries);
+        }
+    }
+
     /// Notes that `entry` is being announced.
     pub(super) fn note(&mut self, entry: &Entry) {
         let Some((name, content)) = hashes(entry) else {
