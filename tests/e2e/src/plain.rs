@@ -64,6 +64,8 @@ impl PlainBuilder {
             .env("buildkit_url", &bench.stack.buildkit_host)
             .env("gateway_url", &bench.stack.gateway.url)
             .env("insecure", "true")
+            // As stack.yml and the chart have it.
+            .env("MALLOC_ARENA_MAX", "1")
             .env("exec_timeout", "10m")
             .env("write_timeout", "10m")
             .env("read_timeout", "10m")
