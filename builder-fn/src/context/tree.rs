@@ -45,7 +45,7 @@ pub(super) struct Tree {
     /// Places in `entries`, by [`order::key`].
     places: BTreeMap<String, usize>,
     /// In the order of the tar, and without their paths: those are the keys until the tree is complete. So nothing is there
-    /// twice at any time, which for many small files would be most of the memory that a build takes.
+    /// twice at any time: for many small files this is what a build takes of memory.
     entries: Vec<Entry>,
     /// What all of it takes in memory, about, counting replaced nodes too.
     bytes: usize,

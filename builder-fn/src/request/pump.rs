@@ -1,9 +1,9 @@
 //! Takes a body in on threads that may block, while its next pieces arrive.
 //!
-//! Each piece goes through two lanes, because hashing it for the signature costs as much as everything else together: one
-//! hashes, the other indexes and keeps. A lane has a thread only while there is something in it, so that a sender that
-//! trickles holds memory, and no thread; and it keeps that thread until it is empty, because waking one up costs as much as
-//! hashing a hundred kilobytes.
+//! Each piece goes through two lanes, because hashing it for the signature takes about as long as all else that is done with
+//! it: one hashes, the other indexes and keeps. A lane has a thread only while there is something in it, so that a sender
+//! that trickles holds memory, and no thread; and it keeps that thread until it is empty, so that a fast sender's batches do
+//! not wake one up each.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -3,7 +3,7 @@
 //! Both push to the stack's registry with the same compression. Each round has content of its own, so that no layer is in
 //! the registry already, and the two take turns in being first. What is compared is the median of the rounds' ratios.
 //!
-//! Before each build, what was written before it goes to the disk, and memory is touched and given back, about as much as
+//! Before each build that is compared alone, what was written before it goes to the disk, and memory is touched and given back, about as much as
 //! the build takes. Otherwise a build pays for the one before it; and in a virtual machine the first touch of a page can cost
 //! more than all that is done with it.
 
