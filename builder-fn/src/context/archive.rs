@@ -19,7 +19,7 @@ use header::{BLOCK, Header};
 use name::Place;
 use pax::Records;
 
-use super::tree::{Conflict, Node, Tree};
+use super::tree::{Conflict, Tree};
 use super::{ContentHash, Entry, Kind};
 
 /// What a tar may be like.
@@ -374,7 +374,8 @@ impl ArchiveReader {
             ..
         } = entry;
         let target = EntryName::new(&link);
-        let node = |kind, mode| Node {
+        let entry_of = |kind, mode| Entry {
+            path: String::new(),
             kind,
             mode,
             mtime_ns,
@@ -382,10 +383,10 @@ impl ArchiveReader {
             content: ContentHash::default(),
         };
         let added = match what {
-            Type::Folder => self.tree.insert(path, node(Kind::Directory, mode)),
+            Type::Folder => self.tree.insert(path, entry_of(Kind::Directory, mode)),
             Type::File => self.tree.insert(
                 path,
-                node(
+                entry_of(
                     Kind::File {
                         offset: self.offset,
                         size,
@@ -395,7 +396,7 @@ impl ArchiveReader {
             ),
             Type::Symlink => {
                 let target = name::symlink_target(&link)?;
-                self.tree.insert(path, node(Kind::Symlink { target }, 0o777))
+                self.tree.insert(path, entry_of(Kind::Symlink { target }, 0o777))
             }
             Type::HardLink => match Place::of(&link)? {
                 Place::InContext(target) => self.tree.link(path, &target),

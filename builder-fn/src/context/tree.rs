@@ -6,23 +6,14 @@ use super::order;
 use super::{ContentHash, Entry, Kind};
 
 /// What a tar may leave unsaid: the folders above what it has.
-const IMPLIED: Node = Node {
+const IMPLIED: Entry = Entry {
+    path: String::new(),
     kind: Kind::Directory,
     mode: 0o755,
     mtime_ns: 0,
     xattrs: Vec::new(),
     content: ContentHash([0; 16]),
 };
-
-/// An entry without its path.
-#[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) kind: Kind,
-    pub(super) mode: u32,
-    pub(super) mtime_ns: i64,
-    pub(super) xattrs: Vec<(String, Vec<u8>)>,
-    pub(super) content: ContentHash,
-}
 
 /// Why an entry cannot be where it wants to be.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,7 +38,7 @@ pub(super) struct Tree {
     /// In the order of the tar, and without their paths: those are the keys until the tree is complete. So nothing is there
     /// twice at any time: for many small files this is what a build takes of memory.
     entries: Vec<Entry>,
-    /// What all of it takes in memory, about, counting replaced nodes too.
+    /// What all of it takes in memory, about, counting replaced ones too.
     bytes: usize,
 }
 
@@ -62,17 +53,17 @@ impl Tree {
         self.entries.len()
     }
 
-    /// Puts `node` at `path`, in place of what was there.
+    /// Puts `entry` at `path`, whatever its own is, in place of what was there.
     ///
     /// # Errors
     /// When something above is no folder, or a folder with entries would have to go.
-    pub(super) fn insert(&mut self, path: &str, node: Node) -> Result<(), Conflict> {
+    pub(super) fn insert(&mut self, path: &str, entry: Entry) -> Result<(), Conflict> {
         let key = order::key(path);
         self.make_parents(&key)?;
-        if !matches!(node.kind, Kind::Directory) && self.has_children(&key) {
+        if !entry.is_directory() && self.has_children(&key) {
             return Err(Conflict::ReplacesFolder);
         }
-        self.put(key, node);
+        self.put(key, entry);
         Ok(())
     }
 
@@ -85,15 +76,8 @@ impl Tree {
         if target.is_directory() {
             return Err(Conflict::FolderTarget);
         }
-        let target = target.clone();
-        let node = Node {
-            kind: target.kind,
-            mode: target.mode,
-            mtime_ns: target.mtime_ns,
-            xattrs: target.xattrs,
-            content: target.content,
-        };
-        self.insert(path, node)
+        let entry = target.clone();
+        self.insert(path, entry)
     }
 
     /// Says what the file that was inserted at `path` contains, which is known only once it has been read.
@@ -168,26 +152,18 @@ impl Tree {
             .is_some_and(|(next, _)| next.starts_with(&first))
     }
 
-    fn put(&mut self, key: String, node: Node) {
-        let target = if let Kind::Symlink { target } = &node.kind {
+    fn put(&mut self, key: String, entry: Entry) {
+        let target = if let Kind::Symlink { target } = &entry.kind {
             target.len()
         } else {
             0
         };
-        let xattrs: usize = node
+        let xattrs: usize = entry
             .xattrs
             .iter()
             .map(|(name, value)| 48 + name.len() + value.len())
             .sum();
         self.bytes += size_of::<Entry>() + key.len() + target + xattrs;
-        let entry = Entry {
-            path: String::new(),
-            kind: node.kind,
-            mode: node.mode,
-            mtime_ns: node.mtime_ns,
-            xattrs: node.xattrs,
-            content: node.content,
-        };
         match self.places.get(&key) {
             Some(place) => self.entries[*place] = entry,
             None => {
@@ -202,8 +178,9 @@ impl Tree {
 mod tests {
     use super::*;
 
-    fn file(offset: u64) -> Node {
-        Node {
+    fn file(offset: u64) -> Entry {
+        Entry {
+            path: String::new(),
             kind: Kind::File { offset, size: 1 },
             mode: 0o644,
             mtime_ns: 7,
@@ -212,12 +189,13 @@ mod tests {
         }
     }
 
-    fn folder(mode: u32) -> Node {
-        Node { mode, ..IMPLIED }
+    fn folder(mode: u32) -> Entry {
+        Entry { mode, ..IMPLIED }
     }
 
-    fn symlink(target: &str) -> Node {
-        Node {
+    fn symlink(target: &str) -> Entry {
+        Entry {
+            path: String::new(),
             kind: Kind::Symlink {
                 target: target.to_owned(),
             },

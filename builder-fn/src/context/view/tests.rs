@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::context::Spool;
-use crate::context::tree::{Node, Tree};
+use crate::context::tree::Tree;
 
 /// A context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
 pub(super) fn context(entries: &[&str]) -> SourceContext {
@@ -30,7 +30,8 @@ pub(super) fn context(entries: &[&str]) -> SourceContext {
         };
         tree.insert(
             path,
-            Node {
+            Entry {
+                path: String::new(),
                 kind,
                 mode: 0o755,
                 mtime_ns: 0,
