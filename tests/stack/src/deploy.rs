@@ -187,7 +187,7 @@ async fn build_missing(stack: &Stack, registry: &Push, all: &[Planned], progress
     let mut missing = Vec::new();
     for function in all {
         let repository = format!("{REPOSITORY}/{}", function.name);
-        if registry.digest(&repository, &function.tag).await?.is_none() {
+        if registry.whole(&repository, &function.tag).await?.is_none() {
             missing.push(function);
         }
     }

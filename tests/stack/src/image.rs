@@ -16,7 +16,7 @@ use self::{
     push::Blob,
 };
 use crate::{
-    error::{At as _, Result},
+    error::{At as _, Error, Result},
     places::Places,
     progress::Progress,
 };
@@ -86,7 +86,10 @@ impl BaseImages {
         ];
         for ((repository, tag), layers, environment) in images {
             let image = Image::new(&layers, &environment);
-            if registry.has(repository, tag, &image.digest).await? {
+            let is_there = async || {
+                Ok::<_, Error>(registry.whole(repository, tag).await?.as_ref() == Some(&image.digest))
+            };
+            if is_there().await? {
                 continue;
             }
             progress.step("registry", format_args!("pushing {repository}:{tag}"));
@@ -95,6 +98,12 @@ impl BaseImages {
             }
             registry.blob(repository, &Blob::from_bytes(image.config)).await?;
             registry.manifest(repository, tag, image.manifest).await?;
+            if !is_there().await? {
+                return Err(Error::Machine(format!(
+                    "the registry took {repository}:{tag} and does not have all of it: its store is damaged. \
+                     `make purge` removes it"
+                )));
+            }
         }
         Ok(())
     }

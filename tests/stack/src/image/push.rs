@@ -6,6 +6,7 @@ use reqwest::{
     Client, Method, RequestBuilder, Response, StatusCode, Url,
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION},
 };
+use serde::Deserialize;
 
 use super::layer::bytes_digest;
 use crate::{
@@ -23,6 +24,20 @@ pub(super) struct Blob {
     pub(super) digest: String,
     pub(super) size: u64,
     pub(super) content: Content,
+}
+
+/// What a manifest names.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named {
+    config: Option<Descriptor>,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Descriptor {
+    digest: String,
+    size: u64,
 }
 
 /// Where the bytes of a blob are.
@@ -56,9 +71,33 @@ impl Push {
         Self { client, host, login }
     }
 
-    /// Whether a tag stands for a manifest with this digest.
-    pub(crate) async fn has(&self, repository: &str, tag: &str, digest: &str) -> Result<bool> {
-        Ok(self.digest(repository, tag).await?.as_deref() == Some(digest))
+    /// The digest of what a tag stands for, if everything that it names is there too.
+    ///
+    /// A store that was cleaned by hand, or whose disk has been full, can have a manifest and not its layers. BuildKit
+    /// would find that out in the middle of a build.
+    pub(crate) async fn whole(&self, repository: &str, tag: &str) -> Result<Option<String>> {
+        let Some(digest) = self.digest(repository, tag).await? else {
+            return Ok(None);
+        };
+        let request = self.request(Method::GET, &format!("/v2/{repository}/manifests/{digest}"))?;
+        let response = send(request.header(ACCEPT, MANIFEST)).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let response = answer(response, &[StatusCode::OK]).await?;
+        let name = response.url().to_string();
+        let text = response.bytes().await.map_err(|source| Error::NoAnswer {
+            request: name,
+            source,
+        })?;
+        // What is no manifest of one image names nothing that could be missing.
+        let Named { config, layers } = serde_json::from_slice(&text).unwrap_or_default();
+        for blob in config.iter().chain(&layers) {
+            if !self.has_blob(repository, &blob.digest, blob.size).await? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(digest))
     }
 
     /// The digest of what a tag stands for.
@@ -75,8 +114,7 @@ impl Push {
 
     /// Puts a blob into a repository that lacks it.
     pub(super) async fn blob(&self, repository: &str, blob: &Blob) -> Result<()> {
-        let there = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{}", blob.digest))?;
-        if send(there).await?.status() == StatusCode::OK {
+        if self.has_blob(repository, &blob.digest, blob.size).await? {
             return Ok(());
         }
         let begin = self.request(Method::POST, &format!("/v2/{repository}/blobs/uploads/"))?;
@@ -92,6 +130,19 @@ impl Push {
             .header(CONTENT_LENGTH, blob.size);
         let put = put.header(CONTENT_TYPE, "application/octet-stream").body(body);
         answer(send(put).await?, &[StatusCode::CREATED]).await.map(drop)
+    }
+
+    /// Whether a repository has a blob, and all of it.
+    async fn has_blob(&self, repository: &str, digest: &str, size: u64) -> Result<bool> {
+        let there = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"))?;
+        let response = send(there).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Ok(false);
+        }
+        let response = answer(response, &[StatusCode::OK]).await?;
+        let length = response.headers().get(CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        Ok(length == Some(size))
     }
 
     /// Puts a manifest under a tag.

@@ -36,6 +36,37 @@ async fn a_part_that_was_stopped_starts_again_and_the_others_stay() -> Result<()
 }
 
 #[tokio::test]
+async fn a_layer_that_was_lost_from_the_registrys_store_is_there_again_after_the_next_start()
+-> Result<(), Error> {
+    let name = "test-lost-layer";
+    remove(name).await?;
+    let with_images = async || {
+        let _one = STARTING.lock().await;
+        let mut options = Options::named(name);
+        (options.images, options.deploy) = (true, false);
+        Stack::up(&options, &Progress::stderr()).await
+    };
+    let stack = with_images().await?;
+    let largest = || {
+        let blobs = stack.dir.join("data/registry/docker/registry/v2/blobs/sha256");
+        let blobs = fs::read_dir(blobs).unwrap().flatten();
+        let blobs = blobs.flat_map(|group| fs::read_dir(group.path()).unwrap().flatten());
+        let sized =
+            blobs.filter_map(|blob| Some((fs::metadata(blob.path().join("data")).ok()?.len(), blob.path())));
+        sized.max().unwrap()
+    };
+    let (size, lost) = largest();
+    assert!(size > 10_000_000, "the layer of a toolchain has {size} bytes");
+
+    fs::remove_dir_all(&lost).unwrap();
+    assert_ne!(largest().1, lost);
+    with_images().await?;
+
+    assert_eq!(largest(), (size, lost));
+    remove(name).await
+}
+
+#[tokio::test]
 async fn a_part_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_left() -> Result<(), Error> {
     let name = "test-failing";
     let dir = tempfile::tempdir().unwrap();
