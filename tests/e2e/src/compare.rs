@@ -7,20 +7,16 @@
 //! the build takes. Otherwise a build pays for the one before it; and in a virtual machine the first touch of a page can cost
 //! more than all that is done with it.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Instant,
-};
+mod folder;
+
+use std::{fmt, fs, path::Path, process::Command, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use self::folder::Folder;
 use crate::{
-    buildkit::Buildkit, client::Client, client::signature, plain::PlainBuilder, registry::Registry,
-    shared::Bench,
+    buildkit::Buildkit, client::signature, plain::PlainBuilder, registry::Registry, sender, shared::Bench,
 };
 
 const REPOSITORY: &str = "e2e/compare";
@@ -149,7 +145,7 @@ impl Comparison {
                 for (tar, folder) in [(&first, &folder), (&first, &folder), (&second, &changed)] {
                     settle(tar.len())?;
                     match is_ours {
-                        true => ours.push(self.post(&builder.client()?, tar.clone()).await?),
+                        true => ours.push(self.post(&builder, tar)?),
                         false => theirs.push(self.buildctl(folder, ZSTD)?),
                     }
                 }
@@ -162,7 +158,7 @@ impl Comparison {
             all.warm.push(pair(1));
             all.changed.push(pair(2));
         }
-        all.peak = peak(builder.process())?;
+        all.peak = builder.peak_memory()?;
         Ok(all)
     }
 
@@ -187,27 +183,16 @@ impl Comparison {
                 self.prune()?;
                 let begun = Instant::now();
                 if turn == 0 {
-                    let client = builder.client()?;
-                    let posts = tars.iter().map(|tar| self.post(&client, tar.clone()));
-                    futures_util::future::try_join_all(posts).await?;
+                    all_at_once(&tars, |tar| self.post(&builder, tar))?;
                     pair.ours = begun.elapsed().as_secs_f64();
                 } else {
-                    std::thread::scope(|scope| -> Result<()> {
-                        let threads: Vec<_> = folders
-                            .iter()
-                            .map(|folder| scope.spawn(|| self.buildctl(folder, ZSTD)))
-                            .collect();
-                        threads.into_iter().try_for_each(|thread| match thread.join() {
-                            Ok(result) => result.map(drop),
-                            Err(_) => anyhow::bail!("a build panicked"),
-                        })
-                    })?;
+                    all_at_once(&folders, |folder| self.buildctl(folder, ZSTD))?;
                     pair.theirs = begun.elapsed().as_secs_f64();
                 }
             }
             pairs.push(pair);
         }
-        Ok((pairs, peak(builder.process())?))
+        Ok((pairs, builder.peak_memory()?))
     }
 
     /// A folder of this machine, cold: builder-fn and `buildctl` each with its own default compression.
@@ -217,27 +202,21 @@ impl Comparison {
         for round in 0..rounds {
             let folder = Folder::copy(source, self.salt + round as u64)?;
             let tar = folder.tar(self, "")?;
-            let size = tar.len();
-            let mut tar = Some(tar);
             let mut pair = Pair {
                 ours: 0.0,
                 theirs: 0.0,
             };
             for turn in [round % 2, (round + 1) % 2] {
                 self.prune()?;
-                settle(size)?;
+                settle(tar.len())?;
                 match turn {
-                    0 => {
-                        pair.ours = self
-                            .post(&builder.client()?, tar.take().unwrap_or_default())
-                            .await?
-                    }
+                    0 => pair.ours = self.post(&builder, &tar)?,
                     _ => pair.theirs = self.buildctl(&folder, "")?,
                 }
             }
             pairs.push(pair);
         }
-        Ok((pairs, peak(builder.process())?))
+        Ok((pairs, builder.peak_memory()?))
     }
 
     async fn builder(&self) -> Result<PlainBuilder> {
@@ -255,14 +234,12 @@ impl Comparison {
     }
 
     /// From the first byte sent to the answer. The signature is made before.
-    async fn post(&self, client: &Client, tar: Vec<u8>) -> Result<f64> {
+    fn post(&self, builder: &PlainBuilder, tar: &[u8]) -> Result<f64> {
         let key = fs::read(&self.bench.stack.payload_secret)?;
-        let signature = signature(key.trim_ascii(), &tar)?;
+        let signature = signature(key.trim_ascii(), tar)?;
         let begun = Instant::now();
-        let reply = client.post_with(tar, Some(&signature), &[]).await?;
-        let seconds = begun.elapsed().as_secs_f64();
-        ensure!(reply.status == 200, "{}", reply.text);
-        Ok(seconds)
+        sender::post(builder.url(), &signature, tar)?;
+        Ok(begun.elapsed().as_secs_f64())
     }
 
     /// `more` goes with the output as it is, and so has a comma before it.
@@ -299,105 +276,6 @@ impl Comparison {
     }
 }
 
-/// A folder `context` with content that nobody has seen.
-struct Folder {
-    dir: tempfile::TempDir,
-    salt: u64,
-}
-
-impl Folder {
-    fn new(shape: Shape, salt: u64) -> Result<Self> {
-        let folder = Self::empty(salt)?;
-        for number in 0..shape.files {
-            let path = folder.path().join(format!("{}/{number}", number % 100));
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
-            }
-            fs::write(path, content(shape.bytes, salt ^ ((number as u64) << 8)))?;
-        }
-        folder.set_times()?;
-        Ok(folder)
-    }
-
-    fn copy(source: &Path, salt: u64) -> Result<Self> {
-        let folder = Self::empty(salt)?;
-        run(Command::new("cp")
-            .arg("--archive")
-            .arg(source)
-            .arg(folder.path().join("source")))?;
-        Ok(folder)
-    }
-
-    fn empty(salt: u64) -> Result<Self> {
-        let folder = Self {
-            dir: tempfile::tempdir()?,
-            salt,
-        };
-        fs::create_dir(folder.path())?;
-        fs::write(folder.path().join("Dockerfile"), "FROM scratch\nCOPY . /\n")?;
-        fs::write(folder.path().join("salt"), salt.to_string())?;
-        Ok(folder)
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().join("context")
-    }
-
-    /// Another file in the place of one of them.
-    fn change(&self) -> Result<()> {
-        let path = self.path().join("0/0");
-        let bytes = fs::metadata(&path)?.len() as usize;
-        fs::write(&path, content(bytes, !self.salt))?;
-        self.set_times()?;
-        run(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
-    }
-
-    fn set_times(&self) -> Result<()> {
-        let all = ["-depth", "-exec", "touch", "-h", "-d", "@1700000000", "{}", "+"];
-        run(Command::new("find").arg(self.path()).args(all))
-    }
-
-    fn tar(&self, comparison: &Comparison, compression: &str) -> Result<Vec<u8>> {
-        let image = comparison
-            .bench
-            .image(REPOSITORY, &format!("builder-fn-{}", self.salt));
-        let compression = Some(compression).filter(|name| !name.is_empty());
-        let config: Value = json!({ "image": image, "compression": compression });
-        fs::write(
-            self.dir.path().join("com.openfaas.docker.config"),
-            config.to_string(),
-        )?;
-        let output = Command::new("tar")
-            .arg("-C")
-            .arg(self.dir.path())
-            .args(["-cf", "-", "com.openfaas.docker.config", "context"])
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "tar: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(output.stdout)
-    }
-}
-
-/// Bytes that do not compress, the same for the same seed.
-fn content(bytes: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    let mut content = Vec::with_capacity(bytes + 8);
-    while content.len() < bytes {
-        content.extend_from_slice(&next());
-    }
-    content.truncate(bytes);
-    content
-}
-
 /// Puts the machine into the same state for every build. The memory is that for a spooled tar, for the daemon's copy of its
 /// files, and for the layer.
 fn settle(tar: usize) -> Result<()> {
@@ -406,13 +284,15 @@ fn settle(tar: usize) -> Result<()> {
     Ok(())
 }
 
-fn peak(process: u32) -> Result<usize> {
-    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? << 10)
+/// Does the same with all of them, each on a thread of its own.
+fn all_at_once<T: Sync>(all: &[T], build: impl Fn(&T) -> Result<f64> + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = all.iter().map(|one| scope.spawn(|| build(one))).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(result) => result.map(drop),
+            Err(_) => anyhow::bail!("a build panicked"),
+        })
+    })
 }
 
 fn run(command: &mut Command) -> Result<()> {
@@ -475,12 +355,5 @@ mod tests {
         let pairs = [(1.0, 1.0), (10.0, 5.0), (3.0, 1.0)].map(|(ours, theirs)| Pair { ours, theirs });
         assert_eq!(Medians(&pairs).to_string(), "3.000 s / 1.000 s, ratio 2.00");
         assert_eq!(median(vec![4.0, 1.0]), 2.5);
-    }
-
-    #[test]
-    fn content_is_the_same_again_and_never_that_of_another_seed() {
-        assert_eq!(content(100, 7), content(100, 7));
-        assert_ne!(content(100, 7), content(100, 8 << 8));
-        assert_eq!(content(13, 1).len(), 13);
     }
 }

@@ -17,6 +17,7 @@ pub mod programs;
 pub mod recorded;
 pub mod records;
 pub mod registry;
+pub mod sender;
 pub mod shared;
 pub mod source;
 pub mod tls;

@@ -149,10 +149,10 @@ impl PlainBuilder {
     }
 
     /// The most memory that the process has had so far, in bytes.
-    pub fn peak_memory(&self) -> Result<u64> {
+    pub fn peak_memory(&self) -> Result<usize> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kibibytes: u64 = line
+        let kibibytes: usize = line
             .and_then(|line| line.trim().strip_suffix(" kB"))
             .context("no VmHWM")?
             .trim()

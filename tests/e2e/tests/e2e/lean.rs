@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 use slipway_e2e::{client::Reply, plain::PlainBuilder, registry::Registry, shared::Bench, tree::Tree};
 
@@ -26,16 +26,6 @@ async fn post(bench: &Bench, builder: &PlainBuilder, name: &str, tree: &Tree) ->
     builder.client()?.post(tree.tar(&config)?).await
 }
 
-/// The most memory that the process has had, in bytes.
-fn peak(builder: &PlainBuilder) -> Result<usize> {
-    let status = fs::read_to_string(format!("/proc/{}/status", builder.process()))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? << 10)
-}
-
 #[tokio::test]
 async fn memory_does_not_grow_with_the_context() -> Result<()> {
     let bench = Bench::find()?;
@@ -51,7 +41,11 @@ async fn memory_does_not_grow_with_the_context() -> Result<()> {
     .await?;
 
     ensure!(reply.status == 200, "{}", reply.text);
-    assert!(peak(&builder)? <= 32 * MIB, "{} KiB", peak(&builder)? >> 10);
+    assert!(
+        builder.peak_memory()? <= 32 * MIB,
+        "{} KiB",
+        builder.peak_memory()? >> 10
+    );
     assert!(builder.files_left()?.is_empty());
     assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
     Ok(())
@@ -73,7 +67,7 @@ async fn memory_grows_little_with_builds_in_flight() -> Result<()> {
     };
     let reply = post(&bench, &builder, "one", &tree(99)).await?;
     ensure!(reply.status == 200, "{}", reply.text);
-    let one = peak(&builder)?;
+    let one = builder.peak_memory()?;
 
     let builds = (0..AT_ONCE).map(|name| {
         let (bench, builder, tree) = (&bench, &builder, tree(name));
@@ -90,7 +84,7 @@ async fn memory_grows_little_with_builds_in_flight() -> Result<()> {
         Ok("function" | "release") => 2 * MIB,
         _ => 4 * MIB,
     };
-    let growth = peak(&builder)?.saturating_sub(one) / (AT_ONCE - 1);
+    let growth = builder.peak_memory()?.saturating_sub(one) / (AT_ONCE - 1);
     assert!(
         growth <= most,
         "{} KiB a build, on {} KiB for one",
@@ -144,7 +138,11 @@ async fn a_million_empty_entries_are_refused_and_take_little() -> Result<()> {
     assert_eq!(reply.status, 400, "{}", reply.text);
     assert_eq!(reply.field("error"), "the tar has more than 200000 entries");
     // What 200,000 entries take is the index; of what comes after them nothing is kept.
-    assert!(peak(&builder)? <= 80 * MIB, "{} KiB", peak(&builder)? >> 10);
+    assert!(
+        builder.peak_memory()? <= 80 * MIB,
+        "{} KiB",
+        builder.peak_memory()? >> 10
+    );
     assert!(builder.files_left()?.is_empty());
     assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
     Ok(())

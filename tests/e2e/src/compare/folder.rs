@@ -1,0 +1,124 @@
+//! Contexts to compare with: folders for `buildctl`, and the tars of the same for builder-fn.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Comparison, REPOSITORY, Shape, run};
+
+/// A folder `context` with content that nobody has seen.
+pub(super) struct Folder {
+    dir: tempfile::TempDir,
+    /// What its content was made from, and is named by.
+    pub(super) salt: u64,
+}
+
+impl Folder {
+    pub(super) fn new(shape: Shape, salt: u64) -> Result<Self> {
+        let folder = Self::empty(salt)?;
+        for number in 0..shape.files {
+            let path = folder.path().join(format!("{}/{number}", number % 100));
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            fs::write(path, content(shape.bytes, salt ^ ((number as u64) << 8)))?;
+        }
+        folder.set_times()?;
+        Ok(folder)
+    }
+
+    pub(super) fn copy(source: &Path, salt: u64) -> Result<Self> {
+        let folder = Self::empty(salt)?;
+        run(Command::new("cp")
+            .arg("--archive")
+            .arg(source)
+            .arg(folder.path().join("source")))?;
+        Ok(folder)
+    }
+
+    fn empty(salt: u64) -> Result<Self> {
+        let folder = Self {
+            dir: tempfile::tempdir()?,
+            salt,
+        };
+        fs::create_dir(folder.path())?;
+        fs::write(folder.path().join("Dockerfile"), "FROM scratch\nCOPY . /\n")?;
+        fs::write(folder.path().join("salt"), salt.to_string())?;
+        Ok(folder)
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
+        self.dir.path().join("context")
+    }
+
+    /// Another file in the place of one of them.
+    pub(super) fn change(&self) -> Result<()> {
+        let path = self.path().join("0/0");
+        let bytes = fs::metadata(&path)?.len() as usize;
+        fs::write(&path, content(bytes, !self.salt))?;
+        self.set_times()?;
+        run(Command::new("touch").args(["-d", "@1700000007"]).arg(path))
+    }
+
+    fn set_times(&self) -> Result<()> {
+        let all = ["-depth", "-exec", "touch", "-h", "-d", "@1700000000", "{}", "+"];
+        run(Command::new("find").arg(self.path()).args(all))
+    }
+
+    pub(super) fn tar(&self, comparison: &Comparison, compression: &str) -> Result<Vec<u8>> {
+        let image = comparison
+            .bench
+            .image(REPOSITORY, &format!("builder-fn-{}", self.salt));
+        let compression = Some(compression).filter(|name| !name.is_empty());
+        let config: Value = json!({ "image": image, "compression": compression });
+        fs::write(
+            self.dir.path().join("com.openfaas.docker.config"),
+            config.to_string(),
+        )?;
+        let output = Command::new("tar")
+            .arg("-C")
+            .arg(self.dir.path())
+            .args(["-cf", "-", "com.openfaas.docker.config", "context"])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "tar: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(output.stdout)
+    }
+}
+
+/// Bytes that do not compress, the same for the same seed.
+fn content(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    let mut content = Vec::with_capacity(bytes + 8);
+    while content.len() < bytes {
+        content.extend_from_slice(&next());
+    }
+    content.truncate(bytes);
+    content
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_the_same_again_and_never_that_of_another_seed() {
+        assert_eq!(content(100, 7), content(100, 7));
+        assert_ne!(content(100, 7), content(100, 8 << 8));
+        assert_eq!(content(13, 1).len(), 13);
+    }
+}
