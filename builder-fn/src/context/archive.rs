@@ -9,10 +9,12 @@
 mod described;
 mod error;
 mod header;
+mod limits;
 mod name;
 mod pax;
 
 pub use error::{ArchiveError, EntryName, EntryProblem};
+pub use limits::ArchiveLimits;
 
 use described::{Described, Extensions, Type};
 use header::{BLOCK, Header};
@@ -21,31 +23,6 @@ use pax::Records;
 
 use super::tree::{Conflict, Tree};
 use super::{ContentHash, Entry, Kind};
-
-/// What a tar may be like.
-#[derive(Clone, Debug)]
-pub struct ArchiveLimits {
-    /// Bytes of all of it.
-    pub body: u64,
-    /// Entries, with the folders that are only implied.
-    pub entries: usize,
-    /// Bytes of memory for names, links and attributes.
-    pub index: usize,
-    /// Bytes of `com.openfaas.docker.config`, and of `com.openfaas.secrets`.
-    pub small_file: usize,
-}
-
-impl Default for ArchiveLimits {
-    /// 1 GiB, 200,000 entries that take 64 MiB, 1 MiB for each of the two files.
-    fn default() -> Self {
-        Self {
-            body: 1 << 30,
-            entries: 200_000,
-            index: 64 << 20,
-            small_file: 1 << 20,
-        }
-    }
-}
 
 /// Longest extended header, or long name, in bytes.
 const EXTENSION_MAX: u64 = 1 << 20;
