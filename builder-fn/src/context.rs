@@ -5,8 +5,10 @@
 //! never read again.
 
 mod archive;
+mod attributes;
+mod content;
 mod entry;
-mod order;
+mod index;
 mod spool;
 mod tree;
 mod view;
@@ -14,21 +16,25 @@ mod view;
 use std::io;
 
 pub use archive::{ArchiveError, ArchiveLimits, ArchiveReader, Contents, EntryName, EntryProblem};
-pub use entry::{ContentHash, Entry, Kind};
+pub use attributes::Attributes;
+pub use content::ContentHash;
+pub(crate) use content::ContentHasher;
+pub use entry::{Entry, Kind};
+pub use index::{Index, Walk};
 pub use spool::{Spool, SpoolError, SpoolRoom, SpoolSettings, check_spool};
-pub use view::{Filter, PatternError, Visible, view};
+pub use view::{Filter, PatternError, View, Visible, view};
 
 /// The entries of a source context and the bytes they point to.
 #[derive(Debug)]
 pub struct SourceContext {
-    entries: Vec<Entry>,
+    index: Index,
     spool: Spool,
 }
 
 impl SourceContext {
-    /// The context whose entries point into `spool`, in order.
-    pub fn new(entries: Vec<Entry>, spool: Spool) -> Self {
-        Self { entries, spool }
+    /// The context whose entries point into `spool`.
+    pub fn new(index: Index, spool: Spool) -> Self {
+        Self { index, spool }
     }
 
     /// Reads a tar that is already here, for what needs no signature.
@@ -42,36 +48,19 @@ impl SourceContext {
         Ok(Self::new(reader.finish()?.entries, spool))
     }
 
-    /// All entries but the root, in the order in which BuildKit wants them: per path component, a folder before
-    /// what is in it. Every entry's folder is an entry too.
-    pub fn entries(&self) -> &[Entry] {
-        &self.entries
+    /// What there is.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The entry with a number.
+    pub fn entry(&self, at: u32) -> Entry<'_> {
+        self.index.entry(at)
     }
 
     /// The entry at `path`, which is relative to the context, without `./` and without a trailing slash.
-    pub fn get(&self, path: &str) -> Option<&Entry> {
-        let found = self
-            .entries
-            .binary_search_by(|entry| order::compare(&entry.path, path));
-        found.ok().map(|at| &self.entries[at])
-    }
-
-    /// What is directly in the folder at `path`, by name; `.` is the context itself.
-    pub(crate) fn children(&self, path: &str) -> impl Iterator<Item = &Entry> {
-        let (inside, prefix) = match path {
-            "." => (&self.entries[..], 0),
-            _ => match self
-                .entries
-                .binary_search_by(|entry| order::compare(&entry.path, path))
-            {
-                Ok(at) => (&self.entries[at + 1..], path.len() + 1),
-                Err(_) => (&[][..], 0),
-            },
-        };
-        inside
-            .iter()
-            .take_while(move |entry| prefix == 0 || order::is_within(&entry.path, path))
-            .filter(move |entry| !entry.path[prefix..].contains('/'))
+    pub fn get(&self, path: &str) -> Option<Entry<'_>> {
+        self.index.get(path)
     }
 
     /// Whether reading is a copy, and never waits for a disk.
@@ -83,7 +72,7 @@ impl SourceContext {
     ///
     /// # Errors
     /// As [`read`](Self::read); and when there is less than that.
-    pub fn read_exact(&self, entry: &Entry, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    pub fn read_exact(&self, entry: Entry<'_>, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
         while !buffer.is_empty() {
             match self.read(entry, offset, buffer)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -102,7 +91,7 @@ impl SourceContext {
     ///
     /// # Errors
     /// Whatever reading the spool file yields; [`io::ErrorKind::InvalidInput`] for an entry that is no file.
-    pub fn read(&self, entry: &Entry, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn read(&self, entry: Entry<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let Kind::File { offset: start, size } = entry.kind else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,

@@ -21,8 +21,9 @@ use header::{BLOCK, Header};
 use name::Place;
 use pax::Records;
 
+use super::content::ContentHasher;
 use super::tree::{Conflict, Tree};
-use super::{ContentHash, Entry, Kind};
+use super::{Attributes, ContentHash, Entry, Index, Kind};
 
 /// Longest extended header, or long name, in bytes.
 const EXTENSION_MAX: u64 = 1 << 20;
@@ -31,8 +32,8 @@ const IGNORED_SHOWN: usize = 5;
 
 /// What was in a tar.
 pub struct Contents {
-    /// The entries of `context/`, in order.
-    pub entries: Vec<Entry>,
+    /// The entries of `context/`.
+    pub entries: Index,
     /// The last `com.openfaas.docker.config`.
     pub config: Option<Vec<u8>>,
     /// The last `com.openfaas.secrets`.
@@ -57,9 +58,9 @@ pub struct ArchiveReader {
     headers: usize,
     seen_context: bool,
     tree: Tree,
-    hasher: Box<blake3::Hasher>,
+    hasher: Box<ContentHasher>,
     /// The file of the context whose content is being read.
-    file: Option<String>,
+    file: Option<u32>,
     config: Option<Vec<u8>>,
     secrets: Option<Vec<u8>>,
     ignored: Vec<EntryName>,
@@ -98,7 +99,7 @@ impl ArchiveReader {
     /// A reader at the start of a tar.
     pub fn new(limits: ArchiveLimits) -> Self {
         Self {
-            limits,
+            limits: limits.that_can_be(),
             offset: 0,
             state: State::Header(0),
             block: Box::new([0; BLOCK]),
@@ -195,7 +196,7 @@ impl ArchiveReader {
             ));
         }
         Ok(Contents {
-            entries: self.tree.into_entries(),
+            entries: self.tree.into_index(),
             config: self.config,
             secrets: self.secrets,
             warnings,
@@ -223,11 +224,8 @@ impl ArchiveReader {
 
     /// A file's content has been read.
     fn know_content(&mut self) {
-        if let Some(path) = self.file.take() {
-            let mut content = ContentHash::default();
-            self.hasher.finalize_xof().fill(&mut content.0);
-            self.hasher.reset();
-            self.tree.set_content(&path, content);
+        if let Some(file) = self.file.take() {
+            self.tree.set_content(file, self.hasher.finish());
         }
     }
 
@@ -331,16 +329,15 @@ impl ArchiveReader {
             }
             Place::InContext(path) => {
                 self.seen_context = true;
-                let is_file = entry.what == Type::File;
-                self.add(&path, entry)?;
-                self.file = is_file.then_some(path);
+                self.file = self.add(&path, entry)?;
             }
         }
         self.content(size, meaning);
         Ok(())
     }
 
-    fn add(&mut self, path: &str, entry: Described) -> Result<(), EntryProblem> {
+    /// Adds an entry to the context, and says the number of one whose content follows.
+    fn add(&mut self, path: &str, entry: Described) -> Result<Option<u32>, EntryProblem> {
         let Described {
             what,
             link,
@@ -351,32 +348,35 @@ impl ArchiveReader {
             ..
         } = entry;
         let target = EntryName::new(&link);
-        let entry_of = |kind, mode| Entry {
-            path: String::new(),
+        let attributes = xattrs
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_slice()));
+        let attributes = Attributes::pack(attributes);
+        let entry = |kind, mode| Entry {
             kind,
             mode,
             mtime_ns,
-            xattrs,
+            xattrs: Attributes::packed(&attributes),
             content: ContentHash::default(),
         };
+        let offset = self.offset;
         let added = match what {
-            Type::Folder => self.tree.insert(path, entry_of(Kind::Directory, mode)),
-            Type::File => self.tree.insert(
-                path,
-                entry_of(
-                    Kind::File {
-                        offset: self.offset,
-                        size,
-                    },
-                    mode,
-                ),
-            ),
+            Type::Folder => self
+                .tree
+                .insert(path, &entry(Kind::Directory, mode))
+                .map(|_| None),
+            Type::File => self
+                .tree
+                .insert(path, &entry(Kind::File { offset, size }, mode))
+                .map(Some),
             Type::Symlink => {
                 let target = name::symlink_target(&link)?;
-                self.tree.insert(path, entry_of(Kind::Symlink { target }, 0o777))
+                self.tree
+                    .insert(path, &entry(Kind::Symlink { target: &target }, 0o777))
+                    .map(|_| None)
             }
             Type::HardLink => match Place::of(&link)? {
-                Place::InContext(target) => self.tree.link(path, &target),
+                Place::InContext(target) => self.tree.link(path, &target).map(|()| None),
                 Place::Context => Err(Conflict::FolderTarget),
                 _ => return Err(EntryProblem::HardLinkOutside { target }),
             },

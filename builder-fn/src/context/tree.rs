@@ -1,19 +1,22 @@
 //! Entries put together one after the other, as extracting them one after the other would.
 
-use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 
-use super::order;
-use super::{ContentHash, Entry, Kind};
+use hashbrown::HashTable;
+
+use super::{Attributes, ContentHash, Entry, Index, Kind};
 
 /// What a tar may leave unsaid: the folders above what it has.
-const IMPLIED: Entry = Entry {
-    path: String::new(),
+const IMPLIED: Entry<'static> = Entry {
     kind: Kind::Directory,
     mode: 0o755,
     mtime_ns: 0,
-    xattrs: Vec::new(),
-    content: ContentHash([0; 16]),
+    xattrs: Attributes::NONE,
+    content: ContentHash([0; 12]),
 };
+
+/// What an entry takes besides that in the index, in bytes: a place here while the tree grows, and less than that afterwards.
+const BESIDES: usize = 12;
 
 /// Why an entry cannot be where it wants to be.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,41 +33,53 @@ pub(super) enum Conflict {
     FolderTarget,
 }
 
-/// A folder tree by path. What is in it always has its folders in it.
-#[derive(Debug, Default)]
+/// An entry's number, and half of the hash of its path. With it the table can grow without making all paths again.
+struct Place {
+    at: u32,
+    half: u32,
+}
+
+/// A folder tree. What is in it always has its folders in it.
+#[derive(Default)]
 pub(super) struct Tree {
-    /// Places in `entries`, by [`order::key`].
-    places: BTreeMap<String, usize>,
-    /// In the order of the tar, and without their paths: those are the keys until the tree is complete. So nothing is there
-    /// twice at any time: for many small files this is what a build takes of memory.
-    entries: Vec<Entry>,
-    /// What all of it takes in memory, about, counting replaced ones too.
-    bytes: usize,
+    index: Index,
+    /// All entries, by path.
+    places: HashTable<Place>,
+    /// Nobody outside can know it, and make many paths that are in one place.
+    hasher: RandomState,
+    /// The folder that was last looked for, and its number: most entries of a tar are in the same one as those before.
+    last: (String, Option<u32>),
 }
 
 impl Tree {
-    /// Bytes that all of this takes, about.
+    /// Bytes that all of this takes, counting replaced entries too.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes
+        self.index.bytes() + self.len() * BESIDES
     }
 
     /// How many entries there are, with the implied ones.
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.index.len()
     }
 
-    /// Puts `entry` at `path`, whatever its own is, in place of what was there.
+    /// Puts `entry` at `path`, in place of what was there, and says under which number.
     ///
     /// # Errors
     /// When something above is no folder, or a folder with entries would have to go.
-    pub(super) fn insert(&mut self, path: &str, entry: Entry) -> Result<(), Conflict> {
-        let key = order::key(path);
-        self.make_parents(&key)?;
-        if !entry.is_directory() && self.has_children(&key) {
-            return Err(Conflict::ReplacesFolder);
+    pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<u32, Conflict> {
+        let (folder, name) = match path.rsplit_once('/') {
+            Some((folder, name)) => (self.make_folder(folder)?, name),
+            None => (None, path),
+        };
+        let is_it = |at| self.index.folder(at) == folder && self.index.name_bytes(at) == name.as_bytes();
+        match self.place(path, is_it) {
+            None => Ok(self.put(path, folder, entry)),
+            Some(at) if !entry.is_directory() && self.index.has_children(at) => Err(Conflict::ReplacesFolder),
+            Some(at) => {
+                self.index.replace(at, entry);
+                Ok(at)
+            }
         }
-        self.put(key, entry);
-        Ok(())
     }
 
     /// Makes `path` another name of what is at `target`.
@@ -72,240 +87,306 @@ impl Tree {
     /// # Errors
     /// When nothing or a folder is there, and as [`insert`](Self::insert).
     pub(super) fn link(&mut self, path: &str, target: &str) -> Result<(), Conflict> {
-        let target = self.get(&order::key(target)).ok_or(Conflict::NoTarget)?;
-        if target.is_directory() {
-            return Err(Conflict::FolderTarget);
+        let target = self.find(target).ok_or(Conflict::NoTarget)?;
+        let Entry {
+            kind,
+            mode,
+            mtime_ns,
+            xattrs,
+            content,
+        } = self.index.entry(target);
+        // What is in the index is copied before more is put there.
+        let attributes = xattrs.as_packed().to_vec();
+        let leads_to;
+        let kind = match kind {
+            Kind::Directory => return Err(Conflict::FolderTarget),
+            Kind::File { offset, size } => Kind::File { offset, size },
+            Kind::Symlink { target } => {
+                leads_to = target.to_owned();
+                Kind::Symlink { target: &leads_to }
+            }
+        };
+        let entry = Entry {
+            kind,
+            mode,
+            mtime_ns,
+            xattrs: Attributes::packed(&attributes),
+            content,
+        };
+        let at = self.insert(path, &entry)?;
+        if matches!(entry.kind, Kind::File { .. }) {
+            self.index.set_linked(target);
+            self.index.set_linked(at);
         }
-        let entry = target.clone();
-        self.insert(path, entry)
+        Ok(())
     }
 
-    /// Says what the file that was inserted at `path` contains, which is known only once it has been read.
-    pub(super) fn set_content(&mut self, path: &str, content: ContentHash) {
-        if let Some(place) = self.places.get(&order::key(path)) {
-            self.entries[*place].content = content;
-        }
+    /// Says what the file with this number contains, which is known only once it has been read.
+    pub(super) fn set_content(&mut self, at: u32, content: ContentHash) {
+        self.index.set_content(at, content);
     }
 
-    /// All entries in order.
-    pub(super) fn into_entries(self) -> Vec<Entry> {
+    /// All entries.
+    pub(super) fn into_index(self) -> Index {
         let Self {
-            places, mut entries, ..
+            mut index, places, ..
         } = self;
-        let mut sorted = vec![0; entries.len()];
-        for (at, (key, place)) in places.into_iter().enumerate() {
-            entries[place].path = order::path(key);
-            sorted[place] = at;
+        drop(places);
+        index.sort();
+        index
+    }
+
+    /// The folder at `path`, which is made where it is not there.
+    fn make_folder(&mut self, path: &str) -> Result<Option<u32>, Conflict> {
+        let (known, at) = &self.last;
+        if known == path && at.is_some_and(|at| self.index.is_directory(at)) {
+            return Ok(*at);
         }
-        // Each swap brings one entry to where it belongs.
-        for place in 0..entries.len() {
-            while sorted[place] != place {
-                let at = sorted[place];
-                entries.swap(place, at);
-                sorted.swap(place, at);
+        // From the bottom up to what is there, and down again. So a path is looked at once for each folder that is made, and
+        // once more: how deep it is makes no difference otherwise.
+        let mut ends = Vec::new();
+        let mut there = Some(path);
+        let mut folder = None;
+        while let Some(above) = there {
+            folder = self.find(above);
+            if folder.is_some() {
+                break;
+            }
+            ends.push(above.len());
+            there = above.rsplit_once('/').map(|(above, _)| above);
+        }
+        if let Some(at) = folder {
+            match self.index.entry(at).kind {
+                Kind::Directory => {}
+                Kind::File { .. } => return Err(Conflict::InFile(self.index.path(at))),
+                Kind::Symlink { .. } => return Err(Conflict::ThroughLink(self.index.path(at))),
             }
         }
-        entries
-    }
-
-    fn get(&self, key: &str) -> Option<&Entry> {
-        let place = *self.places.get(key)?;
-        self.entries.get(place)
-    }
-
-    fn make_parents(&mut self, key: &str) -> Result<(), Conflict> {
-        let Some((parent, _)) = key.rsplit_once(order::SEPARATOR) else {
-            return Ok(());
-        };
-        match self.get(parent).map(|entry| &entry.kind) {
-            Some(Kind::Directory) => Ok(()),
-            Some(Kind::File { .. }) => Err(Conflict::InFile(order::path(parent.to_owned()))),
-            Some(Kind::Symlink { .. }) => Err(Conflict::ThroughLink(order::path(parent.to_owned()))),
-            None => {
-                // From the top down, so that a conflict leaves nothing half made below it.
-                let above: Vec<&str> = key
-                    .match_indices(order::SEPARATOR)
-                    .map(|(at, _)| &key[..at])
-                    .collect();
-                for folder in above {
-                    match self.get(folder).map(|entry| &entry.kind) {
-                        Some(Kind::Directory) => {}
-                        Some(Kind::File { .. }) => {
-                            return Err(Conflict::InFile(order::path(folder.to_owned())));
-                        }
-                        Some(Kind::Symlink { .. }) => {
-                            return Err(Conflict::ThroughLink(order::path(folder.to_owned())));
-                        }
-                        None => self.put(folder.to_owned(), IMPLIED),
-                    }
-                }
-                Ok(())
-            }
+        for end in ends.into_iter().rev() {
+            folder = Some(self.put(&path[..end], folder, &IMPLIED));
         }
+        path.clone_into(&mut self.last.0);
+        self.last.1 = folder;
+        Ok(folder)
     }
 
-    fn has_children(&self, key: &str) -> bool {
-        let first = format!("{key}{}", order::SEPARATOR);
+    /// The number of what is at `path`.
+    fn find(&self, path: &str) -> Option<u32> {
+        self.place(path, |at| self.index.is_at(at, path))
+    }
+
+    /// The number of what is at `path`, as `is_it` knows it among others.
+    fn place(&self, path: &str, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+        let half = self.half(path);
+        let is_it = |place: &Place| place.half == half && is_it(place.at);
+        self.places.find(whole(half), is_it).map(|place| place.at)
+    }
+
+    /// Puts an entry where nothing is.
+    fn put(&mut self, path: &str, folder: Option<u32>, entry: &Entry<'_>) -> u32 {
+        let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
+        let at = self.index.push(folder, name, entry);
+        let half = self.half(path);
+        let place = Place { at, half };
         self.places
-            .range(first.clone()..)
-            .next()
-            .is_some_and(|(next, _)| next.starts_with(&first))
+            .insert_unique(whole(half), place, |place| whole(place.half));
+        at
     }
 
-    fn put(&mut self, key: String, entry: Entry) {
-        let target = if let Kind::Symlink { target } = &entry.kind {
-            target.len()
-        } else {
-            0
-        };
-        let xattrs: usize = entry
-            .xattrs
-            .iter()
-            .map(|(name, value)| 48 + name.len() + value.len())
-            .sum();
-        self.bytes += size_of::<Entry>() + key.len() + target + xattrs;
-        match self.places.get(&key) {
-            Some(place) => self.entries[*place] = entry,
-            None => {
-                self.places.insert(key, self.entries.len());
-                self.entries.push(entry);
-            }
-        }
+    fn half(&self, path: &str) -> u32 {
+        let hash = self.hasher.hash_one(path.as_bytes());
+        u32::try_from(hash >> u32::BITS).unwrap_or_default()
     }
+}
+
+/// A hash for the table, which goes by the first and the last bits: those of `half`, spread over 64.
+fn whole(half: u32) -> u64 {
+    u64::from(half).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn file(offset: u64) -> Entry {
+    fn file(offset: u64) -> Entry<'static> {
+        let kind = Kind::File { offset, size: 1 };
         Entry {
-            path: String::new(),
-            kind: Kind::File { offset, size: 1 },
+            kind,
             mode: 0o644,
             mtime_ns: 7,
-            xattrs: Vec::new(),
-            content: ContentHash::default(),
+            ..IMPLIED
         }
     }
 
-    fn folder(mode: u32) -> Entry {
+    fn folder(mode: u32) -> Entry<'static> {
         Entry { mode, ..IMPLIED }
     }
 
-    fn symlink(target: &str) -> Entry {
+    fn symlink(target: &str) -> Entry<'_> {
         Entry {
-            path: String::new(),
-            kind: Kind::Symlink {
-                target: target.to_owned(),
-            },
+            kind: Kind::Symlink { target },
             mode: 0o777,
-            mtime_ns: 0,
-            xattrs: Vec::new(),
-            content: ContentHash::default(),
+            ..IMPLIED
         }
     }
 
+    fn insert(tree: &mut Tree, path: &str, entry: Entry<'_>) -> Result<(), Conflict> {
+        tree.insert(path, &entry).map(|_| ())
+    }
+
     fn paths(tree: Tree) -> Vec<String> {
-        tree.into_entries().into_iter().map(|entry| entry.path).collect()
+        let index = tree.into_index();
+        let mut walk = index.walk();
+        let mut paths = Vec::new();
+        while let Some((_, path)) = walk.step() {
+            paths.push(path.to_owned());
+        }
+        paths
     }
 
     #[test]
     fn folders_that_are_not_mentioned_are_there_all_the_same() {
         let mut tree = Tree::default();
-        tree.insert("a/b/c", file(1)).unwrap();
-        tree.insert("a.txt", file(2)).unwrap();
-        let entries = tree.into_entries();
-        let shown: Vec<_> = entries
-            .iter()
-            .map(|entry| (entry.path.as_str(), entry.mode))
-            .collect();
+        insert(&mut tree, "a/b/c", file(1)).unwrap();
+        insert(&mut tree, "a.txt", file(2)).unwrap();
+        let index = tree.into_index();
         assert_eq!(
-            shown,
-            [("a", 0o755), ("a/b", 0o755), ("a/b/c", 0o644), ("a.txt", 0o644)]
+            index,
+            Index::of([
+                ("a", folder(0o755)),
+                ("a/b", folder(0o755)),
+                ("a/b/c", file(1)),
+                ("a.txt", file(2))
+            ])
         );
+        assert_eq!(index.len(), 4);
     }
 
     #[test]
     fn a_folder_mentioned_after_its_content_brings_its_own_mode() {
         let mut tree = Tree::default();
-        tree.insert("a/b", file(1)).unwrap();
-        tree.insert("a", folder(0o700)).unwrap();
-        let entries = tree.into_entries();
-        assert_eq!((entries[0].mode, entries.len()), (0o700, 2));
+        insert(&mut tree, "a/b", file(1)).unwrap();
+        insert(&mut tree, "a", folder(0o700)).unwrap();
+        let index = tree.into_index();
+        assert_eq!(index.get("a"), Some(folder(0o700)));
+        assert_eq!(index.get("a/b"), Some(file(1)));
+        assert_eq!(index.len(), 2);
     }
 
     #[test]
     fn the_last_of_two_entries_with_one_path_counts() {
         let mut tree = Tree::default();
-        tree.insert("a", file(1)).unwrap();
-        tree.insert("a", symlink("b")).unwrap();
-        tree.insert("a", folder(0o755)).unwrap();
-        tree.insert("a", file(2)).unwrap();
-        let entries = tree.into_entries();
-        assert_eq!(entries.len(), 1);
-        assert_eq!(entries[0].kind, Kind::File { offset: 2, size: 1 });
+        insert(&mut tree, "a", file(1)).unwrap();
+        insert(&mut tree, "a", symlink("b")).unwrap();
+        insert(&mut tree, "a", folder(0o755)).unwrap();
+        insert(&mut tree, "a", file(2)).unwrap();
+        let index = tree.into_index();
+        assert_eq!(index.len(), 1);
+        assert_eq!(index.get("a"), Some(file(2)));
+    }
+
+    #[test]
+    fn what_is_put_in_place_of_something_takes_nothing_over_from_it() {
+        let attributes = Attributes::pack([("user.a", &b"1"[..])]);
+        let with = Entry {
+            xattrs: Attributes::packed(&attributes),
+            ..file(1)
+        };
+        let one_after_the_other = [
+            file(1),
+            with,
+            symlink("b"),
+            symlink("cd"),
+            with,
+            folder(0o700),
+            file(2),
+        ];
+        for after in one_after_the_other {
+            for before in one_after_the_other {
+                let mut tree = Tree::default();
+                insert(&mut tree, "d/a", before).unwrap();
+                let taken = tree.bytes();
+                insert(&mut tree, "d/a", after).unwrap();
+                assert!(tree.bytes() >= taken, "what is replaced still counts");
+                let index = tree.into_index();
+                assert_eq!(index.get("d/a"), Some(after));
+                assert_eq!(index.len(), 2);
+            }
+        }
+    }
+
+    #[test]
+    fn a_folder_that_has_become_a_file_is_none_for_the_next_entry_either() {
+        let mut tree = Tree::default();
+        insert(&mut tree, "a/b/c", file(1)).unwrap();
+        insert(&mut tree, "x", file(1)).unwrap();
+        insert(&mut tree, "y/z", folder(0o755)).unwrap();
+        insert(&mut tree, "y/z", file(2)).unwrap();
+        insert(&mut tree, "y/c", file(1)).unwrap();
+        assert_eq!(
+            insert(&mut tree, "y/z/a", file(2)),
+            Err(Conflict::InFile("y/z".to_owned()))
+        );
+        insert(&mut tree, "p/q", folder(0o755)).unwrap();
+        assert_eq!(insert(&mut tree, "p/q/r/s", folder(0o755)), Ok(()));
+        assert_eq!(insert(&mut tree, "p/q/r/s", symlink("t")), Ok(()));
+        assert_eq!(
+            insert(&mut tree, "p/q/r/s/t", file(2)),
+            Err(Conflict::ThroughLink("p/q/r/s".to_owned()))
+        );
     }
 
     #[test]
     fn nothing_is_put_into_a_file_or_through_a_link() {
         let mut tree = Tree::default();
-        tree.insert("file", file(1)).unwrap();
-        tree.insert("link", symlink("/etc")).unwrap();
-        assert_eq!(
-            tree.insert("file/x", file(2)),
-            Err(Conflict::InFile("file".to_owned()))
-        );
-        assert_eq!(
-            tree.insert("file/x/y", file(2)),
-            Err(Conflict::InFile("file".to_owned()))
-        );
-        assert_eq!(
-            tree.insert("link/x", file(2)),
-            Err(Conflict::ThroughLink("link".to_owned()))
-        );
-        assert_eq!(
-            tree.insert("link/x/y", file(2)),
-            Err(Conflict::ThroughLink("link".to_owned()))
-        );
+        insert(&mut tree, "file", file(1)).unwrap();
+        insert(&mut tree, "link", symlink("/etc")).unwrap();
+        for (path, conflict) in [
+            ("file/x", Conflict::InFile("file".to_owned())),
+            ("file/x/y", Conflict::InFile("file".to_owned())),
+            ("link/x", Conflict::ThroughLink("link".to_owned())),
+            ("link/x/y", Conflict::ThroughLink("link".to_owned())),
+        ] {
+            assert_eq!(insert(&mut tree, path, file(2)), Err(conflict));
+        }
         assert_eq!(paths(tree), ["file", "link"]);
     }
 
     #[test]
     fn a_folder_goes_only_when_it_is_empty() {
         let mut tree = Tree::default();
-        tree.insert("a/b", folder(0o755)).unwrap();
+        insert(&mut tree, "a/b", folder(0o755)).unwrap();
         // A neighbour that sorts right behind the folder is not in it.
-        tree.insert("a.txt", file(1)).unwrap();
-        assert_eq!(tree.insert("a", symlink("x")), Err(Conflict::ReplacesFolder));
-        assert_eq!(tree.insert("a/b", symlink("x")), Ok(()));
+        insert(&mut tree, "a.txt", file(1)).unwrap();
+        assert_eq!(
+            insert(&mut tree, "a", symlink("x")),
+            Err(Conflict::ReplacesFolder)
+        );
+        assert_eq!(insert(&mut tree, "a/b", symlink("x")), Ok(()));
         assert_eq!(paths(tree), ["a", "a/b", "a.txt"]);
     }
 
     #[test]
     fn a_hard_link_is_the_same_file_even_when_its_first_name_is_given_away() {
         let mut tree = Tree::default();
-        tree.insert("z", file(1)).unwrap();
+        insert(&mut tree, "z", file(1)).unwrap();
         tree.link("a", "z").unwrap();
-        tree.insert("z", file(2)).unwrap();
+        insert(&mut tree, "z", file(2)).unwrap();
         tree.link("z", "z").unwrap();
-        let kinds: Vec<_> = tree.into_entries().into_iter().map(|entry| entry.kind).collect();
-        assert_eq!(
-            kinds,
-            [
-                Kind::File { offset: 1, size: 1 },
-                Kind::File { offset: 2, size: 1 }
-            ]
-        );
+        let index = tree.into_index();
+        assert_eq!(index.get("a"), Some(file(1)));
+        assert_eq!(index.get("z"), Some(file(2)));
+        assert_eq!(index.len(), 2);
     }
 
     #[test]
     fn a_hard_link_needs_a_file_or_link_to_point_to() {
         let mut tree = Tree::default();
-        tree.insert("folder", folder(0o755)).unwrap();
-        tree.insert("link", symlink("x")).unwrap();
+        insert(&mut tree, "folder", folder(0o755)).unwrap();
+        insert(&mut tree, "link", symlink("x")).unwrap();
         assert_eq!(tree.link("a", "nothing"), Err(Conflict::NoTarget));
         assert_eq!(tree.link("a", "folder"), Err(Conflict::FolderTarget));
         assert_eq!(tree.link("a", "link"), Ok(()));
+        assert_eq!(tree.into_index().get("a"), Some(symlink("x")));
     }
 }

@@ -7,9 +7,7 @@ mod follow;
 mod glob;
 mod patterns;
 
-use std::collections::HashMap;
-
-use super::{Entry, Kind, SourceContext, order};
+use super::{Kind, SourceContext};
 use patterns::{Matched, Pattern, Patterns};
 
 /// The patterns of one file-sync request, as they came in its metadata.
@@ -23,7 +21,16 @@ pub struct Filter {
     pub follow: Vec<String>,
 }
 
-/// An entry as it is to be sent. Entries are named by their place in [`SourceContext::entries`].
+/// The entries to send, in the order in which to send them.
+#[derive(Debug, Default)]
+pub struct View {
+    /// By their numbers in the [`Index`](super::Index).
+    shown: Vec<u32>,
+    /// Which of those shown are links, by their place among them, and the first one that each is a link of.
+    links: Vec<(u32, u32)>,
+}
+
+/// An entry as it is to be sent. Entries are named by their number in the [`Index`](super::Index).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Visible {
     /// What is there.
@@ -42,11 +49,11 @@ pub struct PatternError {
     pub reason: &'static str,
 }
 
-/// The entries to send, in the order in which to send them.
+/// What `filter` leaves of the context.
 ///
 /// # Errors
 /// When one of the patterns is malformed.
-pub fn view(context: &SourceContext, filter: &Filter) -> Result<Vec<Visible>, PatternError> {
+pub fn view(context: &SourceContext, filter: &Filter) -> Result<View, PatternError> {
     let mut include = Some(filter.include.clone());
     if !filter.follow.is_empty()
         && let Some(targets) = follow::follow(context, &filter.follow)?
@@ -58,7 +65,43 @@ pub fn view(context: &SourceContext, filter: &Filter) -> Result<Vec<Visible>, Pa
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
     let exclude = exclude.map(Side::exclude).transpose()?;
     let shown = walk(context, include.as_ref(), exclude.as_ref());
-    Ok(with_links(context, shown))
+    let links = links(context, &shown);
+    Ok(View { shown, links })
+}
+
+impl View {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.shown.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.shown.is_empty()
+    }
+
+    /// The one at this place among them.
+    pub fn get(&self, place: usize) -> Option<Visible> {
+        let entry = *self.shown.get(place)?;
+        let link = self
+            .links
+            .binary_search_by_key(&place, |(place, _)| *place as usize);
+        let link = link.ok().and_then(|at| self.links.get(at));
+        Some(Visible {
+            entry,
+            link: link.map(|(_, first)| *first),
+        })
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = Visible> {
+        (0..self.len()).filter_map(|place| self.get(place))
+    }
+
+    /// All of them, without what they are links of.
+    pub(crate) fn entries(&self) -> &[u32] {
+        &self.shown
+    }
 }
 
 /// One of the two lists of patterns.
@@ -71,9 +114,8 @@ struct Side {
 }
 
 /// A folder on the way to the current entry.
-struct Folder<'a> {
+struct Folder {
     at: u32,
-    entry: &'a Entry,
     include: Matched,
     exclude: Matched,
     is_shown: bool,
@@ -121,22 +163,18 @@ impl Side {
 
 /// All entries that the patterns let through, and the folders that lead to them.
 fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>) -> Vec<u32> {
+    let index = context.index();
     let mut shown = Vec::new();
-    let mut folders: Vec<Folder<'_>> = Vec::new();
-    let mut skipped: Option<&str> = None;
-    for (at, entry) in (0..).zip(context.entries()) {
-        if skipped.is_some_and(|folder| order::is_within(&entry.path, folder)) {
-            continue;
-        }
-        while folders
-            .last()
-            .is_some_and(|folder| !order::is_within(&entry.path, &folder.entry.path))
-        {
+    let mut folders: Vec<Folder> = Vec::new();
+    let mut walk = index.walk();
+    while let Some((at, path)) = walk.step() {
+        let above = index.folder(at);
+        while folders.last().is_some_and(|folder| Some(folder.at) != above) {
             folders.pop();
         }
+        let is_directory = index.is_directory(at);
         let mut folder = Folder {
             at,
-            entry,
             include: Matched::new(),
             exclude: Matched::new(),
             is_shown: false,
@@ -144,11 +182,11 @@ fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>)
         let mut is_hidden = false;
         if let Some(include) = include {
             let inherited = folders.last().map_or(&[][..], |folder| &folder.include);
-            let (matches, each) = include.patterns.matches(&entry.path, inherited);
+            let (matches, each) = include.patterns.matches(path, inherited);
             folder.include = each;
             if !matches {
-                if entry.is_directory() && include.rules_out(&entry.path) {
-                    skipped = Some(&entry.path);
+                if is_directory && include.rules_out(path) {
+                    walk.pass_by();
                     continue;
                 }
                 is_hidden = true;
@@ -156,13 +194,11 @@ fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>)
         }
         if let Some(exclude) = exclude {
             let inherited = folders.last().map_or(&[][..], |folder| &folder.exclude);
-            let (matches, each) = exclude.patterns.matches(&entry.path, inherited);
+            let (matches, each) = exclude.patterns.matches(path, inherited);
             folder.exclude = each;
             if matches {
-                if entry.is_directory()
-                    && (!exclude.patterns.has_exceptions() || exclude.rules_out(&entry.path))
-                {
-                    skipped = Some(&entry.path);
+                if is_directory && (!exclude.patterns.has_exceptions() || exclude.rules_out(path)) {
+                    walk.pass_by();
                     continue;
                 }
                 is_hidden = true;
@@ -176,34 +212,35 @@ fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>)
             folder.is_shown = true;
             shown.push(at);
         }
-        if entry.is_directory() {
+        if is_directory {
             folders.push(folder);
         }
     }
     shown
 }
 
-/// Says of every hard link which entry before it is the same file.
-fn with_links(context: &SourceContext, shown: Vec<u32>) -> Vec<Visible> {
-    let offset = |at: u32| match context.entries()[at as usize].kind {
+/// The hard links among those shown, each with the first one that is the same file.
+fn links(context: &SourceContext, shown: &[u32]) -> Vec<(u32, u32)> {
+    let index = context.index();
+    let linked = (0..).zip(shown).filter(|(_, at)| index.is_linked(**at));
+    let offset = |at: u32| match index.entry(at).kind {
         Kind::File { offset, .. } => Some(offset),
         _ => None,
     };
-    // Few files have links, and a table of all of them would be larger than what is made here.
-    let mut offsets: Vec<u64> = shown.iter().filter_map(|at| offset(*at)).collect();
-    offsets.sort_unstable();
-    let shared = offsets.windows(2).filter(|pair| pair[0] == pair[1]);
-    let mut firsts: HashMap<u64, Option<u32>> = shared.map(|pair| (pair[0], None)).collect();
-    drop(offsets);
-    let with_link = |at: u32| {
-        let first = offset(at).and_then(|offset| firsts.get_mut(&offset));
-        let first = first.map(|first| *first.get_or_insert(at));
-        Visible {
-            entry: at,
-            link: first.filter(|first| *first != at),
-        }
-    };
-    shown.into_iter().map(with_link).collect()
+    let mut linked: Vec<(u64, u32, u32)> = linked
+        .filter_map(|(place, at)| Some((offset(*at)?, place, *at)))
+        .collect();
+    linked.sort_unstable();
+    let same_file = linked.chunk_by(|one, next| one.0 == next.0);
+    let mut links: Vec<(u32, u32)> = same_file
+        .flat_map(|names| {
+            let first = names.first().map(|(_, _, first)| *first);
+            let others = names.iter().skip(1);
+            others.filter_map(move |(_, place, _)| Some((*place, first?)))
+        })
+        .collect();
+    links.sort_unstable();
+    links
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server::FileSyncServer;
 use builder_fn::buildkit::session::{FileSync, SharedKeys};
 use builder_fn::context::{
-    ArchiveLimits, ArchiveReader, Entry, Kind, SourceContext, Spool, SpoolRoom, SpoolSettings,
+    ArchiveLimits, ArchiveReader, ContentHash, Entry, Index, Kind, SourceContext, Spool, SpoolRoom,
+    SpoolSettings,
 };
 use builder_fn::request::{Keys, Limits, RequestError, Trust, receive};
 use bytes::Bytes;
@@ -31,7 +32,7 @@ const LIMITS: ArchiveLimits = ArchiveLimits {
 };
 
 /// What reading a tar yields, comparable.
-type Read = Result<(Vec<Entry>, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
+type Read = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
 
 /// Reads `bytes` as a tar, and everything that is in it. The first byte says whether checksums are put right before,
 /// so that changed headers get further, the second how long the pieces are.
@@ -44,7 +45,7 @@ pub(crate) fn index(bytes: &[u8]) {
     let whole = read(&tar, tar.len());
     let in_pieces = read(&tar, usize::from(*piece) + 1);
     assert_eq!(whole, in_pieces, "how it arrives makes a difference");
-    let (entries, config, secrets, warnings) = match whole {
+    let (index, config, secrets, warnings) = match whole {
         Ok(contents) => contents,
         Err(text) => return assert!(!text.contains(char::is_control), "{text:?}"),
     };
@@ -55,10 +56,23 @@ pub(crate) fn index(bytes: &[u8]) {
     for small in [config, secrets].into_iter().flatten() {
         assert!(small.len() <= LIMITS.small_file);
     }
+    let entries = listed(&index);
+    assert_eq!(entries.len(), index.len());
     check_bounds(&entries, tar.len());
     check_paths(&entries);
     check_against_another_reader(&entries, &tar);
-    check_content(entries, tar);
+    drop(entries);
+    check_content(index, tar);
+}
+
+/// Paths and entries, in order.
+fn listed(index: &Index) -> Vec<(String, Entry<'_>)> {
+    let mut listed = Vec::new();
+    let mut walk = index.walk();
+    while let Some((at, path)) = walk.step() {
+        listed.push((path.to_owned(), index.entry(at)));
+    }
+    listed
 }
 
 fn read(tar: &[u8], piece: usize) -> Read {
@@ -90,19 +104,21 @@ pub(crate) fn put_checksums_right(tar: &mut [u8]) {
 }
 
 /// All of it stays within the limits, and the files within the tar: side by side, and as long together as it is at most.
-fn check_bounds(entries: &[Entry], length: usize) {
+fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
     assert!(entries.len() <= LIMITS.entries);
-    let texts = |entry: &Entry| {
+    let texts = |(path, entry): &(String, Entry<'_>)| {
         let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
-        let target = match &entry.kind {
+        let target = match entry.kind {
             Kind::Symlink { target } => target.len(),
             _ => 0,
         };
-        entry.path.len() + target + xattrs.sum::<usize>()
+        // A path is kept as the names in it, and each of those once.
+        let name = path.rsplit('/').next().unwrap_or_default();
+        name.len() + target + xattrs.sum::<usize>()
     };
     assert!(entries.iter().map(texts).sum::<usize>() <= LIMITS.index);
     let mut ranges = BTreeMap::new();
-    for entry in entries {
+    for (_, entry) in entries {
         assert!(entry.mode <= 0o7777, "{entry:?}");
         if let Kind::File { offset, size } = entry.kind {
             let first = ranges.entry(offset).or_insert((size, entry.content));
@@ -119,14 +135,13 @@ fn check_bounds(entries: &[Entry], length: usize) {
 }
 
 /// No path leads out, each is there once, in order, and after its folder.
-fn check_paths(entries: &[Entry]) {
+fn check_paths(entries: &[(String, Entry<'_>)]) {
     let mut folders = std::collections::HashSet::new();
-    for (at, entry) in entries.iter().enumerate() {
-        let path = &entry.path;
+    for (at, (path, entry)) in entries.iter().enumerate() {
         let is_part = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
         assert!(path.split('/').all(is_part), "{path:?}");
         if let Some(before) = at.checked_sub(1) {
-            let before = &entries[before].path;
+            let (before, _) = &entries[before];
             assert!(before.split('/').lt(path.split('/')), "{before:?}, then {path:?}");
         }
         if let Some((folder, _)) = path.rsplit_once('/') {
@@ -139,7 +154,7 @@ fn check_paths(entries: &[Entry]) {
 }
 
 /// Two readers see the same files in it, or one of them refuses it.
-fn check_against_another_reader(entries: &[Entry], tar: &[u8]) {
+fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
     let mut archive = tar::Archive::new(tar);
     let Ok(others) = archive.entries() else { return };
     let mut files = HashMap::new();
@@ -163,29 +178,34 @@ fn check_against_another_reader(entries: &[Entry], tar: &[u8]) {
         let name = parts.collect::<Vec<_>>().join("/");
         files.insert(other.raw_file_position(), (other.size(), name));
     }
-    for entry in entries {
+    for (path, entry) in entries {
         if let Kind::File { offset, size } = entry.kind {
             let seen = files.get(&offset);
             let seen = seen.unwrap_or_else(|| panic!("{entry:?} is none for tar, which sees {files:?}"));
             assert_eq!(seen.0, size, "{entry:?}, for tar {seen:?}");
-            let name = format!("context/{}", entry.path);
-            assert!(has_other_names || seen.1 == name, "{entry:?}, for tar {seen:?}");
+            let name = format!("context/{path}");
+            assert!(has_other_names || seen.1 == name, "{name}, for tar {seen:?}");
         }
     }
 }
 
-/// The bytes that the index points to are those that were hashed on the way.
-fn check_content(entries: Vec<Entry>, tar: Vec<u8>) {
-    let context = SourceContext::new(entries, Spool::in_memory(tar));
-    for entry in context.entries() {
-        assert_eq!(context.get(&entry.path), Some(entry));
+/// The bytes that the index points to are those that were hashed on the way, and two that differ have two hashes.
+fn check_content(index: Index, tar: Vec<u8>) {
+    let context = SourceContext::new(index, Spool::in_memory(tar));
+    let mut hashes = HashMap::new();
+    for (path, entry) in listed(context.index()) {
+        assert_eq!(context.get(&path), Some(entry));
         let Kind::File { size, .. } = entry.kind else {
             assert!(context.read(entry, 0, &mut [0]).is_err());
             continue;
         };
         let mut content = vec![0; usize::try_from(size).expect("no larger than the tar")];
         context.read_exact(entry, 0, &mut content).expect("all of it");
-        assert_eq!(blake3::hash(&content).as_bytes()[..16], entry.content.0);
+        assert_eq!(ContentHash::of(&content), entry.content);
+        let same = hashes
+            .entry(entry.content)
+            .or_insert_with(|| blake3::hash(&content));
+        assert_eq!(*same, blake3::hash(&content));
         assert_eq!(context.read(entry, size, &mut [0]).expect("the end"), 0);
     }
 }
@@ -225,7 +245,7 @@ pub(crate) async fn request(bytes: &[u8]) {
                     .iter()
                     .all(|text| !text.contains(char::is_control))
             );
-            for entry in request.context.entries() {
+            for (_, entry) in listed(request.context.index()) {
                 let size = match entry.kind {
                     Kind::File { offset, size } if offset + size <= held => size,
                     Kind::File { .. } => panic!("{entry:?} is not in the {held} bytes"),
@@ -236,7 +256,7 @@ pub(crate) async fn request(bytes: &[u8]) {
                     .context
                     .read_exact(entry, 0, &mut content)
                     .expect("all of it");
-                assert_eq!(blake3::hash(&content).as_bytes()[..16], entry.content.0);
+                assert_eq!(ContentHash::of(&content), entry.content);
             }
         }
     }
@@ -430,7 +450,7 @@ impl Received {
                         .expect("a file");
                     assert!(packet.data.iter().all(|other| other == byte));
                     if let Some(stat) = self.stats.get(packet.id as usize) {
-                        let kind = |path| context.get(path).map(|entry| &entry.kind);
+                        let kind = |path| context.get(path).map(|entry| entry.kind);
                         assert_eq!(kind(path), kind(&stat.path), "{path} for {}", stat.path);
                     }
                 }
@@ -455,13 +475,13 @@ impl Received {
                 "{stat:?} before its folder"
             );
         }
-        match &entry.kind {
-            Kind::Symlink { target } => assert_eq!(*target, stat.linkname),
+        match entry.kind {
+            Kind::Symlink { target } => assert_eq!(target, stat.linkname),
             _ if stat.linkname.is_empty() => {}
             kind => {
                 let first = self.stats.iter().find(|first| first.path == stat.linkname);
                 let first = first.and_then(|first| context.get(&first.path));
-                assert_eq!(first.map(|first| &first.kind), Some(kind));
+                assert_eq!(first.map(|first| first.kind), Some(kind));
             }
         }
         self.stats.push(stat);

@@ -317,10 +317,10 @@ async fn bombs_and_floods_end_at_their_limits() {
     let deep = format!("context/{}x", "d/".repeat(40));
     let deep: Vec<_> = (0..400).map(|number| file(&format!("{deep}{number}"))).collect();
     assert_eq!(refusal(with(&deep), |_| ()).await, None);
-    let (_, text) = refusal(with(&deep), |limits| limits.index = 50_000)
+    let (_, text) = refusal(with(&deep), |limits| limits.index = 20_000)
         .await
         .expect("too much of an index");
-    assert!(text.contains("more than 50000 bytes"), "{text}");
+    assert!(text.contains("more than 20000 bytes"), "{text}");
 }
 
 /// A tar of entries that make some sense, with bytes changed: headers get their checksums, so that it gets further.

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Lease;
 use super::keys::Transfer;
-use crate::context::{self, SourceContext, Visible};
+use crate::context::{self, SourceContext, View};
 
 /// Reads that are under way while what was read before is sent. With [`asked::BATCH`], what one transfer keeps in memory.
 const READS_AT_ONCE: usize = 2;
@@ -67,7 +67,7 @@ impl file_sync_server::FileSync for FileSync {
 struct Announced {
     context: Arc<SourceContext>,
     lease: Arc<Lease>,
-    entries: Arc<[Visible]>,
+    entries: Arc<View>,
     transfer: Arc<Mutex<Transfer>>,
 }
 
@@ -91,14 +91,11 @@ impl Announced {
     fn stats(&self) -> impl Iterator<Item = Packet> + use<> {
         let announced = self.clone();
         let stat = move |number: usize| {
-            let visible = announced.entries[number];
-            stat::packet(
-                &announced.context,
-                visible,
-                announced.lease.is_marked(visible.entry),
-            )
+            let visible = announced.entries.get(number)?;
+            let is_marked = announced.lease.is_marked(visible.entry);
+            Some(stat::packet(&announced.context, visible, is_marked))
         };
-        (0..self.entries.len()).map(stat).chain([stat::end()])
+        (0..self.entries.len()).filter_map(stat).chain([stat::end()])
     }
 
     fn finish(&self) -> Packet {

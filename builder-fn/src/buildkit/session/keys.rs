@@ -16,18 +16,19 @@
 //! That the daemon prunes a folder, cannot use it because it is still in use, or is another daemon behind the same
 //! address, makes a transfer colder, not wrong: whatever it has, it has from a transfer that is remembered.
 
+mod marks;
 mod memory;
 
-use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use function_host::prometheus::IntCounter;
 
-use crate::context::{Kind, SourceContext, Visible};
+use crate::context::{SourceContext, View};
+use marks::Marks;
 use memory::{Match, Memory};
 
-/// Bytes of memory for what is remembered: 150,000 files and more.
+/// Bytes of memory for what is remembered: 400,000 files and more.
 const LIMIT: usize = 8 << 20;
 
 /// Keys that are remembered, however little there is to remember of each.
@@ -55,8 +56,8 @@ struct Slot {
 pub struct Lease {
     keys: SharedKeys,
     key: String,
-    /// The files to be asked for in any case, by their place in the context.
-    marked: HashSet<u32>,
+    /// The files to be asked for in any case.
+    marked: Marks,
     state: Mutex<State>,
 }
 
@@ -94,13 +95,14 @@ impl SharedKeys {
             let marked = marked(&mut slot, context)?;
             Some((slot, marked))
         });
-        let (slot, marked) = marked.unwrap_or_else(|| (Slot::new(scope), HashSet::new()));
+        let cold = || (Slot::new(scope, context.index().len()), Marks::default());
+        let (slot, marked) = marked.unwrap_or_else(cold);
         Lease::new(self.clone(), slot, marked)
     }
 
     /// A key that has never been used, and will not be again.
     pub fn cold(&self) -> Lease {
-        let mut lease = Lease::new(self.clone(), Slot::new(""), HashSet::new());
+        let mut lease = Lease::new(self.clone(), Slot::new("", 0), Marks::default());
         if let Ok(state) = lease.state.get_mut() {
             state.broken = true;
         }
@@ -145,36 +147,39 @@ impl fmt::Debug for SharedKeys {
 /// Which files of `context` have to be asked for in any case. Nothing, when the key is better not used: for folders
 /// that have changed, and when marked files have come to half of the context. Once marked, a file is marked in all later
 /// builds under the key; a new key costs the other half once, and nothing after that.
-fn marked(slot: &mut Slot, context: &SourceContext) -> Option<HashSet<u32>> {
-    let mut marked = HashSet::new();
+fn marked(slot: &mut Slot, context: &SourceContext) -> Option<Marks> {
+    let index = context.index();
+    let mut marked = Marks::default();
     let mut total = 0u64;
-    for (at, entry) in (0..).zip(context.entries()) {
+    let mut walk = index.walk();
+    while let Some((at, path)) = walk.step() {
+        let entry = index.entry(at);
         total += entry.size();
-        if slot.memory.compare(entry) == Match::Safe {
-            continue;
+        match slot.memory.compare(path, &entry) {
+            Match::Safe | Match::Unknown => {}
+            Match::Different if entry.is_directory() => return None,
+            Match::Different => {
+                marked.add(at, index.len());
+                slot.repeated += entry.size();
+            }
         }
-        if matches!(entry.kind, Kind::Directory) {
-            return None;
-        }
-        marked.insert(at);
-        slot.repeated += entry.size();
     }
     (slot.repeated <= total / 2).then_some(marked)
 }
 
 impl Slot {
-    fn new(scope: &str) -> Self {
+    fn new(scope: &str, entries: usize) -> Self {
         Self {
             scope: scope.to_owned(),
             key: random_key(),
-            memory: Memory::default(),
+            memory: Memory::expecting(entries),
             repeated: 0,
         }
     }
 }
 
 impl Lease {
-    fn new(keys: SharedKeys, slot: Slot, marked: HashSet<u32>) -> Self {
+    fn new(keys: SharedKeys, slot: Slot, marked: Marks) -> Self {
         Self {
             keys,
             key: slot.key.clone(),
@@ -199,18 +204,22 @@ impl Lease {
 
     /// Whether the entry at this place has to be asked for, whatever the daemon has.
     pub(super) fn is_marked(&self, at: u32) -> bool {
-        self.marked.contains(&at)
+        self.marked.contains(at)
     }
 
     /// Begins a transfer in which `shown` of `context` is announced.
-    pub(super) fn begin(self: &Arc<Self>, context: &SourceContext, shown: &[Visible]) -> Transfer {
+    pub(super) fn begin(self: &Arc<Self>, context: &SourceContext, shown: &View) -> Transfer {
         let mut state = self.lock();
         state.open += 1;
         if let Some(slot) = &mut state.slot {
-            slot.memory.expect(shown.len());
-            for visible in shown {
-                slot.memory.note(&context.entries()[visible.entry as usize]);
-            }
+            let index = context.index();
+            slot.memory.note(|to| {
+                let mut path = String::new();
+                for at in shown.entries() {
+                    index.read_path(*at, &mut path);
+                    to(&path, &index.entry(*at));
+                }
+            });
         }
         Transfer {
             lease: self.clone(),

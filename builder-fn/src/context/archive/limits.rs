@@ -1,5 +1,7 @@
 //! What a tar may take.
 
+use crate::context::Index;
+
 /// What a tar may be like.
 #[derive(Clone, Debug)]
 pub struct ArchiveLimits {
@@ -7,7 +9,7 @@ pub struct ArchiveLimits {
     pub body: u64,
     /// Entries, with the folders that are only implied.
     pub entries: usize,
-    /// Bytes of memory for names, links and attributes.
+    /// Bytes of memory for what is noted of them, with names, links and attributes.
     pub index: usize,
     /// Bytes of `com.openfaas.docker.config`, and of `com.openfaas.secrets`.
     pub small_file: usize,
@@ -21,6 +23,16 @@ impl Default for ArchiveLimits {
             entries: 200_000,
             index: 64 << 20,
             small_file: 1 << 20,
+        }
+    }
+}
+
+impl ArchiveLimits {
+    /// No more than the index could hold.
+    pub(super) fn that_can_be(self) -> Self {
+        Self {
+            index: self.index.min(Index::MAX),
+            ..self
         }
     }
 }

@@ -110,6 +110,22 @@ fn small() -> Tar {
         .file("context/Dockerfile", b"FROM scratch\n")
 }
 
-fn paths(contents: &Contents) -> Vec<&str> {
-    contents.entries.iter().map(|entry| entry.path.as_str()).collect()
+/// Paths and entries, in order.
+fn listed(index: &Index) -> Vec<(String, Entry<'_>)> {
+    let mut listed = Vec::new();
+    let mut walk = index.walk();
+    while let Some((at, path)) = walk.step() {
+        listed.push((path.to_owned(), index.entry(at)));
+    }
+    listed
+}
+
+fn paths(contents: &Contents) -> Vec<String> {
+    let listed = listed(&contents.entries).into_iter();
+    listed.map(|(path, _)| path).collect()
+}
+
+fn entry<'a>(contents: &'a Contents, path: &str) -> Entry<'a> {
+    let entry = contents.entries.get(path);
+    entry.unwrap_or_else(|| panic!("{path} is not in {:?}", contents.entries))
 }

@@ -82,28 +82,39 @@ impl Follower<'_> {
         let Some(pattern) = Glob::parse(name) else {
             return Ok(Vec::new());
         };
-        let context = self.context;
-        self.spend(context.entries().len())?;
+        let index = self.context.index();
+        let within = match folder {
+            "." => None,
+            _ => match index.find(folder) {
+                Some(at) => Some(at),
+                None => return Ok(Vec::new()),
+            },
+        };
         let mut targets = Vec::new();
-        for entry in context.children(folder) {
-            let (_, name) = glob::split(&entry.path);
+        for at in index.children(within) {
+            let name = index.name(at);
             self.spend(4 * name.len())?;
             if pattern.matches(name) {
-                targets.extend(self.link_target(&entry.path));
+                targets.extend(self.target_of(at, folder));
             }
         }
         Ok(targets)
     }
 
     fn link_target(&self, path: &str) -> Option<String> {
-        let Kind::Symlink { target } = &self.context.get(path)?.kind else {
+        let (folder, _) = glob::split(path);
+        self.target_of(self.context.index().find(path)?, folder)
+    }
+
+    /// What the link with this number, in `folder`, points to.
+    fn target_of(&self, at: u32, folder: &str) -> Option<String> {
+        let Kind::Symlink { target } = self.context.index().entry(at).kind else {
             return None;
         };
         let target = glob::clean(target);
         if target.starts_with('/') {
             return Some(target);
         }
-        let (folder, _) = glob::split(path);
         Some(glob::join("/", &glob::join(folder, &target)))
     }
 

@@ -1,8 +1,8 @@
 //! Case by case what patterns show, as `docker build` and `buildctl` would.
 
 use super::*;
-use crate::context::Spool;
 use crate::context::tree::Tree;
+use crate::context::{Attributes, Entry, Spool};
 
 /// A context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
 pub(super) fn context(entries: &[&str]) -> SourceContext {
@@ -13,12 +13,7 @@ pub(super) fn context(entries: &[&str]) -> SourceContext {
             continue;
         }
         let (path, kind) = match (entry.split_once(" -> "), entry.strip_suffix('/')) {
-            (Some((path, target)), _) => (
-                path,
-                Kind::Symlink {
-                    target: target.to_owned(),
-                },
-            ),
+            (Some((path, target)), _) => (path, Kind::Symlink { target }),
             (_, Some(folder)) => (folder, Kind::Directory),
             _ => (
                 *entry,
@@ -28,20 +23,16 @@ pub(super) fn context(entries: &[&str]) -> SourceContext {
                 },
             ),
         };
-        tree.insert(
-            path,
-            Entry {
-                path: String::new(),
-                kind,
-                mode: 0o755,
-                mtime_ns: 0,
-                xattrs: Vec::new(),
-                content: Default::default(),
-            },
-        )
-        .unwrap();
+        let entry = Entry {
+            kind,
+            mode: 0o755,
+            mtime_ns: 0,
+            xattrs: Attributes::NONE,
+            content: Default::default(),
+        };
+        tree.insert(path, &entry).unwrap();
     }
-    SourceContext::new(tree.into_entries(), Spool::in_memory(Vec::new()))
+    SourceContext::new(tree.into_index(), Spool::in_memory(Vec::new()))
 }
 
 fn strings(list: &[&str]) -> Vec<String> {
@@ -50,10 +41,10 @@ fn strings(list: &[&str]) -> Vec<String> {
 
 fn shown(context: &SourceContext, filter: &Filter) -> Vec<String> {
     let visible = view(context, filter).unwrap_or_else(|error| panic!("{error}"));
-    let path = |at: u32| context.entries()[at as usize].path.as_str();
-    let line = |seen: &Visible| match seen.link {
+    let path = |at: u32| context.index().path(at);
+    let line = |seen: Visible| match seen.link {
         Some(first) => format!("{} = {}", path(seen.entry), path(first)),
-        None => path(seen.entry).to_owned(),
+        None => path(seen.entry),
     };
     visible.iter().map(line).collect()
 }
@@ -287,7 +278,7 @@ fn links_on_the_way_are_followed_and_sent_with_what_they_point_to() {
     );
     assert_eq!(following(&context, &["out"]), ["out", "z"]);
     assert_eq!(following(&context, &["nothing/at/all"]), [""; 0]);
-    assert_eq!(following(&context, &["."]).len(), context.entries().len());
+    assert_eq!(following(&context, &["."]).len(), context.index().len());
 }
 
 #[test]
@@ -329,6 +320,39 @@ fn hard_links_point_to_the_first_name_that_is_sent() {
     assert_eq!(excluding(&context, &[]), ["a", "m = a", "other", "z = a"]);
     assert_eq!(excluding(&context, &["a"]), ["m", "other", "z = m"]);
     assert_eq!(including(&context, &["z"]), ["z"]);
+}
+
+#[test]
+fn files_with_many_names_are_told_apart() {
+    let context = context(&[
+        "a/1",
+        "m",
+        "b/1 = m",
+        "b/2 = a/1",
+        "a/2 = a/1",
+        "a/x",
+        "z = b/1",
+        "m/",
+        "m = a/2",
+    ]);
+    assert_eq!(
+        excluding(&context, &[]),
+        [
+            "a",
+            "a/1",
+            "a/2 = a/1",
+            "a/x",
+            "b",
+            "b/1",
+            "b/2 = a/1",
+            "m = a/1",
+            "z = b/1"
+        ]
+    );
+    assert_eq!(
+        excluding(&context, &["a"]),
+        ["b", "b/1", "b/2", "m = b/2", "z = b/1"]
+    );
 }
 
 #[test]

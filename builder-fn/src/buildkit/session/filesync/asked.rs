@@ -197,8 +197,8 @@ impl Announced {
     /// The size of the file with this number, if it is one.
     fn size(&self, number: u32) -> Option<u64> {
         let visible = self.entries.get(number as usize)?;
-        let entry = &self.context.entries()[visible.entry as usize];
-        stat::has_content(entry).then(|| entry.size())
+        let entry = self.context.entry(visible.entry);
+        stat::has_content(&entry).then(|| entry.size())
     }
 
     fn read(&self, pieces: Vec<Piece>) -> impl Future<Output = Result<Vec<Packet>, Status>> + Send + use<> {
@@ -231,9 +231,10 @@ impl Announced {
         let (mut bytes, mut files) = (0, 0);
         for piece in pieces {
             if piece.bytes > 0 {
-                let visible = self.entries[piece.number as usize];
+                let visible = self.entries.get(piece.number as usize);
+                let visible = visible.ok_or(io::ErrorKind::NotFound)?;
                 let mut data = vec![0; usize::try_from(piece.bytes).map_err(io::Error::other)?];
-                let entry = &self.context.entries()[visible.entry as usize];
+                let entry = self.context.entry(visible.entry);
                 self.context.read_exact(entry, piece.offset, &mut data)?;
                 packets.push(packet(piece.number, data));
             }

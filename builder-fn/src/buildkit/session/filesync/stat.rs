@@ -22,21 +22,23 @@ mod mode {
 /// file that it has can have this bit: there is none for it on Linux. When it writes the file (Go's `os.Chmod`), and when it
 /// computes its checksum (Go's `tar.FileInfoHeader`), the bit is without effect.
 pub(super) fn packet(context: &SourceContext, visible: Visible, is_marked: bool) -> Packet {
-    let entry = &context.entries()[visible.entry as usize];
-    let link = visible.link.map(|first| &context.entries()[first as usize].path);
+    let entry = context.entry(visible.entry);
     let mark = if is_marked { mode::TEMPORARY } else { 0 };
-    let linkname = match (&entry.kind, link) {
-        (Kind::Symlink { target }, _) => target.clone(),
-        (_, Some(first)) => first.clone(),
+    let linkname = match (entry.kind, visible.link) {
+        (Kind::Symlink { target }, _) => target.to_owned(),
+        (_, Some(first)) => context.index().path(first),
         _ => String::new(),
     };
+    let xattrs = entry.xattrs.iter();
     let stat = Stat {
-        path: entry.path.clone(),
-        mode: file_mode(entry) | mark,
+        path: context.index().path(visible.entry),
+        mode: file_mode(&entry) | mark,
         size: i64::try_from(entry.size()).unwrap_or(i64::MAX),
         mod_time: entry.mtime_ns,
         linkname,
-        xattrs: entry.xattrs.iter().cloned().collect(),
+        xattrs: xattrs
+            .map(|(name, value)| (name.to_owned(), value.to_vec()))
+            .collect(),
         ..Stat::default()
     };
     Packet {
@@ -55,11 +57,11 @@ pub(super) fn end() -> Packet {
 }
 
 /// Whether BuildKit may ask for what is in it. Must agree with the receiver: fsutil `fileCanRequestData`.
-pub(super) fn has_content(entry: &Entry) -> bool {
+pub(super) fn has_content(entry: &Entry<'_>) -> bool {
     matches!(entry.kind, Kind::File { .. })
 }
 
-fn file_mode(entry: &Entry) -> u32 {
+fn file_mode(entry: &Entry<'_>) -> u32 {
     let kind = match entry.kind {
         Kind::Directory => mode::DIRECTORY,
         Kind::File { .. } => 0,
@@ -80,42 +82,42 @@ fn file_mode(entry: &Entry) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::Spool;
+    use crate::context::{Attributes, Index, Spool};
 
-    fn entry(kind: Kind, mode: u32) -> Entry {
+    const FILE: Kind<'static> = Kind::File { offset: 0, size: 3 };
+    const LINK: Kind<'static> = Kind::Symlink { target: "../c" };
+
+    fn entry(kind: Kind<'_>, mode: u32) -> Entry<'_> {
         Entry {
-            path: "a/b".into(),
             kind,
             mode,
             mtime_ns: 1_700_000_000_123_456_789,
-            xattrs: Vec::new(),
+            xattrs: Attributes::NONE,
             content: Default::default(),
         }
     }
 
-    fn announce(entry: &Entry, link: Option<&str>, is_marked: bool) -> Stat {
-        let first = link.map(|path| Entry {
-            path: path.to_owned(),
-            ..entry.clone()
-        });
-        let entries = [entry.clone()].into_iter().chain(first).collect();
-        let context = SourceContext::new(entries, Spool::in_memory(Vec::new()));
+    fn announce(entry: Entry<'_>, link: Option<&str>, is_marked: bool) -> Stat {
+        let entries = [("a/b", entry)].into_iter().chain(link.map(|path| (path, entry)));
+        let index = Index::of(entries);
+        let number = |path| index.find(path).expect("it is there");
         let visible = Visible {
-            entry: 0,
-            link: link.map(|_| 1),
+            entry: number("a/b"),
+            link: link.map(number),
         };
+        let context = SourceContext::new(index, Spool::in_memory(Vec::new()));
         packet(&context, visible, is_marked).stat.expect("stat")
     }
 
-    fn stat(entry: &Entry, link: Option<&str>) -> Stat {
+    fn stat(entry: Entry<'_>, link: Option<&str>) -> Stat {
         announce(entry, link, false)
     }
 
     #[test]
     fn a_mark_is_a_bit_of_the_mode_that_linux_does_not_know() {
-        let file = entry(Kind::File { offset: 0, size: 3 }, 0o4755);
+        let file = entry(FILE, 0o4755);
 
-        let (plain, marked) = (announce(&file, None, false), announce(&file, None, true));
+        let (plain, marked) = (announce(file, None, false), announce(file, None, true));
 
         assert_eq!(marked.mode, plain.mode | 0x1000_0000);
         assert_eq!(
@@ -129,50 +131,38 @@ mod tests {
 
     #[test]
     fn modes_are_those_of_go() {
-        let file = Kind::File { offset: 0, size: 3 };
-        let link = Kind::Symlink {
-            target: "../c".into(),
-        };
         for (kind, unix, go) in [
             (Kind::Directory, 0o755, 0x8000_01ed),
             (Kind::Directory, 0o1777, 0x8010_01ff),
-            (file.clone(), 0o644, 0o644),
-            (file.clone(), 0o4755, 0x0080_01ed),
-            (file, 0o2755, 0x0040_01ed),
-            (link, 0o777, 0x0800_01ff),
+            (FILE, 0o644, 0o644),
+            (FILE, 0o4755, 0x0080_01ed),
+            (FILE, 0o2755, 0x0040_01ed),
+            (LINK, 0o777, 0x0800_01ff),
         ] {
-            assert_eq!(
-                stat(&entry(kind.clone(), unix), None).mode,
-                go,
-                "{kind:?} {unix:o}"
-            );
+            assert_eq!(stat(entry(kind, unix), None).mode, go, "{kind:?} {unix:o}");
         }
     }
 
     #[test]
     fn symbolic_and_hard_links_say_where_they_lead() {
-        let symlink = entry(
-            Kind::Symlink {
-                target: "../c".into(),
-            },
-            0o777,
-        );
-        let file = entry(Kind::File { offset: 512, size: 3 }, 0o644);
+        let symlink = entry(LINK, 0o777);
+        let file = entry(FILE, 0o644);
 
         assert_eq!(
-            (stat(&symlink, None).linkname.as_str(), stat(&symlink, None).size),
+            (stat(symlink, None).linkname.as_str(), stat(symlink, None).size),
             ("../c", 4)
         );
         assert_eq!(
-            (stat(&file, None).linkname.as_str(), stat(&file, None).size),
+            (stat(file, None).linkname.as_str(), stat(file, None).size),
             ("", 3)
         );
-        assert_eq!(stat(&file, Some("a/first")).linkname, "a/first");
+        assert_eq!(stat(file, Some("a/first")).linkname, "a/first");
+        assert_eq!(stat(file, Some("a/first")).path, "a/b");
     }
 
     #[test]
     fn times_keep_their_nanoseconds_and_owners_are_nobodys_business() {
-        let stat = stat(&entry(Kind::Directory, 0o755), None);
+        let stat = stat(entry(Kind::Directory, 0o755), None);
 
         assert_eq!(stat.mod_time, 1_700_000_000_123_456_789);
         assert_eq!((stat.uid, stat.gid, stat.size), (0, 0, 0));

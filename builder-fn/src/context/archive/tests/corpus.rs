@@ -229,20 +229,20 @@ fn ignore_folders(list: &mut [Seen]) {
 
 fn from_index(context: &SourceContext) -> Vec<Seen> {
     let mut firsts: Vec<(u64, String)> = Vec::new();
-    let seen = |entry: &Entry| {
-        let what = match &entry.kind {
+    let seen = |(path, entry): (String, Entry<'_>)| {
+        let what = match entry.kind {
             Kind::Directory => What::Folder,
-            Kind::Symlink { target } => What::Symlink(target.clone()),
+            Kind::Symlink { target } => What::Symlink(target.to_owned()),
             Kind::File { offset, size } => {
                 let first = firsts
                     .iter()
-                    .find(|(known, _)| known == offset)
+                    .find(|(known, _)| *known == offset)
                     .map(|(_, path)| path.clone());
                 let same_as = first.unwrap_or_else(|| {
-                    firsts.push((*offset, entry.path.clone()));
-                    entry.path.clone()
+                    firsts.push((offset, path.clone()));
+                    path.clone()
                 });
-                let mut content = vec![0; usize::try_from(*size).unwrap() + 10];
+                let mut content = vec![0; usize::try_from(size).unwrap() + 10];
                 let length = context.read(entry, 0, &mut content).unwrap();
                 content.truncate(length);
                 What::File { content, same_as }
@@ -255,13 +255,13 @@ fn from_index(context: &SourceContext) -> Vec<Seen> {
             entry.mtime_ns
         };
         Seen {
-            path: entry.path.clone(),
+            path,
             what,
             mode: entry.mode,
             mtime_ns,
         }
     };
-    context.entries().iter().map(seen).collect()
+    listed(context.index()).into_iter().map(seen).collect()
 }
 
 /// As Go's `filepath.WalkDir` does it, which is what BuildKit's own client uses.

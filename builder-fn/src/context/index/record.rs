@@ -1,0 +1,251 @@
+//! What the index keeps of an entry. There is one for each, so that every byte counts.
+
+use super::texts::Texts;
+use crate::context::{Attributes, ContentHash, Entry, Kind};
+
+/// An entry, in 44 bytes. What has no fixed length is in its text: the length of its name in a byte, the name, a link's
+/// target, and where there are attributes, their length in four bytes, and the attributes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record {
+    /// The folder that it is in, by number; [`TOP`](Self::TOP) for the context itself.
+    pub(super) folder: u32,
+    /// The place of its text.
+    pub(super) text: u32,
+    /// In two, so that a record is no multiple of 8 bytes.
+    mtime_ns: [u32; 2],
+    /// Where a file's content begins, or which is the first entry in a folder.
+    start: Uint48,
+    /// Bytes of a file's content or of a link's target, or how many entries are in a folder.
+    size: Uint48,
+    content: ContentHash,
+    /// Twelve bits of mode, and the marks below.
+    marks: u16,
+}
+
+/// 256 TiB, which no spool has.
+type Uint48 = [u8; 6];
+
+const LOW: u64 = u32::MAX as u64;
+
+const FILE: u16 = 1 << 12;
+const SYMLINK: u16 = 1 << 13;
+/// Its text ends with attributes.
+const ATTRIBUTES: u16 = 1 << 14;
+/// It is a hard link of another entry, or has been one.
+const LINKED: u16 = 1 << 15;
+
+impl Record {
+    /// Its own bytes; those of its text come on top.
+    pub(super) const BYTES: usize = size_of::<Self>();
+
+    /// What stands in place of a folder for entries that are in the context directly.
+    pub(super) const TOP: u32 = u32::MAX;
+
+    /// A record of `entry`, whose text is at `text`. A folder is empty.
+    pub(super) fn new(folder: u32, text: u32, entry: &Entry<'_>) -> Self {
+        let (kind, start, size) = match entry.kind {
+            Kind::Directory => (0, 0, 0),
+            Kind::File { offset, size } => (FILE, offset, size),
+            Kind::Symlink { target } => (SYMLINK, 0, target.len() as u64),
+        };
+        let attributes = if entry.xattrs.is_empty() { 0 } else { ATTRIBUTES };
+        let mode = u16::try_from(entry.mode & 0o7777).unwrap_or_default();
+        let mtime_ns = entry.mtime_ns.cast_unsigned();
+        Self {
+            folder,
+            text,
+            mtime_ns: [mtime_ns >> 32, mtime_ns & LOW].map(|half| u32::try_from(half).unwrap_or_default()),
+            start: packed(start),
+            size: packed(size),
+            content: entry.content,
+            marks: mode | kind | attributes,
+        }
+    }
+
+    /// Whether nothing but the name is in the text of an entry, so that that of any other of this name will do.
+    pub(super) fn text_is_name(entry: &Entry<'_>) -> bool {
+        !matches!(entry.kind, Kind::Symlink { .. }) && entry.xattrs.is_empty()
+    }
+
+    /// Adds the text of an entry, and says its place.
+    pub(super) fn add_text(texts: &mut Texts, name: &str, entry: &Entry<'_>) -> u32 {
+        // Names have at most 255 bytes, and attributes come out of a header of at most 1 MiB.
+        let length = [u8::try_from(name.len()).unwrap_or(u8::MAX)];
+        let target = match entry.kind {
+            Kind::Symlink { target } => target,
+            _ => "",
+        };
+        let attributes = entry.xattrs.as_packed();
+        let attributes_length = u32::try_from(attributes.len()).unwrap_or(u32::MAX).to_le_bytes();
+        let attributes_length = match attributes {
+            [] => &[][..],
+            _ => &attributes_length,
+        };
+        texts.add(&[
+            &length,
+            name.as_bytes(),
+            target.as_bytes(),
+            attributes_length,
+            attributes,
+        ])
+    }
+
+    /// The name at the beginning of a text.
+    pub(super) fn name(text: &[u8]) -> &[u8] {
+        split_name(text).0
+    }
+
+    /// The entry with this text.
+    pub(super) fn entry<'a>(&self, text: &'a [u8]) -> Entry<'a> {
+        let mut rest = split_name(text).1;
+        let kind = match self.marks & (FILE | SYMLINK) {
+            0 => Kind::Directory,
+            FILE => Kind::File {
+                offset: self.start(),
+                size: self.size(),
+            },
+            _ => {
+                let length = usize::try_from(self.size()).unwrap_or(usize::MAX);
+                let (target, after) = rest.split_at_checked(length).unwrap_or_default();
+                rest = after;
+                Kind::Symlink {
+                    target: std::str::from_utf8(target).unwrap_or_default(),
+                }
+            }
+        };
+        let xattrs = match self.marks & ATTRIBUTES {
+            0 => Attributes::NONE,
+            _ => {
+                let (length, after) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
+                let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
+                Attributes::packed(after.get(..length).unwrap_or_default())
+            }
+        };
+        let [high, low] = self.mtime_ns.map(u64::from);
+        Entry {
+            kind,
+            mode: u32::from(self.marks & 0o7777),
+            mtime_ns: (high << 32 | low).cast_signed(),
+            xattrs,
+            content: self.content,
+        }
+    }
+
+    pub(super) fn is_directory(&self) -> bool {
+        self.marks & (FILE | SYMLINK) == 0
+    }
+
+    pub(super) fn is_linked(&self) -> bool {
+        self.marks & LINKED != 0
+    }
+
+    pub(super) fn set_linked(&mut self) {
+        self.marks |= LINKED;
+    }
+
+    pub(super) fn set_content(&mut self, content: ContentHash) {
+        self.content = content;
+    }
+
+    pub(super) fn start(&self) -> u64 {
+        unpacked(self.start)
+    }
+
+    pub(super) fn set_start(&mut self, start: u64) {
+        self.start = packed(start);
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        unpacked(self.size)
+    }
+
+    pub(super) fn set_size(&mut self, size: u64) {
+        self.size = packed(size);
+    }
+}
+
+fn split_name(text: &[u8]) -> (&[u8], &[u8]) {
+    let (length, rest) = text.split_first().unwrap_or((&0, &[]));
+    rest.split_at_checked(usize::from(*length)).unwrap_or_default()
+}
+
+/// What does not fit becomes the largest that does.
+fn packed(number: u64) -> Uint48 {
+    let [bytes @ .., _, _] = number.min((1 << 48) - 1).to_le_bytes();
+    bytes
+}
+
+fn unpacked([a, b, c, d, e, f]: Uint48) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_comes_out_as_it_was_put_in() {
+        let packed = Attributes::pack([("user.a", &[0, 255][..])]);
+        let with = Attributes::packed(&packed);
+        let target = "t".repeat(4095);
+        let file = |offset, size| Kind::File { offset, size };
+        for (kind, mode, mtime_ns, xattrs) in [
+            (Kind::Directory, 0o1755, 0, Attributes::NONE),
+            (Kind::Directory, 0, i64::MIN, with),
+            (file(0, 0), 0o644, -1, Attributes::NONE),
+            (file((1 << 48) - 1, (1 << 48) - 1), 0o7777, i64::MAX, with),
+            (file(1 << 40, 70_000), 0o644, 1_700_000_000_123_456_789, with),
+            (Kind::Symlink { target: "é" }, 0o777, 1 << 32, Attributes::NONE),
+            (Kind::Symlink { target: &target }, 0o777, u32::MAX.into(), with),
+        ] {
+            let entry = Entry {
+                kind,
+                mode,
+                mtime_ns,
+                xattrs,
+                content: ContentHash::of(b"content"),
+            };
+            for name in ["n".to_owned(), "é".repeat(127)] {
+                let mut texts = Texts::default();
+                let text = Record::add_text(&mut texts, &name, &entry);
+                Record::add_text(&mut texts, "behind it", &entry);
+                let mut record = Record::new(7, text, &entry);
+                let text = texts.from(text);
+                assert_eq!(Record::name(text), name.as_bytes());
+                assert_eq!(record.entry(text), entry);
+                record.set_linked();
+                assert_eq!(
+                    (record.entry(text), record.folder, record.is_linked()),
+                    (entry, 7, true)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_takes_44_bytes() {
+        assert_eq!(Record::BYTES, 44);
+    }
+
+    #[test]
+    fn what_no_spool_has_is_not_taken_for_what_one_has() {
+        let entry = Entry {
+            kind: Kind::File {
+                offset: 1 << 48,
+                size: u64::MAX,
+            },
+            mode: 0,
+            mtime_ns: 0,
+            xattrs: Attributes::NONE,
+            content: ContentHash::default(),
+        };
+        let most = (1 << 48) - 1;
+        assert_eq!(
+            Record::new(0, 0, &entry).entry(b"").kind,
+            Kind::File {
+                offset: most,
+                size: most
+            }
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! What is put in is found again, in order.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::context::tree::Tree;
+use crate::context::{Attributes, Kind};
+
+impl Index {
+    /// An index of these, whose files are hard links of each other where they have the same offset.
+    pub(crate) fn of<'a, P: AsRef<str>>(entries: impl IntoIterator<Item = (P, Entry<'a>)>) -> Self {
+        let mut tree = Tree::default();
+        let mut files = BTreeMap::new();
+        for (path, entry) in entries {
+            let path = path.as_ref();
+            if let Kind::File { offset, .. } = entry.kind
+                && let Some(first) = files.insert(offset, path.to_owned())
+            {
+                tree.link(path, &first).unwrap();
+            } else {
+                tree.insert(path, &entry).unwrap();
+            }
+        }
+        tree.into_index()
+    }
+}
+
+fn file(number: u64) -> Entry<'static> {
+    Entry {
+        kind: Kind::File {
+            offset: 512 * number,
+            size: 1,
+        },
+        mode: 0o644,
+        mtime_ns: 0,
+        xattrs: Attributes::NONE,
+        content: ContentHash::default(),
+    }
+}
+
+fn walked(index: &Index) -> Vec<(u32, String)> {
+    let mut walk = index.walk();
+    let mut seen = Vec::new();
+    while let Some((at, path)) = walk.step() {
+        seen.push((at, path.to_owned()));
+    }
+    seen
+}
+
+fn paths(index: &Index) -> Vec<String> {
+    walked(index).into_iter().map(|(_, path)| path).collect()
+}
+
+#[test]
+fn what_is_in_a_folder_comes_before_its_longer_named_siblings() {
+    let sorted = [
+        "a", "a/b", "a/b/c", "a/b-c", "a!", "a-b", "a.txt", "a0", "b", "ä", "ä/ü",
+    ];
+    let folders = ["a", "a/b", "ä"];
+    let files = sorted.iter().rev().filter(|path| !folders.contains(path));
+    let index = Index::of(files.zip(0..).map(|(path, number)| (path, file(number))));
+    assert_eq!(paths(&index), sorted);
+}
+
+#[test]
+fn a_folder_that_is_passed_by_is_left_out_with_all_that_is_in_it() {
+    let files = ["a/b/c", "a/b/d", "a/e", "f/g", "h"];
+    let index = Index::of(files.iter().zip(0..).map(|(path, number)| (path, file(number))));
+    let mut walk = index.walk();
+    let mut seen = Vec::new();
+    while let Some((_, path)) = walk.step() {
+        seen.push(path.to_owned());
+        if ["a/b", "f", "h"].contains(&path) {
+            walk.pass_by();
+        }
+    }
+    assert_eq!(seen, ["a", "a/b", "a/e", "f", "h"]);
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    let index = Index::of([("a/b", file(1)), ("c", file(2))]);
+    for path in [
+        "", ".", "/", "a/", "/a", "a//b", "a/b/", "a/b/c", "b", "c/b", "a/c", "aa", "a/./b",
+    ] {
+        assert_eq!(index.find(path), None, "{path:?}");
+    }
+    assert!(Index::default().is_empty() && Index::default().find("a").is_none());
+    assert!(walked(&Index::default()).is_empty());
+}
+
+#[test]
+fn two_are_equal_only_when_all_their_entries_are() {
+    let index = |path: &str, number| Index::of([("a/b", file(9)), (path, file(number))]);
+    assert_eq!(index("a/c", 1), index("a/c", 1));
+    assert_ne!(index("a/c", 1), index("a/c", 2));
+    assert_ne!(index("a/c", 1), index("a/d", 1));
+    assert_ne!(index("a/c", 1), Index::of([("a/b", file(9))]));
+    assert_eq!(format!("{:?}", index("x", 1)).matches("offset").count(), 2);
+}
+
+#[test]
+fn folders_may_be_as_deep_as_a_path_is_long() {
+    let deep = "d/".repeat(2000);
+    let files = (0..3000).map(|at| (format!("{deep}{at}"), file(at)));
+    let index = Index::of(files);
+    assert_eq!(index.len(), 5000);
+    for (at, path) in walked(&index) {
+        if at % 97 == 0 {
+            assert_eq!((index.find(&path), index.path(at)), (Some(at), path));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn everything_is_found_under_its_number_and_its_path(
+        entries in prop::collection::btree_map("[a-c](/[a-c]){0,4}|[a-d.é]{1,3}", any::<u32>(), 0..40),
+    ) {
+        let mut tree = Tree::default();
+        let mut expected = BTreeMap::new();
+        for (path, number) in &entries {
+            let entry = file(u64::from(*number));
+            if tree.insert(path, &entry).is_ok() {
+                expected.insert(path.split('/').collect::<Vec<_>>(), Some(entry));
+            }
+        }
+        for path in expected.keys().cloned().collect::<Vec<_>>() {
+            for depth in 1..path.len() {
+                expected.entry(path[..depth].to_vec()).or_insert(None);
+            }
+        }
+        let index = tree.into_index();
+        let seen = walked(&index);
+        let in_order: Vec<_> = expected.keys().map(|path| path.join("/")).collect();
+        prop_assert_eq!(seen.iter().map(|(_, path)| path.clone()).collect::<Vec<_>>(), in_order);
+        for ((at, path), entry) in seen.iter().zip(expected.values()) {
+            prop_assert_eq!(index.find(path), Some(*at));
+            prop_assert_eq!(&index.path(*at), path);
+            prop_assert!(seen.iter().all(|(other, path)| index.is_at(*at, path) == (other == at)));
+            let like_it = [format!("/{path}"), format!("{path}/"), format!("a{path}"), String::new()];
+            prop_assert!(!like_it.iter().any(|path| index.is_at(*at, path)));
+            prop_assert_eq!(path.rsplit('/').next(), Some(index.name(*at)));
+            prop_assert_eq!(index.is_directory(*at), entry.is_none());
+            if let Some(entry) = entry {
+                prop_assert_eq!(index.entry(*at), *entry);
+            }
+        }
+        for folder in [None].into_iter().chain(seen.iter().map(|(at, _)| Some(*at))) {
+            let inside: Vec<_> = index.children(folder).collect();
+            prop_assert!(inside.iter().all(|at| index.folder(*at) == folder));
+            let expected = seen.iter().filter(|(at, _)| index.folder(*at) == folder).count();
+            prop_assert_eq!(inside.len(), expected);
+        }
+    }
+}
