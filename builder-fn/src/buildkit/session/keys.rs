@@ -11,7 +11,8 @@
 //! - a key is thrown away when a transfer under it did not come to its end, or when the build did not: the daemon's
 //!   checksums are then not those of its files. So it is when folders have changed, whose checksums BuildKit does not
 //!   renew;
-//! - when nothing is remembered (another image, a restart, no room), the key is a new one: cold, and right.
+//! - when nothing is remembered (another image, a restart, no room), the key is a new one: cold, and right. Room is made before
+//!   it is used, at the expense of the keys that were used least recently, so that what is remembered is bounded at all times.
 //!
 //! That the daemon prunes a folder, cannot use it because it is still in use, or is another daemon behind the same
 //! address, makes a transfer colder, not wrong: whatever it has, it has from a transfer that is remembered.
@@ -28,18 +29,27 @@ use crate::context::{SourceContext, View};
 use marks::Marks;
 use memory::{Match, Memory};
 
-/// Bytes of memory for what is remembered: 400,000 files and more.
-const LIMIT: usize = 8 << 20;
+/// Bytes of memory for what is remembered, in builds under way and from those before: 300,000 files, of one context or of
+/// many.
+const LIMIT: usize = 6 << 20;
 
 /// Keys that are remembered, however little there is to remember of each.
 const KEYS: usize = 256;
 
-/// Keys that no build uses, and what was announced under them. Cloned, it is the same.
+/// Keys, and what was announced under them. Cloned, it is the same.
 #[derive(Clone)]
 pub struct SharedKeys {
-    idle: Arc<Mutex<Vec<Slot>>>,
+    pool: Arc<Mutex<Pool>>,
     limit: usize,
     sent: IntCounter,
+}
+
+#[derive(Default)]
+struct Pool {
+    /// Keys that no build uses, the one that was used last at the end.
+    idle: Vec<Slot>,
+    /// Bytes that those in use may come to take.
+    in_use: usize,
 }
 
 /// A key and its past.
@@ -50,6 +60,12 @@ struct Slot {
     memory: Memory,
     /// Bytes that were sent again because what is remembered was not clear enough.
     repeated: u64,
+}
+
+/// Memory that is taken for a key in use, until it is dropped.
+struct Room {
+    keys: SharedKeys,
+    bytes: usize,
 }
 
 /// A key, for as long as one build uses it.
@@ -63,7 +79,7 @@ pub struct Lease {
 
 struct State {
     /// Nothing for a key that is not to be used again.
-    slot: Option<Slot>,
+    slot: Option<(Slot, Room)>,
     /// Transfers that have begun and not ended.
     open: usize,
     /// One of them has been broken off.
@@ -82,89 +98,146 @@ impl SharedKeys {
     /// None yet. `sent` counts the bytes of files that are sent to daemons.
     pub fn counting(sent: IntCounter) -> Self {
         Self {
-            idle: Arc::default(),
+            pool: Arc::default(),
             limit: LIMIT,
             sent,
         }
     }
 
     /// A key for one build of `context`, that only builds of the same `scope` have used before.
+    ///
+    /// Where there is no room to remember what will be announced under it, it is as [`cold`](Self::cold).
     pub fn lease(&self, scope: &str, context: &SourceContext) -> Lease {
-        let slot = self.take(scope);
-        let marked = slot.and_then(|mut slot| {
-            let marked = marked(&mut slot, context)?;
-            Some((slot, marked))
+        let known = self.take(scope).and_then(|(mut slot, room)| {
+            let compared = compare(&mut slot, context)?;
+            let room = room.with(Memory::bytes_of(compared.new))?;
+            Some((slot, room, compared.marked))
         });
-        let cold = || (Slot::new(scope, context.index().len()), Marks::default());
-        let (slot, marked) = marked.unwrap_or_else(cold);
-        Lease::new(self.clone(), slot, marked)
-    }
-
-    /// A key that has never been used, and will not be again.
-    pub fn cold(&self) -> Lease {
-        let mut lease = Lease::new(self.clone(), Slot::new("", 0), Marks::default());
-        if let Ok(state) = lease.state.get_mut() {
-            state.broken = true;
+        if let Some((slot, room, marked)) = known {
+            return Lease::new(self.clone(), Some((slot, room)), marked);
         }
-        lease
+        let slot = Slot::new(scope, context.index().len());
+        let bytes = slot.memory.bytes() + Memory::bytes_of(context.index().len());
+        let room = Room::none(self).with(bytes);
+        Lease::new(self.clone(), room.map(|room| (slot, room)), Marks::default())
     }
 
-    /// The key of `scope` that was used last.
-    fn take(&self, scope: &str) -> Option<Slot> {
-        let mut idle = self.lock();
-        let at = idle.iter().rposition(|slot| slot.scope == scope)?;
-        Some(idle.remove(at))
+    /// A key that has never been used, and will not be again. What is announced under it is not remembered.
+    pub fn cold(&self) -> Lease {
+        Lease::new(self.clone(), None, Marks::default())
     }
 
-    fn put_back(&self, slot: Slot) {
-        let mut idle = self.lock();
-        idle.push(slot);
-        let mut bytes: usize = idle.iter().map(|slot| slot.memory.bytes()).sum();
-        let mut dropped = idle.len().saturating_sub(KEYS);
-        for (at, slot) in idle.iter().enumerate() {
-            if bytes <= self.limit {
+    /// The key of `scope` that was used last, and the room that it has.
+    fn take(&self, scope: &str) -> Option<(Slot, Room)> {
+        let mut pool = self.lock();
+        let at = pool.idle.iter().rposition(|slot| slot.scope == scope)?;
+        let slot = pool.idle.remove(at);
+        let bytes = slot.memory.bytes();
+        pool.in_use += bytes;
+        let keys = self.clone();
+        Some((slot, Room { keys, bytes }))
+    }
+
+    fn put_back(&self, slot: Slot, room: Room) {
+        drop(room);
+        let mut pool = self.lock();
+        pool.idle.push(slot);
+        let more_than_enough = pool.idle.len().saturating_sub(KEYS);
+        pool.idle.drain(..more_than_enough);
+        pool.make_room(0, self.limit);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    /// Drops the oldest of the keys that no build uses, as many as need be, so that so many bytes more are within `limit`.
+    /// Says whether they are.
+    fn make_room(&mut self, more: usize, limit: usize) -> bool {
+        let taken = self.in_use.saturating_add(more);
+        let mut idle: usize = self.idle.iter().map(|slot| slot.memory.bytes()).sum();
+        let mut dropped = 0;
+        for slot in &self.idle {
+            if idle.saturating_add(taken) <= limit {
                 break;
             }
-            bytes -= slot.memory.bytes();
-            dropped = dropped.max(at + 1);
+            idle -= slot.memory.bytes();
+            dropped += 1;
         }
-        idle.drain(..dropped);
+        self.idle.drain(..dropped);
+        taken <= limit
+    }
+}
+
+impl Room {
+    fn none(keys: &SharedKeys) -> Self {
+        let keys = keys.clone();
+        Self { keys, bytes: 0 }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Slot>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// So many bytes more. Nothing, not even what there was, where they are not to be had.
+    fn with(mut self, more: usize) -> Option<Self> {
+        {
+            let mut pool = self.keys.lock();
+            if !pool.make_room(more, self.keys.limit) {
+                return None;
+            }
+            pool.in_use += more;
+        }
+        self.bytes += more;
+        Some(self)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.keys.lock().in_use -= self.bytes;
     }
 }
 
 impl fmt::Debug for SharedKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedKeys")
-            .field("idle", &self.lock().len())
+            .field("idle", &self.lock().idle.len())
             .finish_non_exhaustive()
     }
 }
 
-/// Which files of `context` have to be asked for in any case. Nothing, when the key is better not used: for folders
-/// that have changed, and when marked files have come to half of the context. Once marked, a file is marked in all later
-/// builds under the key; a new key costs the other half once, and nothing after that.
-fn marked(slot: &mut Slot, context: &SourceContext) -> Option<Marks> {
+/// How a context compares with what was announced under a key.
+struct Compared {
+    /// Which files have to be asked for in any case.
+    marked: Marks,
+    /// How many entries were never announced.
+    new: usize,
+}
+
+/// Nothing, when the key is better not used: for folders that have changed, and when marked files have come to half of the
+/// context. Once marked, a file is marked in all later builds under the key; a new key costs the other half once, and
+/// nothing after that.
+fn compare(slot: &mut Slot, context: &SourceContext) -> Option<Compared> {
+    let mut compared = Compared {
+        marked: Marks::default(),
+        new: 0,
+    };
     let index = context.index();
-    let mut marked = Marks::default();
     let mut total = 0u64;
     let mut walk = index.walk();
     while let Some((at, path)) = walk.step() {
         let entry = index.entry(at);
         total += entry.size();
         match slot.memory.compare(path, &entry) {
-            Match::Safe | Match::Unknown => {}
+            Match::Safe => {}
+            Match::Unknown => compared.new += 1,
             Match::Different if entry.is_directory() => return None,
             Match::Different => {
-                marked.add(at, index.len());
+                compared.marked.add(at, index.len());
                 slot.repeated += entry.size();
             }
         }
     }
-    (slot.repeated <= total / 2).then_some(marked)
+    (slot.repeated <= total / 2).then_some(compared)
 }
 
 impl Slot {
@@ -179,13 +252,14 @@ impl Slot {
 }
 
 impl Lease {
-    fn new(keys: SharedKeys, slot: Slot, marked: Marks) -> Self {
+    fn new(keys: SharedKeys, slot: Option<(Slot, Room)>, marked: Marks) -> Self {
+        let key = slot.as_ref().map(|(slot, _)| slot.key.clone());
         Self {
             keys,
-            key: slot.key.clone(),
+            key: key.unwrap_or_else(random_key),
             marked,
             state: Mutex::new(State {
-                slot: Some(slot),
+                slot,
                 open: 0,
                 broken: false,
             }),
@@ -195,7 +269,7 @@ impl Lease {
     /// The key for the next session of the build. It is another one when a transfer of an earlier session was broken off.
     pub(crate) fn key(&self) -> String {
         let state = self.lock();
-        match state.broken || state.open > 0 {
+        match state.broken || state.open > 0 || state.slot.is_none() {
             // Also for a key that is not to be kept: nothing is lost, it is random either way.
             true => random_key(),
             false => self.key.clone(),
@@ -211,7 +285,7 @@ impl Lease {
     pub(super) fn begin(self: &Arc<Self>, context: &SourceContext, shown: &View) -> Transfer {
         let mut state = self.lock();
         state.open += 1;
-        if let Some(slot) = &mut state.slot {
+        if let Some((slot, _)) = &mut state.slot {
             let index = context.index();
             slot.memory.note(|to| {
                 let mut path = String::new();
@@ -234,8 +308,8 @@ impl Lease {
     pub(crate) fn release(&self) {
         let mut state = self.lock();
         let slot = state.slot.take().filter(|_| !state.broken && state.open == 0);
-        if let Some(slot) = slot {
-            self.keys.put_back(slot);
+        if let Some((slot, room)) = slot {
+            self.keys.put_back(slot, room);
         }
     }
 

@@ -16,7 +16,7 @@ fn keys_with_limit(limit: usize) -> SharedKeys {
 }
 
 fn remembered(keys: &SharedKeys) -> usize {
-    keys.lock().iter().map(|slot| slot.memory.bytes()).sum()
+    keys.lock().idle.iter().map(|slot| slot.memory.bytes()).sum()
 }
 
 const SCOPE: &str = "registry/image";
@@ -424,10 +424,66 @@ fn memory_is_bounded_and_what_was_used_last_stays() {
 }
 
 #[test]
+fn what_is_remembered_in_builds_under_way_is_bounded_too() {
+    let keys = keys_with_limit(50_000);
+    let context = many("f", 1000);
+    let idle = build(&keys, "idle", &context);
+    let begin = |scope: &str| {
+        let lease = Arc::new(keys.lease(scope, &context));
+        let shown = view(&context, &Filter::default()).expect("patterns");
+        lease.begin(&context, &shown).complete();
+        lease
+    };
+
+    // There is room for two, and the one that nobody uses makes way.
+    let under_way = ["a", "b", "c"].map(begin);
+    assert_eq!(remembered(&keys), 0);
+    assert!((40_000..=50_000).contains(&keys.lock().in_use));
+    let [a, b, c] = &under_way;
+    assert_eq!((a.key(), b.key()), (a.key(), b.key()));
+    assert_ne!(c.key(), c.key(), "it is cold");
+    under_way.iter().for_each(|lease| lease.release());
+
+    assert_eq!(keys.lock().in_use, 0);
+    assert_eq!(build(&keys, "a", &context), a.key);
+    assert_eq!(build(&keys, "b", &context), b.key);
+    assert_ne!(build(&keys, "c", &context), c.key);
+    assert_ne!(build(&keys, "idle", &context), idle);
+}
+
+#[test]
+fn a_key_that_cannot_remember_more_makes_way_for_one_that_can() {
+    let keys = keys_with_limit(50_000);
+    let first = build(&keys, "a", &many("f", 1000));
+    assert_eq!(build(&keys, "a", &many("g", 1000)), first);
+    // A third thousand would be too much.
+    let second = build(&keys, "a", &many("h", 1000));
+    assert_ne!(second, first);
+    assert_eq!(build(&keys, "a", &many("h", 1000)), second);
+    assert!((20_000..30_000).contains(&remembered(&keys)));
+}
+
+#[test]
+fn a_build_that_goes_away_gives_back_its_room() {
+    let keys = keys_with_limit(30_000);
+    for _ in 0..3 {
+        let lease = keys.lease("a", &many("f", 1000));
+        assert_eq!(lease.key(), lease.key(), "it is not cold");
+        assert!(keys.lock().in_use >= 20_000);
+    }
+    assert_eq!(keys.lock().in_use, 0);
+}
+
+#[test]
+fn two_hundred_thousand_files_can_be_remembered() {
+    assert!(Memory::bytes_of(200_000) + 10_000 < LIMIT);
+}
+
+#[test]
 fn a_cold_key_is_never_used_twice() {
     let keys = keys();
     let lease = keys.cold();
     assert_ne!(lease.key(), lease.key());
     lease.release();
-    assert_eq!(keys.lock().len(), 0);
+    assert_eq!(keys.lock().idle.len(), 0);
 }
