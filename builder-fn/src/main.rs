@@ -62,7 +62,7 @@ async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
     let room = SpoolRoom::new(settings.spool_limit, metrics.spool_bytes());
     let mut limits = request::Limits::new(settings.max_body, settings.spool_dir, room);
     limits.frontends = settings.allowed_frontends;
-    limits.archive.entries = settings.max_entries;
+    limits.archive.set_entries(settings.max_entries);
     limits.archive.small_file = settings.max_config;
     let api = Api {
         builder,
