@@ -136,6 +136,12 @@ has 'storageClassName: fast'
 has 'value: "https://fn.example"'
 has 'value: "true"'
 
+begin "a gateway behind TLS" --set gateway.url=https://gateway.openfaas:8443,secrets.gatewayCa.name=gateway-tls
+count 2 'value: "https://gateway.openfaas:8443"'
+count 2 'name: gateway-tls$'
+count 2 'key: ca.crt$'
+count 2 'path: gateway-ca$'
+
 begin "traces" --set otel.endpoint=https://collector.observability:4318,otel.headers.name=collector,otel.env.OTEL_TRACES_SAMPLER=always_on
 count 2 '- name: OTEL_EXPORTER_OTLP_ENDPOINT$'
 count 2 'value: "https://collector.observability:4318"'

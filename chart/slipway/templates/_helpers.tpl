@@ -53,13 +53,20 @@ app.kubernetes.io/component: buildkit
 {{- end -}}
 {{- end -}}
 
-{{/* What they add to the secrets of both. */}}
-{{- define "slipway.otel.secrets" -}}
+{{/* Secrets of both functions that need not be there. */}}
+{{- define "slipway.shared.secrets" -}}
+{{- $secrets := dict -}}
 {{- with .Values.otel -}}
 {{- if and .endpoint .headers.name -}}
-{{- dict "otel-headers" .headers | toYaml -}}
+{{- $_ := set $secrets "otel-headers" .headers -}}
 {{- end -}}
 {{- end -}}
+{{- with .Values.secrets.gatewayCa -}}
+{{- if .name -}}
+{{- $_ := set $secrets "gateway-ca" . -}}
+{{- end -}}
+{{- end -}}
+{{- $secrets | toYaml -}}
 {{- end -}}
 
 {{/* The port of the collector. */}}
@@ -172,7 +179,7 @@ spec:
           projected:
             defaultMode: 0440
             sources:
-              {{- range $file, $secret := merge (dict) .secrets (include "slipway.otel.secrets" .root | fromYaml) }}
+              {{- range $file, $secret := merge (dict) .secrets (include "slipway.shared.secrets" .root | fromYaml) }}
               - secret:
                   name: {{ $secret.name }}
                   items:
