@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 
 #[allow(dead_code, reason = "one target uses one of them")]
-#[path = "../../builder-fn/tests/integration/harness.rs"]
+#[path = "../../builder-fn/tests/integration/harness/mod.rs"]
 mod harness;
 
 thread_local! {

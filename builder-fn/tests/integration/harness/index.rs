@@ -1,0 +1,187 @@
+//! A tar.
+
+use std::collections::{BTreeMap, HashMap};
+
+use builder_fn::context::{
+    ArchiveLimits, ArchiveReader, ContentHash, Entry, Index, Kind, SourceContext, Spool,
+};
+
+use super::listed;
+
+const BLOCK: usize = 512;
+
+const LIMITS: ArchiveLimits = ArchiveLimits {
+    body: 1 << 20,
+    entries: 200,
+    index: 64 << 10,
+    small_file: 4 << 10,
+};
+
+/// What reading a tar yields, comparable.
+type Read = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
+
+/// Reads `bytes` as a tar, and everything that is in it. The first byte says whether checksums are put right before,
+/// so that changed headers get further, the second how long the pieces are.
+pub(crate) fn index(bytes: &[u8]) {
+    let [mode, piece, tar @ ..] = bytes else { return };
+    let mut tar = tar.to_vec();
+    if mode & 1 == 1 {
+        put_checksums_right(&mut tar);
+    }
+    let whole = read(&tar, tar.len());
+    let in_pieces = read(&tar, usize::from(*piece) + 1);
+    assert_eq!(whole, in_pieces, "how it arrives makes a difference");
+    let (index, config, secrets, warnings) = match whole {
+        Ok(contents) => contents,
+        Err(text) => return assert!(!text.contains(char::is_control), "{text:?}"),
+    };
+    assert!(
+        warnings.iter().all(|text| !text.contains(char::is_control)),
+        "{warnings:?}"
+    );
+    for small in [config, secrets].into_iter().flatten() {
+        assert!(small.len() <= LIMITS.small_file);
+    }
+    let entries = listed(&index);
+    assert_eq!(entries.len(), index.len());
+    check_bounds(&entries, tar.len());
+    check_paths(&entries);
+    check_against_another_reader(&entries, &tar);
+    drop(entries);
+    check_content(index, tar);
+}
+
+fn read(tar: &[u8], piece: usize) -> Read {
+    let mut reader = ArchiveReader::new(LIMITS);
+    for piece in tar.chunks(piece.max(1)) {
+        reader.feed(piece).map_err(|error| error.to_string())?;
+    }
+    let contents = reader.finish().map_err(|error| error.to_string())?;
+    Ok((
+        contents.entries,
+        contents.config,
+        contents.secrets,
+        contents.warnings,
+    ))
+}
+
+/// Gives each block that could be a header the checksum of its bytes.
+pub(crate) fn put_checksums_right(tar: &mut [u8]) {
+    for block in tar.chunks_exact_mut(BLOCK) {
+        if block[257..262] == *b"ustar" {
+            let sum = |(at, byte): (usize, &u8)| match (148..156).contains(&at) {
+                true => u32::from(b' '),
+                false => u32::from(*byte),
+            };
+            let sum: u32 = block.iter().enumerate().map(sum).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+    }
+}
+
+/// All of it stays within the limits, and the files within the tar: side by side, and as long together as it is at most.
+fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
+    assert!(entries.len() <= LIMITS.entries);
+    let texts = |(path, entry): &(String, Entry<'_>)| {
+        let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
+        let target = match entry.kind {
+            Kind::Symlink { target } => target.len(),
+            _ => 0,
+        };
+        // A path is kept as the names in it, and each of those once.
+        let name = path.rsplit('/').next().unwrap_or_default();
+        name.len() + target + xattrs.sum::<usize>()
+    };
+    assert!(entries.iter().map(texts).sum::<usize>() <= LIMITS.index);
+    let mut ranges = BTreeMap::new();
+    for (_, entry) in entries {
+        assert!(entry.mode <= 0o7777, "{entry:?}");
+        if let Kind::File { offset, size } = entry.kind {
+            let first = ranges.entry(offset).or_insert((size, entry.content));
+            assert_eq!(*first, (size, entry.content), "hard links are one file");
+        }
+    }
+    let mut end = BLOCK as u64;
+    for (offset, (size, _)) in &ranges {
+        assert!(*offset >= end && offset % BLOCK as u64 == 0, "{ranges:?}");
+        // An empty file's offset is where the next header is.
+        end = offset + size + BLOCK as u64;
+        assert!(offset + size <= length as u64, "{ranges:?} in {length}");
+    }
+}
+
+/// No path leads out, each is there once, in order, and after its folder.
+fn check_paths(entries: &[(String, Entry<'_>)]) {
+    let mut folders = std::collections::HashSet::new();
+    for (at, (path, entry)) in entries.iter().enumerate() {
+        let is_part = |part: &str| !matches!(part, "" | "." | "..") && !part.contains('\0');
+        assert!(path.split('/').all(is_part), "{path:?}");
+        if let Some(before) = at.checked_sub(1) {
+            let (before, _) = &entries[before];
+            assert!(before.split('/').lt(path.split('/')), "{before:?}, then {path:?}");
+        }
+        if let Some((folder, _)) = path.rsplit_once('/') {
+            assert!(folders.contains(folder), "{path:?} is in no folder");
+        }
+        if entry.is_directory() {
+            folders.insert(path.clone());
+        }
+    }
+}
+
+/// Two readers see the same files in it, or one of them refuses it.
+fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
+    let mut archive = tar::Archive::new(tar);
+    let Ok(others) = archive.entries() else { return };
+    let mut files = HashMap::new();
+    let mut has_other_names = false;
+    for other in others {
+        let Ok(mut other) = other else { return };
+        let kind = other.header().entry_type();
+        // The crate does not know these by themselves, and takes them for files, in headers of formats that have none.
+        if kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions() {
+            return;
+        }
+        // Of a name that is said twice it takes the first, where the last counts.
+        let Ok(records) = other.pax_extensions() else {
+            return;
+        };
+        let records = records.into_iter().flatten().flatten();
+        has_other_names |= records.filter(|record| record.key_bytes() == b"path").count() > 1;
+        has_other_names |= kind.is_hard_link();
+        let name = String::from_utf8_lossy(&other.path_bytes()).into_owned();
+        let parts = name.split('/').filter(|part| !matches!(*part, "" | "."));
+        let name = parts.collect::<Vec<_>>().join("/");
+        files.insert(other.raw_file_position(), (other.size(), name));
+    }
+    for (path, entry) in entries {
+        if let Kind::File { offset, size } = entry.kind {
+            let seen = files.get(&offset);
+            let seen = seen.unwrap_or_else(|| panic!("{entry:?} is none for tar, which sees {files:?}"));
+            assert_eq!(seen.0, size, "{entry:?}, for tar {seen:?}");
+            let name = format!("context/{path}");
+            assert!(has_other_names || seen.1 == name, "{name}, for tar {seen:?}");
+        }
+    }
+}
+
+/// The bytes that the index points to are those that were hashed on the way, and two that differ have two hashes.
+fn check_content(index: Index, tar: Vec<u8>) {
+    let context = SourceContext::new(index, Spool::in_memory(tar));
+    let mut hashes = HashMap::new();
+    for (path, entry) in listed(context.index()) {
+        assert_eq!(context.get(&path), Some(entry));
+        let Kind::File { size, .. } = entry.kind else {
+            assert!(context.read(entry, 0, &mut [0]).is_err());
+            continue;
+        };
+        let mut content = vec![0; usize::try_from(size).expect("no larger than the tar")];
+        context.read_exact(entry, 0, &mut content).expect("all of it");
+        assert_eq!(ContentHash::of(&content), entry.content);
+        let same = hashes
+            .entry(entry.content)
+            .or_insert_with(|| blake3::hash(&content));
+        assert_eq!(*same, blake3::hash(&content));
+        assert_eq!(context.read(entry, size, &mut [0]).expect("the end"), 0);
+    }
+}

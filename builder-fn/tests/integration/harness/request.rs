@@ -1,0 +1,83 @@
+//! A request's body.
+
+use std::io::Write as _;
+
+use builder_fn::context::{ContentHash, Kind, SpoolRoom};
+use builder_fn::request::{Keys, Limits, RequestError, Trust, receive};
+use bytes::Bytes;
+use function_host::Secret;
+use function_host::prometheus::IntGauge;
+use http_body_util::Full;
+
+use super::{listed, put_checksums_right};
+
+/// Takes `bytes` for the body of a request: by anyone, and by somebody who does not have the key. The first byte says
+/// whether it is packed before, and whether checksums are put right before that.
+pub(crate) async fn request(bytes: &[u8]) {
+    let Some((mode, body)) = bytes.split_first() else {
+        return;
+    };
+    let mut body = body.to_vec();
+    if mode & 1 == 1 {
+        put_checksums_right(&mut body);
+    }
+    let body = Bytes::from(match mode >> 1 & 3 {
+        0 | 1 => body,
+        2 => gzip(&body),
+        _ => zstd(&body),
+    });
+    let used = IntGauge::new("used", "used").expect("gauge");
+    let mut limits = Limits::new(
+        2 << 20,
+        std::env::temp_dir(),
+        SpoolRoom::new(3 << 20, used.clone()),
+    );
+    limits.spool.memory = 8 << 10;
+    let ask = |trust, signature| receive(Full::new(body.clone()), signature, trust, &limits);
+
+    match ask(&Trust::Anyone, None).await {
+        Err(error) => assert!(!error.to_string().contains(char::is_control), "{error:?}"),
+        Ok(request) => {
+            let held = u64::try_from(used.get()).expect("a count");
+            assert!(held <= 2 << 20, "{held} bytes of {}", body.len());
+            assert!(
+                request
+                    .warnings
+                    .iter()
+                    .all(|text| !text.contains(char::is_control))
+            );
+            for (_, entry) in listed(request.context.index()) {
+                let size = match entry.kind {
+                    Kind::File { offset, size } if offset + size <= held => size,
+                    Kind::File { .. } => panic!("{entry:?} is not in the {held} bytes"),
+                    _ => continue,
+                };
+                let mut content = vec![0; usize::try_from(size).expect("no larger than the limit")];
+                request
+                    .context
+                    .read_exact(entry, 0, &mut content)
+                    .expect("all of it");
+                assert_eq!(ContentHash::of(&content), entry.content);
+            }
+        }
+    }
+    assert_eq!(used.get(), 0, "all room is given back");
+
+    let keys = Keys::new(&Secret::new("key"), false).expect("a key");
+    let signature = format!("sha256={}", "0".repeat(64));
+    match ask(&Trust::Signed(keys), Some(&signature)).await {
+        Err(RequestError::WrongSignature | RequestError::Spool(_)) => {}
+        other => panic!("a stranger is told {other:?}"),
+    }
+    assert_eq!(used.get(), 0, "all room is given back");
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(bytes).expect("gzip");
+    packed.finish().expect("gzip")
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd::stream::encode_all(bytes, 1).expect("zstd")
+}
