@@ -26,6 +26,23 @@ async fn post(bench: &Bench, builder: &PlainBuilder, name: &str, tree: &Tree) ->
     builder.client()?.post(tree.tar(&config)?).await
 }
 
+/// Whether builder-fn is as it is shipped, or nearly so: `SLIPWAY_BUILDER_PROFILE=function` makes it so.
+fn is_optimized() -> bool {
+    matches!(
+        std::env::var("SLIPWAY_BUILDER_PROFILE").as_deref(),
+        Ok("function" | "release")
+    )
+}
+
+/// The most memory that a build of any context may have taken.
+fn assert_peak(builder: &PlainBuilder) -> Result<()> {
+    // Unoptimised, it takes 7 MiB more before it does anything, and has larger futures and deeper stacks.
+    let most = if is_optimized() { 32 * MIB } else { 42 * MIB };
+    let peak = builder.peak_memory()?;
+    assert!(peak <= most, "{} KiB", peak >> 10);
+    Ok(())
+}
+
 #[tokio::test]
 async fn memory_does_not_grow_with_the_context() -> Result<()> {
     let bench = Bench::find()?;
@@ -70,11 +87,7 @@ async fn memory_grows_little_with_the_number_of_files() -> Result<()> {
     for _ in ["cold", "warm"] {
         let reply = post(&bench, &builder, "many", &tree).await?;
         ensure!(reply.status == 200, "{}", reply.text);
-        assert!(
-            builder.peak_memory()? <= 32 * MIB,
-            "{} KiB",
-            builder.peak_memory()? >> 10
-        );
+        assert_peak(&builder)?;
     }
     Ok(())
 }
@@ -106,12 +119,8 @@ async fn memory_grows_little_with_builds_in_flight() -> Result<()> {
         ensure!(reply.status == 200, "{}", reply.text);
     }
 
-    // 2 MiB is for what is shipped: `SLIPWAY_BUILDER_PROFILE=function` measures that. Unoptimised code has larger futures and
-    // deeper stacks.
-    let most = match std::env::var("SLIPWAY_BUILDER_PROFILE").as_deref() {
-        Ok("function" | "release") => 2 * MIB,
-        _ => 4 * MIB,
-    };
+    // Unoptimised code has larger futures and deeper stacks.
+    let most = if is_optimized() { 2 * MIB } else { 4 * MIB };
     let growth = builder.peak_memory()?.saturating_sub(one) / (AT_ONCE - 1);
     assert!(
         growth <= most,
@@ -166,11 +175,7 @@ async fn a_million_empty_entries_are_refused_and_take_little() -> Result<()> {
     assert_eq!(reply.status, 400, "{}", reply.text);
     assert_eq!(reply.field("error"), "the tar has more than 200000 entries");
     // What 200,000 entries take is the index; of what comes after them nothing is kept.
-    assert!(
-        builder.peak_memory()? <= 32 * MIB,
-        "{} KiB",
-        builder.peak_memory()? >> 10
-    );
+    assert_peak(&builder)?;
     assert!(builder.files_left()?.is_empty());
     assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
     Ok(())
