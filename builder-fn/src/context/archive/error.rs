@@ -76,8 +76,8 @@ pub enum ArchiveError {
         /// The limit.
         limit: usize,
     },
-    /// Names, links and attributes take too much.
-    #[error("the names, links and attributes in the tar take more than {limit} bytes")]
+    /// All of them, with names, links and attributes, take too much.
+    #[error("the entries of the tar, with their names, links and attributes, take more than {limit} bytes")]
     IndexTooLarge {
         /// The limit.
         limit: usize,
