@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 
-#[allow(dead_code, reason = "one target uses one of them")]
+#[allow(dead_code, unused_imports, reason = "one target uses one of them")]
 #[path = "../../builder-fn/tests/integration/harness/mod.rs"]
 mod harness;
 
