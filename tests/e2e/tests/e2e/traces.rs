@@ -230,7 +230,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     );
     let told = format!("{:?}", collector.spans());
     let key = |path: &std::path::Path| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
-    for secret in [
+    let secrets = [
         TOKEN,
         ARGUMENT,
         CONTENT,
@@ -238,7 +238,9 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         &bench.stack.gateway.password,
         &key(&bench.stack.payload_secret)?,
         &key(&bench.stack.deploy_secret)?,
-    ] {
+    ];
+    // The registry has no password where faasd is the provider.
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
         assert!(!told.contains(secret), "{secret:?} is told in {told}");
     }
     bench.functions.remove(name).await
