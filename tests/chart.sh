@@ -46,6 +46,25 @@ refused() {
     fi
 }
 
+# told NAME ARGUMENTS…: puts the notes into $dir/out, which helm itself shows only where there is a cluster
+told() {
+    case=$1
+    shift
+    rm -rf "$dir/told"
+    cp -r "$chart" "$dir/told"
+    {
+        echo '{{- define "told" -}}'
+        cat "$chart/templates/NOTES.txt"
+        echo '{{- end -}}'
+    } >"$dir/told/templates/_told.tpl"
+    echo 'told: {{ include "told" . | toJson }}' >"$dir/told/templates/told.yaml"
+    if ! "$helm" template "$release" "$dir/told" --show-only templates/told.yaml "$@" >"$dir/raw" 2>"$dir/err"; then
+        fail "does not render: $(cat "$dir/err")"
+    fi
+    sed 's/\\n/\
+/g' "$dir/raw" >"$dir/out"
+}
+
 has() { grep -q -F -e "$1" "$dir/out" || fail "has no \"$1\""; }
 has_not() { ! grep -q -F -e "$1" "$dir/out" || fail "has \"$1\""; }
 count() {
@@ -141,6 +160,12 @@ count 2 'value: "https://gateway.openfaas:8443"'
 count 2 'name: gateway-tls$'
 count 2 'key: ca.crt$'
 count 2 'path: gateway-ca$'
+
+told "the notes name the secrets that have to be there"
+count 5 '^  [a-z-]* (key [a-z.-]*)$'
+count 1 'basic-auth (key basic-auth-user)$'
+told "the notes of a gateway behind TLS" --set secrets.gatewayCa.name=gateway-tls
+count 1 '^  gateway-tls (key ca.crt)$'
 
 begin "traces" --set otel.endpoint=https://collector.observability:4318,otel.headers.name=collector,otel.env.OTEL_TRACES_SAMPLER=always_on
 count 2 '- name: OTEL_EXPORTER_OTLP_ENDPOINT$'
