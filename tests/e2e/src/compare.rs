@@ -1,7 +1,8 @@
 //! Source to pushed image by builder-fn and by `buildctl`, on the same content, the same daemon and in the same run.
 //!
 //! Both push to the stack's registry with the same compression. Each round has content of its own, and each of the two a
-//! repository of its own, so that no layer is there already; and they take turns in being first. What is compared is the median of the rounds' ratios.
+//! repository of its own, so that no layer is there already; and they take turns in being first. What is compared is the median
+//! of the rounds' ratios.
 //!
 //! Before each build that is compared alone, what was written before it goes to the disk, and memory is touched and given back, about as much as
 //! the build takes. Otherwise a build pays for the one before it; and in a virtual machine the first touch of a page can cost
@@ -19,9 +20,11 @@ use crate::{
     buildkit::Buildkit, client::signature, plain::PlainBuilder, registry::Registry, sender, shared::Bench,
 };
 
-/// Where builder-fn pushes to, and where `buildctl` does. Layers are equal, so that in one repository the second to push one
-/// would find it there already.
-const REPOSITORIES: [&str; 2] = ["e2e/compare/builder-fn", "e2e/compare/buildctl"];
+/// Where builder-fn pushes to. Not where `buildctl` does: layers are equal, and the second to push one would find it there.
+const OURS: &str = "e2e/compare/builder-fn";
+
+/// Where `buildctl` pushes to.
+const THEIRS: &str = "e2e/compare/buildctl";
 
 /// What makes `buildctl` push what builder-fn does.
 const ZSTD: &str = ",compression=zstd,oci-mediatypes=true";
@@ -247,7 +250,7 @@ impl Comparison {
     /// `more` goes with the output as it is, and so has a comma before it.
     fn buildctl(&self, folder: &Folder, more: &str) -> Result<f64> {
         let local = |name: &str| format!("{name}={}", folder.path().display());
-        let image = self.bench.image(REPOSITORIES[1], &folder.salt.to_string());
+        let image = self.bench.image(THEIRS, &folder.salt.to_string());
         let begun = Instant::now();
         run(self
             .command()

@@ -1,8 +1,8 @@
 //! A client that costs next to nothing: it connects, writes its whole request, and reads the answer to its end.
 //!
 //! For what is measured. Client and builder share the machine's processors, and an asynchronous client, woken for every piece
-//! that the socket has room for, took a third of the time of a large body away from the builder. Go's `net/http` and Python's
-//! `http.client`, which most clients of the API are made with, write a body that is in memory as it is done here.
+//! that the socket has room for, took a third of the time of a large body away from the builder. Clients that wait for their
+//! writes cost less: in one call, as here and in Python's `http.client`, or in pieces of 32 KiB, makes little difference.
 
 use std::{
     io::{Read as _, Write as _},

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Comparison, REPOSITORIES, Shape, run};
+use super::{Comparison, OURS, Shape, run};
 
 /// A folder `context` with content that nobody has seen.
 pub(super) struct Folder {
@@ -71,7 +71,7 @@ impl Folder {
     }
 
     pub(super) fn tar(&self, comparison: &Comparison, compression: &str) -> Result<Vec<u8>> {
-        let image = comparison.bench.image(REPOSITORIES[0], &self.salt.to_string());
+        let image = comparison.bench.image(OURS, &self.salt.to_string());
         let compression = Some(compression).filter(|name| !name.is_empty());
         let config: Value = json!({ "image": image, "compression": compression });
         fs::write(
