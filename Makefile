@@ -1,6 +1,6 @@
 # `make up` starts the real stack with Slipway on it, `make test` runs every check and test. Both install what is missing.
 # SLIPWAY_STACK names the stack (`default` where unset): several can run side by side. SLIPWAY_FAASD, SLIPWAY_GATEWAY and
-# SLIPWAY_FAAS_CLI name binaries to take in place of the stack's own (README, "What runs on your machine").
+# SLIPWAY_FAAS_CLI name binaries to take in place of the stack's own (docs/local-stack.md).
 
 stack := cargo run --quiet --locked --package slipway-stack --
 template := --manifest-path template/rust-hyper/Cargo.toml

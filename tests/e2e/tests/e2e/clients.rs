@@ -364,7 +364,7 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
 
 #[test]
 fn the_readme_shows_lines_of_the_clients_that_are_tested() -> Result<()> {
-    let readme = std::fs::read_to_string(in_repository("README.md"))?;
+    let readme = std::fs::read_to_string(in_repository("docs/clients.md"))?;
     let mut shown = 0;
     for block in readme.split("<!-- tests/clients/").skip(1) {
         let (path, rest) = block
