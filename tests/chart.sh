@@ -1,8 +1,8 @@
 #!/bin/sh
-# Renders chart/slipway with several values and asserts what has to hold, without a cluster.
+# Renders chart/slipway with many values and checks the manifests, without a cluster.
 #
-#   HELM              the helm to use (default: helm)
-#   STRICT_MANIFESTS  tests/stack/tools/helm/strict-manifests; without it the manifests' fields are not checked
+#   HELM              the helm binary (default: helm)
+#   STRICT_MANIFESTS  the binary of tests/stack/tools/helm/strict-manifests; if unset, the manifests' fields are not checked
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -10,7 +10,7 @@ helm=${HELM:-helm}
 chart=chart/slipway
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-# Neither this user's settings nor a cluster of theirs.
+# Do not use the user's settings or cluster.
 HELM_CONFIG_HOME=$dir HELM_CACHE_HOME=$dir HELM_DATA_HOME=$dir KUBECONFIG=$dir/none
 export HELM_CONFIG_HOME HELM_CACHE_HOME HELM_DATA_HOME KUBECONFIG
 failed=0
@@ -27,49 +27,49 @@ begin() {
     case=$1
     shift
     if ! "$helm" template "$release" "$chart" --namespace openfaas --kube-version 1.33.0 "$@" >"$dir/out" 2>"$dir/err"; then
-        fail "does not render: $(cat "$dir/err")"
+        fail "helm template failed: $(cat "$dir/err")"
         : >"$dir/out"
     elif [ -n "${STRICT_MANIFESTS-}" ] && ! "$STRICT_MANIFESTS" <"$dir/out" >"$dir/strict" 2>&1; then
         fail "$(cat "$dir/strict")"
     fi
 }
 
-# refused NAME TEXT ARGUMENTS…: must not render, and say TEXT
-refused() {
+# rejects NAME TEXT ARGUMENTS…: rendering must fail with TEXT in the message
+rejects() {
     case=$1
     text=$2
     shift 2
     if "$helm" template "$release" "$chart" --namespace openfaas --kube-version 1.33.0 "$@" >"$dir/out" 2>"$dir/err"; then
-        fail "renders"
+        fail "helm template succeeded, and has to fail"
     elif ! grep -q -e "$text" "$dir/err"; then
-        fail "does not say \"$text\": $(cat "$dir/err")"
+        fail "no \"$text\" in the message: $(cat "$dir/err")"
     fi
 }
 
-# told NAME ARGUMENTS…: puts the notes into $dir/out, which helm itself shows only where there is a cluster
-told() {
+# notes NAME ARGUMENTS…: renders NOTES.txt into $dir/out; helm itself shows it only with a cluster
+notes() {
     case=$1
     shift
-    rm -rf "$dir/told"
-    cp -r "$chart" "$dir/told"
+    rm -rf "$dir/notes"
+    cp -r "$chart" "$dir/notes"
     {
-        echo '{{- define "told" -}}'
+        echo '{{- define "notes" -}}'
         cat "$chart/templates/NOTES.txt"
         echo '{{- end -}}'
-    } >"$dir/told/templates/_told.tpl"
-    echo 'told: {{ include "told" . | toJson }}' >"$dir/told/templates/told.yaml"
-    if ! "$helm" template "$release" "$dir/told" --show-only templates/told.yaml "$@" >"$dir/raw" 2>"$dir/err"; then
-        fail "does not render: $(cat "$dir/err")"
+    } >"$dir/notes/templates/_notes.tpl"
+    echo 'notes: {{ include "notes" . | toJson }}' >"$dir/notes/templates/notes.yaml"
+    if ! "$helm" template "$release" "$dir/notes" --show-only templates/notes.yaml "$@" >"$dir/raw" 2>"$dir/err"; then
+        fail "helm template failed: $(cat "$dir/err")"
     fi
     sed 's/\\n/\
 /g' "$dir/raw" >"$dir/out"
 }
 
-has() { grep -q -F -e "$1" "$dir/out" || fail "has no \"$1\""; }
-has_not() { ! grep -q -F -e "$1" "$dir/out" || fail "has \"$1\""; }
+has() { grep -q -F -e "$1" "$dir/out" || fail "no \"$1\" in the manifests"; }
+has_not() { ! grep -q -F -e "$1" "$dir/out" || fail "\"$1\" in the manifests"; }
 count() {
     found=$(grep -c -e "$2" "$dir/out" || true)
-    [ "$found" = "$1" ] || fail "has $found lines with \"$2\", not $1"
+    [ "$found" = "$1" ] || fail "$found lines with \"$2\", expected $1"
 }
 
 case=lint
@@ -80,13 +80,13 @@ count 2 '^kind: Deployment$'
 count 1 '^kind: StatefulSet$'
 count 3 '^kind: Service$'
 count 3 '^kind: NetworkPolicy$'
-# What the provider finds functions by: on the Deployment, its selector, its pods, its Service; and their policies.
+# The label by which the provider finds functions: on Deployment, its selector, pods, Service and policies.
 count 6 'faas_function: builder-fn$'
 count 5 'faas_function: deployer-fn$'
 has 'image: docker.io/slipway/builder-fn:0.1.0'
 has 'image: docker.io/slipway/deployer-fn:0.1.0'
 has 'value: "tcp://slipway-buildkit.openfaas:1234"'
-# No pod has a token of the cluster, and none runs as root.
+# No pod has a service account's token or runs as root.
 count 3 'automountServiceAccountToken: false'
 count 3 'runAsNonRoot: true'
 count 2 'readOnlyRootFilesystem: true'
@@ -95,22 +95,22 @@ has_not 'privileged: true'
 has_not 'securityContext: {}'
 has_not 'hostPath'
 has_not 'hostNetwork'
-# Secrets are referred to, never made.
+# The chart refers to secrets and creates none.
 has_not 'kind: Secret'
 count 1 'path: payload-secret$'
 count 2 'path: deploy-secret$'
 count 1 'path: registry-config$'
 count 1 'path: basic-auth-user$'
 count 1 'path: basic-auth-password$'
-# The builder has no way to the gateway's administration, the deployer none to the registry.
+# The builder has no credentials of the gateway.
 sed -n '/^# Source: .*builder.yaml/,/^---/p' "$dir/out" >"$dir/builder"
 ! grep -q basic-auth "$dir/builder" || fail "the builder has the gateway's credentials"
-# Every variable that the chart sets is one that a function reads, but for that of its C library.
+# Every variable that the chart sets is read by a function. The C library reads MALLOC_ARENA_MAX.
 count 1 '- name: MALLOC_ARENA_MAX$'
 sed -n '/env:$/,/livenessProbe:$/s/^ *- name: //p' "$dir/out" | grep -v '^MALLOC_ARENA_MAX$' | sort -u >"$dir/env"
-[ -s "$dir/env" ] || fail "sets no variables"
+[ -s "$dir/env" ] || fail "no environment variables in the manifests"
 while read -r name; do
-    grep -rqF "\"$name\"" builder-fn/src deployer-fn/src template/rust-hyper/host/src || fail "nobody reads the variable $name"
+    grep -rqF "\"$name\"" builder-fn/src deployer-fn/src template/rust-hyper/host/src || fail "no function reads the variable $name"
 done <"$dir/env"
 
 begin "before Kubernetes 1.30" --kube-version 1.29.0
@@ -130,7 +130,7 @@ begin "images by digest" --set builder.image.digest=sha256:111111111111111111111
 has 'image: docker.io/slipway/builder-fn@sha256:1111'
 has 'image: docker.io/slipway/deployer-fn:0.1.0'
 
-begin "a BuildKit of one's own" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
+begin "an existing BuildKit" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
 has 'value: "tcp://buildkit.build:1234"'
 has_not 'kind: StatefulSet'
 has_not 'kind: ConfigMap'
@@ -161,10 +161,10 @@ count 2 'name: gateway-tls$'
 count 2 'key: ca.crt$'
 count 2 'path: gateway-ca$'
 
-told "the notes name the secrets that have to be there"
+notes "the notes list the required secrets"
 count 5 '^  [a-z-]* (key [a-z.-]*)$'
 count 1 'basic-auth (key basic-auth-user)$'
-told "the notes of a gateway behind TLS" --set secrets.gatewayCa.name=gateway-tls
+notes "the notes list the gateway's certificate" --set secrets.gatewayCa.name=gateway-tls
 count 1 '^  gateway-tls (key ca.crt)$'
 
 begin "traces" --set otel.endpoint=https://collector.observability:4318,otel.headers.name=collector,otel.env.OTEL_TRACES_SAMPLER=always_on
@@ -176,14 +176,14 @@ count 2 'path: otel-headers$'
 count 1 'port: 4318$'
 count 1 'path: payload-secret$'
 for name in $(sed -n 's/^ *- name: \(OTEL_.*\)/\1/p' "$dir/out" | sort -u); do
-    grep -rqF "\"$name\"" template/rust-hyper/host/src || fail "nobody reads the variable $name"
+    grep -rqF "\"$name\"" template/rust-hyper/host/src || fail "no function reads the variable $name"
 done
-begin "traces of one function otherwise" --set otel.endpoint=http://collector,builder.env.OTEL_EXPORTER_OTLP_ENDPOINT=http://other
+begin "a separate collector for one function" --set otel.endpoint=http://collector,builder.env.OTEL_EXPORTER_OTLP_ENDPOINT=http://other
 count 1 'value: "http://collector"'
 count 1 'value: "http://other"'
 count 1 'port: 80$'
 has_not 'otel-headers'
-begin "traces to a namespace" --set otel.endpoint=https://collector,otel.namespace=observability
+begin "a collector in a namespace" --set otel.endpoint=https://collector,otel.namespace=observability
 has 'kubernetes.io/metadata.name: observability'
 has_not 'port: 443'
 begin "no traces" --set otel.env.OTEL_TRACES_SAMPLER=always_on,otel.headers.name=collector
@@ -198,20 +198,20 @@ count 3 'name: client$'
 count 1 'path: buildkit-ca$'
 count 1 'path: buildkit-key$'
 count 1 'path: payload-secret$'
-begin "mutual TLS with a BuildKit of one's own" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.tls.clientSecret=client
+begin "mutual TLS with an existing BuildKit" --set buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234,buildkit.tls.clientSecret=client
 count 1 'path: buildkit-cert$'
 has_not 'buildkit_server_name'
 
-refused "half of mutual TLS" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon
-refused "BuildKit nowhere" "buildkit.url is needed" --set buildkit.enabled=false
-refused "a misspelt value" "additional properties 'replica' not allowed" --set builder.replica=2
-refused "a wait that is none" "/builder/queueWait" --set builder.queueWait=long
-refused "a time limit that is none" "/builder/timeout" --set builder.timeout=soon
-refused "a digest that is none" "/deployer/image/digest" --set deployer.image.digest=latest
-refused "a collector without a scheme" "/otel/endpoint" --set otel.endpoint=collector:4318
-refused "a collector with a password" "/otel/endpoint" --set otel.endpoint=http://me:secret@collector:4318
-refused "another environment for traces" "log_level. does not match" --set otel.env.log_level=debug
-refused "a number as environment" "/builder/env/a" --set builder.env.a=1
+rejects "one of two TLS secrets" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon
+rejects "no BuildKit" "buildkit.url: required" --set buildkit.enabled=false
+rejects "a misspelt value" "additional properties 'replica' not allowed" --set builder.replica=2
+rejects "an invalid queueWait" "/builder/queueWait" --set builder.queueWait=long
+rejects "an invalid timeout" "/builder/timeout" --set builder.timeout=soon
+rejects "an invalid digest" "/deployer/image/digest" --set deployer.image.digest=latest
+rejects "a collector without a scheme" "/otel/endpoint" --set otel.endpoint=collector:4318
+rejects "a collector with a password" "/otel/endpoint" --set otel.endpoint=http://me:secret@collector:4318
+rejects "a variable other than OTEL_* for traces" "log_level. does not match" --set otel.env.log_level=debug
+rejects "a number as environment variable" "/builder/env/a" --set builder.env.a=1
 
 [ "$failed" = 0 ] || exit 1
-echo "chart/slipway: as it should be"
+echo "chart/slipway: all checks passed"

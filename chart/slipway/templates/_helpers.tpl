@@ -1,4 +1,4 @@
-{{/* Names of what is not a function. */}}
+{{/* The name prefix of all objects other than the functions. */}}
 {{- define "slipway.fullname" -}}
 {{- if contains "slipway" .Release.Name -}}
 {{- .Release.Name | trunc 50 | trimSuffix "-" -}}
@@ -11,7 +11,7 @@
 {{- printf "%s-buildkit" (include "slipway.fullname" .) -}}
 {{- end -}}
 
-{{/* Labels that tell where an object is from: dict "root" . "component" "builder". */}}
+{{/* The recommended labels of an object. Arguments: dict "root" . "component" "builder" */}}
 {{- define "slipway.labels" -}}
 app.kubernetes.io/name: slipway
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -22,14 +22,14 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end -}}
 
-{{/* Labels that BuildKit's pods are found by. */}}
+{{/* The labels that select BuildKit's pods. */}}
 {{- define "slipway.buildkit.selector" -}}
 app.kubernetes.io/name: slipway
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: buildkit
 {{- end -}}
 
-{{/* An image by digest where there is one, else by tag: dict "image" … "appVersion" …. */}}
+{{/* An image reference, by digest if one is set, else by tag. Arguments: dict "image" … "appVersion" … */}}
 {{- define "slipway.image" -}}
 {{- if .image.digest -}}
 {{ .image.repository }}@{{ .image.digest }}
@@ -42,18 +42,18 @@ app.kubernetes.io/component: buildkit
 {{- if .Values.buildkit.enabled -}}
 {{- printf "tcp://%s.%s:1234" (include "slipway.buildkit.name" .) .Release.Namespace -}}
 {{- else -}}
-{{- required "buildkit.url is needed where buildkit.enabled is false" .Values.buildkit.url -}}
+{{- required "buildkit.url: required if buildkit.enabled is false" .Values.buildkit.url -}}
 {{- end -}}
 {{- end -}}
 
-{{/* What traces add to the environment of both functions. */}}
+{{/* The environment variables for traces, for both functions. */}}
 {{- define "slipway.otel.env" -}}
 {{- with .Values.otel.endpoint -}}
 {{- merge (dict "OTEL_EXPORTER_OTLP_ENDPOINT" .) $.Values.otel.env | toYaml -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Secrets of both functions that need not be there. */}}
+{{/* The optional secrets of both functions. */}}
 {{- define "slipway.shared.secrets" -}}
 {{- $secrets := dict -}}
 {{- with .Values.otel -}}
@@ -69,7 +69,7 @@ app.kubernetes.io/component: buildkit
 {{- $secrets | toYaml -}}
 {{- end -}}
 
-{{/* The port of the collector. */}}
+{{/* The port of the trace collector. */}}
 {{- define "slipway.otel.port" -}}
 {{- $url := urlParse .Values.otel.endpoint -}}
 {{- $port := regexFind "[0-9]+$" (regexFind ":[0-9]+$" $url.host) -}}
@@ -77,10 +77,9 @@ app.kubernetes.io/component: buildkit
 {{- end -}}
 
 {{/*
-One of the two functions, as faas-netes itself would make it: a Deployment and a Service of the function's name, found by the
-label faas_function.
-dict "root" . "name" "builder-fn" "component" "builder" "values" .Values.builder "env" (dict …) "secrets" (dict FILE SECRET …)
-"scratch" SIZE
+A function as faas-netes would create it: a Deployment and a Service with the function's name and the label faas_function.
+Arguments: dict "root" . "name" "builder-fn" "component" "builder" "values" .Values.builder "env" (dict …)
+"secrets" (dict FILE SECRET …) "scratch" SIZE
 */}}
 {{- define "slipway.function" -}}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) -}}
