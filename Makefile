@@ -1,6 +1,6 @@
-# `make up` starts the real stack with Slipway on it, `make test` runs every check and test. Both install what is missing.
-# SLIPWAY_STACK names the stack (`default` where unset): several can run side by side. SLIPWAY_FAASD, SLIPWAY_GATEWAY and
-# SLIPWAY_FAAS_CLI name binaries to take in place of the stack's own (docs/local-stack.md).
+# `make up` starts a real stack with Slipway, `make test` runs all checks and tests. Both install missing packages.
+# SLIPWAY_STACK names the stack (default: `default`); several can run side by side. SLIPWAY_FAASD, SLIPWAY_GATEWAY and
+# SLIPWAY_FAAS_CLI name binaries to use instead of the stack's own (docs/local-stack.md).
 
 stack := cargo run --quiet --locked --package slipway-stack --
 template := --manifest-path template/rust-hyper/Cargo.toml
@@ -10,24 +10,24 @@ template := --manifest-path template/rust-hyper/Cargo.toml
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
 
-up: ## a real stack, Slipway on it, and a sample from source to its answer
+up: ## start a real stack with Slipway, build and call a sample function
 	@$(stack) up
 
-down: ## stop the stack; its data stays, so that the next start is quick
+down: ## stop the stack; keep its data for a quick restart
 	@$(stack) down
 
 purge: ## stop the stack and remove its data: build cache, images, credentials
 	@$(stack) down --purge
 
-env: ## what a shell needs to use the stack: eval "$(make env)"
+env: ## print the stack's environment variables: eval "$(make env)"
 	@$(stack) env
 
-status: ## how the stack's parts are
+status: ## show the state of the stack's parts
 	@$(stack) status
 
-test: check unit chart e2e ## every test, on a machine where nothing has been prepared
+test: check unit chart e2e ## run all checks and tests; needs no preparation
 
-check: ## format, lints, the handlers' lock files, licences
+check: ## check format, lints, the handlers' lock files and licences
 	@$(stack) packages
 	cargo fmt --check
 	cargo fmt --all --check $(template)
@@ -37,28 +37,28 @@ check: ## format, lints, the handlers' lock files, licences
 	tests/handler-locks --check
 	tests/licences
 
-unit: ## every test that needs no stack
+unit: ## run all tests that need no stack
 	@$(stack) packages
 	cargo test --quiet --locked --workspace --exclude slipway-e2e
 	cargo test --quiet --locked --workspace $(template)
 	cargo test --quiet --locked --package function-host --all-features $(template)
 
-chart: ## render the Helm chart with many values
+chart: ## render the Helm chart with many values and check the manifests
 	@tools=$$($(stack) tool helm) && HELM=$$tools/helm STRICT_MANIFESTS=$$tools/strict-manifests tests/chart.sh
 
-e2e: ## the end-to-end tests, on the stack, which is started where it does not run
+e2e: ## run the end-to-end tests on the stack; start it if it does not run
 	@$(stack) packages --tests
 	@$(stack) up
 	cargo test --locked --package slipway-e2e
 
-locks: ## write the lock files of builder-fn and deployer-fn anew
+locks: ## update the lock files of builder-fn and deployer-fn
 	tests/handler-locks
 
-fuzz: ## look for input that breaks a parser, FUZZ_SECONDS (60) for each of them
+fuzz: ## fuzz all parsers, FUZZ_SECONDS (default: 60) for each
 	fuzz/run
 
-bench-host: ## what the function host costs, against a plain hyper server
+bench-host: ## compare the function host with a plain hyper server
 	cargo run --profile function --locked --package slipway-bench-host
 
-bench-contexts: ## what builder-fn takes from source to pushed image, against buildctl, on the running stack
+bench-contexts: ## compare builder-fn with buildctl, from context to pushed image, on the running stack
 	SLIPWAY_BUILDER_PROFILE=function cargo run --profile function --locked --package slipway-e2e --bin bench-contexts -- --folder "$$(rustc --print sysroot)"
