@@ -8,7 +8,7 @@ template := --manifest-path template/rust-hyper/Cargo.toml
 .PHONY: help up down purge env status test check unit chart e2e locks fuzz bench-host bench-contexts
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
 
 up: ## start a real stack with Slipway, build and call a sample function
 	@$(stack) up
