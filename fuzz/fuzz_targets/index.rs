@@ -1,9 +1,9 @@
-//! Any bytes as a tar, in pieces of any size.
+//! Fuzzes the index of a tar that arrives in pieces of any size.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-#[allow(dead_code, unused_imports, reason = "one target uses one of them")]
+#[allow(dead_code, unused_imports, reason = "each target uses one of the harness's functions")]
 #[path = "../../builder-fn/tests/integration/harness/mod.rs"]
 mod harness;
 

@@ -1,9 +1,9 @@
-//! Any bytes as what a daemon says when it asks for files.
+//! Fuzzes the file-sync service with the messages of a daemon that requests files.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-#[allow(dead_code, unused_imports, reason = "one target uses one of them")]
+#[allow(dead_code, unused_imports, reason = "each target uses one of the harness's functions")]
 #[path = "../../builder-fn/tests/integration/harness/mod.rs"]
 mod harness;
 

@@ -1,9 +1,9 @@
-//! Any bytes as the body of a request, packed or not.
+//! Fuzzes the receiving of a request's body, compressed or not.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
-#[allow(dead_code, unused_imports, reason = "one target uses one of them")]
+#[allow(dead_code, unused_imports, reason = "each target uses one of the harness's functions")]
 #[path = "../../builder-fn/tests/integration/harness/mod.rs"]
 mod harness;
 
