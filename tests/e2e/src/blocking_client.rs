@@ -1,8 +1,9 @@
-//! A client that costs next to nothing: it connects, writes its whole request, and reads the answer to its end.
+//! A blocking HTTP client that uses little processor time, for benchmarks.
 //!
-//! For what is measured. Client and builder share the machine's processors, and an asynchronous client, woken for every piece
-//! that the socket has room for, took a third of the time of a large body away from the builder. Clients that wait for their
-//! writes cost less: in one call, as here and in Python's `http.client`, or in pieces of 32 KiB, makes little difference.
+//! It connects, writes the whole request and reads the whole answer. Client and builder share the machine's
+//! processors. An asynchronous client is woken each time the socket has room, and took a third of the time of a
+//! large body away from the builder. Clients with blocking writes cost less. One call, as here and in Python's
+//! `http.client`, and pieces of 32 KiB make little difference.
 
 use std::{
     io::{Read as _, Write as _},
@@ -11,10 +12,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Posts a signed tar to `/build` of the builder at `url`, which has no slash at its end.
+/// Posts a signed tar to `/build` of the builder at `url`, which has no trailing slash.
 ///
 /// # Errors
-/// When the answer is not 200.
+/// Fails if the answer's status is not 200.
 pub fn post(url: &str, signature: &str, tar: &[u8]) -> Result<()> {
     let host = url.strip_prefix("http://").context("not an http:// URL")?;
     let head = format!(

@@ -1,37 +1,39 @@
-//! A build context in the making, packed as the published clients pack it: `context/…` first, the config last.
+//! A build context and its tar, laid out as the published clients do: `context/…` first, the config last.
 
 use std::{
     collections::BTreeSet,
     io::Write as _,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-/// Files on their way into a tar for builder-fn.
+/// The files and symbolic links of a build context.
 #[derive(Debug, Clone, Default)]
-pub struct Source {
+pub struct BuildContext {
     files: Vec<(String, Vec<u8>, u32)>,
     links: Vec<(String, String)>,
 }
 
-impl Source {
-    /// An empty context.
+impl BuildContext {
+    /// Returns an empty context.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A context with this Dockerfile.
+    /// Returns a context with this Dockerfile.
     pub fn dockerfile(text: impl Into<String>) -> Self {
         Self::new().file("Dockerfile", text.into())
     }
 
-    /// A function of static pages, served on 8080 by the stack's busybox image: the smallest thing that answers.
-    /// `base` is that image's name, `page` what `/` says.
+    /// Returns the context of a function that serves static pages on port 8080: the smallest function that answers.
     ///
-    /// The first process is a shell that ends on SIGTERM. httpd itself has no handler for it, and the kernel gives a first
-    /// process no other signals than it handles: it would be waited for until the provider's patience is over.
+    /// `base` is the name of the stack's busybox image, `page` the content of `/`.
+    ///
+    /// Process 1 is a shell that exits on SIGTERM. httpd installs no handler for it, and the kernel delivers to
+    /// process 1 only signals that it handles, so the provider would wait for its whole stop timeout.
     pub fn pages(base: &str, page: &str) -> Self {
         Self::dockerfile(format!(
             "FROM {base}\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
@@ -42,31 +44,36 @@ impl Source {
         .file("www/_/ready", "OK\n")
     }
 
-    /// The same with another Dockerfile.
+    /// Returns a context with a step that runs until its [gate](gated) is opened.
+    pub fn gated(base: &str, gate: &str) -> Self {
+        Self::dockerfile(format!("FROM {base}\nRUN {}\n", gated(gate)))
+    }
+
+    /// Replaces the Dockerfile.
     #[must_use]
     pub fn with_dockerfile(mut self, text: &str) -> Self {
         self.files.retain(|(path, _, _)| path != "Dockerfile");
         self.file("Dockerfile", text)
     }
 
-    /// Adds a plain file, path relative to the context.
+    /// Adds a regular file with mode 0644; `path` is relative to the context.
     pub fn file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
         self.file_with_mode(path, content, 0o644)
     }
 
-    /// Adds a file with these permission bits.
+    /// Adds a regular file with these permission bits.
     pub fn file_with_mode(mut self, path: &str, content: impl Into<Vec<u8>>, mode: u32) -> Self {
         self.files.push((path.to_owned(), content.into(), mode));
         self
     }
 
-    /// Adds a symbolic link, path relative to the context.
+    /// Adds a symbolic link; `path` is relative to the context.
     pub fn link(mut self, path: &str, target: &str) -> Self {
         self.links.push((path.to_owned(), target.to_owned()));
         self
     }
 
-    /// The tar with this config as its last entry, as the Go SDK lays it out.
+    /// Returns the tar with this config as its last entry, as the Go SDK lays it out.
     pub fn tar(&self, config: &Value) -> Result<Vec<u8>> {
         let mut builder = self.context_entries()?;
         append(
@@ -79,7 +86,7 @@ impl Source {
         builder.into_inner().context("closing the tar")
     }
 
-    /// The tar with this config and this envelope of sealed secrets behind it, as faas-cli lays it out.
+    /// Returns the tar with this config, followed by this envelope of sealed secrets, as faas-cli lays it out.
     pub fn tar_with_secrets(&self, config: &Value, envelope: &str) -> Result<Vec<u8>> {
         let mut builder = self.context_entries()?;
         for (name, text, mode) in [
@@ -91,12 +98,13 @@ impl Source {
         builder.into_inner().context("closing the tar")
     }
 
-    /// The tar without a config: a client's mistake.
+    /// Returns a tar without a config, which builder-fn rejects.
     pub fn tar_without_config(&self) -> Result<Vec<u8>> {
         self.context_entries()?.into_inner().context("closing the tar")
     }
 
-    /// Writes the context into the folder `context` of this one, with the times that the tar has, for `buildctl`.
+    /// Writes the context to the folder `context` inside `folder`, with the tar's modification times, for
+    /// `buildctl`.
     pub fn extract(&self, folder: &Path) -> Result<PathBuf> {
         let tar = self.tar_without_config()?;
         let mut archive = tar::Archive::new(tar.as_slice());
@@ -106,8 +114,8 @@ impl Source {
         Ok(folder.join("context"))
     }
 
-    /// Folders have entries of their own, as in what tar writes: one that is only implied has no time, and extracting
-    /// it would give it that of the extraction.
+    /// Returns a tar with all entries of the context. Folders get entries of their own, as in a tar from GNU tar: a
+    /// folder without one has no time, and extraction would give it the time of the extraction.
     fn context_entries(&self) -> Result<tar::Builder<Vec<u8>>> {
         let mut builder = tar::Builder::new(Vec::new());
         for folder in self.folders() {
@@ -144,6 +152,17 @@ impl Source {
         let folders = self.files.iter().flat_map(|(path, ..)| above(path));
         folders.chain(["context/".to_owned()]).collect()
     }
+}
+
+/// Returns a command for a build step that runs until
+/// [`open_gate`](crate::testbed::Testbed::open_gate) is called with `gate`.
+///
+/// The step is never cached. Only one running step at a time may have a gate with this name.
+pub fn gated(gate: &str) -> String {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    format!(": {}; until [ -e /{gate} ]; do sleep 0.1; done", now.as_nanos())
 }
 
 fn append(

@@ -1,4 +1,4 @@
-//! A BuildKit daemon beside the stack's, for what the stack's must not be asked: other settings, TLS, an empty cache.
+//! A BuildKit daemon beside the stack's, for other settings, for TLS and for an empty cache.
 
 use std::{
     fs::{self, File},
@@ -9,26 +9,27 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::shared::Bench;
+use crate::testbed::Testbed;
 
-/// A running daemon; ends with the value, and its data with it.
+/// A running daemon. Dropping it stops the daemon and removes its data.
 pub struct Buildkit {
     child: Child,
     dir: tempfile::TempDir,
-    /// The port that it listens on, on this machine's loopback address, besides its socket.
+    /// The TCP port on the loopback address, in addition to the socket.
     pub port: u16,
 }
 
 impl Buildkit {
-    /// Starts a daemon with an empty cache. `config` is more of `buildkitd.toml`, in tables of its own.
+    /// Starts a daemon with an empty cache. `config` is appended to its `buildkitd.toml` and starts with a table
+    /// header.
     ///
-    /// It pulls from the stack's registry over plain HTTP, as the stack's own does.
-    pub async fn start(bench: &Bench, config: &str) -> Result<Self> {
-        Self::with_grpc(bench, "", config).await
+    /// The daemon pulls from the stack's registry over plain HTTP, as the stack's own daemon does.
+    pub async fn start(testbed: &Testbed, config: &str) -> Result<Self> {
+        Self::with_grpc(testbed, "", config).await
     }
 
-    /// The same with more of the table `grpc`, whose own tables follow there.
-    pub async fn with_grpc(bench: &Bench, grpc: &str, config: &str) -> Result<Self> {
+    /// Starts a daemon with more settings for the table `grpc`; `grpc` may contain subtables.
+    pub async fn with_grpc(testbed: &Testbed, grpc: &str, config: &str) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let text = format!(
@@ -36,12 +37,12 @@ impl Buildkit {
              [worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{config}",
             root = dir.path().join("root").display(),
             socket = socket_url(&dir),
-            registry = bench.stack.registry.host,
+            registry = testbed.stack.registry.host,
         );
         let toml = dir.path().join("buildkitd.toml");
         fs::write(&toml, text)?;
         let log = File::create(dir.path().join("log"))?;
-        let child = Command::new(&bench.stack.tools.buildkitd)
+        let child = Command::new(&testbed.stack.tools.buildkitd)
             .arg("--config")
             .arg(&toml)
             .stdin(Stdio::null())
@@ -54,12 +55,12 @@ impl Buildkit {
         Ok(daemon)
     }
 
-    /// Its socket, which is never behind TLS.
+    /// Returns the URL of its Unix socket, which never uses TLS.
     pub fn url(&self) -> String {
         socket_url(&self.dir)
     }
 
-    /// What it has said so far.
+    /// Returns the daemon's log so far.
     pub fn log(&self) -> Result<String> {
         Ok(fs::read_to_string(self.dir.path().join("log"))?)
     }
@@ -72,7 +73,10 @@ impl Buildkit {
         );
         while !self.log()?.contains(&ready) {
             if Instant::now() > end {
-                bail!("buildkitd did not come up: {}", self.log()?);
+                bail!(
+                    "buildkitd did not start listening within 30 s; its log: {}",
+                    self.log()?
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -82,7 +86,7 @@ impl Buildkit {
 
 impl Drop for Buildkit {
     fn drop(&mut self) {
-        // It takes its mounts and its processes along when it is asked to end, and not when it is killed.
+        // On SIGTERM the daemon removes its mounts and ends its processes; on SIGKILL it leaves them behind.
         Command::new("kill")
             .arg(self.child.id().to_string())
             .status()

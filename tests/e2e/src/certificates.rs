@@ -1,23 +1,23 @@
-//! Certificates for daemons and registries, and for those who call them.
+//! Test certificates for daemons, registries and their clients.
 
 use anyhow::Result;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
 
-/// What signs.
+/// A certificate authority.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// A certificate and its key, in PEM.
+/// A certificate with its private key, both PEM.
 pub struct Identity {
-    /// The certificate.
+    /// The certificate, PEM.
     pub certificate: String,
-    /// Its key.
+    /// The private key, PEM.
     pub key: String,
 }
 
 impl Authority {
-    /// A new authority.
+    /// Returns a new authority with this common name.
     pub fn new(name: &str) -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -25,7 +25,7 @@ impl Authority {
         Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
     }
 
-    /// A certificate that is its own authority, for what is not a connection: signing tokens.
+    /// Returns a self-signed certificate, for signing tokens rather than for connections.
     pub fn self_signed(name: &str) -> Result<Identity> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
@@ -36,12 +36,12 @@ impl Authority {
         })
     }
 
-    /// Its own certificate, in PEM.
+    /// Returns the authority's own certificate, PEM.
     pub fn pem(&self) -> String {
         self.0.pem()
     }
 
-    /// A certificate for this host name or address, for either side of a connection.
+    /// Issues a certificate for this host name or address, valid for servers and for clients.
     pub fn issue(&self, name: &str) -> Result<Identity> {
         let mut params = CertificateParams::new([name.to_owned()])?;
         params.distinguished_name.push(DnType::CommonName, name);

@@ -1,4 +1,4 @@
-//! A client of builder-fn, as small as the published examples.
+//! A minimal client of builder-fn, like the published examples.
 
 use std::time::Duration;
 
@@ -7,23 +7,24 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::Value;
 use sha2::Sha256;
 
-use crate::records::Records;
+use crate::record_stream::RecordStream;
 
-/// What came back: the status, the headers and the body.
+/// An HTTP answer.
 #[derive(Debug)]
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
-    /// The value of `X-Call-Id`, where there was one.
+    /// The header `X-Call-Id`.
     pub call_id: Option<String>,
-    /// The value of `Retry-After`, where there was one.
+    /// The header `Retry-After`.
     pub retry_after: Option<String>,
     /// The body as text.
     pub text: String,
 }
 
 impl Reply {
-    /// The body as JSON; a body that is none fails the test with the body shown.
+    /// Returns the body as JSON. A body that is not JSON becomes a string that shows it, so that assertions print
+    /// it.
     pub fn json(&self) -> Value {
         match serde_json::from_str(&self.text) {
             Ok(value) => value,
@@ -31,7 +32,7 @@ impl Reply {
         }
     }
 
-    /// The text of a field of the JSON body, or nothing.
+    /// Returns a text field of the JSON body, or an empty text.
     pub fn field(&self, name: &str) -> String {
         self.json()
             .get(name)
@@ -41,7 +42,7 @@ impl Reply {
     }
 }
 
-/// Posts tars to one URL, signed with one key.
+/// A client that posts tars to one URL and signs them with one key.
 #[derive(Debug, Clone)]
 pub struct Client {
     url: String,
@@ -50,7 +51,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client for this URL (with path) and key, as read from the key's file: trimmed.
+    /// Returns a client for this URL (with path) and key; white space around the key is trimmed.
     pub fn new(url: impl Into<String>, key: &[u8]) -> Result<Self> {
         let http = reqwest::Client::builder()
             .timeout(Duration::from_secs(900))
@@ -63,27 +64,27 @@ impl Client {
         })
     }
 
-    /// Signs and posts.
+    /// Posts a signed tar.
     pub async fn post(&self, tar: Vec<u8>) -> Result<Reply> {
         let signature = signature(&self.key, &tar)?;
         self.post_with(tar, Some(&signature), &[]).await
     }
 
-    /// Signs and posts with further headers.
+    /// Posts a signed tar with more headers.
     pub async fn post_with_headers(&self, tar: Vec<u8>, headers: &[(&str, &str)]) -> Result<Reply> {
         let signature = signature(&self.key, &tar)?;
         self.post_with(tar, Some(&signature), headers).await
     }
 
-    /// Signs, posts, and asks for records of this media type.
-    pub async fn stream(&self, tar: Vec<u8>, accept: &str) -> Result<Records> {
+    /// Posts a signed tar and returns the stream of records in this media type.
+    pub async fn stream(&self, tar: Vec<u8>, accept: &str) -> Result<RecordStream> {
         let signature = signature(&self.key, &tar)?;
         let request = self.http.post(&self.url).header("Accept", accept);
         let request = request.header("X-Build-Signature", signature).body(tar);
-        Records::of(request.send().await?, accept)
+        RecordStream::new(request.send().await?, accept)
     }
 
-    /// Posts with any signature, or none.
+    /// Posts a tar with this signature, or with none.
     pub async fn post_with(
         &self,
         tar: Vec<u8>,
@@ -120,7 +121,7 @@ impl Client {
     }
 }
 
-/// `sha256=<hex HMAC-SHA256>`, as in `X-Build-Signature`.
+/// Returns the value of `X-Build-Signature`: `sha256=` and the HMAC-SHA256 in hexadecimal.
 pub fn signature(key: &[u8], body: &[u8]) -> Result<String> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key)?;
     mac.update(body);

@@ -1,4 +1,4 @@
-//! A collector of traces inside the test: OTLP over HTTP, as <https://opentelemetry.io/docs/specs/otlp/> has it.
+//! A trace collector inside the test: [OTLP](https://opentelemetry.io/docs/specs/otlp/) over HTTP.
 
 use std::{
     net::SocketAddr,
@@ -16,7 +16,7 @@ use opentelemetry_proto::tonic::{
 use prost::Message as _;
 use tokio::{net::TcpListener, sync::Notify, task::JoinHandle};
 
-/// Takes what it is sent, and keeps it. It ends with the value.
+/// A collector that keeps all spans it receives; it stops on drop.
 #[derive(Debug)]
 pub struct Collector {
     address: SocketAddr,
@@ -27,25 +27,25 @@ pub struct Collector {
 #[derive(Debug, Default)]
 struct Inner {
     received: Mutex<(Vec<Span>, Vec<HeaderMap>)>,
-    news: Notify,
+    changed: Notify,
 }
 
-/// A span as it was told.
+/// A received span.
 #[derive(Debug, Clone)]
 pub struct Span {
-    /// The attribute `service.name` of what told it.
+    /// The attribute `service.name` of the sender.
     pub service: String,
-    /// In hexadecimal.
+    /// The trace id in hexadecimal.
     pub trace: String,
-    /// In hexadecimal.
+    /// The span id in hexadecimal.
     pub id: String,
-    /// In hexadecimal; empty where there is none.
+    /// The parent's span id in hexadecimal; empty for a root span.
     pub parent: String,
-    /// What was done.
+    /// The span's name.
     pub name: String,
-    /// How many nanoseconds it took.
-    pub took: u64,
-    /// Why it failed, where it did.
+    /// The duration in nanoseconds.
+    pub duration_ns: u64,
+    /// The status message of a failed span.
     pub error: Option<String>,
     attributes: Vec<KeyValue>,
 }
@@ -59,13 +59,13 @@ impl Span {
             id: hex::encode(&span.span_id),
             parent: hex::encode(&span.parent_span_id),
             name: span.name,
-            took: span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano),
+            duration_ns: span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano),
             error: (status.code == Code::Error as i32).then_some(status.message),
             attributes: span.attributes,
         }
     }
 
-    /// An attribute, as text.
+    /// Returns an attribute as text.
     pub fn attribute(&self, key: &str) -> Option<String> {
         attribute(&self.attributes, key)
     }
@@ -82,13 +82,13 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
 }
 
 impl Collector {
-    /// One on a port of its own.
+    /// Starts a collector on a free port.
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let inner = Arc::new(Inner::default());
         let app = Router::new()
-            .route("/v1/traces", post(take))
+            .route("/v1/traces", post(receive))
             .with_state(Arc::clone(&inner));
         let serving = tokio::spawn(async move {
             axum::serve(listener, app).await.ok();
@@ -100,12 +100,12 @@ impl Collector {
         })
     }
 
-    /// Its address, for `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    /// Returns the URL for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The headers of all deliveries so far.
+    /// Returns the headers of all export requests so far.
     pub fn headers(&self) -> Vec<HeaderMap> {
         self.inner
             .received
@@ -115,7 +115,7 @@ impl Collector {
             .clone()
     }
 
-    /// Everything that was delivered so far.
+    /// Returns all spans received so far.
     pub fn spans(&self) -> Vec<Span> {
         self.inner
             .received
@@ -125,20 +125,21 @@ impl Collector {
             .clone()
     }
 
-    /// Waits until a span of this service and name is there which `is_it`; gives its trace, as far as it is there.
-    pub async fn trace_with(
+    /// Waits for a span of this service and name for which `matches` holds; returns all spans of its trace received
+    /// so far.
+    pub async fn wait_for_trace(
         &self,
         service: &str,
         name: &str,
-        is_it: impl Fn(&Span) -> bool,
+        matches: impl Fn(&Span) -> bool,
     ) -> Result<Vec<Span>> {
         let arrives = async {
             loop {
-                let news = self.inner.news.notified();
+                let changed = self.inner.changed.notified();
                 let spans = self.spans();
                 let found = spans
                     .iter()
-                    .find(|span| span.service == service && span.name == name && is_it(span));
+                    .find(|span| span.service == service && span.name == name && matches(span));
                 if let Some(found) = found {
                     return spans
                         .iter()
@@ -146,15 +147,20 @@ impl Collector {
                         .cloned()
                         .collect();
                 }
-                news.await;
+                changed.await;
             }
         };
         let arrived = tokio::time::timeout(Duration::from_secs(30), arrives).await;
-        arrived.with_context(|| format!("no span {name:?} of {service} came, among {:#?}", self.spans()))
+        arrived.with_context(|| {
+            format!(
+                "no matching span {name:?} of {service} arrived; received {:#?}",
+                self.spans()
+            )
+        })
     }
 }
 
-async fn take(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+async fn receive(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> StatusCode {
     let Ok(request) = ExportTraceServiceRequest::decode(body) else {
         return StatusCode::BAD_REQUEST;
     };
@@ -162,13 +168,13 @@ async fn take(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) 
     for resource in request.resource_spans {
         let attributes = resource.resource.unwrap_or_default().attributes;
         let service = attribute(&attributes, "service.name").unwrap_or_default();
-        let told = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-        spans.extend(told.map(|span| Span::of(&service, span)));
+        let received = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+        spans.extend(received.map(|span| Span::of(&service, span)));
     }
     let mut received = inner.received.lock().unwrap_or_else(PoisonError::into_inner);
     received.0.extend(spans);
     received.1.push(headers);
-    inner.news.notify_waiters();
+    inner.changed.notify_waiters();
     StatusCode::OK
 }
 

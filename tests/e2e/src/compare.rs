@@ -1,12 +1,13 @@
-//! Source to pushed image by builder-fn and by `buildctl`, on the same content, the same daemon and in the same run.
+//! Benchmark from context to pushed image: builder-fn against `buildctl`, with the same content and the same
+//! daemon, in one run.
 //!
-//! Both push to the stack's registry with the same compression. Each round has content of its own, and each of the two a
-//! repository of its own, so that no layer is there already; and they take turns in being first. What is compared is the median
-//! of the rounds' ratios.
+//! Both push to the stack's registry with the same compression. Each round has new content, and each client its own
+//! repository, so that no layer is in the registry already. The clients take turns in going first. The result is
+//! the median of the rounds' ratios.
 //!
-//! Before each build that is compared alone, what was written before it goes to the disk, and memory is touched and given back, about as much as
-//! the build takes. Otherwise a build pays for the one before it; and in a virtual machine the first touch of a page can cost
-//! more than all that is done with it.
+//! Before each build that is timed alone, pending writes are flushed to the disk, and about as much memory as the
+//! build needs is touched and freed. Otherwise a build pays for the writes of the one before it; and in a virtual
+//! machine, the first access to a page can cost more than everything that is done with it.
 
 mod folder;
 
@@ -17,30 +18,32 @@ use sha2::{Digest as _, Sha256};
 
 use self::folder::Folder;
 use crate::{
-    buildkit::Buildkit, client::signature, plain::PlainBuilder, registry::Registry, sender, shared::Bench,
+    blocking_client, builder_process::BuilderProcess, buildkit::Buildkit, client::signature,
+    registry::Registry, testbed::Testbed,
 };
 
-/// Where builder-fn pushes to. Not where `buildctl` does: layers are equal, and the second to push one would find it there.
+/// The repository of builder-fn's images. `buildctl` has another: layers are equal, and the second client would
+/// find them pushed already.
 const OURS: &str = "e2e/compare/builder-fn";
 
-/// Where `buildctl` pushes to.
+/// The repository of `buildctl`'s images.
 const THEIRS: &str = "e2e/compare/buildctl";
 
-/// What makes `buildctl` push what builder-fn does.
+/// The output options that make `buildctl` push the same format as builder-fn.
 const ZSTD: &str = ",compression=zstd,oci-mediatypes=true";
 
-/// A context to build from: so many files of such a size.
+/// The shape of a context: a number of files of one size.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// What it is called.
+    /// The name in the report.
     pub name: &'static str,
-    /// Files.
+    /// The number of files.
     pub files: usize,
-    /// Bytes in each.
+    /// The size of each file in bytes.
     pub bytes: usize,
 }
 
-/// What the issue of speed is judged by.
+/// The shapes that the benchmark measures.
 pub const SHAPES: [Shape; 3] = [
     Shape {
         name: "30 KB",
@@ -59,7 +62,7 @@ pub const SHAPES: [Shape; 3] = [
     },
 ];
 
-/// The same in small, which shows that the comparison works.
+/// Small shapes, for the test that the benchmark works.
 pub const REDUCED: [Shape; 3] = [
     Shape {
         name: "30 KB",
@@ -78,62 +81,62 @@ pub const REDUCED: [Shape; 3] = [
     },
 ];
 
-/// Seconds that one build took.
+/// The durations of one build by both clients, in seconds.
 #[derive(Debug, Clone, Copy)]
-pub struct Pair {
-    /// By builder-fn.
+pub struct Timings {
+    /// The duration with builder-fn.
     pub ours: f64,
-    /// By `buildctl`.
+    /// The duration with `buildctl`.
     pub theirs: f64,
 }
 
-/// The rounds of one shape.
+/// The measurements of one shape.
 #[derive(Debug, Default)]
-pub struct Rounds {
-    /// Nothing is in the daemon's cache.
-    pub cold: Vec<Pair>,
-    /// Nothing has changed.
-    pub warm: Vec<Pair>,
-    /// One file has.
-    pub changed: Vec<Pair>,
-    /// Seconds to hash the body once, on one processor.
+pub struct Measurements {
+    /// Builds with an empty cache.
+    pub cold: Vec<Timings>,
+    /// Builds of unchanged content.
+    pub warm: Vec<Timings>,
+    /// Builds after one file changed.
+    pub changed: Vec<Timings>,
+    /// The seconds it takes to hash the body once, on one processor.
     pub hash: Vec<f64>,
-    /// The most memory that builder-fn had, in bytes.
+    /// builder-fn's peak memory in bytes.
     pub peak: usize,
 }
 
-/// The daemon, the two clients and the registry.
+/// A daemon, and both clients with the stack's registry.
 pub struct Comparison {
-    bench: Bench,
+    testbed: Testbed,
     daemon: Buildkit,
     docker: tempfile::TempDir,
-    /// Makes the content of every run another one.
+    /// The seed of the content, different in every run.
     salt: u64,
 }
 
 impl Comparison {
-    /// With a daemon of its own, whose cache is empty.
+    /// Starts a comparison with its own daemon, whose cache is empty.
     pub async fn start() -> Result<Self> {
-        let bench = Bench::find()?;
+        let testbed = Testbed::find()?;
         let docker = tempfile::tempdir()?;
-        let registry = &bench.stack.registry;
+        let registry = &testbed.stack.registry;
         let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
         fs::write(docker.path().join("config.json"), credentials)?;
         let salt = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)?
             .as_nanos() as u64;
         Ok(Self {
-            daemon: Buildkit::start(&bench, "").await?,
-            bench,
+            daemon: Buildkit::start(&testbed, "").await?,
+            testbed,
             docker,
             salt,
         })
     }
 
-    /// Cold, warm and with one file changed, by both in turns.
-    pub async fn rounds(&self, shape: Shape, rounds: usize) -> Result<Rounds> {
+    /// Measures cold, warm and changed builds of one shape; the clients take turns.
+    pub async fn measure_shape(&self, shape: Shape, rounds: usize) -> Result<Measurements> {
         let builder = self.builder().await?;
-        let mut all = Rounds::default();
+        let mut all = Measurements::default();
         for round in 0..rounds {
             let folder = Folder::new(shape, self.salt ^ ((round as u64) << 32))?;
             let changed = Folder::new(shape, self.salt ^ ((round as u64) << 32))?;
@@ -148,14 +151,14 @@ impl Comparison {
                 self.prune()?;
                 let is_ours = turn == 0;
                 for (tar, folder) in [(&first, &folder), (&first, &folder), (&second, &changed)] {
-                    settle(tar.len())?;
+                    equalize_machine_state(tar.len())?;
                     match is_ours {
                         true => ours.push(self.post(&builder, tar)?),
                         false => theirs.push(self.buildctl(folder, ZSTD)?),
                     }
                 }
             }
-            let pair = |at: usize| Pair {
+            let pair = |at: usize| Timings {
                 ours: ours[at],
                 theirs: theirs[at],
             };
@@ -167,8 +170,13 @@ impl Comparison {
         Ok(all)
     }
 
-    /// So many builds at once, by both in turns.
-    pub async fn at_once(&self, shape: Shape, builds: usize, rounds: usize) -> Result<(Vec<Pair>, usize)> {
+    /// Measures `builds` concurrent builds; the clients take turns.
+    pub async fn measure_concurrent_builds(
+        &self,
+        shape: Shape,
+        builds: usize,
+        rounds: usize,
+    ) -> Result<(Vec<Timings>, usize)> {
         let builder = self.builder().await?;
         let mut pairs = Vec::new();
         for round in 0..rounds {
@@ -180,7 +188,7 @@ impl Comparison {
                 .iter()
                 .map(|folder| folder.tar(self, "zstd"))
                 .collect::<Result<Vec<_>>>()?;
-            let mut pair = Pair {
+            let mut pair = Timings {
                 ours: 0.0,
                 theirs: 0.0,
             };
@@ -188,10 +196,10 @@ impl Comparison {
                 self.prune()?;
                 let begun = Instant::now();
                 if turn == 0 {
-                    all_at_once(&tars, |tar| self.post(&builder, tar))?;
+                    run_concurrently(&tars, |tar| self.post(&builder, tar))?;
                     pair.ours = begun.elapsed().as_secs_f64();
                 } else {
-                    all_at_once(&folders, |folder| self.buildctl(folder, ZSTD))?;
+                    run_concurrently(&folders, |folder| self.buildctl(folder, ZSTD))?;
                     pair.theirs = begun.elapsed().as_secs_f64();
                 }
             }
@@ -200,20 +208,20 @@ impl Comparison {
         Ok((pairs, builder.peak_memory()?))
     }
 
-    /// A folder of this machine, cold: builder-fn and `buildctl` each with its own default compression.
-    pub async fn folder(&self, source: &Path, rounds: usize) -> Result<(Vec<Pair>, usize)> {
+    /// Measures cold builds of a local folder; each client uses its default compression.
+    pub async fn measure_folder(&self, source: &Path, rounds: usize) -> Result<(Vec<Timings>, usize)> {
         let builder = self.builder().await?;
         let mut pairs = Vec::new();
         for round in 0..rounds {
             let folder = Folder::copy(source, self.salt + round as u64)?;
             let tar = folder.tar(self, "")?;
-            let mut pair = Pair {
+            let mut pair = Timings {
                 ours: 0.0,
                 theirs: 0.0,
             };
             for turn in [round % 2, (round + 1) % 2] {
                 self.prune()?;
-                settle(tar.len())?;
+                equalize_machine_state(tar.len())?;
                 match turn {
                     0 => pair.ours = self.post(&builder, &tar)?,
                     _ => pair.theirs = self.buildctl(&folder, "")?,
@@ -224,7 +232,7 @@ impl Comparison {
         Ok((pairs, builder.peak_memory()?))
     }
 
-    async fn builder(&self) -> Result<PlainBuilder> {
+    async fn builder(&self) -> Result<BuilderProcess> {
         let most = (4u64 << 30).to_string();
         let settings = [
             ("buildkit_url", self.daemon.url()),
@@ -235,22 +243,22 @@ impl Comparison {
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
-        PlainBuilder::with_settings(&self.bench, &settings).await
+        BuilderProcess::with_settings(&self.testbed, &settings).await
     }
 
-    /// From the first byte sent to the answer. The signature is made before.
-    fn post(&self, builder: &PlainBuilder, tar: &[u8]) -> Result<f64> {
-        let key = fs::read(&self.bench.stack.payload_secret)?;
+    /// Returns the seconds from the first byte sent to the end of the answer. Signing is not included.
+    fn post(&self, builder: &BuilderProcess, tar: &[u8]) -> Result<f64> {
+        let key = fs::read(&self.testbed.stack.payload_secret)?;
         let signature = signature(key.trim_ascii(), tar)?;
         let begun = Instant::now();
-        sender::post(builder.url(), &signature, tar)?;
+        blocking_client::post(builder.url(), &signature, tar)?;
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// `more` goes with the output as it is, and so has a comma before it.
+    /// Returns the seconds of a `buildctl` build. `more` is appended to the output option and starts with a comma.
     fn buildctl(&self, folder: &Folder, more: &str) -> Result<f64> {
         let local = |name: &str| format!("{name}={}", folder.path().display());
-        let image = self.bench.image(THEIRS, &folder.salt.to_string());
+        let image = self.testbed.image(THEIRS, &folder.salt.to_string());
         let begun = Instant::now();
         run(self
             .command()
@@ -273,7 +281,7 @@ impl Comparison {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.bench.stack.tools.buildctl);
+        let mut command = Command::new(&self.testbed.stack.tools.buildctl);
         command
             .env("DOCKER_CONFIG", self.docker.path())
             .args(["--addr", &self.daemon.url()]);
@@ -281,16 +289,16 @@ impl Comparison {
     }
 }
 
-/// Puts the machine into the same state for every build. The memory is that for a spooled tar, for the daemon's copy of its
-/// files, and for the layer.
-fn settle(tar: usize) -> Result<()> {
+/// Gives every build the same initial state of the machine: flushes the disk and touches memory for the spooled
+/// tar, the daemon's copy of its files and the layer.
+fn equalize_machine_state(tar: usize) -> Result<()> {
     run(&mut Command::new("sync"))?;
     std::hint::black_box(vec![1u8; 3 * tar]);
     Ok(())
 }
 
-/// Does the same with all of them, each on a thread of its own.
-fn all_at_once<T: Sync>(all: &[T], build: impl Fn(&T) -> Result<f64> + Sync) -> Result<()> {
+/// Runs `build` for all items, each on its own thread.
+fn run_concurrently<T: Sync>(all: &[T], build: impl Fn(&T) -> Result<f64> + Sync) -> Result<()> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = all.iter().map(|one| scope.spawn(|| build(one))).collect();
         threads.into_iter().try_for_each(|thread| match thread.join() {
@@ -319,19 +327,19 @@ fn median(mut numbers: Vec<f64>) -> f64 {
     }
 }
 
-/// Median seconds of both, and the median of their ratios.
-pub struct Medians<'a>(pub &'a [Pair]);
+/// Displays the median seconds of both clients, and the median of their ratios.
+pub struct Medians<'a>(pub &'a [Timings]);
 
 impl fmt::Display for Medians<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let of = |number: fn(&Pair) -> f64| median(self.0.iter().map(number).collect());
+        let of = |number: fn(&Timings) -> f64| median(self.0.iter().map(number).collect());
         let (ours, theirs) = (of(|pair| pair.ours), of(|pair| pair.theirs));
         let ratio = of(|pair| pair.ours / pair.theirs);
         write!(f, "{ours:.3} s / {theirs:.3} s, ratio {ratio:.2}")
     }
 }
 
-impl fmt::Display for Rounds {
+impl fmt::Display for Measurements {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "  cold     {}", Medians(&self.cold))?;
         writeln!(f, "  warm     {}", Medians(&self.warm))?;
@@ -356,8 +364,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn medians_are_of_ratios_and_not_ratios_of_medians() {
-        let pairs = [(1.0, 1.0), (10.0, 5.0), (3.0, 1.0)].map(|(ours, theirs)| Pair { ours, theirs });
+    fn the_ratio_is_the_median_of_ratios_not_the_ratio_of_medians() {
+        let pairs = [(1.0, 1.0), (10.0, 5.0), (3.0, 1.0)].map(|(ours, theirs)| Timings { ours, theirs });
         assert_eq!(Medians(&pairs).to_string(), "3.000 s / 1.000 s, ratio 2.00");
         assert_eq!(median(vec![4.0, 1.0]), 2.5);
     }

@@ -1,4 +1,4 @@
-//! A build context as a tree of anything a tar can hold, and an image's files in the same words.
+//! A build context as a tree of every kind of tar entry, and an image's files in the same form.
 
 use std::{collections::BTreeMap, io::Read as _};
 
@@ -7,48 +7,48 @@ use serde_json::Value;
 
 use crate::registry::Registry;
 
-/// What is at a path.
+/// An entry of a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
-    /// A file with this content and mode.
+    /// A file: content and mode.
     File(Vec<u8>, u32),
-    /// A folder with this mode.
+    /// A folder: mode.
     Folder(u32),
-    /// A symbolic link.
+    /// A symbolic link: target.
     Link(String),
-    /// Another name of the file at this path, which has to sort before it.
+    /// A hard link: path of the target, which has to sort before this entry.
     HardLink(String),
 }
 
-/// Entries by path, all with one time.
+/// The entries of a context by path, all with the same time.
 #[derive(Debug, Clone, Default)]
-pub struct Tree {
-    /// By path, without the folders that are only implied.
+pub struct ContextTree {
+    /// The entries by path. Parent folders need no entry.
     pub entries: BTreeMap<String, Node>,
-    /// Seconds since 1970.
+    /// The modification time in seconds since 1970.
     pub mtime: u64,
 }
 
-impl Tree {
-    /// With a Dockerfile, and nothing else yet.
+impl ContextTree {
+    /// Returns a tree that contains only this Dockerfile.
     pub fn dockerfile(text: &str) -> Self {
         Self::default().with("Dockerfile", Node::File(text.into(), 0o644))
     }
 
-    /// With this entry, in place of one of the same path.
+    /// Adds an entry, or replaces the one at the same path.
     #[must_use]
     pub fn with(mut self, path: &str, node: Node) -> Self {
         self.entries.insert(path.to_owned(), node);
         self
     }
 
-    /// With this file.
+    /// Adds a file with mode 0644.
     #[must_use]
     pub fn file(self, path: &str, content: impl Into<Vec<u8>>) -> Self {
         self.with(path, Node::File(content.into(), 0o644))
     }
 
-    /// The tar with this config as its last entry.
+    /// Returns the tar with this config as its last entry.
     pub fn tar(&self, config: &Value) -> Result<Vec<u8>> {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, node) in &self.entries {
@@ -84,29 +84,31 @@ impl Tree {
         builder.into_inner().context("closing the tar")
     }
 
-    /// The entries as an image has them: hard links as the files that they are, and folders that are only implied.
-    pub fn seen(&self) -> BTreeMap<String, Node> {
-        let mut seen = BTreeMap::new();
+    /// Returns the entries as they appear in an image: hard links as files, and with all parent folders.
+    pub fn image_entries(&self) -> BTreeMap<String, Node> {
+        let mut entries = BTreeMap::new();
         for (path, node) in &self.entries {
             for (at, _) in path.match_indices('/') {
-                seen.entry(path[..at].to_owned()).or_insert(Node::Folder(0o755));
+                entries
+                    .entry(path[..at].to_owned())
+                    .or_insert(Node::Folder(0o755));
             }
             let node = match node {
                 Node::HardLink(target) => self.entries.get(target).unwrap_or(node),
                 other => other,
             };
-            seen.insert(path.clone(), node.clone());
+            entries.insert(path.clone(), node.clone());
         }
-        seen
+        entries
     }
 }
 
-/// The files of an image whose layers only add to each other.
+/// Returns the files of an image. The image's layers may only add files.
 pub async fn of_image(registry: &Registry, repository: &str, tag: &str) -> Result<BTreeMap<String, Node>> {
     let manifest = registry
         .manifest(repository, tag)
         .await?
-        .context("the image is not there")?;
+        .context("the image is not in the registry")?;
     let mut files = BTreeMap::new();
     for layer in manifest.layers() {
         let packed = registry.blob(repository, &layer).await?;
@@ -122,13 +124,13 @@ pub async fn of_image(registry: &Registry, repository: &str, tag: &str) -> Resul
                 (tar::EntryType::Link, Some(target)) => files
                     .get(&target)
                     .cloned()
-                    .context("a link to what is not there")?,
+                    .context("a hard link whose target is missing")?,
                 (tar::EntryType::Regular, _) => {
                     let mut content = Vec::new();
                     entry.read_to_end(&mut content)?;
                     Node::File(content, mode)
                 }
-                (other, _) => bail!("{path} is {other:?}"),
+                (other, _) => bail!("{path}: unsupported entry type {other:?}"),
             };
             files.insert(path, node);
         }
@@ -136,7 +138,7 @@ pub async fn of_image(registry: &Registry, repository: &str, tag: &str) -> Resul
     Ok(files)
 }
 
-/// A layer's tar.
+/// Returns a layer's tar, decompressed.
 pub fn unpacked(packed: &[u8]) -> Result<Vec<u8>> {
     let mut tar = Vec::new();
     match packed {

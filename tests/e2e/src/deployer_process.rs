@@ -1,4 +1,5 @@
-//! deployer-fn as a plain process beside the stack: it can be killed, and have settings that the stack's own must not have.
+//! A deployer-fn process beside the stack: tests can kill it, and choose settings that the stack's own must not
+//! have.
 
 use std::{
     fs,
@@ -13,51 +14,54 @@ use tempfile::TempDir;
 
 use crate::{
     client::{Reply, signature},
-    plain::{binary, free_port, wait_until_alive},
+    process::{binary, free_port, wait_until_alive},
     registry,
-    shared::Bench,
+    testbed::Testbed,
 };
 
-/// Longer than any rollout of a test.
+/// A client timeout, longer than any rollout of a test.
 const LONGEST: Duration = Duration::from_secs(180);
 
-/// A running deployer-fn; it ends with the value, at once.
+/// A running deployer-fn process, killed on drop.
 #[derive(Debug)]
-pub struct PlainDeployer {
+pub struct DeployerProcess {
     child: Child,
     secrets: TempDir,
     url: String,
 }
 
-/// Hands over as builder-fn does. Clones go to the same deployer.
+/// A client that sends hand-overs as builder-fn does. Clones share the deployer.
 #[derive(Debug, Clone)]
-pub struct HandOvers {
+pub struct HandOverClient {
     url: String,
     key: Vec<u8>,
     http: reqwest::Client,
 }
 
-impl PlainDeployer {
-    /// Starts deployer-fn with the stack's secrets, `gateway` for its gateway, and further settings.
-    pub async fn start(bench: &Bench, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
-        Self::with_secrets(bench, gateway, settings, &[]).await
+impl DeployerProcess {
+    /// Starts deployer-fn with the stack's secrets, this gateway and more settings.
+    pub async fn start(testbed: &Testbed, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::with_secrets(testbed, gateway, settings, &[]).await
     }
 
-    /// The same, with further secrets.
+    /// Starts deployer-fn with the stack's secrets and more secrets.
     pub async fn with_secrets(
-        bench: &Bench,
+        testbed: &Testbed,
         gateway: &str,
         settings: &[(&str, &str)],
         more_secrets: &[(&str, String)],
     ) -> Result<Self> {
         let secrets = tempfile::tempdir()?;
-        fs::copy(&bench.stack.deploy_secret, secrets.path().join("deploy-secret"))?;
-        fs::write(secrets.path().join("basic-auth-user"), &bench.stack.gateway.user)?;
+        fs::copy(&testbed.stack.deploy_secret, secrets.path().join("deploy-secret"))?;
+        fs::write(
+            secrets.path().join("basic-auth-user"),
+            &testbed.stack.gateway.user,
+        )?;
         fs::write(
             secrets.path().join("basic-auth-password"),
-            &bench.stack.gateway.password,
+            &testbed.stack.gateway.password,
         )?;
-        let Registry { host, user, password } = &bench.stack.registry;
+        let Registry { host, user, password } = &testbed.stack.registry;
         fs::write(
             secrets.path().join("registry-pull-config"),
             registry::Registry::docker_config(host, user, password),
@@ -68,7 +72,7 @@ impl PlainDeployer {
         Self::start_with(secrets, gateway, settings).await
     }
 
-    /// Starts deployer-fn with these secrets.
+    /// Starts deployer-fn with only these secrets.
     pub async fn start_with(secrets: TempDir, gateway: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let (port, metrics) = (free_port()?, free_port()?);
         let child = Command::new(binary("deployer-fn").await?)
@@ -92,14 +96,14 @@ impl PlainDeployer {
         Ok(deployer)
     }
 
-    /// Where it listens; no slash at the end.
+    /// Returns the deployer's URL, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Who hands over to it.
-    pub fn hand_overs(&self) -> Result<HandOvers> {
-        Ok(HandOvers {
+    /// Returns a client for this deployer.
+    pub fn hand_over_client(&self) -> Result<HandOverClient> {
+        Ok(HandOverClient {
             url: format!("{}/", self.url),
             key: fs::read(self.secrets.path().join("deploy-secret"))?
                 .trim_ascii()
@@ -108,12 +112,12 @@ impl PlainDeployer {
         })
     }
 
-    /// Hands over, and waits for the outcome.
+    /// Sends a hand-over and returns the answer.
     pub async fn deploy(&self, hand_over: &Value) -> Result<Reply> {
-        self.hand_overs()?.deploy(hand_over).await
+        self.hand_over_client()?.deploy(hand_over).await
     }
 
-    /// Ends it as a crash does.
+    /// Kills the process, as a crash does.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -121,16 +125,16 @@ impl PlainDeployer {
     }
 }
 
-impl Drop for PlainDeployer {
+impl Drop for DeployerProcess {
     fn drop(&mut self) {
-        // There is nothing to be told if the process is gone already.
+        // The process may have exited already.
         self.child.kill().ok();
         self.child.wait().ok();
     }
 }
 
-impl HandOvers {
-    /// Hands over, and waits for the outcome.
+impl HandOverClient {
+    /// Sends a hand-over and returns the answer.
     pub async fn deploy(&self, hand_over: &Value) -> Result<Reply> {
         let body = hand_over.to_string();
         let response = self

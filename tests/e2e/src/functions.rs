@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use slipway_stack::Stack;
 
-/// The gateway with the administrator's credentials.
+/// A client of the gateway with the administrator's credentials.
 #[derive(Debug, Clone)]
 pub struct Functions {
     url: String,
@@ -17,8 +17,8 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// The gateway of this stack.
-    pub fn of(stack: &Stack) -> Result<Self> {
+    /// Returns a client of this stack's gateway.
+    pub fn for_stack(stack: &Stack) -> Result<Self> {
         let gateway = &stack.gateway;
         Ok(Self {
             url: gateway.url.trim_end_matches('/').to_owned(),
@@ -31,17 +31,17 @@ impl Functions {
         })
     }
 
-    /// The URL at which a function answers.
+    /// Returns the URL of a function.
     pub fn url(&self, name: &str) -> String {
         format!("{}/function/{name}", self.url)
     }
 
-    /// The URL at which a function is called through the queue.
+    /// Returns the URL that calls a function through the queue.
     pub fn async_url(&self, name: &str) -> String {
         format!("{}/async-function/{name}", self.url)
     }
 
-    /// What the gateway says of a function, or nothing where there is none.
+    /// Returns the gateway's status of a function, or `None` if there is no such function.
     pub async fn status(&self, name: &str) -> Result<Option<Value>> {
         let url = format!("{}/system/function/{name}", self.url);
         let response = self
@@ -57,7 +57,7 @@ impl Functions {
         }
     }
 
-    /// Waits until a function says that it is ready.
+    /// Waits until a function reports that it is ready.
     pub async fn wait_until_ready(&self, name: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
@@ -66,13 +66,13 @@ impl Functions {
                 return Ok(());
             }
             if Instant::now() > end {
-                bail!("{name} was not ready within {limit:?}; last: {last:?}");
+                bail!("{name} was not ready within {limit:?}; last answer: {last:?}");
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
-    /// Calls a function and gives status and text.
+    /// Posts to a function; returns status and text.
     pub async fn call(&self, name: &str, path: &str, body: &str) -> Result<(u16, String)> {
         let url = format!("{}{path}", self.url(name));
         let response = self
@@ -85,20 +85,20 @@ impl Functions {
         Ok((response.status().as_u16(), response.text().await?))
     }
 
-    /// Reads a function's first page and gives status and text.
+    /// Gets a function's page `/`; returns status and text.
     pub async fn page(&self, name: &str) -> Result<(u16, String)> {
         self.get(name, "/").await
     }
 
-    /// Reads a path of a function and gives status and text.
+    /// Gets a path of a function; returns status and text.
     pub async fn get(&self, name: &str, path: &str) -> Result<(u16, String)> {
         let url = format!("{}{path}", self.url(name));
         let response = self.http.get(&url).send().await.with_context(|| url.clone())?;
         Ok((response.status().as_u16(), response.text().await?))
     }
 
-    /// Reads a path of a function that has just been deployed: it is called again until it listens.
-    pub async fn get_from_new(&self, name: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
+    /// Gets a path of a function that has just been deployed, and retries on 5xx until `limit` is over.
+    pub async fn get_with_retry(&self, name: &str, path: &str, limit: Duration) -> Result<(u16, String)> {
         let end = Instant::now() + limit;
         loop {
             let is_last = Instant::now() > end;
@@ -109,7 +109,7 @@ impl Functions {
         }
     }
 
-    /// Waits until the function's page is this text: the only sign that a queue's work is done which a caller has.
+    /// Waits until the function's page is this text. A caller has no other sign that the queue's work is done.
     pub async fn wait_for_page(&self, name: &str, text: &str, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         loop {
@@ -118,23 +118,23 @@ impl Functions {
                 return Ok(());
             }
             if Instant::now() > end {
-                bail!("{name} did not say {text:?} within {limit:?}; last: {last:?}");
+                bail!("the page of {name} was not {text:?} within {limit:?}; last answer: {last:?}");
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
 
-    /// Asks the gateway to create a function; gives the status.
+    /// Asks the gateway to create a function; returns the status.
     pub async fn create(&self, deployment: &Value) -> Result<u16> {
         self.api(Method::POST, "/system/functions", deployment).await
     }
 
-    /// Asks the gateway to update a function; gives the status.
+    /// Asks the gateway to update a function; returns the status.
     pub async fn update(&self, deployment: &Value) -> Result<u16> {
         self.api(Method::PUT, "/system/functions", deployment).await
     }
 
-    /// Removes a function, if it is there.
+    /// Removes a function if it exists.
     pub async fn remove(&self, name: &str) -> Result<()> {
         let body = json!({ "functionName": name });
         let status = self.api(Method::DELETE, "/system/functions", &body).await?;

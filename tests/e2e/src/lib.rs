@@ -1,26 +1,27 @@
-//! What the end-to-end tests are written in: a tar as a client makes it, a client that signs and posts it, and the
-//! registry and the functions of the stack seen from outside.
+//! Support for the end-to-end tests: contexts and tars as clients make them, clients that sign and post them, and
+//! views of the stack's registry and functions from outside.
 //!
-//! Nothing here uses Slipway's own code for signing, packing or parsing: a mistake made on both sides would not show.
+//! Nothing here uses Slipway's own code for signing, packing or parsing: an error in shared code would stay hidden.
 
-pub mod away;
+pub mod blocking_client;
+pub mod build_context;
+pub mod builder_process;
 pub mod buildkit;
-pub mod cable;
 pub mod certificates;
 pub mod client;
 pub mod collector;
 pub mod compare;
-pub mod deployer;
+pub mod context_tree;
+pub mod deployer_process;
 pub mod functions;
-pub mod plain;
-pub mod programs;
+pub mod outage;
+pub mod pausing_proxy;
+pub mod process;
+pub mod record_stream;
 pub mod recorded;
-pub mod records;
 pub mod registry;
-pub mod sender;
-pub mod shared;
-pub mod source;
-pub mod tls;
+pub mod tcp_proxy;
+pub mod testbed;
+pub mod tls_proxy;
 pub mod token_registry;
-pub mod tree;
-pub mod turnstile;
+pub mod work_dir;

@@ -1,83 +1,97 @@
-//! A part of the stack that a test takes away for a while and gives back.
+//! An outage of one part of the stack, which a test begins and ends.
 //!
-//! Parts of a stack of the launcher's are stopped and started. Those of somebody else's are not touched: there, builder-fn runs
-//! beside them, behind a cable that is cut and mended, which is all that it can see of a part that is away.
+//! A part that the launcher started is stopped and started. A part that the launcher did not start is left alone: there, a
+//! separate builder-fn runs behind a proxy that drops connections, which looks the same to builder-fn.
 
 use anyhow::{Context as _, Result};
 use slipway_stack::Part;
 
-use crate::{cable::Cable, client::Client, plain::PlainBuilder, shared::Bench};
+use crate::{builder_process::BuilderProcess, client::Client, tcp_proxy::TcpProxy, testbed::Testbed};
 
-/// builder-fn, and the part.
-pub struct Away<'a> {
-    bench: &'a Bench,
+/// An outage of one part, and the builder-fn that is affected by it.
+pub struct Outage<'a> {
+    testbed: &'a Testbed,
     part: Part,
-    /// Nothing where the stack's own part is stopped, and the stack's own builder-fn is asked.
-    beside: Option<Beside>,
+    /// A separate builder-fn, unless the launcher runs the part and the stack's own builder-fn is affected.
+    proxied: Option<ProxiedBuilder>,
 }
 
-/// builder-fn behind cables.
-struct Beside {
-    builder: PlainBuilder,
-    buildkit: Cable,
-    gateway: Cable,
+/// builder-fn behind proxies to BuildKit and to the gateway.
+struct ProxiedBuilder {
+    builder: BuilderProcess,
+    buildkit: TcpProxy,
+    gateway: TcpProxy,
 }
 
-impl<'a> Away<'a> {
-    /// Finds out how this stack's BuildKit or gateway can be taken away.
-    pub async fn of(bench: &'a Bench, part: Part) -> Result<Self> {
-        let beside = match bench.stack.has_parts() {
+impl<'a> Outage<'a> {
+    /// Prepares an outage of BuildKit or the gateway in a way that fits this stack.
+    pub async fn prepare(testbed: &'a Testbed, part: Part) -> Result<Self> {
+        let proxied = match testbed.stack.has_parts() {
             true => None,
-            false => Some(Beside::start(bench).await?),
+            false => Some(ProxiedBuilder::start(testbed).await?),
         };
-        Ok(Self { bench, part, beside })
+        Ok(Self {
+            testbed,
+            part,
+            proxied,
+        })
     }
 
-    /// builder-fn, for which the part is away when it is.
+    /// Returns a client of the affected builder-fn.
     pub fn builder(&self) -> Result<Client> {
-        match &self.beside {
-            None => Ok(self.bench.builder.clone()),
-            Some(beside) => beside.builder.client(),
+        match &self.proxied {
+            None => Ok(self.testbed.builder.clone()),
+            Some(proxied) => proxied.builder.client(),
         }
     }
 
-    /// Takes the part away.
-    pub async fn take(&self) -> Result<()> {
-        match &self.beside {
-            None => self.bench.stack.stop(self.part).await.context("stopping a part"),
-            Some(beside) => {
-                beside.cable_of(self.part)?.cut();
+    /// Makes the part unavailable.
+    pub async fn begin(&self) -> Result<()> {
+        match &self.proxied {
+            None => self
+                .testbed
+                .stack
+                .stop(self.part)
+                .await
+                .context("stopping a part"),
+            Some(proxied) => {
+                proxied.proxy_for(self.part)?.disconnect();
                 Ok(())
             }
         }
     }
 
-    /// Gives it back.
-    pub async fn give_back(&self) -> Result<()> {
-        match &self.beside {
-            None => self.bench.stack.start(self.part).await.context("starting a part"),
-            Some(beside) => {
-                beside.cable_of(self.part)?.mend();
+    /// Makes the part available again.
+    pub async fn end(&self) -> Result<()> {
+        match &self.proxied {
+            None => self
+                .testbed
+                .stack
+                .start(self.part)
+                .await
+                .context("starting a part"),
+            Some(proxied) => {
+                proxied.proxy_for(self.part)?.reconnect();
                 Ok(())
             }
         }
     }
 
-    /// How many connections builder-fn has open to BuildKit: one a build.
-    pub fn sessions(&self) -> Result<usize> {
-        match &self.beside {
-            None => self.bench.sessions(),
-            Some(beside) => Ok(beside.buildkit.connections()),
+    /// Returns the number of builder-fn's open connections to BuildKit: one for each build.
+    pub fn buildkit_connections(&self) -> Result<usize> {
+        match &self.proxied {
+            None => self.testbed.buildkit_connections(),
+            Some(proxied) => Ok(proxied.buildkit.connections()),
         }
     }
 }
 
-impl Beside {
-    async fn start(bench: &Bench) -> Result<Self> {
-        let buildkit = Cable::to(&bench.stack.buildkit_host).await?;
-        let gateway = Cable::to(&bench.stack.gateway.url).await?;
+impl ProxiedBuilder {
+    async fn start(testbed: &Testbed) -> Result<Self> {
+        let buildkit = TcpProxy::to(&testbed.stack.buildkit_host).await?;
+        let gateway = TcpProxy::to(&testbed.stack.gateway.url).await?;
         let settings = [("buildkit_url", buildkit.url()), ("gateway_url", gateway.url())];
-        let builder = PlainBuilder::with_settings(bench, &settings).await?;
+        let builder = BuilderProcess::with_settings(testbed, &settings).await?;
         Ok(Self {
             builder,
             buildkit,
@@ -85,11 +99,11 @@ impl Beside {
         })
     }
 
-    fn cable_of(&self, part: Part) -> Result<&Cable> {
+    fn proxy_for(&self, part: Part) -> Result<&TcpProxy> {
         match part {
             Part::Buildkit => Ok(&self.buildkit),
             Part::Gateway => Ok(&self.gateway),
-            other => anyhow::bail!("no cable leads to {other:?}"),
+            other => anyhow::bail!("no proxy for {other:?}"),
         }
     }
 }

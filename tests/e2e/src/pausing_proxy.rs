@@ -1,7 +1,7 @@
-//! A door in front of the stack's gateway: it passes everything on, counts it, and can be held shut at one request.
+//! An HTTP proxy to the stack's gateway that records all requests and can pause at one of them.
 //!
-//! It adds nothing and answers nothing itself. What it is for: to stop a deployer, or a part of the stack, exactly between two
-//! steps of a rollout, which are requests to the gateway.
+//! It changes nothing and answers nothing itself. The steps of a rollout are requests to the gateway, so a test can use the
+//! pause to stop a deployer, or a part of the stack, exactly between two steps.
 
 use std::{
     convert::Infallible,
@@ -25,30 +25,30 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// Longer than any rollout of a test.
+/// A timeout for one request, longer than any rollout of a test.
 const LONGEST: Duration = Duration::from_secs(180);
 
-/// Which request is held.
+/// Selects the request at which the proxy pauses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
-    /// The one of this number, the next being zero.
+pub enum RequestSelector {
+    /// The request with this number; the next one is number 0.
     Number(usize),
-    /// The next one with this method.
-    Next(&'static str),
+    /// The next request with this method.
+    NextWithMethod(&'static str),
 }
 
-/// When a request is held.
+/// The moment at which a request is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
-    /// Before the gateway has seen it.
-    Before,
-    /// When the gateway has answered it, and before its sender learns of that.
-    After,
+pub enum PausePoint {
+    /// Before the request is sent to the gateway.
+    BeforeForwarding,
+    /// After the gateway has answered, and before the caller gets the answer.
+    AfterResponse,
 }
 
-/// The door. It is open until [`hold`](Self::hold); it ends with the value.
+/// A running proxy. It forwards all requests until [`pause_at`](Self::pause_at); it stops on drop.
 #[derive(Debug)]
-pub struct Turnstile {
+pub struct PausingProxy {
     url: String,
     inner: Arc<Inner>,
     serving: JoinHandle<()>,
@@ -59,21 +59,21 @@ struct Inner {
     gateway: String,
     http: reqwest::Client,
     state: Mutex<State>,
-    /// Whether a request is being held.
-    held: watch::Sender<bool>,
+    /// Whether a request is paused.
+    is_paused: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    seen: Vec<String>,
-    hold: Option<(Which, Moment)>,
-    /// The number of the request that is held or to be held, once it is there.
-    chosen: Option<usize>,
+    requests: Vec<String>,
+    pause: Option<(RequestSelector, PausePoint)>,
+    /// The number of the selected request, once it has arrived.
+    selected: Option<usize>,
 }
 
-impl Turnstile {
-    /// A door in front of this gateway, on a port of its own.
-    pub async fn before(gateway: &str) -> Result<Self> {
+impl PausingProxy {
+    /// Starts a proxy to this gateway on a free port.
+    pub async fn to(gateway: &str) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let url = format!("http://{}", listener.local_addr()?);
         let inner = Inner::of(gateway)?;
@@ -88,49 +88,58 @@ impl Turnstile {
         Ok(Self { url, inner, serving })
     }
 
-    /// Its address, to be taken for the gateway's.
+    /// Returns the proxy's URL, for use as the gateway's.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// From here on requests are counted from zero, and one of them is held.
-    pub fn hold(&self, which: Which, moment: Moment) {
-        self.begin_anew(Some((which, moment)));
+    /// Forgets all requests so far, and pauses at one of the following.
+    pub fn pause_at(&self, request: RequestSelector, point: PausePoint) {
+        self.reset(Some((request, point)));
     }
 
-    /// From here on requests are counted from zero, and none is held. One that is held goes on.
-    pub fn open(&self) {
-        self.begin_anew(None);
+    /// Forgets all requests so far, and forwards the paused request and all following ones.
+    pub fn resume(&self) {
+        self.reset(None);
     }
 
-    fn begin_anew(&self, hold: Option<(Which, Moment)>) {
+    /// Forgets all requests so far.
+    pub fn clear_requests(&self) {
+        self.inner.lock().requests.clear();
+    }
+
+    fn reset(&self, pause: Option<(RequestSelector, PausePoint)>) {
         *self.inner.lock() = State {
-            hold,
+            pause,
             ..State::default()
         };
-        self.inner.held.send_replace(false);
+        self.inner.is_paused.send_replace(false);
     }
 
-    /// Waits until a request is held.
-    pub async fn held(&self) -> Result<()> {
-        let mut held = self.inner.held.subscribe();
-        held.wait_for(|held| *held).await.context("the door is gone")?;
+    /// Waits until a request is paused. Fails if none is for [`LONGEST`].
+    pub async fn wait_until_paused(&self) -> Result<()> {
+        let mut is_paused = self.inner.is_paused.subscribe();
+        let paused = is_paused.wait_for(|is_paused| *is_paused);
+        tokio::time::timeout(LONGEST, paused)
+            .await
+            .with_context(|| format!("the selected request did not arrive, only {:?}", self.requests()))?
+            .context("the proxy has stopped")?;
         Ok(())
     }
 
-    /// What has been asked since the count began: method and path.
-    pub fn seen(&self) -> Vec<String> {
-        self.inner.lock().seen.clone()
+    /// Returns the requests since the last reset: method and path.
+    pub fn requests(&self) -> Vec<String> {
+        self.inner.lock().requests.clone()
     }
 
-    /// What of it was to change something.
-    pub fn changes(&self) -> Vec<String> {
-        let is_change = |line: &String| !line.starts_with("GET ") && line.contains(" /system/");
-        self.seen().into_iter().filter(is_change).collect()
+    /// Returns the requests since the last reset that change a function.
+    pub fn writes(&self) -> Vec<String> {
+        let is_write = |line: &String| !line.starts_with("GET ") && line.contains(" /system/");
+        self.requests().into_iter().filter(is_write).collect()
     }
 }
 
-impl Drop for Turnstile {
+impl Drop for PausingProxy {
     fn drop(&mut self) {
         self.serving.abort();
     }
@@ -138,16 +147,16 @@ impl Drop for Turnstile {
 
 impl State {
     fn count(&mut self, request: &Request<Incoming>) -> usize {
-        let number = self.seen.len();
-        self.seen
+        let number = self.requests.len();
+        self.requests
             .push(format!("{} {}", request.method(), request.uri().path()));
-        let is_it = match self.hold {
-            Some((Which::Number(held), _)) => held == number,
-            Some((Which::Next(method), _)) => method == request.method().as_str(),
+        let is_selected = match self.pause {
+            Some((RequestSelector::Number(selected), _)) => selected == number,
+            Some((RequestSelector::NextWithMethod(method), _)) => method == request.method().as_str(),
             None => false,
         };
-        if is_it && self.chosen.is_none() {
-            self.chosen = Some(number);
+        if is_selected && self.selected.is_none() {
+            self.selected = Some(number);
         }
         number
     }
@@ -163,7 +172,7 @@ impl Inner {
                 .redirect(reqwest::redirect::Policy::none())
                 .build()?,
             state: Mutex::default(),
-            held: watch::Sender::new(false),
+            is_paused: watch::Sender::new(false),
         }))
     }
 
@@ -174,19 +183,19 @@ impl Inner {
     async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let service = service_fn(|request| {
             let inner = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(inner.pass(request).await) }
+            async move { Ok::<_, Infallible>(inner.handle(request).await) }
         });
-        // A connection that breaks off is its sender's doing.
+        // If a connection breaks, the caller has closed it.
         let connection =
             hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
         drop(connection.await);
     }
 
-    async fn pass(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn handle(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let number = self.lock().count(&request);
-        self.stop(number, Moment::Before).await;
-        let answer = self.ask(request).await;
-        self.stop(number, Moment::After).await;
+        self.pause_if_selected(number, PausePoint::BeforeForwarding).await;
+        let answer = self.forward(request).await;
+        self.pause_if_selected(number, PausePoint::AfterResponse).await;
         answer.unwrap_or_else(|error| {
             let mut response = Response::new(Full::from(format!("{error:#}")));
             *response.status_mut() = StatusCode::BAD_GATEWAY;
@@ -194,38 +203,38 @@ impl Inner {
         })
     }
 
-    /// Waits while this is what is held.
-    async fn stop(&self, number: usize, moment: Moment) {
+    /// Waits until [`resume`](PausingProxy::resume) if the proxy pauses at this point of this request.
+    async fn pause_if_selected(&self, number: usize, point: PausePoint) {
         {
             let state = self.lock();
-            if state.chosen != Some(number) || state.hold.is_none_or(|(_, held)| held != moment) {
+            if state.selected != Some(number) || state.pause.is_none_or(|(_, selected)| selected != point) {
                 return;
             }
-            self.held.send_replace(true);
+            self.is_paused.send_replace(true);
         }
-        drop(self.held.subscribe().wait_for(|held| !held).await);
+        drop(self.is_paused.subscribe().wait_for(|is_paused| !is_paused).await);
     }
 
-    async fn ask(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+    async fn forward(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let answer = self
             .http
             .request(head.method, format!("{}{path}", self.gateway))
-            .headers(without_hop(head.headers))
+            .headers(without_connection_headers(head.headers))
             .body(body.collect().await?.to_bytes())
             .send()
             .await?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let mut response = Response::new(Full::from(answer.bytes().await?));
         *response.status_mut() = status;
-        *response.headers_mut() = without_hop(headers);
+        *response.headers_mut() = without_connection_headers(headers);
         Ok(response)
     }
 }
 
-/// Without what is about one connection and not about the message.
-fn without_hop(mut headers: HeaderMap) -> HeaderMap {
+/// Removes headers that belong to a connection rather than to the message.
+fn without_connection_headers(mut headers: HeaderMap) -> HeaderMap {
     for name in [HOST, CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING] {
         headers.remove(name);
     }

@@ -1,19 +1,19 @@
-//! A streamed answer, read as it comes.
+//! A streamed answer, read as it arrives.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-/// Records of a build that runs. Dropping it goes away.
+/// The records of a running build. Dropping the stream closes its connection.
 #[derive(Debug)]
-pub struct Records {
+pub struct RecordStream {
     response: reqwest::Response,
     events: bool,
     received: Vec<u8>,
 }
 
-impl Records {
-    /// The answer to a request that asked for this media type.
-    pub fn of(response: reqwest::Response, accepted: &str) -> Result<Self> {
+impl RecordStream {
+    /// Checks status and media type of an answer, and returns its records.
+    pub fn new(response: reqwest::Response, accepted: &str) -> Result<Self> {
         let headers = response.headers();
         ensure!(response.status().as_u16() == 200, "{response:?}");
         ensure!(
@@ -27,7 +27,7 @@ impl Records {
         })
     }
 
-    /// The next record, which is smaller than what OpenFaaS's SDK reads. Nothing at the end.
+    /// Returns the next record, or `None` at the end. Fails if a record is too long for OpenFaaS's SDK.
     pub async fn next(&mut self) -> Result<Option<Value>> {
         let (start, end): (&[u8], &[u8]) = if self.events {
             (b"data: ", b"\n\n")
@@ -37,20 +37,27 @@ impl Records {
         loop {
             if let Some(at) = self.received.windows(end.len()).position(|bytes| bytes == end) {
                 let record: Vec<u8> = self.received.drain(..at + end.len()).collect();
-                ensure!(record.len() < 64 << 10, "a record of {} bytes", record.len());
+                ensure!(
+                    record.len() < 64 << 10,
+                    "a record of {} bytes; clients read less than 64 KiB",
+                    record.len()
+                );
                 let json = record[..at].strip_prefix(start).context("no data")?;
                 return Ok(Some(serde_json::from_slice(json).context("a record")?));
             }
             match self.response.chunk().await? {
                 Some(bytes) => self.received.extend_from_slice(&bytes),
                 None if self.received.is_empty() => return Ok(None),
-                None => bail!("half a record: {:?}", String::from_utf8_lossy(&self.received)),
+                None => bail!(
+                    "the stream ended inside a record: {:?}",
+                    String::from_utf8_lossy(&self.received)
+                ),
             }
         }
     }
 
     /// Reads until a line of the log contains `text`.
-    pub async fn until(&mut self, text: &str) -> Result<()> {
+    pub async fn read_until(&mut self, text: &str) -> Result<()> {
         loop {
             let record = self
                 .next()
@@ -58,7 +65,7 @@ impl Records {
                 .with_context(|| format!("the stream ended before {text:?}"))?;
             ensure!(
                 record["status"] == "in_progress",
-                "{text:?} was not told before {record}"
+                "the log has no line with {text:?} before {record}"
             );
             if lines(&record)?.iter().any(|line| line.contains(text)) {
                 return Ok(());
@@ -66,19 +73,19 @@ impl Records {
         }
     }
 
-    /// All lines that are still to come, and the terminal record, which is the last.
-    pub async fn rest(mut self) -> Result<(Vec<String>, Value)> {
-        let mut told = Vec::new();
+    /// Reads to the end; returns the remaining log lines and the terminal record, and fails if anything follows it.
+    pub async fn read_to_end(mut self) -> Result<(Vec<String>, Value)> {
+        let mut log = Vec::new();
         while let Some(record) = self.next().await? {
             if record["status"] == "in_progress" {
-                told.extend(lines(&record)?);
+                log.extend(lines(&record)?);
                 continue;
             }
             let after = self.next().await?;
             ensure!(after.is_none(), "{after:?} after {record}");
-            return Ok((told, record));
+            return Ok((log, record));
         }
-        bail!("no terminal record after {told:?}")
+        bail!("no terminal record after {log:?}")
     }
 }
 

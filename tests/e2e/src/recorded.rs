@@ -1,39 +1,41 @@
-//! A current faas-cli, as data: the bytes that it sends to a builder, and what it makes of an answer. It cannot be had as
-//! a package, so this stands for it in every run. `tests/clients/recorded/README.md` says where each rule is from.
+//! A recorded faas-cli: the bytes that it sends to a builder, and its reaction to answers.
+//!
+//! A current faas-cli is not available as a package, so the recording stands in for it in every run.
+//! `tests/clients/recorded/README.md` gives the source of each rule.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::programs::in_repository;
+use crate::work_dir::in_repository;
 
 const BLOCK: usize = 512;
 
-/// The SDK's reader stops, without an error, at a line that does not fit into this with its end.
+/// The longest line, with its end, that the SDK reads. It stops at a longer one without an error.
 const LONGEST_LINE: usize = 64 << 10;
 
-/// What differs from one user to the next.
+/// The parts of a request that differ between users.
 #[derive(Debug, Clone)]
-pub struct Stamp {
+pub struct RequestVariables {
     /// The image without its tag.
     pub repository: String,
-    /// Seconds since 1970: when faas-cli copied the context together.
+    /// The time at which faas-cli copied the context, in seconds since 1970.
     pub mtime: u64,
-    /// What is in `context/Dockerfile`, where it is not the recorded text.
+    /// The content of `context/Dockerfile`, if not the recorded one.
     pub dockerfile: Option<String>,
 }
 
-/// The recorded requests.
+/// The recorded requests and secrets.
 #[derive(Debug)]
-pub struct Recorded {
+pub struct RecordedCli {
     requests: Value,
     /// Key pair, public key and sealed secrets.
     pub secrets: Value,
 }
 
-impl Recorded {
-    /// Reads them.
+impl RecordedCli {
+    /// Reads the recording from `tests/clients/recorded`.
     pub fn read() -> Result<Self> {
         Ok(Self {
             requests: file("requests.json")?,
@@ -41,25 +43,25 @@ impl Recorded {
         })
     }
 
-    /// The commands, in order.
+    /// Returns all commands in order.
     pub fn commands(&self) -> &[Value] {
         self.requests["requests"].as_array().map_or(&[], Vec::as_slice)
     }
 
-    /// The command of this name.
+    /// Returns the command of this name.
     pub fn command(&self, name: &str) -> Result<&Value> {
         let found = self.commands().iter().find(|command| command["name"] == name);
         found.with_context(|| format!("no command {name:?} was recorded"))
     }
 
-    /// Writes the recorded private key into this folder, and gives its path, for `build_secrets_private_key_path`.
+    /// Writes the recorded private key to `folder` and returns its path, for `build_secrets_private_key_path`.
     pub fn private_key(&self, folder: &Path) -> Result<String> {
         let path = folder.join("private-key");
         fs::write(&path, text(&self.secrets["private_key"])?)?;
-        Ok(path.to_str().context("a path that is no text")?.to_owned())
+        Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
     }
 
-    /// The headers that are sent to a path, but for what depends on the body, the host and the user.
+    /// Returns the headers for a path, without those that depend on body, host or user.
     pub fn headers(&self, path: &str) -> Result<Vec<(&str, &str)>> {
         let headers = self.requests["headers"][path].as_object();
         let headers = headers.with_context(|| format!("no headers for {path}"))?;
@@ -67,8 +69,8 @@ impl Recorded {
         Ok(headers.iter().filter_map(text).collect())
     }
 
-    /// The body of `POST /build`.
-    pub fn tar(&self, send: &Value, stamp: &Stamp) -> Result<Vec<u8>> {
+    /// Returns the body of `POST /build`.
+    pub fn tar(&self, send: &Value, variables: &RequestVariables) -> Result<Vec<u8>> {
         let mut tar = Vec::new();
         let owner = &self.requests["owner"];
         let owner = Owner {
@@ -77,7 +79,7 @@ impl Recorded {
         };
         for entry in self.requests["context"].as_array().context("a context")? {
             let path = text(&entry["path"])?;
-            let content = match (path, &stamp.dockerfile) {
+            let content = match (path, &variables.dockerfile) {
                 ("context/Dockerfile", Some(dockerfile)) => dockerfile.as_str(),
                 _ => entry["text"].as_str().unwrap_or_default(),
             };
@@ -85,7 +87,7 @@ impl Recorded {
             let header = Header {
                 kind: if folder { b'5' } else { b'0' },
                 mode: mode(entry)?,
-                mtime: stamp.mtime,
+                mtime: variables.mtime,
                 owner: &owner,
             };
             add(
@@ -96,17 +98,17 @@ impl Recorded {
                 content.as_bytes(),
             )?;
         }
-        let nobody = Owner { id: 0, name: "" };
+        let no_owner = Owner { id: 0, name: "" };
         let mut last = |entry: &Value, content: &str| {
             let header = Header {
                 kind: b'0',
                 mode: mode(entry)?,
                 mtime: 0,
-                owner: &nobody,
+                owner: &no_owner,
             };
             add(&mut tar, text(&entry["path"])?, None, &header, content.as_bytes())
         };
-        let config = text(&send["config"])?.replace("{repository}", &stamp.repository);
+        let config = text(&send["config"])?.replace("{repository}", &variables.repository);
         last(&self.requests["config_entry"], &config)?;
         if send["secrets"] == true {
             last(&self.requests["secrets_entry"], text(&self.secrets["sealed"])?)?;
@@ -116,18 +118,18 @@ impl Recorded {
     }
 }
 
-/// What faas-cli makes of an answer.
+/// faas-cli's reaction to an answer.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// Its exit code. `up` deploys where it is 0.
+pub struct CliOutcome {
+    /// The exit code. `up` deploys only if it is 0.
     pub exit: i32,
-    /// What it says, where that is not Go's own message.
+    /// The error message, unless Go's own libraries wrote it.
     pub message: Option<String>,
 }
 
-/// faas-cli's verdict on the answer to `POST /build`, unpacked.
-pub fn verdict(function: &str, image: &str, status: u16, body: &str) -> Verdict {
-    let failed = |message: Option<String>| Verdict { exit: 1, message };
+/// Returns faas-cli's reaction to a decompressed answer of `POST /build`.
+pub fn cli_outcome(function: &str, image: &str, status: u16, body: &str) -> CliOutcome {
+    let failed = |message: Option<String>| CliOutcome { exit: 1, message };
     if !matches!(status, 200 | 202) {
         return failed(Some(format!(
             "failed to invoke builder: failed to build function, builder responded with status code {status}"
@@ -154,7 +156,7 @@ pub fn verdict(function: &str, image: &str, status: u16, body: &str) -> Verdict 
             )));
         }
     }
-    Verdict {
+    CliOutcome {
         exit: 0,
         message: None,
     }
@@ -172,7 +174,8 @@ struct Header<'a> {
     owner: &'a Owner<'a>,
 }
 
-/// Adds an entry as Go's `archive/tar` writes it. `long` says how a name over 100 bytes, or not in ASCII, is put.
+/// Appends an entry as Go's `archive/tar` writes it. `long` is the encoding of a name that is over 100 bytes long
+/// or not ASCII.
 fn add(tar: &mut Vec<u8>, path: &str, long: Option<&str>, header: &Header<'_>, content: &[u8]) -> Result<()> {
     match long {
         None => block(tar, "", path, header, content.len(), true)?,
@@ -196,7 +199,7 @@ fn add(tar: &mut Vec<u8>, path: &str, long: Option<&str>, header: &Header<'_>, c
             padded(tar, record.as_bytes());
             block(tar, "", &ascii(path), header, content.len(), true)?;
         }
-        Some(other) => bail!("{path}: a name that is put {other:?}"),
+        Some(other) => bail!("{path}: unknown encoding {other:?} of a long name"),
     }
     padded(tar, content);
     Ok(())
@@ -247,7 +250,7 @@ fn padded(tar: &mut Vec<u8>, content: &[u8]) {
     tar.resize(tar.len().next_multiple_of(BLOCK), 0);
 }
 
-/// A PAX record, which begins with its own length.
+/// Returns a PAX record, which starts with its own length.
 fn record(key: &str, value: &str) -> String {
     let rest = format!(" {key}={value}\n");
     let mut length = rest.len() + 1;
@@ -257,7 +260,7 @@ fn record(key: &str, value: &str) -> String {
     format!("{length}{rest}")
 }
 
-/// What Go keeps of a name in a field for ASCII.
+/// Returns the part of a name that Go writes to an ASCII field.
 fn ascii(name: &str) -> String {
     name.chars().filter(char::is_ascii).take(100).collect()
 }
@@ -267,7 +270,7 @@ fn mode(entry: &Value) -> Result<u64> {
 }
 
 fn text(value: &Value) -> Result<&str> {
-    value.as_str().with_context(|| format!("{value} is no text"))
+    value.as_str().with_context(|| format!("{value} is not a string"))
 }
 
 fn file(name: &str) -> Result<Value> {
@@ -284,10 +287,10 @@ mod tests {
     use crate::client::signature;
 
     #[test]
-    fn the_bytes_of_every_recorded_request_are_made_anew() {
-        let recorded = Recorded::read().unwrap();
+    fn every_recorded_request_is_reproduced_byte_for_byte() {
+        let recorded = RecordedCli::read().unwrap();
         let key = recorded.requests["payload_secret"].as_str().unwrap().trim();
-        let stamp = Stamp {
+        let variables = RequestVariables {
             repository: text(&recorded.requests["repository"]).unwrap().to_owned(),
             mtime: recorded.requests["mtime"].as_u64().unwrap(),
             dockerfile: None,
@@ -298,7 +301,7 @@ mod tests {
                 if send["path"] != "/build" {
                     continue;
                 }
-                let tar = recorded.tar(send, &stamp).unwrap();
+                let tar = recorded.tar(send, &variables).unwrap();
                 assert_eq!(Some(tar.len() as u64), send["size"].as_u64(), "{command}");
                 assert_eq!(hex::encode(Sha256::digest(&tar)), send["sha256"], "{command}");
                 assert_eq!(
@@ -313,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_is_that_of_the_recorded_client() {
+    fn the_computed_outcome_equals_the_recorded_one() {
         let (image, answers) = ("registry.example/demo/hello:1", file("answers.json").unwrap());
         let function = answers["function"].as_str().unwrap();
         let filled = |text: &str| {
@@ -321,7 +324,7 @@ mod tests {
                 .replace("{x70000}", &"x".repeat(70_000))
         };
         for case in answers["answers"].as_array().unwrap() {
-            // faas-cli asks for a stream, and is given one where there is one.
+            // faas-cli asks for a stream, and gets one if the builder streams this answer.
             let answer = case["answers"]
                 .get("streamed")
                 .unwrap_or(&case["answers"]["whole"]);
@@ -333,10 +336,14 @@ mod tests {
             let status = u16::try_from(answer["status"].as_u64().unwrap()).unwrap();
             let expected = &case["observed"]["faas-cli"];
 
-            let verdict = verdict(function, image, status, &body);
+            let cli_outcome = cli_outcome(function, image, status, &body);
 
-            assert_eq!(Some(i64::from(verdict.exit)), expected["exit"].as_i64(), "{case}");
-            if let Some(message) = verdict.message {
+            assert_eq!(
+                Some(i64::from(cli_outcome.exit)),
+                expected["exit"].as_i64(),
+                "{case}"
+            );
+            if let Some(message) = cli_outcome.message {
                 assert_eq!(message, filled(expected["message"].as_str().unwrap()), "{case}");
             }
         }

@@ -1,4 +1,4 @@
-//! The registry, read over its own HTTP API.
+//! The stack's registry, read through its HTTP API.
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
@@ -11,14 +11,14 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application
 /// A manifest with its digest.
 #[derive(Debug, Clone)]
 pub struct Manifest {
-    /// `sha256:…`, as the registry names it.
+    /// The digest, `sha256:…`, as the registry reports it.
     pub digest: String,
-    /// The manifest.
+    /// The manifest's JSON.
     pub body: Value,
 }
 
 impl Manifest {
-    /// The layers' digests, from the lowest.
+    /// Returns the digests of the layers, lowest first.
     pub fn layers(&self) -> Vec<String> {
         let layers = self.body["layers"].as_array();
         layers
@@ -29,7 +29,7 @@ impl Manifest {
     }
 }
 
-/// The stack's registry.
+/// A client of a registry.
 #[derive(Debug, Clone)]
 pub struct Registry {
     host: String,
@@ -38,8 +38,8 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The registry of this stack.
-    pub fn of(stack: &Stack) -> Result<Self> {
+    /// Returns a client of this stack's registry.
+    pub fn for_stack(stack: &Stack) -> Result<Self> {
         let registry = &stack.registry;
         Ok(Self {
             host: registry.host.clone(),
@@ -49,7 +49,7 @@ impl Registry {
         })
     }
 
-    /// The manifest under this tag or digest, or nothing where there is none.
+    /// Returns the manifest with this tag or digest, or `None` if there is none.
     pub async fn manifest(&self, repository: &str, reference: &str) -> Result<Option<Manifest>> {
         let url = format!("http://{}/v2/{repository}/manifests/{reference}", self.host);
         let response = self.get(&url).await?;
@@ -70,7 +70,7 @@ impl Registry {
         }
     }
 
-    /// The JSON document with this digest: an image's configuration, an attestation.
+    /// Returns the JSON blob with this digest: an image's configuration, an attestation.
     pub async fn document(&self, repository: &str, digest: &str) -> Result<Value> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
         let response = self.get(&url).await?;
@@ -85,14 +85,14 @@ impl Registry {
         request.send().await.with_context(|| format!("GET {url}"))
     }
 
-    /// A blob of this repository.
+    /// Returns a blob.
     pub async fn blob(&self, repository: &str, digest: &str) -> Result<Vec<u8>> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
         let response = self.get(&url).await?.error_for_status()?;
         Ok(response.bytes().await?.to_vec())
     }
 
-    /// A Docker `config.json` with these credentials.
+    /// Returns a Docker `config.json` with these credentials.
     pub fn docker_config(host: &str, user: &str, password: &str) -> String {
         let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
         serde_json::json!({ "auths": { host: { "auth": auth } } }).to_string()

@@ -1,4 +1,4 @@
-//! A cable to a part of the stack, which can be cut: bytes go through it as they are.
+//! A TCP proxy to a part of the stack, which a test can disconnect and reconnect.
 
 use std::{
     net::SocketAddr,
@@ -17,25 +17,26 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// The cable; it ends with the value.
+/// A running proxy; it stops on drop.
 #[derive(Debug)]
-pub struct Cable {
+pub struct TcpProxy {
     url: String,
     state: watch::Sender<State>,
     connections: Arc<AtomicUsize>,
     serving: JoinHandle<()>,
 }
 
-/// A connection of before a cut does not live through it, however soon the cable is mended.
+/// The state of the proxy. Connections from before a disconnect are dropped even if the proxy reconnects at once:
+/// `disconnects` counts up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State {
-    whole: bool,
-    cuts: usize,
+    is_open: bool,
+    disconnects: usize,
 }
 
-/// The other end.
+/// The address to which connections are forwarded.
 #[derive(Debug, Clone)]
-enum End {
+enum Target {
     Tcp(String),
     Unix(PathBuf),
 }
@@ -43,19 +44,24 @@ enum End {
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-impl Cable {
-    /// Lays a cable from a loopback address to where a URL of the scheme `unix`, `tcp` or `http` points.
+impl TcpProxy {
+    /// Starts a proxy on a loopback address to a URL with the scheme `unix`, `tcp` or `http`.
     pub async fn to(url: &str) -> Result<Self> {
-        let (scheme, rest) = url.split_once("://").with_context(|| format!("no URL: {url}"))?;
-        let (scheme, end) = match scheme {
-            "unix" => ("tcp", End::Unix(Path::new(rest).to_owned())),
-            _ => (scheme, End::Tcp(rest.trim_end_matches('/').to_owned())),
+        let (scheme, rest) = url
+            .split_once("://")
+            .with_context(|| format!("not a URL: {url}"))?;
+        let (scheme, target) = match scheme {
+            "unix" => ("tcp", Target::Unix(Path::new(rest).to_owned())),
+            _ => (scheme, Target::Tcp(rest.trim_end_matches('/').to_owned())),
         };
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
         let url = format!("{scheme}://{}", listener.local_addr()?);
-        let state = watch::Sender::new(State { whole: true, cuts: 0 });
+        let state = watch::Sender::new(State {
+            is_open: true,
+            disconnects: 0,
+        });
         let connections = Arc::<AtomicUsize>::default();
-        let serving = tokio::spawn(serve(listener, end, state.subscribe(), connections.clone()));
+        let serving = tokio::spawn(serve(listener, target, state.subscribe(), connections.clone()));
         Ok(Self {
             url,
             state,
@@ -64,37 +70,37 @@ impl Cable {
         })
     }
 
-    /// This end.
+    /// Returns the URL of the proxy.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Drops every connection, and every new one too.
-    pub fn cut(&self) {
+    /// Drops all connections, and new ones until [`reconnect`](Self::reconnect).
+    pub fn disconnect(&self) {
         self.state.send_modify(|state| {
-            state.whole = false;
-            state.cuts += 1;
+            state.is_open = false;
+            state.disconnects += 1;
         });
     }
 
-    /// Lets connections through again.
-    pub fn mend(&self) {
-        self.state.send_modify(|state| state.whole = true);
+    /// Forwards new connections again.
+    pub fn reconnect(&self) {
+        self.state.send_modify(|state| state.is_open = true);
     }
 
-    /// How many connections go through it.
+    /// Returns the number of open connections.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 }
 
-impl Drop for Cable {
+impl Drop for TcpProxy {
     fn drop(&mut self) {
         self.serving.abort();
     }
 }
 
-impl End {
+impl Target {
     async fn connect(&self) -> std::io::Result<Box<dyn Stream>> {
         Ok(match self {
             Self::Tcp(address) => Box::new(TcpStream::connect(address).await?),
@@ -105,34 +111,36 @@ impl End {
 
 async fn serve(
     listener: TcpListener,
-    end: End,
+    target: Target,
     state: watch::Receiver<State>,
     connections: Arc<AtomicUsize>,
 ) {
     while let Ok((mut near, _)) = listener.accept().await {
-        let (end, mut state, connections) = (end.clone(), state.clone(), connections.clone());
-        let begun = *state.borrow();
+        let (target, mut state, connections) = (target.clone(), state.clone(), connections.clone());
+        let initial = *state.borrow();
         tokio::spawn(async move {
-            let through = async {
-                // A part that is not there hangs up on its own.
-                let Ok(mut far) = end.connect().await else { return };
+            let forward = async {
+                // If the part is down, the client's connection is closed.
+                let Ok(mut far) = target.connect().await else {
+                    return;
+                };
                 connections.fetch_add(1, Ordering::SeqCst);
-                let _counted = Counted(connections);
+                let _connection = OpenConnection(connections);
                 copy_bidirectional(&mut near, &mut far).await.ok();
             };
             tokio::select! {
                 biased;
-                _ = state.wait_for(|state| !state.whole || state.cuts != begun.cuts) => {}
-                () = through => {}
+                _ = state.wait_for(|state| !state.is_open || state.disconnects != initial.disconnects) => {}
+                () = forward => {}
             }
         });
     }
 }
 
-/// A connection that goes through, until it is dropped.
-struct Counted(Arc<AtomicUsize>);
+/// Counts a connection until it is dropped.
+struct OpenConnection(Arc<AtomicUsize>);
 
-impl Drop for Counted {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }

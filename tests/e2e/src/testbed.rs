@@ -1,4 +1,4 @@
-//! The stack that the tests of one run share, and who may disturb it.
+//! The stack that all tests of a run share, and the lock on its parts.
 
 use std::{
     env, fs,
@@ -11,32 +11,35 @@ use serde_json::json;
 use slipway_stack::Stack;
 use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::{client::Client, functions::Functions, registry::Registry, source::Source};
+use crate::{build_context::BuildContext, client::Client, functions::Functions, registry::Registry};
 
-/// Tests that need every part running hold this for reading; one that stops a part holds it alone.
+/// A shared lock for tests that need all parts; an exclusive one for tests that stop parts.
 static PARTS: RwLock<()> = RwLock::const_new(());
+
+/// How long a condition may take until it holds; a test that passes does not wait this long.
+const LIMIT: Duration = Duration::from_secs(60);
 
 static BUSYBOX: OnceCell<String> = OnceCell::const_new();
 
-/// The running stack with the clients that a test needs.
-pub struct Bench {
-    /// The launcher's handle.
+/// The running stack and clients for it.
+pub struct Testbed {
+    /// The launcher's handle of the stack.
     pub stack: Stack,
-    /// builder-fn, past the gateway.
+    /// A client of builder-fn, directly.
     pub builder: Client,
-    /// builder-fn, through the gateway, waiting for the answer.
+    /// A client of builder-fn through the gateway; it waits for the answer.
     pub through_gateway: Client,
-    /// builder-fn, through the queue.
+    /// A client of builder-fn through the queue.
     pub queued: Client,
-    /// The registry.
+    /// A client of the registry.
     pub registry: Registry,
-    /// The functions.
+    /// A client of the functions.
     pub functions: Functions,
 }
 
-impl Bench {
-    /// Finds the stack named by `SLIPWAY_STACK` (`default` where unset). There is no test without one: a stack that is
-    /// not there fails the test, with the command that starts it.
+impl Testbed {
+    /// Finds the stack named by `SLIPWAY_STACK` (default: `default`). Fails if it does not run, and names the
+    /// command that starts it.
     pub fn find() -> Result<Self> {
         let name = env::var("SLIPWAY_STACK").unwrap_or_else(|_| "default".to_owned());
         let mut stack = Stack::load(&name)
@@ -44,44 +47,45 @@ impl Bench {
             .with_context(|| {
                 format!("no stack {name:?} is running: `make test` starts one, `make up` the default one")
             })?;
-        // One that was started without it, or by somebody else, can be tried with another faas-cli as well.
+        // Also for a stack that was started without this variable, or not by the launcher.
         if let Some(faas_cli) = env::var_os("SLIPWAY_FAAS_CLI") {
             stack.tools.faas_cli = fs::canonicalize(&faas_cli).with_context(|| format!("{faas_cli:?}"))?;
         }
         let key = fs::read(&stack.payload_secret).context("reading the payload secret")?;
-        let functions = Functions::of(&stack)?;
+        let functions = Functions::for_stack(&stack)?;
         Ok(Self {
             builder: Client::new(format!("{}/build", stack.builder_url), &key)?,
             through_gateway: Client::new(functions.url("builder-fn"), &key)?,
             queued: Client::new(functions.async_url("builder-fn"), &key)?,
-            registry: Registry::of(&stack)?,
+            registry: Registry::for_stack(&stack)?,
             functions,
             stack,
         })
     }
 
-    /// For tests that need every part: none is stopped by another test meanwhile.
-    pub async fn undisturbed(&self) -> RwLockReadGuard<'static, ()> {
+    /// Waits for the shared lock: no test stops a part while it is held.
+    pub async fn share_parts(&self) -> RwLockReadGuard<'static, ()> {
         PARTS.read().await
     }
 
-    /// For tests that stop parts: no other test runs meanwhile.
-    pub async fn alone(&self) -> RwLockWriteGuard<'static, ()> {
+    /// Waits for the exclusive lock, for tests that stop parts: no other test runs while it is held.
+    pub async fn lock_parts(&self) -> RwLockWriteGuard<'static, ()> {
         PARTS.write().await
     }
 
-    /// The name of an image in the stack's registry.
+    /// Returns the name of an image in the stack's registry.
     pub fn image(&self, repository: &str, tag: &str) -> String {
         format!("{}/{repository}:{tag}", self.stack.registry.host)
     }
 
-    /// An image with nothing but busybox, built by builder-fn from this machine's static one.
+    /// Returns the name of an image that contains only this machine's static busybox; builder-fn builds it once a
+    /// run.
     pub async fn busybox(&self) -> Result<&'static str> {
         let name = BUSYBOX
             .get_or_try_init(|| async {
                 let binary = fs::read("/bin/busybox").context("/bin/busybox (Debian package busybox-static)")?;
                 let image = self.image("e2e/busybox", "1");
-                let tar = Source::dockerfile("FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
+                let tar = BuildContext::dockerfile("FROM scratch\nCOPY --chmod=755 busybox /bin/busybox\nRUN [\"/bin/busybox\", \"--install\", \"-s\", \"/bin\"]\n")
                     .file_with_mode("busybox", binary, 0o755)
                     .tar(&json!({ "image": image }))?;
                 let reply = self.builder.post(tar).await?;
@@ -92,43 +96,37 @@ impl Bench {
         Ok(name)
     }
 
-    /// Waits until a build step whose command line contains this runs on the stack, or until none does any more.
+    /// Waits until a build step whose command contains `command` is running, or until none is.
     pub async fn wait_for_step(&self, command: &str, running: bool) -> Result<()> {
         let what = format!(
-            "a step {command:?} {}",
-            if running { "runs" } else { "has ended" }
+            "a build step with {command:?} {}",
+            if running { "is running" } else { "has ended" }
         );
-        self.wait_until(Duration::from_secs(40), &what, || {
-            Ok(step(command)?.is_some() == running)
-        })
-        .await
+        self.wait_until(&what, || Ok(step(command)?.is_some() == running))
+            .await
     }
 
-    /// Makes an empty file in the root folder of the running build step whose command line contains its name.
-    pub fn make_file_in_step(&self, name: &str) -> Result<()> {
-        let step = step(name)?.with_context(|| format!("no step {name:?} runs"))?;
-        fs::write(step.join("root").join(name), "").with_context(|| format!("making {name} in {step:?}"))
+    /// Ends a running step with a [`gated`](crate::build_context::gated) command: creates the file it waits for.
+    pub fn open_gate(&self, gate: &str) -> Result<()> {
+        let step = step(gate)?.with_context(|| format!("no build step with {gate:?} is running"))?;
+        fs::write(step.join("root").join(gate), "").with_context(|| format!("creating {gate} in {step:?}"))
     }
 
-    /// Waits until a fact about another process holds: there is no event for it on this side.
-    pub async fn wait_until(
-        &self,
-        limit: Duration,
-        what: &str,
-        holds: impl Fn() -> Result<bool>,
-    ) -> Result<()> {
-        let end = Instant::now() + limit;
+    /// Polls until a condition on another process holds, which sends no event to this one. Fails after a minute.
+    pub async fn wait_until(&self, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + LIMIT;
         while !holds()? {
             if Instant::now() > end {
-                bail!("not within {limit:?}: {what}");
+                bail!("not within {LIMIT:?}: {what}");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok(())
     }
 
-    /// How many connections to BuildKit's TCP port are open inside the stack: builder-fn has one a build.
-    pub fn sessions(&self) -> Result<usize> {
+    /// Returns the number of open connections to BuildKit's TCP port inside the stack: builder-fn has one for each
+    /// build.
+    pub fn buildkit_connections(&self) -> Result<usize> {
         const ESTABLISHED: &str = "01";
         const BUILDKIT_PORT: &str = ":04D2";
         let table = fs::read_to_string(format!("/proc/{}/net/tcp", self.stack.supervisor_pid()?))?;
@@ -142,11 +140,11 @@ impl Bench {
     }
 }
 
-/// The folder in `/proc` of the shell that runs the build step with this command.
+/// Returns the folder in `/proc` of the shell that runs the build step with this command.
 fn step(command: &str) -> Result<Option<PathBuf>> {
     for entry in fs::read_dir("/proc")? {
         let folder = entry?.path();
-        // Most entries are no processes, and a process may end while the list is read.
+        // Most entries are not processes, and a process may exit while the list is read.
         let Ok(line) = fs::read(folder.join("cmdline")) else {
             continue;
         };

@@ -1,4 +1,4 @@
-//! TLS in front of a part of the stack that speaks none: what an ingress is in a cluster.
+//! TLS in front of a part of the stack that has none, as an ingress provides it in a cluster.
 
 use std::sync::Arc;
 
@@ -19,19 +19,19 @@ use tokio_rustls::{
 
 use crate::certificates::Identity;
 
-/// The front; it ends with the value.
+/// A running proxy; it stops on drop.
 #[derive(Debug)]
-pub struct TlsFront {
+pub struct TlsProxy {
     url: String,
     serving: JoinHandle<()>,
 }
 
-impl TlsFront {
-    /// Puts TLS with this certificate, which has to be for `localhost`, before an `http` URL.
-    pub async fn before(url: &str, identity: &Identity) -> Result<Self> {
+impl TlsProxy {
+    /// Starts a TLS proxy to an `http` URL. The certificate has to be for `localhost`.
+    pub async fn to(url: &str, identity: &Identity) -> Result<Self> {
         let target = url
             .strip_prefix("http://")
-            .with_context(|| format!("no http URL: {url}"))?
+            .with_context(|| format!("not an http URL: {url}"))?
             .to_owned();
         let certificate = CertificateDer::from_pem_slice(identity.certificate.as_bytes())?;
         let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())?;
@@ -47,7 +47,7 @@ impl TlsFront {
                 while let Ok((client, _)) = listener.accept().await {
                     let (acceptor, target) = (acceptor.clone(), target.clone());
                     tokio::spawn(async move {
-                        // A client that does not trust the certificate ends the handshake.
+                        // The handshake fails if the client does not trust the certificate.
                         let Ok(mut client) = acceptor.accept(client).await else {
                             return;
                         };
@@ -60,13 +60,13 @@ impl TlsFront {
         })
     }
 
-    /// Its address.
+    /// Returns the proxy's `https` URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 }
 
-impl Drop for TlsFront {
+impl Drop for TlsProxy {
     fn drop(&mut self) {
         self.serving.abort();
     }

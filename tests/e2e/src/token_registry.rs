@@ -1,7 +1,7 @@
-//! A registry that asks for bearer tokens, behind TLS with an authority of its own, and the server that gives the tokens.
+//! A registry with bearer tokens, behind TLS from a private authority, and its token server.
 //!
-//! The protocol: `distribution/distribution` `docs/content/spec/auth/token.md` and `oauth.md`. The registry is a real one;
-//! the server is made here, because what it was asked is what a test wants to know.
+//! The protocol: `distribution/distribution` `docs/content/spec/auth/token.md` and `oauth.md`. The registry is a
+//! real one; the token server is part of the test, so that a test can see which tokens were requested.
 
 use std::{
     collections::HashMap,
@@ -31,38 +31,38 @@ use serde_json::{Value, json};
 
 use crate::{
     certificates::{Authority, Identity},
-    shared::Bench,
+    testbed::Testbed,
 };
 
 const SERVICE: &str = "e2e";
 const ISSUER: &str = "e2e-tokens";
 
-/// The user that gets tokens with [`PASSWORD`].
+/// The user who gets tokens for [`PASSWORD`].
 pub const USER: &str = "ann";
-/// Their password.
+/// The password of [`USER`].
 pub const PASSWORD: &str = "the password of ann";
-/// What gets tokens without a user's name.
+/// The identity token that gets tokens without a user name.
 pub const IDENTITY_TOKEN: &str = "the identity token";
 
-/// A running registry and its token server; both end with the value.
+/// A running registry and its token server; both stop on drop.
 pub struct TokenRegistry {
     child: Child,
     dir: tempfile::TempDir,
-    tokens: Arc<Tokens>,
+    tokens: Arc<TokenServer>,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
     /// Host and port, as in image references.
     pub host: String,
 }
 
-struct Tokens {
+struct TokenServer {
     signer: EcdsaKeyPair,
     certificate: String,
-    given: Mutex<Vec<String>>,
+    issued: Mutex<Vec<String>>,
 }
 
 impl TokenRegistry {
-    /// Starts both on this machine's loopback address.
-    pub async fn start(bench: &Bench, authority: &Authority) -> Result<Self> {
+    /// Starts registry and token server on the loopback address.
+    pub async fn start(testbed: &Testbed, authority: &Authority) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let identity = authority.issue("127.0.0.1")?;
         let signing = Authority::self_signed("tokens")?;
@@ -75,9 +75,9 @@ impl TokenRegistry {
         }
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let realm = format!("http://{}/token", listener.local_addr()?);
-        let tokens = Arc::new(Tokens::new(&signing)?);
+        let tokens = Arc::new(TokenServer::new(&signing)?);
         let app = Router::new()
-            .route("/token", get(with_password).post(with_form))
+            .route("/token", get(issue_for_password).post(issue_for_identity_token))
             .with_state(tokens.clone());
         let serving = tokio::spawn(async move { axum::serve(listener, app).await });
 
@@ -93,7 +93,7 @@ impl TokenRegistry {
              rootcertbundle: {at}/tokens.pem\n"
         );
         fs::write(dir.path().join("registry.yml"), config)?;
-        let child = Command::new(bench.stack.registry_program())
+        let child = Command::new(testbed.stack.registry_program())
             .arg("serve")
             .arg(dir.path().join("registry.yml"))
             .stdin(Stdio::null())
@@ -108,27 +108,27 @@ impl TokenRegistry {
             serving,
             host,
         };
-        registry.wait_until_it_listens().await?;
+        registry.wait_until_listening().await?;
         Ok(registry)
     }
 
-    /// Whether it has this tag.
-    pub fn has(&self, repository: &str, tag: &str) -> bool {
+    /// Returns whether the registry has this tag.
+    pub fn has_tag(&self, repository: &str, tag: &str) -> bool {
         let tags = format!("data/docker/registry/v2/repositories/{repository}/_manifests/tags/{tag}");
         self.dir.path().join(tags).exists()
     }
 
-    /// What tokens were given since this was last asked, as `WHO by HOW for SCOPE`.
-    pub fn given(&self) -> Vec<String> {
-        std::mem::take(&mut self.tokens.given.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Returns the tokens issued since the last call, each as `SUBJECT by METHOD for SCOPE`.
+    pub fn take_issued(&self) -> Vec<String> {
+        std::mem::take(&mut self.tokens.issued.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    async fn wait_until_it_listens(&self) -> Result<()> {
+    async fn wait_until_listening(&self) -> Result<()> {
         let end = Instant::now() + Duration::from_secs(20);
         while tokio::net::TcpStream::connect(&self.host).await.is_err() {
             if Instant::now() > end {
                 bail!(
-                    "docker-registry did not come up: {}",
+                    "docker-registry did not start listening within 20 s; its log: {}",
                     fs::read_to_string(self.dir.path().join("log"))?
                 );
             }
@@ -146,7 +146,7 @@ impl Drop for TokenRegistry {
     }
 }
 
-impl Tokens {
+impl TokenServer {
     fn new(signing: &Identity) -> Result<Self> {
         let der = |pem: &str| -> Result<Vec<u8>> {
             let lines: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
@@ -158,15 +158,15 @@ impl Tokens {
             &SystemRandom::new(),
         );
         Ok(Self {
-            signer: signer.map_err(|error| anyhow::anyhow!("the key of the tokens: {error}"))?,
+            signer: signer.map_err(|error| anyhow::anyhow!("reading the token key: {error}"))?,
             certificate: STANDARD.encode(der(&signing.certificate)?),
-            given: Mutex::default(),
+            issued: Mutex::default(),
         })
     }
 
-    fn give(&self, who: &str, how: &str, scope: &str) -> (StatusCode, Json<Value>) {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.push(format!("{who} by {how} for {scope}"));
+    fn issue(&self, who: &str, how: &str, scope: &str) -> (StatusCode, Json<Value>) {
+        let mut issued = self.issued.lock().unwrap_or_else(PoisonError::into_inner);
+        issued.push(format!("{who} by {how} for {scope}"));
         match self.token(who, scope) {
             Ok(token) => (
                 StatusCode::OK,
@@ -179,7 +179,7 @@ impl Tokens {
         }
     }
 
-    /// A token for each of the scopes `repository:NAME:ACTIONS`.
+    /// Returns a token for the scopes, each `repository:NAME:ACTIONS`, separated by spaces.
     fn token(&self, who: &str, scope: &str) -> Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let access: Vec<Value> = scope
@@ -207,12 +207,12 @@ impl Tokens {
     }
 }
 
-fn refused() -> (StatusCode, Json<Value>) {
+fn unauthorized() -> (StatusCode, Json<Value>) {
     (StatusCode::UNAUTHORIZED, Json(json!({ "error": "no" })))
 }
 
-async fn with_password(
-    State(tokens): State<Arc<Tokens>>,
+async fn issue_for_password(
+    State(tokens): State<Arc<TokenServer>>,
     Query(query): Query<Vec<(String, String)>>,
     headers: HeaderMap,
 ) -> (StatusCode, Json<Value>) {
@@ -221,23 +221,23 @@ async fn with_password(
         .get("authorization")
         .is_some_and(|given| given.as_bytes() == expected.as_bytes());
     if !is_good {
-        return refused();
+        return unauthorized();
     }
     let scopes: Vec<&str> = query
         .iter()
         .filter(|(name, _)| name == "scope")
         .map(|(_, scope)| scope.as_str())
         .collect();
-    tokens.give(USER, "password", &scopes.join(" "))
+    tokens.issue(USER, "password", &scopes.join(" "))
 }
 
-async fn with_form(
-    State(tokens): State<Arc<Tokens>>,
+async fn issue_for_identity_token(
+    State(tokens): State<Arc<TokenServer>>,
     Form(form): Form<HashMap<String, String>>,
 ) -> (StatusCode, Json<Value>) {
     let field = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
     match (field("grant_type"), field("refresh_token")) {
-        ("refresh_token", IDENTITY_TOKEN) => tokens.give("somebody", "identity token", field("scope")),
-        _ => refused(),
+        ("refresh_token", IDENTITY_TOKEN) => tokens.issue("anonymous", "identity token", field("scope")),
+        _ => unauthorized(),
     }
 }

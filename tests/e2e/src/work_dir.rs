@@ -1,5 +1,5 @@
-//! Programs that are not ours, run as their users run them: in a folder of their own, judged by what they print and
-//! how they end.
+//! Client programs of other projects, run as users run them: in a folder of their own, judged by output and exit
+//! code.
 
 use std::{
     ffi::OsStr,
@@ -12,43 +12,43 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::{shared::Bench, source::Source};
+use crate::{build_context::BuildContext, testbed::Testbed};
 
-/// What a program left behind.
+/// The output and exit code of a program.
 #[derive(Debug)]
-pub struct Ran {
-    /// Its exit code; -1 where a signal ended it.
+pub struct ProgramOutput {
+    /// The exit code; -1 if a signal ended the program.
     pub code: i32,
-    /// Its standard output.
-    pub out: String,
-    /// Its standard error.
-    pub err: String,
+    /// The standard output.
+    pub stdout: String,
+    /// The standard error.
+    pub stderr: String,
 }
 
-impl Ran {
-    /// The last line of the output as JSON; a line that is none shows itself.
+impl ProgramOutput {
+    /// Returns the last line of the output as JSON. A line that is not JSON becomes a string that shows it.
     pub fn json(&self) -> Value {
-        let last = self.out.trim_end().lines().last().unwrap_or_default();
+        let last = self.stdout.trim_end().lines().last().unwrap_or_default();
         serde_json::from_str(last).unwrap_or_else(|error| Value::String(format!("{error}: {self:?}")))
     }
 
-    /// Both outputs.
-    pub fn said(&self) -> String {
-        format!("{}{}", self.out, self.err)
+    /// Returns standard output followed by standard error.
+    pub fn combined(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
     }
 }
 
-/// A folder in which a client works, with a small template in `template/small`.
+/// A folder in which a client runs, with a small template in `template/small`.
 #[derive(Debug)]
-pub struct Desk {
+pub struct WorkDir {
     folder: tempfile::TempDir,
 }
 
-impl Desk {
-    /// An empty folder, with the template. `base` is the stack's busybox image: a function of the template serves its
-    /// handler's files.
+impl WorkDir {
+    /// Creates a folder that contains only the template. `base` is the stack's busybox image: functions of the
+    /// template serve their handler's files.
     pub fn new(base: &str) -> Result<Self> {
-        let desk = Self {
+        let work_dir = Self {
             folder: tempfile::tempdir()?,
         };
         let dockerfile = format!(
@@ -64,17 +64,17 @@ impl Desk {
             ),
             ("template/small/function/index.html", "new"),
         ] {
-            desk.write(path, text)?;
+            work_dir.write(path, text)?;
         }
-        Ok(desk)
+        Ok(work_dir)
     }
 
-    /// Where it is.
+    /// Returns the folder's path.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Writes a file, and the folders above it.
+    /// Writes a file, and creates its parent folders.
     pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.path().join(path);
         fs::create_dir_all(path.parent().context("a path without a folder")?)?;
@@ -82,23 +82,24 @@ impl Desk {
         Ok(path)
     }
 
-    /// Writes a build context into the folder `name`, and gives its path.
-    pub fn context(&self, name: &str, source: &Source) -> Result<PathBuf> {
+    /// Writes a build context to the folder `name`; returns its path.
+    pub fn context(&self, name: &str, source: &BuildContext) -> Result<PathBuf> {
         source.extract(&self.path().join(name))
     }
 
-    /// Runs a program here. It has of the environment what any program needs, and what is given.
+    /// Runs a program in this folder, with the test's environment except the variables below, and with
+    /// `environment`.
     pub fn run(
         &self,
         program: impl AsRef<OsStr>,
         arguments: &[&str],
         environment: &[(&str, &str)],
         input: &[u8],
-    ) -> Result<Ran> {
+    ) -> Result<ProgramOutput> {
         let program = program.as_ref();
         let mut child = Command::new(program);
         child.args(arguments).current_dir(self.path());
-        // The stack is at an address of this machine.
+        // The stack has an address of this machine.
         for name in [
             "http_proxy",
             "HTTP_PROXY",
@@ -120,29 +121,34 @@ impl Desk {
             .spawn()
             .with_context(|| format!("running {}", program.display()))?;
         let (mut stdin, input) = (child.stdin.take().context("no input")?, input.to_vec());
-        // A program that does not read ends the pipe, which is no mistake.
+        // A program that does not read its input closes the pipe, which is not an error.
         let writer = thread::spawn(move || std::io::Write::write_all(&mut stdin, &input).ok());
         let output = child.wait_with_output()?;
         drop(writer.join());
-        Ok(Ran {
+        Ok(ProgramOutput {
             code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
     }
 
     /// Runs the stack's faas-cli, logged in to the stack's gateway.
-    pub async fn faas_cli(&self, bench: &Bench, arguments: &[&str], input: &[u8]) -> Result<Ran> {
-        let login = bench.stack.login().await?;
+    pub async fn faas_cli(
+        &self,
+        testbed: &Testbed,
+        arguments: &[&str],
+        input: &[u8],
+    ) -> Result<ProgramOutput> {
+        let login = testbed.stack.login().await?;
         let environment = [
             ("OPENFAAS_CONFIG", login.to_str().context("a folder's name")?),
-            ("OPENFAAS_URL", bench.stack.gateway.url.as_str()),
+            ("OPENFAAS_URL", testbed.stack.gateway.url.as_str()),
         ];
-        self.run(&bench.stack.tools.faas_cli, arguments, &environment, input)
+        self.run(&testbed.stack.tools.faas_cli, arguments, &environment, input)
     }
 }
 
-/// A path below this repository.
+/// Returns a path inside this repository.
 pub fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }

@@ -1,5 +1,6 @@
-//! How long builder-fn takes from source to pushed image, against `buildctl`; see `slipway_e2e::compare`.
-#![expect(clippy::print_stdout, reason = "what it measures is what it prints")]
+//! Measures how long builder-fn takes from context to pushed image, against `buildctl`; see
+//! [`slipway_e2e::compare`].
+#![expect(clippy::print_stdout, reason = "the measurements are the output")]
 
 use std::path::PathBuf;
 
@@ -9,13 +10,13 @@ use slipway_e2e::compare::{Comparison, Medians, SHAPES};
 
 #[derive(Parser)]
 struct Options {
-    /// Rounds of each shape.
+    /// Rounds of each shape
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// A folder of this machine, such as a toolchain, to be built with each side's own default compression.
+    /// A local folder, such as a toolchain, to build with each client's default compression
     #[arg(long)]
     folder: Option<PathBuf>,
-    /// Only shapes whose name has this in it.
+    /// Measure only shapes whose name contains this
     #[arg(long, default_value = "")]
     only: String,
 }
@@ -30,10 +31,12 @@ async fn main() -> Result<()> {
         .filter(|shape| shape.name.contains(&options.only))
     {
         println!("{}", shape.name);
-        println!("{}", comparison.rounds(shape, options.rounds).await?);
+        println!("{}", comparison.measure_shape(shape, options.rounds).await?);
     }
     if "16 at once".contains(&options.only) {
-        let (pairs, peak) = comparison.at_once(SHAPES[0], 16, options.rounds).await?;
+        let (pairs, peak) = comparison
+            .measure_concurrent_builds(SHAPES[0], 16, options.rounds)
+            .await?;
         println!(
             "16 at once\n  cold     {}\n  peak     {} KiB",
             Medians(&pairs),
@@ -41,7 +44,7 @@ async fn main() -> Result<()> {
         );
     }
     if let Some(folder) = &options.folder {
-        let (pairs, peak) = comparison.folder(folder, options.rounds).await?;
+        let (pairs, peak) = comparison.measure_folder(folder, options.rounds).await?;
         println!(
             "{}, at the defaults\n  cold     {}\n  peak     {} KiB",
             folder.display(),

@@ -1,4 +1,4 @@
-//! Contexts to compare with: folders for `buildctl`, and the tars of the same for builder-fn.
+//! Contexts of the benchmark: a folder for `buildctl`, and its tar for builder-fn.
 
 use std::{
     fs,
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::{Comparison, OURS, Shape, run};
 
-/// A folder `context` with content that nobody has seen.
+/// A folder `context` with content that no cache knows.
 pub(super) struct Folder {
     dir: tempfile::TempDir,
-    /// What its content was made from, and is named by.
+    /// The seed of its content, also the image's tag.
     pub(super) salt: u64,
 }
 
@@ -56,7 +56,7 @@ impl Folder {
         self.dir.path().join("context")
     }
 
-    /// Another file in the place of one of them.
+    /// Replaces one file's content.
     pub(super) fn change(&self) -> Result<()> {
         let path = self.path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;
@@ -71,7 +71,7 @@ impl Folder {
     }
 
     pub(super) fn tar(&self, comparison: &Comparison, compression: &str) -> Result<Vec<u8>> {
-        let image = comparison.bench.image(OURS, &self.salt.to_string());
+        let image = comparison.testbed.image(OURS, &self.salt.to_string());
         let compression = Some(compression).filter(|name| !name.is_empty());
         let config: Value = json!({ "image": image, "compression": compression });
         fs::write(
@@ -92,7 +92,7 @@ impl Folder {
     }
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// Returns incompressible bytes, the same ones for the same seed.
 fn content(bytes: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut next = || {
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_is_the_same_again_and_never_that_of_another_seed() {
+    fn content_depends_on_the_seed_alone() {
         assert_eq!(content(100, 7), content(100, 7));
         assert_ne!(content(100, 7), content(100, 8 << 8));
         assert_eq!(content(13, 1).len(), 13);

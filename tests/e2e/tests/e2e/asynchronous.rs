@@ -1,4 +1,4 @@
-//! Builds by way of the queue: the caller has its 202 at once, and sees the outcome in the function that answers.
+//! Builds through the queue: the caller gets 202 at once, and the function's answer shows the outcome.
 
 use std::{
     sync::{
@@ -10,78 +10,78 @@ use std::{
 
 use anyhow::Result;
 use serde_json::json;
-use slipway_e2e::{functions::Functions, shared::Bench, source::Source};
+use slipway_e2e::{build_context::BuildContext, functions::Functions, testbed::Testbed};
 
-/// The Community gateway's limit for a queued body.
+/// The Community Edition's limit on a queued body, in bytes.
 const QUEUE_LIMIT: usize = 256_000;
 
-const PATIENCE: Duration = Duration::from_secs(90);
+const TIMEOUT: Duration = Duration::from_secs(90);
 
 #[tokio::test]
 async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
     let name = "queued";
-    bench.functions.remove(name).await?;
-    let config = json!({ "image": bench.image("e2e/queued", "1"), "deploy": { "service": name } });
-    let tar = Source::pages(base, "by the queue").tar(&config)?;
+    testbed.functions.remove(name).await?;
+    let config = json!({ "image": testbed.image("e2e/queued", "1"), "deploy": { "service": name } });
+    let tar = BuildContext::pages(base, "by the queue").tar(&config)?;
     assert!(tar.len() < QUEUE_LIMIT);
 
-    let reply = bench.queued.post(tar).await?;
+    let reply = testbed.queued.post(tar).await?;
     assert_eq!(reply.status, 202, "{}", reply.text);
-    assert!(reply.call_id.is_some(), "the caller is given the call's id");
+    assert!(reply.call_id.is_some(), "the answer has no call id");
 
-    bench
+    testbed
         .functions
-        .wait_for_page(name, "by the queue", PATIENCE)
+        .wait_for_page(name, "by the queue", TIMEOUT)
         .await?;
-    assert!(bench.registry.manifest("e2e/queued", "1").await?.is_some());
-    bench.functions.remove(name).await
+    assert!(testbed.registry.manifest("e2e/queued", "1").await?.is_some());
+    testbed.functions.remove(name).await
 }
 
-/// The embedded provider starts the new version beside the old one and switches when it listens; faasd removes the old
-/// one first, so there a gap is what the provider allows, and only the end is asserted.
+/// The embedded provider starts the new version beside the old one and switches when it listens. faasd removes the
+/// old one first; there, requests in between may fail, and only the result is asserted.
 #[tokio::test]
 async fn a_second_version_replaces_the_first_without_a_failed_request() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
     let name = "replaced";
     let config =
-        |tag: &str| json!({ "image": bench.image("e2e/replaced", tag), "deploy": { "service": name } });
+        |tag: &str| json!({ "image": testbed.image("e2e/replaced", tag), "deploy": { "service": name } });
 
     assert_eq!(
-        bench
+        testbed
             .queued
-            .post(Source::pages(base, "first").tar(&config("1"))?)
+            .post(BuildContext::pages(base, "first").tar(&config("1"))?)
             .await?
             .status,
         202
     );
-    bench.functions.wait_for_page(name, "first", PATIENCE).await?;
+    testbed.functions.wait_for_page(name, "first", TIMEOUT).await?;
 
     let done = Arc::new(AtomicBool::new(false));
-    let watcher = tokio::spawn(watch(bench.functions.clone(), name, done.clone()));
+    let watcher = tokio::spawn(watch(testbed.functions.clone(), name, done.clone()));
     assert_eq!(
-        bench
+        testbed
             .queued
-            .post(Source::pages(base, "second").tar(&config("2"))?)
+            .post(BuildContext::pages(base, "second").tar(&config("2"))?)
             .await?
             .status,
         202
     );
-    let replaced = bench.functions.wait_for_page(name, "second", PATIENCE).await;
-    // Some requests after the switch too, while the first version is being stopped.
+    let replaced = testbed.functions.wait_for_page(name, "second", TIMEOUT).await;
+    // Also request the page after the switch, while the first version is being stopped.
     for _ in 0..50 {
-        bench.functions.page(name).await.ok();
+        testbed.functions.page(name).await.ok();
     }
     replaced?;
     done.store(true, Ordering::SeqCst);
     let seen = watcher.await?;
 
     assert!(seen.first > 0 && seen.second > 0, "{seen:?}");
-    if bench.stack.replaces_without_a_gap() {
+    if testbed.stack.replaces_without_a_gap() {
         assert!(
             seen.failed.is_empty(),
             "of {} requests failed: {:?}",
@@ -89,7 +89,7 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
             seen.failed
         );
     }
-    bench.functions.remove(name).await
+    testbed.functions.remove(name).await
 }
 
 #[derive(Debug, Default)]
@@ -99,11 +99,10 @@ struct Seen {
     failed: Vec<String>,
 }
 
-/// Calls the function one request after the other until told that the second version is there and has seen it, and
-/// counts what came back.
+/// Calls the function repeatedly until `done` is set and the second version has answered; counts the answers.
 async fn watch(functions: Functions, name: &'static str, done: Arc<AtomicBool>) -> Seen {
     let mut seen = Seen::default();
-    // Where there is a gap, a call that began in it may end long after the second version is there.
+    // With faasd, a call that began between the versions may end long after the second one is running.
     while !done.load(Ordering::SeqCst) || seen.second == 0 {
         match functions.page(name).await {
             Ok((200, page)) if page == "first" => seen.first += 1,

@@ -1,12 +1,12 @@
-//! Build secrets, sealed by faas-cli, on the real BuildKit.
+//! Build secrets sealed by faas-cli, on the real BuildKit.
 
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use slipway_e2e::{plain::PlainBuilder, shared::Bench, source::Source};
+use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
 
-/// What faas-cli made and sealed: `tests/clients/recorded`.
+/// Returns keys and secrets that faas-cli generated and sealed, from `tests/clients/recorded`.
 fn recorded() -> Result<Value> {
     Ok(serde_json::from_str(include_str!(
         "../../../clients/recorded/secrets.json"
@@ -14,28 +14,29 @@ fn recorded() -> Result<Value> {
 }
 
 #[tokio::test]
-async fn a_build_reads_its_secrets_and_nobody_else_does() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
+async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
     let recorded = recorded()?;
     let text = |name: &str| recorded[name].as_str().with_context(|| name.to_owned());
     let keys = tempfile::tempdir()?;
     let key = keys.path().join("key");
     std::fs::write(&key, text("private_key")?)?;
     let path = key.to_str().context("a path")?;
-    let builder = PlainBuilder::with_settings(&bench, &[("build_secrets_private_key_path", path)]).await?;
+    let builder =
+        BuilderProcess::with_settings(&testbed, &[("build_secrets_private_key_path", path)]).await?;
 
-    // As a file and as a variable; the lengths show that both are whole. Then all that is careless.
+    // Mount secrets as a file and as a variable; the printed lengths show that both are complete. Then print them.
     let at = format!("{:?}", std::time::SystemTime::now());
-    let source = Source::dockerfile(format!(
+    let source = BuildContext::dockerfile(format!(
         "FROM {base}\nENV AT=\"{at}\"\n\
          RUN --mount=type=secret,id=pip_token,required=true --mount=type=secret,id=npmrc,env=NPMRC \
          wc -c < /run/secrets/pip_token; echo -n \"$NPMRC\" | wc -c; \
          cat /run/secrets/pip_token; echo \"with $NPMRC\"; base64 /run/secrets/pip_token; \
          echo what the step wrote > /proof\n"
     ));
-    let config = json!({ "image": bench.image("e2e/sealed", "1") });
+    let config = json!({ "image": testbed.image("e2e/sealed", "1") });
     let tar = source.tar_with_secrets(&config, text("sealed")?)?;
     let reply = builder.client()?.post(tar).await?;
 
@@ -49,9 +50,13 @@ async fn a_build_reads_its_secrets_and_nobody_else_does() -> Result<()> {
     let npmrc = recorded["values"]["npmrc"].as_str().context("a value")?.len();
     assert_eq!(output[..3], ["7", &npmrc.to_string(), "***"], "{log:?}");
     for secret in ["s3cr3t", "t0ken", "czNjcjN0"] {
-        assert!(!reply.text.contains(secret), "{secret} is told: {}", reply.text);
+        assert!(
+            !reply.text.contains(secret),
+            "the answer contains {secret}: {}",
+            reply.text
+        );
     }
-    let manifest = bench
+    let manifest = testbed
         .registry
         .manifest("e2e/sealed", "1")
         .await?
@@ -60,16 +65,16 @@ async fn a_build_reads_its_secrets_and_nobody_else_does() -> Result<()> {
         .as_str()
         .context("a config")?
         .to_owned();
-    let mut all = bench.registry.blob("e2e/sealed", &config).await?;
+    let mut all = testbed.registry.blob("e2e/sealed", &config).await?;
     for digest in manifest.layers() {
         let packed = keys.path().join("layer");
-        std::fs::write(&packed, bench.registry.blob("e2e/sealed", &digest).await?)?;
-        // Reads gzip as well, and passes on what is not packed.
+        std::fs::write(&packed, testbed.registry.blob("e2e/sealed", &digest).await?)?;
+        // zstd decompresses gzip too, and with -f copies input that is not compressed.
         let unpacked = Command::new("zstd")
             .args(["-dcf", "--quiet"])
             .arg(&packed)
             .output()?;
-        assert!(unpacked.status.success(), "{digest} cannot be unpacked");
+        assert!(unpacked.status.success(), "{digest} does not decompress");
         all.extend(unpacked.stdout);
     }
     let is_there = |text: &str| all.windows(text.len()).any(|bytes| bytes == text.as_bytes());
@@ -79,10 +84,19 @@ async fn a_build_reads_its_secrets_and_nobody_else_does() -> Result<()> {
     let wrong = text("sealed")?.replace("UWnDv86x", "ABCDEFGH");
     let refused = builder
         .client()?
-        .post(source.tar_with_secrets(&json!({ "image": bench.image("e2e/sealed-wrong", "1") }), &wrong)?)
+        .post(source.tar_with_secrets(
+            &json!({ "image": testbed.image("e2e/sealed-wrong", "1") }),
+            &wrong,
+        )?)
         .await?;
     assert_eq!(refused.status, 400, "{}", refused.text);
     assert!(refused.field("error").contains("ABCDEFGH") && refused.field("error").contains("UWnDv86x"));
-    assert!(bench.registry.manifest("e2e/sealed-wrong", "1").await?.is_none());
+    assert!(
+        testbed
+            .registry
+            .manifest("e2e/sealed-wrong", "1")
+            .await?
+            .is_none()
+    );
     Ok(())
 }

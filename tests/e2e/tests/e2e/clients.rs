@@ -1,21 +1,21 @@
-//! Clients of the builder API that are not ours (`tests/clients`), as they are run by their users.
+//! Client programs in other languages (`tests/clients`), run as their users run them.
 
 use std::{path::PathBuf, time::SystemTime};
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    plain::PlainBuilder,
-    programs::{Desk, Ran, in_repository},
+    build_context::BuildContext,
+    builder_process::BuilderProcess,
     recorded::Recorded,
-    shared::Bench,
-    source::Source,
+    testbed::Testbed,
+    work_dir::{ProgramOutput, WorkDir, in_repository},
 };
 use tokio::sync::OnceCell;
 
 static GO_SDK: OnceCell<PathBuf> = OnceCell::const_new();
 
-/// The program around the OpenFaaS Go SDK, built with the versions that its `go.sum` pins.
+/// Returns the program that uses the OpenFaaS Go SDK, built with the versions pinned in its `go.sum`.
 async fn go_sdk() -> Result<&'static PathBuf> {
     GO_SDK
         .get_or_try_init(|| async {
@@ -38,37 +38,41 @@ async fn go_sdk() -> Result<&'static PathBuf> {
         .await
 }
 
-/// A builder, and a folder to call it from.
-struct Place<'a> {
-    bench: &'a Bench,
-    builder: PlainBuilder,
-    desk: Desk,
+/// A builder, and a folder in which clients run.
+struct ClientFixture<'a> {
+    testbed: &'a Testbed,
+    builder: BuilderProcess,
+    work_dir: WorkDir,
     _keys: tempfile::TempDir,
     base: &'a str,
 }
 
-impl<'a> Place<'a> {
-    /// The builder opens what is sealed to the recorded key.
-    async fn new(bench: &'a Bench) -> Result<Self> {
+impl<'a> ClientFixture<'a> {
+    /// Starts a builder with the recorded private key.
+    async fn new(testbed: &'a Testbed) -> Result<Self> {
         let keys = tempfile::tempdir()?;
-        let key = Recorded::read()?.private_key(keys.path())?;
+        let key = RecordedCli::read()?.private_key(keys.path())?;
         let settings = [("build_secrets_private_key_path", key.as_str())];
-        let base = bench.busybox().await?;
+        let base = testbed.busybox().await?;
         Ok(Self {
-            bench,
-            builder: PlainBuilder::with_settings(bench, &settings).await?,
+            testbed,
+            builder: BuilderProcess::with_settings(testbed, &settings).await?,
             _keys: keys,
-            desk: Desk::new(base)?,
+            work_dir: WorkDir::new(base)?,
             base,
         })
     }
 
-    /// Runs a client with the builder's address and the file of the stack's key.
-    fn run(&self, program: &str, arguments: &[&str], more: &[(&str, &str)]) -> Result<Ran> {
-        let text = |path: &PathBuf| path.to_str().map(str::to_owned).context("a path that is no text");
+    /// Runs a client with the builder's URL and the file with the stack's key.
+    fn run(&self, program: &str, arguments: &[&str], more: &[(&str, &str)]) -> Result<ProgramOutput> {
+        let text = |path: &PathBuf| {
+            path.to_str()
+                .map(str::to_owned)
+                .context("a path that is not UTF-8")
+        };
         let (key, faas_cli) = (
-            text(&self.bench.stack.payload_secret)?,
-            text(&self.bench.stack.tools.faas_cli)?,
+            text(&self.testbed.stack.payload_secret)?,
+            text(&self.testbed.stack.tools.faas_cli)?,
         );
         let environment: Vec<_> = [
             ("BUILDER_URL", self.builder.url()),
@@ -78,45 +82,45 @@ impl<'a> Place<'a> {
         .into_iter()
         .chain(more.iter().copied())
         .collect();
-        self.desk.run(program, arguments, &environment, b"")
+        self.work_dir.run(program, arguments, &environment, b"")
     }
 
-    /// Writes a context whose steps no other run has cached, and gives its path.
+    /// Writes a context whose steps are never cached; returns its path.
     fn context(&self, name: &str, steps: &str) -> Result<String> {
         let at = format!("{:?}", SystemTime::now());
-        let source =
-            Source::dockerfile(format!("FROM {}\nENV AT=\"{at}\"\n{steps}\n", self.base)).file("a/b", "ab");
-        let path = self.desk.context(name, &source)?;
-        Ok(path.to_str().context("a path that is no text")?.to_owned())
+        let source = BuildContext::dockerfile(format!("FROM {}\nENV AT=\"{at}\"\n{steps}\n", self.base))
+            .file("a/b", "ab");
+        let path = self.work_dir.context(name, &source)?;
+        Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
     }
 
     async fn pushed(&self, repository: &str) -> Result<bool> {
-        Ok(self.bench.registry.manifest(repository, "1").await?.is_some())
+        Ok(self.testbed.registry.manifest(repository, "1").await?.is_some())
     }
 }
 
 #[tokio::test]
-async fn the_go_sdk_builds_and_is_told_of_failures() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let place = Place::new(&bench).await?;
+async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let fixture = ClientFixture::new(&testbed).await?;
     let sdk = go_sdk().await?.to_str().context("a path")?;
-    let good = place.context("good", "COPY a /a\nRUN echo one; sleep 1; echo two")?;
-    let bad = place.context("bad", "RUN echo before; exit 3")?;
-    let handler = place.desk.write("fn/index.html", "by the SDK")?;
+    let good = fixture.context("good", "COPY a /a\nRUN echo one; sleep 1; echo two")?;
+    let bad = fixture.context("bad", "RUN echo before; exit 3")?;
+    let handler = fixture.work_dir.write("fn/index.html", "by the SDK")?;
     let handler = handler
         .parent()
         .and_then(|path| path.to_str())
         .context("a folder")?;
-    let image = |name: &str| bench.image(&format!("e2e/go-sdk-{name}"), "1");
+    let image = |name: &str| testbed.image(&format!("e2e/go-sdk-{name}"), "1");
 
-    let ran = place.run(sdk, &["build", &good, &image("build")], &[])?;
-    let told = ran.json();
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(told["status"], "success", "{told}");
-    assert_eq!(told["image"], image("build").as_str(), "{told}");
-    assert!(told["log_lines"].as_u64() > Some(3), "{told}");
-    assert!(place.pushed("e2e/go-sdk-build").await?);
+    let output = fixture.run(sdk, &["build", &good, &image("build")], &[])?;
+    let result = output.json();
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(result["status"], "success", "{result}");
+    assert_eq!(result["image"], image("build").as_str(), "{result}");
+    assert!(result["log_lines"].as_u64() > Some(3), "{result}");
+    assert!(fixture.pushed("e2e/go-sdk-build").await?);
 
     let stream = [
         "stream",
@@ -127,95 +131,101 @@ async fn the_go_sdk_builds_and_is_told_of_failures() -> Result<()> {
         "NOTE=a=b",
         handler,
     ];
-    let ran = place.run(sdk, &[&stream[..], &[&image("stream")]].concat(), &[])?;
-    let told = ran.json();
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(told["image"], image("stream").as_str(), "{told}");
-    assert_eq!(told["terminal"], true, "{told}");
-    assert!(told["records"].as_u64() > Some(2), "{told}");
-    assert!(ran.err.contains("COPY function /www"), "{ran:?}");
-    assert!(place.pushed("e2e/go-sdk-stream").await?);
+    let output = fixture.run(sdk, &[&stream[..], &[&image("stream")]].concat(), &[])?;
+    let result = output.json();
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(result["image"], image("stream").as_str(), "{result}");
+    assert_eq!(result["terminal"], true, "{result}");
+    assert!(result["records"].as_u64() > Some(2), "{result}");
+    assert!(output.stderr.contains("COPY function /www"), "{output:?}");
+    assert!(fixture.pushed("e2e/go-sdk-stream").await?);
 
-    let ran = place.run(sdk, &["stream", "-log", &bad, &image("bad")], &[])?;
-    let told = ran.json();
-    assert_eq!((ran.code, &told["status"]), (1, &json!("failed")), "{ran:?}");
-    assert_eq!(told["terminal"], true, "{told}");
-    assert!(ran.err.contains("Z before"), "{ran:?}");
+    let output = fixture.run(sdk, &["stream", "-log", &bad, &image("bad")], &[])?;
+    let result = output.json();
+    assert_eq!(
+        (output.code, &result["status"]),
+        (1, &json!("failed")),
+        "{output:?}"
+    );
+    assert_eq!(result["terminal"], true, "{result}");
+    assert!(output.stderr.contains("Z before"), "{output:?}");
     assert!(
-        told["error"]
+        result["error"]
             .as_str()
             .is_some_and(|text| text.contains("exit code: 3")),
-        "{told}"
+        "{result}"
     );
 
-    // Of an answer that is not streamed the SDK tells the status alone.
-    let ran = place.run(sdk, &["build", &bad, &image("bad")], &[])?;
-    assert_eq!(ran.code, 2, "{ran:?}");
+    // For an answer that is not streamed, the SDK reports only the status.
+    let output = fixture.run(sdk, &["build", &bad, &image("bad")], &[])?;
+    assert_eq!(output.code, 2, "{output:?}");
     assert!(
-        ran.json()["error"]
+        output.json()["error"]
             .as_str()
             .is_some_and(|text| text.ends_with("status code 422")),
-        "{ran:?}"
+        "{output:?}"
     );
-    assert!(!place.pushed("e2e/go-sdk-bad").await?);
+    assert!(!fixture.pushed("e2e/go-sdk-bad").await?);
 
-    let wrong = place.desk.write("wrong", "another key")?;
+    let wrong = fixture.work_dir.write("wrong", "another key")?;
     let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("a path")?)];
     for call in ["build", "stream"] {
-        let ran = place.run(sdk, &[call, &good, &image("bad")], &wrong)?;
-        assert_eq!(ran.code, 2, "{ran:?}");
+        let output = fixture.run(sdk, &[call, &good, &image("bad")], &wrong)?;
+        assert_eq!(output.code, 2, "{output:?}");
         assert!(
-            ran.json()["error"]
+            output.json()["error"]
                 .as_str()
                 .is_some_and(|text| text.ends_with("status code 401")),
-            "{ran:?}"
+            "{output:?}"
         );
     }
     Ok(())
 }
 
-/// The SDK asks the program for the key, which asks the builder or has it from a file.
+/// The program fetches the public key from the builder or reads it from a file, and gives it to the SDK.
 #[tokio::test]
-async fn the_go_sdk_seals_secrets() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let place = Place::new(&bench).await?;
+async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let fixture = ClientFixture::new(&testbed).await?;
     let sdk = go_sdk().await?.to_str().context("a path")?;
     let step = "RUN --mount=type=secret,id=token,required=true cat /run/secrets/token; grep -qx hush-hush /run/secrets/token";
-    let key = Recorded::read()?.secrets["public_key"].clone();
-    let key = place.desk.write("key.pub", key.as_str().context("a key")?)?;
+    let key = RecordedCli::read()?.secrets["public_key"].clone();
+    let key = fixture
+        .work_dir
+        .write("key.pub", key.as_str().context("a key")?)?;
     let key = format!("-public-key={}", key.display());
-    let image = bench.image("e2e/go-sdk-secrets", "1");
+    let image = testbed.image("e2e/go-sdk-secrets", "1");
     for (call, more) in [
         ("secrets", &[][..]),
         ("secrets-stream", &[]),
         ("secrets-stream", &[key.as_str()]),
     ] {
-        let context = place.context("sealed", step)?;
+        let context = fixture.context("sealed", step)?;
         let given = [
             &[call, "-log", "-secret", "token=hush-hush"],
             more,
             &[&context, &image],
         ]
         .concat();
-        let ran = place.run(sdk, &given, &[])?;
+        let output = fixture.run(sdk, &given, &[])?;
         assert_eq!(
-            (ran.code, &ran.json()["status"]),
+            (output.code, &output.json()["status"]),
             (0, &json!("success")),
-            "{given:?}: {ran:?}"
+            "{given:?}: {output:?}"
         );
         assert!(
-            ran.err.contains("***") && !ran.said().contains("hush-hush"),
-            "{ran:?}"
+            output.stderr.contains("***") && !output.combined().contains("hush-hush"),
+            "{output:?}"
         );
     }
-    assert!(place.pushed("e2e/go-sdk-secrets").await?);
+    assert!(fixture.pushed("e2e/go-sdk-secrets").await?);
 
-    let other = place
-        .desk
+    let other = fixture
+        .work_dir
         .write("other.pub", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=")?;
     let other = format!("-public-key={}", other.display());
-    let context = place.context("sealed", step)?;
+    let context = fixture.context("sealed", step)?;
     let given = [
         "secrets-stream",
         "-secret",
@@ -224,28 +234,28 @@ async fn the_go_sdk_seals_secrets() -> Result<()> {
         &context,
         &image,
     ];
-    let ran = place.run(sdk, &given, &[])?;
+    let output = fixture.run(sdk, &given, &[])?;
     assert_eq!(
-        (ran.code, &ran.json()["status"]),
+        (output.code, &output.json()["status"]),
         (1, &json!("failed")),
-        "{ran:?}"
+        "{output:?}"
     );
     assert!(
-        ran.out.contains("AQEBAQEB") && ran.out.contains("UWnDv86x"),
-        "{ran:?}"
+        output.stdout.contains("AQEBAQEB") && output.stdout.contains("UWnDv86x"),
+        "{output:?}"
     );
     Ok(())
 }
 
-/// Each as its heading has it: a function of a template, laid out by faas-cli, and a folder that is the context.
+/// Each client builds a function of a template, which faas-cli lays out, and a folder that is the context.
 #[tokio::test]
-async fn clients_in_other_languages_build_and_are_told_of_failures() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let place = Place::new(&bench).await?;
-    let bad = place.context("bad", "RUN exit 3")?;
-    place.desk.write("fn/index.html", "a page")?;
-    let wrong = place.desk.write("wrong", "another key")?;
+async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let fixture = ClientFixture::new(&testbed).await?;
+    let bad = fixture.context("bad", "RUN exit 3")?;
+    fixture.work_dir.write("fn/index.html", "a page")?;
+    let wrong = fixture.work_dir.write("wrong", "another key")?;
     let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("a path")?)];
     let path = |path: &str| in_repository(path).to_string_lossy().into_owned();
     let (node, python, php) = (
@@ -276,77 +286,77 @@ async fn clients_in_other_languages_build_and_are_told_of_failures() -> Result<(
     ];
     for (program, arguments) in clients {
         let repository = format!("e2e/client-{program}");
-        let image = bench.image(&repository, "1");
-        let refused = bench.image(&format!("{repository}-bad"), "1");
+        let image = testbed.image(&repository, "1");
+        let refused = testbed.image(&format!("{repository}-bad"), "1");
         let run = |image: &str, folder: &str, lang, more: &[(&str, &str)]| -> Result<(i32, Value)> {
             let arguments = arguments(image, folder, lang);
             let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-            let ran = place.run(program, &arguments, more)?;
-            let told = ran.json();
-            anyhow::ensure!(told.is_object(), "{program}: {ran:?}");
-            Ok((ran.code, told))
+            let output = fixture.run(program, &arguments, more)?;
+            let result = output.json();
+            anyhow::ensure!(result.is_object(), "{program}: {output:?}");
+            Ok((output.code, result))
         };
 
-        let (code, told) = run(&refused, &bad, None, &[])?;
-        assert_eq!((code, &told["http"]), (1, &json!(422)), "{program}: {told}");
+        let (code, result) = run(&refused, &bad, None, &[])?;
+        assert_eq!((code, &result["http"]), (1, &json!(422)), "{program}: {result}");
         assert!(
-            told["error"]
+            result["error"]
                 .as_str()
                 .is_some_and(|text| text.contains("exit code: 3")),
-            "{told}"
+            "{result}"
         );
-        let (code, told) = run(&refused, &bad, None, &wrong)?;
-        assert_eq!((code, &told["http"]), (1, &json!(401)), "{program}: {told}");
-        assert!(!place.pushed(&format!("{repository}-bad")).await?);
+        let (code, result) = run(&refused, &bad, None, &wrong)?;
+        assert_eq!((code, &result["http"]), (1, &json!(401)), "{program}: {result}");
+        assert!(!fixture.pushed(&format!("{repository}-bad")).await?);
 
-        let (code, told) = run(&image, "./fn", Some("small"), &[])?;
+        let (code, result) = run(&image, "./fn", Some("small"), &[])?;
         assert_eq!(
-            (code, &told["status"]),
+            (code, &result["status"]),
             (0, &json!("success")),
-            "{program}: {told}"
+            "{program}: {result}"
         );
-        assert_eq!(told["image"], image.as_str(), "{program}: {told}");
-        assert!(told["log_lines"].as_u64() > Some(3), "{program}: {told}");
-        assert!(place.pushed(&repository).await?);
+        assert_eq!(result["image"], image.as_str(), "{program}: {result}");
+        assert!(result["log_lines"].as_u64() > Some(3), "{program}: {result}");
+        assert!(fixture.pushed(&repository).await?);
     }
     Ok(())
 }
 
 #[tokio::test]
 async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let place = Place::new(&bench).await?;
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let fixture = ClientFixture::new(&testbed).await?;
     let curl = in_repository("tests/clients/curl.sh");
     let curl = curl.to_str().context("a path")?;
-    let good = place.context("good", "RUN echo one")?;
-    let bad = place.context("bad", "RUN exit 3")?;
+    let good = fixture.context("good", "RUN echo one")?;
+    let bad = fixture.context("bad", "RUN exit 3")?;
     let (image, refused) = (
-        bench.image("e2e/client-curl", "1"),
-        bench.image("e2e/client-curl-bad", "1"),
+        testbed.image("e2e/client-curl", "1"),
+        testbed.image("e2e/client-curl-bad", "1"),
     );
 
-    let ran = place.run(curl, &[&refused, &bad], &[])?;
-    assert_eq!(ran.code, 22, "{ran:?}");
-    assert_eq!(ran.json()["status"], "failed", "{ran:?}");
-    let ran = place.run(curl, &[&refused, &bad], &[("ACCEPT", "application/x-ndjson")])?;
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert_eq!(ran.json()["status"], "failed", "{ran:?}");
-    let wrong = place.desk.write("wrong", "another key")?;
+    let output = fixture.run(curl, &[&refused, &bad], &[])?;
+    assert_eq!(output.code, 22, "{output:?}");
+    assert_eq!(output.json()["status"], "failed", "{output:?}");
+    let output = fixture.run(curl, &[&refused, &bad], &[("ACCEPT", "application/x-ndjson")])?;
+    assert_eq!(output.code, 1, "{output:?}");
+    assert_eq!(output.json()["status"], "failed", "{output:?}");
+    let wrong = fixture.work_dir.write("wrong", "another key")?;
     let wrong = wrong.to_str().context("a path")?;
-    let ran = place.run(curl, &[&refused, &good], &[("PAYLOAD_SECRET", wrong)])?;
-    assert_eq!(ran.code, 22, "{ran:?}");
-    assert!(ran.err.contains("401"), "{ran:?}");
-    assert!(!place.pushed("e2e/client-curl-bad").await?);
+    let output = fixture.run(curl, &[&refused, &good], &[("PAYLOAD_SECRET", wrong)])?;
+    assert_eq!(output.code, 22, "{output:?}");
+    assert!(output.stderr.contains("401"), "{output:?}");
+    assert!(!fixture.pushed("e2e/client-curl-bad").await?);
 
-    let ran = place.run(curl, &[&image, &good], &[("ACCEPT", "application/x-ndjson")])?;
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(ran.out.lines().count() > 2, "{ran:?}");
-    assert!(place.pushed("e2e/client-curl").await?);
+    let output = fixture.run(curl, &[&image, &good], &[("ACCEPT", "application/x-ndjson")])?;
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(output.stdout.lines().count() > 2, "{output:?}");
+    assert!(fixture.pushed("e2e/client-curl").await?);
 
-    // The gateway strips the function's name, and what is left is /build.
-    let through = format!("{}/function/builder-fn", bench.stack.gateway.url);
-    let image = bench.image("e2e/client-curl-gateway", "1");
+    // The gateway strips the function's name from the path; /build remains.
+    let through = format!("{}/function/builder-fn", testbed.stack.gateway.url);
+    let image = testbed.image("e2e/client-curl-gateway", "1");
     let config = json!({ "image": image, "labels": { "by": "curl" } }).to_string();
     let arguments = [
         image.as_str(),
@@ -355,10 +365,10 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
         "-H",
         "X-Call-Id: curl-through-the-gateway",
     ];
-    let ran = place.run(curl, &arguments, &[("BUILDER_URL", &through)])?;
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(ran.json()["image"], image.as_str(), "{ran:?}");
-    assert!(place.pushed("e2e/client-curl-gateway").await?);
+    let output = fixture.run(curl, &arguments, &[("BUILDER_URL", &through)])?;
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(output.json()["image"], image.as_str(), "{output:?}");
+    assert!(fixture.pushed("e2e/client-curl-gateway").await?);
     Ok(())
 }
 

@@ -1,132 +1,136 @@
-//! What one build sends, no other build sees; and what the daemon has already, it is not sent again.
+//! The transfer of contexts: builds never see each other's files, and the daemon is not sent what it has.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
 use slipway_e2e::{
-    plain::PlainBuilder,
+    builder_process::BuilderProcess,
+    context_tree::{self, ContextTree, Node},
     registry::Registry,
-    shared::Bench,
-    tree::{self, Node, Tree},
+    testbed::Testbed,
 };
 
 const COPY: &str = "FROM scratch\nCOPY . /\n";
 
-async fn builder(bench: &Bench) -> Result<PlainBuilder> {
-    let registry = &bench.stack.registry;
+async fn builder(testbed: &Testbed) -> Result<BuilderProcess> {
+    let registry = &testbed.stack.registry;
     let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-    PlainBuilder::start(bench, &credentials, &[]).await
+    BuilderProcess::start(testbed, &credentials, &[]).await
 }
 
 /// Builds `tree` and compares the image with it.
 async fn build(
-    bench: &Bench,
-    builder: &PlainBuilder,
+    testbed: &Testbed,
+    builder: &BuilderProcess,
     repository: &str,
     tag: &str,
-    tree: &Tree,
+    tree: &ContextTree,
 ) -> Result<()> {
-    let image = bench.image(repository, tag);
+    let image = testbed.image(repository, tag);
     let reply = builder
         .client()?
         .post(tree.tar(&json!({ "image": image }))?)
         .await?;
     ensure!(reply.status == 200, "{}", reply.text);
-    let files = tree::of_image(&bench.registry, repository, tag).await?;
+    let files = context_tree::of_image(&testbed.registry, repository, tag).await?;
     ensure!(
-        files == tree.seen(),
-        "the image {image} has {files:#?}, and was made of {tree:#?}"
+        files == tree.image_entries(),
+        "the image {image} has {files:#?}, not the files of its context {tree:#?}"
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn tars_that_look_alike_give_different_images() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let (one, two) = tokio::try_join!(builder(&bench), builder(&bench))?;
+async fn files_of_equal_size_and_time_are_never_mixed_up() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let (one, two) = tokio::try_join!(builder(&testbed), builder(&testbed))?;
     let tree = |content: &str| {
-        Tree::dockerfile(COPY)
+        ContextTree::dockerfile(COPY)
             .file("a/same", "1")
             .file("a/file", content)
             .file("z", content)
     };
     let (red, blue) = (tree("red!"), tree("blue"));
-    // One after the other, of the same image and of another one.
+    // Sequential builds of the same image and of another one.
     for (tag, tree) in [("1", &red), ("2", &blue), ("3", &red), ("4", &blue), ("5", &blue)] {
-        build(&bench, &one, "e2e/alike", tag, tree).await?;
-        build(&bench, &one, "e2e/alike-too", tag, &red).await?;
+        build(&testbed, &one, "e2e/alike", tag, tree).await?;
+        build(&testbed, &one, "e2e/alike-too", tag, &red).await?;
     }
-    // At once, by one builder and by two.
+    // Concurrent builds by one builder and by two.
     tokio::try_join!(
-        build(&bench, &one, "e2e/alike", "6", &red),
-        build(&bench, &one, "e2e/alike", "7", &blue),
-        build(&bench, &two, "e2e/alike", "8", &red),
-        build(&bench, &two, "e2e/alike", "9", &blue),
-        build(&bench, &two, "e2e/alike-too", "6", &blue),
+        build(&testbed, &one, "e2e/alike", "6", &red),
+        build(&testbed, &one, "e2e/alike", "7", &blue),
+        build(&testbed, &two, "e2e/alike", "8", &red),
+        build(&testbed, &two, "e2e/alike", "9", &blue),
+        build(&testbed, &two, "e2e/alike-too", "6", &blue),
     )?;
     for (builder, tree) in [(&one, &blue), (&two, &red), (&one, &red), (&two, &blue)] {
-        build(&bench, builder, "e2e/alike", "10", tree).await?;
+        build(&testbed, builder, "e2e/alike", "10", tree).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn only_what_has_changed_is_sent_again() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = builder(&bench).await?;
-    let mut tree = Tree::dockerfile(COPY);
+async fn only_changed_files_are_sent_again() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = builder(&testbed).await?;
+    let mut tree = ContextTree::dockerfile(COPY);
     for number in 0..200 {
         tree = tree.file(&format!("folder/{number}"), vec![number; 5000]);
     }
-    let sent = async |tree: &Tree| {
+    let sent = async |tree: &ContextTree| {
         let before = builder.metric("slipway_context_sent_bytes_total").await?;
-        build(&bench, &builder, "e2e/warm", "1", tree).await?;
-        // The frontend asks for the Dockerfile in any case.
+        build(&testbed, &builder, "e2e/warm", "1", tree).await?;
+        // The frontend reads the Dockerfile in every build.
         let dockerfile = COPY.len() as f64;
         anyhow::Ok(builder.metric("slipway_context_sent_bytes_total").await? - before - dockerfile)
     };
     let all = 200.0 * 5000.0 + COPY.len() as f64;
     assert_eq!(sent(&tree).await?, all, "cold");
-    assert_eq!(sent(&tree).await?, 0.0, "nothing has changed");
+    assert_eq!(sent(&tree).await?, 0.0, "no file has changed");
     tree = tree.file("folder/7", vec![0; 4999]);
-    assert_eq!(sent(&tree).await?, 4999.0, "one file has");
-    assert_eq!(sent(&tree).await?, 0.0, "nothing has changed");
+    assert_eq!(sent(&tree).await?, 4999.0, "one file has changed");
+    assert_eq!(sent(&tree).await?, 0.0, "no file has changed");
     tree = tree.file("folder/8", vec![1; 5000]);
-    assert_eq!(sent(&tree).await?, 5000.0, "one file has, and looks as before");
+    assert_eq!(
+        sent(&tree).await?,
+        5000.0,
+        "one file has changed, with the same size and time"
+    );
     tree = tree
         .with("folder/7", Node::Link("8".into()))
         .file("folder/new", "new");
     assert!(
         sent(&tree).await? <= 5003.0,
-        "what once looked the same may be sent again"
+        "a file that once had the size and time of another may be sent again"
     );
     Ok(())
 }
 
 #[tokio::test]
-async fn a_transfer_that_was_broken_off_leaves_nothing_behind() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = builder(&bench).await?;
+async fn an_aborted_transfer_does_not_affect_later_builds() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = builder(&testbed).await?;
     let large = |seed: u8| -> Vec<u8> { (0..12u32 << 20).map(|at| (at >> 7) as u8 ^ seed).collect() };
     let tree = |seed| {
-        Tree::dockerfile(COPY)
+        ContextTree::dockerfile(COPY)
             .file("small", [seed; 4])
             .file("large", large(seed))
     };
-    build(&bench, &builder, "e2e/broken", "1", &tree(1)).await?;
+    build(&testbed, &builder, "e2e/broken", "1", &tree(1)).await?;
 
     let sent = builder.metric("slipway_context_sent_bytes_total").await?;
-    let tar = tree(2).tar(&json!({ "image": bench.image("e2e/broken", "2") }))?;
+    let tar = tree(2).tar(&json!({ "image": testbed.image("e2e/broken", "2") }))?;
     let client = builder.client()?;
     let posting = tokio::spawn(async move { client.post(tar).await });
     while builder.metric("slipway_context_sent_bytes_total").await? < sent + 1e5 {
         ensure!(
             !posting.is_finished(),
-            "the build was over too soon: {:?}",
+            "the build ended before it was aborted: {:?}",
             posting.await
         );
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -134,12 +138,12 @@ async fn a_transfer_that_was_broken_off_leaves_nothing_behind() -> Result<()> {
     posting.abort();
     let _ = posting.await;
 
-    build(&bench, &builder, "e2e/broken", "3", &tree(3)).await?;
-    build(&bench, &builder, "e2e/broken", "4", &tree(2)).await
+    build(&testbed, &builder, "e2e/broken", "3", &tree(3)).await?;
+    build(&testbed, &builder, "e2e/broken", "4", &tree(2)).await
 }
 
-/// What may be at one path of a random tree.
-fn any_node(random: &mut Random, path: &str) -> Option<Node> {
+/// Returns a random entry for one path of a tree, or `None`.
+fn random_node(random: &mut Random, path: &str) -> Option<Node> {
     let content = |random: &mut Random| vec![b'a' + random.below(2) as u8; 1 + random.below(2)];
     Some(match random.below(8) {
         0 => return None,
@@ -151,11 +155,11 @@ fn any_node(random: &mut Random, path: &str) -> Option<Node> {
     })
 }
 
-fn any_tree(random: &mut Random) -> Tree {
-    let mut tree = Tree::dockerfile(COPY);
+fn random_tree(random: &mut Random) -> ContextTree {
+    let mut tree = ContextTree::dockerfile(COPY);
     tree.mtime = random.below(2) as u64;
     for path in ["a", "b", "c", "d", "e"] {
-        let Some(node) = any_node(random, path) else {
+        let Some(node) = random_node(random, path) else {
             continue;
         };
         let is_possible = match &node {
@@ -167,7 +171,7 @@ fn any_tree(random: &mut Random) -> Tree {
         }
         if matches!(node, Node::Folder(_)) {
             for name in ["a", "b"] {
-                if let Some(Node::File(content, mode)) = any_node(random, "") {
+                if let Some(Node::File(content, mode)) = random_node(random, "") {
                     tree = tree.with(&format!("{path}/{name}"), Node::File(content, mode));
                 }
             }
@@ -181,12 +185,12 @@ fn any_tree(random: &mut Random) -> Tree {
     tree
 }
 
-/// A build of a random tree: what is ignored is not in the image, whatever the builds before it had.
+/// Builds random trees one after the other. Ignored files are never in an image, whatever earlier builds had.
 #[tokio::test]
-async fn images_are_right_after_any_history() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = builder(&bench).await?;
+async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = builder(&testbed).await?;
     let seed = std::env::var("SLIPWAY_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -196,20 +200,20 @@ async fn images_are_right_after_any_history() -> Result<()> {
         .and_then(|builds| builds.parse().ok());
     let mut random = Random(seed);
     for turn in 0..builds.unwrap_or(16) {
-        let tree = any_tree(&mut random);
+        let tree = random_tree(&mut random);
         let tag = format!("t{}", turn % 4);
-        let mut told = tree.clone();
+        let mut posted = tree.clone();
         let fails = random.below(5) == 0;
         if fails {
-            told = told.file(
+            posted = posted.file(
                 "Dockerfile",
                 "FROM scratch\nCOPY . /\nCOPY nothing-of-this-name /\n",
             );
         }
-        let image = bench.image("e2e/random", &tag);
+        let image = testbed.image("e2e/random", &tag);
         let reply = builder
             .client()?
-            .post(told.tar(&json!({ "image": image }))?)
+            .post(posted.tar(&json!({ "image": image }))?)
             .await?;
         ensure!(
             reply.status == if fails { 422 } else { 200 },
@@ -219,7 +223,7 @@ async fn images_are_right_after_any_history() -> Result<()> {
         if fails {
             continue;
         }
-        let files = tree::of_image(&bench.registry, "e2e/random", &tag).await?;
+        let files = context_tree::of_image(&testbed.registry, "e2e/random", &tag).await?;
         let expected = without_ignored(&tree);
         ensure!(
             files == expected,
@@ -229,8 +233,8 @@ async fn images_are_right_after_any_history() -> Result<()> {
     Ok(())
 }
 
-fn without_ignored(tree: &Tree) -> std::collections::BTreeMap<String, Node> {
-    let mut seen = tree.seen();
+fn without_ignored(tree: &ContextTree) -> std::collections::BTreeMap<String, Node> {
+    let mut seen = tree.image_entries();
     let rule = match tree.entries.get(".dockerignore") {
         Some(Node::File(rule, _)) => rule.first().copied(),
         _ => None,
@@ -250,7 +254,7 @@ fn without_ignored(tree: &Tree) -> std::collections::BTreeMap<String, Node> {
     seen
 }
 
-/// Numbers that are the same again for the same seed.
+/// A generator of the same numbers for the same seed.
 struct Random(u64);
 
 impl Random {

@@ -1,34 +1,34 @@
-//! Credentials in all their forms, at a registry with bearer tokens and a private authority.
+//! All forms of registry credentials, with a registry that needs bearer tokens and has a private authority.
 
 use std::fs;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
+    build_context::BuildContext,
+    builder_process::BuilderProcess,
     buildkit::Buildkit,
     certificates::Authority,
-    plain::PlainBuilder,
     registry::Registry,
-    shared::Bench,
-    source::Source,
+    testbed::Testbed,
     token_registry::{IDENTITY_TOKEN, PASSWORD, TokenRegistry, USER},
 };
 
 #[tokio::test]
-async fn tokens_are_fetched_with_what_the_credentials_file_says_in_any_of_its_forms() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
+async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
     let authority = Authority::new("private")?;
-    let registry = TokenRegistry::start(&bench, &authority).await?;
+    let registry = TokenRegistry::start(&testbed, &authority).await?;
     let host = &registry.host;
     let folder = tempfile::tempdir()?;
     fs::write(folder.path().join("ca.pem"), authority.pem())?;
-    // BuildKit takes what is on the loopback address for plain HTTP, unless it is told otherwise.
+    // BuildKit uses plain HTTP for registries on the loopback address unless the configuration says otherwise.
     let trust = format!(
         "\n[registry.\"{host}\"]\n  http = false\n  ca = [\"{}/ca.pem\"]\n",
         folder.path().display()
     );
-    let daemon = Buildkit::start(&bench, &trust).await?;
+    let daemon = Buildkit::start(&testbed, &trust).await?;
     let helper = format!(
         "#!/bin/sh\nread -r server\n[ \"$1 $server\" = \"get {host}\" ] || exit 1\n\
          echo '{{\"ServerURL\": \"{host}\", \"Username\": \"{USER}\", \"Secret\": \"{PASSWORD}\"}}'\n"
@@ -45,8 +45,8 @@ async fn tokens_are_fetched_with_what_the_credentials_file_says_in_any_of_its_fo
     );
     let helpers = folder.path().to_str().context("a path that is not UTF-8")?;
 
-    let builder = PlainBuilder::with_secrets(
-        &bench,
+    let builder = BuilderProcess::with_secrets(
+        &testbed,
         &[
             ("buildkit_url", &daemon.url()),
             ("insecure", "false"),
@@ -59,46 +59,46 @@ async fn tokens_are_fetched_with_what_the_credentials_file_says_in_any_of_its_fo
     )
     .await?;
     let build = async |tag: &str, from: &str| {
-        let source = Source::dockerfile(format!("FROM {from}\nCOPY a /a\n")).file("a", tag);
+        let source = BuildContext::dockerfile(format!("FROM {from}\nCOPY a /a\n")).file("a", tag);
         let config = json!({ "image": format!("{host}/team/app:{tag}") });
         builder.client()?.post(source.tar(&config)?).await
     };
 
     let reply = build("helper", "scratch").await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(registry.has("team/app", "helper"));
-    let given = registry.given();
+    assert!(registry.has_tag("team/app", "helper"));
+    let given = registry.take_issued();
     assert!(
         given.contains(&format!("{USER} by password for repository:team/app:pull,push")),
         "{given:?}"
     );
 
-    // The same program, for every registry that no other rule is for.
-    builder.rotate("registry-config", &json!({ "credsStore": "e2e" }).to_string())?;
+    // The same helper as credentials store, for every registry without a rule of its own.
+    builder.replace_secret("registry-config", &json!({ "credsStore": "e2e" }).to_string())?;
     let reply = build("store", "scratch").await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(registry.has("team/app", "store"));
+    assert!(registry.has_tag("team/app", "store"));
 
-    // From a private image, with the password in the file.
-    builder.rotate("registry-config", &Registry::docker_config(host, USER, PASSWORD))?;
+    // Pulls from a private image, with the password in the credentials file.
+    builder.replace_secret("registry-config", &Registry::docker_config(host, USER, PASSWORD))?;
     let reply = build("password", &format!("{host}/team/app:helper")).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(registry.has("team/app", "password"));
+    assert!(registry.has_tag("team/app", "password"));
 
     let with = |auth: Value| json!({ "auths": { host: auth } }).to_string();
-    builder.rotate(
+    builder.replace_secret(
         "registry-config",
         &with(json!({ "identitytoken": IDENTITY_TOKEN })),
     )?;
-    registry.given();
+    registry.take_issued();
     let reply = build("identity", "scratch").await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(registry.has("team/app", "identity"));
-    let given = registry.given();
+    assert!(registry.has_tag("team/app", "identity"));
+    let given = registry.take_issued();
     assert!(
         given
             .iter()
-            .any(|token| token.starts_with("somebody by identity token")),
+            .any(|token| token.starts_with("anonymous by identity token")),
         "{given:?}"
     );
 
@@ -107,30 +107,30 @@ async fn tokens_are_fetched_with_what_the_credentials_file_says_in_any_of_its_fo
         json!({ "credsStore": "nowhere" }).to_string(),
         with(json!({})),
     ] {
-        builder.rotate("registry-config", &wrong)?;
+        builder.replace_secret("registry-config", &wrong)?;
         let reply = build("wrong", "scratch").await?;
         assert_eq!(reply.status, 502, "{}", reply.text);
         assert!(!reply.text.contains("the wrong one"), "{}", reply.text);
-        assert!(!registry.has("team/app", "wrong"));
+        assert!(!registry.has_tag("team/app", "wrong"));
     }
     Ok(())
 }
 
-/// The daemon does not know the authority: the registry cannot be trusted, and nothing is sent to it.
+/// The daemon does not trust the registry's authority, so nothing is sent to the registry.
 #[tokio::test]
-async fn a_registry_of_an_unknown_authority_is_not_given_credentials() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let registry = TokenRegistry::start(&bench, &Authority::new("unknown")?).await?;
+async fn credentials_are_not_sent_to_a_registry_with_an_untrusted_certificate() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let registry = TokenRegistry::start(&testbed, &Authority::new("unknown")?).await?;
     let host = &registry.host;
-    let daemon = Buildkit::start(&bench, &format!("\n[registry.\"{host}\"]\n  http = false\n")).await?;
-    let builder = PlainBuilder::with_secrets(
-        &bench,
+    let daemon = Buildkit::start(&testbed, &format!("\n[registry.\"{host}\"]\n  http = false\n")).await?;
+    let builder = BuilderProcess::with_secrets(
+        &testbed,
         &[("buildkit_url", &daemon.url()), ("insecure", "false")],
         &[("registry-config", &Registry::docker_config(host, USER, PASSWORD))],
     )
     .await?;
-    let source = Source::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a");
+    let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a");
     let config = json!({ "image": format!("{host}/team/app:1") });
 
     let reply = builder.client()?.post(source.tar(&config)?).await?;
@@ -143,7 +143,7 @@ async fn a_registry_of_an_unknown_authority_is_not_given_credentials() -> Result
         "{}",
         reply.text
     );
-    assert_eq!(registry.given(), Vec::<String>::new());
-    assert!(!registry.has("team/app", "1"));
+    assert_eq!(registry.take_issued(), Vec::<String>::new());
+    assert!(!registry.has_tag("team/app", "1"));
     Ok(())
 }

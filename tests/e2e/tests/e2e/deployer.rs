@@ -1,27 +1,28 @@
-//! deployer-fn on the real gateway and provider: what the provider does well, and what it does badly.
+//! deployer-fn on the real gateway and provider, with both behaviours of providers.
 //!
-//! Each case is run twice. The embedded provider treats the functions of `good` well: a failed update changes nothing. It
-//! treats those of `faasd` as faasd 0.19 does: an update deletes first, and a failed update leaves nothing. faasd itself
-//! treats both alike.
+//! Each case runs twice. The embedded provider updates functions with the strategy `good` without a gap: a failed
+//! update changes nothing. It updates those with `faasd` as faasd 0.19 does: it deletes the function first, and a
+//! failed update leaves nothing. faasd itself treats all functions like that.
 
+mod gateway_tls;
 mod kills;
 mod outcomes;
 mod restarts;
-mod secured;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    cable::Cable, client::Reply, deployer::PlainDeployer, shared::Bench, source::Source, turnstile::Turnstile,
+    build_context::BuildContext, client::Reply, deployer_process::DeployerProcess,
+    pausing_proxy::PausingProxy, tcp_proxy::TcpProxy, testbed::Testbed,
 };
 use slipway_stack::Part;
 use tokio::sync::{OnceCell, RwLockReadGuard, RwLockWriteGuard};
 
-/// The annotation by which the embedded provider has other manners for one function.
-const MANNERS: &str = "dev.slipway.manners";
+/// The annotation that selects the embedded provider's update strategy for one function.
+const STRATEGY_ANNOTATION: &str = "dev.slipway.manners";
 
-/// Makes a test of each function, in both manners.
-macro_rules! in_both_manners {
+/// Makes two tests of each function, one for each update strategy.
+macro_rules! for_both_update_strategies {
     ($($case:ident),* $(,)?) => {
         mod good {
             $(#[tokio::test]
@@ -37,43 +38,43 @@ macro_rules! in_both_manners {
         }
     };
 }
-use in_both_manners;
+use for_both_update_strategies;
 
-/// What may be asked to run, by digest.
+/// Images to deploy, by digest.
 #[derive(Debug)]
 struct Images {
-    /// Answers with its name.
+    /// A function that answers with its name.
     first: String,
-    /// Answers with its name.
+    /// A function that answers with its name.
     second: String,
-    /// Ends at once, with an error.
+    /// A container that exits with an error at once.
     crash: String,
-    /// Runs, and never listens.
+    /// A container that runs and never listens.
     silent: String,
-    /// Is not in the registry.
+    /// An image that is not in the registry.
     absent: String,
 }
 
 static IMAGES: OnceCell<Images> = OnceCell::const_new();
 
 impl Images {
-    async fn build(bench: &Bench) -> Result<Self> {
-        let base = bench.busybox().await?;
+    async fn build(testbed: &Testbed) -> Result<Self> {
+        let base = testbed.busybox().await?;
         let runs = |command: &str| {
-            Source::dockerfile(format!(
+            BuildContext::dockerfile(format!(
                 "FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"{command}\"]\n"
             ))
         };
-        let repository = |name: &str| format!("{}/e2e/deployed/{name}", bench.stack.registry.host);
-        let pushed = async |name: &str, source: Source| {
+        let repository = |name: &str| format!("{}/e2e/deployed/{name}", testbed.stack.registry.host);
+        let pushed = async |name: &str, source: BuildContext| {
             let tar = source.tar(&json!({ "image": format!("{}:1", repository(name)) }))?;
-            let reply = bench.builder.post(tar).await?;
+            let reply = testbed.builder.post(tar).await?;
             anyhow::ensure!(reply.status == 200, "{name}: {} {}", reply.status, reply.text);
             anyhow::Ok(format!("{}@{}", repository(name), reply.field("digest")))
         };
         Ok(Self {
-            first: pushed("first", Source::pages(base, "first")).await?,
-            second: pushed("second", Source::pages(base, "second")).await?,
+            first: pushed("first", BuildContext::pages(base, "first")).await?,
+            second: pushed("second", BuildContext::pages(base, "second")).await?,
             crash: pushed("crash", runs("exit 3")).await?,
             silent: pushed("silent", runs("trap 'exit 0' TERM; sleep 3600 & wait")).await?,
             absent: format!("{}@sha256:{}", repository("first"), "0".repeat(64)),
@@ -81,21 +82,21 @@ impl Images {
     }
 }
 
-/// One function to be, with a deployer of its own whose gateway is behind a door.
-struct Site {
-    bench: Bench,
+/// A function under test, and a deployer with a pausing proxy to the gateway.
+struct DeployerFixture {
+    testbed: Testbed,
     images: &'static Images,
-    door: Turnstile,
-    /// Between the door and the gateway, where the stack's parts are somebody else's.
-    cable: Option<Cable>,
-    deployer: PlainDeployer,
+    proxy: PausingProxy,
+    /// Between the pausing proxy and the gateway, if the launcher does not run the stack's parts.
+    tcp_proxy: Option<TcpProxy>,
+    deployer: DeployerProcess,
     settings: Vec<Setting>,
     name: String,
-    manners: &'static str,
+    strategy: &'static str,
     _parts: Parts,
 }
 
-/// What keeps other tests from stopping parts, or from needing them.
+/// The lock on the stack's parts, held for the whole test.
 enum Parts {
     Shared { _held: RwLockReadGuard<'static, ()> },
     Alone { _held: RwLockWriteGuard<'static, ()> },
@@ -103,80 +104,80 @@ enum Parts {
 
 type Setting = (&'static str, &'static str);
 
-impl Site {
-    /// There is no such function at first.
-    async fn open(case: &str, manners: &'static str, settings: &[Setting]) -> Result<Self> {
-        let bench = Bench::find()?;
+impl DeployerFixture {
+    /// Removes the function and starts a deployer, with the shared lock on the parts.
+    async fn open(case: &str, strategy: &'static str, settings: &[Setting]) -> Result<Self> {
+        let testbed = Testbed::find()?;
         let parts = Parts::Shared {
-            _held: bench.undisturbed().await,
+            _held: testbed.share_parts().await,
         };
-        Self::open_with(bench, parts, case, manners, settings).await
+        Self::open_with(testbed, parts, case, strategy, settings).await
     }
 
-    /// As [`open`](Self::open), for a test that stops parts.
-    async fn open_alone(case: &str, manners: &'static str, settings: &[Setting]) -> Result<Self> {
-        let bench = Bench::find()?;
+    /// Like [`open`](Self::open), with the exclusive lock, for tests that stop parts.
+    async fn open_alone(case: &str, strategy: &'static str, settings: &[Setting]) -> Result<Self> {
+        let testbed = Testbed::find()?;
         let parts = Parts::Alone {
-            _held: bench.alone().await,
+            _held: testbed.lock_parts().await,
         };
-        Self::open_with(bench, parts, case, manners, settings).await
+        Self::open_with(testbed, parts, case, strategy, settings).await
     }
 
     async fn open_with(
-        bench: Bench,
+        testbed: Testbed,
         parts: Parts,
         case: &str,
-        manners: &'static str,
+        strategy: &'static str,
         settings: &[Setting],
     ) -> Result<Self> {
-        let images = IMAGES.get_or_try_init(|| Images::build(&bench)).await?;
-        let name = format!("{case}-{manners}");
-        bench.functions.remove(&name).await?;
-        let cable = match bench.stack.has_parts() {
+        let images = IMAGES.get_or_try_init(|| Images::build(&testbed)).await?;
+        let name = format!("{case}-{strategy}");
+        testbed.functions.remove(&name).await?;
+        let tcp_proxy = match testbed.stack.has_parts() {
             true => None,
-            false => Some(Cable::to(&bench.stack.gateway.url).await?),
+            false => Some(TcpProxy::to(&testbed.stack.gateway.url).await?),
         };
-        let gateway = cable
+        let gateway = tcp_proxy
             .as_ref()
-            .map_or(bench.stack.gateway.url.as_str(), Cable::url);
-        let door = Turnstile::before(gateway).await?;
-        let deployer = PlainDeployer::start(&bench, door.url(), settings).await?;
+            .map_or(testbed.stack.gateway.url.as_str(), TcpProxy::url);
+        let proxy = PausingProxy::to(gateway).await?;
+        let deployer = DeployerProcess::start(&testbed, proxy.url(), settings).await?;
         Ok(Self {
-            bench,
+            testbed,
             images,
-            door,
-            cable,
+            proxy,
+            tcp_proxy,
             deployer,
             settings: settings.to_vec(),
             name,
-            manners,
+            strategy,
             _parts: parts,
         })
     }
 
-    /// Takes the provider away: to the deployer, one that is somebody else's is where no call gets through to it.
-    async fn take_the_provider(&self) -> Result<()> {
-        match &self.cable {
-            None => Ok(self.bench.stack.stop(Part::Provider).await?),
-            Some(cable) => {
-                cable.cut();
+    /// Stops the provider, or drops all connections to the gateway if the launcher does not run the provider.
+    async fn stop_provider(&self) -> Result<()> {
+        match &self.tcp_proxy {
+            None => Ok(self.testbed.stack.stop(Part::Provider).await?),
+            Some(tcp_proxy) => {
+                tcp_proxy.disconnect();
                 Ok(())
             }
         }
     }
 
-    /// Gives it back.
-    async fn give_the_provider_back(&self) -> Result<()> {
-        match &self.cable {
-            None => Ok(self.bench.stack.start(Part::Provider).await?),
-            Some(cable) => {
-                cable.mend();
+    /// Undoes [`stop_provider`](Self::stop_provider).
+    async fn start_provider(&self) -> Result<()> {
+        match &self.tcp_proxy {
+            None => Ok(self.testbed.stack.start(Part::Provider).await?),
+            Some(tcp_proxy) => {
+                tcp_proxy.reconnect();
                 Ok(())
             }
         }
     }
 
-    /// What the builder would hand over. Of two, the one with the greater number is the newer build.
+    /// Returns a hand-over as builder-fn sends it. A greater number is a newer build.
     fn hand_over(&self, image: &str, number: usize) -> Value {
         json!({
             "image": image,
@@ -185,17 +186,17 @@ impl Site {
             "deploy": {
                 "service": self.name,
                 "envVars": { "NUMBER": number.to_string() },
-                "annotations": { MANNERS: self.manners },
+                "annotations": { STRATEGY_ANNOTATION: self.strategy },
             },
         })
     }
 
-    /// Has this image deployed as the build of this number.
+    /// Deploys this image as the build with this number.
     async fn deploy(&self, image: &str, number: usize) -> Result<Reply> {
         self.deployer.deploy(&self.hand_over(image, number)).await
     }
 
-    /// As [`deploy`](Self::deploy), and it has to be ready.
+    /// Like [`deploy`](Self::deploy), and asserts that the function becomes ready.
     async fn ready(&self, image: &str, number: usize) -> Result<Value> {
         let reply = self.deploy(image, number).await?;
         anyhow::ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
@@ -207,7 +208,7 @@ impl Site {
         Ok(report)
     }
 
-    /// The build of this number is what the provider names and what answers.
+    /// Asserts that the provider reports the build with this number and that it answers.
     async fn runs(&self, image: &str, number: usize) -> Result<()> {
         let status = self.status().await?;
         assert_eq!(status["image"], image, "{status:#}");
@@ -216,35 +217,35 @@ impl Site {
             image if image == self.images.first => "first",
             _ => "second",
         };
-        let answer = self.bench.functions.page(&self.name).await?;
+        let answer = self.testbed.functions.page(&self.name).await?;
         assert_eq!(answer, (200, page.to_owned()));
         Ok(())
     }
 
     async fn status(&self) -> Result<Value> {
-        let status = self.bench.functions.status(&self.name).await?;
+        let status = self.testbed.functions.status(&self.name).await?;
         status.with_context(|| format!("there is no function {}", self.name))
     }
 
     async fn is_absent(&self) -> Result<bool> {
-        Ok(self.bench.functions.status(&self.name).await?.is_none())
+        Ok(self.testbed.functions.status(&self.name).await?.is_none())
     }
 
-    /// Another deployer, with nothing in its memory.
+    /// Kills the deployer and starts another one, without the memory of the first.
     async fn restart_deployer(mut self) -> Result<Self> {
-        let deployer = PlainDeployer::start(&self.bench, self.door.url(), &self.settings).await?;
+        let deployer = DeployerProcess::start(&self.testbed, self.proxy.url(), &self.settings).await?;
         std::mem::replace(&mut self.deployer, deployer).kill()?;
         Ok(self)
     }
 
     async fn close(self) -> Result<()> {
-        self.bench.functions.remove(&self.name).await
+        self.testbed.functions.remove(&self.name).await
     }
 }
 
-/// A build was not brought to run, and what was there before runs. The embedded provider in its good manners sees by itself
-/// that a version does not start: it refuses the update, and nothing is changed.
-fn assert_not_taken(reply: &Reply, before: &str) {
+/// Asserts that a build failed and that the image of before runs. The embedded provider's strategy `good` detects
+/// that a version does not start and rejects the update, so that nothing changes.
+fn assert_rolled_back(reply: &Reply, before: &str) {
     let report = reply.json();
     assert_eq!(reply.status, 422, "{report:#}");
     let status = match report["changed"].as_bool() {
@@ -256,8 +257,8 @@ fn assert_not_taken(reply: &Reply, before: &str) {
     assert_eq!(report["running"]["image"], before, "{report:#}");
 }
 
-/// The reasons of a report, in one text.
-fn reasons(report: &Value) -> String {
+/// Returns the reasons of a report, joined.
+fn joined_reasons(report: &Value) -> String {
     let reasons = report["reasons"].as_array().into_iter().flatten();
     reasons.filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
 }

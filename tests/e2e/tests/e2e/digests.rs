@@ -1,16 +1,18 @@
-//! The same image as BuildKit's own client makes, digest for digest, once timestamps are pinned.
+//! Images equal those of `buildctl`, digest for digest, if timestamps are pinned.
 //!
-//! A folder with everything that a folder can have is packed by GNU tar for builder-fn, and given to `buildctl` as it is.
+//! GNU tar packs a folder with every kind of entry for builder-fn; `buildctl` gets the folder itself.
 //!
-//! What cannot be equal, and why:
+//! Known differences:
 //!
-//! - Owners: both send every file as 0:0. A tar's owners are as little used as those of a folder.
-//! - Devices and fifos: `buildctl` sends them, builder-fn refuses a tar that has them.
+//! - Owners: both clients send all files as 0:0, and ignore the owners in a tar or a folder.
+//! - Devices and fifos: `buildctl` sends them, builder-fn rejects a tar with them.
 //! - Sockets: `buildctl` sends them as empty files, tar leaves them out.
-//! - Sparse files archived with `--sparse`: refused. Without, their holes are zeros, and the images are equal.
-//! - Attributes other than `user.*` and `security.capability`: builder-fn drops them.
-//! - Folders that a tar only implies: they have no time and the mode 0755; an extracted folder has those of its extraction.
-//! - Fractions of a second in formats without them (ustar, GNU): the tar has whole seconds.
+//! - Sparse files: builder-fn rejects a tar made with `--sparse`. Without it, holes are zeros and the images are
+//!   equal.
+//! - Extended attributes other than `user.*` and `security.capability`: builder-fn drops them.
+//! - Folders without an entry in the tar: they have no time and mode 0755; an extracted folder has those of its
+//!   extraction.
+//! - Fractions of a second: the formats ustar and GNU have whole seconds.
 
 use std::{
     fs::{self, Permissions},
@@ -22,10 +24,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
+    builder_process::BuilderProcess,
     buildkit::Buildkit,
-    plain::PlainBuilder,
     registry::{Manifest, Registry},
-    shared::Bench,
+    testbed::Testbed,
 };
 
 const EPOCH: &str = "1700000000";
@@ -69,7 +71,7 @@ impl Folder {
         Ok(symlink(target, self.at(path)?)?)
     }
 
-    /// Gives everything the same time, folders and links too.
+    /// Sets the same time on all files, folders and links.
     fn set_times(&self, time: &str) -> Result<()> {
         run(Command::new("find")
             .arg(self.path())
@@ -103,34 +105,35 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Both clients on a daemon of its own.
+/// Both clients and a daemon of their own.
 struct Comparison {
-    bench: Bench,
+    testbed: Testbed,
     daemon: Buildkit,
-    builder: PlainBuilder,
+    builder: BuilderProcess,
 }
 
 impl Comparison {
     async fn start() -> Result<Self> {
-        let bench = Bench::find()?;
-        let registry = &bench.stack.registry;
+        let testbed = Testbed::find()?;
+        let registry = &testbed.stack.registry;
         let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-        let daemon = Buildkit::start(&bench, "").await?;
+        let daemon = Buildkit::start(&testbed, "").await?;
         let settings = [("buildkit_url", daemon.url())];
         let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
-        let builder = PlainBuilder::start(&bench, &credentials, &settings).await?;
+        let builder = BuilderProcess::start(&testbed, &credentials, &settings).await?;
         Ok(Self {
-            bench,
+            testbed,
             daemon,
             builder,
         })
     }
 
-    /// Both build, without the cache: it goes by content, and would hand out the layers of the first build.
+    /// Builds with both clients, without the cache: its keys depend on the content only, so the second build would
+    /// get the layers of the first.
     async fn compare(&self, name: &str, folder: &Folder, tar: &[&str], more: Value) -> Result<()> {
         let (ours, theirs) = (format!("{name}-builder-fn"), format!("{name}-buildctl"));
         let mut config = json!({
-            "image": self.bench.image(REPOSITORY, &ours),
+            "image": self.testbed.image(REPOSITORY, &ours),
             "noCache": true,
             "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
         });
@@ -157,15 +160,15 @@ impl Comparison {
         Ok(())
     }
 
-    /// Without what the daemon has of earlier folders: `buildctl` has one key for all of them, and a folder in which
-    /// something changed since has the time of that change.
+    /// Builds with `buildctl`, after removing the daemon's copies of earlier folders: `buildctl` uses one key for
+    /// all of them, and a folder in which a file changed since gets the time of that change.
     fn buildctl(&self, folder: &Path, tag: &str, dockerfile: &str, compression: &str) -> Result<()> {
-        let registry = &self.bench.stack.registry;
+        let registry = &self.testbed.stack.registry;
         let docker = tempfile::tempdir()?;
         let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
         fs::write(docker.path().join("config.json"), credentials)?;
         let buildctl = || {
-            let mut command = Command::new(&self.bench.stack.tools.buildctl);
+            let mut command = Command::new(&self.testbed.stack.tools.buildctl);
             command
                 .env("DOCKER_CONFIG", docker.path())
                 .args(["--addr", &self.daemon.url()]);
@@ -173,7 +176,7 @@ impl Comparison {
         };
         run(buildctl().args(["prune", "--filter", "type==source.local"]))?;
         let local = |name: &str| format!("{name}={}", folder.display());
-        let image = self.bench.image(REPOSITORY, tag);
+        let image = self.testbed.image(REPOSITORY, tag);
         run(buildctl()
             .args([
                 "build",
@@ -195,11 +198,11 @@ impl Comparison {
             )))
     }
 
-    /// The manifest of both images.
+    /// Asserts that both images have the same digest; returns the manifest.
     async fn same(&self, name: &str) -> Result<Manifest> {
         let manifest = async |by: &str| {
             let manifest = self
-                .bench
+                .testbed
                 .registry
                 .manifest(REPOSITORY, &format!("{name}-{by}"))
                 .await?;
@@ -211,7 +214,7 @@ impl Comparison {
     }
 }
 
-/// What every format of tar can hold.
+/// Returns a folder with everything that all tar formats can hold.
 fn plain() -> Result<Folder> {
     let folder = Folder::new("FROM scratch\nCOPY . /\nCOPY --chown=7:8 nested/ /again/\n")?;
     folder.file("nested/deep/er/file", "deep")?;
@@ -256,9 +259,9 @@ fn plain() -> Result<Folder> {
 }
 
 #[tokio::test]
-async fn what_a_folder_can_have_is_the_same_in_every_format_of_tar() -> Result<()> {
+async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Result<()> {
     let comparison = Comparison::start().await?;
-    let _parts = comparison.bench.undisturbed().await;
+    let _parts = comparison.testbed.share_parts().await;
     let folder = plain()?;
     folder.set_times("@1600000000")?;
     for (format, compression) in [("ustar", "gzip"), ("gnu", "uncompressed"), ("pax", "zstd")] {
@@ -268,7 +271,7 @@ async fn what_a_folder_can_have_is_the_same_in_every_format_of_tar() -> Result<(
             .await?;
     }
 
-    // And what only some can.
+    // Entries that only some formats can hold.
     folder.file(
         &format!("longer/{}/{}", "d".repeat(200), "f".repeat(250)),
         "in no header",
@@ -282,7 +285,7 @@ async fn what_a_folder_can_have_is_the_same_in_every_format_of_tar() -> Result<(
     rustix::fs::setxattr(
         &attributed,
         "user.slipway",
-        b"told",
+        b"value",
         rustix::fs::XattrFlags::empty(),
     )?;
     folder.set_times("@1600000000.123456789")?;
@@ -292,9 +295,9 @@ async fn what_a_folder_can_have_is_the_same_in_every_format_of_tar() -> Result<(
 }
 
 #[tokio::test]
-async fn what_is_ignored_is_the_same() -> Result<()> {
+async fn ignore_patterns_give_the_same_digest() -> Result<()> {
     let comparison = Comparison::start().await?;
-    let _parts = comparison.bench.undisturbed().await;
+    let _parts = comparison.testbed.share_parts().await;
     let files = [
         "a.log",
         "b.txt",
@@ -344,15 +347,15 @@ async fn what_is_ignored_is_the_same() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_last_of_entries_with_one_name_is_the_one() -> Result<()> {
+async fn the_last_of_several_entries_for_a_path_counts() -> Result<()> {
     let comparison = Comparison::start().await?;
-    let _parts = comparison.bench.undisturbed().await;
+    let _parts = comparison.testbed.share_parts().await;
     let folder = Folder::new("FROM scratch\nCOPY . /\n")?;
     folder.file("file", "first")?;
     folder.file("kind", "a file first")?;
     folder.set_times("@1500000000")?;
     let config = json!({
-        "image": comparison.bench.image(REPOSITORY, "twice-builder-fn"),
+        "image": comparison.testbed.image(REPOSITORY, "twice-builder-fn"),
         "noCache": true,
         "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
     });
@@ -376,9 +379,9 @@ async fn the_last_of_entries_with_one_name_is_the_one() -> Result<()> {
 }
 
 #[tokio::test]
-async fn twenty_thousand_files_are_the_same() -> Result<()> {
+async fn twenty_thousand_files_give_the_same_digest() -> Result<()> {
     let comparison = Comparison::start().await?;
-    let _parts = comparison.bench.undisturbed().await;
+    let _parts = comparison.testbed.share_parts().await;
     let folder = Folder::new("FROM scratch\nCOPY . /\n")?;
     for number in 0..20_000 {
         folder.file(
@@ -391,20 +394,20 @@ async fn twenty_thousand_files_are_the_same() -> Result<()> {
 }
 
 #[tokio::test]
-async fn steps_on_a_base_image_are_the_same() -> Result<()> {
+async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
     let comparison = Comparison::start().await?;
-    let _parts = comparison.bench.undisturbed().await;
-    let base = comparison.bench.busybox().await?;
+    let _parts = comparison.testbed.share_parts().await;
+    let base = comparison.testbed.busybox().await?;
     let folder = Folder::new(&format!(
-        "FROM {base}\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /said\nCOPY nested/ /nested/\n"
+        "FROM {base}\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /output\nCOPY nested/ /nested/\n"
     ))?;
-    folder.file("tool", "#!/bin/sh\necho said\n")?;
+    folder.file("tool", "#!/bin/sh\necho output\n")?;
     fs::set_permissions(folder.at("tool")?, Permissions::from_mode(0o755))?;
     folder.file("nested/deep/er/file", "deep")?;
     folder.set_times("@1600000000")?;
-    // Layers of the base image keep the compression that they have, which is that of the stack's builder.
+    // Layers of the base image keep their compression, which is that of the stack's builder.
     let config = json!({
-        "image": comparison.bench.image(REPOSITORY, "steps-builder-fn"),
+        "image": comparison.testbed.image(REPOSITORY, "steps-builder-fn"),
         "noCache": true,
         "buildArgs": { "SOURCE_DATE_EPOCH": EPOCH },
     });

@@ -1,26 +1,27 @@
-//! From source to an answering function on the real stack: BuildKit, a registry, containerd, the OpenFaaS gateway, NATS
-//! Streaming and the queue-worker. `SLIPWAY_STACK` names the stack; `make test` starts it where it does not run.
+//! End-to-end tests from context to running function on the real stack: BuildKit, a registry, containerd, the
+//! OpenFaaS gateway, NATS Streaming and the queue-worker. `SLIPWAY_STACK` names the stack; `make test` starts it if
+//! it does not run.
 
 mod asynchronous;
-mod chains;
+mod build_secrets;
 mod clients;
-mod compare;
 mod config;
-mod contexts;
+mod context_benchmark;
+mod context_transfer;
 mod credentials;
 mod deployer;
 mod digests;
 mod faas_cli;
-mod faults;
-mod lean;
 mod metrics;
+mod mutual_tls;
 mod openapi;
-mod places;
+mod platform_faults;
 mod provider;
-mod refusals;
-mod sealed;
-mod secured;
-mod streams;
+mod queued_deployments;
+mod rejected_requests;
+mod resource_limits;
+mod slots;
+mod streamed_answers;
 mod synchronous;
 mod template;
 mod traces;

@@ -1,4 +1,4 @@
-//! What builder-fn shows of itself.
+//! builder-fn's metrics.
 
 use std::{
     io::Write as _,
@@ -8,29 +8,29 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use slipway_e2e::{plain::PlainBuilder, shared::Bench, source::Source};
+use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
 use slipway_stack::{Places, Progress, promtool};
 
 #[tokio::test]
-async fn metrics_are_as_prometheus_wants_them_and_count_what_happens() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
-    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
     let value = async |name: &str| builder.metric(name).await;
     let success = "slipway_builds_total{outcome=\"success\"}";
     let failed = "slipway_builds_total{outcome=\"failed\"}";
     assert_eq!(
         (value(success).await?, value(failed).await?),
         (0.0, 0.0),
-        "shown at 0"
+        "metrics are exported before the first build, with value 0"
     );
 
     let at = format!("{:?}", SystemTime::now());
-    let source = Source::dockerfile(format!("FROM {base}\nARG AT\nCOPY a /a\nRUN echo $AT\n"))
+    let source = BuildContext::dockerfile(format!("FROM {base}\nARG AT\nCOPY a /a\nRUN echo $AT\n"))
         .file("a", vec![1; 5000]);
     let config = json!({
-        "image": bench.image("e2e/metrics", "1"), "buildArgs": { "AT": at }, "skipPush": true,
+        "image": testbed.image("e2e/metrics", "1"), "buildArgs": { "AT": at }, "skipPush": true,
     });
     let tar = source.tar(&config)?;
     let reply = builder.client()?.post(tar.clone()).await?;
@@ -41,11 +41,11 @@ async fn metrics_are_as_prometheus_wants_them_and_count_what_happens() -> Result
     assert!(value("slipway_context_bytes_total").await? >= tar.len() as f64);
     assert!(value("slipway_context_sent_bytes_total").await? >= 5000.0);
 
-    // The same again: its steps are there already.
+    // The same context again: its steps are cached.
     let reply = builder.client()?.post(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(value("slipway_build_steps_total{result=\"cached\"}").await? >= cached + 2.0);
-    let failing = Source::dockerfile(format!("FROM {base}\nRUN exit 3\n")).tar(&config)?;
+    let failing = BuildContext::dockerfile(format!("FROM {base}\nRUN exit 3\n")).tar(&config)?;
     assert_eq!(builder.client()?.post(failing).await?.status, 422);
     assert_eq!((value(success).await?, value(failed).await?), (2.0, 1.0));
     assert_eq!(value("slipway_builds_in_flight").await?, 0.0);
@@ -56,7 +56,7 @@ async fn metrics_are_as_prometheus_wants_them_and_count_what_happens() -> Result
     check(&builder.metrics().await?).await
 }
 
-/// What `promtool check metrics` has to say, which is nothing.
+/// Asserts that `promtool check metrics` reports nothing.
 async fn check(metrics: &str) -> Result<()> {
     let promtool = promtool(&Places::from_env()?, &Progress::stderr()).await?;
     let mut child = Command::new(promtool)
@@ -72,11 +72,11 @@ async fn check(metrics: &str) -> Result<()> {
         .context("promtool has no input")?
         .write_all(metrics.as_bytes())?;
     let output = child.wait_with_output()?;
-    let said =
+    let report =
         String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && said.is_empty(),
-        "promtool: {said}\nof\n{metrics}"
+        output.status.success() && report.is_empty(),
+        "promtool: {report}\nmetrics:\n{metrics}"
     );
     Ok(())
 }

@@ -1,18 +1,19 @@
-//! builder-fn and a BuildKit daemon that know each other by certificates.
+//! builder-fn and a BuildKit daemon with mutual TLS.
 
 use std::fs;
 
 use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{
-    buildkit::Buildkit, certificates::Authority, plain::PlainBuilder, registry::Registry, shared::Bench,
-    source::Source,
+    build_context::BuildContext, builder_process::BuilderProcess, buildkit::Buildkit,
+    certificates::Authority, registry::Registry, testbed::Testbed,
 };
 
 #[tokio::test]
-async fn builds_run_over_mutual_tls_and_certificates_are_rotated_without_a_restart() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
+async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_without_a_restart() -> Result<()>
+{
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
     let (ours, other) = (Authority::new("ours")?, Authority::new("another")?);
     let certificates = tempfile::tempdir()?;
     let daemon = ours.issue("buildkit.example")?;
@@ -27,12 +28,12 @@ async fn builds_run_over_mutual_tls_and_certificates_are_rotated_without_a_resta
     let tls = format!(
         "  [grpc.tls]\n    ca = \"{at}/ca.pem\"\n    cert = \"{at}/cert.pem\"\n    key = \"{at}/key.pem\"\n"
     );
-    let daemon = Buildkit::with_grpc(&bench, &tls, "").await?;
+    let daemon = Buildkit::with_grpc(&testbed, &tls, "").await?;
 
     let good = ours.issue("builder")?;
-    let registry = &bench.stack.registry;
-    let builder = PlainBuilder::with_secrets(
-        &bench,
+    let registry = &testbed.stack.registry;
+    let builder = BuilderProcess::with_secrets(
+        &testbed,
         &[
             ("buildkit_url", &format!("tcp://127.0.0.1:{}", daemon.port)),
             ("buildkit_server_name", "buildkit.example"),
@@ -49,11 +50,11 @@ async fn builds_run_over_mutual_tls_and_certificates_are_rotated_without_a_resta
         ],
     )
     .await?;
-    let tar = Source::dockerfile("FROM scratch\nCOPY a /a\n")
+    let tar = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .file("a", "a")
-        .tar(&json!({ "image": bench.image("e2e/secured", "1") }))?;
+        .tar(&json!({ "image": testbed.image("e2e/secured", "1") }))?;
     let post = async || builder.client()?.post(tar.clone()).await;
-    let refused = async |reason: &str| -> Result<()> {
+    let assert_fails = async |reason: &str| -> Result<()> {
         let reply = post().await?;
         assert_eq!(reply.status, 502, "{}", reply.text);
         assert!(reply.field("error").contains(reason), "{reason}: {}", reply.text);
@@ -62,21 +63,22 @@ async fn builds_run_over_mutual_tls_and_certificates_are_rotated_without_a_resta
 
     let reply = post().await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(bench.registry.manifest("e2e/secured", "1").await?.is_some());
+    assert!(testbed.registry.manifest("e2e/secured", "1").await?.is_some());
 
     let strange = other.issue("builder")?;
-    builder.rotate("buildkit-key", &strange.key)?;
-    refused("the key in secret buildkit-key does not belong to the certificate in secret client.crt").await?;
-    builder.rotate("client.crt", &strange.certificate)?;
-    refused("does not trust the authority that this builder's certificate is signed by").await?;
-    builder.take_away("client.crt")?;
-    builder.take_away("buildkit-key")?;
-    refused("asks for a client certificate, and this builder was given none").await?;
-    builder.rotate("client.crt", &good.certificate)?;
-    builder.rotate("buildkit-key", &good.key)?;
-    builder.rotate("buildkit-ca", &other.pem())?;
-    refused("the daemon's certificate is not signed by the authority that this builder trusts").await?;
-    builder.rotate("buildkit-ca", &ours.pem())?;
+    builder.replace_secret("buildkit-key", &strange.key)?;
+    assert_fails("the key in secret buildkit-key does not belong to the certificate in secret client.crt")
+        .await?;
+    builder.replace_secret("client.crt", &strange.certificate)?;
+    assert_fails("does not trust the authority that this builder's certificate is signed by").await?;
+    builder.remove_secret("client.crt")?;
+    builder.remove_secret("buildkit-key")?;
+    assert_fails("asks for a client certificate, and this builder was given none").await?;
+    builder.replace_secret("client.crt", &good.certificate)?;
+    builder.replace_secret("buildkit-key", &good.key)?;
+    builder.replace_secret("buildkit-ca", &other.pem())?;
+    assert_fails("the daemon's certificate is not signed by the authority that this builder trusts").await?;
+    builder.replace_secret("buildkit-ca", &ours.pem())?;
     let reply = post().await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())

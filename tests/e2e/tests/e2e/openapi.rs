@@ -1,19 +1,19 @@
-//! The description of the API (`builder-fn/openapi.yaml`) against what a builder does, by schemathesis: it makes requests
-//! from the description and compares every answer with it. `tests/openapi/hooks.py` packs and signs them.
+//! Compares builder-fn's answers with `builder-fn/openapi.yaml`. schemathesis generates requests from the
+//! description and checks every answer; `tests/openapi/hooks.py` packs and signs the requests.
 
 use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
-    plain::PlainBuilder,
-    programs::{Desk, in_repository},
+    builder_process::BuilderProcess,
     recorded::Recorded,
-    shared::Bench,
+    testbed::Testbed,
+    work_dir::{WorkDir, in_repository},
 };
 use slipway_stack::Places;
 
-/// Python with schemathesis, installed at its first use, in a folder named by what is installed.
+/// Returns a Python with schemathesis, installed on first use into a folder named by the hash of its requirements.
 fn python() -> Result<PathBuf> {
     let requirements = in_repository("tests/openapi/requirements.txt");
     let mut name = hex::encode(Sha256::digest(fs::read(&requirements)?));
@@ -28,8 +28,8 @@ fn python() -> Result<PathBuf> {
     }
     let run = |command: &mut Command| -> Result<()> {
         let output = command.output().with_context(|| format!("{command:?}"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{command:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{command:?}: {stderr}");
         Ok(())
     };
     run(Command::new("/usr/bin/python3")
@@ -50,32 +50,32 @@ fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// Three checks make no sense here. A probe is answered whatever its method is. Data that the description forbids is not
-/// always refused with a status: a signed request that asks for records has 200, and the reason in them. And data that it
-/// allows may still be refused: no description can say what a tar has to contain.
+/// Three checks do not apply. Probes answer every method. A request that the description forbids is not always
+/// rejected with an error status: a signed request for records gets 200, and the error is in the records. A request
+/// that it allows may be rejected: no description can say what a tar has to contain.
 #[tokio::test]
-async fn the_builder_does_what_its_description_says() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
+async fn every_answer_matches_the_openapi_description() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
     let keys = tempfile::tempdir()?;
-    let key = Recorded::read()?.private_key(keys.path())?;
+    let key = RecordedCli::read()?.private_key(keys.path())?;
     let settings = [("build_secrets_private_key_path", key.as_str())];
-    let builder = PlainBuilder::with_settings(&bench, &settings).await?;
+    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
     let text = |path: PathBuf| {
         path.into_os_string()
             .into_string()
             .ok()
-            .context("a path that is no text")
+            .context("a path that is not UTF-8")
     };
     let description = text(in_repository("builder-fn/openapi.yaml"))?;
-    let desk = Desk::new("scratch")?;
+    let work_dir = WorkDir::new("scratch")?;
     let environment = [
         ("SCHEMATHESIS_HOOKS", "hooks"),
         ("PYTHONPATH", &text(in_repository("tests/openapi"))?),
         ("PYTHONDONTWRITEBYTECODE", "1"),
         ("DESCRIPTION", &description),
-        ("PAYLOAD_SECRET", &text(bench.stack.payload_secret.clone())?),
-        ("IMAGE", &bench.image("e2e/openapi", "1")),
+        ("PAYLOAD_SECRET", &text(testbed.stack.payload_secret.clone())?),
+        ("IMAGE", &testbed.image("e2e/openapi", "1")),
     ];
     let arguments = format!(
         "-m schemathesis.cli run {description} --url {} --exclude-path /metrics --phases examples,coverage,fuzzing \
@@ -85,10 +85,10 @@ async fn the_builder_does_what_its_description_says() -> Result<()> {
     );
     let arguments: Vec<_> = arguments.split_whitespace().collect();
 
-    let ran = desk.run(python()?, &arguments, &environment, b"")?;
+    let output = work_dir.run(python()?, &arguments, &environment, b"")?;
 
-    assert_eq!(ran.code, 0, "{}", ran.said());
-    // Had all been refused at the door, nothing would have been compared.
+    assert_eq!(output.code, 0, "{}", output.combined());
+    // If all requests had been rejected early, no build would have been compared.
     assert!(builder.metric("slipway_context_sent_bytes_total").await? > 0.0);
     Ok(())
 }

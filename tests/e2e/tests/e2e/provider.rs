@@ -1,22 +1,22 @@
-//! What the embedded provider promises beyond faasd. A stack with another provider has other manners, and its own tests.
+//! Guarantees of the embedded provider that faasd does not give. A stack with another provider has its own tests.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use slipway_e2e::{functions::Functions, shared::Bench, source::Source};
+use slipway_e2e::{build_context::BuildContext, functions::Functions, testbed::Testbed};
 use tokio::{
     sync::watch,
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
 
-async fn page_image(bench: &Bench, text: &str) -> Result<String> {
-    let base = bench.busybox().await?;
-    let image = bench.image(&format!("e2e/provider-{text}"), "1");
-    let reply = bench
+async fn page_image(testbed: &Testbed, text: &str) -> Result<String> {
+    let base = testbed.busybox().await?;
+    let image = testbed.image(&format!("e2e/provider-{text}"), "1");
+    let reply = testbed
         .builder
-        .post(Source::pages(base, text).tar(&json!({ "image": image }))?)
+        .post(BuildContext::pages(base, text).tar(&json!({ "image": image }))?)
         .await?;
     ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
     Ok(image)
@@ -26,7 +26,7 @@ async fn image_of(functions: &Functions, name: &str) -> Result<Value> {
     Ok(functions.status(name).await?.unwrap_or_default()["image"].take())
 }
 
-/// Calls a function 200 times a second until told to stop; returns what was not the page.
+/// Calls a function 200 times a second until stopped; returns the number of calls and the failed answers.
 async fn load(functions: Functions, name: &'static str, stop: watch::Receiver<bool>) -> (usize, Vec<String>) {
     let functions = Arc::new(functions);
     let mut calls = JoinSet::new();
@@ -46,14 +46,17 @@ async fn load(functions: Functions, name: &'static str, stop: watch::Receiver<bo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_call_fails_while_a_function_is_updated_and_a_failed_update_changes_nothing() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    if !bench.stack.replaces_without_a_gap() {
+async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    if !testbed.stack.replaces_without_a_gap() {
         return Ok(());
     }
-    let functions = &bench.functions;
-    let images = [page_image(&bench, "one").await?, page_image(&bench, "two").await?];
+    let functions = &testbed.functions;
+    let images = [
+        page_image(&testbed, "one").await?,
+        page_image(&testbed, "two").await?,
+    ];
     let name = "live-update";
     functions.remove(name).await?;
     let deployment = |image: &str| json!({ "service": name, "image": image });
@@ -86,14 +89,14 @@ async fn no_call_fails_while_a_function_is_updated_and_a_failed_update_changes_n
 }
 
 #[tokio::test]
-async fn a_function_is_created_once_and_when_it_is_deleted_nothing_is_left_to_update() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    if !bench.stack.replaces_without_a_gap() {
+async fn a_function_cannot_be_created_twice_or_updated_after_its_removal() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    if !testbed.stack.replaces_without_a_gap() {
         return Ok(());
     }
-    let functions = &bench.functions;
-    let image = page_image(&bench, "life").await?;
+    let functions = &testbed.functions;
+    let image = page_image(&testbed, "life").await?;
     let name = "live-life";
     functions.remove(name).await?;
     let deployment = json!({ "service": name, "image": image });
@@ -101,7 +104,11 @@ async fn a_function_is_created_once_and_when_it_is_deleted_nothing_is_left_to_up
     functions
         .wait_for_page(name, "life", Duration::from_secs(30))
         .await?;
-    assert_eq!(functions.create(&deployment).await?, 400, "there is one already");
+    assert_eq!(
+        functions.create(&deployment).await?,
+        400,
+        "the function exists already"
+    );
 
     functions.remove(name).await?;
     assert_eq!(functions.status(name).await?, None);

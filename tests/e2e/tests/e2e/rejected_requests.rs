@@ -1,26 +1,26 @@
-//! What the caller got wrong: each with its status and message, and afterwards no image, no function, no file, no session.
+//! Errors of the caller: each has its status and message, and leaves no image and no function behind.
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use slipway_e2e::{client::Reply, shared::Bench, source::Source};
+use slipway_e2e::{build_context::BuildContext, client::Reply, testbed::Testbed};
 
-/// One mistake, what is posted, and what the answer must be.
-struct Mistake {
+/// The expected answer to one error of a caller.
+struct Rejection {
     what: &'static str,
     status: u16,
     message: &'static [&'static str],
 }
 
-fn config(bench: &Bench, name: &str) -> Value {
-    json!({ "image": bench.image(&format!("e2e/refused-{name}"), "1"), "deploy": { "service": format!("refused-{name}") } })
+fn config(testbed: &Testbed, name: &str) -> Value {
+    json!({ "image": testbed.image(&format!("e2e/refused-{name}"), "1"), "deploy": { "service": format!("refused-{name}") } })
 }
 
-async fn assert_refused(bench: &Bench, name: &str, mistake: Mistake, reply: Reply) -> Result<()> {
-    let Mistake {
+async fn assert_rejected(testbed: &Testbed, name: &str, expected: Rejection, reply: Reply) -> Result<()> {
+    let Rejection {
         what,
         status,
         message,
-    } = mistake;
+    } = expected;
     assert_eq!(reply.status, status, "{what}: {}", reply.text);
     assert_eq!(reply.field("status"), "failed", "{what}: {}", reply.text);
     for part in message {
@@ -31,17 +31,17 @@ async fn assert_refused(bench: &Bench, name: &str, mistake: Mistake, reply: Repl
             reply.text
         );
     }
-    assert_nothing_left(bench, name).await
+    assert_nothing_left(testbed, name).await
 }
 
-async fn assert_nothing_left(bench: &Bench, name: &str) -> Result<()> {
-    let manifest = bench
+async fn assert_nothing_left(testbed: &Testbed, name: &str) -> Result<()> {
+    let manifest = testbed
         .registry
         .manifest(&format!("e2e/refused-{name}"), "1")
         .await?;
     assert!(manifest.is_none(), "an image was pushed: {manifest:?}");
     assert!(
-        bench
+        testbed
             .functions
             .status(&format!("refused-{name}"))
             .await?
@@ -51,73 +51,73 @@ async fn assert_nothing_left(bench: &Bench, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn good() -> Source {
-    Source::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a")
+fn good() -> BuildContext {
+    BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a")
 }
 
 #[tokio::test]
-async fn a_wrong_signature_is_refused() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let tar = good().tar(&config(&bench, "wrong-signature"))?;
+async fn a_wrong_signature_is_rejected() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let tar = good().tar(&config(&testbed, "wrong-signature"))?;
     let signature = slipway_e2e::client::signature(b"another key", &tar)?;
-    let mistake = Mistake {
+    let expected = Rejection {
         what: "wrong signature",
         status: 401,
         message: &["X-Build-Signature", "does not match"],
     };
-    let reply = bench.builder.post_with(tar, Some(&signature), &[]).await?;
-    assert_refused(&bench, "wrong-signature", mistake, reply).await
+    let reply = testbed.builder.post_with(tar, Some(&signature), &[]).await?;
+    assert_rejected(&testbed, "wrong-signature", expected, reply).await
 }
 
 #[tokio::test]
-async fn a_body_without_a_signature_is_refused() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let tar = good().tar(&config(&bench, "no-signature"))?;
-    let mistake = Mistake {
+async fn a_body_without_a_signature_is_rejected() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let tar = good().tar(&config(&testbed, "no-signature"))?;
+    let expected = Rejection {
         what: "no signature",
         status: 401,
         message: &["X-Build-Signature"],
     };
-    let reply = bench.builder.post_with(tar, None, &[]).await?;
-    assert_refused(&bench, "no-signature", mistake, reply).await
+    let reply = testbed.builder.post_with(tar, None, &[]).await?;
+    assert_rejected(&testbed, "no-signature", expected, reply).await
 }
 
 #[tokio::test]
-async fn a_truncated_tar_is_refused() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
+async fn a_truncated_tar_is_rejected() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
     let mut tar = good()
         .file("b", vec![7; 4096])
-        .tar(&config(&bench, "truncated"))?;
+        .tar(&config(&testbed, "truncated"))?;
     tar.truncate(512 * 6 + 100);
-    let mistake = Mistake {
+    let expected = Rejection {
         what: "truncated tar",
         status: 400,
         message: &["context/b"],
     };
-    let reply = bench.builder.post(tar).await?;
-    assert_refused(&bench, "truncated", mistake, reply).await
+    let reply = testbed.builder.post(tar).await?;
+    assert_rejected(&testbed, "truncated", expected, reply).await
 }
 
 #[tokio::test]
-async fn a_tar_without_a_config_is_refused() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let mistake = Mistake {
+async fn a_tar_without_a_config_is_rejected() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let expected = Rejection {
         what: "no config",
         status: 400,
         message: &["com.openfaas.docker.config"],
     };
-    let reply = bench.builder.post(good().tar_without_config()?).await?;
-    assert_refused(&bench, "no-config", mistake, reply).await
+    let reply = testbed.builder.post(good().tar_without_config()?).await?;
+    assert_rejected(&testbed, "no-config", expected, reply).await
 }
 
 #[tokio::test]
-async fn a_bad_image_name_is_refused() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
+async fn an_invalid_image_name_is_rejected() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
     for image in [
         "",
         "reg.example/UPPER:1",
@@ -126,75 +126,70 @@ async fn a_bad_image_name_is_refused() -> Result<()> {
         "-",
     ] {
         let config = json!({ "image": image, "deploy": { "service": "refused-bad-image" } });
-        let mistake = Mistake {
+        let expected = Rejection {
             what: image,
             status: 400,
             message: &["image"],
         };
-        let reply = bench.builder.post(good().tar(&config)?).await?;
-        assert_refused(&bench, "bad-image", mistake, reply).await?;
+        let reply = testbed.builder.post(good().tar(&config)?).await?;
+        assert_rejected(&testbed, "bad-image", expected, reply).await?;
     }
     Ok(())
 }
 
 #[tokio::test]
-async fn a_failing_step_ends_with_its_log_and_deploys_nothing() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
-    let source = Source::dockerfile(format!("FROM {base}\nRUN echo this is said before; exit 3\n"));
-    let reply = bench
+async fn a_failing_step_is_reported_with_its_log_and_nothing_is_deployed() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let source = BuildContext::dockerfile(format!("FROM {base}\nRUN echo this is said before; exit 3\n"));
+    let reply = testbed
         .builder
-        .post(source.tar(&config(&bench, "failing-step"))?)
+        .post(source.tar(&config(&testbed, "failing-step"))?)
         .await?;
     let log = reply.json()["log"].to_string();
     assert!(log.contains("this is said before"), "{}", reply.text);
-    let mistake = Mistake {
+    let expected = Rejection {
         what: "failing step",
         status: 422,
         message: &["exit code: 3"],
     };
-    assert_refused(&bench, "failing-step", mistake, reply).await
+    assert_rejected(&testbed, "failing-step", expected, reply).await
 }
 
 #[tokio::test]
-async fn a_dockerfile_that_does_not_parse_ends_with_the_line() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let source = Source::dockerfile("FROM scratch\nNONSENSE here\n");
-    let reply = bench
+async fn a_syntax_error_in_the_dockerfile_is_reported_with_the_instruction() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let source = BuildContext::dockerfile("FROM scratch\nNONSENSE here\n");
+    let reply = testbed
         .builder
-        .post(source.tar(&config(&bench, "no-parse"))?)
+        .post(source.tar(&config(&testbed, "no-parse"))?)
         .await?;
-    let mistake = Mistake {
+    let expected = Rejection {
         what: "unknown instruction",
         status: 422,
         message: &["NONSENSE"],
     };
-    assert_refused(&bench, "no-parse", mistake, reply).await
+    assert_rejected(&testbed, "no-parse", expected, reply).await
 }
 
 #[tokio::test]
-async fn a_context_without_a_dockerfile_is_told_so() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let reply = bench
+async fn a_context_without_a_dockerfile_is_rejected_before_the_build() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let reply = testbed
         .builder
         .post(
-            Source::new()
+            BuildContext::new()
                 .file("a", "a")
-                .tar(&config(&bench, "no-dockerfile"))?,
+                .tar(&config(&testbed, "no-dockerfile"))?,
         )
         .await?;
-    let mistake = Mistake {
+    let expected = Rejection {
         what: "no Dockerfile",
-        status: 422,
-        message: &["Dockerfile"],
+        status: 400,
+        message: &["context/Dockerfile"],
     };
-    // Whether it is found in the tar (400) or by the frontend (422), it is the caller's.
-    let mistake = Mistake {
-        status: if reply.status == 400 { 400 } else { 422 },
-        ..mistake
-    };
-    assert_refused(&bench, "no-dockerfile", mistake, reply).await
+    assert_rejected(&testbed, "no-dockerfile", expected, reply).await
 }

@@ -1,32 +1,36 @@
-//! What contexts take of memory and disk, and what is left of them.
+//! The memory and disk space that builds use and free.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Result, ensure};
 use serde_json::json;
-use slipway_e2e::{client::Reply, plain::PlainBuilder, registry::Registry, shared::Bench, tree::Tree};
+use slipway_e2e::{
+    build_context::gated, builder_process::BuilderProcess, client::Reply, context_tree::ContextTree,
+    registry::Registry, testbed::Testbed,
+};
 
 const MIB: usize = 1 << 20;
 
-async fn builder(bench: &Bench, settings: &[(&str, &str)]) -> Result<PlainBuilder> {
-    let registry = &bench.stack.registry;
+async fn builder(testbed: &Testbed, settings: &[(&str, &str)]) -> Result<BuilderProcess> {
+    let registry = &testbed.stack.registry;
     let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-    PlainBuilder::start(bench, &credentials, settings).await
+    BuilderProcess::start(testbed, &credentials, settings).await
 }
 
-/// Content that is no work to compress.
-fn context(dockerfile: &str, bytes: usize, files: usize) -> Tree {
-    let file =
-        |tree: Tree, number: usize| tree.file(&format!("files/{number}"), vec![number as u8; bytes / files]);
-    (0..files).fold(Tree::dockerfile(dockerfile), file)
+/// Returns a context whose content compresses quickly.
+fn context(dockerfile: &str, bytes: usize, files: usize) -> ContextTree {
+    let file = |tree: ContextTree, number: usize| {
+        tree.file(&format!("files/{number}"), vec![number as u8; bytes / files])
+    };
+    (0..files).fold(ContextTree::dockerfile(dockerfile), file)
 }
 
-async fn post(bench: &Bench, builder: &PlainBuilder, name: &str, tree: &Tree) -> Result<Reply> {
-    let config = json!({ "image": bench.image("e2e/lean", name), "skipPush": true, "compression": "gzip", "compressionLevel": 1 });
+async fn post(testbed: &Testbed, builder: &BuilderProcess, name: &str, tree: &ContextTree) -> Result<Reply> {
+    let config = json!({ "image": testbed.image("e2e/lean", name), "skipPush": true, "compression": "gzip", "compressionLevel": 1 });
     builder.client()?.post(tree.tar(&config)?).await
 }
 
-/// Whether builder-fn is as it is shipped, or nearly so: `SLIPWAY_BUILDER_PROFILE=function` makes it so.
+/// Returns whether builder-fn is built like a release: with `SLIPWAY_BUILDER_PROFILE=function`.
 fn is_optimized() -> bool {
     matches!(
         std::env::var("SLIPWAY_BUILDER_PROFILE").as_deref(),
@@ -34,9 +38,9 @@ fn is_optimized() -> bool {
     )
 }
 
-/// The most memory that a build of any context may have taken.
-fn assert_peak(builder: &PlainBuilder) -> Result<()> {
-    // Unoptimised, it takes 7 MiB more before it does anything, and has larger futures and deeper stacks.
+/// Asserts that builder-fn's peak memory is within the limit for a build of any context.
+fn assert_peak(builder: &BuilderProcess) -> Result<()> {
+    // An unoptimised build needs 7 MiB before its first request, and has larger futures and deeper stacks.
     let most = if is_optimized() { 32 * MIB } else { 42 * MIB };
     let peak = builder.peak_memory()?;
     assert!(peak <= most, "{} KiB", peak >> 10);
@@ -45,12 +49,12 @@ fn assert_peak(builder: &PlainBuilder) -> Result<()> {
 
 #[tokio::test]
 async fn memory_does_not_grow_with_the_context() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = builder(&bench, &[]).await?;
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = builder(&testbed, &[]).await?;
 
     let reply = post(
-        &bench,
+        &testbed,
         &builder,
         "large",
         &context("FROM scratch\nCOPY . /\n", 512 * MIB, 64),
@@ -63,29 +67,30 @@ async fn memory_does_not_grow_with_the_context() -> Result<()> {
         "{} KiB",
         builder.peak_memory()? >> 10
     );
-    assert!(builder.files_left()?.is_empty());
+    assert!(builder.leftover_files()?.is_empty());
     assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
     Ok(())
 }
 
-/// As many files as a tar may have, but for a few, in folders of 100: with names as long as those of sources are.
-fn as_many_files_as_may_be() -> Tree {
-    let file = |tree: Tree, number: usize| {
+/// Returns a context with almost as many files as a tar may have, in folders of 100, with names as long as in
+/// source trees.
+fn context_with_most_files() -> ContextTree {
+    let file = |tree: ContextTree, number: usize| {
         let path = format!("module-{:04}/source-{number:06}.rs", number / 100);
         tree.file(&path, *b"fn main() {}\n")
     };
-    (0..197_000).fold(Tree::dockerfile("FROM scratch\nCOPY . /\n"), file)
+    (0..197_000).fold(ContextTree::dockerfile("FROM scratch\nCOPY . /\n"), file)
 }
 
 #[tokio::test]
-async fn memory_grows_little_with_the_number_of_files() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = builder(&bench, &[]).await?;
-    let tree = as_many_files_as_may_be();
+async fn peak_memory_is_bounded_with_the_largest_number_of_files() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = builder(&testbed, &[]).await?;
+    let tree = context_with_most_files();
 
     for _ in ["cold", "warm"] {
-        let reply = post(&bench, &builder, "many", &tree).await?;
+        let reply = post(&testbed, &builder, "many", &tree).await?;
         ensure!(reply.status == 200, "{}", reply.text);
         assert_peak(&builder)?;
     }
@@ -93,45 +98,58 @@ async fn memory_grows_little_with_the_number_of_files() -> Result<()> {
 }
 
 #[tokio::test]
-async fn memory_grows_little_with_builds_in_flight() -> Result<()> {
+async fn each_concurrent_build_needs_little_memory() -> Result<()> {
     const AT_ONCE: usize = 16;
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = builder(&bench, &[]).await?;
-    let base = bench.busybox().await?;
-    let tree = |name: usize| {
-        context(
-            &format!("FROM {base}\nCOPY . /{name}\nRUN sleep 4.{name}\n"),
-            4 * MIB,
-            500,
-        )
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = builder(&testbed, &[]).await?;
+    let base = testbed.busybox().await?;
+    let tree = |gate: &str| {
+        let dockerfile = format!("FROM {base}\nCOPY . /{gate}\nRUN {}\n", gated(gate));
+        context(&dockerfile, 4 * MIB, 500)
     };
-    let reply = post(&bench, &builder, "one", &tree(99)).await?;
-    ensure!(reply.status == 200, "{}", reply.text);
+    // Every step runs until all builds have come to theirs.
+    let build_at_once = async |gates: &[String]| -> Result<()> {
+        let trees: Vec<_> = gates.iter().map(|gate| tree(gate)).collect();
+        let builds = gates
+            .iter()
+            .zip(&trees)
+            .map(|(gate, tree)| post(&testbed, &builder, gate, tree));
+        let open_gates = async {
+            for gate in gates {
+                testbed.wait_for_step(gate, true).await?;
+            }
+            gates.iter().try_for_each(|gate| testbed.open_gate(gate))
+        };
+        let (replies, opened) = tokio::join!(futures_util::future::join_all(builds), open_gates);
+        opened?;
+        for reply in replies {
+            let reply = reply?;
+            ensure!(reply.status == 200, "{}", reply.text);
+        }
+        Ok(())
+    };
+    build_at_once(&["one-alone".to_owned()]).await?;
     let one = builder.peak_memory()?;
 
-    let builds = (0..AT_ONCE).map(|name| {
-        let (bench, builder, tree) = (&bench, &builder, tree(name));
-        async move { post(bench, builder, &format!("at-once-{name}"), &tree).await }
-    });
-    for reply in futures_util::future::join_all(builds).await {
-        let reply = reply?;
-        ensure!(reply.status == 200, "{}", reply.text);
-    }
+    let gates: Vec<_> = (0..AT_ONCE)
+        .map(|number| format!("at-once-{number:02}"))
+        .collect();
+    build_at_once(&gates).await?;
 
     // Unoptimised code has larger futures and deeper stacks.
     let most = if is_optimized() { 2 * MIB } else { 4 * MIB };
     let growth = builder.peak_memory()?.saturating_sub(one) / (AT_ONCE - 1);
     assert!(
         growth <= most,
-        "{} KiB a build, on {} KiB for one",
+        "{} KiB for each build, and {} KiB for the first",
         growth >> 10,
         one >> 10
     );
     Ok(())
 }
 
-/// The headers of a million empty files, each with a name of its own: 512 MB.
+/// Returns the headers of a million empty files with different names: 512 MB.
 fn a_million_empty_files() -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
     header.as_old_mut().name[..14].copy_from_slice(b"context/000000");
@@ -142,7 +160,7 @@ fn a_million_empty_files() -> Vec<u8> {
     let bytes = first[..148].iter().chain(&[b' '; 8]).chain(&first[156..]);
     let sum: u32 = bytes.map(|byte| u32::from(*byte)).sum();
     let mut tar = first.repeat(1_000_000);
-    // By hand: to have a million headers written and summed up by a crate would take longer than all the rest.
+    // Patch the bytes directly: the tar crate would take longer for a million headers than the rest of the test.
     for (number, header) in (0u32..).zip(tar.chunks_exact_mut(512)) {
         let mut sum = sum;
         let mut rest = number;
@@ -160,13 +178,13 @@ fn a_million_empty_files() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_million_empty_entries_are_refused_and_take_little() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = builder(&bench, &[]).await?;
-    let config = json!({ "image": bench.image("e2e/lean", "million"), "skipPush": true });
-    let mut tar = Tree::dockerfile("FROM scratch\n").tar(&config)?;
-    // Without its end.
+async fn a_tar_with_a_million_entries_is_rejected_within_the_memory_limit() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = builder(&testbed, &[]).await?;
+    let config = json!({ "image": testbed.image("e2e/lean", "million"), "skipPush": true });
+    let mut tar = ContextTree::dockerfile("FROM scratch\n").tar(&config)?;
+    // Remove the end-of-archive marker.
     tar.truncate(tar.len() - 1024);
     tar.extend(a_million_empty_files());
 
@@ -174,14 +192,14 @@ async fn a_million_empty_entries_are_refused_and_take_little() -> Result<()> {
 
     assert_eq!(reply.status, 400, "{}", reply.text);
     assert_eq!(reply.field("error"), "the tar has more than 200000 entries");
-    // What 200,000 entries take is the index; of what comes after them nothing is kept.
+    // The index holds 200,000 entries; nothing is kept of those after them.
     assert_peak(&builder)?;
-    assert!(builder.files_left()?.is_empty());
+    assert!(builder.leftover_files()?.is_empty());
     assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
     Ok(())
 }
 
-/// A file system of this size; gone with the value.
+/// A mounted file system of limited size; unmounted on drop.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
@@ -207,7 +225,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Nothing can be told here; the folder cannot be removed then, and stays to be seen.
+        // An error cannot be reported here. The folder then cannot be removed, and stays visible.
         Command::new("umount")
             .arg("--lazy")
             .arg(self.0.path())
@@ -217,70 +235,70 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_and_leaves_nothing_and_so_does_a_kill() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
+async fn neither_a_full_disk_nor_a_kill_leaves_spooled_files() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
     let disk = SmallDisk::new(8 * MIB)?;
     let spool = disk.path().to_string_lossy().into_owned();
-    let builder = builder(&bench, &[("spool_dir", &spool)]).await?;
-    let base = bench.busybox().await?;
+    let builder = builder(&testbed, &[("spool_dir", &spool)]).await?;
+    let base = testbed.busybox().await?;
     let copy = "FROM scratch\nCOPY . /\n";
 
-    let reply = post(&bench, &builder, "full", &context(copy, 16 * MIB, 4)).await?;
+    let reply = post(&testbed, &builder, "full", &context(copy, 16 * MIB, 4)).await?;
     assert_eq!(reply.status, 507, "{}", reply.text);
     assert!(
         reply.field("error").contains("no space left in the spool folder"),
         "{}",
         reply.text
     );
-    assert_eq!((disk.used()?, builder.files_left()?.len()), (0, 0));
+    assert_eq!((disk.used()?, builder.leftover_files()?.len()), (0, 0));
     assert_eq!(builder.metric("slipway_spool_bytes").await?, 0.0);
 
-    let reply = post(&bench, &builder, "fits", &context(copy, 4 * MIB, 4)).await?;
+    let reply = post(&testbed, &builder, "fits", &context(copy, 4 * MIB, 4)).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
     let waits = context(
-        &format!("FROM {base}\nCOPY . /x\nRUN sleep 31; true\n"),
+        &format!("FROM {base}\nCOPY . /x\nRUN sleep 306; true\n"),
         4 * MIB,
         4,
     );
-    let config = json!({ "image": bench.image("e2e/lean", "killed"), "skipPush": true, "noCache": true });
+    let config = json!({ "image": testbed.image("e2e/lean", "killed"), "skipPush": true, "noCache": true });
     let (client, tar) = (builder.client()?, waits.tar(&config)?);
     let build = tokio::spawn(async move { client.post(tar).await });
-    bench.wait_for_step("sleep 31; true", true).await?;
+    testbed.wait_for_step("sleep 306; true", true).await?;
     assert!(disk.used()? >= 4 * MIB as u64);
-    assert!(fs::read_dir(disk.path())?.next().is_none(), "it has no name");
+    assert!(
+        fs::read_dir(disk.path())?.next().is_none(),
+        "the spool has a name"
+    );
     drop(builder);
     ensure!(build.await?.is_err(), "the builder was killed");
-    bench
-        .wait_until(
-            Duration::from_secs(5),
-            "nothing is left",
-            || Ok(disk.used()? == 0),
-        )
+    testbed
+        .wait_until("the spool's disk is empty", || Ok(disk.used()? == 0))
         .await?;
-    bench.wait_for_step("sleep 31; true", false).await
+    testbed.wait_for_step("sleep 306; true", false).await
 }
 
 #[tokio::test]
-async fn requests_under_way_share_the_room_that_there_is() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
+async fn concurrent_requests_share_the_spool_limit() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
     let limit = (8 * MIB).to_string();
-    let builder = builder(&bench, &[("spool_limit", &limit), ("max_body", &limit)]).await?;
-    let base = bench.busybox().await?;
+    let builder = builder(&testbed, &[("spool_limit", &limit), ("max_body", &limit)]).await?;
+    let base = testbed.busybox().await?;
+    let gate = "gate-of-spool-limit";
     let waits = context(
-        &format!("FROM {base}\nCOPY . /x\nRUN sleep 4; true\n"),
+        &format!("FROM {base}\nCOPY . /x\nRUN {}\n", gated(gate)),
         5 * MIB,
         4,
     );
-    let config = json!({ "image": bench.image("e2e/lean", "waits"), "skipPush": true, "noCache": true });
+    let config = json!({ "image": testbed.image("e2e/lean", "waits"), "skipPush": true, "noCache": true });
     let (client, tar) = (builder.client()?, waits.tar(&config)?);
     let build = tokio::spawn(async move { client.post(tar).await });
-    bench.wait_for_step("sleep 4; true", true).await?;
+    testbed.wait_for_step(gate, true).await?;
 
     let second = context("FROM scratch\nCOPY . /\n", 4 * MIB, 4);
-    let reply = post(&bench, &builder, "no-room", &second).await?;
+    let reply = post(&testbed, &builder, "no-room", &second).await?;
     assert_eq!(reply.status, 507, "{}", reply.text);
     assert!(
         reply
@@ -289,10 +307,11 @@ async fn requests_under_way_share_the_room_that_there_is() -> Result<()> {
         "{}",
         reply.text
     );
+    testbed.open_gate(gate)?;
     let first = build.await??;
     assert_eq!(first.status, 200, "{}", first.text);
 
-    let reply = post(&bench, &builder, "room-again", &second).await?;
+    let reply = post(&testbed, &builder, "room-again", &second).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }

@@ -1,91 +1,79 @@
-//! How many builds run at a time, and what becomes of the others.
+//! The limit on concurrent builds: when it is reached, calls are rejected or wait.
 
-use std::time::{Duration, SystemTime};
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde_json::json;
-use slipway_e2e::{client::Reply, plain::PlainBuilder, shared::Bench, source::Source};
+use slipway_e2e::{
+    build_context::BuildContext, builder_process::BuilderProcess, client::Reply, testbed::Testbed,
+};
 
-const FULL: &str = "Concurrent request limit exceeded. Max concurrent requests: 1\n";
+const LIMIT_REACHED: &str = "Concurrent request limit exceeded. Max concurrent requests: 1\n";
 
-/// A build whose step takes so many seconds, in the background.
-async fn slow(
-    bench: &Bench,
-    builder: &PlainBuilder,
-    seconds: u32,
+/// Starts a build in the background, and waits until its step runs. It runs until `gate` is opened.
+async fn start_gated_build(
+    testbed: &Testbed,
+    builder: &BuilderProcess,
+    gate: &str,
 ) -> Result<tokio::task::JoinHandle<Result<Reply>>> {
-    let base = bench.busybox().await?;
-    let at = format!("{:?}", SystemTime::now());
-    let source = Source::dockerfile(format!("FROM {base}\nARG AT\nRUN sleep {seconds}; echo $AT\n"));
-    let config =
-        json!({ "image": bench.image("e2e/places", "1"), "buildArgs": { "AT": at }, "skipPush": true });
-    let (client, tar) = (builder.client()?, source.tar(&config)?);
-    Ok(tokio::spawn(async move { client.post(tar).await }))
+    let context = BuildContext::gated(testbed.busybox().await?, gate);
+    let config = json!({ "image": testbed.image("e2e/slots", "1"), "skipPush": true });
+    let (client, tar) = (builder.client()?, context.tar(&config)?);
+    let build = tokio::spawn(async move { client.post(tar).await });
+    testbed.wait_for_step(gate, true).await?;
+    Ok(build)
 }
 
-fn small(bench: &Bench) -> Result<Vec<u8>> {
-    Source::dockerfile("FROM scratch\nCOPY a /a\n")
+fn small(testbed: &Testbed) -> Result<Vec<u8>> {
+    BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .file("a", "a")
-        .tar(&json!({ "image": bench.image("e2e/places", "2"), "skipPush": true }))
+        .tar(&json!({ "image": testbed.image("e2e/slots", "2"), "skipPush": true }))
 }
 
-fn assert_refused(reply: &Reply) {
-    assert_eq!((reply.status, reply.text.as_str()), (429, FULL));
+fn assert_rejected(reply: &Reply) {
+    assert_eq!((reply.status, reply.text.as_str()), (429, LIMIT_REACHED));
     let seconds = reply.retry_after.as_deref().map(str::parse::<u32>);
     assert!(matches!(seconds, Some(Ok(1..))), "{reply:?}");
 }
 
 #[tokio::test]
-async fn over_max_inflight_a_call_is_refused_at_once_and_the_builder_is_not_ready() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = PlainBuilder::with_settings(&bench, &[("max_inflight", "1")]).await?;
+async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_ready() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = BuilderProcess::with_settings(&testbed, &[("max_inflight", "1")]).await?;
     builder.wait_until_ready().await?;
-    let running = slow(&bench, &builder, 321).await?;
-    bench.wait_for_step("sleep 321", true).await?;
+    let gate = "gate-of-max-inflight";
+    let running = start_gated_build(&testbed, &builder, gate).await?;
 
-    assert_refused(&builder.client()?.post(small(&bench)?).await?);
+    assert_rejected(&builder.client()?.post(small(&testbed)?).await?);
     for path in ["/ready", "/_/ready"] {
         assert_eq!(builder.get(path).await?.0, 503, "{path}");
     }
     assert_eq!(builder.get("/healthz").await?.0, 200);
 
     running.abort();
-    bench.wait_for_step("sleep 321", false).await?;
+    testbed.wait_for_step(gate, false).await?;
     builder.wait_until_ready().await?;
-    let reply = builder.client()?.post(small(&bench)?).await?;
+    let reply = builder.client()?.post(small(&testbed)?).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }
 
 #[tokio::test]
-async fn with_queue_wait_a_call_waits_for_its_place_and_the_next_is_refused() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let settings = [
-        ("max_inflight", "1"),
-        ("queue_wait", "50s"),
-        ("queue_length", "1"),
-    ];
-    let builder = PlainBuilder::with_settings(&bench, &settings).await?;
+async fn with_queue_wait_a_call_waits_for_a_slot_and_calls_over_queue_length_are_rejected() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let settings = [("max_inflight", "1"), ("queue_wait", "5m"), ("queue_length", "1")];
+    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
     builder.wait_until_ready().await?;
-    let running = slow(&bench, &builder, 9).await?;
-    bench.wait_for_step("sleep 9", true).await?;
-    assert_eq!(builder.get("/ready").await?.0, 200, "one more may wait");
+    let gate = "gate-of-queue-wait";
+    let running = start_gated_build(&testbed, &builder, gate).await?;
+    assert_eq!(builder.get("/ready").await?.0, 200, "one more call may wait");
 
-    let (client, tar) = (builder.client()?, small(&bench)?);
+    let (client, tar) = (builder.client()?, small(&testbed)?);
     let waiting = tokio::spawn(async move { client.post(tar).await });
-    let full = async {
-        while builder.get("/ready").await?.0 == 200 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(Duration::from_secs(5), full)
-        .await
-        .context("it is not full")??;
-    assert_refused(&builder.client()?.post(small(&bench)?).await?);
+    builder.wait_until_not_ready().await?;
+    assert_rejected(&builder.client()?.post(small(&testbed)?).await?);
 
+    testbed.open_gate(gate)?;
     for served in [running, waiting] {
         let reply = served.await??;
         assert_eq!(reply.status, 200, "{}", reply.text);
@@ -94,16 +82,16 @@ async fn with_queue_wait_a_call_waits_for_its_place_and_the_next_is_refused() ->
 }
 
 #[tokio::test]
-async fn who_waits_in_vain_is_refused_in_the_same_words() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = PlainBuilder::with_settings(&bench, &[("max_inflight", "1"), ("queue_wait", "1s")]).await?;
-    let running = slow(&bench, &builder, 322).await?;
-    bench.wait_for_step("sleep 322", true).await?;
+async fn a_call_that_gets_no_slot_within_queue_wait_is_rejected_like_one_that_does_not_wait() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let settings = [("max_inflight", "1"), ("queue_wait", "1s")];
+    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let gate = "gate-of-expired-wait";
+    let running = start_gated_build(&testbed, &builder, gate).await?;
 
-    assert_refused(&builder.client()?.post(small(&bench)?).await?);
+    assert_rejected(&builder.client()?.post(small(&testbed)?).await?);
 
     running.abort();
-    bench.wait_for_step("sleep 322", false).await?;
-    Ok(())
+    testbed.wait_for_step(gate, false).await
 }

@@ -1,12 +1,12 @@
-//! Answers that are read while the build runs, on the real BuildKit.
+//! Answers that are streamed during the build, on the real BuildKit.
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{
+    build_context::{BuildContext, gated},
+    builder_process::BuilderProcess,
     client::{Client, signature},
-    plain::PlainBuilder,
-    shared::Bench,
-    source::Source,
+    testbed::Testbed,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -16,62 +16,66 @@ use tokio::{
 const LINES: &str = "application/x-ndjson";
 const EVENTS: &str = "text/event-stream";
 
-/// A Dockerfile whose steps no other run has cached.
-fn source(base: &str, steps: &str) -> Source {
+/// Returns a context whose steps are never cached.
+fn source(base: &str, steps: &str) -> BuildContext {
     let at = format!("{:?}", std::time::SystemTime::now());
-    Source::dockerfile(format!("FROM {base}\nENV AT=\"{at}\"\n{steps}\n"))
+    BuildContext::dockerfile(format!("FROM {base}\nENV AT=\"{at}\"\n{steps}\n"))
 }
 
-/// A build that waits for what the test does only after it has read what the build said: nothing is held back.
-async fn output_is_told_while_the_build_waits(
-    bench: &Bench,
+/// Runs a build whose step waits until the test has read the step's output: output is not held back.
+async fn assert_output_arrives_during_the_build(
+    testbed: &Testbed,
     client: &Client,
     accept: &str,
     name: &str,
 ) -> Result<()> {
-    let base = bench.busybox().await?;
+    let base = testbed.busybox().await?;
     let gate = format!("gate-of-{}", name.replace('/', "-"));
-    let steps =
-        format!("RUN echo waiting at /{gate}; until [ -e /{gate} ]; do sleep 0.1; done; echo through");
-    let tar = source(base, &steps).tar(&json!({ "image": bench.image(name, "1") }))?;
+    let steps = format!("RUN echo waiting; {}; echo through", gated(&gate));
+    let tar = source(base, &steps).tar(&json!({ "image": testbed.image(name, "1") }))?;
     let mut records = client.stream(tar, accept).await?;
 
     let first = records.next().await?.context("a record")?;
     assert_eq!(first["status"], "in_progress", "{first}");
-    records.until("Z waiting at").await?;
-    bench.make_file_in_step(&gate)?;
-    let (lines, last) = records.rest().await?;
+    records.read_until("Z waiting").await?;
+    testbed.open_gate(&gate)?;
+    let (lines, last) = records.read_to_end().await?;
 
     assert!(lines.iter().any(|line| line.ends_with("Z through")), "{lines:?}");
     assert_eq!(last["status"], "success", "{last}");
-    assert_eq!(last["image"], bench.image(name, "1").as_str(), "{last}");
+    assert_eq!(last["image"], testbed.image(name, "1").as_str(), "{last}");
     assert!(
         last["duration"].as_f64().is_some_and(|seconds| seconds > 0.0),
         "{last}"
     );
     assert_eq!(last.get("log"), None, "{last}");
-    assert!(bench.registry.manifest(name, "1").await?.is_some());
+    assert!(testbed.registry.manifest(name, "1").await?.is_some());
     Ok(())
 }
 
 #[tokio::test]
-async fn records_arrive_while_the_build_runs() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
-    output_is_told_while_the_build_waits(&bench, &builder.client()?, LINES, "e2e/stream-lines").await?;
-    output_is_told_while_the_build_waits(&bench, &builder.client()?, EVENTS, "e2e/stream-events").await
+async fn records_arrive_during_the_build() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    assert_output_arrives_during_the_build(&testbed, &builder.client()?, LINES, "e2e/stream-lines").await?;
+    assert_output_arrives_during_the_build(&testbed, &builder.client()?, EVENTS, "e2e/stream-events").await
 }
 
-/// The gateway of the Community Edition passes nothing else on but events, and those of a short build at its end.
+/// The Community Edition's gateway streams only events, and delivers those of a short build at its end.
 #[tokio::test]
-async fn events_come_through_the_gateway_whole() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
-    let config = json!({ "image": bench.image("e2e/stream-gateway", "1"), "skipPush": true });
+async fn events_pass_the_gateway_complete() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let config = json!({ "image": testbed.image("e2e/stream-gateway", "1"), "skipPush": true });
     let tar = source(base, "RUN echo through the gateway").tar(&config)?;
-    let (lines, last) = bench.through_gateway.stream(tar, EVENTS).await?.rest().await?;
+    let (lines, last) = testbed
+        .through_gateway
+        .stream(tar, EVENTS)
+        .await?
+        .read_to_end()
+        .await?;
     assert!(
         lines.iter().any(|line| line.ends_with("through the gateway")),
         "{lines:?}"
@@ -81,16 +85,16 @@ async fn events_come_through_the_gateway_whole() -> Result<()> {
 }
 
 #[tokio::test]
-async fn every_bad_end_is_a_terminal_record() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
-    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+async fn every_failure_ends_with_a_terminal_record() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
-    let image = bench.image("e2e/stream-failed", "1");
+    let image = testbed.image("e2e/stream-failed", "1");
 
     let tar = source(base, "RUN echo this is said before; exit 3").tar(&json!({ "image": image }))?;
-    let (lines, last) = client.stream(tar, LINES).await?.rest().await?;
+    let (lines, last) = client.stream(tar, LINES).await?.read_to_end().await?;
     assert!(
         lines.iter().any(|line| line.ends_with("this is said before")),
         "{lines:?}"
@@ -104,12 +108,12 @@ async fn every_bad_end_is_a_terminal_record() -> Result<()> {
     );
 
     let tar = source(base, "RUN sleep 302; echo over").tar(&json!({ "image": image, "timeout": "3s" }))?;
-    let (_, last) = client.stream(tar, EVENTS).await?.rest().await?;
+    let (_, last) = client.stream(tar, EVENTS).await?.read_to_end().await?;
     assert_eq!(last["error"], "the build ran past its time limit of 3s", "{last}");
-    bench.wait_for_step("sleep 302", false).await?;
+    testbed.wait_for_step("sleep 302", false).await?;
 
     let tar = source(base, "").tar_without_config()?;
-    let (_, last) = client.stream(tar, LINES).await?.rest().await?;
+    let (_, last) = client.stream(tar, LINES).await?.read_to_end().await?;
     assert!(
         last["error"]
             .as_str()
@@ -122,29 +126,35 @@ async fn every_bad_end_is_a_terminal_record() -> Result<()> {
         (refused.status, refused.field("status").as_str()),
         (401, "failed")
     );
-    assert!(bench.registry.manifest("e2e/stream-failed", "1").await?.is_none());
+    assert!(
+        testbed
+            .registry
+            .manifest("e2e/stream-failed", "1")
+            .await?
+            .is_none()
+    );
     Ok(())
 }
 
 #[tokio::test]
-async fn a_builder_that_is_ended_ends_its_stream_with_a_terminal_record() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
+async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
     let settings = [
         ("exec_timeout", "0s"),
         ("write_timeout", "4s"),
         ("healthcheck_interval", "1s"),
     ];
-    let builder = PlainBuilder::with_settings(&bench, &settings).await?;
+    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
     let tar = source(base, "RUN echo begun; sleep 303; echo over")
-        .tar(&json!({ "image": bench.image("e2e/stream-ended", "1") }))?;
+        .tar(&json!({ "image": testbed.image("e2e/stream-ended", "1") }))?;
     let mut records = builder.client()?.stream(tar, LINES).await?;
-    records.until("Z begun").await?;
+    records.read_until("Z begun").await?;
 
     builder.terminate()?;
 
-    let (_, last) = records.rest().await?;
+    let (_, last) = records.read_to_end().await?;
     assert_eq!(last["status"], "failed", "{last}");
     assert!(
         last["error"]
@@ -152,38 +162,38 @@ async fn a_builder_that_is_ended_ends_its_stream_with_a_terminal_record() -> Res
             .is_some_and(|text| text.contains("shutting down")),
         "{last}"
     );
-    bench.wait_for_step("sleep 303", false).await
+    testbed.wait_for_step("sleep 303", false).await
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_ends_its_build() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
-    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+async fn a_client_that_disconnects_cancels_its_build() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
     let tar = source(base, "RUN echo begun; sleep 304; echo over")
-        .tar(&json!({ "image": bench.image("e2e/stream-gone", "1") }))?;
+        .tar(&json!({ "image": testbed.image("e2e/stream-gone", "1") }))?;
     let mut records = builder.client()?.stream(tar, LINES).await?;
-    records.until("Z begun").await?;
-    bench.wait_for_step("sleep 304", true).await?;
+    records.read_until("Z begun").await?;
+    testbed.wait_for_step("sleep 304", true).await?;
 
     drop(records);
 
-    bench.wait_for_step("sleep 304", false).await
+    testbed.wait_for_step("sleep 304", false).await
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_for_write_timeout_ends_its_build_and_its_place_is_free() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
+async fn a_client_that_reads_nothing_for_write_timeout_loses_its_build_and_its_slot() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
     let settings = [("max_inflight", "1"), ("write_timeout", "2s")];
-    let builder = PlainBuilder::with_settings(&bench, &settings).await?;
-    // More than the buffers on the way hold.
+    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    // More output than the buffers between builder and client hold.
     let steps = "RUN seq 1000000 1999999; sleep 305; echo over";
-    let config = json!({ "image": bench.image("e2e/stream-unread", "1"), "skipPush": true });
+    let config = json!({ "image": testbed.image("e2e/stream-unread", "1"), "skipPush": true });
     let tar = source(base, steps).tar(&config)?;
-    let key = std::fs::read(&bench.stack.payload_secret)?;
+    let key = std::fs::read(&testbed.stack.payload_secret)?;
     let signature = signature(key.trim_ascii(), &tar)?;
     let head = format!(
         "POST /build HTTP/1.1\r\nHost: builder\r\nAccept: {LINES}\r\nX-Build-Signature: {signature}\r\nContent-Length: {}\r\n\r\n",
@@ -195,17 +205,17 @@ async fn a_client_that_takes_nothing_for_write_timeout_ends_its_build_and_its_pl
     let mut connection = socket.connect(address).await?;
     connection.write_all(head.as_bytes()).await?;
     connection.write_all(&tar).await?;
-    bench.wait_for_step("sleep 305", true).await?;
-    assert_eq!(builder.get("/ready").await?.0, 503, "the place is taken");
+    testbed.wait_for_step("sleep 305", true).await?;
+    assert_eq!(builder.get("/ready").await?.0, 503, "the slot is taken");
 
-    // It stays connected, and takes nothing.
-    bench.wait_for_step("sleep 305", false).await?;
+    // The client stays connected and reads nothing.
+    testbed.wait_for_step("sleep 305", false).await?;
 
     builder.wait_until_ready().await?;
     let tar = source(base, "RUN echo next").tar(&config)?;
-    let (_, last) = builder.client()?.stream(tar, LINES).await?.rest().await?;
+    let (_, last) = builder.client()?.stream(tar, LINES).await?.read_to_end().await?;
     assert_eq!(last["status"], "success", "{last}");
-    // What had been sent before is cut off: nobody can take it for a build that went well.
+    // The answer is truncated, so that no client can take it for a successful one.
     let mut sent = Vec::new();
     let ended = connection.read_to_end(&mut sent).await;
     let sent = String::from_utf8_lossy(&sent);
@@ -214,22 +224,22 @@ async fn a_client_that_takes_nothing_for_write_timeout_ends_its_build_and_its_pl
     Ok(())
 }
 
-/// The bound is generous, and far below what the lines of the build are together: 20 MB.
+/// The limit is generous, and far below the size of all lines together: 20 MB.
 #[tokio::test]
-async fn long_lines_are_told_whole_and_a_chatty_build_with_a_slow_reader_takes_little_memory() -> Result<()> {
+async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> Result<()> {
     const LONG: usize = 200_000;
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
-    let builder = PlainBuilder::with_settings(&bench, &[]).await?;
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
     let client = builder.client()?;
 
     let steps = format!("RUN head -c {LONG} /dev/zero | tr '\\0' x; echo");
-    let config = json!({ "image": bench.image("e2e/stream-long", "1"), "skipPush": true });
+    let config = json!({ "image": testbed.image("e2e/stream-long", "1"), "skipPush": true });
     let (lines, last) = client
         .stream(source(base, &steps).tar(&config)?, LINES)
         .await?
-        .rest()
+        .read_to_end()
         .await?;
     assert_eq!(last["status"], "success", "{last}");
     let long: usize = lines
@@ -239,17 +249,19 @@ async fn long_lines_are_told_whole_and_a_chatty_build_with_a_slow_reader_takes_l
         .sum();
     assert_eq!(long, LONG);
 
-    // BuildKit keeps 2 MiB of a step's output, so that it takes several to be chatty.
-    let chatty: String = (0..10)
+    // BuildKit keeps 2 MiB of a step's output, so several steps are needed.
+    let many_lines: String = (0..10)
         .map(|step| format!("RUN seq {step}000000 {step}999999; sleep 1\n"))
         .collect();
     let before = builder.peak_memory()?;
-    let mut records = client.stream(source(base, &chatty).tar(&config)?, LINES).await?;
+    let mut records = client
+        .stream(source(base, &many_lines).tar(&config)?, LINES)
+        .await?;
     records.next().await?.context("a record")?;
-    // Nothing is read until BuildKit has nothing left to run.
-    bench.wait_for_step("seq 9000000", true).await?;
-    bench.wait_for_step("seq 9000000", false).await?;
-    let (lines, last) = records.rest().await?;
+    // The client reads nothing until BuildKit has run the last step.
+    testbed.wait_for_step("seq 9000000", true).await?;
+    testbed.wait_for_step("seq 9000000", false).await?;
+    let (lines, last) = records.read_to_end().await?;
     assert_eq!(last["status"], "success", "{last}");
     assert!(
         lines

@@ -2,13 +2,15 @@
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use slipway_e2e::{client::Client, shared::Bench, source::Source};
+use slipway_e2e::{build_context::BuildContext, client::Client, testbed::Testbed};
 
-async fn builds_and_answers(bench: &Bench, client: &Client, name: &str) -> Result<()> {
-    let base = bench.busybox().await?;
-    let image = bench.image(&format!("e2e/{name}"), "1");
+async fn assert_builds_and_deploys(testbed: &Testbed, client: &Client, name: &str) -> Result<()> {
+    let base = testbed.busybox().await?;
+    let image = testbed.image(&format!("e2e/{name}"), "1");
     let config = json!({ "image": image, "deploy": { "service": name } });
-    let reply = client.post(Source::pages(base, "first").tar(&config)?).await?;
+    let reply = client
+        .post(BuildContext::pages(base, "first").tar(&config)?)
+        .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
     let result = reply.json();
@@ -25,7 +27,7 @@ async fn builds_and_answers(bench: &Bench, client: &Client, name: &str) -> Resul
     assert_eq!(result["deployment"]["status"], "ready", "{result}");
     assert_eq!(result["deployment"]["function"], name, "{result}");
 
-    let manifest = bench
+    let manifest = testbed
         .registry
         .manifest(&format!("e2e/{name}"), "1")
         .await?
@@ -33,58 +35,63 @@ async fn builds_and_answers(bench: &Bench, client: &Client, name: &str) -> Resul
     let deployed = result["deployment"]["image"].as_str().unwrap_or_default();
     assert!(
         deployed.ends_with(&format!("@{}", manifest.digest)),
-        "deployed by digest: {deployed}, {}",
+        "not deployed by the manifest's digest: {deployed}, {}",
         manifest.digest
     );
-    assert_eq!(bench.functions.page(name).await?, (200, "first".to_owned()));
-    bench.functions.remove(name).await
+    assert_eq!(testbed.functions.page(name).await?, (200, "first".to_owned()));
+    testbed.functions.remove(name).await
 }
 
 #[tokio::test]
-async fn a_build_through_the_gateway_answers_with_the_result_and_the_function_runs() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    builds_and_answers(&bench, &bench.through_gateway, "through-gateway").await
+async fn a_build_through_the_gateway_returns_its_result_and_the_function_runs() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    assert_builds_and_deploys(&testbed, &testbed.through_gateway, "through-gateway").await
 }
 
 #[tokio::test]
-async fn a_build_straight_at_the_builder_answers_with_the_result_and_the_function_runs() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    builds_and_answers(&bench, &bench.builder, "straight-at-builder").await
+async fn a_build_sent_to_the_builder_directly_returns_its_result_and_the_function_runs() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    assert_builds_and_deploys(&testbed, &testbed.builder, "straight-at-builder").await
 }
 
 #[tokio::test]
-async fn the_root_path_builds_as_well_because_the_gateway_strips_the_functions_own() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let key = std::fs::read(&bench.stack.payload_secret)?;
-    let root = Client::new(format!("{}/", bench.stack.builder_url), &key)?;
-    let image = bench.image("e2e/root-path", "1");
+async fn the_root_path_builds_because_the_gateway_strips_the_functions_path() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let key = std::fs::read(&testbed.stack.payload_secret)?;
+    let root = Client::new(format!("{}/", testbed.stack.builder_url), &key)?;
+    let image = testbed.image("e2e/root-path", "1");
     let reply = root.post(
-        Source::dockerfile("FROM scratch\nCOPY a /a\n")
+        BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
             .file("a", "a")
             .tar(&json!({ "image": image }))?,
     );
     assert_eq!(reply.await?.status, 200);
-    assert!(bench.registry.manifest("e2e/root-path", "1").await?.is_some());
+    assert!(testbed.registry.manifest("e2e/root-path", "1").await?.is_some());
     Ok(())
 }
 
-/// BuildKit drops a session that does not answer its health checks after about ten seconds.
+/// BuildKit drops a session after about ten seconds without an answer to its health checks, so the build has to
+/// last longer.
 #[tokio::test]
 async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
-    let image = bench.image("e2e/long", "1");
-    // The last COPY needs the session after the long step, and the argument keeps the step from being cached.
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let image = testbed.image("e2e/long", "1");
+    // The last COPY needs the session after the long step. The argument prevents caching.
     let dockerfile = format!("FROM {base}\nARG AT\nRUN sleep 22; echo $AT > /at\nCOPY late /late\n");
     let at = format!("{:?}", std::time::SystemTime::now());
     let config = json!({ "image": image, "buildArgs": { "AT": at } });
-    let reply = bench
+    let reply = testbed
         .builder
-        .post(Source::dockerfile(dockerfile).file("late", "late").tar(&config)?)
+        .post(
+            BuildContext::dockerfile(dockerfile)
+                .file("late", "late")
+                .tar(&config)?,
+        )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(
@@ -94,32 +101,33 @@ async fn a_build_of_over_twenty_seconds_keeps_its_session() -> Result<()> {
         "{}",
         reply.text
     );
-    assert!(bench.registry.manifest("e2e/long", "1").await?.is_some());
+    assert!(testbed.registry.manifest("e2e/long", "1").await?.is_some());
     Ok(())
 }
 
-/// The body waits on the disk of the function's container: neither in its memory nor in a folder that counts as such.
+/// The body is spooled to the disk of the function's container, neither to its memory nor to a tmpfs, which counts
+/// as memory.
 #[tokio::test]
-async fn a_context_larger_than_the_builders_memory_limit_is_built() -> Result<()> {
+async fn a_context_may_be_larger_than_the_builders_memory_limit() -> Result<()> {
     const MEMORY_LIMIT: usize = 256 << 20;
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let config = json!({ "image": bench.image("e2e/large", "1"), "skipPush": true });
-    let tar = Source::dockerfile("FROM scratch\nCOPY Dockerfile /\n")
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let config = json!({ "image": testbed.image("e2e/large", "1"), "skipPush": true });
+    let tar = BuildContext::dockerfile("FROM scratch\nCOPY Dockerfile /\n")
         .file("pad", vec![7; MEMORY_LIMIT + (8 << 20)])
         .tar(&config)?;
-    let reply = bench.builder.post(tar).await?;
+    let reply = testbed.builder.post(tar).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }
 
 #[tokio::test]
-async fn what_dockerignore_names_does_not_reach_the_image() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
+async fn files_matched_by_dockerignore_do_not_reach_the_image() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
     let name = "dockerignored";
-    let source = Source::pages(base, "kept")
+    let source = BuildContext::pages(base, "kept")
         .file("www/secret.txt", "must not be seen")
         .file("www/logs/a.log", "must not be seen")
         .file("www/logs/keep.log", "seen")
@@ -127,32 +135,32 @@ async fn what_dockerignore_names_does_not_reach_the_image() -> Result<()> {
             ".dockerignore",
             "# a comment\n**/secret.txt\nwww/logs/*.log\n!www/logs/keep.log\n",
         );
-    let config = json!({ "image": bench.image("e2e/dockerignored", "1"), "deploy": { "service": name } });
-    let reply = bench.builder.post(source.tar(&config)?).await?;
+    let config = json!({ "image": testbed.image("e2e/dockerignored", "1"), "deploy": { "service": name } });
+    let reply = testbed.builder.post(source.tar(&config)?).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let call = |path: &'static str| bench.functions.get(name, path);
+    let call = |path: &'static str| testbed.functions.get(name, path);
     assert_eq!(call("/").await?, (200, "kept".to_owned()));
     assert_eq!(call("/logs/keep.log").await?, (200, "seen".to_owned()));
     assert_eq!(call("/secret.txt").await?.0, 404);
     assert_eq!(call("/logs/a.log").await?.0, 404);
-    bench.functions.remove(name).await
+    testbed.functions.remove(name).await
 }
 
 #[tokio::test]
-async fn a_build_without_push_leaves_the_registry_as_it_was() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let image = bench.image("e2e/not-pushed", "1");
+async fn skip_push_leaves_the_registry_unchanged() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let image = testbed.image("e2e/not-pushed", "1");
     let config = json!({ "image": image, "skipPush": true });
-    let reply = bench
+    let reply = testbed
         .builder
         .post(
-            Source::dockerfile("FROM scratch\nCOPY a /a\n")
+            BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
                 .file("a", "a")
                 .tar(&config)?,
         )
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
-    assert!(bench.registry.manifest("e2e/not-pushed", "1").await?.is_none());
+    assert!(testbed.registry.manifest("e2e/not-pushed", "1").await?.is_none());
     Ok(())
 }

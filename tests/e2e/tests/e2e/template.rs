@@ -1,19 +1,19 @@
-//! Functions made from the template by the packaged faas-cli, compiled inside BuildKit.
+//! Functions created from the template by the packaged faas-cli, and compiled in BuildKit.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
-use slipway_e2e::{shared::Bench, source::Source};
+use slipway_e2e::{build_context::BuildContext, testbed::Testbed};
 
-/// `faas-cli new` and `build --shrinkwrap`, as a user does it, in a folder of their own.
-struct Workshop<'a> {
-    bench: &'a Bench,
+/// A folder for `faas-cli new` and `faas-cli build --shrinkwrap`.
+struct TemplateProject<'a> {
+    testbed: &'a Testbed,
     folder: tempfile::TempDir,
 }
 
-impl<'a> Workshop<'a> {
-    fn open(bench: &'a Bench) -> Result<Self> {
+impl<'a> TemplateProject<'a> {
+    fn new(testbed: &'a Testbed) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../template");
         let copied = Command::new("cp")
@@ -22,47 +22,47 @@ impl<'a> Workshop<'a> {
             .arg(folder.path())
             .status()?;
         anyhow::ensure!(copied.success(), "copying the template");
-        // faas-cli takes all of the folder along: gigabytes, where somebody has compiled in it.
+        // faas-cli would copy this folder too: gigabytes, if the template was compiled in place.
         let _ = fs::remove_dir_all(folder.path().join("template/rust-hyper/target"));
-        Ok(Self { bench, folder })
+        Ok(Self { testbed, folder })
     }
 
     fn faas_cli(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new(&self.bench.stack.tools.faas_cli)
+        let output = Command::new(&self.testbed.stack.tools.faas_cli)
             .args(arguments)
             .current_dir(self.folder.path())
             .output()
             .context("running faas-cli")?;
-        let said =
+        let output_text =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "faas-cli {arguments:?}: {said}");
-        Ok(said)
+        anyhow::ensure!(output.status.success(), "faas-cli {arguments:?}: {output_text}");
+        Ok(output_text)
     }
 
-    /// The shrinkwrapped context of a function, as the tar's content.
-    fn shrinkwrap(&self, name: &str) -> Result<Source> {
+    /// Returns the shrinkwrapped context of a function.
+    fn shrinkwrap(&self, name: &str) -> Result<BuildContext> {
         self.faas_cli(&["build", "--shrinkwrap", "-f", &format!("{name}.yml")])?;
         let root = self.folder.path().join("build").join(name);
-        add(Source::new(), &root, &root)
+        add(BuildContext::new(), &root, &root)
     }
 
     async fn build_and_call(&self, name: &str, body: &str) -> Result<(u16, String)> {
         let config = json!({
-            "image": self.bench.image(&format!("e2e/{name}"), "1"),
-            "buildArgs": { "RUST_IMAGE": self.bench.stack.rust_image() },
+            "image": self.testbed.image(&format!("e2e/{name}"), "1"),
+            "buildArgs": { "RUST_IMAGE": self.testbed.stack.rust_image() },
             "deploy": { "service": name },
         });
         let reply = self
-            .bench
+            .testbed
             .builder
             .post(self.shrinkwrap(name)?.tar(&config)?)
             .await?;
         anyhow::ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
-        self.bench.functions.call(name, "", body).await
+        self.testbed.functions.call(name, "", body).await
     }
 }
 
-fn add(mut source: Source, root: &Path, folder: &Path) -> Result<Source> {
+fn add(mut source: BuildContext, root: &Path, folder: &Path) -> Result<BuildContext> {
     let mut entries = fs::read_dir(folder)?.collect::<Result<Vec<_>, _>>()?;
     entries.sort_by_key(fs::DirEntry::path);
     for entry in entries {
@@ -81,37 +81,40 @@ fn add(mut source: Source, root: &Path, folder: &Path) -> Result<Source> {
     Ok(source)
 }
 
-/// Pitfall 19: a layer of dependencies that was built with stub sources must not end up in the image, and a changed
-/// handler must change the answer.
+/// The template compiles the dependencies with stub sources first, in a layer of their own. The stub must not end
+/// up in the image, and a changed handler must change the answer.
 #[tokio::test]
-async fn a_function_from_the_template_answers_and_a_changed_handler_changes_the_answer() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let workshop = Workshop::open(&bench)?;
+async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let project = TemplateProject::new(&testbed)?;
     let name = "from-template";
-    workshop.faas_cli(&["new", "--lang", "rust-hyper", name])?;
+    project.faas_cli(&["new", "--lang", "rust-hyper", name])?;
 
-    let (status, first) = workshop.build_and_call(name, "there").await?;
+    let (status, first) = project.build_and_call(name, "there").await?;
     assert_eq!(status, 200, "{first}");
     assert!(
         first.contains("there"),
-        "the starter handler answers with what it was sent: {first}"
+        "the starter handler does not return its input: {first}"
     );
 
-    let handler = workshop.folder.path().join(name).join("src/main.rs");
+    let handler = project.folder.path().join(name).join("src/main.rs");
     let code = fs::read_to_string(&handler)?;
-    assert!(code.contains("Hello"), "the starter handler greets: {code}");
+    assert!(
+        code.contains("Hello"),
+        "the starter handler contains no greeting: {code}"
+    );
     fs::write(&handler, code.replace("Hello", "Good day"))?;
-    let (status, second) = workshop.build_and_call(name, "there").await?;
+    let (status, second) = project.build_and_call(name, "there").await?;
     assert_eq!((status, second), (200, first.replace("Hello", "Good day")));
 
-    let size = image_size(&bench, &format!("e2e/{name}")).await?;
+    let size = image_size(&testbed, &format!("e2e/{name}")).await?;
     assert!(size < 2_000_000, "the hello image is {size} bytes compressed");
-    bench.functions.remove(name).await
+    testbed.functions.remove(name).await
 }
 
-async fn image_size(bench: &Bench, repository: &str) -> Result<u64> {
-    let manifest = bench
+async fn image_size(testbed: &Testbed, repository: &str) -> Result<u64> {
+    let manifest = testbed
         .registry
         .manifest(repository, "1")
         .await?

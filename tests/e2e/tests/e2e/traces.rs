@@ -1,35 +1,35 @@
-//! One build and its deployment as one trace, and collectors that are of no use.
+//! One trace for a build and its deployment, and builds with unusable collectors.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use axum::{Router, body::Bytes, http::HeaderMap, response::IntoResponse, routing::post};
 use serde_json::json;
 use slipway_e2e::{
+    build_context::BuildContext,
+    builder_process::BuilderProcess,
     collector::{Collector, Span},
-    deployer::PlainDeployer,
-    plain::PlainBuilder,
-    shared::Bench,
-    source::Source,
+    deployer_process::DeployerProcess,
+    testbed::Testbed,
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
-/// What must not be told of a build.
+/// Secrets that must not appear in traces.
 const TOKEN: &str = "collectors-own-token";
 const ARGUMENT: &str = "value-of-an-argument";
 const CONTENT: &str = "content-of-a-file";
 
-/// A gateway with one function, the plain deployer.
-struct Gateway {
+/// A stand-in for the gateway that forwards calls of deployer-fn to a deployer process.
+struct GatewayStub {
     url: String,
     serving: JoinHandle<()>,
 }
 
-impl Gateway {
-    async fn before(deployer: &PlainDeployer) -> Result<Self> {
+impl GatewayStub {
+    async fn to(deployer: &DeployerProcess) -> Result<Self> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let to = format!("{}/", deployer.url());
         let pass = async move |headers: HeaderMap, body: Bytes| {
@@ -48,7 +48,7 @@ impl Gateway {
     }
 }
 
-impl Drop for Gateway {
+impl Drop for GatewayStub {
     fn drop(&mut self) {
         self.serving.abort();
     }
@@ -58,7 +58,7 @@ impl Drop for Gateway {
 struct Trace(Vec<Span>);
 
 impl Trace {
-    /// The span of this name within another.
+    /// Returns the child of `parent` with this name.
     fn within(&self, parent: &Span, name: &str) -> Result<&Span> {
         let found = self
             .0
@@ -67,7 +67,7 @@ impl Trace {
         found.with_context(|| format!("no {name:?} within {:?} in {:#?}", parent.name, self.0))
     }
 
-    /// The names of spans within another, and so on, all the way.
+    /// Returns the descendant of `from` at the end of this path of names.
     fn path<'s>(&'s self, from: &'s Span, names: &[&str]) -> Result<&'s Span> {
         names.iter().try_fold(from, |span, name| self.within(span, name))
     }
@@ -75,11 +75,11 @@ impl Trace {
 
 #[tokio::test]
 async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
     let name = "e2e-traces";
-    bench.functions.remove(name).await?;
+    testbed.functions.remove(name).await?;
     let collector = Collector::start().await?;
     let endpoint = collector.url();
     let settings = [
@@ -87,21 +87,21 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         ("OTEL_BSP_SCHEDULE_DELAY", "100"),
     ];
     let headers = format!("authorization=Bearer%20{TOKEN}");
-    let deployer = PlainDeployer::with_secrets(
-        &bench,
-        &bench.stack.gateway.url,
+    let deployer = DeployerProcess::with_secrets(
+        &testbed,
+        &testbed.stack.gateway.url,
         &settings,
         &[("otel-headers", headers.clone())],
     )
     .await?;
-    let gateway = Gateway::before(&deployer).await?;
-    let registry = &bench.stack.registry;
+    let gateway = GatewayStub::to(&deployer).await?;
+    let registry = &testbed.stack.registry;
     let docker_config =
         slipway_e2e::registry::Registry::docker_config(&registry.host, &registry.user, &registry.password);
     let mut builder_settings = settings.to_vec();
     builder_settings.push(("gateway_url", &gateway.url));
-    let builder = PlainBuilder::with_secrets(
-        &bench,
+    let builder = BuilderProcess::with_secrets(
+        &testbed,
         &builder_settings,
         &[("otel-headers", &headers), ("registry-config", &docker_config)],
     )
@@ -109,7 +109,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
 
     let at = format!("{:?}", SystemTime::now());
     let config = json!({
-        "image": bench.image(&format!("e2e/{name}"), "1"),
+        "image": testbed.image(&format!("e2e/{name}"), "1"),
         "buildArgs": { "AT": at, "SHOWN": ARGUMENT, "JOBS": "4" },
         "deploy": { "service": name },
         "probe": { "path": "/index.html" },
@@ -118,7 +118,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         "FROM {base}\nARG AT\nARG SHOWN\nARG JOBS\nRUN echo $AT $SHOWN -j $JOBS > /at\nCOPY www /www\nUSER 1000\nEXPOSE 8080\n\
          CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n"
     );
-    let source = Source::pages(base, CONTENT);
+    let source = BuildContext::pages(base, CONTENT);
     let tar = source.with_dockerfile(&dockerfile).tar(&config)?;
     let parent = format!("00-{TRACE}-{CALLER}-01");
     let reply = builder
@@ -127,30 +127,24 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
 
-    let trace = Trace(
-        collector
-            .trace_with("builder-fn", "POST /build", |span| span.trace == TRACE)
-            .await?,
-    );
     collector
-        .trace_with("deployer-fn", "POST /", |span| span.trace == TRACE)
+        .wait_for_trace("builder-fn", "POST /build", |span| span.trace == TRACE)
         .await?;
-    drop(trace);
+    collector
+        .wait_for_trace("deployer-fn", "POST /", |span| span.trace == TRACE)
+        .await?;
     let all = collector.spans();
     let trace = Trace(all.iter().filter(|span| span.trace == TRACE).cloned().collect());
-    assert_eq!(trace.0.len(), all.len(), "one trace: {all:#?}");
+    assert_eq!(trace.0.len(), all.len(), "more than one trace: {all:#?}");
     let known = |id: &str| id == CALLER || trace.0.iter().any(|span| span.id == id);
     for span in &trace.0 {
-        assert!(
-            known(&span.parent),
-            "{span:?} has a parent that nobody told: {all:#?}"
-        );
-        // A function that is coming up may be asked too early.
+        assert!(known(&span.parent), "the parent of {span:?} is missing: {all:#?}");
+        // A function that is starting may be asked too early.
         let is_asking = matches!(&*span.name, "probe" | "GET /function" | "GET /system/function");
         assert!(is_asking || span.error.is_none(), "{span:?}");
     }
 
-    // What the builder did.
+    // The builder's spans.
     let root = trace
         .0
         .iter()
@@ -167,12 +161,15 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     let solve = trace.path(root, &["build", "solve"])?;
     let run = trace.within(solve, "[2/3] RUN echo *** *** -j *** > /at")?;
     assert_eq!(run.attribute("buildkit.cached").as_deref(), Some("false"));
-    assert!(run.took > 0 && run.took < solve.took, "{run:?} in {solve:?}");
+    assert!(
+        run.duration_ns > 0 && run.duration_ns < solve.duration_ns,
+        "{run:?} in {solve:?}"
+    );
     trace.within(solve, "[3/3] COPY www /www")?;
     trace.within(solve, "exporting to image")?;
     trace.within(solve, "pushing layers")?;
 
-    // And the deployer, which the builder called.
+    // The deployer's spans, below the builder's call.
     let deployment = trace.path(
         root,
         &["build", "deploy", "POST /function", "POST /", "deployment"],
@@ -187,13 +184,13 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     trace.path(deployment, &["watch", "GET /system/function"])?;
     trace.path(deployment, &["watch", "probe", "GET /function"])?;
 
-    // A build that fails says so, and why.
-    let failing = Source::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar(&json!({
-        "image": bench.image(&format!("e2e/{name}"), "1"), "buildArgs": { "SHOWN": ARGUMENT }, "skipPush": true,
+    // A failed build has the error in its spans.
+    let failing = BuildContext::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar(&json!({
+        "image": testbed.image(&format!("e2e/{name}"), "1"), "buildArgs": { "SHOWN": ARGUMENT }, "skipPush": true,
     }))?;
     assert_eq!(builder.client()?.post(failing).await?.status, 422);
     let failed = collector
-        .trace_with("builder-fn", "POST /build", |span| span.trace != TRACE)
+        .wait_for_trace("builder-fn", "POST /build", |span| span.trace != TRACE)
         .await?;
     let failed = Trace(failed);
     let root = failed
@@ -204,7 +201,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     assert_eq!(
         (&*root.parent, &root.error),
         ("", &None),
-        "the caller's doing is no error of the server"
+        "an error of the caller is not an error of the server"
     );
     let solve = failed.path(root, &["build", "solve"])?;
     assert!(
@@ -221,40 +218,40 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         .context("the step")?;
     assert!(step.error.is_some(), "{step:?}");
 
-    // A token is used, and nothing that is secret is told.
+    // The collector's token is sent, and no secret is in the spans.
     let headers = collector.headers();
     assert!(
         headers
             .iter()
             .all(|headers| headers["authorization"] == format!("Bearer {TOKEN}"))
     );
-    let told = format!("{:?}", collector.spans());
+    let spans = format!("{:?}", collector.spans());
     let key = |path: &std::path::Path| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
     let secrets = [
         TOKEN,
         ARGUMENT,
         CONTENT,
         &registry.password,
-        &bench.stack.gateway.password,
-        &key(&bench.stack.payload_secret)?,
-        &key(&bench.stack.deploy_secret)?,
+        &testbed.stack.gateway.password,
+        &key(&testbed.stack.payload_secret)?,
+        &key(&testbed.stack.deploy_secret)?,
     ];
-    // The registry has no password where faasd is the provider.
+    // With faasd, the registry has no password.
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        assert!(!told.contains(secret), "{secret:?} is told in {told}");
+        assert!(!spans.contains(secret), "{secret:?} is in {spans}");
     }
-    bench.functions.remove(name).await
+    testbed.functions.remove(name).await
 }
 
 #[tokio::test]
-async fn a_collector_that_refuses_or_hangs_does_not_touch_a_build() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
+async fn a_collector_that_refuses_connections_or_hangs_does_not_affect_builds() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
     let silent = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let nobody = TcpListener::bind(("127.0.0.1", 0)).await?;
-    let (hangs, refuses) = (silent.local_addr()?, nobody.local_addr()?);
-    drop(nobody);
-    for address in [hangs, refuses] {
+    let closed = TcpListener::bind(("127.0.0.1", 0)).await?;
+    let (hanging, refusing) = (silent.local_addr()?, closed.local_addr()?);
+    drop(closed);
+    for address in [hanging, refusing] {
         let endpoint = format!("http://{address}");
         let settings = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
@@ -264,23 +261,18 @@ async fn a_collector_that_refuses_or_hangs_does_not_touch_a_build() -> Result<()
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2"),
             ("healthcheck_interval", "0s"),
         ];
-        let mut builder = PlainBuilder::with_settings(&bench, &settings).await?;
-        let config = json!({ "image": bench.image("e2e/traces-nowhere", "1"), "skipPush": true });
+        let mut builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+        let config = json!({ "image": testbed.image("e2e/traces-nowhere", "1"), "skipPush": true });
         for number in 0..3 {
-            let source =
-                Source::dockerfile("FROM scratch\nCOPY a /a\n").file("a", format!("{number} {address}"));
+            let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
+                .file("a", format!("{number} {address}"));
             let reply = builder.client()?.post(source.tar(&config)?).await?;
             assert_eq!(reply.status, 200, "{}", reply.text);
         }
-        // Not as long as a delivery may take, which is five minutes here.
-        let begun = Instant::now();
+        // Much less than the timeout of an export, which is five minutes here.
         builder.terminate()?;
-        assert!(builder.wait_until_ended()?.success());
-        assert!(
-            begun.elapsed() < Duration::from_secs(120),
-            "{:?}",
-            begun.elapsed()
-        );
+        let status = builder.wait_until_exited(Duration::from_secs(120)).await?;
+        assert!(status.success(), "{status}");
     }
     Ok(())
 }

@@ -1,77 +1,79 @@
-//! The deployer is killed between any two of its steps. The same hand-over, delivered again to another one, ends as if nothing
-//! had been.
+//! The deployer is killed between any two of its steps. Another deployer that gets the same hand-over ends as if
+//! nothing had happened.
 
 use anyhow::Result;
-use slipway_e2e::turnstile::{Moment, Which};
+use slipway_e2e::pausing_proxy::{PausePoint, RequestSelector};
 
-use super::{Site, assert_not_taken, in_both_manners};
+use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies};
 
-/// Enough for a version that works on a busy machine, and not for one that does not.
-const SOON: &[(&str, &str)] = &[("ready_timeout", "8s")];
+/// Long enough for a version that works, on a busy machine; short, for versions that never become ready.
+const SHORT_READY_TIMEOUT: &[(&str, &str)] = &[("ready_timeout", "8s")];
 
-/// More steps than any rollout has.
-const STEPS_MAX: usize = 60;
+/// More requests than any rollout has.
+const MAX_STEPS: usize = 60;
 
-in_both_manners!(
-    killed_at_each_step_of_an_update_it_finishes_when_called_again,
-    killed_at_each_change_of_a_bad_update_it_restores_when_called_again,
+for_both_update_strategies!(
+    an_update_killed_at_any_step_completes_when_delivered_again,
+    a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again,
 );
 
-/// What came of a deployment that was to be killed.
-enum Killed {
-    /// It was, at this request.
+/// The outcome of a deployment during which the deployer was to be killed.
+enum KillOutcome {
+    /// The deployer was killed at this request.
     At(String),
-    /// It ended before it came so far.
-    Never,
+    /// The deployment completed before the selected request.
+    Completed,
 }
 
-impl Site {
-    /// Deploys, and kills the deployer at one request; then there is another deployer.
+impl DeployerFixture {
+    /// Deploys, kills the deployer at the selected request, and starts another one.
     async fn deploy_and_kill(
         self,
         image: &str,
         number: usize,
-        which: Which,
-        moment: Moment,
-    ) -> Result<(Self, Killed)> {
+        which: RequestSelector,
+        moment: PausePoint,
+    ) -> Result<(Self, KillOutcome)> {
         let hand_over = self.hand_over(image, number);
-        let hand_overs = self.deployer.hand_overs()?;
-        self.door.hold(which, moment);
-        let mut deployment = tokio::spawn(async move { hand_overs.deploy(&hand_over).await });
+        let hand_over_client = self.deployer.hand_over_client()?;
+        self.proxy.pause_at(which, moment);
+        let mut deployment = tokio::spawn(async move { hand_over_client.deploy(&hand_over).await });
         let ended = tokio::select! {
-            held = self.door.held() => held.map(|()| false)?,
+            held = self.proxy.wait_until_paused() => held.map(|()| false)?,
             ended = &mut deployment => ended?.map(|_| true)?,
         };
         if ended {
-            self.door.open();
-            return Ok((self, Killed::Never));
+            self.proxy.resume();
+            return Ok((self, KillOutcome::Completed));
         }
-        let at = self.door.seen().pop().unwrap_or_default();
-        let site = self.restart_deployer().await?;
-        anyhow::ensure!(deployment.await?.is_err(), "a killed deployer has answered");
-        site.door.open();
-        Ok((site, Killed::At(at)))
+        let at = self.proxy.requests().pop().unwrap_or_default();
+        let fixture = self.restart_deployer().await?;
+        anyhow::ensure!(deployment.await?.is_err(), "the killed deployer answered");
+        fixture.proxy.resume();
+        Ok((fixture, KillOutcome::At(at)))
     }
 }
 
-async fn killed_at_each_step_of_an_update_it_finishes_when_called_again(manners: &'static str) -> Result<()> {
-    let mut site = Site::open("killed", manners, &[]).await?;
-    let images = site.images;
-    site.ready(&images.first, 1).await?;
+async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &'static str) -> Result<()> {
+    let mut fixture = DeployerFixture::open("killed", strategy, &[]).await?;
+    let images = fixture.images;
+    fixture.ready(&images.first, 1).await?;
     let mut number = 1;
     let mut seen = Vec::new();
-    'steps: for step in 0..STEPS_MAX {
-        // What is only read is the same afterwards as before.
-        for moment in [Moment::Before, Moment::After] {
+    'steps: for step in 0..MAX_STEPS {
+        // A request that only reads leaves the same state before and after.
+        for moment in [PausePoint::BeforeForwarding, PausePoint::AfterResponse] {
             number += 1;
             let image = [&images.first, &images.second][number % 2];
             let killed;
-            (site, killed) = site
-                .deploy_and_kill(image, number, Which::Number(step), moment)
+            (fixture, killed) = fixture
+                .deploy_and_kill(image, number, RequestSelector::Number(step), moment)
                 .await?;
-            let Killed::At(request) = killed else { break 'steps };
+            let KillOutcome::At(request) = killed else {
+                break 'steps;
+            };
             let what = format!("{step}, {moment:?} {request}");
-            let report = site.ready(image, number).await;
+            let report = fixture.ready(image, number).await;
             let report = report.map_err(|error| error.context(what.clone()))?;
             assert_eq!(report["image"], *image, "{what}: {report:#}");
             let only_read = request.starts_with("GET");
@@ -84,24 +86,29 @@ async fn killed_at_each_step_of_an_update_it_finishes_when_called_again(manners:
     let changes = seen.iter().filter(|line| line.starts_with("PUT"));
     assert_eq!(changes.count(), 2, "before and after the update: {seen:?}");
     assert!(seen.len() >= 5, "{seen:?}");
-    site.close().await
+    fixture.close().await
 }
 
-async fn killed_at_each_change_of_a_bad_update_it_restores_when_called_again(
-    manners: &'static str,
+async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
+    strategy: &'static str,
 ) -> Result<()> {
-    let mut site = Site::open("killed-bad", manners, SOON).await?;
-    let images = site.images;
-    site.ready(&images.first, 1).await?;
-    for (number, moment) in [(2, Moment::Before), (3, Moment::After)] {
+    let mut fixture = DeployerFixture::open("killed-bad", strategy, SHORT_READY_TIMEOUT).await?;
+    let images = fixture.images;
+    fixture.ready(&images.first, 1).await?;
+    for (number, moment) in [(2, PausePoint::BeforeForwarding), (3, PausePoint::AfterResponse)] {
         let killed;
-        (site, killed) = site
-            .deploy_and_kill(&images.crash, number, Which::Next("PUT"), moment)
+        (fixture, killed) = fixture
+            .deploy_and_kill(
+                &images.crash,
+                number,
+                RequestSelector::NextWithMethod("PUT"),
+                moment,
+            )
             .await?;
-        assert!(matches!(killed, Killed::At(_)));
-        let again = site.deploy(&images.crash, number).await?;
-        assert_not_taken(&again, &images.first);
-        site.runs(&images.first, 1).await?;
+        assert!(matches!(killed, KillOutcome::At(_)));
+        let again = fixture.deploy(&images.crash, number).await?;
+        assert_rolled_back(&again, &images.first);
+        fixture.runs(&images.first, 1).await?;
     }
-    site.close().await
+    fixture.close().await
 }

@@ -1,4 +1,4 @@
-//! Rollouts that nobody disturbs: what is good runs, what is bad is put back, and the report says which.
+//! Undisturbed rollouts: working versions run, broken ones are rolled back, and the report says which.
 
 use std::collections::BTreeSet;
 
@@ -6,144 +6,144 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::{Site, assert_not_taken, in_both_manners, reasons};
+use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies, joined_reasons};
 
-/// Enough for a version that works on a busy machine, and not for one that does not.
-const SOON: &[(&str, &str)] = &[("ready_timeout", "8s")];
+/// Long enough for a version that works, on a busy machine; short, for versions that never become ready.
+const SHORT_READY_TIMEOUT: &[(&str, &str)] = &[("ready_timeout", "8s")];
 
-in_both_manners!(
-    a_function_is_created_updated_and_then_left_alone,
-    a_version_that_crashes_is_rolled_back_whole,
+for_both_update_strategies!(
+    a_hand_over_delivered_again_changes_nothing,
+    a_version_that_crashes_is_rolled_back,
     a_version_that_never_listens_is_rolled_back,
-    what_cannot_be_deployed_changes_nothing,
-    twenty_updates_at_once_end_in_the_newest,
+    a_hand_over_that_cannot_be_deployed_changes_nothing,
+    of_twenty_concurrent_updates_the_newest_runs,
 );
 
-async fn a_function_is_created_updated_and_then_left_alone(manners: &'static str) -> Result<()> {
-    let site = Site::open("lifecycle", manners, &[]).await?;
-    let images = site.images;
+async fn a_hand_over_delivered_again_changes_nothing(strategy: &'static str) -> Result<()> {
+    let fixture = DeployerFixture::open("lifecycle", strategy, &[]).await?;
+    let images = fixture.images;
 
-    let created = site.ready(&images.first, 1).await?;
+    let created = fixture.ready(&images.first, 1).await?;
     assert_eq!(created["changed"], true, "{created:#}");
     assert_eq!(created["previousImage"], Value::Null, "{created:#}");
     assert!(created["durations"]["total"].as_f64() > Some(0.0), "{created:#}");
 
-    let updated = site.ready(&images.second, 2).await?;
+    let updated = fixture.ready(&images.second, 2).await?;
     assert_eq!(updated["changed"], true, "{updated:#}");
     assert_eq!(updated["previousImage"], images.first, "{updated:#}");
 
-    let before = site.status().await?;
-    site.door.open();
-    let again = site.ready(&images.second, 2).await?;
+    let before = fixture.status().await?;
+    fixture.proxy.clear_requests();
+    let again = fixture.ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
-    assert_eq!(site.door.changes(), Vec::<String>::new());
+    assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
 
-    // Nor does a deployer that remembers nothing.
-    let site = site.restart_deployer().await?;
-    site.door.open();
-    let again = site.ready(&images.second, 2).await?;
+    // A deployer without memory of the earlier rollout changes nothing either.
+    let fixture = fixture.restart_deployer().await?;
+    fixture.proxy.clear_requests();
+    let again = fixture.ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
-    assert_eq!(site.door.changes(), Vec::<String>::new());
-    assert_eq!(site.status().await?["createdAt"], before["createdAt"]);
+    assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
+    assert_eq!(fixture.status().await?["createdAt"], before["createdAt"]);
 
-    let older = site.deploy(&images.first, 1).await?;
+    let older = fixture.deploy(&images.first, 1).await?;
     assert_eq!(older.status, 422, "{}", older.text);
     assert_eq!(older.field("status"), "refused", "{}", older.text);
-    site.runs(&images.second, 2).await?;
-    site.close().await
+    fixture.runs(&images.second, 2).await?;
+    fixture.close().await
 }
 
-async fn a_version_that_crashes_is_rolled_back_whole(manners: &'static str) -> Result<()> {
-    let site = Site::open("crashes", manners, SOON).await?;
-    let images = site.images;
+async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result<()> {
+    let fixture = DeployerFixture::open("crashes", strategy, SHORT_READY_TIMEOUT).await?;
+    let images = fixture.images;
 
-    // Before it there was nothing.
-    let nothing = site.deploy(&images.crash, 1).await?;
+    // There is no earlier version to restore.
+    let nothing = fixture.deploy(&images.crash, 1).await?;
     assert_eq!(nothing.status, 422, "{}", nothing.text);
     assert_eq!(nothing.field("status"), "rolled_back", "{}", nothing.text);
     assert_eq!(nothing.json()["running"], Value::Null, "{}", nothing.text);
-    assert!(site.is_absent().await?);
+    assert!(fixture.is_absent().await?);
 
-    site.ready(&images.first, 2).await?;
-    assert_not_taken(&site.deploy(&images.crash, 3).await?, &images.first);
-    site.runs(&images.first, 2).await?;
+    fixture.ready(&images.first, 2).await?;
+    assert_rolled_back(&fixture.deploy(&images.crash, 3).await?, &images.first);
+    fixture.runs(&images.first, 2).await?;
 
-    // It has failed; delivered again, it is not tried again, whoever asks.
-    let site = site.restart_deployer().await?;
-    site.door.open();
-    let again = site.deploy(&images.crash, 3).await?;
-    if manners == "faasd" || !site.bench.stack.replaces_without_a_gap() {
-        assert_eq!(site.door.changes(), Vec::<String>::new());
+    // A build that failed is not tried again when it is delivered again, not even by another deployer.
+    let fixture = fixture.restart_deployer().await?;
+    fixture.proxy.clear_requests();
+    let again = fixture.deploy(&images.crash, 3).await?;
+    if strategy == "faasd" || !fixture.testbed.stack.replaces_without_a_gap() {
+        assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
     }
-    assert_not_taken(&again, &images.first);
-    site.runs(&images.first, 2).await?;
+    assert_rolled_back(&again, &images.first);
+    fixture.runs(&images.first, 2).await?;
 
-    // A newer one that works is taken nevertheless.
-    site.ready(&images.second, 4).await?;
-    site.close().await
+    // A newer build that works is deployed nevertheless.
+    fixture.ready(&images.second, 4).await?;
+    fixture.close().await
 }
 
-async fn a_version_that_never_listens_is_rolled_back(manners: &'static str) -> Result<()> {
-    let site = Site::open("silent", manners, SOON).await?;
-    site.ready(&site.images.first, 1).await?;
-    // 502 is of a provider that waits for the new version itself, and has not answered by then.
-    let silent = site.deploy(&site.images.silent, 2).await?;
+async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> Result<()> {
+    let fixture = DeployerFixture::open("silent", strategy, SHORT_READY_TIMEOUT).await?;
+    fixture.ready(&fixture.images.first, 1).await?;
+    // 502: the provider itself waits for the new version, and has not answered yet.
+    let silent = fixture.deploy(&fixture.images.silent, 2).await?;
     assert!(matches!(silent.status, 422 | 502), "{}", silent.text);
     assert_eq!(silent.field("status"), "rolled_back", "{}", silent.text);
     assert_eq!(
         silent.json()["running"]["image"],
-        site.images.first,
+        fixture.images.first,
         "{}",
         silent.text
     );
-    site.runs(&site.images.first, 1).await?;
-    site.close().await
+    fixture.runs(&fixture.images.first, 1).await?;
+    fixture.close().await
 }
 
-async fn what_cannot_be_deployed_changes_nothing(manners: &'static str) -> Result<()> {
-    let site = Site::open("impossible", manners, SOON).await?;
-    site.ready(&site.images.first, 1).await?;
-    let before = site.status().await?;
-    site.door.open();
+async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static str) -> Result<()> {
+    let fixture = DeployerFixture::open("impossible", strategy, SHORT_READY_TIMEOUT).await?;
+    fixture.ready(&fixture.images.first, 1).await?;
+    let before = fixture.status().await?;
+    fixture.proxy.clear_requests();
 
-    let mut secret = site.hand_over(&site.images.second, 2);
+    let mut secret = fixture.hand_over(&fixture.images.second, 2);
     secret["deploy"]["secrets"] = json!(["there-is-no-such-secret", "nor-this-one"]);
-    let refused = site.deployer.deploy(&secret).await?;
+    let refused = fixture.deployer.deploy(&secret).await?;
     assert_eq!(refused.status, 422, "{}", refused.text);
     assert_eq!(refused.field("status"), "refused", "{}", refused.text);
-    let told = reasons(&refused.json());
+    let reasons = joined_reasons(&refused.json());
     assert!(
-        told.contains("there-is-no-such-secret") && told.contains("nor-this-one"),
-        "{told}"
+        reasons.contains("there-is-no-such-secret") && reasons.contains("nor-this-one"),
+        "{reasons}"
     );
 
-    let mut namespace = site.hand_over(&site.images.second, 3);
+    let mut namespace = fixture.hand_over(&fixture.images.second, 3);
     namespace["deploy"]["namespace"] = json!("nowhere");
-    let refused = site.deployer.deploy(&namespace).await?;
+    let refused = fixture.deployer.deploy(&namespace).await?;
     assert_eq!(refused.status, 422, "{}", refused.text);
     assert!(refused.text.contains("nowhere"), "{}", refused.text);
 
-    let mut everything = site.hand_over(&site.images.absent, 4);
+    let mut everything = fixture.hand_over(&fixture.images.absent, 4);
     everything["deploy"]["secrets"] = json!(["there-is-no-such-secret"]);
-    let refused = site.deployer.deploy(&everything).await?;
+    let refused = fixture.deployer.deploy(&everything).await?;
     assert_eq!(refused.status, 422, "{}", refused.text);
-    let told = reasons(&refused.json());
+    let reasons = joined_reasons(&refused.json());
     assert!(
-        told.contains("has no image") && told.contains("there-is-no-such-secret"),
-        "{told}"
+        reasons.contains("has no image") && reasons.contains("there-is-no-such-secret"),
+        "{reasons}"
     );
 
-    assert_eq!(site.door.changes(), Vec::<String>::new());
-    assert_eq!(site.status().await?["createdAt"], before["createdAt"]);
-    site.runs(&site.images.first, 1).await?;
-    site.close().await
+    assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
+    assert_eq!(fixture.status().await?["createdAt"], before["createdAt"]);
+    fixture.runs(&fixture.images.first, 1).await?;
+    fixture.close().await
 }
 
-async fn twenty_updates_at_once_end_in_the_newest(manners: &'static str) -> Result<()> {
+async fn of_twenty_concurrent_updates_the_newest_runs(strategy: &'static str) -> Result<()> {
     const UPDATES: usize = 20;
-    let site = Site::open("twenty", manners, &[]).await?;
-    let images = site.images;
-    site.ready(&images.first, 1).await?;
+    let fixture = DeployerFixture::open("twenty", strategy, &[]).await?;
+    let images = fixture.images;
+    fixture.ready(&images.first, 1).await?;
 
     let image = |number: usize| match number % 2 {
         0 => &images.second,
@@ -151,9 +151,12 @@ async fn twenty_updates_at_once_end_in_the_newest(manners: &'static str) -> Resu
     };
     let mut deployments = JoinSet::new();
     for place in 0..UPDATES {
-        // In no order: seven and twenty have no common divisor.
+        // In shuffled order: seven and twenty have no common divisor.
         let number = 2 + place * 7 % UPDATES;
-        let (hand_over, to) = (site.hand_over(image(number), number), site.deployer.hand_overs()?);
+        let (hand_over, to) = (
+            fixture.hand_over(image(number), number),
+            fixture.deployer.hand_over_client()?,
+        );
         deployments.spawn(async move { (number, to.deploy(&hand_over).await) });
     }
     let mut ready = BTreeSet::new();
@@ -168,6 +171,6 @@ async fn twenty_updates_at_once_end_in_the_newest(manners: &'static str) -> Resu
     }
     let newest = UPDATES + 1;
     assert!(ready.contains(&newest), "{ready:?}");
-    site.runs(image(newest), newest).await?;
-    site.close().await
+    fixture.runs(image(newest), newest).await?;
+    fixture.close().await
 }

@@ -1,30 +1,38 @@
-//! The provider is stopped and started in the middle of a rollout.
+//! The provider restarts in the middle of a rollout.
 
 use anyhow::Result;
-use slipway_e2e::turnstile::{Moment, Which};
+use slipway_e2e::pausing_proxy::{PausePoint, RequestSelector};
 
-use super::{Site, in_both_manners};
+use super::{DeployerFixture, for_both_update_strategies};
 
-in_both_manners!(a_provider_that_is_restarted_in_the_middle_is_waited_for);
+for_both_update_strategies!(a_rollout_waits_for_a_provider_that_restarts);
 
-async fn a_provider_that_is_restarted_in_the_middle_is_waited_for(manners: &'static str) -> Result<()> {
-    let site = Site::open_alone("restarted", manners, &[("ready_timeout", "40s")]).await?;
-    let images = site.images;
-    site.ready(&images.first, 1).await?;
+async fn a_rollout_waits_for_a_provider_that_restarts(strategy: &'static str) -> Result<()> {
+    let fixture = DeployerFixture::open_alone("restarted", strategy, &[("ready_timeout", "40s")]).await?;
+    let images = fixture.images;
+    fixture.ready(&images.first, 1).await?;
     for (number, image, moment) in [
-        (2, &images.second, Moment::Before),
-        (3, &images.first, Moment::After),
+        (2, &images.second, PausePoint::BeforeForwarding),
+        (3, &images.first, PausePoint::AfterResponse),
     ] {
-        let (hand_over, hand_overs) = (site.hand_over(image, number), site.deployer.hand_overs()?);
-        site.door.hold(Which::Next("PUT"), moment);
-        let deployment = tokio::spawn(async move { hand_overs.deploy(&hand_over).await });
-        site.door.held().await?;
-        site.take_the_provider().await?;
-        site.door.open();
-        site.give_the_provider_back().await?;
+        let (hand_over, hand_over_client) = (
+            fixture.hand_over(image, number),
+            fixture.deployer.hand_over_client()?,
+        );
+        fixture
+            .proxy
+            .pause_at(RequestSelector::NextWithMethod("PUT"), moment);
+        let mut deployment = tokio::spawn(async move { hand_over_client.deploy(&hand_over).await });
+        tokio::select! {
+            paused = fixture.proxy.wait_until_paused() => paused?,
+            ended = &mut deployment => anyhow::bail!("the deployment ended without a PUT request: {ended:?}"),
+        }
+        fixture.stop_provider().await?;
+        fixture.proxy.resume();
+        fixture.start_provider().await?;
         let reply = deployment.await??;
         assert_eq!(reply.status, 200, "{moment:?}: {}", reply.text);
-        site.runs(image, number).await?;
+        fixture.runs(image, number).await?;
     }
-    site.close().await
+    fixture.close().await
 }

@@ -1,60 +1,60 @@
-//! The stack's own faas-cli: makes functions, builds, deploys, queues, signs, and gets the builder from our store.
+//! The stack's faas-cli: creates, builds, deploys, queues and signs, and deploys the builder from `store.json`.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
     client::signature,
-    programs::{Desk, in_repository},
-    shared::Bench,
+    testbed::Testbed,
+    work_dir::{WorkDir, in_repository},
 };
 
 use super::is_current;
 
-/// Packs what `build --shrinkwrap` laid out, with a config, and gives the tar and the header with its signature.
-fn pack(bench: &Bench, desk: &Desk, name: &str, config: &Value) -> Result<(Vec<u8>, String)> {
-    desk.write("tar/com.openfaas.docker.config", config.to_string())?;
+/// Packs the output of `build --shrinkwrap` with a config; returns the tar and the header with its signature.
+fn pack(testbed: &Testbed, work_dir: &WorkDir, name: &str, config: &Value) -> Result<(Vec<u8>, String)> {
+    work_dir.write("tar/com.openfaas.docker.config", config.to_string())?;
     let script = format!(
         "rm -rf tar/context && cp -r build/{name} tar/context && tar -C tar -czf - com.openfaas.docker.config context > req.tar"
     );
-    let packed = desk.run("sh", &["-c", &script], &[], b"")?;
+    let packed = work_dir.run("sh", &["-c", &script], &[], b"")?;
     ensure!(packed.code == 0, "{packed:?}");
-    let tar = std::fs::read(desk.path().join("req.tar"))?;
-    let key = std::fs::read(&bench.stack.payload_secret)?;
+    let tar = std::fs::read(work_dir.path().join("req.tar"))?;
+    let key = std::fs::read(&testbed.stack.payload_secret)?;
     let header = format!("X-Build-Signature={}", signature(key.trim_ascii(), &tar)?);
     Ok((tar, header))
 }
 
 #[tokio::test]
-async fn the_stacks_faas_cli_makes_builds_deploys_queues_and_signs() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let base = bench.busybox().await?;
-    let desk = Desk::new(base)?;
+async fn the_stacks_faas_cli_creates_builds_deploys_queues_and_signs() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let work_dir = WorkDir::new(base)?;
     let (name, secret) = ("cli-made", "cli-made-secret");
-    let prefix = format!("{}/e2e", bench.stack.registry.host);
-    let current = is_current(&bench, &desk).await?;
+    let prefix = format!("{}/e2e", testbed.stack.registry.host);
+    let current = is_current(&testbed, &work_dir).await?;
     let file = if current {
         "stack.yaml".to_owned()
     } else {
         format!("{name}.yml")
     };
-    bench.functions.remove(name).await?;
+    testbed.functions.remove(name).await?;
     let cli = async |arguments: &[&str], input: &[u8]| -> Result<String> {
-        let ran = desk.faas_cli(&bench, arguments, input).await?;
-        ensure!(ran.code == 0, "faas-cli {arguments:?}: {ran:?}");
-        Ok(ran.said())
+        let output = work_dir.faas_cli(&testbed, arguments, input).await?;
+        ensure!(output.code == 0, "faas-cli {arguments:?}: {output:?}");
+        Ok(output.combined())
     };
 
     cli(&["new", "--lang", "small", "--prefix", &prefix, name], b"").await?;
-    desk.write(&format!("{name}/index.html"), "built by invoke")?;
+    work_dir.write(&format!("{name}/index.html"), "built by invoke")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:latest") });
-    let (tar, header) = pack(&bench, &desk, name, &config)?;
-    let said = cli(&["invoke", "builder-fn", "-H", &header], &tar).await?;
-    assert!(said.contains("\"status\":\"success\""), "{said}");
+    let (tar, header) = pack(&testbed, &work_dir, name, &config)?;
+    let output = cli(&["invoke", "builder-fn", "-H", &header], &tar).await?;
+    assert!(output.contains("\"status\":\"success\""), "{output}");
 
-    // Releases before 2022 know no other hash than SHA-1 for --sign.
-    let key = std::fs::read_to_string(&bench.stack.payload_secret)?;
+    // Releases before 2022 support only SHA-1 for --sign.
+    let key = std::fs::read_to_string(&testbed.stack.payload_secret)?;
     let sign = [
         "invoke",
         "builder-fn",
@@ -63,46 +63,48 @@ async fn the_stacks_faas_cli_makes_builds_deploys_queues_and_signs() -> Result<(
         "--key",
         key.trim(),
     ];
-    let said = cli(&sign, &tar).await?;
-    assert!(said.contains("\"status\":\"success\""), "{said}");
+    let output = cli(&sign, &tar).await?;
+    assert!(output.contains("\"status\":\"success\""), "{output}");
 
-    // Both are left over where an earlier run failed.
-    desk.faas_cli(&bench, &["secret", "remove", secret], b"").await?;
+    // An earlier run that failed leaves the secret behind.
+    work_dir
+        .faas_cli(&testbed, &["secret", "remove", secret], b"")
+        .await?;
     cli(&["secret", "create", secret, "--from-literal", "hush"], b"").await?;
     let listed = cli(&["secret", "list"], b"").await?;
     assert!(listed.contains(secret), "{listed}");
     cli(&["deploy", "-f", &file, "--secret", secret], b"").await?;
-    let patience = std::time::Duration::from_secs(60);
-    bench
+    let limit = std::time::Duration::from_secs(60);
+    testbed
         .functions
-        .wait_for_page(name, "built by invoke", patience)
+        .wait_for_page(name, "built by invoke", limit)
         .await?;
 
-    desk.write(&format!("{name}/index.html"), "built by the queue")?;
+    work_dir.write(&format!("{name}/index.html"), "built by the queue")?;
     cli(&["build", "--shrinkwrap", "-f", &file], b"").await?;
     let config = json!({ "image": format!("{prefix}/{name}:2"), "deploy": { "service": name } });
-    let (tar, header) = pack(&bench, &desk, name, &config)?;
-    let said = cli(&["invoke", "builder-fn", "--async", "-H", &header], &tar).await?;
-    assert!(said.contains("submitted asynchronously"), "{said}");
-    bench
+    let (tar, header) = pack(&testbed, &work_dir, name, &config)?;
+    let output = cli(&["invoke", "builder-fn", "--async", "-H", &header], &tar).await?;
+    assert!(output.contains("submitted asynchronously"), "{output}");
+    testbed
         .functions
-        .wait_for_page(name, "built by the queue", patience)
+        .wait_for_page(name, "built by the queue", limit)
         .await?;
 
-    bench.functions.remove(name).await?;
+    testbed.functions.remove(name).await?;
     cli(&["secret", "remove", secret], b"").await?;
     Ok(())
 }
 
-/// Our `store.json`, with the image that the stack has.
+/// Uses this repository's `store.json` with the image that the stack has.
 #[tokio::test(flavor = "multi_thread")]
-async fn faas_cli_deploys_the_builder_from_our_store() -> Result<()> {
-    let bench = Bench::find()?;
-    let _parts = bench.undisturbed().await;
-    let desk = Desk::new("scratch")?;
+async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let work_dir = WorkDir::new("scratch")?;
     let name = "cli-store";
-    bench.functions.remove(name).await?;
-    let deployed = bench
+    testbed.functions.remove(name).await?;
+    let deployed = testbed
         .functions
         .status("builder-fn")
         .await?
@@ -122,9 +124,9 @@ async fn faas_cli_deploys_the_builder_from_our_store() -> Result<()> {
     }
     let url = serve(store.to_string()).await?;
     let cli = async |arguments: &[&str]| -> Result<String> {
-        let ran = desk.faas_cli(&bench, arguments, b"").await?;
-        ensure!(ran.code == 0, "faas-cli {arguments:?}: {ran:?}");
-        Ok(ran.said())
+        let output = work_dir.faas_cli(&testbed, arguments, b"").await?;
+        ensure!(output.code == 0, "faas-cli {arguments:?}: {output:?}");
+        Ok(output.combined())
     };
 
     let listed = cli(&["store", "list", "--url", &url]).await?;
@@ -141,18 +143,18 @@ async fn faas_cli_deploys_the_builder_from_our_store() -> Result<()> {
     let daemon = ["--env", "buildkit_url=tcp://127.0.0.1:1234"];
     cli(&[&deploy[..], &secrets, &daemon].concat()).await?;
 
-    // It lives, and tells that this address has no BuildKit.
-    let status = bench.functions.status(name).await?.context("not there")?;
+    // The builder is alive, and not ready: there is no BuildKit at this address.
+    let status = testbed.functions.status(name).await?.context("not there")?;
     assert_eq!(status["image"], image, "{status}");
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !matches!(bench.functions.get(name, "/healthz").await, Ok((200, _))) {
+    while !matches!(testbed.functions.get(name, "/healthz").await, Ok((200, _))) {
         ensure!(std::time::Instant::now() < end, "{name} does not answer");
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
     }
-    bench.functions.remove(name).await
+    testbed.functions.remove(name).await
 }
 
-/// Serves one JSON document at every path of an address of this machine, for as long as the test runs.
+/// Serves a JSON document at all paths, until the test's runtime ends.
 async fn serve(json: String) -> Result<String> {
     use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
