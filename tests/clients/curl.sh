@@ -1,12 +1,13 @@
 #!/bin/sh
-# Builds one function with a builder, by the documentation's own steps: tar, openssl, curl.
+# Builds one function with the steps of OpenFaaS's documentation: tar, openssl, curl.
 #
 #   curl.sh IMAGE FOLDER [CONFIG-JSON] [curl's own arguments …]
 #
-# FOLDER is the build context. CONFIG-JSON replaces {"image":"IMAGE"}; a file com.openfaas.secrets in the current
-# folder is packed too. $BUILDER_URL is the builder without "/build", $PAYLOAD_SECRET the file with the key of the
-# signature. ACCEPT=application/x-ndjson asks for records as they happen.
-# Prints the answer as it comes. Exit code: 0 built; 1 the answer says otherwise; 22 from curl for an HTTP error.
+# FOLDER is the build context. CONFIG-JSON replaces {"image":"IMAGE"}. A file com.openfaas.secrets in the current
+# folder is packed too. $BUILDER_URL is the builder's URL without "/build", $PAYLOAD_SECRET the file with the signing
+# key. ACCEPT=application/x-ndjson streams records during the build.
+# Prints the answer as it arrives. Exit code: 0 the image was built; 1 the answer reports a failure; 22 (from curl) an
+# HTTP error.
 set -eu
 
 image=$1 folder=$2
@@ -20,7 +21,7 @@ cp -a "$folder" "$work/build/context"
 if [ -f com.openfaas.secrets ]; then cp com.openfaas.secrets "$work/build/"; fi
 printf '%s' "$config" >"$work/build/com.openfaas.docker.config"
 
-# Every name starts with ./, the first entry is the folder itself.
+# All names start with ./, and the first entry is the folder itself.
 tar -C "$work/build" --exclude=req.tar -cf "$work/req.tar" .
 
 hmac=$(openssl dgst -sha256 -hmac "$(cat "$PAYLOAD_SECRET")" <"$work/req.tar" | sed -e 's/^.* //')
@@ -33,5 +34,5 @@ hmac=$(openssl dgst -sha256 -hmac "$(cat "$PAYLOAD_SECRET")" <"$work/req.tar" | 
 } | tee "$work/answer"
 code=$(cat "$work/code")
 if [ "$code" -ne 0 ]; then exit "$code"; fi
-# The last record counts. Within a log line the quotation marks would be escaped.
+# The last record is the result. Quotation marks in a log line would be escaped.
 tail -n 1 "$work/answer" | grep -Eq '"status": ?"success"'

@@ -1,7 +1,7 @@
-"""What schemathesis has to be told to get past a signature: how a body is made and signed, and how records are read.
+"""Hooks for schemathesis that pack and sign request bodies, and parse streamed records.
 
-The generator makes bodies as the description says: any bytes. Most of those are packed here, as a config or as a Dockerfile, and
-all but some are signed, so that every answer of the description is met, and compared with it.
+For the description, a body is any bytes. The hooks pack most generated bodies into a tar, as config or as Dockerfile, and
+sign most of them, so that all answers in the description occur and are compared with it.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import yaml
 KEY = open(os.environ["PAYLOAD_SECRET"], "rb").read().strip()
 IMAGE = os.environ["IMAGE"]
 
-# What configs are made of: each is sent as it is.
+# Config keys to combine with image and skipPush, each as one config.
 CONFIGS = [
     {},
     {"platforms": [""], "buildArgs": {"ADDITIONAL_PACKAGE": ""}},
@@ -34,7 +34,7 @@ CONFIGS = [
     {"deploy": {"service": "x", "image": "y"}},
     {"sbom": True},
 ]
-# Every key that is described, but those that need a deployer.
+# All described keys, except those that need a deployer.
 EVERY = {
     "image": IMAGE,
     "buildArgs": {"A": ""},
@@ -88,16 +88,16 @@ def before_call(context, case, kwargs):
     case.body = body
     headers = dict(case.headers or {})
     headers["Accept"] = ACCEPT[which % len(ACCEPT)]
-    # Where the generator leaves the signature out, or makes one of its own to be refused, that is what is tried.
+    # Sign only if the generator sends a signature header; with way 7, keep its own signature, which the builder rejects.
     if any(name.lower() == "x-build-signature" for name in headers) and way != 7:
         headers["X-Build-Signature"] = "sha256=" + hmac.new(KEY, body, "sha256").hexdigest()
     case.headers = headers
 
 
-def told(content, before, after):
-    """The records of a stream, in the only order that clients understand."""
+def parse_records(content, before, after):
+    """Returns a stream's records, and checks the order that clients expect: progress, then one terminal record."""
     parts = content.split(after)
-    assert parts.pop() == b"", "the last record has no end"
+    assert parts.pop() == b"", "the last record has no terminator"
     found = [json.loads(part.removeprefix(before)) for part in parts]
     assert all(record["status"] == "in_progress" for record in found[:-1]), found
     assert found[-1]["status"] in ("success", "failed"), found
@@ -106,14 +106,14 @@ def told(content, before, after):
 
 @schemathesis.deserializer("application/x-ndjson")
 def records(context, response):
-    # The description is of one record; the one that says how it ended has most in it.
-    return told(response.content, b"", b"\n")[-1]
+    # The description is of a single record. The terminal one has the most fields.
+    return parse_records(response.content, b"", b"\n")[-1]
 
 
 @schemathesis.hook
 def after_call(context, case, response):
-    # A key that is described and ignored would be a promise that is not kept.
+    # The builder must not ignore a key that is in the description.
     if "text/event-stream" in response.headers.get("content-type", [""])[0]:
-        told(response.content, b"data: ", b"\n\n")
+        parse_records(response.content, b"data: ", b"\n\n")
     for line in response.content.decode(errors="replace").split('"'):
         assert "is ignored" not in line or "unheard-of" in response.text, line

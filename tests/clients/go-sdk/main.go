@@ -1,13 +1,13 @@
-// Command go-sdk calls a builder with the OpenFaaS Go SDK, as a program of a user would, and prints one JSON line
-// of what the SDK made of the answer.
+// Command go-sdk calls a builder with the OpenFaaS Go SDK, as a user's program would, and prints the SDK's result as
+// one line of JSON.
 //
 //	go-sdk build|stream|secrets|secrets-stream [flags] FOLDER IMAGE
 //
-// FOLDER is a handler for the template named by -lang, or a whole build context where that is "dockerfile".
-// $BUILDER_URL is the builder without "/build", $PAYLOAD_SECRET the file with the key of the signature.
+// FOLDER is a handler for the template named by -lang, or a whole build context if -lang is "dockerfile".
+// $BUILDER_URL is the builder's URL without "/build", $PAYLOAD_SECRET the file with the signing key.
 //
-// Exit code: 0 built; 1 the builder said that the build failed; 2 the SDK returned an error (which is all it tells
-// of an answer other than 200 and 202); 3 the stream ended without a terminal record; 64 wrong usage.
+// Exit code: 0 the image was built; 1 the builder reported a failed build; 2 the SDK returned an error, as it does for
+// every status other than 200 and 202; 3 the stream ended without a terminal record; 64 wrong usage.
 package main
 
 import (
@@ -29,12 +29,12 @@ import (
 const (
 	built = iota
 	failed
-	refused
+	sdkError
 	unfinished
 	usage = 64
 )
 
-// outcome is the line that is printed.
+// outcome is the printed line.
 type outcome struct {
 	Call     string `json:"call"`
 	Status   string `json:"status,omitempty"`
@@ -53,7 +53,7 @@ func (p pairs) String() string { return "" }
 func (p pairs) Set(text string) error {
 	name, value, found := strings.Cut(text, "=")
 	if !found || name == "" {
-		return errors.New("wants NAME=VALUE")
+		return errors.New("expected NAME=VALUE")
 	}
 	p[name] = value
 	return nil
@@ -80,7 +80,7 @@ func main() {
 	fmt.Println(string(line))
 	switch {
 	case err != nil:
-		os.Exit(refused)
+		os.Exit(sdkError)
 	case got.Status == builder.BuildFailed:
 		os.Exit(failed)
 	case got.Status != builder.BuildSuccess:
@@ -98,7 +98,7 @@ func parse(args []string) settings {
 	flags.Var(s.buildArgs, "build-arg", "NAME=VALUE, may be repeated")
 	flags.BoolVar(&s.skipPush, "skip-push", false, "set skipPush")
 	flags.Var(s.secrets, "secret", "NAME=VALUE, sealed before it is sent; may be repeated")
-	flags.StringVar(&s.publicKey, "public-key", "", "file with the builder's public key; else it is asked for it")
+	flags.StringVar(&s.publicKey, "public-key", "", "file with the builder's public key; default: ask the builder")
 	flags.BoolVar(&s.showLog, "log", false, "print the log to standard error")
 	if len(args) < 2 {
 		args = append(args, "")
@@ -135,13 +135,13 @@ func run(s settings, got *outcome) error {
 	case "build":
 		result, err := client.Build(tarPath)
 		if err == nil {
-			got.take(result, s.showLog)
+			got.add(result, s.showLog)
 		}
 		return err
 	case "secrets":
 		result, err := client.BuildWithSecrets(tarPath, s.secrets)
 		if err == nil {
-			got.take(result, s.showLog)
+			got.add(result, s.showLog)
 		}
 		return err
 	case "stream":
@@ -153,7 +153,7 @@ func run(s settings, got *outcome) error {
 	}
 }
 
-// pack has the SDK lay out the build context and make the tar.
+// pack lays out the build context and packs the tar, both with the SDK.
 func pack(s settings, work string) (string, error) {
 	context, err := builder.CreateBuildContext(s.name, s.folder, s.lang, nil,
 		builder.WithBuildDir(filepath.Join(work, "build")), builder.WithTemplateDir(s.templates))
@@ -188,7 +188,7 @@ func newClient(s settings) (*builder.FunctionBuilder, error) {
 	return builder.NewFunctionBuilder(base, http.DefaultClient, options...), nil
 }
 
-// readPublicKey reads the file where there is one, and asks the builder otherwise.
+// readPublicKey reads the public key from the file, or asks the builder if path is empty.
 func readPublicKey(path string, base *url.URL) ([]byte, error) {
 	if path != "" {
 		return os.ReadFile(path)
@@ -209,7 +209,7 @@ func readPublicKey(path string, base *url.URL) ([]byte, error) {
 	return []byte(key.PublicKey), err
 }
 
-// read takes the records of a stream until it ends, and past a terminal one: nothing may follow that.
+// read adds all records of a stream, and fails if any record follows the terminal one.
 func (o *outcome) read(stream *builder.BuildResultStream, err error, showLog bool) error {
 	if err != nil {
 		return err
@@ -222,12 +222,13 @@ func (o *outcome) read(stream *builder.BuildResultStream, err error, showLog boo
 		if o.Terminal {
 			return errors.New("a record after the terminal one")
 		}
-		o.take(record, showLog)
+		o.add(record, showLog)
 	}
 	return nil
 }
 
-func (o *outcome) take(record builder.BuildResult, showLog bool) {
+// add updates the outcome with one record.
+func (o *outcome) add(record builder.BuildResult, showLog bool) {
 	o.Records++
 	o.LogLines += len(record.Log)
 	o.Status, o.Error = record.Status, record.Error

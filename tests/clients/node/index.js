@@ -1,12 +1,13 @@
 #!/usr/bin/env node
-// Builds one function with a builder, in the way of the published Node.js example: shrinkwrap, tar, HMAC, POST.
+// Builds one function like the published Node.js example: shrinkwrap, tar, HMAC, POST.
 //
 //   index.js IMAGE FOLDER [TEMPLATE]
 //
-// With TEMPLATE, faas-cli ($FAAS_CLI) lays out the context from ./template, in a folder without a stack.yaml (which it
-// would take in place of its flags); without it, FOLDER is the context.
-// $BUILDER_URL is the builder without "/build", $PAYLOAD_SECRET the file with the key of the signature.
-// Prints one JSON line. Exit code: 0 built; 1 an answer in JSON that says otherwise; 2 none, or one without JSON.
+// With TEMPLATE, faas-cli ($FAAS_CLI) lays out the context from ./template. The current folder must not contain a
+// stack.yaml, which faas-cli would use instead of its flags. Without TEMPLATE, FOLDER is the context.
+// $BUILDER_URL is the builder's URL without "/build", $PAYLOAD_SECRET the file with the signing key.
+// Prints one line of JSON. Exit code: 0 the image was built; 1 a JSON answer reports a failure; 2 there was no answer,
+// or none in JSON.
 'use strict';
 
 const crypto = require('node:crypto');
@@ -27,7 +28,7 @@ function shrinkwrap(image, handler, lang) {
   return path.join('build', 'context');
 }
 
-// Not fetch(): that gives up when the answer's head takes more than five minutes, and a build may.
+// fetch() gives up if the answer's headers take more than five minutes, and a build may take longer.
 function post(url, headers, body) {
   return new Promise((resolve, reject) => {
     const client = url.startsWith('https:') ? https : http;

@@ -1,10 +1,9 @@
-// Packs a tar laid out as the `tar` package of npm does it, which the published example uses, so that nothing has to
-// be installed. What is particular to that layout:
+// Packs a tar with the layout of npm's package `tar`, which the published example uses, without installing it:
 //
-// - names start with `./`, folders end with `/`, entries come level by level, so the config is the second one;
-// - numbers are octal digits, a space and a NUL;
-// - the header's prefix field is 130 bytes long, the time of access and of change follow it;
-// - a name that is not ASCII, or does not fit, is in a PAX header before the entry, with times in fractions.
+// - Names start with `./`, and names of folders end with `/`. Entries come level by level, so the config is second.
+// - Numbers are octal digits, a space and a NUL.
+// - The header's prefix field has 130 bytes; the times of access and change follow it.
+// - A PAX header precedes an entry whose name is not ASCII or too long; its times have fractions of a second.
 'use strict';
 
 const fs = require('node:fs');
@@ -13,7 +12,7 @@ const path = require('node:path');
 const BLOCK = 512;
 const TYPES = { file: '0', symlink: '2', folder: '5', pax: 'x' };
 
-// The tar of these [name, source]: a source is a path, or a Buffer with the content.
+// Returns the tar with these [name, source]; a source is a path, or a Buffer with the content.
 function pack(sources) {
   const blocks = [];
   const queue = [...sources];
@@ -42,7 +41,7 @@ function fromPath(name, source) {
   if (type === fs.constants.S_IFDIR) return { ...common, name: `${name}/`, type: 'folder' };
   if (type === fs.constants.S_IFLNK) return { ...common, type: 'symlink', link: fs.readlinkSync(source) };
   if (type === fs.constants.S_IFREG) return { ...common, type: 'file', content: fs.readFileSync(source) };
-  throw new Error(`${source} is neither a file, a folder nor a link`);
+  throw new Error(`${source} is not a file, folder or symbolic link`);
 }
 
 function needsPax({ name, link }) {
@@ -57,7 +56,7 @@ function paxHeader(entry) {
   return { ...entry, name: `PaxHeader/${path.basename(entry.name)}`, type: 'pax', content, link: '' };
 }
 
-// "LENGTH KEY=VALUE\n", where LENGTH counts itself.
+// Returns "LENGTH KEY=VALUE\n"; LENGTH includes its own digits.
 function paxRecord(key, value) {
   const rest = Buffer.byteLength(` ${key}=${value}\n`);
   let length = rest + String(rest).length;
@@ -65,7 +64,7 @@ function paxRecord(key, value) {
   return `${length} ${key}=${value}\n`;
 }
 
-// [prefix, name] as the header's fields hold them, or null where they cannot.
+// Returns [prefix, name] for the header's fields, or null if the name does not fit.
 function split(name) {
   if (Buffer.byteLength(name) <= 100) return ['', name];
   for (let at = name.indexOf('/', 1); at > 0 && at <= 130; at = name.indexOf('/', at + 1)) {

@@ -1,12 +1,13 @@
 <?php
-// Builds one function with a builder, in the way of the published PHP example: shrinkwrap, tar, HMAC, POST.
+// Builds one function like the published PHP example: shrinkwrap, tar, HMAC, POST.
 //
 //   php build.php --image=IMAGE --handler=FOLDER [--lang=TEMPLATE]
 //
-// With --lang, faas-cli ($FAAS_CLI) lays out the context from ./template, in a folder without a stack.yaml (which it
-// would take in place of its flags); without it, FOLDER is the context.
-// $BUILDER_URL is the builder without "/build", $PAYLOAD_SECRET the file with the key of the signature.
-// Prints one JSON line. Exit code: 0 built; 1 an answer in JSON that says otherwise; 2 none, or one without JSON.
+// With --lang, faas-cli ($FAAS_CLI) lays out the context from ./template. The current folder must not contain a
+// stack.yaml, which faas-cli would use instead of its flags. Without --lang, FOLDER is the context.
+// $BUILDER_URL is the builder's URL without "/build", $PAYLOAD_SECRET the file with the signing key.
+// Prints one line of JSON. Exit code: 0 the image was built; 1 a JSON answer reports a failure; 2 there was no answer,
+// or none in JSON.
 
 function shrinkwrap(string $image, string $handler, string $lang): string
 {
@@ -19,7 +20,7 @@ function shrinkwrap(string $image, string $handler, string $lang): string
     return 'build/context';
 }
 
-// PharData knows no folders but empty ones, and adds the config last.
+// Packs the tar. PharData writes entries only for empty folders, and the config comes last.
 function makeTar(string $path, array $config, string $context): string
 {
     $tar = new PharData($path);
@@ -43,7 +44,7 @@ function callBuilder(string $body): array
     ]]);
     $text = file_get_contents(rtrim(getenv('BUILDER_URL'), '/') . '/build', false, $context);
     if ($text === false) {
-        throw new RuntimeException('no answer');
+        throw new RuntimeException('the builder did not answer');
     }
     return [(int) explode(' ', $http_response_header[0])[1], $text];
 }
@@ -58,7 +59,7 @@ function main(): int
     $path = sys_get_temp_dir() . '/req-' . bin2hex(random_bytes(8)) . '.tar';
     try {
         $context = isset($args['lang']) ? shrinkwrap($args['image'], $args['handler'], $args['lang']) : $args['handler'];
-        // An empty array would be encoded as a list.
+        // json_encode would write an empty array as a list.
         $body = makeTar($path, ['image' => $args['image'], 'buildArgs' => new stdClass()], $context);
         [$http, $text] = callBuilder($body);
     } catch (Exception $error) {

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Builds one function with a builder, in the way of the published Python example: shrinkwrap, tar, HMAC, POST.
+"""Builds one function like the published Python example: shrinkwrap, tar, HMAC, POST.
 
     build.py --image IMAGE --handler FOLDER [--lang TEMPLATE] [--build-arg NAME=VALUE]
 
-With --lang, faas-cli ($FAAS_CLI) lays out the context from ./template, in a folder without a stack.yaml (which it
-would take in place of its flags); without it, FOLDER is the context.
-$BUILDER_URL is the builder without "/build", $PAYLOAD_SECRET the file with the key of the signature.
-Prints one JSON line. Exit code: 0 built; 1 an answer in JSON that says otherwise; 2 none, or one without JSON.
+With --lang, faas-cli ($FAAS_CLI) lays out the context from ./template. The current folder must not contain a
+stack.yaml, which faas-cli would use instead of its flags. Without --lang, FOLDER is the context.
+$BUILDER_URL is the builder's URL without "/build", $PAYLOAD_SECRET the file with the signing key.
+Prints one line of JSON. Exit code: 0 the image was built; 1 a JSON answer reports a failure; 2 there was no answer,
+or none in JSON.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def shrinkwrap(image, handler, lang):
 
 
 def make_tar(path, config, context):
-    """The config comes first, and times have fractions, which makes a PAX header for every entry."""
+    """Packs the tar: config first, and a PAX header for every entry, because times have fractions of a second."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file, tarfile.open(path, "w") as tar:
         json.dump(config, file)
         file.flush()
@@ -53,9 +54,9 @@ def call_builder(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Builds one function with a builder")
+    parser = argparse.ArgumentParser(description="Builds one function.")
     parser.add_argument("--image", required=True)
-    parser.add_argument("--handler", required=True, help="folder of the handler, or the context where there is no --lang")
+    parser.add_argument("--handler", required=True, help="folder of the handler; without --lang, the context")
     parser.add_argument("--lang", help="template to use")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     args = parser.parse_args()
