@@ -165,7 +165,7 @@ impl BuilderProcess {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kibibytes: usize = line
             .and_then(|line| line.trim().strip_suffix(" kB"))
-            .context("no VmHWM")?
+            .context("/proc/PID/status has no VmHWM")?
             .trim()
             .parse()?;
         Ok(kibibytes << 10)

@@ -42,8 +42,12 @@ impl RecordStream {
                     "a record of {} bytes; clients read less than 64 KiB",
                     record.len()
                 );
-                let json = record[..at].strip_prefix(start).context("no data")?;
-                return Ok(Some(serde_json::from_slice(json).context("a record")?));
+                let json = record[..at]
+                    .strip_prefix(start)
+                    .context("the event does not start with \"data: \"")?;
+                return Ok(Some(
+                    serde_json::from_slice(json).context("the record is not JSON")?,
+                ));
             }
             match self.response.chunk().await? {
                 Some(bytes) => self.received.extend_from_slice(&bytes),

@@ -58,7 +58,7 @@ impl RecordedCli {
     pub fn private_key(&self, folder: &Path) -> Result<String> {
         let path = folder.join("private-key");
         fs::write(&path, text(&self.secrets["private_key"])?)?;
-        Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
+        Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
     }
 
     /// Returns the headers for a path, without those that depend on body, host or user.
@@ -74,10 +74,13 @@ impl RecordedCli {
         let mut tar = Vec::new();
         let owner = &self.requests["owner"];
         let owner = Owner {
-            id: owner["uid"].as_u64().context("uid")?,
+            id: owner["uid"].as_u64().context("requests.json: no owner.uid")?,
             name: text(&owner["user"])?,
         };
-        for entry in self.requests["context"].as_array().context("a context")? {
+        for entry in self.requests["context"]
+            .as_array()
+            .context("requests.json: no context")?
+        {
             let path = text(&entry["path"])?;
             let content = match (path, &variables.dockerfile) {
                 ("context/Dockerfile", Some(dockerfile)) => dockerfile.as_str(),
@@ -186,7 +189,7 @@ fn add(tar: &mut Vec<u8>, path: &str, long: Option<&str>, header: &Header<'_>, c
             block(tar, &path[..at], &path[at + 1..], header, content.len(), true)?;
         }
         Some("pax") => {
-            let (folder, name) = path.rsplit_once('/').context("a name without a folder")?;
+            let (folder, name) = path.rsplit_once('/').context("the name has no folder")?;
             let record = record("path", path);
             let extended = Header {
                 kind: b'x',
@@ -266,7 +269,7 @@ fn ascii(name: &str) -> String {
 }
 
 fn mode(entry: &Value) -> Result<u64> {
-    u64::from_str_radix(text(&entry["mode"])?, 8).context("a mode")
+    u64::from_str_radix(text(&entry["mode"])?, 8).context("the mode is not an octal number")
 }
 
 fn text(value: &Value) -> Result<&str> {

@@ -77,7 +77,7 @@ impl WorkDir {
     /// Writes a file, and creates its parent folders.
     pub fn write(&self, path: &str, content: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.path().join(path);
-        fs::create_dir_all(path.parent().context("a path without a folder")?)?;
+        fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
         fs::write(&path, content)?;
         Ok(path)
     }
@@ -120,7 +120,10 @@ impl WorkDir {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("running {}", program.display()))?;
-        let (mut stdin, input) = (child.stdin.take().context("no input")?, input.to_vec());
+        let (mut stdin, input) = (
+            child.stdin.take().context("the program has no standard input")?,
+            input.to_vec(),
+        );
         // A program that does not read its input closes the pipe, which is not an error.
         let writer = thread::spawn(move || std::io::Write::write_all(&mut stdin, &input).ok());
         let output = child.wait_with_output()?;
@@ -141,7 +144,10 @@ impl WorkDir {
     ) -> Result<ProgramOutput> {
         let login = testbed.stack.login().await?;
         let environment = [
-            ("OPENFAAS_CONFIG", login.to_str().context("a folder's name")?),
+            (
+                "OPENFAAS_CONFIG",
+                login.to_str().context("the path is not UTF-8")?,
+            ),
             ("OPENFAAS_URL", testbed.stack.gateway.url.as_str()),
         ];
         self.run(&testbed.stack.tools.faas_cli, arguments, &environment, input)

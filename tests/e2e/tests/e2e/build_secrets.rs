@@ -23,7 +23,7 @@ async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<
     let keys = tempfile::tempdir()?;
     let key = keys.path().join("key");
     std::fs::write(&key, text("private_key")?)?;
-    let path = key.to_str().context("a path")?;
+    let path = key.to_str().context("the path is not UTF-8")?;
     let builder =
         BuilderProcess::with_settings(&testbed, &[("build_secrets_private_key_path", path)]).await?;
 
@@ -47,7 +47,10 @@ async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<
         .filter_map(|line| line.strip_prefix("l: ")?.split_once(' '))
         .map(|(_, text)| text)
         .collect();
-    let npmrc = recorded["values"]["npmrc"].as_str().context("a value")?.len();
+    let npmrc = recorded["values"]["npmrc"]
+        .as_str()
+        .context("secrets.json: no npmrc")?
+        .len();
     assert_eq!(output[..3], ["7", &npmrc.to_string(), "***"], "{log:?}");
     for secret in ["s3cr3t", "t0ken", "czNjcjN0"] {
         assert!(
@@ -60,10 +63,10 @@ async fn secrets_reach_the_build_steps_and_neither_answer_nor_image() -> Result<
         .registry
         .manifest("e2e/sealed", "1")
         .await?
-        .context("an image")?;
+        .context("the image is not in the registry")?;
     let config = manifest.body["config"]["digest"]
         .as_str()
-        .context("a config")?
+        .context("the manifest has no config")?
         .to_owned();
     let mut all = testbed.registry.blob("e2e/sealed", &config).await?;
     for digest in manifest.layers() {

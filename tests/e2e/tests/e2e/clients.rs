@@ -65,11 +65,7 @@ impl<'a> ClientFixture<'a> {
 
     /// Runs a client with the builder's URL and the file with the stack's key.
     fn run(&self, program: &str, arguments: &[&str], more: &[(&str, &str)]) -> Result<ProgramOutput> {
-        let text = |path: &PathBuf| {
-            path.to_str()
-                .map(str::to_owned)
-                .context("a path that is not UTF-8")
-        };
+        let text = |path: &PathBuf| path.to_str().map(str::to_owned).context("the path is not UTF-8");
         let (key, faas_cli) = (
             text(&self.testbed.stack.payload_secret)?,
             text(&self.testbed.stack.tools.faas_cli)?,
@@ -91,7 +87,7 @@ impl<'a> ClientFixture<'a> {
         let source = BuildContext::dockerfile(format!("FROM {}\nENV AT=\"{at}\"\n{steps}\n", self.base))
             .file("a/b", "ab");
         let path = self.work_dir.context(name, &source)?;
-        Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
+        Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
     }
 
     async fn pushed(&self, repository: &str) -> Result<bool> {
@@ -104,14 +100,14 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
     let testbed = Testbed::find()?;
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
-    let sdk = go_sdk().await?.to_str().context("a path")?;
+    let sdk = go_sdk().await?.to_str().context("the path is not UTF-8")?;
     let good = fixture.context("good", "COPY a /a\nRUN echo one; sleep 1; echo two")?;
     let bad = fixture.context("bad", "RUN echo before; exit 3")?;
     let handler = fixture.work_dir.write("fn/index.html", "by the SDK")?;
     let handler = handler
         .parent()
         .and_then(|path| path.to_str())
-        .context("a folder")?;
+        .context("the handler has no folder")?;
     let image = |name: &str| testbed.image(&format!("e2e/go-sdk-{name}"), "1");
 
     let output = fixture.run(sdk, &["build", &good, &image("build")], &[])?;
@@ -168,7 +164,7 @@ async fn the_go_sdk_builds_and_reports_failures() -> Result<()> {
     assert!(!fixture.pushed("e2e/go-sdk-bad").await?);
 
     let wrong = fixture.work_dir.write("wrong", "another key")?;
-    let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("a path")?)];
+    let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("the path is not UTF-8")?)];
     for call in ["build", "stream"] {
         let output = fixture.run(sdk, &[call, &good, &image("bad")], &wrong)?;
         assert_eq!(output.code, 2, "{output:?}");
@@ -188,12 +184,12 @@ async fn secrets_sealed_by_the_go_sdk_reach_the_build() -> Result<()> {
     let testbed = Testbed::find()?;
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
-    let sdk = go_sdk().await?.to_str().context("a path")?;
+    let sdk = go_sdk().await?.to_str().context("the path is not UTF-8")?;
     let step = "RUN --mount=type=secret,id=token,required=true cat /run/secrets/token; grep -qx hush-hush /run/secrets/token";
     let key = RecordedCli::read()?.secrets["public_key"].clone();
     let key = fixture
         .work_dir
-        .write("key.pub", key.as_str().context("a key")?)?;
+        .write("key.pub", key.as_str().context("secrets.json: no public_key")?)?;
     let key = format!("-public-key={}", key.display());
     let image = testbed.image("e2e/go-sdk-secrets", "1");
     for (call, more) in [
@@ -256,7 +252,7 @@ async fn clients_in_other_languages_build_and_report_failures() -> Result<()> {
     let bad = fixture.context("bad", "RUN exit 3")?;
     fixture.work_dir.write("fn/index.html", "a page")?;
     let wrong = fixture.work_dir.write("wrong", "another key")?;
-    let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("a path")?)];
+    let wrong = [("PAYLOAD_SECRET", wrong.to_str().context("the path is not UTF-8")?)];
     let path = |path: &str| in_repository(path).to_string_lossy().into_owned();
     let (node, python, php) = (
         path("tests/clients/node/index.js"),
@@ -328,7 +324,7 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
     let _parts = testbed.share_parts().await;
     let fixture = ClientFixture::new(&testbed).await?;
     let curl = in_repository("tests/clients/curl.sh");
-    let curl = curl.to_str().context("a path")?;
+    let curl = curl.to_str().context("the path is not UTF-8")?;
     let good = fixture.context("good", "RUN echo one")?;
     let bad = fixture.context("bad", "RUN exit 3")?;
     let (image, refused) = (
@@ -343,7 +339,7 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
     assert_eq!(output.code, 1, "{output:?}");
     assert_eq!(output.json()["status"], "failed", "{output:?}");
     let wrong = fixture.work_dir.write("wrong", "another key")?;
-    let wrong = wrong.to_str().context("a path")?;
+    let wrong = wrong.to_str().context("the path is not UTF-8")?;
     let output = fixture.run(curl, &[&refused, &good], &[("PAYLOAD_SECRET", wrong)])?;
     assert_eq!(output.code, 22, "{output:?}");
     assert!(output.stderr.contains("401"), "{output:?}");
@@ -379,7 +375,7 @@ fn the_readme_shows_lines_of_the_clients_that_are_tested() -> Result<()> {
     for block in readme.split("<!-- tests/clients/").skip(1) {
         let (path, rest) = block
             .split_once(" -->\n```")
-            .context("a block of code behind its file")?;
+            .context("no code block after the file's name")?;
         let code = rest.split("```").next().unwrap_or_default();
         let client = std::fs::read_to_string(in_repository("tests/clients").join(path))?;
         for line in code.lines().skip(1) {

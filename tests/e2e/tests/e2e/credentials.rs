@@ -43,7 +43,7 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
             .success(),
         "chmod"
     );
-    let helpers = folder.path().to_str().context("a path that is not UTF-8")?;
+    let helpers = folder.path().to_str().context("the path is not UTF-8")?;
 
     let builder = BuilderProcess::with_secrets(
         &testbed,

@@ -54,7 +54,7 @@ impl Folder {
 
     fn at(&self, path: &str) -> Result<PathBuf> {
         let path = self.path().join(path);
-        fs::create_dir_all(path.parent().context("a path in the folder")?)?;
+        fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
         Ok(path)
     }
 
@@ -206,7 +206,7 @@ impl Comparison {
                 .registry
                 .manifest(REPOSITORY, &format!("{name}-{by}"))
                 .await?;
-            manifest.context("not in the registry")
+            manifest.context("the image is not in the registry")
         };
         let (ours, theirs) = (manifest("builder-fn").await?, manifest("buildctl").await?);
         ensure!(ours.digest == theirs.digest, "{name}: {ours:#?} {theirs:#?}");

@@ -77,10 +77,14 @@ impl<'a> Current<'a> {
             Self::Program(testbed) => {
                 let recorded = RecordedCli::read()?;
                 let work_dir = work_dir(testbed, function, has_secrets(command), &recorded)?;
-                let key = testbed.stack.payload_secret.to_str().context("a path")?;
+                let key = testbed
+                    .stack
+                    .payload_secret
+                    .to_str()
+                    .context("the path is not UTF-8")?;
                 let mut arguments: Vec<&str> = recorded.command(command)?["arguments"]
                     .as_array()
-                    .context("arguments")?
+                    .context("requests.json: no arguments")?
                     .iter()
                     .filter_map(Value::as_str)
                     .collect();
@@ -129,13 +133,21 @@ fn work_dir(
     );
     if secrets {
         stack.push_str("    build_secrets:\n");
-        for (name, value) in recorded.secrets["values"].as_object().context("values")? {
-            work_dir.write(&format!(".secrets/{name}"), value.as_str().context("a value")?)?;
+        for (name, value) in recorded.secrets["values"]
+            .as_object()
+            .context("secrets.json: no values")?
+        {
+            work_dir.write(
+                &format!(".secrets/{name}"),
+                value.as_str().context("secrets.json: a value is not a string")?,
+            )?;
             stack.push_str(&format!("      {name}: .secrets/{name}\n"));
         }
         work_dir.write(
             "key.pub",
-            recorded.secrets["public_key"].as_str().context("a key")?,
+            recorded.secrets["public_key"]
+                .as_str()
+                .context("secrets.json: no public_key")?,
         )?;
     }
     work_dir.write("stack.yaml", stack)?;
@@ -161,15 +173,18 @@ async fn replay(
     };
     for send in recorded.command(command)?["sends"]
         .as_array()
-        .context("requests")?
+        .context("requests.json: no sends")?
     {
-        let path = send["path"].as_str().context("a path")?;
+        let path = send["path"].as_str().context("requests.json: no path")?;
         let to = if path == "/system/functions" {
             &testbed.stack.gateway.url
         } else {
             builder
         };
-        let method: reqwest::Method = send["method"].as_str().context("a method")?.parse()?;
+        let method: reqwest::Method = send["method"]
+            .as_str()
+            .context("requests.json: no method")?
+            .parse()?;
         let mut request = http.request(method, format!("{to}{path}"));
         for (name, value) in recorded.headers(path)? {
             request = request.header(name, value);
@@ -194,8 +209,11 @@ async fn replay(
                 if status == 200 {
                     check_stream(&body)?;
                 }
-                let config: Value = serde_json::from_str(send["config"].as_str().context("a config")?)?;
-                let image = config["image"].as_str().context("an image")?;
+                let config: Value =
+                    serde_json::from_str(send["config"].as_str().context("requests.json: no config")?)?;
+                let image = config["image"]
+                    .as_str()
+                    .context("the recorded config has no image")?;
                 let image = image.replace("{repository}", &function.repository);
                 let cli_outcome = cli_outcome(function.name, &image, status, &body);
                 CommandResult {
@@ -205,7 +223,7 @@ async fn replay(
             }
             _ => {
                 let gateway = &testbed.stack.gateway;
-                let body = send["body"].as_str().context("a body")?;
+                let body = send["body"].as_str().context("requests.json: no body")?;
                 let body = body
                     .replace("\"hello\"", &format!("{:?}", function.name))
                     .replace("{repository}", &function.repository);
@@ -213,7 +231,7 @@ async fn replay(
                     .basic_auth(&gateway.user, Some(&gateway.password))
                     .body(body)
                     .build()?;
-                let mut again = request.try_clone().context("a body")?;
+                let mut again = request.try_clone().context("the body cannot be cloned")?;
                 let mut answer = http.execute(request).await?;
                 // Create the function if it does not exist and so cannot be updated.
                 if answer.status() == reqwest::StatusCode::NOT_FOUND {
@@ -242,7 +260,7 @@ fn check_stream(body: &str) -> Result<()> {
     ensure!(body.ends_with('\n'), "{body}");
     let records: Vec<Value> = body
         .lines()
-        .map(|line| serde_json::from_str(line).with_context(|| format!("a record: {line:?}")))
+        .map(|line| serde_json::from_str(line).with_context(|| format!("not a record: {line:?}")))
         .collect::<Result<_>>()?;
     let (last, before) = records.split_last().context("no records")?;
     ensure!(
@@ -332,8 +350,11 @@ async fn secrets_sealed_by_a_current_faas_cli_reach_the_build() -> Result<()> {
     let settings = [("build_secrets_private_key_path", key.as_str())];
     let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
     let mut steps = String::new();
-    for (name, value) in recorded.secrets["values"].as_object().context("values")? {
-        let value = value.as_str().context("a value")?;
+    for (name, value) in recorded.secrets["values"]
+        .as_object()
+        .context("secrets.json: no values")?
+    {
+        let value = value.as_str().context("secrets.json: a value is not a string")?;
         let sum = hex::encode(Sha256::digest(value));
         steps += &format!(
             "RUN --mount=type=secret,id={name},required=true sha256sum /run/secrets/{name} | grep {sum}\n"

@@ -65,7 +65,7 @@ async fn every_answer_matches_the_openapi_description() -> Result<()> {
         path.into_os_string()
             .into_string()
             .ok()
-            .context("a path that is not UTF-8")
+            .context("the path is not UTF-8")
     };
     let description = text(in_repository("builder-fn/openapi.yaml"))?;
     let work_dir = WorkDir::new("scratch")?;

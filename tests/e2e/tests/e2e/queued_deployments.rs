@@ -102,7 +102,7 @@ async fn the_deployer_as_callback_deploys_only_signed_answers() -> Result<()> {
         .post_with_headers(tar.clone(), &[("X-Callback-Url", &callback)])
         .await?;
     assert_eq!(reply.status, 202, "{}", reply.text);
-    let call_id = reply.call_id.context("a call id")?;
+    let call_id = reply.call_id.context("the answer has no call id")?;
     testbed
         .functions
         .wait_for_page(name, "called back", TIMEOUT)

@@ -35,7 +35,7 @@ async fn assert_output_arrives_during_the_build(
     let tar = source(base, &steps).tar(&json!({ "image": testbed.image(name, "1") }))?;
     let mut records = client.stream(tar, accept).await?;
 
-    let first = records.next().await?.context("a record")?;
+    let first = records.next().await?.context("the stream has no record")?;
     assert_eq!(first["status"], "in_progress", "{first}");
     records.read_until("Z waiting").await?;
     testbed.open_gate(&gate)?;
@@ -257,7 +257,7 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
     let mut records = client
         .stream(source(base, &many_lines).tar(&config)?, LINES)
         .await?;
-    records.next().await?.context("a record")?;
+    records.next().await?.context("the stream has no record")?;
     // The client reads nothing until BuildKit has run the last step.
     testbed.wait_for_step("seq 9000000", true).await?;
     testbed.wait_for_step("seq 9000000", false).await?;

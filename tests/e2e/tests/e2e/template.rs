@@ -73,7 +73,7 @@ fn add(mut source: BuildContext, root: &Path, folder: &Path) -> Result<BuildCont
             let name = path
                 .strip_prefix(root)?
                 .to_str()
-                .context("a path that is not UTF-8")?
+                .context("the path is not UTF-8")?
                 .to_owned();
             source = source.file(&name, fs::read(&path)?);
         }
@@ -82,7 +82,7 @@ fn add(mut source: BuildContext, root: &Path, folder: &Path) -> Result<BuildCont
 }
 
 /// The template compiles the dependencies with stub sources first, in a layer of their own. The stub must not end
-/// up in the image, and a changed handler must change the answer.
+/// up in the image (docs/pitfalls.md#stub-sources).
 #[tokio::test]
 async fn a_changed_handler_changes_the_answer_of_a_function_from_the_template() -> Result<()> {
     let testbed = Testbed::find()?;
@@ -118,9 +118,9 @@ async fn image_size(testbed: &Testbed, repository: &str) -> Result<u64> {
         .registry
         .manifest(repository, "1")
         .await?
-        .context("not in the registry")?;
+        .context("the image is not in the registry")?;
     let layers = manifest.body["layers"]
         .as_array()
-        .context("a manifest without layers")?;
+        .context("the manifest has no layers")?;
     Ok(layers.iter().filter_map(|layer| layer["size"].as_u64()).sum())
 }

@@ -149,7 +149,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         .0
         .iter()
         .find(|span| span.parent == CALLER)
-        .context("the request's span")?;
+        .context("no span of the request")?;
     assert_eq!((&*root.service, &*root.name), ("builder-fn", "POST /build"));
     assert_eq!(root.attribute("faas.invocation_id").as_deref(), Some("traced-1"));
     assert_eq!(
@@ -197,7 +197,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         .0
         .iter()
         .find(|span| span.name == "POST /build")
-        .context("the request")?;
+        .context("no span of the failed request")?;
     assert_eq!(
         (&*root.parent, &root.error),
         ("", &None),
@@ -215,7 +215,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         .0
         .iter()
         .find(|span| span.name.contains("RUN"))
-        .context("the step")?;
+        .context("no span of the failed step")?;
     assert!(step.error.is_some(), "{step:?}");
 
     // The collector's token is sent, and no secret is in the spans.

@@ -108,17 +108,19 @@ async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
         .functions
         .status("builder-fn")
         .await?
-        .context("no builder-fn")?;
-    let image = deployed["image"].as_str().context("an image")?;
+        .context("the stack has no builder-fn")?;
+    let image = deployed["image"].as_str().context("builder-fn has no image")?;
     let store = std::fs::read_to_string(in_repository("store.json"))?;
     let mut store: Value = serde_json::from_str(&store)?;
-    let functions = store["functions"].as_array_mut().context("functions")?;
+    let functions = store["functions"]
+        .as_array_mut()
+        .context("store.json: no functions")?;
     let ours = functions
         .iter_mut()
         .find(|function| function["name"] == "builder-fn");
-    for (_, offered) in ours.context("builder-fn")?["images"]
+    for (_, offered) in ours.context("store.json: no builder-fn")?["images"]
         .as_object_mut()
-        .context("images")?
+        .context("store.json: no images")?
     {
         *offered = image.into();
     }
@@ -144,7 +146,11 @@ async fn faas_cli_deploys_the_builder_from_store_json() -> Result<()> {
     cli(&[&deploy[..], &secrets, &daemon].concat()).await?;
 
     // The builder is alive, and not ready: there is no BuildKit at this address.
-    let status = testbed.functions.status(name).await?.context("not there")?;
+    let status = testbed
+        .functions
+        .status(name)
+        .await?
+        .context("the function was not created")?;
     assert_eq!(status["image"], image, "{status}");
     let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !matches!(testbed.functions.get(name, "/healthz").await, Ok((200, _))) {
