@@ -15,7 +15,7 @@ use reqwest::StatusCode;
 use tokio::sync::Mutex;
 
 /// Returns the files that a process has open and that have no name, such as the spool of a request.
-pub fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
+pub(crate) fn unlinked_open_files(process: u32) -> Result<Vec<PathBuf>> {
     let mut unlinked = Vec::new();
     for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
         // A descriptor may be closed while the list is read.

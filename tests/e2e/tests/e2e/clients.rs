@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    recorded::Recorded,
+    recorded::RecordedCli,
     testbed::Testbed,
     work_dir::{ProgramOutput, WorkDir, in_repository},
 };

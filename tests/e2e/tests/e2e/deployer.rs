@@ -99,7 +99,7 @@ struct DeployerFixture {
 /// The lock on the stack's parts, held for the whole test.
 enum Parts {
     Shared { _held: RwLockReadGuard<'static, ()> },
-    Alone { _held: RwLockWriteGuard<'static, ()> },
+    Exclusive { _held: RwLockWriteGuard<'static, ()> },
 }
 
 type Setting = (&'static str, &'static str);
@@ -115,9 +115,9 @@ impl DeployerFixture {
     }
 
     /// Like [`open`](Self::open), with the exclusive lock, for tests that stop parts.
-    async fn open_alone(case: &str, strategy: &'static str, settings: &[Setting]) -> Result<Self> {
+    async fn open_exclusively(case: &str, strategy: &'static str, settings: &[Setting]) -> Result<Self> {
         let testbed = Testbed::find()?;
-        let parts = Parts::Alone {
+        let parts = Parts::Exclusive {
             _held: testbed.lock_parts().await,
         };
         Self::open_with(testbed, parts, case, strategy, settings).await
@@ -197,19 +197,19 @@ impl DeployerFixture {
     }
 
     /// Like [`deploy`](Self::deploy), and asserts that the function becomes ready.
-    async fn ready(&self, image: &str, number: usize) -> Result<Value> {
+    async fn assert_becomes_ready(&self, image: &str, number: usize) -> Result<Value> {
         let reply = self.deploy(image, number).await?;
         anyhow::ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
         let report = reply.json();
         assert_eq!(report["status"], "ready", "{report:#}");
         assert_eq!(report["image"], image, "{report:#}");
         assert_eq!(report["running"]["image"], image, "{report:#}");
-        self.runs(image, number).await?;
+        self.assert_runs(image, number).await?;
         Ok(report)
     }
 
     /// Asserts that the provider reports the build with this number and that it answers.
-    async fn runs(&self, image: &str, number: usize) -> Result<()> {
+    async fn assert_runs(&self, image: &str, number: usize) -> Result<()> {
         let status = self.status().await?;
         assert_eq!(status["image"], image, "{status:#}");
         assert_eq!(status["envVars"]["NUMBER"], number.to_string(), "{status:#}");

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 use slipway_e2e::{
     builder_process::BuilderProcess,
-    recorded::Recorded,
+    recorded::RecordedCli,
     testbed::Testbed,
     work_dir::{WorkDir, in_repository},
 };

@@ -31,18 +31,18 @@ impl DeployerFixture {
         self,
         image: &str,
         number: usize,
-        which: RequestSelector,
-        moment: PausePoint,
+        request: RequestSelector,
+        point: PausePoint,
     ) -> Result<(Self, KillOutcome)> {
         let hand_over = self.hand_over(image, number);
         let hand_over_client = self.deployer.hand_over_client()?;
-        self.proxy.pause_at(which, moment);
+        self.proxy.pause_at(request, point);
         let mut deployment = tokio::spawn(async move { hand_over_client.deploy(&hand_over).await });
-        let ended = tokio::select! {
-            held = self.proxy.wait_until_paused() => held.map(|()| false)?,
+        let completed = tokio::select! {
+            paused = self.proxy.wait_until_paused() => paused.map(|()| false)?,
             ended = &mut deployment => ended?.map(|_| true)?,
         };
-        if ended {
+        if completed {
             self.proxy.resume();
             return Ok((self, KillOutcome::Completed));
         }
@@ -57,23 +57,23 @@ impl DeployerFixture {
 async fn an_update_killed_at_any_step_completes_when_delivered_again(strategy: &'static str) -> Result<()> {
     let mut fixture = DeployerFixture::open("killed", strategy, &[]).await?;
     let images = fixture.images;
-    fixture.ready(&images.first, 1).await?;
+    fixture.assert_becomes_ready(&images.first, 1).await?;
     let mut number = 1;
     let mut seen = Vec::new();
     'steps: for step in 0..MAX_STEPS {
         // A request that only reads leaves the same state before and after.
-        for moment in [PausePoint::BeforeForwarding, PausePoint::AfterResponse] {
+        for point in [PausePoint::BeforeForwarding, PausePoint::AfterResponse] {
             number += 1;
             let image = [&images.first, &images.second][number % 2];
             let killed;
             (fixture, killed) = fixture
-                .deploy_and_kill(image, number, RequestSelector::Number(step), moment)
+                .deploy_and_kill(image, number, RequestSelector::Number(step), point)
                 .await?;
             let KillOutcome::At(request) = killed else {
                 break 'steps;
             };
-            let what = format!("{step}, {moment:?} {request}");
-            let report = fixture.ready(image, number).await;
+            let what = format!("{step}, {point:?} {request}");
+            let report = fixture.assert_becomes_ready(image, number).await;
             let report = report.map_err(|error| error.context(what.clone()))?;
             assert_eq!(report["image"], *image, "{what}: {report:#}");
             let only_read = request.starts_with("GET");
@@ -94,21 +94,21 @@ async fn a_bad_update_killed_at_any_change_is_rolled_back_when_delivered_again(
 ) -> Result<()> {
     let mut fixture = DeployerFixture::open("killed-bad", strategy, SHORT_READY_TIMEOUT).await?;
     let images = fixture.images;
-    fixture.ready(&images.first, 1).await?;
-    for (number, moment) in [(2, PausePoint::BeforeForwarding), (3, PausePoint::AfterResponse)] {
+    fixture.assert_becomes_ready(&images.first, 1).await?;
+    for (number, point) in [(2, PausePoint::BeforeForwarding), (3, PausePoint::AfterResponse)] {
         let killed;
         (fixture, killed) = fixture
             .deploy_and_kill(
                 &images.crash,
                 number,
                 RequestSelector::NextWithMethod("PUT"),
-                moment,
+                point,
             )
             .await?;
         assert!(matches!(killed, KillOutcome::At(_)));
         let again = fixture.deploy(&images.crash, number).await?;
         assert_rolled_back(&again, &images.first);
-        fixture.runs(&images.first, 1).await?;
+        fixture.assert_runs(&images.first, 1).await?;
     }
     fixture.close().await
 }

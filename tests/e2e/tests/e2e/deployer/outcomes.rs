@@ -23,25 +23,25 @@ async fn a_hand_over_delivered_again_changes_nothing(strategy: &'static str) -> 
     let fixture = DeployerFixture::open("lifecycle", strategy, &[]).await?;
     let images = fixture.images;
 
-    let created = fixture.ready(&images.first, 1).await?;
+    let created = fixture.assert_becomes_ready(&images.first, 1).await?;
     assert_eq!(created["changed"], true, "{created:#}");
     assert_eq!(created["previousImage"], Value::Null, "{created:#}");
     assert!(created["durations"]["total"].as_f64() > Some(0.0), "{created:#}");
 
-    let updated = fixture.ready(&images.second, 2).await?;
+    let updated = fixture.assert_becomes_ready(&images.second, 2).await?;
     assert_eq!(updated["changed"], true, "{updated:#}");
     assert_eq!(updated["previousImage"], images.first, "{updated:#}");
 
     let before = fixture.status().await?;
     fixture.proxy.clear_requests();
-    let again = fixture.ready(&images.second, 2).await?;
+    let again = fixture.assert_becomes_ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
     assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
 
     // A deployer without memory of the earlier rollout changes nothing either.
     let fixture = fixture.restart_deployer().await?;
     fixture.proxy.clear_requests();
-    let again = fixture.ready(&images.second, 2).await?;
+    let again = fixture.assert_becomes_ready(&images.second, 2).await?;
     assert_eq!(again["changed"], false, "{again:#}");
     assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
     assert_eq!(fixture.status().await?["createdAt"], before["createdAt"]);
@@ -49,7 +49,7 @@ async fn a_hand_over_delivered_again_changes_nothing(strategy: &'static str) -> 
     let older = fixture.deploy(&images.first, 1).await?;
     assert_eq!(older.status, 422, "{}", older.text);
     assert_eq!(older.field("status"), "refused", "{}", older.text);
-    fixture.runs(&images.second, 2).await?;
+    fixture.assert_runs(&images.second, 2).await?;
     fixture.close().await
 }
 
@@ -64,9 +64,9 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
     assert_eq!(nothing.json()["running"], Value::Null, "{}", nothing.text);
     assert!(fixture.is_absent().await?);
 
-    fixture.ready(&images.first, 2).await?;
+    fixture.assert_becomes_ready(&images.first, 2).await?;
     assert_rolled_back(&fixture.deploy(&images.crash, 3).await?, &images.first);
-    fixture.runs(&images.first, 2).await?;
+    fixture.assert_runs(&images.first, 2).await?;
 
     // A build that failed is not tried again when it is delivered again, not even by another deployer.
     let fixture = fixture.restart_deployer().await?;
@@ -76,16 +76,16 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
         assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
     }
     assert_rolled_back(&again, &images.first);
-    fixture.runs(&images.first, 2).await?;
+    fixture.assert_runs(&images.first, 2).await?;
 
     // A newer build that works is deployed nevertheless.
-    fixture.ready(&images.second, 4).await?;
+    fixture.assert_becomes_ready(&images.second, 4).await?;
     fixture.close().await
 }
 
 async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> Result<()> {
     let fixture = DeployerFixture::open("silent", strategy, SHORT_READY_TIMEOUT).await?;
-    fixture.ready(&fixture.images.first, 1).await?;
+    fixture.assert_becomes_ready(&fixture.images.first, 1).await?;
     // 502: the provider itself waits for the new version, and has not answered yet.
     let silent = fixture.deploy(&fixture.images.silent, 2).await?;
     assert!(matches!(silent.status, 422 | 502), "{}", silent.text);
@@ -96,13 +96,13 @@ async fn a_version_that_never_listens_is_rolled_back(strategy: &'static str) -> 
         "{}",
         silent.text
     );
-    fixture.runs(&fixture.images.first, 1).await?;
+    fixture.assert_runs(&fixture.images.first, 1).await?;
     fixture.close().await
 }
 
 async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static str) -> Result<()> {
     let fixture = DeployerFixture::open("impossible", strategy, SHORT_READY_TIMEOUT).await?;
-    fixture.ready(&fixture.images.first, 1).await?;
+    fixture.assert_becomes_ready(&fixture.images.first, 1).await?;
     let before = fixture.status().await?;
     fixture.proxy.clear_requests();
 
@@ -135,7 +135,7 @@ async fn a_hand_over_that_cannot_be_deployed_changes_nothing(strategy: &'static 
 
     assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
     assert_eq!(fixture.status().await?["createdAt"], before["createdAt"]);
-    fixture.runs(&fixture.images.first, 1).await?;
+    fixture.assert_runs(&fixture.images.first, 1).await?;
     fixture.close().await
 }
 
@@ -143,7 +143,7 @@ async fn of_twenty_concurrent_updates_the_newest_runs(strategy: &'static str) ->
     const UPDATES: usize = 20;
     let fixture = DeployerFixture::open("twenty", strategy, &[]).await?;
     let images = fixture.images;
-    fixture.ready(&images.first, 1).await?;
+    fixture.assert_becomes_ready(&images.first, 1).await?;
 
     let image = |number: usize| match number % 2 {
         0 => &images.second,
@@ -171,6 +171,6 @@ async fn of_twenty_concurrent_updates_the_newest_runs(strategy: &'static str) ->
     }
     let newest = UPDATES + 1;
     assert!(ready.contains(&newest), "{ready:?}");
-    fixture.runs(image(newest), newest).await?;
+    fixture.assert_runs(image(newest), newest).await?;
     fixture.close().await
 }

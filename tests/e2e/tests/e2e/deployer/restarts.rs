@@ -8,10 +8,11 @@ use super::{DeployerFixture, for_both_update_strategies};
 for_both_update_strategies!(a_rollout_waits_for_a_provider_that_restarts);
 
 async fn a_rollout_waits_for_a_provider_that_restarts(strategy: &'static str) -> Result<()> {
-    let fixture = DeployerFixture::open_alone("restarted", strategy, &[("ready_timeout", "40s")]).await?;
+    let fixture =
+        DeployerFixture::open_exclusively("restarted", strategy, &[("ready_timeout", "40s")]).await?;
     let images = fixture.images;
-    fixture.ready(&images.first, 1).await?;
-    for (number, image, moment) in [
+    fixture.assert_becomes_ready(&images.first, 1).await?;
+    for (number, image, point) in [
         (2, &images.second, PausePoint::BeforeForwarding),
         (3, &images.first, PausePoint::AfterResponse),
     ] {
@@ -21,7 +22,7 @@ async fn a_rollout_waits_for_a_provider_that_restarts(strategy: &'static str) ->
         );
         fixture
             .proxy
-            .pause_at(RequestSelector::NextWithMethod("PUT"), moment);
+            .pause_at(RequestSelector::NextWithMethod("PUT"), point);
         let mut deployment = tokio::spawn(async move { hand_over_client.deploy(&hand_over).await });
         tokio::select! {
             paused = fixture.proxy.wait_until_paused() => paused?,
@@ -31,8 +32,8 @@ async fn a_rollout_waits_for_a_provider_that_restarts(strategy: &'static str) ->
         fixture.proxy.resume();
         fixture.start_provider().await?;
         let reply = deployment.await??;
-        assert_eq!(reply.status, 200, "{moment:?}: {}", reply.text);
-        fixture.runs(image, number).await?;
+        assert_eq!(reply.status, 200, "{point:?}: {}", reply.text);
+        fixture.assert_runs(image, number).await?;
     }
     fixture.close().await
 }
