@@ -250,17 +250,20 @@ async fn long_lines_arrive_complete_and_unread_output_takes_little_memory() -> R
     assert_eq!(long, LONG);
 
     // BuildKit keeps 2 MiB of a step's output, so several steps are needed.
-    let many_lines: String = (0..10)
-        .map(|step| format!("RUN seq {step}000000 {step}999999; sleep 1\n"))
+    let gate = "gate-of-unread-output";
+    let mut many_lines: String = (0..9)
+        .map(|step| format!("RUN seq {step}000000 {step}999999\n"))
         .collect();
+    many_lines += &format!("RUN seq 9000000 9999999; {}\n", gated(gate));
     let before = builder.peak_memory()?;
     let mut records = client
         .stream(source(base, &many_lines).tar(&config)?, LINES)
         .await?;
     records.next().await?.context("the stream has no record")?;
     // The client reads nothing until BuildKit has run the last step.
-    testbed.wait_for_step("seq 9000000", true).await?;
-    testbed.wait_for_step("seq 9000000", false).await?;
+    testbed.wait_for_step(gate, true).await?;
+    testbed.open_gate(gate)?;
+    testbed.wait_for_step(gate, false).await?;
     let (lines, last) = records.read_to_end().await?;
     assert_eq!(last["status"], "success", "{last}");
     assert!(
