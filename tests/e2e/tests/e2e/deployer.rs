@@ -1,7 +1,7 @@
 //! deployer-fn on the real gateway and provider, with both behaviours of providers.
 //!
-//! Each case runs twice. The embedded provider updates functions with the strategy `good` without a gap: a failed
-//! update changes nothing. It updates those with `faasd` as faasd 0.19 does: it deletes the function first, and a
+//! Each case runs twice. The embedded provider updates functions with the strategy `rolling` without a gap: a failed
+//! update changes nothing. It updates those with `recreate` as faasd 0.19 does: it deletes the function first, and a
 //! failed update leaves nothing. faasd itself treats all functions like that.
 
 mod gateway_tls;
@@ -19,21 +19,21 @@ use slipway_stack::Part;
 use tokio::sync::{OnceCell, RwLockReadGuard, RwLockWriteGuard};
 
 /// The annotation that selects the embedded provider's update strategy for one function.
-const STRATEGY_ANNOTATION: &str = "dev.slipway.manners";
+const STRATEGY_ANNOTATION: &str = "dev.slipway.update-strategy";
 
 /// Makes two tests of each function, one for each update strategy.
 macro_rules! for_both_update_strategies {
     ($($case:ident),* $(,)?) => {
-        mod good {
+        mod rolling {
             $(#[tokio::test]
             async fn $case() -> anyhow::Result<()> {
-                super::$case("good").await
+                super::$case("rolling").await
             })*
         }
-        mod faasd {
+        mod recreate {
             $(#[tokio::test]
             async fn $case() -> anyhow::Result<()> {
-                super::$case("faasd").await
+                super::$case("recreate").await
             })*
         }
     };
@@ -243,8 +243,8 @@ impl DeployerFixture {
     }
 }
 
-/// Asserts that a build failed and that the image of before runs. The embedded provider's strategy `good` detects
-/// that a version does not start and rejects the update, so that nothing changes.
+/// Asserts that a build failed and that the image of before runs. With the strategy `rolling`, the embedded provider
+/// detects that a version does not start and rejects the update, so that nothing changes.
 fn assert_rolled_back(reply: &Reply, before: &str) {
     let report = reply.json();
     assert_eq!(reply.status, 422, "{report:#}");
