@@ -136,9 +136,9 @@ impl Answer {
     /// As one JSON object; a builder that is to be asked later says so in plain text, as queues know it.
     pub fn into_response(mut self) -> Response {
         match self.later {
-            Some(Later::Full { limit }) => return reply::busy(limit),
+            Some(Later::Full { limit }) => return reply::concurrency_limit_exceeded(limit),
             Some(Later::Draining) => {
-                return reply::later(self.report.error.unwrap_or_default() + "\n");
+                return reply::too_many_requests(self.report.error.unwrap_or_default() + "\n");
             }
             None => {}
         }

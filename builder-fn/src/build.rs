@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use function_host::{Shutdown, trace};
+use function_host::{ErrorChain, Shutdown, trace};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::buildkit::session::{CredentialStore, Lease, Services, SharedKeys};
 use crate::buildkit::{CacheExport, Daemon, Job, Limits, SOURCE_DATE_EPOCH, Solve, Solved};
 use crate::chain::{Chain, Deployment, Ending, HandOver, Link};
 use crate::compression::Compression;
-use crate::error::{Causes, Error};
+use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::report::{Lines, Sink};
@@ -104,7 +104,7 @@ impl Builder {
             () = interruption(call.shutdown) => Err(Error::Interrupted),
         };
         if let Err(error) = &taken {
-            waiting.failed(error);
+            waiting.mark_failed(error);
         }
         drop(waiting);
         let _place = taken?;
@@ -147,7 +147,7 @@ impl Builder {
         let limit = limit(request.config.timeout, call.deadline);
         let mut lines = Lines::masked(call.secrets.mask().clone());
         let mut steps = self.metrics.steps();
-        let span = trace::call("solve");
+        let span = trace::client_span("solve");
         let cover = match span.is_recording() {
             true => Cover::new(call.secrets.mask().clone(), &request.config.build_args),
             false => Cover::default(),
@@ -170,7 +170,7 @@ impl Builder {
         };
         lines.rest().into_iter().for_each(|line| log.push(line));
         if let Err(error) = &result {
-            span.failed(cover.text(&Causes(error).to_string()));
+            span.mark_failed(cover.text(&ErrorChain(error).to_string()));
         }
         result
     }
@@ -310,7 +310,7 @@ async fn hand_over_to(
     };
     log.push(Lines::end(&step, begun.elapsed()));
     if matches!(deployment.ending, Ending::Refused | Ending::Failed) {
-        span.failed(deployment.reason());
+        span.mark_failed(deployment.reason());
     }
     deployment
 }

@@ -6,15 +6,16 @@
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use function_host::ErrorChain;
 use function_host::gateway::{Gateway, GatewayError};
 use function_host::http::{Request, StatusCode, header};
 use function_host::secret::{SecretError, Secrets};
-use function_host::signature::{self, Key};
+use function_host::signature::{self, HmacKeys};
 use http_body_util::Full;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::error::{Causes, Error};
+use crate::error::Error;
 
 /// The secret that hand-overs are signed with.
 pub const SECRET: &str = "deploy-secret";
@@ -67,7 +68,7 @@ impl FromStr for Via {
 #[derive(Debug)]
 pub struct Link<'a> {
     chain: &'a Chain,
-    key: Key,
+    key: HmacKeys,
 }
 
 /// What was built and what is to become of it.
@@ -103,7 +104,7 @@ pub struct Deployment {
 
 /// Signs an answer that carries a hand-over.
 #[derive(Clone, Debug)]
-pub struct Seal(Key);
+pub struct Seal(HmacKeys);
 
 impl Seal {
     /// The header that goes with this body.
@@ -146,7 +147,7 @@ impl Chain {
                 let empty = || SecretError::Empty {
                     name: SECRET.to_owned(),
                 };
-                let key = Key::new(&secret).ok_or_else(|| Error::DeploySecret(empty()))?;
+                let key = HmacKeys::new(&secret).ok_or_else(|| Error::DeploySecret(empty()))?;
                 Ok(Link { chain: self, key })
             }
             Err(SecretError::Missing { .. }) => Err(Error::NoDeployment { secret: SECRET }),
@@ -170,7 +171,7 @@ impl Link<'_> {
             }
             Ok((status, body)) => Deployment::from_answer(status, &body),
             Err(error) => {
-                tracing::error!(error = %Causes(&error), "the deployer did not answer");
+                tracing::error!(error = %ErrorChain(&error), "the deployer did not answer");
                 Deployment::failed(error.to_string())
             }
         }
@@ -191,7 +192,7 @@ impl Link<'_> {
         let path = format!("/{route}/{}", self.chain.deployer);
         // Maps with text keys and plain values: this cannot fail. Were it to, the deployer would refuse what is left.
         let body = serde_json::to_vec(hand_over).unwrap_or_default();
-        let mut request = Request::post(self.chain.gateway.at(&path)?)
+        let mut request = Request::post(self.chain.gateway.uri(&path)?)
             .header(header::CONTENT_TYPE, "application/json")
             .header(SIGNATURE, signature::sign(&self.key, &body));
         // A call id that is no header's content is left out; it is in the body as well.

@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use function_host::ErrorChain;
 use tokio::time::Instant;
 
 use crate::buildkit::session::CredentialStore;
-use crate::error::Causes;
 use file::Logins;
 pub use helper::{HelperError, Helpers};
 
@@ -210,7 +210,7 @@ impl CredentialStore for DockerConfig {
     async fn credentials(&self, host: &str) -> Credentials {
         self.lookup(host).await.unwrap_or_else(|error| {
             // The registry will refuse, and say so; this line is the reason.
-            tracing::error!(host, error = %Causes(&error), "no credentials");
+            tracing::error!(host, error = %ErrorChain(&error), "no credentials");
             Credentials::default()
         })
     }

@@ -1,7 +1,6 @@
 //! Why there is no image, or no function, and whose doing that is.
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::time::Duration;
 
 use function_host::duration;
@@ -161,20 +160,5 @@ impl From<JobError> for Error {
             JobError::Failed(failure) => Self::Failed(failure),
             JobError::Lost(source) => Self::Lost(source),
         }
-    }
-}
-
-/// An error and its causes on one line, for the log.
-pub(crate) struct Causes<'a>(pub(crate) &'a (dyn StdError + 'static));
-
-impl fmt::Display for Causes<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self.0, f)?;
-        let mut next = self.0.source();
-        while let Some(cause) = next {
-            write!(f, ": {cause}")?;
-            next = cause.source();
-        }
-        Ok(())
     }
 }

@@ -2,14 +2,14 @@
 
 use function_host::http::{Method, header::HeaderMap};
 use function_host::secret::SecretError;
-use function_host::{Context, Error as HostError, Handler, Request, Response, trace};
+use function_host::{Context, Error as HostError, ErrorChain, Handler, Request, Response, trace};
 use tokio::time::Instant;
 
 use crate::accept;
 use crate::answer::{self, Answer, Known};
 use crate::build::{self, Builder, Call};
 use crate::chain::Via;
-use crate::error::{Causes, Error, Kind};
+use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
 use crate::places::Admitted;
 use crate::report::{Feed, Format, Log, Mask, Sink, live};
@@ -53,7 +53,7 @@ impl Handler for Api {
         if request.method() != served {
             return Ok(answer::wrong_method(&served));
         }
-        trace::route(route);
+        trace::set_route(route);
         Ok(match served {
             Method::POST => self.build(request, &context).await,
             _ => self.public_key(),
@@ -72,7 +72,7 @@ impl Api {
             Ok(key) => answer::public_key(&key),
             Err(error) => {
                 let error = Error::from(error);
-                tracing::error!(error = %Causes(&error), "no public key");
+                tracing::error!(error = %ErrorChain(&error), "no public key");
                 Answer::failed(&error, Known::default()).into_response()
             }
         }
@@ -231,7 +231,7 @@ impl Api {
                 span.set("error.type", outcome(error.kind()));
                 if span.is_recording() {
                     let cover = Cover::new(mask.clone(), &request.config.build_args);
-                    span.failed(cover.text(&Causes(&error).to_string()));
+                    span.mark_failed(cover.text(&ErrorChain(&error).to_string()));
                 }
                 Answer::failed(&error, known).masked(&mask)
             }
@@ -272,7 +272,7 @@ fn outcome(kind: Kind) -> &'static str {
 
 /// The caller is told the error; the log has its causes too.
 fn record(image: &str, error: &Error, begun: Instant, mask: &Mask) {
-    let text = Causes(error).to_string();
+    let text = ErrorChain(error).to_string();
     let text = mask.text(&text);
     let seconds = begun.elapsed().as_secs_f64();
     let outcome = outcome(error.kind());

@@ -13,14 +13,14 @@ use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
 use builder_fn::settings::Settings;
 use builder_fn::{ready, request};
-use function_host::{App, Boot, SetupErrors};
+use function_host::{App, SetupContext, SetupError};
 use tokio::sync::watch;
 
 fn main() -> ExitCode {
     function_host::run_with(setup)
 }
 
-async fn setup(boot: Boot) -> Result<App<Api>, SetupErrors> {
+async fn setup(boot: SetupContext) -> Result<App<Api>, SetupError> {
     let mut parser = boot.settings();
     let settings = Settings::read(&mut parser, boot.secrets(), boot.max_inflight());
     parser.finish()?;

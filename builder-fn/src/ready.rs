@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use function_host::ErrorChain;
 use tokio::sync::watch;
 
 use crate::buildkit::Daemon;
-use crate::error::Causes;
 
 /// Between two questions.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ pub async fn watch(daemon: Daemon, ready: watch::Sender<bool>) {
             ready.send_if_modified(|ready| std::mem::replace(ready, answers.is_ok()) != answers.is_ok());
         match &answers {
             Ok(()) if changed => tracing::info!("BuildKit answers"),
-            Err(error) if changed => tracing::warn!(error = %Causes(error), "not ready"),
+            Err(error) if changed => tracing::warn!(error = %ErrorChain(error), "not ready"),
             _ => {}
         }
         tokio::time::sleep(INTERVAL).await;

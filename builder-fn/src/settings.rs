@@ -37,15 +37,14 @@ mod daemon;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use function_host::Secrets;
 use function_host::env::Parser;
+use function_host::{ErrorChain, Secrets};
 
 use crate::buildkit::Daemon;
 use crate::chain::Via;
 use crate::compression::{Compression, Format};
 use crate::context::{self, ArchiveLimits};
 use crate::docker_config::DockerConfig;
-use crate::error::Causes;
 use crate::places::Places;
 use crate::request::{AllowedFrontends, ImageRef};
 use crate::sealed::SealKey;
@@ -148,7 +147,7 @@ impl Settings {
         };
         parser.flag("enable_lchown", false);
         if let Some(Err(error)) = settings.seal.as_ref().map(SealKey::public) {
-            let what = format!("cannot be used: {}", Causes(&error));
+            let what = format!("cannot be used: {}", ErrorChain(&error));
             parser.problem("build_secrets_private_key_path", what);
         }
         if !settings.spool_dir.is_dir() {
@@ -160,7 +159,7 @@ impl Settings {
         } else if let Err(error) = context::check_spool(&settings.spool_dir) {
             parser.problem(
                 "spool_dir",
-                format!("should name a folder to write to: {}", Causes(&error)),
+                format!("should name a folder to write to: {}", ErrorChain(&error)),
             );
         }
         if settings.spool_limit < settings.max_body {

@@ -10,9 +10,10 @@ mod steps;
 pub use cover::Cover;
 pub use steps::Steps;
 
+use function_host::ErrorChain;
 use function_host::trace::Span;
 
-use crate::error::{Causes, Error};
+use crate::error::Error;
 use crate::request::RequestError;
 
 /// It failed, for this reason. Nothing of what was sent is repeated.
@@ -20,9 +21,9 @@ pub(crate) fn failed(span: &Span, error: &Error) {
     if span.is_recording() {
         match error {
             Error::Request(RequestError::Frontend(_)) => {
-                span.failed("the Dockerfile wants to be read by a frontend that is not allowed");
+                span.mark_failed("the Dockerfile wants to be read by a frontend that is not allowed");
             }
-            error => span.failed(Causes(error)),
+            error => span.mark_failed(ErrorChain(error)),
         }
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! What goes wrong once the gateway is asked is not an error of this kind but an [`Outcome`](crate::outcome::Outcome).
 
-use function_host::BodyError;
 use function_host::secret::SecretError;
 use function_host::signature::{Malformed, Mismatch};
+use function_host::{BodyError, ErrorChain};
 
 /// Why a request was not acted on.
 #[derive(Debug, thiserror::Error)]
@@ -79,15 +79,8 @@ impl Error {
     }
 }
 
-/// An error and its causes on one line.
+/// Formats an error and its sources on one line.
 #[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    ErrorChain(error).to_string()
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::http::{HeaderValue, Method, StatusCode, header};
-use function_host::signature::Key;
+use function_host::signature::HmacKeys;
 use function_host::{Context, Handler, Request, Response, Secrets, reply, trace};
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
@@ -66,7 +66,7 @@ impl Deployer {
         let receiving = trace::span("receive");
         let received = receiving.run(request::receive(body, signature, &keys)).await;
         if let Err(error) = &received {
-            receiving.failed(error);
+            receiving.mark_failed(error);
         }
         drop(receiving);
         let (mut hand_over, rules) = received?;
@@ -89,7 +89,7 @@ impl Deployer {
             told.set("slipway.status", outcome.status.name());
             told.set("slipway.changed", outcome.changed);
             if outcome.status != Status::Ready {
-                told.failed(outcome.reasons.join("; "));
+                told.mark_failed(outcome.reasons.join("; "));
             }
             outcome
         };
@@ -136,7 +136,7 @@ impl Deployer {
                 let step = trace::span("check image");
                 let objection = step.run(images.objection(image, REGISTRY_ANSWERS_WITHIN)).await;
                 if let Some(objection) = &objection {
-                    step.failed(objection);
+                    step.mark_failed(objection);
                 }
                 objections.extend(objection);
             }
@@ -173,19 +173,19 @@ impl Handler for Deployer {
                 .insert(header::ALLOW, HeaderValue::from_static("POST"));
             return Ok(response);
         }
-        trace::route("/");
+        trace::set_route("/");
         Ok(answer::response(&self.deploy(request, &context).await))
     }
 }
 
 /// The keys that hand-overs may be signed with, each with its rules. A further key whose secret is missing is no reason
 /// to refuse what is signed with another.
-fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(Key, &'p Rules)>, Error> {
+fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(HmacKeys, &'p Rules)>, Error> {
     let secret = secrets.read(KEY_SECRET).map_err(Error::Key)?;
-    let first = Key::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;
+    let first = HmacKeys::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;
     let mut keys = vec![(first, &policy.rules)];
     for (name, rules) in &policy.keys {
-        match secrets.read(name).map(|secret| Key::new(&secret)) {
+        match secrets.read(name).map(|secret| HmacKeys::new(&secret)) {
             Ok(Some(key)) => keys.push((key, rules)),
             Ok(None) => warn!(secret = name, "a secret of the policy has no key in it"),
             Err(error) => warn!(error = chain(&error), "a key of the policy cannot be read"),

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use deployer_fn::handler::Deployer;
 use deployer_fn::metrics::Metrics;
 use deployer_fn::settings::Settings;
-use function_host::{App, Boot, SetupErrors};
+use function_host::{App, SetupContext, SetupError};
 
 fn main() -> ExitCode {
-    function_host::run_with(async |boot: Boot| {
+    function_host::run_with(async |boot: SetupContext| {
         let mut parser = boot.settings();
         let settings = Settings::read(&mut parser);
         parser.finish()?;
         let deployer = Deployer::new(settings, Metrics::new(boot.registry())?);
-        Ok::<_, SetupErrors>(App::new(deployer).named("deployer-fn"))
+        Ok::<_, SetupError>(App::new(deployer).named("deployer-fn"))
     })
 }

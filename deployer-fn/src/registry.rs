@@ -242,7 +242,7 @@ async fn get(
 ) -> Result<Response<Bytes>, String> {
     /// How long one answer may take; all of them together have a limit of their own.
     const ANSWER: Duration = Duration::from_secs(10);
-    let uri = client.at(path).map_err(|error| told(&error).to_owned())?;
+    let uri = client.uri(path).map_err(|error| told(&error).to_owned())?;
     let mut request = Request::get(uri).header(ACCEPT, MANIFESTS);
     if let Some(value) = authorization {
         request = request.header(AUTHORIZATION, value);

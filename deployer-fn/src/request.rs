@@ -12,7 +12,7 @@ mod spec;
 use std::time::SystemTime;
 
 use function_host::Body;
-use function_host::signature::{Key, Verifier};
+use function_host::signature::{HmacKeys, Verifier};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
@@ -69,7 +69,7 @@ impl HandOver {
 pub async fn receive<K: Copy>(
     body: Body,
     signature: Option<&str>,
-    keys: &[(Key, K)],
+    keys: &[(HmacKeys, K)],
 ) -> Result<(HandOver, K), Error> {
     let signature = signature.ok_or(Error::Unsigned)?;
     let mut verifiers = Vec::with_capacity(keys.len());
@@ -169,8 +169,8 @@ mod tests {
     const IMAGE: &str =
         "registry.example/hello@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    fn key(text: &str) -> Key {
-        Key::new(&Secret::new(text)).unwrap()
+    fn key(text: &str) -> HmacKeys {
+        HmacKeys::new(&Secret::new(text)).unwrap()
     }
 
     fn problems(document: &Value) -> Vec<String> {

@@ -172,8 +172,8 @@ impl<T: Transport> Rollout<'_, T> {
         let next = step.run(deadline.bound(self.check(objections))).await;
         self.outcome.durations.check = begun.elapsed();
         match next {
-            Some(Next::End) => step.failed(self.outcome.reasons.join("; ")),
-            None => step.failed(self.deadline.why()),
+            Some(Next::End) => step.mark_failed(self.outcome.reasons.join("; ")),
+            None => step.mark_failed(self.deadline.why()),
             _ => {}
         }
         drop(step);
@@ -226,7 +226,7 @@ impl<T: Transport> Rollout<'_, T> {
             let applied = step.run(applying).await;
             self.outcome.durations.apply += begun.elapsed();
             if let Applied::Refused(reason) | Applied::Unclear(_, reason) = &applied {
-                step.failed(reason);
+                step.mark_failed(reason);
             }
             drop(step);
             let attempt = match applied {
@@ -316,8 +316,8 @@ impl<T: Transport> Rollout<'_, T> {
         self.outcome.durations.watch += begun.elapsed();
         match &watched {
             Some(Watched::Ready(_)) => {}
-            Some(Watched::NotTaken(_)) => step.failed("the provider did not take the new specification"),
-            None => step.failed(format_args!("{}: {waiting}", self.deadline.why())),
+            Some(Watched::NotTaken(_)) => step.mark_failed("the provider did not take the new specification"),
+            None => step.mark_failed(format_args!("{}: {waiting}", self.deadline.why())),
         }
         drop(step);
         match watched {

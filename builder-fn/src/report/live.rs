@@ -53,7 +53,7 @@ pub fn live(
     build: impl Future<Output = Report> + Send + 'static,
     panicked: Report,
 ) -> impl Stream<Item = Bytes> + Send + 'static {
-    let task = tokio::spawn(trace::carry(build.in_current_span()));
+    let task = tokio::spawn(trace::in_current_span(build.in_current_span()));
     let live = Live {
         format,
         begun,

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use function_host::Secret;
-use function_host::signature::{Key, Malformed, Mismatch, Verifier};
+use function_host::signature::{HmacKeys, Malformed, Mismatch, Verifier};
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 
@@ -18,7 +18,7 @@ const SHA1_LENGTH: usize = 20;
 /// The keys of the secret, one a line: each is good.
 #[derive(Clone)]
 pub struct Keys {
-    sha256: Key,
+    sha256: HmacKeys,
     /// Empty where the older form is not taken.
     sha1: Vec<Hmac<Sha1>>,
 }
@@ -33,7 +33,7 @@ impl Keys {
             .filter_map(|line| Hmac::<Sha1>::new_from_slice(line).ok())
             .collect();
         Some(Self {
-            sha256: Key::new(secret)?,
+            sha256: HmacKeys::new(secret)?,
             sha1,
         })
     }

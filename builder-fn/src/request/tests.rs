@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use function_host::signature::Key;
+use function_host::signature::HmacKeys;
 use function_host::{Secret, signature};
 use futures_util::stream::{self, Stream};
 use http_body::Frame;
@@ -23,8 +23,8 @@ fn room() -> SpoolRoom {
     )
 }
 
-fn key(lines: &str) -> Key {
-    Key::new(&Secret::new(lines)).unwrap()
+fn key(lines: &str) -> HmacKeys {
+    HmacKeys::new(&Secret::new(lines)).unwrap()
 }
 
 fn trust() -> Trust {

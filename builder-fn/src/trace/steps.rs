@@ -61,7 +61,7 @@ impl<'a> Steps<'a> {
                 };
                 span.set("buildkit.cached", *cached);
                 if !error.is_empty() {
-                    span.failed(self.cover.text(error));
+                    span.mark_failed(self.cover.text(error));
                 }
                 self.end(digest, span, *completed);
             }
@@ -92,7 +92,7 @@ impl<'a> Steps<'a> {
         if open.is_none() && self.open.len() + self.ended.len() >= REMEMBERED {
             return None;
         }
-        Some(open.unwrap_or_else(|| self.build.begun(name(), begun)))
+        Some(open.unwrap_or_else(|| self.build.child_started_at(name(), begun)))
     }
 
     fn end(&mut self, key: &str, span: Span, at: SystemTime) {
@@ -104,7 +104,7 @@ impl<'a> Steps<'a> {
 impl Drop for Steps<'_> {
     fn drop(&mut self) {
         for span in self.open.values() {
-            span.failed("it was not finished");
+            span.mark_failed("it was not finished");
         }
     }
 }

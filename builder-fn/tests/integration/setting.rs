@@ -15,7 +15,7 @@ use builder_fn::request;
 use builder_fn::sealed::SealKey;
 use function_host::http::Method;
 use function_host::prometheus::Registry;
-use function_host::signature::{Key, sign};
+use function_host::signature::{HmacKeys, sign};
 use function_host::{
     Body, Bytes, Context, Gateway, Handler, Request, Response, ResponseBody, Secret, Secrets, Shutdown,
 };
@@ -211,8 +211,8 @@ impl Records {
     }
 }
 
-pub(crate) fn key(text: &str) -> Key {
-    Key::new(&Secret::new(text)).expect("a key")
+pub(crate) fn key(text: &str) -> HmacKeys {
+    HmacKeys::new(&Secret::new(text)).expect("a key")
 }
 
 pub(crate) fn post(body: impl Into<Body>, signature: Option<&str>) -> Request {

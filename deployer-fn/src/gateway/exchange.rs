@@ -80,7 +80,7 @@ impl Exchange {
             escaped(TOKEN_TYPE)
         );
         let path = "/oauth/token";
-        let request = Request::post(gateway.at(path)?)
+        let request = Request::post(gateway.uri(path)?)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Full::from(form))
             .map_err(|_| GatewayError::Path {

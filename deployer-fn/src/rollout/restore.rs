@@ -42,7 +42,7 @@ impl<T: Transport> Rollout<'_, T> {
         let restored = step.run(self.deadline.bound(self.restore(&mut waiting))).await;
         self.outcome.durations.restore = begun.elapsed();
         if restored.is_none() {
-            step.failed(format_args!("{}: {waiting}", self.deadline.why()));
+            step.mark_failed(format_args!("{}: {waiting}", self.deadline.why()));
         }
         drop(step);
         match restored {

@@ -144,7 +144,7 @@ pub(super) async fn look(
     let answer = step.run(asked).await;
     match &answer {
         Ok(answer) => step.set("http.response.status_code", i64::from(answer.status().as_u16())),
-        Err(error) => step.failed(chain(error)),
+        Err(error) => step.mark_failed(chain(error)),
     }
     let answer = match answer {
         Ok(answer) => answer,
@@ -166,7 +166,7 @@ pub(super) async fn look(
         None => answer.status() < StatusCode::INTERNAL_SERVER_ERROR,
     };
     if !good {
-        step.failed("that is not how the function answers when it works");
+        step.mark_failed("that is not how the function answers when it works");
     }
     match good {
         true => Ok(status),

@@ -11,7 +11,7 @@ use deployer_fn::settings::Settings;
 use function_host::env::Parser;
 use function_host::http::{Request, Response, StatusCode};
 use function_host::prometheus::Registry;
-use function_host::signature::{self, Key};
+use function_host::signature::{self, HmacKeys};
 use function_host::{Body, Context, Gateway, Handler as _, ResponseBody, Secret, Secrets, Shutdown};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -79,7 +79,7 @@ async fn read(response: Response<ResponseBody>) -> (StatusCode, Value) {
 }
 
 fn sign(body: &str) -> String {
-    signature::sign(&Key::new(&Secret::new("k")).unwrap(), body.as_bytes())
+    signature::sign(&HmacKeys::new(&Secret::new("k")).unwrap(), body.as_bytes())
 }
 
 fn document() -> Value {

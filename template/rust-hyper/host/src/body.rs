@@ -48,7 +48,7 @@ pub enum BodyError {
     },
     /// The body was to be text.
     #[error("the body is not UTF-8")]
-    NotText,
+    NotUtf8,
     /// The connection ended before the body did, or what came was not HTTP.
     #[error("the body ended early")]
     Broken(#[source] BoxError),
@@ -107,12 +107,12 @@ impl Body {
         };
         std::future::poll_fn(move |cx| {
             let bytes = ready!(collect.poll(cx))?;
-            Poll::Ready(String::from_utf8(bytes.into()).map_err(|_| BodyError::NotText))
+            Poll::Ready(String::from_utf8(bytes.into()).map_err(|_| BodyError::NotUtf8))
         })
     }
 
     /// What is known of the size of what is left, in bytes.
-    pub fn expected(&self) -> SizeHint {
+    pub fn remaining(&self) -> SizeHint {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
             Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
@@ -183,7 +183,7 @@ impl Collect {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let too_large = BodyError::TooLarge { limit: self.limit };
         // A client that announces too much is refused before it has sent it.
-        if self.body.expected().lower() > (self.limit - self.len()) as u64 {
+        if self.body.remaining().lower() > (self.limit - self.len()) as u64 {
             return Poll::Ready(Err(too_large));
         }
         while let Some(chunk) = ready!(self.body.poll_chunk(cx)).transpose()? {
@@ -196,7 +196,7 @@ impl Collect {
             }
             if self.all.is_empty() {
                 // The size that was announced is a reason to take memory only up to here.
-                let announced = self.body.expected().lower().min(64 * 1024) as usize;
+                let announced = self.body.remaining().lower().min(64 * 1024) as usize;
                 self.all.reserve(self.first.len() + chunk.len() + announced);
                 self.all.extend_from_slice(&std::mem::take(&mut self.first));
             }
@@ -241,7 +241,7 @@ impl HttpBody for Body {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.expected()
+        self.remaining()
     }
 }
 
@@ -262,7 +262,7 @@ impl<T: Into<Bytes>> From<T> for Body {
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Body")
-            .field("size", &self.expected())
+            .field("size", &self.remaining())
             .finish_non_exhaustive()
     }
 }
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(Body::from("grüße").text(100).await.unwrap(), "grüße");
         assert!(matches!(
             Body::from(&b"\xff"[..]).text(100).await,
-            Err(BodyError::NotText)
+            Err(BodyError::NotUtf8)
         ));
     }
 

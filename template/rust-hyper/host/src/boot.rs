@@ -5,16 +5,16 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::env::{Parser, Problem, Problems, Strings};
-use crate::error::{BoxError, Chain};
+use crate::env::{Environment, Parser, Problem, Problems};
+use crate::error::{BoxError, ErrorChain};
 use crate::gateway::Gateway;
 use crate::handler::Handler;
 use crate::secret::Secrets;
 use crate::shutdown::Shutdown;
 
 /// What a function has at its start.
-pub struct Boot {
-    pub(crate) strings: Arc<dyn Strings>,
+pub struct SetupContext {
+    pub(crate) strings: Arc<dyn Environment>,
     pub(crate) problems: Vec<Problem>,
     pub(crate) secrets: Secrets,
     pub(crate) gateway: Gateway,
@@ -23,9 +23,9 @@ pub struct Boot {
     pub(crate) max_inflight: Option<usize>,
 }
 
-impl Boot {
+impl SetupContext {
     /// The environment.
-    pub fn env(&self) -> &dyn Strings {
+    pub fn env(&self) -> &dyn Environment {
         &*self.strings
     }
 
@@ -130,14 +130,14 @@ impl<H: Handler> App<H> {
 }
 
 /// Why a function did not start. Every error becomes one through `?`; [`Problems`] are told one by one.
-pub struct SetupErrors(pub(crate) Failure);
+pub struct SetupError(pub(crate) Failure);
 
 pub(crate) enum Failure {
     Settings(Problems),
     Other(BoxError),
 }
 
-impl SetupErrors {
+impl SetupError {
     /// A failure that is no setting.
     pub fn new(cause: impl Into<BoxError>) -> Self {
         let cause = cause.into();
@@ -148,23 +148,23 @@ impl SetupErrors {
     }
 }
 
-impl<E: std::error::Error + Send + Sync + 'static> From<E> for SetupErrors {
+impl<E: std::error::Error + Send + Sync + 'static> From<E> for SetupError {
     fn from(error: E) -> Self {
         Self::new(error)
     }
 }
 
-impl fmt::Display for SetupErrors {
+impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Failure::Settings(problems) => problems.fmt(f),
-            Failure::Other(cause) => Chain(cause.as_ref()).fmt(f),
+            Failure::Other(cause) => ErrorChain(cause.as_ref()).fmt(f),
         }
     }
 }
 
-impl fmt::Debug for SetupErrors {
+impl fmt::Debug for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SetupErrors({self})")
+        write!(f, "SetupError({self})")
     }
 }

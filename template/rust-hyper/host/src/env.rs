@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::duration;
 
 /// Where settings come from: the process, or a map in a test.
-pub trait Strings: Send + Sync {
+pub trait Environment: Send + Sync {
     /// The value of `name`, if it is set.
     fn get(&self, name: &str) -> Option<String>;
 }
@@ -19,33 +19,33 @@ pub trait Strings: Send + Sync {
 /// The environment of this process. A value that is not UTF-8 is passed on with replacement characters, and then
 /// refused by whatever parses it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Process;
+pub struct ProcessEnvironment;
 
-impl Strings for Process {
+impl Environment for ProcessEnvironment {
     fn get(&self, name: &str) -> Option<String> {
         std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
     }
 }
 
-impl Strings for HashMap<String, String> {
+impl Environment for HashMap<String, String> {
     fn get(&self, name: &str) -> Option<String> {
         HashMap::get(self, name).cloned()
     }
 }
 
-impl Strings for HashMap<&str, &str> {
+impl Environment for HashMap<&str, &str> {
     fn get(&self, name: &str) -> Option<String> {
         HashMap::get(self, name).map(|value| (*value).to_owned())
     }
 }
 
-impl Strings for BTreeMap<String, String> {
+impl Environment for BTreeMap<String, String> {
     fn get(&self, name: &str) -> Option<String> {
         BTreeMap::get(self, name).cloned()
     }
 }
 
-impl<const N: usize> Strings for [(&str, &str); N] {
+impl<const N: usize> Environment for [(&str, &str); N] {
     fn get(&self, name: &str) -> Option<String> {
         self.iter()
             .find(|(key, _)| *key == name)
@@ -56,13 +56,13 @@ impl<const N: usize> Strings for [(&str, &str); N] {
 /// Parses settings and collects what is wrong with them. Where a value is wrong the default is handed out, to be
 /// used for nothing: [`Parser::finish`] is what allows to go on.
 pub struct Parser<'a> {
-    strings: &'a dyn Strings,
+    strings: &'a dyn Environment,
     problems: Vec<Problem>,
 }
 
 impl<'a> Parser<'a> {
     /// A parser of `strings`, without problems.
-    pub fn new(strings: &'a dyn Strings) -> Self {
+    pub fn new(strings: &'a dyn Environment) -> Self {
         Self {
             strings,
             problems: Vec::new(),
@@ -70,7 +70,7 @@ impl<'a> Parser<'a> {
     }
 
     /// A parser that begins with the problems others found.
-    pub(crate) fn with_problems(strings: &'a dyn Strings, problems: Vec<Problem>) -> Self {
+    pub(crate) fn with_problems(strings: &'a dyn Environment, problems: Vec<Problem>) -> Self {
         Self { strings, problems }
     }
 

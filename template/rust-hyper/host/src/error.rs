@@ -50,7 +50,7 @@ impl Error {
     }
 
     /// Status and text for the caller.
-    pub fn told(&self) -> (StatusCode, &str) {
+    pub fn status_and_message(&self) -> (StatusCode, &str) {
         match &self.told {
             Some((status, message)) => (*status, message),
             None => (StatusCode::INTERNAL_SERVER_ERROR, "internal error"),
@@ -59,8 +59,8 @@ impl Error {
 
     /// Logs the failure and answers it.
     pub(crate) fn into_response(self, call_id: &str) -> crate::Response {
-        let (status, message) = self.told();
-        let cause = self.cause.as_deref().map(|cause| Chain(cause).to_string());
+        let (status, message) = self.status_and_message();
+        let cause = self.cause.as_deref().map(|cause| ErrorChain(cause).to_string());
         let cause = cause.as_deref();
         if status.is_server_error() {
             tracing::error!(
@@ -88,7 +88,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
         let status = match cause.downcast_ref::<BodyError>() {
             Some(BodyError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
             Some(BodyError::Stalled { .. }) => StatusCode::REQUEST_TIMEOUT,
-            Some(BodyError::NotText | BodyError::Broken(_)) => StatusCode::BAD_REQUEST,
+            Some(BodyError::NotUtf8 | BodyError::Broken(_)) => StatusCode::BAD_REQUEST,
             None => return Self::new(cause),
         };
         Self::status(status, cause.to_string()).caused_by(cause)
@@ -107,16 +107,21 @@ impl fmt::Debug for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.cause {
-            Some(cause) => write!(f, "{}", Chain(cause.as_ref())),
-            None => f.write_str(self.told().1),
+            Some(cause) => write!(f, "{}", ErrorChain(cause.as_ref())),
+            None => f.write_str(self.status_and_message().1),
         }
     }
 }
 
-/// An error and its causes on one line.
-pub(crate) struct Chain<'a>(pub(crate) &'a (dyn std::error::Error + 'static));
+/// Displays an error and its sources on one line, separated by `: `.
+///
+/// ```
+/// # let error = std::io::Error::other("disk full");
+/// tracing::error!(error = %function_host::ErrorChain(&error), "could not write the file");
+/// ```
+pub struct ErrorChain<'a>(pub &'a (dyn std::error::Error + 'static));
 
-impl fmt::Display for Chain<'_> {
+impl fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self.0, f)?;
         let mut next = self.0.source();
@@ -141,7 +146,7 @@ mod tests {
     fn an_error_of_any_kind_is_an_internal_one() {
         let error = fails().unwrap_err();
         assert_eq!(
-            error.told(),
+            error.status_and_message(),
             (StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         );
         assert!(error.to_string().contains("invalid digit"), "{error}");
@@ -151,7 +156,7 @@ mod tests {
     fn an_unreadable_body_is_the_callers_fault() {
         let error = Error::from(BodyError::TooLarge { limit: 7 });
         assert_eq!(
-            error.told(),
+            error.status_and_message(),
             (StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 7 bytes")
         );
     }
@@ -160,7 +165,7 @@ mod tests {
     fn causes_are_written_once_each() {
         let broken = BodyError::Broken("connection reset".into());
         assert_eq!(
-            Chain(&broken).to_string(),
+            ErrorChain(&broken).to_string(),
             "the body ended early: connection reset"
         );
     }

@@ -22,8 +22,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use zeroize::Zeroizing;
 
-use crate::env::{Parser, Strings};
-use crate::error::{BoxError, Chain};
+use crate::env::{Environment, Parser};
+use crate::error::{BoxError, ErrorChain};
 use crate::secret::{SecretError, Secrets};
 use crate::trace;
 use connector::Connector;
@@ -36,7 +36,7 @@ pub const DEFAULT_BODY_LIMIT: usize = 4 * 1024 * 1024;
 
 /// The secret with the certificates that the gateway is trusted by besides the system's, in PEM. Only with the feature
 /// `tls`, and read once, at start.
-pub const AUTHORITY_SECRET: &str = "gateway-ca";
+pub const CA_SECRET: &str = "gateway-ca";
 
 /// What a gateway's address looks like.
 #[cfg(feature = "tls")]
@@ -60,7 +60,7 @@ pub enum GatewayError {
     /// The gateway's address is none. It is not repeated here: there may be a password in it.
     #[error("gateway_url {SHAPE}")]
     Url,
-    /// The secret [`AUTHORITY_SECRET`], or the system's certificates, cannot be used.
+    /// The secret [`CA_SECRET`], or the system's certificates, cannot be used.
     #[error("could not read the certificates to trust the gateway by")]
     Authority(#[source] BoxError),
     /// A path that makes no address.
@@ -124,7 +124,7 @@ pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway
     Gateway::new(&url, secrets.clone()).or_else(|error| {
         match &error {
             GatewayError::Url => parser.problem("gateway_url", SHAPE),
-            other => parser.problem("gateway_url", format!("cannot be used: {}", Chain(other))),
+            other => parser.problem("gateway_url", format!("cannot be used: {}", ErrorChain(other))),
         }
         Gateway::new(DEFAULT_URL, secrets.clone())
     })
@@ -169,7 +169,7 @@ impl Gateway {
     }
 
     /// The gateway named by `gateway_url`, or [`DEFAULT_URL`].
-    pub fn from_env(strings: &dyn Strings, secrets: Secrets) -> Result<Self, GatewayError> {
+    pub fn from_env(strings: &dyn Environment, secrets: Secrets) -> Result<Self, GatewayError> {
         let url = strings.get("gateway_url").filter(|url| !url.trim().is_empty());
         Self::new(url.as_deref().unwrap_or(DEFAULT_URL), secrets)
     }
@@ -187,7 +187,7 @@ impl Gateway {
     }
 
     /// The address of `path` (which begins with `/`) on this gateway.
-    pub fn at(&self, path: &str) -> Result<Uri, GatewayError> {
+    pub fn uri(&self, path: &str) -> Result<Uri, GatewayError> {
         let refused = || GatewayError::Path {
             path: path.to_owned(),
         };
@@ -217,14 +217,14 @@ impl Gateway {
         timeout: Duration,
     ) -> Result<Response<Bytes>, GatewayError> {
         if request.uri().host().is_none() {
-            *request.uri_mut() = self.at(&request.uri().to_string())?;
+            *request.uri_mut() = self.uri(&request.uri().to_string())?;
         }
         self.authorize(&mut request)?;
         let span = trace::outgoing(&mut request);
         let answer = self.exchange(request, timeout).await;
         match &answer {
             Ok(answer) => span.answered(answer.status().as_u16()),
-            Err(error) => span.failed(Chain(error)),
+            Err(error) => span.mark_failed(ErrorChain(error)),
         }
         answer
     }

@@ -47,15 +47,15 @@ pub mod trace;
 mod trace;
 
 pub use body::{Body, BodyError};
-pub use boot::{App, Boot, SetupErrors};
+pub use boot::{App, SetupContext, SetupError};
 pub use context::Context;
-pub use error::{BoxError, Error};
+pub use error::{BoxError, Error, ErrorChain};
 pub use gateway::Gateway;
 pub use handler::Handler;
 pub use response::ResponseBody;
 pub use run::{run, run_with};
 pub use secret::{Secret, Secrets};
-pub use shutdown::Shutdown;
+pub use shutdown::{Shutdown, ShutdownTrigger};
 
 /// What a handler is called with.
 pub type Request = http::Request<Body>;

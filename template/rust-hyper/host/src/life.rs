@@ -15,7 +15,7 @@ use crate::duration;
 use crate::handler::Handler;
 use crate::server::Server;
 use crate::settings::Settings;
-use crate::shutdown::Trigger;
+use crate::shutdown::ShutdownTrigger;
 
 /// How long handlers that are dropped may take for that. They should take no time at all.
 const DROPPING: Duration = Duration::from_secs(1);
@@ -86,7 +86,7 @@ pub(crate) async fn asked(ask: &mut watch::Receiver<bool>) {
 pub(crate) async fn serve<H: Handler>(
     server: &Server<H>,
     settings: &Settings,
-    trigger: &Trigger,
+    trigger: &ShutdownTrigger,
     ask: &mut watch::Receiver<bool>,
 ) -> std::io::Result<()> {
     let listener = listen(settings.port).await?;

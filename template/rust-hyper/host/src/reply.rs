@@ -39,14 +39,14 @@ pub(crate) fn internal_error(call_id: &str) -> crate::Response {
 }
 
 /// 429 in the words of OpenFaaS's own concurrency limit: queues know it and try again.
-pub fn busy(limit: usize) -> crate::Response {
-    later(format!(
+pub fn concurrency_limit_exceeded(limit: usize) -> crate::Response {
+    too_many_requests(format!(
         "Concurrent request limit exceeded. Max concurrent requests: {limit}\n"
     ))
 }
 
 /// 429 with text, and how soon to try again.
-pub fn later(text: impl Into<String>) -> crate::Response {
+pub fn too_many_requests(text: impl Into<String>) -> crate::Response {
     let mut response = with(
         StatusCode::TOO_MANY_REQUESTS,
         HeaderValue::from_static("text/plain"),

@@ -10,10 +10,10 @@ use prometheus::Registry;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::{App, Boot, Failure, SetupErrors};
+use crate::boot::{App, Failure, SetupContext, SetupError};
 use crate::context::Platform;
-use crate::env::{Parser, Problem, Process, Strings};
-use crate::error::Chain;
+use crate::env::{Environment, Parser, Problem, ProcessEnvironment};
+use crate::error::ErrorChain;
 use crate::gateway::{self, Gateway};
 use crate::handler::Handler;
 use crate::life::{self, End, Signals, Told};
@@ -79,9 +79,9 @@ pub fn run(handler: impl Handler) -> ExitCode {
 pub fn run_with<H, S>(setup: S) -> ExitCode
 where
     H: Handler,
-    S: AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors> + Send + 'static,
+    S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError> + Send + 'static,
 {
-    let strings: Arc<dyn Strings> = Arc::new(Process);
+    let strings: Arc<dyn Environment> = Arc::new(ProcessEnvironment);
     let mut parser = Parser::new(&*strings);
     log::start(&log::Settings::read(&mut parser));
     let settings = Settings::read(&mut parser);
@@ -154,7 +154,7 @@ fn runtime() -> std::io::Result<Runtime> {
 
 /// What a function starts with.
 struct Start {
-    strings: Arc<dyn Strings>,
+    strings: Arc<dyn Environment>,
     settings: Settings,
     secrets: Secrets,
     gateway: Gateway,
@@ -167,7 +167,7 @@ impl Start {
     fn serve<H, S>(self, setup: S, ask: watch::Receiver<bool>) -> Told
     where
         H: Handler,
-        S: AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors>,
+        S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
     {
         let runtime = match runtime() {
             Ok(runtime) => runtime,
@@ -182,7 +182,7 @@ impl Start {
     async fn set_up_and_serve<H, S>(self, setup: S, mut ask: watch::Receiver<bool>) -> Told
     where
         H: Handler,
-        S: AsyncFnOnce(Boot) -> Result<App<H>, SetupErrors>,
+        S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
     {
         let Self {
             strings,
@@ -194,7 +194,7 @@ impl Start {
         } = self;
         let (trigger, shutdown) = Shutdown::new();
         let registry = Registry::new();
-        let boot = Boot {
+        let boot = SetupContext {
             strings,
             problems: problems.clone(),
             secrets: secrets.clone(),
@@ -208,9 +208,9 @@ impl Start {
             () = life::asked(&mut ask) => return Told::InOrder,
         };
         let app = match set_up {
-            Err(SetupErrors(Failure::Settings(all))) => return wrong_settings(&all.0),
+            Err(SetupError(Failure::Settings(all))) => return wrong_settings(&all.0),
             _ if !problems.is_empty() => return wrong_settings(&problems),
-            Err(SetupErrors(Failure::Other(error))) => {
+            Err(SetupError(Failure::Other(error))) => {
                 return failed("could not set the function up", error.as_ref());
             }
             Ok(app) => app,
@@ -238,7 +238,7 @@ impl Start {
 }
 
 fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Told {
-    tracing::error!(error = %Chain(error), "{what}");
+    tracing::error!(error = %ErrorChain(error), "{what}");
     Told::Failed
 }
 

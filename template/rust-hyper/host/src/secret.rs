@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use zeroize::Zeroizing;
 
-use crate::env::Strings;
+use crate::env::Environment;
 
 /// Where OpenFaaS mounts the secrets of a function.
 pub const DEFAULT_DIRECTORY: &str = "/var/openfaas/secrets";
@@ -126,7 +126,7 @@ impl Secrets {
     }
 
     /// The directory named by `secret_mount_path`, or [`DEFAULT_DIRECTORY`].
-    pub fn from_env(strings: &dyn Strings) -> Self {
+    pub fn from_env(strings: &dyn Environment) -> Self {
         let directory = strings
             .get("secret_mount_path")
             .filter(|path| !path.trim().is_empty());

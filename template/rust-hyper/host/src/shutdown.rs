@@ -9,13 +9,13 @@ pub struct Shutdown(watch::Receiver<Option<Instant>>);
 
 /// The other side of a [`Shutdown`].
 #[derive(Debug)]
-pub struct Trigger(watch::Sender<Option<Instant>>);
+pub struct ShutdownTrigger(watch::Sender<Option<Instant>>);
 
 impl Shutdown {
     /// A shutdown that has not begun, and what begins it. A test holds the trigger; in a function the host does.
-    pub fn new() -> (Trigger, Self) {
+    pub fn new() -> (ShutdownTrigger, Self) {
         let (sender, receiver) = watch::channel(None);
-        (Trigger(sender), Self(receiver))
+        (ShutdownTrigger(sender), Self(receiver))
     }
 
     /// Whether the function was asked to end.
@@ -40,7 +40,7 @@ impl Shutdown {
     }
 }
 
-impl Trigger {
+impl ShutdownTrigger {
     /// Begins the shutdown, to be over at `deadline`.
     pub fn begin(&self, deadline: Instant) {
         self.0.send_replace(Some(deadline));

@@ -17,12 +17,12 @@ const DIGEST: usize = 32;
 
 /// Keys that are ready for use. `Debug` does not show them.
 #[derive(Clone)]
-pub struct Key {
+pub struct HmacKeys {
     first: Hmac<Sha256>,
     others: Vec<Hmac<Sha256>>,
 }
 
-impl Key {
+impl HmacKeys {
     /// The keys of a secret: one a line, empty lines left out. `None` where there is no key at all.
     pub fn new(secret: &Secret) -> Option<Self> {
         let mut keys = secret
@@ -39,14 +39,14 @@ impl Key {
     }
 }
 
-impl fmt::Debug for Key {
+impl fmt::Debug for HmacKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({} redacted)", 1 + self.others.len())
+        write!(f, "HmacKeys({} redacted)", 1 + self.others.len())
     }
 }
 
 /// The signature of `body`, ready for a header.
-pub fn sign(key: &Key, body: &[u8]) -> String {
+pub fn sign(key: &HmacKeys, body: &[u8]) -> String {
     let mut mac = key.first.clone();
     mac.update(body);
     format!("{PREFIX}{}", hex::encode(mac.finalize().into_bytes()))
@@ -70,7 +70,7 @@ pub struct Verifier {
 
 impl Verifier {
     /// Expects the signature in `header`.
-    pub fn new(key: &Key, header: &str) -> Result<Self, Malformed> {
+    pub fn new(key: &HmacKeys, header: &str) -> Result<Self, Malformed> {
         let digits = header.trim().strip_prefix(PREFIX).ok_or(Malformed)?;
         let mut expected = [0; DIGEST];
         hex::decode_to_slice(digits, &mut expected).map_err(|_| Malformed)?;
@@ -104,11 +104,11 @@ impl fmt::Debug for Verifier {
 mod tests {
     use super::*;
 
-    fn key(text: &str) -> Key {
-        Key::new(&Secret::new(text)).unwrap()
+    fn key(text: &str) -> HmacKeys {
+        HmacKeys::new(&Secret::new(text)).unwrap()
     }
 
-    fn verify(key: &Key, header: &str, body: &[u8]) -> Result<(), Mismatch> {
+    fn verify(key: &HmacKeys, header: &str, body: &[u8]) -> Result<(), Mismatch> {
         let mut verifier = Verifier::new(key, header).unwrap();
         for chunk in body.chunks(3) {
             verifier.update(chunk);
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_secret_without_a_line_is_no_key() {
-        assert!(Key::new(&Secret::new("\n \n")).is_none());
+        assert!(HmacKeys::new(&Secret::new("\n \n")).is_none());
     }
 
     #[test]

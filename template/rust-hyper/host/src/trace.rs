@@ -9,7 +9,7 @@
 //! let span = function_host::trace::span("ask");
 //! let answer = span.run(ask()).await;
 //! if let Err(error) = &answer {
-//!     span.failed(error);
+//!     span.mark_failed(error);
 //! }
 //! # answer
 //! # }
@@ -45,7 +45,7 @@
 //!
 //! It never holds anything up. Spans wait in a queue of fixed size, and a thread of its own delivers them; what there is no
 //! room for is dropped. That a collector cannot be reached is told once, and once more when it can. When the function ends,
-//! what still waits is delivered, within [`FLUSHING`].
+//! what still waits is delivered, within [`FLUSH_TIMEOUT`].
 
 mod collector;
 mod context;
@@ -62,7 +62,7 @@ use opentelemetry::Context;
 use opentelemetry::trace::{SpanKind, TracerProvider};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
-pub use context::InScope;
+pub use context::InSpan;
 pub(crate) use context::Scope;
 pub use opentelemetry::Value;
 pub(crate) use settings::Settings;
@@ -74,7 +74,7 @@ use span::{attribute, cut};
 pub const HEADERS_SECRET: &str = "otel-headers";
 
 /// How long the last spans may take to be delivered.
-pub const FLUSHING: Duration = Duration::from_secs(2);
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The name of what makes the spans.
 const SCOPE: &str = "function-host";
@@ -85,17 +85,17 @@ pub fn span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
 }
 
 /// The same, of a call to another service, which is to be told by [`Span::inject`].
-pub fn call(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
+pub fn client_span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
     Span::within(&Context::current(), name.into(), SpanKind::Client)
 }
 
 /// Names the route by which the request is served: a path with nothing in it that is one caller's alone.
-pub fn route(route: &'static str) {
+pub fn set_route(route: &'static str) {
     span::name_route(&Context::current(), route);
 }
 
 /// The future in the span that this is called in, wherever it is polled: in a task of its own, say.
-pub fn carry<F>(future: F) -> InScope<F> {
+pub fn in_current_span<F>(future: F) -> InSpan<F> {
     Scope::current().run(future)
 }
 
@@ -107,7 +107,7 @@ pub fn inject(headers: &mut HeaderMap) {
 /// Begins the span of a request that is sent within the current one, and names it there as the caller.
 pub(crate) fn outgoing<B>(request: &mut http::Request<B>) -> Span {
     let (method, uri) = (request.method().as_str(), request.uri());
-    let span = call(format!("{method} {}", kind_of(uri.path())));
+    let span = client_span(format!("{method} {}", kind_of(uri.path())));
     if span.is_recording() {
         span.set("http.request.method", method.to_owned());
         span.set("url.path", uri.path().to_owned());
@@ -182,7 +182,8 @@ impl Traces {
             return;
         };
         // What failed has been told. The thread waits; this one lets the delivery itself go on.
-        let flushed = tokio::task::spawn_blocking(move || tracing.provider.shutdown_with_timeout(FLUSHING));
+        let flushed =
+            tokio::task::spawn_blocking(move || tracing.provider.shutdown_with_timeout(FLUSH_TIMEOUT));
         let _ = flushed.await;
     }
 }

@@ -42,7 +42,7 @@ mod kind {
     use rustls::pki_types::pem::PemObject;
     use rustls::{ClientConfig, RootCertStore};
 
-    use super::super::AUTHORITY_SECRET;
+    use super::super::CA_SECRET;
     use super::*;
     use crate::error::BoxError;
     use crate::secret::Secret;
@@ -56,8 +56,8 @@ mod kind {
 
     /// Trusts whom the system trusts, and the secret's certificates.
     pub(crate) fn trusting(secrets: &Secrets) -> Result<Connector, GatewayError> {
-        let secret = match secrets.exists(AUTHORITY_SECRET) {
-            true => Some(secrets.read(AUTHORITY_SECRET).map_err(refused)?),
+        let secret = match secrets.exists(CA_SECRET) {
+            true => Some(secrets.read(CA_SECRET).map_err(refused)?),
             false => None,
         };
         trusting_also(secret.as_ref().map(Secret::expose))

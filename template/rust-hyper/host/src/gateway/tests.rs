@@ -234,7 +234,7 @@ fn paths_are_put_behind_the_address() {
     let (_directory, secrets) = secrets(&[]);
     let gateway = Gateway::new("http://gateway:8080/base/", secrets).unwrap();
     assert_eq!(
-        gateway.at("/system/info").unwrap(),
+        gateway.uri("/system/info").unwrap(),
         "http://gateway:8080/base/system/info"
     );
     assert_eq!(
@@ -247,7 +247,7 @@ fn paths_are_put_behind_the_address() {
     );
     for path in ["system", "", "/a b"] {
         assert!(
-            matches!(gateway.at(path), Err(GatewayError::Path { .. })),
+            matches!(gateway.uri(path), Err(GatewayError::Path { .. })),
             "{path:?}"
         );
     }
@@ -293,7 +293,7 @@ mod tls {
     async fn a_private_authority_is_trusted_by_its_secret_alone() {
         let (url, certificate) = https_gateway().await;
 
-        let (_directory, with) = secrets(&[(AUTHORITY_SECRET, &certificate)]);
+        let (_directory, with) = secrets(&[(CA_SECRET, &certificate)]);
         let answer = Gateway::new(&url, with)
             .unwrap()
             .send(get("/"), SOON)
@@ -313,7 +313,7 @@ mod tls {
     #[test]
     fn a_secret_that_is_no_certificate_is_refused() {
         let text = "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n";
-        let (_directory, secrets) = secrets(&[(AUTHORITY_SECRET, text)]);
+        let (_directory, secrets) = secrets(&[(CA_SECRET, text)]);
         let error = Gateway::new("https://gateway", secrets).unwrap_err();
         assert!(matches!(error, GatewayError::Authority(_)), "{error:?}");
     }

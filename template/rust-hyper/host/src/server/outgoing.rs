@@ -10,7 +10,7 @@ use tracing::Span;
 
 use super::answer::Deadline;
 use super::record::Record;
-use crate::error::{BoxError, Chain};
+use crate::error::{BoxError, ErrorChain};
 use crate::response::ResponseBody;
 use crate::trace::Scope;
 
@@ -77,7 +77,7 @@ impl Body for Outgoing {
         };
         // An error makes hyper close the connection without the last chunk: the client sees that it is not whole.
         if let Poll::Ready(Some(Err(error))) = &polled {
-            tracing::error!(error = %Chain(error.as_ref()), "the response is cut off");
+            tracing::error!(error = %ErrorChain(error.as_ref()), "the response is cut off");
             this.body = ResponseBody::empty();
         }
         polled

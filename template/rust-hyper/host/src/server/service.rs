@@ -76,7 +76,7 @@ impl<H: Handler> Service<H> {
         let (span, scope) = (trace.log_span(&text), trace.scope());
         let (record, entered) = Record::open(&self.ledger, &request, &text, trace, turn);
         if let Err(limit) = entered {
-            return Answer::ready(reply::busy(limit), marks, Some(record));
+            return Answer::ready(reply::concurrency_limit_exceeded(limit), marks, Some(record));
         }
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),

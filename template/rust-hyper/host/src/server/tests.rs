@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::*;
 use crate::env::Parser;
-use crate::shutdown::Trigger;
+use crate::shutdown::ShutdownTrigger;
 use crate::trace::Traces;
 use crate::{BodyError, Context, Error, Gateway, ResponseBody, Secrets, Shutdown, reply};
 
@@ -22,7 +22,7 @@ struct Served {
     address: SocketAddr,
     serving: Serving,
     ledger: Arc<Ledger>,
-    _trigger: Trigger,
+    _trigger: ShutdownTrigger,
 }
 
 async fn serve(settings: &[(&str, &str)], app: App<impl Handler>) -> Served {

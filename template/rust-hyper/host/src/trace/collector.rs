@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 
 use super::Traces;
 use super::settings::{self, Headers, Settings, Tracing};
-use crate::error::{BoxError, Chain};
+use crate::error::{BoxError, ErrorChain};
 use crate::gateway::connector::{self, Connector};
 use crate::secret::Secrets;
 
@@ -125,7 +125,7 @@ impl HttpClient for Collector {
                     Ok(answer)
                 }
                 Err(error) => {
-                    trouble.tell(Chain(error.as_ref()));
+                    trouble.tell(ErrorChain(error.as_ref()));
                     Err(error)
                 }
             }

@@ -29,22 +29,22 @@ impl Scope {
         Entered(self.0.clone().map(Context::attach))
     }
 
-    pub(super) fn run<F>(self, future: F) -> InScope<F> {
-        InScope { future, scope: self }
+    pub(super) fn run<F>(self, future: F) -> InSpan<F> {
+        InSpan { future, scope: self }
     }
 }
 
 pin_project_lite::pin_project! {
     /// A future and the span that it runs in.
     #[derive(Debug)]
-    pub struct InScope<F> {
+    pub struct InSpan<F> {
         #[pin]
         future: F,
         scope: Scope,
     }
 }
 
-impl<F: Future> Future for InScope<F> {
+impl<F: Future> Future for InSpan<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {

@@ -51,7 +51,7 @@ impl Span {
 
     pub(crate) fn abandoned(&self) {}
 
-    pub(crate) fn failed(&self, _reason: impl std::fmt::Display) {}
+    pub(crate) fn mark_failed(&self, _reason: impl std::fmt::Display) {}
 }
 
 pub(crate) fn outgoing<B>(_request: &mut http::Request<B>) -> Span {

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 
 use super::HEADERS_SECRET;
 use crate::env::Parser;
-use crate::error::Chain;
+use crate::error::ErrorChain;
 use crate::secret::{SecretError, Secrets};
 
 /// The settings; nothing, where nothing is to be traced.
@@ -111,7 +111,7 @@ impl Settings {
 
     /// How long the end of the function may take longer for what is still to be delivered.
     pub(crate) fn flushing(&self) -> Duration {
-        self.0.as_ref().map_or(Duration::ZERO, |_| super::FLUSHING)
+        self.0.as_ref().map_or(Duration::ZERO, |_| super::FLUSH_TIMEOUT)
     }
 }
 
@@ -187,7 +187,7 @@ pub(super) fn secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
     let secret = match secrets.read(HEADERS_SECRET) {
         Ok(secret) => secret,
         Err(SecretError::Missing { .. }) => return Ok(HeaderMap::new()),
-        Err(error) => return Err(Chain(&error).to_string()),
+        Err(error) => return Err(ErrorChain(&error).to_string()),
     };
     let parsed = secret.expose_text().and_then(parse_headers);
     parsed.ok_or_else(|| format!("it {HEADERS_SHAPE}"))

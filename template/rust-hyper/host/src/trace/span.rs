@@ -9,7 +9,7 @@ use opentelemetry::trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Trace
 use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
 
-use super::context::{InScope, Scope};
+use super::context::{InSpan, Scope};
 use super::propagation;
 
 /// As much is told of a text, in bytes: thousands of spans may wait, with texts from outside.
@@ -76,7 +76,7 @@ impl Span {
     }
 
     /// A span within this one, of something that began earlier.
-    pub fn begun(&self, name: impl Into<Cow<'static, str>>, at: SystemTime) -> Self {
+    pub fn child_started_at(&self, name: impl Into<Cow<'static, str>>, at: SystemTime) -> Self {
         let opened = self.0.as_ref().and_then(|context| {
             let Opener(tracer) = context.get()?;
             let builder = SpanBuilder::from_name(name).with_start_time(at);
@@ -101,7 +101,7 @@ impl Span {
     }
 
     /// It failed, for this reason. That is told outside: no secret belongs in it.
-    pub fn failed(&self, reason: impl fmt::Display) {
+    pub fn mark_failed(&self, reason: impl fmt::Display) {
         if let Some(context) = self.0.as_ref().filter(|context| context.span().is_recording()) {
             context
                 .span()
@@ -110,7 +110,7 @@ impl Span {
     }
 
     /// Runs `future` in it: spans that are opened there are within this one.
-    pub fn run<F>(&self, future: F) -> InScope<F> {
+    pub fn run<F>(&self, future: F) -> InSpan<F> {
         self.scope().run(future)
     }
 
@@ -153,14 +153,14 @@ impl Span {
         self.set("http.response.status_code", i64::from(status));
         if status >= 500 {
             self.set("error.type", status.to_string());
-            self.failed("");
+            self.mark_failed("");
         }
     }
 
     /// Whoever asked has not waited for the end of the answer.
     pub(crate) fn abandoned(&self) {
         self.set("error.type", "abandoned");
-        self.failed("the caller went away");
+        self.mark_failed("the caller went away");
     }
 }
 

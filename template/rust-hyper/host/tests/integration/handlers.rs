@@ -8,7 +8,8 @@ use std::task::{self, Poll};
 use function_host::http::{self, StatusCode};
 use function_host::prometheus;
 use function_host::{
-    App, Boot, BoxError, Bytes, Context, Error, Handler, Request, Response, ResponseBody, SetupErrors, reply,
+    App, BoxError, Bytes, Context, Error, Handler, Request, Response, ResponseBody, SetupContext, SetupError,
+    reply,
 };
 use futures_core::Stream;
 use tokio::sync::Semaphore;
@@ -21,13 +22,13 @@ struct Probe {
 }
 
 /// Sets the function up. Its own settings are `answer_is` and `setup`.
-pub(crate) async fn set_up(boot: Boot) -> Result<App<impl Handler>, SetupErrors> {
+pub(crate) async fn set_up(boot: SetupContext) -> Result<App<impl Handler>, SetupError> {
     let mut settings = boot.settings();
     settings.number("answer_is", 42_u8);
     let setup = settings.text("setup");
     settings.finish()?;
     match setup.as_deref() {
-        Some("fails") => return Err(SetupErrors::new("the disk is full")),
+        Some("fails") => return Err(SetupError::new("the disk is full")),
         Some("panics") => panic!("setups may"),
         Some("hangs") => {
             tracing::info!("setting up");
