@@ -369,10 +369,10 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
 }
 
 #[test]
-fn the_readme_shows_lines_of_the_clients_that_are_tested() -> Result<()> {
-    let readme = std::fs::read_to_string(in_repository("docs/clients.md"))?;
+fn the_documentation_quotes_lines_of_the_tested_clients() -> Result<()> {
+    let documentation = std::fs::read_to_string(in_repository("docs/clients.md"))?;
     let mut shown = 0;
-    for block in readme.split("<!-- tests/clients/").skip(1) {
+    for block in documentation.split("<!-- tests/clients/").skip(1) {
         let (path, rest) = block
             .split_once(" -->\n```")
             .context("no code block after the file's name")?;

@@ -1,0 +1,121 @@
+//! Tar entries as Go's `archive/tar` writes them.
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+const BLOCK: usize = 512;
+
+/// The owner of an entry, as user and group.
+pub(super) struct Owner<'a> {
+    pub(super) id: u64,
+    pub(super) name: &'a str,
+}
+
+/// The fields of a header other than name and size.
+pub(super) struct Header<'a> {
+    pub(super) kind: u8,
+    pub(super) mode: u64,
+    pub(super) mtime: u64,
+    pub(super) owner: &'a Owner<'a>,
+}
+
+/// Appends an entry as Go's `archive/tar` writes it. `long` is the encoding of a name that is over 100 bytes long
+/// or not ASCII.
+pub(super) fn append(
+    tar: &mut Vec<u8>,
+    path: &str,
+    long: Option<&str>,
+    header: &Header<'_>,
+    content: &[u8],
+) -> Result<()> {
+    match long {
+        None => block(tar, "", path, header, content.len(), true)?,
+        Some("prefix") => {
+            let end = path.len().min(156);
+            let at = path.get(..end).and_then(|start| start.rfind('/'));
+            let at = at.with_context(|| format!("{path} cannot be split"))?;
+            block(tar, &path[..at], &path[at + 1..], header, content.len(), true)?;
+        }
+        Some("pax") => {
+            let (folder, name) = path.rsplit_once('/').context("the name has no folder")?;
+            let record = record("path", path);
+            let extended = Header {
+                kind: b'x',
+                mode: 0,
+                mtime: 0,
+                owner: &Owner { id: 0, name: "" },
+            };
+            let name = ascii(&format!("{folder}/PaxHeaders.0/{name}"));
+            block(tar, "", &name, &extended, record.len(), false)?;
+            padded(tar, record.as_bytes());
+            block(tar, "", &ascii(path), header, content.len(), true)?;
+        }
+        Some(other) => bail!("{path}: unknown encoding {other:?} of a long name"),
+    }
+    padded(tar, content);
+    Ok(())
+}
+
+fn block(
+    tar: &mut Vec<u8>,
+    prefix: &str,
+    name: &str,
+    header: &Header<'_>,
+    size: usize,
+    devices: bool,
+) -> Result<()> {
+    let mut block = [0; BLOCK];
+    let mut put = |at: usize, width: usize, bytes: &[u8]| -> Result<()> {
+        ensure!(
+            bytes.len() <= width,
+            "{:?} is too long",
+            String::from_utf8_lossy(bytes)
+        );
+        block[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    };
+    put(0, 100, name.as_bytes())?;
+    put(100, 7, format!("{:07o}", header.mode).as_bytes())?;
+    put(108, 7, format!("{:07o}", header.owner.id).as_bytes())?;
+    put(116, 7, format!("{:07o}", header.owner.id).as_bytes())?;
+    put(124, 11, format!("{size:011o}").as_bytes())?;
+    put(136, 11, format!("{:011o}", header.mtime).as_bytes())?;
+    put(148, 8, b"        ")?;
+    put(156, 1, &[header.kind])?;
+    put(257, 8, b"ustar\x0000")?;
+    put(265, 31, header.owner.name.as_bytes())?;
+    put(297, 31, header.owner.name.as_bytes())?;
+    if devices {
+        put(329, 7, b"0000000")?;
+        put(337, 7, b"0000000")?;
+    }
+    put(345, 155, prefix.as_bytes())?;
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    tar.extend_from_slice(&block);
+    Ok(())
+}
+
+fn padded(tar: &mut Vec<u8>, content: &[u8]) {
+    tar.extend_from_slice(content);
+    tar.resize(tar.len().next_multiple_of(BLOCK), 0);
+}
+
+/// Returns a PAX record, which starts with its own length.
+fn record(key: &str, value: &str) -> String {
+    let rest = format!(" {key}={value}\n");
+    let mut length = rest.len() + 1;
+    while length != rest.len() + length.to_string().len() {
+        length += 1;
+    }
+    format!("{length}{rest}")
+}
+
+/// Returns the part of a name that Go writes to an ASCII field.
+fn ascii(name: &str) -> String {
+    name.chars().filter(char::is_ascii).take(100).collect()
+}
+
+/// Appends the end-of-archive marker: two zero blocks.
+pub(super) fn finish(tar: &mut Vec<u8>) {
+    tar.resize(tar.len() + 2 * BLOCK, 0);
+}
