@@ -12,14 +12,14 @@ use anyhow::{Context as _, Result, bail};
 use crate::testbed::Testbed;
 
 /// A running daemon. Dropping it stops the daemon and removes its data.
-pub struct Buildkit {
+pub struct BuildkitDaemon {
     child: Child,
     dir: tempfile::TempDir,
     /// The TCP port on the loopback address, in addition to the socket.
     pub port: u16,
 }
 
-impl Buildkit {
+impl BuildkitDaemon {
     /// Starts a daemon with an empty cache. `config` is appended to its `buildkitd.toml` and starts with a table
     /// header.
     ///
@@ -84,7 +84,7 @@ impl Buildkit {
     }
 }
 
-impl Drop for Buildkit {
+impl Drop for BuildkitDaemon {
     fn drop(&mut self) {
         // On SIGTERM the daemon removes its mounts and ends its processes; on SIGKILL it leaves them behind.
         Command::new("kill")

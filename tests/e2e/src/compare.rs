@@ -18,16 +18,16 @@ use sha2::{Digest as _, Sha256};
 
 use self::folder::Folder;
 use crate::{
-    blocking_client, builder_process::BuilderProcess, buildkit::Buildkit, client::signature,
+    blocking_client, builder_process::BuilderProcess, buildkit::BuildkitDaemon, client::signature,
     registry::Registry, testbed::Testbed,
 };
 
 /// The repository of builder-fn's images. `buildctl` has another: layers are equal, and the second client would
 /// find them pushed already.
-const OURS: &str = "e2e/compare/builder-fn";
+const BUILDER_FN_REPOSITORY: &str = "e2e/compare/builder-fn";
 
 /// The repository of `buildctl`'s images.
-const THEIRS: &str = "e2e/compare/buildctl";
+const BUILDCTL_REPOSITORY: &str = "e2e/compare/buildctl";
 
 /// The output options that make `buildctl` push the same format as builder-fn.
 const ZSTD: &str = ",compression=zstd,oci-mediatypes=true";
@@ -85,9 +85,9 @@ pub const REDUCED: [Shape; 3] = [
 #[derive(Debug, Clone, Copy)]
 pub struct Timings {
     /// The duration with builder-fn.
-    pub ours: f64,
+    pub builder_fn: f64,
     /// The duration with `buildctl`.
-    pub theirs: f64,
+    pub buildctl: f64,
 }
 
 /// The measurements of one shape.
@@ -108,7 +108,7 @@ pub struct Measurements {
 /// A daemon, and both clients with the stack's registry.
 pub struct Comparison {
     testbed: Testbed,
-    daemon: Buildkit,
+    daemon: BuildkitDaemon,
     docker: tempfile::TempDir,
     /// The seed of the content, different in every run.
     salt: u64,
@@ -126,7 +126,7 @@ impl Comparison {
             .duration_since(std::time::UNIX_EPOCH)?
             .as_nanos() as u64;
         Ok(Self {
-            daemon: Buildkit::start(&testbed, "").await?,
+            daemon: BuildkitDaemon::start(&testbed, "").await?,
             testbed,
             docker,
             salt,
@@ -145,22 +145,22 @@ impl Comparison {
             let begun = Instant::now();
             std::hint::black_box(Sha256::digest(&first));
             all.hash.push(begun.elapsed().as_secs_f64());
-            let mut ours = Vec::new();
-            let mut theirs = Vec::new();
+            let mut builder_fn = Vec::new();
+            let mut buildctl = Vec::new();
             for turn in [round % 2, (round + 1) % 2] {
                 self.prune()?;
                 let is_ours = turn == 0;
                 for (tar, folder) in [(&first, &folder), (&first, &folder), (&second, &changed)] {
                     equalize_machine_state(tar.len())?;
                     match is_ours {
-                        true => ours.push(self.post(&builder, tar)?),
-                        false => theirs.push(self.buildctl(folder, ZSTD)?),
+                        true => builder_fn.push(self.post(&builder, tar)?),
+                        false => buildctl.push(self.buildctl(folder, ZSTD)?),
                     }
                 }
             }
             let pair = |at: usize| Timings {
-                ours: ours[at],
-                theirs: theirs[at],
+                builder_fn: builder_fn[at],
+                buildctl: buildctl[at],
             };
             all.cold.push(pair(0));
             all.warm.push(pair(1));
@@ -189,18 +189,18 @@ impl Comparison {
                 .map(|folder| folder.tar(self, "zstd"))
                 .collect::<Result<Vec<_>>>()?;
             let mut pair = Timings {
-                ours: 0.0,
-                theirs: 0.0,
+                builder_fn: 0.0,
+                buildctl: 0.0,
             };
             for turn in [round % 2, (round + 1) % 2] {
                 self.prune()?;
                 let begun = Instant::now();
                 if turn == 0 {
                     run_concurrently(&tars, |tar| self.post(&builder, tar))?;
-                    pair.ours = begun.elapsed().as_secs_f64();
+                    pair.builder_fn = begun.elapsed().as_secs_f64();
                 } else {
                     run_concurrently(&folders, |folder| self.buildctl(folder, ZSTD))?;
-                    pair.theirs = begun.elapsed().as_secs_f64();
+                    pair.buildctl = begun.elapsed().as_secs_f64();
                 }
             }
             pairs.push(pair);
@@ -216,15 +216,15 @@ impl Comparison {
             let folder = Folder::copy(source, self.salt + round as u64)?;
             let tar = folder.tar(self, "")?;
             let mut pair = Timings {
-                ours: 0.0,
-                theirs: 0.0,
+                builder_fn: 0.0,
+                buildctl: 0.0,
             };
             for turn in [round % 2, (round + 1) % 2] {
                 self.prune()?;
                 equalize_machine_state(tar.len())?;
                 match turn {
-                    0 => pair.ours = self.post(&builder, &tar)?,
-                    _ => pair.theirs = self.buildctl(&folder, "")?,
+                    0 => pair.builder_fn = self.post(&builder, &tar)?,
+                    _ => pair.buildctl = self.buildctl(&folder, "")?,
                 }
             }
             pairs.push(pair);
@@ -258,7 +258,7 @@ impl Comparison {
     /// Returns the seconds of a `buildctl` build. `more` is appended to the output option and starts with a comma.
     fn buildctl(&self, folder: &Folder, more: &str) -> Result<f64> {
         let local = |name: &str| format!("{name}={}", folder.path().display());
-        let image = self.testbed.image(THEIRS, &folder.salt.to_string());
+        let image = self.testbed.image(BUILDCTL_REPOSITORY, &folder.salt.to_string());
         let begun = Instant::now();
         run(self
             .command()
@@ -333,9 +333,9 @@ pub struct Medians<'a>(pub &'a [Timings]);
 impl fmt::Display for Medians<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of = |number: fn(&Timings) -> f64| median(self.0.iter().map(number).collect());
-        let (ours, theirs) = (of(|pair| pair.ours), of(|pair| pair.theirs));
-        let ratio = of(|pair| pair.ours / pair.theirs);
-        write!(f, "{ours:.3} s / {theirs:.3} s, ratio {ratio:.2}")
+        let (builder_fn, buildctl) = (of(|pair| pair.builder_fn), of(|pair| pair.buildctl));
+        let ratio = of(|pair| pair.builder_fn / pair.buildctl);
+        write!(f, "{builder_fn:.3} s / {buildctl:.3} s, ratio {ratio:.2}")
     }
 }
 
@@ -346,7 +346,7 @@ impl fmt::Display for Measurements {
         let with_hash = self.warm.iter().zip(&self.hash);
         let with_hash = median(
             with_hash
-                .map(|(pair, hash)| pair.ours / (pair.theirs + hash))
+                .map(|(pair, hash)| pair.builder_fn / (pair.buildctl + hash))
                 .collect(),
         );
         let hash = median(self.hash.clone());
@@ -365,7 +365,8 @@ mod tests {
 
     #[test]
     fn the_ratio_is_the_median_of_ratios_not_the_ratio_of_medians() {
-        let pairs = [(1.0, 1.0), (10.0, 5.0), (3.0, 1.0)].map(|(ours, theirs)| Timings { ours, theirs });
+        let pairs = [(1.0, 1.0), (10.0, 5.0), (3.0, 1.0)]
+            .map(|(builder_fn, buildctl)| Timings { builder_fn, buildctl });
         assert_eq!(Medians(&pairs).to_string(), "3.000 s / 1.000 s, ratio 2.00");
         assert_eq!(median(vec![4.0, 1.0]), 2.5);
     }

@@ -104,7 +104,7 @@ impl ContextTree {
 }
 
 /// Returns the files of an image. The image's layers may only add files.
-pub async fn of_image(registry: &Registry, repository: &str, tag: &str) -> Result<BTreeMap<String, Node>> {
+pub async fn read_image(registry: &Registry, repository: &str, tag: &str) -> Result<BTreeMap<String, Node>> {
     let manifest = registry
         .manifest(repository, tag)
         .await?
@@ -112,7 +112,7 @@ pub async fn of_image(registry: &Registry, repository: &str, tag: &str) -> Resul
     let mut files = BTreeMap::new();
     for layer in manifest.layers() {
         let packed = registry.blob(repository, &layer).await?;
-        let mut archive = tar::Archive::new(std::io::Cursor::new(unpacked(&packed)?));
+        let mut archive = tar::Archive::new(std::io::Cursor::new(decompress(&packed)?));
         for entry in archive.entries()? {
             let mut entry = entry?;
             let path = entry.path()?.to_string_lossy().trim_end_matches('/').to_owned();
@@ -139,7 +139,7 @@ pub async fn of_image(registry: &Registry, repository: &str, tag: &str) -> Resul
 }
 
 /// Returns a layer's tar, decompressed.
-pub fn unpacked(packed: &[u8]) -> Result<Vec<u8>> {
+pub fn decompress(packed: &[u8]) -> Result<Vec<u8>> {
     let mut tar = Vec::new();
     match packed {
         [0x1f, 0x8b, ..] => {

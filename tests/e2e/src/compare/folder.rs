@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Comparison, OURS, Shape, run};
+use super::{BUILDER_FN_REPOSITORY, Comparison, Shape, run};
 
 /// A folder `context` with content that no cache knows.
 pub(super) struct Folder {
@@ -71,7 +71,9 @@ impl Folder {
     }
 
     pub(super) fn tar(&self, comparison: &Comparison, compression: &str) -> Result<Vec<u8>> {
-        let image = comparison.testbed.image(OURS, &self.salt.to_string());
+        let image = comparison
+            .testbed
+            .image(BUILDER_FN_REPOSITORY, &self.salt.to_string());
         let compression = Some(compression).filter(|name| !name.is_empty());
         let config: Value = json!({ "image": image, "compression": compression });
         fs::write(

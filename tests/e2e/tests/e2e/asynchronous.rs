@@ -62,7 +62,7 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
     testbed.functions.wait_for_page(name, "first", TIMEOUT).await?;
 
     let done = Arc::new(AtomicBool::new(false));
-    let watcher = tokio::spawn(watch(testbed.functions.clone(), name, done.clone()));
+    let counting = tokio::spawn(count_pages(testbed.functions.clone(), name, done.clone()));
     assert_eq!(
         testbed
             .queued
@@ -78,37 +78,37 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
     }
     replaced?;
     done.store(true, Ordering::SeqCst);
-    let seen = watcher.await?;
+    let counts = counting.await?;
 
-    assert!(seen.first > 0 && seen.second > 0, "{seen:?}");
+    assert!(counts.first > 0 && counts.second > 0, "{counts:?}");
     if testbed.stack.replaces_without_a_gap() {
         assert!(
-            seen.failed.is_empty(),
+            counts.failed.is_empty(),
             "of {} requests failed: {:?}",
-            seen.first + seen.second,
-            seen.failed
+            counts.first + counts.second,
+            counts.failed
         );
     }
     testbed.functions.remove(name).await
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct PageCounts {
     first: usize,
     second: usize,
     failed: Vec<String>,
 }
 
 /// Calls the function repeatedly until `done` is set and the second version has answered; counts the answers.
-async fn watch(functions: Functions, name: &'static str, done: Arc<AtomicBool>) -> Seen {
-    let mut seen = Seen::default();
+async fn count_pages(functions: Functions, name: &'static str, done: Arc<AtomicBool>) -> PageCounts {
+    let mut counts = PageCounts::default();
     // With faasd, a call that began between the versions may end long after the second one is running.
-    while !done.load(Ordering::SeqCst) || seen.second == 0 {
+    while !done.load(Ordering::SeqCst) || counts.second == 0 {
         match functions.page(name).await {
-            Ok((200, page)) if page == "first" => seen.first += 1,
-            Ok((200, page)) if page == "second" => seen.second += 1,
-            other => seen.failed.push(format!("{other:?}")),
+            Ok((200, page)) if page == "first" => counts.first += 1,
+            Ok((200, page)) if page == "second" => counts.second += 1,
+            other => counts.failed.push(format!("{other:?}")),
         }
     }
-    seen
+    counts
 }

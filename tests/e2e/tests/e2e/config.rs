@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use slipway_e2e::{
-    build_context::BuildContext, builder_process::BuilderProcess, buildkit::Buildkit, registry::Manifest,
-    testbed::Testbed,
+    build_context::BuildContext, builder_process::BuilderProcess, buildkit::BuildkitDaemon,
+    registry::Manifest, testbed::Testbed,
 };
 
 async fn manifest(testbed: &Testbed, repository: &str, reference: &str) -> Result<Manifest> {
@@ -119,7 +119,7 @@ async fn another_daemon_reuses_a_cache_from_the_registry() -> Result<()> {
         kept.body
     );
 
-    let other = Buildkit::start(&testbed, "").await?;
+    let other = BuildkitDaemon::start(&testbed, "").await?;
     let builder = BuilderProcess::with_settings(&testbed, &[("buildkit_url", &other.url())]).await?;
     let from = json!({ "cacheFrom": [cache] });
     let reply = builder.client()?.post(source.tar(&config("2", from))?).await?;

@@ -33,7 +33,7 @@ async fn build(
         .post(tree.tar(&json!({ "image": image }))?)
         .await?;
     ensure!(reply.status == 200, "{}", reply.text);
-    let files = context_tree::of_image(&testbed.registry, repository, tag).await?;
+    let files = context_tree::read_image(&testbed.registry, repository, tag).await?;
     ensure!(
         files == tree.image_entries(),
         "the image {image} has {files:#?}, not the files of its context {tree:#?}"
@@ -223,7 +223,7 @@ async fn images_are_correct_after_any_sequence_of_builds() -> Result<()> {
         if fails {
             continue;
         }
-        let files = context_tree::of_image(&testbed.registry, "e2e/random", &tag).await?;
+        let files = context_tree::read_image(&testbed.registry, "e2e/random", &tag).await?;
         let expected = without_ignored(&tree);
         ensure!(
             files == expected,

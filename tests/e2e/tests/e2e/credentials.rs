@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use slipway_e2e::{
     build_context::BuildContext,
     builder_process::BuilderProcess,
-    buildkit::Buildkit,
+    buildkit::BuildkitDaemon,
     certificates::Authority,
     registry::Registry,
     testbed::Testbed,
@@ -28,7 +28,7 @@ async fn every_form_of_the_credentials_file_gets_a_token() -> Result<()> {
         "\n[registry.\"{host}\"]\n  http = false\n  ca = [\"{}/ca.pem\"]\n",
         folder.path().display()
     );
-    let daemon = Buildkit::start(&testbed, &trust).await?;
+    let daemon = BuildkitDaemon::start(&testbed, &trust).await?;
     let helper = format!(
         "#!/bin/sh\nread -r server\n[ \"$1 $server\" = \"get {host}\" ] || exit 1\n\
          echo '{{\"ServerURL\": \"{host}\", \"Username\": \"{USER}\", \"Secret\": \"{PASSWORD}\"}}'\n"
@@ -123,7 +123,8 @@ async fn credentials_are_not_sent_to_a_registry_with_an_untrusted_certificate() 
     let _parts = testbed.share_parts().await;
     let registry = TokenRegistry::start(&testbed, &Authority::new("unknown")?).await?;
     let host = &registry.host;
-    let daemon = Buildkit::start(&testbed, &format!("\n[registry.\"{host}\"]\n  http = false\n")).await?;
+    let daemon =
+        BuildkitDaemon::start(&testbed, &format!("\n[registry.\"{host}\"]\n  http = false\n")).await?;
     let builder = BuilderProcess::with_secrets(
         &testbed,
         &[("buildkit_url", &daemon.url()), ("insecure", "false")],

@@ -25,7 +25,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
     builder_process::BuilderProcess,
-    buildkit::Buildkit,
+    buildkit::BuildkitDaemon,
     registry::{Manifest, Registry},
     testbed::Testbed,
 };
@@ -52,23 +52,26 @@ impl Folder {
         self.dir.path().join("context")
     }
 
-    fn at(&self, path: &str) -> Result<PathBuf> {
+    fn create_parents(&self, path: &str) -> Result<PathBuf> {
         let path = self.path().join(path);
         fs::create_dir_all(path.parent().context("the path has no parent folder")?)?;
         Ok(path)
     }
 
     fn file(&self, path: &str, content: impl AsRef<[u8]>) -> Result<()> {
-        Ok(fs::write(self.at(path)?, content)?)
+        Ok(fs::write(self.create_parents(path)?, content)?)
     }
 
     fn file_with_mode(&self, path: &str, mode: u32) -> Result<()> {
         self.file(path, path)?;
-        Ok(fs::set_permissions(self.at(path)?, Permissions::from_mode(mode))?)
+        Ok(fs::set_permissions(
+            self.create_parents(path)?,
+            Permissions::from_mode(mode),
+        )?)
     }
 
     fn link(&self, path: &str, target: &str) -> Result<()> {
-        Ok(symlink(target, self.at(path)?)?)
+        Ok(symlink(target, self.create_parents(path)?)?)
     }
 
     /// Sets the same time on all files, folders and links.
@@ -108,7 +111,7 @@ fn run(command: &mut Command) -> Result<()> {
 /// Both clients and a daemon of their own.
 struct Comparison {
     testbed: Testbed,
-    daemon: Buildkit,
+    daemon: BuildkitDaemon,
     builder: BuilderProcess,
 }
 
@@ -117,7 +120,7 @@ impl Comparison {
         let testbed = Testbed::find()?;
         let registry = &testbed.stack.registry;
         let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-        let daemon = Buildkit::start(&testbed, "").await?;
+        let daemon = BuildkitDaemon::start(&testbed, "").await?;
         let settings = [("buildkit_url", daemon.url())];
         let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
         let builder = BuilderProcess::start(&testbed, &credentials, &settings).await?;
@@ -145,7 +148,7 @@ impl Comparison {
         let reply = self.builder.client()?.post(folder.tar(&config, tar)?).await?;
         ensure!(reply.status == 200, "{name}: {}", reply.text);
         self.buildctl(&folder.path(), &theirs, &dockerfile, &compression)?;
-        let manifest = self.same(name).await?;
+        let manifest = self.assert_same_digest(name).await?;
         let media_type = manifest.body["layers"][0]["mediaType"]
             .as_str()
             .unwrap_or_default();
@@ -199,7 +202,7 @@ impl Comparison {
     }
 
     /// Asserts that both images have the same digest; returns the manifest.
-    async fn same(&self, name: &str) -> Result<Manifest> {
+    async fn assert_same_digest(&self, name: &str) -> Result<Manifest> {
         let manifest = async |by: &str| {
             let manifest = self
                 .testbed
@@ -215,7 +218,7 @@ impl Comparison {
 }
 
 /// Returns a folder with everything that all tar formats can hold.
-fn plain() -> Result<Folder> {
+fn folder_with_portable_entries() -> Result<Folder> {
     let folder = Folder::new("FROM scratch\nCOPY . /\nCOPY --chown=7:8 nested/ /again/\n")?;
     folder.file("nested/deep/er/file", "deep")?;
     for name in ["a-b", "a/b", "a.b", "a b", "a!", "A", "a0/x"] {
@@ -227,7 +230,7 @@ fn plain() -> Result<Folder> {
         "in ustar's prefix",
     )?;
     folder.file("empty", "")?;
-    fs::create_dir_all(folder.at("no/thing/here")?)?;
+    fs::create_dir_all(folder.create_parents("no/thing/here")?)?;
     for (name, mode) in [
         ("run", 0o755),
         ("private", 0o600),
@@ -237,8 +240,11 @@ fn plain() -> Result<Folder> {
     ] {
         folder.file_with_mode(&format!("modes/{name}"), mode)?;
     }
-    fs::create_dir_all(folder.at("modes/sticky")?)?;
-    fs::set_permissions(folder.at("modes/sticky")?, Permissions::from_mode(0o1777))?;
+    fs::create_dir_all(folder.create_parents("modes/sticky")?)?;
+    fs::set_permissions(
+        folder.create_parents("modes/sticky")?,
+        Permissions::from_mode(0o1777),
+    )?;
     for (name, target) in [
         ("in", "../nested/a/b"),
         ("folder", "../nested"),
@@ -250,9 +256,15 @@ fn plain() -> Result<Folder> {
         folder.link(&format!("links/{name}"), target)?;
     }
     folder.file("hard/first", "one file")?;
-    fs::hard_link(folder.at("hard/first")?, folder.at("hard/second")?)?;
-    fs::hard_link(folder.at("hard/first")?, folder.at("another")?)?;
-    let sparse = fs::File::create(folder.at("sparse")?)?;
+    fs::hard_link(
+        folder.create_parents("hard/first")?,
+        folder.create_parents("hard/second")?,
+    )?;
+    fs::hard_link(
+        folder.create_parents("hard/first")?,
+        folder.create_parents("another")?,
+    )?;
+    let sparse = fs::File::create(folder.create_parents("sparse")?)?;
     sparse.set_len(3 << 20)?;
     folder.file("large", vec![0x5a; 300_000])?;
     Ok(folder)
@@ -262,7 +274,7 @@ fn plain() -> Result<Folder> {
 async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Result<()> {
     let comparison = Comparison::start().await?;
     let _parts = comparison.testbed.share_parts().await;
-    let folder = plain()?;
+    let folder = folder_with_portable_entries()?;
     folder.set_times("@1600000000")?;
     for (format, compression) in [("ustar", "gzip"), ("gnu", "uncompressed"), ("pax", "zstd")] {
         let more = json!({ "compression": compression });
@@ -281,7 +293,7 @@ async fn every_kind_of_entry_gives_the_same_digest_in_every_tar_format() -> Resu
     comparison
         .compare("long-gnu", &folder, &["--format=gnu"], Value::Null)
         .await?;
-    let attributed = folder.at("nested/a/b")?;
+    let attributed = folder.create_parents("nested/a/b")?;
     rustix::fs::setxattr(
         &attributed,
         "user.slipway",
@@ -361,7 +373,7 @@ async fn the_last_of_several_entries_for_a_path_counts() -> Result<()> {
     });
     folder.tar(&config, &[])?;
     folder.file("file", "and last")?;
-    fs::remove_file(folder.at("kind")?)?;
+    fs::remove_file(folder.create_parents("kind")?)?;
     folder.link("kind", "file")?;
     folder.set_times("@1600000000")?;
     let tar = folder.dir.path().join("tar");
@@ -375,7 +387,7 @@ async fn the_last_of_several_entries_for_a_path_counts() -> Result<()> {
     ensure!(reply.status == 200, "{}", reply.text);
 
     comparison.buildctl(&folder.path(), "twice-buildctl", "Dockerfile", "zstd")?;
-    comparison.same("twice").await.map(drop)
+    comparison.assert_same_digest("twice").await.map(drop)
 }
 
 #[tokio::test]
@@ -402,7 +414,7 @@ async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
         "FROM {base}\nCOPY --chown=1000:1000 tool /bin/tool\nRUN /bin/tool > /output\nCOPY nested/ /nested/\n"
     ))?;
     folder.file("tool", "#!/bin/sh\necho output\n")?;
-    fs::set_permissions(folder.at("tool")?, Permissions::from_mode(0o755))?;
+    fs::set_permissions(folder.create_parents("tool")?, Permissions::from_mode(0o755))?;
     folder.file("nested/deep/er/file", "deep")?;
     folder.set_times("@1600000000")?;
     // Layers of the base image keep their compression, which is that of the stack's builder.
@@ -418,5 +430,5 @@ async fn steps_on_a_base_image_give_the_same_digest() -> Result<()> {
         .await?;
     ensure!(reply.status == 200, "{}", reply.text);
     comparison.buildctl(&folder.path(), "steps-buildctl", "Dockerfile", "zstd")?;
-    comparison.same("steps").await.map(drop)
+    comparison.assert_same_digest("steps").await.map(drop)
 }

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Result;
 use serde_json::json;
 use slipway_e2e::{
-    build_context::BuildContext, builder_process::BuilderProcess, buildkit::Buildkit,
+    build_context::BuildContext, builder_process::BuilderProcess, buildkit::BuildkitDaemon,
     certificates::Authority, registry::Registry, testbed::Testbed,
 };
 
@@ -28,7 +28,7 @@ async fn builds_run_over_mutual_tls_and_the_builder_uses_rotated_certificates_wi
     let tls = format!(
         "  [grpc.tls]\n    ca = \"{at}/ca.pem\"\n    cert = \"{at}/cert.pem\"\n    key = \"{at}/key.pem\"\n"
     );
-    let daemon = Buildkit::with_grpc(&testbed, &tls, "").await?;
+    let daemon = BuildkitDaemon::with_grpc(&testbed, &tls, "").await?;
 
     let good = ours.issue("builder")?;
     let registry = &testbed.stack.registry;

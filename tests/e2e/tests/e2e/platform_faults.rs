@@ -8,7 +8,7 @@ use slipway_e2e::{
 };
 use slipway_stack::Part;
 
-fn small() -> BuildContext {
+fn small_context() -> BuildContext {
     BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a")
 }
 
@@ -26,7 +26,7 @@ async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
     let builder = BuilderProcess::start(&testbed, &wrong, &[]).await?;
     let image = testbed.image("e2e/wrong-password", "1");
     let config = json!({ "image": image, "deploy": { "service": "wrong-password" } });
-    let reply = builder.client()?.post(small().tar(&config)?).await?;
+    let reply = builder.client()?.post(small_context().tar(&config)?).await?;
     assert_eq!(reply.status, 502, "{}", reply.text);
     assert_eq!(reply.field("status"), "failed", "{}", reply.text);
     assert!(
@@ -82,7 +82,7 @@ async fn a_caller_that_disconnects_leaves_no_file_and_no_build() -> Result<()> {
 async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() -> Result<()> {
     let testbed = Testbed::find()?;
     let _alone = testbed.lock_parts().await;
-    let tar = small().tar(
+    let tar = small_context().tar(
         &json!({ "image": testbed.image("e2e/no-buildkit", "1"), "deploy": { "service": "no-buildkit" } }),
     )?;
     let buildkit = Outage::prepare(&testbed, Part::Buildkit).await?;
@@ -97,7 +97,7 @@ async fn without_buildkit_a_build_is_a_502_and_afterwards_builds_work_again() ->
 
     let reply = buildkit
         .builder()?
-        .post(small().tar(&json!({ "image": testbed.image("e2e/no-buildkit", "2") }))?)
+        .post(small_context().tar(&json!({ "image": testbed.image("e2e/no-buildkit", "2") }))?)
         .await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
@@ -134,7 +134,7 @@ async fn without_the_gateway_the_image_is_built_and_the_deployment_fails() -> Re
     let testbed = Testbed::find()?;
     let _alone = testbed.lock_parts().await;
     let name = "no-gateway";
-    let tar = small()
+    let tar = small_context()
         .tar(&json!({ "image": testbed.image("e2e/no-gateway", "1"), "deploy": { "service": name } }))?;
     let gateway = Outage::prepare(&testbed, Part::Gateway).await?;
     gateway.begin().await?;
@@ -156,7 +156,7 @@ async fn without_the_gateway_the_image_is_built_and_the_deployment_fails() -> Re
 async fn a_build_leaves_no_session() -> Result<()> {
     let testbed = Testbed::find()?;
     let _alone = testbed.lock_parts().await;
-    let tar = small()
+    let tar = small_context()
         .file("pad", vec![3; 12 << 20])
         .tar(&json!({ "image": testbed.image("e2e/tidy", "1") }))?;
     let buildkit = Outage::prepare(&testbed, Part::Buildkit).await?;

@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-async fn page_image(testbed: &Testbed, text: &str) -> Result<String> {
+async fn build_page(testbed: &Testbed, text: &str) -> Result<String> {
     let base = testbed.busybox().await?;
     let image = testbed.image(&format!("e2e/provider-{text}"), "1");
     let reply = testbed
@@ -22,12 +22,16 @@ async fn page_image(testbed: &Testbed, text: &str) -> Result<String> {
     Ok(image)
 }
 
-async fn image_of(functions: &Functions, name: &str) -> Result<Value> {
+async fn deployed_image(functions: &Functions, name: &str) -> Result<Value> {
     Ok(functions.status(name).await?.unwrap_or_default()["image"].take())
 }
 
 /// Calls a function 200 times a second until stopped; returns the number of calls and the failed answers.
-async fn load(functions: Functions, name: &'static str, stop: watch::Receiver<bool>) -> (usize, Vec<String>) {
+async fn call_continuously(
+    functions: Functions,
+    name: &'static str,
+    stop: watch::Receiver<bool>,
+) -> (usize, Vec<String>) {
     let functions = Arc::new(functions);
     let mut calls = JoinSet::new();
     let mut tick = interval(Duration::from_millis(5));
@@ -54,8 +58,8 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
     }
     let functions = &testbed.functions;
     let images = [
-        page_image(&testbed, "one").await?,
-        page_image(&testbed, "two").await?,
+        build_page(&testbed, "one").await?,
+        build_page(&testbed, "two").await?,
     ];
     let name = "live-update";
     functions.remove(name).await?;
@@ -65,21 +69,21 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
         .wait_for_page(name, "one", Duration::from_secs(30))
         .await?;
     let (stop, stopped) = watch::channel(false);
-    let load = tokio::spawn(load(functions.clone(), name, stopped));
+    let calling = tokio::spawn(call_continuously(functions.clone(), name, stopped));
 
     for round in 1..=4 {
         let image = &images[round % 2];
         ensure!(functions.update(&deployment(image)).await? < 300);
-        assert_eq!(image_of(functions, name).await?, **image);
+        assert_eq!(deployed_image(functions, name).await?, **image);
     }
     let missing_image = deployment(&format!("{}-not-there", images[0]));
     assert_eq!(functions.update(&missing_image).await?, 500);
     let missing_secret = json!({ "service": name, "image": images[0], "secrets": ["not-there"] });
     assert_eq!(functions.update(&missing_secret).await?, 400);
-    assert_eq!(image_of(functions, name).await?, *images[0]);
+    assert_eq!(deployed_image(functions, name).await?, *images[0]);
 
     stop.send(true)?;
-    let (calls, failed) = load.await?;
+    let (calls, failed) = calling.await?;
     ensure!(
         failed.is_empty(),
         "{} of {calls} calls failed: {failed:?}",
@@ -96,7 +100,7 @@ async fn a_function_cannot_be_created_twice_or_updated_after_its_removal() -> Re
         return Ok(());
     }
     let functions = &testbed.functions;
-    let image = page_image(&testbed, "life").await?;
+    let image = build_page(&testbed, "life").await?;
     let name = "live-life";
     functions.remove(name).await?;
     let deployment = json!({ "service": name, "image": image });

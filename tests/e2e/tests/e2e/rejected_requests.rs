@@ -51,7 +51,7 @@ async fn assert_nothing_left(testbed: &Testbed, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn good() -> BuildContext {
+fn valid_context() -> BuildContext {
     BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a")
 }
 
@@ -59,7 +59,7 @@ fn good() -> BuildContext {
 async fn a_wrong_signature_is_rejected() -> Result<()> {
     let testbed = Testbed::find()?;
     let _parts = testbed.share_parts().await;
-    let tar = good().tar(&config(&testbed, "wrong-signature"))?;
+    let tar = valid_context().tar(&config(&testbed, "wrong-signature"))?;
     let signature = slipway_e2e::client::signature(b"another key", &tar)?;
     let expected = Rejection {
         what: "wrong signature",
@@ -74,7 +74,7 @@ async fn a_wrong_signature_is_rejected() -> Result<()> {
 async fn a_body_without_a_signature_is_rejected() -> Result<()> {
     let testbed = Testbed::find()?;
     let _parts = testbed.share_parts().await;
-    let tar = good().tar(&config(&testbed, "no-signature"))?;
+    let tar = valid_context().tar(&config(&testbed, "no-signature"))?;
     let expected = Rejection {
         what: "no signature",
         status: 401,
@@ -88,7 +88,7 @@ async fn a_body_without_a_signature_is_rejected() -> Result<()> {
 async fn a_truncated_tar_is_rejected() -> Result<()> {
     let testbed = Testbed::find()?;
     let _parts = testbed.share_parts().await;
-    let mut tar = good()
+    let mut tar = valid_context()
         .file("b", vec![7; 4096])
         .tar(&config(&testbed, "truncated"))?;
     tar.truncate(512 * 6 + 100);
@@ -110,7 +110,10 @@ async fn a_tar_without_a_config_is_rejected() -> Result<()> {
         status: 400,
         message: &["com.openfaas.docker.config"],
     };
-    let reply = testbed.builder.post(good().tar_without_config()?).await?;
+    let reply = testbed
+        .builder
+        .post(valid_context().tar_without_config()?)
+        .await?;
     assert_rejected(&testbed, "no-config", expected, reply).await
 }
 
@@ -131,7 +134,7 @@ async fn an_invalid_image_name_is_rejected() -> Result<()> {
             status: 400,
             message: &["image"],
         };
-        let reply = testbed.builder.post(good().tar(&config)?).await?;
+        let reply = testbed.builder.post(valid_context().tar(&config)?).await?;
         assert_rejected(&testbed, "bad-image", expected, reply).await?;
     }
     Ok(())

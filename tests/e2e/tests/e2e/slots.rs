@@ -22,7 +22,7 @@ async fn start_gated_build(
     Ok(build)
 }
 
-fn small(testbed: &Testbed) -> Result<Vec<u8>> {
+fn small_tar(testbed: &Testbed) -> Result<Vec<u8>> {
     BuildContext::dockerfile("FROM scratch\nCOPY a /a\n")
         .file("a", "a")
         .tar(&json!({ "image": testbed.image("e2e/slots", "2"), "skipPush": true }))
@@ -43,7 +43,7 @@ async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_rea
     let gate = "gate-of-max-inflight";
     let running = start_gated_build(&testbed, &builder, gate).await?;
 
-    assert_rejected(&builder.client()?.post(small(&testbed)?).await?);
+    assert_rejected(&builder.client()?.post(small_tar(&testbed)?).await?);
     for path in ["/ready", "/_/ready"] {
         assert_eq!(builder.get(path).await?.0, 503, "{path}");
     }
@@ -52,7 +52,7 @@ async fn over_max_inflight_a_call_is_rejected_at_once_and_the_builder_is_not_rea
     running.abort();
     testbed.wait_for_step(gate, false).await?;
     builder.wait_until_ready().await?;
-    let reply = builder.client()?.post(small(&testbed)?).await?;
+    let reply = builder.client()?.post(small_tar(&testbed)?).await?;
     assert_eq!(reply.status, 200, "{}", reply.text);
     Ok(())
 }
@@ -68,10 +68,10 @@ async fn with_queue_wait_a_call_waits_for_a_slot_and_calls_over_queue_length_are
     let running = start_gated_build(&testbed, &builder, gate).await?;
     assert_eq!(builder.get("/ready").await?.0, 200, "one more call may wait");
 
-    let (client, tar) = (builder.client()?, small(&testbed)?);
+    let (client, tar) = (builder.client()?, small_tar(&testbed)?);
     let waiting = tokio::spawn(async move { client.post(tar).await });
     builder.wait_until_not_ready().await?;
-    assert_rejected(&builder.client()?.post(small(&testbed)?).await?);
+    assert_rejected(&builder.client()?.post(small_tar(&testbed)?).await?);
 
     testbed.open_gate(gate)?;
     for served in [running, waiting] {
@@ -90,7 +90,7 @@ async fn a_call_that_gets_no_slot_within_queue_wait_is_rejected_like_one_that_do
     let gate = "gate-of-expired-wait";
     let running = start_gated_build(&testbed, &builder, gate).await?;
 
-    assert_rejected(&builder.client()?.post(small(&testbed)?).await?);
+    assert_rejected(&builder.client()?.post(small_tar(&testbed)?).await?);
 
     running.abort();
     testbed.wait_for_step(gate, false).await

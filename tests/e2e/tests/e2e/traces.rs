@@ -59,7 +59,7 @@ struct Trace(Vec<Span>);
 
 impl Trace {
     /// Returns the child of `parent` with this name.
-    fn within(&self, parent: &Span, name: &str) -> Result<&Span> {
+    fn child(&self, parent: &Span, name: &str) -> Result<&Span> {
         let found = self
             .0
             .iter()
@@ -68,8 +68,8 @@ impl Trace {
     }
 
     /// Returns the descendant of `from` at the end of this path of names.
-    fn path<'s>(&'s self, from: &'s Span, names: &[&str]) -> Result<&'s Span> {
-        names.iter().try_fold(from, |span, name| self.within(span, name))
+    fn descendant<'s>(&'s self, from: &'s Span, names: &[&str]) -> Result<&'s Span> {
+        names.iter().try_fold(from, |span, name| self.child(span, name))
     }
 }
 
@@ -156,21 +156,21 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         root.attribute("http.response.status_code").as_deref(),
         Some("200")
     );
-    trace.within(root, "receive")?;
-    trace.path(root, &["build", "queue"])?;
-    let solve = trace.path(root, &["build", "solve"])?;
-    let run = trace.within(solve, "[2/3] RUN echo *** *** -j *** > /at")?;
+    trace.child(root, "receive")?;
+    trace.descendant(root, &["build", "queue"])?;
+    let solve = trace.descendant(root, &["build", "solve"])?;
+    let run = trace.child(solve, "[2/3] RUN echo *** *** -j *** > /at")?;
     assert_eq!(run.attribute("buildkit.cached").as_deref(), Some("false"));
     assert!(
         run.duration_ns > 0 && run.duration_ns < solve.duration_ns,
         "{run:?} in {solve:?}"
     );
-    trace.within(solve, "[3/3] COPY www /www")?;
-    trace.within(solve, "exporting to image")?;
-    trace.within(solve, "pushing layers")?;
+    trace.child(solve, "[3/3] COPY www /www")?;
+    trace.child(solve, "exporting to image")?;
+    trace.child(solve, "pushing layers")?;
 
     // The deployer's spans, below the builder's call.
-    let deployment = trace.path(
+    let deployment = trace.descendant(
         root,
         &["build", "deploy", "POST /function", "POST /", "deployment"],
     )?;
@@ -178,11 +178,11 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     assert_eq!(deployment.attribute("slipway.function").as_deref(), Some(name));
     assert_eq!(deployment.attribute("slipway.status").as_deref(), Some("ready"));
     for step in ["queue", "check image", "check", "apply", "watch"] {
-        assert_eq!(trace.within(deployment, step)?.service, "deployer-fn");
+        assert_eq!(trace.child(deployment, step)?.service, "deployer-fn");
     }
-    trace.path(deployment, &["apply", "PUT /system/functions"])?;
-    trace.path(deployment, &["watch", "GET /system/function"])?;
-    trace.path(deployment, &["watch", "probe", "GET /function"])?;
+    trace.descendant(deployment, &["apply", "PUT /system/functions"])?;
+    trace.descendant(deployment, &["watch", "GET /system/function"])?;
+    trace.descendant(deployment, &["watch", "probe", "GET /function"])?;
 
     // A failed build has the error in its spans.
     let failing = BuildContext::dockerfile(format!("FROM {base}\nARG SHOWN\nRUN echo $SHOWN $AT; exit 3\n")).tar(&json!({
@@ -203,7 +203,7 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         ("", &None),
         "an error of the caller is not an error of the server"
     );
-    let solve = failed.path(root, &["build", "solve"])?;
+    let solve = failed.descendant(root, &["build", "solve"])?;
     assert!(
         solve
             .error
