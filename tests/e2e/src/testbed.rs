@@ -117,7 +117,7 @@ impl Testbed {
         let end = Instant::now() + LIMIT;
         while !holds()? {
             if Instant::now() > end {
-                bail!("not within {LIMIT:?}: {what}");
+                bail!("after {LIMIT:?}, this is still not the case: {what}");
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -1,4 +1,4 @@
-//! The transfer of contexts: builds never see each other's files, and the daemon is not sent what it has.
+//! The transfer of contexts: builds never see each other's files, and the daemon receives only files that it lacks.
 
 use std::time::Duration;
 
