@@ -1,106 +1,107 @@
-//! The addresses of a stack.
+//! Network addresses of a stack.
 //!
-//! A stack has a network namespace of its own, joined to the machine by one pair of interfaces with a network of four
-//! addresses, 10.63.N.0/30; N is what tells the stacks of a machine apart. Inside, functions live on a bridge with the
-//! same network in every stack.
+//! A stack has a network namespace of its own. One pair of interfaces joins it to the machine, with the
+//! network 10.63.N.0/30 of four addresses; N distinguishes the stacks of one machine. Inside, functions are
+//! on a bridge whose network is the same in every stack.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// The network of the functions, as faasd has it.
+/// The functions' network; the same as faasd's.
 pub(crate) const FUNCTIONS: &str = "10.62.0.0/16";
-/// The stack on that network: what functions reach the gateway and BuildKit by.
+/// The stack's address on the functions' network; functions use it for the gateway and BuildKit.
 pub(crate) const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 62, 0, 1);
-/// The bridge, named as faasd names it.
+/// The name of the bridge; the same as faasd's.
 pub(crate) const BRIDGE_INTERFACE: &str = "openfaas0";
-/// The inner end of the pair.
+/// The stack's end of the pair of interfaces.
 pub(crate) const INNER_INTERFACE: &str = "host0";
-/// slirp4netns's interface.
+/// The interface that slirp4netns makes.
 pub(crate) const EGRESS_INTERFACE: &str = "tap0";
-/// slirp4netns's resolver, which asks whom the machine asks.
+/// The resolver of slirp4netns, which forwards queries to the machine's resolver.
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-/// The gateway, as the gateway has it.
+/// The gateway's default port.
 pub(crate) const GATEWAY_PORT: u16 = 8080;
-/// The registry.
+/// The registry's port.
 pub(crate) const REGISTRY_PORT: u16 = 5000;
-/// The provider.
+/// The provider's port.
 pub(crate) const PROVIDER_PORT: u16 = 8081;
-/// BuildKit.
+/// BuildKit's port.
 pub(crate) const BUILDKIT_PORT: u16 = 1234;
-/// NATS Streaming.
+/// The port of NATS Streaming.
 pub(crate) const NATS_PORT: u16 = 4222;
-/// NATS Streaming's own monitoring.
+/// The port of NATS Streaming's monitoring.
 pub(crate) const NATS_MONITOR_PORT: u16 = 8222;
-/// builder-fn without the gateway.
+/// The port at which builder-fn is reached without the gateway.
 pub(crate) const BUILDER_PORT: u16 = 8090;
-/// builder-fn as a plain process, while there is no function of it.
+/// The port of builder-fn as a plain process, before it is deployed as a function.
 pub(crate) const PLAIN_BUILDER_PORT: u16 = 8091;
-/// Its metrics.
+/// The port of that process's metrics.
 pub(crate) const PLAIN_BUILDER_METRICS_PORT: u16 = 8092;
 
-/// What tells one stack's addresses from another's.
+/// The N in a stack's addresses; unique among the stacks of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Number(u8);
 
 impl Number {
-    /// The one that a machine's only stack has.
+    /// The number of the first stack on a machine.
     pub(crate) const FIRST: Self = Self(1);
 
-    /// The lowest number that nobody has.
+    /// Returns the lowest number that is not taken.
     pub(crate) fn free(taken: impl Fn(Number) -> bool) -> Option<Self> {
         (1..=254).map(Self).find(|number| !taken(*number))
     }
 
-    /// The machine's end of the pair.
+    /// Returns the address of the machine's end of the pair.
     pub(crate) fn outer(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 63, self.0, 1)
     }
 
-    /// The stack's end of the pair: one name that is the same from the machine, BuildKit, provider and functions.
+    /// Returns the address of the stack's end of the pair. It is the same for the machine, BuildKit, the
+    /// provider and functions.
     pub(crate) fn inner(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 63, self.0, 2)
     }
 
-    /// The machine's interface.
+    /// Returns the name of the machine's end of the pair.
     pub(crate) fn interface(self) -> String {
         format!("slipway{}", self.0)
     }
 
-    /// The registry, as it stands in image references.
+    /// Returns the registry's address for image references.
     pub(crate) fn registry(self) -> SocketAddr {
         (self.inner(), REGISTRY_PORT).into()
     }
 
-    /// The registry for faasd, which speaks plain HTTP with loopback addresses only: one of these, that is the same
-    /// inside and on the machine.
+    /// Returns the registry's address for faasd, which uses plain HTTP only with loopback addresses. The
+    /// address is the same inside the stack and on the machine.
     pub(crate) fn loopback_registry(self) -> SocketAddr {
         (Ipv4Addr::new(127, 63, self.0, 2), REGISTRY_PORT).into()
     }
 
-    /// The gateway, from the machine.
+    /// Returns the gateway's URL for clients on the machine.
     pub(crate) fn gateway_url(self) -> String {
         format!("http://{}:{GATEWAY_PORT}", self.inner())
     }
 
-    /// builder-fn without the gateway, from the machine.
+    /// Returns the URL of builder-fn without the gateway, for clients on the machine.
     pub(crate) fn builder_url(self) -> String {
         format!("http://{}:{BUILDER_PORT}", self.inner())
     }
 
-    /// The plain builder-fn, from the machine.
+    /// Returns the URL of the builder-fn that runs as a plain process, for clients on the machine.
     pub(crate) fn plain_builder_url(self) -> String {
         format!("http://{}:{PLAIN_BUILDER_PORT}", self.inner())
     }
 }
 
-/// The gateway, from functions.
+/// Returns the gateway's URL for functions.
 pub(crate) fn gateway_for_functions() -> String {
     format!("http://{BRIDGE}:{GATEWAY_PORT}")
 }
 
-/// BuildKit, from functions.
+/// Returns BuildKit's URL for functions.
 pub(crate) fn buildkit_for_functions() -> String {
     format!("tcp://{BRIDGE}:{BUILDKIT_PORT}")
 }

@@ -1,7 +1,7 @@
-//! The control groups of a stack: everything of it is below one group in each hierarchy, so that two stacks with
-//! functions of the same names do not meet, and so that all of it can be removed.
+//! Control groups of a stack. Everything in a stack is below one group in each hierarchy: stacks with
+//! functions of the same names do not collide, and all groups can be removed.
 //!
-//! The holder enters the group before it leaves for namespaces of its own; inside, that group is the root.
+//! The holder enters the group before it makes its namespaces; inside them, that group is the root.
 
 use std::{
     fs, io,
@@ -14,27 +14,27 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::error::{At as _, Result};
 
-/// Where the hierarchies are mounted.
+/// The directory where hierarchies are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// How long the kernel may take to empty a group whose processes were killed.
+/// The longest time for the kernel to empty a group whose processes were killed.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
-/// One mounted hierarchy.
+/// A mounted cgroup hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
-    /// Where it is mounted.
+    /// The mount point.
     mount: PathBuf,
-    /// What of the hierarchy is mounted there.
+    /// The group of the hierarchy that is mounted there.
     root: PathBuf,
-    /// The only one there is, of version 2.
+    /// Whether this is the unified hierarchy of version 2.
     unified: bool,
-    /// `cpu,cpuacct`, or `name=systemd`; nothing for version 2.
+    /// The controllers, such as `cpu,cpuacct` or `name=systemd`; empty for version 2.
     controllers: String,
 }
 
 impl Hierarchy {
-    /// The mounted hierarchies, from the text of `/proc/self/mountinfo` (proc(5)).
+    /// Parses the mounted hierarchies from `/proc/self/mountinfo` (proc(5)).
     fn parse(mountinfo: &str) -> Vec<Self> {
         let mut found = mountinfo.lines().filter_map(Self::parse_line).collect::<Vec<_>>();
         found.dedup_by(|a, b| a.mount == b.mount);
@@ -66,8 +66,10 @@ impl Hierarchy {
             .filter(|_| kind == "cgroup" || kind == "cgroup2")
     }
 
-    /// The group below which the stack's is made. Where version 2 is all there is, a group with processes cannot pass
-    /// controllers on, so it is the root; in version 1 it is the group that this process is in, whose limits then hold.
+    /// Returns the directory of the group below which the stack's group is made.
+    ///
+    /// In version 2 a group that has processes cannot delegate controllers, so this is the root. In version 1
+    /// it is this process's own group, whose limits then apply.
     fn parent(&self, own: &str) -> PathBuf {
         if self.unified {
             return self.mount.clone();
@@ -86,15 +88,15 @@ impl Hierarchy {
     }
 }
 
-/// The groups of one stack.
+/// The control groups of one stack.
 #[derive(Debug)]
 pub(crate) struct Groups {
-    /// The directory of the group in each hierarchy.
+    /// The group's directory in each hierarchy.
     dirs: Vec<PathBuf>,
 }
 
 impl Groups {
-    /// The groups of the stack with this name, as seen from outside of them.
+    /// Returns the groups of the named stack, as seen from outside its namespaces.
     pub(crate) fn of(stack: &str) -> Result<Self> {
         let own = read("/proc/self/cgroup")?;
         let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
@@ -104,21 +106,21 @@ impl Groups {
         })
     }
 
-    /// Where the groups are, for whoever looks after them later.
+    /// Returns the groups' directories, to be stored for the clean-up.
     pub(crate) fn dirs(&self) -> &[PathBuf] {
         &self.dirs
     }
 
-    /// Groups at known places.
+    /// Returns the groups with these directories.
     pub(crate) fn at(dirs: Vec<PathBuf>) -> Self {
         Self { dirs }
     }
 
-    /// Makes the groups and moves this process into them.
+    /// Creates the groups and moves this process into them.
     pub(crate) fn enter(&self) -> Result<()> {
         for dir in &self.dirs {
             fs::create_dir_all(dir).at("create", dir)?;
-            // A new cpuset is empty, and nothing can run in it.
+            // A new cpuset is empty, and nothing can run in it until it has CPUs and memory nodes.
             for name in ["cpuset.cpus", "cpuset.mems"] {
                 let parent = dir.parent().unwrap_or(dir).join(name);
                 if let Ok(value) = fs::read_to_string(&parent)
@@ -134,7 +136,8 @@ impl Groups {
         Ok(())
     }
 
-    /// Takes the holder out of the way: in version 2 a group that passes controllers on may have no process itself.
+    /// Moves the holder into a subgroup: in version 2 a group that delegates controllers may not have
+    /// processes.
     pub(crate) fn set_aside(&self, holder: u32) -> Result<()> {
         for dir in self
             .dirs
@@ -149,7 +152,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Removes the groups with all below them, once nothing runs there any more.
+    /// Removes the groups and their subgroups, once their processes have ended.
     pub(crate) fn remove(&self) -> Result<()> {
         let end = Instant::now() + EMPTY_WITHIN;
         for dir in &self.dirs {
@@ -157,7 +160,7 @@ impl Groups {
                 if Instant::now() > end {
                     return Err(error).at("remove", dir);
                 }
-                // There is no event for "the last process is gone" that both versions have.
+                // No event for "the last process has ended" exists in both versions.
                 thread::sleep(Duration::from_millis(20));
             }
         }
@@ -169,7 +172,7 @@ fn read(path: &str) -> Result<String> {
     fs::read_to_string(path).at("read", path)
 }
 
-/// Removes a group and those below it. Its files are the kernel's and go with it.
+/// Removes a group and its subgroups. The files in a group are the kernel's and disappear with it.
 fn remove_tree(dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -184,7 +187,7 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
-/// Inside the namespaces: mounts the hierarchies again, so that the stack's groups are the roots.
+/// Mounts the hierarchies again inside the namespaces, so that the stack's groups are the roots.
 pub(crate) fn mount() -> Result<()> {
     let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
     let links = links(Path::new(ROOT));
@@ -217,7 +220,7 @@ pub(crate) fn mount() -> Result<()> {
     Ok(())
 }
 
-/// `cpu` → `cpu,cpuacct` and the like, where a hierarchy has several controllers.
+/// Reads the symbolic links for hierarchies with several controllers, such as `cpu` → `cpu,cpuacct`.
 fn links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     entries
@@ -225,8 +228,9 @@ fn links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
         .collect()
 }
 
-/// Inside the namespaces, where version 2 is all there is: passes every controller on to the groups below, which
-/// the group's own processes have to leave for.
+/// Enables every controller for subgroups, inside the namespaces, where only version 2 is mounted.
+///
+/// The root's own processes have to move to a subgroup first.
 pub(crate) fn delegate() -> Result<()> {
     let root = Path::new(ROOT);
     let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {

@@ -1,4 +1,4 @@
-//! The commands.
+//! The command line.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -7,7 +7,7 @@ use slipway_stack::{Error, Options, Part, Places, Progress, Result, Stack, State
 
 use crate::console;
 
-/// The real stack on one machine: BuildKit, registry, containerd, OpenFaaS.
+/// Runs the real stack on one machine: BuildKit, registry, containerd, OpenFaaS.
 #[derive(Debug, Parser)]
 #[command(name = "slipway-stack", version)]
 pub(crate) struct Cli {
@@ -17,28 +17,28 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start the stack, deploy Slipway on it, and take a sample function from source to running.
+    /// Start the stack, deploy Slipway on it, and build, deploy and call a sample function.
     ///
-    /// What runs already is left alone; what was built or downloaded is used again.
+    /// Parts that already run are not restarted; programs and images in the cache are reused.
     Up(Up),
-    /// Stop the stack. Its data stays (build cache, images, credentials), so that the next start is quick.
+    /// Stop the stack. Its data (build cache, images, credentials) is kept, so the next start is faster.
     Down {
         #[command(flatten)]
         stack: Name,
-        /// Remove its data too.
+        /// Remove the stack's data too.
         #[arg(long)]
         purge: bool,
     },
-    /// Print what a shell needs to use the running stack: eval "$(slipway-stack env)".
+    /// Print the environment for using the stack from a shell: eval "$(slipway-stack env)".
     Env(Name),
-    /// Print how the parts are.
+    /// Print the state of each part.
     Status(Name),
-    /// Print the end of a part's log.
+    /// Print the last lines of a part's log.
     Logs {
         #[command(flatten)]
         stack: Name,
         part: Part,
-        /// How many lines.
+        /// Number of lines.
         #[arg(short = 'n', long, default_value_t = 50)]
         lines: usize,
     },
@@ -56,7 +56,7 @@ enum Command {
     },
     /// Install the Debian packages that building and running need.
     Packages {
-        /// Those of the end-to-end tests too: what their clients are written in.
+        /// Also install the packages that the clients in the end-to-end tests need.
         #[arg(long)]
         tests: bool,
     },
@@ -72,7 +72,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Name {
-    /// Which stack.
+    /// Name of the stack.
     #[arg(long, default_value = "default", env = "SLIPWAY_STACK")]
     name: String,
 }
@@ -81,28 +81,28 @@ struct Name {
 struct Up {
     #[command(flatten)]
     stack: Name,
-    /// The parts only, without Slipway.
+    /// Start the parts only, without deploying Slipway.
     #[arg(long)]
     bare: bool,
-    /// A faasd binary, to be the provider.
+    /// A faasd binary to use as the provider.
     #[arg(long, env = "SLIPWAY_FAASD")]
     faasd: Option<PathBuf>,
-    /// A newer gateway binary.
+    /// A gateway binary to use in place of the pinned one.
     #[arg(long, env = "SLIPWAY_GATEWAY")]
     gateway: Option<PathBuf>,
-    /// A newer faas-cli binary.
+    /// A faas-cli binary to use in place of the pinned one.
     #[arg(long, env = "SLIPWAY_FAAS_CLI")]
     faas_cli: Option<PathBuf>,
-    /// Seconds after which the queue delivers a call again that was not answered.
+    /// Seconds after which the queue redelivers a call that was not acknowledged.
     #[arg(long)]
     ack_wait: Option<u64>,
 }
 
 impl Cli {
-    /// Does what was asked.
+    /// Runs the command.
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.command {
-            // Both are for processes without threads: they enter namespaces.
+            // These two enter namespaces, which requires a process without threads.
             Command::Hold(stack) => slipway_stack::hold(&Places::from_env()?.stack(&stack.name)?)?,
             Command::Supervise(stack) => slipway_stack::supervise(Places::from_env()?.stack(&stack.name)?)?,
             command => {
@@ -190,7 +190,7 @@ fn print_environment(stack: &Stack) {
     ));
 }
 
-/// A word that a shell takes as it is.
+/// Quotes a value so that a shell takes it as one literal word.
 fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\'', r"'\''"))
 }

@@ -1,4 +1,4 @@
-//! Running another program to its end, with the end of its output in the error when it fails.
+//! Runs other programs; the error of a failed program has the end of its output.
 
 use std::{
     ffi::OsStr,
@@ -10,26 +10,26 @@ use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use crate::error::{Error, Result};
 
-/// How much of a failed program's output an error carries, in lines.
+/// The number of output lines in the error of a failed program.
 const TAIL_LINES: usize = 30;
 
-/// How much of a line an error shows, in bytes.
+/// The longest line in an error, in bytes.
 const LONG_LINE: usize = 1000;
 
-/// A program by name, which dies with the launcher.
+/// Returns a command without standard input, whose process is killed when its future is dropped.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.kill_on_drop(true).stdin(Stdio::null());
     command
 }
 
-/// Runs a program to its end and gives what it wrote on standard output.
+/// Runs a program and returns its standard output; fails unless it exits successfully.
 pub(crate) async fn run(command: &mut Command) -> Result<Vec<u8>> {
     let name = name(command.as_std());
     finished(name, command.output().await)
 }
 
-/// As [`run`], with something on the program's standard input.
+/// Runs a program with the given standard input and returns its standard output.
 pub(crate) async fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     let name = name(command.as_std());
     let failed = |source| Error::Spawn {
@@ -46,7 +46,7 @@ pub(crate) async fn run_with_input(command: &mut Command, input: &[u8]) -> Resul
         .take()
         .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
     let write = async {
-        // A program that does not read all of it says itself what is wrong.
+        // A program that exits without reading all of it reports its own error.
         let _ = stdin.write_all(input).await;
         drop(stdin);
     };
@@ -54,7 +54,7 @@ pub(crate) async fn run_with_input(command: &mut Command, input: &[u8]) -> Resul
     finished(name, output)
 }
 
-/// As [`run`], for the places where there is no runtime.
+/// Runs a program as [`run`] does, without an async runtime.
 pub(crate) fn run_blocking(command: &mut std::process::Command) -> Result<Vec<u8>> {
     let name = name(command);
     finished(name, command.stdin(Stdio::null()).output())
@@ -77,7 +77,7 @@ fn finished(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {
     })
 }
 
-/// The program and its first arguments: enough to know what was run, and short.
+/// Returns the program and its first four arguments: enough to identify the command.
 fn name(command: &std::process::Command) -> String {
     let words = [command.get_program()]
         .into_iter()
@@ -88,7 +88,7 @@ fn name(command: &std::process::Command) -> String {
         .join(" ")
 }
 
-/// The last lines of a text, without the ends of those that are very long.
+/// Returns the last lines of a text, each cut to [`LONG_LINE`].
 pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all = text.trim_end().lines().collect::<Vec<_>>();
     let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();

@@ -1,16 +1,16 @@
-//! The only place that writes to standard output and standard error.
+//! Output of the command-line program: the only module that writes to standard output and standard error.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command-line program speaks there"
 )]
 
-/// A line of the result.
+/// Prints a line of the result.
 pub(crate) fn line(text: &str) {
     println!("{text}");
 }
 
-/// Why a command failed.
+/// Prints the error of a failed command.
 pub(crate) fn error(text: &str) {
     eprintln!("slipway-stack: {text}");
 }

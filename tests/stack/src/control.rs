@@ -1,5 +1,7 @@
-//! What the launcher and a stack's supervisor say to each other: JSON lines over a Unix socket in the stack's
-//! directory. A command is one line; the answer is lines until one of them is the last.
+//! The protocol between the launcher and a stack's supervisor: JSON lines over a Unix socket in the stack's
+//! directory.
+//!
+//! A command is one line. The answer is any number of progress events, followed by one final event.
 
 use std::path::Path;
 
@@ -14,23 +16,23 @@ use crate::{
     part::Part,
 };
 
-/// What the supervisor is asked to do.
+/// A command for the supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub(crate) enum Command {
-    /// Start every part.
+    /// Start every part that does not run.
     Begin,
-    /// Say how the parts are.
+    /// Report the state of the parts.
     Status,
     /// Start one part.
     Start { part: Part },
     /// Stop one part.
     Stop { part: Part },
-    /// Stop every part, and end.
+    /// Stop every part, then end the supervisor.
     Down,
 }
 
-/// What the supervisor answers.
+/// An event in the supervisor's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum Event {
@@ -38,54 +40,54 @@ pub(crate) enum Event {
     Starting { part: Part },
     /// A part is ready.
     Ready { part: Part, seconds: f64 },
-    /// A part has stopped.
+    /// A part was stopped.
     Stopped { part: Part },
-    /// A part did not become ready: the last line.
+    /// A part did not become ready; final.
     Failed { part: Part, reason: String },
-    /// How the parts are: the last line.
+    /// The state of the parts; final.
     Status { parts: Vec<PartStatus> },
-    /// All is done: the last line.
+    /// The command succeeded; final.
     Done,
-    /// The command makes no sense now: the last line.
+    /// The command was rejected; final.
     Refused { reason: String },
 }
 
-/// How one part is.
+/// The state of one part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartStatus {
-    /// Which part.
+    /// The part.
     pub part: Part,
-    /// How it is.
+    /// Its state.
     pub state: State,
-    /// For how long it has been so, in seconds.
+    /// Time since the state last changed, in seconds.
     pub seconds: u64,
 }
 
-/// How a part is.
+/// The state of a part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum State {
-    /// Not running, as it should be.
+    /// Stopped on request.
     Stopped,
-    /// Started, and not ready yet.
+    /// Started, but not ready yet.
     Starting,
-    /// Running.
+    /// Started and ready.
     Running,
-    /// It ended by itself.
+    /// Ended without a request to stop.
     Ended {
-        /// How.
+        /// The exit status, or the reason for which the start failed.
         how: String,
     },
 }
 
-/// A conversation with a supervisor.
+/// A connection to a supervisor's control socket.
 #[derive(Debug)]
 pub(crate) struct Conversation {
     stream: BufReader<UnixStream>,
 }
 
 impl Conversation {
-    /// Connects to the supervisor behind a socket.
+    /// Connects to a supervisor's control socket.
     pub(crate) async fn open(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).await.at("connect to", socket)?;
         Ok(Self {
@@ -93,7 +95,7 @@ impl Conversation {
         })
     }
 
-    /// Sends a command and tells each event but the last, which is the answer.
+    /// Sends a command, passes progress events to `on_event`, and returns the final event.
     pub(crate) async fn ask(&mut self, command: Command, mut told: impl FnMut(Event)) -> Result<Event> {
         let lost = |why: String| Error::Refused(format!("the stack's supervisor went away: {why}"));
         let mut line = serde_json::to_string(&command).map_err(|error| lost(error.to_string()))?;

@@ -1,4 +1,4 @@
-//! The credentials of a stack: made at its first start, kept while its data lives.
+//! Credentials of a stack: generated at its first start and kept as long as its data.
 
 use std::{fmt, fs, io::Read as _, path::Path};
 
@@ -11,12 +11,12 @@ use crate::{
     places::{StackDir, write_private},
 };
 
-/// The gateway's user.
+/// The gateway's user name.
 const GATEWAY_USER: &str = "admin";
-/// The registry's user.
+/// The registry's user name.
 const REGISTRY_USER: &str = "slipway";
 
-/// The secrets that Slipway's functions mount, by the names that they have there.
+/// The names of the secrets that Slipway's functions mount.
 pub(crate) const SECRETS: [&str; 5] = [
     "basic-auth-user",
     "basic-auth-password",
@@ -25,7 +25,7 @@ pub(crate) const SECRETS: [&str; 5] = [
     "registry-config",
 ];
 
-/// A user with a password, which is never shown by accident.
+/// A user name and password; `Debug` omits the password.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Login {
     pub(crate) user: String,
@@ -44,14 +44,14 @@ impl fmt::Debug for Login {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {
     pub(crate) gateway: Login,
-    /// Nothing where the registry asks for no password.
+    /// `None` if the registry requires no password.
     pub(crate) registry: Option<Login>,
 }
 
 impl Credentials {
-    /// Reads what is there and makes what is missing.
+    /// Reads the stack's credentials and generates those that are missing.
     ///
-    /// `registry` is the registry's host; `closed` says whether it asks for a password.
+    /// `registry` is the registry's host and port; `registry_password` is whether it requires a password.
     pub(crate) fn ensure(dir: &StackDir, registry: &str, closed: bool) -> Result<Self> {
         let secrets = dir.secrets();
         let random = |name: &str| ensure(&secrets.join(name), random);
@@ -75,7 +75,7 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// Reads the credentials of a stack that has them.
+    /// Reads the credentials of a stack that was started before.
     pub(crate) fn read(dir: &StackDir, closed: bool) -> Result<Self> {
         let read = |path: &Path| fs::read_to_string(path).at("read", path);
         let password = read(&dir.config().join("registry-password"))?;
@@ -91,7 +91,7 @@ impl Credentials {
         })
     }
 
-    /// A Docker `config.json` with the registry's password.
+    /// Returns a Docker `config.json` with the registry's credentials.
     fn docker_config(&self, registry: &str) -> String {
         let auths = match &self.registry {
             Some(Login { user, password }) => {
@@ -102,7 +102,8 @@ impl Credentials {
         json!({ "auths": auths }).to_string()
     }
 
-    /// The registry's password file: a user with a bcrypt hash, as the registry wants it.
+    /// Returns the registry's password file: the user name and a bcrypt hash, the format that the registry
+    /// reads.
     pub(crate) async fn htpasswd(login: &Login) -> Result<Vec<u8>> {
         run_with_input(
             command("htpasswd").args(["-niB", &login.user]),
@@ -123,7 +124,7 @@ fn ensure(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> 
     }
 }
 
-/// 192 random bits.
+/// Returns 192 random bits in hexadecimal.
 fn random() -> Result<String> {
     let source = "/dev/urandom";
     let mut bytes = [0; 24];

@@ -1,7 +1,9 @@
-//! Slipway on the stack: its secrets, its two functions, and a sample function that goes all the way through them.
+//! Deploys Slipway on a stack: its secrets, its two functions, and a sample function that is built and
+//! deployed by them.
 //!
-//! The functions are built by builder-fn itself, run once as a plain process: Slipway's first build is Slipway. Every
-//! image is tagged with what its context hashes to, so that what is there already is seen, and left alone.
+//! The two functions are built by builder-fn itself, running as a plain process: Slipway's first build is
+//! Slipway. The tag of each image is a hash of its context, so an image that is already in the registry is
+//! found and not built again.
 
 mod build;
 mod callback;
@@ -32,22 +34,22 @@ use crate::{
     stack::Stack,
 };
 
-/// The functions that Slipway is.
+/// Slipway's functions.
 const FUNCTIONS: [&str; 2] = ["builder-fn", "deployer-fn"];
 
-/// The repository of their images, and of the sample's.
+/// The repository of Slipway's images and of the sample's image.
 const REPOSITORY: &str = "slipway";
 
-/// The annotation by which a deployed function is seen to be the one that would be deployed now.
+/// The annotation with a hash of the deployment; it shows whether a deployed function is up to date.
 const ANNOTATION: &str = "com.slipway.stack";
 
-/// How long a deployed function may take until it answers.
+/// The longest time from deploying a function to its readiness.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long to wait between two looks.
+/// The interval between readiness checks.
 const BETWEEN: Duration = Duration::from_millis(100);
 
-/// Deploys Slipway and runs the sample, as far as that is not done already.
+/// Deploys Slipway and the sample, except what is already up to date.
 pub(crate) async fn deploy(stack: &Stack, registry: &Push, progress: &Progress) -> Result<()> {
     let functions = Functions::new(http::client()?, stack);
     put_secrets(stack, &functions).await?;
@@ -84,15 +86,15 @@ async fn put_secrets(stack: &Stack, functions: &Functions) -> Result<()> {
     Ok(())
 }
 
-/// One function as it should be.
+/// A function of Slipway's, as it is to be deployed.
 #[derive(Debug)]
 struct Planned {
     name: &'static str,
     context: Context,
-    /// The image's tag: what its context hashes to.
+    /// The image's tag: a hash of the context.
     tag: String,
     image: String,
-    /// What the whole deployment hashes to.
+    /// A hash of the image reference and `stack.yml`.
     mark: String,
 }
 
@@ -110,14 +112,14 @@ impl Planned {
         })
     }
 
-    /// What the values of `stack.yml` are on this stack.
+    /// Returns the values of the variables in `stack.yml` for this function.
     fn environment(&self, stack: &Stack) -> Vec<(&'static str, String)> {
         let mut values = shared_environment(stack);
         values.push(("TAG", self.tag.clone()));
         values
     }
 
-    /// Deploys the function unless it is there, the same, and answers.
+    /// Deploys the function, unless the same deployment is there and ready.
     async fn deploy(
         &self,
         stack: &Stack,
@@ -169,7 +171,7 @@ impl Planned {
     }
 }
 
-/// What the values of `stack.yml` are for every function of this stack.
+/// Returns the values of the variables in `stack.yml` that all functions of the stack share.
 fn shared_environment(stack: &Stack) -> Vec<(&'static str, String)> {
     vec![
         ("OPENFAAS_URL", stack.gateway.url.clone()),
@@ -182,7 +184,7 @@ fn shared_environment(stack: &Stack) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Builds the images that the registry lacks, with builder-fn as a plain process.
+/// Builds the images that the registry lacks, with builder-fn running as a plain process.
 async fn build_missing(stack: &Stack, registry: &Push, all: &[Planned], progress: &Progress) -> Result<()> {
     let mut missing = Vec::new();
     for function in all {
@@ -203,7 +205,7 @@ async fn build_missing(stack: &Stack, registry: &Push, all: &[Planned], progress
             .build(function.name, function.context.tar(&config)?, progress)
             .await;
         built.map_err(|error| match error {
-            // It was lost, or did not get that far: its own log says why.
+            // The connection broke or was not made: the process's log has the reason.
             error @ Error::NoAnswer { .. } => Error::NotReady {
                 part: Part::Builder,
                 reason: crate::error::chain(&error),

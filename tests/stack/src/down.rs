@@ -1,4 +1,5 @@
-//! Stopping a stack: the parts end in order, then the rest is taken away by the kernel, then what no process holds.
+//! Stops a stack: first its parts, in order; the kernel then removes the namespaces; last, the launcher
+//! removes the control groups and state files.
 
 use std::{
     fs,
@@ -20,24 +21,24 @@ use crate::{
     stack::Stack,
 };
 
-/// How long the parts may take to end.
+/// The longest time for the parts to stop.
 const PARTS_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long the kernel may take to clear namespaces away: it writes out what was not written yet when it unmounts, which was
-/// seen to take over half a minute after all tests had run.
+/// The longest time for the kernel to remove the namespaces. When it unmounts, it writes out dirty pages,
+/// which took over half a minute after all tests had run.
 const KERNEL_WITHIN: Duration = Duration::from_secs(180);
 
-/// How long to wait between two looks.
+/// The interval between checks of something that has no event.
 const BETWEEN: Duration = Duration::from_millis(20);
 
 impl Stack {
-    /// Stops this stack; its data stays.
+    /// Stops this stack and keeps its data.
     pub async fn down(self) -> Result<()> {
         down(self.name(), false, &Progress::silent()).await
     }
 }
 
-/// Stops the stack of a name, whatever state it is in, and with `purge` removes its data too.
+/// Stops the named stack, whatever state it is in; with `purge`, removes its data too.
 pub async fn down(name: &str, purge: bool, progress: &Progress) -> Result<()> {
     if name == external::NAME {
         progress.step("stack", "it is somebody else's, and left alone");
@@ -58,14 +59,14 @@ pub async fn down(name: &str, purge: bool, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// Stops what runs of a stack, and clears away what it left if it was killed.
+/// Stops a running stack and removes what a killed one left behind.
 pub(crate) async fn stop(place: &StackDir, progress: &Progress) -> Result<()> {
     let Some(running) = Running::read(place)? else {
         return Ok(());
     };
     if running.alive() {
         progress.step("stack", "stopping");
-        // Whoever does not answer, or not in time, is killed.
+        // A supervisor that fails or does not answer in time is killed below.
         let _ = tokio::time::timeout(PARTS_WITHIN, stop_parts(place, progress)).await;
         if wait_until(Duration::from_secs(5), || !running.alive())
             .await
@@ -117,7 +118,7 @@ async fn wait_until(limit: Duration, so: impl Fn() -> bool) -> Result<(), ()> {
     Ok(())
 }
 
-/// Where the kernel shows a stack's interface on this machine.
+/// Returns the sysfs path of a stack's interface on this machine.
 pub(crate) fn interface(number: Number) -> PathBuf {
     Path::new("/sys/class/net").join(number.interface())
 }

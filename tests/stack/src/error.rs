@@ -1,82 +1,82 @@
-//! What can go wrong with a stack.
+//! Errors of the launcher.
 
 use std::{io, path::PathBuf};
 
 use crate::part::Part;
 
-/// Why the launcher could not do what it was asked to.
+/// An error of the launcher.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file or directory could not be used.
+    /// An operation on a file or directory failed.
     #[error("cannot {action} {}", path.display())]
     File {
-        /// What was tried, as a verb.
+        /// The operation, as a verb.
         action: &'static str,
-        /// With which file.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A file of the launcher's own does not hold what it should.
+    /// A state file of the launcher's is not valid JSON.
     #[error("{} is damaged", path.display())]
     Damaged {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Where, and why.
+        /// The position and the reason.
         source: serde_json::Error,
     },
     /// A program could not be started.
     #[error("cannot run {program}")]
     Spawn {
-        /// Which program.
+        /// The program.
         program: String,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// A program ended with something else than success.
+    /// A program did not exit successfully.
     #[error("{program} failed ({status})\n{output}")]
     Program {
-        /// The program with its first arguments.
+        /// The program and its first arguments.
         program: String,
-        /// How it ended.
+        /// The exit status.
         status: String,
-        /// The end of what it wrote.
+        /// The end of its output.
         output: String,
     },
-    /// A part did not become ready, or did not stay so.
+    /// A part did not become ready, or ended.
     #[error("{part} did not become ready: {reason}\nthe end of {}:\n{tail}", log.display())]
     NotReady {
-        /// Which part.
+        /// The part.
         part: Part,
-        /// What was seen of it.
+        /// The last observation of the part.
         reason: String,
-        /// Where its whole log is.
+        /// The path of its log.
         log: PathBuf,
         /// The end of its log.
         tail: String,
     },
-    /// The supervisor did not start, or was lost.
+    /// The supervisor did not start, or ended.
     #[error("the stack's supervisor {reason}\nthe end of {}:\n{tail}", log.display())]
     Supervisor {
-        /// What happened.
+        /// What was observed.
         reason: String,
-        /// Where its log is.
+        /// The path of its log.
         log: PathBuf,
         /// The end of its log.
         tail: String,
     },
-    /// The supervisor refused a command.
+    /// The supervisor rejected a command, or there is no supervisor to send it to.
     #[error("{0}")]
     Refused(String),
-    /// An HTTP request got no answer.
+    /// An HTTP request got no complete answer.
     #[error("no answer to {request}")]
     NoAnswer {
         /// Method and address.
         request: String,
-        /// Why.
+        /// The client's error.
         source: reqwest::Error,
     },
-    /// An HTTP request got another answer than the one needed.
+    /// An HTTP request was answered with an unexpected status.
     #[error("{request} was answered with {status}: {body}")]
     Answer {
         /// Method and address.
@@ -86,25 +86,25 @@ pub enum Error {
         /// The beginning of the body.
         body: String,
     },
-    /// The machine lacks something that the launcher cannot give it.
+    /// The machine or its environment does not meet a requirement.
     #[error("{0}")]
     Machine(String),
-    /// Something took longer than it may.
+    /// An operation exceeded its time limit.
     #[error("{what} took longer than {seconds} s")]
     TooLong {
-        /// What was waited for.
+        /// The operation.
         what: String,
-        /// How long.
+        /// The limit, in seconds.
         seconds: u64,
     },
 }
 
-/// What most of this crate returns.
+/// A result with the launcher's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Gives an [`io::Error`] its file.
+/// Adds the operation and the file to an [`io::Error`].
 pub(crate) trait At<T> {
-    /// Says what was tried with which file.
+    /// Converts the error to [`Error::File`].
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }
 
@@ -124,7 +124,7 @@ impl<T> At<T> for rustix::io::Result<T> {
     }
 }
 
-/// The whole chain of causes in one line, for the end of a program.
+/// Returns an error and its causes in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

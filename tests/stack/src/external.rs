@@ -1,6 +1,8 @@
-//! An OpenFaaS that somebody else runs, with Slipway on it: nothing of it is started or stopped here, tests only use it.
+//! An external stack: an OpenFaaS with Slipway that was not started by this launcher. Tests use it; nothing
+//! in it is started or stopped.
 //!
-//! It is described by the same environment variables that `slipway-stack env` prints for a stack of its own.
+//! It is described by the environment variables that `slipway-stack env` prints for the launcher's own
+//! stacks.
 
 use std::{collections::HashMap, env, path::PathBuf};
 
@@ -15,10 +17,10 @@ use crate::{
     tools::{self, Tools},
 };
 
-/// The name that stands for it.
+/// The reserved stack name.
 pub(crate) const NAME: &str = "external";
 
-/// What has to be said of it.
+/// The environment variables that must be set.
 const NEEDED: [&str; 7] = [
     "OPENFAAS_URL",
     "OPENFAAS_USER",
@@ -29,12 +31,12 @@ const NEEDED: [&str; 7] = [
     "BUILDKIT_HOST",
 ];
 
-/// The stack that the environment describes.
+/// Returns the stack that the environment describes; fails if a variable is missing.
 pub(crate) fn from_env() -> Result<Stack> {
     of(&Places::from_env()?, &env::vars().collect())
 }
 
-/// Builds the clients that tests use, and sees whether the gateway lets them in.
+/// Builds the client programs that tests use, and checks the gateway's credentials.
 pub(crate) async fn check(progress: &Progress) -> Result<Stack> {
     let stack = from_env()?;
     let places = Places::from_env()?;

@@ -1,8 +1,9 @@
-//! The holder of a stack: the process whose end is the end of all of it.
+//! The holder of a stack: when this process ends, the whole stack ends.
 //!
-//! It moves into the stack's control groups, writes down who it is, and becomes `unshare`, which makes the namespaces
-//! and starts the supervisor in them as PID 1. The supervisor is killed when the holder goes, by the kernel, and with
-//! PID 1 go all processes of its namespace; with the last of them go the mounts, the network and its interfaces.
+//! It moves into the stack's control groups, writes its process id to the state file, and executes `unshare`,
+//! which makes the namespaces and starts the supervisor in them as PID 1. The kernel kills the supervisor
+//! when the holder ends; with PID 1 end all processes of its namespace, and with the last of them the mounts,
+//! the network and its interfaces.
 
 use std::{env, os::unix::process::CommandExt as _, process::Command};
 
@@ -13,9 +14,9 @@ use crate::{
     plan::{Plan, Running, started},
 };
 
-/// Becomes the holder of a stack; returns only when that fails.
+/// Becomes the holder of a stack; returns only if that fails.
 pub fn hold(dir: &StackDir) -> Result<()> {
-    // Out of the terminal's reach: the stack outlives the command that started it.
+    // The stack outlives the command that started it, so it must not get signals of that command's terminal.
     rustix::process::setsid().at("leave the session of", &dir.root)?;
     let program = env::current_exe().at("find", "/proc/self/exe")?;
     let groups = Groups::of(&dir.name)?;

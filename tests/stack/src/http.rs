@@ -1,4 +1,4 @@
-//! HTTP requests of the launcher: one client, and one way of saying what went wrong.
+//! HTTP requests of the launcher, with errors that name the request.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
 use crate::error::{Error, Result};
 
-/// How much of an unexpected answer an error carries, in bytes.
+/// The longest body of an unexpected answer in an error, in bytes.
 const BODY: usize = 2000;
 
-/// A client that speaks to the stack itself, whatever proxy this machine uses for the rest of the world.
+/// Returns a client that connects to the stack directly, without the machine's proxy.
 pub(crate) fn client() -> Result<Client> {
     let client = Client::builder()
         .no_proxy()
@@ -21,7 +21,7 @@ pub(crate) fn client() -> Result<Client> {
     })
 }
 
-/// Sends a request.
+/// Sends a request; an error names its method and URL.
 pub(crate) async fn send(request: RequestBuilder) -> Result<Response> {
     let (client, request) = request.build_split();
     let request = request.map_err(|source| Error::NoAnswer {
@@ -35,7 +35,8 @@ pub(crate) async fn send(request: RequestBuilder) -> Result<Response> {
     })
 }
 
-/// Takes an answer with one of these statuses, and makes an error of any other.
+/// Returns the answer if its status is among `expected`; otherwise fails with the status and the beginning of
+/// the body.
 pub(crate) async fn answer(response: Response, wanted: &[StatusCode]) -> Result<Response> {
     if wanted.contains(&response.status()) {
         return Ok(response);

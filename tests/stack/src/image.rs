@@ -1,7 +1,7 @@
-//! The base images of the samples, made on this machine: no public registry is needed.
+//! Base images of the sample functions, made on this machine so that no public registry is needed.
 //!
-//! Layers are made once and kept in the cache, under a name made of how they were made. An image is a few layers and
-//! its configuration; it is put into a stack's registry unless it is there already.
+//! Layers are made once and kept in the cache, under a name derived from the recipe. An image is a few layers
+//! and a configuration; it is pushed to a stack's registry unless it is already there.
 
 mod layer;
 mod push;
@@ -21,29 +21,30 @@ use crate::{
     progress::Progress,
 };
 
-/// The Debian image: a release that has what a Rust compiler needs beside itself.
+/// The repository and tag of the Debian image: a release with the C library and linker that a Rust compiler
+/// needs.
 const DEBIAN: (&str, &str) = ("slipway/debian", "bookworm");
 
-/// The Rust image, with the toolchain of this workspace.
+/// The repository and tag of the Rust image, which has this workspace's toolchain.
 const RUST: (&str, &str) = ("slipway/rust", env!("CARGO_PKG_RUST_VERSION"));
 
-/// Where the toolchain is in the image, and where the official Rust images have cargo's caches.
+/// The toolchain's path in the image, and the path where the official Rust images have cargo's caches.
 const RUST_HOME: &str = "usr/local/rust";
 const CARGO_HOME: &str = "/usr/local/cargo";
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The name of the Debian image in a registry.
+/// Returns the reference of the Debian image in a registry.
 pub(crate) fn debian(registry: &str) -> String {
     format!("{registry}/{}:{}", DEBIAN.0, DEBIAN.1)
 }
 
-/// The name of the Rust image in a registry.
+/// Returns the reference of the Rust image in a registry.
 pub(crate) fn rust(registry: &str) -> String {
     format!("{registry}/{}:{}", RUST.0, RUST.1)
 }
 
-/// The layers that the base images are made of.
+/// The layers of the base images.
 #[derive(Debug)]
 pub(crate) struct BaseImages {
     debian: Layer,
@@ -52,7 +53,7 @@ pub(crate) struct BaseImages {
 }
 
 impl BaseImages {
-    /// Makes the layers that are not in the cache.
+    /// Returns the layers; makes those that are not in the cache.
     pub(crate) async fn make(places: &Places, progress: &Progress) -> Result<Self> {
         let cache = places.cache.join("images");
         fs::create_dir_all(&cache).at("create", &cache)?;
@@ -65,7 +66,7 @@ impl BaseImages {
         })
     }
 
-    /// Puts the images into a registry that lacks them.
+    /// Pushes the images that the registry lacks.
     pub(crate) async fn push(&self, registry: &Push, progress: &Progress) -> Result<()> {
         let path = format!("/{RUST_HOME}/bin:{PATH}");
         let images = [
@@ -109,7 +110,7 @@ impl BaseImages {
     }
 }
 
-/// Configuration and manifest of an image (OCI image specification 1.1).
+/// The configuration and manifest of an image (OCI image specification 1.1).
 #[derive(Debug)]
 struct Image {
     config: Vec<u8>,
@@ -152,7 +153,7 @@ impl Image {
     }
 }
 
-/// This machine's architecture, as images name it.
+/// Returns this machine's architecture in the notation of images.
 fn architecture() -> &'static str {
     match env::consts::ARCH {
         "x86_64" => "amd64",
@@ -161,8 +162,8 @@ fn architecture() -> &'static str {
     }
 }
 
-/// What programs in the images need to know of this machine, to reach what it reaches: whom it trusts, and where its
-/// cargo gets crates.
+/// Returns the files that give programs in the images this machine's network access: its certificate
+/// authorities, and its cargo configuration with the source of crates.
 fn machine_files() -> Result<Vec<(String, Vec<u8>)>> {
     let bundle = "etc/ssl/certs/ca-certificates.crt";
     let trusted =

@@ -1,4 +1,4 @@
-//! The Debian packages that the stack and its build need: those missing are installed, by name.
+//! Installs the Debian packages that the stack and its build need.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use crate::{
     progress::Progress,
 };
 
-/// Packages whose installation changes nothing but files: none of them starts a service.
+/// Packages that install files only: none of them starts a service.
 const PACKAGES: &[&str] = &[
     "apache2-utils",
     "busybox-static",
@@ -29,20 +29,21 @@ const PACKAGES: &[&str] = &[
     "zstd",
 ];
 
-/// What the clients of `tests/clients` are written in, for the end-to-end tests.
+/// The packages that the clients of `tests/clients` need, for the end-to-end tests.
 const CLIENTS: &[&str] = &["curl", "nodejs", "openssl", "php-cli", "python3", "python3-venv"];
 
-/// The registry's package, and that of promtool. Installing them would start servers that listen on every address, now and
-/// at each boot; so they are unpacked into the cache instead, unless they are installed already.
+/// The packages of the registry and of promtool. Installing them would start servers that listen on every
+/// address, now and at each boot; they are unpacked into the cache instead, unless they are installed
+/// already.
 const REGISTRY: &str = "docker-registry";
 const PROMETHEUS: &str = "prometheus";
 
-/// Installs the packages that are missing.
+/// Installs the missing packages that the stack needs.
 pub async fn install_missing(progress: &Progress) -> Result<()> {
     install(PACKAGES, progress).await
 }
 
-/// Installs the packages that are missing, and those that the end-to-end tests need.
+/// Installs the missing packages that the stack and the end-to-end tests need.
 pub async fn install_missing_for_tests(progress: &Progress) -> Result<()> {
     install(&[PACKAGES, CLIENTS].concat(), progress).await
 }
@@ -68,12 +69,12 @@ async fn install(packages: &[&'static str], progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// The registry's program: the installed one, or the package's, unpacked into the cache.
+/// Returns the registry's program: the installed one, or the one unpacked into the cache.
 pub(crate) async fn registry(places: &Places, progress: &Progress) -> Result<PathBuf> {
     unpacked(REGISTRY, "docker-registry", places, progress).await
 }
 
-/// `promtool`, which checks metrics: the installed one, or the package's, unpacked into the cache.
+/// Returns `promtool`, which checks metrics: the installed one, or the one unpacked into the cache.
 pub async fn promtool(places: &Places, progress: &Progress) -> Result<PathBuf> {
     unpacked(PROMETHEUS, "promtool", places, progress).await
 }
@@ -92,7 +93,7 @@ async fn unpacked(package: &str, program: &str, places: &Places, progress: &Prog
     let tools = places.cache.join("tools");
     fs::create_dir_all(&tools).at("create", &tools)?;
     let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
-    // apt gives its work away to a user of its own, which cannot write here; that is not worth its warning.
+    // apt downloads as a user of its own, which cannot write here; root avoids the warning about that.
     apt(
         &["download", "-o", "APT::Sandbox::User=root", package],
         Some(new.path()),
@@ -108,7 +109,7 @@ async fn unpacked(package: &str, program: &str, places: &Places, progress: &Prog
     Ok(program)
 }
 
-/// Runs apt-get; where that fails, once more with fresh lists: a new machine has none.
+/// Runs apt-get; if that fails, updates the package lists, which a new machine lacks, and runs it again.
 async fn apt(args: &[&str], dir: Option<&Path>) -> Result<()> {
     let apt = |args: &[&str]| {
         let mut apt = command("apt-get");
@@ -130,7 +131,7 @@ async fn missing(packages: &[&'static str]) -> Result<Vec<&'static str>> {
     query
         .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])
         .args(packages);
-    // It ends with an error when it knows nothing of one of them, and still lists the others.
+    // dpkg-query fails if it does not know one of the packages, but still lists the others.
     let output = query.output().await.map_err(|source| Error::Spawn {
         program: "dpkg-query".into(),
         source,

@@ -1,4 +1,4 @@
-//! The parts of a stack: what runs in it, and in which order it starts.
+//! The parts of a stack and the order in which they start.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[value(rename_all = "kebab-case")]
 pub enum Part {
-    /// slirp4netns: the way out, for the package registries that builds need.
+    /// slirp4netns: outgoing connections, for the package registries that builds need.
     Egress,
     /// The OCI registry.
     Registry,
@@ -27,13 +27,13 @@ pub enum Part {
     Gateway,
     /// The Community queue-worker.
     QueueWorker,
-    /// builder-fn as a plain process: it builds the first builder-fn, and runs only while it does.
+    /// builder-fn as a plain process; it runs only to build the first builder-fn and deployer-fn images.
     Builder,
 }
 
 impl Part {
-    /// The parts that make a running stack, in groups: those of one group do not need each other and start together,
-    /// each group needs the ones before it. They stop in the opposite order.
+    /// The parts of a running stack, in groups. The parts of one group do not depend on each other and start
+    /// together; each group depends on the groups before it. Groups stop in the opposite order.
     pub const GROUPS: &[&[Part]] = &[
         &[
             Part::Egress,
@@ -47,7 +47,7 @@ impl Part {
         &[Part::QueueWorker],
     ];
 
-    /// Every part.
+    /// Returns every part.
     pub fn all() -> impl Iterator<Item = Part> {
         Self::GROUPS
             .iter()
@@ -57,7 +57,7 @@ impl Part {
             .chain([Part::Builder])
     }
 
-    /// The name used on the command line and for the log.
+    /// Returns the name that the command line and the log files use.
     pub fn name(self) -> &'static str {
         match self {
             Part::Egress => "egress",

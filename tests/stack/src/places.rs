@@ -1,4 +1,4 @@
-//! Where the launcher keeps things: what is built once for all stacks, and what belongs to one stack.
+//! The launcher's directories: the cache that all stacks share, and the directory of each stack.
 
 use std::{
     env,
@@ -9,17 +9,17 @@ use std::{
 
 use crate::error::{At as _, Error, Result};
 
-/// The launcher's directories, after the XDG base directory specification.
+/// The launcher's directories (XDG base directory specification).
 #[derive(Debug, Clone)]
 pub struct Places {
-    /// Tools and base images; safe to delete.
+    /// The cache of tools and base images; safe to delete.
     pub cache: PathBuf,
-    /// One directory a stack.
+    /// The parent of the stacks' directories.
     pub stacks: PathBuf,
 }
 
 impl Places {
-    /// From the environment: `XDG_CACHE_HOME`, `XDG_STATE_HOME`, `HOME`.
+    /// Reads the directories from `XDG_CACHE_HOME`, `XDG_STATE_HOME` and `HOME`.
     pub fn from_env() -> Result<Self> {
         let home = |under: &str| env::var_os("HOME").map(|home| PathBuf::from(home).join(under));
         let base = |name: &str, under: &str| {
@@ -42,7 +42,7 @@ impl Places {
         }
     }
 
-    /// The directory of one stack.
+    /// Returns the directory of a stack; fails if the name is invalid.
     pub fn stack(&self, name: &str) -> Result<StackDir> {
         let fits = !name.is_empty()
             && name.len() <= 32
@@ -61,78 +61,79 @@ impl Places {
     }
 }
 
-/// The repository that this launcher was built from: the Go modules, the template and the functions are there.
+/// Returns the root of the repository that this launcher was built from, which has the Go modules, the
+/// template and the functions.
 pub fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
 
-/// The directory of one stack, and what is where in it.
+/// The directory of one stack, with the paths of its files.
 #[derive(Debug, Clone)]
 pub struct StackDir {
-    /// The stack's name.
+    /// The name of the stack.
     pub name: String,
-    /// The directory.
+    /// The path of the directory.
     pub root: PathBuf,
 }
 
 impl StackDir {
-    /// What the launcher decided about the stack: the file that makes the directory a stack's.
+    /// Returns the path of the plan. A directory with this file is a stack's.
     pub fn plan(&self) -> PathBuf {
         self.root.join("plan.json")
     }
 
-    /// Which processes hold it, while it runs.
+    /// Returns the path of the state of a running stack.
     pub fn running(&self) -> PathBuf {
         self.root.join("running.json")
     }
 
-    /// Where the supervisor takes commands.
+    /// Returns the path of the supervisor's control socket.
     pub fn control(&self) -> PathBuf {
         self.root.join("control.sock")
     }
 
-    /// The secrets that the functions of Slipway need, one file each.
+    /// Returns the directory of the secrets of Slipway's functions, one file each.
     pub fn secrets(&self) -> PathBuf {
         self.root.join("secrets")
     }
 
-    /// Generated configuration of the parts.
+    /// Returns the directory of the parts' generated configuration.
     pub fn config(&self) -> PathBuf {
         self.root.join("config")
     }
 
-    /// The parts' data: what makes the next start quick.
+    /// Returns the directory of a part's data, which makes the next start faster.
     pub fn data(&self, part: &str) -> PathBuf {
         self.root.join("data").join(part)
     }
 
-    /// Sockets that are used from outside.
+    /// Returns the directory of the sockets for clients on the machine.
     pub fn sockets(&self) -> PathBuf {
         self.root.join("run")
     }
 
-    /// The programs for a user's `PATH`.
+    /// Returns the directory of the programs for a user's `PATH`.
     pub fn bin(&self) -> PathBuf {
         self.root.join("bin")
     }
 
-    /// Where faas-cli lays out build contexts.
+    /// Returns the working folder of faas-cli, with the build contexts.
     pub(crate) fn workshop(&self) -> PathBuf {
         self.root.join("workshop")
     }
 
-    /// `HOME` of the parts, with the logins of the stack's own clients.
+    /// Returns the `HOME` of the parts, with the logins of the stack's own clients.
     pub fn home(&self) -> PathBuf {
         self.root.join("home")
     }
 
-    /// The log of a part, or of the supervisor.
+    /// Returns the path of the log of a part or of the supervisor.
     pub fn log(&self, of: &str) -> PathBuf {
         self.root.join("log").join(format!("{of}.log"))
     }
 
-    /// Makes the directories, readable by their owner only.
+    /// Creates the directories, readable by their owner only.
     pub fn create(&self) -> Result<()> {
         private_dir(&self.root)?;
         let parts =
@@ -154,28 +155,28 @@ impl StackDir {
         Ok(())
     }
 
-    /// Holds the stack for one change at a time, over processes; given up when the file is dropped.
+    /// Locks the stack against changes by other processes until the file is dropped.
     pub(crate) async fn lock(&self) -> Result<File> {
         private_dir(&self.root)?;
         lock_waiting(self.root.join("lock")).await
     }
 }
 
-/// Takes the lock that a file stands for, waiting for whoever has it.
+/// Locks a file and waits while another process holds the lock.
 pub(crate) fn lock(path: &Path) -> Result<File> {
     let file = File::create(path).at("create", path)?;
     file.lock().at("lock", path)?;
     Ok(file)
 }
 
-/// As [`lock`], while other tasks run on.
+/// Locks a file as [`lock`] does, without blocking other tasks.
 pub(crate) async fn lock_waiting(path: PathBuf) -> Result<File> {
     let at = path.clone();
     let locked = tokio::task::spawn_blocking(move || lock(&path)).await;
     locked.map_err(std::io::Error::other).at("lock", at)?
 }
 
-/// Creates a directory that only its owner may look into.
+/// Creates a directory with access for its owner only.
 fn private_dir(path: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     fs::DirBuilder::new()
@@ -185,7 +186,7 @@ fn private_dir(path: &Path) -> Result<()> {
         .at("create", path)
 }
 
-/// Writes a file that only its owner may read, in one step: whoever reads it sees the old one or the new one.
+/// Writes a file that only its owner can read. The write is atomic: a reader sees the old content or the new.
 pub(crate) fn write_private(path: &Path, content: &[u8]) -> Result<()> {
     use std::{io::Write as _, os::unix::fs::OpenOptionsExt as _};
     let mut name = OsString::from(path);

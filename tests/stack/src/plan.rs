@@ -1,4 +1,4 @@
-//! What the launcher decided about a stack, for the supervisor, and for whoever uses the stack later.
+//! The plan of a stack and the state of a running one, stored for the supervisor and for later commands.
 
 use std::{
     fs,
@@ -15,34 +15,34 @@ use crate::{
     tools::Tools,
 };
 
-/// How a stack is to be.
+/// Options for starting a stack.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Its name; several stacks run side by side.
+    /// The stack's name; several stacks can run side by side.
     pub name: String,
-    /// A `faasd` binary, to be the provider in place of the embedded one.
+    /// A `faasd` binary to use as the provider in place of the embedded one.
     pub faasd: Option<PathBuf>,
-    /// A `gateway` binary in place of the one built from the pinned module.
+    /// A `gateway` binary to use in place of the one built from the pinned module.
     pub gateway: Option<PathBuf>,
-    /// A `faas-cli` binary in place of the one built from the pinned module.
+    /// A `faas-cli` binary to use in place of the one built from the pinned module.
     pub faas_cli: Option<PathBuf>,
-    /// After this time the queue delivers a call again that has not been answered.
+    /// The time after which the queue redelivers a call that was not acknowledged.
     pub ack_wait: Duration,
-    /// Whether the registry gets the base images that compile Rust.
+    /// Whether to push the base images that compile Rust.
     pub images: bool,
-    /// Whether Slipway is deployed on it, which needs the images.
+    /// Whether to deploy Slipway, which needs the base images.
     pub deploy: bool,
 }
 
 impl Options {
-    /// The ordinary stack, with Slipway on it, under this name.
+    /// Returns the default options for a stack with this name: with base images and Slipway.
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             faasd: None,
             gateway: None,
             faas_cli: None,
-            // Longer than the gateway lets any call be.
+            // Longer than the gateway's timeout for a call.
             ack_wait: Duration::from_secs(36 * 60),
             images: true,
             deploy: true,
@@ -50,27 +50,27 @@ impl Options {
     }
 }
 
-/// What is the provider.
+/// The provider of a stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Provider {
-    /// The embedded one.
+    /// The embedded development provider.
     Embedded(Stamped),
     /// `faasd provider`.
     Faasd(Stamped),
 }
 
-/// A program whose file may be replaced by a newer one of the same name.
+/// A program's file, with a stamp that changes when a newer program replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stamped {
-    /// Where it is.
+    /// The program's path.
     pub(crate) program: PathBuf,
-    /// Its size, and when it was written.
+    /// The file's size in bytes and its modification time.
     stamp: (u64, SystemTime),
 }
 
 impl Stamped {
-    /// The program as it is now.
+    /// Returns the program with its current stamp.
     pub(crate) fn of(program: &Path) -> Result<Self> {
         let stamp = fs::metadata(program).and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
         Ok(Self {
@@ -81,34 +81,37 @@ impl Stamped {
 }
 
 impl Provider {
-    /// Whether the registry asks for a password: faasd pulls without credentials.
+    /// Returns whether the registry requires a password. With faasd it cannot, because faasd pulls without
+    /// credentials.
     pub(crate) fn closed_registry(&self) -> bool {
         matches!(self, Self::Embedded(_))
     }
 }
 
-/// Everything that the supervisor needs to know; no secret is in it.
+/// The supervisor's input; contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) number: Number,
-    /// The launcher whose supervisor it is: another one may not understand it.
+    /// The launcher that starts the supervisor; a supervisor of another build may not understand its
+    /// commands.
     pub(crate) launcher: Stamped,
     pub(crate) tools: Tools,
-    /// docker-registry.
+    /// The docker-registry program.
     pub(crate) registry: PathBuf,
     pub(crate) provider: Provider,
-    /// builder-fn, to be run as a plain process.
+    /// The builder-fn program, which runs as a plain process.
     pub(crate) builder: PathBuf,
     pub(crate) ack_wait_seconds: u64,
 }
 
 impl Plan {
-    /// Reads the plan of a stack; nothing where there is no such stack.
+    /// Reads the plan of a stack, or returns `None` if there is no such stack.
     pub(crate) fn read(dir: &StackDir) -> Result<Option<Self>> {
         read(dir.plan())
     }
 
-    /// The registry, as it stands in image references: one name on the machine, in BuildKit and in the provider.
+    /// Returns the registry's host and port in image references: the same on the machine, in BuildKit and in
+    /// the provider.
     pub(crate) fn registry_host(&self) -> String {
         match self.provider {
             Provider::Embedded(_) => self.number.registry().to_string(),
@@ -116,7 +119,8 @@ impl Plan {
         }
     }
 
-    /// Reads the plan that a stack had; nothing too where a launcher of another version made it.
+    /// Reads the plan of an earlier start; `None` if there is none, or if a launcher of another version wrote
+    /// it.
     pub(crate) fn earlier(dir: &StackDir) -> Option<Self> {
         Self::read(dir).ok().flatten()
     }
@@ -127,40 +131,41 @@ impl Plan {
     }
 }
 
-/// Which processes are a running stack's.
+/// The state of a running stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Running {
-    /// The process whose end is the end of all of it.
+    /// The process id of the holder, whose end ends the stack.
     pub(crate) holder: u32,
-    /// When that process was started, in the kernel's ticks: process ids are used again.
+    /// The holder's start time in kernel ticks, because process ids are reused.
     pub(crate) started: u64,
-    /// The stack's number, which is its interface's.
+    /// The stack's number, which is also in its interface's name.
     pub(crate) number: Number,
     /// The stack's control groups.
     pub(crate) groups: Vec<PathBuf>,
 }
 
 impl Running {
-    /// Reads what is known of the running stack.
+    /// Reads the state of a running stack, or returns `None` if it was stopped.
     pub(crate) fn read(dir: &StackDir) -> Result<Option<Self>> {
         read(dir.running())
     }
 
-    /// Writes it.
+    /// Writes the state.
     pub(crate) fn write(&self, dir: &StackDir) -> Result<()> {
         write(dir.running(), self)
     }
 
-    /// Whether the holder is still there.
+    /// Returns whether the holder still runs.
     pub(crate) fn alive(&self) -> bool {
         started(self.holder) == Some(self.started)
     }
 }
 
-/// When a process was started, or nothing where it has ended (proc(5), `/proc/PID/stat`, fields 3 and 22).
+/// Returns the start time of a process in kernel ticks, or `None` if it has ended (proc(5), `/proc/PID/stat`,
+/// fields 3 and 22).
 pub(crate) fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may contain any character, including `)`.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?;
     fields.nth(18)?.parse().ok().filter(|_| state != "Z")

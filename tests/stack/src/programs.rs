@@ -1,4 +1,4 @@
-//! The workspace's own programs, as cargo builds them.
+//! Builds the workspace's own programs with cargo.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,8 @@ use crate::{
     places,
 };
 
-/// Builds programs of this workspace and says where they are, in the order asked for. A program's package has its name.
+/// Builds programs of this workspace and returns their paths in the given order. A program has the name of
+/// its package.
 pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
     let mut cargo = command("cargo");
     cargo.current_dir(places::repository());
@@ -29,8 +30,10 @@ pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; 
     Ok(found)
 }
 
-/// The launcher itself, whose `hold` command becomes the holder of a stack: this process, or the program that it is the
-/// library of, beside it in cargo's directory.
+/// Returns the path of the launcher, whose `hold` command becomes the holder of a stack.
+///
+/// This is the current program, or, if the current program uses this crate as a library, `slipway-stack`
+/// beside it in cargo's directory.
 pub(crate) fn launcher() -> Result<PathBuf> {
     let own = std::env::current_exe().at("find", "/proc/self/exe")?;
     let beside = own
@@ -43,7 +46,7 @@ pub(crate) fn launcher() -> Result<PathBuf> {
     found.ok_or_else(|| Error::Machine("slipway-stack is not built: cargo build -p slipway-stack".into()))
 }
 
-/// One line of cargo's messages; of most kinds nothing is wanted.
+/// A line of cargo's JSON output; most kinds of messages lack these fields.
 #[derive(Deserialize)]
 struct Message {
     target: Option<Target>,

@@ -1,4 +1,4 @@
-//! Telling a person what is being done, and since when: one line a step, on a terminal and in a log alike.
+//! Progress lines for people: one line for each step, with the elapsed time, for a terminal or a log.
 
 use std::{
     fmt,
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where the steps of a long task are told.
+/// A sink for progress lines.
 #[derive(Clone)]
 pub struct Progress {
     start: Instant,
@@ -14,7 +14,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Gives each line, with the elapsed time in front, to a function.
+    /// Returns a sink that passes each line, with the elapsed time in front, to `write`.
     pub fn new(write: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self {
             start: Instant::now(),
@@ -22,26 +22,25 @@ impl Progress {
         }
     }
 
-    /// Lines on standard error.
+    /// Returns a sink that writes to standard error.
     pub fn stderr() -> Self {
         use std::io::Write as _;
         Self::new(|line| {
-            // Whoever closed standard error does not want to know.
+            // Progress is lost without harm if standard error is closed.
             let _ = writeln!(std::io::stderr(), "{line}");
         })
     }
 
-    /// Tells nobody.
+    /// Returns a sink that discards all lines.
     pub fn silent() -> Self {
         Self::new(|_| ())
     }
 
-    /// Tells one step of one thing.
+    /// Emits a line about `subject`.
     pub fn step(&self, of: impl fmt::Display, what: impl fmt::Display) {
         (self.write)(&format!("{} {of}: {what}", stamp(self.start.elapsed())));
     }
 
-    /// Since when this task runs.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
@@ -55,7 +54,7 @@ impl fmt::Debug for Progress {
     }
 }
 
-/// `[ 12.3s]`: as wide for ten minutes as for one second.
+/// Formats a line: `[ 12.3s] subject: message`. The time is as wide for ten minutes as for one second.
 fn stamp(elapsed: Duration) -> String {
     format!("[{:6.1}s]", elapsed.as_secs_f64())
 }

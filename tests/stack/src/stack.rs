@@ -1,4 +1,4 @@
-//! A running stack, as tests and commands use it.
+//! A running stack, for tests and commands.
 
 use std::{
     fs,
@@ -19,41 +19,41 @@ use crate::{
     tools::Tools,
 };
 
-/// How much of a log an error carries, in lines.
+/// The number of log lines in an error.
 const TAIL: usize = 30;
 
-/// A running stack: where its parts are, and how to get in.
+/// A running stack: the addresses of its parts and its credentials.
 #[derive(Debug, Clone)]
 pub struct Stack {
-    /// Its directory.
+    /// The stack's directory.
     pub dir: PathBuf,
     /// The OpenFaaS gateway.
     pub gateway: Gateway,
-    /// builder-fn without the gateway; no slash at the end.
+    /// The URL of builder-fn without the gateway, without a trailing slash.
     pub builder_url: String,
     /// The registry.
     pub registry: Registry,
-    /// BuildKit, as `buildctl` and builder-fn take it.
+    /// BuildKit's address, in the notation of `buildctl` and builder-fn.
     pub buildkit_host: String,
-    /// The file with the key that build requests are signed with.
+    /// The file with the key that signs build requests.
     pub payload_secret: PathBuf,
-    /// The file with the key that hand-overs are signed with.
+    /// The file with the key that signs hand-overs.
     pub deploy_secret: PathBuf,
     /// The stack's programs.
     pub tools: Tools,
-    /// The base image that compiles Rust.
+    /// Returns the reference of the base image that compiles Rust.
     pub(crate) rust_image: String,
     pub(crate) place: StackDir,
-    /// What the launcher decided; nothing for a stack that somebody else runs.
+    /// The plan; `None` for an external stack.
     pub(crate) plan: Option<Plan>,
 }
 
 /// The OpenFaaS gateway.
 #[derive(Clone)]
 pub struct Gateway {
-    /// Its address; no slash at the end.
+    /// The URL, without a trailing slash.
     pub url: String,
-    /// The administrator.
+    /// The administrator's user name.
     pub user: String,
     /// The administrator's password.
     pub password: String,
@@ -64,16 +64,17 @@ pub struct Gateway {
 pub struct Registry {
     /// Host and port, as in image references.
     pub host: String,
-    /// The user; empty where no password is asked for.
+    /// The user name; empty if no password is required.
     pub user: String,
-    /// The password; empty where none is asked for.
+    /// The password; empty if none is required.
     pub password: String,
 }
 
 impl Stack {
-    /// The running stack of a name; nothing where none runs.
+    /// Returns the running stack with this name, or `None` if it does not run.
     ///
-    /// The name `external` stands for an OpenFaaS that somebody else runs, described by the environment.
+    /// The name `external` stands for an OpenFaaS that was not started by this launcher; the environment
+    /// describes it.
     pub fn load(name: &str) -> Result<Option<Self>> {
         if name == external::NAME {
             return external::from_env().map(Some);
@@ -88,7 +89,7 @@ impl Stack {
         Self::of(place, plan).map(Some)
     }
 
-    /// The registry's program, for a registry of a test's own.
+    /// Returns the registry's program, for tests that start a registry of their own.
     pub fn registry_program(&self) -> PathBuf {
         match &self.plan {
             Some(plan) => plan.registry.clone(),
@@ -96,7 +97,7 @@ impl Stack {
         }
     }
 
-    /// The stack of a plan, which has its credentials.
+    /// Returns the stack of a plan; reads its credentials.
     pub(crate) fn of(place: StackDir, plan: Plan) -> Result<Self> {
         let credentials = Credentials::read(&place, plan.provider.closed_registry())?;
         let (user, password) = credentials
@@ -127,22 +128,24 @@ impl Stack {
         })
     }
 
-    /// Its name.
+    /// Returns the stack's name.
     pub fn name(&self) -> &str {
         &self.place.name
     }
 
-    /// Whether its parts can be stopped and started: not those of an OpenFaaS that somebody else runs.
+    /// Returns whether the parts can be stopped and started; `false` for an external stack.
     pub fn has_parts(&self) -> bool {
         self.plan.is_some()
     }
 
-    /// Whether the registry asks for a password. With faasd it cannot: faasd pulls without one.
+    /// Returns whether the registry requires a password. With faasd it does not, because faasd pulls without
+    /// credentials.
     pub fn registry_asks_for_a_password(&self) -> bool {
         !self.registry.user.is_empty()
     }
 
-    /// Whether the provider keeps the old version of a function answering until the new one does.
+    /// Returns whether the provider keeps the old version of a function answering until the new version
+    /// answers.
     pub fn replaces_without_a_gap(&self) -> bool {
         matches!(
             self.plan,
@@ -153,27 +156,28 @@ impl Stack {
         )
     }
 
-    /// The base image that compiles Rust.
+    /// Returns the reference of the base image that compiles Rust.
     pub fn rust_image(&self) -> String {
         self.rust_image.clone()
     }
 
-    /// The base image with a small Debian.
+    /// Returns the reference of the base image with a small Debian.
     pub fn debian_image(&self) -> String {
         image::debian(&self.registry.host)
     }
 
-    /// The secrets that Slipway's functions mount: a file each, by the name that they have there.
+    /// Returns the directory of the secrets that Slipway's functions mount, one file each, by name.
     pub fn secrets(&self) -> PathBuf {
         self.place.secrets()
     }
 
-    /// A directory with the stack's programs for users, to be put in front of `PATH`.
+    /// Returns the directory of the stack's programs for users, to be put in front of `PATH`.
     pub fn bin(&self) -> PathBuf {
         self.place.bin()
     }
 
-    /// What a shell needs to use the stack with ordinary tools, but for its `PATH`, to which [`Stack::bin`] is added.
+    /// Returns the environment variables for using the stack with ordinary tools. `PATH` is not among them:
+    /// [`Stack::bin`] is to be added to it.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
         let Self {
             gateway, registry, ..
@@ -191,15 +195,15 @@ impl Stack {
         ]
     }
 
-    /// builder-fn as a plain process, while it runs as one.
+    /// Returns the URL of the builder-fn that runs as a plain process.
     pub(crate) fn plain_builder_url(&self) -> Result<String> {
         Ok(self.plan()?.number.plain_builder_url())
     }
 
-    /// Logs faas-cli in and gives the directory for its `OPENFAAS_CONFIG`.
+    /// Logs in with faas-cli and returns the directory for its `OPENFAAS_CONFIG`.
     pub async fn login(&self) -> Result<PathBuf> {
         let dir = self.place.home().join("openfaas");
-        // A stack that is started again may have another address.
+        // A stack that is started again may have another address, so an older login is replaced.
         let known = fs::read_to_string(dir.join("config.yml"));
         if known.is_ok_and(|known| known.contains(&self.gateway.url)) {
             return Ok(dir);
@@ -221,7 +225,7 @@ impl Stack {
         Ok(dir)
     }
 
-    /// The process id, on this machine, of the supervisor: its `/proc/PID/net` is the stack's network, its
+    /// Returns the supervisor's process id on this machine. `/proc/PID/net` is the stack's network,
     /// `/proc/PID/root` the stack's file system.
     pub fn supervisor_pid(&self) -> Result<u32> {
         let socket = self.place.control();
@@ -230,7 +234,7 @@ impl Stack {
         Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
-    /// The process id of the holder, whose end is the end of all of it.
+    /// Returns the process id of the holder, whose end ends the stack.
     pub fn holder_pid(&self) -> Result<u32> {
         let running = Running::read(&self.place)?;
         running
@@ -238,7 +242,7 @@ impl Stack {
             .ok_or_else(|| Error::Machine(format!("{} does not run", self.name())))
     }
 
-    /// How its parts are.
+    /// Returns the state of each part.
     pub async fn status(&self) -> Result<Vec<PartStatus>> {
         match self.ask(Command::Status).await? {
             Event::Status { parts } => Ok(parts),
@@ -246,7 +250,7 @@ impl Stack {
         }
     }
 
-    /// Stops a part; it stays stopped until it is started.
+    /// Stops a part, which stays stopped until it is started.
     pub async fn stop(&self, part: Part) -> Result<()> {
         self.ask(Command::Stop { part }).await.map(drop)
     }
@@ -262,7 +266,7 @@ impl Stack {
         self.start(part).await
     }
 
-    /// The last lines of a part's log.
+    /// Returns the last lines of a part's log.
     pub fn log_tail(&self, part: Part, lines: usize) -> String {
         log_tail(&self.place.log(part.name()), lines)
     }
@@ -276,7 +280,7 @@ impl Stack {
         succeeded(&self.place, answer)
     }
 
-    /// The credentials, as the launcher uses them itself.
+    /// Returns the credentials in the launcher's own form.
     pub(crate) fn credentials(&self) -> Result<Credentials> {
         Credentials::read(&self.place, self.plan()?.provider.closed_registry())
     }
@@ -285,7 +289,7 @@ impl Stack {
         &self.place
     }
 
-    /// What the launcher decided about its own stack.
+    /// Returns the plan; fails for an external stack.
     pub(crate) fn plan(&self) -> Result<&Plan> {
         let refused =
             || Error::Refused("the parts of this stack are somebody else's to start and stop".into());
@@ -293,7 +297,7 @@ impl Stack {
     }
 }
 
-/// Turns the failure of a part into an error that shows its log.
+/// Converts the failure of a part to an error with the end of the part's log.
 pub(crate) fn succeeded(place: &StackDir, answer: Event) -> Result<Event> {
     match answer {
         Event::Failed { part, reason } => {
@@ -309,18 +313,18 @@ pub(crate) fn succeeded(place: &StackDir, answer: Event) -> Result<Event> {
     }
 }
 
-/// The last lines of the log of a part, of a stack that runs or not.
+/// Returns the last lines of a part's log, whether the stack runs or not.
 pub fn part_log_tail(name: &str, part: Part, lines: usize) -> Result<String> {
     let log = Places::from_env()?.stack(name)?.log(part.name());
     let mut text = String::new();
-    // Of a log that was just begun, the lines before count too.
+    // A rotated log may be short; the older lines precede it.
     for path in [supervisor::older(&log), log] {
         text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
     }
     Ok(tail(&text, lines))
 }
 
-/// The last lines of a log.
+/// Returns the last lines of a log file.
 pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
     tail(
         &String::from_utf8_lossy(&fs::read(log).unwrap_or_default()),

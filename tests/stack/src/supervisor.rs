@@ -1,7 +1,7 @@
-//! The supervisor of a stack: PID 1 of its namespaces. It makes the mounts and the network, starts and stops the parts
-//! and keeps their logs, and takes commands over a socket. When it ends, all of the stack ends with it.
+//! The supervisor of a stack: PID 1 of its namespaces. It makes the mounts and the network, starts and stops
+//! the parts, writes their logs, and takes commands over a socket. When it ends, the whole stack ends.
 //!
-//! A part that ends by itself is not started again: it stays ended, and the status says so.
+//! A part that ends by itself is not restarted; the status reports it as ended.
 
 mod faasd;
 mod forward;
@@ -27,7 +27,8 @@ use crate::{
     plan::{Plan, Provider},
 };
 
-/// Supervises the stack until it is told to end. This process is PID 1 of new mount, PID and cgroup namespaces.
+/// Supervises the stack until a command or SIGTERM ends it. This process must be PID 1 of new mount, PID and
+/// cgroup namespaces.
 pub fn run(dir: StackDir) -> Result<()> {
     let plan = Plan::read(&dir)?.ok_or_else(|| Error::Machine(format!("there is no stack {}", dir.name)))?;
     let number = plan.number;
@@ -37,7 +38,7 @@ pub fn run(dir: StackDir) -> Result<()> {
         faasd::prepare(&context.dir, &faasd.program, &context.containerd_socket())?;
     }
     resolver.mount()?;
-    // While this process is in the machine's network still.
+    // Before `enter`, while this process is still in the machine's network namespace.
     let door = forward::loopback_registry(&context)?;
     network::enter(number)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -48,7 +49,7 @@ pub fn run(dir: StackDir) -> Result<()> {
 
 async fn supervise(context: Context, door: Option<std::net::TcpListener>) -> Result<()> {
     let socket = context.dir.control();
-    // One that an earlier supervisor left.
+    // An earlier supervisor may have left its socket.
     let _ = fs::remove_file(&socket);
     let listener = tokio::net::UnixListener::bind(&socket).at("listen on", &socket)?;
     let mut terminate = signal(SignalKind::terminate()).at("take signals for", &socket)?;

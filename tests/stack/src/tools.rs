@@ -1,7 +1,8 @@
-//! The stack's Go programs, built from pinned modules.
+//! Builds the stack's Go programs from pinned modules.
 //!
-//! Each directory of `tools/` is a Go module whose `tool` lines name programs; `go.mod` and `go.sum` pin every
-//! dependency with its checksum. What was built is kept under a name made of their content.
+//! Each directory of `tools/` is a Go module whose `tool` lines name programs; `go.mod` and `go.sum` pin
+//! every dependency with its checksum. The programs are cached in a directory whose name has a hash of these
+//! two files.
 
 use std::{
     env, fs,
@@ -18,14 +19,14 @@ use crate::{
     progress::Progress,
 };
 
-/// The programs that the stack starts or hands to its user.
+/// The programs that the stack runs or gives to its user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tools {
     /// The BuildKit daemon.
     pub buildkitd: PathBuf,
     /// BuildKit's own client.
     pub buildctl: PathBuf,
-    /// containerd; its shim is beside it.
+    /// containerd; its shim is in the same directory.
     pub containerd: PathBuf,
     /// containerd's own client.
     pub ctr: PathBuf,
@@ -35,12 +36,13 @@ pub struct Tools {
     pub queue_worker: PathBuf,
     /// NATS Streaming.
     pub nats: PathBuf,
-    /// The client of OpenFaaS.
+    /// OpenFaaS' client.
     pub faas_cli: PathBuf,
 }
 
 impl Tools {
-    /// Builds what is not built yet, one module after the other: `go build` uses every core by itself.
+    /// Builds the modules that are not in the cache, one after the other, because `go build` uses every core
+    /// by itself.
     pub async fn build(places: &Places, progress: &Progress) -> Result<Self> {
         for module in ["openfaas", "faas-cli", "containerd", "buildkit"] {
             build(places, module, progress).await?;
@@ -48,7 +50,7 @@ impl Tools {
         Self::locate(places)
     }
 
-    /// Where the programs are once they are built.
+    /// Returns the paths that the programs have once they are built.
     pub(crate) fn locate(places: &Places) -> Result<Self> {
         let [openfaas, faas_cli] = ["openfaas", "faas-cli"].map(|module| directory(places, module));
         let [containerd, buildkit] = ["containerd", "buildkit"].map(|module| directory(places, module));
@@ -66,7 +68,7 @@ impl Tools {
     }
 }
 
-/// The directory with the programs of one module of `tools/`, built if need be.
+/// Returns the directory with the programs of a module of `tools/`; builds it if needed.
 pub async fn build(places: &Places, module: &str, progress: &Progress) -> Result<PathBuf> {
     let (source, built) = (source(module), directory(places, module)?);
     let tools = places.cache.join("tools");
@@ -83,10 +85,11 @@ pub async fn build(places: &Places, module: &str, progress: &Progress) -> Result
     let mut go = command("go");
     go.current_dir(source).env("CGO_ENABLED", "0");
     if env::var_os("GOGC").is_none() {
-        // The compiler spends a fifth of its time on saving memory.
+        // Saves a fifth of the compiler's time, which it would spend on garbage collection.
         go.env("GOGC", "400");
     }
-    // A directory with a slash at its end: one program alone is put into it too.
+    // The trailing slash marks a directory: `go` would take it for a file's name if the module has a single
+    // program.
     go.args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
         .arg(new.path().join(""))
         .arg("tool");
@@ -101,7 +104,7 @@ fn source(module: &str) -> PathBuf {
     places::repository().join("tests/stack/tools").join(module)
 }
 
-/// The directory of a module's programs, built or not.
+/// Returns the directory of a module's programs, whether it exists or not.
 fn directory(places: &Places, module: &str) -> Result<PathBuf> {
     Ok(places
         .cache
@@ -109,7 +112,7 @@ fn directory(places: &Places, module: &str) -> Result<PathBuf> {
         .join(format!("{module}-{}", fingerprint(&source(module))?)))
 }
 
-/// The part of the directory's name that changes with what is built.
+/// Returns the hash in the directory's name.
 fn fingerprint(module: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for name in ["go.mod", "go.sum"] {

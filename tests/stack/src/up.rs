@@ -1,4 +1,4 @@
-//! Starting a stack: what is missing is made, what runs already is left alone.
+//! Starts a stack: makes what is missing and leaves running parts alone.
 
 use std::{
     collections::HashSet,
@@ -26,18 +26,18 @@ use crate::{
     tools::Tools,
 };
 
-/// How long the supervisor may take until it can be spoken to.
+/// The longest time for the supervisor to accept connections.
 const SUPERVISOR_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long to wait between two looks at something that has no event.
+/// The interval between checks of something that has no event.
 const BETWEEN: Duration = Duration::from_millis(20);
 
 impl Stack {
-    /// Starts the stack, or what is missing of it, and deploys Slipway on it where the options say so.
+    /// Starts the stack or its missing parts, and deploys Slipway on it if the options say so.
     ///
-    /// A stack that does not start is torn down again, and so is one whose start is dropped before it is done.
+    /// A stack that does not start is stopped again; so is one whose start is dropped before it is done.
     ///
-    /// Of an OpenFaaS that somebody else runs (the name `external`), nothing is started: it is only asked for.
+    /// For an external stack (the name `external`) nothing is started; the credentials are checked.
     pub async fn up(options: &Options, progress: &Progress) -> Result<Self> {
         if options.name == external::NAME {
             return external::check(progress).await;
@@ -69,14 +69,15 @@ impl Stack {
     }
 }
 
-/// Makes what stacks are made of: programs and images, side by side.
+/// Builds programs and images concurrently, and makes the plan.
 async fn prepare(
     options: &Options,
     places: &Places,
     progress: &Progress,
 ) -> Result<(Plan, Option<BaseImages>)> {
     let own = async {
-        // In one go, because cargo would build what they share anew for each.
+        // With one command, because cargo would rebuild shared dependencies with other features for each
+        // package.
         let [provider, builder] = programs::build(["slipway-dev-provider", "builder-fn"]).await?;
         progress.step("programs", "provider and builder-fn built");
         Ok((provider, builder))
@@ -104,7 +105,7 @@ async fn prepare(
         tools.faas_cli = absolute(faas_cli)?;
     }
     let ack_wait_seconds = options.ack_wait.as_secs();
-    // The number is chosen when this stack is locked.
+    // A placeholder: the number is chosen once the stack is locked.
     let plan = Plan {
         number: Number::FIRST,
         launcher: Stamped::of(&programs::launcher()?)?,
@@ -121,7 +122,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).at("find", path)
 }
 
-/// The number of a stack: the one that it had, or one that no other has.
+/// Returns the stack's earlier number, or one that no other stack has.
 fn number(places: &Places, place: &StackDir) -> Result<Number> {
     let _one = places::lock(&places.stacks.join(".lock"))?;
     if let Some(plan) = Plan::earlier(place) {
@@ -139,7 +140,7 @@ fn number(places: &Places, place: &StackDir) -> Result<Number> {
     free.ok_or_else(|| Error::Machine("there are 254 stacks on this machine already".into()))
 }
 
-/// Starts the supervisor and the parts, or those that do not run.
+/// Starts the supervisor and the parts, or the parts that do not run.
 async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack> {
     place.create()?;
     let alive = Running::read(place)?.is_some_and(|running| running.alive());
@@ -162,7 +163,8 @@ async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Sta
     let holder = Holder::start(&stack)?;
     holder.supervisor(place).await?;
     if let Err(error) = begin(&stack, progress).await {
-        // What is said is why it did not start, whatever comes of the clean-up; its failure shows at the next start.
+        // The error is the reason for the failed start, whatever the clean-up returns; its failure would show
+        // at the next start.
         let _ = down::stop(place, progress).await;
         return Err(error);
     }
@@ -170,7 +172,7 @@ async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Sta
     Ok(stack)
 }
 
-/// Credentials, and the programs for a user's `PATH`.
+/// Writes the credentials, and links the programs for a user's `PATH`.
 async fn write_configuration(place: &StackDir, plan: &Plan) -> Result<()> {
     let credentials = Credentials::ensure(place, &plan.registry_host(), plan.provider.closed_registry())?;
     if let Some(login) = &credentials.registry {
@@ -190,7 +192,7 @@ async fn write_configuration(place: &StackDir, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Starts the parts that do not run and tells how it goes.
+/// Starts the parts that do not run and prints their progress.
 async fn begin(stack: &Stack, progress: &Progress) -> Result<()> {
     let mut conversation = Conversation::open(&stack.place().control()).await?;
     let mut started = 0;
@@ -210,7 +212,8 @@ async fn begin(stack: &Stack, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// A holder that was just started, and is killed unless the stack comes up: with it goes everything else.
+/// A holder that was just started. Dropping it kills the holder, and with it the stack, unless
+/// [`Holder::keep`] was called.
 #[derive(Debug)]
 struct Holder {
     child: Option<std::process::Child>,
@@ -236,7 +239,7 @@ impl Holder {
         Ok(Self { child: Some(child) })
     }
 
-    /// Waits until the supervisor can be spoken to.
+    /// Waits until the supervisor accepts connections.
     async fn supervisor(&self, place: &StackDir) -> Result<()> {
         let holder = self
             .child
@@ -265,7 +268,8 @@ impl Holder {
         Groups::at(running.map(|running| running.groups).unwrap_or_default()).set_aside(holder)
     }
 
-    /// The stack is up: it goes on without this process. While this process is there, it collects the holder's end.
+    /// Lets the stack outlive this process. As long as this process runs, a thread reaps the holder when it
+    /// ends.
     fn keep(mut self) {
         if let Some(mut child) = self.child.take() {
             std::thread::spawn(move || child.wait());

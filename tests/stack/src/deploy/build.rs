@@ -1,4 +1,4 @@
-//! A build by builder-fn.
+//! Builds an image with builder-fn.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -16,16 +16,16 @@ use crate::{
     progress::Progress,
 };
 
-/// The header with the signature.
+/// The header with the request's signature.
 pub(super) const SIGNATURE: &str = "X-Build-Signature";
 
-/// How much of a failed build's log an error carries, in lines.
+/// The number of log lines in the error of a failed build.
 const TAIL: usize = 40;
 
-/// How often it is told that a build goes on.
+/// The interval between progress lines of a build.
 const TELL_EVERY: Duration = Duration::from_secs(20);
 
-/// What builder-fn says of a build.
+/// builder-fn's answer to a build.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Record {
@@ -36,13 +36,13 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Success, or the error with the end of the log.
+    /// Fails with the end of the build's log unless the build succeeded.
     pub(super) fn succeeded(self, what: &str) -> Result<Self> {
         if self.status == "success" {
             return Ok(self);
         }
         let error = self.error.unwrap_or_else(|| "no reason was given".to_owned());
-        // What the steps wrote says more than which there were, unless they wrote nothing.
+        // The output of the steps explains more than their names, unless there is no output.
         let wrote = self
             .log
             .iter()
@@ -63,12 +63,12 @@ impl Record {
     }
 }
 
-/// A configuration for a context made from the template.
+/// Returns the build configuration for a context made from the template.
 pub(super) fn config(image: &str, rust_image: &str) -> Value {
     json!({ "image": image, "buildArgs": { "RUST_IMAGE": rust_image } })
 }
 
-/// The signature of a request: `sha256=` and the HMAC of its body.
+/// Returns a request's signature: `sha256=` and the HMAC of its body.
 pub(super) fn signature(key: &Path, body: &[u8]) -> Result<String> {
     let secret = fs::read(key).at("read", key)?;
     let mac = Hmac::<Sha256>::new_from_slice(secret.trim_ascii());
@@ -77,7 +77,7 @@ pub(super) fn signature(key: &Path, body: &[u8]) -> Result<String> {
     Ok(format!("sha256={}", hex::encode(mac.finalize().into_bytes())))
 }
 
-/// builder-fn at an address.
+/// A client for builder-fn.
 #[derive(Debug)]
 pub(super) struct Builder<'a> {
     client: Client,
@@ -86,17 +86,17 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// builder-fn at this address, called with this key.
+    /// Returns a client for the builder-fn at `url`, which signs requests with the key in the file `key`.
     pub(super) fn new(client: Client, url: String, key: &'a Path) -> Result<Self> {
         Ok(Self { client, url, key })
     }
 
-    /// Builds, and tells now and then that it goes on.
+    /// Builds a context and prints a progress line from time to time.
     pub(super) async fn build(&self, what: &str, tar: Vec<u8>, progress: &Progress) -> Result<Record> {
         let request = self.client.post(format!("{}/build", self.url));
         let request = request.header(SIGNATURE, signature(self.key, &tar)?).body(tar);
         let (name, status, body) = telling(what, progress, whole(request)).await?;
-        // The body of a failed build, too, is a record.
+        // The body of a failed build is a record too.
         match serde_json::from_slice::<Record>(&body) {
             Ok(record) => record.succeeded(what),
             Err(_) => {
@@ -111,7 +111,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Sends a request and reads the answer, whatever its status.
+/// Sends a request and returns its name, the answer's status and the whole body, whatever the status is.
 async fn whole(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)> {
     let response = send(request).await?;
     let (name, status) = (response.url().to_string(), response.status().as_u16());
@@ -123,7 +123,7 @@ async fn whole(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)> {
     Ok((name, status, body.to_vec()))
 }
 
-/// Waits for something, and tells now and then that it is being built.
+/// Awaits `work` and prints a progress line at every interval until it is done.
 pub(super) async fn telling<T>(what: &str, progress: &Progress, work: impl Future<Output = T>) -> T {
     let began = Instant::now();
     let mut work = std::pin::pin!(work);

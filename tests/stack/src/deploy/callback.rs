@@ -1,4 +1,5 @@
-//! Where the queue posts the outcome of a call: one request to an address of this machine that only the stack reaches.
+//! Receives the outcome of a queued call: one request to an address of this machine that only the stack
+//! reaches.
 
 use std::{convert::Infallible, net::Ipv4Addr};
 
@@ -9,19 +10,19 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::error::{At as _, Result};
 
-/// How much of an outcome is read, in bytes.
+/// The longest outcome that is read, in bytes.
 const LIMIT: usize = 16 << 20;
 
-/// A place for one outcome.
+/// A listener for one outcome.
 #[derive(Debug)]
 pub(super) struct Callback {
     listener: TcpListener,
-    /// The address to be told to the queue.
+    /// The URL to give to the queue.
     pub(super) url: String,
 }
 
 impl Callback {
-    /// Listens at the machine's end of a stack's pair of interfaces.
+    /// Listens at the machine's end of the stack's pair of interfaces.
     pub(super) async fn listen(address: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((address, 0))
             .await
@@ -33,7 +34,7 @@ impl Callback {
         Ok(Self { listener, url })
     }
 
-    /// Waits for the outcome.
+    /// Waits for the outcome and returns its body.
     pub(super) async fn wait(&self) -> Result<Vec<u8>> {
         let (sender, mut bodies) = mpsc::channel(1);
         loop {

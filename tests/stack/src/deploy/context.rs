@@ -1,4 +1,4 @@
-//! A build context on disk: what it hashes to, and the tar that builder-fn takes.
+//! A build context on disk: its hash, and the tar that builder-fn takes.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{At as _, Result};
 
-/// The files of a context, in order.
+/// The files of a build context, sorted by path.
 #[derive(Debug)]
 pub(super) struct Context {
     files: Vec<File>,
@@ -19,14 +19,14 @@ pub(super) struct Context {
 
 #[derive(Debug)]
 struct File {
-    /// From the context's root.
+    /// Relative to the context's root.
     path: PathBuf,
     mode: u32,
     content: Vec<u8>,
 }
 
 impl Context {
-    /// Reads a folder.
+    /// Reads all files of a folder.
     pub(super) fn read(folder: &Path) -> Result<Self> {
         let mut files = Vec::new();
         read(folder, Path::new(""), &mut files)?;
@@ -34,7 +34,8 @@ impl Context {
         Ok(Self { files })
     }
 
-    /// What the files hash to, together with what else matters for the image; fit for a tag.
+    /// Returns a hash of the files and of `inputs`, which are whatever else determines the image. The hash is
+    /// valid as a tag.
     pub(super) fn hash(&self, matters: &[&str]) -> String {
         let mut hash = Hash::new(matters);
         for file in &self.files {
@@ -45,14 +46,14 @@ impl Context {
         hash.finish()
     }
 
-    /// The tar of a build request: the configuration, then the files.
+    /// Returns the tar of a build request: the configuration, then the files.
     pub(super) fn tar(&self, config: &Value) -> Result<Vec<u8>> {
         let mut tar = tar::Builder::new(Vec::new());
         let mut append = |path: &Path, mode: u32, content: &[u8]| {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(mode);
-            // One time for all, and not that of the copying: nothing in an image depends on it.
+            // The same time for all files, because the time of copying must not affect the image.
             header.set_mtime(1);
             tar.append_data(&mut header, path, content)
                 .at("put into a tar:", path)
@@ -69,12 +70,12 @@ impl Context {
     }
 }
 
-/// What some texts hash to.
+/// Returns a hash of the texts.
 pub(super) fn hash_of(texts: &[&str]) -> String {
     Hash::new(texts).finish()
 }
 
-/// A hash over parts, of which none can pass for another.
+/// A hash over length-prefixed parts, so that moving a boundary between parts changes it.
 struct Hash(Sha256);
 
 impl Hash {

@@ -1,4 +1,4 @@
-//! The gateway's REST API, as far as the launcher needs it.
+//! The part of the gateway's REST API that the launcher uses.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -13,26 +13,26 @@ use crate::{
     stack::Stack,
 };
 
-/// How long a question may take.
+/// The timeout of a request.
 const QUESTION: Duration = Duration::from_secs(20);
 
-/// The gateway, with the administrator's credentials.
+/// A client for the gateway with the administrator's credentials.
 #[derive(Debug)]
 pub(super) struct Functions {
     client: Client,
     stack: Stack,
 }
 
-/// What the gateway says of a function.
+/// The gateway's status of a function.
 #[derive(Debug, Deserialize)]
 pub(super) struct Status {
-    /// The image that it runs.
+    /// The image that the function runs.
     pub(super) image: String,
     annotations: Option<HashMap<String, String>>,
 }
 
 impl Status {
-    /// The value of an annotation.
+    /// Returns the value of an annotation.
     pub(super) fn annotation(&self, name: &str) -> Option<&String> {
         self.annotations.as_ref()?.get(name)
     }
@@ -44,7 +44,7 @@ struct Named {
 }
 
 impl Functions {
-    /// The functions of a stack.
+    /// Returns a client for a stack's gateway.
     pub(super) fn new(client: Client, stack: &Stack) -> Self {
         Self {
             client,
@@ -52,7 +52,7 @@ impl Functions {
         }
     }
 
-    /// The names of the secrets that are there.
+    /// Returns the names of all secrets.
     pub(super) async fn secrets(&self) -> Result<Vec<String>> {
         let response = answer(
             send(self.system(Method::GET, "secrets")).await?,
@@ -60,7 +60,7 @@ impl Functions {
         )
         .await?;
         let request = response.url().to_string();
-        // The gateway's list of nothing is `null`.
+        // The gateway sends an empty list as `null`.
         let secrets: Option<Vec<Named>> = response
             .json()
             .await
@@ -68,7 +68,7 @@ impl Functions {
         Ok(secrets.into_iter().flatten().map(|secret| secret.name).collect())
     }
 
-    /// Makes a secret, or gives it its value.
+    /// Creates a secret, or updates it if `exists`.
     pub(super) async fn put_secret(&self, name: &str, value: &str, there: bool) -> Result<()> {
         let method = if there { Method::PUT } else { Method::POST };
         let request = self
@@ -78,7 +78,7 @@ impl Functions {
         answer(send(request).await?, &wanted).await.map(drop)
     }
 
-    /// What the gateway says of a function; nothing where there is none.
+    /// Returns the status of a function, or `None` if it does not exist.
     pub(super) async fn status(&self, name: &str) -> Result<Option<Status>> {
         let response = send(self.system(Method::GET, &format!("function/{name}"))).await?;
         if response.status() == StatusCode::NOT_FOUND {
@@ -103,7 +103,7 @@ impl Functions {
             .map(drop)
     }
 
-    /// Whether a function says that it is ready.
+    /// Returns whether a function's readiness probe succeeds.
     pub(super) async fn ready(&self, name: &str) -> bool {
         let request = self
             .client
@@ -115,7 +115,7 @@ impl Functions {
             .is_ok_and(|answer| answer.status() == StatusCode::OK)
     }
 
-    /// Calls a function, and gives what it answers if that is a success.
+    /// Calls a function and returns the body of a successful answer.
     pub(super) async fn call(&self, name: &str, body: &str) -> Option<String> {
         let request = self
             .client
@@ -133,7 +133,7 @@ impl Functions {
             .ok()
     }
 
-    /// The end of a function's log.
+    /// Returns the last lines of a function's log, or an empty string if the log cannot be read.
     pub(super) async fn log_tail(&self, name: &str) -> String {
         #[derive(Deserialize)]
         struct Line {
@@ -150,12 +150,12 @@ impl Functions {
         tail(&lines.map(|line| line.text).collect::<Vec<_>>().join("\n"), 40)
     }
 
-    /// Where a function answers.
+    /// Returns the URL of a function.
     pub(super) fn url(&self, name: &str) -> String {
         format!("{}/function/{name}", self.stack.gateway.url)
     }
 
-    /// Where a function is called through the queue.
+    /// Returns a request that calls a function through the queue.
     pub(super) fn queue(&self, name: &str) -> RequestBuilder {
         self.client
             .post(format!("{}/async-function/{name}", self.stack.gateway.url))

@@ -1,4 +1,5 @@
-//! The sample: a function made from the template, sent to builder-fn by the queue, and deployed by deployer-fn.
+//! The sample: a function made from the template, sent to builder-fn through the queue and deployed by
+//! deployer-fn.
 
 use std::time::Duration;
 
@@ -22,22 +23,22 @@ use crate::{
     stack::Stack,
 };
 
-/// The function's name.
+/// The sample function's name.
 const NAME: &str = "hello";
 
-/// What it is called with.
+/// The body of the call to the sample.
 const BODY: &str = "Slipway";
 
-/// The longest body that the Community gateway takes for its queue, in bytes.
+/// The longest body that the Community gateway accepts for its queue, in bytes.
 const QUEUE_LIMIT: usize = 256_000;
 
-/// How long the build may take, with the deployment.
+/// The longest time for the build and the deployment.
 const BUILT_WITHIN: Duration = Duration::from_secs(15 * 60);
 
-/// How long to wait between two looks at whether the function has changed.
+/// The interval between checks whether the function was deployed.
 const BETWEEN: Duration = Duration::from_secs(2);
 
-/// The sample on its way.
+/// Builds, deploys and calls the sample.
 #[derive(Debug)]
 pub(super) struct Sample<'a> {
     pub(super) stack: &'a Stack,
@@ -47,13 +48,14 @@ pub(super) struct Sample<'a> {
 }
 
 impl Sample<'_> {
-    /// Takes the sample from source to running, unless it runs, and shows its answer.
+    /// Builds and deploys the sample unless it already runs, calls it, and prints its answer.
     pub(super) async fn run(&self, workshop: &Workshop) -> Result<()> {
         workshop.lay_out_sample(self.stack, NAME).await?;
         let context = Context::read(&workshop.context(NAME))?;
         let tag = context.hash(&[&self.stack.rust_image()]);
         if !self.deployed(&tag).await? {
-            // faasd keeps functions whose processes ended with an earlier stack, and would take them for deployed.
+            // faasd keeps functions whose processes ended with an earlier stack, and would treat them as
+            // deployed.
             if self.functions.status(NAME).await?.is_some() && !self.functions.ready(NAME).await {
                 self.functions.remove(NAME).await?;
             }
@@ -69,7 +71,7 @@ impl Sample<'_> {
         Ok(())
     }
 
-    /// Whether what runs is the image with this tag.
+    /// Returns whether the function runs the image with this tag and is ready.
     async fn deployed(&self, tag: &str) -> Result<bool> {
         let built = self.registry.digest(&format!("{REPOSITORY}/{NAME}"), tag).await?;
         let image = self.functions.status(NAME).await?.map(|status| status.image);
@@ -79,7 +81,7 @@ impl Sample<'_> {
         Ok(same && self.functions.ready(NAME).await)
     }
 
-    /// Sends the source to the queue, and waits for the outcome.
+    /// Sends the source to builder-fn through the queue and waits for the outcome.
     async fn send(&self, context: &Context, tag: &str) -> Result<()> {
         let image = format!("{}/{REPOSITORY}/{NAME}:{tag}", self.stack.registry.host);
         let mut config = build::config(&image, &self.stack.rust_image());
@@ -110,7 +112,7 @@ impl Sample<'_> {
         let outcome = telling(NAME, self.progress, async {
             tokio::select! {
                 posted = callback.wait() => posted.map(Some),
-                // Where a firewall of this machine keeps the queue from posting, the function itself shows it.
+                // If a firewall of this machine blocks the callback, the deployed function shows the outcome.
                 seen = self.seen(tag) => seen.map(|()| None),
             }
         });

@@ -1,4 +1,5 @@
-//! A folder in which faas-cli works: the template, the handlers and `stack.yml`, copied without what cargo left in them.
+//! faas-cli in a folder of its own, with copies of the template, the handlers and `stack.yml`, without
+//! cargo's output.
 
 use std::{
     fs,
@@ -14,14 +15,15 @@ use crate::{
 
 use super::{FUNCTIONS, shared_environment};
 
-/// The folder, with faas-cli's login in it.
+/// faas-cli with its working folder.
 #[derive(Debug)]
 pub(super) struct Workshop {
     folder: PathBuf,
 }
 
 impl Workshop {
-    /// Copies what faas-cli needs into a folder of the stack.
+    /// Copies the template, the handlers and `stack.yml` into a folder of the stack; replaces an earlier
+    /// copy.
     pub(super) fn open(stack: &Stack) -> Result<Self> {
         let folder = stack.place().workshop();
         if folder.exists() {
@@ -37,7 +39,7 @@ impl Workshop {
         Ok(workshop)
     }
 
-    /// Lays out the contexts of Slipway's functions.
+    /// Writes the build contexts of Slipway's functions.
     pub(super) async fn lay_out_functions(&self, stack: &Stack) -> Result<()> {
         self.faas_cli(
             stack,
@@ -47,7 +49,7 @@ impl Workshop {
         .await
     }
 
-    /// Makes a function from the template, unless it is made, and lays out its context.
+    /// Creates a function from the template and writes its build context.
     pub(super) async fn lay_out_sample(&self, stack: &Stack, name: &str) -> Result<()> {
         self.faas_cli(stack, &["new", "--lang", "rust-hyper", name], Vec::new())
             .await?;
@@ -56,18 +58,19 @@ impl Workshop {
             .await
     }
 
-    /// Where faas-cli lays out a function's context.
+    /// Returns the folder of a function's build context.
     pub(super) fn context(&self, function: &str) -> PathBuf {
         self.folder.join("build").join(function)
     }
 
-    /// The text of `stack.yml`.
+    /// Returns the text of `stack.yml`.
     pub(super) fn stack_file(&self) -> Result<String> {
         let path = self.stack_yml();
         fs::read_to_string(&path).at("read", path)
     }
 
-    /// Runs faas-cli as the stack's administrator, with the values that `stack.yml` takes from the environment.
+    /// Runs faas-cli, logged in as the stack's administrator, with the values that `stack.yml` takes from the
+    /// environment.
     pub(super) async fn faas_cli(
         &self,
         stack: &Stack,
@@ -88,7 +91,7 @@ impl Workshop {
     }
 }
 
-/// Copies a folder without what cargo builds.
+/// Copies a folder without cargo's `target` folders.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).at("create", to)?;
     for entry in fs::read_dir(from).at("read", from)? {

@@ -1,4 +1,4 @@
-//! Layers: a tar, compressed where it is large, with its two digests.
+//! Image layers: a tar, compressed if it is large, with its two digests.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ use crate::{
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
-/// What of a toolchain no build needs.
+/// The parts of a toolchain that builds do not need.
 const NOT_IN_IMAGE: &[&str] = &[
     "./share",
     "./libexec",
@@ -33,21 +33,21 @@ const NOT_IN_IMAGE: &[&str] = &[
     "./bin/rust-lldb",
 ];
 
-/// One layer.
+/// An image layer.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub(super) media_type: &'static str,
-    /// Of the blob as it is stored.
+    /// The digest of the stored blob.
     pub(super) digest: String,
-    /// Of the blob as it is stored, in bytes.
+    /// The size of the stored blob, in bytes.
     pub(super) size: u64,
-    /// Of the tar.
+    /// The digest of the uncompressed tar.
     pub(super) diff_id: String,
     content: Content,
 }
 
 impl Layer {
-    /// What goes into a registry.
+    /// Returns the blob to push.
     pub(super) fn blob(&self) -> Blob {
         Blob {
             digest: self.digest.clone(),
@@ -57,7 +57,7 @@ impl Layer {
     }
 }
 
-/// What is written beside a layer in the cache.
+/// The file beside a layer in the cache.
 #[derive(Serialize, Deserialize)]
 struct Digests {
     digest: String,
@@ -65,7 +65,7 @@ struct Digests {
     diff_id: String,
 }
 
-/// A small Debian: what is essential, apt, certificates, and a linker with the C library.
+/// Returns the Debian layer: essential packages, apt, certificates, a linker and the C library.
 pub(super) async fn debian(cache: &Path, release: &str, progress: &Progress) -> Result<Layer> {
     let arguments = [
         "--variant=apt",
@@ -85,7 +85,7 @@ pub(super) async fn debian(cache: &Path, release: &str, progress: &Progress) -> 
     .await
 }
 
-/// This workspace's Rust toolchain.
+/// Returns the layer with this workspace's Rust toolchain.
 pub(super) async fn toolchain(cache: &Path, home: &str, progress: &Progress) -> Result<Layer> {
     let rustc = |argument: &'static [&'static str]| {
         let mut rustc = command("rustc");
@@ -115,7 +115,7 @@ pub(super) async fn toolchain(cache: &Path, home: &str, progress: &Progress) -> 
     .await
 }
 
-/// A layer of a few small files, by path from the root.
+/// Returns a layer of small files, each with its path from the root.
 pub(super) fn from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {
@@ -138,7 +138,8 @@ pub(super) fn from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
     })
 }
 
-/// A layer from the cache, or made with the program that writes its tar.
+/// Returns the layer from the cache, or makes it with the program that `make` returns. A changed `recipe`
+/// makes a new layer.
 async fn cached(
     cache: &Path,
     name: &str,
@@ -205,14 +206,14 @@ fn read(dir: &Path) -> Result<Layer> {
     })
 }
 
-/// The digest of a large file: by the system's program, which is quick in every build profile of ours.
+/// Returns the digest of a large file. Uses the system's program, which is fast in every build profile.
 async fn file_digest(path: &Path) -> Result<String> {
     let output = run(command("sha256sum").arg("--zero").arg(path)).await?;
     let hex = output.get(..64).map(String::from_utf8_lossy).unwrap_or_default();
     Ok(format!("sha256:{hex}"))
 }
 
-/// The digest of some bytes, as registries write it.
+/// Returns the digest of the bytes in the notation of registries.
 pub(super) fn bytes_digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }

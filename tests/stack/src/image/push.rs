@@ -1,4 +1,5 @@
-//! Putting images into a registry (OCI distribution specification 1.1), as far as the launcher needs it.
+//! A registry client (OCI distribution specification 1.1) with the operations that the launcher needs to push
+//! images.
 
 use std::path::PathBuf;
 
@@ -15,10 +16,10 @@ use crate::{
     http::{answer, send},
 };
 
-/// The media type of the manifests made here.
+/// The media type of the manifests that the launcher makes.
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Something with a digest.
+/// A blob: its content with digest and size.
 #[derive(Debug, Clone)]
 pub(super) struct Blob {
     pub(super) digest: String,
@@ -26,7 +27,7 @@ pub(super) struct Blob {
     pub(super) content: Content,
 }
 
-/// What a manifest names.
+/// The blobs that a manifest refers to.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Named {
@@ -40,7 +41,7 @@ struct Descriptor {
     size: u64,
 }
 
-/// Where the bytes of a blob are.
+/// The content of a blob.
 #[derive(Debug, Clone)]
 pub(super) enum Content {
     Bytes(std::sync::Arc<[u8]>),
@@ -57,7 +58,7 @@ impl Blob {
     }
 }
 
-/// One registry, over plain HTTP.
+/// A client for a registry over plain HTTP.
 #[derive(Debug)]
 pub(crate) struct Push {
     client: Client,
@@ -66,15 +67,15 @@ pub(crate) struct Push {
 }
 
 impl Push {
-    /// The registry at a host.
+    /// Returns a client for the registry at `host`.
     pub(crate) fn new(client: Client, host: String, login: Option<Login>) -> Self {
         Self { client, host, login }
     }
 
-    /// The digest of what a tag stands for, if everything that it names is there too.
+    /// Returns the digest that a tag refers to, if the registry has every blob of that manifest too.
     ///
-    /// A store that was cleaned by hand, or whose disk has been full, can have a manifest and not its layers. BuildKit
-    /// would find that out in the middle of a build.
+    /// A store that was cleaned by hand, or whose disk was full, can have a manifest without its layers.
+    /// BuildKit would fail in the middle of a build.
     pub(crate) async fn whole(&self, repository: &str, tag: &str) -> Result<Option<String>> {
         let Some(digest) = self.digest(repository, tag).await? else {
             return Ok(None);
@@ -90,7 +91,7 @@ impl Push {
             request: name,
             source,
         })?;
-        // What is no manifest of one image names nothing that could be missing.
+        // Anything but the manifest of a single image refers to no blob.
         let Named { config, layers } = serde_json::from_slice(&text).unwrap_or_default();
         for blob in config.iter().chain(&layers) {
             if !self.has_blob(repository, &blob.digest, blob.size).await? {
@@ -100,7 +101,7 @@ impl Push {
         Ok(Some(digest))
     }
 
-    /// The digest of what a tag stands for.
+    /// Returns the digest that a tag refers to, or `None` if the tag does not exist.
     pub(crate) async fn digest(&self, repository: &str, tag: &str) -> Result<Option<String>> {
         let request = self.request(Method::HEAD, &format!("/v2/{repository}/manifests/{tag}"))?;
         let response = send(request.header(ACCEPT, MANIFEST)).await?;
@@ -112,7 +113,7 @@ impl Push {
         Ok(digest.and_then(|digest| digest.to_str().ok()).map(str::to_owned))
     }
 
-    /// Puts a blob into a repository that lacks it.
+    /// Pushes a blob to a repository unless it is there.
     pub(super) async fn blob(&self, repository: &str, blob: &Blob) -> Result<()> {
         if self.has_blob(repository, &blob.digest, blob.size).await? {
             return Ok(());
@@ -132,7 +133,7 @@ impl Push {
         answer(send(put).await?, &[StatusCode::CREATED]).await.map(drop)
     }
 
-    /// Whether a repository has a blob, and all of it.
+    /// Returns whether a repository has a blob with this size.
     async fn has_blob(&self, repository: &str, digest: &str, size: u64) -> Result<bool> {
         let there = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"))?;
         let response = send(there).await?;
@@ -145,7 +146,7 @@ impl Push {
         Ok(length == Some(size))
     }
 
-    /// Puts a manifest under a tag.
+    /// Pushes a manifest with a tag.
     pub(super) async fn manifest(&self, repository: &str, tag: &str, manifest: Vec<u8>) -> Result<()> {
         let put = self.request(Method::PUT, &format!("/v2/{repository}/manifests/{tag}"))?;
         let put = put
@@ -168,7 +169,7 @@ impl Push {
         }
     }
 
-    /// Where an upload goes on: relative to the registry, or not.
+    /// Returns the URL at which an upload continues; the header may be relative to the registry.
     fn location(&self, response: &Response) -> Result<Url> {
         let location = response
             .headers()

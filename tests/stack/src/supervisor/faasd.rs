@@ -1,5 +1,6 @@
-//! faasd as the provider. It has fixed places, so the stack lays writable directories of its own over the machine's
-//! (in its own mount namespace), and puts there what faasd looks for.
+//! Prepares the file system for faasd as the provider. faasd's paths are fixed, so the stack mounts writable
+//! overlays of its own over the machine's directories, in its own mount namespace, and puts the files there
+//! that faasd expects.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
@@ -11,11 +12,11 @@ use crate::{
     supervisor::spec::{Context, Spec, provider_ready},
 };
 
-/// Where faasd writes its CNI configuration, where it looks for the plugins, and where containerd looks for the
-/// program that takes a function's output.
+/// The covered directories: `/etc` for the CNI configuration that faasd writes, `/opt` for the plugins,
+/// `/usr/local/bin` for the program with which containerd collects a function's output.
 const COVERED: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt"), ("/usr/local/bin", "bin")];
 
-/// Lays the directories over, and puts plugins, program and containerd's socket where faasd looks for them.
+/// Mounts the overlays and puts the plugins, the program and containerd's socket where faasd expects them.
 pub(crate) fn prepare(dir: &StackDir, program: &Path, containerd: &Path) -> Result<()> {
     let data = dir.data("faasd");
     for (target, name) in COVERED {

@@ -1,5 +1,5 @@
-//! Forwarders. builder-fn without the gateway: connections to one fixed address of the stack go to wherever the
-//! function's container is at that moment. And, with faasd, the registry at a loopback address of the machine.
+//! TCP forwarders. One forwards from a fixed address of the stack to the current container of builder-fn,
+//! without the gateway. With faasd, another forwards from a loopback address of the machine to the registry.
 
 use std::{
     fs,
@@ -17,33 +17,33 @@ use crate::{
     supervisor::spec::Context,
 };
 
-/// The function.
+/// The function that is forwarded to.
 const FUNCTION: &str = "builder-fn";
 
-/// The port that every function has.
+/// The port on which every function listens.
 const FUNCTION_PORT: u16 = 8080;
 
-/// How long a container may take to accept a connection: it is on a bridge of this machine.
+/// The timeout for connecting to a container, which is on a bridge of this machine.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// A forwarder.
+/// A TCP forwarder.
 #[derive(Debug)]
 pub(crate) struct Forward {
     listener: TcpListener,
     target: Target,
 }
 
-/// Where connections go.
+/// The destination of a forwarder.
 #[derive(Debug, Clone)]
 enum Target {
-    /// To a function's container.
+    /// A function's container.
     Function(Addresses),
-    /// To one address.
+    /// A fixed address.
     Address(SocketAddr),
 }
 
-/// With faasd: listens for the machine at the registry's loopback address. A socket stays in the network that it was
-/// made in, so this is for a process that is in the machine's.
+/// Listens at the registry's loopback address if the provider is faasd. A socket stays in the network
+/// namespace in which it was made, so this must run in the machine's.
 pub(crate) fn loopback_registry(context: &Context) -> Result<Option<std::net::TcpListener>> {
     if matches!(context.plan.provider, Provider::Embedded(_)) {
         return Ok(None);
@@ -56,7 +56,7 @@ pub(crate) fn loopback_registry(context: &Context) -> Result<Option<std::net::Tc
     Ok(Some(listener))
 }
 
-/// The forwarders of a stack: to builder-fn, and from the loopback address of a registry for faasd.
+/// Returns the forwarders of a stack: to builder-fn and, if `door` is a listener, to the registry.
 pub(crate) async fn all(context: &Context, door: Option<std::net::TcpListener>) -> Result<Vec<Forward>> {
     let number = context.plan.number;
     let address = SocketAddr::from((number.inner(), BUILDER_PORT));
@@ -82,7 +82,7 @@ pub(crate) async fn all(context: &Context, door: Option<std::net::TcpListener>) 
 }
 
 impl Forward {
-    /// Forwards connections, each in a task of its own.
+    /// Accepts connections and forwards each in a task of its own.
     pub(crate) async fn serve(&self) -> Result<()> {
         loop {
             let (client, _) = self
@@ -108,7 +108,8 @@ impl Target {
     }
 }
 
-/// A client whose function is not there is hung up on, as it would be by the function's own address.
+/// Forwards one connection to the first address that accepts. If none does, the connection is closed, as the
+/// function's own address would refuse it.
 async fn forward(mut client: TcpStream, addresses: Vec<SocketAddr>) {
     for address in addresses {
         let connect = TcpStream::connect(address);
@@ -119,17 +120,18 @@ async fn forward(mut client: TcpStream, addresses: Vec<SocketAddr>) {
     }
 }
 
-/// Where the addresses of containers are written down.
+/// The directory with the addresses of containers.
 #[derive(Debug, Clone)]
 enum Addresses {
-    /// By the embedded provider: a file a container, `NAME.…`, with the CNI plugins' result.
+    /// Written by the embedded provider: one file for each container, `NAME.…`, with the CNI plugins' result.
     Results(PathBuf),
-    /// By CNI's host-local plugin, as faasd uses it: a file an address, with `NAME-PID` in its first line.
+    /// Written by CNI's host-local plugin, as faasd uses it: one file for each address, with `NAME-PID` in
+    /// its first line.
     Leases(PathBuf),
 }
 
 impl Addresses {
-    /// The addresses of a function's containers, the newest first: while it is updated there may be two.
+    /// Returns the addresses of a function's containers, newest first: during an update there can be two.
     fn of(&self, function: &str) -> Vec<Ipv4Addr> {
         let (Addresses::Results(dir) | Addresses::Leases(dir)) = self;
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();

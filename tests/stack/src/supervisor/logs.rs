@@ -1,4 +1,4 @@
-//! The log of a part: what it writes goes into a file of bounded size, with one file of older lines.
+//! Writes the log of a part: a file of bounded size, and one file with older lines.
 
 use std::{
     fs::{self, File},
@@ -11,13 +11,13 @@ use tokio::{
     net::unix::pipe::Receiver,
 };
 
-/// The size in bytes at which a log is put aside.
+/// The size at which a log is rotated, in bytes.
 const LIMIT: u64 = 8 << 20;
 
-/// How much is read at once, in bytes.
+/// The size of the read buffer, in bytes.
 const CHUNK: usize = 64 << 10;
 
-/// A log file that is being written.
+/// A log file that is open for writing.
 #[derive(Debug)]
 struct Log {
     path: PathBuf,
@@ -47,12 +47,12 @@ impl Log {
     }
 }
 
-/// Where the older lines of a log are.
+/// Returns the path of the file with a log's older lines.
 pub(crate) fn older(path: &Path) -> PathBuf {
     path.with_extension("older.log")
 }
 
-/// Copies what a part writes into its log, until the part and all that it started have closed it.
+/// Copies a part's output into its log, until the part and all its children have closed the pipe.
 pub(crate) async fn copy(pipe: PipeReader, path: PathBuf) -> io::Result<()> {
     let mut log = Log::open(&path)?;
     let mut pipe = BufReader::with_capacity(CHUNK, Receiver::from_owned_fd(pipe.into())?);

@@ -1,5 +1,5 @@
-//! The mounts of a stack, in a mount namespace of its own: a `/proc` for its processes, an empty `/run`, a
-//! `resolv.conf` that works there, and the roots of its control groups. The machine's own are not touched.
+//! Mounts of a stack, in a mount namespace of its own: a `/proc` for its processes, an empty `/run`, a
+//! `resolv.conf` that works inside, and its control groups as roots. The machine's mounts are not changed.
 
 use std::{
     fs,
@@ -14,12 +14,12 @@ use crate::{
     error::{At as _, Result},
 };
 
-/// The machine's `resolv.conf`, for slirp4netns, which asks whom the machine asks.
+/// A copy of the machine's `resolv.conf` for slirp4netns, which forwards queries to the machine's resolver.
 pub(crate) const MACHINE_RESOLV_CONF: &str = "/run/slipway/resolv.conf";
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Makes the mounts but the last: [`Resolver::mount`] is for after whatever else is laid over `/etc`.
+/// Makes all mounts except the last one: [`Resolver::mount`] must follow any other mount over `/etc`.
 pub(crate) fn make() -> Result<Resolver> {
     let machine = fs::read_to_string(RESOLV_CONF).at("read", RESOLV_CONF)?;
     let target = fs::canonicalize(RESOLV_CONF).at("read", RESOLV_CONF)?;
@@ -30,7 +30,7 @@ pub(crate) fn make() -> Result<Resolver> {
     Ok(Resolver { machine, target })
 }
 
-/// The machine's resolver, as it was before `/run` was covered.
+/// The machine's `resolv.conf`, read before `/run` was covered.
 #[derive(Debug)]
 pub(crate) struct Resolver {
     machine: String,
@@ -38,12 +38,12 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// Lays a `resolv.conf` that works inside over the machine's.
+    /// Mounts a `resolv.conf` that works inside the stack over the machine's.
     pub(crate) fn mount(&self) -> Result<()> {
         write(Path::new(MACHINE_RESOLV_CONF), &self.machine)?;
         let own = Path::new("/run/slipway/stack-resolv.conf");
         write(own, &stack_resolv_conf(&self.machine))?;
-        // Where it was a link into /run, its target has been hidden.
+        // If it was a link into /run, its target is hidden now.
         if !self.target.exists() {
             write(&self.target, "")?;
         }
@@ -51,7 +51,7 @@ impl Resolver {
     }
 }
 
-/// The machine's search list and options, with the resolver that is reachable from inside.
+/// Returns the machine's search list and options, with the resolver that is reachable inside the stack.
 fn stack_resolv_conf(machine: &str) -> String {
     let kept = machine
         .lines()

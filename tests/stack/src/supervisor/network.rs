@@ -1,6 +1,6 @@
 //! The network of a stack, made from inside its PID and mount namespaces.
 //!
-//! Everything here vanishes with the last process of the stack: the namespace, and with it the pair of interfaces.
+//! The namespace and its pair of interfaces disappear with the last process of the stack.
 
 use std::{
     fs::{self, File},
@@ -16,13 +16,13 @@ use crate::{
     error::{At as _, Result},
 };
 
-/// The stack's network namespace; `/run` is the stack's own.
+/// The file of the stack's network namespace; `/run` is the stack's own.
 pub(crate) const OWN: &str = "/run/netns/stack";
-/// The machine's network namespace, for slirp4netns.
+/// The file of the machine's network namespace, for slirp4netns.
 pub(crate) const MACHINE: &str = "/run/netns/machine";
 
-/// Makes the namespace with its interfaces and rules, and moves this thread into it. Threads started later follow, so
-/// this comes before there are any.
+/// Makes the namespace with its interfaces and rules, and moves this thread into it. Threads that start later
+/// inherit it, so this must run before any other thread starts.
 pub(crate) fn enter(number: Number) -> Result<()> {
     let (outer, inner) = (number.outer(), number.inner());
     let interface = number.interface();
@@ -43,16 +43,16 @@ pub(crate) fn enter(number: Number) -> Result<()> {
     ip(&format!("link add {BRIDGE_INTERFACE} type bridge"))?;
     ip(&format!("address add {BRIDGE}/16 dev {BRIDGE_INTERFACE}"))?;
     ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
-    // Of this namespace only: every network namespace has its own.
+    // This setting is per network namespace.
     let forward = "/proc/sys/net/ipv4/ip_forward";
     fs::write(forward, "1").at("write", forward)?;
 
-    // The machine itself may come in by the pair, and nobody through it.
+    // The pair accepts connections from the machine itself only, and forwards none into the stack.
     iptables(&format!("-A INPUT -i {INNER_INTERFACE} ! -s {outer} -j DROP"))?;
     iptables(&format!(
         "-A FORWARD -i {INNER_INTERFACE} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"
     ))?;
-    // What functions send out comes from the stack.
+    // Packets that leave the functions' network get the stack's address.
     iptables(&format!(
         "-t nat -A POSTROUTING -s {FUNCTIONS} ! -o {BRIDGE_INTERFACE} -j MASQUERADE"
     ))

@@ -1,4 +1,4 @@
-//! The parts of a stack as the supervisor sees them: which run, and how they start and stop.
+//! Starts, stops and watches the parts of a stack, inside the supervisor.
 
 use std::{
     collections::BTreeMap,
@@ -24,22 +24,22 @@ use crate::{
     },
 };
 
-/// How long a part may take to be ready.
+/// The longest time for a part to become ready.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a part may take to end after SIGTERM, before SIGKILL.
+/// The longest time for a part to end after SIGTERM, before SIGKILL.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
-/// What happens to parts is told to a function like this.
+/// A function that receives events about parts.
 pub(crate) type Tell<'a> = &'a (dyn Fn(Event) + Send + Sync);
 
-/// All parts; cheap to clone.
+/// The parts of a stack; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
     context: Arc<Context>,
     reaper: Reaper,
     slots: Arc<Mutex<BTreeMap<Part, Slot>>>,
-    /// Held by whoever changes something: one command at a time.
+    /// Held while parts are started or stopped: one command at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -51,7 +51,7 @@ struct Slot {
 }
 
 impl Parts {
-    /// None of them runs yet.
+    /// Returns the parts of a stack, none of which runs yet.
     pub(crate) fn new(context: Context, reaper: Reaper) -> Self {
         Self {
             context: Arc::new(context),
@@ -61,7 +61,7 @@ impl Parts {
         }
     }
 
-    /// How every part is that was ever started.
+    /// Returns the state of every part that was started at least once.
     pub(crate) fn status(&self) -> Vec<PartStatus> {
         let slots = self.slots();
         let status = |(part, slot): (&Part, &Slot)| PartStatus {
@@ -72,7 +72,7 @@ impl Parts {
         slots.iter().map(status).collect()
     }
 
-    /// Starts all parts that do not run, group by group. The first that fails is the answer.
+    /// Starts all parts that do not run, group by group; returns the first failure with its part.
     pub(crate) async fn start_all(&self, tell: Tell<'_>) -> Result<(), (Part, String)> {
         let _one = self.changing.lock().await;
         for group in Part::GROUPS {
@@ -87,7 +87,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Starts one part.
+    /// Starts one part, unless it runs.
     pub(crate) async fn start(&self, part: Part, tell: Tell<'_>) -> Result<(), String> {
         let _one = self.changing.lock().await;
         self.start_one(part, tell).await
@@ -99,7 +99,7 @@ impl Parts {
         self.stop_one(part, tell).await;
     }
 
-    /// Stops all parts, in the order opposite to their start.
+    /// Stops all parts, in the opposite order of their start.
     pub(crate) async fn stop_all(&self, tell: Tell<'_>) {
         let _one = self.changing.lock().await;
         self.stop_one(Part::Builder, tell).await;
@@ -127,7 +127,6 @@ impl Parts {
             how = child.ended() => Err(format!("it ended: {how}")),
             () = tokio::time::sleep(READY_WITHIN) => Err(String::new()),
         };
-        // An empty reason stands for the time limit: what was seen last is free to read only here.
         let result = result.map_err(|why| match why.is_empty() {
             true => format!("not within {} s: {reason}", READY_WITHIN.as_secs()),
             false => why,
@@ -146,7 +145,7 @@ impl Parts {
         result
     }
 
-    /// Writes the part's configuration, starts it, and sees to its log.
+    /// Writes the part's configuration, starts its process, and copies its output to the log.
     fn launch(&self, part: Part, spec: Spec) -> Result<(Child, Written, super::ready::Ready), String> {
         let Spec {
             mut command,
@@ -176,13 +175,13 @@ impl Parts {
         };
         let (child, output) =
             { start }().map_err(|error: io::Error| format!("cannot run {name}: {error}"))?;
-        // The command keeps the writing end open; without this its log would never end.
+        // The command keeps the write end of the pipe open; without this, the log's reader would never end.
         drop(command);
         tokio::spawn(logs::copy(output, log.clone()));
         Ok((child, Written { path: log, from }, ready))
     }
 
-    /// Notes the end of a part that nobody asked to end.
+    /// Records the end of a part that ended by itself.
     async fn watch(self, part: Part, mut child: Child) {
         let how = child.ended().await;
         let mut slots = self.slots();

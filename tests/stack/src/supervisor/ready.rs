@@ -1,4 +1,4 @@
-//! By what a part is seen to be ready.
+//! Checks whether a part is ready.
 
 use std::{
     fs::{self, File},
@@ -10,36 +10,36 @@ use std::{
 
 use crate::supervisor::reaper::Reaper;
 
-/// How long one look may take.
+/// The timeout of one check.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// How long to wait between two looks.
+/// The interval between checks.
 const BETWEEN: Duration = Duration::from_millis(50);
 
-/// What has to be true of a part that is ready.
+/// A condition that is true once a part is ready.
 #[derive(Debug)]
 pub(crate) enum Ready {
-    /// The default route goes by this interface.
+    /// The default route uses this interface.
     Route(&'static str),
-    /// A GET is answered with this status.
+    /// A GET of this URL is answered with this status.
     Http { url: String, status: u16 },
-    /// A program ends well.
+    /// A program exits successfully.
     Command(Command),
-    /// The part's log has these words.
+    /// The part's log contains this text.
     Says(&'static str),
 }
 
-/// Where a part writes, from its start on.
+/// The lines of a log since the part's start.
 #[derive(Debug, Clone)]
 pub(crate) struct Written {
-    /// Its log.
+    /// The path of the log.
     pub(crate) path: PathBuf,
-    /// How long the log was when it started, in bytes.
+    /// The length of the log when the part started, in bytes.
     pub(crate) from: u64,
 }
 
 impl Ready {
-    /// Looks again and again until it is so; `reason` always says what was seen last.
+    /// Checks until the condition is true; `reason` always has the last failure.
     pub(crate) async fn wait(mut self, reaper: &Reaper, written: &Written, reason: &mut String) {
         while let Err(seen) = self.look(reaper, written).await {
             *reason = seen;
@@ -105,7 +105,7 @@ impl Written {
     }
 }
 
-/// The interface of a line of the routing table, if it is the default route's.
+/// Returns the interface of a line of the routing table if the line is a default route.
 fn default_route(line: &str) -> Option<&str> {
     let mut fields = line.split_whitespace();
     let interface = fields.next()?;

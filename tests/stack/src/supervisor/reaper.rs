@@ -1,7 +1,8 @@
-//! Child processes of a process that is PID 1.
+//! Starts and reaps child processes, for a process that is PID 1.
 //!
-//! Whatever loses its parent in a PID namespace becomes a child of PID 1, which has to collect it. The runtime's own
-//! children would be collected along with those, so every child is started and collected here.
+//! A process that loses its parent in a PID namespace becomes a child of PID 1, which has to reap it. Doing
+//! so also reaps the children that the async runtime would wait for, so every child is started and reaped
+//! here.
 
 use std::{
     collections::HashMap,
@@ -16,7 +17,7 @@ use tokio::{
     sync::watch,
 };
 
-/// Starts children and collects whatever ends.
+/// Starts children and reaps every process that ends.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reaper {
     children: Arc<Mutex<HashMap<i32, watch::Sender<Option<String>>>>>,
@@ -32,7 +33,7 @@ pub(crate) struct Child {
 impl Reaper {
     /// Starts a program.
     pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
-        // Held until the child is known: it may end at once.
+        // The lock is held until the child is registered, because it may end at once.
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
@@ -41,13 +42,13 @@ impl Reaper {
         Ok(Child { pid, ended })
     }
 
-    /// Runs a program to its end; the answer is how it ended, with nothing for success.
+    /// Runs a program until it exits; returns `None` for success, or the exit status.
     pub(crate) async fn run(&self, command: &mut Command) -> io::Result<Option<String>> {
         let how = self.spawn(command)?.ended().await;
         Ok(Some(how).filter(|how| how != SUCCESS))
     }
 
-    /// Collects what ends, for ever.
+    /// Reaps processes until the future is dropped.
     pub(crate) async fn collect(&self) -> io::Result<()> {
         let mut signals = signal(SignalKind::child())?;
         loop {
@@ -67,7 +68,7 @@ impl Reaper {
 }
 
 impl Child {
-    /// How it ended, once it has.
+    /// Waits until the child has ended and returns its exit status.
     pub(crate) async fn ended(&mut self) -> String {
         let how = self.ended.wait_for(Option::is_some).await;
         how.ok()
@@ -75,14 +76,14 @@ impl Child {
             .unwrap_or_else(|| "lost".to_owned())
     }
 
-    /// Whether this is the same process.
+    /// Returns whether both handles are for the same process.
     pub(crate) fn is(&self, other: &Child) -> bool {
         self.ended.same_channel(&other.ended)
     }
 
     /// Sends a signal to the child and the processes of its group.
     pub(crate) fn signal(&self, signal: Signal) {
-        // One that is gone needs none.
+        // The process id of an ended child may already be another process's.
         if self.ended.borrow().is_none() {
             let _ = rustix::process::kill_process_group(self.pid, signal);
         }

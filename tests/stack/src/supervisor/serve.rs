@@ -1,4 +1,4 @@
-//! The supervisor's control socket: one task a connection, commands one after the other.
+//! Serves the supervisor's control socket: one task for each connection, one command after the other.
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -13,7 +13,7 @@ use crate::{
     supervisor::parts::Parts,
 };
 
-/// Serves until a connection asked for the end, and has been answered.
+/// Serves connections until a shutdown command was executed and answered.
 pub(crate) async fn serve(listener: &UnixListener, parts: &Parts) -> Result<()> {
     let (end, mut ended) = watch::channel(false);
     loop {
@@ -35,7 +35,7 @@ async fn converse(stream: UnixStream, parts: Parts, end: watch::Sender<bool>) {
         let down = matches!(command, Ok(Command::Down));
         let (tell, mut told) = mpsc::unbounded_channel();
         let parts = parts.clone();
-        // A command runs to its end, whether or not the one who gave it is still there.
+        // A command runs to completion even if its client disconnects.
         let work = tokio::spawn(async move {
             let last = match command {
                 Ok(command) => answer(command, &parts, &tell).await,

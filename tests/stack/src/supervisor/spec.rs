@@ -1,4 +1,4 @@
-//! How each part is started, and by what it is seen to be ready.
+//! Specifications of the parts: command, configuration files and readiness check.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,27 +17,28 @@ use crate::{
     supervisor::{faasd, mounts, network, ready::Ready},
 };
 
-/// The longest call that the gateway and the provider let pass: a build is one.
+/// The timeout of a call in the gateway, the provider and builder-fn; a build is one call.
 const CALL: &str = "35m";
 
-/// How long BuildKit keeps its records of past builds, which are how a repeated delivery is recognised.
+/// The time for which BuildKit keeps records of past builds; builder-fn recognises a repeated delivery by
+/// them.
 const BUILDKIT_HISTORY: Duration = Duration::from_secs(48 * 60 * 60);
 
-/// The queue's name.
+/// The name of the NATS Streaming cluster.
 const CLUSTER: &str = "faas-cluster";
 
-/// One part, ready to be started.
+/// The specification of one part.
 #[derive(Debug)]
 pub(crate) struct Spec {
-    /// What is run.
+    /// The command to run.
     pub(crate) command: Command,
-    /// How it is seen that it works.
+    /// The readiness check.
     pub(crate) ready: Ready,
-    /// Configuration files that are written before.
+    /// Configuration files to write before the start.
     pub(crate) files: Vec<(PathBuf, String)>,
 }
 
-/// What the specifications are made from.
+/// The input of the specifications: the stack's directory and plan.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) dir: StackDir,
@@ -45,7 +46,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// How a part is started.
+    /// Returns the specification of a part.
     pub(crate) fn spec(&self, part: Part) -> Spec {
         match part {
             Part::Egress => self.egress(),
@@ -60,18 +61,18 @@ impl Context {
         }
     }
 
-    /// BuildKit's socket, for the machine.
+    /// Returns the path of BuildKit's socket for clients on the machine.
     pub(crate) fn buildkit_socket(&self) -> PathBuf {
         self.dir.sockets().join("buildkitd.sock")
     }
 
-    /// containerd's socket, for the machine.
+    /// Returns the path of containerd's socket for clients on the machine.
     pub(crate) fn containerd_socket(&self) -> PathBuf {
         self.dir.sockets().join("containerd.sock")
     }
 
-    /// A program with the environment that every part gets: none of the launcher's own but what finds the machine's
-    /// certificates.
+    /// Returns a command with the environment of every part: nothing of the launcher's own, except the
+    /// variables that locate the machine's certificates.
     pub(crate) fn program(&self, program: impl Into<PathBuf>) -> Command {
         let mut command = Command::new(program.into());
         command
@@ -97,8 +98,8 @@ impl Context {
         command
     }
 
-    /// slirp4netns runs in the machine's network and serves the stack's. It asks the resolver in `/etc/resolv.conf`,
-    /// which has to be the machine's.
+    /// slirp4netns runs in the machine's network namespace and serves the stack's. It uses the resolver in
+    /// `/etc/resolv.conf`, which has to be the machine's.
     fn egress(&self) -> Spec {
         let mut command = self.program("nsenter");
         command.arg(format!("--net={}", network::MACHINE));
@@ -133,7 +134,7 @@ impl Context {
             "version: 0.1\nlog:\n  accesslog:\n    disabled: true\n  level: warn\nstorage:\n  filesystem:\n    \
              rootdirectory: {data}\n  delete:\n    enabled: true\nhttp:\n  addr: {addr}\n{auth}",
             data = self.dir.data("registry").display(),
-            // On every address of the stack: the loopback one is faasd's.
+            // On every address of the stack, because faasd uses a loopback address.
             addr = format_args!(":{REGISTRY_PORT}"),
             auth = if closed { auth.as_str() } else { "" },
         );
@@ -141,7 +142,8 @@ impl Context {
         command.arg("serve").arg(&config);
         Spec {
             command,
-            // Without credentials a closed registry says 401: it works.
+            // A registry that requires a password answers a request without one with 401, which shows that it
+            // works.
             ready: Ready::Http {
                 url: format!("http://{}/v2/", self.plan.number.registry()),
                 status: if closed { 401 } else { 200 },
@@ -254,7 +256,8 @@ impl Context {
             .env("faas_nats_address", "127.0.0.1")
             .env("faas_nats_port", NATS_PORT.to_string());
         command.env("faas_nats_cluster_name", CLUSTER);
-        // It fails to list functions when nobody answers its query for their calls; our provider answers it, with none.
+        // The gateway fails to list functions if its Prometheus query gets no answer; the provider answers it
+        // with an empty result.
         command
             .env("faas_prometheus_host", BRIDGE.to_string())
             .env("faas_prometheus_port", PROVIDER_PORT.to_string());
@@ -314,7 +317,8 @@ impl Context {
     }
 }
 
-/// The provider's health, which faasd has too.
+/// Returns the readiness check of a provider: its health endpoint, which the embedded provider and faasd
+/// have.
 pub(crate) fn provider_ready() -> Ready {
     Ready::Http {
         url: format!("http://{BRIDGE}:{PROVIDER_PORT}/healthz"),

@@ -1,4 +1,4 @@
-//! Stacks do not meet each other, and nobody else meets them.
+//! Stacks are isolated from each other and from other machines.
 
 use std::net::{IpAddr, UdpSocket};
 
@@ -25,7 +25,7 @@ async fn two_stacks_run_side_by_side_and_only_this_machine_reaches_them() -> Res
             StatusCode::UNAUTHORIZED
         );
         assert_eq!(listening_here(stack), Vec::<String>::new());
-        // From another address of this machine, as a packet from outside would come.
+        // From another address of this machine, like a packet from another machine.
         if let Some(address) = outside_address() {
             let client = reqwest::Client::builder().no_proxy().local_address(address);
             let client = client
@@ -75,10 +75,10 @@ async fn get(url: &str, user: &str, password: &str) -> StatusCode {
         .status()
 }
 
-/// The address by which this machine would speak to others; nothing where it has none.
+/// Returns the address that this machine uses to reach other machines, or `None` if it has no route.
 fn outside_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Connecting sends nothing; the address is of those kept for documentation.
+    // Connecting a UDP socket sends nothing. The address is reserved for documentation (RFC 5737).
     socket.connect("203.0.113.1:9").ok()?;
     socket.local_addr().ok().map(|address| address.ip())
 }

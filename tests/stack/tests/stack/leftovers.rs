@@ -1,4 +1,4 @@
-//! Nothing of a stack stays behind, however it ends.
+//! A stack leaves nothing behind, however it ends.
 
 use std::time::Instant;
 

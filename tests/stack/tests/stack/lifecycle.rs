@@ -1,4 +1,4 @@
-//! Parts stop, start, fail, and say so.
+//! Parts stop, start and fail, and report it.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 

@@ -1,4 +1,4 @@
-//! This machine, as far as a stack could leave its marks on it.
+//! Inspects this machine for what a stack uses and could leave behind.
 
 use std::{
     collections::BTreeSet,
@@ -10,21 +10,22 @@ use std::{
 
 use slipway_stack::Stack;
 
-/// What belongs to a stack, seen while it runs.
+/// The processes, namespaces and interface of a running stack.
 #[derive(Debug)]
 pub(crate) struct Traces {
     name: String,
     dir: PathBuf,
-    /// `PID START` of every process.
+    /// `PID START` of every process of the stack.
     processes: BTreeSet<String>,
-    /// The same of every process of the machine at that time: the numbers of namespaces are used again at once.
+    /// `PID START` of every process of the machine at that time. Namespace numbers are reused at once, so
+    /// only these processes can hold the stack's namespaces.
     everybody: BTreeSet<String>,
-    /// The namespaces that its processes are in, and this process is not.
+    /// The namespaces of the stack's processes, except those that this process is in too.
     namespaces: BTreeSet<String>,
     interface: String,
 }
 
-/// Places on the machine that programs of the stack would use if they were not kept from it.
+/// The state of the machine that the stack's programs would change without isolation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Untouched {
     firewall: String,
@@ -46,12 +47,12 @@ const PLACES: [&str; 10] = [
 ];
 
 impl Untouched {
-    /// As it is now.
+    /// Returns the current state.
     pub(crate) fn now() -> Self {
         let firewall = Command::new("iptables-save").output().unwrap();
         let firewall = String::from_utf8(firewall.stdout).unwrap();
         Self {
-            // Comments have the time in them.
+            // Comments contain the time.
             firewall: firewall.lines().filter(|line| !line.starts_with('#')).collect(),
             forwarding: fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
             places: PLACES.map(|place| (place, names(Path::new(place)))).to_vec(),
@@ -60,7 +61,7 @@ impl Untouched {
 }
 
 impl Traces {
-    /// What a running stack has.
+    /// Returns the footprint of a running stack.
     pub(crate) fn of(stack: &Stack) -> Self {
         let own = processes()
             .into_iter()
@@ -89,12 +90,12 @@ impl Traces {
         }
     }
 
-    /// How many processes there were.
+    /// Returns the number of processes.
     pub(crate) fn processes(&self) -> usize {
         self.processes.len()
     }
 
-    /// The kinds of namespaces that it has of its own.
+    /// Returns the kinds of namespaces that the stack has of its own.
     pub(crate) fn kinds(&self) -> BTreeSet<&str> {
         self.namespaces
             .iter()
@@ -102,7 +103,7 @@ impl Traces {
             .collect()
     }
 
-    /// What of it is still there; nothing when all is cleared away.
+    /// Returns what still exists of the stack; empty once everything is removed.
     pub(crate) fn left(&self) -> Vec<String> {
         let mut left = Vec::new();
         for pid in processes() {
@@ -131,7 +132,7 @@ impl Traces {
         left
     }
 
-    /// The control groups that are still there.
+    /// Returns the stack's control groups that still exist.
     pub(crate) fn groups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         find(
@@ -143,13 +144,14 @@ impl Traces {
     }
 }
 
-/// Ports at which processes of a stack listen in this machine's own network: `PROGRAM INODE`.
+/// Returns the sockets on which a stack's processes listen in this machine's network namespace, as `PROGRAM
+/// INODE`.
 pub(crate) fn listening_here(stack: &Stack) -> Vec<String> {
     let here = fs::metadata("/proc/self/ns/net").unwrap().ino();
     let mut sockets = BTreeSet::new();
     for table in ["tcp", "tcp6", "udp", "udp6"] {
         let table = fs::read_to_string(format!("/proc/self/net/{table}")).unwrap();
-        // Listening (0A) for TCP; for UDP any that is bound and not connected (07).
+        // 0A is a listening TCP socket, 07 a bound and unconnected UDP socket.
         let open = table
             .lines()
             .skip(1)
@@ -190,7 +192,7 @@ pub(crate) fn listening_here(stack: &Stack) -> Vec<String> {
     found
 }
 
-/// Whether a process is in a stack's control groups; the test itself never is.
+/// Returns whether a process is in a stack's control groups; the test itself never is.
 fn belongs(pid: &str, stack: &str) -> bool {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let group = format!("/slipway-{stack}");
@@ -206,7 +208,7 @@ fn processes() -> Vec<String> {
         .collect()
 }
 
-/// A process id with its start: ids are used again. Nothing for what has ended.
+/// Returns a process id with its start time, because ids are reused; `None` if the process has ended.
 fn identity(pid: &str) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields = stat.rsplit_once(") ")?.1.split(' ').collect::<Vec<_>>();

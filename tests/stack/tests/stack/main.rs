@@ -1,6 +1,8 @@
-//! The launcher on this machine: stacks are started, disturbed and stopped, and what they leave is looked for.
+//! Tests the launcher on this machine: starts, disturbs and stops stacks, and looks for what they leave
+//! behind.
 //!
-//! These need root, and what `Stack::up` needs. Each has a stack of its own, and removes it.
+//! The tests need root and everything that `Stack::up` needs. Each test has a stack of its own and removes
+//! it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
 
@@ -14,19 +16,19 @@ use std::time::Duration;
 use slipway_stack::{Error, Options, Progress, Stack, down};
 use tokio::sync::Mutex;
 
-/// Stacks are started one at a time: they would only wait for each other's disk.
+/// Held while a stack starts: concurrent starts would only wait for each other's disk.
 static STARTING: Mutex<()> = Mutex::const_new(());
 
-/// How long the kernel may take to clear away what was killed.
+/// The longest time for the kernel to clean up after a killed stack.
 const CLEARED_WITHIN: Duration = Duration::from_secs(20);
 
-/// A stack without base images and without Slipway, from nothing.
+/// Starts a stack without base images and Slipway, after removing an earlier one with its data.
 async fn fresh(name: &str) -> Result<Stack, Error> {
     down(name, true, &Progress::silent()).await?;
     up(name).await
 }
 
-/// The same stack, again.
+/// Starts a stack without base images and Slipway.
 async fn up(name: &str) -> Result<Stack, Error> {
     let _one = STARTING.lock().await;
     let mut options = Options::named(name);

@@ -1,6 +1,6 @@
-// Command strict-manifests reads Kubernetes manifests from standard input and fails where one has a field that its kind does not
-// have, a field twice, a value of another type, or a kind that is not known here. What `helm template` renders has been
-// seen by no API server yet: this catches the misspelt field that a server would drop without a word.
+// Command strict-manifests reads Kubernetes manifests from standard input. It fails if one has a field that its kind
+// does not have, a duplicate field, a value of the wrong type, or an unknown kind. No API server checks what `helm
+// template` renders: this finds the misspelt field that a server would drop silently.
 package main
 
 import (
