@@ -1,4 +1,4 @@
-//! The REST API of faas-provider: one file a resource.
+//! The REST API of faas-provider, one file for each resource.
 
 mod answer;
 mod auth;
@@ -23,10 +23,10 @@ use crate::{
     proxy::{self, Proxy},
 };
 
-/// The longest body of a request to the API, in bytes. Calls of functions have no limit.
+/// The longest request body, in bytes. Calls of functions have no limit.
 const BODY_LIMIT: usize = 4 << 20;
 
-/// All routes. What is under `/system` wants credentials; functions can be called by whoever reaches them.
+/// Returns all routes. Those under `/system` require credentials; functions can be called without.
 pub(crate) fn router(functions: Functions, credentials: Credentials) -> Router {
     let proxy = Router::new()
         .route("/function/{*rest}", any(proxy::call))

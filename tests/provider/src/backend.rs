@@ -1,8 +1,8 @@
-//! Where the calls of a function go, and how many are on their way.
+//! The address of a function's instance, and the number of its calls in progress.
 //!
-//! A call is counted from the moment it is given the address, under the same lock under which an update puts
-//! another instance in place. So once an instance has been replaced, nothing new reaches it, and when its count is
-//! zero, nothing is lost by stopping it.
+//! A call is counted when it is given the address, under the same lock under which an update replaces the
+//! instance. A replaced instance therefore gets no new calls, and once its count is zero, stopping it loses
+//! none.
 
 use std::{
     net::SocketAddr,
@@ -11,14 +11,14 @@ use std::{
 
 use tokio::sync::watch;
 
-/// The address of an instance, while it runs, and its calls.
+/// The address of a running instance and its calls in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Backend {
     address: RwLock<Option<SocketAddr>>,
     calls: watch::Sender<usize>,
 }
 
-/// A call on its way; it has ended when this is dropped.
+/// A call in progress; dropping it ends the call.
 #[derive(Debug)]
 pub(crate) struct CallGuard(Arc<Backend>);
 
@@ -37,9 +37,9 @@ impl Backend {
         CallGuard(Arc::clone(self))
     }
 
-    /// Waits until no call is on its way.
+    /// Waits until no call is in progress.
     pub(crate) async fn idle(&self) {
-        // An error would mean that the sender is gone, which `self` holds.
+        // This fails only if the sender is dropped, and `self` holds the sender.
         let _ = self.calls.subscribe().wait_for(|calls| *calls == 0).await;
     }
 }

@@ -1,7 +1,8 @@
-//! containerd's gRPC API, as far as functions need it: one file a service.
+//! The part of containerd's gRPC API that functions need, one file for each service.
 //!
-//! A [`Containerd`] is the connection; a [`Scope`] is that connection within a containerd namespace, and perhaps
-//! under a lease. Every short call has a time limit, so that a containerd that hangs does not hang the API.
+//! [`Containerd`] is the connection; [`Scope`] uses it within a containerd namespace, and
+//! optionally under a lease. Every short call has a timeout, so that a hanging containerd does not hang the
+//! API.
 
 mod containers;
 mod content;
@@ -29,10 +30,10 @@ pub(crate) use self::{
 };
 use crate::error::{Answer, Error};
 
-/// The limit of a call that only looks something up or starts something.
+/// The timeout of a call that looks something up or starts something.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 
-/// A connection to containerd; it reconnects by itself.
+/// A connection to containerd, which reconnects by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Containerd {
     channel: Channel,
@@ -40,7 +41,7 @@ pub(crate) struct Containerd {
 }
 
 impl Containerd {
-    /// Connects to the socket.
+    /// Connects to containerd's socket.
     pub(crate) async fn connect(socket: &Path, snapshotter: &str) -> Result<Self, Error> {
         let channel = containerd_client::connect(socket)
             .await
@@ -54,7 +55,7 @@ impl Containerd {
         })
     }
 
-    /// The same connection, within a namespace.
+    /// Returns a client for a namespace, on the same connection.
     pub(crate) fn within(&self, namespace: &str) -> Result<Scope, Error> {
         let header = namespace.parse().map_err(|_| Error::NamespaceInvalid)?;
         Ok(Scope {
@@ -66,7 +67,7 @@ impl Containerd {
     }
 }
 
-/// containerd within one of its namespaces.
+/// A client for one of containerd's namespaces.
 #[derive(Clone, Debug)]
 pub(crate) struct Scope {
     containerd: Containerd,
@@ -76,7 +77,7 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    /// The namespace's name.
+    /// Returns the namespace's name.
     pub(crate) fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -101,7 +102,7 @@ impl Scope {
     }
 }
 
-/// Awaits a short call, within the limit, and says what it was about if it fails.
+/// Awaits a short call, up to the timeout; an error names the operation and its subject.
 async fn call<T>(
     operation: &'static str,
     subject: &str,
@@ -123,7 +124,7 @@ fn refused(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> Err
     }
 }
 
-/// Takes "it does not exist" for success: what was to be removed is not there.
+/// Converts "not found" to success, for removals.
 fn unless_missing<T: Default>(answer: Result<T, Error>) -> Result<T, Error> {
     match answer {
         Err(error) if error.is_not_found() => Ok(T::default()),
@@ -135,5 +136,5 @@ fn is_existing(error: &Error) -> bool {
     matches!(error, Error::Containerd { source, .. } if source.code() == Code::AlreadyExists)
 }
 
-/// A root file system's mounts, as containerd's snapshotters describe them.
+/// The mounts of a root file system, as containerd's snapshotters describe them.
 pub(crate) type Mounts = Vec<Mount>;

@@ -1,4 +1,4 @@
-//! Credentials of registries, from a Docker `config.json`: `auths`, and nothing that runs a helper.
+//! Registry credentials from a Docker `config.json`. Only `auths` is read; credential helpers are not run.
 
 use std::{collections::HashMap, fmt, path::Path, sync::Arc};
 
@@ -7,17 +7,17 @@ use serde::Deserialize;
 
 use crate::error::Error;
 
-/// Where Docker Hub's credentials stand, and where it answers.
+/// The key of Docker Hub's credentials, and the host that it answers at.
 const DOCKER_HUB_KEY: &str = "index.docker.io";
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
-/// The credentials of some registries. Without a file: none.
+/// The credentials of registries by host; empty without a file.
 #[derive(Clone, Default)]
 pub(crate) struct DockerConfig {
     by_host: Arc<HashMap<String, Credentials>>,
 }
 
-/// What a registry is told.
+/// The credentials for one registry.
 #[derive(Clone, Eq, PartialEq)]
 pub(crate) enum Credentials {
     Password { user: String, password: String },
@@ -40,7 +40,7 @@ struct Entry {
 }
 
 impl DockerConfig {
-    /// Reads the file anew: it may have been replaced since.
+    /// Reads the file, which may have been replaced since the last time.
     pub(crate) async fn read(path: &Path) -> Result<Self, Error> {
         let bytes = tokio::fs::read(path).await.map_err(Error::io("read", path))?;
         Self::parse(&bytes)
@@ -60,7 +60,7 @@ impl DockerConfig {
         })
     }
 
-    /// What to tell a host.
+    /// Returns the credentials for a host.
     pub(crate) fn for_host(&self, host: &str) -> Option<Credentials> {
         let key = if host == DOCKER_HUB_HOST {
             DOCKER_HUB_KEY
@@ -91,7 +91,7 @@ impl Entry {
     }
 }
 
-/// Keys are hosts, or URLs of which only the host counts.
+/// Returns the host of a key, which is a host or a URL.
 fn host_of(key: &str) -> &str {
     let key = key.trim_start_matches("https://").trim_start_matches("http://");
     key.split('/').next().unwrap_or(key)

@@ -1,17 +1,17 @@
-//! What can go wrong in the provider. Nothing here knows of HTTP: `api::answer` turns it into statuses.
+//! Errors of the provider. They know no HTTP: `api::answer` converts them to statuses.
 
 use std::{fmt, io, time::Duration};
 
 use tonic::{Code, Status};
 
-/// A failed operation, and what it was about.
+/// An error of the provider: an operation and its subject.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No function of that name.
+    /// No function has this name.
     #[error("service {0} not found")]
     FunctionNotFound(String),
 
-    /// A function of that name exists already.
+    /// A function with this name exists already.
     #[error("unable to create container: {0}, error: it already exists")]
     FunctionExists(String),
 
@@ -19,11 +19,11 @@ pub enum Error {
     #[error("namespace not valid")]
     NamespaceInvalid,
 
-    /// A deployment names a secret that was never created.
+    /// A deployment names a secret that does not exist.
     #[error("unable to find secret: {0}")]
     SecretMissing(String),
 
-    /// A request is malformed; the text says where.
+    /// A request or a setting is malformed; the text names the field.
     #[error("{0}")]
     Invalid(String),
 
@@ -31,74 +31,74 @@ pub enum Error {
     #[error("unable to read the request")]
     Json(#[source] serde_json::Error),
 
-    /// An image could not be had from its registry.
+    /// An image could not be pulled from its registry.
     #[error("unable to pull image {image}")]
     Pull {
         /// The normalised reference.
         image: String,
-        /// containerd's answer.
+        /// containerd's status.
         source: Answer,
     },
 
-    /// An image is not as images are.
+    /// An image is malformed or unsuitable.
     #[error("image {image}: {reason}")]
     Image {
         /// The normalised reference, or a digest.
         image: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
 
-    /// containerd refused.
+    /// A request to containerd failed.
     #[error("containerd: {operation} {subject}")]
     Containerd {
-        /// What was asked of it.
+        /// The operation.
         operation: &'static str,
-        /// The id or name it was asked about.
+        /// The id or name of its subject.
         subject: String,
-        /// Its answer.
+        /// containerd's status.
         source: Answer,
     },
 
-    /// containerd cannot be connected to.
+    /// The connection to containerd failed.
     #[error("containerd cannot be reached at {socket}")]
     Unreachable {
-        /// Path of the socket.
+        /// The path of the socket.
         socket: String,
-        /// Why not.
+        /// The reason.
         source: tonic::transport::Error,
     },
 
     /// A CNI plugin, or a tool of the network, failed.
     #[error("network: {operation} {subject}: {reason}")]
     Network {
-        /// Which plugin or step.
+        /// The plugin or step.
         operation: String,
         /// The container.
         subject: String,
-        /// What it said.
+        /// Its message.
         reason: String,
     },
 
-    /// A runtime specification cannot be made.
+    /// A runtime specification is invalid.
     #[error("container specification")]
     Spec(#[source] oci_spec::OciSpecError),
 
     /// A file operation failed.
     #[error("{operation} {path}")]
     Io {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// On which file.
+        /// The file.
         path: String,
-        /// Why it failed.
+        /// The operating system's error.
         source: io::Error,
     },
 
-    /// An updated function ended before it accepted connections.
+    /// The process of an updated function ended before it accepted connections.
     #[error("{instance} exited with status {status} before it listened on port 8080; its log has the reason")]
     Exited {
-        /// The instance, as its log names it.
+        /// The instance's name, which is also its log's.
         instance: String,
         /// The exit status.
         status: u32,
@@ -107,7 +107,7 @@ pub enum Error {
     /// An updated function did not accept connections in time.
     #[error("{instance} did not listen on port 8080 within {} s", .limit.as_secs())]
     NotListening {
-        /// The instance, as its log names it.
+        /// The instance's name, which is also its log's.
         instance: String,
         /// The limit.
         limit: Duration,
@@ -130,13 +130,13 @@ impl Error {
         }
     }
 
-    /// Whether containerd says that what was asked about does not exist.
+    /// Returns whether containerd answered that the subject does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Containerd { source, .. } if source.code() == Code::NotFound)
     }
 }
 
-/// What containerd answered instead of doing what was asked.
+/// A gRPC status from containerd, displayed as its message only.
 #[derive(Debug)]
 pub struct Answer(Box<Status>);
 
@@ -161,7 +161,7 @@ impl fmt::Display for Answer {
 
 impl std::error::Error for Answer {}
 
-/// The error and its causes in one line.
+/// Returns an error and its causes in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

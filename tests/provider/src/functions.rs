@@ -1,8 +1,8 @@
-//! The functions of this machine: what exists, and the operations on it.
+//! The functions of this machine, and the operations on them.
 //!
-//! What is known of a function is stored with its containers in containerd, so that a provider that starts anew
-//! finds everything again ([`restore`]). An operation runs to its end even when its caller leaves, and operations
-//! on one function wait for each other.
+//! The state of a function is stored with its containers in containerd, so that a restarted provider finds it
+//! again ([`restore`]). An operation runs to completion even if its caller disconnects, and operations on one
+//! function run one after the other.
 
 mod deploy;
 mod instance;
@@ -40,10 +40,10 @@ use crate::{
     settings::{Manners, Settings},
 };
 
-/// The pauses between attempts to remove a replaced instance, when containerd fails; in seconds.
+/// The pauses between attempts to remove a replaced instance after containerd failed, in seconds.
 const RETIRE_PAUSES: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
-/// The functions; cheap to clone.
+/// All functions; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Functions(Arc<Inner>);
 
@@ -58,15 +58,15 @@ struct Inner {
     scratch: Scratch,
     resolv_conf: PathBuf,
     hosts: PathBuf,
-    /// What exists, and at once the routes of the proxy.
+    /// The current instance of each function; the proxy routes by this table.
     table: RwLock<BTreeMap<Key, Arc<Instance>>>,
     locks: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
-    /// Instances that have been replaced and are on their way out.
+    /// The removals of replaced instances.
     retiring: TaskTracker,
 }
 
 impl Functions {
-    /// Connects to containerd and opens what functions need.
+    /// Connects to containerd and opens the stores that functions need.
     pub(crate) async fn open(settings: Settings) -> Result<Self, Error> {
         let settings = settings.prepared()?;
         let secrets = Secrets::open(settings.secrets_dir())?;
@@ -104,13 +104,13 @@ impl Functions {
         &self.0.logs
     }
 
-    /// Makes the bridge, and finds the functions of an earlier provider.
+    /// Creates the bridge and restores the functions of an earlier provider.
     pub(crate) async fn begin(&self) -> Result<(), Error> {
         self.0.network.try_out().await?;
         restore::restore(&self.0).await
     }
 
-    /// The namespaces that functions may be in.
+    /// Returns the namespaces that functions may be in.
     pub(crate) async fn namespaces(&self) -> Result<Vec<String>, Error> {
         let labelled = self.0.containerd.function_namespaces().await?;
         let default = &self.0.settings.function_namespace;
@@ -121,7 +121,7 @@ impl Functions {
         Ok([default.clone()].into_iter().chain(others).collect())
     }
 
-    /// Refuses a namespace that functions may not be in.
+    /// Fails if functions may not be in the namespace.
     pub(crate) async fn check_namespace(&self, namespace: &str) -> Result<(), Error> {
         if namespace == self.0.settings.function_namespace {
             return Ok(());
@@ -135,7 +135,7 @@ impl Functions {
         }
     }
 
-    /// All functions of a namespace.
+    /// Returns the status of all functions in a namespace.
     pub(crate) fn list(&self, namespace: &str) -> Vec<FunctionStatus> {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let here = table
@@ -144,19 +144,19 @@ impl Functions {
         here.map(|instance| self.0.status_of(instance)).collect()
     }
 
-    /// One function.
+    /// Returns the status of a function.
     pub(crate) fn get(&self, key: &Key) -> Result<FunctionStatus, Error> {
         self.0.find(key).map(|instance| self.0.status_of(&instance))
     }
 
-    /// Where a call of a function goes. The call is counted until the guard is dropped.
+    /// Returns the backend for a call of a function. The call is counted until the guard is dropped.
     pub(crate) fn route(&self, key: &Key) -> Option<(Arc<Backend>, CallGuard)> {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let backend = table.get(key)?.backend();
         Some((Arc::clone(backend), backend.begin()))
     }
 
-    /// Creates a function; it need not listen yet.
+    /// Creates a function; does not wait until it listens.
     pub(crate) async fn create(&self, deployment: FunctionDeployment) -> Result<(), Error> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
@@ -165,7 +165,7 @@ impl Functions {
             .await
     }
 
-    /// Updates a function, with the manners that its new version asks for.
+    /// Updates a function with the strategy that its new version asks for.
     pub(crate) async fn update(&self, deployment: FunctionDeployment) -> Result<(), Error> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
@@ -178,12 +178,13 @@ impl Functions {
         self.0.to_the_end(key, work).await
     }
 
-    /// Deletes a function. It gets no more calls, may finish what it has, and is gone when this returns.
+    /// Deletes a function. It gets no new calls and may finish those in progress; it is removed when this
+    /// returns.
     pub(crate) async fn delete(&self, key: Key) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
         let work = |key: Key| async move {
             let instance = inner.find(&key)?;
-            // So that it does not come back with the next provider, should removing it fail half-way.
+            // If removing it fails half-way, the next provider must not restore it.
             inner.mark(&instance, Stage::Retiring).await?;
             inner.remove(&key);
             if inner.manners_of(&instance.parts().record) == Manners::Good {
@@ -199,7 +200,7 @@ impl Functions {
         self.0.to_the_end(key, work).await
     }
 
-    /// Starts a function, or stops it when `replicas` is 0. More than one replica there is not.
+    /// Starts a function, or stops it if `replicas` is 0. There is at most one replica.
     pub(crate) async fn scale(&self, key: Key, replicas: u64) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
         let work = move |key: Key| async move {
@@ -217,7 +218,7 @@ impl Functions {
         self.0.to_the_end(key, work).await
     }
 
-    /// Waits for what is on its way out. Functions go on running.
+    /// Waits until replaced instances are removed. Functions continue to run.
     pub(crate) async fn close(&self) {
         self.0.retiring.close();
         self.0.retiring.wait().await;
@@ -280,7 +281,7 @@ impl Inner {
             .await
     }
 
-    /// Lets an instance that gets no more calls finish those that it has.
+    /// Waits, up to the grace period, until an instance without new calls has finished those in progress.
     async fn drain(&self, instance: &Instance) {
         let limit = self.settings.grace_period;
         if tokio::time::timeout(limit, instance.backend().idle())
@@ -295,7 +296,7 @@ impl Inner {
         }
     }
 
-    /// Stops an instance and removes everything of it but its log.
+    /// Stops an instance and removes everything that belongs to it, except its log.
     async fn discard(&self, instance: &Instance, grace: Duration) -> Result<(), Error> {
         let containerd = self.scope(&instance.parts().key)?;
         instance.stop(grace).await?;
@@ -305,7 +306,7 @@ impl Inner {
         containerd.remove_snapshot(instance.id()).await
     }
 
-    /// Does what is left to do about a replaced instance, while its successor already serves.
+    /// Drains and removes a replaced instance in the background, while its successor serves.
     fn retire(self: &Arc<Self>, instance: Arc<Instance>) {
         let inner = Arc::clone(self);
         self.retiring.spawn(async move {
@@ -321,7 +322,8 @@ impl Inner {
         });
     }
 
-    /// Runs an operation on a function: alone, and to its end even when the caller is gone.
+    /// Runs an operation on a function to completion, even if the caller disconnects. Operations on one
+    /// function run one after the other.
     async fn to_the_end<F, W>(&self, key: Key, work: W) -> Result<(), Error>
     where
         W: FnOnce(Key) -> F + Send + 'static,

@@ -1,10 +1,10 @@
-//! The files by which functions resolve names: `/etc/hosts` and `/etc/resolv.conf`.
+//! Writes the files with which functions resolve names: `/etc/hosts` and `/etc/resolv.conf`.
 
 use std::{fs, net::IpAddr, path::PathBuf};
 
 use crate::{error::Error, settings::Settings};
 
-/// Writes both files; returns where the name servers' and the hosts' are.
+/// Writes both files; returns the paths of `resolv.conf` and `hosts`.
 pub(crate) fn write(settings: &Settings) -> Result<(PathBuf, PathBuf), Error> {
     let servers = match settings.nameservers.as_slice() {
         [] => outside_servers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
@@ -30,7 +30,8 @@ pub(crate) fn write(settings: &Settings) -> Result<(PathBuf, PathBuf), Error> {
     Ok((absolute(resolv_conf)?, absolute(hosts)?))
 }
 
-/// The name servers that a function can reach: a loopback address means another machine there.
+/// Returns the name servers that a function can reach. Inside a function, a loopback address is the function
+/// itself.
 fn outside_servers(resolv_conf: &str) -> Vec<IpAddr> {
     let values = resolv_conf
         .lines()

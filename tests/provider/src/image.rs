@@ -1,4 +1,4 @@
-//! Images: from a reference in a deployment to an unpacked image and its configuration.
+//! Images: pulls the image of a deployment and reads its configuration.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use crate::{
     settings::Settings,
 };
 
-/// An image that is in the store, unpacked.
+/// An unpacked image in the store.
 #[derive(Debug)]
 pub(crate) struct Image {
-    /// The normalised reference, which is its name in the store.
+    /// The normalised reference, which is also the name in the store.
     pub(crate) name: String,
-    /// The snapshot that a container's root file system is made above; empty for an image without layers.
+    /// The snapshot on which a container's root file system is based; empty for an image without layers.
     pub(crate) top: String,
     pub(crate) config: ImageConfiguration,
 }
 
-/// Writes a reference out in full, as Docker means it: `docker.io/library/NAME:latest`.
+/// Returns a reference in full, by Docker's rules: `docker.io/library/NAME:latest`.
 pub(crate) fn normalise(image: &str) -> Result<Reference, Error> {
     image
         .parse()
@@ -50,7 +50,7 @@ impl Puller {
         }
     }
 
-    /// Asks the registry for what the reference means now, and fetches what is missing of it.
+    /// Resolves the reference at the registry, and fetches what is missing.
     pub(crate) async fn pull(&self, containerd: &Scope, reference: &Reference) -> Result<Image, Error> {
         let name = reference.whole();
         let credentials = match &self.registry_config {
@@ -76,7 +76,7 @@ impl Puller {
         stored(containerd, name).await
     }
 
-    /// Takes the image that the store has under this name, and pulls only when it has none.
+    /// Returns the stored image with this name, and pulls only if there is none.
     pub(crate) async fn pull_if_missing(
         &self,
         containerd: &Scope,
@@ -122,7 +122,7 @@ fn choose<'a>(index: &'a ImageIndex, architecture: &str) -> Option<&'a Descripto
     index.manifests().iter().filter(is_manifest).find(fits)
 }
 
-/// The name of the snapshot with all these layers, as the image specification's chain id.
+/// Returns the name of the snapshot with all these layers: the chain ID of the image specification.
 fn chain_id(diff_ids: &[String]) -> String {
     let mut layers = diff_ids.iter();
     let Some(first) = layers.next() else {

@@ -1,13 +1,13 @@
-//! The full name of a function.
+//! The name and namespace of a function.
 
 use std::fmt;
 
 use crate::error::Error;
 
-/// The longest name; a container's id, made from it, has at most 76 characters.
+/// The longest name, in characters. A container's id is made from it and has at most 76 characters.
 const MAX_NAME: usize = 63;
 
-/// A function's name and namespace.
+/// The name and namespace that identify a function.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Key {
     pub(crate) name: String,
@@ -22,7 +22,7 @@ impl Key {
         }
     }
 
-    /// Reads `name` or `name.namespace`, as they stand in a proxied path.
+    /// Parses `name` or `name.namespace`, the forms in a proxied path.
     pub(crate) fn from_path(name: &str, default_namespace: &str) -> Self {
         match name.rsplit_once('.') {
             Some((name, namespace)) => Self::new(name, namespace),
@@ -30,7 +30,8 @@ impl Key {
         }
     }
 
-    /// Refuses names that are no identifier for containerd, and those with a dot, which divides name and namespace.
+    /// Fails if the name is not a valid identifier for containerd, or has a dot, which separates name and
+    /// namespace.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());

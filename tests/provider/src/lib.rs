@@ -1,11 +1,13 @@
 //! A development provider for one machine: the faas-provider REST API over containerd and CNI.
 //!
-//! It stands in for faasd where that cannot be had, is only as large as the OpenFaaS gateway, `faas-cli` and
-//! Slipway's deployer need, and says what it is: `GET /system/info` names it `slipway-dev`. Functions are containers
-//! in the containerd namespace `openfaas-fn`, one replica each, on a bridge; secrets are files. It follows faasd
-//! 0.19 in what it answers, and differs in manners, unless told otherwise: see [`Manners`].
+//! It replaces faasd where faasd is not available. It implements only what the OpenFaaS gateway, `faas-cli`
+//! and Slipway's deployer need, and identifies itself: `GET /system/info` reports `slipway-dev`. Functions
+//! are containers in the containerd namespace `openfaas-fn`, one replica each, on a bridge; secrets are
+//! files. Its responses are those of faasd 0.19; its updates differ unless configured otherwise, see
+//! [`Manners`].
 //!
-//! It is not hardened: containers have one capability, no new privileges and masked paths, but no seccomp profile.
+//! It is not hardened: containers have one capability, no new privileges and masked paths, but no seccomp
+//! profile.
 
 mod api;
 mod backend;

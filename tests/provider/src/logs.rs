@@ -1,8 +1,9 @@
 //! Logs of functions.
 //!
-//! What a function writes goes from containerd's shim to a process of ours beside it ([`mod@collect`]), as faasd does
-//! it: so every line has its time, the file stays bounded, and nothing is lost while the provider is away. There is
-//! a folder a function with a file an instance; the API reads them ([`read`]) and can wait for more ([`follow`]).
+//! containerd's shim sends the output of a function to a separate process of this program ([`mod@collect`]),
+//! as faasd does: every line gets its time, the files stay bounded, and nothing is lost while the provider is
+//! not running. Each function has a folder with one file for each instance. The API reads the files
+//! ([`read`]) and can wait for more lines ([`follow`]).
 
 mod collect;
 mod follow;
@@ -21,10 +22,10 @@ pub use self::collect::collect;
 use self::{follow::Watch, read::Reader};
 use crate::{error::Error, key::Key};
 
-/// How many instances of a function have their logs kept.
+/// The number of instances of a function whose logs are kept.
 const INSTANCES: usize = 5;
 
-/// A line of a log, as it stands in the file.
+/// A line in a log file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct Record {
     timestamp: Timestamp,
@@ -32,7 +33,7 @@ struct Record {
     text: String,
 }
 
-/// Where a line was written to.
+/// The stream that a line was written to.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Stream {
@@ -40,7 +41,7 @@ enum Stream {
     Stderr,
 }
 
-/// A line of a log, as the API tells it (faas-provider's `logs.Message`).
+/// A line in an answer of the API (faas-provider's `logs.Message`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Message {
     name: String,
@@ -50,15 +51,15 @@ pub(crate) struct Message {
     text: String,
 }
 
-/// What is asked of the logs (faas-provider's `logs.Request`).
+/// A query for log lines (faas-provider's `logs.Request`).
 #[derive(Clone, Debug)]
 pub(crate) struct Query {
     pub(crate) function: Key,
-    /// Only this instance's lines.
+    /// The only instance whose lines are returned; `None` for all.
     pub(crate) instance: Option<String>,
-    /// Only lines from then on.
+    /// The time of the oldest line.
     pub(crate) since: Timestamp,
-    /// Only so many of the last lines that there are; 0 for all.
+    /// The number of existing lines, from the end; 0 for all.
     pub(crate) tail: usize,
     /// Whether to wait for more lines.
     pub(crate) follow: bool,
@@ -68,12 +69,12 @@ pub(crate) struct Query {
 #[derive(Clone, Debug)]
 pub(crate) struct Logs {
     root: PathBuf,
-    /// This program, which is also the one that collects.
+    /// The path of this program, whose `collect` command writes the logs.
     program: PathBuf,
 }
 
 impl Logs {
-    /// Opens the folder with the logs, and makes it if needed.
+    /// Opens the folder with the logs; creates it if it does not exist.
     pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
         fs::create_dir_all(&root).map_err(Error::io("make", &root))?;
         let root = root.canonicalize().map_err(Error::io("find", &root))?;
@@ -81,16 +82,17 @@ impl Logs {
         Ok(Self { root, program })
     }
 
-    /// Where containerd's shim is to send the output of a function's instance: the URI of a program to run.
+    /// Returns the URI to which containerd's shim sends the output of a function's instance: a program to
+    /// run.
     pub(crate) fn sink(&self, function: &Key) -> String {
         let folder = escaped(&self.folder(function));
         format!("binary://{}?collect={folder}", escaped(&self.program))
     }
 
-    /// Makes room for the log of one more instance.
+    /// Removes the oldest logs, so that one more instance's log fits the limit.
     pub(crate) fn prune(&self, function: &Key) {
         let mut instances = read::instances(&self.folder(function));
-        // Later instances sort after earlier ones.
+        // The names of later instances sort after those of earlier ones.
         instances.sort_unstable();
         let too_many = (instances.len() + 1).saturating_sub(INSTANCES);
         for path in &instances[..too_many] {
@@ -104,7 +106,8 @@ impl Logs {
         let _ = fs::remove_dir_all(self.folder(function));
     }
 
-    /// Sends lines until there are no more, until the deadline when more are waited for, or until nobody listens.
+    /// Returns a channel of lines. It ends after the last line, or, if the query follows the log, at the
+    /// deadline or when the receiver is dropped.
     pub(crate) fn stream(&self, query: Query, deadline: Instant) -> mpsc::Receiver<Message> {
         let (sender, receiver) = mpsc::channel(64);
         let reader = Reader::new(self.folder(&query.function), query);
@@ -123,7 +126,7 @@ impl Logs {
 }
 
 async fn send(mut reader: Reader, sender: &mpsc::Sender<Message>) -> Result<(), Error> {
-    // Watched from before the first look, so that no line falls in between.
+    // The watch starts before the first read, so that no line is missed in between.
     let mut watch = if reader.query().follow {
         Watch::new(reader.folder()).ok()
     } else {
@@ -153,7 +156,7 @@ async fn read_on(mut reader: Reader) -> Result<(Reader, Vec<Message>), Error> {
     task.await.map_err(|_| Error::Stopping)
 }
 
-/// Escapes a path for a URI: whatever is not plain.
+/// Escapes a path for a URI: all bytes except unreserved ones and slashes.
 fn escaped(path: &Path) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
     let bytes = path.as_os_str().as_encoded_bytes().iter();

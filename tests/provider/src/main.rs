@@ -1,4 +1,4 @@
-//! The provider as a program: serves, cleans up, or collects a function's log.
+//! The provider's program: serves the API, removes all functions, or collects a function's log.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -18,14 +18,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Serve the REST API and the function proxy until SIGTERM; functions go on running.
+    /// Serve the REST API and the function proxy until SIGTERM; functions continue to run afterwards.
     Serve(Box<Settings>),
     /// Remove all functions. No provider may be running.
     Cleanup(Box<Settings>),
     /// Collect the output of a function; containerd's shim runs this.
     #[command(hide = true)]
     Collect {
-        /// Where the function's logs are.
+        /// The folder of the function's logs.
         folder: PathBuf,
     },
 }
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 fn run(task: Task) -> anyhow::Result<()> {
-    // A collector is beside every function: it does with one thread.
+    // Every function has a collector process, for which one thread is enough.
     let mut builder = match task {
         Task::Collect { .. } => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),

@@ -1,13 +1,13 @@
-//! The JSON of the REST API, field by field as in faas-provider's `types` package.
+//! The JSON types of the REST API, field by field as in faas-provider's `types` package.
 //!
-//! Go leaves out fields with `omitempty` when they are zero, and reads `null` as absent; so do these.
+//! Go omits zero fields with `omitempty` and reads `null` as absent; so do these types.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Names and values: environment, labels, annotations.
+/// A map of names to values: environment, labels, annotations.
 pub(crate) type Map = BTreeMap<String, String>;
 
 /// A request to create or update a function (`FunctionDeployment`).
@@ -40,7 +40,7 @@ pub(crate) struct FunctionDeployment {
     pub(crate) read_only_root_filesystem: bool,
 }
 
-/// Memory and CPU, as Kubernetes writes quantities (`FunctionResources`).
+/// Memory and CPU as Kubernetes quantities (`FunctionResources`).
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub(crate) struct FunctionResources {
@@ -50,7 +50,7 @@ pub(crate) struct FunctionResources {
     pub(crate) cpu: String,
 }
 
-/// What is told about a function (`FunctionStatus`).
+/// The status of a function (`FunctionStatus`).
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FunctionStatus {
@@ -102,7 +102,7 @@ pub(crate) struct ScaleServiceRequest {
     pub(crate) namespace: String,
 }
 
-/// What the provider is (`ProviderInfo`).
+/// The identity of the provider (`ProviderInfo`).
 #[derive(Debug, Serialize)]
 pub(crate) struct ProviderInfo {
     pub(crate) provider: &'static str,
@@ -110,7 +110,7 @@ pub(crate) struct ProviderInfo {
     pub(crate) orchestration: &'static str,
 }
 
-/// Which release it is (`VersionInfo`).
+/// The provider's release (`VersionInfo`).
 #[derive(Debug, Serialize)]
 pub(crate) struct VersionInfo {
     pub(crate) sha: &'static str,

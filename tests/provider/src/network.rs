@@ -1,8 +1,9 @@
-//! The functions' network: a network namespace a container, and the CNI plugins that connect it to the bridge.
+//! The functions' network: one network namespace for each container, and the CNI plugins that connect it to
+//! the bridge.
 //!
-//! A namespace is a file in the state directory that it is mounted on. It outlives the process in it, so that the
-//! plugins can take everything back in order, even when a function has crashed or the provider was restarted. What
-//! the plugins answered is kept in a file beside it.
+//! A namespace is mounted on a file in the state directory. It outlives the process in it, so that the
+//! plugins can undo their changes in order, even if a function has crashed or the provider was restarted. The
+//! plugins' results are kept in a file beside it.
 
 mod conf;
 mod plugin;
@@ -25,10 +26,10 @@ use tokio::{process::Command, sync::Mutex};
 use self::plugin::{Call, Plugins, Verb};
 use crate::{error::Error, settings::Settings};
 
-/// The interface that a function sees.
+/// The name of the interface inside a function's namespace.
 const INTERFACE: &str = "eth0";
 
-/// The type of the file system that namespaces are files of (linux/magic.h).
+/// The file system type of namespace files (linux/magic.h).
 const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// Connects containers to the bridge, and disconnects them.
@@ -39,12 +40,12 @@ pub(crate) struct Network {
     loopback_conf: Value,
     namespaces: PathBuf,
     results: PathBuf,
-    /// The plugins change one firewall; they are run one after the other.
+    /// The plugins change the same firewall, so they run one after the other.
     one_at_a_time: Mutex<()>,
 }
 
 impl Network {
-    /// Writes the configuration.
+    /// Writes the CNI configuration and creates the state folders.
     pub(crate) fn open(settings: &Settings) -> Result<Self, Error> {
         let list = conf::list(
             &settings.bridge,
@@ -67,20 +68,20 @@ impl Network {
         Ok(network)
     }
 
-    /// Connects and disconnects a namespace: that makes the bridge, with the host's address on it, and finds out
-    /// whether the plugins work here.
+    /// Connects and disconnects a namespace. This creates the bridge, with the host's address on it, and
+    /// shows whether the plugins work on this machine.
     pub(crate) async fn try_out(&self) -> Result<(), Error> {
         self.attach("trial").await?;
         self.detach("trial").await;
         Ok(())
     }
 
-    /// The file that a container's network namespace is mounted on.
+    /// Returns the file on which a container's network namespace is mounted.
     pub(crate) fn namespace_of(&self, id: &str) -> PathBuf {
         self.namespaces.join(id)
     }
 
-    /// Makes a container's network namespace and connects it; returns its address.
+    /// Creates a container's network namespace, connects it, and returns its address.
     pub(crate) async fn attach(&self, id: &str) -> Result<IpAddr, Error> {
         self.detach(id).await;
         let attached = self.attach_fresh(id).await;
@@ -109,7 +110,7 @@ impl Network {
                 .plugins
                 .run(&call(Verb::Add, INTERFACE), conf, result.as_ref())
                 .await?;
-            // Kept after every plugin, so that a chain that fails half-way can be taken back.
+            // Written after every plugin, so that a chain that fails half-way can be undone.
             let bytes = result.as_ref().map(Value::to_string).unwrap_or_default();
             let file = self.results.join(id);
             fs::write(&file, bytes).map_err(Error::io("write", &file))?;
@@ -121,15 +122,15 @@ impl Network {
         })
     }
 
-    /// Disconnects a container and removes its namespace, as far as there is one. What fails is logged: there is
-    /// nothing that a caller could do about it.
+    /// Disconnects a container and removes its namespace, if it has one. Errors are logged only, because no
+    /// caller could handle them.
     pub(crate) async fn detach(&self, id: &str) {
         let namespace = self.namespace_of(id);
         let result_file = self.results.join(id);
         if namespace.exists() || result_file.exists() {
             let _one = self.one_at_a_time.lock().await;
             let result = read_result(&result_file);
-            // After a reboot nothing is mounted on the file; what else there is can be taken back all the same.
+            // After a reboot, nothing is mounted on the file; everything else can still be undone.
             let namespace = if is_namespace(&namespace) {
                 namespace.as_path()
             } else {
@@ -147,7 +148,7 @@ impl Network {
                 }
             }
         }
-        // An error says that nothing is mounted there.
+        // An error means that nothing is mounted there.
         let _ = unmount(&namespace, UnmountFlags::DETACH);
         for file in [&namespace, &result_file] {
             match fs::remove_file(file) {
@@ -159,12 +160,12 @@ impl Network {
         }
     }
 
-    /// The address that a container was given, if it is connected.
+    /// Returns the address of a container, if it is connected.
     pub(crate) fn address_of(&self, id: &str) -> Option<IpAddr> {
         address(&read_result(&self.results.join(id))?)
     }
 
-    /// Disconnects what belongs to no container any more.
+    /// Disconnects everything that belongs to no known container.
     pub(crate) async fn keep_only(&self, is_known: impl Fn(&str) -> bool) {
         for folder in [&self.results, &self.namespaces] {
             let Ok(entries) = fs::read_dir(folder) else {
@@ -180,9 +181,10 @@ impl Network {
     }
 }
 
-/// Makes a network namespace that stays, mounted on a file.
+/// Creates a persistent network namespace, mounted on a file.
 ///
-/// `unshare` does it, because in this process it would take a thread of its own and an unsafe call.
+/// Uses the program `unshare`, because doing it in this process would need a thread of its own and an unsafe
+/// call.
 async fn new_namespace(id: &str, file: &Path) -> Result<(), Error> {
     OpenOptions::new()
         .create(true)
@@ -216,7 +218,7 @@ fn read_result(file: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
-/// The first address of a plugin's result, which is written with the length of its prefix.
+/// Returns the first address in a plugin's result, where it is followed by the length of its prefix.
 fn address(result: &Value) -> Option<IpAddr> {
     let address = result["ips"][0]["address"].as_str()?;
     address.split('/').next()?.parse().ok()

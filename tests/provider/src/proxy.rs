@@ -1,10 +1,10 @@
-//! The function proxy: `/function/NAME…` to where the function listens, both bodies streamed.
+//! The function proxy: forwards `/function/NAME…` to the function's address and streams both bodies.
 //!
-//! As faas-provider's: the path after the name, the query and the headers are kept; `X-Forwarded-Host` and
-//! `X-Forwarded-For` are added unless they are there; a function that does not exist is a 503, one that cannot be
-//! reached, or does not begin to answer in time, a 500, both with `X-OpenFaaS-Internal: proxy`. Unlike there, a
-//! response that breaks off is broken off for the caller as well, and does not look complete. Connections are
-//! not upgraded (no web sockets).
+//! It behaves as faas-provider's proxy: the path after the name, the query and the headers are kept;
+//! `X-Forwarded-Host` and `X-Forwarded-For` are added unless they are present. A function that does not exist
+//! is answered with 503; a function that cannot be reached, or does not begin to answer in time, with 500;
+//! both with `X-OpenFaaS-Internal: proxy`. Unlike there, a truncated response is truncated for the caller too
+//! and does not look complete. Connections are not upgraded (no web sockets).
 
 use std::{
     net::SocketAddr,
@@ -34,26 +34,26 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
 use crate::{backend::CallGuard, functions::Functions, key::Key};
 
-/// The paths that are proxied.
+/// The prefix of proxied paths.
 const PREFIX: &str = "/function/";
 
-/// How long an unused connection is kept.
+/// The longest time for which an idle connection is kept.
 const IDLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long connecting may take.
+/// The timeout for connecting.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// How much of a body is taken, in bytes, and for how long, when there is no function for it.
+/// The limits, in bytes and in time, on reading a body for which there is no function.
 const REFUSED_BODY: usize = 256 << 10;
 const REFUSED_LIMIT: Duration = Duration::from_secs(1);
 
-/// The header that tells a proxy's own answers from a function's.
+/// The header that distinguishes the proxy's own answers from a function's.
 const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Headers that are between two machines, and not passed on.
+/// Headers that are not forwarded, because they concern one connection.
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -65,7 +65,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     UPGRADE,
 ];
 
-/// Calls functions.
+/// Forwards calls to functions.
 #[derive(Clone, Debug)]
 pub(crate) struct Proxy {
     functions: Functions,
@@ -94,7 +94,7 @@ impl Proxy {
     }
 }
 
-/// Passes a call on.
+/// Forwards a call.
 pub(crate) async fn call(
     State(proxy): State<Proxy>,
     ConnectInfo(caller): ConnectInfo<SocketAddr>,
@@ -111,7 +111,7 @@ pub(crate) async fn call(
         .functions
         .route(&Key::from_path(&name, &proxy.default_namespace))
     else {
-        // A connection that is closed with a body on its way would lose the answer.
+        // Closing the connection while the caller still sends its body would lose the answer.
         let rest = Limited::new(request.into_body(), REFUSED_BODY).collect();
         let _ = timeout(REFUSED_LIMIT, rest).await;
         let text = format!("No endpoints available for: {name}.");
@@ -181,7 +181,7 @@ fn refusal(status: StatusCode, text: String) -> Response {
     (status, [(INTERNAL, "proxy")], text + "\n").into_response()
 }
 
-/// Takes a path apart: the function's name as it stands there, and path and query for the function.
+/// Splits a path into the function's name and the path and query for the function.
 fn split(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
     let rest = uri.path().strip_prefix(PREFIX)?;
     let (name, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -206,7 +206,7 @@ fn upstream_request(
     let (mut parts, body) = request.into_parts();
     let headers = &mut parts.headers;
     remove_hop_by_hop(headers);
-    // The server has answered it already.
+    // The server has already sent the `100 Continue`.
     headers.remove(EXPECT);
     if let Some(host) = headers.remove(HOST) {
         headers.entry(FORWARDED_HOST).or_insert(host);
@@ -238,7 +238,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// A response's body: the call is on its way until it has ended, and it breaks off at the deadline.
+/// A response's body. The call is in progress until the body ends; at the deadline the body fails.
 struct Counted<B> {
     body: B,
     _guard: CallGuard,

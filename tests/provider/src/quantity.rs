@@ -1,6 +1,6 @@
-//! Kubernetes quantities (`128Mi`, `1.5G`, `1e3`), as far as bytes of memory need them.
+//! Parses Kubernetes quantities (`128Mi`, `1.5G`, `1e3`) of memory.
 
-/// Reads a quantity as a whole number of bytes, rounded up, as `resource.Quantity` does.
+/// Parses a quantity as a whole number of bytes, rounded up as `resource.Quantity` does.
 pub(crate) fn parse(text: &str) -> Option<i64> {
     let text = text.trim();
     let number_end = text

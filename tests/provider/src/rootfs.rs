@@ -1,6 +1,7 @@
-//! A look into a container's root file system before it runs, for the names of users.
+//! Reads the user names from a container's root file system before the container runs.
 //!
-//! Files are opened relative to the root, with links resolved inside it, so that an image cannot point out of it.
+//! Files are opened relative to the root, and links are resolved inside it, so that an image cannot refer to
+//! files outside.
 
 use std::{
     ffi::CString,
@@ -17,10 +18,10 @@ use rustix::{
 
 use crate::{containerd::Mounts, error::Error, spec::user::Files};
 
-/// No file with users or groups is read beyond this many bytes.
+/// The number of bytes that are read of a file with users or groups.
 const LONGEST: u64 = 1 << 20;
 
-/// Reads an image's users and groups. Files that it does not have are empty.
+/// Reads an image's user and group files. A missing file is empty.
 pub(crate) async fn users(mounts: Mounts) -> Result<Files, Error> {
     let read = tokio::task::spawn_blocking(move || read_users(&mounts)).await;
     read.unwrap_or(Err(Error::Stopping))
@@ -48,7 +49,7 @@ fn read_in(root: &OwnedFd, path: &str) -> String {
     let mut text = String::new();
     if let Ok(file) = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
         let file = std::fs::File::from(file);
-        // What cannot be read knows no names; the look-up then says which one is missing.
+        // An unreadable file has no names; the lookup then reports the missing one.
         let _ = file.take(LONGEST).read_to_string(&mut text);
     }
     text

@@ -1,6 +1,7 @@
-//! The `/tmp` of functions with a read-only root: a folder on disk for each instance, as Kubernetes' `emptyDir` is.
+//! The `/tmp` of functions with a read-only root: a folder on disk for each instance, like Kubernetes'
+//! `emptyDir`.
 //!
-//! Not in memory: what a function writes there would count against its memory limit until it ends it.
+//! It is not in memory, because files there would count against the function's memory limit.
 
 use std::{
     fs, io,
@@ -10,25 +11,25 @@ use std::{
 
 use crate::error::Error;
 
-/// Everybody may make files in it, and remove their own.
+/// Every user may create files, and remove their own.
 const MODE: u32 = 0o1777;
 
-/// Where the folders are.
+/// The parent of the instances' folders.
 #[derive(Debug)]
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Keeps the folders in this one.
+    /// Opens the parent folder; creates it if it does not exist.
     pub(crate) fn open(folder: PathBuf) -> Result<Self, Error> {
         fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
         Ok(Self(folder))
     }
 
-    /// Makes the folder of an instance.
+    /// Creates the folder of an instance.
     pub(crate) fn make(&self, id: &str) -> Result<PathBuf, Error> {
         let folder = self.0.join(id);
         fs::create_dir(&folder).map_err(Error::io("make", &folder))?;
-        // Not when it is made: that would be without the bits of the umask.
+        // Set after creation, because the umask would remove bits.
         fs::set_permissions(&folder, fs::Permissions::from_mode(MODE))
             .map_err(Error::io("open to everybody", &folder))?;
         Ok(folder)

@@ -1,8 +1,8 @@
-//! Secrets of functions: a file each, in a folder a namespace.
+//! Secrets of functions: one file each, in one folder for each namespace.
 //!
-//! The files can be read by everybody, because functions that run as whatever user have them mounted; the folders
-//! around them cannot. A value is changed in place, as functions have the file itself mounted and would not see a
-//! new one; it is never empty in between.
+//! The files are readable by every user, because functions with any user have them mounted; the folders
+//! around them are not accessible. A value is changed in place, because functions have the file itself
+//! mounted and would not see a new one; it is never empty in between.
 
 use std::{
     fs::{self, DirBuilder, OpenOptions, Permissions},
@@ -20,18 +20,18 @@ pub(crate) struct Secrets {
 }
 
 impl Secrets {
-    /// Opens the folder, and makes it if needed.
+    /// Opens the folder; creates it if it does not exist.
     pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
         make_folder(&root)?;
         Ok(Self { root })
     }
 
-    /// The folder with a namespace's secrets.
+    /// Returns the folder with a namespace's secrets.
     pub(crate) fn folder(&self, namespace: &str) -> PathBuf {
         self.root.join(namespace)
     }
 
-    /// The names of a namespace's secrets, in order.
+    /// Returns the names of a namespace's secrets, sorted.
     pub(crate) fn names(&self, namespace: &str) -> Result<Vec<String>, Error> {
         let folder = self.folder(namespace);
         let entries = match fs::read_dir(&folder) {
@@ -59,7 +59,7 @@ impl Secrets {
             .mode(0o644)
             .open(&path);
         let mut file = opened.map_err(Error::io("open", &path))?;
-        // Whatever the umask is.
+        // Independent of the umask.
         file.set_permissions(Permissions::from_mode(0o644))
             .map_err(Error::io("open up", &path))?;
         file.write_all(value).map_err(Error::io("write", &path))?;
@@ -67,13 +67,13 @@ impl Secrets {
             .map_err(Error::io("write", &path))
     }
 
-    /// Deletes a secret; one that does not exist is an error.
+    /// Deletes a secret; fails if it does not exist.
     pub(crate) fn delete(&self, namespace: &str, name: &str) -> Result<(), Error> {
         let path = self.folder(namespace).join(checked(name)?);
         fs::remove_file(&path).map_err(Error::io("delete", &path))
     }
 
-    /// Refuses names of which there is no secret.
+    /// Fails if one of the secrets does not exist.
     pub(crate) fn check(&self, namespace: &str, names: &[String]) -> Result<(), Error> {
         let folder = self.folder(namespace);
         for name in names {

@@ -1,4 +1,4 @@
-//! The provider as a whole: opens what it needs, serves, and stops.
+//! Runs the provider: opens its resources, serves the API, and stops.
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 
@@ -13,20 +13,20 @@ use crate::{
     settings::Settings,
 };
 
-/// How long calls on their way may take once the provider is asked to stop.
+/// The longest time for calls in progress after the provider is asked to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Serves until `stop` resolves. Functions go on running without the provider; the next one finds them.
+/// Serves until `stop` resolves. Functions continue to run without the provider; the next one restores them.
 ///
 /// # Errors
 ///
-/// When a setting is unusable, when containerd cannot be reached, when the network plugins do not work, or when the
+/// Fails if a setting is invalid, containerd cannot be reached, the network plugins do not work, or the
 /// address is taken.
 pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) -> Result<(), Error> {
     let credentials = Credentials::read(&settings.secret_mount_path)?;
     let address = settings.listen_address;
     let functions = Functions::open(settings).await?;
-    // Before listening: the address may be the bridge's own.
+    // Before listening, because the address may be the bridge's own.
     functions.begin().await?;
     let listener = TcpListener::bind(address)
         .await
@@ -68,7 +68,8 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
 ///
 /// # Errors
 ///
-/// When containerd cannot be reached, or when something could not be removed; the rest is removed all the same.
+/// Fails if containerd cannot be reached, or if something could not be removed; everything else is removed
+/// nevertheless.
 pub async fn cleanup(settings: Settings) -> Result<(), Error> {
     functions::cleanup(settings).await
 }

@@ -1,7 +1,7 @@
-//! What the provider is told at start, by flag or by environment variable of the same meaning.
+//! Settings of the provider, from flags or environment variables of the same names.
 //!
-//! Names that faasd has are kept (`sock`, `service_timeout`, `secret_mount_path`). Durations are Go's
-//! (`1m30s`, `500ms`), or whole seconds.
+//! Settings that faasd has too have its names (`sock`, `service_timeout`, `secret_mount_path`). Durations are
+//! Go's (`1m30s`, `500ms`), or whole seconds.
 
 use std::{
     fs,
@@ -14,8 +14,8 @@ use clap::{Args, ValueEnum};
 
 use crate::{error::Error, model::Map};
 
-/// The annotation of a function that is to be treated otherwise than the settings say: `good` or `faasd`. So a test has
-/// both manners on one provider, and other functions are not concerned.
+/// The annotation with a function's own update strategy: `good` or `faasd`. With it, a test can use
+/// both strategies on one provider without affecting other functions.
 const MANNERS_ANNOTATION: &str = "dev.slipway.manners";
 
 /// Settings of the provider.
@@ -29,7 +29,7 @@ pub struct Settings {
     #[arg(long, env = "sock", default_value = "/run/containerd/containerd.sock")]
     pub sock: PathBuf,
 
-    /// The containerd namespace of functions that name none.
+    /// The containerd namespace of functions whose requests name none.
     #[arg(long, env = "function_namespace", default_value = "openfaas-fn")]
     pub function_namespace: String,
 
@@ -37,11 +37,12 @@ pub struct Settings {
     #[arg(long, env = "snapshotter", default_value = "overlayfs")]
     pub snapshotter: String,
 
-    /// Where logs, network leases and mounted files of functions are kept.
+    /// The folder for logs, network leases and the mounted files of functions.
     #[arg(long, env = "state_dir", default_value = "/var/lib/slipway-dev")]
     pub state_dir: PathBuf,
 
-    /// Where secrets of functions are kept, a folder a namespace. Default: `secrets` under the state directory.
+    /// The folder for secrets, with one folder for each namespace. Default: `secrets` under the state
+    /// directory.
     #[arg(long, env = "secrets_dir")]
     pub secrets_dir: Option<PathBuf>,
 
@@ -49,27 +50,28 @@ pub struct Settings {
     #[arg(long, env = "secret_mount_path", default_value = "/run/secrets")]
     pub secret_mount_path: PathBuf,
 
-    /// A Docker `config.json` with credentials of registries (`auths` only: no credential helpers).
+    /// A Docker `config.json` with registry credentials (`auths` only: no credential helpers).
     #[arg(long, env = "registry_config")]
     pub registry_config: Option<PathBuf>,
 
-    /// Registries (`host:port`, comma-separated) that are asked over plain HTTP.
+    /// Registries (`host:port`, comma-separated) that use plain HTTP.
     #[arg(long, env = "plain_http_registries", value_delimiter = ',')]
     pub plain_http_registries: Vec<String>,
 
-    /// Where the CNI plugins are.
+    /// The folder of the CNI plugins.
     #[arg(long, env = "cni_bin_dir", default_value = "/usr/lib/cni")]
     pub cni_bin_dir: PathBuf,
 
-    /// Where the CNI configuration is written, to be looked at. Default: `cni/net.d` under the state directory.
+    /// The folder to which the CNI configuration is written, for inspection only. Default: `cni/net.d` under
+    /// the state directory.
     #[arg(long, env = "cni_conf_dir")]
     pub cni_conf_dir: Option<PathBuf>,
 
-    /// The bridge that functions are on.
+    /// The bridge of the functions' network.
     #[arg(long, env = "bridge", default_value = "openfaas0")]
     pub bridge: String,
 
-    /// The functions' network; its first address is the host's.
+    /// The subnet of the functions; the host has its first address.
     #[arg(long, env = "subnet", default_value = "10.62.0.0/16")]
     pub subnet: String,
 
@@ -81,44 +83,47 @@ pub struct Settings {
     #[arg(long, env = "extra_hosts", value_delimiter = ',', value_parser = host_alias)]
     pub extra_hosts: Vec<(String, IpAddr)>,
 
-    /// The cgroup that functions' cgroups are made in.
+    /// The parent of the functions' cgroups.
     #[arg(long, env = "cgroup_parent", default_value = "/slipway-dev")]
     pub cgroup_parent: String,
 
-    /// How a running function is treated. A function's annotation `dev.slipway.manners` says otherwise for it alone.
+    /// How functions are updated. The annotation `dev.slipway.manners` overrides this for one
+    /// function.
     #[arg(long, env = "manners", value_enum, default_value_t = Manners::Good)]
     pub manners: Manners,
 
-    /// How long a call of a function, or a stream of logs, may take.
+    /// The timeout of a call of a function, and of a stream of logs.
     #[arg(long, env = "service_timeout", default_value = "60s", value_parser = duration)]
     pub service_timeout: Duration,
 
-    /// How long an image may take to arrive.
+    /// The timeout of pulling an image.
     #[arg(long, env = "pull_timeout", default_value = "5m", value_parser = duration)]
     pub pull_timeout: Duration,
 
-    /// How long an updated function may take until it accepts connections, before the update is given up.
+    /// The time for an updated function to accept connections before the update fails.
     #[arg(long, env = "ready_timeout", default_value = "30s", value_parser = duration)]
     pub ready_timeout: Duration,
 
-    /// How long a replaced function may finish its calls, and then how long SIGTERM may take before SIGKILL.
+    /// The time for a replaced function to finish its calls, and then the time between SIGTERM and SIGKILL.
     #[arg(long, env = "grace_period", default_value = "30s", value_parser = duration)]
     pub grace_period: Duration,
 }
 
-/// How a running function is treated when it is updated, and when it dies.
+/// How a function is updated, and whether it is restarted when it ends by itself.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub enum Manners {
-    /// A new version is started beside the old one and gets its calls once it listens; a failed update changes
-    /// nothing. A function that dies is started again.
+    /// Starts the new version beside the old one, and routes calls to it once it listens; a failed update
+    /// changes nothing. A function that ends by itself is restarted.
     Good,
-    /// As faasd 0.19: an update deletes, then creates, so that a failed update leaves no running function. A
-    /// function counts as available once its process runs, and stays down when it dies.
+    /// As faasd 0.19 does: deletes the old version, then creates the new one, so that a failed update leaves
+    /// no running function. A function counts as available once its process runs, and is not restarted when
+    /// it ends by itself.
     Faasd,
 }
 
 impl Settings {
-    /// The same, with the state and secrets directories made and their paths absolute: containers refer to them.
+    /// Creates the state and secrets directories and makes their paths absolute, because containers refer to
+    /// them.
     pub(crate) fn prepared(mut self) -> Result<Self, Error> {
         let absolute = |folder: PathBuf| {
             fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
@@ -130,14 +135,14 @@ impl Settings {
         Ok(self)
     }
 
-    /// How a function with these annotations is treated.
+    /// Returns the update strategy of a function with these annotations.
     pub(crate) fn manners_of(&self, annotations: &Map) -> Manners {
         let asked = annotations.get(MANNERS_ANNOTATION);
         let known = asked.and_then(|text| Manners::from_str(text, false).ok());
         known.unwrap_or(self.manners)
     }
 
-    /// Where secrets of functions are kept.
+    /// Returns the folder for secrets.
     #[must_use]
     pub fn secrets_dir(&self) -> PathBuf {
         self.secrets_dir
@@ -145,7 +150,7 @@ impl Settings {
             .unwrap_or_else(|| self.state_dir.join("secrets"))
     }
 
-    /// Where the CNI configuration is written.
+    /// Returns the folder to which the CNI configuration is written.
     #[must_use]
     pub fn cni_conf_dir(&self) -> PathBuf {
         self.cni_conf_dir
@@ -153,13 +158,13 @@ impl Settings {
             .unwrap_or_else(|| self.state_dir.join("cni/net.d"))
     }
 
-    /// Where the `/tmp` of functions with a read-only root are.
+    /// Returns the parent folder of the `/tmp` of functions with a read-only root.
     #[must_use]
     pub fn scratch_dir(&self) -> PathBuf {
         self.state_dir.join("tmp")
     }
 
-    /// Where the functions' logs are written.
+    /// Returns the folder for the functions' logs.
     #[must_use]
     pub fn logs_dir(&self) -> PathBuf {
         self.state_dir.join("logs")

@@ -1,8 +1,10 @@
-//! The OCI runtime specification of a function's container: pure, from the deployment and the image's configuration.
+//! Builds the OCI runtime specification of a function's container from the deployment and the image's
+//! configuration, without side effects.
 //!
-//! As faasd's, which is containerd's default with one capability, but for: the network namespace is made
-//! beforehand, a read-only root is honoured (with a `/tmp` on disk), no limit on open files of its own. There is
-//! no seccomp profile. No `oom_score_adj` either: setting one needs a privilege that the machine may lack.
+//! It is faasd's specification, which is containerd's default with one capability, with these differences:
+//! the network namespace is created beforehand, a read-only root is supported (with a `/tmp` on disk), and
+//! there is no own limit on open files. There is no seccomp profile, and no `oom_score_adj`, because setting
+//! one needs a privilege that the machine may lack.
 
 pub(crate) mod user;
 
@@ -23,30 +25,30 @@ use crate::{
     quantity,
 };
 
-/// Where functions find their secrets.
+/// The folder where functions find their secrets.
 pub(crate) const SECRETS: &str = "/var/openfaas/secrets";
 
-/// The search path of an image that names none.
+/// The search path if the image has none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What a specification is made of.
+/// The input of a specification.
 #[derive(Debug)]
 pub(crate) struct Plan<'a> {
     pub(crate) deployment: &'a FunctionDeployment,
     pub(crate) config: &'a Config,
     pub(crate) user: User,
-    /// The file that the network namespace is mounted on.
+    /// The file on which the network namespace is mounted.
     pub(crate) network: &'a Path,
     pub(crate) cgroup: String,
     pub(crate) resolv_conf: &'a Path,
     pub(crate) hosts: &'a Path,
     /// The folder with the namespace's secrets.
     pub(crate) secrets: &'a Path,
-    /// The folder that is to be `/tmp`, where the image's own cannot be written.
+    /// The folder to mount at `/tmp`, if the root is read-only.
     pub(crate) scratch: Option<&'a Path>,
 }
 
-/// Reads the memory limit of a deployment, in bytes.
+/// Returns the memory limit of a deployment, in bytes.
 pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64>, Error> {
     let memory = deployment
         .limits
@@ -61,7 +63,7 @@ pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64
     }
 }
 
-/// Makes the specification.
+/// Builds the specification.
 pub(crate) fn build(plan: Plan<'_>) -> Result<Spec, Error> {
     let memory = memory_limit(plan.deployment)?;
     let args = command(plan.config);
@@ -164,8 +166,8 @@ fn command(config: &Config) -> Vec<String> {
     entrypoint.chain(config.cmd().iter().flatten()).cloned().collect()
 }
 
-/// What a deployment adds to the image's environment; `envProcess` is the classic watchdog's `fprocess`, unless
-/// the variable itself is given.
+/// Returns the variables that a deployment adds to the image's environment. `envProcess` is the classic
+/// watchdog's `fprocess`, unless that variable is given.
 fn wanted_env(deployment: &FunctionDeployment) -> Map {
     let mut env = deployment.env_vars.clone();
     if !deployment.env_process.is_empty() {
@@ -175,7 +177,7 @@ fn wanted_env(deployment: &FunctionDeployment) -> Map {
     env
 }
 
-/// The environment as a status tells it: the process's own, without `PATH`, and `fprocess` apart.
+/// Returns the environment for the status, without `PATH` and `fprocess`, and the value of `fprocess`.
 pub(crate) fn shown_env(config: &Config, deployment: &FunctionDeployment) -> (Map, String) {
     let from_image = config
         .env()

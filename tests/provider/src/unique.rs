@@ -1,4 +1,4 @@
-//! Names that no other thing of this machine has.
+//! Generates names that are unique on this machine.
 
 use std::{
     process,
@@ -8,13 +8,13 @@ use std::{
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// A name that is used once, after a prefix.
+/// Returns a unique name with a prefix.
 pub(crate) fn name(prefix: &str) -> String {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{prefix}-{}-{}-{count}", process::id(), milliseconds())
 }
 
-/// A short word for an instance of a function; later ones sort after earlier ones.
+/// Returns a short suffix for an instance's name; later suffixes sort after earlier ones.
 pub(crate) fn generation() -> String {
     format!("{:011x}", milliseconds())
 }

@@ -1,14 +1,14 @@
-//! From an error to an answer: the one place that knows HTTP statuses.
+//! Converts errors to HTTP responses: the only module that chooses statuses.
 //!
-//! They are faasd's, which differ by operation: creating answers every failure with 400; updating too, but for a
-//! function that does not exist (404) and an image that cannot be pulled (500).
+//! The statuses are faasd's, which differ by operation: create answers every failure with 400; update does
+//! too, except for a function that does not exist (404) and an image that cannot be pulled (500).
 
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 
 use crate::error::{Error, chain};
 
-/// What was asked for.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Operation {
     Read,
@@ -19,7 +19,7 @@ pub(super) enum Operation {
     Secret,
 }
 
-/// An error, ready to be answered.
+/// The response for a failed operation.
 #[derive(Debug)]
 pub(super) struct Refusal(Operation, Error);
 

@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use crate::error::Error;
 
-/// Who may use the API.
+/// The credentials for the API.
 #[derive(Clone)]
 pub(crate) struct Credentials(Arc<(String, String)>);
 
@@ -61,7 +61,7 @@ fn basic(headers: &HeaderMap) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
-/// Lets requests with the right credentials through.
+/// Rejects requests without the right credentials.
 pub(super) async fn require(
     State(credentials): State<Credentials>,
     request: Request,

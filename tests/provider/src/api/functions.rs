@@ -17,14 +17,15 @@ use crate::{
     model::{DeleteFunctionRequest, FunctionDeployment, FunctionStatus},
 };
 
-/// The query of requests that are about a namespace.
+/// The query parameters of requests that name a namespace.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct InNamespace {
     pub(super) namespace: String,
 }
 
-/// The namespace that a request is about, if functions may be in it.
+/// Returns the namespace of a request: the given one, or the default if none is given; fails if functions may
+/// not be in it.
 pub(super) async fn namespace_of(functions: &Functions, given: String) -> Result<String, Error> {
     if given.is_empty() {
         return Ok(functions.settings().function_namespace.clone());
@@ -33,7 +34,7 @@ pub(super) async fn namespace_of(functions: &Functions, given: String) -> Result
     Ok(given)
 }
 
-/// Reads a body as JSON, whatever its type is said to be.
+/// Parses a body as JSON, whatever its content type is.
 pub(super) fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::Invalid(error.to_string()))
 }

@@ -1,4 +1,4 @@
-//! `/system/info`: which provider this is. It does not pass for another one.
+//! `/system/info`: the provider's own name and version; it does not claim to be faasd.
 
 use axum::Json;
 

@@ -1,8 +1,9 @@
-//! `/api/v1/query`: an answer without results, in the form of Prometheus.
+//! `/api/v1/query`: a Prometheus response without results.
 //!
-//! The gateway asks Prometheus how often functions were called whenever they are listed, and loses the whole list
-//! when nobody answers (version 2023: `mixIn` of a missing answer is a nil pointer). Where there is no Prometheus,
-//! the gateway is pointed here: `faas_prometheus_host`, `faas_prometheus_port`. Counts are 0 then.
+//! Whenever functions are listed, the gateway asks Prometheus for the number of calls, and loses the whole
+//! list if there is no response (version 2023: `mixIn` dereferences the missing response, a nil pointer).
+//! Where no Prometheus runs, the gateway is configured to ask this route (`faas_prometheus_host`,
+//! `faas_prometheus_port`); all counts are 0 then.
 
 use axum::Json;
 use serde_json::{Value, json};

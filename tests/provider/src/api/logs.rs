@@ -1,4 +1,4 @@
-//! `/system/logs`: lines of a function's log, as NDJSON, each as soon as it is there.
+//! `/system/logs`: streams the lines of a function's log as NDJSON, each as soon as it is written.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,10 +20,10 @@ use crate::{
     logs::{Message, Query as LogQuery},
 };
 
-/// How far back logs are told when the request does not say: faasd's.
+/// The age of the oldest line if the request has no `since`; the same as faasd's.
 const DEFAULT_SINCE: Duration = Duration::from_secs(300);
 
-/// The query as it is sent; all are texts.
+/// The query parameters as they are sent, all of them text.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Parameters {
@@ -36,7 +36,7 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Reads the query as faas-provider does; `None` if a number or a time is malformed.
+    /// Parses the query as faas-provider does; returns `None` if a number, a time or a name is malformed.
     fn read(self, default_namespace: &str, now: Timestamp) -> Option<LogQuery> {
         let tail: i64 = if self.tail.is_empty() {
             0
@@ -55,7 +55,7 @@ impl Parameters {
         } else {
             &self.namespace
         };
-        // These two become a path.
+        // These two become part of a path.
         let is_name = |text: &str| !text.contains('/') && !text.starts_with('.');
         if !is_name(&self.name) || !is_name(namespace) {
             return None;

@@ -1,4 +1,4 @@
-//! `/system/namespaces`: those of containerd with the label `openfaas`. They are not made here.
+//! `/system/namespaces`: the containerd namespaces with the label `openfaas`. The API cannot create any.
 
 use axum::{Json, extract::State};
 use http::StatusCode;
@@ -14,7 +14,7 @@ pub(super) async fn list(State(functions): State<Functions>) -> Result<Json<Vec<
         .map_err(Operation::Read.refused())
 }
 
-/// What faas-provider says where a provider cannot change namespaces.
+/// Returns faas-provider's answer of a provider that cannot change namespaces.
 pub(super) async fn not_implemented() -> (StatusCode, &'static str) {
     (
         StatusCode::NOT_IMPLEMENTED,

@@ -1,4 +1,4 @@
-//! `/system/secrets`. Values go in and never come out.
+//! `/system/secrets`. Values can be written, never read.
 
 use axum::{
     Json,
@@ -18,7 +18,7 @@ use crate::{
     model::{SecretName, nullable},
 };
 
-/// A secret as it is sent (`Secret`); `rawValue` is bytes in base64, and counts before `value`.
+/// A secret in a request (`Secret`). `rawValue` is bytes in base64 and takes precedence over `value`.
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Secret {
@@ -74,7 +74,8 @@ pub(super) async fn set(State(functions): State<Functions>, body: Bytes) -> Resu
     set.await.map_err(Operation::Secret.refused())
 }
 
-/// faasd takes the namespace from the query here; faas-cli sends it in the body. Both count, the query first.
+/// Deletes a secret. faasd reads the namespace from the query, faas-cli sends it in the body; both work here,
+/// and the query takes precedence.
 pub(super) async fn delete(
     State(functions): State<Functions>,
     Query(query): Query<InNamespace>,

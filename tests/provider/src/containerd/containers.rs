@@ -1,4 +1,4 @@
-//! containerd's containers: metadata only; what runs in one is its task.
+//! containerd's containers: metadata only. The processes of a container are its task.
 
 use std::{collections::HashMap, time::SystemTime};
 
@@ -11,27 +11,27 @@ use prost_types::{Any, FieldMask};
 use super::{Scope, call, unless_missing};
 use crate::error::Error;
 
-/// The runtime whose shim holds the tasks.
+/// The runtime of the tasks.
 const RUNTIME: &str = "io.containerd.runc.v2";
 
-/// How containerd names the type of a runtime specification in JSON.
+/// containerd's type URL of a runtime specification in JSON.
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
-/// A container to be made.
+/// A container to create.
 #[derive(Debug)]
 pub(crate) struct NewContainer<'a> {
     pub(crate) id: &'a str,
     pub(crate) image: &'a str,
-    /// Key of its snapshot.
+    /// The key of its snapshot.
     pub(crate) snapshot: &'a str,
     pub(crate) labels: HashMap<String, String>,
     /// The runtime specification, as JSON.
     pub(crate) spec: Vec<u8>,
-    /// Type and bytes of the one extension.
+    /// The type and the bytes of its only extension.
     pub(crate) extension: (&'a str, Vec<u8>),
 }
 
-/// A container as containerd has it.
+/// A container in containerd's store.
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) id: String,
@@ -42,7 +42,7 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// The bytes of an extension.
+    /// Returns the bytes of an extension.
     pub(crate) fn extension(&self, name: &str) -> Option<&[u8]> {
         self.extensions.get(name).map(|any| any.value.as_slice())
     }
@@ -60,7 +60,7 @@ impl Container {
 }
 
 impl Scope {
-    /// Makes a container.
+    /// Creates a container.
     pub(crate) async fn create_container(&self, new: NewContainer<'_>) -> Result<Container, Error> {
         let id = new.id;
         let (extension, bytes) = new.extension;
@@ -93,7 +93,7 @@ impl Scope {
         Ok(Container::from_message(answer.container.unwrap_or_default()))
     }
 
-    /// All containers of the namespace.
+    /// Returns all containers of the namespace.
     pub(crate) async fn containers(&self) -> Result<Vec<Container>, Error> {
         let mut client = ContainersClient::new(self.channel());
         let request = self.request(ListContainersRequest::default());
@@ -125,7 +125,7 @@ impl Scope {
             .map(drop)
     }
 
-    /// Forgets a container; its task must be gone. One that does not exist is no error.
+    /// Deletes a container, whose task must have been deleted. Succeeds if the container does not exist.
     pub(crate) async fn delete_container(&self, id: &str) -> Result<(), Error> {
         let mut client = ContainersClient::new(self.channel());
         let request = self.request(DeleteContainerRequest { id: id.to_owned() });

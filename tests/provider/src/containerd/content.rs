@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::{Scope, call, refused};
 use crate::error::Error;
 
-/// No manifest and no image configuration is longer than this many bytes.
+/// The longest manifest or image configuration, in bytes.
 const LONGEST: usize = 4 << 20;
 
 impl Scope {

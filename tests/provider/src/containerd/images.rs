@@ -1,4 +1,4 @@
-//! containerd's image store: names of images and what they point at.
+//! containerd's image store: the names of images and their targets.
 
 use containerd_client::services::v1::{GetImageRequest, images_client::ImagesClient};
 use containerd_client::types::Descriptor;
@@ -7,7 +7,7 @@ use super::{Scope, call};
 use crate::error::Error;
 
 impl Scope {
-    /// What an image's name points at: a manifest or an index.
+    /// Returns the target of an image's name: a manifest or an index.
     pub(crate) async fn image_target(&self, name: &str) -> Result<Descriptor, Error> {
         let mut client = ImagesClient::new(self.channel());
         let request = self.request(GetImageRequest {

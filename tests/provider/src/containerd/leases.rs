@@ -1,7 +1,9 @@
-//! containerd's leases: what is made under one is not collected as garbage until it is released.
+//! containerd's leases: content that is created under a lease is not garbage-collected until the lease is
+//! released.
 //!
-//! A deployment takes one from before the pull until its container exists, as the container then holds what it
-//! needs. Without it, a second deployment that moves the image's tag could have the first one's layers collected.
+//! A deployment holds a lease from before the pull until its container exists, because the container then
+//! keeps its content. Without the lease, a second deployment that moves the image's tag could have the first
+//! one's layers collected.
 
 use std::{
     collections::HashMap,
@@ -13,10 +15,10 @@ use containerd_client::services::v1::{CreateRequest, DeleteRequest, leases_clien
 use super::{Scope, call};
 use crate::{error::Error, unique};
 
-/// How long a lease holds when its holder died.
+/// The time after which a lease expires if its holder died.
 const LIMIT: Duration = Duration::from_secs(3600);
 
-/// A lease, to be released.
+/// A lease; call [`Lease::release`] when it is no longer needed.
 #[derive(Debug)]
 pub(crate) struct Lease {
     id: String,
@@ -24,7 +26,7 @@ pub(crate) struct Lease {
 }
 
 impl Scope {
-    /// Takes a lease.
+    /// Creates a lease.
     pub(crate) async fn lease(&self) -> Result<Lease, Error> {
         let id = unique::name("slipway-dev");
         let expiry = jiff::Timestamp::try_from(SystemTime::now() + LIMIT).unwrap_or_default();
@@ -42,12 +44,12 @@ impl Scope {
 }
 
 impl Lease {
-    /// containerd under this lease.
+    /// Returns the client whose requests are under this lease.
     pub(crate) fn scope(&self) -> &Scope {
         &self.scope
     }
 
-    /// Gives the lease back; if that fails it expires.
+    /// Releases the lease. If that fails, the lease expires later.
     pub(crate) async fn release(self) {
         let mut client = LeasesClient::new(self.scope.channel());
         let request = DeleteRequest {

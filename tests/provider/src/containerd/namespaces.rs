@@ -1,4 +1,4 @@
-//! containerd's namespaces, of which those with the label `openfaas` hold functions.
+//! containerd's namespaces. Those with the label `openfaas` hold functions.
 
 use std::collections::HashMap;
 
@@ -10,11 +10,11 @@ use tonic::Request;
 use super::{Containerd, call, is_existing};
 use crate::error::Error;
 
-/// The label of a namespace with functions.
+/// The label of namespaces that may hold functions.
 const LABEL: &str = "openfaas";
 
 impl Containerd {
-    /// The namespaces that may hold functions, and the value of their label.
+    /// Returns the namespaces that may hold functions, each with the value of its label.
     pub(crate) async fn function_namespaces(&self) -> Result<Vec<(String, String)>, Error> {
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = Request::new(ListNamespacesRequest::default());
@@ -28,7 +28,7 @@ impl Containerd {
         Ok(answer.namespaces.into_iter().filter_map(labelled).collect())
     }
 
-    /// Makes a namespace for functions, unless there is one of that name.
+    /// Creates a namespace for functions, unless it exists.
     pub(crate) async fn ensure_namespace(&self, name: &str) -> Result<(), Error> {
         let labels = HashMap::from([(LABEL.to_owned(), "true".to_owned())]);
         let namespace = Some(Namespace {

@@ -10,7 +10,7 @@ use super::{Mounts, Scope, call, unless_missing};
 use crate::error::Error;
 
 impl Scope {
-    /// Makes a writable snapshot above an unpacked image.
+    /// Creates a writable snapshot on top of an unpacked image.
     pub(crate) async fn prepare_snapshot(&self, key: &str, parent: &str) -> Result<Mounts, Error> {
         let mut client = SnapshotsClient::new(self.channel());
         let request = self.request(PrepareSnapshotRequest {
@@ -24,7 +24,7 @@ impl Scope {
             .mounts)
     }
 
-    /// How a snapshot is mounted.
+    /// Returns the mounts of a snapshot.
     pub(crate) async fn snapshot_mounts(&self, key: &str) -> Result<Mounts, Error> {
         let mut client = SnapshotsClient::new(self.channel());
         let request = MountsRequest {
@@ -37,7 +37,7 @@ impl Scope {
             .mounts)
     }
 
-    /// Removes a snapshot. One that does not exist is no error.
+    /// Removes a snapshot. Succeeds if it does not exist.
     pub(crate) async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         let mut client = SnapshotsClient::new(self.channel());
         let request = RemoveSnapshotRequest {

@@ -1,6 +1,6 @@
-//! containerd's streams, over which it asks its client something in the middle of a call.
+//! containerd's streams, over which it sends requests to its client during a call.
 //!
-//! A stream is opened and named by the client; the call that follows mentions the name.
+//! The client opens and names a stream, and passes the name to the call that uses it.
 
 use containerd_client::{
     services::v1::{StreamInit, streaming_client::StreamingClient},
@@ -16,17 +16,17 @@ use tonic::{Status, Streaming};
 use super::{Scope, call, refused};
 use crate::{docker_config::Credentials, error::Error, unique};
 
-/// A stream that answers questions for credentials, until it is dropped.
+/// A stream that answers requests for credentials until it is dropped.
 pub(super) struct CredentialStream {
     pub(super) name: String,
-    /// Resolves when containerd closes the stream.
+    /// Answers requests; resolves when containerd closes the stream.
     pub(super) answering: BoxFuture<'static, Result<(), Status>>,
 }
 
 impl Scope {
-    /// Opens a stream on which the given credentials are handed to whatever host containerd asks for.
+    /// Opens a stream that sends containerd the credentials for the hosts that it asks for.
     ///
-    /// `credentials` is asked with the host's name, as `registry-1.docker.io` or `registry:5000`.
+    /// `credentials` is called with the host's name, such as `registry-1.docker.io` or `registry:5000`.
     pub(super) async fn credential_stream(
         &self,
         credentials: impl Fn(&str) -> Option<Credentials> + Send + 'static,
@@ -34,12 +34,12 @@ impl Scope {
         let name = unique::name("creds");
         let (sender, receiver) = mpsc::channel(1);
         let open = to_any(&StreamInit { id: name.clone() });
-        // The channel has room for this one message.
+        // The channel has capacity for this one message.
         let _ = sender.try_send(open);
         let mut client = StreamingClient::new(self.channel());
         let request = self.request(ReceiverStream::new(receiver));
         let mut questions = call("open stream", &name, client.stream(request)).await?;
-        // containerd confirms that it knows the stream before the name may be used.
+        // The name may be used only after containerd has confirmed the stream.
         questions.message().await.map_err(refused("open stream", &name))?;
         let answering = Box::pin(answer(questions, sender, credentials));
         Ok(CredentialStream { name, answering })

@@ -11,27 +11,27 @@ use containerd_client::{
 use super::{Mounts, Scope, call, refused, unless_missing};
 use crate::error::Error;
 
-/// How a task ended.
+/// The exit of a task.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Exit {
     pub(crate) status: u32,
 }
 
-/// What is known of a container's task.
+/// The state of a container's task.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum TaskState {
-    /// There is none.
+    /// The container has no task.
     None,
     /// Created, running or paused.
     Alive,
-    /// Ended, and not deleted yet.
+    /// Ended, but not deleted yet.
     Ended(Exit),
 }
 
 impl Scope {
-    /// Makes a container's task: everything is set up, the process waits to be started.
+    /// Creates a container's task; its process waits to be started.
     ///
-    /// `log` is where its output goes, as a URI that containerd's shim knows.
+    /// `log` is the destination of its output, as a URI that containerd's shim supports.
     pub(crate) async fn create_task(&self, id: &str, rootfs: Mounts, log: &str) -> Result<(), Error> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request(CreateTaskRequest {
@@ -44,7 +44,7 @@ impl Scope {
         call("create task", id, client.create(request)).await.map(drop)
     }
 
-    /// Starts a task that was made.
+    /// Starts a created task.
     pub(crate) async fn start_task(&self, id: &str) -> Result<(), Error> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request(StartRequest {
@@ -54,7 +54,7 @@ impl Scope {
         call("start task", id, client.start(request)).await.map(drop)
     }
 
-    /// Whether there is a task, and whether it lives.
+    /// Returns the state of a container's task.
     pub(crate) async fn task_state(&self, id: &str) -> Result<TaskState, Error> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request(GetRequest {
@@ -74,7 +74,7 @@ impl Scope {
         })
     }
 
-    /// Waits, without a limit, for a task's end.
+    /// Waits without a timeout until a task ends.
     pub(crate) async fn wait_task(&self, id: &str) -> Result<Exit, Error> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request(WaitRequest {
@@ -91,7 +91,7 @@ impl Scope {
         })
     }
 
-    /// Sends a signal to a task's first process, or to all. A task that has ended is no error.
+    /// Sends a signal to a task's first process, or to all its processes. Succeeds if the task has ended.
     pub(crate) async fn kill_task(&self, id: &str, signal: u32, all: bool) -> Result<(), Error> {
         let mut client = TasksClient::new(self.channel());
         let container_id = id.to_owned();
@@ -104,7 +104,7 @@ impl Scope {
         unless_missing(call("kill task", id, client.kill(request)).await)
     }
 
-    /// Deletes a task that has ended. One that does not exist is no error.
+    /// Deletes an ended task. Succeeds if it does not exist.
     pub(crate) async fn delete_task(&self, id: &str) -> Result<(), Error> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request(DeleteTaskRequest {

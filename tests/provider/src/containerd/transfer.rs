@@ -1,4 +1,4 @@
-//! containerd's transfer service: it pulls an image by itself, and unpacks it.
+//! containerd's transfer service, which pulls and unpacks an image.
 
 use containerd_client::{
     services::v1::{TransferOptions, TransferRequest, transfer_client::TransferClient},
@@ -16,7 +16,7 @@ use crate::{
     error::{Answer, Error},
 };
 
-/// Where an image is pulled from.
+/// The source of a pull.
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
     /// The normalised reference, which also becomes the name in the image store.
@@ -70,7 +70,7 @@ impl Scope {
     }
 }
 
-/// This machine, as images name it.
+/// Returns this machine's platform in the notation of images.
 pub(crate) fn platform() -> Platform {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",

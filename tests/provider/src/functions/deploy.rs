@@ -1,4 +1,4 @@
-//! From a deployment to a container, and creating functions.
+//! Creates functions, and makes containers from deployments.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{
 /// A container's label with the function's name.
 pub(super) const LABEL_FUNCTION: &str = "slipway.dev/function";
 
-/// A container's label with the replicas that are wanted: `0` or `1`.
+/// A container's label with the desired number of replicas: `0` or `1`.
 pub(super) const LABEL_REPLICAS: &str = "slipway.dev/replicas";
 
 /// A container's label with its [`Stage`].
@@ -30,17 +30,17 @@ pub(super) const LABEL_STAGE: &str = "slipway.dev/stage";
 /// The extension of a container that holds its [`Record`], as JSON.
 pub(super) const EXTENSION: &str = "slipway.dev/function.v1";
 
-/// How long an instance that never served may take to end.
+/// The grace period of an instance that never served.
 const FAILED_GRACE: Duration = Duration::from_secs(2);
 
-/// Where a container is in its function's life; a provider that starts anew goes by it.
+/// The stage of a container in its function's life; a restarted provider decides by it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Stage {
-    /// Made by an update that has not succeeded yet.
+    /// Created by an update that has not succeeded yet.
     Pending,
-    /// The one that serves.
+    /// Serving the function's calls.
     Serving,
-    /// Replaced.
+    /// Replaced, and to be removed.
     Retiring,
 }
 
@@ -75,7 +75,8 @@ impl Inner {
         self.start_first(made?).await
     }
 
-    /// Starts the only instance of a function. If that fails, the function does not exist; but for faasd it does.
+    /// Starts the only instance of a function. If that fails, the function is removed, unless the strategy is
+    /// [`Manners::Faasd`]: faasd keeps it.
     pub(super) async fn start_first(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let started = instance.start().await;
         if started.is_ok() || self.manners_of(&instance.parts().record) == Manners::Faasd {
@@ -86,14 +87,14 @@ impl Inner {
         started
     }
 
-    /// Refuses a deployment that could not be made, before anything is changed.
+    /// Fails for a deployment that cannot be made, before anything is changed.
     pub(super) fn check(&self, key: &Key, deployment: &FunctionDeployment) -> Result<(), Error> {
         key.check()?;
         normalise(&deployment.image)?;
         spec::memory_limit(deployment).map(drop)
     }
 
-    /// Makes a container; nothing runs yet.
+    /// Creates a container without starting it.
     pub(super) async fn make(
         &self,
         containerd: &Scope,
@@ -123,7 +124,7 @@ impl Inner {
             created_at: container.created_at,
             record,
         };
-        // Not under the lease: it ends before the instance does.
+        // The instance outlives the lease, so it gets a client without one.
         let ground = self.ground(self.scope(key)?, &parts.record);
         Ok(Arc::new(Instance::supervise(parts, ground, Begin::Stopped)))
     }
@@ -181,7 +182,8 @@ impl Inner {
         Ok((containerd.create_container(new).await?, record))
     }
 
-    /// Removes an instance of which nothing came; what that meets is logged, as there is a worse error to report.
+    /// Removes an instance that failed to start. Errors are logged only, because the caller reports the
+    /// failure itself.
     pub(super) async fn discard_failed(&self, instance: &Instance) {
         if let Err(error) = self.discard(instance, FAILED_GRACE).await {
             tracing::error!(

@@ -1,7 +1,7 @@
-//! One instance of a function: a container, and the task that keeps it as it should be.
+//! An instance of a function: a container, and the task that supervises it.
 //!
-//! The supervisor is the only one that starts and stops the container's process; everybody else asks it to, and
-//! reads its status. It ends, and leaves the process alone, when the last handle of the instance is dropped.
+//! Only the supervisor starts and stops the container's process; other code sends it commands and reads its
+//! status. It ends, without stopping the process, when the last handle of the instance is dropped.
 
 use std::{
     net::SocketAddr,
@@ -26,46 +26,46 @@ use crate::{
     network::Network,
 };
 
-/// The port that functions listen on.
+/// The port on which functions listen.
 const PORT: u16 = 8080;
 
 pub(super) const SIGTERM: u32 = 15;
 pub(super) const SIGKILL: u32 = 9;
 
-/// How long a process may take to be gone after SIGKILL.
+/// The longest time for a process to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 
-/// How often an instance that does not listen yet is tried.
+/// The interval between connection attempts to an instance that does not listen yet.
 const PROBE_INTERVAL: Duration = Duration::from_millis(25);
 
-/// The pause before a process that ended is started again: doubled each time, up to the limit, and back to the
-/// first when one ran for longer than the limit.
+/// The backoff before a process that ended is restarted. It doubles each time up to the limit, and is reset
+/// after a run that is longer than the limit.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What is stored with a container.
+/// The data that is stored with a container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Record {
     pub(super) deployment: FunctionDeployment,
-    /// The environment as it is shown.
+    /// The environment as a status reports it.
     pub(super) env: Map,
     pub(super) env_process: String,
 }
 
-/// What an instance is doing.
+/// The status of an instance.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Status {
-    /// Stopped, and meant to be.
+    /// Stopped on request.
     Stopped,
-    /// The process runs and does not accept connections yet.
+    /// The process runs, but does not accept connections yet.
     Starting,
     /// The process accepts connections.
     Listening,
-    /// The process has ended by itself.
+    /// The process ended by itself.
     Ended(Exit),
 }
 
-/// What an instance is made of.
+/// The identity and stored data of an instance.
 #[derive(Clone, Debug)]
 pub(super) struct Parts {
     pub(super) id: String,
@@ -75,13 +75,13 @@ pub(super) struct Parts {
     pub(super) record: Record,
 }
 
-/// What instances need to run.
+/// The services that an instance uses.
 #[derive(Clone, Debug)]
 pub(super) struct Ground {
     pub(super) containerd: Scope,
     pub(super) network: Arc<Network>,
     pub(super) logs: Logs,
-    /// Whether a process that ended is started again.
+    /// Whether to restart a process that ended by itself.
     pub(super) restart: bool,
 }
 
@@ -102,17 +102,17 @@ enum Command {
     Stop(Duration, Reply),
 }
 
-/// Where a supervisor begins.
+/// The initial state of a supervisor.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Begin {
-    /// There is no process, and none is wanted for now.
+    /// There is no process, and none is to be started.
     Stopped,
-    /// There may be a process: it is kept, or else started.
+    /// There may be a process, which is kept; otherwise one is started.
     Running,
 }
 
 impl Instance {
-    /// Begins to supervise a container.
+    /// Starts a supervisor for a container.
     pub(super) fn supervise(parts: Parts, ground: Ground, begin: Begin) -> Self {
         let backend = Arc::new(Backend::default());
         let at_first = if begin == Begin::Stopped {
@@ -156,17 +156,17 @@ impl Instance {
         *self.status.borrow()
     }
 
-    /// Starts the process, unless it runs.
+    /// Starts the process unless it runs.
     pub(super) async fn start(&self) -> Result<(), Error> {
         self.ask(Command::Start).await
     }
 
-    /// Stops the process: SIGTERM, and after `grace` SIGKILL.
+    /// Stops the process with SIGTERM and, after `grace`, SIGKILL.
     pub(super) async fn stop(&self, grace: Duration) -> Result<(), Error> {
         self.ask(|reply| Command::Stop(grace, reply)).await
     }
 
-    /// Waits until the process accepts connections.
+    /// Waits up to `limit` until the process accepts connections; fails if it ends.
     pub(super) async fn listening(&self, limit: Duration) -> Result<(), Error> {
         let mut status = self.status.clone();
         let settled = status.wait_for(|status| !matches!(status, Status::Starting));
@@ -204,7 +204,7 @@ struct Supervisor {
     pause: Duration,
 }
 
-/// What is to be done next; `None` ends the supervision.
+/// The state of a supervisor.
 enum Next {
     Stopped,
     Running { address: SocketAddr },
@@ -226,7 +226,7 @@ impl Supervisor {
         }
     }
 
-    /// Finds the process of an earlier provider.
+    /// Keeps the process of an earlier provider, or starts one.
     async fn keep_or_start(&mut self) -> Next {
         let state = self.ground.containerd.task_state(&self.id).await;
         if let (Ok(TaskState::Alive), Some(ip)) = (&state, self.ground.network.address_of(&self.id)) {
@@ -286,7 +286,7 @@ impl Supervisor {
                     Command::Start(reply) => drop(reply.send(Ok(()))),
                     Command::Stop(grace, reply) => {
                         if let Err(error) = self.signal(SIGTERM).await {
-                            // It runs on, and may be asked again.
+                            // The process still runs, and another stop may succeed.
                             let _ = reply.send(Err(error));
                             continue;
                         }
@@ -301,7 +301,7 @@ impl Supervisor {
         }
     }
 
-    /// After the process has ended by itself: waits, if it is to be started again, or for a command.
+    /// Waits after the process ended by itself: for the backoff if it is to be restarted, or for a command.
     async fn pausing(&mut self) -> Option<Next> {
         let until = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -344,7 +344,7 @@ impl Supervisor {
         let started = self.start().await;
         let address = started.as_ref().ok().copied();
         if address.is_some() {
-            // Before the answer, so that whoever asked reads a status from after the start.
+            // Set before the reply, so that the caller never reads the status from before the start.
             self.status.send_replace(Status::Starting);
         }
         let _ = reply.send(started.map(drop));
@@ -379,7 +379,7 @@ impl Supervisor {
             .await
     }
 
-    /// Waits for the end of a process that was asked to end, or else ends it.
+    /// Waits until a process ends after SIGTERM; sends SIGKILL after the grace period.
     async fn see_out(
         &self,
         grace: Duration,
@@ -399,7 +399,7 @@ impl Supervisor {
         deleted
     }
 
-    /// Removes what is left of a process that has ended.
+    /// Removes the task and the network of a process that has ended.
     async fn clear(&self) {
         if let Err(error) = self.ground.containerd.delete_task(&self.id).await {
             tracing::warn!(instance = self.id, error = chain(&error), "a task is left");
@@ -408,7 +408,7 @@ impl Supervisor {
     }
 }
 
-/// Waits for the end of a process, also when containerd is away for a while.
+/// Waits until a process ends, even if containerd is unreachable for a while.
 async fn wait(containerd: &Scope, id: &str) -> Exit {
     loop {
         if let Ok(exit) = containerd.wait_task(id).await {
@@ -427,7 +427,7 @@ async fn wait(containerd: &Scope, id: &str) -> Exit {
     }
 }
 
-/// Resolves once connections are accepted.
+/// Waits until the address accepts connections.
 async fn accepts(address: SocketAddr) {
     while !matches!(timeout(FIRST_PAUSE, TcpStream::connect(address)).await, Ok(Ok(_))) {
         sleep(PROBE_INTERVAL).await;

@@ -1,4 +1,4 @@
-//! Finding functions again after a start, and removing them all.
+//! Restores functions after a restart of the provider, and removes all functions.
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +21,8 @@ use crate::{
     settings::Settings,
 };
 
-/// Takes up what an earlier provider left: the instance that serves of each function goes on, what an update had
-/// not finished or not yet removed is removed.
+/// Restores the functions of an earlier provider: keeps the serving instance of each function, and removes
+/// the instances of unfinished updates and replaced ones.
 pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
     let found = find(&inner.containerd, &inner.settings).await?;
     inner
@@ -105,7 +105,7 @@ async fn find(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>
     Ok(found)
 }
 
-/// The serving container of each function, the youngest if there are two, and all the others.
+/// Returns the serving container of each function, the youngest if there are two, and all other containers.
 fn choose(found: Vec<Found>) -> (BTreeMap<Key, (Container, Record)>, Vec<Found>) {
     let mut serving: BTreeMap<Key, (Container, Record)> = BTreeMap::new();
     let mut rest = Vec::new();
@@ -126,7 +126,7 @@ fn choose(found: Vec<Found>) -> (BTreeMap<Key, (Container, Record)>, Vec<Found>)
     (serving, rest)
 }
 
-/// Kills and removes every function, with its network and log, and the cgroup that they were in.
+/// Kills and removes every function, with its network and log, and the parent cgroup.
 pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
     let settings = settings.prepared()?;
     let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
@@ -151,11 +151,11 @@ pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
     worst
 }
 
-/// Lets a process end in its own time, and removes what it was in.
+/// Stops a process, waits up to the grace period, and removes its container.
 async fn see_out(containerd: &Scope, id: &str, grace: Duration) -> Result<(), Error> {
     if containerd.task_state(id).await? == TaskState::Alive {
         containerd.kill_task(id, SIGTERM, false).await?;
-        // Past the limit it is killed with the rest.
+        // After the limit, `remove` kills it.
         let _ = tokio::time::timeout(grace, containerd.wait_task(id)).await;
     }
     remove(containerd, id).await
@@ -171,7 +171,7 @@ async fn remove(containerd: &Scope, id: &str) -> Result<(), Error> {
     containerd.remove_snapshot(id).await
 }
 
-/// Removes the parent cgroup, and what is left in it, from every hierarchy. What processes are in stays.
+/// Removes the parent cgroup and its subgroups from every hierarchy. A cgroup that has processes is kept.
 fn remove_cgroups(parent: &str) {
     let name = parent.trim_matches('/');
     if name.is_empty() {
@@ -184,7 +184,7 @@ fn remove_cgroups(parent: &str) {
     }
 }
 
-/// A cgroup is removed with its folder; the files in it go by themselves.
+/// Removes a cgroup and its subgroups. Removing the folder is enough; its files are the kernel's.
 fn remove_cgroup(folder: &Path) {
     for inner in folders(folder) {
         remove_cgroup(&inner);

@@ -1,4 +1,4 @@
-//! Updating a function: with good manners, and with faasd's.
+//! Updates a function, with either strategy.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use crate::{
 };
 
 impl Inner {
-    /// Starts the new version beside the old one, and replaces it once the new one listens. When anything fails
-    /// before that, the old one goes on as if nothing had been.
+    /// Starts the new version beside the old one, and routes calls to it once it listens. If anything fails
+    /// before that, the old version continues to serve.
     pub(super) async fn update(
         self: &Arc<Self>,
         key: &Key,
@@ -38,7 +38,7 @@ impl Inner {
             return Err(error);
         }
         self.insert(new);
-        // Should this fail, a provider that starts anew sees two that serve, and takes the younger.
+        // If this fails, a restarted provider finds two serving instances and takes the younger.
         if let Err(error) = self.mark(&old, Stage::Retiring).await {
             tracing::warn!(error = chain(&error), "a replaced instance is not marked");
         }
@@ -52,8 +52,9 @@ impl Inner {
         self.mark(new, Stage::Serving).await
     }
 
-    /// Deletes, then creates. faasd 0.19 looks for secrets and pulls beforehand, and goes on when that fails: the
-    /// caller is told of the first error, and the running function is gone all the same.
+    /// Deletes the old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls the
+    /// image beforehand, but continues if that fails: the caller gets the first error, and the running
+    /// function is removed nevertheless.
     pub(super) async fn update_as_faasd(
         &self,
         key: &Key,
@@ -61,7 +62,8 @@ impl Inner {
     ) -> Result<(), Error> {
         let old = self.find(key)?;
         let mut first_error = self.secrets.check(&key.namespace, &deployment.secrets).err();
-        // The removal of the old one makes containerd clean up: without a lease, also what the new one is made of.
+        // Removing the old instance makes containerd collect garbage; without a lease, that could include the
+        // new instance's content.
         let lease = self.scope(key)?.lease().await?;
         let containerd = lease.scope();
         let reference = normalise(&deployment.image);

@@ -1,8 +1,8 @@
-//! The process beside a function that writes its output down, line by line.
+//! Collects the output of a function, line by line, in a process beside it.
 //!
-//! containerd's shim starts it with the read ends of two pipes as descriptors 3 and 4, a third pipe at 5 on which it
-//! waits for a byte, and the container's id in `CONTAINER_ID`. When the function has ended, the pipes end, and the
-//! shim sends SIGTERM.
+//! containerd's shim starts this process with the read ends of two pipes as descriptors 3 and 4, a third pipe
+//! as descriptor 5, on which it waits for a byte, and the container's id in `CONTAINER_ID`. When the function
+//! has ended, the pipes reach their end and the shim sends SIGTERM.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -23,20 +23,20 @@ use tokio::{
 use super::{Record, Stream, read};
 use crate::error::Error;
 
-/// The size at which a file is put aside; one older file is kept.
+/// The size at which a file is rotated, in bytes; one older file is kept.
 const FILE_LIMIT: u64 = 8 << 20;
 
-/// Longer lines are cut, and go on in the next record.
+/// The longest line in bytes; a longer line continues in the next record.
 const LINE_LIMIT: usize = 32 << 10;
 
-/// How long after SIGTERM the rest of the output may take.
+/// The time for each remaining record after SIGTERM.
 const REST_LIMIT: Duration = Duration::from_secs(2);
 
-/// Collects a container's output into a file in `folder`, until the container has ended.
+/// Collects a container's output into a file in `folder` until the container has ended.
 ///
 /// # Errors
 ///
-/// When not started by containerd's shim, or when the file cannot be written.
+/// Fails if containerd's shim did not start this process, or if the file cannot be written.
 pub async fn collect(folder: &Path) -> Result<(), Error> {
     let id = std::env::var("CONTAINER_ID").map_err(|_| Error::Invalid("CONTAINER_ID is not set".into()))?;
     let mut file = LogFile::open(folder, &id, FILE_LIMIT)?;
@@ -63,7 +63,7 @@ pub async fn collect(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens a pipe that was inherited, by its name in `/proc`: a second descriptor of the same pipe.
+/// Opens an inherited pipe by its name in `/proc`, which makes a second descriptor of it.
 fn inherited(descriptor: u32) -> Result<pipe::Receiver, Error> {
     let path = format!("/proc/self/fd/{descriptor}");
     pipe::OpenOptions::new()
@@ -109,7 +109,7 @@ async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sen
     }
 }
 
-/// Makes lines of pieces.
+/// Assembles lines from pieces of output.
 #[derive(Default)]
 struct Lines {
     begun: Vec<u8>,
@@ -136,7 +136,7 @@ impl Lines {
     }
 }
 
-/// A file that is put aside when it becomes too long.
+/// A log file that is rotated at its size limit.
 struct LogFile {
     path: PathBuf,
     file: File,

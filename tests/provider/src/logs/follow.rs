@@ -1,4 +1,4 @@
-//! Waiting until something is written in a folder.
+//! Waits until files in a folder change.
 
 use std::{io, os::fd::OwnedFd, path::Path};
 
@@ -26,13 +26,13 @@ impl Watch {
         Ok(Self { events })
     }
 
-    /// Waits for a change since the last call, or since the watch began.
+    /// Waits for a change since the last call, or since the watch was created.
     pub(super) async fn changed(&mut self) -> Result<(), Error> {
         let failed = || Error::io("watch", "logs");
         let mut buffer = [0; 4096];
         loop {
             let mut ready = self.events.readable().await.map_err(failed())?;
-            // What changed does not matter: the reader looks at all files.
+            // The kind of change does not matter, because the reader reads all files.
             let read = ready
                 .try_io(|events| rustix::io::read(events.get_ref(), &mut buffer).map_err(io::Error::from));
             match read {

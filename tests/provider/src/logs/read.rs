@@ -1,4 +1,4 @@
-//! Reading the logs of a function: first what there is, then what has been added since.
+//! Reads the logs of a function: first the existing lines, then those that were added since.
 
 use std::{
     collections::HashMap,
@@ -10,22 +10,22 @@ use std::{
 
 use super::{Message, Query, Record};
 
-/// The end of a log file's name, after the instance's.
+/// The suffix of a log file's name, after the instance's name.
 const SUFFIX: &str = ".log";
 
-/// Where an instance's log is.
+/// Returns the path of an instance's log.
 pub(super) fn file_of(folder: &Path, instance: &str) -> PathBuf {
     folder.join(format!("{instance}{SUFFIX}"))
 }
 
-/// Where the part of a log is that was put aside.
+/// Returns the path of a log's rotated part.
 pub(super) fn older(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     name.into()
 }
 
-/// The log files of a folder, one an instance, in any order.
+/// Returns the log files in a folder, one for each instance, in no particular order.
 pub(super) fn instances(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder)
         .into_iter()
@@ -37,12 +37,12 @@ pub(super) fn instances(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Reads the logs of one function, on and on.
+/// Reads the logs of one function repeatedly.
 #[derive(Debug)]
 pub(super) struct Reader {
     folder: PathBuf,
     query: Query,
-    /// How far each file has been read, by inode.
+    /// The number of bytes read of each file, by inode.
     read: HashMap<u64, u64>,
     started: bool,
 }
@@ -65,7 +65,8 @@ impl Reader {
         &self.query
     }
 
-    /// The lines that were not read yet, in the order of their times. The first time, only the last ones if so asked.
+    /// Returns the lines that were not read yet, sorted by time. The first time, returns only the last `tail`
+    /// lines if the query has a `tail`.
     pub(super) fn read(&mut self) -> Vec<Message> {
         let mut lines = Vec::new();
         for path in instances(&self.folder) {
@@ -104,14 +105,14 @@ impl Reader {
         };
         let offset = self.read.entry(metadata.ino()).or_default();
         if *offset > metadata.len() {
-            // Another file by the number of one that is gone.
+            // A new file reuses the inode of a removed one.
             *offset = 0;
         }
         let mut bytes = Vec::new();
         if file.seek(SeekFrom::Start(*offset)).is_err() || file.read_to_end(&mut bytes).is_err() {
             return Vec::new();
         }
-        // A line that is being written is read next time.
+        // An incomplete line is read the next time.
         let complete = bytes
             .iter()
             .rposition(|byte| *byte == b'\n')

@@ -1,19 +1,19 @@
-//! The CNI configuration: faasd's, with the address leases in our own state directory.
+//! The CNI configuration: the same as faasd's, but with the address leases in the provider's state directory.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// The name of the configuration's file.
+/// The name of the configuration file.
 pub(super) const FILE: &str = "10-openfaas.conflist";
 
-/// The network's name, which shows in comments of firewall rules.
+/// The network's name, which appears in comments of firewall rules.
 const NAME: &str = "openfaas-cni-bridge";
 
-/// The version that Debian's plugins and faasd's agree on.
+/// The CNI version that both Debian's plugins and faasd's support.
 const VERSION: &str = "0.4.0";
 
-/// The list of plugins, as it stands in a file.
+/// Returns the list of plugins, as written to the file.
 pub(super) fn list(bridge: &str, subnet: &str, leases: &Path) -> Value {
     json!({
         "cniVersion": VERSION,
@@ -36,7 +36,7 @@ pub(super) fn list(bridge: &str, subnet: &str, leases: &Path) -> Value {
     })
 }
 
-/// What each plugin of a list is given: its own part, with the list's name and version.
+/// Returns the input of each plugin in a list: its own section, with the list's name and version.
 pub(super) fn plugins(list: &Value) -> Vec<Value> {
     let with_name = |plugin: &Value| {
         let mut conf = plugin.clone();
@@ -52,7 +52,7 @@ pub(super) fn plugins(list: &Value) -> Vec<Value> {
         .collect()
 }
 
-/// The configuration of the loopback interface.
+/// Returns the configuration of the loopback interface.
 pub(super) fn loopback() -> Value {
     json!({"cniVersion": VERSION, "name": "cni-loopback", "type": "loopback"})
 }

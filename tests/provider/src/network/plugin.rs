@@ -1,4 +1,5 @@
-//! Running a CNI plugin: a program that is told by its environment what to do, and by its input how.
+//! Runs CNI plugins: programs that get the command in their environment and the configuration on standard
+//! input.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,20 +11,20 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::error::Error;
 
-/// The plugins of a folder.
+/// The plugins in a folder.
 #[derive(Debug)]
 pub(super) struct Plugins {
     folder: PathBuf,
 }
 
-/// What a plugin is to do.
+/// A CNI command.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Verb {
     Add,
     Del,
 }
 
-/// What a plugin is told by its environment.
+/// The environment of a plugin's invocation.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
     pub(super) verb: Verb,
@@ -40,7 +41,7 @@ impl Plugins {
         }
     }
 
-    /// Runs the plugin that the configuration names. `previous` is what the plugins before it answered.
+    /// Runs the plugin that the configuration names. `previous` is the result of the plugin before it.
     pub(super) async fn run(
         &self,
         call: &Call<'_>,
@@ -96,7 +97,7 @@ fn input_of(conf: &Value, previous: Option<&Value>) -> Value {
     input
 }
 
-/// Plugins complain in JSON on their output, or not at all.
+/// Returns a plugin's error message: from the JSON on standard output, or else from standard error.
 fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
     let error: Value = serde_json::from_slice(stdout).unwrap_or_else(|_| json!({}));
     match (error["msg"].as_str(), error["details"].as_str()) {

@@ -1,17 +1,17 @@
-//! Who a function's process runs as: the image configuration's `User`, looked up in the image's own files.
+//! The user of a function's process: the image configuration's `User`, looked up in the image's own files.
 
 use oci_spec::runtime::User;
 
 use crate::error::Error;
 
-/// What an image's configuration says of the user: `user`, `user:group`, by name or number, or nothing.
+/// The `User` of an image's configuration: `user` or `user:group`, each by name or number, or empty.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Wish<'a> {
     user: &'a str,
     group: Option<&'a str>,
 }
 
-/// The files of an image that know names.
+/// The contents of an image's user and group files.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
     pub(crate) passwd: String,
@@ -32,7 +32,7 @@ impl<'a> Wish<'a> {
         }
     }
 
-    /// The answer, if it can be had without the image's files.
+    /// Returns the user if it needs no lookup in the image's files.
     pub(crate) fn numeric(&self) -> Option<User> {
         if self.user.is_empty() && self.group.is_none() {
             return Some(numeric(0, 0));
@@ -40,7 +40,8 @@ impl<'a> Wish<'a> {
         Some(numeric(self.user.parse().ok()?, self.group?.parse().ok()?))
     }
 
-    /// The answer, with the image's files. A number that they do not know stands for itself, in group 0.
+    /// Returns the user after a lookup in the image's files. An unknown number is used as it is, with group
+    /// 0.
     pub(crate) fn resolve(&self, files: &Files) -> Result<User, Error> {
         let entry = lines(&files.passwd).find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
         let number = |line: &[&str], field: usize| line.get(field).and_then(|text| text.parse().ok());
@@ -82,7 +83,7 @@ impl<'a> Wish<'a> {
     }
 }
 
-/// A user and a group by number.
+/// Returns a user from numeric ids.
 pub(crate) fn numeric(uid: u32, gid: u32) -> User {
     let mut user = User::default();
     user.set_uid(uid).set_gid(gid);
