@@ -58,7 +58,7 @@ pub(crate) fn router(functions: Functions, credentials: Credentials) -> Router {
         .layer(middleware::from_fn_with_state(credentials, auth::require));
     Router::new()
         .route("/healthz", get(async || ()))
-        .route("/api/v1/query", get(invocations::none))
+        .route("/api/v1/query", get(invocations::empty_result))
         .merge(proxy)
         .merge(system)
 }

@@ -1,6 +1,6 @@
 //! The part of containerd's gRPC API that functions need, one file for each service.
 //!
-//! [`Containerd`] is the connection; [`Scope`] uses it within a containerd namespace, and
+//! [`Containerd`] is the connection; [`NamespaceClient`] uses it within a containerd namespace, and
 //! optionally under a lease. Every short call has a timeout, so that a hanging containerd does not hang the
 //! API.
 
@@ -28,10 +28,10 @@ pub(crate) use self::{
     tasks::{Exit, TaskState},
     transfer::{Source, platform},
 };
-use crate::error::{Answer, Error};
+use crate::error::{ContainerdStatus, Error};
 
 /// The timeout of a call that looks something up or starts something.
-const CALL_LIMIT: Duration = Duration::from_secs(60);
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to containerd, which reconnects by itself.
 #[derive(Clone, Debug)]
@@ -56,9 +56,9 @@ impl Containerd {
     }
 
     /// Returns a client for a namespace, on the same connection.
-    pub(crate) fn within(&self, namespace: &str) -> Result<Scope, Error> {
+    pub(crate) fn namespace_client(&self, namespace: &str) -> Result<NamespaceClient, Error> {
         let header = namespace.parse().map_err(|_| Error::NamespaceInvalid)?;
-        Ok(Scope {
+        Ok(NamespaceClient {
             containerd: self.clone(),
             namespace: namespace.to_owned(),
             header,
@@ -69,14 +69,14 @@ impl Containerd {
 
 /// A client for one of containerd's namespaces.
 #[derive(Clone, Debug)]
-pub(crate) struct Scope {
+pub(crate) struct NamespaceClient {
     containerd: Containerd,
     namespace: String,
     header: MetadataValue<Ascii>,
     lease: Option<MetadataValue<Ascii>>,
 }
 
-impl Scope {
+impl NamespaceClient {
     /// Returns the namespace's name.
     pub(crate) fn namespace(&self) -> &str {
         &self.namespace
@@ -108,31 +108,34 @@ async fn call<T>(
     subject: &str,
     answer: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Error> {
-    let answer = tokio::time::timeout(CALL_LIMIT, answer).await;
-    let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
+    let answer = tokio::time::timeout(CALL_TIMEOUT, answer).await;
+    let answer = answer.unwrap_or_else(|_| {
+        let seconds = CALL_TIMEOUT.as_secs();
+        Err(Status::deadline_exceeded(format!("no answer within {seconds} s")))
+    });
     answer
         .map(Response::into_inner)
-        .map_err(refused(operation, subject))
+        .map_err(failed(operation, subject))
 }
 
-fn refused(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> Error {
+fn failed(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> Error {
     let subject = subject.to_owned();
     move |source| Error::Containerd {
         operation,
         subject,
-        source: Answer::new(source),
+        source: ContainerdStatus::new(source),
     }
 }
 
 /// Converts "not found" to success, for removals.
-fn unless_missing<T: Default>(answer: Result<T, Error>) -> Result<T, Error> {
+fn ignore_not_found<T: Default>(answer: Result<T, Error>) -> Result<T, Error> {
     match answer {
         Err(error) if error.is_not_found() => Ok(T::default()),
         answer => answer,
     }
 }
 
-fn is_existing(error: &Error) -> bool {
+fn already_exists(error: &Error) -> bool {
     matches!(error, Error::Containerd { source, .. } if source.code() == Code::AlreadyExists)
 }
 

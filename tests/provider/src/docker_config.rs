@@ -47,8 +47,12 @@ impl DockerConfig {
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let file: File = serde_json::from_slice(bytes)
-            .map_err(|error| Error::Invalid(format!("registry credentials: line {}", error.line())))?;
+        let file: File = serde_json::from_slice(bytes).map_err(|error| {
+            Error::Invalid(format!(
+                "registry_config: not valid JSON at line {}",
+                error.line()
+            ))
+        })?;
         let mut by_host = HashMap::new();
         for (key, entry) in file.auths {
             if let Some(credentials) = entry.credentials() {
@@ -120,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_found_by_host_whatever_the_key_looks_like() {
+    fn a_password_is_found_by_host_for_every_form_of_the_key() {
         let password = Credentials::Password {
             user: "me".into(),
             password: "a:b".into(),
@@ -132,13 +136,13 @@ mod tests {
     }
 
     #[test]
-    fn docker_hub_is_known_by_its_old_name() {
+    fn docker_hubs_credentials_are_found_under_its_old_name() {
         let config = config(r#"{"auths":{"https://index.docker.io/v1/":{"identitytoken":"t"}}}"#);
         assert!(config.for_host("registry-1.docker.io").unwrap() == Credentials::IdentityToken("t".into()));
     }
 
     #[test]
-    fn an_unknown_host_gets_nothing() {
+    fn an_unknown_host_has_no_credentials() {
         assert!(
             config(r#"{"auths":{"a":{}},"credsStore":"x"}"#)
                 .for_host("a")
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_secret_is_printed() {
+    fn debug_output_has_no_secret() {
         let config = config(r#"{"auths":{"a":{"username":"u","password":"secret"}}}"#);
         let printed = format!("{config:?} {:?}", config.for_host("a"));
         assert!(!printed.contains("secret"), "{printed}");

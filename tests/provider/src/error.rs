@@ -37,7 +37,7 @@ pub enum Error {
         /// The normalised reference.
         image: String,
         /// containerd's status.
-        source: Answer,
+        source: ContainerdStatus,
     },
 
     /// An image is malformed or unsuitable.
@@ -57,11 +57,11 @@ pub enum Error {
         /// The id or name of its subject.
         subject: String,
         /// containerd's status.
-        source: Answer,
+        source: ContainerdStatus,
     },
 
     /// The connection to containerd failed.
-    #[error("containerd cannot be reached at {socket}")]
+    #[error("cannot connect to containerd at {socket}")]
     Unreachable {
         /// The path of the socket.
         socket: String,
@@ -81,11 +81,11 @@ pub enum Error {
     },
 
     /// A runtime specification is invalid.
-    #[error("container specification")]
+    #[error("invalid runtime specification")]
     Spec(#[source] oci_spec::OciSpecError),
 
     /// A file operation failed.
-    #[error("{operation} {path}")]
+    #[error("cannot {operation} {path}")]
     Io {
         /// The operation.
         operation: &'static str,
@@ -138,9 +138,9 @@ impl Error {
 
 /// A gRPC status from containerd, displayed as its message only.
 #[derive(Debug)]
-pub struct Answer(Box<Status>);
+pub struct ContainerdStatus(Box<Status>);
 
-impl Answer {
+impl ContainerdStatus {
     pub(crate) fn new(status: Status) -> Self {
         Self(Box::new(status))
     }
@@ -150,7 +150,7 @@ impl Answer {
     }
 }
 
-impl fmt::Display for Answer {
+impl fmt::Display for ContainerdStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.message() {
             "" => write!(f, "{}", self.0.code()),
@@ -159,16 +159,4 @@ impl fmt::Display for Answer {
     }
 }
 
-impl std::error::Error for Answer {}
-
-/// Returns an error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
+impl std::error::Error for ContainerdStatus {}

@@ -23,25 +23,25 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::restore::cleanup;
 use self::{
     deploy::{LABEL_REPLICAS, LABEL_STAGE, Stage},
-    instance::{Ground, Instance, Record, Status},
+    instance::{Instance, InstanceContext, Status, StoredFunction},
 };
 use crate::{
     backend::{Backend, CallGuard},
-    containerd::{Containerd, Scope},
-    error::{Error, chain},
+    containerd::{Containerd, NamespaceClient},
+    error::Error,
     hosts,
     image::Puller,
-    key::Key,
+    key::FunctionKey,
     logs::Logs,
     model::{FunctionDeployment, FunctionStatus},
     network::Network,
-    scratch::Scratch,
+    scratch::ScratchFolders,
     secrets::Secrets,
-    settings::{Manners, Settings},
+    settings::{Settings, UpdateStrategy},
 };
 
 /// The pauses between attempts to remove a replaced instance after containerd failed, in seconds.
-const RETIRE_PAUSES: [u64; 6] = [1, 2, 4, 8, 16, 32];
+const RETIRE_BACKOFFS: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
 /// All functions; cheap to clone.
 #[derive(Clone, Debug)]
@@ -55,12 +55,12 @@ struct Inner {
     puller: Puller,
     secrets: Secrets,
     logs: Logs,
-    scratch: Scratch,
+    scratch: ScratchFolders,
     resolv_conf: PathBuf,
     hosts: PathBuf,
     /// The current instance of each function; the proxy routes by this table.
-    table: RwLock<BTreeMap<Key, Arc<Instance>>>,
-    locks: Mutex<HashMap<Key, Arc<tokio::sync::Mutex<()>>>>,
+    table: RwLock<BTreeMap<FunctionKey, Arc<Instance>>>,
+    locks: Mutex<HashMap<FunctionKey, Arc<tokio::sync::Mutex<()>>>>,
     /// The removals of replaced instances.
     retiring: TaskTracker,
 }
@@ -74,7 +74,7 @@ impl Functions {
         containerd.ensure_namespace(&settings.function_namespace).await?;
         let network = Arc::new(Network::open(&settings)?);
         let logs = Logs::open(settings.logs_dir())?;
-        let scratch = Scratch::open(settings.scratch_dir())?;
+        let scratch = ScratchFolders::open(settings.scratch_dir())?;
         let (resolv_conf, hosts) = hosts::write(&settings)?;
         Ok(Self(Arc::new(Inner {
             puller: Puller::new(&settings),
@@ -105,8 +105,8 @@ impl Functions {
     }
 
     /// Creates the bridge and restores the functions of an earlier provider.
-    pub(crate) async fn begin(&self) -> Result<(), Error> {
-        self.0.network.try_out().await?;
+    pub(crate) async fn restore(&self) -> Result<(), Error> {
+        self.0.network.self_test().await?;
         restore::restore(&self.0).await
     }
 
@@ -140,20 +140,20 @@ impl Functions {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let here = table
             .values()
-            .filter(|instance| instance.parts().key.namespace == namespace);
+            .filter(|instance| instance.info().key.namespace == namespace);
         here.map(|instance| self.0.status_of(instance)).collect()
     }
 
     /// Returns the status of a function.
-    pub(crate) fn get(&self, key: &Key) -> Result<FunctionStatus, Error> {
+    pub(crate) fn get(&self, key: &FunctionKey) -> Result<FunctionStatus, Error> {
         self.0.find(key).map(|instance| self.0.status_of(&instance))
     }
 
     /// Returns the backend for a call of a function. The call is counted until the guard is dropped.
-    pub(crate) fn route(&self, key: &Key) -> Option<(Arc<Backend>, CallGuard)> {
+    pub(crate) fn route(&self, key: &FunctionKey) -> Option<(Arc<Backend>, CallGuard)> {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let backend = table.get(key)?.backend();
-        Some((Arc::clone(backend), backend.begin()))
+        Some((Arc::clone(backend), backend.begin_call()))
     }
 
     /// Creates a function; does not wait until it listens.
@@ -161,7 +161,7 @@ impl Functions {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
         self.0
-            .to_the_end(key, |key| async move { inner.create(&key, &deployment).await })
+            .run_exclusively(key, |key| async move { inner.create(&key, &deployment).await })
             .await
     }
 
@@ -169,25 +169,25 @@ impl Functions {
     pub(crate) async fn update(&self, deployment: FunctionDeployment) -> Result<(), Error> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
-        let work = |key: Key| async move {
-            match inner.settings.manners_of(&deployment.annotations) {
-                Manners::Good => inner.update(&key, &deployment).await,
-                Manners::Faasd => inner.update_as_faasd(&key, &deployment).await,
+        let work = |key: FunctionKey| async move {
+            match inner.settings.strategy_for(&deployment.annotations) {
+                UpdateStrategy::Rolling => inner.rolling_update(&key, &deployment).await,
+                UpdateStrategy::Recreate => inner.recreate(&key, &deployment).await,
             }
         };
-        self.0.to_the_end(key, work).await
+        self.0.run_exclusively(key, work).await
     }
 
     /// Deletes a function. It gets no new calls and may finish those in progress; it is removed when this
     /// returns.
-    pub(crate) async fn delete(&self, key: Key) -> Result<(), Error> {
+    pub(crate) async fn delete(&self, key: FunctionKey) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
-        let work = |key: Key| async move {
+        let work = |key: FunctionKey| async move {
             let instance = inner.find(&key)?;
             // If removing it fails half-way, the next provider must not restore it.
-            inner.mark(&instance, Stage::Retiring).await?;
+            inner.set_stage(&instance, Stage::Retiring).await?;
             inner.remove(&key);
-            if inner.manners_of(&instance.parts().record) == Manners::Good {
+            if inner.strategy_of(&instance.info().record) == UpdateStrategy::Rolling {
                 inner.drain(&instance).await;
             }
             let discarded = inner.discard(&instance, inner.settings.grace_period).await;
@@ -197,15 +197,15 @@ impl Functions {
             inner.logs.delete(&key);
             discarded
         };
-        self.0.to_the_end(key, work).await
+        self.0.run_exclusively(key, work).await
     }
 
     /// Starts a function, or stops it if `replicas` is 0. There is at most one replica.
-    pub(crate) async fn scale(&self, key: Key, replicas: u64) -> Result<(), Error> {
+    pub(crate) async fn scale(&self, key: FunctionKey, replicas: u64) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
-        let work = move |key: Key| async move {
+        let work = move |key: FunctionKey| async move {
             let instance = inner.find(&key)?;
-            let containerd = inner.scope(&key)?;
+            let containerd = inner.namespace_client(&key)?;
             let label = if replicas == 0 { "0" } else { "1" };
             containerd
                 .label_container(instance.id(), LABEL_REPLICAS, label)
@@ -215,7 +215,7 @@ impl Functions {
                 _ => instance.start().await,
             }
         };
-        self.0.to_the_end(key, work).await
+        self.0.run_exclusively(key, work).await
     }
 
     /// Waits until replaced instances are removed. Functions continue to run.
@@ -226,32 +226,32 @@ impl Functions {
 }
 
 impl Inner {
-    fn scope(&self, key: &Key) -> Result<Scope, Error> {
-        self.containerd.within(&key.namespace)
+    fn namespace_client(&self, key: &FunctionKey) -> Result<NamespaceClient, Error> {
+        self.containerd.namespace_client(&key.namespace)
     }
 
-    fn manners_of(&self, record: &Record) -> Manners {
-        self.settings.manners_of(&record.deployment.annotations)
+    fn strategy_of(&self, record: &StoredFunction) -> UpdateStrategy {
+        self.settings.strategy_for(&record.deployment.annotations)
     }
 
-    fn ground(&self, containerd: Scope, record: &Record) -> Ground {
-        Ground {
+    fn instance_context(&self, containerd: NamespaceClient, record: &StoredFunction) -> InstanceContext {
+        InstanceContext {
             containerd,
             network: Arc::clone(&self.network),
             logs: self.logs.clone(),
-            restart: self.manners_of(record) == Manners::Good,
+            restart: self.strategy_of(record) == UpdateStrategy::Rolling,
         }
     }
 
-    fn key_of(&self, deployment: &FunctionDeployment) -> Key {
+    fn key_of(&self, deployment: &FunctionDeployment) -> FunctionKey {
         let namespace = match deployment.namespace.as_str() {
             "" => &self.settings.function_namespace,
             namespace => namespace,
         };
-        Key::new(&deployment.service, namespace)
+        FunctionKey::new(&deployment.service, namespace)
     }
 
-    fn find(&self, key: &Key) -> Result<Arc<Instance>, Error> {
+    fn find(&self, key: &FunctionKey) -> Result<Arc<Instance>, Error> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         table
             .get(key)
@@ -260,22 +260,22 @@ impl Inner {
     }
 
     fn insert(&self, instance: Arc<Instance>) {
-        let key = instance.parts().key.clone();
+        let key = instance.info().key.clone();
         self.table
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(key, instance);
     }
 
-    fn remove(&self, key: &Key) {
+    fn remove(&self, key: &FunctionKey) {
         self.table
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(key);
     }
 
-    async fn mark(&self, instance: &Instance, stage: Stage) -> Result<(), Error> {
-        let containerd = self.scope(&instance.parts().key)?;
+    async fn set_stage(&self, instance: &Instance, stage: Stage) -> Result<(), Error> {
+        let containerd = self.namespace_client(&instance.info().key)?;
         containerd
             .label_container(instance.id(), LABEL_STAGE, stage.as_str())
             .await
@@ -290,15 +290,15 @@ impl Inner {
         {
             tracing::warn!(
                 instance = instance.id(),
-                "still has calls after {} s",
-                limit.as_secs()
+                seconds = limit.as_secs(),
+                "calls are still in progress after the grace period"
             );
         }
     }
 
     /// Stops an instance and removes everything that belongs to it, except its log.
     async fn discard(&self, instance: &Instance, grace: Duration) -> Result<(), Error> {
-        let containerd = self.scope(&instance.parts().key)?;
+        let containerd = self.namespace_client(&instance.info().key)?;
         instance.stop(grace).await?;
         containerd.delete_task(instance.id()).await?;
         containerd.delete_container(instance.id()).await?;
@@ -311,22 +311,29 @@ impl Inner {
         let inner = Arc::clone(self);
         self.retiring.spawn(async move {
             inner.drain(&instance).await;
-            for pause in RETIRE_PAUSES {
+            for backoff in RETIRE_BACKOFFS {
                 let Err(error) = inner.discard(&instance, inner.settings.grace_period).await else {
                     return;
                 };
-                tracing::warn!(instance = instance.id(), error = chain(&error), "not removed yet");
-                tokio::time::sleep(Duration::from_secs(pause)).await;
+                tracing::warn!(
+                    instance = instance.id(),
+                    error = &error as &dyn std::error::Error,
+                    "cannot remove a replaced instance; retrying"
+                );
+                tokio::time::sleep(Duration::from_secs(backoff)).await;
             }
-            tracing::error!(instance = instance.id(), "left to the next provider to remove");
+            tracing::error!(
+                instance = instance.id(),
+                "cannot remove a replaced instance; the next provider will"
+            );
         });
     }
 
     /// Runs an operation on a function to completion, even if the caller disconnects. Operations on one
     /// function run one after the other.
-    async fn to_the_end<F, W>(&self, key: Key, work: W) -> Result<(), Error>
+    async fn run_exclusively<F, W>(&self, key: FunctionKey, work: W) -> Result<(), Error>
     where
-        W: FnOnce(Key) -> F + Send + 'static,
+        W: FnOnce(FunctionKey) -> F + Send + 'static,
         F: Future<Output = Result<(), Error>> + Send + 'static,
     {
         let lock = self.lock(&key).await;
@@ -337,7 +344,7 @@ impl Inner {
         task.await.unwrap_or(Err(Error::Stopping))
     }
 
-    async fn lock(&self, key: &Key) -> OwnedMutexGuard<()> {
+    async fn lock(&self, key: &FunctionKey) -> OwnedMutexGuard<()> {
         let mutex = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(locks.entry(key.clone()).or_default())
@@ -346,19 +353,19 @@ impl Inner {
     }
 
     fn status_of(&self, instance: &Instance) -> FunctionStatus {
-        let parts = instance.parts();
-        let deployment = parts.record.deployment.clone();
-        let (replicas, available) = match (self.manners_of(&parts.record), instance.status()) {
-            (_, Status::Stopped) | (Manners::Faasd, Status::Ended(_)) => (0, 0),
-            (Manners::Good, Status::Starting | Status::Ended(_)) => (1, 0),
-            (Manners::Faasd, Status::Starting) | (_, Status::Listening) => (1, 1),
+        let info = instance.info();
+        let deployment = info.record.deployment.clone();
+        let (replicas, available) = match (self.strategy_of(&info.record), instance.status()) {
+            (_, Status::Stopped) | (UpdateStrategy::Recreate, Status::Ended(_)) => (0, 0),
+            (UpdateStrategy::Rolling, Status::Starting | Status::Ended(_)) => (1, 0),
+            (UpdateStrategy::Recreate, Status::Starting) | (_, Status::Listening) => (1, 1),
         };
         FunctionStatus {
-            name: parts.key.name.clone(),
-            namespace: parts.key.namespace.clone(),
-            image: parts.image.clone(),
-            env_process: parts.record.env_process.clone(),
-            env_vars: parts.record.env.clone(),
+            name: info.key.name.clone(),
+            namespace: info.key.namespace.clone(),
+            image: info.image.clone(),
+            env_process: info.record.env_process.clone(),
+            env_vars: info.record.env.clone(),
             constraints: deployment.constraints,
             secrets: deployment.secrets,
             labels: deployment.labels,
@@ -368,7 +375,7 @@ impl Inner {
             read_only_root_filesystem: deployment.read_only_root_filesystem,
             replicas,
             available_replicas: available,
-            created_at: Timestamp::try_from(parts.created_at).unwrap_or_default(),
+            created_at: Timestamp::try_from(info.created_at).unwrap_or_default(),
         }
     }
 }

@@ -26,7 +26,7 @@ pub(crate) fn write(settings: &Settings) -> Result<(PathBuf, PathBuf), Error> {
     for (path, lines) in [(&resolv_conf, server_lines), (&hosts, host_lines)] {
         fs::write(path, lines).map_err(Error::io("write", path))?;
     }
-    let absolute = |path: PathBuf| fs::canonicalize(&path).map_err(Error::io("find", &path));
+    let absolute = |path: PathBuf| fs::canonicalize(&path).map_err(Error::io("resolve", &path));
     Ok((absolute(resolv_conf)?, absolute(hosts)?))
 }
 

@@ -10,9 +10,9 @@ use sha2::{Digest, Sha256};
 use tonic::Status;
 
 use crate::{
-    containerd::{Scope, Source, platform},
+    containerd::{NamespaceClient, Source, platform},
     docker_config::DockerConfig,
-    error::{Answer, Error},
+    error::{ContainerdStatus, Error},
     settings::Settings,
 };
 
@@ -51,7 +51,11 @@ impl Puller {
     }
 
     /// Resolves the reference at the registry, and fetches what is missing.
-    pub(crate) async fn pull(&self, containerd: &Scope, reference: &Reference) -> Result<Image, Error> {
+    pub(crate) async fn pull(
+        &self,
+        containerd: &NamespaceClient,
+        reference: &Reference,
+    ) -> Result<Image, Error> {
         let name = reference.whole();
         let credentials = match &self.registry_config {
             Some(path) => DockerConfig::read(path).await?,
@@ -66,10 +70,10 @@ impl Puller {
         match tokio::time::timeout(self.limit, containerd.pull(source)).await {
             Ok(pulled) => pulled?,
             Err(_) => {
-                let status = Status::deadline_exceeded(format!("took over {} s", self.limit.as_secs()));
+                let status = Status::deadline_exceeded(format!("not done within {} s", self.limit.as_secs()));
                 return Err(Error::Pull {
                     image: name,
-                    source: Answer::new(status),
+                    source: ContainerdStatus::new(status),
                 });
             }
         }
@@ -79,7 +83,7 @@ impl Puller {
     /// Returns the stored image with this name, and pulls only if there is none.
     pub(crate) async fn pull_if_missing(
         &self,
-        containerd: &Scope,
+        containerd: &NamespaceClient,
         reference: &Reference,
     ) -> Result<Image, Error> {
         match stored(containerd, reference.whole()).await {
@@ -89,7 +93,7 @@ impl Puller {
     }
 }
 
-async fn stored(containerd: &Scope, name: String) -> Result<Image, Error> {
+async fn stored(containerd: &NamespaceClient, name: String) -> Result<Image, Error> {
     let target = containerd.image_target(&name).await?;
     let manifest = match target.media_type.as_str() {
         "application/vnd.oci.image.index.v1+json"
@@ -97,7 +101,7 @@ async fn stored(containerd: &Scope, name: String) -> Result<Image, Error> {
             let index: ImageIndex = containerd.read_json(&target.digest).await?;
             let chosen = choose(&index, &platform().architecture).ok_or_else(|| Error::Image {
                 image: name.clone(),
-                reason: "has no manifest for this machine".to_owned(),
+                reason: "no manifest for this machine's platform".to_owned(),
             })?;
             chosen.digest().to_string()
         }
@@ -140,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_are_written_out() {
+    fn references_are_normalised() {
         assert_eq!(
             normalise("hello").unwrap().whole(),
             "docker.io/library/hello:latest"
@@ -153,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn chain_ids_are_those_of_the_specification() {
+    fn chain_ids_match_the_specification() {
         assert_eq!(chain_id(&[]), "");
         assert_eq!(chain_id(&["sha256:aa".into()]), "sha256:aa");
         // printf 'sha256:aa sha256:bb' | sha256sum
@@ -164,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn attestations_in_an_index_are_passed_over() {
+    fn attestations_in_an_index_are_ignored() {
         let index = serde_json::json!({"schemaVersion": 2, "manifests": [
             {"mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 1,
              "digest": format!("sha256:{}", "1".repeat(64)),

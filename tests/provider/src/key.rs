@@ -9,12 +9,12 @@ const MAX_NAME: usize = 63;
 
 /// The name and namespace that identify a function.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub(crate) struct Key {
+pub(crate) struct FunctionKey {
     pub(crate) name: String,
     pub(crate) namespace: String,
 }
 
-impl Key {
+impl FunctionKey {
     pub(crate) fn new(name: impl Into<String>, namespace: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -44,13 +44,14 @@ impl Key {
         match ok {
             true => Ok(()),
             false => Err(Error::Invalid(format!(
-                "service: {name:?} is not a valid name for a function"
+                "service: {name:?} is not a valid function name; use at most {MAX_NAME} letters, digits, and single - or _ \
+                 between them"
             ))),
         }
     }
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for FunctionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.name, self.namespace)
     }
@@ -63,23 +64,26 @@ mod tests {
     #[test]
     fn the_namespace_follows_the_last_dot() {
         assert_eq!(
-            Key::from_path("hello", "openfaas-fn"),
-            Key::new("hello", "openfaas-fn")
+            FunctionKey::from_path("hello", "openfaas-fn"),
+            FunctionKey::new("hello", "openfaas-fn")
         );
         assert_eq!(
-            Key::from_path("hello.dev", "openfaas-fn"),
-            Key::new("hello", "dev")
+            FunctionKey::from_path("hello.dev", "openfaas-fn"),
+            FunctionKey::new("hello", "dev")
         );
-        assert_eq!(Key::from_path("a.b.dev", "openfaas-fn"), Key::new("a.b", "dev"));
+        assert_eq!(
+            FunctionKey::from_path("a.b.dev", "openfaas-fn"),
+            FunctionKey::new("a.b", "dev")
+        );
     }
 
     #[test]
-    fn names_that_containerd_would_refuse_are_refused() {
+    fn names_that_containerd_would_reject_are_rejected() {
         for name in ["hello", "hello-world", "h2", "Under_score"] {
-            assert!(Key::new(name, "n").check().is_ok(), "{name}");
+            assert!(FunctionKey::new(name, "n").check().is_ok(), "{name}");
         }
         for name in ["", "-a", "a-", "a--b", "a.b", "a/b", "..", &"a".repeat(64)] {
-            assert!(Key::new(name, "n").check().is_err(), "{name}");
+            assert!(FunctionKey::new(name, "n").check().is_err(), "{name}");
         }
     }
 }

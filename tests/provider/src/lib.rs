@@ -4,7 +4,7 @@
 //! and Slipway's deployer need, and identifies itself: `GET /system/info` reports `slipway-dev`. Functions
 //! are containers in the containerd namespace `openfaas-fn`, one replica each, on a bridge; secrets are
 //! files. Its responses are those of faasd 0.19; its updates differ unless configured otherwise, see
-//! [`Manners`].
+//! `settings::UpdateStrategy`.
 //!
 //! It is not hardened: containers have one capability, no new privileges and masked paths, but no seccomp
 //! profile.
@@ -35,5 +35,5 @@ pub use self::{
     error::Error,
     logs::collect,
     server::{cleanup, serve},
-    settings::{Manners, Settings},
+    settings::Settings,
 };

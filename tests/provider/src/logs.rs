@@ -20,14 +20,14 @@ use tokio::{sync::mpsc, time::Instant};
 
 pub use self::collect::collect;
 use self::{follow::Watch, read::Reader};
-use crate::{error::Error, key::Key};
+use crate::{error::Error, key::FunctionKey};
 
 /// The number of instances of a function whose logs are kept.
 const INSTANCES: usize = 5;
 
 /// A line in a log file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-struct Record {
+struct LogRecord {
     timestamp: Timestamp,
     stream: Stream,
     text: String,
@@ -54,7 +54,7 @@ pub(crate) struct Message {
 /// A query for log lines (faas-provider's `logs.Request`).
 #[derive(Clone, Debug)]
 pub(crate) struct Query {
-    pub(crate) function: Key,
+    pub(crate) function: FunctionKey,
     /// The only instance whose lines are returned; `None` for all.
     pub(crate) instance: Option<String>,
     /// The time of the oldest line.
@@ -76,33 +76,33 @@ pub(crate) struct Logs {
 impl Logs {
     /// Opens the folder with the logs; creates it if it does not exist.
     pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
-        fs::create_dir_all(&root).map_err(Error::io("make", &root))?;
-        let root = root.canonicalize().map_err(Error::io("find", &root))?;
+        fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
+        let root = root.canonicalize().map_err(Error::io("resolve", &root))?;
         let program = std::env::current_exe().map_err(Error::io("find", "this program"))?;
         Ok(Self { root, program })
     }
 
     /// Returns the URI to which containerd's shim sends the output of a function's instance: a program to
     /// run.
-    pub(crate) fn sink(&self, function: &Key) -> String {
+    pub(crate) fn sink(&self, function: &FunctionKey) -> String {
         let folder = escaped(&self.folder(function));
         format!("binary://{}?collect={folder}", escaped(&self.program))
     }
 
     /// Removes the oldest logs, so that one more instance's log fits the limit.
-    pub(crate) fn prune(&self, function: &Key) {
+    pub(crate) fn prune(&self, function: &FunctionKey) {
         let mut instances = read::instances(&self.folder(function));
         // The names of later instances sort after those of earlier ones.
         instances.sort_unstable();
         let too_many = (instances.len() + 1).saturating_sub(INSTANCES);
         for path in &instances[..too_many] {
             let _ = fs::remove_file(path);
-            let _ = fs::remove_file(read::older(path));
+            let _ = fs::remove_file(read::rotated(path));
         }
     }
 
     /// Deletes all logs of a function.
-    pub(crate) fn delete(&self, function: &Key) {
+    pub(crate) fn delete(&self, function: &FunctionKey) {
         let _ = fs::remove_dir_all(self.folder(function));
     }
 
@@ -114,13 +114,13 @@ impl Logs {
         tokio::spawn(async move {
             let finished = tokio::time::timeout_at(deadline, send(reader, &sender));
             if let Ok(Err(error)) = finished.await {
-                tracing::warn!(error = crate::error::chain(&error), "a log cannot be read");
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot read a log");
             }
         });
         receiver
     }
 
-    fn folder(&self, function: &Key) -> PathBuf {
+    fn folder(&self, function: &FunctionKey) -> PathBuf {
         self.root.join(&function.namespace).join(&function.name)
     }
 }
@@ -178,16 +178,16 @@ mod tests {
             program: "/bin/provider".into(),
         };
         assert_eq!(
-            logs.sink(&Key::new("hello", "fn")),
+            logs.sink(&FunctionKey::new("hello", "fn")),
             "binary:///bin/provider?collect=/state%20dir/logs/fn/hello"
         );
     }
 
     #[test]
-    fn the_logs_of_the_oldest_instances_make_room() {
+    fn the_logs_of_the_oldest_instances_are_removed_first() {
         let folder = tempfile::tempdir().unwrap();
         let logs = Logs::open(folder.path().into()).unwrap();
-        let key = Key::new("hello", "fn");
+        let key = FunctionKey::new("hello", "fn");
         fs::create_dir_all(logs.folder(&key)).unwrap();
         for generation in 1..=7 {
             fs::write(logs.folder(&key).join(format!("hello.{generation}.log")), "").unwrap();
@@ -208,13 +208,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_followed_log_goes_on_with_lines_written_later() {
+    async fn a_followed_log_includes_lines_that_are_written_later() {
         let folder = tempfile::tempdir().unwrap();
         let logs = Logs::open(folder.path().into()).unwrap();
-        let key = Key::new("hello", "fn");
+        let key = FunctionKey::new("hello", "fn");
         fs::create_dir_all(logs.folder(&key)).unwrap();
         let write = |file: &str, text: &str| {
-            let record = Record {
+            let record = LogRecord {
                 timestamp: Timestamp::now(),
                 stream: Stream::Stdout,
                 text: text.into(),

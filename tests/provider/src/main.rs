@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     match run(arguments.task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!(error = format!("{error:#}"), "the provider failed");
             ExitCode::FAILURE
         }
     }
@@ -51,12 +51,15 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Collect { .. } => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
-    let runtime = builder.enable_all().build().context("start the runtime")?;
+    let runtime = builder
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
     runtime.block_on(async {
         match task {
             Task::Serve(settings) => {
-                let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-                let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+                let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+                let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
                 let stop = async move {
                     tokio::select! {
                         _ = terminate.recv() => {}

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deployment_is_read_as_faas_cli_sends_it() {
+    fn a_deployment_from_faas_cli_is_parsed() {
         let text = r#"{"service":"hello","image":"reg:5000/hello:1","network":"","envProcess":"cat",
             "envVars":{"a":"b"},"constraints":null,"secrets":["key"],"labels":{"l":"1"},"annotations":{},
             "limits":{"memory":"128Mi"},"requests":null,"readOnlyRootFilesystem":true}"#;
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_survives_being_stored() {
+    fn a_stored_deployment_is_read_back_unchanged() {
         let deployment = FunctionDeployment {
             service: "hello".into(),
             labels: Map::from([("a".into(), "b".into())]),
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_leaves_out_what_go_leaves_out() {
+    fn a_status_omits_the_fields_that_go_omits() {
         let status = FunctionStatus {
             name: "hello".into(),
             image: "docker.io/library/hello:latest".into(),

@@ -23,7 +23,7 @@ use rustix::{
 use serde_json::Value;
 use tokio::{process::Command, sync::Mutex};
 
-use self::plugin::{Call, Plugins, Verb};
+use self::plugin::{CniCommand, Invocation, Plugins};
 use crate::{error::Error, settings::Settings};
 
 /// The name of the interface inside a function's namespace.
@@ -62,7 +62,7 @@ impl Network {
             one_at_a_time: Mutex::new(()),
         };
         for folder in [&settings.cni_conf_dir(), &network.namespaces, &network.results] {
-            fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
+            fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         }
         fs::write(&file, format!("{list:#}\n")).map_err(Error::io("write", &file))?;
         Ok(network)
@@ -70,45 +70,45 @@ impl Network {
 
     /// Connects and disconnects a namespace. This creates the bridge, with the host's address on it, and
     /// shows whether the plugins work on this machine.
-    pub(crate) async fn try_out(&self) -> Result<(), Error> {
-        self.attach("trial").await?;
-        self.detach("trial").await;
+    pub(crate) async fn self_test(&self) -> Result<(), Error> {
+        self.attach("self-test").await?;
+        self.detach("self-test").await;
         Ok(())
     }
 
     /// Returns the file on which a container's network namespace is mounted.
-    pub(crate) fn namespace_of(&self, id: &str) -> PathBuf {
+    pub(crate) fn namespace_file(&self, id: &str) -> PathBuf {
         self.namespaces.join(id)
     }
 
     /// Creates a container's network namespace, connects it, and returns its address.
     pub(crate) async fn attach(&self, id: &str) -> Result<IpAddr, Error> {
         self.detach(id).await;
-        let attached = self.attach_fresh(id).await;
+        let attached = self.attach_new(id).await;
         if attached.is_err() {
             self.detach(id).await;
         }
         attached
     }
 
-    async fn attach_fresh(&self, id: &str) -> Result<IpAddr, Error> {
-        let namespace = self.namespace_of(id);
+    async fn attach_new(&self, id: &str) -> Result<IpAddr, Error> {
+        let namespace = self.namespace_file(id);
         new_namespace(id, &namespace).await?;
-        let call = |verb, interface| Call {
-            verb,
+        let invocation = |command, interface| Invocation {
+            command,
             id,
             namespace: &namespace,
             interface,
         };
         let _one = self.one_at_a_time.lock().await;
         self.plugins
-            .run(&call(Verb::Add, "lo"), &self.loopback_conf, None)
+            .run(&invocation(CniCommand::Add, "lo"), &self.loopback_conf, None)
             .await?;
         let mut result = None;
         for conf in &self.plugin_confs {
             result = self
                 .plugins
-                .run(&call(Verb::Add, INTERFACE), conf, result.as_ref())
+                .run(&invocation(CniCommand::Add, INTERFACE), conf, result.as_ref())
                 .await?;
             // Written after every plugin, so that a chain that fails half-way can be undone.
             let bytes = result.as_ref().map(Value::to_string).unwrap_or_default();
@@ -118,14 +118,14 @@ impl Network {
         result.as_ref().and_then(address).ok_or_else(|| Error::Network {
             operation: "add".to_owned(),
             subject: id.to_owned(),
-            reason: "the plugins gave no address".to_owned(),
+            reason: "the plugins returned no address".to_owned(),
         })
     }
 
     /// Disconnects a container and removes its namespace, if it has one. Errors are logged only, because no
     /// caller could handle them.
     pub(crate) async fn detach(&self, id: &str) {
-        let namespace = self.namespace_of(id);
+        let namespace = self.namespace_file(id);
         let result_file = self.results.join(id);
         if namespace.exists() || result_file.exists() {
             let _one = self.one_at_a_time.lock().await;
@@ -136,15 +136,15 @@ impl Network {
             } else {
                 Path::new("")
             };
-            let call = Call {
-                verb: Verb::Del,
+            let invocation = Invocation {
+                command: CniCommand::Del,
                 id,
                 namespace,
                 interface: INTERFACE,
             };
             for conf in self.plugin_confs.iter().rev() {
-                if let Err(error) = self.plugins.run(&call, conf, result.as_ref()).await {
-                    tracing::warn!(%error, "a plugin did not clean up");
+                if let Err(error) = self.plugins.run(&invocation, conf, result.as_ref()).await {
+                    tracing::warn!(container = id, %error, "a CNI plugin failed to clean up");
                 }
             }
         }
@@ -153,7 +153,7 @@ impl Network {
         for file in [&namespace, &result_file] {
             match fs::remove_file(file) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
-                    tracing::warn!(%error, path = %file.display(), "cannot remove");
+                    tracing::warn!(%error, path = %file.display(), "cannot remove a network file");
                 }
                 _ => {}
             }
@@ -190,7 +190,7 @@ async fn new_namespace(id: &str, file: &Path) -> Result<(), Error> {
         .create(true)
         .append(true)
         .open(file)
-        .map_err(Error::io("make a network namespace at", file))?;
+        .map_err(Error::io("create a network namespace at", file))?;
     let mut mounted_on = std::ffi::OsString::from("--net=");
     mounted_on.push(file);
     let output = Command::new("unshare")
@@ -204,14 +204,14 @@ async fn new_namespace(id: &str, file: &Path) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::Network {
-        operation: "make a namespace for".to_owned(),
+        operation: "create a namespace for".to_owned(),
         subject: id.to_owned(),
         reason: String::from_utf8_lossy(&output.stderr).trim().to_owned(),
     })
 }
 
 fn is_namespace(file: &Path) -> bool {
-    statfs(file).is_ok_and(|about| about.f_type == NSFS_MAGIC)
+    statfs(file).is_ok_and(|statistics| statistics.f_type == NSFS_MAGIC)
 }
 
 fn read_result(file: &Path) -> Option<Value> {
@@ -231,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_is_the_first_of_the_result() {
+    fn the_address_is_the_first_one_in_the_result() {
         let result = json!({"cniVersion": "0.4.0", "interfaces": [{"name": "openfaas0"}],
             "ips": [{"version": "4", "interface": 2, "address": "10.62.0.7/16", "gateway": "10.62.0.1"}]});
         assert_eq!(address(&result), Some([10, 62, 0, 7].into()));

@@ -32,20 +32,20 @@ use hyper_util::{
 };
 use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
-use crate::{backend::CallGuard, functions::Functions, key::Key};
+use crate::{backend::CallGuard, functions::Functions, key::FunctionKey};
 
 /// The prefix of proxied paths.
 const PREFIX: &str = "/function/";
 
 /// The longest time for which an idle connection is kept.
-const IDLE_LIMIT: Duration = Duration::from_secs(5);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The timeout for connecting.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The limits, in bytes and in time, on reading a body for which there is no function.
-const REFUSED_BODY: usize = 256 << 10;
-const REFUSED_LIMIT: Duration = Duration::from_secs(1);
+const DISCARDED_BODY_LIMIT: usize = 256 << 10;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The header that distinguishes the proxy's own answers from a function's.
 const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
@@ -70,7 +70,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 pub(crate) struct Proxy {
     functions: Functions,
     client: Client<HttpConnector, Body>,
-    limit: Duration,
+    timeout: Duration,
     default_namespace: String,
 }
 
@@ -78,17 +78,17 @@ impl Proxy {
     pub(crate) fn new(functions: Functions) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_LIMIT));
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE_LIMIT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
             .build(connector);
         let settings = functions.settings();
-        let (limit, default_namespace) = (settings.service_timeout, settings.function_namespace.clone());
+        let (timeout, default_namespace) = (settings.service_timeout, settings.function_namespace.clone());
         Self {
             functions,
             client,
-            limit,
+            timeout,
             default_namespace,
         }
     }
@@ -109,16 +109,16 @@ pub(crate) async fn call(
     let name = name.to_owned();
     let Some((backend, guard)) = proxy
         .functions
-        .route(&Key::from_path(&name, &proxy.default_namespace))
+        .route(&FunctionKey::from_path(&name, &proxy.default_namespace))
     else {
         // Closing the connection while the caller still sends its body would lose the answer.
-        let rest = Limited::new(request.into_body(), REFUSED_BODY).collect();
-        let _ = timeout(REFUSED_LIMIT, rest).await;
+        let rest = Limited::new(request.into_body(), DISCARDED_BODY_LIMIT).collect();
+        let _ = timeout(DISCARD_TIMEOUT, rest).await;
         let text = format!("No endpoints available for: {name}.");
-        return refusal(StatusCode::SERVICE_UNAVAILABLE, text);
+        return error_response(StatusCode::SERVICE_UNAVAILABLE, text);
     };
     let unreachable = || {
-        refusal(
+        error_response(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("Can't reach service for: {name}."),
         )
@@ -126,12 +126,12 @@ pub(crate) async fn call(
     let (Some(address), Some(path)) = (backend.address(), path) else {
         return unreachable();
     };
-    let asked_type = request.headers().get(CONTENT_TYPE).cloned();
+    let request_type = request.headers().get(CONTENT_TYPE).cloned();
     let Some(upstream) = upstream_request(request, address, path, caller) else {
         return unreachable();
     };
 
-    let deadline = Instant::now() + proxy.limit;
+    let deadline = Instant::now() + proxy.timeout;
     match timeout_at(deadline, proxy.client.request(upstream)).await {
         Ok(Ok(response)) => {
             let (mut parts, body) = response.into_parts();
@@ -140,9 +140,9 @@ pub(crate) async fn call(
                 let default = || HeaderValue::from_static("text/plain");
                 parts
                     .headers
-                    .insert(CONTENT_TYPE, asked_type.unwrap_or_else(default));
+                    .insert(CONTENT_TYPE, request_type.unwrap_or_else(default));
             }
-            let body = Counted {
+            let body = CountedBody {
                 body,
                 _guard: guard,
                 deadline: Box::pin(sleep_until(deadline)),
@@ -152,13 +152,13 @@ pub(crate) async fn call(
         Ok(Err(error)) => {
             tracing::warn!(
                 function = name,
-                error = crate::error::chain(&error),
-                "not reached"
+                error = &error as &dyn std::error::Error,
+                "cannot reach a function"
             );
             unreachable()
         }
         Err(_) => {
-            tracing::warn!(function = name, limit = ?proxy.limit, "no answer in time");
+            tracing::warn!(function = name, timeout = ?proxy.timeout, "a function did not answer in time");
             unreachable()
         }
     }
@@ -177,7 +177,7 @@ fn is_unusual(method: &Method) -> bool {
     !usual.contains(method)
 }
 
-fn refusal(status: StatusCode, text: String) -> Response {
+fn error_response(status: StatusCode, text: String) -> Response {
     (status, [(INTERNAL, "proxy")], text + "\n").into_response()
 }
 
@@ -239,13 +239,13 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// A response's body. The call is in progress until the body ends; at the deadline the body fails.
-struct Counted<B> {
+struct CountedBody<B> {
     body: B,
     _guard: CallGuard,
     deadline: Pin<Box<Sleep>>,
 }
 
-impl<B> http_body::Body for Counted<B>
+impl<B> http_body::Body for CountedBody<B>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: Into<axum::BoxError>,
@@ -261,7 +261,7 @@ where
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
         match self.deadline.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Some(Err("the function's answer took too long".into()))),
+            Poll::Ready(()) => Poll::Ready(Some(Err("the function's response exceeded the timeout".into()))),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -279,6 +279,8 @@ where
 mod tests {
     use std::sync::Arc;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::backend::Backend;
 
@@ -288,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn the_function_sees_the_path_after_its_name() {
+    fn the_function_gets_the_path_after_its_name() {
         let expect = |path: &str, name: &str, rest: &str| {
             assert_eq!(parts(path), Some((name.to_owned(), rest.to_owned())), "{path}");
         };
@@ -302,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_passed_on_but_for_those_of_the_connection() {
+    fn headers_are_forwarded_except_those_of_the_connection() {
         let request = Request::builder()
             .method("PUT")
             .uri("/function/hello/x")
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_gateway_said_of_the_caller_is_kept() {
+    fn forwarded_headers_of_the_gateway_are_kept() {
         let request = Request::builder()
             .header("host", "provider:8081")
             .header("x-forwarded-host", "gateway")
@@ -350,21 +352,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_response_breaks_off_at_the_deadline_and_the_call_has_ended() {
+    async fn a_response_fails_at_the_deadline_and_its_call_ends() {
         let backend = Arc::new(Backend::default());
         let (sender, receiver) = tokio::sync::mpsc::channel(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let body = Body::from_stream(stream);
         let deadline = Box::pin(sleep_until(Instant::now() + Duration::from_secs(60)));
-        let mut body = Counted {
+        let mut body = CountedBody {
             body,
-            _guard: backend.begin(),
+            _guard: backend.begin_call(),
             deadline,
         };
         sender.send(Ok::<_, std::io::Error>("first")).await.unwrap();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
-        assert!(body.frame().await.unwrap().is_err());
+        // The clock is paused: a body without a deadline would end at this limit instead of hanging.
+        let second = timeout(Duration::from_secs(120), body.frame()).await.unwrap();
+        assert!(second.unwrap().is_err());
         drop(body);
-        backend.idle().await;
+        assert!(backend.idle().now_or_never().is_some());
     }
 }

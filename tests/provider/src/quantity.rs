@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_bytes() {
+    fn a_quantity_is_converted_to_bytes() {
         assert_eq!(parse("128Mi"), Some(134_217_728));
         assert_eq!(parse("1G"), Some(1_000_000_000));
         assert_eq!(parse("1.5Ki"), Some(1536));
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_quantity_is_refused() {
+    fn invalid_quantities_are_rejected() {
         for text in ["", "lots", "-1", "1Q", "Mi", "1e999", "1 Mi"] {
             assert_eq!(parse(text), None, "{text}");
         }

@@ -16,19 +16,19 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 
-use crate::{containerd::Mounts, error::Error, spec::user::Files};
+use crate::{containerd::Mounts, error::Error, spec::user::UserFiles};
 
 /// The number of bytes that are read of a file with users or groups.
 const LONGEST: u64 = 1 << 20;
 
 /// Reads an image's user and group files. A missing file is empty.
-pub(crate) async fn users(mounts: Mounts) -> Result<Files, Error> {
+pub(crate) async fn users(mounts: Mounts) -> Result<UserFiles, Error> {
     let read = tokio::task::spawn_blocking(move || read_users(&mounts)).await;
     read.unwrap_or(Err(Error::Stopping))
 }
 
-fn read_users(mounts: &[Mount]) -> Result<Files, Error> {
-    let folder = tempfile::tempdir().map_err(Error::io("make", "a temporary folder"))?;
+fn read_users(mounts: &[Mount]) -> Result<UserFiles, Error> {
+    let folder = tempfile::tempdir().map_err(Error::io("create", "a temporary folder"))?;
     let mounted = Mounted::new(mounts, folder.path())?;
     let root = openat2(
         CWD,
@@ -38,7 +38,7 @@ fn read_users(mounts: &[Mount]) -> Result<Files, Error> {
         ResolveFlags::empty(),
     )
     .map_err(|errno| Error::io("open", &mounted.0)(errno.into()))?;
-    Ok(Files {
+    Ok(UserFiles {
         passwd: read_in(&root, "etc/passwd"),
         group: read_in(&root, "etc/group"),
     })
@@ -79,7 +79,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
-            tracing::warn!(%error, path = %self.0.display(), "a snapshot stays mounted");
+            tracing::warn!(%error, path = %self.0.display(), "cannot unmount a snapshot");
         }
     }
 }
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_options_are_flags_or_data() {
+    fn mount_options_become_flags_or_data() {
         let given = ["workdir=/w", "rw", "upperdir=/u", "lowerdir=/l"].map(str::to_owned);
         assert_eq!(
             options(&given),
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn links_do_not_lead_out_of_the_root() {
+    fn links_cannot_lead_out_of_the_root() {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("etc")).unwrap();
         std::os::unix::fs::symlink("/proc/self/status", root.path().join("etc/passwd")).unwrap();

@@ -16,22 +16,22 @@ const MODE: u32 = 0o1777;
 
 /// The parent of the instances' folders.
 #[derive(Debug)]
-pub(crate) struct Scratch(PathBuf);
+pub(crate) struct ScratchFolders(PathBuf);
 
-impl Scratch {
+impl ScratchFolders {
     /// Opens the parent folder; creates it if it does not exist.
     pub(crate) fn open(folder: PathBuf) -> Result<Self, Error> {
-        fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         Ok(Self(folder))
     }
 
     /// Creates the folder of an instance.
-    pub(crate) fn make(&self, id: &str) -> Result<PathBuf, Error> {
+    pub(crate) fn create(&self, id: &str) -> Result<PathBuf, Error> {
         let folder = self.0.join(id);
-        fs::create_dir(&folder).map_err(Error::io("make", &folder))?;
+        fs::create_dir(&folder).map_err(Error::io("create", &folder))?;
         // Set after creation, because the umask would remove bits.
         fs::set_permissions(&folder, fs::Permissions::from_mode(MODE))
-            .map_err(Error::io("open to everybody", &folder))?;
+            .map_err(Error::io("set the mode of", &folder))?;
         Ok(folder)
     }
 
@@ -53,7 +53,7 @@ impl Scratch {
 fn remove(folder: &Path) {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "a folder is left");
+            tracing::warn!(folder = %folder.display(), %error, "cannot remove a folder");
         }
         _ => {}
     }
@@ -64,18 +64,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_everybodys_and_goes_with_its_instance() {
+    fn a_folder_is_writable_by_every_user_and_removed_with_its_instance() {
         let state = tempfile::tempdir().unwrap();
-        let scratch = Scratch::open(state.path().join("tmp")).unwrap();
-        let folder = scratch.make("a.1").unwrap();
+        let scratch = ScratchFolders::open(state.path().join("tmp")).unwrap();
+        let folder = scratch.create("a.1").unwrap();
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o7777, MODE);
         fs::write(folder.join("file"), "x").unwrap();
-        let other = scratch.make("b.2").unwrap();
+        let other = scratch.create("b.2").unwrap();
 
         scratch.remove("a.1");
         scratch.remove("a.1");
         assert!(!folder.exists());
-        scratch.make("c.3").unwrap();
+        scratch.create("c.3").unwrap();
         scratch.keep_only(|id| id == "b.2");
         assert!(other.exists());
         assert_eq!(fs::read_dir(state.path().join("tmp")).unwrap().count(), 1);

@@ -22,7 +22,7 @@ pub(crate) struct Secrets {
 impl Secrets {
     /// Opens the folder; creates it if it does not exist.
     pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
-        make_folder(&root)?;
+        create_folder(&root)?;
         Ok(Self { root })
     }
 
@@ -51,7 +51,7 @@ impl Secrets {
     pub(crate) fn set(&self, namespace: &str, name: &str, value: &[u8]) -> Result<(), Error> {
         let folder = self.folder(namespace);
         let path = folder.join(checked(name)?);
-        make_folder(&folder)?;
+        create_folder(&folder)?;
         let opened = OpenOptions::new()
             .write(true)
             .create(true)
@@ -61,7 +61,7 @@ impl Secrets {
         let mut file = opened.map_err(Error::io("open", &path))?;
         // Independent of the umask.
         file.set_permissions(Permissions::from_mode(0o644))
-            .map_err(Error::io("open up", &path))?;
+            .map_err(Error::io("set the mode of", &path))?;
         file.write_all(value).map_err(Error::io("write", &path))?;
         file.set_len(value.len() as u64)
             .map_err(Error::io("write", &path))
@@ -95,13 +95,13 @@ fn checked(name: &str) -> Result<&str, Error> {
     Ok(name)
 }
 
-fn make_folder(path: &Path) -> Result<(), Error> {
+fn create_folder(path: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(Error::io("make", path))?;
-    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(Error::io("close off", path))
+        .map_err(Error::io("create", path))?;
+    fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(Error::io("set the mode of", path))
 }
 
 #[cfg(test)]
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_secret_stays_the_same_file() {
+    fn changing_a_secret_keeps_its_inode() {
         let (_folder, secrets) = secrets();
         let path = secrets.folder("fn").join("key");
         secrets.set("fn", "key", b"a longer value").unwrap();
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_of_any_user_can_read_the_file_and_nobody_else_finds_it() {
+    fn a_secret_is_readable_by_every_user_in_a_folder_that_only_its_owner_can_enter() {
         let (_folder, secrets) = secrets();
         secrets.set("fn", "key", b"v").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_have_secrets_of_their_own() {
+    fn each_namespace_has_its_own_secrets() {
         let (_folder, secrets) = secrets();
         secrets.set("a", "two", b"v").unwrap();
         secrets.set("a", "one", b"v").unwrap();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn names_do_not_lead_out_of_the_folder() {
+    fn names_cannot_lead_out_of_the_folder() {
         let (_folder, secrets) = secrets();
         for name in ["", " ", "../key", "a/b", "..", "."] {
             assert!(secrets.set("fn", name, b"v").is_err(), "{name}");

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The longest time for calls in progress after the provider is asked to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` resolves. Functions continue to run without the provider; the next one restores them.
 ///
@@ -27,16 +27,16 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
     let address = settings.listen_address;
     let functions = Functions::open(settings).await?;
     // Before listening, because the address may be the bridge's own.
-    functions.begin().await?;
+    functions.restore().await?;
     let listener = TcpListener::bind(address)
         .await
-        .map_err(Error::io("listen at", address.to_string()))?;
+        .map_err(Error::io("listen on", address.to_string()))?;
     let listener = listener.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "nodelay");
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
     });
-    tracing::info!(%address, manners = ?functions.settings().manners, "ready");
+    tracing::info!(%address, update_strategy = ?functions.settings().update_strategy, "ready");
 
     let stopping = CancellationToken::new();
     let router = api::router(functions.clone(), credentials);
@@ -49,17 +49,17 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
         () = stop => {}
         ended = &mut server => {
             let ended = ended.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-            return ended.map_err(Error::io("serve at", address.to_string()));
+            return ended.map_err(Error::io("serve on", address.to_string()));
         }
     }
-    tracing::info!("stopping; functions go on running");
+    tracing::info!("stopping; functions continue to run");
     stopping.cancel();
     let finished = async {
         let _ = (&mut server).await;
         functions.close().await;
     };
-    if tokio::time::timeout(STOP_LIMIT, finished).await.is_err() {
-        tracing::warn!("stopped with calls, or replaced functions, on their way");
+    if tokio::time::timeout(STOP_TIMEOUT, finished).await.is_err() {
+        tracing::warn!("stopped before all calls and removals were done");
     }
     Ok(())
 }

@@ -14,111 +14,111 @@ use clap::{Args, ValueEnum};
 
 use crate::{error::Error, model::Map};
 
-/// The annotation with a function's own update strategy: `good` or `faasd`. With it, a test can use
+/// The annotation with a function's own update strategy: `rolling` or `recreate`. With it, a test can use
 /// both strategies on one provider without affecting other functions.
-const MANNERS_ANNOTATION: &str = "dev.slipway.manners";
+const STRATEGY_ANNOTATION: &str = "dev.slipway.update-strategy";
 
 /// Settings of the provider.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
     /// Address of the REST API and the function proxy.
     #[arg(long, env = "listen_address", default_value = "10.62.0.1:8081")]
-    pub listen_address: SocketAddr,
+    pub(crate) listen_address: SocketAddr,
 
     /// containerd's socket.
     #[arg(long, env = "sock", default_value = "/run/containerd/containerd.sock")]
-    pub sock: PathBuf,
+    pub(crate) sock: PathBuf,
 
     /// The containerd namespace of functions whose requests name none.
     #[arg(long, env = "function_namespace", default_value = "openfaas-fn")]
-    pub function_namespace: String,
+    pub(crate) function_namespace: String,
 
     /// containerd's snapshotter.
     #[arg(long, env = "snapshotter", default_value = "overlayfs")]
-    pub snapshotter: String,
+    pub(crate) snapshotter: String,
 
     /// The folder for logs, network leases and the mounted files of functions.
     #[arg(long, env = "state_dir", default_value = "/var/lib/slipway-dev")]
-    pub state_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
 
     /// The folder for secrets, with one folder for each namespace. Default: `secrets` under the state
     /// directory.
     #[arg(long, env = "secrets_dir")]
-    pub secrets_dir: Option<PathBuf>,
+    pub(crate) secrets_dir: Option<PathBuf>,
 
     /// The folder with the API's credentials: files `basic-auth-user` and `basic-auth-password`.
     #[arg(long, env = "secret_mount_path", default_value = "/run/secrets")]
-    pub secret_mount_path: PathBuf,
+    pub(crate) secret_mount_path: PathBuf,
 
     /// A Docker `config.json` with registry credentials (`auths` only: no credential helpers).
     #[arg(long, env = "registry_config")]
-    pub registry_config: Option<PathBuf>,
+    pub(crate) registry_config: Option<PathBuf>,
 
     /// Registries (`host:port`, comma-separated) that use plain HTTP.
     #[arg(long, env = "plain_http_registries", value_delimiter = ',')]
-    pub plain_http_registries: Vec<String>,
+    pub(crate) plain_http_registries: Vec<String>,
 
     /// The folder of the CNI plugins.
     #[arg(long, env = "cni_bin_dir", default_value = "/usr/lib/cni")]
-    pub cni_bin_dir: PathBuf,
+    pub(crate) cni_bin_dir: PathBuf,
 
     /// The folder to which the CNI configuration is written, for inspection only. Default: `cni/net.d` under
     /// the state directory.
     #[arg(long, env = "cni_conf_dir")]
-    pub cni_conf_dir: Option<PathBuf>,
+    pub(crate) cni_conf_dir: Option<PathBuf>,
 
     /// The bridge of the functions' network.
     #[arg(long, env = "bridge", default_value = "openfaas0")]
-    pub bridge: String,
+    pub(crate) bridge: String,
 
     /// The subnet of the functions; the host has its first address.
     #[arg(long, env = "subnet", default_value = "10.62.0.0/16")]
-    pub subnet: String,
+    pub(crate) subnet: String,
 
     /// Name servers for functions. Default: those of `/etc/resolv.conf` that are not loopback addresses.
     #[arg(long, env = "nameservers", value_delimiter = ',')]
-    pub nameservers: Vec<IpAddr>,
+    pub(crate) nameservers: Vec<IpAddr>,
 
     /// More lines for the functions' `/etc/hosts`: `name=address`, comma-separated.
     #[arg(long, env = "extra_hosts", value_delimiter = ',', value_parser = host_alias)]
-    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub(crate) extra_hosts: Vec<(String, IpAddr)>,
 
     /// The parent of the functions' cgroups.
     #[arg(long, env = "cgroup_parent", default_value = "/slipway-dev")]
-    pub cgroup_parent: String,
+    pub(crate) cgroup_parent: String,
 
-    /// How functions are updated. The annotation `dev.slipway.manners` overrides this for one
+    /// How functions are updated. The annotation `dev.slipway.update-strategy` overrides this for one
     /// function.
-    #[arg(long, env = "manners", value_enum, default_value_t = Manners::Good)]
-    pub manners: Manners,
+    #[arg(long, env = "update_strategy", value_enum, default_value_t = UpdateStrategy::Rolling)]
+    pub(crate) update_strategy: UpdateStrategy,
 
     /// The timeout of a call of a function, and of a stream of logs.
     #[arg(long, env = "service_timeout", default_value = "60s", value_parser = duration)]
-    pub service_timeout: Duration,
+    pub(crate) service_timeout: Duration,
 
     /// The timeout of pulling an image.
     #[arg(long, env = "pull_timeout", default_value = "5m", value_parser = duration)]
-    pub pull_timeout: Duration,
+    pub(crate) pull_timeout: Duration,
 
     /// The time for an updated function to accept connections before the update fails.
     #[arg(long, env = "ready_timeout", default_value = "30s", value_parser = duration)]
-    pub ready_timeout: Duration,
+    pub(crate) ready_timeout: Duration,
 
     /// The time for a replaced function to finish its calls, and then the time between SIGTERM and SIGKILL.
     #[arg(long, env = "grace_period", default_value = "30s", value_parser = duration)]
-    pub grace_period: Duration,
+    pub(crate) grace_period: Duration,
 }
 
 /// How a function is updated, and whether it is restarted when it ends by itself.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-pub enum Manners {
+pub(crate) enum UpdateStrategy {
     /// Starts the new version beside the old one, and routes calls to it once it listens; a failed update
     /// changes nothing. A function that ends by itself is restarted.
-    Good,
+    Rolling,
     /// As faasd 0.19 does: deletes the old version, then creates the new one, so that a failed update leaves
     /// no running function. A function counts as available once its process runs, and is not restarted when
     /// it ends by itself.
-    Faasd,
+    Recreate,
 }
 
 impl Settings {
@@ -126,8 +126,8 @@ impl Settings {
     /// them.
     pub(crate) fn prepared(mut self) -> Result<Self, Error> {
         let absolute = |folder: PathBuf| {
-            fs::create_dir_all(&folder).map_err(Error::io("make", &folder))?;
-            folder.canonicalize().map_err(Error::io("find", &folder))
+            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            folder.canonicalize().map_err(Error::io("resolve", &folder))
         };
         let secrets_dir = self.secrets_dir();
         self.state_dir = absolute(self.state_dir)?;
@@ -136,37 +136,33 @@ impl Settings {
     }
 
     /// Returns the update strategy of a function with these annotations.
-    pub(crate) fn manners_of(&self, annotations: &Map) -> Manners {
-        let asked = annotations.get(MANNERS_ANNOTATION);
-        let known = asked.and_then(|text| Manners::from_str(text, false).ok());
-        known.unwrap_or(self.manners)
+    pub(crate) fn strategy_for(&self, annotations: &Map) -> UpdateStrategy {
+        let requested = annotations.get(STRATEGY_ANNOTATION);
+        let own = requested.and_then(|text| UpdateStrategy::from_str(text, false).ok());
+        own.unwrap_or(self.update_strategy)
     }
 
     /// Returns the folder for secrets.
-    #[must_use]
-    pub fn secrets_dir(&self) -> PathBuf {
+    pub(crate) fn secrets_dir(&self) -> PathBuf {
         self.secrets_dir
             .clone()
             .unwrap_or_else(|| self.state_dir.join("secrets"))
     }
 
     /// Returns the folder to which the CNI configuration is written.
-    #[must_use]
-    pub fn cni_conf_dir(&self) -> PathBuf {
+    pub(crate) fn cni_conf_dir(&self) -> PathBuf {
         self.cni_conf_dir
             .clone()
             .unwrap_or_else(|| self.state_dir.join("cni/net.d"))
     }
 
     /// Returns the parent folder of the `/tmp` of functions with a read-only root.
-    #[must_use]
-    pub fn scratch_dir(&self) -> PathBuf {
+    pub(crate) fn scratch_dir(&self) -> PathBuf {
         self.state_dir.join("tmp")
     }
 
     /// Returns the folder for the functions' logs.
-    #[must_use]
-    pub fn logs_dir(&self) -> PathBuf {
+    pub(crate) fn logs_dir(&self) -> PathBuf {
         self.state_dir.join("logs")
     }
 }
@@ -175,14 +171,16 @@ fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }
-    let signed: jiff::SignedDuration = text.parse().map_err(|_| "not a duration like 1m30s or 500ms")?;
+    let signed: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| "not a duration; use one like 1m30s or 500ms")?;
     signed
         .try_into()
         .map_err(|_| "a duration cannot be negative".to_owned())
 }
 
 fn host_alias(text: &str) -> Result<(String, IpAddr), String> {
-    let (name, address) = text.split_once('=').ok_or("not of the form name=address")?;
+    let (name, address) = text.split_once('=').ok_or("not an alias; use name=address")?;
     let address = address
         .parse()
         .map_err(|_| format!("{address:?} is not an IP address"))?;
@@ -212,7 +210,7 @@ mod tests {
         let settings = parse(&[]);
         assert_eq!(settings.function_namespace, "openfaas-fn");
         assert_eq!(settings.service_timeout, Duration::from_secs(60));
-        assert_eq!(settings.manners, Manners::Good);
+        assert_eq!(settings.update_strategy, UpdateStrategy::Rolling);
         assert_eq!(
             settings.secrets_dir(),
             PathBuf::from("/var/lib/slipway-dev/secrets")
@@ -220,14 +218,23 @@ mod tests {
     }
 
     #[test]
-    fn one_function_can_be_treated_otherwise() {
+    fn an_annotation_overrides_the_strategy_of_one_function() {
         let settings = parse(&[]);
-        let annotated = |text: &str| Map::from([(MANNERS_ANNOTATION.to_owned(), text.to_owned())]);
-        assert_eq!(settings.manners_of(&Map::new()), Manners::Good);
-        assert_eq!(settings.manners_of(&annotated("faasd")), Manners::Faasd);
-        assert_eq!(settings.manners_of(&annotated("rude")), Manners::Good);
-        let rude = parse(&["--manners", "faasd"]);
-        assert_eq!(rude.manners_of(&annotated("good")), Manners::Good);
+        let annotated = |text: &str| Map::from([(STRATEGY_ANNOTATION.to_owned(), text.to_owned())]);
+        assert_eq!(settings.strategy_for(&Map::new()), UpdateStrategy::Rolling);
+        assert_eq!(
+            settings.strategy_for(&annotated("recreate")),
+            UpdateStrategy::Recreate
+        );
+        assert_eq!(
+            settings.strategy_for(&annotated("unknown")),
+            UpdateStrategy::Rolling
+        );
+        let recreate = parse(&["--update-strategy", "recreate"]);
+        assert_eq!(
+            recreate.strategy_for(&annotated("rolling")),
+            UpdateStrategy::Rolling
+        );
     }
 
     #[test]

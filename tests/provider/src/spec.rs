@@ -33,7 +33,7 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 
 /// The input of a specification.
 #[derive(Debug)]
-pub(crate) struct Plan<'a> {
+pub(crate) struct SpecInput<'a> {
     pub(crate) deployment: &'a FunctionDeployment,
     pub(crate) config: &'a Config,
     pub(crate) user: User,
@@ -58,37 +58,37 @@ pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64
         ("", _) => Ok(None),
         (_, Some(bytes)) => Ok(Some(bytes)),
         (_, None) => Err(Error::Invalid(format!(
-            "limits.memory: {memory:?} is not a quantity"
+            "limits.memory: {memory:?} is not a quantity; use one like 128Mi"
         ))),
     }
 }
 
 /// Builds the specification.
-pub(crate) fn build(plan: Plan<'_>) -> Result<Spec, Error> {
-    let memory = memory_limit(plan.deployment)?;
-    let args = command(plan.config);
+pub(crate) fn build(input: SpecInput<'_>) -> Result<Spec, Error> {
+    let memory = memory_limit(input.deployment)?;
+    let args = command(input.config);
     if args.is_empty() {
         return Err(Error::Image {
-            image: plan.deployment.image.clone(),
-            reason: "has neither an entrypoint nor a command".to_owned(),
+            image: input.deployment.image.clone(),
+            reason: "neither an entrypoint nor a command".to_owned(),
         });
     }
-    let mounts = mounts(&plan);
-    let mut env = plan.config.env().clone().unwrap_or_default();
+    let mounts = mounts(&input);
+    let mut env = input.config.env().clone().unwrap_or_default();
     if !env.iter().any(|pair| pair.starts_with("PATH=")) {
         env.insert(0, DEFAULT_PATH.to_owned());
     }
-    for (name, value) in wanted_env(plan.deployment) {
+    for (name, value) in added_env(input.deployment) {
         env.retain(|pair| pair.split('=').next() != Some(&name));
         env.push(format!("{name}={value}"));
     }
-    let cwd = plan
+    let cwd = input
         .config
         .working_dir()
         .as_deref()
         .filter(|dir| !dir.is_empty())
         .unwrap_or("/");
-    assemble(args, env, cwd, mounts, memory, plan).map_err(Error::Spec)
+    assemble(args, env, cwd, mounts, memory, input).map_err(Error::Spec)
 }
 
 fn assemble(
@@ -97,7 +97,7 @@ fn assemble(
     cwd: &str,
     mounts: Vec<Mount>,
     memory: Option<i64>,
-    plan: Plan<'_>,
+    input: SpecInput<'_>,
 ) -> Result<Spec, oci_spec::OciSpecError> {
     let capabilities = [Capability::NetRaw];
     let capabilities = LinuxCapabilitiesBuilder::default()
@@ -109,7 +109,7 @@ fn assemble(
         .build()?;
     let process = ProcessBuilder::default()
         .terminal(false)
-        .user(plan.user)
+        .user(input.user)
         .args(args)
         .env(env)
         .cwd(cwd)
@@ -129,7 +129,7 @@ fn assemble(
     }
     let network = LinuxNamespaceBuilder::default()
         .typ(LinuxNamespaceType::Network)
-        .path(plan.network);
+        .path(input.network);
     namespaces.push(network.build()?);
 
     let no_device = LinuxDeviceCgroupBuilder::default()
@@ -143,17 +143,17 @@ fn assemble(
     let linux = LinuxBuilder::default()
         .namespaces(namespaces)
         .resources(resources.build()?)
-        .cgroups_path(PathBuf::from(plan.cgroup))
+        .cgroups_path(PathBuf::from(input.cgroup))
         .masked_paths(get_default_maskedpaths())
         .readonly_paths(get_default_readonly_paths())
         .build()?;
 
     let root = RootBuilder::default()
         .path("rootfs")
-        .readonly(plan.deployment.read_only_root_filesystem);
+        .readonly(input.deployment.read_only_root_filesystem);
     SpecBuilder::default()
         .version("1.1.0")
-        .hostname(&plan.deployment.service)
+        .hostname(&input.deployment.service)
         .process(process)
         .root(root.build()?)
         .mounts(mounts)
@@ -168,7 +168,7 @@ fn command(config: &Config) -> Vec<String> {
 
 /// Returns the variables that a deployment adds to the image's environment. `envProcess` is the classic
 /// watchdog's `fprocess`, unless that variable is given.
-fn wanted_env(deployment: &FunctionDeployment) -> Map {
+fn added_env(deployment: &FunctionDeployment) -> Map {
     let mut env = deployment.env_vars.clone();
     if !deployment.env_process.is_empty() {
         env.entry("fprocess".to_owned())
@@ -178,7 +178,7 @@ fn wanted_env(deployment: &FunctionDeployment) -> Map {
 }
 
 /// Returns the environment for the status, without `PATH` and `fprocess`, and the value of `fprocess`.
-pub(crate) fn shown_env(config: &Config, deployment: &FunctionDeployment) -> (Map, String) {
+pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (Map, String) {
     let from_image = config
         .env()
         .iter()
@@ -187,23 +187,26 @@ pub(crate) fn shown_env(config: &Config, deployment: &FunctionDeployment) -> (Ma
     let mut env: Map = from_image
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
-    env.extend(wanted_env(deployment));
+    env.extend(added_env(deployment));
     env.remove("PATH");
     let process = env.remove("fprocess").unwrap_or_default();
     (env, process)
 }
 
-fn mounts(plan: &Plan<'_>) -> Vec<Mount> {
+fn mounts(input: &SpecInput<'_>) -> Vec<Mount> {
     let mut mounts = get_default_mounts();
     mounts.retain(|mount| mount.destination() != Path::new("/sys/fs/cgroup"));
     mounts.push(in_memory("/run", "mode=755"));
-    if let Some(scratch) = plan.scratch {
+    if let Some(scratch) = input.scratch {
         mounts.push(bind(scratch, "/tmp".into(), &["rbind", "nosuid", "nodev"]));
     }
-    mounts.push(read_only(plan.resolv_conf, "/etc/resolv.conf".into()));
-    mounts.push(read_only(plan.hosts, "/etc/hosts".into()));
-    for name in &plan.deployment.secrets {
-        mounts.push(read_only(&plan.secrets.join(name), Path::new(SECRETS).join(name)));
+    mounts.push(read_only(input.resolv_conf, "/etc/resolv.conf".into()));
+    mounts.push(read_only(input.hosts, "/etc/hosts".into()));
+    for name in &input.deployment.secrets {
+        mounts.push(read_only(
+            &input.secrets.join(name),
+            Path::new(SECRETS).join(name),
+        ));
     }
     mounts
 }
@@ -256,7 +259,7 @@ mod tests {
             .working_dir("/work")
             .build()
             .unwrap();
-        let plan = Plan {
+        let input = SpecInput {
             deployment,
             config: &config,
             user: user::numeric(1000, 1000),
@@ -269,11 +272,11 @@ mod tests {
                 .read_only_root_filesystem
                 .then_some(Path::new("/state/tmp/hello.1")),
         };
-        Ok(serde_json::to_value(build(plan)?).unwrap())
+        Ok(serde_json::to_value(build(input)?).unwrap())
     }
 
     #[test]
-    fn the_process_is_the_images_with_the_deployments_environment() {
+    fn the_process_is_the_images_with_the_deployments_variables() {
         let mut deployment = deployment();
         deployment.env_process = "cat".into();
         deployment.env_vars = Map::from([("A".into(), "mine".into()), ("B".into(), "x=y".into())]);
@@ -292,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_mounted_read_only_and_only_those_named() {
+    fn only_the_named_secrets_are_mounted_and_read_only() {
         let mut deployment = deployment();
         deployment.secrets = vec!["key".into()];
         let spec = spec_of(&deployment).unwrap();
@@ -325,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_memory_limit_is_bytes_and_must_be_a_quantity() {
+    fn a_memory_limit_is_in_bytes_and_an_invalid_one_is_rejected() {
         let mut deployment = deployment();
         deployment.limits = Some(FunctionResources {
             memory: "64Mi".into(),
@@ -339,12 +342,12 @@ mod tests {
         });
         assert_eq!(
             spec_of(&deployment).unwrap_err().to_string(),
-            r#"limits.memory: "much" is not a quantity"#
+            r#"limits.memory: "much" is not a quantity; use one like 128Mi"#
         );
     }
 
     #[test]
-    fn a_read_only_root_leaves_a_temporary_folder() {
+    fn a_read_only_root_has_a_writable_tmp() {
         let mut deployment = deployment();
         assert_eq!(
             spec_of(&deployment).unwrap()["root"],
@@ -371,7 +374,7 @@ mod tests {
         let mut deployment = deployment();
         deployment.env_process = "cat".into();
         deployment.env_vars = Map::from([("B".into(), "2".into())]);
-        let (env, process) = shown_env(&config, &deployment);
+        let (env, process) = status_env(&config, &deployment);
         assert_eq!(
             env,
             Map::from([("A".into(), "1".into()), ("B".into(), "2".into())])

@@ -6,7 +6,7 @@
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 
-use crate::error::{Error, chain};
+use crate::error::Error;
 
 /// The operation of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,11 +21,11 @@ pub(super) enum Operation {
 
 /// The response for a failed operation.
 #[derive(Debug)]
-pub(super) struct Refusal(Operation, Error);
+pub(super) struct ErrorResponse(Operation, Error);
 
 impl Operation {
-    pub(super) fn refused(self) -> impl FnOnce(Error) -> Refusal {
-        move |error| Refusal(self, error)
+    pub(super) fn failed(self) -> impl FnOnce(Error) -> ErrorResponse {
+        move |error| ErrorResponse(self, error)
     }
 }
 
@@ -46,12 +46,17 @@ fn status(operation: Operation, error: &Error) -> StatusCode {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         let Self(operation, error) = self;
         let status = status(operation, &error);
-        let text = chain(&error);
-        tracing::warn!(?operation, status = status.as_u16(), error = text, "refused");
+        let text = format!("{:#}", anyhow::Error::from(error));
+        tracing::warn!(
+            ?operation,
+            status = status.as_u16(),
+            error = text,
+            "request failed"
+        );
         (
             status,
             [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
@@ -66,18 +71,18 @@ mod tests {
     use tonic::Status;
 
     use super::*;
-    use crate::error::Answer;
+    use crate::error::ContainerdStatus;
 
     #[test]
-    fn statuses_are_faasds() {
+    fn statuses_are_those_of_faasd() {
         let pull = || Error::Pull {
             image: "i".into(),
-            source: Answer::new(Status::not_found("gone")),
+            source: ContainerdStatus::new(Status::not_found("gone")),
         };
         let containerd = || Error::Containerd {
             operation: "create task",
             subject: "f".into(),
-            source: Answer::new(Status::unknown("exec failed")),
+            source: ContainerdStatus::new(Status::unknown("exec failed")),
         };
         let missing = || Error::FunctionNotFound("f".into());
         let cases = [

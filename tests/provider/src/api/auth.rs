@@ -24,7 +24,7 @@ impl Credentials {
             let path = folder.join(name);
             let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
             match text.trim() {
-                "" => Err(Error::Invalid(format!("{} is empty", path.display()))),
+                "" => Err(Error::Invalid(format!("{}: the file is empty", path.display()))),
                 text => Ok(text.to_owned()),
             }
         };
@@ -34,13 +34,13 @@ impl Credentials {
         ))))
     }
 
-    fn allow(&self, headers: &HeaderMap) -> bool {
+    fn accept(&self, headers: &HeaderMap) -> bool {
         let Some((user, password)) = basic(headers) else {
             return false;
         };
-        let (known_user, known_password) = &*self.0;
-        let same_user = user.as_bytes().ct_eq(known_user.as_bytes());
-        (same_user & password.as_bytes().ct_eq(known_password.as_bytes())).into()
+        let (expected_user, expected_password) = &*self.0;
+        let same_user = user.as_bytes().ct_eq(expected_user.as_bytes());
+        (same_user & password.as_bytes().ct_eq(expected_password.as_bytes())).into()
     }
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn require(
     request: Request,
     next: Next,
 ) -> Response {
-    if credentials.allow(request.headers()) {
+    if credentials.accept(request.headers()) {
         return next.run(request).await;
     }
     let challenge = [(header::WWW_AUTHENTICATE, r#"Basic realm="Restricted""#)];
@@ -90,19 +90,19 @@ mod tests {
     }
 
     #[test]
-    fn only_the_right_user_and_password_are_allowed() {
+    fn only_the_right_user_and_password_are_accepted() {
         let credentials = credentials();
         let basic = |text: &str| headers(&format!("Basic {}", STANDARD.encode(text)));
-        assert!(credentials.allow(&basic("admin:pass:word")));
+        assert!(credentials.accept(&basic("admin:pass:word")));
         for wrong in ["admin:pass", "other:pass:word", "admin", ""] {
-            assert!(!credentials.allow(&basic(wrong)), "{wrong}");
+            assert!(!credentials.accept(&basic(wrong)), "{wrong}");
         }
-        assert!(!credentials.allow(&headers("Bearer x")));
-        assert!(!credentials.allow(&HeaderMap::new()));
+        assert!(!credentials.accept(&headers("Bearer x")));
+        assert!(!credentials.accept(&HeaderMap::new()));
     }
 
     #[test]
-    fn the_password_is_not_printed_and_must_not_be_empty() {
+    fn debug_output_has_no_password_and_an_empty_password_is_rejected() {
         assert_eq!(format!("{:?}", credentials()), "Credentials(…)");
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("basic-auth-user"), "admin").unwrap();

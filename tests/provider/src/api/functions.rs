@@ -9,24 +9,24 @@ use axum::{
 use http::StatusCode;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::answer::{Operation, Refusal};
+use super::answer::{ErrorResponse, Operation};
 use crate::{
     error::Error,
     functions::Functions,
-    key::Key,
+    key::FunctionKey,
     model::{DeleteFunctionRequest, FunctionDeployment, FunctionStatus},
 };
 
 /// The query parameters of requests that name a namespace.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct InNamespace {
+pub(super) struct NamespaceQuery {
     pub(super) namespace: String,
 }
 
 /// Returns the namespace of a request: the given one, or the default if none is given; fails if functions may
 /// not be in it.
-pub(super) async fn namespace_of(functions: &Functions, given: String) -> Result<String, Error> {
+pub(super) async fn resolve_namespace(functions: &Functions, given: String) -> Result<String, Error> {
     if given.is_empty() {
         return Ok(functions.settings().function_namespace.clone());
     }
@@ -41,55 +41,57 @@ pub(super) fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
 
 pub(super) async fn list(
     State(functions): State<Functions>,
-    Query(query): Query<InNamespace>,
-) -> Result<Json<Vec<FunctionStatus>>, Refusal> {
-    let namespace = namespace_of(&functions, query.namespace)
+    Query(query): Query<NamespaceQuery>,
+) -> Result<Json<Vec<FunctionStatus>>, ErrorResponse> {
+    let namespace = resolve_namespace(&functions, query.namespace)
         .await
-        .map_err(Operation::Read.refused())?;
+        .map_err(Operation::Read.failed())?;
     Ok(Json(functions.list(&namespace)))
 }
 
 pub(super) async fn read(
     State(functions): State<Functions>,
     Path(name): Path<String>,
-    Query(query): Query<InNamespace>,
-) -> Result<Response, Refusal> {
-    let namespace = namespace_of(&functions, query.namespace)
+    Query(query): Query<NamespaceQuery>,
+) -> Result<Response, ErrorResponse> {
+    let namespace = resolve_namespace(&functions, query.namespace)
         .await
-        .map_err(Operation::Read.refused())?;
-    Ok(match functions.get(&Key::new(name, namespace)) {
+        .map_err(Operation::Read.failed())?;
+    Ok(match functions.get(&FunctionKey::new(name, namespace)) {
         Ok(status) => Json(status).into_response(),
         Err(_) => StatusCode::NOT_FOUND.into_response(),
     })
 }
 
-pub(super) async fn create(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+pub(super) async fn create(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
     let created = async {
         let deployment = deployment(&functions, &body).await?;
         functions.create(deployment).await
     };
-    created.await.map_err(Operation::Create.refused())
+    created.await.map_err(Operation::Create.failed())
 }
 
-pub(super) async fn update(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+pub(super) async fn update(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
     let updated = async {
         let deployment = deployment(&functions, &body).await?;
         functions.update(deployment).await
     };
-    updated.await.map_err(Operation::Update.refused())
+    updated.await.map_err(Operation::Update.failed())
 }
 
-pub(super) async fn delete(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+pub(super) async fn delete(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
     let deleted = async {
         let request: DeleteFunctionRequest = json(&body)?;
-        let namespace = namespace_of(&functions, request.namespace).await?;
-        functions.delete(Key::new(request.function_name, namespace)).await
+        let namespace = resolve_namespace(&functions, request.namespace).await?;
+        functions
+            .delete(FunctionKey::new(request.function_name, namespace))
+            .await
     };
-    deleted.await.map_err(Operation::Delete.refused())
+    deleted.await.map_err(Operation::Delete.failed())
 }
 
 async fn deployment(functions: &Functions, body: &Bytes) -> Result<FunctionDeployment, Error> {
     let mut deployment: FunctionDeployment = json(body)?;
-    deployment.namespace = namespace_of(functions, deployment.namespace).await?;
+    deployment.namespace = resolve_namespace(functions, deployment.namespace).await?;
     Ok(deployment)
 }

@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     functions::Functions,
-    key::Key,
+    key::FunctionKey,
     logs::{Message, Query as LogQuery},
 };
 
@@ -37,7 +37,7 @@ pub(super) struct Parameters {
 
 impl Parameters {
     /// Parses the query as faas-provider does; returns `None` if a number, a time or a name is malformed.
-    fn read(self, default_namespace: &str, now: Timestamp) -> Option<LogQuery> {
+    fn parse(self, default_namespace: &str, now: Timestamp) -> Option<LogQuery> {
         let tail: i64 = if self.tail.is_empty() {
             0
         } else {
@@ -61,7 +61,7 @@ impl Parameters {
             return None;
         }
         Some(LogQuery {
-            function: Key::new(self.name, namespace),
+            function: FunctionKey::new(self.name, namespace),
             instance: Some(self.instance).filter(|instance| !instance.is_empty()),
             since,
             tail: tail.try_into().unwrap_or(0),
@@ -76,7 +76,7 @@ pub(super) async fn logs(
 ) -> Response {
     let settings = functions.settings();
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or_default();
-    let Some(query) = parameters.read(&settings.function_namespace, now) else {
+    let Some(query) = parameters.parse(&settings.function_namespace, now) else {
         return (
             StatusCode::UNPROCESSABLE_ENTITY,
             "could not parse the log request\n",
@@ -100,8 +100,8 @@ fn line(message: &Message) -> Result<Bytes, serde_json::Error> {
 mod tests {
     use super::*;
 
-    fn read(parameters: Parameters) -> Option<LogQuery> {
-        parameters.read("openfaas-fn", "2025-01-01T12:00:00Z".parse().unwrap())
+    fn parse(parameters: Parameters) -> Option<LogQuery> {
+        parameters.parse("openfaas-fn", "2025-01-01T12:00:00Z".parse().unwrap())
     }
 
     fn hello() -> Parameters {
@@ -112,16 +112,16 @@ mod tests {
     }
 
     #[test]
-    fn without_more_it_is_the_last_five_minutes() {
-        let query = read(hello()).unwrap();
+    fn the_default_is_the_last_five_minutes() {
+        let query = parse(hello()).unwrap();
         assert_eq!(query.since.to_string(), "2025-01-01T11:55:00Z");
         assert_eq!((query.tail, query.follow, query.instance), (0, false, None));
-        assert_eq!(query.function, Key::new("hello", "openfaas-fn"));
+        assert_eq!(query.function, FunctionKey::new("hello", "openfaas-fn"));
     }
 
     #[test]
-    fn times_may_be_in_any_zone() {
-        let query = read(Parameters {
+    fn times_can_have_any_offset() {
+        let query = parse(Parameters {
             since: "2025-01-01T12:30:00+02:00".into(),
             ..hello()
         })
@@ -130,30 +130,30 @@ mod tests {
     }
 
     #[test]
-    fn malformed_numbers_times_and_names_are_refused_and_a_malformed_follow_is_not() {
+    fn malformed_numbers_times_and_names_are_rejected_but_a_malformed_follow_is_false() {
         assert!(
-            read(Parameters {
+            parse(Parameters {
                 tail: "some".into(),
                 ..hello()
             })
             .is_none()
         );
         assert!(
-            read(Parameters {
+            parse(Parameters {
                 since: "yesterday".into(),
                 ..hello()
             })
             .is_none()
         );
         assert!(
-            read(Parameters {
+            parse(Parameters {
                 name: "../hello".into(),
                 ..hello()
             })
             .is_none()
         );
         assert!(
-            !read(Parameters {
+            !parse(Parameters {
                 follow: "maybe".into(),
                 ..hello()
             })
@@ -161,7 +161,7 @@ mod tests {
             .follow
         );
         assert_eq!(
-            read(Parameters {
+            parse(Parameters {
                 tail: "-1".into(),
                 ..hello()
             })

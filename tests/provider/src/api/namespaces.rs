@@ -3,15 +3,15 @@
 use axum::{Json, extract::State};
 use http::StatusCode;
 
-use super::answer::{Operation, Refusal};
+use super::answer::{ErrorResponse, Operation};
 use crate::functions::Functions;
 
-pub(super) async fn list(State(functions): State<Functions>) -> Result<Json<Vec<String>>, Refusal> {
+pub(super) async fn list(State(functions): State<Functions>) -> Result<Json<Vec<String>>, ErrorResponse> {
     functions
         .namespaces()
         .await
         .map(Json)
-        .map_err(Operation::Read.refused())
+        .map_err(Operation::Read.failed())
 }
 
 /// Returns faas-provider's answer of a provider that cannot change namespaces.

@@ -3,18 +3,21 @@
 use axum::{body::Bytes, extract::State};
 
 use super::{
-    answer::{Operation, Refusal},
-    functions::{json, namespace_of},
+    answer::{ErrorResponse, Operation},
+    functions::{json, resolve_namespace},
 };
-use crate::{functions::Functions, key::Key, model::ScaleServiceRequest};
+use crate::{functions::Functions, key::FunctionKey, model::ScaleServiceRequest};
 
-pub(super) async fn scale(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+pub(super) async fn scale(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
     let scaled = async {
         let request: ScaleServiceRequest = json(&body)?;
-        let namespace = namespace_of(&functions, request.namespace).await?;
+        let namespace = resolve_namespace(&functions, request.namespace).await?;
         functions
-            .scale(Key::new(request.service_name, namespace), request.replicas)
+            .scale(
+                FunctionKey::new(request.service_name, namespace),
+                request.replicas,
+            )
             .await
     };
-    scaled.await.map_err(Operation::Scale.refused())
+    scaled.await.map_err(Operation::Scale.failed())
 }

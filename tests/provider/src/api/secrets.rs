@@ -9,8 +9,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 
 use super::{
-    answer::{Operation, Refusal},
-    functions::{InNamespace, namespace_of},
+    answer::{ErrorResponse, Operation},
+    functions::{NamespaceQuery, resolve_namespace},
 };
 use crate::{
     error::Error,
@@ -49,10 +49,10 @@ impl Secret {
 
 pub(super) async fn list(
     State(functions): State<Functions>,
-    Query(query): Query<InNamespace>,
-) -> Result<Json<Vec<SecretName>>, Refusal> {
+    Query(query): Query<NamespaceQuery>,
+) -> Result<Json<Vec<SecretName>>, ErrorResponse> {
     let listed = async {
-        let namespace = namespace_of(&functions, query.namespace).await?;
+        let namespace = resolve_namespace(&functions, query.namespace).await?;
         let names = functions.secrets().names(&namespace)?;
         let named = |name| SecretName {
             name,
@@ -60,27 +60,27 @@ pub(super) async fn list(
         };
         Ok(Json(names.into_iter().map(named).collect()))
     };
-    listed.await.map_err(Operation::Secret.refused())
+    listed.await.map_err(Operation::Secret.failed())
 }
 
-pub(super) async fn set(State(functions): State<Functions>, body: Bytes) -> Result<(), Refusal> {
+pub(super) async fn set(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
     let set = async {
         let secret = Secret::read(&body)?;
-        let namespace = namespace_of(&functions, secret.namespace.clone()).await?;
+        let namespace = resolve_namespace(&functions, secret.namespace.clone()).await?;
         functions
             .secrets()
             .set(&namespace, &secret.name, &secret.bytes()?)
     };
-    set.await.map_err(Operation::Secret.refused())
+    set.await.map_err(Operation::Secret.failed())
 }
 
 /// Deletes a secret. faasd reads the namespace from the query, faas-cli sends it in the body; both work here,
 /// and the query takes precedence.
 pub(super) async fn delete(
     State(functions): State<Functions>,
-    Query(query): Query<InNamespace>,
+    Query(query): Query<NamespaceQuery>,
     body: Bytes,
-) -> Result<(), Refusal> {
+) -> Result<(), ErrorResponse> {
     let deleted = async {
         let secret = Secret::read(&body)?;
         let given = if query.namespace.is_empty() {
@@ -88,10 +88,10 @@ pub(super) async fn delete(
         } else {
             query.namespace
         };
-        let namespace = namespace_of(&functions, given).await?;
+        let namespace = resolve_namespace(&functions, given).await?;
         functions.secrets().delete(&namespace, &secret.name)
     };
-    deleted.await.map_err(Operation::Secret.refused())
+    deleted.await.map_err(Operation::Secret.failed())
 }
 
 #[cfg(test)]
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_values_are_base64_and_count_first() {
+    fn a_raw_value_is_base64_and_takes_precedence() {
         assert_eq!(bytes(r#"{"name":"a","value":"v"}"#).unwrap(), b"v");
         assert_eq!(
             bytes(r#"{"name":"a","value":"v","rawValue":"AAH/"}"#).unwrap(),

@@ -8,7 +8,7 @@ use containerd_client::services::v1::{
 };
 use prost_types::{Any, FieldMask};
 
-use super::{Scope, call, unless_missing};
+use super::{NamespaceClient, call, ignore_not_found};
 use crate::error::Error;
 
 /// The runtime of the tasks.
@@ -59,7 +59,7 @@ impl Container {
     }
 }
 
-impl Scope {
+impl NamespaceClient {
     /// Creates a container.
     pub(crate) async fn create_container(&self, new: NewContainer<'_>) -> Result<Container, Error> {
         let id = new.id;
@@ -129,7 +129,7 @@ impl Scope {
     pub(crate) async fn delete_container(&self, id: &str) -> Result<(), Error> {
         let mut client = ContainersClient::new(self.channel());
         let request = self.request(DeleteContainerRequest { id: id.to_owned() });
-        unless_missing(
+        ignore_not_found(
             call("delete container", id, client.delete(request))
                 .await
                 .map(drop),

@@ -3,13 +3,13 @@
 use containerd_client::services::v1::{ReadContentRequest, content_client::ContentClient};
 use serde::de::DeserializeOwned;
 
-use super::{Scope, call, refused};
+use super::{NamespaceClient, call, failed};
 use crate::error::Error;
 
 /// The longest manifest or image configuration, in bytes.
 const LONGEST: usize = 4 << 20;
 
-impl Scope {
+impl NamespaceClient {
     /// Reads a JSON blob.
     pub(crate) async fn read_json<T: DeserializeOwned>(&self, digest: &str) -> Result<T, Error> {
         let mut client = ContentClient::new(self.channel());
@@ -20,12 +20,12 @@ impl Scope {
         });
         let mut stream = call("read content", digest, client.read(request)).await?;
         let mut bytes = Vec::new();
-        while let Some(part) = stream.message().await.map_err(refused("read content", digest))? {
+        while let Some(part) = stream.message().await.map_err(failed("read content", digest))? {
             bytes.extend_from_slice(&part.data);
             if bytes.len() > LONGEST {
                 return Err(Error::Image {
                     image: digest.to_owned(),
-                    reason: "is too long".to_owned(),
+                    reason: format!("longer than {LONGEST} bytes"),
                 });
             }
         }

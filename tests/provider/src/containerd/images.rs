@@ -3,10 +3,10 @@
 use containerd_client::services::v1::{GetImageRequest, images_client::ImagesClient};
 use containerd_client::types::Descriptor;
 
-use super::{Scope, call};
+use super::{NamespaceClient, call};
 use crate::error::Error;
 
-impl Scope {
+impl NamespaceClient {
     /// Returns the target of an image's name: a manifest or an index.
     pub(crate) async fn image_target(&self, name: &str) -> Result<Descriptor, Error> {
         let mut client = ImagesClient::new(self.channel());

@@ -12,57 +12,61 @@ use std::{
 
 use containerd_client::services::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient};
 
-use super::{Scope, call};
+use super::{NamespaceClient, call};
 use crate::{error::Error, unique};
 
 /// The time after which a lease expires if its holder died.
-const LIMIT: Duration = Duration::from_secs(3600);
+const EXPIRY: Duration = Duration::from_secs(3600);
 
 /// A lease; call [`Lease::release`] when it is no longer needed.
 #[derive(Debug)]
 pub(crate) struct Lease {
     id: String,
-    scope: Scope,
+    client: NamespaceClient,
 }
 
-impl Scope {
+impl NamespaceClient {
     /// Creates a lease.
     pub(crate) async fn lease(&self) -> Result<Lease, Error> {
         let id = unique::name("slipway-dev");
-        let expiry = jiff::Timestamp::try_from(SystemTime::now() + LIMIT).unwrap_or_default();
+        let expiry = jiff::Timestamp::try_from(SystemTime::now() + EXPIRY).unwrap_or_default();
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expiry.to_string())]);
-        let mut client = LeasesClient::new(self.channel());
+        let mut leases = LeasesClient::new(self.channel());
         let request = self.request(CreateRequest {
             id: id.clone(),
             labels,
         });
-        call("create lease", &id, client.create(request)).await?;
-        let mut scope = self.clone();
-        scope.lease = id.parse().ok();
-        Ok(Lease { id, scope })
+        call("create lease", &id, leases.create(request)).await?;
+        let mut client = self.clone();
+        client.lease = id.parse().ok();
+        Ok(Lease { id, client })
     }
 }
 
 impl Lease {
     /// Returns the client whose requests are under this lease.
-    pub(crate) fn scope(&self) -> &Scope {
-        &self.scope
+    pub(crate) fn client(&self) -> &NamespaceClient {
+        &self.client
     }
 
     /// Releases the lease. If that fails, the lease expires later.
     pub(crate) async fn release(self) {
-        let mut client = LeasesClient::new(self.scope.channel());
+        let mut leases = LeasesClient::new(self.client.channel());
         let request = DeleteRequest {
             id: self.id.clone(),
             sync: false,
         };
-        let request = Scope {
+        let request = NamespaceClient {
             lease: None,
-            ..self.scope
+            ..self.client
         }
         .request(request);
-        if let Err(error) = call("delete lease", &self.id, client.delete(request)).await {
-            tracing::warn!(%error, "a lease stays until it expires");
+        if let Err(error) = call("delete lease", &self.id, leases.delete(request)).await {
+            tracing::warn!(
+                lease = self.id,
+                error = &error as &dyn std::error::Error,
+                "cannot release a lease; it expires by itself"
+            );
         }
     }
 }

@@ -7,7 +7,7 @@ use containerd_client::services::v1::{
 };
 use tonic::Request;
 
-use super::{Containerd, call, is_existing};
+use super::{Containerd, already_exists, call};
 use crate::error::Error;
 
 /// The label of namespaces that may hold functions.
@@ -38,7 +38,7 @@ impl Containerd {
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = Request::new(CreateNamespaceRequest { namespace });
         match call("create namespace", name, client.create(request)).await {
-            Err(error) if !is_existing(&error) => Err(error),
+            Err(error) if !already_exists(&error) => Err(error),
             _ => Ok(()),
         }
     }

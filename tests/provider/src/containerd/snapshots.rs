@@ -6,10 +6,10 @@ use containerd_client::services::v1::snapshots::{
     MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, snapshots_client::SnapshotsClient,
 };
 
-use super::{Mounts, Scope, call, unless_missing};
+use super::{Mounts, NamespaceClient, call, ignore_not_found};
 use crate::error::Error;
 
-impl Scope {
+impl NamespaceClient {
     /// Creates a writable snapshot on top of an unpacked image.
     pub(crate) async fn prepare_snapshot(&self, key: &str, parent: &str) -> Result<Mounts, Error> {
         let mut client = SnapshotsClient::new(self.channel());
@@ -45,7 +45,7 @@ impl Scope {
             key: key.to_owned(),
         };
         let request = self.request(request);
-        unless_missing(
+        ignore_not_found(
             call("remove snapshot", key, client.remove(request))
                 .await
                 .map(drop),

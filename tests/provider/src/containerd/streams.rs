@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Scope, call, refused};
+use super::{NamespaceClient, call, failed};
 use crate::{docker_config::Credentials, error::Error, unique};
 
 /// A stream that answers requests for credentials until it is dropped.
@@ -23,7 +23,7 @@ pub(super) struct CredentialStream {
     pub(super) answering: BoxFuture<'static, Result<(), Status>>,
 }
 
-impl Scope {
+impl NamespaceClient {
     /// Opens a stream that sends containerd the credentials for the hosts that it asks for.
     ///
     /// `credentials` is called with the host's name, such as `registry-1.docker.io` or `registry:5000`.
@@ -38,23 +38,23 @@ impl Scope {
         let _ = sender.try_send(open);
         let mut client = StreamingClient::new(self.channel());
         let request = self.request(ReceiverStream::new(receiver));
-        let mut questions = call("open stream", &name, client.stream(request)).await?;
+        let mut requests = call("open stream", &name, client.stream(request)).await?;
         // The name may be used only after containerd has confirmed the stream.
-        questions.message().await.map_err(refused("open stream", &name))?;
-        let answering = Box::pin(answer(questions, sender, credentials));
+        requests.message().await.map_err(failed("open stream", &name))?;
+        let answering = Box::pin(answer(requests, sender, credentials));
         Ok(CredentialStream { name, answering })
     }
 }
 
 async fn answer(
-    mut questions: Streaming<Any>,
+    mut requests: Streaming<Any>,
     answers: mpsc::Sender<Any>,
     credentials: impl Fn(&str) -> Option<Credentials> + Send,
 ) -> Result<(), Status> {
-    while let Some(any) = questions.message().await? {
-        let question: AuthRequest = prost::Message::decode(any.value.as_slice())
-            .map_err(|_| Status::internal("containerd asked for something else than credentials"))?;
-        let response = match credentials(&question.host) {
+    while let Some(any) = requests.message().await? {
+        let request: AuthRequest = prost::Message::decode(any.value.as_slice())
+            .map_err(|_| Status::internal("containerd sent a request that is not for credentials"))?;
+        let response = match credentials(&request.host) {
             Some(Credentials::Password { user, password }) => AuthResponse {
                 auth_type: AuthType::Credentials.into(),
                 username: user,

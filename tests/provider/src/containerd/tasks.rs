@@ -8,7 +8,7 @@ use containerd_client::{
     types::v1::Status,
 };
 
-use super::{Mounts, Scope, call, refused, unless_missing};
+use super::{Mounts, NamespaceClient, call, failed, ignore_not_found};
 use crate::error::Error;
 
 /// The exit of a task.
@@ -28,7 +28,7 @@ pub(crate) enum TaskState {
     Ended(Exit),
 }
 
-impl Scope {
+impl NamespaceClient {
     /// Creates a container's task; its process waits to be started.
     ///
     /// `log` is the destination of its output, as a URI that containerd's shim supports.
@@ -84,7 +84,7 @@ impl Scope {
         let answer = client
             .wait(request)
             .await
-            .map_err(refused("wait for task", id))?
+            .map_err(failed("wait for task", id))?
             .into_inner();
         Ok(Exit {
             status: answer.exit_status,
@@ -101,7 +101,7 @@ impl Scope {
             signal,
             all,
         });
-        unless_missing(call("kill task", id, client.kill(request)).await)
+        ignore_not_found(call("kill task", id, client.kill(request)).await)
     }
 
     /// Deletes an ended task. Succeeds if it does not exist.
@@ -110,6 +110,6 @@ impl Scope {
         let request = self.request(DeleteTaskRequest {
             container_id: id.to_owned(),
         });
-        unless_missing(call("delete task", id, client.delete(request)).await.map(drop))
+        ignore_not_found(call("delete task", id, client.delete(request)).await.map(drop))
     }
 }

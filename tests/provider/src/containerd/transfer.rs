@@ -10,10 +10,10 @@ use containerd_client::{
 };
 use tonic::Status;
 
-use super::Scope;
+use super::NamespaceClient;
 use crate::{
     docker_config::DockerConfig,
-    error::{Answer, Error},
+    error::{ContainerdStatus, Error},
 };
 
 /// The source of a pull.
@@ -25,7 +25,7 @@ pub(crate) struct Source<'a> {
     pub(crate) credentials: &'a DockerConfig,
 }
 
-impl Scope {
+impl NamespaceClient {
     /// Pulls an image and unpacks it for the snapshotter.
     pub(crate) async fn pull(&self, source: Source<'_>) -> Result<(), Error> {
         let image = source.image;
@@ -61,7 +61,7 @@ impl Scope {
         let transfer = client.transfer(request);
         let failed = |source: Status| Error::Pull {
             image: image.to_owned(),
-            source: Answer::new(source),
+            source: ContainerdStatus::new(source),
         };
         tokio::select! {
             done = transfer => done.map(drop).map_err(failed),

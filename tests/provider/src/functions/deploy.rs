@@ -4,17 +4,17 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     Inner,
-    instance::{Begin, Instance, Parts, Record},
+    instance::{InitialState, Instance, InstanceInfo, StoredFunction},
 };
 use crate::{
-    containerd::{Container, NewContainer, Scope},
-    error::{Error, chain},
+    containerd::{Container, NamespaceClient, NewContainer},
+    error::Error,
     image::{Image, normalise},
-    key::Key,
+    key::FunctionKey,
     model::FunctionDeployment,
     rootfs,
-    settings::Manners,
-    spec::{self, Plan, user::Wish},
+    settings::UpdateStrategy,
+    spec::{self, SpecInput, user::UserSpec},
     unique,
 };
 
@@ -55,19 +55,23 @@ impl Stage {
 }
 
 impl Inner {
-    pub(super) async fn create(&self, key: &Key, deployment: &FunctionDeployment) -> Result<(), Error> {
+    pub(super) async fn create(
+        &self,
+        key: &FunctionKey,
+        deployment: &FunctionDeployment,
+    ) -> Result<(), Error> {
         self.check(key, deployment)?;
         self.secrets.check(&key.namespace, &deployment.secrets)?;
         if self.find(key).is_ok() {
             return Err(Error::FunctionExists(key.name.clone()));
         }
-        let lease = self.scope(key)?.lease().await?;
+        let lease = self.namespace_client(key)?.lease().await?;
         let made = async {
             let image = self
                 .puller
-                .pull(lease.scope(), &normalise(&deployment.image)?)
+                .pull(lease.client(), &normalise(&deployment.image)?)
                 .await?;
-            self.make(lease.scope(), key, deployment, &image, Stage::Serving)
+            self.make(lease.client(), key, deployment, &image, Stage::Serving)
                 .await
         };
         let made = made.await;
@@ -76,10 +80,10 @@ impl Inner {
     }
 
     /// Starts the only instance of a function. If that fails, the function is removed, unless the strategy is
-    /// [`Manners::Faasd`]: faasd keeps it.
+    /// [`UpdateStrategy::Recreate`]: faasd keeps it.
     pub(super) async fn start_first(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let started = instance.start().await;
-        if started.is_ok() || self.manners_of(&instance.parts().record) == Manners::Faasd {
+        if started.is_ok() || self.strategy_of(&instance.info().record) == UpdateStrategy::Recreate {
             self.insert(instance);
         } else {
             self.discard_failed(&instance).await;
@@ -88,7 +92,7 @@ impl Inner {
     }
 
     /// Fails for a deployment that cannot be made, before anything is changed.
-    pub(super) fn check(&self, key: &Key, deployment: &FunctionDeployment) -> Result<(), Error> {
+    pub(super) fn check(&self, key: &FunctionKey, deployment: &FunctionDeployment) -> Result<(), Error> {
         key.check()?;
         normalise(&deployment.image)?;
         spec::memory_limit(deployment).map(drop)
@@ -97,8 +101,8 @@ impl Inner {
     /// Creates a container without starting it.
     pub(super) async fn make(
         &self,
-        containerd: &Scope,
-        key: &Key,
+        containerd: &NamespaceClient,
+        key: &FunctionKey,
         deployment: &FunctionDeployment,
         image: &Image,
         stage: Stage,
@@ -112,12 +116,16 @@ impl Inner {
             Err(error) => {
                 self.scratch.remove(&id);
                 if let Err(error) = containerd.remove_snapshot(&id).await {
-                    tracing::warn!(instance = id, error = chain(&error), "a snapshot is left");
+                    tracing::warn!(
+                        instance = id,
+                        error = &error as &dyn std::error::Error,
+                        "cannot remove a snapshot"
+                    );
                 }
                 return Err(error);
             }
         };
-        let parts = Parts {
+        let info = InstanceInfo {
             id,
             key: key.clone(),
             image: image.name.clone(),
@@ -125,43 +133,47 @@ impl Inner {
             record,
         };
         // The instance outlives the lease, so it gets a client without one.
-        let ground = self.ground(self.scope(key)?, &parts.record);
-        Ok(Arc::new(Instance::supervise(parts, ground, Begin::Stopped)))
+        let context = self.instance_context(self.namespace_client(key)?, &info.record);
+        Ok(Arc::new(Instance::supervise(
+            info,
+            context,
+            InitialState::Stopped,
+        )))
     }
 
     async fn make_container(
         &self,
-        containerd: &Scope,
+        containerd: &NamespaceClient,
         id: &str,
-        key: &Key,
+        key: &FunctionKey,
         deployment: &FunctionDeployment,
         image: &Image,
         stage: Stage,
-    ) -> Result<(Container, Record), Error> {
+    ) -> Result<(Container, StoredFunction), Error> {
         let config = image.config.config().clone().unwrap_or_default();
         let mounts = containerd.prepare_snapshot(id, &image.top).await?;
-        let wish = Wish::new(config.user().as_deref().unwrap_or_default());
-        let user = match wish.numeric() {
+        let user_spec = UserSpec::new(config.user().as_deref().unwrap_or_default());
+        let user = match user_spec.numeric() {
             Some(user) => user,
-            None => wish.resolve(&rootfs::users(mounts).await?)?,
+            None => user_spec.resolve(&rootfs::users(mounts).await?)?,
         };
         let scratch = match deployment.read_only_root_filesystem {
-            true => Some(self.scratch.make(id)?),
+            true => Some(self.scratch.create(id)?),
             false => None,
         };
-        let spec = spec::build(Plan {
+        let spec = spec::build(SpecInput {
             deployment,
             config: &config,
             user,
-            network: &self.network.namespace_of(id),
+            network: &self.network.namespace_file(id),
             cgroup: format!("{}/{id}", self.settings.cgroup_parent.trim_end_matches('/')),
             resolv_conf: &self.resolv_conf,
             hosts: &self.hosts,
             secrets: &self.secrets.folder(&key.namespace),
             scratch: scratch.as_deref(),
         })?;
-        let (env, env_process) = spec::shown_env(&config, deployment);
-        let record = Record {
+        let (env, env_process) = spec::status_env(&config, deployment);
+        let record = StoredFunction {
             deployment: deployment.clone(),
             env,
             env_process,
@@ -188,8 +200,8 @@ impl Inner {
         if let Err(error) = self.discard(instance, FAILED_GRACE).await {
             tracing::error!(
                 instance = instance.id(),
-                error = chain(&error),
-                "cannot be removed"
+                error = &error as &dyn std::error::Error,
+                "cannot remove an instance that failed to start"
             );
         }
     }

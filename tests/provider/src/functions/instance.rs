@@ -18,9 +18,9 @@ use tokio::{
 
 use crate::{
     backend::Backend,
-    containerd::{Exit, Scope, TaskState},
-    error::{Error, chain},
-    key::Key,
+    containerd::{Exit, NamespaceClient, TaskState},
+    error::Error,
+    key::FunctionKey,
     logs::Logs,
     model::{FunctionDeployment, Map},
     network::Network,
@@ -33,19 +33,19 @@ pub(super) const SIGTERM: u32 = 15;
 pub(super) const SIGKILL: u32 = 9;
 
 /// The longest time for a process to end after SIGKILL.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The interval between connection attempts to an instance that does not listen yet.
 const PROBE_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The backoff before a process that ended is restarted. It doubles each time up to the limit, and is reset
 /// after a run that is longer than the limit.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
 /// The data that is stored with a container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(super) struct Record {
+pub(super) struct StoredFunction {
     pub(super) deployment: FunctionDeployment,
     /// The environment as a status reports it.
     pub(super) env: Map,
@@ -67,18 +67,18 @@ pub(super) enum Status {
 
 /// The identity and stored data of an instance.
 #[derive(Clone, Debug)]
-pub(super) struct Parts {
+pub(super) struct InstanceInfo {
     pub(super) id: String,
-    pub(super) key: Key,
+    pub(super) key: FunctionKey,
     pub(super) image: String,
     pub(super) created_at: SystemTime,
-    pub(super) record: Record,
+    pub(super) record: StoredFunction,
 }
 
 /// The services that an instance uses.
 #[derive(Clone, Debug)]
-pub(super) struct Ground {
-    pub(super) containerd: Scope,
+pub(super) struct InstanceContext {
+    pub(super) containerd: NamespaceClient,
     pub(super) network: Arc<Network>,
     pub(super) logs: Logs,
     /// Whether to restart a process that ended by itself.
@@ -88,7 +88,7 @@ pub(super) struct Ground {
 /// A handle of an instance.
 #[derive(Debug)]
 pub(crate) struct Instance {
-    parts: Parts,
+    info: InstanceInfo,
     backend: Arc<Backend>,
     status: watch::Receiver<Status>,
     commands: mpsc::Sender<Command>,
@@ -104,7 +104,7 @@ enum Command {
 
 /// The initial state of a supervisor.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Begin {
+pub(super) enum InitialState {
     /// There is no process, and none is to be started.
     Stopped,
     /// There may be a process, which is kept; otherwise one is started.
@@ -113,27 +113,27 @@ pub(super) enum Begin {
 
 impl Instance {
     /// Starts a supervisor for a container.
-    pub(super) fn supervise(parts: Parts, ground: Ground, begin: Begin) -> Self {
+    pub(super) fn supervise(info: InstanceInfo, context: InstanceContext, initial: InitialState) -> Self {
         let backend = Arc::new(Backend::default());
-        let at_first = if begin == Begin::Stopped {
+        let first_status = if initial == InitialState::Stopped {
             Status::Stopped
         } else {
             Status::Starting
         };
-        let (status_sender, status) = watch::channel(at_first);
+        let (status_sender, status) = watch::channel(first_status);
         let (commands, receiver) = mpsc::channel(4);
         let supervisor = Supervisor {
-            id: parts.id.clone(),
-            key: parts.key.clone(),
-            ground,
+            id: info.id.clone(),
+            key: info.key.clone(),
+            context,
             backend: Arc::clone(&backend),
             status: status_sender,
             commands: receiver,
-            pause: FIRST_PAUSE,
+            backoff: FIRST_BACKOFF,
         };
-        tokio::spawn(supervisor.run(begin));
+        tokio::spawn(supervisor.run(initial));
         Self {
-            parts,
+            info,
             backend,
             status,
             commands,
@@ -141,11 +141,11 @@ impl Instance {
     }
 
     pub(super) fn id(&self) -> &str {
-        &self.parts.id
+        &self.info.id
     }
 
-    pub(super) fn parts(&self) -> &Parts {
-        &self.parts
+    pub(super) fn info(&self) -> &InstanceInfo {
+        &self.info
     }
 
     pub(crate) fn backend(&self) -> &Arc<Backend> {
@@ -170,7 +170,7 @@ impl Instance {
     pub(super) async fn listening(&self, limit: Duration) -> Result<(), Error> {
         let mut status = self.status.clone();
         let settled = status.wait_for(|status| !matches!(status, Status::Starting));
-        let instance = self.parts.id.clone();
+        let instance = self.info.id.clone();
         match timeout(limit, settled).await {
             Err(_) => Err(Error::NotListening { instance, limit }),
             Ok(Err(_)) => Err(Error::Stopping),
@@ -196,41 +196,41 @@ impl Instance {
 
 struct Supervisor {
     id: String,
-    key: Key,
-    ground: Ground,
+    key: FunctionKey,
+    context: InstanceContext,
     backend: Arc<Backend>,
     status: watch::Sender<Status>,
     commands: mpsc::Receiver<Command>,
-    pause: Duration,
+    backoff: Duration,
 }
 
 /// The state of a supervisor.
-enum Next {
+enum SupervisorState {
     Stopped,
     Running { address: SocketAddr },
-    Pausing,
+    BackingOff,
 }
 
 impl Supervisor {
-    async fn run(mut self, begin: Begin) {
-        let mut next = match begin {
-            Begin::Stopped => Some(Next::Stopped),
-            Begin::Running => Some(self.keep_or_start().await),
+    async fn run(mut self, initial: InitialState) {
+        let mut next = match initial {
+            InitialState::Stopped => Some(SupervisorState::Stopped),
+            InitialState::Running => Some(self.keep_or_start().await),
         };
         while let Some(state) = next {
             next = match state {
-                Next::Stopped => self.stopped().await,
-                Next::Running { address } => self.running(address).await,
-                Next::Pausing => self.pausing().await,
+                SupervisorState::Stopped => self.stopped().await,
+                SupervisorState::Running { address } => self.running(address).await,
+                SupervisorState::BackingOff => self.backing_off().await,
             };
         }
     }
 
     /// Keeps the process of an earlier provider, or starts one.
-    async fn keep_or_start(&mut self) -> Next {
-        let state = self.ground.containerd.task_state(&self.id).await;
-        if let (Ok(TaskState::Alive), Some(ip)) = (&state, self.ground.network.address_of(&self.id)) {
-            return Next::Running {
+    async fn keep_or_start(&mut self) -> SupervisorState {
+        let state = self.context.containerd.task_state(&self.id).await;
+        if let (Ok(TaskState::Alive), Some(ip)) = (&state, self.context.network.address_of(&self.id)) {
+            return SupervisorState::Running {
                 address: SocketAddr::new(ip, PORT),
             };
         }
@@ -239,15 +239,19 @@ impl Supervisor {
             return self.ended(exit, Duration::ZERO);
         }
         match self.start().await {
-            Ok(address) => Next::Running { address },
+            Ok(address) => SupervisorState::Running { address },
             Err(error) => {
-                tracing::error!(instance = self.id, error = chain(&error), "cannot be started");
+                tracing::error!(
+                    instance = self.id,
+                    error = &error as &dyn std::error::Error,
+                    "cannot start an instance"
+                );
                 self.ended(Exit { status: 128 }, Duration::ZERO)
             }
         }
     }
 
-    async fn stopped(&mut self) -> Option<Next> {
+    async fn stopped(&mut self) -> Option<SupervisorState> {
         self.backend.set_address(None);
         self.status.send_replace(Status::Stopped);
         loop {
@@ -255,26 +259,26 @@ impl Supervisor {
                 Command::Stop(_, reply) => drop(reply.send(Ok(()))),
                 Command::Start(reply) => {
                     if let Some(address) = self.start_for(reply).await {
-                        return Some(Next::Running { address });
+                        return Some(SupervisorState::Running { address });
                     }
                 }
             }
         }
     }
 
-    async fn running(&mut self, address: SocketAddr) -> Option<Next> {
+    async fn running(&mut self, address: SocketAddr) -> Option<SupervisorState> {
         let began = Instant::now();
         self.backend.set_address(Some(address));
         self.status.send_replace(Status::Starting);
-        let (ground, id) = (self.ground.clone(), self.id.clone());
-        let mut exit = Box::pin(async move { wait(&ground.containerd, &id).await });
+        let (context, id) = (self.context.clone(), self.id.clone());
+        let mut exit = Box::pin(async move { wait(&context.containerd, &id).await });
         let mut probe = Box::pin(accepts(address));
         let mut listens = false;
         loop {
             tokio::select! {
                 exit = &mut exit => {
                     self.backend.set_address(None);
-                    tracing::warn!(instance = self.id, status = exit.status, "ended by itself");
+                    tracing::warn!(instance = self.id, status = exit.status, "an instance ended by itself");
                     self.clear().await;
                     return Some(self.ended(exit, began.elapsed()));
                 }
@@ -291,10 +295,10 @@ impl Supervisor {
                             continue;
                         }
                         self.backend.set_address(None);
-                        let stopped = self.see_out(grace, &mut exit).await;
+                        let stopped = self.wait_or_kill(grace, &mut exit).await;
                         self.status.send_replace(Status::Stopped);
                         let _ = reply.send(stopped);
-                        return Some(Next::Stopped);
+                        return Some(SupervisorState::Stopped);
                     }
                 },
             }
@@ -302,17 +306,21 @@ impl Supervisor {
     }
 
     /// Waits after the process ended by itself: for the backoff if it is to be restarted, or for a command.
-    async fn pausing(&mut self) -> Option<Next> {
-        let until = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    async fn backing_off(&mut self) -> Option<SupervisorState> {
+        let until = Instant::now() + self.backoff;
+        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         loop {
             tokio::select! {
-                () = tokio::time::sleep_until(until), if self.ground.restart => {
+                () = tokio::time::sleep_until(until), if self.context.restart => {
                     match self.start().await {
-                        Ok(address) => return Some(Next::Running { address }),
+                        Ok(address) => return Some(SupervisorState::Running { address }),
                         Err(error) => {
-                            tracing::error!(instance = self.id, error = chain(&error), "cannot be started again");
-                            return Some(Next::Pausing);
+                            tracing::error!(
+                                instance = self.id,
+                                error = &error as &dyn std::error::Error,
+                                "cannot restart an instance; retrying"
+                            );
+                            return Some(SupervisorState::BackingOff);
                         }
                     }
                 }
@@ -320,11 +328,11 @@ impl Supervisor {
                     Command::Stop(_, reply) => {
                         self.status.send_replace(Status::Stopped);
                         let _ = reply.send(Ok(()));
-                        return Some(Next::Stopped);
+                        return Some(SupervisorState::Stopped);
                     }
                     Command::Start(reply) => {
                         if let Some(address) = self.start_for(reply).await {
-                            return Some(Next::Running { address });
+                            return Some(SupervisorState::Running { address });
                         }
                     }
                 },
@@ -332,12 +340,12 @@ impl Supervisor {
         }
     }
 
-    fn ended(&mut self, exit: Exit, after: Duration) -> Next {
+    fn ended(&mut self, exit: Exit, after: Duration) -> SupervisorState {
         self.status.send_replace(Status::Ended(exit));
-        if after >= LONGEST_PAUSE {
-            self.pause = FIRST_PAUSE;
+        if after >= LONGEST_BACKOFF {
+            self.backoff = FIRST_BACKOFF;
         }
-        Next::Pausing
+        SupervisorState::BackingOff
     }
 
     async fn start_for(&self, reply: Reply) -> Option<SocketAddr> {
@@ -352,14 +360,14 @@ impl Supervisor {
     }
 
     async fn start(&self) -> Result<SocketAddr, Error> {
-        let containerd = &self.ground.containerd;
+        let containerd = &self.context.containerd;
         containerd.delete_task(&self.id).await?;
-        self.ground.logs.prune(&self.key);
-        let ip = self.ground.network.attach(&self.id).await?;
+        self.context.logs.prune(&self.key);
+        let ip = self.context.network.attach(&self.id).await?;
         let started = async {
             let rootfs = containerd.snapshot_mounts(&self.id).await?;
             containerd
-                .create_task(&self.id, rootfs, &self.ground.logs.sink(&self.key))
+                .create_task(&self.id, rootfs, &self.context.logs.sink(&self.key))
                 .await?;
             containerd.start_task(&self.id).await
         };
@@ -373,14 +381,14 @@ impl Supervisor {
     }
 
     async fn signal(&self, signal: u32) -> Result<(), Error> {
-        self.ground
+        self.context
             .containerd
             .kill_task(&self.id, signal, signal == SIGKILL)
             .await
     }
 
     /// Waits until a process ends after SIGTERM; sends SIGKILL after the grace period.
-    async fn see_out(
+    async fn wait_or_kill(
         &self,
         grace: Duration,
         exit: &mut (impl Future<Output = Exit> + Unpin),
@@ -388,33 +396,37 @@ impl Supervisor {
         if timeout(grace, &mut *exit).await.is_err() {
             tracing::warn!(
                 instance = self.id,
-                "still runs {} s after SIGTERM",
-                grace.as_secs()
+                seconds = grace.as_secs(),
+                "an instance still runs after SIGTERM and the grace period; sending SIGKILL"
             );
             self.signal(SIGKILL).await?;
-            let _ = timeout(KILL_LIMIT, exit).await;
+            let _ = timeout(KILL_TIMEOUT, exit).await;
         }
-        let deleted = self.ground.containerd.delete_task(&self.id).await;
-        self.ground.network.detach(&self.id).await;
+        let deleted = self.context.containerd.delete_task(&self.id).await;
+        self.context.network.detach(&self.id).await;
         deleted
     }
 
     /// Removes the task and the network of a process that has ended.
     async fn clear(&self) {
-        if let Err(error) = self.ground.containerd.delete_task(&self.id).await {
-            tracing::warn!(instance = self.id, error = chain(&error), "a task is left");
+        if let Err(error) = self.context.containerd.delete_task(&self.id).await {
+            tracing::warn!(
+                instance = self.id,
+                error = &error as &dyn std::error::Error,
+                "cannot delete a task"
+            );
         }
-        self.ground.network.detach(&self.id).await;
+        self.context.network.detach(&self.id).await;
     }
 }
 
 /// Waits until a process ends, even if containerd is unreachable for a while.
-async fn wait(containerd: &Scope, id: &str) -> Exit {
+async fn wait(containerd: &NamespaceClient, id: &str) -> Exit {
     loop {
         if let Ok(exit) = containerd.wait_task(id).await {
             return exit;
         }
-        sleep(FIRST_PAUSE).await;
+        sleep(FIRST_BACKOFF).await;
         match containerd.task_state(id).await {
             Ok(TaskState::Ended(exit)) => return exit,
             Ok(TaskState::None) => {
@@ -429,7 +441,10 @@ async fn wait(containerd: &Scope, id: &str) -> Exit {
 
 /// Waits until the address accepts connections.
 async fn accepts(address: SocketAddr) {
-    while !matches!(timeout(FIRST_PAUSE, TcpStream::connect(address)).await, Ok(Ok(_))) {
+    while !matches!(
+        timeout(FIRST_BACKOFF, TcpStream::connect(address)).await,
+        Ok(Ok(_))
+    ) {
         sleep(PROBE_INTERVAL).await;
     }
 }

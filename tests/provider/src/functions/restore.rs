@@ -11,12 +11,12 @@ use std::{
 use super::{
     Inner,
     deploy::{EXTENSION, LABEL_FUNCTION, LABEL_REPLICAS, LABEL_STAGE, Stage},
-    instance::{Begin, Instance, Parts, Record, SIGKILL, SIGTERM},
+    instance::{InitialState, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredFunction},
 };
 use crate::{
-    containerd::{Container, Containerd, Scope, TaskState},
-    error::{Error, chain},
-    key::Key,
+    containerd::{Container, Containerd, NamespaceClient, TaskState},
+    error::Error,
+    key::FunctionKey,
     network::Network,
     settings::Settings,
 };
@@ -34,36 +34,40 @@ pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
         .keep_only(|id| found.iter().any(|(_, container, _)| container.id == id));
     let (serving, rest) = choose(found);
     for (key, (container, record)) in serving {
-        let begin = match container.labels.get(LABEL_REPLICAS).map(String::as_str) {
-            Some("0") => Begin::Stopped,
-            _ => Begin::Running,
+        let initial = match container.labels.get(LABEL_REPLICAS).map(String::as_str) {
+            Some("0") => InitialState::Stopped,
+            _ => InitialState::Running,
         };
-        tracing::info!(function = %key, instance = container.id, "found");
-        inner.insert(Arc::new(inner.take_up(key, container, record, begin)?));
+        tracing::info!(function = %key, instance = container.id, "restored a function");
+        inner.insert(Arc::new(inner.adopt(key, container, record, initial)?));
     }
     for (key, Container { id, .. }, _) in rest {
-        tracing::info!(function = %key, instance = id, "left by an update, to be removed");
-        let (scope, inner_too) = (inner.scope(&key)?, Arc::clone(inner));
+        tracing::info!(function = %key, instance = id, "removing a leftover instance");
+        let (client, other_inner) = (inner.namespace_client(&key)?, Arc::clone(inner));
         inner.retiring.spawn(async move {
-            if let Err(error) = see_out(&scope, &id, inner_too.settings.grace_period).await {
-                tracing::error!(instance = id, error = chain(&error), "cannot be removed");
+            if let Err(error) = stop_and_remove(&client, &id, other_inner.settings.grace_period).await {
+                tracing::error!(
+                    instance = id,
+                    error = &error as &dyn std::error::Error,
+                    "cannot remove an instance"
+                );
             }
-            inner_too.network.detach(&id).await;
-            inner_too.scratch.remove(&id);
+            other_inner.network.detach(&id).await;
+            other_inner.scratch.remove(&id);
         });
     }
     Ok(())
 }
 
 impl Inner {
-    fn take_up(
+    fn adopt(
         &self,
-        key: Key,
+        key: FunctionKey,
         container: Container,
-        record: Record,
-        begin: Begin,
+        record: StoredFunction,
+        initial: InitialState,
     ) -> Result<Instance, Error> {
-        let ground = self.ground(self.scope(&key)?, &record);
+        let context = self.instance_context(self.namespace_client(&key)?, &record);
         let Container {
             id,
             image,
@@ -71,20 +75,20 @@ impl Inner {
             ..
         } = container;
         Ok(Instance::supervise(
-            Parts {
+            InstanceInfo {
                 id,
                 key,
                 image,
                 created_at,
                 record,
             },
-            ground,
-            begin,
+            context,
+            initial,
         ))
     }
 }
 
-type Found = (Key, Container, Record);
+type Found = (FunctionKey, Container, StoredFunction);
 
 async fn find(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>, Error> {
     let mut namespaces = containerd.function_namespaces().await?;
@@ -92,13 +96,15 @@ async fn find(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>
     namespaces.push((settings.function_namespace.clone(), String::new()));
     let mut found = Vec::new();
     for (namespace, _) in namespaces {
-        for container in containerd.within(&namespace)?.containers().await? {
+        for container in containerd.namespace_client(&namespace)?.containers().await? {
             let record = container
                 .extension(EXTENSION)
                 .and_then(|bytes| serde_json::from_slice(bytes).ok());
             match (record, container.labels.get(LABEL_FUNCTION)) {
-                (Some(record), Some(name)) => found.push((Key::new(name, &namespace), container, record)),
-                _ => tracing::debug!(id = container.id, "not ours"),
+                (Some(record), Some(name)) => {
+                    found.push((FunctionKey::new(name, &namespace), container, record))
+                }
+                _ => tracing::debug!(id = container.id, "ignored a container that is not a function's"),
             }
         }
     }
@@ -106,18 +112,18 @@ async fn find(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>
 }
 
 /// Returns the serving container of each function, the youngest if there are two, and all other containers.
-fn choose(found: Vec<Found>) -> (BTreeMap<Key, (Container, Record)>, Vec<Found>) {
-    let mut serving: BTreeMap<Key, (Container, Record)> = BTreeMap::new();
+fn choose(found: Vec<Found>) -> (BTreeMap<FunctionKey, (Container, StoredFunction)>, Vec<Found>) {
+    let mut serving: BTreeMap<FunctionKey, (Container, StoredFunction)> = BTreeMap::new();
     let mut rest = Vec::new();
     for (key, container, record) in found {
         let serves = container
             .labels
             .get(LABEL_STAGE)
             .is_some_and(|stage| stage == Stage::Serving.as_str());
-        let youngest = serving
+        let is_youngest = serving
             .get(&key)
             .is_none_or(|(other, _)| other.created_at < container.created_at);
-        if !(serves && youngest) {
+        if !(serves && is_youngest) {
             rest.push((key, container, record));
         } else if let Some((other, record)) = serving.insert(key.clone(), (container, record)) {
             rest.push((key, other, record));
@@ -133,12 +139,12 @@ pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
     let network = Network::open(&settings)?;
     let mut worst = Ok(());
     for (key, container, _) in find(&containerd, &settings).await? {
-        let scope = containerd.within(&key.namespace)?;
-        if let Err(error) = remove(&scope, &container.id).await {
+        let client = containerd.namespace_client(&key.namespace)?;
+        if let Err(error) = remove(&client, &container.id).await {
             tracing::error!(
                 instance = container.id,
-                error = chain(&error),
-                "cannot be removed"
+                error = &error as &dyn std::error::Error,
+                "cannot remove an instance"
             );
             worst = Err(error);
         }
@@ -152,7 +158,7 @@ pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
 }
 
 /// Stops a process, waits up to the grace period, and removes its container.
-async fn see_out(containerd: &Scope, id: &str, grace: Duration) -> Result<(), Error> {
+async fn stop_and_remove(containerd: &NamespaceClient, id: &str, grace: Duration) -> Result<(), Error> {
     if containerd.task_state(id).await? == TaskState::Alive {
         containerd.kill_task(id, SIGTERM, false).await?;
         // After the limit, `remove` kills it.
@@ -161,7 +167,7 @@ async fn see_out(containerd: &Scope, id: &str, grace: Duration) -> Result<(), Er
     remove(containerd, id).await
 }
 
-async fn remove(containerd: &Scope, id: &str) -> Result<(), Error> {
+async fn remove(containerd: &NamespaceClient, id: &str) -> Result<(), Error> {
     if containerd.task_state(id).await? == TaskState::Alive {
         containerd.kill_task(id, SIGKILL, true).await?;
         containerd.wait_task(id).await?;

@@ -3,69 +3,68 @@
 use std::sync::Arc;
 
 use super::{Inner, deploy::Stage, instance::Instance};
-use crate::{
-    error::{Error, chain},
-    image::normalise,
-    key::Key,
-    model::FunctionDeployment,
-};
+use crate::{error::Error, image::normalise, key::FunctionKey, model::FunctionDeployment};
 
 impl Inner {
     /// Starts the new version beside the old one, and routes calls to it once it listens. If anything fails
     /// before that, the old version continues to serve.
-    pub(super) async fn update(
+    pub(super) async fn rolling_update(
         self: &Arc<Self>,
-        key: &Key,
+        key: &FunctionKey,
         deployment: &FunctionDeployment,
     ) -> Result<(), Error> {
         let old = self.find(key)?;
         self.check(key, deployment)?;
         self.secrets.check(&key.namespace, &deployment.secrets)?;
-        let lease = self.scope(key)?.lease().await?;
+        let lease = self.namespace_client(key)?.lease().await?;
         let made = async {
             let image = self
                 .puller
-                .pull(lease.scope(), &normalise(&deployment.image)?)
+                .pull(lease.client(), &normalise(&deployment.image)?)
                 .await?;
-            self.make(lease.scope(), key, deployment, &image, Stage::Pending)
+            self.make(lease.client(), key, deployment, &image, Stage::Pending)
                 .await
         };
         let made = made.await;
         lease.release().await;
         let new = made?;
-        if let Err(error) = self.bring_up(&new).await {
+        if let Err(error) = self.start_and_wait(&new).await {
             self.discard_failed(&new).await;
             return Err(error);
         }
         self.insert(new);
         // If this fails, a restarted provider finds two serving instances and takes the younger.
-        if let Err(error) = self.mark(&old, Stage::Retiring).await {
-            tracing::warn!(error = chain(&error), "a replaced instance is not marked");
+        if let Err(error) = self.set_stage(&old, Stage::Retiring).await {
+            tracing::warn!(
+                instance = old.id(),
+                error = &error as &dyn std::error::Error,
+                "cannot mark a replaced instance"
+            );
         }
         self.retire(old);
         Ok(())
     }
 
-    async fn bring_up(&self, new: &Instance) -> Result<(), Error> {
+    async fn start_and_wait(&self, new: &Instance) -> Result<(), Error> {
         new.start().await?;
         new.listening(self.settings.ready_timeout).await?;
-        self.mark(new, Stage::Serving).await
+        self.set_stage(new, Stage::Serving).await
     }
 
     /// Deletes the old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls the
     /// image beforehand, but continues if that fails: the caller gets the first error, and the running
     /// function is removed nevertheless.
-    pub(super) async fn update_as_faasd(
+    pub(super) async fn recreate(
         &self,
-        key: &Key,
+        key: &FunctionKey,
         deployment: &FunctionDeployment,
     ) -> Result<(), Error> {
         let old = self.find(key)?;
         let mut first_error = self.secrets.check(&key.namespace, &deployment.secrets).err();
         // Removing the old instance makes containerd collect garbage; without a lease, that could include the
         // new instance's content.
-        let lease = self.scope(key)?.lease().await?;
-        let containerd = lease.scope();
+        let lease = self.namespace_client(key)?.lease().await?;
+        let containerd = lease.client();
         let reference = normalise(&deployment.image);
         let pulled = match &reference {
             Ok(reference) => self.puller.pull(containerd, reference).await.map(drop),

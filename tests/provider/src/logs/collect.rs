@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Record, Stream, read};
+use super::{LogRecord, Stream, read};
 use crate::error::Error;
 
 /// The size at which a file is rotated, in bytes; one older file is kept.
@@ -30,7 +30,7 @@ const FILE_LIMIT: u64 = 8 << 20;
 const LINE_LIMIT: usize = 32 << 10;
 
 /// The time for each remaining record after SIGTERM.
-const REST_LIMIT: Duration = Duration::from_secs(2);
+const REST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Collects a container's output into a file in `folder` until the container has ended.
 ///
@@ -46,7 +46,7 @@ pub async fn collect(folder: &Path) -> Result<(), Error> {
     }
     drop(sender);
     let mut terminated = signal(SignalKind::terminate()).map_err(Error::io("handle", "SIGTERM"))?;
-    tell_ready()?;
+    signal_ready()?;
 
     loop {
         tokio::select! {
@@ -57,7 +57,7 @@ pub async fn collect(folder: &Path) -> Result<(), Error> {
             _ = terminated.recv() => break,
         }
     }
-    while let Ok(Some(record)) = timeout(REST_LIMIT, records.recv()).await {
+    while let Ok(Some(record)) = timeout(REST_TIMEOUT, records.recv()).await {
         file.append(&record)?;
     }
     Ok(())
@@ -71,7 +71,7 @@ fn inherited(descriptor: u32) -> Result<pipe::Receiver, Error> {
         .map_err(Error::io("open", path))
 }
 
-fn tell_ready() -> Result<(), Error> {
+fn signal_ready() -> Result<(), Error> {
     let path = "/proc/self/fd/5";
     let mut pipe = OpenOptions::new()
         .write(true)
@@ -80,7 +80,7 @@ fn tell_ready() -> Result<(), Error> {
     pipe.write_all(b"\n").map_err(Error::io("write", path))
 }
 
-async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sender<Record>) {
+async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sender<LogRecord>) {
     let mut lines = Lines::default();
     let mut buffer = vec![0; LINE_LIMIT];
     loop {
@@ -92,7 +92,7 @@ async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sen
         for text in complete {
             let text = String::from_utf8_lossy(&text).into_owned();
             if records
-                .send(Record {
+                .send(LogRecord {
                     timestamp: Timestamp::now(),
                     stream,
                     text,
@@ -112,26 +112,26 @@ async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sen
 /// Assembles lines from pieces of output.
 #[derive(Default)]
 struct Lines {
-    begun: Vec<u8>,
+    partial: Vec<u8>,
 }
 
 impl Lines {
     fn push(&mut self, piece: &[u8]) -> Vec<Vec<u8>> {
         let mut complete = Vec::new();
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
-            self.begun.extend_from_slice(part);
-            if self.begun.last() == Some(&b'\n') {
-                self.begun.pop();
-                complete.push(std::mem::take(&mut self.begun));
-            } else if self.begun.len() >= LINE_LIMIT {
-                complete.push(std::mem::take(&mut self.begun));
+            self.partial.extend_from_slice(part);
+            if self.partial.last() == Some(&b'\n') {
+                self.partial.pop();
+                complete.push(std::mem::take(&mut self.partial));
+            } else if self.partial.len() >= LINE_LIMIT {
+                complete.push(std::mem::take(&mut self.partial));
             }
         }
         complete
     }
 
     fn rest(&mut self) -> Vec<Vec<u8>> {
-        let rest = std::mem::take(&mut self.begun);
+        let rest = std::mem::take(&mut self.partial);
         if rest.is_empty() { Vec::new() } else { vec![rest] }
     }
 }
@@ -146,10 +146,13 @@ struct LogFile {
 
 impl LogFile {
     fn open(folder: &Path, id: &str, limit: u64) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::io("make", folder))?;
-        let path = read::file_of(folder, id);
+        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        let path = read::log_file(folder, id);
         let file = append_to(&path)?;
-        let length = file.metadata().map_err(Error::io("look at", &path))?.len();
+        let length = file
+            .metadata()
+            .map_err(Error::io("read the size of", &path))?
+            .len();
         Ok(Self {
             path,
             file,
@@ -158,14 +161,14 @@ impl LogFile {
         })
     }
 
-    fn append(&mut self, record: &Record) -> Result<(), Error> {
+    fn append(&mut self, record: &LogRecord) -> Result<(), Error> {
         let Ok(mut line) = serde_json::to_vec(record) else {
             return Ok(());
         };
         line.push(b'\n');
         if self.length > 0 && self.length + line.len() as u64 > self.limit {
-            let older = read::older(&self.path);
-            fs::rename(&self.path, &older).map_err(Error::io("put aside", &self.path))?;
+            let rotated = read::rotated(&self.path);
+            fs::rename(&self.path, &rotated).map_err(Error::io("rotate", &self.path))?;
             self.file = append_to(&self.path)?;
             self.length = 0;
         }
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_put_together_from_pieces() {
+    fn lines_are_assembled_from_pieces() {
         let mut lines = Lines::default();
         assert!(lines.push(b"on").is_empty());
         assert_eq!(texts(lines.push(b"e\ntwo\n\nth")), ["one", "two", ""]);
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_cut() {
+    fn a_line_longer_than_the_limit_is_split() {
         let mut lines = Lines::default();
         let long = vec![b'x'; LINE_LIMIT];
         assert_eq!(lines.push(&long).len(), 1);
@@ -214,22 +217,22 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_full_is_put_aside() {
+    fn a_full_file_is_rotated() {
         let folder = tempfile::tempdir().unwrap();
         let mut file = LogFile::open(folder.path(), "hello.1", 200).unwrap();
         for number in 0..5 {
             let text = format!("line {number}");
-            file.append(&Record {
+            file.append(&LogRecord {
                 timestamp: Timestamp::now(),
                 stream: Stream::Stdout,
                 text,
             })
             .unwrap();
         }
-        let path = read::file_of(folder.path(), "hello.1");
+        let path = read::log_file(folder.path(), "hello.1");
         let (new, old) = (
             fs::read_to_string(&path).unwrap(),
-            fs::read_to_string(read::older(&path)).unwrap(),
+            fs::read_to_string(read::rotated(&path)).unwrap(),
         );
         assert!(new.contains("line 4") && !new.contains("line 3"), "{new}");
         assert!(old.contains("line 3"), "{old}");

@@ -20,7 +20,7 @@ impl Watch {
         add_watch(&events, folder, what).map_err(|e| failed()(e.into()))?;
         #[expect(
             deprecated,
-            reason = "its successor is unsafe; what that guards against an OwnedFd cannot do"
+            reason = "the replacement is unsafe, and an OwnedFd already guarantees what it requires"
         )]
         let events = AsyncFd::new(events).map_err(failed())?;
         Ok(Self { events })

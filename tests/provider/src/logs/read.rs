@@ -8,18 +8,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Message, Query, Record};
+use super::{LogRecord, Message, Query};
 
 /// The suffix of a log file's name, after the instance's name.
 const SUFFIX: &str = ".log";
 
 /// Returns the path of an instance's log.
-pub(super) fn file_of(folder: &Path, instance: &str) -> PathBuf {
+pub(super) fn log_file(folder: &Path, instance: &str) -> PathBuf {
     folder.join(format!("{instance}{SUFFIX}"))
 }
 
 /// Returns the path of a log's rotated part.
-pub(super) fn older(path: &Path) -> PathBuf {
+pub(super) fn rotated(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     name.into()
@@ -80,7 +80,7 @@ impl Reader {
             {
                 continue;
             }
-            for part in [older(&path), path] {
+            for part in [rotated(&path), path] {
                 let records = self.read_part(&part);
                 let wanted = records
                     .into_iter()
@@ -96,7 +96,7 @@ impl Reader {
         lines
     }
 
-    fn read_part(&mut self, path: &Path) -> Vec<Record> {
+    fn read_part(&mut self, path: &Path) -> Vec<LogRecord> {
         let Ok(mut file) = File::open(path) else {
             return Vec::new();
         };
@@ -124,7 +124,7 @@ impl Reader {
             .collect()
     }
 
-    fn message(&self, instance: &str, record: Record) -> Message {
+    fn message(&self, instance: &str, record: LogRecord) -> Message {
         Message {
             name: self.query.function.name.clone(),
             namespace: self.query.function.namespace.clone(),
@@ -142,11 +142,11 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::key::Key;
+    use crate::key::FunctionKey;
 
     fn query(tail: usize, since: i64, instance: Option<&str>) -> Query {
         Query {
-            function: Key::new("hello", "fn"),
+            function: FunctionKey::new("hello", "fn"),
             instance: instance.map(str::to_owned),
             since: Timestamp::from_second(since).unwrap(),
             tail,
@@ -175,12 +175,12 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_all_instances_are_in_the_order_of_time() {
+    fn lines_of_all_instances_are_sorted_by_time() {
         let folder = tempfile::tempdir().unwrap();
-        let first = file_of(folder.path(), "hello.1");
-        write(&older(&first), &[1]);
+        let first = log_file(folder.path(), "hello.1");
+        write(&rotated(&first), &[1]);
         write(&first, &[2, 4]);
-        write(&file_of(folder.path(), "hello.2"), &[3, 5]);
+        write(&log_file(folder.path(), "hello.2"), &[3, 5]);
         let read = |query| Reader::new(folder.path().into(), query).read();
         assert_eq!(texts(&read(query(0, 0, None))), ["1", "2", "3", "4", "5"]);
         assert_eq!(texts(&read(query(2, 0, None))), ["4", "5"]);
@@ -189,15 +189,15 @@ mod tests {
     }
 
     #[test]
-    fn only_new_and_complete_lines_are_read_again_even_when_the_file_was_put_aside() {
+    fn only_new_and_complete_lines_are_read_even_after_a_rotation() {
         let folder = tempfile::tempdir().unwrap();
-        let file = file_of(folder.path(), "hello.1");
+        let file = log_file(folder.path(), "hello.1");
         write(&file, &[1, 2]);
         let mut reader = Reader::new(folder.path().into(), query(1, 0, None));
         assert_eq!(texts(&reader.read()), ["2"]);
         assert!(reader.read().is_empty());
         write(&file, &[3]);
-        fs::rename(&file, older(&file)).unwrap();
+        fs::rename(&file, rotated(&file)).unwrap();
         write(&file, &[4]);
         fs::OpenOptions::new()
             .append(true)

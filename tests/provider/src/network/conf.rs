@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bridge_is_faasds() {
+    fn the_bridge_is_that_of_faasd() {
         let list = list("openfaas0", "10.62.0.0/16", Path::new("/state/ipam"));
         let bridge = &list["plugins"][0];
         assert_eq!(
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn every_plugin_is_told_the_networks_name_and_version() {
+    fn every_plugin_gets_the_networks_name_and_version() {
         let confs = plugins(&list("b", "10.0.0.0/24", Path::new("/")));
         assert_eq!(confs.len(), 2);
         for conf in &confs {

@@ -19,15 +19,15 @@ pub(super) struct Plugins {
 
 /// A CNI command.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Verb {
+pub(super) enum CniCommand {
     Add,
     Del,
 }
 
 /// The environment of a plugin's invocation.
 #[derive(Debug)]
-pub(super) struct Call<'a> {
-    pub(super) verb: Verb,
+pub(super) struct Invocation<'a> {
+    pub(super) command: CniCommand,
     /// The container's id.
     pub(super) id: &'a str,
     pub(super) namespace: &'a Path,
@@ -44,26 +44,26 @@ impl Plugins {
     /// Runs the plugin that the configuration names. `previous` is the result of the plugin before it.
     pub(super) async fn run(
         &self,
-        call: &Call<'_>,
+        invocation: &Invocation<'_>,
         conf: &Value,
         previous: Option<&Value>,
     ) -> Result<Option<Value>, Error> {
         let name = conf["type"].as_str().unwrap_or_default();
-        let verb = match call.verb {
-            Verb::Add => "ADD",
-            Verb::Del => "DEL",
+        let command = match invocation.command {
+            CniCommand::Add => "ADD",
+            CniCommand::Del => "DEL",
         };
         let failed = |reason: String| Error::Network {
-            operation: format!("{verb} by plugin {name} for"),
-            subject: call.id.to_owned(),
+            operation: format!("{command} by plugin {name} for"),
+            subject: invocation.id.to_owned(),
             reason,
         };
         let program = self.folder.join(name);
         let mut child = Command::new(&program)
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", call.id)
-            .env("CNI_NETNS", call.namespace)
-            .env("CNI_IFNAME", call.interface)
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", invocation.id)
+            .env("CNI_NETNS", invocation.namespace)
+            .env("CNI_IFNAME", invocation.interface)
             .env("CNI_PATH", &self.folder)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -83,7 +83,7 @@ impl Plugins {
             .await
             .map_err(|error| failed(error.to_string()))?;
         if !output.status.success() {
-            return Err(failed(complaint(&output.stdout, &output.stderr)));
+            return Err(failed(error_message(&output.stdout, &output.stderr)));
         }
         Ok(serde_json::from_slice(&output.stdout).ok())
     }
@@ -98,7 +98,7 @@ fn input_of(conf: &Value, previous: Option<&Value>) -> Value {
 }
 
 /// Returns a plugin's error message: from the JSON on standard output, or else from standard error.
-fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
+fn error_message(stdout: &[u8], stderr: &[u8]) -> String {
     let error: Value = serde_json::from_slice(stdout).unwrap_or_else(|_| json!({}));
     match (error["msg"].as_str(), error["details"].as_str()) {
         (Some(message), Some(details)) if !details.is_empty() => format!("{message}; {details}"),
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plugin_is_given_what_those_before_it_answered() {
+    fn a_plugin_gets_the_result_of_the_one_before_it() {
         let previous = json!({"ips": []});
         let input = input_of(&json!({"type": "firewall"}), Some(&previous));
         assert_eq!(input, json!({"type": "firewall", "prevResult": {"ips": []}}));
@@ -125,29 +125,35 @@ mod tests {
     }
 
     #[test]
-    fn complaints_are_taken_from_where_plugins_put_them() {
-        assert_eq!(complaint(br#"{"code":11,"msg":"no range"}"#, b"x"), "no range");
-        assert_eq!(complaint(br#"{"code":11,"msg":"a","details":"b"}"#, b""), "a; b");
-        assert_eq!(complaint(b"", b"not found\n"), "not found");
+    fn error_messages_are_found_on_both_outputs() {
+        assert_eq!(
+            error_message(br#"{"code":11,"msg":"no range"}"#, b"x"),
+            "no range"
+        );
+        assert_eq!(
+            error_message(br#"{"code":11,"msg":"a","details":"b"}"#, b""),
+            "a; b"
+        );
+        assert_eq!(error_message(b"", b"not found\n"), "not found");
     }
 
     #[tokio::test]
-    async fn a_plugin_is_told_what_to_do_by_its_environment_and_how_by_its_input() {
+    async fn a_plugin_gets_the_command_in_its_environment_and_the_configuration_on_its_input() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("echo");
         let script = "#!/bin/sh\nread conf\n\
             echo \"{\\\"said\\\": \\\"$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS $CNI_IFNAME\\\", \\\"conf\\\": $conf}\"\n";
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let call = Call {
-            verb: Verb::Add,
+        let invocation = Invocation {
+            command: CniCommand::Add,
             id: "hello.1",
             namespace: Path::new("/ns"),
             interface: "eth0",
         };
         let conf = json!({"type": "echo"});
         let answer = Plugins::new(folder.path())
-            .run(&call, &conf, None)
+            .run(&invocation, &conf, None)
             .await
             .unwrap()
             .unwrap();

@@ -6,19 +6,19 @@ use crate::error::Error;
 
 /// The `User` of an image's configuration: `user` or `user:group`, each by name or number, or empty.
 #[derive(Debug, Eq, PartialEq)]
-pub(crate) struct Wish<'a> {
+pub(crate) struct UserSpec<'a> {
     user: &'a str,
     group: Option<&'a str>,
 }
 
 /// The contents of an image's user and group files.
 #[derive(Debug, Default)]
-pub(crate) struct Files {
+pub(crate) struct UserFiles {
     pub(crate) passwd: String,
     pub(crate) group: String,
 }
 
-impl<'a> Wish<'a> {
+impl<'a> UserSpec<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
         match text.split_once(':') {
             Some((user, group)) => Self {
@@ -42,7 +42,7 @@ impl<'a> Wish<'a> {
 
     /// Returns the user after a lookup in the image's files. An unknown number is used as it is, with group
     /// 0.
-    pub(crate) fn resolve(&self, files: &Files) -> Result<User, Error> {
+    pub(crate) fn resolve(&self, files: &UserFiles) -> Result<User, Error> {
         let entry = lines(&files.passwd).find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
         let number = |line: &[&str], field: usize| line.get(field).and_then(|text| text.parse().ok());
         let uid = match &entry {
@@ -100,39 +100,47 @@ fn lines(file: &str) -> impl Iterator<Item = Vec<&str>> {
 mod tests {
     use super::*;
 
-    fn files() -> Files {
-        Files {
+    fn files() -> UserFiles {
+        UserFiles {
             passwd: "root:x:0:0::/root:/bin/sh\napp:x:100:101::/home/app:/sbin/nologin\n".into(),
             group: "root:x:0:\napp:x:101:\nextra:x:200:other,app\n".into(),
         }
     }
 
     #[test]
-    fn numbers_and_nobody_need_no_files() {
-        assert_eq!(Wish::new("").numeric(), Some(numeric(0, 0)));
-        assert_eq!(Wish::new("65532:65532").numeric(), Some(numeric(65532, 65532)));
-        assert_eq!(Wish::new("100").numeric(), None);
-        assert_eq!(Wish::new("app:101").numeric(), None);
+    fn numbers_and_an_empty_user_need_no_lookup() {
+        assert_eq!(UserSpec::new("").numeric(), Some(numeric(0, 0)));
+        assert_eq!(
+            UserSpec::new("65532:65532").numeric(),
+            Some(numeric(65532, 65532))
+        );
+        assert_eq!(UserSpec::new("100").numeric(), None);
+        assert_eq!(UserSpec::new("app:101").numeric(), None);
     }
 
     #[test]
-    fn a_name_has_its_number_its_group_and_the_groups_it_is_a_member_of() {
+    fn a_name_resolves_to_its_number_its_group_and_its_additional_groups() {
         let mut app = numeric(100, 101);
         app.set_additional_gids(Some(vec![200]));
-        assert_eq!(Wish::new("app").resolve(&files()).unwrap(), app);
-        assert_eq!(Wish::new("100").resolve(&files()).unwrap(), app);
+        assert_eq!(UserSpec::new("app").resolve(&files()).unwrap(), app);
+        assert_eq!(UserSpec::new("100").resolve(&files()).unwrap(), app);
     }
 
     #[test]
-    fn a_group_may_be_named() {
-        assert_eq!(Wish::new("root:app").resolve(&files()).unwrap(), numeric(0, 101));
-        assert!(Wish::new("root:nobody").resolve(&files()).is_err());
+    fn a_group_can_be_given_by_name() {
+        assert_eq!(
+            UserSpec::new("root:app").resolve(&files()).unwrap(),
+            numeric(0, 101)
+        );
+        assert!(UserSpec::new("root:nobody").resolve(&files()).is_err());
     }
 
     #[test]
-    fn an_unknown_number_stands_for_itself_and_an_unknown_name_is_refused() {
-        assert_eq!(Wish::new("1234").resolve(&files()).unwrap(), numeric(1234, 0));
-        let error = Wish::new("nobody").resolve(&Files::default()).unwrap_err();
+    fn an_unknown_number_is_used_and_an_unknown_name_is_rejected() {
+        assert_eq!(UserSpec::new("1234").resolve(&files()).unwrap(), numeric(1234, 0));
+        let error = UserSpec::new("nobody")
+            .resolve(&UserFiles::default())
+            .unwrap_err();
         assert_eq!(error.to_string(), r#"the image has no user "nobody""#);
     }
 }
