@@ -42,14 +42,14 @@ pub(crate) const PLAIN_BUILDER_METRICS_PORT: u16 = 8092;
 /// The N in a stack's addresses; unique among the stacks of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Number(u8);
+pub(crate) struct StackNumber(u8);
 
-impl Number {
+impl StackNumber {
     /// The number of the first stack on a machine.
     pub(crate) const FIRST: Self = Self(1);
 
     /// Returns the lowest number that is not taken.
-    pub(crate) fn free(taken: impl Fn(Number) -> bool) -> Option<Self> {
+    pub(crate) fn free(taken: impl Fn(StackNumber) -> bool) -> Option<Self> {
         (1..=254).map(Self).find(|number| !taken(*number))
     }
 
@@ -112,11 +112,11 @@ mod tests {
 
     #[test]
     fn stacks_get_different_addresses() {
-        let first = Number::free(|_| false).unwrap();
-        let second = Number::free(|number| number == first).unwrap();
+        let first = StackNumber::free(|_| false).unwrap();
+        let second = StackNumber::free(|number| number == first).unwrap();
         assert_eq!(first.registry().to_string(), "10.63.1.2:5000");
         assert!(second.loopback_registry().ip().is_loopback());
         assert_eq!(second.gateway_url(), "http://10.63.2.2:8080");
-        assert_eq!(Number::free(|_| true), None);
+        assert_eq!(StackNumber::free(|_| true), None);
     }
 }

@@ -12,13 +12,13 @@ use std::{
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::error::{At as _, Result};
+use crate::error::{IoResultExt as _, Result};
 
 /// The directory where hierarchies are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// The longest time for the kernel to empty a group whose processes were killed.
-const EMPTY_WITHIN: Duration = Duration::from_secs(10);
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A mounted cgroup hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +42,9 @@ impl Hierarchy {
     }
 
     fn parse_line(line: &str) -> Option<Self> {
-        let (place, kind) = line.split_once(" - ")?;
-        let mut place = place.split(' ').skip(3);
-        let (root, mount) = (place.next()?, place.next()?);
+        let (location, kind) = line.split_once(" - ")?;
+        let mut location = location.split(' ').skip(3);
+        let (root, mount) = (location.next()?, location.next()?);
         let mut kind = kind.split(' ');
         let (kind, options) = (kind.next()?, kind.nth(1)?);
         let flags = ["rw", "ro", "xattr", "nsdelegate", "memory_recursiveprot"];
@@ -90,12 +90,12 @@ impl Hierarchy {
 
 /// The control groups of one stack.
 #[derive(Debug)]
-pub(crate) struct Groups {
+pub(crate) struct ControlGroups {
     /// The group's directory in each hierarchy.
     dirs: Vec<PathBuf>,
 }
 
-impl Groups {
+impl ControlGroups {
     /// Returns the groups of the named stack, as seen from outside its namespaces.
     pub(crate) fn of(stack: &str) -> Result<Self> {
         let own = read("/proc/self/cgroup")?;
@@ -138,15 +138,15 @@ impl Groups {
 
     /// Moves the holder into a subgroup: in version 2 a group that delegates controllers may not have
     /// processes.
-    pub(crate) fn set_aside(&self, holder: u32) -> Result<()> {
+    pub(crate) fn move_holder_aside(&self, holder: u32) -> Result<()> {
         for dir in self
             .dirs
             .iter()
             .filter(|dir| dir.join("cgroup.controllers").exists())
         {
-            let aside = dir.join("holder");
-            fs::create_dir_all(&aside).at("create", &aside)?;
-            let procs = aside.join("cgroup.procs");
+            let subgroup = dir.join("holder");
+            fs::create_dir_all(&subgroup).at("create", &subgroup)?;
+            let procs = subgroup.join("cgroup.procs");
             fs::write(&procs, holder.to_string()).at("write", procs)?;
         }
         Ok(())
@@ -154,7 +154,7 @@ impl Groups {
 
     /// Removes the groups and their subgroups, once their processes have ended.
     pub(crate) fn remove(&self) -> Result<()> {
-        let end = Instant::now() + EMPTY_WITHIN;
+        let end = Instant::now() + EMPTY_TIMEOUT;
         for dir in &self.dirs {
             while let Err(error) = remove_tree(dir) {
                 if Instant::now() > end {
@@ -192,8 +192,9 @@ pub(crate) fn mount() -> Result<()> {
     let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
     let links = links(Path::new(ROOT));
     rustix::mount::unmount(ROOT, UnmountFlags::DETACH).at("unmount", ROOT)?;
-    let alone = matches!(hierarchies.as_slice(), [only] if only.unified && only.mount == Path::new(ROOT));
-    if !alone {
+    let unified_only =
+        matches!(hierarchies.as_slice(), [only] if only.unified && only.mount == Path::new(ROOT));
+    if !unified_only {
         rustix::mount::mount(
             "tmpfs",
             ROOT,
@@ -205,7 +206,7 @@ pub(crate) fn mount() -> Result<()> {
     }
     for hierarchy in &hierarchies {
         let at = &hierarchy.mount;
-        if !alone {
+        if !unified_only {
             fs::create_dir_all(at).at("create", at)?;
         }
         let kind = if hierarchy.unified { "cgroup2" } else { "cgroup" };

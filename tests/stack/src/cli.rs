@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use slipway_stack::{Error, Options, Part, Places, Progress, Result, Stack, State};
+use slipway_stack::{Directories, Error, Options, Part, Progress, Result, Stack, State};
 
 use crate::console;
 
@@ -103,11 +103,15 @@ impl Cli {
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.command {
             // These two enter namespaces, which requires a process without threads.
-            Command::Hold(stack) => slipway_stack::hold(&Places::from_env()?.stack(&stack.name)?)?,
-            Command::Supervise(stack) => slipway_stack::supervise(Places::from_env()?.stack(&stack.name)?)?,
+            Command::Hold(stack) => slipway_stack::hold(&Directories::from_env()?.stack(&stack.name)?)?,
+            Command::Supervise(stack) => {
+                slipway_stack::supervise(Directories::from_env()?.stack(&stack.name)?)?
+            }
             command => {
                 let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-                let runtime = runtime.map_err(|error| Error::Machine(format!("no runtime: {error}")))?;
+                let runtime = runtime.map_err(|error| {
+                    Error::Environment(format!("cannot start the async runtime: {error}"))
+                })?;
                 return runtime.block_on(async {
                     tokio::select! {
                         done = command.run() => done.map(|()| ExitCode::SUCCESS),
@@ -134,7 +138,11 @@ impl Command {
                 let stack = Stack::up(&options, &progress).await?;
                 progress.step(
                     "stack",
-                    format_args!("{} is up; its gateway is {}", stack.name(), stack.gateway.url),
+                    format_args!(
+                        "{} is running; its gateway is {}",
+                        stack.name(),
+                        stack.gateway.url
+                    ),
                 );
             }
             Command::Down { stack, purge } => slipway_stack::down(&stack.name, purge, &progress).await?,
@@ -145,7 +153,7 @@ impl Command {
                         State::Stopped => "stopped".to_owned(),
                         State::Starting => "starting".to_owned(),
                         State::Running => "running".to_owned(),
-                        State::Ended { how } => format!("ended by itself: {how}"),
+                        State::Ended { reason } => format!("ended by itself: {reason}"),
                     };
                     console::line(&format!(
                         "{:<14}{state} for {} s",
@@ -162,7 +170,7 @@ impl Command {
             Command::Packages { tests: false } => slipway_stack::install_missing(&progress).await?,
             Command::Packages { tests: true } => slipway_stack::install_missing_for_tests(&progress).await?,
             Command::Tool { module } => {
-                let dir = slipway_stack::build_tool(&Places::from_env()?, &module, &progress).await?;
+                let dir = slipway_stack::build_tool(&Directories::from_env()?, &module, &progress).await?;
                 console::line(&dir.display().to_string());
             }
             Command::Hold(_) | Command::Supervise(_) => {}
@@ -174,8 +182,8 @@ impl Command {
 fn running(name: &Name) -> Result<Stack> {
     let name = &name.name;
     Stack::load(name)?.ok_or_else(|| {
-        Error::Machine(format!(
-            "no stack {name} is running; `make up` starts the default one"
+        Error::Environment(format!(
+            "stack {name:?} is not running; `make up` starts the default stack"
         ))
     })
 }
@@ -202,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_commands_make_sense() {
+    fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
     }
 

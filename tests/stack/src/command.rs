@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 const TAIL_LINES: usize = 30;
 
 /// The longest line in an error, in bytes.
-const LONG_LINE: usize = 1000;
+const LONGEST_LINE: usize = 1000;
 
 /// Returns a command without standard input, whose process is killed when its future is dropped.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
@@ -88,11 +88,11 @@ fn name(command: &std::process::Command) -> String {
         .join(" ")
 }
 
-/// Returns the last lines of a text, each cut to [`LONG_LINE`].
+/// Returns the last lines of a text, each cut to [`LONGEST_LINE`].
 pub(crate) fn tail(text: &str, lines: usize) -> String {
     let all = text.trim_end().lines().collect::<Vec<_>>();
     let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
-    let cut = |line: &&str| line[..line.floor_char_boundary(LONG_LINE)].to_owned();
+    let cut = |line: &&str| line[..line.floor_char_boundary(LONGEST_LINE)].to_owned();
     last.iter().map(cut).collect::<Vec<_>>().join("\n")
 }
 
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_names_the_program_and_shows_what_it_said() {
+    fn a_failure_names_the_program_and_has_its_output() {
         let error =
             run_blocking(std::process::Command::new("sh").args(["-c", "echo out; echo no >&2; exit 3"]));
         let text = error.unwrap_err().to_string();
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_is_the_last_lines_only() {
+    fn a_tail_has_only_the_last_lines() {
         assert_eq!(tail("a\nb\nc\n", 2), "b\nc");
         assert_eq!(tail("a", 5), "a");
         assert_eq!(tail("", 5), "");

@@ -2,7 +2,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a command-line program speaks there"
+    reason = "this is the output module of a command-line program"
 )]
 
 /// Prints a line of the result.

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    error::{At as _, Error, Result},
+    error::{Error, IoResultExt as _, Result},
     part::Part,
 };
 
@@ -21,7 +21,8 @@ use crate::{
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub(crate) enum Command {
     /// Start every part that does not run.
-    Begin,
+    #[serde(rename = "begin")]
+    StartAll,
     /// Report the state of the parts.
     Status,
     /// Start one part.
@@ -29,7 +30,8 @@ pub(crate) enum Command {
     /// Stop one part.
     Stop { part: Part },
     /// Stop every part, then end the supervisor.
-    Down,
+    #[serde(rename = "down")]
+    Shutdown,
 }
 
 /// An event in the supervisor's answer.
@@ -49,7 +51,8 @@ pub(crate) enum Event {
     /// The command succeeded; final.
     Done,
     /// The command was rejected; final.
-    Refused { reason: String },
+    #[serde(rename = "refused")]
+    Rejected { reason: String },
 }
 
 /// The state of one part.
@@ -76,19 +79,20 @@ pub enum State {
     /// Ended without a request to stop.
     Ended {
         /// The exit status, or the reason for which the start failed.
-        how: String,
+        #[serde(rename = "how")]
+        reason: String,
     },
 }
 
 /// A connection to a supervisor's control socket.
 #[derive(Debug)]
-pub(crate) struct Conversation {
+pub(crate) struct ControlClient {
     stream: BufReader<UnixStream>,
 }
 
-impl Conversation {
+impl ControlClient {
     /// Connects to a supervisor's control socket.
-    pub(crate) async fn open(socket: &Path) -> Result<Self> {
+    pub(crate) async fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).await.at("connect to", socket)?;
         Ok(Self {
             stream: BufReader::new(stream),
@@ -96,8 +100,9 @@ impl Conversation {
     }
 
     /// Sends a command, passes progress events to `on_event`, and returns the final event.
-    pub(crate) async fn ask(&mut self, command: Command, mut told: impl FnMut(Event)) -> Result<Event> {
-        let lost = |why: String| Error::Refused(format!("the stack's supervisor went away: {why}"));
+    pub(crate) async fn send(&mut self, command: Command, mut on_event: impl FnMut(Event)) -> Result<Event> {
+        let lost =
+            |why: String| Error::Rejected(format!("lost the connection to the stack's supervisor: {why}"));
         let mut line = serde_json::to_string(&command).map_err(|error| lost(error.to_string()))?;
         line.push('\n');
         let stream = self.stream.get_mut();
@@ -113,11 +118,13 @@ impl Conversation {
                 .await
                 .map_err(|error| lost(error.to_string()))?;
             if read == 0 {
-                return Err(lost("it closed the connection".into()));
+                return Err(lost("the supervisor closed it".into()));
             }
             match serde_json::from_str(&line).map_err(|error| lost(error.to_string()))? {
-                Event::Refused { reason } => return Err(Error::Refused(reason)),
-                event @ (Event::Starting { .. } | Event::Ready { .. } | Event::Stopped { .. }) => told(event),
+                Event::Rejected { reason } => return Err(Error::Rejected(reason)),
+                event @ (Event::Starting { .. } | Event::Ready { .. } | Event::Stopped { .. }) => {
+                    on_event(event)
+                }
                 last => return Ok(last),
             }
         }

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::{
     command::{command, run_with_input},
-    error::{At as _, Result},
-    places::{StackDir, write_private},
+    directories::{StackDir, write_private},
+    error::{IoResultExt as _, Result},
 };
 
 /// The gateway's user name.
@@ -51,19 +51,19 @@ pub(crate) struct Credentials {
 impl Credentials {
     /// Reads the stack's credentials and generates those that are missing.
     ///
-    /// `registry` is the registry's host and port; `registry_password` is whether it requires a password.
-    pub(crate) fn ensure(dir: &StackDir, registry: &str, closed: bool) -> Result<Self> {
+    /// `registry` is the registry's host and port; `registry_requires_password` is whether it requires a password.
+    pub(crate) fn ensure(dir: &StackDir, registry: &str, registry_requires_password: bool) -> Result<Self> {
         let secrets = dir.secrets();
-        let random = |name: &str| ensure(&secrets.join(name), random);
+        let random = |name: &str| ensure(&secrets.join(name), random_hex);
         random("payload-secret")?;
         random("deploy-secret")?;
-        let password = ensure(&dir.config().join("registry-password"), self::random)?;
+        let password = ensure(&dir.config().join("registry-password"), random_hex)?;
         let credentials = Self {
             gateway: Login {
                 user: ensure(&secrets.join("basic-auth-user"), || Ok(GATEWAY_USER.to_owned()))?,
                 password: random("basic-auth-password")?,
             },
-            registry: closed.then(|| Login {
+            registry: registry_requires_password.then(|| Login {
                 user: REGISTRY_USER.to_owned(),
                 password,
             }),
@@ -76,7 +76,7 @@ impl Credentials {
     }
 
     /// Reads the credentials of a stack that was started before.
-    pub(crate) fn read(dir: &StackDir, closed: bool) -> Result<Self> {
+    pub(crate) fn read(dir: &StackDir, registry_requires_password: bool) -> Result<Self> {
         let read = |path: &Path| fs::read_to_string(path).at("read", path);
         let password = read(&dir.config().join("registry-password"))?;
         Ok(Self {
@@ -84,7 +84,7 @@ impl Credentials {
                 user: read(&dir.secrets().join("basic-auth-user"))?,
                 password: read(&dir.secrets().join("basic-auth-password"))?,
             },
-            registry: closed.then(|| Login {
+            registry: registry_requires_password.then(|| Login {
                 user: REGISTRY_USER.to_owned(),
                 password,
             }),
@@ -125,7 +125,7 @@ fn ensure(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> 
 }
 
 /// Returns 192 random bits in hexadecimal.
-fn random() -> Result<String> {
+fn random_hex() -> Result<String> {
     let source = "/dev/urandom";
     let mut bytes = [0; 24];
     fs::File::open(source)
@@ -138,7 +138,7 @@ fn random() -> Result<String> {
 mod tests {
     use super::*;
 
-    fn dir() -> (tempfile::TempDir, StackDir) {
+    fn stack_dir() -> (tempfile::TempDir, StackDir) {
         let temp = tempfile::tempdir().unwrap();
         let dir = StackDir {
             name: "x".into(),
@@ -149,8 +149,8 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_made_once_and_then_kept() {
-        let (_temp, dir) = dir();
+    fn credentials_are_generated_once_and_kept() {
+        let (_temp, dir) = stack_dir();
         let first = Credentials::ensure(&dir, "10.63.1.2:5000", true).unwrap();
         assert_eq!(Credentials::ensure(&dir, "10.63.1.2:5000", true).unwrap(), first);
         assert_eq!(Credentials::read(&dir, true).unwrap(), first);
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn two_stacks_have_different_credentials() {
-        let ((_one, first), (_two, second)) = (dir(), dir());
+        let ((_one, first), (_two, second)) = (stack_dir(), stack_dir());
         let first = Credentials::ensure(&first, "r", true).unwrap();
         assert_ne!(
             first.gateway.password,
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn an_open_registry_has_no_login() {
-        let (_temp, dir) = dir();
+        let (_temp, dir) = stack_dir();
         assert_eq!(Credentials::ensure(&dir, "r", false).unwrap().registry, None);
         assert_eq!(
             fs::read_to_string(dir.secrets().join("registry-config")).unwrap(),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_not_shown() {
+    fn debug_output_has_no_password() {
         let login = Login {
             user: "u".into(),
             password: "hidden".into(),

@@ -8,9 +8,9 @@
 mod build;
 mod callback;
 mod context;
-mod functions;
+mod faas_cli;
+mod gateway;
 mod sample;
-mod workshop;
 
 use std::time::Duration;
 
@@ -19,16 +19,16 @@ use tokio::time::Instant;
 use self::{
     build::Builder,
     context::Context,
-    functions::{Functions, Status},
+    faas_cli::FaasCli,
+    gateway::{FunctionStatus, GatewayClient},
     sample::Sample,
-    workshop::Workshop,
 };
 use crate::{
     address::{buildkit_for_functions, gateway_for_functions},
     credentials::SECRETS,
-    error::{At as _, Error, Result},
+    error::{Error, IoResultExt as _, Result, with_causes},
     http,
-    image::Push,
+    image::RegistryClient,
     part::Part,
     progress::Progress,
     stack::Stack,
@@ -44,43 +44,43 @@ const REPOSITORY: &str = "slipway";
 const ANNOTATION: &str = "com.slipway.stack";
 
 /// The longest time from deploying a function to its readiness.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The interval between readiness checks.
-const BETWEEN: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Deploys Slipway and the sample, except what is already up to date.
-pub(crate) async fn deploy(stack: &Stack, registry: &Push, progress: &Progress) -> Result<()> {
-    let functions = Functions::new(http::client()?, stack);
-    put_secrets(stack, &functions).await?;
-    let workshop = Workshop::open(stack)?;
+pub(crate) async fn deploy(stack: &Stack, registry: &RegistryClient, progress: &Progress) -> Result<()> {
+    let gateway = GatewayClient::new(http::client()?, stack);
+    put_secrets(stack, &gateway).await?;
+    let faas_cli = FaasCli::open(stack)?;
     let mut planned = Vec::new();
-    workshop.lay_out_functions(stack).await?;
+    faas_cli.write_function_contexts(stack).await?;
     for name in FUNCTIONS {
-        let context = Context::read(&workshop.context(name))?;
-        planned.push(Planned::new(stack, name, context, &workshop)?);
+        let context = Context::read(&faas_cli.context(name))?;
+        planned.push(PlannedFunction::new(stack, name, context, &faas_cli)?);
     }
     build_missing(stack, registry, &planned, progress).await?;
     for function in &planned {
-        function.deploy(stack, &functions, &workshop, progress).await?;
+        function.deploy(stack, &gateway, &faas_cli, progress).await?;
     }
     Sample {
         stack,
         registry,
-        functions: &functions,
+        gateway: &gateway,
         progress,
     }
-    .run(&workshop)
+    .run(&faas_cli)
     .await
 }
 
-async fn put_secrets(stack: &Stack, functions: &Functions) -> Result<()> {
-    let there = functions.secrets().await?;
+async fn put_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<()> {
+    let existing = gateway.secrets().await?;
     for name in SECRETS {
         let path = stack.secrets().join(name);
         let value = std::fs::read_to_string(&path).at("read", &path)?;
-        functions
-            .put_secret(name, &value, there.iter().any(|known| known == name))
+        gateway
+            .put_secret(name, &value, existing.iter().any(|other| other == name))
             .await?;
     }
     Ok(())
@@ -88,27 +88,27 @@ async fn put_secrets(stack: &Stack, functions: &Functions) -> Result<()> {
 
 /// A function of Slipway's, as it is to be deployed.
 #[derive(Debug)]
-struct Planned {
+struct PlannedFunction {
     name: &'static str,
     context: Context,
     /// The image's tag: a hash of the context.
     tag: String,
     image: String,
     /// A hash of the image reference and `stack.yml`.
-    mark: String,
+    deployment_hash: String,
 }
 
-impl Planned {
-    fn new(stack: &Stack, name: &'static str, context: Context, workshop: &Workshop) -> Result<Self> {
+impl PlannedFunction {
+    fn new(stack: &Stack, name: &'static str, context: Context, faas_cli: &FaasCli) -> Result<Self> {
         let tag = context.hash(&[&stack.rust_image()]);
         let image = format!("{}/{REPOSITORY}/{name}:{tag}", stack.registry.host);
-        let mark = context::hash_of(&[&image, &workshop.stack_file()?]);
+        let deployment_hash = context::hash_of(&[&image, &faas_cli.stack_file()?]);
         Ok(Self {
             name,
             context,
             tag,
             image,
-            mark,
+            deployment_hash,
         })
     }
 
@@ -123,21 +123,22 @@ impl Planned {
     async fn deploy(
         &self,
         stack: &Stack,
-        functions: &Functions,
-        workshop: &Workshop,
+        gateway: &GatewayClient,
+        faas_cli: &FaasCli,
         progress: &Progress,
     ) -> Result<()> {
-        let same =
-            |status: &Status| status.image == self.image && status.annotation(ANNOTATION) == Some(&self.mark);
-        let there = functions
+        let same = |status: &FunctionStatus| {
+            status.image == self.image && status.annotation(ANNOTATION) == Some(&self.deployment_hash)
+        };
+        let up_to_date = gateway
             .status(self.name)
             .await?
             .is_some_and(|status| same(&status));
-        if there && functions.ready(self.name).await {
+        if up_to_date && gateway.ready(self.name).await {
             return Ok(());
         }
         progress.step(self.name, "deploying");
-        let annotation = format!("{ANNOTATION}={}", self.mark);
+        let annotation = format!("{ANNOTATION}={}", self.deployment_hash);
         let public_url = format!("public_url={}", stack.gateway.url);
         let mut arguments = vec![
             "deploy",
@@ -151,22 +152,20 @@ impl Planned {
         if self.name == "deployer-fn" {
             arguments.extend(["--env", &public_url]);
         }
-        workshop
-            .faas_cli(stack, &arguments, self.environment(stack))
-            .await?;
+        faas_cli.run(stack, &arguments, self.environment(stack)).await?;
         let began = Instant::now();
-        while !functions.ready(self.name).await {
-            if began.elapsed() > ANSWERS_WITHIN {
-                let log = functions.log_tail(self.name).await;
-                let what = format!("{} until it was ready; the end of its log:\n{log}\n", self.name);
-                return Err(Error::TooLong {
-                    what,
-                    seconds: ANSWERS_WITHIN.as_secs(),
+        while !gateway.ready(self.name).await {
+            if began.elapsed() > READY_TIMEOUT {
+                let log = gateway.log_tail(self.name).await;
+                return Err(Error::Timeout {
+                    operation: format!("the start of {}", self.name),
+                    seconds: READY_TIMEOUT.as_secs(),
+                    details: format!("\nlast lines of its log:\n{log}"),
                 });
             }
-            tokio::time::sleep(BETWEEN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
-        progress.step(self.name, "answers");
+        progress.step(self.name, "ready");
         Ok(())
     }
 }
@@ -185,11 +184,20 @@ fn shared_environment(stack: &Stack) -> Vec<(&'static str, String)> {
 }
 
 /// Builds the images that the registry lacks, with builder-fn running as a plain process.
-async fn build_missing(stack: &Stack, registry: &Push, all: &[Planned], progress: &Progress) -> Result<()> {
+async fn build_missing(
+    stack: &Stack,
+    registry: &RegistryClient,
+    all: &[PlannedFunction],
+    progress: &Progress,
+) -> Result<()> {
     let mut missing = Vec::new();
     for function in all {
         let repository = format!("{REPOSITORY}/{}", function.name);
-        if registry.whole(&repository, &function.tag).await?.is_none() {
+        if registry
+            .complete_digest(&repository, &function.tag)
+            .await?
+            .is_none()
+        {
             missing.push(function);
         }
     }
@@ -198,7 +206,7 @@ async fn build_missing(stack: &Stack, registry: &Push, all: &[Planned], progress
     }
     progress.step("builder", "starting builder-fn as a plain process");
     stack.start(Part::Builder).await?;
-    let builder = Builder::new(http::client()?, stack.plain_builder_url()?, &stack.payload_secret)?;
+    let builder = Builder::new(http::client()?, stack.plain_builder_url()?, &stack.payload_secret);
     let builds = missing.iter().map(|function| async {
         let config = build::config(&function.image, &stack.rust_image());
         let built = builder
@@ -208,8 +216,8 @@ async fn build_missing(stack: &Stack, registry: &Push, all: &[Planned], progress
             // The connection broke or was not made: the process's log has the reason.
             error @ Error::NoAnswer { .. } => Error::NotReady {
                 part: Part::Builder,
-                reason: crate::error::chain(&error),
-                log: stack.place().log(Part::Builder.name()),
+                reason: with_causes(error),
+                log: stack.dir.log(Part::Builder.name()),
                 tail: stack.log_tail(Part::Builder, 30),
             },
             error => error,

@@ -10,26 +10,25 @@ use std::{
 use rustix::process::{Pid, Signal};
 
 use crate::{
-    address::Number,
-    cgroup::Groups,
-    control::{Command, Conversation, Event},
-    error::{At as _, Error, Result},
-    external,
-    places::{Places, StackDir},
-    plan::Running,
+    address::StackNumber,
+    cgroup::ControlGroups,
+    control::{Command, ControlClient, Event},
+    directories::{Directories, StackDir},
+    error::{Error, IoResultExt as _, Result},
+    plan::RunningStack,
     progress::Progress,
-    stack::Stack,
+    stack::{Stack, external},
 };
 
 /// The longest time for the parts to stop.
-const PARTS_WITHIN: Duration = Duration::from_secs(60);
+const PARTS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time for the kernel to remove the namespaces. When it unmounts, it writes out dirty pages,
 /// which took over half a minute after all tests had run.
-const KERNEL_WITHIN: Duration = Duration::from_secs(180);
+const KERNEL_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The interval between checks of something that has no event.
-const BETWEEN: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
     /// Stops this stack and keeps its data.
@@ -41,33 +40,36 @@ impl Stack {
 /// Stops the named stack, whatever state it is in; with `purge`, removes its data too.
 pub async fn down(name: &str, purge: bool, progress: &Progress) -> Result<()> {
     if name == external::NAME {
-        progress.step("stack", "it is somebody else's, and left alone");
+        progress.step("stack", "external: not started by this launcher, so not stopped");
         return Ok(());
     }
-    let place = Places::from_env()?.stack(name)?;
-    if !place.root.exists() {
-        progress.step("stack", format_args!("there is no stack {name}"));
+    let dir = Directories::from_env()?.stack(name)?;
+    if !dir.root.exists() {
+        progress.step(
+            "stack",
+            format_args!("no stack has the name {name}; nothing to stop"),
+        );
         return Ok(());
     }
-    let lock = place.lock().await?;
-    stop(&place, progress).await?;
+    let lock = dir.lock().await?;
+    stop(&dir, progress).await?;
     if purge {
-        fs::remove_dir_all(&place.root).at("remove", &place.root)?;
-        progress.step("stack", "its data is removed");
+        fs::remove_dir_all(&dir.root).at("remove", &dir.root)?;
+        progress.step("stack", "removed its data");
     }
     drop(lock);
     Ok(())
 }
 
 /// Stops a running stack and removes what a killed one left behind.
-pub(crate) async fn stop(place: &StackDir, progress: &Progress) -> Result<()> {
-    let Some(running) = Running::read(place)? else {
+pub(crate) async fn stop(dir: &StackDir, progress: &Progress) -> Result<()> {
+    let Some(running) = RunningStack::read(dir)? else {
         return Ok(());
     };
     if running.alive() {
         progress.step("stack", "stopping");
         // A supervisor that fails or does not answer in time is killed below.
-        let _ = tokio::time::timeout(PARTS_WITHIN, stop_parts(place, progress)).await;
+        let _ = tokio::time::timeout(PARTS_TIMEOUT, stop_parts(dir, progress)).await;
         if wait_until(Duration::from_secs(5), || !running.alive())
             .await
             .is_err()
@@ -76,49 +78,50 @@ pub(crate) async fn stop(place: &StackDir, progress: &Progress) -> Result<()> {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
-    let gone = || !running.alive() && !interface(running.number).exists();
-    let waited = wait_until(KERNEL_WITHIN, gone).await;
-    waited.map_err(|()| Error::TooLong {
-        what: format!(
+    let removed = || !running.alive() && !interface(running.number).exists();
+    let waited = wait_until(KERNEL_TIMEOUT, removed).await;
+    waited.map_err(|()| Error::Timeout {
+        operation: format!(
             "the end of process {} and of interface {}",
             running.holder,
             running.number.interface()
         ),
-        seconds: KERNEL_WITHIN.as_secs(),
+        seconds: KERNEL_TIMEOUT.as_secs(),
+        details: "\nrun the command again: the kernel may still be writing data to disk".into(),
     })?;
-    Groups::at(running.groups).remove()?;
-    for path in [place.control(), place.running()] {
+    ControlGroups::at(running.groups).remove()?;
+    for path in [dir.control(), dir.running()] {
         let _ = fs::remove_file(path);
     }
     progress.step("stack", "stopped");
     Ok(())
 }
 
-async fn stop_parts(place: &StackDir, progress: &Progress) -> Result<()> {
-    let tell = |event| {
+async fn stop_parts(dir: &StackDir, progress: &Progress) -> Result<()> {
+    let on_event = |event| {
         if let Event::Stopped { part } = event {
             progress.step(part, "stopped");
         }
     };
-    Conversation::open(&place.control())
+    ControlClient::connect(&dir.control())
         .await?
-        .ask(Command::Down, tell)
+        .send(Command::Shutdown, on_event)
         .await
         .map(drop)
 }
 
-async fn wait_until(limit: Duration, so: impl Fn() -> bool) -> Result<(), ()> {
+async fn wait_until(limit: Duration, condition: impl Fn() -> bool) -> Result<(), ()> {
     let end = Instant::now() + limit;
-    while !so() {
+    while !condition() {
         if Instant::now() > end {
             return Err(());
         }
-        tokio::time::sleep(BETWEEN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
 
 /// Returns the sysfs path of a stack's interface on this machine.
-pub(crate) fn interface(number: Number) -> PathBuf {
+pub(crate) fn interface(number: StackNumber) -> PathBuf {
     Path::new("/sys/class/net").join(number.interface())
 }

@@ -18,8 +18,8 @@ pub enum Error {
         source: io::Error,
     },
     /// A state file of the launcher's is not valid JSON.
-    #[error("{} is damaged", path.display())]
-    Damaged {
+    #[error("{}: not a valid file of the launcher's", path.display())]
+    InvalidFile {
         /// The file.
         path: PathBuf,
         /// The position and the reason.
@@ -44,7 +44,7 @@ pub enum Error {
         output: String,
     },
     /// A part did not become ready, or ended.
-    #[error("{part} did not become ready: {reason}\nthe end of {}:\n{tail}", log.display())]
+    #[error("{part} did not become ready: {reason}\nlast lines of {}:\n{tail}", log.display())]
     NotReady {
         /// The part.
         part: Part,
@@ -56,9 +56,9 @@ pub enum Error {
         tail: String,
     },
     /// The supervisor did not start, or ended.
-    #[error("the stack's supervisor {reason}\nthe end of {}:\n{tail}", log.display())]
+    #[error("the stack's supervisor {reason}\nlast lines of {}:\n{tail}", log.display())]
     Supervisor {
-        /// What was observed.
+        /// The state that was observed.
         reason: String,
         /// The path of its log.
         log: PathBuf,
@@ -67,9 +67,9 @@ pub enum Error {
     },
     /// The supervisor rejected a command, or there is no supervisor to send it to.
     #[error("{0}")]
-    Refused(String),
+    Rejected(String),
     /// An HTTP request got no complete answer.
-    #[error("no answer to {request}")]
+    #[error("{request}: no answer")]
     NoAnswer {
         /// Method and address.
         request: String,
@@ -78,7 +78,7 @@ pub enum Error {
     },
     /// An HTTP request was answered with an unexpected status.
     #[error("{request} was answered with {status}: {body}")]
-    Answer {
+    UnexpectedStatus {
         /// Method and address.
         request: String,
         /// The status.
@@ -88,14 +88,16 @@ pub enum Error {
     },
     /// The machine or its environment does not meet a requirement.
     #[error("{0}")]
-    Machine(String),
+    Environment(String),
     /// An operation exceeded its time limit.
-    #[error("{what} took longer than {seconds} s")]
-    TooLong {
+    #[error("{operation} took longer than {seconds} s{details}")]
+    Timeout {
         /// The operation.
-        what: String,
+        operation: String,
         /// The limit, in seconds.
         seconds: u64,
+        /// An explanation on lines of its own, such as the end of a log; may be empty.
+        details: String,
     },
 }
 
@@ -103,12 +105,12 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Adds the operation and the file to an [`io::Error`].
-pub(crate) trait At<T> {
+pub(crate) trait IoResultExt<T> {
     /// Converts the error to [`Error::File`].
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }
 
-impl<T> At<T> for io::Result<T> {
+impl<T> IoResultExt<T> for io::Result<T> {
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
         self.map_err(|source| Error::File {
             action,
@@ -118,19 +120,13 @@ impl<T> At<T> for io::Result<T> {
     }
 }
 
-impl<T> At<T> for rustix::io::Result<T> {
+impl<T> IoResultExt<T> for rustix::io::Result<T> {
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T> {
         self.map_err(io::Error::from).at(action, path)
     }
 }
 
 /// Returns an error and its causes in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+pub(crate) fn with_causes(error: impl Into<anyhow::Error>) -> String {
+    format!("{:#}", error.into())
 }

@@ -8,24 +8,29 @@
 use std::{env, os::unix::process::CommandExt as _, process::Command};
 
 use crate::{
-    cgroup::Groups,
-    error::{At as _, Error, Result},
-    places::StackDir,
-    plan::{Plan, Running, started},
+    cgroup::ControlGroups,
+    directories::StackDir,
+    error::{Error, IoResultExt as _, Result},
+    plan::{Plan, RunningStack, start_time},
 };
 
 /// Becomes the holder of a stack; returns only if that fails.
 pub fn hold(dir: &StackDir) -> Result<()> {
     // The stack outlives the command that started it, so it must not get signals of that command's terminal.
-    rustix::process::setsid().at("leave the session of", &dir.root)?;
+    rustix::process::setsid().at("start a session for", &dir.root)?;
     let program = env::current_exe().at("find", "/proc/self/exe")?;
-    let groups = Groups::of(&dir.name)?;
+    let groups = ControlGroups::of(&dir.name)?;
     let holder = std::process::id();
-    let plan = Plan::read(dir)?.ok_or_else(|| Error::Machine(format!("there is no stack {}", dir.name)))?;
-    let running = Running {
+    let plan = Plan::read(dir)?.ok_or_else(|| {
+        Error::Environment(format!(
+            "stack {:?} has no plan; `slipway-stack up` makes one",
+            dir.name
+        ))
+    })?;
+    let running = RunningStack {
         number: plan.number,
         holder,
-        started: started(holder).unwrap_or_default(),
+        started: start_time(holder).unwrap_or_default(),
         groups: groups.dirs().to_vec(),
     };
     running.write(dir)?;

@@ -7,7 +7,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use crate::error::{Error, Result};
 
 /// The longest body of an unexpected answer in an error, in bytes.
-const BODY: usize = 2000;
+const LONGEST_BODY: usize = 2000;
 
 /// Returns a client that connects to the stack directly, without the machine's proxy.
 pub(crate) fn client() -> Result<Client> {
@@ -16,7 +16,7 @@ pub(crate) fn client() -> Result<Client> {
         .connect_timeout(Duration::from_secs(10))
         .build();
     client.map_err(|source| Error::NoAnswer {
-        request: "anything".into(),
+        request: "making an HTTP client".into(),
         source,
     })
 }
@@ -25,7 +25,7 @@ pub(crate) fn client() -> Result<Client> {
 pub(crate) async fn send(request: RequestBuilder) -> Result<Response> {
     let (client, request) = request.build_split();
     let request = request.map_err(|source| Error::NoAnswer {
-        request: "a request".into(),
+        request: "an invalid request".into(),
         source,
     })?;
     let name = format!("{} {}", request.method(), request.url());
@@ -37,14 +37,14 @@ pub(crate) async fn send(request: RequestBuilder) -> Result<Response> {
 
 /// Returns the answer if its status is among `expected`; otherwise fails with the status and the beginning of
 /// the body.
-pub(crate) async fn answer(response: Response, wanted: &[StatusCode]) -> Result<Response> {
-    if wanted.contains(&response.status()) {
+pub(crate) async fn answer(response: Response, expected: &[StatusCode]) -> Result<Response> {
+    if expected.contains(&response.status()) {
         return Ok(response);
     }
     let (request, status) = (response.url().to_string(), response.status().as_u16());
     let mut body = response.text().await.unwrap_or_default();
-    body.truncate(body.floor_char_boundary(BODY));
-    Err(Error::Answer {
+    body.truncate(body.floor_char_boundary(LONGEST_BODY));
+    Err(Error::UnexpectedStatus {
         request,
         status,
         body: body.trim().to_owned(),

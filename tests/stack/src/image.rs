@@ -4,20 +4,20 @@
 //! and a configuration; it is pushed to a stack's registry unless it is already there.
 
 mod layer;
-mod push;
+mod registry;
 
 use std::{env, fs, path::PathBuf};
 
 use serde_json::json;
 
-pub(crate) use self::push::Push;
+pub(crate) use self::registry::RegistryClient;
 use self::{
     layer::{Layer, bytes_digest},
-    push::Blob,
+    registry::Blob,
 };
 use crate::{
-    error::{At as _, Error, Result},
-    places::Places,
+    directories::Directories,
+    error::{Error, IoResultExt as _, Result},
     progress::Progress,
 };
 
@@ -54,20 +54,20 @@ pub(crate) struct BaseImages {
 
 impl BaseImages {
     /// Returns the layers; makes those that are not in the cache.
-    pub(crate) async fn make(places: &Places, progress: &Progress) -> Result<Self> {
-        let cache = places.cache.join("images");
+    pub(crate) async fn make(directories: &Directories, progress: &Progress) -> Result<Self> {
+        let cache = directories.cache.join("images");
         fs::create_dir_all(&cache).at("create", &cache)?;
         let debian = layer::debian(&cache, DEBIAN.1, progress).await?;
         let toolchain = layer::toolchain(&cache, RUST_HOME, progress).await?;
         Ok(Self {
             debian,
             toolchain,
-            machine: layer::from_files(machine_files()?)?,
+            machine: layer::from_files(network_files()?)?,
         })
     }
 
     /// Pushes the images that the registry lacks.
-    pub(crate) async fn push(&self, registry: &Push, progress: &Progress) -> Result<()> {
+    pub(crate) async fn push(&self, registry: &RegistryClient, progress: &Progress) -> Result<()> {
         let path = format!("/{RUST_HOME}/bin:{PATH}");
         let images = [
             (
@@ -88,20 +88,24 @@ impl BaseImages {
         for ((repository, tag), layers, environment) in images {
             let image = Image::new(&layers, &environment);
             let is_there = async || {
-                Ok::<_, Error>(registry.whole(repository, tag).await?.as_ref() == Some(&image.digest))
+                Ok::<_, Error>(
+                    registry.complete_digest(repository, tag).await?.as_ref() == Some(&image.digest),
+                )
             };
             if is_there().await? {
                 continue;
             }
             progress.step("registry", format_args!("pushing {repository}:{tag}"));
             for layer in layers {
-                registry.blob(repository, &layer.blob()).await?;
+                registry.push_blob(repository, &layer.blob()).await?;
             }
-            registry.blob(repository, &Blob::from_bytes(image.config)).await?;
-            registry.manifest(repository, tag, image.manifest).await?;
+            registry
+                .push_blob(repository, &Blob::from_bytes(image.config))
+                .await?;
+            registry.push_manifest(repository, tag, image.manifest).await?;
             if !is_there().await? {
-                return Err(Error::Machine(format!(
-                    "the registry took {repository}:{tag} and does not have all of it: its store is damaged. \
+                return Err(Error::Environment(format!(
+                    "{repository}:{tag} was pushed, but the registry lacks some of its blobs: its store is damaged; \
                      `make purge` removes it"
                 )));
             }
@@ -136,7 +140,7 @@ impl Image {
         );
         let manifest = json!({
             "schemaVersion": 2,
-            "mediaType": push::MANIFEST,
+            "mediaType": registry::MANIFEST,
             "config": {
                 "mediaType": "application/vnd.oci.image.config.v1+json",
                 "digest": bytes_digest(&config),
@@ -164,7 +168,7 @@ fn architecture() -> &'static str {
 
 /// Returns the files that give programs in the images this machine's network access: its certificate
 /// authorities, and its cargo configuration with the source of crates.
-fn machine_files() -> Result<Vec<(String, Vec<u8>)>> {
+fn network_files() -> Result<Vec<(String, Vec<u8>)>> {
     let bundle = "etc/ssl/certs/ca-certificates.crt";
     let trusted =
         env::var_os("SSL_CERT_FILE").map_or_else(|| PathBuf::from(format!("/{bundle}")), PathBuf::from);
@@ -187,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_names_its_layers_in_order_and_is_the_same_each_time() {
+    fn an_image_has_its_layers_in_order_and_is_reproducible() {
         let layers = ["a", "b"].map(|name| layer::from_files(vec![(name.to_owned(), name.into())]).unwrap());
         let make = || Image::new(&[&layers[0], &layers[1]], &["A=b".to_owned()]);
         let image = make();
@@ -199,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rust_image_is_named_by_the_workspaces_version() {
+    fn the_tag_of_the_rust_image_is_the_workspaces_rust_version() {
         assert!(rust("r:5000").starts_with("r:5000/slipway/rust:1."));
     }
 }

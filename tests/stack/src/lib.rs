@@ -11,15 +11,14 @@ mod command;
 mod control;
 mod credentials;
 mod deploy;
+mod directories;
 mod down;
 mod error;
-mod external;
 mod hold;
 mod http;
 mod image;
 mod packages;
 mod part;
-mod places;
 mod plan;
 mod programs;
 mod progress;
@@ -30,12 +29,12 @@ mod up;
 
 pub use self::{
     control::{PartStatus, State},
+    directories::{Directories, StackDir},
     down::down,
-    error::{Error, Result, chain},
+    error::{Error, Result},
     hold::hold,
     packages::{install_missing, install_missing_for_tests, promtool},
     part::Part,
-    places::{Places, StackDir, repository},
     plan::Options,
     progress::Progress,
     stack::{Gateway, Registry, Stack, part_log_tail as log_tail},

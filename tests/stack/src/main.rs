@@ -6,13 +6,12 @@ mod console;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use slipway_stack::chain;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
-            console::error(&chain(&error));
+            console::error(&format!("{:#}", anyhow::Error::from(error)));
             ExitCode::FAILURE
         }
     }

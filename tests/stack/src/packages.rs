@@ -7,8 +7,8 @@ use std::{
 
 use crate::{
     command::{command, run},
-    error::{At as _, Error, Result},
-    places::Places,
+    directories::Directories,
+    error::{Error, IoResultExt as _, Result},
     progress::Progress,
 };
 
@@ -55,8 +55,8 @@ async fn install(packages: &[&'static str], progress: &Progress) -> Result<()> {
     }
     let names = missing.join(" ");
     if !rustix::process::geteuid().is_root() {
-        return Err(Error::Machine(format!(
-            "missing packages: as root, apt-get install {names}"
+        return Err(Error::Environment(format!(
+            "packages are missing; as root, run: apt-get install {names}"
         )));
     }
     progress.step("packages", format_args!("installing {names}"));
@@ -70,27 +70,32 @@ async fn install(packages: &[&'static str], progress: &Progress) -> Result<()> {
 }
 
 /// Returns the registry's program: the installed one, or the one unpacked into the cache.
-pub(crate) async fn registry(places: &Places, progress: &Progress) -> Result<PathBuf> {
-    unpacked(REGISTRY, "docker-registry", places, progress).await
+pub(crate) async fn registry(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
+    unpacked(REGISTRY, "docker-registry", directories, progress).await
 }
 
 /// Returns `promtool`, which checks metrics: the installed one, or the one unpacked into the cache.
-pub async fn promtool(places: &Places, progress: &Progress) -> Result<PathBuf> {
-    unpacked(PROMETHEUS, "promtool", places, progress).await
+pub async fn promtool(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
+    unpacked(PROMETHEUS, "promtool", directories, progress).await
 }
 
-async fn unpacked(package: &str, program: &str, places: &Places, progress: &Progress) -> Result<PathBuf> {
+async fn unpacked(
+    package: &str,
+    program: &str,
+    directories: &Directories,
+    progress: &Progress,
+) -> Result<PathBuf> {
     let installed = Path::new("/usr/bin").join(program);
     if installed.exists() {
         return Ok(installed);
     }
-    let dir = places.cache.join("tools").join(package);
+    let dir = directories.cache.join("tools").join(package);
     let program = dir.join("usr/bin").join(program);
     if program.exists() {
         return Ok(program);
     }
     progress.step("packages", format_args!("unpacking {package}"));
-    let tools = places.cache.join("tools");
+    let tools = directories.cache.join("tools");
     fs::create_dir_all(&tools).at("create", &tools)?;
     let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
     // apt downloads as a user of its own, which cannot write here; root avoids the warning about that.
@@ -153,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_package_that_was_removed_or_never_there_is_missing() {
+    fn a_removed_or_never_installed_package_is_missing() {
         let listed = "runc installed\nzstd config-files\nruncible installed\n";
         assert_eq!(
             not_installed(&["runc", "zstd", "iptables"], listed),

@@ -9,9 +9,9 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    address::Number,
-    error::{At as _, Error, Result},
-    places::{StackDir, write_private},
+    address::StackNumber,
+    directories::{StackDir, write_private},
+    error::{Error, IoResultExt as _, Result},
     tools::Tools,
 };
 
@@ -55,21 +55,21 @@ impl Options {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Provider {
     /// The embedded development provider.
-    Embedded(Stamped),
+    Embedded(ProgramFile),
     /// `faasd provider`.
-    Faasd(Stamped),
+    Faasd(ProgramFile),
 }
 
 /// A program's file, with a stamp that changes when a newer program replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Stamped {
+pub(crate) struct ProgramFile {
     /// The program's path.
     pub(crate) program: PathBuf,
     /// The file's size in bytes and its modification time.
     stamp: (u64, SystemTime),
 }
 
-impl Stamped {
+impl ProgramFile {
     /// Returns the program with its current stamp.
     pub(crate) fn of(program: &Path) -> Result<Self> {
         let stamp = fs::metadata(program).and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
@@ -83,7 +83,7 @@ impl Stamped {
 impl Provider {
     /// Returns whether the registry requires a password. With faasd it cannot, because faasd pulls without
     /// credentials.
-    pub(crate) fn closed_registry(&self) -> bool {
+    pub(crate) fn registry_requires_password(&self) -> bool {
         matches!(self, Self::Embedded(_))
     }
 }
@@ -91,10 +91,10 @@ impl Provider {
 /// The supervisor's input; contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    pub(crate) number: Number,
+    pub(crate) number: StackNumber,
     /// The launcher that starts the supervisor; a supervisor of another build may not understand its
     /// commands.
-    pub(crate) launcher: Stamped,
+    pub(crate) launcher: ProgramFile,
     pub(crate) tools: Tools,
     /// The docker-registry program.
     pub(crate) registry: PathBuf,
@@ -121,7 +121,7 @@ impl Plan {
 
     /// Reads the plan of an earlier start; `None` if there is none, or if a launcher of another version wrote
     /// it.
-    pub(crate) fn earlier(dir: &StackDir) -> Option<Self> {
+    pub(crate) fn read_compatible(dir: &StackDir) -> Option<Self> {
         Self::read(dir).ok().flatten()
     }
 
@@ -133,18 +133,18 @@ impl Plan {
 
 /// The state of a running stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Running {
+pub(crate) struct RunningStack {
     /// The process id of the holder, whose end ends the stack.
     pub(crate) holder: u32,
     /// The holder's start time in kernel ticks, because process ids are reused.
     pub(crate) started: u64,
     /// The stack's number, which is also in its interface's name.
-    pub(crate) number: Number,
+    pub(crate) number: StackNumber,
     /// The stack's control groups.
     pub(crate) groups: Vec<PathBuf>,
 }
 
-impl Running {
+impl RunningStack {
     /// Reads the state of a running stack, or returns `None` if it was stopped.
     pub(crate) fn read(dir: &StackDir) -> Result<Option<Self>> {
         read(dir.running())
@@ -157,13 +157,13 @@ impl Running {
 
     /// Returns whether the holder still runs.
     pub(crate) fn alive(&self) -> bool {
-        started(self.holder) == Some(self.started)
+        start_time(self.holder) == Some(self.started)
     }
 }
 
 /// Returns the start time of a process in kernel ticks, or `None` if it has ended (proc(5), `/proc/PID/stat`,
 /// fields 3 and 22).
-pub(crate) fn started(pid: u32) -> Option<u64> {
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may contain any character, including `)`.
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
@@ -178,11 +178,11 @@ fn read<T: DeserializeOwned>(path: PathBuf) -> Result<Option<T>> {
     };
     serde_json::from_slice(&text)
         .map(Some)
-        .map_err(|source| Error::Damaged { path, source })
+        .map_err(|source| Error::InvalidFile { path, source })
 }
 
 fn write(path: PathBuf, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_vec_pretty(value).map_err(|source| Error::Damaged {
+    let text = serde_json::to_vec_pretty(value).map_err(|source| Error::InvalidFile {
         path: path.clone(),
         source,
     })?;
@@ -194,20 +194,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_runs_has_a_start_and_one_that_ended_has_none() {
-        assert!(started(std::process::id()).is_some());
+    fn only_a_running_process_has_a_start_time() {
+        assert!(start_time(std::process::id()).is_some());
         let mut child = std::process::Command::new("true").spawn().unwrap();
         child.wait().unwrap();
-        assert_eq!(started(child.id()), None);
+        assert_eq!(start_time(child.id()), None);
     }
 
     #[test]
     fn another_process_with_the_holders_id_is_not_the_holder() {
-        let started = started(std::process::id()).unwrap();
-        let mut running = Running {
+        let started = start_time(std::process::id()).unwrap();
+        let mut running = RunningStack {
             holder: std::process::id(),
             started,
-            number: Number::FIRST,
+            number: StackNumber::FIRST,
             groups: Vec::new(),
         };
         assert!(running.alive());

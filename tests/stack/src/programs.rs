@@ -6,15 +6,15 @@ use serde::Deserialize;
 
 use crate::{
     command::{command, run},
-    error::{At as _, Error, Result},
-    places,
+    directories,
+    error::{Error, IoResultExt as _, Result},
 };
 
 /// Builds programs of this workspace and returns their paths in the given order. A program has the name of
 /// its package.
 pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
     let mut cargo = command("cargo");
-    cargo.current_dir(places::repository());
+    cargo.current_dir(directories::repository());
     cargo.args(["build", "--locked", "--message-format=json-render-diagnostics"]);
     for name in names {
         cargo.args(["--package", name, "--bin", name]);
@@ -22,10 +22,11 @@ pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; 
     let output = run(&mut cargo).await?;
     let built = executables(&String::from_utf8_lossy(&output));
     let mut found = names.map(|_| PathBuf::new());
-    for (name, place) in names.iter().zip(&mut found) {
+    for (name, target) in names.iter().zip(&mut found) {
         let executable = built.iter().find(|(built, _)| built == name);
-        let (_, path) = executable.ok_or_else(|| Error::Machine(format!("cargo built no {name}")))?;
-        place.clone_from(path);
+        let (_, path) = executable
+            .ok_or_else(|| Error::Environment(format!("cargo build reported no executable for {name}")))?;
+        target.clone_from(path);
     }
     Ok(found)
 }
@@ -43,7 +44,9 @@ pub(crate) fn launcher() -> Result<PathBuf> {
         .map(|dir| dir.join("slipway-stack"));
     let mut candidates = [own.clone()].into_iter().chain(beside);
     let found = candidates.find(|path| path.file_name() == Some("slipway-stack".as_ref()) && path.is_file());
-    found.ok_or_else(|| Error::Machine("slipway-stack is not built: cargo build -p slipway-stack".into()))
+    found.ok_or_else(|| {
+        Error::Environment("slipway-stack is not built; run: cargo build -p slipway-stack".into())
+    })
 }
 
 /// A line of cargo's JSON output; most kinds of messages lack these fields.
@@ -72,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_found_among_cargos_messages() {
+    fn an_executable_is_found_among_cargos_messages() {
         let messages = concat!(
             "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"builder_fn\"},\"executable\":null}\n",
             "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"builder-fn\"},\"executable\":\"/t/builder-fn\"}\n",

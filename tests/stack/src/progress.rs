@@ -37,12 +37,8 @@ impl Progress {
     }
 
     /// Emits a line about `subject`.
-    pub fn step(&self, of: impl fmt::Display, what: impl fmt::Display) {
-        (self.write)(&format!("{} {of}: {what}", stamp(self.start.elapsed())));
-    }
-
-    pub fn elapsed(&self) -> Duration {
-        self.start.elapsed()
+    pub fn step(&self, subject: impl fmt::Display, message: impl fmt::Display) {
+        (self.write)(&line(self.start.elapsed(), subject, message));
     }
 }
 
@@ -55,8 +51,8 @@ impl fmt::Debug for Progress {
 }
 
 /// Formats a line: `[ 12.3s] subject: message`. The time is as wide for ten minutes as for one second.
-fn stamp(elapsed: Duration) -> String {
-    format!("[{:6.1}s]", elapsed.as_secs_f64())
+fn line(elapsed: Duration, subject: impl fmt::Display, message: impl fmt::Display) -> String {
+    format!("[{:6.1}s] {subject}: {message}", elapsed.as_secs_f64())
 }
 
 #[cfg(test)]
@@ -66,11 +62,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_the_elapsed_time_the_thing_and_the_step() {
+    fn a_line_has_the_elapsed_time_the_subject_and_the_message() {
+        let line = |milliseconds| line(Duration::from_millis(milliseconds), "buildkit", "ready");
+        assert_eq!(line(0), "[   0.0s] buildkit: ready");
+        assert_eq!(line(612_340), "[ 612.3s] buildkit: ready");
+    }
+
+    #[test]
+    fn every_step_is_one_line() {
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let kept = lines.clone();
-        Progress::new(move |line| kept.lock().unwrap().push(line.to_owned())).step("buildkit", "ready");
-        assert_eq!(lines.lock().unwrap().as_slice(), ["[   0.0s] buildkit: ready"]);
-        assert_eq!(stamp(Duration::from_millis(612_340)), "[ 612.3s]");
+        let written = lines.clone();
+        let progress = Progress::new(move |line| written.lock().unwrap().push(line.to_owned()));
+        progress.step("buildkit", "starting");
+        progress.step("buildkit", "ready");
+        let lines = lines.lock().unwrap();
+        assert_eq!(lines.len(), 2);
+        assert!(lines[0].ends_with("] buildkit: starting"), "{lines:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! A running stack, for tests and commands.
 
+pub(crate) mod external;
+
 use std::{
     fs,
     os::unix::net::UnixStream,
@@ -8,25 +10,25 @@ use std::{
 
 use crate::{
     command::{command, run_with_input, tail},
-    control::{Command, Conversation, Event, PartStatus},
+    control::{Command, ControlClient, Event, PartStatus},
     credentials::Credentials,
-    error::{At as _, Error, Result},
-    external, image,
+    directories::{Directories, StackDir},
+    error::{Error, IoResultExt as _, Result},
+    image,
     part::Part,
-    places::{Places, StackDir},
-    plan::{Plan, Provider, Running},
+    plan::{Plan, Provider, RunningStack},
     supervisor,
     tools::Tools,
 };
 
 /// The number of log lines in an error.
-const TAIL: usize = 30;
+const TAIL_LINES: usize = 30;
 
 /// A running stack: the addresses of its parts and its credentials.
 #[derive(Debug, Clone)]
 pub struct Stack {
     /// The stack's directory.
-    pub dir: PathBuf,
+    pub dir: StackDir,
     /// The OpenFaaS gateway.
     pub gateway: Gateway,
     /// The URL of builder-fn without the gateway, without a trailing slash.
@@ -43,7 +45,6 @@ pub struct Stack {
     pub tools: Tools,
     /// Returns the reference of the base image that compiles Rust.
     pub(crate) rust_image: String,
-    pub(crate) place: StackDir,
     /// The plan; `None` for an external stack.
     pub(crate) plan: Option<Plan>,
 }
@@ -79,14 +80,14 @@ impl Stack {
         if name == external::NAME {
             return external::from_env().map(Some);
         }
-        let place = Places::from_env()?.stack(name)?;
-        let (Some(plan), Some(running)) = (Plan::read(&place)?, Running::read(&place)?) else {
+        let dir = Directories::from_env()?.stack(name)?;
+        let (Some(plan), Some(running)) = (Plan::read(&dir)?, RunningStack::read(&dir)?) else {
             return Ok(None);
         };
         if !running.alive() {
             return Ok(None);
         }
-        Self::of(place, plan).map(Some)
+        Self::of(dir, plan).map(Some)
     }
 
     /// Returns the registry's program, for tests that start a registry of their own.
@@ -98,15 +99,14 @@ impl Stack {
     }
 
     /// Returns the stack of a plan; reads its credentials.
-    pub(crate) fn of(place: StackDir, plan: Plan) -> Result<Self> {
-        let credentials = Credentials::read(&place, plan.provider.closed_registry())?;
+    pub(crate) fn of(dir: StackDir, plan: Plan) -> Result<Self> {
+        let credentials = Credentials::read(&dir, plan.provider.registry_requires_password())?;
         let (user, password) = credentials
             .registry
             .map(|login| (login.user, login.password))
             .unwrap_or_default();
         let number = plan.number;
         Ok(Self {
-            dir: place.root.clone(),
             gateway: Gateway {
                 url: number.gateway_url(),
                 user: credentials.gateway.user,
@@ -118,19 +118,19 @@ impl Stack {
                 user,
                 password,
             },
-            buildkit_host: format!("unix://{}", place.sockets().join("buildkitd.sock").display()),
-            payload_secret: place.secrets().join("payload-secret"),
-            deploy_secret: place.secrets().join("deploy-secret"),
+            buildkit_host: format!("unix://{}", dir.sockets().join("buildkitd.sock").display()),
+            payload_secret: dir.secrets().join("payload-secret"),
+            deploy_secret: dir.secrets().join("deploy-secret"),
             tools: plan.tools.clone(),
             rust_image: image::rust(&plan.registry_host()),
-            place,
+            dir,
             plan: Some(plan),
         })
     }
 
     /// Returns the stack's name.
     pub fn name(&self) -> &str {
-        &self.place.name
+        &self.dir.name
     }
 
     /// Returns whether the parts can be stopped and started; `false` for an external stack.
@@ -140,13 +140,13 @@ impl Stack {
 
     /// Returns whether the registry requires a password. With faasd it does not, because faasd pulls without
     /// credentials.
-    pub fn registry_asks_for_a_password(&self) -> bool {
+    pub fn registry_requires_password(&self) -> bool {
         !self.registry.user.is_empty()
     }
 
     /// Returns whether the provider keeps the old version of a function answering until the new version
     /// answers.
-    pub fn replaces_without_a_gap(&self) -> bool {
+    pub fn has_rolling_updates(&self) -> bool {
         matches!(
             self.plan,
             Some(Plan {
@@ -168,12 +168,12 @@ impl Stack {
 
     /// Returns the directory of the secrets that Slipway's functions mount, one file each, by name.
     pub fn secrets(&self) -> PathBuf {
-        self.place.secrets()
+        self.dir.secrets()
     }
 
     /// Returns the directory of the stack's programs for users, to be put in front of `PATH`.
     pub fn bin(&self) -> PathBuf {
-        self.place.bin()
+        self.dir.bin()
     }
 
     /// Returns the environment variables for using the stack with ordinary tools. `PATH` is not among them:
@@ -202,11 +202,11 @@ impl Stack {
 
     /// Logs in with faas-cli and returns the directory for its `OPENFAAS_CONFIG`.
     pub async fn login(&self) -> Result<PathBuf> {
-        let dir = self.place.home().join("openfaas");
+        let config_dir = self.dir.home().join("openfaas");
         // A stack that is started again may have another address, so an older login is replaced.
-        let known = fs::read_to_string(dir.join("config.yml"));
-        if known.is_ok_and(|known| known.contains(&self.gateway.url)) {
-            return Ok(dir);
+        let config = fs::read_to_string(config_dir.join("config.yml"));
+        if config.is_ok_and(|config| config.contains(&self.gateway.url)) {
+            return Ok(config_dir);
         }
         let mut faas_cli = command(&self.tools.faas_cli);
         faas_cli.args([
@@ -218,46 +218,47 @@ impl Stack {
             "--password-stdin",
         ]);
         run_with_input(
-            faas_cli.env("OPENFAAS_CONFIG", &dir),
+            faas_cli.env("OPENFAAS_CONFIG", &config_dir),
             self.gateway.password.as_bytes(),
         )
         .await?;
-        Ok(dir)
+        Ok(config_dir)
     }
 
     /// Returns the supervisor's process id on this machine. `/proc/PID/net` is the stack's network,
     /// `/proc/PID/root` the stack's file system.
     pub fn supervisor_pid(&self) -> Result<u32> {
-        let socket = self.place.control();
+        let socket = self.dir.control();
         let stream = UnixStream::connect(&socket).at("connect to", &socket)?;
-        let peer = rustix::net::sockopt::socket_peercred(&stream).at("ask who listens on", &socket)?;
+        let peer = rustix::net::sockopt::socket_peercred(&stream)
+            .at("read the process id of the listener on", &socket)?;
         Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
     /// Returns the process id of the holder, whose end ends the stack.
     pub fn holder_pid(&self) -> Result<u32> {
-        let running = Running::read(&self.place)?;
+        let running = RunningStack::read(&self.dir)?;
         running
             .map(|running| running.holder)
-            .ok_or_else(|| Error::Machine(format!("{} does not run", self.name())))
+            .ok_or_else(|| Error::Environment(format!("stack {:?} is not running", self.name())))
     }
 
     /// Returns the state of each part.
     pub async fn status(&self) -> Result<Vec<PartStatus>> {
-        match self.ask(Command::Status).await? {
+        match self.send(Command::Status).await? {
             Event::Status { parts } => Ok(parts),
-            other => Err(Error::Refused(format!("unexpected answer: {other:?}"))),
+            other => Err(Error::Rejected(format!("unexpected answer: {other:?}"))),
         }
     }
 
     /// Stops a part, which stays stopped until it is started.
     pub async fn stop(&self, part: Part) -> Result<()> {
-        self.ask(Command::Stop { part }).await.map(drop)
+        self.send(Command::Stop { part }).await.map(drop)
     }
 
     /// Starts a part and waits until it is ready.
     pub async fn start(&self, part: Part) -> Result<()> {
-        self.ask(Command::Start { part }).await.map(drop)
+        self.send(Command::Start { part }).await.map(drop)
     }
 
     /// Stops a part and starts it again.
@@ -268,44 +269,41 @@ impl Stack {
 
     /// Returns the last lines of a part's log.
     pub fn log_tail(&self, part: Part, lines: usize) -> String {
-        log_tail(&self.place.log(part.name()), lines)
+        log_tail(&self.dir.log(part.name()), lines)
     }
 
-    async fn ask(&self, command: Command) -> Result<Event> {
+    async fn send(&self, command: Command) -> Result<Event> {
         self.plan()?;
-        let answer = Conversation::open(&self.place.control())
+        let answer = ControlClient::connect(&self.dir.control())
             .await?
-            .ask(command, |_| ())
+            .send(command, |_| ())
             .await?;
-        succeeded(&self.place, answer)
+        check_answer(&self.dir, answer)
     }
 
     /// Returns the credentials in the launcher's own form.
     pub(crate) fn credentials(&self) -> Result<Credentials> {
-        Credentials::read(&self.place, self.plan()?.provider.closed_registry())
-    }
-
-    pub(crate) fn place(&self) -> &StackDir {
-        &self.place
+        Credentials::read(&self.dir, self.plan()?.provider.registry_requires_password())
     }
 
     /// Returns the plan; fails for an external stack.
     pub(crate) fn plan(&self) -> Result<&Plan> {
-        let refused =
-            || Error::Refused("the parts of this stack are somebody else's to start and stop".into());
-        self.plan.as_ref().ok_or_else(refused)
+        let external = || {
+            Error::Rejected("the parts of an external stack cannot be started or stopped from here".into())
+        };
+        self.plan.as_ref().ok_or_else(external)
     }
 }
 
 /// Converts the failure of a part to an error with the end of the part's log.
-pub(crate) fn succeeded(place: &StackDir, answer: Event) -> Result<Event> {
+pub(crate) fn check_answer(dir: &StackDir, answer: Event) -> Result<Event> {
     match answer {
         Event::Failed { part, reason } => {
-            let log = place.log(part.name());
+            let log = dir.log(part.name());
             Err(Error::NotReady {
                 part,
                 reason,
-                tail: log_tail(&log, TAIL),
+                tail: log_tail(&log, TAIL_LINES),
                 log,
             })
         }
@@ -315,10 +313,10 @@ pub(crate) fn succeeded(place: &StackDir, answer: Event) -> Result<Event> {
 
 /// Returns the last lines of a part's log, whether the stack runs or not.
 pub fn part_log_tail(name: &str, part: Part, lines: usize) -> Result<String> {
-    let log = Places::from_env()?.stack(name)?.log(part.name());
+    let log = Directories::from_env()?.stack(name)?.log(part.name());
     let mut text = String::new();
     // A rotated log may be short; the older lines precede it.
-    for path in [supervisor::older(&log), log] {
+    for path in [supervisor::rotated(&log), log] {
         text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
     }
     Ok(tail(&text, lines))

@@ -8,57 +8,62 @@ mod forward;
 mod logs;
 mod mounts;
 mod network;
+mod part_spec;
 mod parts;
 mod ready;
 mod reaper;
 mod serve;
-mod spec;
 
 use std::fs;
 
 use futures_util::future::try_join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use self::logs::older;
-use self::{forward::Forward, parts::Parts, reaper::Reaper, spec::Context};
+pub(crate) use self::logs::rotated;
+use self::{forward::Forwarder, part_spec::StackConfig, parts::Parts, reaper::Reaper};
 use crate::{
-    error::{At as _, Error, Result},
-    places::StackDir,
+    directories::StackDir,
+    error::{Error, IoResultExt as _, Result},
     plan::{Plan, Provider},
 };
 
 /// Supervises the stack until a command or SIGTERM ends it. This process must be PID 1 of new mount, PID and
 /// cgroup namespaces.
 pub fn run(dir: StackDir) -> Result<()> {
-    let plan = Plan::read(&dir)?.ok_or_else(|| Error::Machine(format!("there is no stack {}", dir.name)))?;
+    let plan = Plan::read(&dir)?.ok_or_else(|| {
+        Error::Environment(format!(
+            "stack {:?} has no plan; `slipway-stack up` makes one",
+            dir.name
+        ))
+    })?;
     let number = plan.number;
-    let context = Context { dir, plan };
+    let config = StackConfig { dir, plan };
     let resolver = mounts::make()?;
-    if let Provider::Faasd(faasd) = &context.plan.provider {
-        faasd::prepare(&context.dir, &faasd.program, &context.containerd_socket())?;
+    if let Provider::Faasd(faasd) = &config.plan.provider {
+        faasd::prepare(&config.dir, &faasd.program, &config.containerd_socket())?;
     }
     resolver.mount()?;
     // Before `enter`, while this process is still in the machine's network namespace.
-    let door = forward::loopback_registry(&context)?;
+    let loopback = forward::loopback_registry(&config)?;
     network::enter(number)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime
-        .at("start the runtime of", &context.dir.root)?
-        .block_on(supervise(context, door))
+        .at("start the runtime of", &config.dir.root)?
+        .block_on(supervise(config, loopback))
 }
 
-async fn supervise(context: Context, door: Option<std::net::TcpListener>) -> Result<()> {
-    let socket = context.dir.control();
+async fn supervise(config: StackConfig, loopback: Option<std::net::TcpListener>) -> Result<()> {
+    let socket = config.dir.control();
     // An earlier supervisor may have left its socket.
     let _ = fs::remove_file(&socket);
     let listener = tokio::net::UnixListener::bind(&socket).at("listen on", &socket)?;
-    let mut terminate = signal(SignalKind::terminate()).at("take signals for", &socket)?;
+    let mut terminate = signal(SignalKind::terminate()).at("handle signals for", &socket)?;
     let reaper = Reaper::default();
-    let forwards = forward::all(&context, door).await?;
-    let parts = Parts::new(context, reaper.clone());
+    let forwards = forward::all(&config, loopback).await?;
+    let parts = Parts::new(config, reaper.clone());
     tokio::select! {
-        ended = reaper.collect() => ended.at("collect children of", &socket),
-        ended = try_join_all(forwards.iter().map(Forward::serve)) => ended.map(drop),
+        ended = reaper.reap() => ended.at("reap children of", &socket),
+        ended = try_join_all(forwards.iter().map(Forwarder::serve)) => ended.map(drop),
         ended = serve::serve(&listener, &parts) => ended,
         _ = terminate.recv() => {
             parts.stop_all(&|_| ()).await;

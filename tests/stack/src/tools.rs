@@ -14,8 +14,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     command::{command, run},
-    error::{At as _, Result},
-    places::{self, Places},
+    directories::{self, Directories},
+    error::{IoResultExt as _, Result},
     progress::Progress,
 };
 
@@ -43,17 +43,17 @@ pub struct Tools {
 impl Tools {
     /// Builds the modules that are not in the cache, one after the other, because `go build` uses every core
     /// by itself.
-    pub async fn build(places: &Places, progress: &Progress) -> Result<Self> {
+    pub(crate) async fn build(directories: &Directories, progress: &Progress) -> Result<Self> {
         for module in ["openfaas", "faas-cli", "containerd", "buildkit"] {
-            build(places, module, progress).await?;
+            build(directories, module, progress).await?;
         }
-        Self::locate(places)
+        Self::locate(directories)
     }
 
     /// Returns the paths that the programs have once they are built.
-    pub(crate) fn locate(places: &Places) -> Result<Self> {
-        let [openfaas, faas_cli] = ["openfaas", "faas-cli"].map(|module| directory(places, module));
-        let [containerd, buildkit] = ["containerd", "buildkit"].map(|module| directory(places, module));
+    pub(crate) fn locate(directories: &Directories) -> Result<Self> {
+        let [openfaas, faas_cli] = ["openfaas", "faas-cli"].map(|module| directory(directories, module));
+        let [containerd, buildkit] = ["containerd", "buildkit"].map(|module| directory(directories, module));
         let (openfaas, faas_cli, containerd, buildkit) = (openfaas?, faas_cli?, containerd?, buildkit?);
         Ok(Self {
             buildkitd: buildkit.join("buildkitd"),
@@ -69,14 +69,14 @@ impl Tools {
 }
 
 /// Returns the directory with the programs of a module of `tools/`; builds it if needed.
-pub async fn build(places: &Places, module: &str, progress: &Progress) -> Result<PathBuf> {
-    let (source, built) = (source(module), directory(places, module)?);
-    let tools = places.cache.join("tools");
+pub async fn build(directories: &Directories, module: &str, progress: &Progress) -> Result<PathBuf> {
+    let (source, built) = (source(module), directory(directories, module)?);
+    let tools = directories.cache.join("tools");
     if built.exists() {
         return Ok(built);
     }
     fs::create_dir_all(&tools).at("create", &tools)?;
-    let _lock = places::lock_waiting(tools.join(format!(".{module}.lock"))).await?;
+    let _lock = directories::lock_waiting(tools.join(format!(".{module}.lock"))).await?;
     if built.exists() {
         return Ok(built);
     }
@@ -96,17 +96,17 @@ pub async fn build(places: &Places, module: &str, progress: &Progress) -> Result
     run(&mut go).await?;
     let new = new.keep();
     fs::rename(&new, &built).at("rename", &new)?;
-    progress.step("tools", format_args!("{module} built"));
+    progress.step("tools", format_args!("built {module}"));
     Ok(built)
 }
 
 fn source(module: &str) -> PathBuf {
-    places::repository().join("tests/stack/tools").join(module)
+    directories::repository().join("tests/stack/tools").join(module)
 }
 
 /// Returns the directory of a module's programs, whether it exists or not.
-fn directory(places: &Places, module: &str) -> Result<PathBuf> {
-    Ok(places
+fn directory(directories: &Directories, module: &str) -> Result<PathBuf> {
+    Ok(directories
         .cache
         .join("tools")
         .join(format!("{module}-{}", fingerprint(&source(module))?)))

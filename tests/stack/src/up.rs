@@ -9,28 +9,29 @@ use std::{
 };
 
 use crate::{
-    address::Number,
-    cgroup::Groups,
-    control::{Command, Conversation, Event},
+    address::StackNumber,
+    cgroup::ControlGroups,
+    control::{Command, ControlClient, Event},
     credentials::Credentials,
-    deploy, down,
-    error::{At as _, Error, Result},
-    external, http,
-    image::{BaseImages, Push},
+    deploy,
+    directories::{self, Directories, StackDir, write_private},
+    down,
+    error::{Error, IoResultExt as _, Result},
+    http,
+    image::{BaseImages, RegistryClient},
     packages,
-    places::{self, Places, StackDir, write_private},
-    plan::{Options, Plan, Provider, Running, Stamped},
+    plan::{Options, Plan, ProgramFile, Provider, RunningStack, start_time},
     programs,
     progress::Progress,
-    stack::{Stack, log_tail, succeeded},
+    stack::{Stack, check_answer, external, log_tail},
     tools::Tools,
 };
 
 /// The longest time for the supervisor to accept connections.
-const SUPERVISOR_WITHIN: Duration = Duration::from_secs(20);
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The interval between checks of something that has no event.
-const BETWEEN: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
     /// Starts the stack or its missing parts, and deploys Slipway on it if the options say so.
@@ -43,27 +44,27 @@ impl Stack {
             return external::check(progress).await;
         }
         if !rustix::process::geteuid().is_root() {
-            return Err(Error::Machine(
-                "only root can start a stack: it needs namespaces and mounts".into(),
+            return Err(Error::Environment(
+                "starting a stack needs root, for namespaces and mounts; run the command as root".into(),
             ));
         }
-        let places = Places::from_env()?;
-        let place = places.stack(&options.name)?;
+        let directories = Directories::from_env()?;
+        let dir = directories.stack(&options.name)?;
         packages::install_missing(progress).await?;
-        let (mut plan, images) = prepare(options, &places, progress).await?;
-        let _one = place.lock().await?;
-        plan.number = number(&places, &place)?;
-        let stack = launch(&place, plan, progress).await?;
-        let push = Push::new(
+        let (mut plan, images) = prepare(options, &directories, progress).await?;
+        let _one = dir.lock().await?;
+        plan.number = choose_number(&directories, &dir)?;
+        let stack = launch(&dir, plan, progress).await?;
+        let registry = RegistryClient::new(
             http::client()?,
             stack.registry.host.clone(),
             stack.credentials()?.registry,
         );
         if let Some(images) = images {
-            images.push(&push, progress).await?;
+            images.push(&registry, progress).await?;
         }
         if options.deploy {
-            deploy::deploy(&stack, &push, progress).await?;
+            deploy::deploy(&stack, &registry, progress).await?;
         }
         Ok(stack)
     }
@@ -72,31 +73,31 @@ impl Stack {
 /// Builds programs and images concurrently, and makes the plan.
 async fn prepare(
     options: &Options,
-    places: &Places,
+    directories: &Directories,
     progress: &Progress,
 ) -> Result<(Plan, Option<BaseImages>)> {
-    let own = async {
+    let programs = async {
         // With one command, because cargo would rebuild shared dependencies with other features for each
         // package.
         let [provider, builder] = programs::build(["slipway-dev-provider", "builder-fn"]).await?;
-        progress.step("programs", "provider and builder-fn built");
+        progress.step("programs", "built slipway-dev-provider and builder-fn");
         Ok((provider, builder))
     };
     let images = async {
         match options.images || options.deploy {
-            true => BaseImages::make(places, progress).await.map(Some),
+            true => BaseImages::make(directories, progress).await.map(Some),
             false => Ok(None),
         }
     };
     let (mut tools, registry, images, (provider, builder)) = tokio::try_join!(
-        Tools::build(places, progress),
-        packages::registry(places, progress),
+        Tools::build(directories, progress),
+        packages::registry(directories, progress),
         images,
-        own,
+        programs,
     )?;
     let provider = match &options.faasd {
-        Some(faasd) => Provider::Faasd(Stamped::of(&absolute(faasd)?)?),
-        None => Provider::Embedded(Stamped::of(&provider)?),
+        Some(faasd) => Provider::Faasd(ProgramFile::of(&absolute(faasd)?)?),
+        None => Provider::Embedded(ProgramFile::of(&provider)?),
     };
     if let Some(gateway) = &options.gateway {
         tools.gateway = absolute(gateway)?;
@@ -107,8 +108,8 @@ async fn prepare(
     let ack_wait_seconds = options.ack_wait.as_secs();
     // A placeholder: the number is chosen once the stack is locked.
     let plan = Plan {
-        number: Number::FIRST,
-        launcher: Stamped::of(&programs::launcher()?)?,
+        number: StackNumber::FIRST,
+        launcher: ProgramFile::of(&programs::launcher()?)?,
         tools,
         registry,
         provider,
@@ -123,49 +124,53 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 /// Returns the stack's earlier number, or one that no other stack has.
-fn number(places: &Places, place: &StackDir) -> Result<Number> {
-    let _one = places::lock(&places.stacks.join(".lock"))?;
-    if let Some(plan) = Plan::earlier(place) {
+fn choose_number(directories: &Directories, dir: &StackDir) -> Result<StackNumber> {
+    let _one = directories::lock(&directories.stacks.join(".lock"))?;
+    if let Some(plan) = Plan::read_compatible(dir) {
         return Ok(plan.number);
     }
     let mut taken = HashSet::new();
-    for entry in fs::read_dir(&places.stacks).at("read", &places.stacks)?.flatten() {
-        if let Ok(other) = places.stack(&entry.file_name().to_string_lossy())
-            && let Some(plan) = Plan::earlier(&other)
+    for entry in fs::read_dir(&directories.stacks)
+        .at("read", &directories.stacks)?
+        .flatten()
+    {
+        if let Ok(other) = directories.stack(&entry.file_name().to_string_lossy())
+            && let Some(plan) = Plan::read_compatible(&other)
         {
             taken.insert(plan.number);
         }
     }
-    let free = Number::free(|number| taken.contains(&number) || down::interface(number).exists());
-    free.ok_or_else(|| Error::Machine("there are 254 stacks on this machine already".into()))
+    let free = StackNumber::free(|number| taken.contains(&number) || down::interface(number).exists());
+    free.ok_or_else(|| {
+        Error::Environment(
+            "all 254 stack numbers are taken; `slipway-stack down --purge --name NAME` frees one".into(),
+        )
+    })
 }
 
 /// Starts the supervisor and the parts, or the parts that do not run.
-async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack> {
-    place.create()?;
-    let alive = Running::read(place)?.is_some_and(|running| running.alive());
-    let same = Plan::earlier(place).as_ref() == Some(&plan);
-    if alive && same {
-        let stack = Stack::of(place.clone(), plan)?;
-        begin(&stack, progress).await?;
+async fn launch(dir: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack> {
+    dir.create()?;
+    let alive = RunningStack::read(dir)?.is_some_and(|running| running.alive());
+    let unchanged = Plan::read_compatible(dir).as_ref() == Some(&plan);
+    if alive && unchanged {
+        let stack = Stack::of(dir.clone(), plan)?;
+        start_parts(&stack, progress).await?;
         return Ok(stack);
     }
     if alive {
-        progress.step(
-            "stack",
-            "its programs have changed; it is stopped and started anew",
-        );
+        progress.step("stack", "its programs have changed; restarting");
     }
-    down::stop(place, progress).await?;
-    write_configuration(place, &plan).await?;
-    plan.write(place)?;
-    let stack = Stack::of(place.clone(), plan)?;
+    down::stop(dir, progress).await?;
+    write_configuration(dir, &plan).await?;
+    plan.write(dir)?;
+    let stack = Stack::of(dir.clone(), plan)?;
     let holder = Holder::start(&stack)?;
-    holder.supervisor(place).await?;
-    if let Err(error) = begin(&stack, progress).await {
+    holder.wait_for_supervisor(dir).await?;
+    if let Err(error) = start_parts(&stack, progress).await {
         // The error is the reason for the failed start, whatever the clean-up returns; its failure would show
         // at the next start.
-        let _ = down::stop(place, progress).await;
+        let _ = down::stop(dir, progress).await;
         return Err(error);
     }
     holder.keep();
@@ -173,11 +178,15 @@ async fn launch(place: &StackDir, plan: Plan, progress: &Progress) -> Result<Sta
 }
 
 /// Writes the credentials, and links the programs for a user's `PATH`.
-async fn write_configuration(place: &StackDir, plan: &Plan) -> Result<()> {
-    let credentials = Credentials::ensure(place, &plan.registry_host(), plan.provider.closed_registry())?;
+async fn write_configuration(dir: &StackDir, plan: &Plan) -> Result<()> {
+    let credentials = Credentials::ensure(
+        dir,
+        &plan.registry_host(),
+        plan.provider.registry_requires_password(),
+    )?;
     if let Some(login) = &credentials.registry {
         write_private(
-            &place.config().join("htpasswd"),
+            &dir.config().join("htpasswd"),
             &Credentials::htpasswd(login).await?,
         )?;
     }
@@ -185,7 +194,7 @@ async fn write_configuration(place: &StackDir, plan: &Plan) -> Result<()> {
         ("faas-cli", &plan.tools.faas_cli),
         ("buildctl", &plan.tools.buildctl),
     ] {
-        let link = place.bin().join(name);
+        let link = dir.bin().join(name);
         let _ = fs::remove_file(&link);
         std::os::unix::fs::symlink(program, &link).at("create", &link)?;
     }
@@ -193,10 +202,10 @@ async fn write_configuration(place: &StackDir, plan: &Plan) -> Result<()> {
 }
 
 /// Starts the parts that do not run and prints their progress.
-async fn begin(stack: &Stack, progress: &Progress) -> Result<()> {
-    let mut conversation = Conversation::open(&stack.place().control()).await?;
+async fn start_parts(stack: &Stack, progress: &Progress) -> Result<()> {
+    let mut supervisor = ControlClient::connect(&stack.dir.control()).await?;
     let mut started = 0;
-    let tell = |event| match event {
+    let on_event = |event| match event {
         Event::Starting { part } => progress.step(part, "starting"),
         Event::Ready { part, seconds } => {
             started += 1;
@@ -204,10 +213,10 @@ async fn begin(stack: &Stack, progress: &Progress) -> Result<()> {
         }
         _ => {}
     };
-    let answer = conversation.ask(Command::Begin, tell).await?;
-    succeeded(stack.place(), answer)?;
+    let answer = supervisor.send(Command::StartAll, on_event).await?;
+    check_answer(&stack.dir, answer)?;
     if started == 0 {
-        progress.step("stack", "every part runs");
+        progress.step("stack", "all parts are running");
     }
     Ok(())
 }
@@ -221,13 +230,13 @@ struct Holder {
 
 impl Holder {
     fn start(stack: &Stack) -> Result<Self> {
-        let (place, program) = (stack.place(), &stack.plan()?.launcher.program);
-        let log = place.log("supervisor");
+        let (dir, program) = (&stack.dir, &stack.plan()?.launcher.program);
+        let log = dir.log("supervisor");
         let output = File::create(&log).at("write", &log)?;
         let errors = output.try_clone().at("write", &log)?;
         let mut command = std::process::Command::new(program);
         command
-            .args(["hold", "--name", &place.name])
+            .args(["hold", "--name", &dir.name])
             .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors);
@@ -240,32 +249,35 @@ impl Holder {
     }
 
     /// Waits until the supervisor accepts connections.
-    async fn supervisor(&self, place: &StackDir) -> Result<()> {
+    async fn wait_for_supervisor(&self, dir: &StackDir) -> Result<()> {
         let holder = self
             .child
             .as_ref()
             .map(std::process::Child::id)
             .unwrap_or_default();
-        let end = Instant::now() + SUPERVISOR_WITHIN;
-        while Conversation::open(&place.control()).await.is_err() {
+        let end = Instant::now() + SUPERVISOR_TIMEOUT;
+        while ControlClient::connect(&dir.control()).await.is_err() {
             let failed = |reason: String| {
-                let log = place.log("supervisor");
+                let log = dir.log("supervisor");
                 Err(Error::Supervisor {
                     reason,
                     tail: log_tail(&log, 30),
                     log,
                 })
             };
-            if crate::plan::started(holder).is_none() {
+            if start_time(holder).is_none() {
                 return failed("ended".into());
             }
             if Instant::now() > end {
-                return failed(format!("did not answer within {} s", SUPERVISOR_WITHIN.as_secs()));
+                return failed(format!(
+                    "did not answer within {} s",
+                    SUPERVISOR_TIMEOUT.as_secs()
+                ));
             }
-            tokio::time::sleep(BETWEEN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
-        let running = Running::read(place)?;
-        Groups::at(running.map(|running| running.groups).unwrap_or_default()).set_aside(holder)
+        let running = RunningStack::read(dir)?;
+        ControlGroups::at(running.map(|running| running.groups).unwrap_or_default()).move_holder_aside(holder)
     }
 
     /// Lets the stack outlive this process. As long as this process runs, a thread reaps the holder when it

@@ -81,7 +81,7 @@ async fn a_second_version_replaces_the_first_without_a_failed_request() -> Resul
     let counts = counting.await?;
 
     assert!(counts.first > 0 && counts.second > 0, "{counts:?}");
-    if testbed.stack.replaces_without_a_gap() {
+    if testbed.stack.has_rolling_updates() {
         assert!(
             counts.failed.is_empty(),
             "of {} requests failed: {:?}",

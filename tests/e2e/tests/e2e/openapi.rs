@@ -11,14 +11,14 @@ use slipway_e2e::{
     testbed::Testbed,
     work_dir::{WorkDir, in_repository},
 };
-use slipway_stack::Places;
+use slipway_stack::Directories;
 
 /// Returns a Python with schemathesis, installed on first use into a folder named by the hash of its requirements.
 fn python() -> Result<PathBuf> {
     let requirements = in_repository("tests/openapi/requirements.txt");
     let mut name = hex::encode(Sha256::digest(fs::read(&requirements)?));
     name.truncate(16);
-    let folder = Places::from_env()?
+    let folder = Directories::from_env()?
         .cache
         .join("tools")
         .join(format!("schemathesis-{name}"));

@@ -16,7 +16,7 @@ fn small_context() -> BuildContext {
 async fn a_wrong_registry_password_is_a_502_and_pushes_nothing() -> Result<()> {
     let testbed = Testbed::find()?;
     let _parts = testbed.share_parts().await;
-    if !testbed.stack.registry_asks_for_a_password() {
+    if !testbed.stack.registry_requires_password() {
         // A stack with faasd has a registry without a password, so this fault cannot occur there.
         anyhow::ensure!(testbed.stack.registry.user.is_empty());
         return Ok(());

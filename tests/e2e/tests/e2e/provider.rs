@@ -53,7 +53,7 @@ async fn call_continuously(
 async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() -> Result<()> {
     let testbed = Testbed::find()?;
     let _parts = testbed.share_parts().await;
-    if !testbed.stack.replaces_without_a_gap() {
+    if !testbed.stack.has_rolling_updates() {
         return Ok(());
     }
     let functions = &testbed.functions;
@@ -96,7 +96,7 @@ async fn no_call_fails_during_an_update_and_a_failed_update_changes_nothing() ->
 async fn a_function_cannot_be_created_twice_or_updated_after_its_removal() -> Result<()> {
     let testbed = Testbed::find()?;
     let _parts = testbed.share_parts().await;
-    if !testbed.stack.replaces_without_a_gap() {
+    if !testbed.stack.has_rolling_updates() {
         return Ok(());
     }
     let functions = &testbed.functions;

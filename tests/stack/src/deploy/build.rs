@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     command::tail,
-    error::{At as _, Error, Result},
+    error::{Error, IoResultExt as _, Result},
     http::send,
     progress::Progress,
 };
@@ -20,43 +20,43 @@ use crate::{
 pub(super) const SIGNATURE: &str = "X-Build-Signature";
 
 /// The number of log lines in the error of a failed build.
-const TAIL: usize = 40;
+const TAIL_LINES: usize = 40;
 
 /// The interval between progress lines of a build.
-const TELL_EVERY: Duration = Duration::from_secs(20);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
 
 /// builder-fn's answer to a build.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Record {
+pub(super) struct BuildRecord {
     pub(super) log: Vec<String>,
     pub(super) status: String,
     pub(super) error: Option<String>,
     pub(super) deployment: Option<Value>,
 }
 
-impl Record {
+impl BuildRecord {
     /// Fails with the end of the build's log unless the build succeeded.
-    pub(super) fn succeeded(self, what: &str) -> Result<Self> {
+    pub(super) fn succeeded(self, function: &str) -> Result<Self> {
         if self.status == "success" {
             return Ok(self);
         }
-        let error = self.error.unwrap_or_else(|| "no reason was given".to_owned());
+        let error = self.error.unwrap_or_else(|| "no reason given".to_owned());
         // The output of the steps explains more than their names, unless there is no output.
-        let wrote = self
+        let output_lines = self
             .log
             .iter()
             .filter_map(|line| line.strip_prefix("l: "))
             .collect::<Vec<_>>()
             .join("\n");
-        let all = if wrote.is_empty() {
+        let all = if output_lines.is_empty() {
             self.log.join("\n")
         } else {
-            wrote
+            output_lines
         };
-        let output = format!("{}\n{error}", tail(&all, TAIL));
+        let output = format!("{}\n{error}", tail(&all, TAIL_LINES));
         Err(Error::Program {
-            program: format!("the build of {what}"),
+            program: format!("the build of {function}"),
             status: self.status,
             output,
         })
@@ -72,7 +72,8 @@ pub(super) fn config(image: &str, rust_image: &str) -> Value {
 pub(super) fn signature(key: &Path, body: &[u8]) -> Result<String> {
     let secret = fs::read(key).at("read", key)?;
     let mac = Hmac::<Sha256>::new_from_slice(secret.trim_ascii());
-    let mut mac = mac.map_err(|_| Error::Machine(format!("{} is no key", key.display())))?;
+    let mut mac =
+        mac.map_err(|_| Error::Environment(format!("{}: not usable as an HMAC key", key.display())))?;
     mac.update(body);
     Ok(format!("sha256={}", hex::encode(mac.finalize().into_bytes())))
 }
@@ -87,21 +88,26 @@ pub(super) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     /// Returns a client for the builder-fn at `url`, which signs requests with the key in the file `key`.
-    pub(super) fn new(client: Client, url: String, key: &'a Path) -> Result<Self> {
-        Ok(Self { client, url, key })
+    pub(super) fn new(client: Client, url: String, key: &'a Path) -> Self {
+        Self { client, url, key }
     }
 
     /// Builds a context and prints a progress line from time to time.
-    pub(super) async fn build(&self, what: &str, tar: Vec<u8>, progress: &Progress) -> Result<Record> {
+    pub(super) async fn build(
+        &self,
+        function: &str,
+        tar: Vec<u8>,
+        progress: &Progress,
+    ) -> Result<BuildRecord> {
         let request = self.client.post(format!("{}/build", self.url));
         let request = request.header(SIGNATURE, signature(self.key, &tar)?).body(tar);
-        let (name, status, body) = telling(what, progress, whole(request)).await?;
+        let (name, status, body) = with_progress(function, progress, send_and_read(request)).await?;
         // The body of a failed build is a record too.
-        match serde_json::from_slice::<Record>(&body) {
-            Ok(record) => record.succeeded(what),
+        match serde_json::from_slice::<BuildRecord>(&body) {
+            Ok(record) => record.succeeded(function),
             Err(_) => {
                 let body = String::from_utf8_lossy(&body).trim().to_owned();
-                Err(Error::Answer {
+                Err(Error::UnexpectedStatus {
                     request: name,
                     status,
                     body,
@@ -112,7 +118,7 @@ impl<'a> Builder<'a> {
 }
 
 /// Sends a request and returns its name, the answer's status and the whole body, whatever the status is.
-async fn whole(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)> {
+async fn send_and_read(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)> {
     let response = send(request).await?;
     let (name, status) = (response.url().to_string(), response.status().as_u16());
     let body = response.bytes().await;
@@ -124,13 +130,20 @@ async fn whole(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)> {
 }
 
 /// Awaits `work` and prints a progress line at every interval until it is done.
-pub(super) async fn telling<T>(what: &str, progress: &Progress, work: impl Future<Output = T>) -> T {
+pub(super) async fn with_progress<T>(
+    function: &str,
+    progress: &Progress,
+    work: impl Future<Output = T>,
+) -> T {
     let began = Instant::now();
     let mut work = std::pin::pin!(work);
     loop {
-        match tokio::time::timeout(TELL_EVERY, &mut work).await {
+        match tokio::time::timeout(PROGRESS_INTERVAL, &mut work).await {
             Ok(done) => return done,
-            Err(_) => progress.step(what, format_args!("building for {} s", began.elapsed().as_secs())),
+            Err(_) => progress.step(
+                function,
+                format_args!("building for {} s", began.elapsed().as_secs()),
+            ),
         }
     }
 }
@@ -140,24 +153,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failed_build_shows_what_its_steps_wrote() {
+    fn a_failed_build_shows_the_output_of_its_steps() {
         let text = r#"{"log":["v: T step","l: T out"],"status":"failed","error":"exit code: 1"}"#;
-        let record: Record = serde_json::from_str(text).unwrap();
+        let record: BuildRecord = serde_json::from_str(text).unwrap();
         let error = record.succeeded("x").unwrap_err().to_string();
         assert_eq!(error, "the build of x failed (failed)\nT out\nexit code: 1");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_long_build_is_told_of() {
+    async fn a_long_build_emits_progress_lines() {
         let lines = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let kept = lines.clone();
         let progress = Progress::new(move |line| kept.lock().unwrap().push(line.to_owned()));
-        telling("hello", &progress, tokio::time::sleep(TELL_EVERY * 5 / 2)).await;
+        with_progress("hello", &progress, tokio::time::sleep(PROGRESS_INTERVAL * 5 / 2)).await;
         assert_eq!(lines.lock().unwrap().len(), 2);
     }
 
     #[test]
-    fn the_signature_is_the_one_that_openssl_makes() {
+    fn the_signature_equals_that_of_openssl() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "key\n").unwrap();
         // printf %s 'The quick brown fox jumps over the lazy dog' | openssl dgst -sha256 -hmac key

@@ -8,10 +8,10 @@ use hyper::{Request, Response, body::Bytes, body::Incoming, server::conn::http1,
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, sync::mpsc};
 
-use crate::error::{At as _, Result};
+use crate::error::{IoResultExt as _, Result};
 
 /// The longest outcome that is read, in bytes.
-const LIMIT: usize = 16 << 20;
+const LONGEST_OUTCOME: usize = 16 << 20;
 
 /// A listener for one outcome.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Callback {
         loop {
             let (stream, _) = self.listener.accept().await.at("accept on", &self.url)?;
             let service = service_fn(|request: Request<Incoming>| async {
-                if let Ok(body) = Limited::new(request.into_body(), LIMIT).collect().await {
+                if let Ok(body) = Limited::new(request.into_body(), LONGEST_OUTCOME).collect().await {
                     let _ = sender.try_send(body.to_bytes().to_vec());
                 }
                 Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
@@ -58,14 +58,18 @@ impl Callback {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
-    async fn what_is_posted_is_the_outcome() {
+    async fn the_posted_body_is_the_outcome() {
         let callback = Callback::listen(Ipv4Addr::LOCALHOST).await.unwrap();
         let url = callback.url.clone();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let (posted, outcome) = tokio::join!(client.post(url).body("done").send(), callback.wait());
+        let both = async { tokio::join!(client.post(url).body("done").send(), callback.wait()) };
+        // The limit only ends a test that would otherwise hang.
+        let (posted, outcome) = tokio::time::timeout(Duration::from_secs(30), both).await.unwrap();
         assert!(posted.unwrap().status().is_success());
         assert_eq!(outcome.unwrap(), b"done");
     }

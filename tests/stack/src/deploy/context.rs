@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::error::{At as _, Result};
+use crate::error::{IoResultExt as _, Result};
 
 /// The files of a build context, sorted by path.
 #[derive(Debug)]
@@ -36,8 +36,8 @@ impl Context {
 
     /// Returns a hash of the files and of `inputs`, which are whatever else determines the image. The hash is
     /// valid as a tag.
-    pub(super) fn hash(&self, matters: &[&str]) -> String {
-        let mut hash = Hash::new(matters);
+    pub(super) fn hash(&self, inputs: &[&str]) -> String {
+        let mut hash = Hash::new(inputs);
         for file in &self.files {
             hash.add(file.path.as_os_str().as_encoded_bytes());
             hash.add(&file.mode.to_be_bytes());
@@ -56,7 +56,7 @@ impl Context {
             // The same time for all files, because the time of copying must not affect the image.
             header.set_mtime(1);
             tar.append_data(&mut header, path, content)
-                .at("put into a tar:", path)
+                .at("add to the tar", path)
         };
         append(
             Path::new("com.openfaas.docker.config"),
@@ -66,7 +66,7 @@ impl Context {
         for file in &self.files {
             append(&Path::new("context").join(&file.path), file.mode, &file.content)?;
         }
-        tar.into_inner().at("make", "a tar")
+        tar.into_inner().at("finish", "the tar")
     }
 }
 
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_changes_with_a_name_a_content_and_what_else_matters() {
+    fn the_hash_changes_with_names_contents_and_other_inputs() {
         let first = context(&[("a/b", "c")]).hash(&["x"]);
         assert_eq!(first, context(&[("a/b", "c")]).hash(&["x"]));
         for other in [

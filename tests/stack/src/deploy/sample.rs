@@ -8,17 +8,17 @@ use serde_json::json;
 
 use super::{
     REPOSITORY,
-    build::{self, Record, SIGNATURE, telling},
+    build::{self, BuildRecord, SIGNATURE, with_progress},
     callback::Callback,
     context::Context,
-    functions::Functions,
-    workshop::Workshop,
+    faas_cli::FaasCli,
+    gateway::GatewayClient,
 };
 use crate::{
     command::{command, run_with_input},
     error::{Error, Result},
     http::{answer, send},
-    image::Push,
+    image::RegistryClient,
     progress::Progress,
     stack::Stack,
 };
@@ -33,40 +33,44 @@ const BODY: &str = "Slipway";
 const QUEUE_LIMIT: usize = 256_000;
 
 /// The longest time for the build and the deployment.
-const BUILT_WITHIN: Duration = Duration::from_secs(15 * 60);
+const DEPLOYED_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// The interval between checks whether the function was deployed.
-const BETWEEN: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Builds, deploys and calls the sample.
 #[derive(Debug)]
 pub(super) struct Sample<'a> {
     pub(super) stack: &'a Stack,
-    pub(super) registry: &'a Push,
-    pub(super) functions: &'a Functions,
+    pub(super) registry: &'a RegistryClient,
+    pub(super) gateway: &'a GatewayClient,
     pub(super) progress: &'a Progress,
 }
 
 impl Sample<'_> {
     /// Builds and deploys the sample unless it already runs, calls it, and prints its answer.
-    pub(super) async fn run(&self, workshop: &Workshop) -> Result<()> {
-        workshop.lay_out_sample(self.stack, NAME).await?;
-        let context = Context::read(&workshop.context(NAME))?;
+    pub(super) async fn run(&self, faas_cli: &FaasCli) -> Result<()> {
+        faas_cli.write_sample_context(self.stack, NAME).await?;
+        let context = Context::read(&faas_cli.context(NAME))?;
         let tag = context.hash(&[&self.stack.rust_image()]);
         if !self.deployed(&tag).await? {
             // faasd keeps functions whose processes ended with an earlier stack, and would treat them as
             // deployed.
-            if self.functions.status(NAME).await?.is_some() && !self.functions.ready(NAME).await {
-                self.functions.remove(NAME).await?;
+            if self.gateway.status(NAME).await?.is_some() && !self.gateway.ready(NAME).await {
+                self.gateway.remove(NAME).await?;
             }
             self.send(&context, &tag).await?;
         }
-        let url = self.functions.url(NAME);
-        match self.functions.call(NAME, BODY).await {
+        let url = self.gateway.url(NAME);
+        match self.gateway.call(NAME, BODY).await {
             Some(answer) => self
                 .progress
                 .step(NAME, format_args!("{url} answers: {}", answer.trim())),
-            None => return Err(Error::Machine(format!("{url} does not answer"))),
+            None => {
+                return Err(Error::Environment(format!(
+                    "{url}: no successful answer to a call"
+                )));
+            }
         }
         Ok(())
     }
@@ -74,11 +78,11 @@ impl Sample<'_> {
     /// Returns whether the function runs the image with this tag and is ready.
     async fn deployed(&self, tag: &str) -> Result<bool> {
         let built = self.registry.digest(&format!("{REPOSITORY}/{NAME}"), tag).await?;
-        let image = self.functions.status(NAME).await?.map(|status| status.image);
+        let image = self.gateway.status(NAME).await?.map(|status| status.image);
         let same = built
             .zip(image)
             .is_some_and(|(digest, image)| image.ends_with(&digest));
-        Ok(same && self.functions.ready(NAME).await)
+        Ok(same && self.gateway.ready(NAME).await)
     }
 
     /// Sends the source to builder-fn through the queue and waits for the outcome.
@@ -89,18 +93,21 @@ impl Sample<'_> {
         let body = run_with_input(command("gzip").args(["-9", "--stdout"]), &context.tar(&config)?).await?;
         if body.len() > QUEUE_LIMIT {
             let size = body.len();
-            return Err(Error::Machine(format!(
-                "{NAME} has {size} bytes; the queue takes {QUEUE_LIMIT}"
+            return Err(Error::Environment(format!(
+                "the source of {NAME} has {size} bytes; the queue accepts at most {QUEUE_LIMIT}"
             )));
         }
         let callback = Callback::listen(self.stack.plan()?.number.outer()).await?;
         let signature = build::signature(&self.stack.payload_secret, &body)?;
         let step = |what: String| self.progress.step(NAME, what);
         step(format!(
-            "sending {} bytes of source to builder-fn, by the queue",
+            "sending {} bytes of source to builder-fn through the queue",
             body.len()
         ));
-        let request = self.functions.queue("builder-fn").header(SIGNATURE, signature);
+        let request = self
+            .gateway
+            .queued_call("builder-fn")
+            .header(SIGNATURE, signature);
         let request = request.header("X-Callback-Url", &callback.url).body(body);
         let queued = answer(send(request).await?, &[StatusCode::ACCEPTED]).await?;
         let call = queued
@@ -108,50 +115,50 @@ impl Sample<'_> {
             .get("x-call-id")
             .and_then(|id| id.to_str().ok())
             .unwrap_or_default();
-        step(format!("accepted as call {call}"));
-        let outcome = telling(NAME, self.progress, async {
+        step(format!("queued as call {call}"));
+        let outcome = with_progress(NAME, self.progress, async {
             tokio::select! {
                 posted = callback.wait() => posted.map(Some),
                 // If a firewall of this machine blocks the callback, the deployed function shows the outcome.
-                seen = self.seen(tag) => seen.map(|()| None),
+                deployed = self.wait_until_deployed(tag) => deployed.map(|()| None),
             }
         });
-        match tokio::time::timeout(BUILT_WITHIN, outcome).await {
-            Ok(Ok(Some(body))) => self.succeeded(call, &body).await,
+        match tokio::time::timeout(DEPLOYED_TIMEOUT, outcome).await {
+            Ok(Ok(Some(body))) => self.check_outcome(call, &body).await,
             Ok(Ok(None)) => Ok(()),
             Ok(Err(error)) => Err(error),
             Err(_) => {
-                let log = self.functions.log_tail("builder-fn").await;
-                let what = format!("call {call}; the end of builder-fn's log:\n{log}\n");
-                Err(Error::TooLong {
-                    what,
-                    seconds: BUILT_WITHIN.as_secs(),
+                let log = self.gateway.log_tail("builder-fn").await;
+                Err(Error::Timeout {
+                    operation: format!("call {call}"),
+                    seconds: DEPLOYED_TIMEOUT.as_secs(),
+                    details: format!("\nlast lines of builder-fn's log:\n{log}"),
                 })
             }
         }
     }
 
-    async fn seen(&self, tag: &str) -> Result<()> {
+    async fn wait_until_deployed(&self, tag: &str) -> Result<()> {
         while !self.deployed(tag).await? {
-            tokio::time::sleep(BETWEEN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
 
-    async fn succeeded(&self, call: &str, outcome: &[u8]) -> Result<()> {
-        let Ok(record) = serde_json::from_slice::<Record>(outcome) else {
-            let log = self.functions.log_tail("builder-fn").await;
+    async fn check_outcome(&self, call: &str, outcome: &[u8]) -> Result<()> {
+        let Ok(record) = serde_json::from_slice::<BuildRecord>(outcome) else {
+            let log = self.gateway.log_tail("builder-fn").await;
             let output = format!("{}\n{log}", String::from_utf8_lossy(outcome));
             return Err(Error::Program {
                 program: format!("call {call}"),
-                status: "no result".into(),
+                status: "the outcome is not a build record".into(),
                 output,
             });
         };
         let deployment = record.succeeded(NAME)?.deployment.unwrap_or_default();
         let status = deployment["status"].as_str().unwrap_or("not deployed").to_owned();
         self.progress
-            .step(NAME, format_args!("built; deployment: {status}"));
+            .step(NAME, format_args!("built; deployment status: {status}"));
         Ok(())
     }
 }

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-use super::push::{Blob, Content};
+use super::registry::{Blob, Content};
 use crate::{
     command::{command, run},
-    error::{At as _, Error, Result},
-    places::{self, write_private},
+    directories::{self, write_private},
+    error::{Error, IoResultExt as _, Result},
     progress::Progress,
 };
 
@@ -18,7 +18,7 @@ const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// The parts of a toolchain that builds do not need.
-const NOT_IN_IMAGE: &[&str] = &[
+const EXCLUDED: &[&str] = &[
     "./share",
     "./libexec",
     "./etc",
@@ -89,13 +89,13 @@ pub(super) async fn debian(cache: &Path, release: &str, progress: &Progress) -> 
 pub(super) async fn toolchain(cache: &Path, home: &str, progress: &Progress) -> Result<Layer> {
     let rustc = |argument: &'static [&'static str]| {
         let mut rustc = command("rustc");
-        rustc.current_dir(places::repository()).args(argument);
+        rustc.current_dir(directories::repository()).args(argument);
         rustc
     };
     let version = run(&mut rustc(&["-Vv"])).await?;
     let sysroot = run(&mut rustc(&["--print", "sysroot"])).await?;
     let sysroot = String::from_utf8_lossy(&sysroot).trim().to_owned();
-    let recipe = format!("{home} {NOT_IN_IMAGE:?} {}", String::from_utf8_lossy(&version));
+    let recipe = format!("{home} {EXCLUDED:?} {}", String::from_utf8_lossy(&version));
     cached(cache, "rust", &recipe, progress, |tar| {
         let mut make = command("tar");
         make.args([
@@ -105,7 +105,7 @@ pub(super) async fn toolchain(cache: &Path, home: &str, progress: &Progress) -> 
             "--group=0",
             "--numeric-owner",
         ]);
-        make.args(NOT_IN_IMAGE.iter().map(|path| format!("--exclude={path}")));
+        make.args(EXCLUDED.iter().map(|path| format!("--exclude={path}")));
         make.arg(format!("--transform=s,^\\.,{home},S"))
             .args(["-C", &sysroot, "-cf"])
             .arg(tar)
@@ -124,9 +124,9 @@ pub(super) fn from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
         header.set_mode(0o644);
         header.set_mtime(0);
         tar.append_data(&mut header, &path, content.as_slice())
-            .at("put into a layer:", path)?;
+            .at("add to the layer", path)?;
     }
-    let bytes = tar.into_inner().at("make", "a layer")?;
+    let bytes = tar.into_inner().at("finish", "the layer")?;
     let digest = bytes_digest(&bytes);
     let (size, diff_id) = (bytes.len() as u64, digest.clone());
     Ok(Layer {
@@ -154,7 +154,7 @@ async fn cached(
         .unwrap_or_default();
     let dir = cache.join(format!("{name}-{short}"));
     if !dir.exists() {
-        let _lock = places::lock_waiting(cache.join(format!(".{name}.lock"))).await?;
+        let _lock = directories::lock_waiting(cache.join(format!(".{name}.lock"))).await?;
         if !dir.exists() {
             progress.step("images", format_args!("making the {name} layer"));
             let new = tempfile::tempdir_in(cache).at("create a directory in", cache)?;
@@ -170,7 +170,7 @@ async fn cached(
                 diff_id,
             };
             let path = new.path().join(DIGESTS);
-            let text = serde_json::to_vec(&digests).map_err(|source| Error::Damaged {
+            let text = serde_json::to_vec(&digests).map_err(|source| Error::InvalidFile {
                 path: path.clone(),
                 source,
             })?;
@@ -179,7 +179,7 @@ async fn cached(
             fs::rename(&new, &dir).at("rename", &new)?;
             progress.step(
                 "images",
-                format_args!("{name} layer made, {} MB", size / 1_000_000),
+                format_args!("made the {name} layer, {} MB", size / 1_000_000),
             );
         }
     }
@@ -196,7 +196,7 @@ fn read(dir: &Path) -> Result<Layer> {
         digest,
         size,
         diff_id,
-    } = serde_json::from_slice(&text).map_err(|source| Error::Damaged { path, source })?;
+    } = serde_json::from_slice(&text).map_err(|source| Error::InvalidFile { path, source })?;
     Ok(Layer {
         media_type: ZSTD,
         digest,
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_layer_is_made_once_and_has_the_digests_of_what_is_stored() {
+    async fn a_layer_is_made_once_and_its_digests_match_the_stored_blob() {
         let cache = tempfile::tempdir().unwrap();
         let make = |tar: &Path| {
             let mut make = command("cp");
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_of_files_is_the_same_each_time() {
+    fn a_layer_of_files_is_reproducible() {
         let make = || from_files(vec![("etc/a".to_owned(), b"a".to_vec())]).unwrap();
         assert_eq!(make().digest, make().digest);
         assert_eq!(make().digest, make().diff_id);

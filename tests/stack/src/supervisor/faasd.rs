@@ -7,19 +7,21 @@ use std::{fs, os::unix::fs::symlink, path::Path};
 use rustix::mount::{MountFlags, mount, mount_bind};
 
 use crate::{
-    error::{At as _, Result},
-    places::StackDir,
-    supervisor::spec::{Context, Spec, provider_ready},
+    directories::StackDir,
+    error::{IoResultExt as _, Result},
 };
+
+/// The path of the faasd program inside the stack.
+pub(crate) const PROGRAM: &str = "/usr/local/bin/faasd";
 
 /// The covered directories: `/etc` for the CNI configuration that faasd writes, `/opt` for the plugins,
 /// `/usr/local/bin` for the program with which containerd collects a function's output.
-const COVERED: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt"), ("/usr/local/bin", "bin")];
+const OVERLAYS: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt"), ("/usr/local/bin", "bin")];
 
 /// Mounts the overlays and puts the plugins, the program and containerd's socket where faasd expects them.
 pub(crate) fn prepare(dir: &StackDir, program: &Path, containerd: &Path) -> Result<()> {
     let data = dir.data("faasd");
-    for (target, name) in COVERED {
+    for (target, name) in OVERLAYS {
         let (upper, work) = (data.join(name), data.join(format!("{name}-work")));
         for dir in [Path::new(target), &upper, &work] {
             fs::create_dir_all(dir).at("create", dir)?;
@@ -42,25 +44,8 @@ pub(crate) fn prepare(dir: &StackDir, program: &Path, containerd: &Path) -> Resu
     let plugins = "/opt/cni/bin";
     fs::create_dir_all(plugins).at("create", plugins)?;
     mount_bind("/usr/lib/cni", plugins).at("mount", plugins)?;
-    let installed = "/usr/local/bin/faasd";
-    fs::copy(program, installed).at("write", installed)?;
+    fs::copy(program, PROGRAM).at("write", PROGRAM)?;
     let socket = "/run/containerd/containerd.sock";
     fs::create_dir_all("/run/containerd").at("create", "/run/containerd")?;
     symlink(containerd, socket).at("create", socket)
-}
-
-/// How `faasd provider` is started.
-pub(crate) fn spec(context: &Context, call: &str) -> Spec {
-    let mut command = context.program("/usr/local/bin/faasd");
-    let work = context.dir.data("faasd").join("provider");
-    command.arg("provider").current_dir(&work);
-    command
-        .env("hosts_dir", &work)
-        .env("secret_mount_path", context.dir.secrets());
-    command.env("basic_auth", "true").env("service_timeout", call);
-    Spec {
-        command,
-        ready: provider_ready(),
-        files: vec![(work.join("hosts"), String::new())],
-    }
 }

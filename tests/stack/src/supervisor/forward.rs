@@ -12,9 +12,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     address::BUILDER_PORT,
-    error::{At as _, Result},
+    error::{IoResultExt as _, Result},
     plan::Provider,
-    supervisor::spec::Context,
+    supervisor::part_spec::StackConfig,
 };
 
 /// The function that is forwarded to.
@@ -24,11 +24,11 @@ const FUNCTION: &str = "builder-fn";
 const FUNCTION_PORT: u16 = 8080;
 
 /// The timeout for connecting to a container, which is on a bridge of this machine.
-const CONNECT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A TCP forwarder.
 #[derive(Debug)]
-pub(crate) struct Forward {
+pub(crate) struct Forwarder {
     listener: TcpListener,
     target: Target,
 }
@@ -44,11 +44,11 @@ enum Target {
 
 /// Listens at the registry's loopback address if the provider is faasd. A socket stays in the network
 /// namespace in which it was made, so this must run in the machine's.
-pub(crate) fn loopback_registry(context: &Context) -> Result<Option<std::net::TcpListener>> {
-    if matches!(context.plan.provider, Provider::Embedded(_)) {
+pub(crate) fn loopback_registry(config: &StackConfig) -> Result<Option<std::net::TcpListener>> {
+    if matches!(config.plan.provider, Provider::Embedded(_)) {
         return Ok(None);
     }
-    let address = context.plan.number.loopback_registry();
+    let address = config.plan.number.loopback_registry();
     let listener = std::net::TcpListener::bind(address).at("listen on", address.to_string())?;
     listener
         .set_nonblocking(true)
@@ -56,24 +56,28 @@ pub(crate) fn loopback_registry(context: &Context) -> Result<Option<std::net::Tc
     Ok(Some(listener))
 }
 
-/// Returns the forwarders of a stack: to builder-fn and, if `door` is a listener, to the registry.
-pub(crate) async fn all(context: &Context, door: Option<std::net::TcpListener>) -> Result<Vec<Forward>> {
-    let number = context.plan.number;
+/// Returns the forwarders of a stack: to builder-fn and, if `loopback` is a listener, to the registry.
+pub(crate) async fn all(
+    config: &StackConfig,
+    loopback: Option<std::net::TcpListener>,
+) -> Result<Vec<Forwarder>> {
+    let number = config.plan.number;
     let address = SocketAddr::from((number.inner(), BUILDER_PORT));
     let listener = TcpListener::bind(address)
         .await
         .at("listen on", address.to_string())?;
-    let addresses = match &context.plan.provider {
-        Provider::Embedded(_) => Addresses::Results(context.dir.data("provider").join("cni/results")),
+    let addresses = match &config.plan.provider {
+        Provider::Embedded(_) => Addresses::Results(config.dir.data("provider").join("cni/results")),
         Provider::Faasd(_) => Addresses::Leases("/run/cni/openfaas-cni-bridge".into()),
     };
-    let mut all = vec![Forward {
+    let mut all = vec![Forwarder {
         listener,
         target: Target::Function(addresses),
     }];
-    if let Some(door) = door {
-        let listener = TcpListener::from_std(door).at("listen on", number.loopback_registry().to_string())?;
-        all.push(Forward {
+    if let Some(loopback) = loopback {
+        let listener =
+            TcpListener::from_std(loopback).at("listen on", number.loopback_registry().to_string())?;
+        all.push(Forwarder {
             listener,
             target: Target::Address(number.registry()),
         });
@@ -81,7 +85,7 @@ pub(crate) async fn all(context: &Context, door: Option<std::net::TcpListener>) 
     Ok(all)
 }
 
-impl Forward {
+impl Forwarder {
     /// Accepts connections and forwards each in a task of its own.
     pub(crate) async fn serve(&self) -> Result<()> {
         loop {
@@ -113,7 +117,7 @@ impl Target {
 async fn forward(mut client: TcpStream, addresses: Vec<SocketAddr>) {
     for address in addresses {
         let connect = TcpStream::connect(address);
-        if let Ok(Ok(mut target)) = tokio::time::timeout(CONNECT, connect).await {
+        if let Ok(Ok(mut target)) = tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
             let _ = tokio::io::copy_bidirectional(&mut client, &mut target).await;
             return;
         }
@@ -143,8 +147,8 @@ impl Addresses {
                     Addresses::Results(_) => in_result(&name, &text, function),
                     Addresses::Leases(_) => in_lease(&name, &text, function),
                 };
-                let since = entry.metadata().and_then(|metadata| metadata.modified());
-                Some((since.unwrap_or(SystemTime::UNIX_EPOCH), address?))
+                let modified = entry.metadata().and_then(|metadata| metadata.modified());
+                Some((modified.unwrap_or(SystemTime::UNIX_EPOCH), address?))
             })
             .collect::<Vec<_>>();
         found.sort();
@@ -179,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_functions_own_containers_count() {
+    fn addresses_of_other_functions_are_ignored() {
         let result = r#"{"ips":[{"version":"4","address":"10.62.0.7/16"}]}"#;
         assert_eq!(
             in_result("builder-fn.k3", result, FUNCTION),

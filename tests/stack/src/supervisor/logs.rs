@@ -12,10 +12,10 @@ use tokio::{
 };
 
 /// The size at which a log is rotated, in bytes.
-const LIMIT: u64 = 8 << 20;
+const SIZE_LIMIT: u64 = 8 << 20;
 
 /// The size of the read buffer, in bytes.
-const CHUNK: usize = 64 << 10;
+const BUFFER_SIZE: usize = 64 << 10;
 
 /// A log file that is open for writing.
 #[derive(Debug)]
@@ -37,8 +37,8 @@ impl Log {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.size > 0 && self.size + bytes.len() as u64 > LIMIT {
-            fs::rename(&self.path, older(&self.path))?;
+        if self.size > 0 && self.size + bytes.len() as u64 > SIZE_LIMIT {
+            fs::rename(&self.path, rotated(&self.path))?;
             *self = Self::open(&self.path)?;
         }
         self.file.write_all(bytes)?;
@@ -48,14 +48,14 @@ impl Log {
 }
 
 /// Returns the path of the file with a log's older lines.
-pub(crate) fn older(path: &Path) -> PathBuf {
+pub(crate) fn rotated(path: &Path) -> PathBuf {
     path.with_extension("older.log")
 }
 
 /// Copies a part's output into its log, until the part and all its children have closed the pipe.
 pub(crate) async fn copy(pipe: PipeReader, path: PathBuf) -> io::Result<()> {
     let mut log = Log::open(&path)?;
-    let mut pipe = BufReader::with_capacity(CHUNK, Receiver::from_owned_fd(pipe.into())?);
+    let mut pipe = BufReader::with_capacity(BUFFER_SIZE, Receiver::from_owned_fd(pipe.into())?);
     loop {
         let read = pipe.fill_buf().await?;
         if read.is_empty() {
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_does_not_grow_without_bound() {
+    fn a_log_stays_below_its_size_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("part.log");
         let mut log = Log::open(&path).unwrap();
@@ -82,7 +82,7 @@ mod tests {
         }
         drop(log);
         let size = |path: &Path| fs::metadata(path).unwrap().len();
-        assert_eq!(size(&older(&path)), LIMIT);
+        assert_eq!(size(&rotated(&path)), SIZE_LIMIT);
         assert_eq!(size(&path), 4 << 20);
         Log::open(&path).unwrap().write(b"after").unwrap();
         assert_eq!(size(&path), (4 << 20) + 5);

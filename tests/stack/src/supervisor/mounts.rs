@@ -11,7 +11,7 @@ use rustix::mount::MountFlags;
 use crate::{
     address::RESOLVER,
     cgroup,
-    error::{At as _, Result},
+    error::{IoResultExt as _, Result},
 };
 
 /// A copy of the machine's `resolv.conf` for slirp4netns, which forwards queries to the machine's resolver.
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_asked_of_slirp_and_the_search_list_stays() {
+    fn the_resolver_is_replaced_and_the_search_list_is_kept() {
         let machine = "# by a program\nnameserver 127.0.0.53\nsearch example.org\noptions edns0\n";
         assert_eq!(
             stack_resolv_conf(machine),

@@ -11,9 +11,9 @@ use std::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{
-    address::{BRIDGE, BRIDGE_INTERFACE, FUNCTIONS, INNER_INTERFACE, Number},
+    address::{BRIDGE, BRIDGE_INTERFACE, FUNCTIONS, INNER_INTERFACE, StackNumber},
     command::run_blocking,
-    error::{At as _, Result},
+    error::{IoResultExt as _, Result},
 };
 
 /// The file of the stack's network namespace; `/run` is the stack's own.
@@ -23,7 +23,7 @@ pub(crate) const MACHINE: &str = "/run/netns/machine";
 
 /// Makes the namespace with its interfaces and rules, and moves this thread into it. Threads that start later
 /// inherit it, so this must run before any other thread starts.
-pub(crate) fn enter(number: Number) -> Result<()> {
+pub(crate) fn enter(number: StackNumber) -> Result<()> {
     let (outer, inner) = (number.outer(), number.inner());
     let interface = number.interface();
     ip("netns add stack")?;

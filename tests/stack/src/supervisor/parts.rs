@@ -14,37 +14,44 @@ use rustix::process::Signal;
 
 use crate::{
     control::{Event, PartStatus, State},
-    error::{At as _, chain},
+    error::{IoResultExt as _, with_causes},
     part::Part,
     supervisor::{
         logs,
-        ready::Written,
+        part_spec::{PartSpec, StackConfig},
+        ready::{NewLogLines, ReadyCheck},
         reaper::{Child, Reaper},
-        spec::{Context, Spec},
     },
 };
 
 /// The longest time for a part to become ready.
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time for a part to end after SIGTERM, before SIGKILL.
-const END_WITHIN: Duration = Duration::from_secs(10);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A function that receives events about parts.
-pub(crate) type Tell<'a> = &'a (dyn Fn(Event) + Send + Sync);
+pub(crate) type OnEvent<'a> = &'a (dyn Fn(Event) + Send + Sync);
+
+/// The first event after a part was started.
+enum StartOutcome {
+    Ready,
+    Ended(String),
+    Timeout,
+}
 
 /// The parts of a stack; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
-    context: Arc<Context>,
+    config: Arc<StackConfig>,
     reaper: Reaper,
-    slots: Arc<Mutex<BTreeMap<Part, Slot>>>,
+    entries: Arc<Mutex<BTreeMap<Part, Entry>>>,
     /// Held while parts are started or stopped: one command at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
-struct Slot {
+struct Entry {
     state: State,
     since: Instant,
     child: Option<Child>,
@@ -52,33 +59,35 @@ struct Slot {
 
 impl Parts {
     /// Returns the parts of a stack, none of which runs yet.
-    pub(crate) fn new(context: Context, reaper: Reaper) -> Self {
+    pub(crate) fn new(config: StackConfig, reaper: Reaper) -> Self {
         Self {
-            context: Arc::new(context),
+            config: Arc::new(config),
             reaper,
-            slots: Arc::default(),
+            entries: Arc::default(),
             changing: Arc::default(),
         }
     }
 
     /// Returns the state of every part that was started at least once.
     pub(crate) fn status(&self) -> Vec<PartStatus> {
-        let slots = self.slots();
-        let status = |(part, slot): (&Part, &Slot)| PartStatus {
+        let entries = self.entries();
+        let status = |(part, entry): (&Part, &Entry)| PartStatus {
             part: *part,
-            state: slot.state.clone(),
-            seconds: slot.since.elapsed().as_secs(),
+            state: entry.state.clone(),
+            seconds: entry.since.elapsed().as_secs(),
         };
-        slots.iter().map(status).collect()
+        entries.iter().map(status).collect()
     }
 
     /// Starts all parts that do not run, group by group; returns the first failure with its part.
-    pub(crate) async fn start_all(&self, tell: Tell<'_>) -> Result<(), (Part, String)> {
+    pub(crate) async fn start_all(&self, on_event: OnEvent<'_>) -> Result<(), (Part, String)> {
         let _one = self.changing.lock().await;
         for group in Part::GROUPS {
-            let starts = group
-                .iter()
-                .map(|part| async { self.start_one(*part, tell).await.map_err(|why| (*part, why)) });
+            let starts = group.iter().map(|part| async {
+                self.start_one(*part, on_event)
+                    .await
+                    .map_err(|reason| (*part, reason))
+            });
             join_all(starts)
                 .await
                 .into_iter()
@@ -88,57 +97,67 @@ impl Parts {
     }
 
     /// Starts one part, unless it runs.
-    pub(crate) async fn start(&self, part: Part, tell: Tell<'_>) -> Result<(), String> {
+    pub(crate) async fn start(&self, part: Part, on_event: OnEvent<'_>) -> Result<(), String> {
         let _one = self.changing.lock().await;
-        self.start_one(part, tell).await
+        self.start_one(part, on_event).await
     }
 
     /// Stops one part.
-    pub(crate) async fn stop(&self, part: Part, tell: Tell<'_>) {
+    pub(crate) async fn stop(&self, part: Part, on_event: OnEvent<'_>) {
         let _one = self.changing.lock().await;
-        self.stop_one(part, tell).await;
+        self.stop_one(part, on_event).await;
     }
 
     /// Stops all parts, in the opposite order of their start.
-    pub(crate) async fn stop_all(&self, tell: Tell<'_>) {
+    pub(crate) async fn stop_all(&self, on_event: OnEvent<'_>) {
         let _one = self.changing.lock().await;
-        self.stop_one(Part::Builder, tell).await;
+        self.stop_one(Part::Builder, on_event).await;
         for group in Part::GROUPS.iter().rev() {
-            join_all(group.iter().map(|part| self.stop_one(*part, tell))).await;
+            join_all(group.iter().map(|part| self.stop_one(*part, on_event))).await;
         }
     }
 
-    async fn start_one(&self, part: Part, tell: Tell<'_>) -> Result<(), String> {
+    async fn start_one(&self, part: Part, on_event: OnEvent<'_>) -> Result<(), String> {
         if self
-            .slots()
+            .entries()
             .get(&part)
-            .is_some_and(|slot| slot.state == State::Running)
+            .is_some_and(|entry| entry.state == State::Running)
         {
             return Ok(());
         }
-        let spec = self.context.spec(part);
-        tell(Event::Starting { part });
+        let spec = self.config.spec(part);
+        on_event(Event::Starting { part });
         let began = Instant::now();
-        let (mut child, written, ready) = self.launch(part, spec)?;
+        let (mut child, log, ready) = self.launch(part, spec)?;
         self.set(part, State::Starting, Some(child.clone()));
-        let mut reason = "it was not seen working".to_owned();
-        let result = tokio::select! {
-            () = ready.wait(&self.reaper, &written, &mut reason) => Ok(()),
-            how = child.ended() => Err(format!("it ended: {how}")),
-            () = tokio::time::sleep(READY_WITHIN) => Err(String::new()),
+        let mut last_failure = "the check was not done".to_owned();
+        let outcome = tokio::select! {
+            () = ready.wait(&self.reaper, &log, &mut last_failure) => StartOutcome::Ready,
+            status = child.ended() => StartOutcome::Ended(status),
+            () = tokio::time::sleep(READY_TIMEOUT) => StartOutcome::Timeout,
         };
-        let result = result.map_err(|why| match why.is_empty() {
-            true => format!("not within {} s: {reason}", READY_WITHIN.as_secs()),
-            false => why,
-        });
-        if let Err(why) = &result {
+        let result = match outcome {
+            StartOutcome::Ready => Ok(()),
+            StartOutcome::Ended(status) => Err(format!("it ended: {status}")),
+            StartOutcome::Timeout => Err(format!(
+                "not within {} s: {last_failure}",
+                READY_TIMEOUT.as_secs()
+            )),
+        };
+        if let Err(reason) = &result {
             child.signal(Signal::KILL);
-            self.set(part, State::Ended { how: why.clone() }, None);
+            self.set(
+                part,
+                State::Ended {
+                    reason: reason.clone(),
+                },
+                None,
+            );
             return result;
         }
         self.set(part, State::Running, Some(child.clone()));
         tokio::spawn(self.clone().watch(part, child));
-        tell(Event::Ready {
+        on_event(Event::Ready {
             part,
             seconds: began.elapsed().as_secs_f64(),
         });
@@ -146,22 +165,18 @@ impl Parts {
     }
 
     /// Writes the part's configuration, starts its process, and copies its output to the log.
-    fn launch(&self, part: Part, spec: Spec) -> Result<(Child, Written, super::ready::Ready), String> {
-        let Spec {
+    fn launch(&self, part: Part, spec: PartSpec) -> Result<(Child, NewLogLines, ReadyCheck), String> {
+        let PartSpec {
             mut command,
             ready,
             files,
         } = spec;
         for (path, text) in files {
             let dir = path.parent().unwrap_or(&path);
-            fs::create_dir_all(dir)
-                .at("create", dir)
-                .map_err(|error| chain(&error))?;
-            fs::write(&path, text)
-                .at("write", &path)
-                .map_err(|error| chain(&error))?;
+            fs::create_dir_all(dir).at("create", dir).map_err(with_causes)?;
+            fs::write(&path, text).at("write", &path).map_err(with_causes)?;
         }
-        let log = self.context.dir.log(part.name());
+        let log = self.config.dir.log(part.name());
         let from = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let name = command.get_program().to_string_lossy().into_owned();
         let start = || {
@@ -178,41 +193,41 @@ impl Parts {
         // The command keeps the write end of the pipe open; without this, the log's reader would never end.
         drop(command);
         tokio::spawn(logs::copy(output, log.clone()));
-        Ok((child, Written { path: log, from }, ready))
+        Ok((child, NewLogLines { path: log, from }, ready))
     }
 
     /// Records the end of a part that ended by itself.
     async fn watch(self, part: Part, mut child: Child) {
-        let how = child.ended().await;
-        let mut slots = self.slots();
-        if let Some(slot) = slots.get_mut(&part)
-            && slot.state == State::Running
-            && slot.child.as_ref().is_some_and(|current| current.is(&child))
+        let reason = child.ended().await;
+        let mut entries = self.entries();
+        if let Some(entry) = entries.get_mut(&part)
+            && entry.state == State::Running
+            && entry.child.as_ref().is_some_and(|current| current.is(&child))
         {
-            *slot = Slot {
-                state: State::Ended { how },
+            *entry = Entry {
+                state: State::Ended { reason },
                 since: Instant::now(),
                 child: None,
             };
         }
     }
 
-    async fn stop_one(&self, part: Part, tell: Tell<'_>) {
-        let child = self.slots().get_mut(&part).and_then(|slot| slot.child.take());
+    async fn stop_one(&self, part: Part, on_event: OnEvent<'_>) {
+        let child = self.entries().get_mut(&part).and_then(|entry| entry.child.take());
         let Some(mut child) = child else { return };
         self.set(part, State::Stopped, None);
         child.signal(Signal::TERM);
-        if tokio::time::timeout(END_WITHIN, child.ended()).await.is_err() {
+        if tokio::time::timeout(END_TIMEOUT, child.ended()).await.is_err() {
             child.signal(Signal::KILL);
             child.ended().await;
         }
-        tell(Event::Stopped { part });
+        on_event(Event::Stopped { part });
     }
 
     fn set(&self, part: Part, state: State, child: Option<Child>) {
-        self.slots().insert(
+        self.entries().insert(
             part,
-            Slot {
+            Entry {
                 state,
                 since: Instant::now(),
                 child,
@@ -220,7 +235,7 @@ impl Parts {
         );
     }
 
-    fn slots(&self) -> MutexGuard<'_, BTreeMap<Part, Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<Part, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -49,15 +49,15 @@ impl Reaper {
     }
 
     /// Reaps processes until the future is dropped.
-    pub(crate) async fn collect(&self) -> io::Result<()> {
+    pub(crate) async fn reap(&self) -> io::Result<()> {
         let mut signals = signal(SignalKind::child())?;
         loop {
-            self.collect_now();
+            self.reap_ended();
             signals.recv().await;
         }
     }
 
-    fn collect_now(&self) {
+    fn reap_ended(&self) {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(child) = children.remove(&pid.as_raw_nonzero().get()) {

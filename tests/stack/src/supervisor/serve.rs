@@ -9,7 +9,7 @@ use tokio::{
 use crate::{
     cgroup,
     control::{Command, Event},
-    error::{At as _, Result, chain},
+    error::{IoResultExt as _, Result, with_causes},
     supervisor::parts::Parts,
 };
 
@@ -20,55 +20,55 @@ pub(crate) async fn serve(listener: &UnixListener, parts: &Parts) -> Result<()> 
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted.at("accept on", "the control socket")?;
-                tokio::spawn(converse(stream, parts.clone(), end.clone()));
+                tokio::spawn(serve_connection(stream, parts.clone(), end.clone()));
             }
             _ = ended.wait_for(|ended| *ended) => return Ok(()),
         }
     }
 }
 
-async fn converse(stream: UnixStream, parts: Parts, end: watch::Sender<bool>) {
+async fn serve_connection(stream: UnixStream, parts: Parts, end: watch::Sender<bool>) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         let command = serde_json::from_str::<Command>(&line);
-        let down = matches!(command, Ok(Command::Down));
-        let (tell, mut told) = mpsc::unbounded_channel();
+        let shutdown = matches!(command, Ok(Command::Shutdown));
+        let (events, mut received) = mpsc::unbounded_channel();
         let parts = parts.clone();
         // A command runs to completion even if its client disconnects.
         let work = tokio::spawn(async move {
             let last = match command {
-                Ok(command) => answer(command, &parts, &tell).await,
-                Err(error) => Event::Refused {
+                Ok(command) => execute(command, &parts, &events).await,
+                Err(error) => Event::Rejected {
                     reason: error.to_string(),
                 },
             };
-            let _ = tell.send(last);
+            let _ = events.send(last);
         });
-        while let Some(event) = told.recv().await {
+        while let Some(event) = received.recv().await {
             let mut line = serde_json::to_string(&event).unwrap_or_default();
             line.push('\n');
             let _ = write.write_all(line.as_bytes()).await;
         }
         let _ = work.await;
-        if down {
+        if shutdown {
             end.send_replace(true);
         }
     }
 }
 
-async fn answer(command: Command, parts: &Parts, events: &mpsc::UnboundedSender<Event>) -> Event {
-    let tell = |event| {
+async fn execute(command: Command, parts: &Parts, events: &mpsc::UnboundedSender<Event>) -> Event {
+    let on_event = |event| {
         let _ = events.send(event);
     };
     match command {
-        Command::Begin => {
+        Command::StartAll => {
             if let Err(error) = cgroup::delegate() {
-                return Event::Refused {
-                    reason: chain(&error),
+                return Event::Rejected {
+                    reason: with_causes(error),
                 };
             }
-            match parts.start_all(&tell).await {
+            match parts.start_all(&on_event).await {
                 Ok(()) => Event::Done,
                 Err((part, reason)) => Event::Failed { part, reason },
             }
@@ -76,16 +76,16 @@ async fn answer(command: Command, parts: &Parts, events: &mpsc::UnboundedSender<
         Command::Status => Event::Status {
             parts: parts.status(),
         },
-        Command::Start { part } => match parts.start(part, &tell).await {
+        Command::Start { part } => match parts.start(part, &on_event).await {
             Ok(()) => Event::Done,
             Err(reason) => Event::Failed { part, reason },
         },
         Command::Stop { part } => {
-            parts.stop(part, &tell).await;
+            parts.stop(part, &on_event).await;
             Event::Done
         }
-        Command::Down => {
-            parts.stop_all(&tell).await;
+        Command::Shutdown => {
+            parts.stop_all(&on_event).await;
             Event::Done
         }
     }

@@ -5,10 +5,10 @@ use std::net::{IpAddr, UdpSocket};
 use reqwest::StatusCode;
 use slipway_stack::{Error, Stack};
 
-use crate::{fresh, machine::listening_here, remove};
+use crate::{fresh, machine::host_listeners, remove};
 
 #[tokio::test]
-async fn two_stacks_run_side_by_side_and_only_this_machine_reaches_them() -> Result<(), Error> {
+async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -> Result<(), Error> {
     let (first, second) = (fresh("test-first").await?, fresh("test-second").await?);
     assert_ne!(first.gateway.url, second.gateway.url);
     assert_ne!(first.gateway.password, second.gateway.password);
@@ -24,7 +24,7 @@ async fn two_stacks_run_side_by_side_and_only_this_machine_reaches_them() -> Res
             catalog(stack, &other.registry.password).await,
             StatusCode::UNAUTHORIZED
         );
-        assert_eq!(listening_here(stack), Vec::<String>::new());
+        assert_eq!(host_listeners(stack), Vec::<String>::new());
         // From another address of this machine, like a packet from another machine.
         if let Some(address) = outside_address() {
             let client = reqwest::Client::builder().no_proxy().local_address(address);
@@ -32,15 +32,15 @@ async fn two_stacks_run_side_by_side_and_only_this_machine_reaches_them() -> Res
                 .connect_timeout(std::time::Duration::from_millis(500))
                 .build()
                 .unwrap();
-            let refused = client.get(&stack.gateway.url).send().await.unwrap_err();
-            assert!(refused.is_connect(), "{refused:?}");
+            let blocked = client.get(&stack.gateway.url).send().await.unwrap_err();
+            assert!(blocked.is_connect(), "{blocked:?}");
         }
     }
     first.down().await?;
     assert_eq!(
         functions(&second, &second.gateway.password).await,
         StatusCode::OK,
-        "the other one lives on"
+        "stopping one stack leaves the other running"
     );
     remove("test-first").await?;
     remove("test-second").await

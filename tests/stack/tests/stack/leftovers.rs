@@ -1,76 +1,85 @@
 //! A stack leaves nothing behind, however it ends.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use slipway_stack::{Error, Part, Stack, State};
 
 use crate::{
-    CLEARED_WITHIN, fresh,
-    machine::{Traces, Untouched},
+    CLEAN_UP_TIMEOUT, fresh,
+    machine::{Footprint, HostState},
     remove, up,
 };
 
 #[tokio::test]
 async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> Result<(), Error> {
     let name = "test-down";
-    let before = Untouched::now();
+    let before = HostState::now();
     let stack = fresh(name).await?;
-    let traces = Traces::of(&stack);
-    assert!(traces.processes() > 8, "{traces:?}");
+    let footprint = Footprint::of(&stack);
+    assert!(footprint.process_count() > 8, "{footprint:?}");
     assert_eq!(
-        traces.kinds().into_iter().collect::<Vec<_>>(),
+        footprint.namespace_kinds().into_iter().collect::<Vec<_>>(),
         ["cgroup", "mnt", "net", "pid"]
     );
-    assert!(!traces.groups().is_empty());
-    assert_eq!(Untouched::now(), before, "while it runs");
+    assert!(!footprint.control_groups().is_empty());
+    assert_eq!(HostState::now(), before, "while the stack runs");
     stack.down().await?;
-    assert_eq!(traces.left(), Vec::<String>::new());
-    assert_eq!(traces.groups(), Vec::<std::path::PathBuf>::new());
-    assert_eq!(Untouched::now(), before, "afterwards");
+    assert_eq!(footprint.remaining(), Vec::<String>::new());
+    assert_eq!(footprint.control_groups(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(HostState::now(), before, "after it was stopped");
     assert!(Stack::load(name)?.is_none());
     remove(name).await
 }
 
 #[tokio::test]
-async fn killing_the_holder_ends_all_of_it_and_it_starts_again() -> Result<(), Error> {
+async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Result<(), Error> {
     let name = "test-kill";
     let stack = fresh(name).await?;
-    let traces = Traces::of(&stack);
+    let footprint = Footprint::of(&stack);
     kill(stack.holder_pid()?);
-    let end = Instant::now() + CLEARED_WITHIN;
-    while !traces.left().is_empty() && Instant::now() < end {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(traces.left(), Vec::<String>::new());
-    assert!(Stack::load(name)?.is_none(), "it is seen that it does not run");
+    assert_eq!(remaining_after_kill(&footprint).await, Vec::<String>::new());
+    assert!(
+        Stack::load(name)?.is_none(),
+        "a stack whose holder was killed does not count as running"
+    );
 
     let again = up(name).await?;
     assert_eq!(
         again.gateway.password, stack.gateway.password,
-        "its credentials live as long as its data"
+        "credentials are kept as long as the data"
     );
     let all = again.status().await?;
     assert!(all.iter().all(|status| status.state == State::Running), "{all:?}");
     remove(name).await?;
-    assert_eq!(traces.groups(), Vec::<std::path::PathBuf>::new());
-    assert!(!stack.dir.exists());
+    assert_eq!(footprint.control_groups(), Vec::<std::path::PathBuf>::new());
+    assert!(!stack.dir.root.exists());
     Ok(())
 }
 
 #[tokio::test]
-async fn killing_the_supervisor_ends_all_of_it() -> Result<(), Error> {
+async fn killing_the_supervisor_ends_the_whole_stack() -> Result<(), Error> {
     let name = "test-supervisor";
     let stack = fresh(name).await?;
-    let traces = Traces::of(&stack);
+    let footprint = Footprint::of(&stack);
     kill(stack.supervisor_pid()?);
-    let end = Instant::now() + CLEARED_WITHIN;
-    while !traces.left().is_empty() && Instant::now() < end {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(traces.left(), Vec::<String>::new());
+    assert_eq!(remaining_after_kill(&footprint).await, Vec::<String>::new());
     assert!(stack.start(Part::Gateway).await.is_err());
     remove(name).await
+}
+
+/// Waits until the kernel has cleaned up after a killed stack, and returns what remains of it.
+///
+/// The kernel has no event for the end of a namespace, so this polls.
+async fn remaining_after_kill(footprint: &Footprint) -> Vec<String> {
+    let end = Instant::now() + CLEAN_UP_TIMEOUT;
+    loop {
+        let remaining = footprint.remaining();
+        if remaining.is_empty() || Instant::now() > end {
+            return remaining;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn kill(pid: u32) {

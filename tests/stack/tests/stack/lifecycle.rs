@@ -1,13 +1,13 @@
 //! Parts stop, start and fail, and report it.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use slipway_stack::{Error, Options, Part, Progress, Stack, State};
 
-use crate::{STARTING, fresh, machine::Traces, remove, up};
+use crate::{STARTING, fresh, machine::Footprint, remove, up};
 
 #[tokio::test]
-async fn a_part_that_was_stopped_starts_again_and_the_others_stay() -> Result<(), Error> {
+async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(), Error> {
     let name = "test-parts";
     let stack = fresh(name).await?;
     let state = async |part| {
@@ -24,20 +24,19 @@ async fn a_part_that_was_stopped_starts_again_and_the_others_stay() -> Result<()
         stack.start(part).await?;
         assert_eq!(state(part).await?, Some(State::Running));
     }
-    assert!(stack.log_tail(Part::Buildkit, 5).lines().count() == 5);
-    let traces = Traces::of(&stack);
+    assert_eq!(stack.log_tail(Part::Buildkit, 5).lines().count(), 5);
+    let footprint = Footprint::of(&stack);
     up(name).await?;
     assert_eq!(
-        Traces::of(&stack).processes(),
-        traces.processes(),
-        "a stack that is up is left alone"
+        Footprint::of(&stack).process_count(),
+        footprint.process_count(),
+        "starting a running stack restarts no part"
     );
     remove(name).await
 }
 
 #[tokio::test]
-async fn a_layer_that_was_lost_from_the_registrys_store_is_there_again_after_the_next_start()
--> Result<(), Error> {
+async fn a_layer_lost_from_the_registrys_store_is_pushed_again_at_the_next_start() -> Result<(), Error> {
     let name = "test-lost-layer";
     remove(name).await?;
     let with_images = async || {
@@ -48,7 +47,10 @@ async fn a_layer_that_was_lost_from_the_registrys_store_is_there_again_after_the
     };
     let stack = with_images().await?;
     let largest = || {
-        let blobs = stack.dir.join("data/registry/docker/registry/v2/blobs/sha256");
+        let blobs = stack
+            .dir
+            .root
+            .join("data/registry/docker/registry/v2/blobs/sha256");
         let blobs = fs::read_dir(blobs).unwrap().flatten();
         let blobs = blobs.flat_map(|group| fs::read_dir(group.path()).unwrap().flatten());
         let sized =
@@ -56,7 +58,10 @@ async fn a_layer_that_was_lost_from_the_registrys_store_is_there_again_after_the
         sized.max().unwrap()
     };
     let (size, lost) = largest();
-    assert!(size > 10_000_000, "the layer of a toolchain has {size} bytes");
+    assert!(
+        size > 10_000_000,
+        "the largest blob is the toolchain layer, not one of {size} bytes"
+    );
 
     fs::remove_dir_all(&lost).unwrap();
     assert_ne!(largest().1, lost);
@@ -67,7 +72,7 @@ async fn a_layer_that_was_lost_from_the_registrys_store_is_there_again_after_the
 }
 
 #[tokio::test]
-async fn a_part_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_left() -> Result<(), Error> {
+async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left() -> Result<(), Error> {
     let name = "test-failing";
     let dir = tempfile::tempdir().unwrap();
     let gateway = dir.path().join("gateway");
@@ -91,7 +96,7 @@ async fn a_part_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_left(
         log,
     } = error
     else {
-        panic!("another error: {error}")
+        panic!("unexpected error: {error}")
     };
     assert_eq!(
         (part, reason.as_str()),
@@ -100,36 +105,38 @@ async fn a_part_that_fails_is_named_with_the_end_of_its_log_and_nothing_is_left(
     assert_eq!(tail, "first\nit is too early");
     assert!(log.ends_with("test-failing/log/gateway.log"));
     assert!(Stack::load(name)?.is_none());
+    let plan = fs::read(log.ancestors().nth(2).unwrap().join("plan.json")).unwrap();
+    let plan: serde_json::Value = serde_json::from_slice(&plan).unwrap();
+    let interface = format!("slipway{}", plan["number"]);
     assert!(
-        !std::path::Path::new("/sys/class/net/")
-            .join("slipway-test-failing")
-            .exists()
+        !Path::new("/sys/class/net").join(&interface).exists(),
+        "{interface} is left"
     );
     remove(name).await
 }
 
 #[tokio::test]
-async fn a_start_that_is_given_up_leaves_nothing() -> Result<(), Error> {
+async fn a_dropped_start_leaves_no_running_stack() -> Result<(), Error> {
     let name = "test-given-up";
     remove(name).await?;
     let _one = STARTING.lock().await;
     let mut options = Options::named(name);
     (options.images, options.deploy) = (false, false);
-    let (told, mut starting) = tokio::sync::mpsc::unbounded_channel();
+    let (sender, mut lines) = tokio::sync::mpsc::unbounded_channel();
     let progress = Progress::new(move |line| {
-        let _ = told.send(line.to_owned());
+        let _ = sender.send(line.to_owned());
     });
     let up = Stack::up(&options, &progress);
-    let seen = async {
-        while let Some(line) = starting.recv().await {
+    let gateway_starting = async {
+        while let Some(line) = lines.recv().await {
             if line.contains("gateway: starting") {
                 return;
             }
         }
     };
     tokio::select! {
-        up = up => panic!("it came up before the gateway did: {up:?}"),
-        () = seen => {}
+        up = up => panic!("the start ended before the gateway was started: {up:?}"),
+        () = gateway_starting => {}
     }
     assert!(Stack::load(name)?.is_none(), "the holder was killed");
     remove(name).await

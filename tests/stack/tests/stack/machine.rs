@@ -12,14 +12,14 @@ use slipway_stack::Stack;
 
 /// The processes, namespaces and interface of a running stack.
 #[derive(Debug)]
-pub(crate) struct Traces {
+pub(crate) struct Footprint {
     name: String,
     dir: PathBuf,
     /// `PID START` of every process of the stack.
     processes: BTreeSet<String>,
     /// `PID START` of every process of the machine at that time. Namespace numbers are reused at once, so
     /// only these processes can hold the stack's namespaces.
-    everybody: BTreeSet<String>,
+    all_processes: BTreeSet<String>,
     /// The namespaces of the stack's processes, except those that this process is in too.
     namespaces: BTreeSet<String>,
     interface: String,
@@ -27,13 +27,13 @@ pub(crate) struct Traces {
 
 /// The state of the machine that the stack's programs would change without isolation.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Untouched {
+pub(crate) struct HostState {
     firewall: String,
     forwarding: String,
-    places: Vec<(&'static str, Vec<String>)>,
+    directories: Vec<(&'static str, Vec<String>)>,
 }
 
-const PLACES: [&str; 10] = [
+const DIRECTORIES: [&str; 10] = [
     "/run",
     "/run/netns",
     "/run/containerd",
@@ -46,7 +46,7 @@ const PLACES: [&str; 10] = [
     "/opt/cni",
 ];
 
-impl Untouched {
+impl HostState {
     /// Returns the current state.
     pub(crate) fn now() -> Self {
         let firewall = Command::new("iptables-save").output().unwrap();
@@ -55,12 +55,12 @@ impl Untouched {
             // Comments contain the time.
             firewall: firewall.lines().filter(|line| !line.starts_with('#')).collect(),
             forwarding: fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
-            places: PLACES.map(|place| (place, names(Path::new(place)))).to_vec(),
+            directories: DIRECTORIES.map(|dir| (dir, names(Path::new(dir)))).to_vec(),
         }
     }
 }
 
-impl Traces {
+impl Footprint {
     /// Returns the footprint of a running stack.
     pub(crate) fn of(stack: &Stack) -> Self {
         let own = processes()
@@ -78,9 +78,9 @@ impl Traces {
             .to_owned();
         Self {
             name: stack.name().to_owned(),
-            dir: stack.dir.clone(),
+            dir: stack.dir.root.clone(),
             processes: own.iter().filter_map(|pid| identity(pid)).collect(),
-            everybody: processes().iter().filter_map(|pid| identity(pid)).collect(),
+            all_processes: processes().iter().filter_map(|pid| identity(pid)).collect(),
             namespaces: own
                 .iter()
                 .flat_map(|pid| namespaces(pid))
@@ -91,12 +91,12 @@ impl Traces {
     }
 
     /// Returns the number of processes.
-    pub(crate) fn processes(&self) -> usize {
+    pub(crate) fn process_count(&self) -> usize {
         self.processes.len()
     }
 
     /// Returns the kinds of namespaces that the stack has of its own.
-    pub(crate) fn kinds(&self) -> BTreeSet<&str> {
+    pub(crate) fn namespace_kinds(&self) -> BTreeSet<&str> {
         self.namespaces
             .iter()
             .filter_map(|namespace| namespace.split(':').next())
@@ -104,15 +104,15 @@ impl Traces {
     }
 
     /// Returns what still exists of the stack; empty once everything is removed.
-    pub(crate) fn left(&self) -> Vec<String> {
-        let mut left = Vec::new();
+    pub(crate) fn remaining(&self) -> Vec<String> {
+        let mut remaining = Vec::new();
         for pid in processes() {
             let Some(identity) = identity(&pid) else { continue };
             if self.processes.contains(&identity) || belongs(&pid, &self.name) {
-                left.push(format!("process {pid} {}", command_line(&pid)));
+                remaining.push(format!("process {pid} {}", command_line(&pid)));
             }
-            if self.everybody.contains(&identity) {
-                left.extend(
+            if self.all_processes.contains(&identity) {
+                remaining.extend(
                     namespaces(&pid)
                         .into_iter()
                         .filter(|namespace| self.namespaces.contains(namespace)),
@@ -120,20 +120,20 @@ impl Traces {
             }
         }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        left.extend(
+        remaining.extend(
             mounts
                 .lines()
                 .filter(|line| line.contains(self.dir.to_str().unwrap()))
                 .map(str::to_owned),
         );
         if Path::new("/sys/class/net").join(&self.interface).exists() {
-            left.push(format!("interface {}", self.interface));
+            remaining.push(format!("interface {}", self.interface));
         }
-        left
+        remaining
     }
 
     /// Returns the stack's control groups that still exist.
-    pub(crate) fn groups(&self) -> Vec<PathBuf> {
+    pub(crate) fn control_groups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         find(
             Path::new("/sys/fs/cgroup"),
@@ -146,7 +146,7 @@ impl Traces {
 
 /// Returns the sockets on which a stack's processes listen in this machine's network namespace, as `PROGRAM
 /// INODE`.
-pub(crate) fn listening_here(stack: &Stack) -> Vec<String> {
+pub(crate) fn host_listeners(stack: &Stack) -> Vec<String> {
     let here = fs::metadata("/proc/self/ns/net").unwrap().ino();
     let mut sockets = BTreeSet::new();
     for table in ["tcp", "tcp6", "udp", "udp6"] {

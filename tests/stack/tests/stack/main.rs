@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 static STARTING: Mutex<()> = Mutex::const_new(());
 
 /// The longest time for the kernel to clean up after a killed stack.
-const CLEARED_WITHIN: Duration = Duration::from_secs(20);
+const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts a stack without base images and Slipway, after removing an earlier one with its data.
 async fn fresh(name: &str) -> Result<Stack, Error> {

@@ -72,7 +72,7 @@ async fn a_version_that_crashes_is_rolled_back(strategy: &'static str) -> Result
     let fixture = fixture.restart_deployer().await?;
     fixture.proxy.clear_requests();
     let again = fixture.deploy(&images.crash, 3).await?;
-    if strategy == "recreate" || !fixture.testbed.stack.replaces_without_a_gap() {
+    if strategy == "recreate" || !fixture.testbed.stack.has_rolling_updates() {
         assert_eq!(fixture.proxy.writes(), Vec::<String>::new());
     }
     assert_rolled_back(&again, &images.first);

@@ -11,43 +11,43 @@ use crate::{
         BRIDGE, BUILDKIT_PORT, EGRESS_INTERFACE, NATS_MONITOR_PORT, NATS_PORT, PLAIN_BUILDER_METRICS_PORT,
         PLAIN_BUILDER_PORT, PROVIDER_PORT, REGISTRY_PORT,
     },
+    directories::StackDir,
     part::Part,
-    places::StackDir,
     plan::{Plan, Provider},
-    supervisor::{faasd, mounts, network, ready::Ready},
+    supervisor::{faasd, mounts, network, ready::ReadyCheck},
 };
 
 /// The timeout of a call in the gateway, the provider and builder-fn; a build is one call.
-const CALL: &str = "35m";
+const CALL_TIMEOUT: &str = "35m";
 
 /// The time for which BuildKit keeps records of past builds; builder-fn recognises a repeated delivery by
 /// them.
 const BUILDKIT_HISTORY: Duration = Duration::from_secs(48 * 60 * 60);
 
 /// The name of the NATS Streaming cluster.
-const CLUSTER: &str = "faas-cluster";
+const NATS_CLUSTER: &str = "faas-cluster";
 
 /// The specification of one part.
 #[derive(Debug)]
-pub(crate) struct Spec {
+pub(crate) struct PartSpec {
     /// The command to run.
     pub(crate) command: Command,
     /// The readiness check.
-    pub(crate) ready: Ready,
+    pub(crate) ready: ReadyCheck,
     /// Configuration files to write before the start.
     pub(crate) files: Vec<(PathBuf, String)>,
 }
 
 /// The input of the specifications: the stack's directory and plan.
 #[derive(Debug, Clone)]
-pub(crate) struct Context {
+pub(crate) struct StackConfig {
     pub(crate) dir: StackDir,
     pub(crate) plan: Plan,
 }
 
-impl Context {
+impl StackConfig {
     /// Returns the specification of a part.
-    pub(crate) fn spec(&self, part: Part) -> Spec {
+    pub(crate) fn spec(&self, part: Part) -> PartSpec {
         match part {
             Part::Egress => self.egress(),
             Part::Registry => self.registry(),
@@ -100,7 +100,7 @@ impl Context {
 
     /// slirp4netns runs in the machine's network namespace and serves the stack's. It uses the resolver in
     /// `/etc/resolv.conf`, which has to be the machine's.
-    fn egress(&self) -> Spec {
+    fn egress(&self) -> PartSpec {
         let mut command = self.program("nsenter");
         command.arg(format!("--net={}", network::MACHINE));
         command.args(["unshare", "--mount", "sh", "-c"]);
@@ -115,16 +115,16 @@ impl Context {
             "--netns-type=path",
         ]);
         command.args([network::OWN, EGRESS_INTERFACE]);
-        Spec {
+        PartSpec {
             command,
-            ready: Ready::Route(EGRESS_INTERFACE),
+            ready: ReadyCheck::DefaultRoute(EGRESS_INTERFACE),
             files: Vec::new(),
         }
     }
 
-    fn registry(&self) -> Spec {
+    fn registry(&self) -> PartSpec {
         let config = self.dir.config().join("registry.yml");
-        let closed = self.plan.provider.closed_registry();
+        let with_password = self.plan.provider.registry_requires_password();
         let passwords = self.dir.config().join("htpasswd");
         let auth = format!(
             "auth:\n  htpasswd:\n    realm: slipway\n    path: {}\n",
@@ -136,23 +136,23 @@ impl Context {
             data = self.dir.data("registry").display(),
             // On every address of the stack, because faasd uses a loopback address.
             addr = format_args!(":{REGISTRY_PORT}"),
-            auth = if closed { auth.as_str() } else { "" },
+            auth = if with_password { auth.as_str() } else { "" },
         );
         let mut command = self.program(&self.plan.registry);
         command.arg("serve").arg(&config);
-        Spec {
+        PartSpec {
             command,
             // A registry that requires a password answers a request without one with 401, which shows that it
             // works.
-            ready: Ready::Http {
+            ready: ReadyCheck::Http {
                 url: format!("http://{}/v2/", self.plan.number.registry()),
-                status: if closed { 401 } else { 200 },
+                status: if with_password { 401 } else { 200 },
             },
             files: vec![(config, text)],
         }
     }
 
-    fn buildkit(&self) -> Spec {
+    fn buildkit(&self) -> PartSpec {
         let config = self.dir.config().join("buildkitd.toml");
         let socket = format!("unix://{}", self.buildkit_socket().display());
         let text = format!(
@@ -167,14 +167,14 @@ impl Context {
         command.arg("--config").arg(&config);
         let mut ready = self.program(&self.plan.tools.buildctl);
         ready.args(["--addr", &socket, "debug", "workers"]);
-        Spec {
+        PartSpec {
             command,
-            ready: Ready::Command(ready),
+            ready: ReadyCheck::Command(ready),
             files: vec![(config, text)],
         }
     }
 
-    fn containerd(&self) -> Spec {
+    fn containerd(&self) -> PartSpec {
         let config = self.dir.config().join("containerd.toml");
         let socket = self.containerd_socket();
         let text = format!(
@@ -189,14 +189,14 @@ impl Context {
         command.arg("--config").arg(&config);
         let mut ready = self.program(&self.plan.tools.ctr);
         ready.arg("--address").arg(&socket).arg("version");
-        Spec {
+        PartSpec {
             command,
-            ready: Ready::Command(ready),
+            ready: ReadyCheck::Command(ready),
             files: vec![(config, text)],
         }
     }
 
-    fn nats(&self) -> Spec {
+    fn nats(&self) -> PartSpec {
         let mut command = self.program(&self.plan.tools.nats);
         command.args([
             "-a",
@@ -207,24 +207,24 @@ impl Context {
             &NATS_MONITOR_PORT.to_string(),
         ]);
         command
-            .args(["-cid", CLUSTER, "-store", "file", "-dir"])
+            .args(["-cid", NATS_CLUSTER, "-store", "file", "-dir"])
             .arg(self.dir.data("nats"));
         let url = format!("http://127.0.0.1:{NATS_MONITOR_PORT}/streaming/serverz");
-        Spec {
+        PartSpec {
             command,
-            ready: Ready::Http { url, status: 200 },
+            ready: ReadyCheck::Http { url, status: 200 },
             files: Vec::new(),
         }
     }
 
-    fn provider(&self) -> Spec {
+    fn provider(&self) -> PartSpec {
         match &self.plan.provider {
             Provider::Embedded(provider) => self.embedded_provider(&provider.program),
-            Provider::Faasd(_) => faasd::spec(self, CALL),
+            Provider::Faasd(_) => self.faasd_provider(),
         }
     }
 
-    fn embedded_provider(&self, program: &Path) -> Spec {
+    fn embedded_provider(&self, program: &Path) -> PartSpec {
         let mut command = self.program(program);
         command.args(["serve", "--listen-address", &format!("{BRIDGE}:{PROVIDER_PORT}")]);
         command.arg("--sock").arg(self.containerd_socket());
@@ -234,16 +234,33 @@ impl Context {
             .arg("--registry-config")
             .arg(self.dir.secrets().join("registry-config"));
         command.args(["--plain-http-registries", &self.plan.registry_host()]);
-        command.args(["--service-timeout", CALL]);
+        command.args(["--service-timeout", CALL_TIMEOUT]);
         command.args(["--extra-hosts", &format!("gateway.openfaas={BRIDGE}")]);
-        Spec {
+        PartSpec {
             command,
             ready: provider_ready(),
             files: Vec::new(),
         }
     }
 
-    fn gateway(&self) -> Spec {
+    fn faasd_provider(&self) -> PartSpec {
+        let mut command = self.program(faasd::PROGRAM);
+        let work = self.dir.data("faasd").join("provider");
+        command.arg("provider").current_dir(&work);
+        command
+            .env("hosts_dir", &work)
+            .env("secret_mount_path", self.dir.secrets());
+        command
+            .env("basic_auth", "true")
+            .env("service_timeout", CALL_TIMEOUT);
+        PartSpec {
+            command,
+            ready: provider_ready(),
+            files: vec![(work.join("hosts"), String::new())],
+        }
+    }
+
+    fn gateway(&self) -> PartSpec {
         let mut command = self.program(&self.plan.tools.gateway);
         command.env(
             "functions_provider_url",
@@ -255,29 +272,29 @@ impl Context {
         command
             .env("faas_nats_address", "127.0.0.1")
             .env("faas_nats_port", NATS_PORT.to_string());
-        command.env("faas_nats_cluster_name", CLUSTER);
+        command.env("faas_nats_cluster_name", NATS_CLUSTER);
         // The gateway fails to list functions if its Prometheus query gets no answer; the provider answers it
         // with an empty result.
         command
             .env("faas_prometheus_host", BRIDGE.to_string())
             .env("faas_prometheus_port", PROVIDER_PORT.to_string());
         for limit in ["read_timeout", "write_timeout", "upstream_timeout"] {
-            command.env(limit, CALL);
+            command.env(limit, CALL_TIMEOUT);
         }
         let url = format!("{}/healthz", self.plan.number.gateway_url());
-        Spec {
+        PartSpec {
             command,
-            ready: Ready::Http { url, status: 200 },
+            ready: ReadyCheck::Http { url, status: 200 },
             files: Vec::new(),
         }
     }
 
-    fn queue_worker(&self) -> Spec {
+    fn queue_worker(&self) -> PartSpec {
         let mut command = self.program(&self.plan.tools.queue_worker);
         command
             .env("faas_nats_address", "127.0.0.1")
             .env("faas_nats_port", NATS_PORT.to_string());
-        command.env("faas_nats_cluster_name", CLUSTER);
+        command.env("faas_nats_cluster_name", NATS_CLUSTER);
         command
             .env("faas_gateway_address", "127.0.0.1")
             .env("gateway_invoke", "true");
@@ -287,14 +304,14 @@ impl Context {
         command
             .env("max_inflight", "1")
             .env("ack_wait", format!("{}s", self.plan.ack_wait_seconds));
-        Spec {
+        PartSpec {
             command,
-            ready: Ready::Says("Listening on ["),
+            ready: ReadyCheck::LogContains("Listening on ["),
             files: Vec::new(),
         }
     }
 
-    fn builder(&self) -> Spec {
+    fn builder(&self) -> PartSpec {
         let mut command = self.program(&self.plan.builder);
         command.env("port", PLAIN_BUILDER_PORT.to_string());
         command.env("metrics_port", PLAIN_BUILDER_METRICS_PORT.to_string());
@@ -306,12 +323,12 @@ impl Context {
         command.env("secret_mount_path", self.dir.secrets());
         command.env("insecure", "true").env("log_format", "text");
         for limit in ["read_timeout", "write_timeout", "exec_timeout"] {
-            command.env(limit, CALL);
+            command.env(limit, CALL_TIMEOUT);
         }
         let url = format!("{}/_/ready", self.plan.number.plain_builder_url());
-        Spec {
+        PartSpec {
             command,
-            ready: Ready::Http { url, status: 200 },
+            ready: ReadyCheck::Http { url, status: 200 },
             files: Vec::new(),
         }
     }
@@ -319,8 +336,8 @@ impl Context {
 
 /// Returns the readiness check of a provider: its health endpoint, which the embedded provider and faasd
 /// have.
-pub(crate) fn provider_ready() -> Ready {
-    Ready::Http {
+fn provider_ready() -> ReadyCheck {
+    ReadyCheck::Http {
         url: format!("http://{BRIDGE}:{PROVIDER_PORT}/healthz"),
         status: 200,
     }

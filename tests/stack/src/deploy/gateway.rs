@@ -14,24 +14,24 @@ use crate::{
 };
 
 /// The timeout of a request.
-const QUESTION: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A client for the gateway with the administrator's credentials.
 #[derive(Debug)]
-pub(super) struct Functions {
+pub(super) struct GatewayClient {
     client: Client,
     stack: Stack,
 }
 
 /// The gateway's status of a function.
 #[derive(Debug, Deserialize)]
-pub(super) struct Status {
+pub(super) struct FunctionStatus {
     /// The image that the function runs.
     pub(super) image: String,
     annotations: Option<HashMap<String, String>>,
 }
 
-impl Status {
+impl FunctionStatus {
     /// Returns the value of an annotation.
     pub(super) fn annotation(&self, name: &str) -> Option<&String> {
         self.annotations.as_ref()?.get(name)
@@ -39,11 +39,11 @@ impl Status {
 }
 
 #[derive(Deserialize)]
-struct Named {
+struct SecretName {
     name: String,
 }
 
-impl Functions {
+impl GatewayClient {
     /// Returns a client for a stack's gateway.
     pub(super) fn new(client: Client, stack: &Stack) -> Self {
         Self {
@@ -61,7 +61,7 @@ impl Functions {
         .await?;
         let request = response.url().to_string();
         // The gateway sends an empty list as `null`.
-        let secrets: Option<Vec<Named>> = response
+        let secrets: Option<Vec<SecretName>> = response
             .json()
             .await
             .map_err(|source| Error::NoAnswer { request, source })?;
@@ -69,17 +69,17 @@ impl Functions {
     }
 
     /// Creates a secret, or updates it if `exists`.
-    pub(super) async fn put_secret(&self, name: &str, value: &str, there: bool) -> Result<()> {
-        let method = if there { Method::PUT } else { Method::POST };
+    pub(super) async fn put_secret(&self, name: &str, value: &str, exists: bool) -> Result<()> {
+        let method = if exists { Method::PUT } else { Method::POST };
         let request = self
             .system(method, "secrets")
             .json(&json!({ "name": name, "value": value }));
-        let wanted = [StatusCode::OK, StatusCode::CREATED, StatusCode::ACCEPTED];
-        answer(send(request).await?, &wanted).await.map(drop)
+        let expected = [StatusCode::OK, StatusCode::CREATED, StatusCode::ACCEPTED];
+        answer(send(request).await?, &expected).await.map(drop)
     }
 
     /// Returns the status of a function, or `None` if it does not exist.
-    pub(super) async fn status(&self, name: &str) -> Result<Option<Status>> {
+    pub(super) async fn status(&self, name: &str) -> Result<Option<FunctionStatus>> {
         let response = send(self.system(Method::GET, &format!("function/{name}"))).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
@@ -108,7 +108,7 @@ impl Functions {
         let request = self
             .client
             .get(format!("{}/_/ready", self.url(name)))
-            .timeout(QUESTION);
+            .timeout(REQUEST_TIMEOUT);
         request
             .send()
             .await
@@ -120,7 +120,7 @@ impl Functions {
         let request = self
             .client
             .post(self.url(name))
-            .timeout(QUESTION)
+            .timeout(REQUEST_TIMEOUT)
             .body(body.to_owned());
         request
             .send()
@@ -156,10 +156,10 @@ impl Functions {
     }
 
     /// Returns a request that calls a function through the queue.
-    pub(super) fn queue(&self, name: &str) -> RequestBuilder {
+    pub(super) fn queued_call(&self, name: &str) -> RequestBuilder {
         self.client
             .post(format!("{}/async-function/{name}", self.stack.gateway.url))
-            .timeout(QUESTION)
+            .timeout(REQUEST_TIMEOUT)
     }
 
     fn system(&self, method: Method, path: &str) -> RequestBuilder {
@@ -169,6 +169,6 @@ impl Functions {
             .request(method, format!("{}/system/{path}", gateway.url));
         request
             .basic_auth(&gateway.user, Some(&gateway.password))
-            .timeout(QUESTION)
+            .timeout(REQUEST_TIMEOUT)
     }
 }

@@ -7,9 +7,9 @@ use std::{
 };
 
 use crate::{
-    command::{command, run},
-    error::{At as _, Result},
-    places,
+    command::{self, command},
+    directories,
+    error::{IoResultExt as _, Result},
     stack::Stack,
 };
 
@@ -17,31 +17,31 @@ use super::{FUNCTIONS, shared_environment};
 
 /// faas-cli with its working folder.
 #[derive(Debug)]
-pub(super) struct Workshop {
+pub(super) struct FaasCli {
     folder: PathBuf,
 }
 
-impl Workshop {
+impl FaasCli {
     /// Copies the template, the handlers and `stack.yml` into a folder of the stack; replaces an earlier
     /// copy.
     pub(super) fn open(stack: &Stack) -> Result<Self> {
-        let folder = stack.place().workshop();
+        let folder = stack.dir.workshop();
         if folder.exists() {
             fs::remove_dir_all(&folder).at("remove", &folder)?;
         }
-        let repository = places::repository();
+        let repository = directories::repository();
         for name in ["template"].into_iter().chain(FUNCTIONS) {
             copy(&repository.join(name), &folder.join(name))?;
         }
-        let workshop = Self { folder };
+        let faas_cli = Self { folder };
         let from = repository.join("stack.yml");
-        fs::copy(&from, workshop.stack_yml()).at("copy", from)?;
-        Ok(workshop)
+        fs::copy(&from, faas_cli.stack_yml()).at("copy", from)?;
+        Ok(faas_cli)
     }
 
     /// Writes the build contexts of Slipway's functions.
-    pub(super) async fn lay_out_functions(&self, stack: &Stack) -> Result<()> {
-        self.faas_cli(
+    pub(super) async fn write_function_contexts(&self, stack: &Stack) -> Result<()> {
+        self.run(
             stack,
             &["build", "--shrinkwrap", "-f", "stack.yml"],
             shared_environment(stack),
@@ -50,11 +50,11 @@ impl Workshop {
     }
 
     /// Creates a function from the template and writes its build context.
-    pub(super) async fn lay_out_sample(&self, stack: &Stack, name: &str) -> Result<()> {
-        self.faas_cli(stack, &["new", "--lang", "rust-hyper", name], Vec::new())
+    pub(super) async fn write_sample_context(&self, stack: &Stack, name: &str) -> Result<()> {
+        self.run(stack, &["new", "--lang", "rust-hyper", name], Vec::new())
             .await?;
         let file = format!("{name}.yml");
-        self.faas_cli(stack, &["build", "--shrinkwrap", "-f", &file], Vec::new())
+        self.run(stack, &["build", "--shrinkwrap", "-f", &file], Vec::new())
             .await
     }
 
@@ -71,19 +71,19 @@ impl Workshop {
 
     /// Runs faas-cli, logged in as the stack's administrator, with the values that `stack.yml` takes from the
     /// environment.
-    pub(super) async fn faas_cli(
+    pub(super) async fn run(
         &self,
         stack: &Stack,
         arguments: &[&str],
         environment: Vec<(&'static str, String)>,
     ) -> Result<()> {
-        let mut faas_cli = command(&stack.tools.faas_cli);
-        faas_cli
+        let mut process = command(&stack.tools.faas_cli);
+        process
             .args(arguments)
             .current_dir(&self.folder)
             .envs(environment);
-        faas_cli.env("OPENFAAS_CONFIG", stack.login().await?);
-        run(&mut faas_cli).await.map(drop)
+        process.env("OPENFAAS_CONFIG", stack.login().await?);
+        command::run(&mut process).await.map(drop)
     }
 
     fn stack_yml(&self) -> PathBuf {

@@ -8,12 +8,12 @@ use std::{collections::HashMap, env, path::PathBuf};
 
 use reqwest::StatusCode;
 
+use super::{Gateway, Registry, Stack};
 use crate::{
+    directories::Directories,
     error::{Error, Result},
     http::{self, answer, send},
-    places::Places,
     progress::Progress,
-    stack::{Gateway, Registry, Stack},
     tools::{self, Tools},
 };
 
@@ -21,7 +21,7 @@ use crate::{
 pub(crate) const NAME: &str = "external";
 
 /// The environment variables that must be set.
-const NEEDED: [&str; 7] = [
+const REQUIRED: [&str; 7] = [
     "OPENFAAS_URL",
     "OPENFAAS_USER",
     "OPENFAAS_PASSWORD",
@@ -33,43 +33,42 @@ const NEEDED: [&str; 7] = [
 
 /// Returns the stack that the environment describes; fails if a variable is missing.
 pub(crate) fn from_env() -> Result<Stack> {
-    of(&Places::from_env()?, &env::vars().collect())
+    parse(&Directories::from_env()?, &env::vars().collect())
 }
 
 /// Builds the client programs that tests use, and checks the gateway's credentials.
 pub(crate) async fn check(progress: &Progress) -> Result<Stack> {
     let stack = from_env()?;
-    let places = Places::from_env()?;
+    let directories = Directories::from_env()?;
     for module in ["faas-cli", "buildkit"] {
-        tools::build(&places, module, progress).await?;
+        tools::build(&directories, module, progress).await?;
     }
     let Gateway { url, user, password } = &stack.gateway;
     let request = http::client()?
         .get(format!("{url}/system/functions"))
         .basic_auth(user, Some(password));
     answer(send(request).await?, &[StatusCode::OK]).await?;
-    progress.step("stack", format_args!("{url} lets us in"));
+    progress.step("stack", format_args!("{url} accepts the credentials"));
     Ok(stack)
 }
 
-fn of(places: &Places, environment: &HashMap<String, String>) -> Result<Stack> {
+fn parse(directories: &Directories, environment: &HashMap<String, String>) -> Result<Stack> {
     let value = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
-    let missing = NEEDED
+    let missing = REQUIRED
         .into_iter()
         .filter(|name| value(name).is_none())
         .collect::<Vec<_>>();
     if !missing.is_empty() {
-        return Err(Error::Machine(format!(
-            "an external OpenFaaS needs {}",
+        return Err(Error::Environment(format!(
+            "an external stack needs these environment variables: {}",
             missing.join(", ")
         )));
     }
     let text = |name: &str| value(name).unwrap_or_default();
     let url = text("OPENFAAS_URL").trim_end_matches('/').to_owned();
     let registry = text("REGISTRY");
-    let place = places.stack(NAME)?;
+    let dir = directories.stack(NAME)?;
     Ok(Stack {
-        dir: place.root.clone(),
         builder_url: value("BUILDER_URL").unwrap_or_else(|| format!("{url}/function/builder-fn")),
         gateway: Gateway {
             url,
@@ -85,8 +84,8 @@ fn of(places: &Places, environment: &HashMap<String, String>) -> Result<Stack> {
         buildkit_host: text("BUILDKIT_HOST"),
         payload_secret: PathBuf::from(text("PAYLOAD_SECRET")),
         deploy_secret: PathBuf::from(text("DEPLOY_SECRET")),
-        tools: Tools::locate(places)?,
-        place,
+        tools: Tools::locate(directories)?,
+        dir,
         plan: None,
     })
 }
@@ -95,15 +94,15 @@ fn of(places: &Places, environment: &HashMap<String, String>) -> Result<Stack> {
 mod tests {
     use super::*;
 
-    fn places() -> Places {
-        Places {
+    fn directories() -> Directories {
+        Directories {
             cache: "/c".into(),
             stacks: "/s".into(),
         }
     }
 
     #[test]
-    fn everything_that_is_missing_is_named_at_once() {
+    fn all_missing_variables_are_reported_at_once() {
         let environment = [
             ("OPENFAAS_URL", "http://g"),
             ("REGISTRY", ""),
@@ -112,22 +111,25 @@ mod tests {
         let environment = environment
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
-        let error = of(&places(), &environment).unwrap_err().to_string();
+        let error = parse(&directories(), &environment).unwrap_err().to_string();
         let expected = "OPENFAAS_PASSWORD, PAYLOAD_SECRET, DEPLOY_SECRET, REGISTRY, BUILDKIT_HOST";
-        assert_eq!(error, format!("an external OpenFaaS needs {expected}"));
+        assert_eq!(
+            error,
+            format!("an external stack needs these environment variables: {expected}")
+        );
     }
 
     #[tokio::test]
-    async fn its_parts_cannot_be_stopped_from_here() {
-        let environment = NEEDED
+    async fn parts_of_an_external_stack_cannot_be_stopped() {
+        let environment = REQUIRED
             .map(|name| (name.to_owned(), "http://x/".to_owned()))
             .into();
-        let stack = of(&places(), &environment).unwrap();
+        let stack = parse(&directories(), &environment).unwrap();
         assert_eq!(stack.builder_url, "http://x/function/builder-fn");
-        assert!(!stack.registry_asks_for_a_password());
+        assert!(!stack.registry_requires_password());
         assert!(matches!(
             stack.stop(crate::Part::Gateway).await,
-            Err(Error::Refused(_))
+            Err(Error::Rejected(_))
         ));
     }
 }

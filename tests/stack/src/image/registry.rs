@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::layer::bytes_digest;
 use crate::{
     credentials::Login,
-    error::{At as _, Error, Result},
+    error::{Error, IoResultExt as _, Result},
     http::{answer, send},
 };
 
@@ -30,7 +30,7 @@ pub(super) struct Blob {
 /// The blobs that a manifest refers to.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Named {
+struct ManifestBlobs {
     config: Option<Descriptor>,
     layers: Vec<Descriptor>,
 }
@@ -60,13 +60,13 @@ impl Blob {
 
 /// A client for a registry over plain HTTP.
 #[derive(Debug)]
-pub(crate) struct Push {
+pub(crate) struct RegistryClient {
     client: Client,
     host: String,
     login: Option<Login>,
 }
 
-impl Push {
+impl RegistryClient {
     /// Returns a client for the registry at `host`.
     pub(crate) fn new(client: Client, host: String, login: Option<Login>) -> Self {
         Self { client, host, login }
@@ -76,7 +76,7 @@ impl Push {
     ///
     /// A store that was cleaned by hand, or whose disk was full, can have a manifest without its layers.
     /// BuildKit would fail in the middle of a build.
-    pub(crate) async fn whole(&self, repository: &str, tag: &str) -> Result<Option<String>> {
+    pub(crate) async fn complete_digest(&self, repository: &str, tag: &str) -> Result<Option<String>> {
         let Some(digest) = self.digest(repository, tag).await? else {
             return Ok(None);
         };
@@ -92,7 +92,7 @@ impl Push {
             source,
         })?;
         // Anything but the manifest of a single image refers to no blob.
-        let Named { config, layers } = serde_json::from_slice(&text).unwrap_or_default();
+        let ManifestBlobs { config, layers } = serde_json::from_slice(&text).unwrap_or_default();
         for blob in config.iter().chain(&layers) {
             if !self.has_blob(repository, &blob.digest, blob.size).await? {
                 return Ok(None);
@@ -114,7 +114,7 @@ impl Push {
     }
 
     /// Pushes a blob to a repository unless it is there.
-    pub(super) async fn blob(&self, repository: &str, blob: &Blob) -> Result<()> {
+    pub(super) async fn push_blob(&self, repository: &str, blob: &Blob) -> Result<()> {
         if self.has_blob(repository, &blob.digest, blob.size).await? {
             return Ok(());
         }
@@ -135,8 +135,8 @@ impl Push {
 
     /// Returns whether a repository has a blob with this size.
     async fn has_blob(&self, repository: &str, digest: &str, size: u64) -> Result<bool> {
-        let there = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"))?;
-        let response = send(there).await?;
+        let head = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"))?;
+        let response = send(head).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(false);
         }
@@ -147,7 +147,7 @@ impl Push {
     }
 
     /// Pushes a manifest with a tag.
-    pub(super) async fn manifest(&self, repository: &str, tag: &str, manifest: Vec<u8>) -> Result<()> {
+    pub(super) async fn push_manifest(&self, repository: &str, tag: &str, manifest: Vec<u8>) -> Result<()> {
         let put = self.request(Method::PUT, &format!("/v2/{repository}/manifests/{tag}"))?;
         let put = put
             .header(CONTENT_TYPE, HeaderValue::from_static(MANIFEST))
@@ -158,7 +158,7 @@ impl Push {
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
         Ok(self.authorized(
             self.client
-                .request(method, self.base()?.join(path).map_err(|_| self.not_a_host())?),
+                .request(method, self.base()?.join(path).map_err(|_| self.invalid_host())?),
         ))
     }
 
@@ -177,14 +177,14 @@ impl Push {
             .and_then(|location| location.to_str().ok());
         self.base()?
             .join(location.unwrap_or_default())
-            .map_err(|_| self.not_a_host())
+            .map_err(|_| self.invalid_host())
     }
 
     fn base(&self) -> Result<Url> {
-        Url::parse(&format!("http://{}/", self.host)).map_err(|_| self.not_a_host())
+        Url::parse(&format!("http://{}/", self.host)).map_err(|_| self.invalid_host())
     }
 
-    fn not_a_host(&self) -> Error {
-        Error::Machine(format!("{} is not the address of a registry", self.host))
+    fn invalid_host(&self) -> Error {
+        Error::Environment(format!("{:?} is not the host and port of a registry", self.host))
     }
 }

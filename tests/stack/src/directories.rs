@@ -7,18 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::error::{At as _, Error, Result};
+use crate::error::{Error, IoResultExt as _, Result};
 
 /// The launcher's directories (XDG base directory specification).
 #[derive(Debug, Clone)]
-pub struct Places {
+pub struct Directories {
     /// The cache of tools and base images; safe to delete.
     pub cache: PathBuf,
     /// The parent of the stacks' directories.
-    pub stacks: PathBuf,
+    pub(crate) stacks: PathBuf,
 }
 
-impl Places {
+impl Directories {
     /// Reads the directories from `XDG_CACHE_HOME`, `XDG_STATE_HOME` and `HOME`.
     pub fn from_env() -> Result<Self> {
         let home = |under: &str| env::var_os("HOME").map(|home| PathBuf::from(home).join(under));
@@ -36,22 +36,22 @@ impl Places {
                 cache: cache.join("slipway"),
                 stacks: state.join("slipway/stacks"),
             }),
-            _ => Err(Error::Machine(
-                "neither HOME nor XDG_CACHE_HOME and XDG_STATE_HOME are set".into(),
+            _ => Err(Error::Environment(
+                "HOME is not set; set it, or both XDG_CACHE_HOME and XDG_STATE_HOME".into(),
             )),
         }
     }
 
     /// Returns the directory of a stack; fails if the name is invalid.
     pub fn stack(&self, name: &str) -> Result<StackDir> {
-        let fits = !name.is_empty()
+        let valid = !name.is_empty()
             && name.len() <= 32
             && name
                 .bytes()
                 .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-        if !fits {
-            return Err(Error::Machine(format!(
-                "{name:?} does not name a stack: 1 to 32 of a-z, 0-9 and -, please"
+        if !valid {
+            return Err(Error::Environment(format!(
+                "{name:?} is not a valid stack name; use 1 to 32 of a-z, 0-9 and -"
             )));
         }
         Ok(StackDir {
@@ -63,7 +63,7 @@ impl Places {
 
 /// Returns the root of the repository that this launcher was built from, which has the Go modules, the
 /// template and the functions.
-pub fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.ancestors().nth(2).unwrap_or(here).to_owned()
 }
@@ -72,49 +72,49 @@ pub fn repository() -> PathBuf {
 #[derive(Debug, Clone)]
 pub struct StackDir {
     /// The name of the stack.
-    pub name: String,
+    pub(crate) name: String,
     /// The path of the directory.
     pub root: PathBuf,
 }
 
 impl StackDir {
     /// Returns the path of the plan. A directory with this file is a stack's.
-    pub fn plan(&self) -> PathBuf {
+    pub(crate) fn plan(&self) -> PathBuf {
         self.root.join("plan.json")
     }
 
     /// Returns the path of the state of a running stack.
-    pub fn running(&self) -> PathBuf {
+    pub(crate) fn running(&self) -> PathBuf {
         self.root.join("running.json")
     }
 
     /// Returns the path of the supervisor's control socket.
-    pub fn control(&self) -> PathBuf {
+    pub(crate) fn control(&self) -> PathBuf {
         self.root.join("control.sock")
     }
 
     /// Returns the directory of the secrets of Slipway's functions, one file each.
-    pub fn secrets(&self) -> PathBuf {
+    pub(crate) fn secrets(&self) -> PathBuf {
         self.root.join("secrets")
     }
 
     /// Returns the directory of the parts' generated configuration.
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.root.join("config")
     }
 
     /// Returns the directory of a part's data, which makes the next start faster.
-    pub fn data(&self, part: &str) -> PathBuf {
+    pub(crate) fn data(&self, part: &str) -> PathBuf {
         self.root.join("data").join(part)
     }
 
     /// Returns the directory of the sockets for clients on the machine.
-    pub fn sockets(&self) -> PathBuf {
+    pub(crate) fn sockets(&self) -> PathBuf {
         self.root.join("run")
     }
 
     /// Returns the directory of the programs for a user's `PATH`.
-    pub fn bin(&self) -> PathBuf {
+    pub(crate) fn bin(&self) -> PathBuf {
         self.root.join("bin")
     }
 
@@ -124,17 +124,17 @@ impl StackDir {
     }
 
     /// Returns the `HOME` of the parts, with the logins of the stack's own clients.
-    pub fn home(&self) -> PathBuf {
+    pub(crate) fn home(&self) -> PathBuf {
         self.root.join("home")
     }
 
     /// Returns the path of the log of a part or of the supervisor.
-    pub fn log(&self, of: &str) -> PathBuf {
+    pub(crate) fn log(&self, of: &str) -> PathBuf {
         self.root.join("log").join(format!("{of}.log"))
     }
 
     /// Creates the directories, readable by their owner only.
-    pub fn create(&self) -> Result<()> {
+    pub(crate) fn create(&self) -> Result<()> {
         private_dir(&self.root)?;
         let parts =
             ["registry", "buildkit", "containerd", "nats", "provider", "faasd"].map(|part| self.data(part));
@@ -208,22 +208,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_could_leave_the_directory_is_refused() {
-        let places = Places {
+    fn a_name_that_could_leave_the_directory_is_rejected() {
+        let directories = Directories {
             cache: "/c".into(),
             stacks: "/s".into(),
         };
         assert_eq!(
-            places.stack("second-1").unwrap().control(),
+            directories.stack("second-1").unwrap().control(),
             Path::new("/s/second-1/control.sock")
         );
         for name in ["", "..", "a/b", "A", "a.b", &"x".repeat(33)] {
-            assert!(places.stack(name).is_err(), "{name:?}");
+            assert!(directories.stack(name).is_err(), "{name:?}");
         }
     }
 
     #[test]
-    fn the_repository_is_where_the_workspace_is() {
+    fn the_repository_is_the_workspaces_root() {
         assert!(repository().join("tests/stack/Cargo.toml").is_file());
     }
 }
