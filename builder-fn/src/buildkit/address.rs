@@ -1,33 +1,33 @@
-//! Where a daemon listens, as the environment names it.
+//! The address of a daemon, as the environment names it.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// `unix:///run/buildkit/buildkitd.sock` or `tcp://buildkit.openfaas:1234`.
+/// An address: `unix:///run/buildkit/buildkitd.sock` or `tcp://buildkit.openfaas:1234`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// A Unix socket.
+    /// The path of a Unix socket.
     Unix(PathBuf),
-    /// Host name or address, and port.
+    /// A host and a port.
     Tcp {
-        /// Without the brackets of an IPv6 address.
+        /// A host name or IP address; an IPv6 address without its brackets.
         host: String,
-        /// The port; there is no default.
+        /// The port, which has no default.
         port: u16,
     },
 }
 
-/// What is wrong with an address.
+/// The reason why an address is invalid. The texts follow the name of the setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// Neither of the two schemes.
+    /// The scheme is neither of the two.
     #[error("should be unix://PATH or tcp://HOST:PORT")]
     Scheme,
-    /// `unix://` without an absolute path.
+    /// The path after `unix://` is missing or not absolute.
     #[error("should have an absolute path, as in unix:///run/buildkit/buildkitd.sock")]
     Path,
-    /// `tcp://` without a host or a port.
+    /// The host or the port after `tcp://` is missing.
     #[error("should have a host and a port, as in tcp://buildkit:1234")]
     HostPort,
 }
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn both_schemes_are_understood_and_print_as_they_were_written() {
+    fn addresses_of_both_schemes_are_parsed_and_formatted_as_they_were_written() {
         for (text, address) in [
             (
                 "unix:///run/buildkit/buildkitd.sock",
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_cannot_be_dialled_is_refused_with_what_it_lacks() {
+    fn an_invalid_address_is_rejected_with_what_it_lacks() {
         for (text, error) in [
             ("", AddressError::Scheme),
             ("buildkit:1234", AddressError::Scheme),

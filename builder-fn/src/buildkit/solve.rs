@@ -1,4 +1,4 @@
-//! What to build and what to do with it: one `SolveRequest`.
+//! The description of a build, as one `SolveRequest`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,63 +7,63 @@ use serde_json::json;
 
 use crate::compression::Compression;
 
-/// With this build argument, an image does not depend on when it was built.
+/// The build argument that makes an image independent of the time of its build.
 pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
-/// The frontend that BuildKit has built in.
+/// The name of the frontend that is built into BuildKit.
 const FRONTEND: &str = "dockerfile.v0";
 
-/// A Dockerfile build that ends in an image.
+/// A build of an image from a Dockerfile.
 #[derive(Clone, Debug, Default)]
 pub struct Solve {
-    /// Names the build at the daemon, the same for each delivery of one call. Lower-case letters and digits.
+    /// The reference of the build at the daemon, the same for each delivery of one call. Lower-case letters and digits.
     pub reference: String,
-    /// All names for the image, in full.
+    /// All names of the image, in full.
     pub names: Vec<String>,
-    /// Whether the image goes to the registries in `names`.
+    /// Whether the image is pushed to the registries in `names`.
     pub push: bool,
-    /// Whether those registries speak plain HTTP.
+    /// Whether registries are used with plain HTTP.
     pub insecure: bool,
-    /// Path of the Dockerfile; `Dockerfile` where it is not said.
+    /// The path of the Dockerfile; `Dockerfile` by default.
     pub dockerfile: Option<String>,
-    /// The stage to build; the last one where it is not said.
+    /// The stage to build; the last one by default.
     pub target: Option<String>,
     /// Build arguments.
     pub build_args: BTreeMap<String, String>,
     /// Labels of the image.
     pub labels: BTreeMap<String, String>,
-    /// Platforms to build for; the daemon's own where there are none.
+    /// The platforms to build for; the daemon's own if empty.
     pub platforms: Vec<String>,
-    /// Whether every step runs anew.
+    /// Whether every step runs, even if its result is cached.
     pub no_cache: bool,
-    /// Images to take cached steps from.
+    /// The images to import cached steps from.
     pub cache_from: Vec<String>,
-    /// Images to leave cached steps in.
+    /// The images to export cached steps to.
     pub cache_to: Vec<CacheExport>,
-    /// Whether the Dockerfile may name a frontend that reads it in place of the one that BuildKit has built in.
+    /// Whether the Dockerfile may name a frontend, which reads it instead of the built-in one.
     pub named_frontend: bool,
-    /// How much the image says about its build: `min` or `max`.
+    /// The level of detail of the provenance attestation: `min` or `max`.
     pub provenance: Option<&'static str>,
-    /// The image that makes the list of what is in the image, where there is to be one.
+    /// The image of the generator that makes the SBOM, if there should be one.
     pub sbom_generator: Option<String>,
-    /// How the layers that this build makes are compressed.
+    /// The compression of the layers that this build makes.
     pub compression: Compression,
 }
 
-/// An image to leave cached steps in.
+/// An image to export cached steps to.
 #[derive(Clone, Debug, Default)]
 pub struct CacheExport {
-    /// Its name, in full.
+    /// The name of the image, in full.
     pub name: String,
-    /// Whether the steps of all stages go there.
+    /// Whether the steps of all stages are exported.
     pub max: bool,
-    /// Whether the build goes well when this does not.
+    /// Whether the build succeeds even if this export fails.
     pub ignore_error: bool,
 }
 
 impl Solve {
-    /// The message. Names of the attributes: BuildKit `frontend/dockerfile/dockerui/config.go` and
-    /// `exporter/containerimage/exptypes/keys.go`.
+    /// Returns the request. The names of the attributes are those of BuildKit `frontend/dockerfile/dockerui/config.go`
+    /// and `exporter/containerimage/exptypes/keys.go`.
     pub(super) fn request(&self, reference: &str, session: &str) -> SolveRequest {
         let exporter = Exporter {
             r#type: "image".into(),
@@ -84,7 +84,7 @@ impl Solve {
         }
     }
 
-    /// Attributes: BuildKit `cache/remotecache/registry/registry.go`.
+    /// Returns the caches to import. The attributes are those of BuildKit `cache/remotecache/registry/registry.go`.
     fn cache_imports(&self) -> impl Iterator<Item = CacheOptionsEntry> {
         self.cache_from.iter().map(|name| self.registry_cache(name))
     }
@@ -134,16 +134,16 @@ impl Solve {
             set("platform", self.platforms.join(","));
         }
         if self.no_cache {
-            // Empty: all stages. A value would name some.
+            // An empty value stands for all stages; another one would name some.
             set("no-cache", String::new());
         }
         if !self.named_frontend {
-            // Where this is set, the built-in frontend takes itself for the one that was named, and looks no further:
+            // With this attribute, the built-in frontend takes itself for the named one and does not look for another:
             // `frontend/dockerfile/builder/build.go`.
             set("cmdline", FRONTEND.into());
         }
         if !self.cache_from.is_empty() {
-            // The frontend is told too: it asks for the caches with each of its own solves.
+            // The frontend needs the caches too: it imports them with each of its own solves.
             let imports = self
                 .cache_imports()
                 .map(|entry| json!({"Type": entry.r#type, "Attrs": entry.attrs}));
@@ -171,15 +171,15 @@ impl Solve {
                 set("registry.insecure", "true".into());
             }
         }
-        // Layers that are there already stay as they are: to pack those of base images anew would cost more than it saves.
+        // Existing layers keep their compression: to compress those of base images again would cost more than it saves.
         set("compression", self.compression.format.to_string());
         if let Some(level) = self.compression.level {
             set("compression-level", level.to_string());
         }
-        // Docker's own media types have none for zstd.
+        // Docker's own media types do not include zstd.
         set("oci-mediatypes", "true".into());
-        // The daemon hands the build argument on to its exporter by itself, for the image's own times; those of the
-        // files in the layers are asked for here.
+        // The daemon passes the build argument to its exporter, which sets the image's own times from it. This attribute
+        // asks for the times of the files in the layers.
         if self.build_args.contains_key(SOURCE_DATE_EPOCH) {
             set("rewrite-timestamp", "true".into());
         }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_build_names_a_dockerfile_and_an_image() {
+    fn a_minimal_build_has_only_the_default_attributes() {
         let solve = Solve {
             names: vec!["registry:5000/hello:1".into()],
             push: true,
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_can_be_asked_for_becomes_an_attribute() {
+    fn every_option_becomes_an_attribute() {
         let pair = |name: &str, value: &str| BTreeMap::from([(name.to_string(), value.to_string())]);
         let solve = Solve {
             names: vec!["r/a:1".into(), "r/a:2".into()],
@@ -248,7 +248,7 @@ mod tests {
             named_frontend: true,
             provenance: Some("max"),
             sbom_generator: Some("r/scan:1".into()),
-            compression: Compression::new(Format::Gzip, Some(6)).expect("a level"),
+            compression: Compression::new(Format::Gzip, Some(6)).expect("a valid level"),
             ..Solve::default()
         };
 
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn caches_are_told_to_the_daemon_and_to_the_frontend() {
+    fn caches_are_sent_to_the_daemon_and_to_the_frontend() {
         let cache = |name: &str, max, ignore_error| CacheExport {
             name: name.into(),
             max,
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_is_not_pushed_says_nothing_about_registries() {
+    fn an_image_that_is_not_pushed_has_no_registry_attributes() {
         let solve = Solve {
             names: vec!["r/a:1".into()],
             insecure: true,

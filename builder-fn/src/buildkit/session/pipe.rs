@@ -1,4 +1,4 @@
-//! A stream of messages in both directions as one stream of bytes.
+//! Two streams of messages, one in each direction, as one stream of bytes.
 
 use std::io;
 
@@ -12,10 +12,11 @@ use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 use tokio_util::sync::PollSender;
 use tonic::Streaming;
 
-/// The HTTP/2 server writes frame headers and frames of 16 KiB one by one; together they make fuller messages.
+/// Bytes that are collected for one message: the HTTP/2 server writes frame headers and frames of 16 KiB one by one.
 const WRITE_BUFFER: usize = 64 << 10;
 
-/// What is written goes to `outgoing`, a message per flush or full buffer; what is read comes from `incoming`.
+/// Returns a stream of bytes that reads from `incoming` and writes to `outgoing`, one message for each flush and each
+/// full buffer.
 pub(super) fn pipe(
     outgoing: mpsc::Sender<Bytes>,
     incoming: Streaming<BytesMessage>,
