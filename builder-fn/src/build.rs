@@ -7,8 +7,10 @@ use function_host::{ErrorChain, Shutdown, trace};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::buildkit::session::{CredentialStore, Lease, Services, SharedKeys};
-use crate::buildkit::{CacheExport, Daemon, Job, Limits, SOURCE_DATE_EPOCH, Solve, Solved};
+use crate::buildkit::{
+    BuiltImage, CacheExport, CredentialStore, Daemon, EventTimeouts, Job, KeyLease, SOURCE_DATE_EPOCH,
+    Services, SharedKeys, Solve,
+};
 use crate::chain::{Chain, Deployment, Ending, HandOver, Link};
 use crate::compression::Compression;
 use crate::error::Error;
@@ -41,7 +43,7 @@ pub struct Builder {
     /// How to have images deployed.
     pub chain: Chain,
     /// How long to wait for what is not the build itself.
-    pub limits: Limits,
+    pub timeouts: EventTimeouts,
     /// How many builds run at a time.
     pub places: Places,
     /// What can be seen of them.
@@ -143,10 +145,10 @@ impl Builder {
         request: &BuildRequest,
         call: &Call<'_>,
         log: &mut dyn Sink,
-    ) -> Result<Solved, Error> {
+    ) -> Result<BuiltImage, Error> {
         let limit = limit(request.config.timeout, call.deadline);
         let mut lines = Lines::masked(call.secrets.mask().clone());
-        let mut steps = self.metrics.steps();
+        let steps = self.metrics.steps();
         let span = trace::client_span("solve");
         let cover = match span.is_recording() {
             true => Cover::new(call.secrets.mask().clone(), &request.config.build_args),
@@ -179,10 +181,10 @@ impl Builder {
     ///
     /// Whoever pins the times in the image wants it to be the same whatever was built before. A folder that the daemon has from
     /// an earlier transfer, and in which a file has changed, has the time of that change: so those builds begin with none.
-    fn lease(&self, request: &BuildRequest) -> Arc<Lease> {
+    fn lease(&self, request: &BuildRequest) -> Arc<KeyLease> {
         let config = &request.config;
         Arc::new(match config.build_args.contains_key(SOURCE_DATE_EPOCH) {
-            true => self.keys.cold(),
+            true => self.keys.lease_single_use(),
             false => {
                 let image = &config.image;
                 let scope = format!("{}/{}", image.registry(), image.repository());
@@ -197,7 +199,7 @@ impl Builder {
             .with_health()
             .with_files(request.context.clone(), lease.clone())
             .with_credentials(self.credentials.clone())
-            .with_secrets(call.secrets.clone());
+            .with_secrets(Arc::new(call.secrets.clone()));
         let config = &request.config;
         let solve = Solve {
             reference: call.reference.clone(),
@@ -228,7 +230,7 @@ impl Builder {
             services,
             shared_key: lease,
             solve,
-            limits: self.limits,
+            timeouts: self.timeouts,
         }
     }
 }

@@ -1,35 +1,45 @@
-//! BuildKit's gRPC client: one connection a build, which carries Session, Solve and Status.
+//! A client for BuildKit's gRPC API: one connection for each build, which carries Session, Solve and Status.
 //!
-//! A [`Daemon`] is where to connect, a [`Connection`] is one connection to it, a [`Session`](session::Session) is
-//! what the daemon may ask of us while it builds, and a [`Job`] is all three calls as one group that begins and ends
+//! A [`Daemon`] is the address of a BuildKit daemon, and a [`Connection`] is one connection to it. [`Services`] answer
+//! the daemon's questions while it builds, and a [`Job`] runs all three calls as one group that begins and ends
 //! together.
 
 mod address;
 mod connection;
+mod dial;
 mod failure;
 mod history;
 mod job;
-pub mod session;
+mod outcome;
+mod session;
+mod shared_key;
 mod solve;
 mod status;
 mod tls;
 
 pub use address::{Address, AddressError};
-pub use connection::{ConnectError, Connection, Daemon, Dial, Dialing, Io};
+pub use connection::{ConnectError, Connection, Daemon};
+pub use dial::{Dial, DialFuture, Io};
 pub use failure::{Failure, Fault};
-pub use job::{Job, JobError, Limits, Solved};
+pub use job::{EventTimeouts, Job, JobError};
+pub use outcome::BuiltImage;
+pub use session::{CredentialStore, Credentials, FileSync, SecretStore, Services};
+pub use shared_key::{KeyLease, SharedKeys};
 pub use solve::{CacheExport, SOURCE_DATE_EPOCH, Solve};
-pub use status::{Event, Events};
-pub use tls::{TlsAddress, TlsFault, TlsSecrets};
+pub use status::Event;
+pub use tls::TlsError;
+pub(crate) use tls::{TlsDialer, TlsSecrets};
 
-/// The largest message that BuildKit's own client and daemon accept; tonic's default of 4 MiB is less.
+/// The largest message that BuildKit's own client and daemon accept, in bytes; tonic's default is 4 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// Bytes that the daemon may send ahead of what is read, on one stream and on all of a connection.
+/// Bytes that the daemon may send ahead on one stream, before they are read.
 ///
-/// Nearly all that it sends are small frames: requests for files, all of a context at once. h2 closes a connection
-/// with more unread small frames than its budget allows, which is half of the connection's window at 256 bytes a
-/// frame. A stream's window of 64 KiB has room for 7,000 of the smallest requests, so that the budget is never spent
-/// before the daemon has to wait: it is asked to wait, and not sent away.
+/// Nearly all that the daemon sends are small frames: requests for the files of a context, all at once. h2 closes a
+/// connection whose unread small frames exceed a budget: half of the connection's window, at 256 bytes a frame. A window
+/// of 64 KiB for each stream holds 7,000 of the smallest requests, so the daemon has to wait before the budget is spent,
+/// and its connection is not closed.
 const STREAM_WINDOW: u32 = 64 << 10;
+
+/// Bytes that the daemon may send ahead on all streams of a connection. It sets the budget: see [`STREAM_WINDOW`].
 const CONNECTION_WINDOW: u32 = 16 << 20;

@@ -1,13 +1,13 @@
 //! Credentials for registries, from a Docker `config.json`.
 //!
-//! The file is read again when it changes. What it may say: `docker/cli` `cli/config/configfile/file.go`. A helper that it
-//! names for a registry (`credHelpers`, `credsStore`) is asked first; what it does not know may stand in `auths`.
+//! The file is read again when it changes. Its format is that of `docker/cli` `cli/config/configfile/file.go`. A helper
+//! that it names for a registry (`credHelpers`, `credsStore`) is asked first, and `auths` is read for what the helper does
+//! not know.
 
 mod file;
 mod helper;
 
 use std::collections::HashMap;
-
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -18,77 +18,63 @@ use std::time::Duration;
 use function_host::ErrorChain;
 use tokio::time::Instant;
 
-use crate::buildkit::session::CredentialStore;
-use file::Logins;
+use crate::buildkit::{CredentialStore, Credentials};
+use file::RegistryLogins;
 pub use helper::{HelperError, Helpers};
 
-/// More than any such file needs, in bytes.
+/// The largest file that is read, in bytes: more than any `config.json` needs.
 const FILE_MAX: u64 = 1 << 20;
 
-/// How long what a helper has said is taken for true. BuildKit asks several times in a build, and a helper may take long.
-const REMEMBERED: Duration = Duration::from_secs(30);
+/// How long the answer of a helper is reused. BuildKit asks several times in a build, and a helper may be slow.
+const ANSWER_LIFETIME: Duration = Duration::from_secs(30);
 
-/// Longest name of a registry that a helper is asked for, in bytes.
+/// The longest registry name that is passed to a helper, in bytes.
 const HOST_MAX: usize = 300;
 
-/// What to log in with. Both empty: anonymously.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// Empty with an identity token.
-    pub username: String,
-    /// A password, or an identity token.
-    pub secret: String,
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credentials")
-            .field("username", &self.username)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Why a `config.json` cannot be used. Says nothing of its content.
+/// The reason why a `config.json` gives no credentials. The texts quote nothing of its content.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerConfigError {
-    /// It is there and cannot be read.
+    /// The file exists and cannot be read.
     #[error("could not read the registry credentials in {}", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// It is not what Docker writes.
+    /// The file is not a Docker `config.json`.
     #[error("the registry credentials in {} should be a Docker config.json: {reason}", path.display())]
     Malformed {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it, and where.
+        /// The fault, and its place in the file.
         reason: String,
     },
-    /// A helper that the file names gave no answer.
+    /// A helper that the file names failed.
     #[error(transparent)]
     Helper(#[from] HelperError),
 }
 
-/// A `config.json`, which may come, change and go while this lives.
+/// A `config.json` that may be created, changed and removed at any time.
 #[derive(Debug)]
 pub struct DockerConfig {
     path: PathBuf,
     helpers: Helpers,
-    seen: Mutex<Option<(Stamp, Arc<Logins>)>>,
-    /// What helpers have said, by their name and the registry.
-    said: Mutex<HashMap<(String, String), Said>>,
+    /// The content that was parsed last, with the version of the file that it came from.
+    parsed: Mutex<Option<(FileVersion, Arc<RegistryLogins>)>>,
+    /// The answers of helpers, by the helper's name and the registry.
+    answers: Mutex<HashMap<(String, String), CachedAnswer>>,
 }
 
-/// What a helper has said, and when. Locked while it is asked, so that it is asked once.
-type Said = Arc<tokio::sync::Mutex<Option<(Instant, Option<Credentials>)>>>;
+/// The answer of a helper, and the time of it. It is locked while the helper runs, so that concurrent requests wait for
+/// one run.
+type CachedAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Option<Credentials>)>>>;
 
-/// What changes when a file is written or replaced. Kubernetes swaps a symbolic link: then the inode changes.
+/// The metadata that changes when a file is written or replaced. Kubernetes replaces a symbolic link, which changes the
+/// inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct FileVersion {
     device: u64,
     inode: u64,
     length: u64,
@@ -96,7 +82,7 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl FileVersion {
     fn of(metadata: &fs::Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -109,82 +95,86 @@ impl Stamp {
 }
 
 impl DockerConfig {
-    /// The file at `path`. Nothing is read yet.
+    /// Creates the configuration at `path`, without reading it.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             helpers: Helpers::default(),
-            seen: Mutex::default(),
-            said: Mutex::default(),
+            parsed: Mutex::default(),
+            answers: Mutex::default(),
         }
     }
 
-    /// Takes the helpers that it names from where `helpers` says.
+    /// Sets where the helpers are that the file names.
     #[must_use]
     pub fn with_helpers(self, helpers: Helpers) -> Self {
         Self { helpers, ..self }
     }
 
-    /// The credentials for a registry, which is a host name with a port where it has one. Empty ones where the file
-    /// has none, or is missing.
+    /// Returns the credentials for `host`, a host name with a port if it has one; empty ones if the file has none or is
+    /// missing.
     ///
     /// # Errors
-    /// When the file cannot be read or understood, or the helper that it names fails.
+    /// Fails if the file cannot be read or parsed, or if the helper that it names fails.
     pub async fn lookup(&self, host: &str) -> Result<Credentials, DockerConfigError> {
         let Some(logins) = self.logins()? else {
             return Ok(Credentials::default());
         };
-        if let Some((name, server)) = logins.helper(host).filter(|_| is_host(host))
-            && let Some(credentials) = self.ask(name, server).await?
+        if let Some((name, server)) = logins.helper(host).filter(|_| is_safe_host(host))
+            && let Some(credentials) = self.ask_helper(name, server).await?
         {
             return Ok(credentials);
         }
         Ok(logins.find(host))
     }
 
-    async fn ask(&self, name: &str, server: &str) -> Result<Option<Credentials>, HelperError> {
-        let said: Said = {
-            let mut all = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those that are being asked, or were lately.
-            all.retain(|_, said| {
-                Arc::strong_count(said) > 1 || said.try_lock().is_ok_and(|said| is_fresh(said.as_ref()))
+    /// Returns the answer of the helper `name` for `server`, from the cache if it is fresh.
+    async fn ask_helper(&self, name: &str, server: &str) -> Result<Option<Credentials>, HelperError> {
+        let answer: CachedAnswer = {
+            let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            // Keeps the answers that are being fetched, and the fresh ones.
+            answers.retain(|_, answer| {
+                Arc::strong_count(answer) > 1
+                    || answer.try_lock().is_ok_and(|answer| is_fresh(answer.as_ref()))
             });
-            all.entry((name.to_owned(), server.to_owned()))
+            answers
+                .entry((name.to_owned(), server.to_owned()))
                 .or_default()
                 .clone()
         };
-        let mut said = said.lock().await;
-        if is_fresh(said.as_ref())
-            && let Some((_, credentials)) = &*said
+        let mut answer = answer.lock().await;
+        if is_fresh(answer.as_ref())
+            && let Some((_, credentials)) = &*answer
         {
             return Ok(credentials.clone());
         }
         let credentials = self.helpers.ask(name, server).await?;
-        *said = Some((Instant::now(), credentials.clone()));
+        *answer = Some((Instant::now(), credentials.clone()));
         Ok(credentials)
     }
 
-    /// Reads the file, so that it is known early when it cannot be used. A missing one is good.
+    /// Reads the file, to find out early if it is unusable. A missing file is valid.
     ///
     /// # Errors
-    /// As [`lookup`](Self::lookup).
+    /// Fails if the file cannot be read or parsed.
     pub fn check(&self) -> Result<(), DockerConfigError> {
         self.logins().map(|_| ())
     }
 
-    fn logins(&self) -> Result<Option<Arc<Logins>>, DockerConfigError> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the content of the file, read again if the file has changed; `None` if it is missing.
+    fn logins(&self) -> Result<Option<Arc<RegistryLogins>>, DockerConfigError> {
+        let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |source| DockerConfigError::Read {
             path: self.path.clone(),
             source,
         };
-        let stamp = match fs::metadata(&self.path) {
-            Ok(metadata) => Stamp::of(&metadata),
+        let version = match fs::metadata(&self.path) {
+            Ok(metadata) => FileVersion::of(&metadata),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        if let Some((known, logins)) = &*seen
-            && *known == stamp
+        if let Some((known, logins)) = &*parsed
+            && *known == version
         {
             return Ok(Some(Arc::clone(logins)));
         }
@@ -192,15 +182,19 @@ impl DockerConfig {
             path: self.path.clone(),
             reason,
         };
-        // The stamp that is kept belongs to what is read, not to what had the name before.
-        let (stamp, content) = read(&self.path).map_err(failed)?;
-        let content = content.ok_or_else(|| malformed(format!("it has more than {FILE_MAX} bytes")))?;
-        let (logins, ignored) = Logins::parse(&content).map_err(malformed)?;
-        for what in ignored {
-            tracing::warn!(file = %self.path.display(), "registry credentials: {what} is not supported yet, and ignored");
+        // The version of the file that is read, which may have replaced the one whose metadata was checked.
+        let (version, content) = read(&self.path).map_err(failed)?;
+        let content = content.ok_or_else(|| malformed(format!("it is larger than {FILE_MAX} bytes")))?;
+        let (logins, ignored) = RegistryLogins::parse(&content).map_err(malformed)?;
+        for key in ignored {
+            tracing::warn!(
+                file = %self.path.display(),
+                key,
+                "ignored a key of the registry credentials that is not supported"
+            );
         }
         let logins = Arc::new(logins);
-        *seen = Some((stamp, Arc::clone(&logins)));
+        *parsed = Some((version, Arc::clone(&logins)));
         Ok(Some(logins))
     }
 }
@@ -209,32 +203,37 @@ impl DockerConfig {
 impl CredentialStore for DockerConfig {
     async fn credentials(&self, host: &str) -> Credentials {
         self.lookup(host).await.unwrap_or_else(|error| {
-            // The registry will refuse, and say so; this line is the reason.
-            tracing::error!(host, error = %ErrorChain(&error), "no credentials");
+            // The registry will reject the anonymous request; this line names the cause.
+            tracing::error!(
+                host,
+                error = %ErrorChain(&error),
+                "could not get credentials for a registry; it is used anonymously"
+            );
             Credentials::default()
         })
     }
 }
 
-/// Hosts are from Dockerfiles: what is none is not handed to a program.
-fn is_host(host: &str) -> bool {
+/// Returns whether `host`, which a Dockerfile names, may be passed to a helper.
+fn is_safe_host(host: &str) -> bool {
     let allowed =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
     host.len() <= HOST_MAX && host.bytes().all(allowed)
 }
 
-fn is_fresh(said: Option<&(Instant, Option<Credentials>)>) -> bool {
-    said.is_some_and(|(at, _)| at.elapsed() < REMEMBERED)
+fn is_fresh(answer: Option<&(Instant, Option<Credentials>)>) -> bool {
+    answer.is_some_and(|(at, _)| at.elapsed() < ANSWER_LIFETIME)
 }
 
-fn read(path: &Path) -> io::Result<(Stamp, Option<Vec<u8>>)> {
+/// Reads a file and its version. The content is `None` if it is larger than [`FILE_MAX`].
+fn read(path: &Path) -> io::Result<(FileVersion, Option<Vec<u8>>)> {
     use io::Read;
     let file = fs::File::open(path)?;
-    let stamp = Stamp::of(&file.metadata()?);
+    let version = FileVersion::of(&file.metadata()?);
     let mut content = Vec::new();
     file.take(FILE_MAX + 1).read_to_end(&mut content)?;
     Ok((
-        stamp,
+        version,
         Some(content).filter(|content| content.len() as u64 <= FILE_MAX),
     ))
 }
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_file_has_no_credentials() {
+    async fn a_missing_file_gives_empty_credentials() {
         let config = DockerConfig::at("/nowhere/at/all/config.json");
         assert!(config.check().is_ok());
         assert_eq!(
@@ -264,7 +263,7 @@ mod tests {
     async fn a_changed_file_is_read_again() {
         let (dir, config) = config(r#"{"auths": {"example.com": {"username": "a", "password": "1"}}}"#);
         assert_eq!(config.lookup("example.com").await.unwrap().secret, "1");
-        // As Kubernetes does it: another file takes the name.
+        // Replaces the file by a rename, as Kubernetes does.
         let next = dir.path().join("next");
         fs::write(
             &next,
@@ -281,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_cannot_be_used_is_an_error_that_names_it_and_nothing_in_it() {
+    async fn the_error_of_an_unusable_file_names_the_file_and_quotes_nothing_of_it() {
         let (_dir, config) = config(r#"{"auths": {"example.com": {"auth": hunter2}}}"#);
         let error = config.check().unwrap_err().to_string();
         assert!(
@@ -297,19 +296,19 @@ mod tests {
         assert!(large.check().unwrap_err().to_string().contains("bytes"));
     }
 
-    /// A helper that knows r.example, and counts how often it was asked.
+    /// A helper with credentials for `r.example`, which counts its runs.
     const COUNTING: &str = "#!/bin/sh
 read -r server; echo asked >> \"$(dirname \"$0\")/count\"
 case $server in
-r.example) echo '{\"Username\": \"h\", \"Secret\": \"of the helper\"}' ;;
+r.example) echo '{\"Username\": \"h\", \"Secret\": \"from the helper\"}' ;;
 *) echo 'credentials not found in native keychain'; exit 1 ;;
 esac
 ";
 
     #[tokio::test]
-    async fn a_helper_goes_before_what_stands_in_the_file_and_is_not_asked_each_time() {
+    async fn a_helper_precedes_the_entries_of_the_file_and_its_answers_are_cached() {
         let (dir, config) = config(
-            r#"{"credsStore": "test", "auths": {"other.example": {"username": "a", "password": "of the file"}}}"#,
+            r#"{"credsStore": "test", "auths": {"other.example": {"username": "a", "password": "from the file"}}}"#,
         );
         helper::tests::install(&dir.path().join("docker-credential-test"), COUNTING);
         let config = config.with_helpers(Helpers {
@@ -319,20 +318,20 @@ esac
 
         for _ in 0..3 {
             let (first, second) = tokio::join!(config.lookup("r.example"), config.lookup("r.example"));
-            assert_eq!(first.unwrap().secret, "of the helper");
-            assert_eq!(second.unwrap().secret, "of the helper");
+            assert_eq!(first.unwrap().secret, "from the helper");
+            assert_eq!(second.unwrap().secret, "from the helper");
             assert_eq!(
                 config.lookup("other.example").await.unwrap().secret,
-                "of the file"
+                "from the file"
             );
         }
         assert_eq!(config.lookup("a b\n").await.unwrap(), Credentials::default());
         let count = fs::read_to_string(dir.path().join("count")).unwrap();
-        assert_eq!(count.lines().count(), 2, "once for each registry");
+        assert_eq!(count.lines().count(), 2, "one run for each registry");
     }
 
     #[tokio::test]
-    async fn debug_shows_no_secret() {
+    async fn the_debug_output_contains_no_secret() {
         let (_dir, config) =
             config(r#"{"auths": {"example.com": {"username": "a", "password": "hunter2"}}}"#);
         let credentials = config.lookup("example.com").await.unwrap();

@@ -4,8 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder_fn::build::Builder;
-use builder_fn::buildkit::Limits;
-use builder_fn::buildkit::session::SharedKeys;
+use builder_fn::buildkit::{EventTimeouts, SharedKeys};
 use builder_fn::chain::Chain;
 use builder_fn::context::SpoolRoom;
 use builder_fn::docker_config::{DockerConfig, Helpers};
@@ -53,9 +52,9 @@ async fn setup(boot: SetupContext) -> Result<App<Api>, SetupError> {
         insecure: settings.insecure,
         sbom_generator: settings.sbom_generator,
         compression: settings.compression,
-        keys: SharedKeys::counting(metrics.sent_bytes()),
+        keys: SharedKeys::new(metrics.sent_bytes()),
         chain,
-        limits: Limits::default(),
+        timeouts: EventTimeouts::default(),
         places: settings.places.clone(),
         metrics: metrics.clone(),
     };

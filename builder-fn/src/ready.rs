@@ -1,4 +1,4 @@
-//! Whether a daemon answers, asked now and then in the background, because readiness probes are not to wait for it.
+//! Readiness: whether the daemon answers. It is probed in the background, so that readiness probes need not wait for it.
 
 use std::time::Duration;
 
@@ -7,18 +7,20 @@ use tokio::sync::watch;
 
 use crate::buildkit::Daemon;
 
-/// Between two questions.
+/// The time between two probes.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Asks `daemon` at once and then every 5 s, for as long as somebody looks at the answer.
+/// Probes `daemon` at once and then every 5 s, and sends the result to `ready`, until all receivers are dropped.
 pub async fn watch(daemon: Daemon, ready: watch::Sender<bool>) {
     while !ready.is_closed() {
         let answers = daemon.probe().await;
         let changed =
             ready.send_if_modified(|ready| std::mem::replace(ready, answers.is_ok()) != answers.is_ok());
         match &answers {
-            Ok(()) if changed => tracing::info!("BuildKit answers"),
-            Err(error) if changed => tracing::warn!(error = %ErrorChain(error), "not ready"),
+            Ok(()) if changed => tracing::info!("BuildKit answers; the builder is ready"),
+            Err(error) if changed => {
+                tracing::warn!(error = %ErrorChain(error), "BuildKit does not answer; the builder is not ready")
+            }
             _ => {}
         }
         tokio::time::sleep(INTERVAL).await;
@@ -31,20 +33,20 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::buildkit::{Dial, Dialing};
+    use crate::buildkit::{Dial, DialFuture};
 
     #[tokio::test(start_paused = true)]
-    async fn a_daemon_that_is_down_is_asked_again_until_nobody_cares() {
+    async fn a_daemon_that_is_down_is_probed_until_the_receiver_is_dropped() {
         struct Down(Arc<AtomicUsize>);
         impl Dial for Down {
-            fn dial(&self) -> Dialing {
+            fn dial(&self) -> DialFuture {
                 self.0.fetch_add(1, Ordering::Relaxed);
                 Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
             }
         }
         let dials = Arc::new(AtomicUsize::new(0));
         let (sender, receiver) = watch::channel(false);
-        let watching = tokio::spawn(watch(Daemon::dialled_by("down", Down(dials.clone())), sender));
+        let watching = tokio::spawn(watch(Daemon::with_dial("down", Down(dials.clone())), sender));
 
         tokio::time::sleep(INTERVAL * 3).await;
         assert!(!*receiver.borrow());

@@ -163,6 +163,7 @@ fn key_id(public_key: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buildkit::SecretStore;
 
     /// Of faas-cli's `secret keygen`, and what it sealed: `tests/clients/recorded/secrets.json`.
     const PRIVATE: &str = "71PAWVnhbfjrSSIrTaaFGTECn2XoUVHRxpkXMK7iNFY=";
@@ -185,11 +186,11 @@ mod tests {
         let secrets = key.open(ENVELOPE.as_bytes()).expect("secrets");
 
         assert_eq!(
-            secrets.value("npmrc"),
+            secrets.secret("npmrc"),
             Some("//host/:_authToken=t0ken\nü".as_bytes())
         );
-        assert_eq!(secrets.value("pip_token"), Some(&b"s3cr3t\n"[..]));
-        assert_eq!(secrets.value("other"), None);
+        assert_eq!(secrets.secret("pip_token"), Some(&b"s3cr3t\n"[..]));
+        assert_eq!(secrets.secret("other"), None);
         assert_eq!(format!("{secrets:?}"), r#"{"npmrc", "pip_token"}"#);
         assert_eq!(
             key.public().expect("a key"),

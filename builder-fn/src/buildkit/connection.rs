@@ -3,93 +3,69 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::InfoRequest;
 use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use hyper_util::rt::TokioIo;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Address, CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW, TlsFault};
+use super::{Address, CONNECTION_WINDOW, Dial, MAX_MESSAGE, STREAM_WINDOW, TlsError};
 
-/// How long a daemon may take to accept a connection.
+/// How long a daemon may take to accept a connection, and to answer a probe on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A daemon that vanished without a word is noticed by the kernel after idle + 4 × interval. HTTP/2 pings would do
-/// the same, but buildkitd closes connections whose pings come more often than every 5 minutes.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_PROBES: u32 = 4;
-
-/// Bytes in both directions.
-pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
-
-/// A connection that is being made.
-pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
-
-/// How to reach a daemon: sockets here, TLS or something in memory elsewhere.
-pub trait Dial: Send + Sync + 'static {
-    /// Makes a new connection.
-    fn dial(&self) -> Dialing;
-}
-
-/// A BuildKit daemon.
+/// A BuildKit daemon, and the way to reach it.
 #[derive(Clone)]
 pub struct Daemon {
     name: Arc<str>,
     dial: Arc<dyn Dial>,
 }
 
-/// Why there is no connection.
+/// The reason why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The daemon cannot be reached, or what answers is not one.
+    /// The daemon did not answer, or the peer is no BuildKit daemon.
     #[error("BuildKit at {daemon} does not answer")]
     Unreachable {
-        /// Its address.
+        /// The daemon's address.
         daemon: Arc<str>,
-        /// What went wrong.
+        /// The error of the transport or of the call.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// It is there, or may be, and one side does not trust the other.
-    #[error("the connection to BuildKit at {daemon} is not secure: {fault}")]
+    /// One side does not trust the other.
+    #[error("the connection to BuildKit at {daemon} is not secure: {reason}")]
     NotSecure {
-        /// Its address.
+        /// The daemon's address.
         daemon: Arc<str>,
-        /// Who does not trust whom, and why. Part of the text: who reads it has no other way to know.
-        fault: Box<TlsFault>,
+        /// Which side does not trust the other, and why. It is part of the text, because a caller sees nothing else.
+        reason: Box<TlsError>,
     },
 }
 
-/// One connection. It is not made again when it breaks: Session, Solve and Status must reach the same daemon.
+/// One connection. It is never re-established: Session, Solve and Status must reach the same daemon.
 #[derive(Clone)]
 pub struct Connection {
     channel: Channel,
 }
 
 impl Daemon {
-    /// The daemon that listens at `address`.
+    /// Creates the daemon that listens at `address`.
     pub fn at(address: Address) -> Self {
-        Self::dialled_by(address.to_string(), address)
+        Self::with_dial(address.to_string(), address)
     }
 
-    /// The daemon that `dial` leads to; `name` is for messages.
-    pub fn dialled_by(name: impl Into<Arc<str>>, dial: impl Dial) -> Self {
+    /// Creates the daemon that `dial` leads to; `name` is its address in messages.
+    pub fn with_dial(name: impl Into<Arc<str>>, dial: impl Dial) -> Self {
         Self {
             name: name.into(),
             dial: Arc::new(dial),
         }
     }
 
-    /// Its address, for messages.
+    /// Returns the daemon's address, for messages.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -97,10 +73,10 @@ impl Daemon {
     /// Connects, within 10 s.
     ///
     /// # Errors
-    /// When nothing listens there, or not in time, or when it is not to be trusted.
+    /// Fails if nothing listens at the address, or does not answer in time, or one side does not trust the other.
     pub async fn connect(&self) -> Result<Connection, ConnectError> {
         let connecting = async {
-            let io = self.dial.dial().await.map_err(|error| self.refused(error))?;
+            let io = self.dial.dial().await.map_err(|error| self.dial_error(error))?;
             let mut io = Some(TokioIo::new(io));
             let connect_once = tower::service_fn(move |_| {
                 let io = io.take();
@@ -108,7 +84,7 @@ impl Daemon {
                     io.ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "the connection was lost"))
                 }
             });
-            // The name is only what requests carry as their authority.
+            // The host is only the authority of the requests.
             let endpoint = Endpoint::from_static("http://buildkit")
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW);
@@ -121,14 +97,14 @@ impl Daemon {
         }
     }
 
-    /// Whether the daemon takes requests now.
+    /// Checks that the daemon answers requests now.
     ///
     /// # Errors
-    /// When it cannot be reached, or refuses.
+    /// Fails if the daemon cannot be reached or answers with an error.
     pub async fn probe(&self) -> Result<(), ConnectError> {
         let connection = self.connect().await?;
-        let asked = async { connection.control().info(InfoRequest {}).await };
-        match tokio::time::timeout(CONNECT_TIMEOUT, asked).await {
+        let answer = async { connection.control().info(InfoRequest {}).await };
+        match tokio::time::timeout(CONNECT_TIMEOUT, answer).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(self.unreachable(status)),
             Err(elapsed) => Err(self.unreachable(elapsed)),
@@ -142,12 +118,12 @@ impl Daemon {
         }
     }
 
-    fn refused(&self, error: io::Error) -> ConnectError {
-        match error.downcast::<TlsFault>() {
-            Ok(TlsFault::Broken(source)) | Err(source) => self.unreachable(source),
-            Ok(fault) => ConnectError::NotSecure {
+    fn dial_error(&self, error: io::Error) -> ConnectError {
+        match error.downcast::<TlsError>() {
+            Ok(TlsError::Broken(source)) | Err(source) => self.unreachable(source),
+            Ok(reason) => ConnectError::NotSecure {
                 daemon: self.name.clone(),
-                fault: Box::new(fault),
+                reason: Box::new(reason),
             },
         }
     }
@@ -160,7 +136,7 @@ impl fmt::Debug for Daemon {
 }
 
 impl Connection {
-    /// The daemon's main service, over this connection.
+    /// Returns a client for the daemon's main service.
     pub(super) fn control(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }
@@ -172,39 +148,16 @@ impl fmt::Debug for Connection {
     }
 }
 
-impl Dial for Address {
-    fn dial(&self) -> Dialing {
-        match self.clone() {
-            Address::Unix(path) => {
-                Box::pin(async move { Ok(Box::new(UnixStream::connect(path).await?) as _) })
-            }
-            Address::Tcp { host, port } => {
-                Box::pin(async move { Ok(Box::new(dial_tcp(&host, port).await?) as _) })
-            }
-        }
-    }
-}
-
-pub(super) async fn dial_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect((host, port)).await?;
-    stream.set_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL)
-        .with_retries(KEEPALIVE_PROBES);
-    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-    Ok(stream)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buildkit::DialFuture;
 
     #[tokio::test]
-    async fn a_daemon_that_is_not_there_is_named() {
+    async fn an_error_names_the_daemon_that_does_not_answer() {
         let daemon = Daemon::at("unix:///nowhere/buildkitd.sock".parse().expect("address"));
 
-        let error = daemon.connect().await.expect_err("nothing is there");
+        let error = daemon.connect().await.expect_err("nothing listens there");
 
         assert_eq!(
             error.to_string(),
@@ -214,29 +167,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_daemon_that_never_accepts_is_given_up() {
+    async fn connecting_to_a_daemon_that_never_accepts_times_out() {
         struct Silent;
         impl Dial for Silent {
-            fn dial(&self) -> Dialing {
+            fn dial(&self) -> DialFuture {
                 Box::pin(std::future::pending())
             }
         }
 
-        Daemon::dialled_by("silent", Silent)
+        Daemon::with_dial("silent", Silent)
             .connect()
             .await
             .expect_err("it never answers");
-    }
-
-    #[tokio::test]
-    async fn tcp_connections_are_kept_alive_by_the_kernel() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let port = listener.local_addr().expect("address").port();
-
-        let stream = dial_tcp("127.0.0.1", port).await.expect("dial");
-
-        let socket = SockRef::from(&stream);
-        assert!(socket.keepalive().expect("keepalive"));
-        assert_eq!(socket.tcp_keepalive_time().expect("time"), KEEPALIVE_IDLE);
     }
 }

@@ -1,11 +1,11 @@
-//! Why a build failed, and whose doing it was.
+//! The reason why a build failed, and whose fault it is.
 //!
-//! BuildKit gives nearly every failure the code `Unknown` and says the rest in words. What it does tell apart is the
-//! step that failed, so that comes first; words count only where a step talks to a registry.
+//! BuildKit gives nearly every failure the code `Unknown` and a text. What it does distinguish is the step that failed,
+//! so the step decides first; the text counts only where a step talks to a registry.
 
 use tonic::{Code, Status};
 
-use super::Event;
+use super::status::{EventReader, without_rpc_prefix};
 
 /// The name of the step in which the exporter makes the image and pushes it: BuildKit
 /// `exporter/containerimage/export.go`.
@@ -13,87 +13,64 @@ const EXPORT: &str = "exporting to image";
 /// The name of the step that pushes cached steps: BuildKit `cache/remotecache/registry/registry.go`.
 const EXPORT_CACHE: &str = "exporting cache to registry";
 
-/// Beginnings of the names of steps that pull: base images, and images that a `# syntax=` line names.
-const PULLS: [&str; 2] = ["[internal] load metadata for ", "resolve image config for "];
+/// Prefixes of the names of steps that pull: base images, and images that a `# syntax=` line names.
+const PULL_PREFIXES: [&str; 2] = ["[internal] load metadata for ", "resolve image config for "];
 
-/// Failed steps that are remembered. One failure cancels the others, so there are never many.
-const REMEMBERED: usize = 32;
-
-/// Whose doing a failed build is.
+/// Whose fault a failed build is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The Dockerfile's, the context's: again, it would fail again.
+    /// The Dockerfile's or the context's: the same build would fail again.
     Caller,
-    /// A registry's, our credentials', the daemon's.
+    /// A registry's, the operator's credentials', or the daemon's.
     Platform,
 }
 
-/// A build that BuildKit says has failed.
+/// A failure that BuildKit reported for a build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// In BuildKit's words.
+    /// BuildKit's text, without the prefix of a gRPC error.
     pub message: String,
-    /// Whose doing.
+    /// Whose fault it is.
     pub fault: Fault,
 }
 
-/// The steps that failed so far.
-#[derive(Debug, Default)]
-pub(super) struct FailedSteps(Vec<(String, String)>);
-
-impl FailedSteps {
-    pub(super) fn note(&mut self, event: &Event) {
-        if let Event::Step { name, error, .. } = event
-            && !error.is_empty()
-            && self.0.len() < REMEMBERED
-        {
-            self.0.push((name.clone(), error.clone()));
-        }
-    }
-
-    /// The name of the step that `message` is about. Steps that were cancelled because of it have other errors.
-    fn behind(&self, message: &str) -> Option<&str> {
-        let step = self
-            .0
-            .iter()
-            .find(|(_, error)| message.contains(error.as_str()))?;
-        Some(&step.0)
-    }
-}
-
 impl Failure {
-    pub(super) fn new(status: &Status, steps: &FailedSteps) -> Self {
+    /// Creates the failure for the answer to a solve whose events `events` has read.
+    pub(super) fn new(status: &Status, events: &EventReader) -> Self {
         let message = status.message();
-        let fault = match (status.code(), steps.behind(message)) {
+        let fault = match (status.code(), events.failed_step(message)) {
             (Code::Internal | Code::ResourceExhausted | Code::DeadlineExceeded, _) => Fault::Platform,
             (_, Some(EXPORT | EXPORT_CACHE)) => Fault::Platform,
-            // The generator is the operator's choice.
-            (_, Some(step)) if makes_sbom(step) => Fault::Platform,
+            // The operator chooses the generator.
+            (_, Some(step)) if generates_sbom(step) => Fault::Platform,
             (_, Some(step)) if pulls(step) && registry_failed(message) => Fault::Platform,
             _ => Fault::Caller,
         };
         Self {
-            message: message.to_owned(),
+            message: without_rpc_prefix(message).to_owned(),
             fault,
         }
     }
 }
 
-/// As BuildKit `frontend/attestations/sbom/sbom.go` names such a step: `[PLATFORM] generating sbom using IMAGE`.
-fn makes_sbom(step: &str) -> bool {
+/// Returns whether a step runs the SBOM generator. BuildKit `frontend/attestations/sbom/sbom.go` names such a step
+/// `[PLATFORM] generating sbom using IMAGE`.
+fn generates_sbom(step: &str) -> bool {
     step.strip_prefix('[')
         .and_then(|rest| rest.split_once("] "))
         .is_some_and(|(_, rest)| rest.starts_with("generating sbom using "))
 }
 
+/// Returns whether a step pulls an image or its metadata.
 fn pulls(step: &str) -> bool {
-    PULLS.iter().any(|beginning| step.starts_with(beginning)) || step.contains("] FROM ")
+    PULL_PREFIXES.iter().any(|prefix| step.starts_with(prefix)) || step.contains("] FROM ")
 }
 
-/// Whether containerd's registry client got no answer, or one that says nothing about the image. Credentials are
-/// ours, so that a 401 is too; a registry that hands out tokens says `pull access denied` for an image that is not
-/// there, and that is the Dockerfile's mistake.
+/// Returns whether containerd's registry client got no answer, or one that says nothing about the image.
+///
+/// The operator sets the credentials, so a 401 is the platform's fault. A registry that issues tokens answers `pull
+/// access denied` for an image that does not exist, which is the Dockerfile's fault.
 fn registry_failed(message: &str) -> bool {
     let statuses = ["401 ", "408 ", "429 ", "5"];
     let unexpected = message.split("unexpected status").skip(1).any(|rest| {
@@ -109,26 +86,28 @@ fn registry_failed(message: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
+
     use super::*;
 
-    /// What buildkitd 0.32.2 said: code, the failed step and its error, the solve's message.
-    fn judge(step: Option<(&str, &str)>, message: &str) -> Fault {
-        let mut steps = FailedSteps::default();
-        for (name, error) in [("[2/9] RUN slow", "context canceled")].into_iter().chain(step) {
-            steps.note(&Event::Step {
-                digest: String::new(),
-                name: name.into(),
-                started: None,
-                completed: None,
-                cached: false,
-                error: error.into(),
-            });
-        }
-        Failure::new(&Status::unknown(message), &steps).fault
+    /// Returns whose fault a failure of buildkitd 0.32.2 is, from the failed step, its error, and the solve's message.
+    fn fault(step: Option<(&str, &str)>, message: &str) -> Fault {
+        let steps = [("[2/9] RUN slow", "context canceled")].into_iter().chain(step);
+        let vertexes = steps.map(|(name, error)| Vertex {
+            name: name.into(),
+            error: error.into(),
+            ..Vertex::default()
+        });
+        let mut events = EventReader::default();
+        events.read(StatusResponse {
+            vertexes: vertexes.collect(),
+            ..StatusResponse::default()
+        });
+        Failure::new(&Status::unknown(message), &events).fault
     }
 
     #[test]
-    fn a_dockerfile_that_fails_is_the_callers_doing() {
+    fn a_failing_dockerfile_is_the_callers_fault() {
         for (step, message) in [
             (
                 Some((
@@ -169,37 +148,37 @@ mod tests {
                  repository does not exist or may require authorization",
             ),
         ] {
-            assert_eq!(judge(step, message), Fault::Caller, "{message}");
+            assert_eq!(fault(step, message), Fault::Caller, "{message}");
         }
     }
 
     #[test]
-    fn a_push_that_fails_is_the_platforms_doing() {
+    fn a_failing_push_is_the_platforms_fault() {
         for error in [
             "failed to push registry:5000/x:1: unexpected status from HEAD request to \
              http://registry:5000/v2/x/blobs/sha256:8ba7: 401 Unauthorized",
             "failed to push registry:5000/x:1: failed to do request: Head \
              \"https://registry:5000/v2/x/blobs/sha256:2270\": dial tcp 10.0.0.1:5000: connect: connection refused",
         ] {
-            assert_eq!(judge(Some((EXPORT, error)), error), Fault::Platform, "{error}");
+            assert_eq!(fault(Some((EXPORT, error)), error), Fault::Platform, "{error}");
         }
     }
 
     #[test]
-    fn what_the_operator_chose_and_fails_is_the_platforms_doing() {
+    fn a_failing_sbom_generator_or_cache_export_is_the_platforms_fault() {
         let error = "process \"scan\" did not complete successfully: exit code: 1";
         for step in [
             "exporting cache to registry",
             "[linux/amd64] generating sbom using r/scan:1",
         ] {
-            assert_eq!(judge(Some((step, error)), error), Fault::Platform, "{step}");
+            assert_eq!(fault(Some((step, error)), error), Fault::Platform, "{step}");
         }
         let step = "[2/2] RUN generating sbom using x";
-        assert_eq!(judge(Some((step, error)), error), Fault::Caller);
+        assert_eq!(fault(Some((step, error)), error), Fault::Caller);
     }
 
     #[test]
-    fn a_registry_that_fails_while_pulling_is_the_platforms_doing() {
+    fn a_registry_that_fails_during_a_pull_is_the_platforms_fault() {
         let step = "[internal] load metadata for registry:5000/base:1";
         for error in [
             "unexpected status from HEAD request to http://registry:5000/v2/base/manifests/1: 401 Unauthorized",
@@ -207,23 +186,30 @@ mod tests {
             "failed to do request: Head \"http://registry:5000/v2/base/manifests/1\": dial tcp: i/o timeout",
         ] {
             let message = format!("registry:5000/base:1: failed to resolve source metadata for it: {error}");
-            assert_eq!(judge(Some((step, error)), &message), Fault::Platform, "{error}");
+            assert_eq!(fault(Some((step, error)), &message), Fault::Platform, "{error}");
         }
         let forbidden =
             "unexpected status from HEAD request to http://registry:5000/v2/base/manifests/1: 403 Forbidden";
-        assert_eq!(judge(Some((step, forbidden)), forbidden), Fault::Caller);
+        assert_eq!(fault(Some((step, forbidden)), forbidden), Fault::Caller);
     }
 
     #[test]
-    fn a_step_that_merely_writes_such_words_is_still_a_step() {
+    fn a_registry_error_in_the_text_of_a_run_step_is_still_the_callers_fault() {
         let error =
             "process \"/bin/sh -c curl failed to do request: \" did not complete successfully: exit code: 6";
-        assert_eq!(judge(Some(("[2/2] RUN curl", error)), error), Fault::Caller);
+        assert_eq!(fault(Some(("[2/2] RUN curl", error)), error), Fault::Caller);
     }
 
     #[test]
-    fn an_error_inside_the_daemon_is_the_platforms_doing() {
-        let failure = Failure::new(&Status::internal("history db is closed"), &FailedSteps::default());
+    fn an_internal_error_of_the_daemon_is_the_platforms_fault() {
+        let failure = Failure::new(&Status::internal("history db is closed"), &EventReader::default());
         assert_eq!(failure.fault, Fault::Platform);
+    }
+
+    #[test]
+    fn a_failure_never_begins_with_the_prefix_of_a_grpc_error() {
+        let status = Status::unknown("rpc error: code = Unknown desc = dockerfile parse error on line 2");
+        let failure = Failure::new(&status, &EventReader::default());
+        assert_eq!(failure.to_string(), "dockerfile parse error on line 2");
     }
 }

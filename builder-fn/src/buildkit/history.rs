@@ -1,4 +1,4 @@
-//! What the daemon remembers of builds that are over.
+//! The daemon's history of finished builds.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,48 +7,45 @@ use bollard_buildkit_proto::moby::buildkit::v1::{
 };
 use tonic::{Code, Status};
 
-use super::{Connection, Solved};
+use super::Connection;
+use super::outcome::{BuiltImage, Outcome};
 
-/// Between two questions for an outcome that is about to be written down.
-const AGAIN: Duration = Duration::from_millis(200);
+/// The time between two requests for an outcome that is not recorded yet.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How a build ended.
-#[derive(Debug)]
-pub(super) enum Past {
-    /// There is an image.
-    Succeeded(Solved),
-    /// There is none; the answer to the solve was this.
-    Failed(Status),
-}
-
-/// How the build `reference` ended, if the daemon knows of one that did.
+/// Returns the outcome of the build `reference`, if the daemon has a record of its end.
 ///
-/// A daemon without a history, or with one that fails, knows of none: history spares work, and is not to prevent it.
-pub(super) async fn past(connection: &Connection, reference: &str) -> Option<Past> {
+/// A daemon without a history, or whose history fails, counts as one without a record: the history saves work, and
+/// must not prevent it.
+pub(super) async fn outcome(connection: &Connection, reference: &str) -> Option<Outcome> {
     match record(connection, reference).await {
-        Ok(record) => record.map(Past::from),
+        Ok(record) => record.map(Outcome::from),
         Err(status) => {
-            tracing::debug!(%status, "BuildKit has no history");
+            tracing::debug!(%status, "could not read BuildKit's history");
             None
         }
     }
 }
 
-/// The same for a build that has just ended: waits up to `limit` until it is known.
-pub(super) async fn outcome(connection: &Connection, reference: &str, limit: Duration) -> Option<Past> {
-    let known = async {
+/// Waits up to `limit` until the outcome of a build that has just ended is recorded.
+pub(super) async fn wait_for_outcome(
+    connection: &Connection,
+    reference: &str,
+    limit: Duration,
+) -> Option<Outcome> {
+    let recorded = async {
         loop {
-            if let Some(past) = past(connection, reference).await {
-                return past;
+            if let Some(outcome) = outcome(connection, reference).await {
+                return outcome;
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     };
-    tokio::time::timeout(limit, known).await.ok()
+    tokio::time::timeout(limit, recorded).await.ok()
 }
 
 async fn record(connection: &Connection, reference: &str) -> Result<Option<BuildHistoryRecord>, Status> {
-    // By filter rather than by the field `ref`: the daemon keeps a counter for every name asked for by the latter.
+    // With a filter and not with the field `ref`: the daemon keeps a counter for every value of that field.
     let request = BuildHistoryRequest {
         filter: vec![format!("ref=={reference}")],
         early_exit: true,
@@ -77,15 +74,15 @@ fn time(seconds: i64, nanos: i32) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
-impl From<BuildHistoryRecord> for Past {
+impl From<BuildHistoryRecord> for Outcome {
     fn from(record: BuildHistoryRecord) -> Self {
         if let Some(error) = record.error {
             return Self::Failed(Status::new(Code::from_i32(error.code), error.message));
         }
-        // The first exporter's result; there is only one. The solve's own answer is not kept.
+        // The result of the first exporter, which is the only one. The history does not keep the solve's own answer.
         let mut results = record.result.map(|result| result.results).unwrap_or_default();
         let digest = results.remove(&0).map(|descriptor| descriptor.digest);
         let completed_at = record.completed_at.and_then(|at| time(at.seconds, at.nanos));
-        Self::Succeeded(Solved { digest, completed_at })
+        Self::Succeeded(BuiltImage { digest, completed_at })
     }
 }

@@ -1,14 +1,14 @@
 //! One build on a daemon: Session, Solve and Status as a group that ends together.
 //!
-//! A call can be delivered again, while its build runs or after it. The build's name at the daemon says so: a second
-//! delivery meets "exists" and follows the first one's build, or finds its outcome in the daemon's history. A build
-//! that failed is built again, under the next name, because the daemon shows the log of the first build of a name to
-//! whoever asks for that name.
+//! A call can be delivered again, while its build runs or after it. The reference of the build shows it: for a second
+//! delivery the daemon reports that the reference exists, and the second delivery follows the first one's build, or
+//! reads its outcome from the daemon's history. A build that failed is built again under the next reference, because
+//! the daemon returns the log of a reference's first build to everyone that asks for the reference.
 
 use std::error::Error as StdError;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
 use function_host::http::HeaderMap;
@@ -17,59 +17,51 @@ use futures_util::StreamExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Request, Status};
 
-use super::failure::FailedSteps;
-use super::history::{self, Past};
-use super::session::{Lease, Services, Session};
-use super::status::{self, Event, Events};
-use super::{Connection, Failure, Fault, Solve};
+use super::outcome::{BuiltImage, Outcome};
+use super::session::{Services, Session};
+use super::shared_key::KeyLease;
+use super::status::{self, Event, EventReader, Responses};
+use super::{Connection, Failure, Fault, Solve, history};
 
-/// Builds of one call. Each delivery of a call whose builds have failed so far is one more.
+/// The most references that are tried for one call. Each delivery of a call whose builds have failed takes one more.
 const ATTEMPTS: u32 = 16;
 
-/// How long to wait for what is not the build itself.
+/// How long to wait for the events of a build whose solve has ended.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Between two events once the solve is over: the rest of the log should come at once.
-    pub quiet: Duration,
-    /// For all events once the solve is over.
-    pub drain: Duration,
+pub struct EventTimeouts {
+    /// Between two events: the rest of the log should come at once.
+    pub idle: Duration,
+    /// For all events, and for the outcome of a build that another delivery began.
+    pub total: Duration,
 }
 
-impl Default for Limits {
+impl Default for EventTimeouts {
+    /// Returns 5 s between two events and 30 s in total.
     fn default() -> Self {
         Self {
-            quiet: Duration::from_secs(5),
-            drain: Duration::from_secs(30),
+            idle: Duration::from_secs(5),
+            total: Duration::from_secs(30),
         }
     }
 }
 
-/// One build, not yet begun.
+/// A build that has not begun.
 #[derive(Debug)]
 pub struct Job {
-    /// Answer the daemon while it builds.
+    /// The services that answer the daemon while it builds.
     pub services: Services,
-    /// What the daemon keeps transferred folders under. Free for another build once this one has ended.
-    pub shared_key: Arc<Lease>,
+    /// The key under which the daemon keeps transferred folders. Another build may use it once this one has ended.
+    pub shared_key: Arc<KeyLease>,
     /// What to build.
     pub solve: Solve,
-    /// How long to wait for what.
-    pub limits: Limits,
+    /// How long to wait for the last events.
+    pub timeouts: EventTimeouts,
 }
 
-/// A build that succeeded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Solved {
-    /// `sha256:…` of the image's manifest, or of its index where there are several platforms.
-    pub digest: Option<String>,
-    /// When it was done, of one that was found done already.
-    pub completed_at: Option<SystemTime>,
-}
-
-/// A build that did not.
+/// The reason why a build did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    /// BuildKit says that it failed.
+    /// BuildKit reported that the build failed.
     #[error(transparent)]
     Failed(Failure),
     /// BuildKit, or the connection to it, went away.
@@ -78,44 +70,55 @@ pub enum JobError {
 }
 
 impl Job {
-    /// Builds, and gives every event to `sink` on the way, those of a failing build too.
+    /// Builds, and passes every event to `sink` on the way, also those of a build that fails.
     ///
     /// Dropping the future cancels the build: the daemon sees its streams reset and stops.
     ///
     /// # Errors
-    /// When the build fails or the daemon is lost.
-    pub async fn run(self, connection: &Connection, mut sink: impl FnMut(Event)) -> Result<Solved, JobError> {
+    /// Fails if the build fails or the daemon is lost.
+    pub async fn run(
+        self,
+        connection: &Connection,
+        mut sink: impl FnMut(Event),
+    ) -> Result<BuiltImage, JobError> {
         let result = self.attempts(connection, &mut sink).await;
         match &result {
             Ok(_) => self.shared_key.release(),
             Err(JobError::Failed(failure)) if failure.fault == Fault::Caller => self.shared_key.release(),
-            // What the daemon has of the context is not certain.
+            // It is not certain which files of the context the daemon has.
             Err(_) => {}
         }
         result
     }
 
+    /// Attempts the build under one reference after the other, until one gives an outcome.
     async fn attempts(
         &self,
         connection: &Connection,
         sink: &mut impl FnMut(Event),
-    ) -> Result<Solved, JobError> {
+    ) -> Result<BuiltImage, JobError> {
+        let mut reader = EventReader::default();
         for attempt in 1..=ATTEMPTS {
             let reference = match attempt {
                 1 => self.solve.reference.clone(),
                 _ => format!("{}-{attempt}", self.solve.reference),
             };
-            match history::past(connection, &reference).await {
+            match history::outcome(connection, &reference).await {
                 None => {}
-                Some(Past::Failed(_)) => continue,
-                Some(Past::Succeeded(solved)) => {
-                    tracing::info!(reference, "delivered before: its build has succeeded");
-                    drain(status::follow(connection, reference), self.limits, sink).await;
-                    return Ok(solved);
+                Some(Outcome::Failed(_)) => continue,
+                Some(Outcome::Succeeded(image)) => {
+                    tracing::info!(
+                        reference,
+                        "an earlier delivery of this call has built the image already"
+                    );
+                    let responses = status::follow(connection, reference);
+                    drain(responses, self.timeouts, &mut reader, sink).await;
+                    return Ok(image);
                 }
             }
-            if let Some(solved) = self.attempt(connection, &reference, sink).await? {
-                return Ok(solved);
+            reader.forget_failures();
+            if let Some(image) = self.attempt(connection, &reference, &mut reader, sink).await? {
+                return Ok(image);
             }
         }
         Err(JobError::Lost(
@@ -123,24 +126,20 @@ impl Job {
         ))
     }
 
-    /// Builds under one name. Nothing, when such a build was running already, and was cancelled.
+    /// Builds under one reference. Returns `None` if a build of that reference ran already and was cancelled.
     async fn attempt(
         &self,
         connection: &Connection,
         reference: &str,
+        reader: &mut EventReader,
         sink: &mut impl FnMut(Event),
-    ) -> Result<Option<Solved>, JobError> {
-        let mut events = status::follow(connection, reference.to_owned());
+    ) -> Result<Option<BuiltImage>, JobError> {
+        let mut responses = status::follow(connection, reference.to_owned());
         let session = Session::new(self.shared_key.key(), self.services.clone());
-        let request = traced(self.solve.request(reference, session.id()));
+        let request = with_trace_context(self.solve.request(reference, session.id()));
         let mut control = connection.control();
         let mut solving = pin!(async move { control.solve(request).await });
         let mut session = Box::pin(session.run(connection));
-        let mut failed_steps = FailedSteps::default();
-        let mut note = |event: Event| {
-            failed_steps.note(&event);
-            sink(event);
-        };
 
         let mut following = true;
         let solved = loop {
@@ -148,28 +147,32 @@ impl Job {
                 biased;
                 solved = &mut solving => break solved,
                 Err(error) = &mut session => return Err(JobError::Lost(error.into())),
-                event = events.next(), if following => match event {
-                    Some(Ok(event)) => note(event),
+                response = responses.next(), if following => match response {
+                    Some(Ok(response)) => reader.read(response).into_iter().for_each(&mut *sink),
                     Some(Err(status)) => return Err(JobError::Lost(status.into())),
                     None => following = false,
                 },
             }
         };
         drop(session);
-        let past = match solved {
+        let outcome = match solved {
             Err(status) if is_running(&status, reference) => {
-                tracing::info!(reference, "delivered before: following its build");
-                while let Some(event) = events.next().await {
-                    note(event.map_err(|status| JobError::Lost(status.into()))?);
+                tracing::info!(
+                    reference,
+                    "following the build of an earlier delivery of this call"
+                );
+                while let Some(response) = responses.next().await {
+                    let response = response.map_err(|status| JobError::Lost(status.into()))?;
+                    reader.read(response).into_iter().for_each(&mut *sink);
                 }
-                history::outcome(connection, reference, self.limits.drain).await
+                history::wait_for_outcome(connection, reference, self.timeouts.total).await
             }
             solved => {
                 if following {
-                    drain(events, self.limits, &mut note).await;
+                    drain(responses, self.timeouts, reader, sink).await;
                 }
                 match solved {
-                    Ok(response) => Some(Past::Succeeded(Solved {
+                    Ok(response) => Some(Outcome::Succeeded(BuiltImage {
                         digest: response
                             .into_inner()
                             .exporter_response
@@ -177,47 +180,54 @@ impl Job {
                         completed_at: None,
                     })),
                     Err(status) if is_lost(&status) => return Err(JobError::Lost(status.into())),
-                    Err(status) => Some(Past::Failed(status)),
+                    Err(status) => Some(Outcome::Failed(status)),
                 }
             }
         };
-        match past {
-            Some(Past::Succeeded(solved)) => Ok(Some(solved)),
-            Some(Past::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
-            Some(Past::Failed(status)) => Err(JobError::Failed(Failure::new(&status, &failed_steps))),
+        match outcome {
+            Some(Outcome::Succeeded(image)) => Ok(Some(image)),
+            Some(Outcome::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
+            Some(Outcome::Failed(status)) => Err(JobError::Failed(Failure::new(&status, reader))),
             None => Err(JobError::Lost(
-                "the outcome of the build did not become known".into(),
+                "BuildKit did not record the outcome of the build in time".into(),
             )),
         }
     }
 }
 
-/// The request with the trace that it belongs to, which the daemon goes on with: BuildKit `cmd/buildkitd/main.go`
-/// (`propagators`).
-fn traced(request: SolveRequest) -> Request<SolveRequest> {
+/// Adds the current trace context, which the daemon continues: BuildKit `cmd/buildkitd/main.go` (`propagators`).
+fn with_trace_context(request: SolveRequest) -> Request<SolveRequest> {
     let mut headers = HeaderMap::new();
     trace::inject(&mut headers);
     Request::from_parts(MetadataMap::from_headers(headers), Extensions::default(), request)
 }
 
-/// The rest of the events. What does not come in time is not worth failing a finished build for.
-async fn drain(mut events: Events, limits: Limits, note: &mut impl FnMut(Event)) {
+/// Passes the rest of the events to `sink`. Events that come too late are dropped, and do not fail a finished build.
+async fn drain(
+    mut responses: Responses,
+    timeouts: EventTimeouts,
+    reader: &mut EventReader,
+    sink: &mut impl FnMut(Event),
+) {
     let rest = async {
-        while let Ok(Some(Ok(event))) = tokio::time::timeout(limits.quiet, events.next()).await {
-            note(event);
+        while let Ok(Some(Ok(response))) = tokio::time::timeout(timeouts.idle, responses.next()).await {
+            reader.read(response).into_iter().for_each(&mut *sink);
         }
     };
-    if tokio::time::timeout(limits.drain, rest).await.is_err() {
-        tracing::warn!("the build's log did not end in time");
+    if tokio::time::timeout(timeouts.total, rest).await.is_err() {
+        tracing::warn!(
+            limit = ?timeouts.total,
+            "cut the build's log off, which went on after the build had ended"
+        );
     }
 }
 
-/// Whether a status was made here because the connection broke, or by a daemon that is going away.
+/// Returns whether a status means that the connection broke, or comes from a daemon that shuts down.
 fn is_lost(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
 }
 
-/// Whether the daemon refuses a second build of the name: BuildKit `solver/jobs.go`. There is no code for it.
+/// Returns whether the daemon rejected a second build of the reference: BuildKit `solver/jobs.go`. It has no code.
 fn is_running(status: &Status, reference: &str) -> bool {
     status.message().ends_with(&format!("job ID {reference} exists"))
 }

@@ -1,12 +1,12 @@
-//! What a daemon may ask of us while it builds.
+//! The session of a build: the services that this builder offers to the daemon while it builds.
 //!
-//! `Control.Session` is a stream of bytes in both directions. Over it we *serve* gRPC, and the daemon is the client:
-//! it asks for the context's files, for credentials, and every 5 s whether we are still there.
+//! `Control.Session` is a stream of bytes in both directions. This side *serves* gRPC over it, and the daemon is the
+//! client: it asks for the context's files, credentials and secrets, and checks the health of the session every 5 s.
 
 mod auth;
 mod filesync;
 mod health;
-mod keys;
+mod method;
 mod pipe;
 mod secrets;
 mod services;
@@ -19,48 +19,46 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-pub use auth::{Auth, CredentialStore};
+pub use auth::{CredentialStore, Credentials};
 pub use filesync::FileSync;
-pub use health::Health;
-pub use keys::{Lease, SharedKeys};
-pub use secrets::Secrets;
+pub use secrets::SecretStore;
 pub use services::Services;
 
 use super::connection::Connection;
 
-/// Names of the headers that open a session: BuildKit `session/session.go`. gRPC metadata is lower case.
+/// The headers that open a session: BuildKit `session/session.go`. gRPC metadata is lower case.
 const ID: &str = "x-docker-expose-session-uuid";
 const NAME: &str = "x-docker-expose-session-name";
 const SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
 const METHOD: &str = "x-docker-expose-session-grpc-method";
 
-/// Messages that may wait to be sent. Each is at most as large as one write of the HTTP/2 server.
+/// Messages that may wait until they are sent. Each is at most as large as one write of the HTTP/2 server.
 const PIPE_DEPTH: usize = 2;
 
-/// One session, not yet open.
+/// A session that is not open yet.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct Session {
     id: String,
     shared_key: String,
     services: Services,
 }
 
-/// Why a session is over. None of these is the caller's doing.
+/// The reason why a session ended. None is the caller's fault.
 #[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    /// The daemon did not take the session.
+pub(super) enum SessionError {
+    /// The daemon did not accept the session.
     #[error("BuildKit did not open the session")]
-    Refused(#[source] Box<tonic::Status>),
+    Rejected(#[source] Box<tonic::Status>),
     /// The daemon ended it, or the connection broke.
     #[error("BuildKit ended the session")]
     Ended(#[source] Option<hyper::Error>),
 }
 
 impl Session {
-    /// A session with an id of its own, which serves `services`.
+    /// Creates a session with a new id, which serves `services`.
     ///
-    /// `shared_key` is what the daemon keeps transferred folders under: see [`SharedKeys`].
-    pub fn new(shared_key: String, services: Services) -> Self {
+    /// The daemon keeps transferred folders under `shared_key`: see [`shared_key`](super::shared_key).
+    pub(super) fn new(shared_key: String, services: Services) -> Self {
         Self {
             id: uuid::Uuid::new_v4().simple().to_string(),
             shared_key,
@@ -68,13 +66,14 @@ impl Session {
         }
     }
 
-    /// What a solve names to make use of this session.
-    pub fn id(&self) -> &str {
+    /// Returns the id by which a solve names this session.
+    pub(super) fn id(&self) -> &str {
         &self.id
     }
 
-    /// Opens the session and serves it until the daemon or the connection ends it. Never returns otherwise: whoever
-    /// no longer needs the session drops the future, and with it every answer that is still under way.
+    /// Opens the session and serves it until the daemon or the connection ends it.
+    ///
+    /// It does not return otherwise. Dropping the future ends the session and every answer that is not complete.
     pub(super) async fn run(self, connection: &Connection) -> Result<Infallible, SessionError> {
         let (sender, receiver) = mpsc::channel(PIPE_DEPTH);
         let outgoing =
@@ -85,7 +84,7 @@ impl Session {
             .control()
             .session(request)
             .await
-            .map_err(|status| SessionError::Refused(Box::new(status)))?
+            .map_err(|status| SessionError::Rejected(Box::new(status)))?
             .into_inner();
         let served = self.services.serve(pipe::pipe(sender, incoming)).await;
         Err(SessionError::Ended(served.err()))
@@ -98,13 +97,13 @@ impl Session {
             .methods()
             .iter()
             .map(|method| (METHOD, method.as_str()));
-        let about = [
+        let attributes = [
             (ID, self.id.as_str()),
             (NAME, "slipway"),
             (SHARED_KEY, self.shared_key.as_str()),
         ];
-        for (name, value) in about.into_iter().chain(methods) {
-            // All of these are made here, of ASCII; one that were not would be left out rather than end a build.
+        for (name, value) in attributes.into_iter().chain(methods) {
+            // All values are made here, of ASCII. One that is not would be left out, and not fail a build.
             if let Ok(value) = MetadataValue::try_from(value) {
                 headers.append(name, value);
             }
@@ -118,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_announces_itself_and_every_method_it_serves() {
+    fn a_session_announces_its_id_its_key_and_its_methods() {
         let session = Session::new("key".into(), Services::new().with_health());
         let headers = session.headers();
 

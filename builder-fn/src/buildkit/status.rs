@@ -1,67 +1,92 @@
-//! What happens in a build, as it happens.
+//! The status of a build: what its steps do, while they do it.
+//!
+//! [`follow`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into [`Event`]s. BuildKit
+//! repeats itself: it sends a step again whenever anything about it changes, reports steps that merely wait, and sends
+//! progress many times a second. The reader is the one place that remembers what was sent before, so those who read
+//! events keep no memory of steps.
 
-use std::pin::Pin;
-use std::time::{Duration, SystemTime};
+mod reader;
 
-use bollard_buildkit_proto::google::protobuf::Timestamp;
+use std::time::SystemTime;
+
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusRequest, StatusResponse};
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tonic::Status;
 
 use super::Connection;
 
-/// Something that happened.
+pub(super) use reader::EventReader;
+
+/// A change in a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A step of the build (a vertex of its graph) began or ended, or was there already.
-    Step {
+    /// A step of the build (a vertex of its graph) began.
+    StepStarted {
         /// Identifies the step.
         digest: String,
         /// Such as `[2/3] RUN make`.
         name: String,
-        /// When it began.
-        started: Option<SystemTime>,
-        /// When it ended.
-        completed: Option<SystemTime>,
-        /// Whether its result was there already.
-        cached: bool,
-        /// Why it failed; empty when it did not.
-        error: String,
-    },
-    /// Part of a step moved on.
-    Progress {
-        /// Such as `exporting layers`.
-        id: String,
-        /// Bytes mostly, or just 0.
-        current: i64,
-        /// When.
+        /// The time at which it began.
         at: SystemTime,
-        /// Whether that was all of it.
-        done: bool,
+        /// Whether the step had ended before in the same build and runs again.
+        is_rerun: bool,
     },
-    /// A step wrote something.
-    Output {
+    /// A step ended. Of a step whose result was cached, this is often the only event.
+    StepEnded {
         /// Identifies the step.
-        step: String,
-        /// 1 for its standard output, 2 for its standard error.
-        stream: i64,
-        /// When.
+        digest: String,
+        /// Such as `[2/3] RUN make`.
+        name: String,
+        /// The time at which it began, if BuildKit sent one.
+        started: Option<SystemTime>,
+        /// The time at which it ended.
+        ended: SystemTime,
+        /// Whether its result came from the cache.
+        cached: bool,
+        /// The reason why it failed, without the prefix of a gRPC error; empty if it succeeded.
+        error: String,
+        /// Whether the step had ended before in the same build.
+        is_rerun: bool,
+    },
+    /// Part of a step progressed. At most one event a second for each part, besides its first and its last.
+    Progress {
+        /// Identifies the part, such as `exporting layers`.
+        id: String,
+        /// Mostly bytes, sometimes always 0.
+        current: i64,
+        /// The time of the report.
         at: SystemTime,
-        /// Any part of a line, or several.
+        /// Whether the part is complete.
+        done: bool,
+        /// Whether the part was complete before in the same build.
+        is_rerun: bool,
+    },
+    /// A step wrote output.
+    Output {
+        /// The digest of the step.
+        step: String,
+        /// 1 for standard output, 2 for standard error.
+        stream: i64,
+        /// The time of the write.
+        at: SystemTime,
+        /// Part of a line, or several lines.
         text: Vec<u8>,
     },
-    /// Something about the Dockerfile that works, but better were otherwise.
+    /// A warning about the Dockerfile.
     Warning {
-        /// In one line.
+        /// One line.
         text: String,
     },
 }
 
-/// The events of one build, in the order of the daemon. Ends with the build.
-pub type Events = Pin<Box<dyn Stream<Item = Result<Event, Status>> + Send>>;
+/// The status responses of one build, in the daemon's order. Ends with the build.
+pub(super) type Responses = BoxStream<'static, Result<StatusResponse, Status>>;
 
-/// Follows the build `reference`: from its beginning, also when it began earlier. The daemon waits 6 s for it to begin.
-pub(super) fn follow(connection: &Connection, reference: String) -> Events {
+/// Follows the build `reference` from its beginning, even if it began before the call.
+///
+/// The daemon waits 6 s for a build that has not begun.
+pub(super) fn follow(connection: &Connection, reference: String) -> Responses {
     let mut control = connection.control();
     let opened = async move {
         let responses = control
@@ -70,127 +95,41 @@ pub(super) fn follow(connection: &Connection, reference: String) -> Events {
             .into_inner();
         Ok::<_, Status>(responses)
     };
-    let responses = stream::once(opened).try_flatten();
-    let events = responses.map_ok(|response| stream::iter(events(response)).map(Ok));
-    Box::pin(events.try_flatten().fuse())
+    stream::once(opened).try_flatten().fuse().boxed()
 }
 
-fn events(response: StatusResponse) -> Vec<Event> {
-    let steps = response.vertexes.into_iter().map(|vertex| Event::Step {
-        digest: vertex.digest,
-        name: vertex.name,
-        started: vertex.started.as_ref().map(time),
-        completed: vertex.completed.as_ref().map(time),
-        cached: vertex.cached,
-        error: vertex.error,
-    });
-    let progress = response.statuses.into_iter().map(|status| Event::Progress {
-        at: status.timestamp.as_ref().map_or(SystemTime::UNIX_EPOCH, time),
-        id: status.id,
-        current: status.current,
-        done: status.completed.is_some(),
-    });
-    let output = response.logs.into_iter().map(|log| Event::Output {
-        step: log.vertex,
-        stream: log.stream,
-        at: log.timestamp.as_ref().map_or(SystemTime::UNIX_EPOCH, time),
-        text: log.msg,
-    });
-    let warnings = response.warnings.into_iter().map(|warning| Event::Warning {
-        text: String::from_utf8_lossy(&warning.short).into_owned(),
-    });
-    steps.chain(progress).chain(output).chain(warnings).collect()
-}
-
-/// Times before 1970 are none that a build has.
-fn time(timestamp: &Timestamp) -> SystemTime {
-    let seconds = u64::try_from(timestamp.seconds).unwrap_or_default();
-    let nanos = u32::try_from(timestamp.nanos).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos.min(999_999_999))
+/// Returns `text` without the prefixes that Go's gRPC puts before an error's own text:
+/// `rpc error: code = Unknown desc = `.
+pub(super) fn without_rpc_prefix(mut text: &str) -> &str {
+    while let Some((_, message)) = text
+        .strip_prefix("rpc error: code = ")
+        .and_then(|rest| rest.split_once(" desc = "))
+    {
+        text = message;
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use bollard_buildkit_proto::moby::buildkit::v1::{Vertex, VertexLog, VertexStatus, VertexWarning};
-
     use super::*;
 
-    fn at(seconds: i64) -> Option<Timestamp> {
-        Some(Timestamp { seconds, nanos: 5 })
-    }
-
     #[test]
-    fn one_response_becomes_steps_then_progress_then_output_then_warnings() {
-        let response = StatusResponse {
-            vertexes: vec![Vertex {
-                digest: "sha256:1".into(),
-                name: "[1/1] RUN".into(),
-                started: at(1),
-                ..Vertex::default()
-            }],
-            statuses: vec![VertexStatus {
-                id: "exporting layers".into(),
-                current: 7,
-                timestamp: at(2),
-                ..VertexStatus::default()
-            }],
-            logs: vec![VertexLog {
-                vertex: "sha256:1".into(),
-                stream: 2,
-                msg: b"hi\n".into(),
-                timestamp: at(3),
-            }],
-            warnings: vec![VertexWarning {
-                short: b"lower case".into(),
-                ..VertexWarning::default()
-            }],
-        };
-
-        let when = |seconds| SystemTime::UNIX_EPOCH + Duration::new(seconds, 5);
-        assert_eq!(
-            events(response),
-            [
-                Event::Step {
-                    digest: "sha256:1".into(),
-                    name: "[1/1] RUN".into(),
-                    started: Some(when(1)),
-                    completed: None,
-                    cached: false,
-                    error: String::new()
-                },
-                Event::Progress {
-                    id: "exporting layers".into(),
-                    current: 7,
-                    at: when(2),
-                    done: false
-                },
-                Event::Output {
-                    step: "sha256:1".into(),
-                    stream: 2,
-                    at: when(3),
-                    text: b"hi\n".into()
-                },
-                Event::Warning {
-                    text: "lower case".into()
-                },
-            ]
-        );
-    }
-
-    #[test]
-    fn a_time_that_cannot_be_is_not_a_panic() {
-        assert_eq!(
-            time(&Timestamp {
-                seconds: -1,
-                nanos: -1
-            }),
-            SystemTime::UNIX_EPOCH
-        );
-        assert!(
-            time(&Timestamp {
-                seconds: 0,
-                nanos: i32::MAX
-            }) < SystemTime::UNIX_EPOCH + Duration::from_secs(1)
-        );
+    fn the_prefixes_of_a_grpc_error_are_removed_from_the_beginning_only() {
+        for (text, expected) in [
+            ("rpc error: code = Unknown desc = no such file", "no such file"),
+            (
+                "rpc error: code = Unknown desc = rpc error: code = NotFound desc = no such file",
+                "no such file",
+            ),
+            (
+                "process \"echo rpc error: code = X desc = y\" failed",
+                "process \"echo rpc error: code = X desc = y\" failed",
+            ),
+            ("rpc error: code = Unknown", "rpc error: code = Unknown"),
+            ("", ""),
+        ] {
+            assert_eq!(without_rpc_prefix(text), expected);
+        }
     }
 }

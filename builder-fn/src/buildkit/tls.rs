@@ -1,8 +1,8 @@
-//! TLS to a daemon, with a certificate of its own and one of ours.
+//! TLS to a daemon, with the daemon's certificate and one of this builder's.
 //!
-//! The certificates are secrets, and read anew for every connection: what was rotated is used at once.
+//! The certificates are secrets, which are read again for every connection, so that rotated ones are used at once.
 
-mod fault;
+mod error;
 
 use std::io;
 use std::sync::Arc;
@@ -18,45 +18,45 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader};
 use tokio_rustls::TlsConnector;
 
-use super::connection::dial_tcp;
-use super::{Dial, Dialing, Io};
-pub use fault::TlsFault;
+use super::dial::dial_tcp;
+use super::{Dial, DialFuture, Io};
+pub use error::TlsError;
 
-/// How long to wait for the daemon's first bytes. They come without being asked for: either its half of the connection
-/// begins, or it refuses our certificate, which in TLS 1.3 it can say only after the handshake is over for us.
-const FIRST_WORD: Duration = Duration::from_secs(1);
+/// How long to wait for the daemon's first bytes, which it sends unasked: either its half of the connection begins, or
+/// it rejects the builder's certificate, which in TLS 1.3 it can do only after the handshake is over on this side.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where the certificates are.
+/// The names of the secrets with certificates and keys.
 #[derive(Clone, Debug)]
-pub struct TlsSecrets {
+pub(crate) struct TlsSecrets {
     /// The secrets of the function.
-    pub secrets: Secrets,
-    /// The secret with the certificates of the authority that the daemon's is signed by, in PEM.
-    pub authority: String,
-    /// The secret with our certificate, the ones that it is signed by after it, in PEM.
-    pub certificate: String,
-    /// The secret with the key of our certificate, in PEM.
-    pub key: String,
+    pub(crate) secrets: Secrets,
+    /// The secret with the certificates of the authority that signed the daemon's certificate, in PEM.
+    pub(crate) authority: String,
+    /// The secret with the builder's certificate, followed by the intermediate ones, in PEM.
+    pub(crate) certificate: String,
+    /// The secret with the key of the builder's certificate, in PEM.
+    pub(crate) key: String,
 }
 
-/// A daemon behind TLS.
+/// Dials a daemon over TLS.
 #[derive(Clone, Debug)]
-pub struct TlsAddress {
-    /// Where to connect.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// The name that the daemon's certificate has to be for.
-    pub name: ServerName<'static>,
-    /// What to trust, and what to be trusted by.
-    pub secrets: TlsSecrets,
+pub(crate) struct TlsDialer {
+    /// The host to connect to.
+    pub(crate) host: String,
+    /// The port to connect to.
+    pub(crate) port: u16,
+    /// The name that the daemon's certificate must be valid for.
+    pub(crate) name: ServerName<'static>,
+    /// The certificate authority, and the builder's own certificate.
+    pub(crate) secrets: TlsSecrets,
 }
 
-impl Dial for TlsAddress {
-    fn dial(&self) -> Dialing {
+impl Dial for TlsDialer {
+    fn dial(&self) -> DialFuture {
         let this = self.clone();
         Box::pin(async move {
-            // Before anything is connected: secrets that cannot be used are no matter of the network.
+            // Before the connection, so that unusable secrets are not reported as an error of the network.
             let config = this.secrets.config()?;
             let stream = dial_tcp(&this.host, this.port).await?;
             let stream = handshake(stream, this.name, config).await?;
@@ -66,15 +66,16 @@ impl Dial for TlsAddress {
 }
 
 impl TlsSecrets {
-    /// Whether everything is there and fits together.
+    /// Checks that the secrets exist and fit together.
     ///
     /// # Errors
-    /// What is missing or does not fit.
-    pub fn check(&self) -> Result<(), TlsFault> {
+    /// Fails with what is missing or does not fit.
+    pub(crate) fn check(&self) -> Result<(), TlsError> {
         self.config().map(drop)
     }
 
-    fn config(&self) -> Result<ClientConfig, TlsFault> {
+    /// Reads the secrets into a client configuration.
+    fn config(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates(&self.authority)? {
@@ -85,13 +86,13 @@ impl TlsSecrets {
         let roots = Arc::new(roots);
         let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
-            .map_err(|_| TlsFault::NothingIn {
+            .map_err(|_| TlsError::NotPem {
                 secret: self.authority.clone(),
-                what: "certificate",
+                expected: "certificate",
             })?;
         let config = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(TlsFault::Handshake)?
+            .map_err(TlsError::Handshake)?
             .with_webpki_verifier(verifier);
         let mut config = match self.identity()? {
             None => config.with_no_client_auth(),
@@ -107,24 +108,25 @@ impl TlsSecrets {
         Ok(config)
     }
 
-    /// Our certificate and its key. Both or none: a daemon may ask for none.
-    fn identity(&self) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsFault> {
+    /// Reads the builder's certificate and its key, both or none: a daemon may not ask for one.
+    fn identity(&self) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsError> {
         if !self.secrets.exists(&self.certificate) && !self.secrets.exists(&self.key) {
             return Ok(None);
         }
         let chain = self.certificates(&self.certificate)?;
         let key = self.read(&self.key)?;
-        let key = PrivateKeyDer::from_pem_slice(key.expose()).map_err(|_| TlsFault::NothingIn {
+        let key = PrivateKeyDer::from_pem_slice(key.expose()).map_err(|_| TlsError::NotPem {
             secret: self.key.clone(),
-            what: "private key",
+            expected: "private key",
         })?;
         Ok(Some((chain, key)))
     }
 
-    fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, TlsFault> {
-        let nothing = || TlsFault::NothingIn {
+    /// Reads the certificates in the secret `name`.
+    fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let nothing = || TlsError::NotPem {
             secret: name.to_owned(),
-            what: "certificate",
+            expected: "certificate",
         };
         let secret = self.read(name)?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(secret.expose()).collect();
@@ -135,17 +137,17 @@ impl TlsSecrets {
         Ok(certificates)
     }
 
-    fn read(&self, name: &str) -> Result<Secret, TlsFault> {
-        self.secrets.read(name).map_err(TlsFault::Secret)
+    fn read(&self, name: &str) -> Result<Secret, TlsError> {
+        self.secrets.read(name).map_err(TlsError::Secret)
     }
 
-    fn unusable(&self, secret: &str, error: &rustls::Error) -> TlsFault {
-        TlsFault::of_secret(secret, &self.key, error)
+    fn unusable(&self, secret: &str, error: &rustls::Error) -> TlsError {
+        TlsError::from_secret(secret, &self.key, error)
     }
 }
 
-/// Our own certificate's time and version are looked at here: the daemon would say no more than that it refuses it.
-/// Whom it is signed by is the daemon's to judge, and so is what it may be used for.
+/// Checks the period and the version of the builder's own certificate, of which the daemon would only report that it
+/// rejects it. The daemon checks who signed it and what it may be used for.
 fn check_validity(
     chain: &[CertificateDer<'_>],
     roots: Arc<RootCertStore>,
@@ -158,25 +160,25 @@ fn check_validity(
         return Ok(());
     };
     match verifier.verify_client_cert(certificate, intermediates, UnixTime::now()) {
-        Err(error) if fault::is_about_itself(&error) => Err(error),
+        Err(error) if error::is_about_validity(&error) => Err(error),
         _ => Ok(()),
     }
 }
 
-/// Speaks TLS over `stream`, and waits until the daemon has said something.
-async fn handshake<S>(stream: S, name: ServerName<'static>, config: ClientConfig) -> Result<impl Io, TlsFault>
+/// Performs the handshake over `stream`, and waits until the daemon has sent its first bytes.
+async fn handshake<S>(stream: S, name: ServerName<'static>, config: ClientConfig) -> Result<impl Io, TlsError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let has_identity = config.client_auth_cert_resolver.has_certs();
-    let fault = |error: io::Error| TlsFault::of_handshake(error, &name.to_str(), has_identity);
+    let tls_error = |error: io::Error| TlsError::from_handshake(error, &name.to_str(), has_identity);
     let connector = TlsConnector::from(Arc::new(config));
-    let stream = connector.connect(name.clone(), stream).await.map_err(fault)?;
-    // What is read here stays in the buffer. The buffer is small, because all else is read past it.
+    let stream = connector.connect(name.clone(), stream).await.map_err(tls_error)?;
+    // The bytes stay in the buffer. It is small, because later reads bypass it.
     let mut stream = BufReader::with_capacity(1 << 10, stream);
-    match tokio::time::timeout(FIRST_WORD, stream.fill_buf()).await {
-        Ok(Err(error)) => return Err(fault(error)),
-        Ok(Ok([])) => return Err(fault(io::ErrorKind::UnexpectedEof.into())),
+    match tokio::time::timeout(FIRST_BYTES_TIMEOUT, stream.fill_buf()).await {
+        Ok(Err(error)) => return Err(tls_error(error)),
+        Ok(Ok([])) => return Err(tls_error(io::ErrorKind::UnexpectedEof.into())),
         Ok(Ok(_)) | Err(_) => {}
     }
     Ok(stream)

@@ -1,4 +1,4 @@
-//! The content of a `config.json`, and which of its entries is for which registry.
+//! The content of a `config.json`, and the lookup of the entry for a registry.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
-use super::Credentials;
+use crate::buildkit::Credentials;
 
-/// The key that `docker login` writes for Docker Hub.
+/// The key of Docker Hub in the file, as `docker login` writes it.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-/// Docker Hub's names: as images have it, as BuildKit connects to it, as in the key above.
+/// The names of Docker Hub: in images, as the host that BuildKit connects to, and in the key above.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "registry-1.docker.io", "index.docker.io"];
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -19,14 +19,14 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What a file says about credentials.
+/// The credentials and helpers that a file names.
 #[derive(Debug, Default)]
-pub(super) struct Logins {
-    /// Credentials by the key they have in the file.
+pub(super) struct RegistryLogins {
+    /// Credentials by their key in the file.
     auths: BTreeMap<String, Credentials>,
-    /// The names of helpers by registry.
+    /// The names of helpers by registry: `credHelpers`.
     helpers: BTreeMap<String, String>,
-    /// The name of the helper for all others.
+    /// The name of the helper for all other registries: `credsStore`.
     store: Option<String>,
 }
 
@@ -47,31 +47,27 @@ struct Auth {
     registrytoken: Option<String>,
 }
 
-impl Logins {
-    /// Reads a file's content. Returns also what of it will be ignored.
+impl RegistryLogins {
+    /// Parses the content of a file. Returns also the keys that are ignored because they are not supported.
     ///
     /// # Errors
-    /// What is wrong, without what stands there.
+    /// Fails with the place and the kind of the fault, without quoting the content.
     pub(super) fn parse(content: &[u8]) -> Result<(Self, Vec<String>), String> {
         let file: File = serde_json::from_slice(content).map_err(|error| {
-            // The error itself may quote a value.
-            format!(
-                "line {}, column {}, is not as it should be",
-                error.line(),
-                error.column()
-            )
+            // The error's own text may quote a value.
+            format!("invalid at line {}, column {}", error.line(), error.column())
         })?;
         let mut ignored = Vec::new();
         let mut auths = BTreeMap::new();
         for (key, auth) in file.auths.unwrap_or_default() {
             let Some(auth) = auth else { continue };
             if auth.registrytoken.as_ref().is_some_and(|token| !token.is_empty()) {
-                ignored.push(format!("registrytoken for {key}"));
+                ignored.push(format!("auths.{key}.registrytoken"));
             }
             let credentials = auth.credentials().ok_or_else(|| {
                 format!("auths.{key}.auth should be the base64 of a user name, a colon and a password")
             })?;
-            // `docker login` with a helper leaves empty entries behind.
+            // `docker login` with a helper leaves empty entries in the file.
             if !credentials.secret.is_empty() {
                 auths.insert(key, credentials);
             }
@@ -84,9 +80,10 @@ impl Logins {
         Ok((logins, ignored))
     }
 
-    /// The helper that knows the credentials for `host`, and what it calls that registry.
+    /// Returns the name of the helper for `host`, and the name of the registry for the helper.
     ///
-    /// A helper of its own goes before the one for all. Its key is the very host, but Docker Hub has several names.
+    /// A helper for the registry precedes the one for all registries. Its key is exactly the host, except for Docker Hub,
+    /// which has several names.
     pub(super) fn helper<'a>(&'a self, host: &'a str) -> Option<(&'a str, &'a str)> {
         let is_hub = DOCKER_HUB.contains(&host);
         let server = if is_hub { DOCKER_HUB_KEY } else { host };
@@ -99,7 +96,7 @@ impl Logins {
         (!name.is_empty()).then_some((name, server))
     }
 
-    /// The credentials for `host`, the entry that is named exactly so before those whose URL has that host.
+    /// Returns the credentials for `host`. The entry with exactly this key precedes those whose URL has this host.
     pub(super) fn find(&self, host: &str) -> Credentials {
         let is_hub = DOCKER_HUB.contains(&host);
         let exact = if is_hub { DOCKER_HUB_KEY } else { host };
@@ -119,6 +116,7 @@ impl Logins {
 }
 
 impl Auth {
+    /// Returns the credentials of the entry; `None` if its `auth` is malformed.
     fn credentials(self) -> Option<Credentials> {
         let identity = self.identitytoken.unwrap_or_default();
         let (mut username, mut secret) = (
@@ -133,7 +131,7 @@ impl Auth {
         }
         Some(match identity.is_empty() {
             true => Credentials { username, secret },
-            // BuildKit takes a secret without a user name for an identity token.
+            // For BuildKit, a secret without a user name is an identity token.
             false => Credentials {
                 username: String::new(),
                 secret: identity,
@@ -142,7 +140,7 @@ impl Auth {
     }
 }
 
-/// Host and port of a key, which is a host or a URL, with or without a path.
+/// Returns the host and port of a key, which is a host or a URL, with or without a path.
 fn host_of(key: &str) -> &str {
     let rest = key.split_once("://").map_or(key, |(_, rest)| rest);
     rest.split('/').next().unwrap_or(rest)
@@ -153,7 +151,7 @@ mod tests {
     use super::*;
 
     fn find(content: &str, host: &str) -> (String, String) {
-        let (logins, _) = Logins::parse(content.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+        let (logins, _) = RegistryLogins::parse(content.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
         let Credentials { username, secret } = logins.find(host);
         (username, secret)
     }
@@ -163,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_can_be_written_in_several_ways() {
+    fn an_entry_may_have_any_of_dockers_forms() {
         for (entry, expected) in [
             (r#"{"auth": "dXNlcjpwYXNz"}"#, pair("user", "pass")),
             (r#"{"auth": "dXNlcjpwYTpzcw=="}"#, pair("user", "pa:ss")),
@@ -194,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_is_found_under_all_its_keys() {
+    fn a_registry_is_found_by_every_form_of_its_key() {
         for (key, host) in [
             ("example.com", "example.com"),
             ("https://example.com", "example.com"),
@@ -216,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn another_registry_gets_nothing() {
+    fn another_registry_gets_no_credentials() {
         let content = r#"{"auths": {"example.com": {"auth": "dXNlcjpwYXNz"}}}"#;
         for host in [
             "example.com:5000",
@@ -236,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exact_key_goes_first() {
+    fn the_exact_key_precedes_the_others() {
         let content = r#"{"auths": {
             "https://index.docker.io/v1/access-token": {"username": "x", "password": "refresh"},
             "https://index.docker.io/v1/": {"username": "user", "password": "pass"},
@@ -250,21 +248,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_is_told() {
+    fn unsupported_keys_are_reported() {
         let content = br#"{
             "auths": {"example.com": {"registrytoken": "t"}, "gcr.io": {}}
         }"#;
-        let (_, ignored) = Logins::parse(content).unwrap();
-        assert_eq!(ignored, ["registrytoken for example.com"]);
+        let (_, ignored) = RegistryLogins::parse(content).unwrap();
+        assert_eq!(ignored, ["auths.example.com.registrytoken"]);
     }
 
     #[test]
-    fn a_helper_of_its_own_goes_before_the_one_for_all() {
+    fn the_helper_of_a_registry_precedes_the_one_for_all() {
         let content = br#"{
             "credsStore": "pass",
             "credHelpers": {"gcr.io": "gcloud", "docker.io": "hub", "none.example": ""}
         }"#;
-        let (logins, _) = Logins::parse(content).unwrap();
+        let (logins, _) = RegistryLogins::parse(content).unwrap();
         for (host, expected) in [
             ("gcr.io", Some(("gcloud", "gcr.io"))),
             ("eu.gcr.io", Some(("pass", "eu.gcr.io"))),
@@ -277,12 +275,12 @@ mod tests {
         ] {
             assert_eq!(logins.helper(host), expected, "{host}");
         }
-        let (logins, _) = Logins::parse(br#"{"credsStore": ""}"#).unwrap();
+        let (logins, _) = RegistryLogins::parse(br#"{"credsStore": ""}"#).unwrap();
         assert_eq!(logins.helper("gcr.io"), None);
     }
 
     #[test]
-    fn a_malformed_file_is_told_by_its_place_and_not_by_its_content() {
+    fn the_error_of_a_malformed_file_names_the_place_and_quotes_nothing() {
         for (content, hint) in [
             ("", "line 1"),
             ("[]", "line 1"),
@@ -301,7 +299,7 @@ mod tests {
                 "auths.example.com.auth",
             ),
         ] {
-            let error = Logins::parse(content.as_bytes()).unwrap_err();
+            let error = RegistryLogins::parse(content.as_bytes()).unwrap_err();
             assert!(
                 error.contains(hint) && !error.contains("hunter2"),
                 "{content}: {error}"

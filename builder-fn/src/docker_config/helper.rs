@@ -1,5 +1,7 @@
-//! Programs that know credentials: `docker-credential-NAME get`, with the registry on its standard input and JSON on its
-//! standard output, as `github.com/docker/docker-credential-helpers` has it.
+//! Credential helpers: programs called `docker-credential-NAME`.
+//!
+//! `docker-credential-NAME get` reads the name of a registry from standard input and writes JSON to standard output:
+//! `github.com/docker/docker-credential-helpers`.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,74 +12,76 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::Credentials;
+use crate::buildkit::Credentials;
 
-/// More than any token needs, in bytes.
+/// The largest output that is read, in bytes: more than any token needs.
 const OUTPUT_MAX: u64 = 64 << 10;
 
-/// What a helper says, on its standard output and with exit code 1, of a registry that it has nothing for.
+/// The output of a helper, with exit code 1, for a registry that it has no credentials for.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
-/// The user name that stands for an identity token.
+/// The user name that marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
-/// Where helpers are, and how long they may take.
+/// The place of credential helpers, and their time limit.
 #[derive(Clone, Debug)]
 pub struct Helpers {
-    /// The folder that they are in; those in `PATH` where there is none.
+    /// The folder with the helpers; `None` for those in `PATH`.
     pub folder: Option<PathBuf>,
-    /// How long one may take.
-    pub limit: Duration,
+    /// How long a helper may take.
+    pub timeout: Duration,
 }
 
 impl Default for Helpers {
-    /// Those in `PATH`, for 20 s.
+    /// Returns the helpers in `PATH`, with 20 s for each.
     fn default() -> Self {
         Self {
             folder: None,
-            limit: Duration::from_secs(20),
+            timeout: Duration::from_secs(20),
         }
     }
 }
 
-/// Why a helper gave no credentials. Nothing of what it wrote is repeated: there may be secrets in it.
+/// The reason why a helper gave no credentials. The texts quote nothing of its output, which may contain secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum HelperError {
-    /// A name that is none.
-    #[error("{name:?} cannot be the name of a credential helper")]
+    /// The name is invalid.
+    #[error(
+        "{name:?} is not the name of a credential helper: allowed are letters, digits, \"-\", \"_\" and \".\""
+    )]
     Name {
-        /// The name.
+        /// The name in the file.
         name: String,
     },
-    /// It cannot be run.
+    /// The helper cannot be run.
     #[error("could not run {program}")]
     Run {
-        /// The program.
+        /// The name of the program.
         program: String,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// It took too long, and was ended.
-    #[error("{program} did not answer within {}", function_host::duration::format(*limit))]
-    TooSlow {
-        /// The program.
+    /// The helper took too long and was killed.
+    #[error("{program} did not answer within {}", function_host::duration::format(*timeout))]
+    Timeout {
+        /// The name of the program.
         program: String,
         /// How long it may take.
-        limit: Duration,
+        timeout: Duration,
     },
-    /// It failed.
+    /// The helper failed.
     #[error("{program} failed ({status}); run it by hand to see why")]
     Failed {
-        /// The program.
+        /// The name of the program.
         program: String,
-        /// How.
+        /// The status that it exited with.
         status: ExitStatus,
     },
-    /// It wrote something else, or too much.
+    /// The output is not JSON with credentials, or too large.
     #[error("{program} did not answer with credentials in JSON")]
     Malformed {
-        /// The program.
+        /// The name of the program.
         program: String,
     },
 }
@@ -90,12 +94,12 @@ struct Answer {
 }
 
 impl Helpers {
-    /// Asks the helper `name` for the credentials of `server`. Nothing, where it knows none.
+    /// Asks the helper `name` for the credentials of `server`. Returns `None` if the helper has none.
     ///
-    /// Dropping the future ends the program.
+    /// Dropping the future kills the program.
     ///
     /// # Errors
-    /// When it cannot be run, fails, takes too long or says something else.
+    /// Fails if the program cannot be run, fails, takes too long or answers with something else.
     pub(super) async fn ask(&self, name: &str, server: &str) -> Result<Option<Credentials>, HelperError> {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if name.is_empty() || !name.bytes().all(is_allowed) {
@@ -112,7 +116,7 @@ impl Helpers {
             Some(folder) => folder.join(&program),
             None => PathBuf::from(&program),
         };
-        let conversation = async {
+        let run_program = async {
             let mut child = Command::new(path)
                 .arg("get")
                 .stdin(Stdio::piped())
@@ -122,7 +126,7 @@ impl Helpers {
                 .spawn()?;
             if let Some(mut input) = child.stdin.take() {
                 match input.write_all(server.as_bytes()).await {
-                    // One that does not read its input may know what to say nevertheless.
+                    // A helper may answer without reading its input.
                     Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
                     _ => {}
                 }
@@ -136,12 +140,12 @@ impl Helpers {
             }
             Ok((Some(child.wait().await?), output))
         };
-        let (status, output) = match tokio::time::timeout(self.limit, conversation).await {
+        let (status, output) = match tokio::time::timeout(self.timeout, run_program).await {
             Ok(outcome) => outcome.map_err(run)?,
             Err(_) => {
-                return Err(HelperError::TooSlow {
+                return Err(HelperError::Timeout {
                     program,
-                    limit: self.limit,
+                    timeout: self.timeout,
                 });
             }
         };
@@ -170,13 +174,16 @@ impl Helpers {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::io::Write;
+    use std::fs::File;
+    use std::io::{BufRead, BufReader, Read, Write};
     use std::path::Path;
 
     use super::*;
 
-    /// Makes a program of `script`. By another process: while this one had the file open for writing, so had every
-    /// child that another test starts meanwhile, and the system runs no file that is being written.
+    /// Makes an executable file of `script`.
+    ///
+    /// Another process writes it: if this one had the file open for writing, so would every child that another test
+    /// starts meanwhile, and the system runs no file that is open for writing.
     pub(in crate::docker_config) fn install(path: &Path, script: &str) {
         let mut shell = std::process::Command::new("sh")
             .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
@@ -188,7 +195,7 @@ pub(super) mod tests {
         assert!(shell.wait().unwrap().success());
     }
 
-    /// A helper that runs `script`.
+    /// Makes a helper that runs `script`.
     fn helper(script: &str) -> (tempfile::TempDir, Helpers) {
         let folder = tempfile::tempdir().unwrap();
         install(
@@ -197,7 +204,7 @@ pub(super) mod tests {
         );
         let helpers = Helpers {
             folder: Some(folder.path().to_owned()),
-            limit: Duration::from_secs(20),
+            timeout: Duration::from_secs(20),
         };
         (folder, helpers)
     }
@@ -215,7 +222,7 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_helper_is_asked_for_one_registry_and_answers_for_it() {
+    async fn a_helper_gets_the_name_of_the_registry_and_answers_with_credentials() {
         let script = r#"[ "$1" = get ] && read -r server; echo "{\"ServerURL\": \"$server\", \"Username\": \"user of $server\", \"Secret\": \"s\"}""#;
         assert_eq!(
             ask(script).await.unwrap(),
@@ -226,13 +233,13 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn a_registry_that_the_helper_does_not_know_is_no_error() {
+    async fn an_unknown_registry_is_not_an_error() {
         let script = format!("cat > /dev/null; echo '{NOT_FOUND}'; exit 1");
         assert_eq!(ask(&script).await.unwrap(), None);
     }
 
     #[tokio::test]
-    async fn what_a_helper_writes_when_it_fails_is_repeated_nowhere() {
+    async fn the_output_of_a_failing_helper_is_never_quoted() {
         for (script, reason) in [
             (
                 "echo hunter2; echo hunter2 >&2; exit 1",
@@ -255,26 +262,35 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_takes_too_long_is_ended() {
-        let (folder, mut helpers) = helper("echo $$ > \"$(dirname \"$0\")/pid\"; exec sleep 1000");
-        helpers.limit = Duration::from_millis(300);
-        let error = helpers.ask("test", "r").await.unwrap_err();
-        assert!(error.to_string().contains("within 300ms"), "{error}");
-        let pid = std::fs::read_to_string(folder.path().join("pid")).unwrap();
-        let process = Path::new("/proc").join(pid.trim());
-        // It is killed at once, and reaped by the runtime when it notices.
-        for _ in 0..200 {
-            let state = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
-            if state.is_empty() || state.contains(") Z ") {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("it still runs");
+    async fn a_helper_that_exceeds_its_timeout_is_killed() {
+        let script = "exec 3> \"$(dirname \"$0\")/alive\"; echo started >&3; exec sleep 1000";
+        let (folder, helpers) = helper(script);
+        let fifo = folder.path().join("alive");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(made.success());
+        let timeout = helpers.timeout;
+        let asking = tokio::spawn(async move { helpers.ask("test", "r").await });
+        let started = tokio::task::spawn_blocking(move || {
+            let mut alive = BufReader::new(File::open(fifo).unwrap());
+            let mut line = String::new();
+            alive.read_line(&mut line).unwrap();
+            assert_eq!(line, "started\n");
+            alive
+        });
+        let mut alive = started.await.unwrap();
+
+        tokio::time::pause();
+        tokio::time::advance(timeout).await;
+
+        let error = asking.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("within 20s"), "{error}");
+        // The pipe ends when the last process that has it open is dead.
+        let ended = tokio::task::spawn_blocking(move || alive.read_to_end(&mut Vec::new()));
+        assert_eq!(ended.await.unwrap().unwrap(), 0);
     }
 
     #[tokio::test]
-    async fn one_that_is_not_there_or_has_no_name_is_told() {
+    async fn a_missing_helper_and_an_invalid_name_are_reported() {
         let (_folder, helpers) = helper("");
         let error = helpers.ask("nowhere", "r").await.unwrap_err();
         assert_eq!(error.to_string(), "could not run docker-credential-nowhere");

@@ -1,51 +1,33 @@
 //! The steps of one build, counted as they end.
 
-use std::collections::HashSet;
-
 use function_host::prometheus::IntCounter;
 
 use crate::buildkit::Event;
 
-/// Steps that are remembered; beyond that, one may be counted twice.
-const REMEMBERED: usize = 10_000;
-
-/// Counts each step once, though the daemon repeats itself.
+/// Counts each step once, even if it runs again.
 #[derive(Debug)]
 pub struct Steps {
-    seen: HashSet<String>,
     cached: IntCounter,
     executed: IntCounter,
 }
 
 impl Steps {
     pub(super) fn new(cached: IntCounter, executed: IntCounter) -> Self {
-        Self {
-            seen: HashSet::new(),
-            cached,
-            executed,
-        }
+        Self { cached, executed }
     }
 
-    /// Takes notice of an event.
-    pub fn note(&mut self, event: &Event) {
-        let Event::Step {
-            digest,
-            completed: Some(_),
+    /// Counts the step that `event` ends, if it does and the step had not ended before.
+    pub fn note(&self, event: &Event) {
+        if let Event::StepEnded {
             cached,
+            is_rerun: false,
             ..
         } = event
-        else {
-            return;
-        };
-        if self.seen.contains(digest) {
-            return;
-        }
-        if self.seen.len() < REMEMBERED {
-            self.seen.insert(digest.clone());
-        }
-        match cached {
-            true => self.cached.inc(),
-            false => self.executed.inc(),
+        {
+            match cached {
+                true => self.cached.inc(),
+                false => self.executed.inc(),
+            }
         }
     }
 }
@@ -57,26 +39,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_is_counted_once_when_it_has_ended() {
+    fn a_step_is_counted_when_it_first_ends() {
         let counter = |name| IntCounter::new(name, "x").expect("a counter");
         let (cached, executed) = (counter("cached"), counter("executed"));
-        let mut steps = Steps::new(cached.clone(), executed.clone());
-        let event = |digest: &str, completed, cached| Event::Step {
+        let steps = Steps::new(cached.clone(), executed.clone());
+        let now = SystemTime::now();
+        let started = |digest: &str| Event::StepStarted {
+            digest: digest.into(),
+            name: String::new(),
+            at: now,
+            is_rerun: false,
+        };
+        let ended = |digest: &str, cached, is_rerun| Event::StepEnded {
             digest: digest.into(),
             name: String::new(),
             started: None,
-            completed,
+            ended: now,
             cached,
             error: String::new(),
+            is_rerun,
         };
-        let now = Some(SystemTime::now());
 
         for event in [
-            event("a", None, false),
-            event("a", now, false),
-            event("a", now, false),
-            event("b", now, true),
-            event("c", None, false),
+            started("a"),
+            ended("a", false, false),
+            ended("a", false, true),
+            ended("b", true, false),
+            started("c"),
         ] {
             steps.note(&event);
         }

@@ -16,27 +16,11 @@ use text::{floor_char_boundary, one_line, output_lines, time};
 /// Bytes of text in one line; longer ones are split. Clients stop reading at 64 KiB, and JSON may write a byte as six.
 pub const MAX_LINE: usize = 8 << 10;
 
-/// Steps whose state is remembered; beyond that, a line may be repeated.
-const MAX_STEPS: usize = 10_000;
-
-/// Between two lines about the same progress.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Makes lines of events, in order.
 #[derive(Debug, Default)]
 pub struct Lines {
-    steps: HashMap<String, (Option<SystemTime>, Option<SystemTime>)>,
-    progress: HashMap<String, Told>,
     mask: Mask,
     unfinished: HashMap<(String, i64), Unfinished>,
-}
-
-/// What was last told of something that moves on.
-#[derive(Clone, Copy, Debug)]
-struct Told {
-    at: SystemTime,
-    current: i64,
-    done: bool,
 }
 
 /// Output whose line has no end yet.
@@ -63,19 +47,21 @@ impl Lines {
     /// The lines that `event` completes.
     pub fn of(&mut self, event: Event) -> Vec<String> {
         match event {
-            Event::Step {
+            Event::StepStarted { name, at, .. } => {
+                vec![format!("v: {} {}", time(at), one_line(&self.mask.text(&name)))]
+            }
+            Event::StepEnded {
                 digest,
                 name,
-                started,
-                completed,
+                started: Some(started),
+                ended,
                 ..
-            } => self.step(digest, &name, started, completed),
-            Event::Progress {
-                id,
-                current,
-                at,
-                done,
-            } => self.progress(id, Told { at, current, done }),
+            } => self.end_of_step(&digest, &name, started, ended),
+            Event::StepEnded { started: None, .. } => Vec::new(),
+            Event::Progress { id, current, at, .. } => {
+                let id = self.mask.text(&id);
+                vec![format!("s: {} {} {current}", time(at), one_line(&id))]
+            }
             Event::Output {
                 step,
                 stream,
@@ -114,67 +100,27 @@ impl Lines {
         format!("{} {:.2}s", Self::begin(name), took.as_secs_f64())
     }
 
-    fn progress(&mut self, id: String, now: Told) -> Vec<String> {
-        if let Some(told) = self.progress.get(&id) {
-            let again = told.done && !now.done;
-            let soon = now
-                .at
-                .duration_since(told.at)
-                .is_ok_and(|since| since < PROGRESS_INTERVAL);
-            let nothing_new = match (told.done, now.done) {
-                (true, true) => true,
-                (_, true) => false,
-                _ => soon || told.current == now.current,
-            };
-            if nothing_new && !again {
-                return Vec::new();
-            }
-        }
-        let line = format!(
-            "s: {} {} {}",
-            time(now.at),
-            one_line(&self.mask.text(&id)),
-            now.current
-        );
-        if self.progress.len() < MAX_STEPS || self.progress.contains_key(&id) {
-            self.progress.insert(id, now);
-        }
-        vec![line]
-    }
-
-    fn step(
+    /// Returns the end of the step's output, which belongs before the line about its end, and that line.
+    fn end_of_step(
         &mut self,
-        digest: String,
+        digest: &str,
         name: &str,
-        started: Option<SystemTime>,
-        completed: Option<SystemTime>,
+        started: SystemTime,
+        ended: SystemTime,
     ) -> Vec<String> {
-        // The daemon repeats itself, and reports steps that merely wait.
-        if self.steps.get(&digest) == Some(&(started, completed)) {
-            return Vec::new();
-        }
-        let name = one_line(&self.mask.text(name));
-        let line = match (started, completed) {
-            (None, _) => return Vec::new(),
-            (Some(started), None) => format!("v: {} {name}", time(started)),
-            (Some(started), Some(completed)) => {
-                let took = completed.duration_since(started).unwrap_or(Duration::ZERO);
-                format!("v: {} {name} {:.2}s", time(completed), took.as_secs_f64())
-            }
-        };
-        let mut lines: Vec<_> = match completed {
-            // What the step wrote last belongs before its end.
-            Some(_) => [1, 2]
-                .into_iter()
-                .filter_map(|stream| self.unfinished.remove(&(digest.clone(), stream)))
-                .flat_map(|unfinished| output_lines(&self.mask, unfinished.at, &unfinished.text))
-                .collect(),
-            None => Vec::new(),
-        };
-        lines.push(line);
-        if self.steps.len() < MAX_STEPS {
-            self.steps.insert(digest, (started, completed));
-        }
+        let mut lines: Vec<_> = [1, 2]
+            .into_iter()
+            .filter_map(|stream| self.unfinished.remove(&(digest.to_owned(), stream)))
+            .flat_map(|unfinished| output_lines(&self.mask, unfinished.at, &unfinished.text))
+            .collect();
+        let took = ended.duration_since(started).unwrap_or(Duration::ZERO);
+        let name = self.mask.text(name);
+        lines.push(format!(
+            "v: {} {} {:.2}s",
+            time(ended),
+            one_line(&name),
+            took.as_secs_f64()
+        ));
         lines
     }
 

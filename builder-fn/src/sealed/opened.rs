@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use crate::buildkit::SecretStore;
 use crate::report::Mask;
 
 /// Opened secrets, by name. Values are overwritten when the last clone goes, and not shown by `Debug`.
@@ -23,19 +24,19 @@ impl BuildSecrets {
         }
     }
 
-    /// The value of one.
-    pub fn value(&self, name: &str) -> Option<&[u8]> {
-        self.values.get(name).map(|value| value.as_slice())
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
     /// What hides them where they are not to be seen.
     pub fn mask(&self) -> &Mask {
         &self.mask
+    }
+}
+
+impl SecretStore for BuildSecrets {
+    fn secret(&self, id: &str) -> Option<&[u8]> {
+        self.values.get(id).map(|value| value.as_slice())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.values.is_empty()
     }
 }
 

@@ -1,13 +1,13 @@
-//! The settings about the way to BuildKit: where it is, and whether the way is secured.
+//! The settings of the connection to BuildKit: its address and TLS.
 //!
-//! | variable | default | what |
+//! | variable | default | meaning |
 //! | --- | --- | --- |
-//! | `buildkit_url` | has to be set | the daemon: `unix://PATH` or `tcp://HOST:PORT` |
-//! | `buildkit_server_name` | the host of `buildkit_url` | the name that the daemon's certificate is for |
-//! | `buildkit_ca` | `buildkit-ca` | the secret with the authority that signed the daemon's certificate |
+//! | `buildkit_url` | required | the address of the daemon: `unix://PATH` or `tcp://HOST:PORT` |
+//! | `buildkit_server_name` | the host of `buildkit_url` | the name that the daemon's certificate must be valid for |
+//! | `buildkit_ca` | `buildkit-ca` | the secret with the certificate of the authority that signed the daemon's certificate |
 //! | `buildkit_cert`, `buildkit_key` | `buildkit-cert`, `buildkit-key` | the secrets with the builder's own certificate and key |
 //!
-//! `tcp://` is secured as soon as one of the last four is set, or there is a secret `buildkit-ca`.
+//! `tcp://` uses TLS if one of the last four variables is set, or if there is a secret `buildkit-ca`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,9 +16,9 @@ use function_host::Secrets;
 use function_host::env::Parser;
 use rustls::pki_types::ServerName;
 
-use crate::buildkit::{Address, Daemon, TlsAddress, TlsSecrets};
+use crate::buildkit::{Address, Daemon, TlsDialer, TlsSecrets};
 
-/// The daemon, and whether what is said to it can be heard and changed on the way.
+/// Returns the daemon, and whether the connection is exposed: unencrypted and not within this machine.
 pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
     let unset = || Address::Unix(PathBuf::new());
     let address = match parser.required("buildkit_url").as_str() {
@@ -40,7 +40,7 @@ pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool)
         secret("buildkit_cert", "buildkit-cert"),
         secret("buildkit_key", "buildkit-key"),
     );
-    // With a socket there is nothing to secure. The commercial chart sets the server's name nevertheless.
+    // A socket needs no TLS. The commercial chart sets the server's name for a socket too.
     let Address::Tcp { host, port } = &address else {
         return (Daemon::at(address), false);
     };
@@ -51,7 +51,7 @@ pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool)
     }
     let name = name.unwrap_or_else(|| host.clone());
     let Ok(name) = ServerName::try_from(name) else {
-        parser.problem("buildkit_server_name", "should be a host name or an address");
+        parser.problem("buildkit_server_name", "should be a host name or an IP address");
         return (Daemon::at(address), false);
     };
     let secrets = TlsSecrets {
@@ -60,16 +60,16 @@ pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool)
         certificate: certificate.0,
         key: key.0,
     };
-    if let Err(fault) = secrets.check() {
-        parser.problem("buildkit_url", format!("is to be secured with TLS, and {fault}"));
+    if let Err(error) = secrets.check() {
+        parser.problem("buildkit_url", format!("cannot use TLS: {error}"));
     }
-    let tls = TlsAddress {
+    let tls = TlsDialer {
         host: host.clone(),
         port: *port,
         name,
         secrets,
     };
-    (Daemon::dialled_by(address.to_string(), tls), false)
+    (Daemon::with_dial(address.to_string(), tls), false)
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether the way is exposed, or what is wrong.
+    /// Returns whether the connection is exposed, or the problems.
     fn settings(variables: &[(&str, &str)], files: &[(&str, &str)]) -> Result<bool, String> {
         let folder = tempfile::tempdir().expect("folder");
         for (name, content) in files {
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_tcp_is_exposed_but_on_this_machine() {
+    fn plain_tcp_is_exposed_unless_it_stays_on_this_machine() {
         for (url, is_exposed) in [
             ("tcp://buildkit:1234", true),
             ("tcp://10.0.0.1:1234", true),
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_for_tls_gets_it_or_an_error() {
+    fn any_tls_setting_or_secret_requires_tls() {
         let url = ("buildkit_url", "tcp://127.0.0.1:1234");
         for (setting, files) in [
             (Some(("buildkit_server_name", "buildkit")), &[][..]),
@@ -121,16 +121,13 @@ mod tests {
             (None, &[("buildkit-ca", "no certificate")]),
         ] {
             let variables: Vec<_> = [url].into_iter().chain(setting).collect();
-            let error = settings(&variables, files).expect_err("nothing to trust");
-            assert!(
-                error.contains("is to be secured with TLS, and secret "),
-                "{error}"
-            );
+            let error = settings(&variables, files).expect_err("there is no usable authority");
+            assert!(error.contains("buildkit_url cannot use TLS: secret "), "{error}");
         }
     }
 
     #[test]
-    fn what_concerns_tls_means_nothing_for_a_socket() {
+    fn tls_settings_are_ignored_for_a_socket() {
         let variables = [
             ("buildkit_url", "unix:///run/buildkitd.sock"),
             ("buildkit_server_name", "127.0.0.1"),
@@ -139,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_none_are_refused() {
+    fn invalid_names_are_rejected() {
         let url = ("buildkit_url", "tcp://buildkit:1234");
-        let error = settings(&[url, ("buildkit_server_name", "a b")], &[]).expect_err("no name");
+        let error = settings(&[url, ("buildkit_server_name", "a b")], &[]).expect_err("an invalid name");
         assert!(
             error.contains("buildkit_server_name should be a host name"),
             "{error}"
         );
-        let error = settings(&[url, ("buildkit_key", "../key")], &[]).expect_err("no secret");
+        let error = settings(&[url, ("buildkit_key", "../key")], &[]).expect_err("an invalid name");
         assert!(
             error.contains("buildkit_key should be the name of a secret"),
             "{error}"

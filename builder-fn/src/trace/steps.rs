@@ -1,6 +1,6 @@
 //! The steps of one build as spans, with the times at which the daemon says they ran.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::SystemTime;
 
 use function_host::trace::Span;
@@ -8,8 +8,8 @@ use function_host::trace::Span;
 use super::Cover;
 use crate::buildkit::Event;
 
-/// Steps that are remembered; of what comes after them nothing is told.
-const REMEMBERED: usize = 2000;
+/// The most spans of one build. Further steps have none.
+const SPANS_MAX: usize = 2000;
 
 /// What the exporter says of its own steps, as far as it is the same for every image: BuildKit
 /// `exporter/containerimage/export.go`, `util/push/push.go`.
@@ -21,10 +21,10 @@ pub struct Steps<'a> {
     /// That of the build. Without one, nothing is done here.
     build: &'a Span,
     cover: &'a Cover,
-    /// Steps that run.
+    /// Spans of the steps that run.
     open: HashMap<String, Span>,
-    /// Steps that ended: the daemon repeats itself.
-    ended: HashSet<String>,
+    /// Spans that were begun.
+    begun: usize,
 }
 
 impl<'a> Steps<'a> {
@@ -34,7 +34,7 @@ impl<'a> Steps<'a> {
             build,
             cover,
             open: HashMap::new(),
-            ended: HashSet::new(),
+            begun: 0,
         }
     }
 
@@ -44,28 +44,41 @@ impl<'a> Steps<'a> {
             return;
         }
         match event {
-            Event::Step {
+            Event::StepStarted {
+                digest,
+                name,
+                at,
+                is_rerun: false,
+            } => {
+                if let Some(span) = self.span(digest, || self.cover.name(name), *at) {
+                    self.open.insert(digest.clone(), span);
+                }
+            }
+            Event::StepEnded {
                 digest,
                 name,
                 started: Some(started),
-                completed,
+                ended,
                 cached,
                 error,
+                is_rerun: false,
             } => {
                 let Some(span) = self.span(digest, || self.cover.name(name), *started) else {
-                    return;
-                };
-                let Some(completed) = completed else {
-                    self.open.insert(digest.clone(), span);
                     return;
                 };
                 span.set("buildkit.cached", *cached);
                 if !error.is_empty() {
                     span.mark_failed(self.cover.text(error));
                 }
-                self.end(digest, span, *completed);
+                span.end_at(*ended);
             }
-            Event::Progress { id, at, done, .. } => {
+            Event::Progress {
+                id,
+                at,
+                done,
+                is_rerun: false,
+                ..
+            } => {
                 let Some(name) = EXPORTS.into_iter().find(|export| id.starts_with(export)) else {
                     return;
                 };
@@ -73,7 +86,7 @@ impl<'a> Steps<'a> {
                     return;
                 };
                 match done {
-                    true => self.end(id, span, *at),
+                    true => span.end_at(*at),
                     false => {
                         self.open.insert(id.clone(), span);
                     }
@@ -83,21 +96,16 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// The span that was opened for this key, or a new one; none where it has ended.
+    /// Takes the open span of `key`, or begins one; returns `None` once there are [`SPANS_MAX`].
     fn span(&mut self, key: &str, name: impl FnOnce() -> String, begun: SystemTime) -> Option<Span> {
-        if self.ended.contains(key) {
+        if let Some(open) = self.open.remove(key) {
+            return Some(open);
+        }
+        if self.begun >= SPANS_MAX {
             return None;
         }
-        let open = self.open.remove(key);
-        if open.is_none() && self.open.len() + self.ended.len() >= REMEMBERED {
-            return None;
-        }
-        Some(open.unwrap_or_else(|| self.build.child_started_at(name(), begun)))
-    }
-
-    fn end(&mut self, key: &str, span: Span, at: SystemTime) {
-        span.end_at(at);
-        self.ended.insert(key.to_owned());
+        self.begun += 1;
+        Some(self.build.child_started_at(name(), begun))
     }
 }
 

@@ -313,7 +313,10 @@ async fn a_caller_that_goes_away_takes_its_build_along() {
 
     solve.reply.closed().await;
     status.events.closed().await;
-    session.given_up.await.expect("the session is given up");
+    session
+        .ended_by_client
+        .await
+        .expect("the client ends the session");
 }
 
 #[tokio::test]

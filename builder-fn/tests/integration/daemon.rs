@@ -1,4 +1,4 @@
-//! A BuildKit daemon in memory. Every call that reaches it is handed to the test, which answers it, or does not.
+//! A fake BuildKit daemon in memory. Every call that reaches it goes to the test, which answers it or does not.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use bollard_buildkit_proto::google::rpc::Status as RpcStatus;
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, ControlServer};
 use bollard_buildkit_proto::moby::buildkit::v1::*;
-use builder_fn::buildkit::{Daemon, Dial, Dialing};
+use builder_fn::buildkit::{Daemon, Dial, DialFuture};
 use futures_util::{Stream, StreamExt};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncWriteExt, DuplexStream};
@@ -19,62 +19,64 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-/// The calls that reach the daemon. When it is dropped, the daemon is gone.
+/// The calls that reach the daemon. Dropping them ends the daemon.
 pub(crate) struct Calls {
     pub(crate) solves: mpsc::UnboundedReceiver<SolveCall>,
     pub(crate) statuses: mpsc::UnboundedReceiver<StatusCall>,
     pub(crate) sessions: mpsc::UnboundedReceiver<SessionCall>,
     history: History,
-    cables: Cables,
+    transports: Transports,
     server: tokio::task::JoinHandle<()>,
 }
 
-/// Builds that are over.
+/// The records of finished builds.
 type History = Arc<Mutex<Vec<BuildHistoryRecord>>>;
 
-/// What connections run over, until it is cut.
-type Cables = Arc<Mutex<JoinSet<()>>>;
+/// The tasks that carry the bytes of each connection, until they are aborted.
+type Transports = Arc<Mutex<JoinSet<()>>>;
 
-/// `Control.Solve`. `reply.closed()` ends when the client no longer waits.
+/// A call of `Control.Solve`. `reply.closed()` completes when the client no longer waits.
 pub(crate) struct SolveCall {
     pub(crate) request: SolveRequest,
     pub(crate) headers: MetadataMap,
     pub(crate) reply: oneshot::Sender<Result<SolveResponse, Status>>,
 }
 
-/// `Control.Status`. `events.closed()` ends when the client no longer listens.
+/// A call of `Control.Status`. `events.closed()` completes when the client no longer reads.
 pub(crate) struct StatusCall {
     pub(crate) reference: String,
     pub(crate) events: mpsc::Sender<Result<StatusResponse, Status>>,
 }
 
-/// `Control.Session`, and a channel to the services that the client serves over it.
+/// A call of `Control.Session`, with a channel to the services that the client serves over it.
 pub(crate) struct SessionCall {
     pub(crate) headers: MetadataMap,
     pub(crate) services: Channel,
-    /// Ends when the client gives the session up.
-    pub(crate) given_up: oneshot::Receiver<()>,
-    /// Ends the session from the daemon's side, with an error if there is one.
+    /// Completes when the client ends the session.
+    pub(crate) ended_by_client: oneshot::Receiver<()>,
+    /// Ends the session from the daemon's side, with an error if one is sent.
     pub(crate) end: oneshot::Sender<Option<Status>>,
 }
 
-struct Fake {
+/// The server side of the daemon.
+struct FakeControl {
     history: History,
     solves: mpsc::UnboundedSender<SolveCall>,
     statuses: mpsc::UnboundedSender<StatusCall>,
     sessions: mpsc::UnboundedSender<SessionCall>,
 }
 
+/// Dials the daemon in memory.
 struct InMemory {
     dials: mpsc::UnboundedSender<DuplexStream>,
-    cables: Cables,
+    transports: Transports,
 }
 
 impl Dial for InMemory {
-    fn dial(&self) -> Dialing {
+    fn dial(&self) -> DialFuture {
         let (ours, mut near) = tokio::io::duplex(256 << 10);
         let (mut far, theirs) = tokio::io::duplex(256 << 10);
-        self.cables.lock().expect("no panic").spawn(async move {
+        self.transports.lock().expect("no panic").spawn(async move {
             let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
         });
         let sent = self.dials.send(theirs);
@@ -85,14 +87,14 @@ impl Dial for InMemory {
     }
 }
 
-/// A daemon, and the calls that reach it.
+/// Starts a daemon, and returns it with the calls that reach it.
 pub(crate) fn start() -> (Daemon, Calls) {
     let history = History::default();
     let (dials, dialled) = mpsc::unbounded_channel();
     let (solves, solve_calls) = mpsc::unbounded_channel();
     let (statuses, status_calls) = mpsc::unbounded_channel();
     let (sessions, session_calls) = mpsc::unbounded_channel();
-    let control = ControlServer::new(Fake {
+    let control = ControlServer::new(FakeControl {
         history: history.clone(),
         solves,
         statuses,
@@ -106,24 +108,24 @@ pub(crate) fn start() -> (Daemon, Calls) {
             .await
             .expect("serve");
     });
-    let cables = Cables::default();
+    let transports = Transports::default();
     let dial = InMemory {
         dials,
-        cables: cables.clone(),
+        transports: transports.clone(),
     };
     let calls = Calls {
         solves: solve_calls,
         statuses: status_calls,
         sessions: session_calls,
         history,
-        cables,
+        transports,
         server,
     };
-    (Daemon::dialled_by("the daemon in this test", dial), calls)
+    (Daemon::with_dial("the daemon in this test", dial), calls)
 }
 
 impl Calls {
-    /// All three of one build.
+    /// Waits for all three calls of one build.
     pub(crate) async fn build(&mut self) -> (SolveCall, StatusCall, SessionCall) {
         let (solve, status, session) =
             tokio::join!(self.solves.recv(), self.statuses.recv(), self.sessions.recv());
@@ -134,8 +136,8 @@ impl Calls {
         )
     }
 
-    /// Has the daemon know of a build that is over: its digest, or why there is none.
-    pub(crate) fn remember(&self, reference: &str, outcome: Result<&str, Status>) {
+    /// Adds a finished build to the daemon's history: its digest, or its error.
+    pub(crate) fn record(&self, reference: &str, outcome: Result<&str, Status>) {
         let mut record = BuildHistoryRecord {
             r#ref: reference.into(),
             ..BuildHistoryRecord::default()
@@ -163,11 +165,12 @@ impl Calls {
         self.history.lock().expect("no panic").push(record);
     }
 
-    /// Ends every connection without a word.
+    /// Cuts every connection, without closing it first.
     pub(crate) fn cut(&self) {
-        self.cables.lock().expect("no panic").abort_all();
+        self.transports.lock().expect("no panic").abort_all();
     }
 
+    /// Waits for the session of one build.
     pub(crate) async fn session(&mut self) -> SessionCall {
         self.sessions.recv().await.expect("a session")
     }
@@ -196,7 +199,7 @@ impl SolveCall {
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl Control for Fake {
+impl Control for FakeControl {
     type PruneStream = Answers<UsageRecord>;
     type StatusStream = Answers<StatusResponse>;
     type SessionStream = Answers<BytesMessage>;
@@ -237,14 +240,14 @@ impl Control for Fake {
         let (headers, _, mut incoming) = request.into_parts();
         let (client_side, daemon_side) = tokio::io::duplex(256 << 10);
         let (from_client, mut to_services) = tokio::io::split(daemon_side);
-        let (gave_up, given_up) = oneshot::channel();
+        let (client_ended, ended_by_client) = oneshot::channel();
         tokio::spawn(async move {
             while let Some(Ok(message)) = incoming.next().await {
                 if to_services.write_all(&message.data).await.is_err() {
                     break;
                 }
             }
-            let _ = gave_up.send(());
+            let _ = client_ended.send(());
         });
         let (end, ended) = oneshot::channel::<Option<Status>>();
         let outgoing = ReaderStream::new(from_client).map(|bytes| {
@@ -252,7 +255,7 @@ impl Control for Fake {
                 data: bytes.map_err(|error| Status::internal(error.to_string()))?.into(),
             })
         });
-        // A sender that is dropped ends nothing: most tests leave the end to the client.
+        // A dropped sender does not end the session: in most tests the client ends it.
         let end_of_session = futures_util::stream::once(async {
             match ended.await {
                 Ok(Some(status)) => Some(Err(status)),
@@ -276,7 +279,7 @@ impl Control for Fake {
         let call = SessionCall {
             headers,
             services,
-            given_up,
+            ended_by_client,
             end,
         };
         self.sessions
@@ -290,25 +293,25 @@ impl Control for Fake {
     }
 
     async fn disk_usage(&self, _: Request<DiskUsageRequest>) -> Result<Response<DiskUsageResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        Err(Status::unimplemented("not implemented by the fake daemon"))
     }
 
     async fn prune(&self, _: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
-        Err(Status::unimplemented("not here"))
+        Err(Status::unimplemented("not implemented by the fake daemon"))
     }
 
     async fn list_workers(
         &self,
         _: Request<ListWorkersRequest>,
     ) -> Result<Response<ListWorkersResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        Err(Status::unimplemented("not implemented by the fake daemon"))
     }
 
     async fn listen_build_history(
         &self,
         _: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        // As of a daemon that has other builds too.
+        // The history of a daemon contains other builds too.
         let other = BuildHistoryRecord {
             r#ref: "other".into(),
             ..BuildHistoryRecord::default()
@@ -329,6 +332,6 @@ impl Control for Fake {
         &self,
         _: Request<UpdateBuildHistoryRequest>,
     ) -> Result<Response<UpdateBuildHistoryResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        Err(Status::unimplemented("not implemented by the fake daemon"))
     }
 }

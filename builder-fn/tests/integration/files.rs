@@ -6,8 +6,7 @@ use std::sync::Arc;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
-use builder_fn::buildkit::session::Services;
-use builder_fn::buildkit::{Job, JobError, Limits, Solve, Solved};
+use builder_fn::buildkit::{BuiltImage, EventTimeouts, Job, JobError, Services, Solve};
 use builder_fn::context::SourceContext;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -22,7 +21,7 @@ use crate::shared_keys;
 struct Served {
     session: SessionCall,
     _calls: Calls,
-    _build: JoinHandle<Result<Solved, JobError>>,
+    _build: JoinHandle<Result<BuiltImage, JobError>>,
 }
 
 async fn serve(tar: Vec<u8>) -> Served {
@@ -30,12 +29,12 @@ async fn serve(tar: Vec<u8>) -> Served {
     let (daemon, mut calls) = daemon::start();
     let build = tokio::spawn(async move {
         let connection = daemon.connect().await.expect("connect");
-        let lease = Arc::new(shared_keys().cold());
+        let lease = Arc::new(shared_keys().lease_single_use());
         let job = Job {
             services: Services::new().with_health().with_files(context, lease.clone()),
             shared_key: lease,
             solve: Solve::default(),
-            limits: Limits::default(),
+            timeouts: EventTimeouts::default(),
         };
         job.run(&connection, |_| ()).await
     });

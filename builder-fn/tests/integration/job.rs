@@ -1,4 +1,4 @@
-//! One build as a group of three calls: how it ends, and that it ends together.
+//! One build as a group of three calls, which end together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,9 +8,10 @@ use bollard_buildkit_proto::health::health_client::HealthClient;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexLog};
 use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
-use builder_fn::buildkit::session::{CredentialStore, Services};
-use builder_fn::buildkit::{Daemon, Event, Failure, Fault, Job, JobError, Limits, Solve, Solved};
-use builder_fn::docker_config::Credentials;
+use builder_fn::buildkit::{
+    BuiltImage, CredentialStore, Credentials, Daemon, Event, EventTimeouts, Failure, Fault, Job, JobError,
+    Services, Solve,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ use tonic::Status;
 
 use crate::{daemon, shared_keys};
 
+/// Credentials for `registry:5000` and for no other registry.
 #[derive(Debug)]
 pub(crate) struct OneRegistry;
 
@@ -34,11 +36,13 @@ impl CredentialStore for OneRegistry {
     }
 }
 
+/// A job that runs.
 pub(crate) struct Running {
-    pub(crate) build: JoinHandle<Result<Solved, JobError>>,
+    pub(crate) build: JoinHandle<Result<BuiltImage, JobError>>,
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
 }
 
+/// Starts a job without files on `daemon`.
 pub(crate) fn build(daemon: Daemon) -> Running {
     let services = Services::new()
         .with_health()
@@ -50,9 +54,9 @@ pub(crate) fn build(daemon: Daemon) -> Running {
     };
     let job = Job {
         services,
-        shared_key: Arc::new(shared_keys().cold()),
+        shared_key: Arc::new(shared_keys().lease_single_use()),
         solve,
-        limits: Limits::default(),
+        timeouts: EventTimeouts::default(),
     };
     let (sender, events) = mpsc::unbounded_channel();
     let build = tokio::spawn(async move {
@@ -63,6 +67,7 @@ pub(crate) fn build(daemon: Daemon) -> Running {
     Running { build, events }
 }
 
+/// Returns a response with output of a step.
 pub(crate) fn log(text: &str) -> StatusResponse {
     let log = VertexLog {
         vertex: "step".into(),
@@ -76,6 +81,7 @@ pub(crate) fn log(text: &str) -> StatusResponse {
     }
 }
 
+/// Returns a response with a step that failed.
 fn failed_step(name: &str, error: &str) -> StatusResponse {
     let vertex = Vertex {
         name: name.into(),
@@ -88,22 +94,24 @@ fn failed_step(name: &str, error: &str) -> StatusResponse {
     }
 }
 
+/// Returns the text of an output event.
 pub(crate) fn text(event: Option<Event>) -> String {
     match event.expect("an event") {
         Event::Output { text, .. } => String::from_utf8(text).expect("text"),
-        other => panic!("no output: {other:?}"),
+        other => panic!("not output: {other:?}"),
     }
 }
 
-pub(crate) fn lost(result: Result<Solved, JobError>) -> String {
+/// Returns the cause of a [`JobError::Lost`].
+pub(crate) fn lost(result: Result<BuiltImage, JobError>) -> String {
     match result.expect_err("the daemon was lost") {
         JobError::Lost(source) => source.to_string(),
-        JobError::Failed(failure) => panic!("this is no failed build: {failure:?}"),
+        JobError::Failed(failure) => panic!("the build failed instead: {failure:?}"),
     }
 }
 
 #[tokio::test]
-async fn a_build_opens_a_session_solves_and_follows_under_one_reference() {
+async fn a_build_solves_and_follows_its_status_under_one_reference() {
     let (daemon, mut calls) = daemon::start();
     let mut running = build(daemon);
     let (solve, status, session) = calls.build().await;
@@ -116,7 +124,11 @@ async fn a_build_opens_a_session_solves_and_follows_under_one_reference() {
         .expect("an id");
     assert_eq!(id, solve.request.session.as_str());
 
-    status.events.send(Ok(log("first\n"))).await.expect("listening");
+    status
+        .events
+        .send(Ok(log("first\n")))
+        .await
+        .expect("the client reads");
     assert_eq!(
         text(running.events.recv().await),
         "first\n",
@@ -127,16 +139,19 @@ async fn a_build_opens_a_session_solves_and_follows_under_one_reference() {
         .events
         .send(Ok(log("last\n")))
         .await
-        .expect("still listening");
+        .expect("the client reads");
     drop(status);
     assert_eq!(text(running.events.recv().await), "last\n");
-    let solved = running.build.await.expect("no panic").expect("it succeeds");
-    assert_eq!(solved.digest.as_deref(), Some("sha256:12"));
-    session.given_up.await.expect("the session ends with the build");
+    let image = running.build.await.expect("no panic").expect("it succeeds");
+    assert_eq!(image.digest.as_deref(), Some("sha256:12"));
+    session
+        .ended_by_client
+        .await
+        .expect("the session ends with the build");
 }
 
 #[tokio::test]
-async fn the_daemon_can_ask_for_health_and_credentials() {
+async fn the_session_serves_health_and_credentials() {
     let (daemon, mut calls) = daemon::start();
     let running = build(daemon);
     let (solve, status, session) = calls.build().await;
@@ -167,7 +182,7 @@ async fn the_daemon_can_ask_for_health_and_credentials() {
 }
 
 #[tokio::test]
-async fn a_build_that_fails_says_so_after_the_rest_of_its_log() {
+async fn a_failing_build_ends_after_the_rest_of_its_log() {
     let (daemon, mut calls) = daemon::start();
     let mut running = build(daemon);
     let (solve, status, _session) = calls.build().await;
@@ -179,12 +194,12 @@ async fn a_build_that_fails_says_so_after_the_rest_of_its_log() {
         .events
         .send(Ok(log("why\n")))
         .await
-        .expect("still listening");
+        .expect("the client reads");
     let exporting = failed_step(
         "exporting to image",
         "failed to push registry:5000/a:1: 401 Unauthorized",
     );
-    status.events.send(Ok(exporting)).await.expect("still listening");
+    status.events.send(Ok(exporting)).await.expect("the client reads");
     drop(status);
 
     assert_eq!(text(running.events.recv().await), "why\n");
@@ -193,7 +208,7 @@ async fn a_build_that_fails_says_so_after_the_rest_of_its_log() {
             assert_eq!(
                 fault,
                 Fault::Platform,
-                "what failed is only known from what came after the solve's answer"
+                "the event with the failed step came after the solve's answer"
             );
             assert_eq!(message, "failed to push registry:5000/a:1: 401 Unauthorized");
         }
@@ -202,7 +217,7 @@ async fn a_build_that_fails_says_so_after_the_rest_of_its_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_does_not_end_is_not_waited_for_forever() {
+async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
     let (daemon, mut calls) = daemon::start();
     let running = build(daemon);
     let (solve, _status, _session) = calls.build().await;
@@ -210,39 +225,34 @@ async fn a_log_that_does_not_end_is_not_waited_for_forever() {
 
     solve.succeed("sha256:12");
 
-    running
-        .build
-        .await
-        .expect("no panic")
-        .expect("it succeeds all the same");
-    assert_eq!(begun.elapsed().as_secs(), Limits::default().quiet.as_secs());
+    running.build.await.expect("no panic").expect("it succeeds");
+    assert_eq!(begun.elapsed().as_secs(), EventTimeouts::default().idle.as_secs());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_log_that_goes_on_after_the_build_is_cut_off() {
+async fn a_log_that_continues_after_the_build_is_cut_off() {
     let (daemon, mut calls) = daemon::start();
     let running = build(daemon);
     let (solve, status, _session) = calls.build().await;
     let begun = Instant::now();
 
     solve.succeed("sha256:12");
-    let chatting = tokio::spawn(async move {
+    let writing = tokio::spawn(async move {
         while status.events.send(Ok(log("and\n"))).await.is_ok() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     });
 
-    running
-        .build
-        .await
-        .expect("no panic")
-        .expect("it succeeds all the same");
-    assert_eq!(begun.elapsed().as_secs(), Limits::default().drain.as_secs());
-    chatting.await.expect("nobody listens any more");
+    running.build.await.expect("no panic").expect("it succeeds");
+    assert_eq!(
+        begun.elapsed().as_secs(),
+        EventTimeouts::default().total.as_secs()
+    );
+    writing.await.expect("it ends when the client no longer reads");
 }
 
 #[tokio::test]
-async fn a_build_that_is_dropped_is_cancelled_in_all_its_parts() {
+async fn dropping_a_build_cancels_all_its_calls() {
     let (daemon, mut calls) = daemon::start();
     let running = build(daemon);
     let (mut solve, status, session) = calls.build().await;
@@ -251,11 +261,14 @@ async fn a_build_that_is_dropped_is_cancelled_in_all_its_parts() {
 
     solve.reply.closed().await;
     status.events.closed().await;
-    session.given_up.await.expect("the session is given up");
+    session
+        .ended_by_client
+        .await
+        .expect("the client ends the session");
 }
 
 #[tokio::test]
-async fn a_session_that_the_daemon_ends_ends_the_build() {
+async fn the_end_of_the_session_ends_the_build() {
     for status in [None, Some(Status::internal("healthcheck failed fatally"))] {
         let (daemon, mut calls) = daemon::start();
         let running = build(daemon);
@@ -273,7 +286,7 @@ async fn a_session_that_the_daemon_ends_ends_the_build() {
 }
 
 #[tokio::test]
-async fn a_status_that_breaks_ends_the_build() {
+async fn an_error_of_the_status_stream_ends_the_build() {
     let (daemon, mut calls) = daemon::start();
     let running = build(daemon);
     let (mut solve, status, session) = calls.build().await;
@@ -282,15 +295,18 @@ async fn a_status_that_breaks_ends_the_build() {
         .events
         .send(Err(Status::unknown("no such job ref")))
         .await
-        .expect("listening");
+        .expect("the client reads");
 
     assert!(lost(running.build.await.expect("no panic")).contains("no such job ref"));
     solve.reply.closed().await;
-    session.given_up.await.expect("the session is given up");
+    session
+        .ended_by_client
+        .await
+        .expect("the client ends the session");
 }
 
 #[tokio::test]
-async fn a_daemon_that_disappears_ends_the_build() {
+async fn a_broken_connection_ends_the_build() {
     let (daemon, mut calls) = daemon::start();
     let running = build(daemon);
     let _unanswered = calls.build().await;
@@ -301,7 +317,7 @@ async fn a_daemon_that_disappears_ends_the_build() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_shuts_down_is_no_failed_build() {
+async fn a_daemon_that_shuts_down_is_lost_and_not_a_failed_build() {
     for status in [
         Status::unavailable("closing"),
         Status::cancelled("context canceled"),
@@ -318,12 +334,12 @@ async fn a_daemon_that_shuts_down_is_no_failed_build() {
 }
 
 #[tokio::test]
-async fn a_daemon_is_ready_while_it_answers() {
+async fn a_probe_succeeds_while_the_daemon_answers() {
     let (daemon, calls) = daemon::start();
     daemon.probe().await.expect("it answers");
 
     drop(calls);
     tokio::task::yield_now().await;
 
-    daemon.probe().await.expect_err("it is gone");
+    daemon.probe().await.expect_err("the daemon has ended");
 }

@@ -14,10 +14,10 @@ mod setting;
 mod streams;
 mod traces;
 
-use builder_fn::buildkit::session::SharedKeys;
+use builder_fn::buildkit::SharedKeys;
 use builder_fn::metrics::Metrics;
 use function_host::prometheus::Registry;
 
 fn shared_keys() -> SharedKeys {
-    SharedKeys::counting(Metrics::register(&Registry::new()).expect("metrics").sent_bytes())
+    SharedKeys::new(Metrics::register(&Registry::new()).expect("metrics").sent_bytes())
 }

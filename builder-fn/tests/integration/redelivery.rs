@@ -1,4 +1,4 @@
-//! A call that is delivered again: its build is built once, and its outcome told to both.
+//! A call that is delivered again: it is built once, and both deliveries get the outcome.
 
 use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
 use builder_fn::buildkit::{Failure, Fault, JobError};
@@ -7,44 +7,45 @@ use tonic::Status;
 use crate::daemon;
 use crate::job::{build, log, text};
 
-fn running() -> Status {
+/// Returns the daemon's answer to a second solve of a reference.
+fn exists() -> Status {
     Status::unknown("job ID ref exists")
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_build_runs_the_second_delivery_follows_it() {
+async fn a_second_delivery_follows_the_running_build() {
     let (daemon, mut calls) = daemon::start();
     let mut second = build(daemon);
     let (solve, status, _session) = calls.build().await;
 
-    solve.fail(running());
+    solve.fail(exists());
     status
         .events
         .send(Ok(log("of the first\n")))
         .await
-        .expect("it follows");
+        .expect("the client reads");
     assert_eq!(text(second.events.recv().await), "of the first\n");
     drop(status);
-    calls.remember("ref", Ok("sha256:12"));
+    calls.record("ref", Ok("sha256:12"));
 
-    let solved = second.build.await.expect("no panic").expect("it succeeds");
-    assert_eq!(solved.digest.as_deref(), Some("sha256:12"));
+    let image = second.build.await.expect("no panic").expect("it succeeds");
+    assert_eq!(image.digest.as_deref(), Some("sha256:12"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_failure_of_the_build_that_is_followed_is_told() {
+async fn a_second_delivery_fails_with_the_build_that_it_follows() {
     let (daemon, mut calls) = daemon::start();
     let second = build(daemon);
     let (solve, status, _session) = calls.build().await;
 
-    solve.fail(running());
+    solve.fail(exists());
     status
         .events
         .send(Ok(StatusResponse::default()))
         .await
-        .expect("it follows");
+        .expect("the client reads");
     drop(status);
-    calls.remember("ref", Err(Status::unknown("exit code: 3")));
+    calls.record("ref", Err(Status::unknown("exit code: 3")));
 
     match second.build.await.expect("no panic").expect_err("it fails") {
         JobError::Failed(failure) => {
@@ -61,13 +62,13 @@ async fn the_failure_of_the_build_that_is_followed_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_build_that_is_followed_is_cancelled_the_second_delivery_builds() {
+async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     let (daemon, mut calls) = daemon::start();
     let second = build(daemon);
     let (solve, status, _session) = calls.build().await;
-    solve.fail(running());
+    solve.fail(exists());
     drop(status);
-    calls.remember("ref", Err(Status::cancelled("context canceled")));
+    calls.record("ref", Err(Status::cancelled("context canceled")));
 
     let (solve, status, _session) = calls.build().await;
     assert_eq!(solve.request.r#ref, "ref-2");
@@ -75,14 +76,14 @@ async fn when_the_build_that_is_followed_is_cancelled_the_second_delivery_builds
     drop(status);
     solve.succeed("sha256:34");
 
-    let solved = second.build.await.expect("no panic").expect("it succeeds");
-    assert_eq!(solved.digest.as_deref(), Some("sha256:34"));
+    let image = second.build.await.expect("no panic").expect("it succeeds");
+    assert_eq!(image.digest.as_deref(), Some("sha256:34"));
 }
 
 #[tokio::test]
-async fn after_a_build_that_succeeded_its_log_and_image_are_told_again() {
+async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
     let (daemon, mut calls) = daemon::start();
-    calls.remember("ref", Ok("sha256:12"));
+    calls.record("ref", Ok("sha256:12"));
     let mut second = build(daemon);
 
     let status = calls.statuses.recv().await.expect("a status");
@@ -94,16 +95,16 @@ async fn after_a_build_that_succeeded_its_log_and_image_are_told_again() {
     drop(status);
 
     assert_eq!(text(second.events.recv().await), "of the first\n");
-    let solved = second.build.await.expect("no panic").expect("it succeeds");
-    assert_eq!(solved.digest.as_deref(), Some("sha256:12"));
-    assert!(calls.solves.is_empty(), "nothing is built");
+    let image = second.build.await.expect("no panic").expect("it succeeds");
+    assert_eq!(image.digest.as_deref(), Some("sha256:12"));
+    assert!(calls.solves.is_empty(), "nothing is solved");
 }
 
 #[tokio::test]
-async fn after_builds_that_failed_it_is_built_under_a_name_without_a_log() {
+async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
     let (daemon, mut calls) = daemon::start();
-    calls.remember("ref", Err(Status::unknown("failed to push")));
-    calls.remember("ref-2", Err(Status::unknown("failed to push")));
+    calls.record("ref", Err(Status::unknown("failed to push")));
+    calls.record("ref-2", Err(Status::unknown("failed to push")));
     let third = build(daemon);
 
     let (solve, status, _session) = calls.build().await;

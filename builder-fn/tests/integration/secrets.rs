@@ -1,4 +1,4 @@
-//! Secrets that are sealed to the builder, on their way to the build and nowhere else.
+//! Sealed secrets: the build gets them, and no log or answer contains them.
 
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
@@ -11,7 +11,7 @@ use crate::daemon;
 use crate::job::log;
 use crate::setting::{Answer, Setting, post, tar_of};
 
-/// What faas-cli made and sealed.
+/// Secrets that faas-cli generated and sealed.
 fn recorded() -> Value {
     let text = include_str!("../../../tests/clients/recorded/secrets.json");
     serde_json::from_str(text).expect("JSON")
@@ -29,7 +29,7 @@ fn tar(envelope: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn secrets_are_served_to_the_build_and_hidden_in_everything_that_is_told() {
+async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
     let recorded = recorded();
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon).with_seal(recorded["private_key"].as_str().expect("a key"));
@@ -55,8 +55,11 @@ async fn secrets_are_served_to_the_build_and_hidden_in_everything_that_is_told()
         id: "other".into(),
         ..GetSecretRequest::default()
     };
-    let refused = client.get_secret(request).await.expect_err("there is none");
-    assert_eq!(refused.code(), Code::NotFound);
+    let error = client
+        .get_secret(request)
+        .await
+        .expect_err("there is no such secret");
+    assert_eq!(error.code(), Code::NotFound);
     let methods: Vec<_> = session
         .headers
         .get_all("x-docker-expose-session-grpc-method")
@@ -83,7 +86,7 @@ async fn secrets_are_served_to_the_build_and_hidden_in_everything_that_is_told()
 }
 
 #[tokio::test]
-async fn the_public_key_is_told_and_what_cannot_be_opened_is_refused_before_anything_is_built() {
+async fn the_public_key_is_published_and_an_unusable_envelope_is_rejected_before_the_build() {
     let recorded = recorded();
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon).with_seal(recorded["private_key"].as_str().expect("a key"));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use builder_fn::build::Builder;
-use builder_fn::buildkit::{Daemon, Limits};
+use builder_fn::buildkit::{Daemon, EventTimeouts};
 use builder_fn::chain::{Chain, Via};
 use builder_fn::compression::Compression;
 use builder_fn::context::SpoolRoom;
@@ -81,7 +81,7 @@ impl Setting {
             compression: Compression::default(),
             keys: shared_keys(),
             chain,
-            limits: Limits::default(),
+            timeouts: EventTimeouts::default(),
             places: Places::unlimited(),
             metrics: metrics.clone(),
         };

@@ -247,7 +247,10 @@ async fn a_reader_that_goes_away_takes_the_build_along() {
 
     solve.reply.closed().await;
     status.events.closed().await;
-    session.given_up.await.expect("the session is given up");
+    session
+        .ended_by_client
+        .await
+        .expect("the client ends the session");
 }
 
 /// Half a million lines, of which nothing is read until all are written.

@@ -9,28 +9,46 @@ use bollard_buildkit_proto::moby::filesync::v1::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::docker_config::Credentials;
+/// The reason that BuildKit gets from the methods for tokens.
+const NO_TOKENS: &str = "this client serves credentials and no tokens";
 
-/// Where credentials come from.
+/// Credentials for a registry. Both fields are empty for anonymous access.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// The user name; empty if the secret is an identity token.
+    pub username: String,
+    /// A password or an identity token.
+    pub secret: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A source of credentials.
 #[tonic::async_trait]
 pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
-    /// Those for `host`, which is a name with a port where there is one. Empty where none are known: that is not an
-    /// error, the registry may be open to everybody.
+    /// Returns the credentials for `host`, a host name with a port if it has one.
+    ///
+    /// Returns empty ones if none are known. That is not an error: the registry may allow anonymous access.
     async fn credentials(&self, host: &str) -> Credentials;
 }
 
-/// Answers from a [`CredentialStore`].
+/// Serves the credentials of a [`CredentialStore`].
 ///
-/// Tokens are left to BuildKit: it asks for a token authority first, and where there is none (`Unimplemented`), it
-/// asks for credentials and fetches the token with them itself (`util/resolver/authorizer.go`).
+/// BuildKit fetches tokens itself: it asks for a token authority first, and if there is none (`Unimplemented`), it
+/// asks for credentials and fetches the token with them (`util/resolver/authorizer.go`).
 #[derive(Clone, Debug)]
-pub struct Auth {
+pub(super) struct Auth {
     store: Arc<dyn CredentialStore>,
 }
 
 impl Auth {
-    /// Answers from `store`.
-    pub fn new(store: Arc<dyn CredentialStore>) -> Self {
+    pub(super) fn new(store: Arc<dyn CredentialStore>) -> Self {
         Self { store }
     }
 }
@@ -51,20 +69,20 @@ impl auth_server::Auth for Auth {
         &self,
         _: Request<FetchTokenRequest>,
     ) -> Result<Response<FetchTokenResponse>, Status> {
-        Err(Status::unimplemented("tokens are fetched with credentials"))
+        Err(Status::unimplemented(NO_TOKENS))
     }
 
     async fn get_token_authority(
         &self,
         _: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented("tokens are fetched with credentials"))
+        Err(Status::unimplemented(NO_TOKENS))
     }
 
     async fn verify_token_authority(
         &self,
         _: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented("tokens are fetched with credentials"))
+        Err(Status::unimplemented(NO_TOKENS))
     }
 }

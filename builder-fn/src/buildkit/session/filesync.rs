@@ -1,13 +1,14 @@
-//! `moby.filesync.v1.FileSync`: the context's files, as BuildKit asks for them.
+//! `moby.filesync.v1.FileSync`: the context's files, as BuildKit requests them.
 //!
-//! The protocol is that of `tonistiigi/fsutil` (`send.go`, `receive.go`): we send a STAT for every entry and an empty
-//! one at the end; meanwhile BuildKit asks for the content of files by the number of their STAT (folders and links
-//! count too), and gets DATA packets, an empty one at a file's end; when it has all, it sends FIN and gets FIN.
+//! The protocol is that of `tonistiigi/fsutil` (`send.go`, `receive.go`). The sender, which is this side, sends a STAT
+//! for every entry and an empty one at the end. Meanwhile the receiver requests the content of files by the number of
+//! their STAT (folders and links count too), and gets DATA packets, an empty one at a file's end. When it has
+//! everything, it sends FIN and gets FIN.
 //!
-//! Everything here is one stream that is polled by the HTTP/2 server as fast as the daemon reads: no task, no
-//! queue, and when the daemon goes away, nothing that goes on.
+//! A transfer is one stream, which the HTTP/2 server polls as fast as the daemon reads: there is no task and no queue
+//! of packets, and nothing continues when the daemon goes away.
 
-mod asked;
+mod content;
 mod request;
 mod stat;
 
@@ -20,25 +21,24 @@ use bollard_buildkit_proto::moby::filesync::v1::file_sync_server;
 use futures_util::{Stream, StreamExt, future, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Lease;
-use super::keys::Transfer;
+use crate::buildkit::shared_key::{KeyLease, TransferGuard};
 use crate::context::{self, SourceContext, View};
 
-/// Reads that are under way while what was read before is sent. With [`asked::BATCH`], what one transfer keeps in memory.
-const READS_AT_ONCE: usize = 2;
+/// Batches that are read ahead of sending. Times [`content::BATCH`], this is the memory of one transfer.
+const READS_AHEAD: usize = 2;
 
 type Packets = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
 
-/// Sends what it is asked for of one context.
+/// Serves the files of one context.
 #[derive(Clone, Debug)]
 pub struct FileSync {
     context: Arc<SourceContext>,
-    lease: Arc<Lease>,
+    lease: Arc<KeyLease>,
 }
 
 impl FileSync {
-    /// Sends the files of `context`, in a session with the key of `lease`.
-    pub fn new(context: Arc<SourceContext>, lease: Arc<Lease>) -> Self {
+    /// Creates the service for `context`, in a session with the key of `lease`.
+    pub fn new(context: Arc<SourceContext>, lease: Arc<KeyLease>) -> Self {
         Self { context, lease }
     }
 }
@@ -49,12 +49,12 @@ impl file_sync_server::FileSync for FileSync {
     type TarStreamStream = Packets;
 
     async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<Packets>, Status> {
-        let wanted = request::Wanted::from_metadata(request.metadata())?;
+        let folder = request::FolderRequest::from_metadata(request.metadata())?;
         let sync = self.clone();
-        let announced = tokio::task::spawn_blocking(move || Announced::new(&sync, &wanted))
+        let transfer = tokio::task::spawn_blocking(move || Transfer::new(&sync, &folder))
             .await
             .map_err(|_| Status::internal("listing the context failed"))??;
-        Ok(Response::new(packets(announced, request.into_inner())))
+        Ok(Response::new(packets(transfer, request.into_inner())))
     }
 
     async fn tar_stream(&self, _: Request<Streaming<Packet>>) -> Result<Response<Packets>, Status> {
@@ -62,67 +62,70 @@ impl file_sync_server::FileSync for FileSync {
     }
 }
 
-/// What one transfer is of: entries of the context by the number of their STAT.
+/// One transfer. Clones share it.
 #[derive(Clone)]
-struct Announced {
+struct Transfer {
     context: Arc<SourceContext>,
-    lease: Arc<Lease>,
+    lease: Arc<KeyLease>,
+    /// The announced entries of the context, by the number of their STAT.
     entries: Arc<View>,
-    transfer: Arc<Mutex<Transfer>>,
+    guard: Arc<Mutex<TransferGuard>>,
 }
 
-impl Announced {
-    fn new(sync: &FileSync, wanted: &request::Wanted) -> Result<Self, Status> {
-        let entries = context::view(&sync.context, &wanted.filter)
+impl Transfer {
+    fn new(sync: &FileSync, folder: &request::FolderRequest) -> Result<Self, Status> {
+        let entries = context::view(&sync.context, &folder.filter)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         tracing::debug!(
-            folder = wanted.folder,
+            folder = folder.name,
             entries = entries.len(),
             "BuildKit asked for files"
         );
         Ok(Self {
-            transfer: Arc::new(Mutex::new(sync.lease.begin(&sync.context, &entries))),
+            guard: Arc::new(Mutex::new(sync.lease.begin(&sync.context, &entries))),
             context: sync.context.clone(),
             lease: sync.lease.clone(),
             entries: entries.into(),
         })
     }
 
+    /// Returns the STAT packets of all entries, and the one that ends them.
     fn stats(&self) -> impl Iterator<Item = Packet> + use<> {
-        let announced = self.clone();
+        let transfer = self.clone();
         let stat = move |number: usize| {
-            let visible = announced.entries.get(number)?;
-            let is_marked = announced.lease.is_marked(visible.entry);
-            Some(stat::packet(&announced.context, visible, is_marked))
+            let visible = transfer.entries.get(number)?;
+            let is_forced = transfer.lease.is_forced(visible.entry);
+            Some(stat::packet(&transfer.context, visible, is_forced))
         };
         (0..self.entries.len()).filter_map(stat).chain([stat::end()])
     }
 
+    /// Completes the transfer and returns its FIN packet.
     fn finish(&self) -> Packet {
-        self.with_transfer(Transfer::complete);
+        self.with_guard(TransferGuard::complete);
         Packet {
             r#type: PacketType::PacketFin.into(),
             ..Packet::default()
         }
     }
 
-    fn with_transfer(&self, note: impl FnOnce(&mut Transfer)) {
-        note(&mut self.transfer.lock().unwrap_or_else(PoisonError::into_inner));
+    fn with_guard(&self, update: impl FnOnce(&mut TransferGuard)) {
+        update(&mut self.guard.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-/// The whole answer.
+/// Returns all packets of the answer to `received`, the packets of the receiver.
 fn packets(
-    announced: Announced,
-    asked: impl Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
+    transfer: Transfer,
+    received: impl Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
 ) -> Packets {
-    let stats = stream::iter(announced.stats()).map(Ok);
+    let stats = stream::iter(transfer.stats()).map(Ok);
     let finish = stream::once({
-        let announced = announced.clone();
-        future::lazy(move |_| Ok(announced.finish()))
+        let transfer = transfer.clone();
+        future::lazy(move |_| Ok(transfer.finish()))
     });
-    let data = asked::batches(announced, asked)
-        .buffered(READS_AT_ONCE)
+    let data = content::batches(transfer, received)
+        .buffered(READS_AHEAD)
         .flat_map(|batch| match batch {
             Ok(packets) => stream::iter(packets.into_iter().map(Ok).collect::<Vec<_>>()),
             Err(status) => stream::iter(vec![Err(status)]),

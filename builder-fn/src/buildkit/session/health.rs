@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: BuildKit asks every 5 s and drops the session after two failures.
+//! `grpc.health.v1`: BuildKit asks every 5 s, and drops the session after two failures.
 
 use bollard_buildkit_proto::health::health_check_response::ServingStatus;
 use bollard_buildkit_proto::health::{
@@ -6,9 +6,9 @@ use bollard_buildkit_proto::health::{
 };
 use tonic::{Request, Response, Status};
 
-/// Says that the session is being served, which is true whenever it can be said.
+/// Answers that the session is being served, which holds whenever an answer can be sent.
 #[derive(Clone, Copy, Debug)]
-pub struct Health;
+pub(super) struct Health;
 
 #[tonic::async_trait]
 impl health_server::Health for Health {

@@ -1,20 +1,31 @@
 //! `moby.buildkit.secrets.v1`: secrets for `RUN --mount=type=secret`, by their ids.
 
+use std::fmt;
+use std::sync::Arc;
+
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::{
     GetSecretRequest, GetSecretResponse, secrets_server,
 };
 use tonic::{Request, Response, Status};
 
-use crate::sealed::BuildSecrets;
+/// The secrets of one build.
+pub trait SecretStore: fmt::Debug + Send + Sync + 'static {
+    /// Returns the value of the secret `id`.
+    fn secret(&self, id: &str) -> Option<&[u8]>;
 
-/// Answers with what the build was given.
+    /// Returns whether the build has no secrets.
+    fn is_empty(&self) -> bool;
+}
+
+/// Serves the secrets of a [`SecretStore`].
 #[derive(Clone, Debug)]
-pub struct Secrets(BuildSecrets);
+pub(super) struct Secrets {
+    store: Arc<dyn SecretStore>,
+}
 
 impl Secrets {
-    /// Serves these.
-    pub fn new(secrets: BuildSecrets) -> Self {
-        Self(secrets)
+    pub(super) fn new(store: Arc<dyn SecretStore>) -> Self {
+        Self { store }
     }
 }
 
@@ -25,10 +36,12 @@ impl secrets_server::Secrets for Secrets {
         request: Request<GetSecretRequest>,
     ) -> Result<Response<GetSecretResponse>, Status> {
         let id = request.into_inner().id;
-        match self.0.value(&id) {
+        match self.store.secret(&id) {
             Some(value) => Ok(Response::new(GetSecretResponse { data: value.to_vec() })),
-            // The Dockerfile decides whether that is an error: `required`.
-            None => Err(Status::not_found(format!("secret {id} was not sent along"))),
+            // The Dockerfile decides whether this is an error: `required`.
+            None => Err(Status::not_found(format!(
+                "secret {id}: not among the request's sealed secrets"
+            ))),
         }
     }
 }

@@ -1,12 +1,20 @@
-//! The services of a session: what is served, and the list of it that a session announces, from one registration.
+//! The services of a session. One registration adds a service and announces its method.
 
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
+use bollard_buildkit_proto::fsutil::types::Packet;
+use bollard_buildkit_proto::health::HealthCheckRequest;
+use bollard_buildkit_proto::health::health_client::HealthClient;
 use bollard_buildkit_proto::health::health_server::HealthServer;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
+use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_server::SecretsServer;
+use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
+use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use bollard_buildkit_proto::moby::filesync::v1::auth_server::AuthServer;
+use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server::FileSyncServer;
 use http::{Request, Response};
 use hyper::server::conn::http2;
@@ -19,18 +27,23 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 
-use super::{Auth, CredentialStore, FileSync, Health, Lease, Secrets};
+use super::auth::{Auth, CredentialStore};
+use super::filesync::FileSync;
+use super::health::Health;
+use super::method;
+use super::secrets::{SecretStore, Secrets};
+use crate::buildkit::shared_key::KeyLease;
 use crate::buildkit::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::context::SourceContext;
-use crate::sealed::BuildSecrets;
 
-/// Patterns of a large `.dockerignore` come as headers: what Go's server accepts by default, rather than hyper's 16 KiB.
+/// Bytes of headers in a request. The patterns of a large `.dockerignore` come as headers; this is the default of Go's
+/// server, where hyper's is 16 KiB.
 const MAX_HEADERS: u32 = 1 << 20;
 
-/// Bytes of an answer that may wait for the daemon to take them.
+/// Bytes of an answer that may wait until the daemon takes them.
 const SEND_BUFFER: usize = 128 << 10;
 
-/// A set of services.
+/// The services that answer a daemon while it builds.
 #[derive(Clone, Default)]
 pub struct Services {
     routes: Routes,
@@ -38,66 +51,84 @@ pub struct Services {
 }
 
 impl Services {
-    /// None yet. A session without [`with_health`](Self::with_health) is dropped by the daemon after 10 s.
+    /// Creates an empty set. The daemon drops a session without [`with_health`](Self::with_health) after 10 s.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Answers whether we are still there.
+    /// Adds the health check.
     #[must_use]
     pub fn with_health(self) -> Self {
-        self.with(HealthServer::new(Health), &["Check"])
+        let check = method::path(|recorder| async move {
+            HealthClient::new(recorder)
+                .check(HealthCheckRequest::default())
+                .await
+        });
+        self.with(HealthServer::new(Health), check)
     }
 
-    /// Sends the files of `context`, under both names that the Dockerfile frontend asks for.
+    /// Adds the files of `context`, under both names that the Dockerfile frontend asks for.
     #[must_use]
-    pub fn with_files(self, context: Arc<SourceContext>, lease: Arc<Lease>) -> Self {
+    pub fn with_files(self, context: Arc<SourceContext>, lease: Arc<KeyLease>) -> Self {
         let server =
             FileSyncServer::new(FileSync::new(context, lease)).max_decoding_message_size(MAX_MESSAGE);
-        self.with(server, &["DiffCopy"])
+        let diff_copy = method::path(|recorder| async move {
+            FileSyncClient::new(recorder)
+                .diff_copy(tokio_stream::empty::<Packet>())
+                .await
+        });
+        self.with(server, diff_copy)
     }
 
-    /// Answers with credentials for registries.
+    /// Adds credentials for registries.
     #[must_use]
     pub fn with_credentials(self, store: Arc<dyn CredentialStore>) -> Self {
-        self.with(AuthServer::new(Auth::new(store)), &["Credentials"])
+        let credentials = method::path(|recorder| async move {
+            AuthClient::new(recorder)
+                .credentials(CredentialsRequest::default())
+                .await
+        });
+        self.with(AuthServer::new(Auth::new(store)), credentials)
     }
 
-    /// Answers with secrets. Without any the daemon is told that there are none by there being no such service.
+    /// Adds secrets. If there are none, no service is added, from which the daemon learns that there are none.
     #[must_use]
-    pub fn with_secrets(self, secrets: BuildSecrets) -> Self {
-        match secrets.is_empty() {
-            true => self,
-            false => self.with(SecretsServer::new(Secrets::new(secrets)), &["GetSecret"]),
+    pub fn with_secrets(self, store: Arc<dyn SecretStore>) -> Self {
+        if store.is_empty() {
+            return self;
         }
+        let get_secret = method::path(|recorder| async move {
+            SecretsClient::new(recorder)
+                .get_secret(GetSecretRequest::default())
+                .await
+        });
+        self.with(SecretsServer::new(Secrets::new(store)), get_secret)
     }
 
-    /// Serves `service` and announces those of its `methods` that do something. Generated code has the service's
-    /// name but no list of its methods; a test below keeps the two together.
-    fn with<S>(mut self, service: S, methods: &[&str]) -> Self
+    /// Adds `service` and announces `method`, the only one of its methods that is implemented.
+    fn with<S>(mut self, service: S, method: Option<String>) -> Self
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
         S: NamedService + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
         self.routes = self.routes.add_service(service);
-        self.methods
-            .extend(methods.iter().map(|method| format!("/{}/{method}", S::NAME)));
+        self.methods.extend(method);
         self
     }
 
-    /// The paths of what is served, such as `/moby.filesync.v1.FileSync/DiffCopy`.
+    /// Returns the paths of the methods to announce, such as `/moby.filesync.v1.FileSync/DiffCopy`.
     pub(super) fn methods(&self) -> &[String] {
         &self.methods
     }
 
-    /// Serves one connection until the other side ends it. When the future is dropped, so is every request on it.
+    /// Serves one connection until the other side ends it. Dropping the future cancels every request on it.
     pub(super) async fn serve(
         self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Result<(), hyper::Error> {
-        let requests = Requests::default();
-        let _end = requests.end_on_drop();
+        let requests = RequestTasks::default();
+        let _end = requests.cancel_on_drop();
         http2::Builder::new(requests)
             .max_header_list_size(MAX_HEADERS)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -114,41 +145,42 @@ impl fmt::Debug for Services {
     }
 }
 
-/// Runs the requests of one connection, and none of them any longer than it.
+/// An executor for the requests of one connection that cancels them with the connection.
 #[derive(Clone, Debug, Default)]
-struct Requests {
-    ended: CancellationToken,
+struct RequestTasks {
+    cancelled: CancellationToken,
 }
 
-impl Requests {
-    fn end_on_drop(&self) -> DropGuard {
-        self.ended.clone().drop_guard()
+impl RequestTasks {
+    fn cancel_on_drop(&self) -> DropGuard {
+        self.cancelled.clone().drop_guard()
     }
 }
 
-impl<F> hyper::rt::Executor<F> for Requests
+impl<F> hyper::rt::Executor<F> for RequestTasks
 where
     F: Future + Send + 'static,
     F::Output: Send,
 {
     fn execute(&self, request: F) {
-        let ended = self.ended.clone();
+        let cancelled = self.cancelled.clone();
         tokio::spawn(async move {
-            ended.run_until_cancelled_owned(request).await;
+            cancelled.run_until_cancelled_owned(request).await;
         });
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bollard_buildkit_proto::health::HealthCheckRequest;
-    use bollard_buildkit_proto::health::health_client::HealthClient;
     use bytes::Bytes;
+    use function_host::prometheus::IntCounter;
     use http_body_util::{BodyExt, Full};
     use hyper_util::rt::TokioExecutor;
 
     use super::*;
-    use crate::docker_config::Credentials;
+    use crate::buildkit::SharedKeys;
+    use crate::buildkit::session::Credentials;
+    use crate::context::{Entry, Index, Spool};
 
     #[derive(Debug)]
     struct NoCredentials;
@@ -158,6 +190,32 @@ mod tests {
         async fn credentials(&self, _host: &str) -> Credentials {
             Credentials::default()
         }
+    }
+
+    #[derive(Debug)]
+    struct OneSecret;
+
+    impl SecretStore for OneSecret {
+        fn secret(&self, _id: &str) -> Option<&[u8]> {
+            Some(b"value")
+        }
+
+        fn is_empty(&self) -> bool {
+            false
+        }
+    }
+
+    fn all_services() -> Services {
+        let keys = SharedKeys::new(IntCounter::new("sent", "sent").expect("counter"));
+        let context = SourceContext::new(
+            Index::of(std::iter::empty::<(&str, Entry<'_>)>()),
+            Spool::in_memory(Vec::new()),
+        );
+        Services::new()
+            .with_health()
+            .with_files(Arc::new(context), Arc::new(keys.lease_single_use()))
+            .with_credentials(Arc::new(NoCredentials))
+            .with_secrets(Arc::new(OneSecret))
     }
 
     async fn client(services: Services) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
@@ -171,13 +229,23 @@ mod tests {
         client
     }
 
+    #[test]
+    fn the_announced_methods_are_those_that_buildkit_calls() {
+        assert_eq!(
+            all_services().methods(),
+            [
+                "/grpc.health.v1.Health/Check",
+                "/moby.filesync.v1.FileSync/DiffCopy",
+                "/moby.filesync.v1.Auth/Credentials",
+                "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+            ]
+        );
+    }
+
     #[tokio::test]
-    async fn every_method_that_is_announced_is_one_that_is_answered() {
-        let services = Services::new()
-            .with_health()
-            .with_credentials(Arc::new(NoCredentials));
+    async fn every_announced_method_is_implemented() {
+        let services = all_services();
         let methods = services.methods().to_vec();
-        assert_eq!(methods.len(), 2);
         let mut client = client(services).await;
 
         for path in methods
@@ -185,7 +253,7 @@ mod tests {
             .map(String::as_str)
             .chain(["/grpc.health.v1.Health/Cheque"])
         {
-            // An empty message: one byte that says "not compressed", four of length.
+            // An empty message: one byte for "not compressed", four for the length.
             let request = Request::post(format!("http://session{path}"))
                 .header("content-type", "application/grpc")
                 .body(Full::from(vec![0; 5]))
@@ -214,10 +282,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_connection_takes_its_requests_along() {
-        let requests = Requests::default();
-        let guard = requests.end_on_drop();
-        let (alive, gone) = tokio::sync::oneshot::channel::<()>();
+    async fn a_dropped_connection_cancels_its_requests() {
+        let requests = RequestTasks::default();
+        let guard = requests.cancel_on_drop();
+        let (alive, cancelled) = tokio::sync::oneshot::channel::<()>();
         hyper::rt::Executor::execute(&requests, async move {
             let _alive = alive;
             std::future::pending::<()>().await;
@@ -225,12 +293,13 @@ mod tests {
 
         drop(guard);
 
-        gone.await
+        cancelled
+            .await
             .expect_err("the request was dropped, and its sender with it");
     }
 
     #[tokio::test]
-    async fn health_is_serving() {
+    async fn the_health_check_answers_serving() {
         let (ours, theirs) = tokio::io::duplex(4096);
         tokio::spawn(Services::new().with_health().serve(ours));
         let mut theirs = Some(TokioIo::new(theirs));

@@ -1,4 +1,4 @@
-//! Both sides, with certificates of every kind that goes wrong.
+//! Handshakes between a builder and a daemon, with every kind of faulty certificate.
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
-/// Self-signed and of the first version, as `openssl x509 -req` makes them without extensions.
+/// A self-signed certificate of X.509 version 1, as `openssl x509 -req` makes without extensions.
 const VERSION_1: &str = include_str!("version1.pem");
 
-/// What signs.
+/// A certificate authority.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
@@ -28,9 +28,9 @@ struct Identity {
     key: String,
 }
 
-/// When a certificate is good.
+/// The period in which a certificate is valid.
 #[derive(Clone, Copy)]
-enum Time {
+enum Validity {
     Now,
     Past,
     Future,
@@ -49,12 +49,12 @@ impl Authority {
         self.0.pem()
     }
 
-    fn issue(&self, name: &str, time: Time) -> Identity {
+    fn issue(&self, name: &str, validity: Validity) -> Identity {
         let mut params = CertificateParams::new([name.to_owned()]).expect("parameters");
-        (params.not_before, params.not_after) = match time {
-            Time::Now => (date_time_ymd(2000, 1, 1), date_time_ymd(3000, 1, 1)),
-            Time::Past => (date_time_ymd(2000, 1, 1), date_time_ymd(2001, 1, 1)),
-            Time::Future => (date_time_ymd(2999, 1, 1), date_time_ymd(3000, 1, 1)),
+        (params.not_before, params.not_after) = match validity {
+            Validity::Now => (date_time_ymd(2000, 1, 1), date_time_ymd(3000, 1, 1)),
+            Validity::Past => (date_time_ymd(2000, 1, 1), date_time_ymd(2001, 1, 1)),
+            Validity::Future => (date_time_ymd(2999, 1, 1), date_time_ymd(3000, 1, 1)),
         };
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -68,32 +68,32 @@ impl Authority {
     }
 }
 
-/// What the builder has.
-struct Secret {
+/// The folder with the builder's secrets.
+struct SecretFolder {
     folder: tempfile::TempDir,
 }
 
-impl Secret {
+impl SecretFolder {
     fn new(authority: &str, identity: Option<&Identity>) -> Self {
-        let secret = Self {
+        let folder = Self {
             folder: tempfile::tempdir().expect("folder"),
         };
-        secret.write("ca", authority);
+        folder.write("ca", authority);
         if let Some(Identity { certificate, key }) = identity {
-            secret.write("cert", certificate);
-            secret.write("key", key);
+            folder.write("cert", certificate);
+            folder.write("key", key);
         }
-        secret
+        folder
     }
 
     fn write(&self, name: &str, content: &str) {
-        // As a secret is rotated: another file takes the name.
+        // Secrets are rotated by a rename.
         let next = self.folder.path().join("next");
         std::fs::write(&next, content).expect("write");
         std::fs::rename(&next, self.folder.path().join(name)).expect("rename");
     }
 
-    fn read(&self) -> TlsSecrets {
+    fn secrets(&self) -> TlsSecrets {
         TlsSecrets {
             secrets: Secrets::new(self.folder.path()),
             authority: "ca".into(),
@@ -102,22 +102,23 @@ impl Secret {
         }
     }
 
-    fn fault(&self) -> String {
-        self.read().check().expect_err("it cannot be used").to_string()
+    /// Returns the error of secrets that are not usable.
+    fn error(&self) -> String {
+        self.secrets().check().expect_err("an error").to_string()
     }
 }
 
-/// Hands out a certificate without looking at it.
+/// Presents a certificate without checking it.
 #[derive(Debug)]
-struct Anything(Arc<CertifiedKey>);
+struct Unchecked(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for Anything {
+impl ResolvesServerCert for Unchecked {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.clone())
     }
 }
 
-/// A daemon that shows `identity` and trusts whom `authority` has signed, or everybody.
+/// Returns a daemon that presents `identity`, and asks for a certificate of `authority` if there is one.
 fn daemon(identity: &Identity, authority: Option<&Authority>) -> TlsAcceptor {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -139,86 +140,86 @@ fn daemon(identity: &Identity, authority: Option<&Authority>) -> TlsAcceptor {
         .expect("a chain");
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).expect("a key");
     let key = CertifiedKey::new(chain, any_supported_type(&key).expect("a key"));
-    let config = builder.with_cert_resolver(Arc::new(Anything(Arc::new(key))));
+    let config = builder.with_cert_resolver(Arc::new(Unchecked(Arc::new(key))));
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// What becomes of a connection to `daemon`, which greets whom it trusts.
-async fn connect(daemon: TlsAcceptor, secret: &Secret) -> Result<(), String> {
-    let config = secret.read().config().map_err(|fault| fault.to_string())?;
+/// Connects to `daemon`, which greets a client that it trusts.
+async fn connect(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), String> {
+    let config = folder.secrets().config().map_err(|error| error.to_string())?;
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     tokio::spawn(async move {
         if let Ok(mut stream) = daemon.accept(theirs).await {
             stream.write_all(b"settings").await.expect("write");
             stream.flush().await.expect("flush");
-            // Until the other side has gone.
+            // Waits until the other side has closed the connection.
             let _ = stream.read(&mut [0]).await;
         }
     });
     let name = ServerName::try_from("buildkit").expect("name");
     let mut stream = handshake(ours, name, config)
         .await
-        .map_err(|fault| fault.to_string())?;
+        .map_err(|error| error.to_string())?;
     let mut greeting = [0; 8];
     stream.read_exact(&mut greeting).await.expect("the greeting");
-    assert_eq!(&greeting, b"settings", "what was waited for is not lost");
+    assert_eq!(&greeting, b"settings", "the first bytes are not lost");
     Ok(())
 }
 
 #[tokio::test]
-async fn both_sides_trust_each_other_and_a_rotated_secret_is_used_at_once() {
+async fn both_sides_authenticate_and_a_rotated_secret_is_used_at_once() {
     let (first, second) = (Authority::new("first"), Authority::new("second"));
-    let secret = Secret::new(&first.pem(), Some(&first.issue("builder", Time::Now)));
-    let ours = || daemon(&first.issue("buildkit", Time::Now), Some(&first));
-    let theirs = || daemon(&second.issue("buildkit", Time::Now), Some(&second));
+    let secret = SecretFolder::new(&first.pem(), Some(&first.issue("builder", Validity::Now)));
+    let ours = || daemon(&first.issue("buildkit", Validity::Now), Some(&first));
+    let theirs = || daemon(&second.issue("buildkit", Validity::Now), Some(&second));
 
     connect(ours(), &secret).await.expect("trust");
     connect(theirs(), &secret).await.expect_err("another authority");
 
-    // Both authorities at once, as while they change over.
+    // Both authorities at once, as during a rotation of authorities.
     secret.write("ca", &format!("{}{}", first.pem(), second.pem()));
-    let Identity { certificate, key } = second.issue("builder", Time::Now);
+    let Identity { certificate, key } = second.issue("builder", Validity::Now);
     secret.write("cert", &certificate);
     secret.write("key", &key);
     connect(theirs(), &secret).await.expect("trust");
     connect(ours(), &secret)
         .await
-        .expect_err("the builder's old certificate is gone");
+        .expect_err("the daemon does not trust the new certificate");
 }
 
 #[tokio::test]
-async fn a_daemon_that_asks_for_no_certificate_is_given_none() {
+async fn a_daemon_that_asks_for_no_certificate_gets_none() {
     let authority = Authority::new("one");
-    let daemon = daemon(&authority.issue("buildkit", Time::Now), None);
+    let daemon = daemon(&authority.issue("buildkit", Validity::Now), None);
 
-    connect(daemon, &Secret::new(&authority.pem(), None))
+    connect(daemon, &SecretFolder::new(&authority.pem(), None))
         .await
         .expect("trust");
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_daemons_certificate_is_told_apart() {
+async fn the_error_names_the_fault_of_the_daemons_certificate() {
     let (authority, other) = (Authority::new("one"), Authority::new("other"));
-    let secret = Secret::new(&authority.pem(), Some(&authority.issue("builder", Time::Now)));
+    let secret = SecretFolder::new(&authority.pem(), Some(&authority.issue("builder", Validity::Now)));
     let version_1 = Identity {
         certificate: VERSION_1.into(),
-        ..authority.issue("buildkit", Time::Now)
+        ..authority.issue("buildkit", Validity::Now)
     };
     for (identity, reason) in [
         (
-            authority.issue("buildkit", Time::Past),
+            authority.issue("buildkit", Validity::Past),
             "the daemon's certificate has expired",
         ),
         (
-            authority.issue("buildkit", Time::Future),
+            authority.issue("buildkit", Validity::Future),
             "the daemon's certificate is not valid yet",
         ),
         (
-            other.issue("buildkit", Time::Now),
+            other.issue("buildkit", Validity::Now),
             "is not signed by the authority that this builder trusts",
         ),
         (
-            authority.issue("elsewhere", Time::Now),
+            authority.issue("elsewhere", Validity::Now),
             "is not for the name \"buildkit\"",
         ),
         (version_1, "the daemon's certificate is X.509 version 1"),
@@ -231,20 +232,20 @@ async fn what_is_wrong_with_the_daemons_certificate_is_told_apart() {
 }
 
 #[tokio::test]
-async fn what_the_daemon_finds_wrong_with_us_is_told_apart() {
+async fn the_error_names_the_daemons_reason_to_reject_the_builder() {
     let (authority, other) = (Authority::new("one"), Authority::new("other"));
-    let identity = authority.issue("buildkit", Time::Now);
+    let identity = authority.issue("buildkit", Validity::Now);
     for (own, reason) in [
         (
             None,
             "asks for a client certificate, and this builder was given none",
         ),
         (
-            Some(other.issue("builder", Time::Now)),
+            Some(other.issue("builder", Validity::Now)),
             "does not trust the authority that this builder's certificate is signed by",
         ),
     ] {
-        let secret = Secret::new(&authority.pem(), own.as_ref());
+        let secret = SecretFolder::new(&authority.pem(), own.as_ref());
         let error = connect(daemon(&identity, Some(&authority)), &secret)
             .await
             .expect_err(reason);
@@ -253,9 +254,9 @@ async fn what_the_daemon_finds_wrong_with_us_is_told_apart() {
 }
 
 #[tokio::test]
-async fn what_speaks_no_tls_is_told_so() {
+async fn the_error_names_a_server_without_tls() {
     let authority = Authority::new("one");
-    let secret = Secret::new(&authority.pem(), None);
+    let secret = SecretFolder::new(&authority.pem(), None);
     let (ours, mut theirs) = tokio::io::duplex(64 << 10);
     theirs
         .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -263,28 +264,28 @@ async fn what_speaks_no_tls_is_told_so() {
         .expect("write");
     let name = ServerName::try_from("buildkit").expect("name");
 
-    let fault = handshake(ours, name, secret.read().config().expect("secrets"))
+    let error = handshake(ours, name, secret.secrets().config().expect("secrets"))
         .await
         .err()
         .expect("no TLS");
 
-    assert_eq!(fault.to_string(), "what listens there does not speak TLS");
+    assert_eq!(error.to_string(), "the server at that address does not speak TLS");
 }
 
 #[test]
-fn what_is_wrong_with_our_secrets_is_told_before_anything_is_connected() {
+fn unusable_secrets_are_reported_before_any_connection() {
     let authority = Authority::new("one");
-    let good = authority.issue("builder", Time::Now);
+    let good = authority.issue("builder", Validity::Now);
     let with = |certificate: &str, key: &str| {
         let identity = Identity {
             certificate: certificate.into(),
             key: key.into(),
         };
-        Secret::new(&authority.pem(), Some(&identity)).fault()
+        SecretFolder::new(&authority.pem(), Some(&identity)).error()
     };
-    let past = authority.issue("builder", Time::Past);
-    let future = authority.issue("builder", Time::Future);
-    for (fault, reason) in [
+    let past = authority.issue("builder", Validity::Past);
+    let future = authority.issue("builder", Validity::Future);
+    for (error, reason) in [
         (
             with(&past.certificate, &past.key),
             "the certificate in secret cert has expired",
@@ -310,28 +311,28 @@ fn what_is_wrong_with_our_secrets_is_told_before_anything_is_connected() {
             "secret key should hold a private key in PEM",
         ),
         (
-            Secret::new("nothing", None).fault(),
+            SecretFolder::new("nothing", None).error(),
             "secret ca should hold a certificate in PEM",
         ),
     ] {
-        assert!(fault.contains(reason), "{reason}: {fault}");
+        assert!(error.contains(reason), "{reason}: {error}");
     }
-    let half = Secret::new(&authority.pem(), Some(&good));
+    let half = SecretFolder::new(&authority.pem(), Some(&good));
     std::fs::remove_file(half.folder.path().join("key")).expect("remove");
-    assert!(half.fault().contains("secret key is missing"));
-    let nothing = Secret::new(&authority.pem(), None);
+    assert!(half.error().contains("secret key is missing"));
+    let nothing = SecretFolder::new(&authority.pem(), None);
     std::fs::remove_file(nothing.folder.path().join("ca")).expect("remove");
-    assert!(nothing.fault().contains("secret ca is missing"));
+    assert!(nothing.error().contains("secret ca is missing"));
 }
 
 #[test]
-fn debug_shows_no_key() {
+fn the_debug_output_contains_no_key() {
     let authority = Authority::new("one");
-    let identity = authority.issue("builder", Time::Now);
-    let secret = Secret::new(&authority.pem(), Some(&identity));
-    let secrets = secret.read();
-    secrets.check().expect("good");
-    let key = identity.key.lines().nth(1).expect("a line of it");
+    let identity = authority.issue("builder", Validity::Now);
+    let secret = SecretFolder::new(&authority.pem(), Some(&identity));
+    let secrets = secret.secrets();
+    secrets.check().expect("valid secrets");
+    let key = identity.key.lines().nth(1).expect("a line of the key");
     assert!(!format!("{secrets:?}").contains(key));
     assert!(Path::new(secrets.secrets.directory()).is_dir());
 }

@@ -9,14 +9,24 @@ fn at(milliseconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045) + Duration::from_millis(milliseconds)
 }
 
-fn step(started: Option<u64>, completed: Option<u64>) -> Event {
-    Event::Step {
+fn started(milliseconds: u64) -> Event {
+    Event::StepStarted {
+        digest: "sha256:1".into(),
+        name: "[2/3] RUN make".into(),
+        at: at(milliseconds),
+        is_rerun: false,
+    }
+}
+
+fn ended(started: Option<u64>, ended: u64) -> Event {
+    Event::StepEnded {
         digest: "sha256:1".into(),
         name: "[2/3] RUN make".into(),
         started: started.map(at),
-        completed: completed.map(at),
+        ended: at(ended),
         cached: false,
         error: String::new(),
+        is_rerun: false,
     }
 }
 
@@ -35,6 +45,7 @@ fn progress(milliseconds: u64, current: i64, done: bool) -> Event {
         current,
         at: at(milliseconds),
         done,
+        is_rerun: false,
     }
 }
 
@@ -42,24 +53,12 @@ fn progress(milliseconds: u64, current: i64, done: bool) -> Event {
 fn a_step_is_told_when_it_begins_and_with_its_time_when_it_ends() {
     let mut lines = Lines::new();
 
-    assert_eq!(lines.of(step(None, None)), [""; 0]);
+    assert_eq!(lines.of(started(0)), ["v: 2026-01-02T03:04:05Z [2/3] RUN make"]);
     assert_eq!(
-        lines.of(step(Some(0), None)),
-        ["v: 2026-01-02T03:04:05Z [2/3] RUN make"]
-    );
-    assert_eq!(
-        lines.of(step(Some(0), Some(2340))),
+        lines.of(ended(Some(0), 2340)),
         ["v: 2026-01-02T03:04:07Z [2/3] RUN make 2.34s"]
     );
-}
-
-#[test]
-fn what_the_daemon_repeats_is_told_once() {
-    let mut lines = Lines::new();
-
-    assert_eq!(lines.of(step(Some(0), Some(10))).len(), 1);
-    assert_eq!(lines.of(step(Some(0), Some(10))), [""; 0]);
-    assert_eq!(lines.of(step(Some(20), None)).len(), 1, "it began again");
+    assert_eq!(lines.of(ended(None, 2340)), [""; 0], "its beginning is not known");
 }
 
 #[test]
@@ -68,27 +67,6 @@ fn progress_says_what_and_how_far() {
         Lines::new().of(progress(0, 0, false)),
         ["s: 2026-01-02T03:04:05Z exporting layers 0"]
     );
-}
-
-#[test]
-fn steady_progress_is_told_when_it_begins_each_second_and_when_it_is_done() {
-    let mut lines = Lines::new();
-    let events = (0..=30).map(|tenth| progress(tenth * 100, tenth as i64, tenth == 30));
-    let told: Vec<_> = events.flat_map(|event| lines.of(event)).collect();
-
-    assert_eq!(
-        told,
-        [
-            "s: 2026-01-02T03:04:05Z exporting layers 0",
-            "s: 2026-01-02T03:04:06Z exporting layers 10",
-            "s: 2026-01-02T03:04:07Z exporting layers 20",
-            "s: 2026-01-02T03:04:08Z exporting layers 30",
-        ]
-    );
-    assert_eq!(lines.of(progress(3000, 30, true)), [""; 0], "once");
-    assert_eq!(lines.of(progress(3000, 0, false)).len(), 1, "it begins again");
-    assert_eq!(lines.of(progress(9000, 0, false)), [""; 0], "nothing moved");
-    assert_eq!(lines.of(progress(9001, 0, true)).len(), 1);
 }
 
 #[test]
@@ -109,7 +87,7 @@ fn output_comes_in_whole_lines_however_it_was_cut() {
         ["l: 2026-01-02T03:04:06Z two", "l: 2026-01-02T03:04:06Z "]
     );
     assert_eq!(
-        lines.of(step(Some(0), Some(1000))),
+        lines.of(ended(Some(0), 1000)),
         [
             "l: 2026-01-02T03:04:06Z three",
             "v: 2026-01-02T03:04:06Z [2/3] RUN make 1.00s"
@@ -244,6 +222,7 @@ fn bytes_that_are_no_text_and_names_of_several_lines_do_no_harm() {
         current: 1,
         at: at(0),
         done: true,
+        is_rerun: false,
     };
     assert_eq!(lines.of(event), ["s: 2026-01-02T03:04:05Z a b 1"]);
 }

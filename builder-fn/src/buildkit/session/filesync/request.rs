@@ -1,55 +1,59 @@
-//! What one file-sync request wants, as BuildKit `session/filesync/filesync.go` puts it into metadata.
+//! The metadata of a file-sync request: BuildKit `session/filesync/filesync.go`.
 
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::context::Filter;
 
-/// The name of the folder and what of it.
+/// The folder that is requested, and the part of it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Wanted {
-    pub(super) folder: String,
+pub(super) struct FolderRequest {
+    pub(super) name: String,
     pub(super) filter: Filter,
 }
 
-/// The folders that the Dockerfile frontend asks for: the source, and where the Dockerfile is. Ours is one tree.
+/// The folders that the Dockerfile frontend requests: the source, and the one with the Dockerfile. Here both are the
+/// context.
 const FOLDERS: [&str; 2] = ["context", "dockerfile"];
 
-impl Wanted {
+impl FolderRequest {
+    /// Parses the metadata of a request.
     pub(super) fn from_metadata(metadata: &MetadataMap) -> Result<Self, Status> {
-        let folder = values(metadata, "dir-name")?
+        let name = values(metadata, "dir-name")?
             .into_iter()
             .next()
             .unwrap_or_default();
-        if !FOLDERS.contains(&folder.as_str()) {
-            // A Dockerfile can name any local folder (`# syntax=` frontends, named contexts): there is no other.
-            return Err(Status::not_found(format!("no folder {folder:?} is shared")));
+        if !FOLDERS.contains(&name.as_str()) {
+            // A Dockerfile can name any local folder (`# syntax=` frontends, named contexts); no other is shared.
+            return Err(Status::not_found(format!(
+                "folder {name:?}: not shared with the build; only its context is"
+            )));
         }
         let filter = Filter {
             include: values(metadata, "include-patterns")?,
             exclude: values(metadata, "exclude-patterns")?,
             follow: values(metadata, "followpaths")?,
         };
-        Ok(Self { folder, filter })
+        Ok(Self { name, filter })
     }
 }
 
-/// All values of `key`, in order. When one of them is not ASCII, all are URL-encoded and `KEY-encoded` says so.
+/// Returns all values of `key`, in order. If one of them is not ASCII, all are URL-encoded and `KEY-encoded` is set.
 fn values(metadata: &MetadataMap, key: &str) -> Result<Vec<String>, Status> {
-    let bad = || Status::invalid_argument(format!("the metadata {key} cannot be read"));
+    let invalid = || Status::invalid_argument(format!("metadata {key}: not UTF-8"));
     let marker = metadata.get(format!("{key}-encoded"));
     let encoded = marker.is_some_and(|value| matches!(value.as_bytes(), b"1" | b"t" | b"T" | b"true"));
     metadata
         .get_all(key)
         .iter()
         .map(|value| {
-            let text = std::str::from_utf8(value.as_bytes()).map_err(|_| bad())?;
+            let text = std::str::from_utf8(value.as_bytes()).map_err(|_| invalid())?;
             match encoded {
                 // Go's QueryEscape writes a space as `+`, and a plus sign as `%2B`.
                 true => percent_encoding::percent_decode_str(&text.replace('+', " "))
                     .decode_utf8()
                     .map(String::from)
-                    .map_err(|_| bad()),
+                    .map_err(|_| invalid()),
                 false => Ok(text.to_owned()),
             }
         })
@@ -70,42 +74,42 @@ mod tests {
 
     #[test]
     fn patterns_keep_their_order() {
-        let wanted = Wanted::from_metadata(&metadata(&[
+        let request = FolderRequest::from_metadata(&metadata(&[
             ("dir-name", "context"),
             ("exclude-patterns", "target"),
             ("exclude-patterns", "!target/keep me"),
             ("followpaths", "src"),
         ]))
-        .expect("wanted");
+        .expect("a request");
 
-        assert_eq!(wanted.folder, "context");
-        assert_eq!(wanted.filter.exclude, ["target", "!target/keep me"]);
-        assert_eq!(wanted.filter.follow, ["src"]);
-        assert_eq!(wanted.filter.include, [""; 0]);
+        assert_eq!(request.name, "context");
+        assert_eq!(request.filter.exclude, ["target", "!target/keep me"]);
+        assert_eq!(request.filter.follow, ["src"]);
+        assert_eq!(request.filter.include, [""; 0]);
     }
 
     #[test]
-    fn names_beyond_ascii_arrive_url_encoded_and_are_decoded() {
-        let wanted = Wanted::from_metadata(&metadata(&[
+    fn url_encoded_patterns_are_decoded() {
+        let request = FolderRequest::from_metadata(&metadata(&[
             ("dir-name", "dockerfile"),
             ("include-patterns", "gr%C3%B6%C3%9Fe+1%2B1"),
             ("include-patterns-encoded", "1"),
             ("followpaths", "100%+a"),
         ]))
-        .expect("wanted");
+        .expect("a request");
 
-        assert_eq!(wanted.filter.include, ["größe 1+1"]);
+        assert_eq!(request.filter.include, ["größe 1+1"]);
         assert_eq!(
-            wanted.filter.follow,
+            request.filter.follow,
             ["100%+a"],
-            "without the marker nothing is decoded"
+            "nothing is decoded without the marker"
         );
     }
 
     #[test]
-    fn only_the_context_is_shared() {
+    fn only_the_folders_of_the_context_are_shared() {
         for name in ["", "etc", "context/.."] {
-            let error = Wanted::from_metadata(&metadata(&[("dir-name", name)])).expect_err(name);
+            let error = FolderRequest::from_metadata(&metadata(&[("dir-name", name)])).expect_err(name);
             assert_eq!(error.code(), tonic::Code::NotFound);
         }
     }

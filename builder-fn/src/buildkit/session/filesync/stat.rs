@@ -1,11 +1,11 @@
-//! One entry of the context as fsutil's `Stat`.
+//! Entries of the context as fsutil's `Stat`.
 
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 
 use crate::context::{Entry, Kind, SourceContext, Visible};
 
-/// Go's `os.FileMode`: its type bits are not those of Unix.
+/// Bits of Go's `os.FileMode`, which differ from those of Unix.
 mod mode {
     pub(super) const DIRECTORY: u32 = 1 << 31;
     /// "Temporary file; Plan 9 only".
@@ -16,14 +16,14 @@ mod mode {
     pub(super) const STICKY: u32 = 1 << 20;
 }
 
-/// Announces `visible`. Files belong to 0:0, as with BuildKit's own clients.
+/// Returns the STAT packet of `visible`. Files belong to 0:0, as with BuildKit's own clients.
 ///
-/// `is_marked`: the daemon is to ask for the file whatever it has. It compares modes before anything is written, and no
-/// file that it has can have this bit: there is none for it on Linux. When it writes the file (Go's `os.Chmod`), and when it
-/// computes its checksum (Go's `tar.FileInfoHeader`), the bit is without effect.
-pub(super) fn packet(context: &SourceContext, visible: Visible, is_marked: bool) -> Packet {
+/// With `is_forced`, the daemon requests the file whatever it has: the mode gets a bit that no file on Linux can have,
+/// and the daemon compares modes before it writes anything. The bit has no effect when the daemon writes the file (Go's
+/// `os.Chmod`) and when it computes the checksum (Go's `tar.FileInfoHeader`).
+pub(super) fn packet(context: &SourceContext, visible: Visible, is_forced: bool) -> Packet {
     let entry = context.entry(visible.entry);
-    let mark = if is_marked { mode::TEMPORARY } else { 0 };
+    let forced = if is_forced { mode::TEMPORARY } else { 0 };
     let linkname = match (entry.kind, visible.link) {
         (Kind::Symlink { target }, _) => target.to_owned(),
         (_, Some(first)) => context.index().path(first),
@@ -32,7 +32,7 @@ pub(super) fn packet(context: &SourceContext, visible: Visible, is_marked: bool)
     let xattrs = entry.xattrs.iter();
     let stat = Stat {
         path: context.index().path(visible.entry),
-        mode: file_mode(&entry) | mark,
+        mode: file_mode(&entry) | forced,
         size: i64::try_from(entry.size()).unwrap_or(i64::MAX),
         mod_time: entry.mtime_ns,
         linkname,
@@ -48,7 +48,7 @@ pub(super) fn packet(context: &SourceContext, visible: Visible, is_marked: bool)
     }
 }
 
-/// Says that all entries have been announced.
+/// Returns the packet that ends the announcement of entries.
 pub(super) fn end() -> Packet {
     Packet {
         r#type: PacketType::PacketStat.into(),
@@ -56,11 +56,12 @@ pub(super) fn end() -> Packet {
     }
 }
 
-/// Whether BuildKit may ask for what is in it. Must agree with the receiver: fsutil `fileCanRequestData`.
+/// Returns whether BuildKit may request the content. Must agree with the receiver: fsutil `fileCanRequestData`.
 pub(super) fn has_content(entry: &Entry<'_>) -> bool {
     matches!(entry.kind, Kind::File { .. })
 }
 
+/// Returns the mode as Go's `os.FileMode`.
 fn file_mode(entry: &Entry<'_>) -> u32 {
     let kind = match entry.kind {
         Kind::Directory => mode::DIRECTORY,
@@ -97,16 +98,16 @@ mod tests {
         }
     }
 
-    fn announce(entry: Entry<'_>, link: Option<&str>, is_marked: bool) -> Stat {
+    fn announce(entry: Entry<'_>, link: Option<&str>, is_forced: bool) -> Stat {
         let entries = [("a/b", entry)].into_iter().chain(link.map(|path| (path, entry)));
         let index = Index::of(entries);
-        let number = |path| index.find(path).expect("it is there");
+        let number = |path| index.find(path).expect("it is in the context");
         let visible = Visible {
             entry: number("a/b"),
             link: link.map(number),
         };
         let context = SourceContext::new(index, Spool::in_memory(Vec::new()));
-        packet(&context, visible, is_marked).stat.expect("stat")
+        packet(&context, visible, is_forced).stat.expect("stat")
     }
 
     fn stat(entry: Entry<'_>, link: Option<&str>) -> Stat {
@@ -114,23 +115,23 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_a_bit_of_the_mode_that_linux_does_not_know() {
+    fn a_forced_file_differs_only_in_a_mode_bit_that_linux_does_not_have() {
         let file = entry(FILE, 0o4755);
 
-        let (plain, marked) = (announce(file, None, false), announce(file, None, true));
+        let (plain, forced) = (announce(file, None, false), announce(file, None, true));
 
-        assert_eq!(marked.mode, plain.mode | 0x1000_0000);
+        assert_eq!(forced.mode, plain.mode | 0x1000_0000);
         assert_eq!(
             Stat {
                 mode: plain.mode,
-                ..marked
+                ..forced
             },
             plain
         );
     }
 
     #[test]
-    fn modes_are_those_of_go() {
+    fn modes_are_converted_to_those_of_go() {
         for (kind, unix, go) in [
             (Kind::Directory, 0o755, 0x8000_01ed),
             (Kind::Directory, 0o1777, 0x8010_01ff),
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn symbolic_and_hard_links_say_where_they_lead() {
+    fn links_are_announced_with_their_targets() {
         let symlink = entry(LINK, 0o777);
         let file = entry(FILE, 0o644);
 
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn times_keep_their_nanoseconds_and_owners_are_nobodys_business() {
+    fn times_keep_their_nanoseconds_and_owners_are_not_announced() {
         let stat = stat(entry(Kind::Directory, 0o755), None);
 
         assert_eq!(stat.mod_time, 1_700_000_000_123_456_789);

@@ -1,29 +1,37 @@
-//! What a daemon has after any history is what it was last sent.
+//! After any history of builds, the daemon has exactly the files that it was last sent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use function_host::prometheus::IntCounter;
 use proptest::prelude::*;
 
+use super::announcements::Announcements;
+use super::pool::MEMORY_MAX;
 use super::*;
-use crate::context::{Attributes, ContentHash, Entry, Filter, Index, Kind, Spool, view};
+use crate::context::{Attributes, ContentHash, Entry, Filter, Index, Kind, SourceContext, Spool, View, view};
 
 fn keys() -> SharedKeys {
-    SharedKeys::counting(IntCounter::new("sent", "sent").expect("counter"))
+    SharedKeys::new(IntCounter::new("sent", "sent").expect("counter"))
 }
 
-fn keys_with_limit(limit: usize) -> SharedKeys {
-    SharedKeys { limit, ..keys() }
+fn keys_with_limit(memory_max: usize) -> SharedKeys {
+    let mut keys = keys();
+    keys.memory_max = memory_max;
+    keys
 }
 
-fn remembered(keys: &SharedKeys) -> usize {
-    keys.lock().idle.iter().map(|slot| slot.memory.bytes()).sum()
+/// Returns the memory of the idle keys, in bytes.
+fn idle_bytes(keys: &SharedKeys) -> usize {
+    let pool = keys.lock();
+    pool.idle.iter().map(|record| record.announcements.bytes()).sum()
 }
 
-const SCOPE: &str = "registry/image";
+const IMAGE: &str = "registry/image";
 
-/// What the daemon's file system shows of an entry, and what is in it.
+/// An entry in the daemon's file system.
 #[derive(Clone, Debug, PartialEq)]
-struct Kept {
+struct StoredEntry {
     kind: &'static str,
     size: u64,
     seconds: i64,
@@ -31,40 +39,40 @@ struct Kept {
     link: String,
     content: ContentHash,
     attributes: Vec<(String, Vec<u8>)>,
-    /// What the daemon believes that it is: BuildKit's checksum, from which it tells whether to run a step again.
+    /// BuildKit's checksum of the entry, which decides whether a step runs again.
     checksum: (ContentHash, u32, Vec<(String, Vec<u8>)>),
 }
 
-type Folder = BTreeMap<String, Kept>;
+type Folder = BTreeMap<String, StoredEntry>;
 
-/// Folders by shared key, several where one was in use.
+/// A model of the daemon: folders by shared key, several for a key that was in use.
 #[derive(Debug, Default)]
-struct Daemon {
+struct DaemonModel {
     folders: Vec<(String, Folder)>,
 }
 
-/// How a transfer goes.
+/// The course of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Ending {
+enum TransferEnd {
     Complete,
-    /// Broken off after so many entries.
+    /// Broken off after this number of entries.
     BrokenOff(usize),
     /// Complete, and then the daemon is lost.
-    Lost,
+    DaemonLost,
 }
 
-impl Daemon {
-    /// As fsutil's receiver does it. A folder that is in use is not taken, but a new one made.
+impl DaemonModel {
+    /// Receives a transfer as fsutil's receiver does. If the folder is in use, it makes a new one.
     fn receive(
         &mut self,
         context: &SourceContext,
-        lease: &Arc<Lease>,
+        lease: &Arc<KeyLease>,
         filter: &Filter,
         take: usize,
-        ending: Ending,
+        end: TransferEnd,
     ) -> Folder {
-        let shown = view(context, filter).expect("patterns");
-        let mut transfer = lease.begin(context, &shown);
+        let announced_view = view(context, filter).expect("patterns");
+        let mut transfer = lease.begin(context, &announced_view);
         let key = lease.key.clone();
         let mut with_key: Vec<_> = self.folders.iter_mut().filter(|(name, _)| *name == key).collect();
         let at = take % (with_key.len() + 1);
@@ -76,28 +84,27 @@ impl Daemon {
             }
         };
         let path = |at: u32| context.index().path(at);
-        let announced: Vec<String> = shown.iter().map(|visible| path(visible.entry)).collect();
+        let announced: Vec<String> = announced_view.iter().map(|visible| path(visible.entry)).collect();
         kept.retain(|path, _| announced.contains(path));
-        for (count, visible) in shown.iter().enumerate() {
-            if ending == Ending::BrokenOff(count) {
+        for (count, visible) in announced_view.iter().enumerate() {
+            if end == TransferEnd::BrokenOff(count) {
                 return Folder::new();
             }
             let at = path(visible.entry);
             let link = visible.link.map(path).unwrap_or_default();
-            let sent = Kept::of(&context.entry(visible.entry), link);
-            let same = kept.get(&at).is_some_and(|have| {
-                let marked = lease.is_marked(visible.entry);
-                !marked && have.looks_like(&sent)
-            });
+            let sent = StoredEntry::of(&context.entry(visible.entry), link);
+            let same = kept
+                .get(&at)
+                .is_some_and(|have| !lease.is_forced(visible.entry) && have.looks_like(&sent));
             if same {
                 continue;
             }
             let checksum = match (kept.get(&at), sent.kind) {
-                // BuildKit renews the checksum of everything but a folder that was a folder before.
+                // BuildKit renews every checksum but that of a folder that was a folder before.
                 (Some(have), "folder") if have.kind == "folder" => have.checksum.clone(),
                 _ => sent.checksum.clone(),
             };
-            kept.insert(at, Kept { checksum, ..sent });
+            kept.insert(at, StoredEntry { checksum, ..sent });
         }
         let result = kept.clone();
         transfer.complete();
@@ -105,7 +112,7 @@ impl Daemon {
     }
 }
 
-impl Kept {
+impl StoredEntry {
     fn of(entry: &Entry<'_>, link: String) -> Self {
         let attributes: Vec<_> = entry
             .xattrs
@@ -124,7 +131,7 @@ impl Kept {
         Self {
             kind,
             size: entry.size(),
-            // This file system keeps whole seconds, and none before 1970.
+            // The file system of the model stores whole seconds, none before 1970.
             seconds: entry.mtime_ns.div_euclid(1_000_000_000).max(0),
             mode: entry.mode,
             link,
@@ -139,8 +146,8 @@ impl Kept {
         of_file && (self.kind, self.mode, &self.link) == (other.kind, other.mode, &other.link)
     }
 
-    /// What a step sees. Times of folders are not promised.
-    fn seen(&self) -> String {
+    /// Returns what a step can see of the entry. Times of folders are not guaranteed.
+    fn visible_state(&self) -> String {
         let seconds = if self.kind == "folder" { 0 } else { self.seconds };
         format!(
             "{:?}",
@@ -149,18 +156,19 @@ impl Kept {
     }
 }
 
-/// What an entry of a test is like.
+/// The description of an entry in a test.
 #[derive(Clone, Debug)]
-struct Given {
+struct EntrySpec {
     path: String,
+    /// 0 for a folder, 1 for a symbolic link, 2 for a file with hard links, else a file.
     what: u8,
     content: u8,
     time: u8,
     mode: u8,
 }
 
-fn entry(path: &str, what: u8, content: u8, time: u8, mode: u8) -> Given {
-    Given {
+fn entry(path: &str, what: u8, content: u8, time: u8, mode: u8) -> EntrySpec {
+    EntrySpec {
         path: path.to_owned(),
         what,
         content,
@@ -169,27 +177,27 @@ fn entry(path: &str, what: u8, content: u8, time: u8, mode: u8) -> Given {
     }
 }
 
-fn context(mut given: Vec<Given>) -> SourceContext {
-    given.sort_by(|left, right| left.path.cmp(&right.path));
-    given.dedup_by(|left, right| left.path == right.path);
+fn context(mut specs: Vec<EntrySpec>) -> SourceContext {
+    specs.sort_by(|left, right| left.path.cmp(&right.path));
+    specs.dedup_by(|left, right| left.path == right.path);
     let targets: Vec<String> = (0..=u8::MAX).map(|content| format!("t{content}")).collect();
     let attributes: Vec<Vec<u8>> = (0..=u8::MAX)
         .map(|content| Attributes::pack([("user.x", &[content][..])]))
         .collect();
-    let entries = given.iter().map(|given| {
-        let Given {
+    let entries = specs.iter().map(|spec| {
+        let EntrySpec {
             path,
             what,
             content,
             time,
             mode,
-        } = given;
+        } = spec;
         let kind = match what {
             0 => Kind::Directory,
             1 => Kind::Symlink {
                 target: &targets[usize::from(*content)],
             },
-            // Hard links of each other, when they have the same content.
+            // Files with the same content are hard links of each other.
             2 => Kind::File {
                 offset: u64::from(*content),
                 size: 1,
@@ -236,19 +244,26 @@ fn contexts() -> impl Strategy<Value = SourceContext> {
     prop::collection::vec(one, 0..5).prop_map(context)
 }
 
-fn endings() -> impl Strategy<Value = Ending> {
+fn transfer_ends() -> impl Strategy<Value = TransferEnd> {
     prop_oneof![
-        6 => Just(Ending::Complete),
-        1 => (0usize..4).prop_map(Ending::BrokenOff),
-        1 => Just(Ending::Lost),
+        6 => Just(TransferEnd::Complete),
+        1 => (0usize..4).prop_map(TransferEnd::BrokenOff),
+        1 => Just(TransferEnd::DaemonLost),
     ]
 }
 
-/// One build: what of the context is transferred, which of the daemon's folders is free, how it ends, for which image.
-type Build = (SourceContext, bool, usize, Ending, bool);
+/// One build: its context, whether part of that is excluded, which of the daemon's folders is free, how the transfer
+/// ends, and whether the build is of another image.
+type Build = (SourceContext, bool, usize, TransferEnd, bool);
 
 fn builds() -> impl Strategy<Value = Vec<Build>> {
-    let build = (contexts(), any::<bool>(), 0usize..3, endings(), any::<bool>());
+    let build = (
+        contexts(),
+        any::<bool>(),
+        0usize..3,
+        transfer_ends(),
+        any::<bool>(),
+    );
     prop::collection::vec(build, 1..12)
 }
 
@@ -267,30 +282,31 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_build_sees_what_it_sent_after_any_history(builds in builds()) {
+    fn a_build_sees_exactly_the_files_that_it_sent_after_any_history(builds in builds()) {
         let keys = keys();
-        let mut daemon = Daemon::default();
-        for (context, excluding, take, ending, other) in &builds {
-            let lease = Arc::new(keys.lease(if *other { "other" } else { SCOPE }, context));
+        let mut daemon = DaemonModel::default();
+        for (context, excluding, take, end, other) in &builds {
+            let lease = Arc::new(keys.lease(if *other { "other" } else { IMAGE }, context));
             let filter = filter(*excluding);
-            let received = daemon.receive(context, &lease, &filter, *take, *ending);
-            if *ending == Ending::Complete {
+            let received = daemon.receive(context, &lease, &filter, *take, *end);
+            if *end == TransferEnd::Complete {
                 let expected: Vec<_> = view(context, &filter).expect("patterns").iter().map(|visible| {
                     let entry = context.entry(visible.entry);
-                    (context.index().path(visible.entry), Kept::of(&entry, String::new()).seen())
+                    (context.index().path(visible.entry), StoredEntry::of(&entry, String::new()).visible_state())
                 }).collect();
-                let received: Vec<_> = received.iter().map(|(path, kept)| (path.clone(), kept.seen())).collect();
+                let received: Vec<_> = received.iter().map(|(path, stored)| (path.clone(), stored.visible_state())).collect();
                 prop_assert_eq!(received, expected);
             }
-            if *ending != Ending::Lost {
+            if *end != TransferEnd::DaemonLost {
                 lease.release();
             }
         }
     }
 }
 
-fn build(keys: &SharedKeys, scope: &str, context: &SourceContext) -> String {
-    let lease = Arc::new(keys.lease(scope, context));
+/// Runs a build that succeeds, and returns its key.
+fn build(keys: &SharedKeys, image: &str, context: &SourceContext) -> String {
+    let lease = Arc::new(keys.lease(image, context));
     lease
         .begin(context, &view(context, &Filter::default()).expect("patterns"))
         .complete();
@@ -303,7 +319,7 @@ fn plain(content: u8) -> SourceContext {
 }
 
 #[test]
-fn one_image_has_one_key_and_two_have_two() {
+fn builds_of_one_image_share_a_key_and_builds_of_two_do_not() {
     let keys = keys();
     let first = build(&keys, "a", &plain(1));
     assert_eq!(build(&keys, "a", &plain(1)), first);
@@ -311,7 +327,7 @@ fn one_image_has_one_key_and_two_have_two() {
 }
 
 #[test]
-fn two_builds_at_once_have_two_keys_which_both_serve_again() {
+fn two_builds_at_once_have_two_keys_and_both_are_used_again() {
     let keys = keys();
     let (first, second) = (keys.lease("a", &plain(1)), keys.lease("a", &plain(1)));
     assert_ne!(first.key, second.key);
@@ -326,38 +342,38 @@ fn two_builds_at_once_have_two_keys_which_both_serve_again() {
 }
 
 #[test]
-fn a_file_that_looks_the_same_and_is_not_is_marked_and_no_other() {
+fn only_a_file_that_looks_the_same_and_differs_is_forced() {
     let keys = keys();
     let first = build(&keys, "a", &plain(1));
     let lease = keys.lease("a", &plain(2));
     assert_eq!(lease.key, first);
     let context = plain(2);
-    let is_marked = |path| lease.is_marked(context.index().find(path).expect("it is there"));
-    assert_eq!((is_marked("a"), is_marked("b")), (true, false));
+    let is_forced = |path| lease.is_forced(context.index().find(path).expect("it is in the context"));
+    assert_eq!((is_forced("a"), is_forced("b")), (true, false));
 }
 
 #[test]
-fn a_key_on_which_half_of_a_context_is_repeated_is_given_up() {
+fn a_key_is_discarded_once_half_of_the_context_was_forced() {
     let keys = keys();
     let first = build(&keys, "a", &plain(1));
-    // One of two files a turn.
+    // One of the two files differs each time.
     let used: Vec<_> = (0..4).map(|turn| build(&keys, "a", &plain(turn % 2))).collect();
     assert_eq!(used[0], first);
     assert!(used[1..].iter().all(|key| *key != first));
 }
 
 #[test]
-fn a_context_that_is_another_one_altogether_and_looks_the_same_has_a_new_key_at_once() {
+fn a_context_that_looks_the_same_and_differs_altogether_has_a_new_key_at_once() {
     let keys = keys();
     let other = |content| context(vec![entry("a", 3, content, 1, 0), entry("b", 3, content, 1, 0)]);
     let first = build(&keys, "a", &other(1));
     let second = build(&keys, "a", &other(2));
     assert_ne!(second, first);
-    assert_eq!(build(&keys, "a", &other(2)), second, "and is warm from then on");
+    assert_eq!(build(&keys, "a", &other(2)), second, "it is warm from then on");
 }
 
 #[test]
-fn a_key_goes_with_a_transfer_that_was_broken_off_and_with_a_build_that_was() {
+fn a_key_is_discarded_with_a_transfer_or_a_build_that_was_broken_off() {
     let keys = keys();
     let context = plain(1);
     let first = build(&keys, "a", &context);
@@ -367,14 +383,14 @@ fn a_key_goes_with_a_transfer_that_was_broken_off_and_with_a_build_that_was() {
     assert_ne!(
         lease.key(),
         first,
-        "nor is it used for a second session of the same build"
+        "a second session of the same build does not use it"
     );
     lease.release();
     let second = build(&keys, "a", &context);
     assert_ne!(second, first);
 
     let lease = Arc::new(keys.lease("a", &context));
-    let _under_way = lease.begin(&context, &View::default());
+    let _running = lease.begin(&context, &View::default());
     lease.release();
     let third = build(&keys, "a", &context);
     assert_ne!(third, second);
@@ -400,16 +416,16 @@ fn many(name: &str, count: usize) -> SourceContext {
 }
 
 #[test]
-fn memory_is_bounded_and_what_was_used_last_stays() {
+fn memory_is_bounded_and_the_most_recently_used_keys_stay() {
     let keys = keys_with_limit(100_000);
     let used: Vec<_> = (0..10)
         .map(|at| build(&keys, &format!("image{at}"), &many("f", 1000)))
         .collect();
 
     assert!(
-        (20_000..=100_000).contains(&remembered(&keys)),
+        (20_000..=100_000).contains(&idle_bytes(&keys)),
         "{}",
-        remembered(&keys)
+        idle_bytes(&keys)
     );
     assert_eq!(build(&keys, "image9", &many("f", 1000)), used[9]);
     assert_ne!(build(&keys, "image0", &many("f", 1000)), used[0]);
@@ -418,33 +434,33 @@ fn memory_is_bounded_and_what_was_used_last_stays() {
     assert_ne!(
         build(&keys, "a", &many("f", 1000)),
         build(&keys, "a", &many("f", 1000)),
-        "no room for even one"
+        "there is no memory for even one key"
     );
-    assert_eq!(remembered(&keys), 0);
+    assert_eq!(idle_bytes(&keys), 0);
 }
 
 #[test]
-fn what_is_remembered_in_builds_under_way_is_bounded_too() {
+fn the_memory_of_running_builds_is_bounded_too() {
     let keys = keys_with_limit(50_000);
     let context = many("f", 1000);
     let idle = build(&keys, "idle", &context);
-    let begin = |scope: &str| {
-        let lease = Arc::new(keys.lease(scope, &context));
-        let shown = view(&context, &Filter::default()).expect("patterns");
-        lease.begin(&context, &shown).complete();
+    let begin = |image: &str| {
+        let lease = Arc::new(keys.lease(image, &context));
+        let everything = view(&context, &Filter::default()).expect("patterns");
+        lease.begin(&context, &everything).complete();
         lease
     };
 
-    // There is room for two, and the one that nobody uses makes way.
-    let under_way = ["a", "b", "c"].map(begin);
-    assert_eq!(remembered(&keys), 0);
-    assert!((40_000..=50_000).contains(&keys.lock().in_use));
-    let [a, b, c] = &under_way;
+    // There is memory for two keys, and the idle one is evicted for them.
+    let running = ["a", "b", "c"].map(begin);
+    assert_eq!(idle_bytes(&keys), 0);
+    assert!((40_000..=50_000).contains(&keys.lock().reserved));
+    let [a, b, c] = &running;
     assert_eq!((a.key(), b.key()), (a.key(), b.key()));
-    assert_ne!(c.key(), c.key(), "it is cold");
-    under_way.iter().for_each(|lease| lease.release());
+    assert_ne!(c.key(), c.key(), "it is for single use");
+    running.iter().for_each(|lease| lease.release());
 
-    assert_eq!(keys.lock().in_use, 0);
+    assert_eq!(keys.lock().reserved, 0);
     assert_eq!(build(&keys, "a", &context), a.key);
     assert_eq!(build(&keys, "b", &context), b.key);
     assert_ne!(build(&keys, "c", &context), c.key);
@@ -452,37 +468,37 @@ fn what_is_remembered_in_builds_under_way_is_bounded_too() {
 }
 
 #[test]
-fn a_key_that_cannot_remember_more_makes_way_for_one_that_can() {
+fn a_key_without_memory_for_more_entries_is_replaced_by_a_new_one() {
     let keys = keys_with_limit(50_000);
     let first = build(&keys, "a", &many("f", 1000));
     assert_eq!(build(&keys, "a", &many("g", 1000)), first);
-    // A third thousand would be too much.
+    // There is no memory for a third thousand.
     let second = build(&keys, "a", &many("h", 1000));
     assert_ne!(second, first);
     assert_eq!(build(&keys, "a", &many("h", 1000)), second);
-    assert!((20_000..30_000).contains(&remembered(&keys)));
+    assert!((20_000..30_000).contains(&idle_bytes(&keys)));
 }
 
 #[test]
-fn a_build_that_goes_away_gives_back_its_room() {
+fn a_dropped_lease_releases_its_memory() {
     let keys = keys_with_limit(30_000);
     for _ in 0..3 {
         let lease = keys.lease("a", &many("f", 1000));
-        assert_eq!(lease.key(), lease.key(), "it is not cold");
-        assert!(keys.lock().in_use >= 20_000);
+        assert_eq!(lease.key(), lease.key(), "it is not for single use");
+        assert!(keys.lock().reserved >= 20_000);
     }
-    assert_eq!(keys.lock().in_use, 0);
+    assert_eq!(keys.lock().reserved, 0);
 }
 
 #[test]
 fn two_hundred_thousand_files_can_be_remembered() {
-    assert!(Memory::bytes_of(200_000) + 10_000 < LIMIT);
+    assert!(Announcements::bytes_of(200_000) + 10_000 < MEMORY_MAX);
 }
 
 #[test]
-fn a_cold_key_is_never_used_twice() {
+fn a_single_use_key_is_never_used_twice() {
     let keys = keys();
-    let lease = keys.cold();
+    let lease = keys.lease_single_use();
     assert_ne!(lease.key(), lease.key());
     lease.release();
     assert_eq!(keys.lock().idle.len(), 0);

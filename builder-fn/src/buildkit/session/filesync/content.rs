@@ -1,4 +1,4 @@
-//! What the daemon asks for, read from the spool many files at a time.
+//! The content of the files that the receiver requests, read from the spool many files at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,33 +8,33 @@ use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tonic::Status;
 
-use super::{Announced, stat};
+use super::{Transfer, stat};
 
-/// Bytes in one DATA packet, at most.
+/// The most bytes in one DATA packet.
 const PACKET: u64 = 64 << 10;
 
-/// Bytes that are read at once: a read goes to another thread, and is to be worth it.
+/// The most bytes in one batch. A batch is read on another thread, so it should be worth the switch.
 pub(super) const BATCH: u64 = 2 * PACKET;
 
-/// Packets that are as good as that.
+/// The most packets in one batch, for small files.
 const BATCH_PACKETS: usize = 512;
 
-/// Files that are sent at the same time, so that a large one does not hold up small ones: the daemon has each of them
-/// open.
+/// Files that are sent at the same time, so that a large one does not delay small ones. The daemon keeps each open.
 const FILES_AT_ONCE: usize = 4;
 
-/// Requests that are taken before they can be served. Each takes a few bytes here; those that are not taken keep the
-/// daemon from sending more, which it does not mind.
-const WAITING: usize = 16 << 10;
+/// The most requests that wait here, at a few bytes each. Further ones stay in the stream, so that the daemon pauses.
+const WAITING_MAX: usize = 16 << 10;
 
-/// What a packet from BuildKit asks for.
+/// A request of the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ask {
+enum ReceiverRequest {
+    /// The content of the file with this number.
     File(u32),
+    /// The end of the transfer.
     Finish,
 }
 
-impl TryFrom<Packet> for Ask {
+impl TryFrom<Packet> for ReceiverRequest {
     type Error = Status;
 
     fn try_from(packet: Packet) -> Result<Self, Status> {
@@ -43,7 +43,7 @@ impl TryFrom<Packet> for Ask {
             Ok(PacketType::PacketFin) => Ok(Self::Finish),
             Ok(PacketType::PacketErr) => {
                 let reason = String::from_utf8_lossy(&packet.data).into_owned();
-                tracing::warn!(reason, "BuildKit could not take the files");
+                tracing::warn!(reason, "BuildKit could not receive the files");
                 Err(Status::aborted(format!("the receiver failed: {reason}")))
             }
             _ => Err(Status::invalid_argument("unexpected packet")),
@@ -51,25 +51,26 @@ impl TryFrom<Packet> for Ask {
     }
 }
 
-/// A piece of a file.
+/// A part of a file, sent in one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
-    /// Of the file's STAT.
+    /// The number of the file's STAT.
     number: u32,
     offset: u64,
     bytes: u64,
     is_last: bool,
 }
 
-/// The files that have been asked for and not been read to their ends.
+/// The requested files that have not been read to their end.
 #[derive(Debug, Default)]
-struct Queue {
+struct ReadQueue {
+    /// Number and size of the files that have not been begun.
     waiting: VecDeque<(u32, u64)>,
-    /// Number, size, and how far it has been read.
+    /// Number, size, and offset of the next piece.
     begun: VecDeque<(u32, u64, u64)>,
 }
 
-impl Queue {
+impl ReadQueue {
     fn push(&mut self, number: u32, size: u64) {
         self.waiting.push_back((number, size));
     }
@@ -79,10 +80,10 @@ impl Queue {
     }
 
     fn has_room(&self) -> bool {
-        self.waiting.len() < WAITING
+        self.waiting.len() < WAITING_MAX
     }
 
-    /// What to read next: a batch of pieces, in turns from the files that have been begun.
+    /// Returns the next batch of pieces, which alternates between the files that have been begun.
     fn next(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let mut left = BATCH;
@@ -113,41 +114,44 @@ impl Queue {
     }
 }
 
-struct State<S> {
-    announced: Announced,
-    asked: S,
-    queue: Queue,
+/// The state of the sender.
+struct Sender<S> {
+    transfer: Transfer,
+    /// The packets of the receiver.
+    received: S,
+    queue: ReadQueue,
     is_finished: bool,
-    /// Told once everything that was asked for before has been sent.
+    /// Sent after everything that was requested before it.
     error: Option<Status>,
 }
 
-/// The content of the files that are asked for, each ended by an empty packet: a batch of packets at a time, until the
-/// daemon says that it has everything.
+/// Returns the content of the files that `received` requests, in batches of packets, until the receiver has everything.
+///
+/// An empty packet ends each file.
 pub(super) fn batches<S>(
-    announced: Announced,
-    asked: S,
+    transfer: Transfer,
+    received: S,
 ) -> impl Stream<Item = impl Future<Output = Result<Vec<Packet>, Status>> + Send> + Send
 where
     S: Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
 {
-    let state = State {
-        announced,
-        asked,
-        queue: Queue::default(),
+    let sender = Sender {
+        transfer,
+        received,
+        queue: ReadQueue::default(),
         is_finished: false,
         error: None,
     };
-    stream::unfold(state, |mut state| async move {
-        state.listen().await;
-        let batch = match (state.queue.is_empty(), state.error.take()) {
+    stream::unfold(sender, |mut sender| async move {
+        sender.receive().await;
+        let batch = match (sender.queue.is_empty(), sender.error.take()) {
             (false, error) => {
-                state.error = error;
-                let pieces = state.queue.next();
-                Ok(state.announced.read(pieces))
+                sender.error = error;
+                let pieces = sender.queue.next();
+                Ok(sender.transfer.read(pieces))
             }
             (true, Some(error)) => {
-                state.is_finished = true;
+                sender.is_finished = true;
                 Err(error)
             }
             (true, None) => return None,
@@ -158,29 +162,29 @@ where
                 Err(error) => Err(error),
             }
         };
-        Some((packets, state))
+        Some((packets, sender))
     })
 }
 
-impl<S: Stream<Item = Result<Packet, Status>> + Unpin> State<S> {
-    /// Takes what was asked for meanwhile; waits for it where there is nothing else to do.
-    async fn listen(&mut self) {
+impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Sender<S> {
+    /// Queues the requests that have arrived; waits for one if there is nothing to read.
+    async fn receive(&mut self) {
         while !self.is_finished && self.queue.has_room() {
             let next = match self.queue.is_empty() {
-                true => self.asked.next().await,
-                false => match self.asked.next().now_or_never() {
+                true => self.received.next().await,
+                false => match self.received.next().now_or_never() {
                     Some(next) => next,
                     None => return,
                 },
             };
-            match next.map(|packet| packet.and_then(Ask::try_from)) {
-                Some(Ok(Ask::File(number))) => match self.announced.size(number) {
+            match next.map(|packet| packet.and_then(ReceiverRequest::try_from)) {
+                Some(Ok(ReceiverRequest::File(number))) => match self.transfer.size(number) {
                     Some(size) => self.queue.push(number, size),
                     None => self.fail(Status::invalid_argument(format!(
                         "no file has the number {number}"
                     ))),
                 },
-                Some(Ok(Ask::Finish)) => self.is_finished = true,
+                Some(Ok(ReceiverRequest::Finish)) => self.is_finished = true,
                 Some(Err(error)) => self.fail(error),
                 None => self.fail(Status::aborted("the receiver went away")),
             }
@@ -193,20 +197,21 @@ impl<S: Stream<Item = Result<Packet, Status>> + Unpin> State<S> {
     }
 }
 
-impl Announced {
-    /// The size of the file with this number, if it is one.
+impl Transfer {
+    /// Returns the size of the file with this number; `None` if no entry has it or the entry is not a file.
     fn size(&self, number: u32) -> Option<u64> {
         let visible = self.entries.get(number as usize)?;
         let entry = self.context.entry(visible.entry);
         stat::has_content(&entry).then(|| entry.size())
     }
 
+    /// Reads a batch into packets.
     fn read(&self, pieces: Vec<Piece>) -> impl Future<Output = Result<Vec<Packet>, Status>> + Send + use<> {
-        let announced = self.clone();
-        // From memory it is a copy, and not worth another thread.
+        let transfer = self.clone();
+        // A read from memory is a copy, which is not worth another thread.
         let reading = match self.context.is_in_memory() {
-            true => Err(announced.read_now(&pieces)),
-            false => Ok(tokio::task::spawn_blocking(move || announced.read_now(&pieces))),
+            true => Err(transfer.read_now(&pieces)),
+            false => Ok(tokio::task::spawn_blocking(move || transfer.read_now(&pieces))),
         };
         async move {
             let packets = match reading {
@@ -214,8 +219,8 @@ impl Announced {
                 Ok(reading) => reading.await.map_err(io::Error::other).flatten(),
             };
             packets.map_err(|error| {
-                tracing::error!(%error, "the spool cannot be read");
-                Status::internal("the context cannot be read")
+                tracing::error!(%error, "could not read the spool");
+                Status::internal("could not read the context")
             })
         }
     }
@@ -244,7 +249,7 @@ impl Announced {
             bytes += piece.bytes;
             files += u64::from(piece.is_last);
         }
-        self.with_transfer(|transfer| transfer.sent(files, bytes));
+        self.with_guard(|guard| guard.count_sent(files, bytes));
         Ok(packets)
     }
 }
@@ -253,13 +258,14 @@ impl Announced {
 mod tests {
     use super::*;
 
-    fn all(queue: &mut Queue) -> Vec<Vec<Piece>> {
+    /// Returns all batches that are left.
+    fn all(queue: &mut ReadQueue) -> Vec<Vec<Piece>> {
         std::iter::from_fn(|| Some(queue.next()).filter(|pieces| !pieces.is_empty())).collect()
     }
 
     #[test]
-    fn small_files_are_read_many_at_a_time() {
-        let mut queue = Queue::default();
+    fn small_files_share_a_batch() {
+        let mut queue = ReadQueue::default();
         (0..100).for_each(|number| queue.push(number, 1000));
 
         let batches = all(&mut queue);
@@ -274,8 +280,8 @@ mod tests {
     }
 
     #[test]
-    fn large_files_take_turns_and_no_more_than_a_few_are_begun() {
-        let mut queue = Queue::default();
+    fn large_files_alternate_and_only_a_few_are_begun_at_once() {
+        let mut queue = ReadQueue::default();
         (0..10).for_each(|number| queue.push(number, 10 * PACKET + 1));
 
         let first = queue.next();
@@ -291,8 +297,8 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_file_has_an_end() {
-        let mut queue = Queue::default();
+    fn an_empty_file_is_one_empty_last_piece() {
+        let mut queue = ReadQueue::default();
         queue.push(7, 0);
 
         let expected = Piece {

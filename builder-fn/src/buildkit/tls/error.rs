@@ -1,106 +1,106 @@
-//! What keeps a daemon and this builder from trusting each other, told apart.
+//! The reasons why a daemon and this builder do not trust each other.
 
 use std::io;
 
 use function_host::secret::SecretError;
 use rustls::{AlertDescription, CertificateError, Error, InconsistentKeys};
 
-/// Why there is no TLS connection. The texts go behind "the connection to BuildKit is not secure:".
+/// The reason why there is no TLS connection. The texts follow "the connection to BuildKit at … is not secure: ".
 #[derive(Debug, thiserror::Error)]
-pub enum TlsFault {
-    /// A secret that is needed cannot be read.
+pub enum TlsError {
+    /// A secret cannot be read.
     #[error(transparent)]
     Secret(SecretError),
-    /// A secret that holds something else.
-    #[error("secret {secret} should hold a {what} in PEM")]
-    NothingIn {
-        /// Its name.
+    /// A secret does not hold PEM of the expected kind.
+    #[error("secret {secret} should hold a {expected} in PEM")]
+    NotPem {
+        /// The name of the secret.
         secret: String,
-        /// What it should hold.
-        what: &'static str,
+        /// What the secret should hold.
+        expected: &'static str,
     },
-    /// Our key belongs to another certificate.
+    /// The builder's key belongs to another certificate.
     #[error("the key in secret {key} does not belong to the certificate in secret {certificate}")]
-    KeyDoesNotFit {
-        /// Where the certificate is.
+    KeyMismatch {
+        /// The secret with the certificate.
         certificate: String,
-        /// Where the key is.
+        /// The secret with the key.
         key: String,
     },
-    /// Our certificate's time is over.
+    /// The builder's certificate has expired.
     #[error("the certificate in secret {secret} has expired")]
     OwnExpired {
-        /// Where it is.
+        /// The secret with the certificate.
         secret: String,
     },
-    /// Our certificate's time has not come.
+    /// The builder's certificate is not valid yet.
     #[error("the certificate in secret {secret} is not valid yet")]
     OwnNotYetValid {
-        /// Where it is.
+        /// The secret with the certificate.
         secret: String,
     },
-    /// Our certificate is of the first version of the format.
-    #[error("the certificate in secret {secret} is X.509 version 1; make it anew as version 3")]
+    /// The builder's certificate is X.509 version 1.
+    #[error("the certificate in secret {secret} is X.509 version 1; issue it again as version 3")]
     OwnVersion1 {
-        /// Where it is.
+        /// The secret with the certificate.
         secret: String,
     },
-    /// Anything else about a certificate or key of ours.
-    #[error("what is in secret {secret} cannot be used: {reason}")]
+    /// Another fault of a certificate or key of the builder.
+    #[error("secret {secret} is not usable: {reason}")]
     OwnUnusable {
-        /// Where it is.
+        /// The name of the secret.
         secret: String,
-        /// What rustls says.
+        /// The error of rustls.
         reason: String,
     },
-    /// The daemon's certificate's time is over.
+    /// The daemon's certificate has expired.
     #[error("the daemon's certificate has expired")]
     Expired,
-    /// The daemon's certificate's time has not come.
+    /// The daemon's certificate is not valid yet.
     #[error("the daemon's certificate is not valid yet")]
     NotYetValid,
-    /// The daemon's certificate is signed by somebody else.
+    /// Another authority signed the daemon's certificate.
     #[error("the daemon's certificate is not signed by the authority that this builder trusts")]
     UnknownAuthority,
-    /// The daemon's certificate is for other names.
+    /// The daemon's certificate is valid for other names.
     #[error("the daemon's certificate is not for the name {name:?}")]
     WrongName {
-        /// The name that it should be for.
+        /// The name that it should be valid for.
         name: String,
     },
-    /// The daemon's certificate is of the first version of the format.
+    /// The daemon's certificate is X.509 version 1.
     #[error(
-        "the daemon's certificate is X.509 version 1; make it anew as version 3, with subject alternative names"
+        "the daemon's certificate is X.509 version 1; issue it again as version 3, with subject alternative names"
     )]
     Version1,
-    /// The daemon's certificate has something else about it.
+    /// Another fault of the daemon's certificate.
     #[error("the daemon's certificate cannot be trusted: {0}")]
     Certificate(CertificateError),
-    /// The daemon wants a certificate, and we have none.
+    /// The daemon asks for a certificate, and the builder has none.
     #[error("the daemon asks for a client certificate, and this builder was given none")]
     NoClientCertificate,
-    /// The daemon does not know the authority of ours.
+    /// The daemon does not trust the authority of the builder's certificate.
     #[error("the daemon does not trust the authority that this builder's certificate is signed by")]
     OwnUnknownAuthority,
-    /// The daemon finds ours outside its time.
-    #[error("the daemon finds this builder's certificate expired, or not valid yet")]
-    OwnOutOfTime,
-    /// The daemon does not say why.
-    #[error("the daemon refuses this builder's certificate ({0:?})")]
-    OwnRefused(AlertDescription),
-    /// What answers speaks no TLS.
-    #[error("what listens there does not speak TLS")]
+    /// For the daemon, the builder's certificate has expired or is not valid yet.
+    #[error("the daemon reports this builder's certificate as expired or not valid yet")]
+    OwnOutsideValidity,
+    /// The daemon rejects the builder's certificate without a reason.
+    #[error("the daemon rejects this builder's certificate ({0:?})")]
+    OwnRejected(AlertDescription),
+    /// The server at the address does not speak TLS.
+    #[error("the server at that address does not speak TLS")]
     NoTls,
-    /// Anything else that TLS finds wrong.
+    /// Another error of the handshake.
     #[error("{0}")]
     Handshake(Error),
-    /// The connection broke.
-    #[error("the connection broke while it was being secured")]
+    /// The connection broke during the handshake.
+    #[error("the connection broke during the TLS handshake")]
     Broken(#[source] io::Error),
 }
 
-/// Whether what is wrong with a certificate is its time, its version or its form, whoever has signed it.
-pub(super) fn is_about_itself(error: &Error) -> bool {
+/// Returns whether the fault of a certificate is its period, its version or its encoding, and not its signature.
+pub(super) fn is_about_validity(error: &Error) -> bool {
     use CertificateError::{BadEncoding, Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     match error {
         Error::InvalidCertificate(
@@ -116,13 +116,13 @@ fn is_version_1(error: &CertificateError) -> bool {
         if other.0.downcast_ref::<webpki::Error>() == Some(&webpki::Error::UnsupportedCertVersion))
 }
 
-impl TlsFault {
-    /// What is wrong with `secret`, or with it and the key in `key`.
-    pub(super) fn of_secret(secret: &str, key: &str, error: &Error) -> Self {
+impl TlsError {
+    /// Converts an error about the certificate or key in `secret`; the builder's key is in the secret `key`.
+    pub(super) fn from_secret(secret: &str, key: &str, error: &Error) -> Self {
         use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
         let secret = secret.to_owned();
         match error {
-            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Self::KeyDoesNotFit {
+            Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Self::KeyMismatch {
                 certificate: secret,
                 key: key.to_owned(),
             },
@@ -138,15 +138,15 @@ impl TlsFault {
         }
     }
 
-    /// What `error` says about a connection to the daemon called `name`, which was shown a certificate of ours if
-    /// there is one.
-    pub(super) fn of_handshake(error: io::Error, name: &str, has_identity: bool) -> Self {
+    /// Converts an error of the handshake with the daemon called `name`. `has_identity` is whether the builder presented
+    /// a certificate.
+    pub(super) fn from_handshake(error: io::Error, name: &str, has_identity: bool) -> Self {
         let Some(tls) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {
             return Self::Broken(error);
         };
         match tls {
-            Error::InvalidCertificate(error) => Self::of_daemon(error, name),
-            // Before TLS 1.3 there was no alert of its own for a certificate that is missing.
+            Error::InvalidCertificate(error) => Self::from_daemons_certificate(error, name),
+            // Before TLS 1.3 there was no separate alert for a missing certificate.
             Error::AlertReceived(AlertDescription::CertificateRequired) => Self::NoClientCertificate,
             Error::AlertReceived(AlertDescription::BadCertificate | AlertDescription::HandshakeFailure)
                 if !has_identity =>
@@ -154,20 +154,20 @@ impl TlsFault {
                 Self::NoClientCertificate
             }
             Error::AlertReceived(AlertDescription::UnknownCA) => Self::OwnUnknownAuthority,
-            Error::AlertReceived(AlertDescription::CertificateExpired) => Self::OwnOutOfTime,
+            Error::AlertReceived(AlertDescription::CertificateExpired) => Self::OwnOutsideValidity,
             Error::AlertReceived(
                 alert @ (AlertDescription::BadCertificate
                 | AlertDescription::UnsupportedCertificate
                 | AlertDescription::CertificateRevoked
                 | AlertDescription::CertificateUnknown
                 | AlertDescription::AccessDenied),
-            ) => Self::OwnRefused(*alert),
+            ) => Self::OwnRejected(*alert),
             Error::InvalidMessage(_) => Self::NoTls,
             other => Self::Handshake(other.clone()),
         }
     }
 
-    fn of_daemon(error: &CertificateError, name: &str) -> Self {
+    fn from_daemons_certificate(error: &CertificateError, name: &str) -> Self {
         use CertificateError::{
             Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet,
             NotValidYetContext, UnknownIssuer,
@@ -185,8 +185,8 @@ impl TlsFault {
     }
 }
 
-impl From<TlsFault> for io::Error {
-    fn from(fault: TlsFault) -> Self {
-        Self::other(fault)
+impl From<TlsError> for io::Error {
+    fn from(error: TlsError) -> Self {
+        Self::other(error)
     }
 }

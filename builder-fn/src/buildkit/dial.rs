@@ -1,0 +1,73 @@
+//! The transport of a connection: how bytes get to a daemon.
+
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::Address;
+
+/// After idle + 4 × interval the kernel notices that a daemon has vanished without closing the connection. HTTP/2 pings
+/// would do the same, but buildkitd closes connections that ping more often than every 5 minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// A stream of bytes in both directions.
+pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
+
+/// A transport that is being established.
+pub type DialFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
+
+/// A way to reach a daemon: a socket, TLS, or, in tests, a pipe in memory.
+pub trait Dial: Send + Sync + 'static {
+    /// Establishes a new transport.
+    fn dial(&self) -> DialFuture;
+}
+
+impl Dial for Address {
+    fn dial(&self) -> DialFuture {
+        match self.clone() {
+            Address::Unix(path) => {
+                Box::pin(async move { Ok(Box::new(UnixStream::connect(path).await?) as _) })
+            }
+            Address::Tcp { host, port } => {
+                Box::pin(async move { Ok(Box::new(dial_tcp(&host, port).await?) as _) })
+            }
+        }
+    }
+}
+
+/// Connects over TCP, without Nagle's delay and with keepalive.
+pub(super) async fn dial_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_kernel_keeps_tcp_connections_alive() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("address").port();
+
+        let stream = dial_tcp("127.0.0.1", port).await.expect("dial");
+
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().expect("keepalive"));
+        assert_eq!(socket.tcp_keepalive_time().expect("time"), KEEPALIVE_IDLE);
+    }
+}

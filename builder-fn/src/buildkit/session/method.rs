@@ -1,0 +1,40 @@
+//! The paths of gRPC methods, from the generated clients: generated servers have no list of their methods.
+
+use std::convert::Infallible;
+use std::future::{Pending, pending};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use futures_util::FutureExt;
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::codegen::Service;
+
+/// A transport that records the path of a request and never answers it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PathRecorder(Arc<Mutex<Option<String>>>);
+
+/// Returns the path of the method that `call` calls, such as `/moby.filesync.v1.FileSync/DiffCopy`.
+///
+/// `call` makes one call with a generated client over the recorder. Returns `None` if it makes none.
+pub(super) fn path<F: Future>(call: impl FnOnce(PathRecorder) -> F) -> Option<String> {
+    let recorder = PathRecorder::default();
+    // The recorder is always ready, so the first poll of the call sends its request.
+    let _ = call(recorder.clone()).now_or_never();
+    recorder.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+impl Service<Request<Body>> for PathRecorder {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pending<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(request.uri().path().to_owned());
+        pending()
+    }
+}

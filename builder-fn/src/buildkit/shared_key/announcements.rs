@@ -1,0 +1,372 @@
+//! Everything that was announced under one shared key: a hash of each path and stat, and one of each content.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use crate::context::{ContentHash, ContentHasher, Entry, Kind};
+
+/// The times that every file system can hold unchanged: whole seconds from 1970 on, in 31 bits. BuildKit compares the
+/// time that its file system has kept; two times that could become the same there count as the same here.
+const SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
+
+/// The average number of entries in one list, if there are as many entries as were expected.
+const LIST_LEN: usize = 1024;
+
+/// Replaces the content hash of an entry that was announced with different contents. A content with this very hash,
+/// of which there is one in 2⁹⁶, counts as different too.
+const DIFFERENT_CONTENTS: ContentHash = ContentHash([0xff; 12]);
+
+/// How an entry compares with the daemon's possible copies of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Comparison {
+    /// No copy that the daemon could take for the entry was ever announced.
+    New,
+    /// Every copy that the daemon could take for the entry has the same content.
+    Same,
+    /// A copy may have the same stat and another content.
+    MayDiffer,
+}
+
+/// Everything that was ever announced under a key.
+///
+/// It only grows: the daemon can have several folders under one key (one that was in use when the next transfer
+/// began, one for each hint, one on each of several daemons behind one address), each with another part of this.
+///
+/// Identities are hashes of 64 bits. A collision is unlikely and does no harm: if the contents differ, they count as two
+/// contents of one identity; if they are the same, everything that was ever announced under either identity is the same
+/// too. So an entry that is not known to be the same is sent again, as any that differs.
+///
+/// An entry takes 20 bytes, and no memory is reserved for entries to come: at 300,000 entries that is 6 MiB, where a
+/// hash map would take 10.5 MiB, and half as much again while it grows to that.
+#[derive(Debug)]
+pub(super) struct Announcements {
+    /// A power of two of lists, chosen by the first bits of the identity, each sorted by identity. The lists are short,
+    /// so that their growth takes little more memory than the new entries.
+    lists: Vec<Vec<Fingerprint>>,
+    hasher: RandomState,
+}
+
+/// The identity and the content of one entry, in 20 bytes.
+#[derive(Clone, Copy, Debug)]
+struct Fingerprint {
+    /// A hash of what BuildKit compares. Two halves, so that the size is not rounded up to a multiple of 8 bytes.
+    identity: [u32; 2],
+    /// A hash of what BuildKit does not compare.
+    content: ContentHash,
+}
+
+impl Announcements {
+    /// Creates an empty set with the number of lists that suits `entries`. It reserves no memory for them.
+    pub(super) fn with_expected(entries: usize) -> Self {
+        let lists = (entries / LIST_LEN).next_power_of_two();
+        Self {
+            lists: vec![Vec::new(); lists],
+            hasher: RandomState::new(),
+        }
+    }
+
+    /// Returns the memory that `entries` more entries take, in bytes.
+    pub(super) fn bytes_of(entries: usize) -> usize {
+        entries.saturating_mul(size_of::<Fingerprint>())
+    }
+
+    /// Returns the memory in use, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let lists = self.lists.iter().map(|list| Self::bytes_of(list.capacity()));
+        self.lists.len() * size_of::<Vec<Fingerprint>>() + lists.sum::<usize>()
+    }
+
+    /// Compares `entry`, which is at `path`, with everything that was announced.
+    pub(super) fn compare(&self, path: &str, entry: &Entry<'_>) -> Comparison {
+        let Some(fingerprint) = self.fingerprint(path, entry) else {
+            return Comparison::Same;
+        };
+        let list = &self.lists[self.list(&fingerprint)];
+        match find(list, &fingerprint) {
+            Err(_) => Comparison::New,
+            Ok(at)
+                if list[at].content == fingerprint.content && fingerprint.content != DIFFERENT_CONTENTS =>
+            {
+                Comparison::Same
+            }
+            Ok(_) => Comparison::MayDiffer,
+        }
+    }
+
+    /// Adds the entries that are being announced. `each` calls the function that it is given for every one of them, and
+    /// is called twice.
+    pub(super) fn add(&mut self, each: impl Fn(&mut dyn FnMut(&str, &Entry<'_>))) {
+        // Counts the new entries first, so that the lists grow by no more than those.
+        let mut new = vec![0; self.lists.len()];
+        each(&mut |path, entry| {
+            if let Some(fingerprint) = self.fingerprint(path, entry) {
+                let list = self.list(&fingerprint);
+                match find(&self.lists[list], &fingerprint) {
+                    Ok(at) => self.lists[list][at].merge(&fingerprint),
+                    Err(_) => new[list] += 1,
+                }
+            }
+        });
+        if new.iter().all(|new| *new == 0) {
+            return;
+        }
+        let known: Vec<usize> = self.lists.iter().map(Vec::len).collect();
+        for (list, new) in self.lists.iter_mut().zip(new) {
+            list.reserve_exact(new);
+        }
+        each(&mut |path, entry| {
+            if let Some(fingerprint) = self.fingerprint(path, entry) {
+                let list = self.list(&fingerprint);
+                if find(&self.lists[list][..known[list]], &fingerprint).is_err() {
+                    self.lists[list].push(fingerprint);
+                }
+            }
+        });
+        for list in &mut self.lists {
+            list.sort_unstable_by_key(|fingerprint| fingerprint.identity);
+            list.dedup_by(|again, first| {
+                let is_same = again.identity == first.identity;
+                if is_same {
+                    first.merge(again);
+                }
+                is_same
+            });
+        }
+    }
+
+    /// Returns the index of the list for a fingerprint.
+    fn list(&self, fingerprint: &Fingerprint) -> usize {
+        let bits = self.lists.len().ilog2();
+        usize::try_from(u64::from(fingerprint.identity[0]) << bits >> u32::BITS).unwrap_or_default()
+    }
+
+    /// Hashes what BuildKit compares of an entry, and what it does not. Returns `None` for symbolic links, of which it
+    /// compares everything.
+    ///
+    /// Of a file it compares size and time, and also mode, owner and link name. It compares neither the content nor
+    /// extended attributes. Of a folder it compares everything but attributes and time; but a folder that was changed
+    /// keeps its old checksum (fsutil `DiskWriter.HandleChange` reports it to nothing), so nothing of a folder may
+    /// change.
+    fn fingerprint(&self, path: &str, entry: &Entry<'_>) -> Option<Fingerprint> {
+        let mut identity = self.hasher.build_hasher();
+        identity.write(path.as_bytes());
+        let content = match entry.kind {
+            Kind::Symlink { .. } => return None,
+            Kind::Directory => {
+                identity.write(b"\0folder");
+                hash_with_attributes(&entry.mode.to_le_bytes(), entry)
+            }
+            Kind::File { size, .. } => {
+                let seconds = entry.mtime_ns.div_euclid(1_000_000_000);
+                identity.write(b"\0file");
+                identity.write_u64(size);
+                identity.write_i64(seconds.clamp(*SECONDS.start(), *SECONDS.end()));
+                match entry.xattrs.is_empty() {
+                    true => entry.content,
+                    false => hash_with_attributes(&entry.content.0, entry),
+                }
+            }
+        };
+        let identity = identity.finish();
+        let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or_default();
+        let identity = [half(identity >> u32::BITS), half(identity)];
+        Some(Fingerprint { identity, content })
+    }
+}
+
+impl Fingerprint {
+    /// Combines two fingerprints with the same identity.
+    fn merge(&mut self, other: &Self) {
+        if self.content != other.content {
+            self.content = DIFFERENT_CONTENTS;
+        }
+    }
+}
+
+fn find(list: &[Fingerprint], fingerprint: &Fingerprint) -> Result<usize, usize> {
+    list.binary_search_by_key(&fingerprint.identity, |known| known.identity)
+}
+
+/// Returns a hash of `first` and the extended attributes of `entry`.
+fn hash_with_attributes(first: &[u8], entry: &Entry<'_>) -> ContentHash {
+    let mut hasher = ContentHasher::default();
+    hasher.update(first);
+    for (name, value) in entry.xattrs.iter() {
+        for part in [name.as_bytes(), value] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::Attributes;
+
+    const EPOCH: i64 = 0;
+
+    type Placed = (&'static str, Entry<'static>);
+
+    fn file(content: u8) -> Placed {
+        let entry = Entry {
+            kind: Kind::File { offset: 0, size: 3 },
+            mode: 0o644,
+            mtime_ns: 5_000_000_000,
+            xattrs: Attributes::NONE,
+            content: ContentHash([content; 12]),
+        };
+        ("a/b", entry)
+    }
+
+    fn folder(mode: u32, mtime_ns: i64) -> Placed {
+        let (path, entry) = file(0);
+        let kind = Kind::Directory;
+        (
+            path,
+            Entry {
+                kind,
+                mode,
+                mtime_ns,
+                ..entry
+            },
+        )
+    }
+
+    /// Compares an entry with others that were announced before, one after the other.
+    fn compare_after(announced: &[Placed], (path, entry): Placed) -> Comparison {
+        let mut announcements = Announcements::with_expected(0);
+        for (path, entry) in announced {
+            announcements.add(|visit| visit(path, entry));
+        }
+        announcements.compare(path, &entry)
+    }
+
+    #[test]
+    fn a_file_may_differ_only_from_one_that_buildkit_takes_for_the_same() {
+        let with = |change: fn(&mut Entry<'static>)| {
+            let (path, mut entry) = file(2);
+            change(&mut entry);
+            (path, entry)
+        };
+        for (next, expected) in [
+            (file(1), Comparison::Same),
+            (file(2), Comparison::MayDiffer),
+            (("a/c", file(2).1), Comparison::New),
+            (
+                with(|entry| entry.kind = Kind::File { offset: 0, size: 4 }),
+                Comparison::New,
+            ),
+            (with(|entry| entry.mtime_ns = 6_000_000_000), Comparison::New),
+            (with(|entry| entry.mode = 0o755), Comparison::MayDiffer),
+            (
+                with(|entry| entry.kind = Kind::Symlink { target: "abc" }),
+                Comparison::Same,
+            ),
+            (with(|entry| entry.kind = Kind::Directory), Comparison::New),
+        ] {
+            assert_eq!(compare_after(&[file(1)], next), expected, "{next:?}");
+        }
+    }
+
+    #[test]
+    fn times_that_a_file_system_could_store_as_one_count_as_one() {
+        let at = |mtime_ns: i64, content| {
+            let (path, entry) = file(content);
+            (path, Entry { mtime_ns, ..entry })
+        };
+        for (first, second) in [
+            (5_000_000_000, 5_999_999_999),
+            (-1, 0),
+            (i64::MIN, -5_000_000_000),
+            (i64::from(i32::MAX) * 1_000_000_000, i64::MAX),
+        ] {
+            assert_eq!(
+                compare_after(&[at(first, 1)], at(second, 2)),
+                Comparison::MayDiffer,
+                "{first} {second}"
+            );
+        }
+    }
+
+    #[test]
+    fn extended_attributes_count_as_content_because_buildkit_does_not_compare_them() {
+        let attributes: [&[(&str, &[u8])]; 4] =
+            [&[("user.a", b"1")], &[], &[("user.a", b"2")], &[("user.a1", b"")]];
+        let packed = attributes.map(|pairs| Attributes::pack(pairs.iter().copied()));
+        fn with(packed: &[u8]) -> Entry<'_> {
+            Entry {
+                xattrs: Attributes::packed(packed),
+                ..file(1).1
+            }
+        }
+        let mut announcements = Announcements::with_expected(0);
+        announcements.add(|visit| visit("a/b", &with(&packed[0])));
+        assert_eq!(announcements.compare("a/b", &with(&packed[0])), Comparison::Same);
+        for other in &packed[1..] {
+            assert_eq!(announcements.compare("a/b", &with(other)), Comparison::MayDiffer);
+        }
+    }
+
+    #[test]
+    fn entries_are_recognised_in_any_order_and_take_no_more_memory_than_needed() {
+        let path = |at: u32| format!("folder/{at}");
+        let content = |at: u32| Entry {
+            content: ContentHash::of(&at.to_le_bytes()),
+            ..file(0).1
+        };
+        for expected in [0, 5000] {
+            let mut announcements = Announcements::with_expected(expected);
+            for range in [0..5000, 4000..6000, 0..6000] {
+                announcements.add(|visit| range.clone().for_each(|at| visit(&path(at), &content(at))));
+            }
+            assert!((0..6000).all(|at| announcements.compare(&path(at), &content(at)) == Comparison::Same));
+            assert!(
+                (0..6000)
+                    .all(|at| announcements.compare(&path(at), &content(at + 1)) == Comparison::MayDiffer)
+            );
+            assert_eq!(
+                announcements.compare(&path(6000), &content(6000)),
+                Comparison::New
+            );
+            assert!(
+                announcements.bytes() <= Announcements::bytes_of(6000) + 200,
+                "{}",
+                announcements.bytes()
+            );
+        }
+    }
+
+    #[test]
+    fn an_entry_that_differed_once_may_always_differ() {
+        assert_eq!(compare_after(&[file(1), file(2)], file(2)), Comparison::MayDiffer);
+        assert_eq!(compare_after(&[file(1), file(2)], file(1)), Comparison::MayDiffer);
+    }
+
+    #[test]
+    fn only_the_time_of_a_folder_may_change() {
+        assert_eq!(
+            compare_after(&[folder(0o755, EPOCH)], folder(0o755, 9)),
+            Comparison::Same
+        );
+        assert_eq!(
+            compare_after(&[folder(0o755, EPOCH)], folder(0o700, EPOCH)),
+            Comparison::MayDiffer
+        );
+    }
+
+    #[test]
+    fn an_entry_that_is_announced_with_two_contents_at_once_may_always_differ() {
+        let mut announcements = Announcements::with_expected(0);
+        announcements.add(|visit| {
+            [1, 2]
+                .map(file)
+                .iter()
+                .for_each(|(path, entry)| visit(path, entry))
+        });
+        for content in [1, 2, 3] {
+            let (path, entry) = file(content);
+            assert_eq!(announcements.compare(path, &entry), Comparison::MayDiffer);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The use of a key by one build.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::announcements::{Announcements, Comparison};
+use super::entry_set::EntrySet;
+use super::pool::{KeyRecord, Reservation, SharedKeys};
+use crate::context::{SourceContext, View};
+
+/// A shared key, leased to one build.
+pub struct KeyLease {
+    keys: SharedKeys,
+    pub(super) key: String,
+    /// The files that the daemon has to request in any case.
+    forced: EntrySet,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// The record to return to the pool; `None` for a key that must not be used again.
+    record: Option<(KeyRecord, Reservation)>,
+    /// Transfers that have begun and not ended.
+    open_transfers: usize,
+    /// Whether a transfer was broken off.
+    is_broken: bool,
+}
+
+/// One transfer of files. If it is dropped before [`complete`](Self::complete), the transfer was broken off.
+pub(in crate::buildkit) struct TransferGuard {
+    lease: Arc<KeyLease>,
+    is_complete: bool,
+    files: u64,
+    bytes: u64,
+}
+
+impl SharedKeys {
+    /// Leases a key for a build of `context` that only builds of the same `image` have used before.
+    ///
+    /// If there is no memory for what will be announced under it, the key is for [single use](Self::lease_single_use).
+    pub fn lease(&self, image: &str, context: &SourceContext) -> KeyLease {
+        let known = self.take(image).and_then(|(mut record, reservation)| {
+            let reuse = compare(&mut record, context)?;
+            let reservation = reservation.grow(Announcements::bytes_of(reuse.new_entries))?;
+            Some((record, reservation, reuse.forced))
+        });
+        if let Some((record, reservation, forced)) = known {
+            return KeyLease::new(self.clone(), Some((record, reservation)), forced);
+        }
+        let record = KeyRecord::new(image, context.index().len());
+        let bytes = record.announcements.bytes() + Announcements::bytes_of(context.index().len());
+        let reservation = Reservation::new(self, bytes);
+        KeyLease::new(
+            self.clone(),
+            reservation.map(|reservation| (record, reservation)),
+            EntrySet::default(),
+        )
+    }
+
+    /// Leases a key that no build has used and none will use again. What is announced under it is not remembered.
+    pub fn lease_single_use(&self) -> KeyLease {
+        KeyLease::new(self.clone(), None, EntrySet::default())
+    }
+}
+
+/// How a context compares with what was announced under a key.
+struct Reuse {
+    /// Files that the daemon has to request in any case.
+    forced: EntrySet,
+    /// The number of entries that were never announced.
+    new_entries: usize,
+}
+
+/// Compares `context` with what was announced under the key of `record`. Returns `None` if a new key is better.
+///
+/// That is so if a folder has changed, and if the forced files of all builds so far amount to half of the context. A
+/// file that was forced once is forced in all later builds under the key; a new key costs the other half once, and
+/// nothing after that.
+fn compare(record: &mut KeyRecord, context: &SourceContext) -> Option<Reuse> {
+    let mut reuse = Reuse {
+        forced: EntrySet::default(),
+        new_entries: 0,
+    };
+    let index = context.index();
+    let mut total = 0u64;
+    let mut walk = index.walk();
+    while let Some((at, path)) = walk.step() {
+        let entry = index.entry(at);
+        total += entry.size();
+        match record.announcements.compare(path, &entry) {
+            Comparison::Same => {}
+            Comparison::New => reuse.new_entries += 1,
+            Comparison::MayDiffer if entry.is_directory() => return None,
+            Comparison::MayDiffer => {
+                reuse.forced.insert(at, index.len());
+                record.forced_bytes += entry.size();
+            }
+        }
+    }
+    (record.forced_bytes <= total / 2).then_some(reuse)
+}
+
+impl KeyRecord {
+    fn new(image: &str, entries: usize) -> Self {
+        Self {
+            image: image.to_owned(),
+            key: random_key(),
+            announcements: Announcements::with_expected(entries),
+            forced_bytes: 0,
+        }
+    }
+}
+
+impl KeyLease {
+    fn new(keys: SharedKeys, record: Option<(KeyRecord, Reservation)>, forced: EntrySet) -> Self {
+        let key = record.as_ref().map(|(record, _)| record.key.clone());
+        Self {
+            keys,
+            key: key.unwrap_or_else(random_key),
+            forced,
+            state: Mutex::new(State {
+                record,
+                open_transfers: 0,
+                is_broken: false,
+            }),
+        }
+    }
+
+    /// Returns the key for the next session of the build, a new one if a transfer of an earlier session was broken off.
+    pub(in crate::buildkit) fn key(&self) -> String {
+        let state = self.lock();
+        match state.is_broken || state.open_transfers > 0 || state.record.is_none() {
+            // A single-use key may change too: it is random in any case.
+            true => random_key(),
+            false => self.key.clone(),
+        }
+    }
+
+    /// Returns whether the daemon has to request the entry with this number, whatever it has.
+    pub(in crate::buildkit) fn is_forced(&self, entry: u32) -> bool {
+        self.forced.contains(entry)
+    }
+
+    /// Begins a transfer that announces `view` of `context`, and remembers what it announces.
+    pub(in crate::buildkit) fn begin(
+        self: &Arc<Self>,
+        context: &SourceContext,
+        view: &View,
+    ) -> TransferGuard {
+        let mut state = self.lock();
+        state.open_transfers += 1;
+        if let Some((record, _)) = &mut state.record {
+            let index = context.index();
+            record.announcements.add(|visit| {
+                let mut path = String::new();
+                for at in view.entries() {
+                    index.read_path(*at, &mut path);
+                    visit(&path, &index.entry(*at));
+                }
+            });
+        }
+        TransferGuard {
+            lease: self.clone(),
+            is_complete: false,
+            files: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Makes the key available to the next build. To be called only after a build that the daemon has ended itself,
+    /// with success or failure: a lease that is dropped without this call discards its key.
+    pub(in crate::buildkit) fn release(&self) {
+        let mut state = self.lock();
+        let record = state
+            .record
+            .take()
+            .filter(|_| !state.is_broken && state.open_transfers == 0);
+        if let Some((record, reservation)) = record {
+            self.keys.put_back(record, reservation);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for KeyLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyLease")
+            .field("key", &self.key)
+            .field("forced", &self.forced.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl TransferGuard {
+    /// Counts file content that is sent.
+    pub(in crate::buildkit) fn count_sent(&mut self, files: u64, bytes: u64) {
+        self.bytes += bytes;
+        self.files += files;
+        self.lease.keys.sent_bytes.inc_by(bytes);
+    }
+
+    /// Notes that the daemon has everything that it requested.
+    pub(in crate::buildkit) fn complete(&mut self) {
+        if !std::mem::replace(&mut self.is_complete, true) {
+            self.lease.lock().open_transfers -= 1;
+        }
+        tracing::debug!(files = self.files, bytes = self.bytes, "files sent");
+    }
+}
+
+impl Drop for TransferGuard {
+    fn drop(&mut self) {
+        if !self.is_complete {
+            let mut state = self.lease.lock();
+            state.open_transfers -= 1;
+            state.is_broken = true;
+        }
+    }
+}
+
+fn random_key() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}

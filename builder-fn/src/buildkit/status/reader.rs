@@ -1,0 +1,412 @@
+//! Status responses to events, each once.
+
+use std::collections::HashMap;
+use std::time::{Duration, SystemTime};
+
+use bollard_buildkit_proto::google::protobuf::Timestamp;
+use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexStatus};
+
+use super::{Event, without_rpc_prefix};
+
+/// Steps, and parts of steps with progress, that are remembered of one build. Events of further ones may be repeated.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// Failed steps that are remembered. One failure cancels the other steps, so there are never many.
+const FAILED_MAX: usize = 32;
+
+/// The time between two reports of the same progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Turns the status responses of one build into events, and remembers its steps.
+#[derive(Debug, Default)]
+pub(in crate::buildkit) struct EventReader {
+    steps: HashMap<String, StepState>,
+    progress: HashMap<String, ProgressState>,
+    failed: Vec<FailedStep>,
+}
+
+/// The last event of a step.
+#[derive(Clone, Copy, Debug)]
+struct StepState {
+    started: Option<SystemTime>,
+    completed: Option<SystemTime>,
+    /// Whether the step has ever ended.
+    has_ended: bool,
+}
+
+/// The last event of a part of a step.
+#[derive(Clone, Copy, Debug)]
+struct ProgressState {
+    at: SystemTime,
+    current: i64,
+    done: bool,
+    /// Whether the part has ever been complete.
+    was_done: bool,
+}
+
+#[derive(Debug)]
+struct FailedStep {
+    name: String,
+    error: String,
+}
+
+impl EventReader {
+    /// Returns the events in `response`: steps, then progress, then output, then warnings.
+    pub(in crate::buildkit) fn read(&mut self, response: StatusResponse) -> Vec<Event> {
+        let mut events = Vec::new();
+        events.extend(
+            response
+                .vertexes
+                .into_iter()
+                .filter_map(|vertex| self.step(vertex)),
+        );
+        events.extend(
+            response
+                .statuses
+                .into_iter()
+                .filter_map(|status| self.progress(status)),
+        );
+        events.extend(response.logs.into_iter().map(|log| Event::Output {
+            step: log.vertex,
+            stream: log.stream,
+            at: time_or_epoch(log.timestamp.as_ref()),
+            text: log.msg,
+        }));
+        events.extend(response.warnings.into_iter().map(|warning| Event::Warning {
+            text: String::from_utf8_lossy(&warning.short).into_owned(),
+        }));
+        events
+    }
+
+    /// Returns the name of the failed step whose error is part of `message`.
+    ///
+    /// Steps that were cancelled because of the failure have other errors.
+    pub(in crate::buildkit) fn failed_step(&self, message: &str) -> Option<&str> {
+        let step = self
+            .failed
+            .iter()
+            .find(|step| message.contains(step.error.as_str()))?;
+        Some(&step.name)
+    }
+
+    /// Forgets the failed steps, before the same build is attempted again.
+    pub(in crate::buildkit) fn forget_failures(&mut self) {
+        self.failed.clear();
+    }
+
+    /// Returns the event of a step that has begun or ended, unless it was returned before.
+    fn step(&mut self, vertex: Vertex) -> Option<Event> {
+        self.note_failure(&vertex);
+        let started = vertex.started.as_ref().map(time);
+        let completed = vertex.completed.as_ref().map(time);
+        if started.is_none() && completed.is_none() {
+            return None;
+        }
+        let before = self.steps.get(&vertex.digest).copied();
+        if before.is_some_and(|before| (before.started, before.completed) == (started, completed)) {
+            return None;
+        }
+        let is_rerun = before.is_some_and(|before| before.has_ended);
+        let state = StepState {
+            started,
+            completed,
+            has_ended: is_rerun || completed.is_some(),
+        };
+        remember(&mut self.steps, &vertex.digest, state);
+        let Vertex {
+            digest,
+            name,
+            cached,
+            error,
+            ..
+        } = vertex;
+        match (started, completed) {
+            (started, Some(ended)) => Some(Event::StepEnded {
+                digest,
+                name,
+                started,
+                ended,
+                cached,
+                error: without_rpc_prefix(&error).to_owned(),
+                is_rerun,
+            }),
+            (Some(at), None) => Some(Event::StepStarted {
+                digest,
+                name,
+                at,
+                is_rerun,
+            }),
+            (None, None) => None,
+        }
+    }
+
+    fn note_failure(&mut self, vertex: &Vertex) {
+        if !vertex.error.is_empty() && self.failed.len() < FAILED_MAX {
+            self.failed.push(FailedStep {
+                name: vertex.name.clone(),
+                error: vertex.error.clone(),
+            });
+        }
+    }
+
+    /// Returns the event of a part that began, completed, began again, or moved after [`PROGRESS_INTERVAL`].
+    fn progress(&mut self, status: VertexStatus) -> Option<Event> {
+        let at = time_or_epoch(status.timestamp.as_ref());
+        let (current, done) = (status.current, status.completed.is_some());
+        let before = self.progress.get(&status.id).copied();
+        if let Some(before) = before {
+            let is_soon = at
+                .duration_since(before.at)
+                .is_ok_and(|since| since < PROGRESS_INTERVAL);
+            let is_repeated = match (before.done, done) {
+                (false, false) => is_soon || before.current == current,
+                (true, true) => true,
+                _ => false,
+            };
+            if is_repeated {
+                return None;
+            }
+        }
+        let is_rerun = before.is_some_and(|before| before.was_done);
+        let state = ProgressState {
+            at,
+            current,
+            done,
+            was_done: is_rerun || done,
+        };
+        remember(&mut self.progress, &status.id, state);
+        Some(Event::Progress {
+            id: status.id,
+            current,
+            at,
+            done,
+            is_rerun,
+        })
+    }
+}
+
+/// Stores `state` under `key`, unless that is new and `states` is full.
+fn remember<T>(states: &mut HashMap<String, T>, key: &str, state: T) {
+    if let Some(known) = states.get_mut(key) {
+        *known = state;
+    } else if states.len() < REMEMBERED_MAX {
+        states.insert(key.to_owned(), state);
+    }
+}
+
+fn time_or_epoch(timestamp: Option<&Timestamp>) -> SystemTime {
+    timestamp.map_or(SystemTime::UNIX_EPOCH, time)
+}
+
+/// Converts a timestamp; what lies before 1970, as no time of a build does, becomes the epoch.
+fn time(timestamp: &Timestamp) -> SystemTime {
+    let seconds = u64::try_from(timestamp.seconds).unwrap_or_default();
+    let nanos = u32::try_from(timestamp.nanos).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos.min(999_999_999))
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard_buildkit_proto::moby::buildkit::v1::{VertexLog, VertexWarning};
+
+    use super::*;
+
+    const NONE: [Event; 0] = [];
+
+    fn timestamp(milliseconds: i64) -> Timestamp {
+        Timestamp {
+            seconds: milliseconds / 1000,
+            nanos: i32::try_from(milliseconds % 1000).expect("small") * 1_000_000,
+        }
+    }
+
+    fn at(milliseconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
+    }
+
+    fn vertex(started: Option<i64>, completed: Option<i64>) -> StatusResponse {
+        let vertex = Vertex {
+            digest: "sha256:1".into(),
+            name: "[1/1] RUN".into(),
+            started: started.map(timestamp),
+            completed: completed.map(timestamp),
+            ..Vertex::default()
+        };
+        StatusResponse {
+            vertexes: vec![vertex],
+            ..StatusResponse::default()
+        }
+    }
+
+    fn started(milliseconds: u64, is_rerun: bool) -> Event {
+        Event::StepStarted {
+            digest: "sha256:1".into(),
+            name: "[1/1] RUN".into(),
+            at: at(milliseconds),
+            is_rerun,
+        }
+    }
+
+    fn ended(start: u64, end: u64, is_rerun: bool) -> Event {
+        Event::StepEnded {
+            digest: "sha256:1".into(),
+            name: "[1/1] RUN".into(),
+            started: Some(at(start)),
+            ended: at(end),
+            cached: false,
+            error: String::new(),
+            is_rerun,
+        }
+    }
+
+    fn status(milliseconds: i64, current: i64, done: bool) -> StatusResponse {
+        let status = VertexStatus {
+            id: "exporting layers".into(),
+            current,
+            timestamp: Some(timestamp(milliseconds)),
+            completed: done.then(|| timestamp(milliseconds)),
+            ..VertexStatus::default()
+        };
+        StatusResponse {
+            statuses: vec![status],
+            ..StatusResponse::default()
+        }
+    }
+
+    #[test]
+    fn one_response_becomes_steps_then_progress_then_output_then_warnings() {
+        let response = StatusResponse {
+            logs: vec![VertexLog {
+                vertex: "sha256:1".into(),
+                stream: 2,
+                msg: b"hi\n".into(),
+                timestamp: Some(timestamp(3)),
+            }],
+            warnings: vec![VertexWarning {
+                short: b"lower case".into(),
+                ..VertexWarning::default()
+            }],
+            statuses: status(2, 7, false).statuses,
+            ..vertex(Some(1), None)
+        };
+
+        assert_eq!(
+            EventReader::default().read(response),
+            [
+                started(1, false),
+                Event::Progress {
+                    id: "exporting layers".into(),
+                    current: 7,
+                    at: at(2),
+                    done: false,
+                    is_rerun: false,
+                },
+                Event::Output {
+                    step: "sha256:1".into(),
+                    stream: 2,
+                    at: at(3),
+                    text: b"hi\n".into()
+                },
+                Event::Warning {
+                    text: "lower case".into()
+                },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_step_that_is_sent_again_unchanged_is_reported_once() {
+        let mut reader = EventReader::default();
+
+        assert_eq!(reader.read(vertex(None, None)), NONE, "it merely waits");
+        assert_eq!(reader.read(vertex(Some(0), None)), [started(0, false)]);
+        assert_eq!(reader.read(vertex(Some(0), None)), NONE);
+        assert_eq!(reader.read(vertex(Some(0), Some(10))), [ended(0, 10, false)]);
+        assert_eq!(reader.read(vertex(Some(0), Some(10))), NONE);
+    }
+
+    #[test]
+    fn a_step_that_runs_again_is_reported_as_a_rerun() {
+        let mut reader = EventReader::default();
+        reader.read(vertex(Some(0), Some(10)));
+
+        assert_eq!(reader.read(vertex(Some(20), None)), [started(20, true)]);
+        assert_eq!(reader.read(vertex(Some(20), Some(30))), [ended(20, 30, true)]);
+    }
+
+    #[test]
+    fn progress_is_reported_at_its_beginning_each_second_and_at_its_end() {
+        let mut reader = EventReader::default();
+        let responses = (0..=30).map(|tenth| status(tenth * 100, tenth, tenth == 30));
+        let events = responses.flat_map(|response| reader.read(response));
+        let reported: Vec<_> = events
+            .map(|event| match event {
+                Event::Progress { current, done, .. } => (current, done),
+                other => panic!("not progress: {other:?}"),
+            })
+            .collect();
+
+        assert_eq!(reported, [(0, false), (10, false), (20, false), (30, true)]);
+        assert_eq!(
+            reader.read(status(3000, 30, true)),
+            NONE,
+            "the end is reported once"
+        );
+        assert!(
+            matches!(
+                reader.read(status(3000, 0, false))[..],
+                [Event::Progress { is_rerun: true, .. }]
+            ),
+            "it begins again"
+        );
+        assert_eq!(reader.read(status(9000, 0, false)), NONE, "it has not moved");
+        assert_eq!(reader.read(status(9001, 0, true)).len(), 1);
+    }
+
+    #[test]
+    fn steps_beyond_the_limit_are_still_reported() {
+        let mut reader = EventReader::default();
+        let numbered = |number: usize| {
+            let mut response = vertex(Some(0), Some(1));
+            response.vertexes[0].digest = number.to_string();
+            response
+        };
+        for number in 0..=REMEMBERED_MAX {
+            assert_eq!(reader.read(numbered(number)).len(), 1);
+        }
+
+        assert_eq!(reader.read(numbered(0)).len(), 0);
+        assert_eq!(reader.read(numbered(REMEMBERED_MAX)).len(), 1, "not remembered");
+        assert_eq!(reader.steps.len(), REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn an_error_of_a_step_has_no_grpc_prefix_and_is_found_in_the_solves_message() {
+        let mut reader = EventReader::default();
+        let mut response = vertex(Some(0), Some(1));
+        response.vertexes[0].error = "rpc error: code = Unknown desc = no such file".into();
+
+        let events = reader.read(response);
+
+        assert!(matches!(&events[..], [Event::StepEnded { error, .. }] if error == "no such file"));
+        let message = "failed to solve: rpc error: code = Unknown desc = no such file";
+        assert_eq!(reader.failed_step(message), Some("[1/1] RUN"));
+        assert_eq!(reader.failed_step("another failure"), None);
+        reader.forget_failures();
+        assert_eq!(reader.failed_step(message), None);
+    }
+
+    #[test]
+    fn impossible_times_are_clamped() {
+        let negative = Timestamp {
+            seconds: -1,
+            nanos: -1,
+        };
+        assert_eq!(time(&negative), SystemTime::UNIX_EPOCH);
+        let too_many_nanos = Timestamp {
+            seconds: 0,
+            nanos: i32::MAX,
+        };
+        assert!(time(&too_many_nanos) < SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+    }
+}
