@@ -2,7 +2,7 @@
 //!
 //! [`follow`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into [`Event`]s. BuildKit
 //! repeats itself: it sends a step again whenever anything about it changes, reports steps that merely wait, and sends
-//! progress many times a second. The reader is the one place that remembers what was sent before, so those who read
+//! progress many times a second. The reader is the one place that remembers earlier responses, so the consumers of
 //! events keep no memory of steps.
 
 mod reader;

@@ -26,6 +26,7 @@ pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool)
         _ => parser.parse("buildkit_url", unset(), |text| text.parse::<Address>()),
     };
     let name = parser.text("buildkit_server_name");
+    // Returns the name of a secret, and whether the variable sets it.
     let mut secret = |variable: &str, default: &str| {
         let given = parser.text(variable);
         let is_given = given.is_some();

@@ -19,7 +19,7 @@ use tonic::Status;
 
 use crate::{daemon, shared_keys};
 
-/// Credentials for `registry:5000` and for no other registry.
+/// A store with credentials for `registry:5000` only.
 #[derive(Debug)]
 pub(crate) struct OneRegistry;
 

@@ -79,7 +79,7 @@ impl Transfer {
         tracing::debug!(
             folder = folder.name,
             entries = entries.len(),
-            "BuildKit asked for files"
+            "BuildKit requested files"
         );
         Ok(Self {
             guard: Arc::new(Mutex::new(sync.lease.begin(&sync.context, &entries))),

@@ -7,7 +7,7 @@ use function_host::prometheus::IntCounter;
 
 use super::announcements::Announcements;
 
-/// Bytes of memory for what is remembered, of running and of earlier builds: 300,000 files, of one context or of many.
+/// The most memory for announcements of running and earlier builds, in bytes: 300,000 files of one or many contexts.
 pub(super) const MEMORY_MAX: usize = 6 << 20;
 
 /// The most idle keys, however little is remembered of each.
@@ -29,7 +29,7 @@ pub(super) struct Pool {
     pub(super) reserved: usize,
 }
 
-/// A key and what was announced under it.
+/// A key, and the entries that were announced under it.
 pub(super) struct KeyRecord {
     /// The image whose builds may use the key.
     pub(super) image: String,

@@ -93,7 +93,7 @@ impl SecretFolder {
         std::fs::rename(&next, self.folder.path().join(name)).expect("rename");
     }
 
-    fn secrets(&self) -> TlsSecrets {
+    fn tls_secrets(&self) -> TlsSecrets {
         TlsSecrets {
             secrets: Secrets::new(self.folder.path()),
             authority: "ca".into(),
@@ -104,7 +104,7 @@ impl SecretFolder {
 
     /// Returns the error of secrets that are not usable.
     fn error(&self) -> String {
-        self.secrets().check().expect_err("an error").to_string()
+        self.tls_secrets().check().expect_err("an error").to_string()
     }
 }
 
@@ -146,7 +146,7 @@ fn daemon(identity: &Identity, authority: Option<&Authority>) -> TlsAcceptor {
 
 /// Connects to `daemon`, which greets a client that it trusts.
 async fn connect(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), String> {
-    let config = folder.secrets().config().map_err(|error| error.to_string())?;
+    let config = folder.tls_secrets().config().map_err(|error| error.to_string())?;
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     tokio::spawn(async move {
         if let Ok(mut stream) = daemon.accept(theirs).await {
@@ -169,20 +169,20 @@ async fn connect(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), Strin
 #[tokio::test]
 async fn both_sides_authenticate_and_a_rotated_secret_is_used_at_once() {
     let (first, second) = (Authority::new("first"), Authority::new("second"));
-    let secret = SecretFolder::new(&first.pem(), Some(&first.issue("builder", Validity::Now)));
+    let secrets = SecretFolder::new(&first.pem(), Some(&first.issue("builder", Validity::Now)));
     let ours = || daemon(&first.issue("buildkit", Validity::Now), Some(&first));
     let theirs = || daemon(&second.issue("buildkit", Validity::Now), Some(&second));
 
-    connect(ours(), &secret).await.expect("trust");
-    connect(theirs(), &secret).await.expect_err("another authority");
+    connect(ours(), &secrets).await.expect("trust");
+    connect(theirs(), &secrets).await.expect_err("another authority");
 
     // Both authorities at once, as during a rotation of authorities.
-    secret.write("ca", &format!("{}{}", first.pem(), second.pem()));
+    secrets.write("ca", &format!("{}{}", first.pem(), second.pem()));
     let Identity { certificate, key } = second.issue("builder", Validity::Now);
-    secret.write("cert", &certificate);
-    secret.write("key", &key);
-    connect(theirs(), &secret).await.expect("trust");
-    connect(ours(), &secret)
+    secrets.write("cert", &certificate);
+    secrets.write("key", &key);
+    connect(theirs(), &secrets).await.expect("trust");
+    connect(ours(), &secrets)
         .await
         .expect_err("the daemon does not trust the new certificate");
 }
@@ -200,7 +200,7 @@ async fn a_daemon_that_asks_for_no_certificate_gets_none() {
 #[tokio::test]
 async fn the_error_names_the_fault_of_the_daemons_certificate() {
     let (authority, other) = (Authority::new("one"), Authority::new("other"));
-    let secret = SecretFolder::new(&authority.pem(), Some(&authority.issue("builder", Validity::Now)));
+    let secrets = SecretFolder::new(&authority.pem(), Some(&authority.issue("builder", Validity::Now)));
     let version_1 = Identity {
         certificate: VERSION_1.into(),
         ..authority.issue("buildkit", Validity::Now)
@@ -224,7 +224,7 @@ async fn the_error_names_the_fault_of_the_daemons_certificate() {
         ),
         (version_1, "the daemon's certificate is X.509 version 1"),
     ] {
-        let error = connect(daemon(&identity, Some(&authority)), &secret)
+        let error = connect(daemon(&identity, Some(&authority)), &secrets)
             .await
             .expect_err(reason);
         assert!(error.contains(reason), "{reason}: {error}");
@@ -245,8 +245,8 @@ async fn the_error_names_the_daemons_reason_to_reject_the_builder() {
             "does not trust the authority that this builder's certificate is signed by",
         ),
     ] {
-        let secret = SecretFolder::new(&authority.pem(), own.as_ref());
-        let error = connect(daemon(&identity, Some(&authority)), &secret)
+        let secrets = SecretFolder::new(&authority.pem(), own.as_ref());
+        let error = connect(daemon(&identity, Some(&authority)), &secrets)
             .await
             .expect_err(reason);
         assert!(error.contains(reason), "{reason}: {error}");
@@ -256,7 +256,7 @@ async fn the_error_names_the_daemons_reason_to_reject_the_builder() {
 #[tokio::test]
 async fn the_error_names_a_server_without_tls() {
     let authority = Authority::new("one");
-    let secret = SecretFolder::new(&authority.pem(), None);
+    let secrets = SecretFolder::new(&authority.pem(), None);
     let (ours, mut theirs) = tokio::io::duplex(64 << 10);
     theirs
         .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -264,7 +264,7 @@ async fn the_error_names_a_server_without_tls() {
         .expect("write");
     let name = ServerName::try_from("buildkit").expect("name");
 
-    let error = handshake(ours, name, secret.secrets().config().expect("secrets"))
+    let error = handshake(ours, name, secrets.tls_secrets().config().expect("secrets"))
         .await
         .err()
         .expect("no TLS");
@@ -329,8 +329,8 @@ fn unusable_secrets_are_reported_before_any_connection() {
 fn the_debug_output_contains_no_key() {
     let authority = Authority::new("one");
     let identity = authority.issue("builder", Validity::Now);
-    let secret = SecretFolder::new(&authority.pem(), Some(&identity));
-    let secrets = secret.secrets();
+    let folder = SecretFolder::new(&authority.pem(), Some(&identity));
+    let secrets = folder.tls_secrets();
     secrets.check().expect("valid secrets");
     let key = identity.key.lines().nth(1).expect("a line of the key");
     assert!(!format!("{secrets:?}").contains(key));
