@@ -53,7 +53,7 @@ pub use error::{BoxError, Error, ErrorChain};
 pub use gateway::Gateway;
 pub use handler::Handler;
 pub use response::ResponseBody;
-pub use run::{run, run_with};
+pub use run::{check_settings, run, run_with};
 pub use secret::{Secret, Secrets};
 pub use shutdown::{Shutdown, ShutdownTrigger};
 

@@ -14,7 +14,7 @@ use crate::boot::{App, Failure, SetupContext, SetupError};
 use crate::context::Platform;
 use crate::env::{Environment, Parser, Problem, ProcessEnvironment};
 use crate::error::ErrorChain;
-use crate::gateway::{self, Gateway};
+use crate::gateway::{self, Gateway, GatewayError};
 use crate::handler::Handler;
 use crate::life::{self, End, Signals, Told};
 use crate::log;
@@ -83,17 +83,16 @@ where
 {
     let strings: Arc<dyn Environment> = Arc::new(ProcessEnvironment);
     let mut parser = Parser::new(&*strings);
-    log::start(&log::Settings::read(&mut parser));
-    let settings = Settings::read(&mut parser);
-    let secrets = Secrets::from_env(&*strings);
-    let gateway = match gateway::read(&mut parser, &secrets) {
+    let host = HostSettings::read(&mut parser, &*strings);
+    log::start(&host.log);
+    let gateway = match host.gateway {
         Ok(gateway) => gateway,
         Err(error) => {
             failed("could not prepare for the gateway", &error);
             return ExitCode::FAILURE;
         }
     };
-    let traces = trace::Settings::read(&mut parser, &secrets);
+    let (settings, secrets, traces) = (host.server, host.secrets, host.traces);
     let flushing = traces.flushing();
     let problems = parser.into_problems();
     let start = Start {
@@ -113,6 +112,39 @@ where
         Err(error) => {
             failed("could not start a thread", &error);
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Checks the settings that [`run_with`] reads, without starting anything.
+///
+/// # Errors
+/// If a setting is wrong, or if the certificates for the gateway cannot be read.
+pub fn check_settings(environment: &dyn Environment) -> Result<(), SetupError> {
+    let mut parser = Parser::new(environment);
+    HostSettings::read(&mut parser, environment).gateway?;
+    Ok(parser.finish()?)
+}
+
+/// Everything that the host reads from the environment.
+struct HostSettings {
+    log: log::Settings,
+    server: Settings,
+    secrets: Secrets,
+    gateway: Result<Gateway, GatewayError>,
+    traces: trace::Settings,
+}
+
+impl HostSettings {
+    /// Reads the settings; `parser` collects what is wrong with them.
+    fn read(parser: &mut Parser<'_>, environment: &dyn Environment) -> Self {
+        let secrets = Secrets::from_env(environment);
+        Self {
+            log: log::Settings::read(parser),
+            server: Settings::read(parser),
+            gateway: gateway::read(parser, &secrets),
+            traces: trace::Settings::read(parser, &secrets),
+            secrets,
         }
     }
 }
