@@ -367,25 +367,3 @@ async fn curl_with_openssl_builds_directly_and_through_the_gateway() -> Result<(
     assert!(fixture.pushed("e2e/client-curl-gateway").await?);
     Ok(())
 }
-
-#[test]
-fn the_documentation_quotes_lines_of_the_tested_clients() -> Result<()> {
-    let documentation = std::fs::read_to_string(in_repository("docs/clients.md"))?;
-    let mut shown = 0;
-    for block in documentation.split("<!-- tests/clients/").skip(1) {
-        let (path, rest) = block
-            .split_once(" -->\n```")
-            .context("no code block after the file's name")?;
-        let code = rest.split("```").next().unwrap_or_default();
-        let client = std::fs::read_to_string(in_repository("tests/clients").join(path))?;
-        for line in code.lines().skip(1) {
-            assert!(
-                client.lines().any(|other| other.trim() == line.trim()),
-                "{path}: {line}"
-            );
-            shown += 1;
-        }
-    }
-    assert!(shown > 10, "{shown}");
-    Ok(())
-}

@@ -1,0 +1,72 @@
+//! The tables of metrics against the metrics in the code.
+//!
+//! The names are taken from the sources, because a registry does not show a metric with labels before its first value. What
+//! a registry does show must be among them.
+
+use std::collections::BTreeSet;
+
+use function_host::prometheus::Registry;
+use regex::Regex;
+
+use crate::markdown::names_in_table;
+use crate::{repository, settings};
+
+/// Returns the names of all metrics in the sources in `folder`: those in the constructors of metrics, and every text that
+/// begins like the name of a metric and is not a setting.
+fn in_sources(folder: &str) -> BTreeSet<String> {
+    let constructor =
+        Regex::new(r#"(?:Opts|Counter|Gauge|Histogram)::(?:new|with_opts)\([ \n]*"([a-z0-9_]+)""#).unwrap();
+    let prefixed = Regex::new(r#""((?:slipway|http)_[a-z0-9_]+)""#).unwrap();
+    let settings = settings::documented("host");
+    let mut names = BTreeSet::new();
+    for path in repository::files(folder, |name| name.ends_with(".rs") && name != "tests.rs") {
+        let source = repository::read(&path);
+        let (source, _) = source.split_once("#[cfg(test)]\nmod ").unwrap_or((&source, ""));
+        for pattern in [&constructor, &prefixed] {
+            names.extend(pattern.captures_iter(source).map(|found| found[1].to_owned()));
+        }
+    }
+    names.retain(|name| !settings.contains(name));
+    names
+}
+
+/// Fails unless the table `table` of docs/observability.md has exactly the metrics in `folder`, and these include all
+/// that `registry` shows.
+#[track_caller]
+fn assert_documented(table: &str, folder: &str, registry: &Registry) {
+    let text = repository::read("docs/observability.md");
+    let documented = names_in_table(&text, &format!("metrics: {table}"));
+    let in_sources = in_sources(folder);
+    for family in registry.gather() {
+        assert!(
+            in_sources.contains(family.name()),
+            "{} was not found in the sources",
+            family.name()
+        );
+    }
+    let missing: Vec<_> = in_sources.difference(&documented).collect();
+    let invented: Vec<_> = documented.difference(&in_sources).collect();
+    assert!(
+        missing.is_empty() && invented.is_empty(),
+        "docs/observability.md: not documented: {missing:?}; documented, but not in the code: {invented:?}"
+    );
+}
+
+#[test]
+fn the_metrics_of_every_function_are_documented_and_exist() {
+    assert_documented("host", "template/rust-hyper/host/src", &Registry::new());
+}
+
+#[test]
+fn the_metrics_of_the_builder_are_documented_and_exist() {
+    let registry = Registry::new();
+    let _metrics = builder_fn::metrics::Metrics::register(&registry).unwrap();
+    assert_documented("builder-fn", "builder-fn/src", &registry);
+}
+
+#[test]
+fn the_metrics_of_the_deployer_are_documented_and_exist() {
+    let registry = Registry::new();
+    let _metrics = deployer_fn::metrics::Metrics::new(&registry).unwrap();
+    assert_documented("deployer-fn", "deployer-fn/src", &registry);
+}

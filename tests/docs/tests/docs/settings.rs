@@ -1,0 +1,115 @@
+//! The tables of settings against the code that reads settings.
+//!
+//! The parsers get an environment that records which variables they ask for, so the two cannot drift apart: a setting that
+//! is read and not documented fails the test, and so does one that is documented and not read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use function_host::Secrets;
+use function_host::env::{Environment, Parser};
+
+use crate::markdown::names_in_table;
+use crate::repository;
+
+/// Variables that OpenTelemetry's SDK reads from the environment by itself (`opentelemetry_sdk`,
+/// `src/trace/span_processor.rs`).
+const READ_BY_THE_SDK: [&str; 3] = [
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+];
+
+/// An environment that records which variables are asked for.
+#[derive(Default)]
+struct Recorder {
+    values: BTreeMap<&'static str, String>,
+    asked: Mutex<BTreeSet<String>>,
+}
+
+impl Recorder {
+    fn with(values: &[(&'static str, &str)]) -> Self {
+        let values = values.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        Self {
+            values: values.collect(),
+            ..Self::default()
+        }
+    }
+
+    fn asked(self) -> BTreeSet<String> {
+        self.asked.into_inner().unwrap()
+    }
+}
+
+impl Environment for Recorder {
+    fn get(&self, name: &str) -> Option<String> {
+        self.asked.lock().unwrap().insert(name.to_owned());
+        self.values.get(name).cloned()
+    }
+}
+
+/// Returns the settings in the table `table` of docs/settings.md.
+pub(crate) fn documented(table: &str) -> BTreeSet<String> {
+    names_in_table(
+        &repository::read("docs/settings.md"),
+        &format!("settings: {table}"),
+    )
+}
+
+/// Fails with the names that are in one of the two sets only.
+#[track_caller]
+fn assert_same(documented: &BTreeSet<String>, read: &BTreeSet<String>) {
+    let missing: Vec<_> = read.difference(documented).collect();
+    let invented: Vec<_> = documented.difference(read).collect();
+    assert!(
+        missing.is_empty() && invented.is_empty(),
+        "docs/settings.md: not documented: {missing:?}; documented, but not read: {invented:?}"
+    );
+}
+
+/// Returns the variables that every function of the template reads.
+fn read_by_the_host() -> BTreeSet<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let environment = Recorder::with(&[
+        ("secret_mount_path", folder.path().to_str().unwrap()),
+        // The settings of traces are read only if there is a collector.
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"),
+    ]);
+    function_host::check_settings(&environment).unwrap();
+    environment.asked()
+}
+
+#[test]
+fn the_settings_of_every_function_are_documented_and_read() {
+    let mut read = read_by_the_host();
+    read.retain(|name| !name.starts_with("OTEL_"));
+    assert_same(&documented("host"), &read);
+}
+
+#[test]
+fn the_settings_of_traces_are_documented_and_read() {
+    let mut read = read_by_the_host();
+    read.retain(|name| name.starts_with("OTEL_"));
+    read.extend(READ_BY_THE_SDK.map(str::to_owned));
+    assert_same(&documented("traces"), &read);
+}
+
+#[test]
+fn the_settings_of_the_builder_are_documented_and_read() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("payload-secret"), "key").unwrap();
+    let environment = Recorder::with(&[("buildkit_url", "tcp://buildkit:1234")]);
+    let mut parser = Parser::new(&environment);
+    builder_fn::settings::Settings::read(&mut parser, &Secrets::new(folder.path()), None);
+    parser.finish().unwrap();
+    assert_same(&documented("builder-fn"), &environment.asked());
+}
+
+#[test]
+fn the_settings_of_the_deployer_are_documented_and_read() {
+    let environment = Recorder::default();
+    let mut parser = Parser::new(&environment);
+    deployer_fn::settings::Settings::read(&mut parser);
+    parser.finish().unwrap();
+    assert_same(&documented("deployer-fn"), &environment.asked());
+}
