@@ -11,6 +11,7 @@ pub mod handler;
 pub mod metrics;
 pub mod outcome;
 pub mod policy;
+pub mod quantity;
 pub mod registry;
 pub mod request;
 pub mod rollout;

@@ -18,17 +18,13 @@
 //! rules, which stand in place of the others; `rules` are those of `deploy-secret`. In a list, `*` at the end of a name
 //! stands for any end; images are told by how they begin.
 
-mod quantity;
-
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::request::HandOver;
-use crate::request::Resources;
-
-pub use self::quantity::Quantity;
+use crate::quantity::Quantity;
+use crate::request::{HandOver, Resources};
 
 /// The label that says how many replicas there may be.
 const SCALE_MAX: &str = "com.openfaas.scale.max";
@@ -154,7 +150,7 @@ impl Rules {
                 ));
             }
             for given in [limit, request].into_iter().flatten() {
-                if Quantity::parse(given).is_none_or(|given| given > *cap) {
+                if Quantity::parse(given).is_none_or(|given| given.exceeds(cap)) {
                     objections.push(format!("policy rule {rule} allows {cap}, not {given}"));
                 }
             }

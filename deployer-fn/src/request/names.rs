@@ -80,31 +80,6 @@ fn is_value(text: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
 }
 
-/// A Kubernetes quantity: a decimal number with an exponent or a unit. faasd takes one that it cannot read for no
-/// limit at all, so it must not get that far.
-pub(super) fn quantity(text: &str) -> Result<(), String> {
-    let number_ends = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(number_ends);
-    let digits = number.bytes().filter(u8::is_ascii_digit).count();
-    let number_is_right = digits > 0 && number.len() - digits <= 1;
-    let is_exponent = |text: &str| {
-        let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
-        !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
-    };
-    let unit_is_right = matches!(
-        unit,
-        "" | "n" | "u" | "m" | "k" | "M" | "G" | "T" | "P" | "E" | "Ki" | "Mi" | "Gi" | "Ti" | "Pi" | "Ei"
-    ) || unit.strip_prefix(['e', 'E']).is_some_and(is_exponent);
-    if !number_is_right || !unit_is_right {
-        return Err(format!(
-            "is not a quantity such as \"128Mi\" or \"500m\": {text:?}"
-        ));
-    }
-    Ok(())
-}
-
 fn is_label(text: &str) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
@@ -176,20 +151,6 @@ mod tests {
         }
         for wrong in ["", "1a", "A=B", "a b", "ä"] {
             assert!(variable(wrong).is_err(), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn quantities_are_read_as_kubernetes_reads_them() {
-        for right in [
-            "0", "1", "0.5", ".5", "128Mi", "1Gi", "500m", "1e3", "1E-3", "12E+6", "2E",
-        ] {
-            assert_eq!(quantity(right), Ok(()), "{right}");
-        }
-        for wrong in [
-            "", "Mi", ".", "1.2.3", "128MB", "128 Mi", "-1", "1e", "1e+", "ten",
-        ] {
-            assert!(quantity(wrong).is_err(), "{wrong:?}");
         }
     }
 }

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::fields::Fields;
 use super::image::PinnedImage;
 use super::names;
-use crate::policy::Quantity;
+use crate::quantity::Quantity;
 
 /// Annotations that begin so are the deployer's own.
 pub const OWN_ANNOTATIONS: &str = "slipway/";
@@ -138,7 +138,7 @@ fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limi
     ] {
         let amount = |text: &Option<String>| text.as_deref().and_then(Quantity::parse);
         if let (Some(request), Some(limit)) = (amount(request), amount(limit))
-            && request > limit
+            && request.exceeds(&limit)
         {
             fields.complain(key, format!("is {request}, more than the limit of {limit}"));
         }
@@ -150,8 +150,11 @@ fn read_resources(fields: &mut Fields<'_>, key: &str) -> Option<Resources> {
     let resources = fields.within(key, object, |fields| {
         let mut quantity = |key| {
             let text = fields.text(key).filter(|text| !text.is_empty())?;
-            if let Err(reason) = names::quantity(&text) {
-                fields.complain(key, reason);
+            if Quantity::parse(&text).is_none() {
+                fields.complain(
+                    key,
+                    format!("is not a quantity such as \"128Mi\" or \"500m\": {text:?}"),
+                );
             }
             Some(text)
         };
