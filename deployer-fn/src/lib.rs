@@ -16,5 +16,6 @@ pub mod registry;
 pub mod request;
 pub mod rollout;
 pub mod settings;
+pub mod time;
 pub mod turns;
 pub mod version;

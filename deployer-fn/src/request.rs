@@ -9,10 +9,9 @@ mod names;
 mod probe;
 mod spec;
 
-use std::time::SystemTime;
-
 use function_host::Body;
 use function_host::signature::{HmacKeys, Verifier};
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +19,7 @@ pub use self::image::{PinnedImage, same_image};
 pub use self::probe::Probe;
 pub use self::spec::{FunctionSpec, OWN_ANNOTATIONS, Resources, SPEC_ANNOTATION};
 use crate::error::Error;
+use crate::time;
 use fields::Fields;
 
 /// The header that carries the signature of a hand-over.
@@ -38,7 +38,7 @@ pub struct HandOver {
     /// The call that built the image.
     pub call_id: Option<String>,
     /// When the image was built.
-    pub built_at: Option<SystemTime>,
+    pub built_at: Option<Timestamp>,
     /// How the function is asked whether it works.
     pub probe: Probe,
     /// Fields that are not known here: a newer builder may send them.
@@ -53,9 +53,7 @@ impl HandOver {
         if self.call_id.is_none() && self.built_at.is_none() {
             return None;
         }
-        let built_at = self
-            .built_at
-            .map(|at| humantime::format_rfc3339_nanos(at).to_string());
+        let built_at = self.built_at.map(time::format);
         let all = serde_json::json!([self.spec.digest(), self.call_id, built_at, self.probe]);
         Some(hex::encode(Sha256::digest(all.to_string())))
     }
@@ -108,18 +106,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
         });
     let tag = fields.text("tag");
     let call_id = fields.text("callId");
-    let built_at = fields
-        .text("builtAt")
-        .and_then(|text| match humantime::parse_rfc3339(&text) {
-            Ok(time) => Some(time),
-            Err(_) => {
-                fields.complain(
-                    "builtAt",
-                    format!("is not a time as RFC 3339 writes it in UTC: {text:?}"),
-                );
-                None
-            }
-        });
+    let built_at = fields.text("builtAt").and_then(|text| match time::parse(&text) {
+        Some(time) => Some(time),
+        None => {
+            fields.complain(
+                "builtAt",
+                format!("is not a time as RFC 3339 writes it in UTC: {text:?}"),
+            );
+            None
+        }
+    });
     let probe = match fields.object("probe") {
         Some(probe) => fields.within("probe", probe, Probe::read),
         None => Probe::default(),

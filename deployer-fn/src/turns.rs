@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
+use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 /// Who may deploy which function now. Clones share it.
@@ -21,7 +21,7 @@ pub type Function = (Option<String>, String);
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    queue: BTreeMap<(Option<SystemTime>, u64), oneshot::Sender<Turn>>,
+    queue: BTreeMap<(Option<Timestamp>, u64), oneshot::Sender<Turn>>,
 }
 
 /// While this lives, nobody else deploys the function. When it is dropped, it is the next one's turn.
@@ -33,7 +33,7 @@ pub struct Turn {
 
 impl Turns {
     /// Waits until nobody else deploys the function, and nobody waits who has a newer build. Dropped, it waits no more.
-    pub async fn wait(&self, function: Function, built_at: Option<SystemTime>) -> Turn {
+    pub async fn wait(&self, function: Function, built_at: Option<Timestamp>) -> Turn {
         loop {
             let called = {
                 let mut all = self.lock();
@@ -91,14 +91,12 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::sync::mpsc;
 
     use super::*;
 
-    fn at(seconds: u64) -> Option<SystemTime> {
-        Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+    fn at(seconds: i64) -> Option<Timestamp> {
+        Some(Timestamp::from_second(seconds).unwrap())
     }
 
     fn function(name: &str) -> Function {

@@ -7,8 +7,7 @@
 
 mod annotations;
 
-use std::time::SystemTime;
-
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -18,6 +17,7 @@ pub use self::annotations::{
 };
 use crate::gateway::FunctionStatus;
 use crate::request::{HandOver, Probe, SPEC_ANNOTATION, same_image};
+use crate::time;
 
 /// One version of a function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,9 +63,7 @@ impl Version {
             probe: hand_over.probe.clone(),
             tag: hand_over.tag.clone(),
             call_id: hand_over.call_id.clone(),
-            built_at: hand_over
-                .built_at
-                .map(|at| humantime::format_rfc3339_nanos(at).to_string()),
+            built_at: hand_over.built_at.map(time::format),
         }
     }
 
@@ -142,7 +140,7 @@ impl Version {
 
     /// When it was built.
     #[must_use]
-    pub fn built_at(&self) -> Option<SystemTime> {
-        humantime::parse_rfc3339(self.built_at.as_deref()?).ok()
+    pub fn built_at(&self) -> Option<Timestamp> {
+        time::parse(self.built_at.as_deref()?)
     }
 }

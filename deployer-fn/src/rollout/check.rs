@@ -10,6 +10,7 @@ use super::{Limits, Rollout};
 use crate::error::chain;
 use crate::gateway::{self, FunctionStatus, ReadError, Transport, call};
 use crate::outcome::{Fault, Status};
+use crate::time;
 use crate::version::{Failure, LastGood, SIZE_MAX, Version};
 
 /// How long one question may take to a version that worked before: several have to have their time.
@@ -154,12 +155,12 @@ impl<T: Transport> Rollout<'_, T> {
             format!(
                 "a newer build has been deployed: {} built at {}{}, and this one was built at {}",
                 current.image(),
-                humantime::format_rfc3339_millis(there),
+                time::format_millis(there),
                 current
                     .call_id()
                     .map(|call| format!(" by the call {call}"))
                     .unwrap_or_default(),
-                humantime::format_rfc3339_millis(here)
+                time::format_millis(here)
             )
         })
     }

@@ -1,11 +1,12 @@
 //! Whole deployments against a gateway with state: each story is told for every kind of provider.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use deployer_fn::outcome::{Fault, Outcome, Running, Status};
 use deployer_fn::request::{FunctionSpec, HandOver, PinnedImage, Probe};
 use deployer_fn::rollout::{Deadline, Ground, Limits, Memory, rollout};
 use function_host::Shutdown;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, Manners, Mishap};
@@ -31,7 +32,7 @@ pub(crate) fn build(number: u64, does: &str) -> HandOver {
         },
         tag: None,
         call_id: Some(format!("call-{number}")),
-        built_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + number)),
+        built_at: Some(Timestamp::from_second(1_700_000_000 + number as i64).unwrap()),
         probe: Probe::default(),
         unknown: vec![],
     }

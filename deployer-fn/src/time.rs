@@ -1,0 +1,61 @@
+//! Points in time, as RFC 3339 writes them in UTC.
+
+use jiff::Timestamp;
+
+/// The shortest form, without a fraction of a second.
+const SHORTEST: usize = "2026-01-01T00:00:00Z".len();
+
+/// Parses a time such as `2026-03-01T12:00:00.5Z`. Returns `None` for other forms, other offsets than `Z` among them.
+pub fn parse(text: &str) -> Option<Timestamp> {
+    let bytes = text.as_bytes();
+    if bytes.len() < SHORTEST || bytes.get(10) != Some(&b'T') || bytes.last() != Some(&b'Z') {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// Formats a time with nanoseconds. Always nine digits: digests are made of the text.
+pub fn format(at: Timestamp) -> String {
+    format!("{at:.9}")
+}
+
+/// Formats a time with milliseconds, for people.
+pub fn format_millis(at: Timestamp) -> String {
+    format!("{at:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_utc_with_all_its_parts_is_parsed() {
+        for right in [
+            "2026-03-01T12:00:00Z",
+            "2026-03-01T12:00:00.5Z",
+            "1999-12-31T23:59:59.123456789Z",
+        ] {
+            assert!(parse(right).is_some(), "{right}");
+        }
+        for wrong in [
+            "",
+            "yesterday",
+            "2026-03-01",
+            "2026-03-01 12:00:00Z",
+            "2026-03-01T12:00:00",
+            "2026-03-01T12:00:00+01:00",
+            "2026-13-01T12:00:00Z",
+        ] {
+            assert_eq!(parse(wrong), None, "{wrong}");
+        }
+    }
+
+    /// Earlier releases wrote this form into annotations and into the digests of deliveries.
+    #[test]
+    fn the_stored_form_has_nine_digits() {
+        let at = parse("2026-03-01T12:00:00.5Z").unwrap();
+        assert_eq!(format(at), "2026-03-01T12:00:00.500000000Z");
+        assert_eq!(format_millis(at), "2026-03-01T12:00:00.500Z");
+        assert_eq!(parse(&format(at)), Some(at));
+    }
+}
