@@ -1,32 +1,30 @@
-//! The one place where an outcome or an error becomes an HTTP response.
+//! The one conversion of an outcome or an error to an HTTP response.
 //!
-//! The status tells a queue whether to try again (502, 500) or not. The body has the same form in every case: `status` and
-//! `reasons` are always there.
+//! The status decides whether a queue retries: it does on 500 and 502. The body always has `status` and `reasons`.
 
+use function_host::ErrorChain;
 use function_host::http::StatusCode;
 use function_host::{Response, reply};
 use serde_json::json;
 use tracing::{error, info};
 
-use crate::error::{Error, Kind, chain};
-use crate::outcome::{Fault, Outcome, Status};
+use crate::error::{Error, Kind};
+use crate::outcome::{DeploymentStatus, Fault, Outcome};
 
-/// What the caller gets.
-#[must_use]
-pub fn response(result: &Result<Outcome, Error>) -> Response {
+/// Returns the response to a hand-over, and logs an error.
+pub(crate) fn response(result: &Result<Outcome, Error>) -> Response {
     let (status, body) = match result {
-        Ok(outcome) => (status_of(outcome), serde_json::to_vec(outcome)),
+        Ok(outcome) => (status_of_outcome(outcome), serde_json::to_vec(outcome)),
         Err(error) => {
-            let status = status_of_kind(error.kind());
-            let cause = chain(error);
             let reasons = error.reasons();
             if error.kind() == Kind::Internal {
-                error!(error = cause, "the deployer cannot do its work");
+                error!(error = %ErrorChain(error), "could not handle a hand-over");
             } else {
-                info!(error = cause, ?reasons, "hand-over refused");
+                info!(error = %ErrorChain(error), ?reasons, "rejected a hand-over");
             }
-            let answer = json!({"status": Status::Refused, "error": error.to_string(), "reasons": reasons});
-            (status, serde_json::to_vec(&answer))
+            let body =
+                json!({"status": DeploymentStatus::Refused, "error": error.to_string(), "reasons": reasons});
+            (status_of_error(error.kind()), serde_json::to_vec(&body))
         }
     };
     let mut response = reply::json(body.unwrap_or_default());
@@ -34,17 +32,18 @@ pub fn response(result: &Result<Outcome, Error>) -> Response {
     response
 }
 
-fn status_of(outcome: &Outcome) -> StatusCode {
+fn status_of_outcome(outcome: &Outcome) -> StatusCode {
     match (outcome.status, outcome.fault) {
-        (Status::Ready, _) => StatusCode::OK,
-        (Status::Refused, _) | (Status::Failed | Status::RolledBack, Some(Fault::Caller)) => {
+        (DeploymentStatus::Ready, _) => StatusCode::OK,
+        (DeploymentStatus::Refused, _) => StatusCode::UNPROCESSABLE_ENTITY,
+        (DeploymentStatus::Failed | DeploymentStatus::RolledBack, Some(Fault::Caller)) => {
             StatusCode::UNPROCESSABLE_ENTITY
         }
-        (Status::Failed | Status::RolledBack, _) => StatusCode::BAD_GATEWAY,
+        (DeploymentStatus::Failed | DeploymentStatus::RolledBack, _) => StatusCode::BAD_GATEWAY,
     }
 }
 
-fn status_of_kind(kind: Kind) -> StatusCode {
+fn status_of_error(kind: Kind) -> StatusCode {
     match kind {
         Kind::Unauthorized => StatusCode::UNAUTHORIZED,
         Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -1,86 +1,79 @@
-//! What keeps a hand-over from being acted on. Nothing has been changed then.
+//! Errors before a rollout: the hand-over is not acted on, and nothing has been changed.
 //!
-//! What goes wrong once the gateway is asked is not an error of this kind but an [`Outcome`](crate::outcome::Outcome).
+//! A failure after that is not an error of this kind but an [`Outcome`](crate::outcome::Outcome).
 
+use function_host::BodyError;
+use function_host::ErrorChain;
 use function_host::secret::SecretError;
 use function_host::signature::{Malformed, Mismatch};
-use function_host::{BodyError, ErrorChain};
 
-/// Why a request was not acted on.
+/// The reason why a hand-over was not acted on.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No signature.
+pub(crate) enum Error {
+    /// There is no signature.
     #[error("the header X-Deploy-Signature is missing")]
     Unsigned,
-    /// Something that cannot be a signature.
+    /// The signature has another form.
     #[error("the header X-Deploy-Signature is malformed")]
-    Malformed(#[source] Malformed),
-    /// A signature that none of our keys gives.
-    #[error("the hand-over is not signed with this deployer's key")]
-    Forged(#[source] Mismatch),
-    /// The body is too large, too slow, or broke off.
+    MalformedSignature(#[source] Malformed),
+    /// The signature was made with none of the deployer's keys.
+    #[error("the hand-over is not signed with a key of this deployer")]
+    WrongSignature(#[source] Mismatch),
+    /// The body is too large, too slow, or ended early.
     #[error("could not read the hand-over")]
     Body(#[source] BodyError),
-    /// The body is signed and not JSON.
+    /// The body is signed, but not JSON.
     #[error("could not parse the hand-over")]
     NotJson(#[source] serde_json::Error),
-    /// The body is JSON and not a hand-over; one problem an entry.
+    /// The body is JSON, but not a valid hand-over. One problem an entry.
     #[error("the hand-over is not valid")]
     Invalid(Vec<String>),
-    /// The deployer has no key to check signatures with.
-    #[error("could not read the key for signatures")]
+    /// The secret with the signing keys could not be read.
+    #[error("could not read the key that checks signatures")]
     Key(#[source] SecretError),
-    /// The secret is there, without a key in it.
-    #[error("the secret {name} has no key in it")]
+    /// The secret with the signing keys has none.
+    #[error("the secret {name} has no signing key")]
     NoKey {
         /// The secret's name.
         name: &'static str,
     },
-    /// The rollout itself broke.
+    /// The rollout panicked.
     #[error("the rollout ended unexpectedly")]
-    Broken(#[source] tokio::task::JoinError),
+    Panicked(#[source] tokio::task::JoinError),
 }
 
-/// What a caller can do about an [`Error`].
+/// Kinds of errors, by what the caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Sign with the right key.
     Unauthorized,
-    /// Send less.
+    /// Send a smaller body.
     TooLarge,
-    /// Send it again, without stalling.
+    /// Send the same body faster.
     Slow,
-    /// Send something else.
+    /// Send another hand-over.
     Invalid,
-    /// Nothing: the deployer has to be mended.
+    /// Nothing: the operator has to act.
     Internal,
 }
 
 impl Error {
-    /// What a caller can do about it.
-    #[must_use]
-    pub fn kind(&self) -> Kind {
+    /// Returns the kind of the error.
+    pub(crate) fn kind(&self) -> Kind {
         match self {
-            Self::Unsigned | Self::Malformed(_) | Self::Forged(_) => Kind::Unauthorized,
+            Self::Unsigned | Self::MalformedSignature(_) | Self::WrongSignature(_) => Kind::Unauthorized,
             Self::Body(BodyError::TooLarge { .. }) => Kind::TooLarge,
             Self::Body(BodyError::Stalled { .. }) => Kind::Slow,
             Self::Body(_) | Self::NotJson(_) | Self::Invalid(_) => Kind::Invalid,
-            Self::Key(_) | Self::NoKey { .. } | Self::Broken(_) => Kind::Internal,
+            Self::Key(_) | Self::NoKey { .. } | Self::Panicked(_) => Kind::Internal,
         }
     }
 
-    /// The reasons one by one, for the caller.
-    #[must_use]
-    pub fn reasons(&self) -> Vec<String> {
+    /// Returns the reasons for the caller: each problem of an invalid hand-over, or the error with its causes.
+    pub(crate) fn reasons(&self) -> Vec<String> {
         match self {
             Self::Invalid(problems) => problems.clone(),
-            other => vec![chain(other)],
+            other => vec![ErrorChain(other).to_string()],
         }
     }
-}
-
-/// Formats an error and its sources on one line.
-#[must_use]
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    ErrorChain(error).to_string()
 }

@@ -1,10 +1,10 @@
-//! The gateway: what is asked of it ([`call`], pure functions), what it says of a function ([`FunctionStatus`]), and the
-//! one place that sends ([`Transport`]).
+//! The gateway's REST API: requests as pure functions ([`call`]), a function's state as it is returned
+//! ([`FunctionStatus`]), and the trait of the one place that sends ([`Transport`]).
 
-mod bearer;
-pub mod call;
-mod exchange;
+pub(crate) mod call;
 mod status;
+mod token;
+mod transport;
 
 use std::future::Future;
 use std::time::Duration;
@@ -14,18 +14,19 @@ use function_host::gateway::GatewayError;
 use function_host::http::{Request, Response, StatusCode};
 use serde::Deserialize;
 
-pub use self::bearer::{Bearer, TOKEN_SECRET};
-pub use self::exchange::{Exchange, TOKEN_FILE};
-pub use self::status::FunctionStatus;
-use crate::error::chain;
+pub(crate) use self::status::FunctionStatus;
+pub(crate) use self::token::TokenExchange;
+pub(crate) use self::transport::GatewayTransport;
+use crate::function::FunctionId;
 
-/// How much of an answer's text is worth repeating.
-const SAID_MAX: usize = 300;
+/// Bytes of a response's text that are quoted in a message.
+const QUOTE_MAX: usize = 300;
 
-/// Carries one request to the gateway and its whole answer back, both within a limit. Addresses of requests have no
-/// host; credentials are the transport's business.
+/// Sends one request to the gateway and receives the whole response, both within a time limit.
+///
+/// Addresses of requests have no host, and the transport adds the credentials.
 pub trait Transport: Send + Sync {
-    /// Sends `request` once. It is never sent again by itself.
+    /// Sends `request` once, without retries.
     fn send(
         &self,
         request: Request<Bytes>,
@@ -33,110 +34,101 @@ pub trait Transport: Send + Sync {
     ) -> impl Future<Output = Result<Response<Bytes>, GatewayError>> + Send;
 }
 
-/// Why a function's state is not known.
+/// The reason why a read from the gateway gave no result.
 #[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// The gateway gave no answer.
-    #[error("{}", chain(.0))]
-    NoAnswer(GatewayError),
-    /// It answered something else than what was asked for.
-    #[error("the gateway answered GET {path} with {said}")]
-    Answer {
-        /// What was asked for.
+pub(crate) enum ReadError {
+    /// The gateway gave no response.
+    #[error(transparent)]
+    NoResponse(GatewayError),
+    /// The gateway's response has another status or form than expected.
+    #[error("the gateway answered GET {path} with {response}")]
+    Response {
+        /// The path that was read.
         path: String,
-        /// The status of the answer.
+        /// The status of the response.
         status: StatusCode,
-        /// Status and text.
-        said: String,
+        /// Status and text, from [`summary`].
+        response: String,
     },
 }
 
-/// The state of a function; `None` where there is no such function.
-///
-/// # Errors
-/// [`ReadError`] where that cannot be told.
-pub async fn read(
+/// Reads the state of a function; `None` if it does not exist.
+pub(crate) async fn read(
     transport: &impl Transport,
-    name: &str,
-    namespace: Option<&str>,
+    function: &FunctionId,
     limit: Duration,
 ) -> Result<Option<FunctionStatus>, ReadError> {
-    let request = call::read(name, namespace);
+    let request = call::read(function);
     let path = request.uri().path().to_owned();
-    let answer = transport
+    let response = transport
         .send(request, limit)
         .await
-        .map_err(ReadError::NoAnswer)?;
-    if answer.status() == StatusCode::NOT_FOUND {
+        .map_err(ReadError::NoResponse)?;
+    if response.status() == StatusCode::NOT_FOUND {
         return Ok(None);
     }
-    // A web page with status 200 is no function, and neither is JSON without a name.
-    match serde_json::from_slice::<FunctionStatus>(answer.body()) {
-        Ok(status) if answer.status() == StatusCode::OK && status.name == name => Ok(Some(status)),
-        _ => Err(refused(path, &answer)),
+    // A web page with status 200 is not a function, and neither is JSON without the function's name.
+    match serde_json::from_slice::<FunctionStatus>(response.body()) {
+        Ok(status) if response.status() == StatusCode::OK && status.name == function.name => Ok(Some(status)),
+        _ => Err(unexpected(path, &response)),
     }
 }
 
-/// The names in a list of the gateway: of namespaces, which are texts, or of secrets, which are objects with a name.
-/// `None` where the provider has no such list.
-///
-/// # Errors
-/// [`ReadError`] where that cannot be told.
-pub async fn names(
+/// Reads the names in a list: of namespaces, which are strings, or of secrets, which are objects with a name. `None` if
+/// the provider does not implement the list.
+pub(crate) async fn read_names(
     transport: &impl Transport,
-    list: impl Fn() -> Request<Bytes>,
+    request: Request<Bytes>,
     limit: Duration,
 ) -> Result<Option<Vec<String>>, ReadError> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Item {
-        Text(String),
+        String(String),
         Object { name: String },
     }
-    let request = list();
     let path = request.uri().path().to_owned();
-    let answer = transport
+    let response = transport
         .send(request, limit)
         .await
-        .map_err(ReadError::NoAnswer)?;
+        .map_err(ReadError::NoResponse)?;
     if matches!(
-        answer.status(),
+        response.status(),
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
     ) {
         return Ok(None);
     }
-    match serde_json::from_slice::<Option<Vec<Item>>>(answer.body()) {
-        Ok(items) if answer.status() == StatusCode::OK => Ok(Some(
+    match serde_json::from_slice::<Option<Vec<Item>>>(response.body()) {
+        Ok(items) if response.status() == StatusCode::OK => Ok(Some(
             items
                 .unwrap_or_default()
                 .into_iter()
                 .map(|item| match item {
-                    Item::Text(name) | Item::Object { name } => name,
+                    Item::String(name) | Item::Object { name } => name,
                 })
                 .collect(),
         )),
-        _ => Err(refused(path, &answer)),
+        _ => Err(unexpected(path, &response)),
     }
 }
 
-fn refused(path: String, answer: &Response<Bytes>) -> ReadError {
-    ReadError::Answer {
+fn unexpected(path: String, response: &Response<Bytes>) -> ReadError {
+    ReadError::Response {
         path,
-        status: answer.status(),
-        said: said(answer),
+        status: response.status(),
+        response: summary(response),
     }
 }
 
 impl ReadError {
-    /// Whether asking again may help.
-    #[must_use]
-    pub fn may_pass(&self) -> bool {
+    /// Returns whether a retry may succeed.
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::NoAnswer(error) => !matches!(
+            Self::NoResponse(error) => !matches!(
                 error,
                 GatewayError::Url | GatewayError::Path { .. } | GatewayError::TooLarge { .. }
             ),
-            Self::Answer { status, .. } => {
+            Self::Response { status, .. } => {
                 !status.is_client_error()
                     || matches!(
                         *status,
@@ -147,41 +139,41 @@ impl ReadError {
     }
 }
 
-/// An answer on one line: its status and the beginning of its text.
-pub fn said(answer: &Response<Bytes>) -> String {
-    let text = String::from_utf8_lossy(answer.body());
+/// Returns the status and the beginning of the text of a response, on one line.
+pub(crate) fn summary(response: &Response<Bytes>) -> String {
+    let text = String::from_utf8_lossy(response.body());
     let words: Vec<&str> = text
         .split(|c: char| c.is_whitespace() || c.is_control())
-        .filter(|w| !w.is_empty())
+        .filter(|word| !word.is_empty())
         .collect();
     let mut text = words.join(" ");
     if text.is_empty() {
-        return format!("{} and no text", answer.status().as_u16());
+        return format!("{} and no text", response.status().as_u16());
     }
-    if text.len() > SAID_MAX {
-        let end = text.floor_char_boundary(SAID_MAX);
+    if text.len() > QUOTE_MAX {
+        let end = text.floor_char_boundary(QUOTE_MAX);
         text.truncate(end);
         text.push('…');
     }
-    format!("{}: {text}", answer.status().as_u16())
+    format!("{}: {text}", response.status().as_u16())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn answer(status: u16, body: impl Into<Bytes>) -> Response<Bytes> {
+    fn response(status: u16, body: impl Into<Bytes>) -> Response<Bytes> {
         Response::builder().status(status).body(body.into()).unwrap()
     }
 
     #[test]
-    fn an_answer_is_repeated_on_one_line_and_not_at_length() {
-        assert_eq!(said(&answer(200, "")), "200 and no text");
+    fn a_summary_is_one_line_of_bounded_length() {
+        assert_eq!(summary(&response(200, "")), "200 and no text");
         assert_eq!(
-            said(&answer(400, "unable to find\r\n  secret: x\n")),
+            summary(&response(400, "unable to find\r\n  secret: x\n")),
             "400: unable to find secret: x"
         );
-        let long = said(&answer(502, "ä".repeat(1000)));
-        assert!(long.len() < SAID_MAX + 20 && long.ends_with('…'), "{long}");
+        let long = summary(&response(502, "ä".repeat(1000)));
+        assert!(long.len() < QUOTE_MAX + 20 && long.ends_with('…'), "{long}");
     }
 }

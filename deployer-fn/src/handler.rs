@@ -1,8 +1,9 @@
-//! The function: a signed hand-over comes in, an outcome goes out.
+//! The function's handler: receives a signed hand-over, runs its deployment, and answers with the outcome.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use function_host::ErrorChain;
 use function_host::http::{HeaderValue, Method, StatusCode, header};
 use function_host::signature::HmacKeys;
 use function_host::{Context, Handler, Request, Response, Secrets, reply, trace};
@@ -10,52 +11,85 @@ use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
 use crate::answer;
-use crate::error::{Error, chain};
-use crate::gateway::{Bearer, Exchange};
+use crate::error::Error;
+use crate::function::FunctionId;
+use crate::gateway::{GatewayTransport, TokenExchange};
 use crate::metrics::Metrics;
-use crate::outcome::{Outcome, Status};
+use crate::outcome::{DeploymentStatus, Outcome};
 use crate::policy::{Policy, Rules};
-use crate::registry::Images;
-use crate::request::{self, HandOver, SIGNATURE_HEADER};
-use crate::rollout::{Deadline, Ground, Memory, rollout};
+use crate::queue::DeploymentQueue;
+use crate::registry::ImageLookup;
+use crate::request::{self, HandOver, PinnedImage, SIGNATURE_HEADER};
+use crate::rollout::{Deadline, RolloutContext, RolloutHistory, rollout};
 use crate::settings::Settings;
-use crate::turns::Turns;
 
-/// The secret with the key of hand-overs: one key a line while they are rotated.
-pub const KEY_SECRET: &str = "deploy-secret";
+/// The secret with the keys that hand-overs are signed with: one key a line while they are rotated.
+const KEY_SECRET: &str = "deploy-secret";
 
-/// How long registries may take to say whether they have an image.
-const REGISTRY_ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// The time in which a registry has to say whether it has an image.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Deploys what is handed over.
+/// Deploys the images of signed hand-overs.
 ///
-/// A rollout that has begun goes on when its caller goes away: a gateway that gave up waiting must not leave a function
-/// half-way. It ends by its own limits, or with the process. What it came to is then in the log, and in the answer to the
-/// same hand-over delivered again.
+/// A rollout that has begun continues when its caller disconnects: a gateway that stops waiting must not leave a function
+/// half-deployed. It ends by its own timeouts, or with the process. Its outcome is then in the log, and in the answer to
+/// the next delivery of the same hand-over.
 #[derive(Clone, Debug)]
 pub struct Deployer {
     settings: Arc<Settings>,
-    turns: Turns,
-    memory: Memory,
+    queue: DeploymentQueue,
+    history: RolloutHistory,
     metrics: Metrics,
-    exchange: Exchange,
+    exchange: TokenExchange,
 }
 
 impl Deployer {
-    /// A deployer with these settings. Secrets and gateway come with each request.
+    /// Makes a deployer with these settings. Secrets and gateway come with each request.
     #[must_use]
     pub fn new(settings: Settings, metrics: Metrics) -> Self {
-        let exchange = Exchange::new(Secrets::new(&settings.token_mount_path));
+        let exchange = TokenExchange::new(Secrets::new(&settings.token_mount_path));
         Self {
             metrics,
             settings: Arc::new(settings),
-            turns: Turns::default(),
-            memory: Memory::default(),
+            queue: DeploymentQueue::default(),
+            history: RolloutHistory::default(),
             exchange,
         }
     }
 
-    async fn deploy(&self, request: Request, context: &Context) -> Result<Outcome, Error> {
+    /// Receives the hand-over of a request, and deploys it in a task of its own.
+    async fn handle(&self, request: Request, context: &Context) -> Result<Outcome, Error> {
+        let (mut hand_over, rules) = self.receive(request, context).await?;
+        rules.apply_defaults(&mut hand_over);
+        let violations = rules.violations(&hand_over);
+        if !hand_over.unknown.is_empty() {
+            info!(fields = ?hand_over.unknown, "the hand-over has unknown fields");
+        }
+        let log_span = tracing::info_span!(
+            "deployment",
+            function = hand_over.spec.service,
+            build = hand_over.call_id.as_deref().unwrap_or_default(),
+        );
+        let span = trace::span("deployment");
+        span.set("slipway.function", hand_over.spec.service.clone());
+        span.set("slipway.image", hand_over.spec.image.to_string());
+        let (deployer, context) = (self.clone(), context.clone());
+        let deployment = async move {
+            let outcome = span.run(deployer.deploy(&hand_over, violations, &context)).await;
+            span.set("slipway.status", outcome.status.name());
+            span.set("slipway.changed", outcome.changed);
+            if outcome.status != DeploymentStatus::Ready {
+                span.mark_failed(outcome.reasons.join("; "));
+            }
+            outcome
+        };
+        tokio::spawn(deployment.instrument(log_span))
+            .await
+            .map_err(Error::Panicked)
+    }
+
+    /// Receives a hand-over, and returns it with the rules of the key that it is signed with.
+    async fn receive(&self, request: Request, context: &Context) -> Result<(HandOver, &Rules), Error> {
         let keys = read_keys(context.secrets(), &self.settings.policy)?;
         let (head, body) = request.into_parts();
         let signature = head
@@ -63,97 +97,68 @@ impl Deployer {
             .get(SIGNATURE_HEADER)
             .map(HeaderValue::to_str)
             .and_then(Result::ok);
-        let receiving = trace::span("receive");
-        let received = receiving.run(request::receive(body, signature, &keys)).await;
+        let span = trace::span("receive");
+        let received = span.run(request::receive(body, signature, &keys)).await;
         if let Err(error) = &received {
-            receiving.mark_failed(error);
+            span.mark_failed(error);
         }
-        drop(receiving);
-        let (mut hand_over, rules) = received?;
-        rules.fill_in(&mut hand_over);
-        let objections = rules.objections(&hand_over);
-        if !hand_over.unknown.is_empty() {
-            info!(fields = ?hand_over.unknown, "the hand-over has fields that are not known here");
-        }
-        let span = tracing::info_span!(
-            "deployment",
-            function = hand_over.spec.service,
-            build = hand_over.call_id.as_deref().unwrap_or_default(),
-        );
-        let told = trace::span("deployment");
-        told.set("slipway.function", hand_over.spec.service.clone());
-        told.set("slipway.image", hand_over.spec.image.to_string());
-        let rollout = self.rollout(hand_over, objections, context.clone());
-        let rollout = async move {
-            let outcome = told.run(rollout).await;
-            told.set("slipway.status", outcome.status.name());
-            told.set("slipway.changed", outcome.changed);
-            if outcome.status != Status::Ready {
-                told.mark_failed(outcome.reasons.join("; "));
-            }
-            outcome
-        };
-        tokio::spawn(rollout.instrument(span))
-            .await
-            .map_err(Error::Broken)
+        received
     }
 
-    fn rollout(
-        &self,
-        hand_over: HandOver,
-        objections: Vec<String>,
-        context: Context,
-    ) -> impl Future<Output = Outcome> + Send + use<> {
-        let Self {
-            settings,
-            turns,
-            memory,
-            metrics,
-            exchange,
-        } = self.clone();
-        async move {
-            let mut objections = objections;
-            let _under_way = metrics.begun();
-            let (name, namespace) = (&hand_over.spec.service, hand_over.spec.namespace.as_deref());
-            let begun = Instant::now();
-            let function = (hand_over.spec.namespace.clone(), name.clone());
-            let turn = turns.wait(function, hand_over.built_at);
-            let _turn = trace::span("queue").run(turn).await;
-            let waited = begun.elapsed();
-            let deadline = Deadline::with_reserve(
-                settings.ready_timeout,
-                settings.limits.rollback,
-                context.deadline(),
-                context.shutdown().clone(),
-            );
-            if settings.check_image {
-                let images = Images::new(
-                    context.secrets().clone(),
-                    settings.insecure,
-                    settings.platform.clone(),
-                );
-                let image = &hand_over.spec.image;
-                let step = trace::span("check image");
-                let objection = step.run(images.objection(image, REGISTRY_ANSWERS_WITHIN)).await;
-                if let Some(objection) = &objection {
-                    step.mark_failed(objection);
-                }
-                objections.extend(objection);
-            }
-            let url = match (&settings.public_url, namespace) {
-                (Some(base), Some(namespace)) => format!("{base}/function/{name}.{namespace}"),
-                (Some(base), None) => format!("{base}/function/{name}"),
-                (None, namespace) => context.gateway().function_url(name, namespace),
-            };
-            let ground = Ground {
-                transport: &Bearer::new(context.gateway(), context.secrets(), &exchange),
-                limits: &settings.limits,
-                memory: &memory,
-            };
-            let mut outcome = rollout(&ground, &hand_over, objections, &deadline, url).await;
-            outcome.durations.queue = waited;
-            metrics.ended(&outcome);
-            outcome
+    /// Waits for other deployments of the function, checks the image, and rolls it out.
+    async fn deploy(&self, hand_over: &HandOver, violations: Vec<String>, context: &Context) -> Outcome {
+        let _in_progress = self.metrics.start();
+        let function = hand_over.spec.function();
+        let queued = Instant::now();
+        let permit = self.queue.acquire(function.clone(), hand_over.built_at);
+        let _permit = trace::span("queue").run(permit).await;
+        let waited = queued.elapsed();
+        let deadline = Deadline::with_reserve(
+            self.settings.ready_timeout,
+            self.settings.timeouts.rollback,
+            context.deadline(),
+            context.shutdown().clone(),
+        );
+        let mut objections = violations;
+        objections.extend(self.check_image(&hand_over.spec.image, context).await);
+        let rollout_context = RolloutContext {
+            transport: &GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange),
+            timeouts: &self.settings.timeouts,
+            history: &self.history,
+        };
+        let url = self.function_url(&function, context);
+        let mut outcome = rollout(&rollout_context, hand_over, objections, &deadline, url).await;
+        outcome.durations.queue = waited;
+        self.metrics.record(&outcome);
+        outcome
+    }
+
+    /// Returns why the image cannot be deployed, if the registry says so.
+    async fn check_image(&self, image: &PinnedImage, context: &Context) -> Option<String> {
+        let settings = &self.settings;
+        if !settings.check_image {
+            return None;
+        }
+        let lookup = ImageLookup::new(
+            context.secrets().clone(),
+            settings.insecure,
+            settings.platform.clone(),
+        );
+        let span = trace::span("check image");
+        let objection = span.run(lookup.objection(image, REGISTRY_TIMEOUT)).await;
+        if let Some(objection) = &objection {
+            span.mark_failed(objection);
+        }
+        objection
+    }
+
+    /// Returns the address of the function for callers.
+    fn function_url(&self, function: &FunctionId, context: &Context) -> String {
+        match &self.settings.public_url {
+            Some(base) => format!("{base}{}", function.path()),
+            None => context
+                .gateway()
+                .function_url(&function.name, function.namespace.as_deref()),
         }
     }
 }
@@ -163,23 +168,24 @@ impl Handler for Deployer {
         if request.uri().path() != "/" {
             return Ok(reply::message(
                 StatusCode::NOT_FOUND,
-                "deployments are posted to /\n",
+                "hand-overs are posted to /\n",
             ));
         }
         if request.method() != Method::POST {
-            let mut response = reply::message(StatusCode::METHOD_NOT_ALLOWED, "deployments are posted\n");
+            let mut response =
+                reply::message(StatusCode::METHOD_NOT_ALLOWED, "hand-overs are sent with POST\n");
             response
                 .headers_mut()
                 .insert(header::ALLOW, HeaderValue::from_static("POST"));
             return Ok(response);
         }
         trace::set_route("/");
-        Ok(answer::response(&self.deploy(request, &context).await))
+        Ok(answer::response(&self.handle(request, &context).await))
     }
 }
 
-/// The keys that hand-overs may be signed with, each with its rules. A further key whose secret is missing is no reason
-/// to refuse what is signed with another.
+/// Reads the keys that hand-overs may be signed with, each with its rules. A further key of the policy that cannot be read
+/// does not affect hand-overs that are signed with another one.
 fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(HmacKeys, &'p Rules)>, Error> {
     let secret = secrets.read(KEY_SECRET).map_err(Error::Key)?;
     let first = HmacKeys::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;
@@ -187,8 +193,10 @@ fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(HmacKeys,
     for (name, rules) in &policy.keys {
         match secrets.read(name).map(|secret| HmacKeys::new(&secret)) {
             Ok(Some(key)) => keys.push((key, rules)),
-            Ok(None) => warn!(secret = name, "a secret of the policy has no key in it"),
-            Err(error) => warn!(error = chain(&error), "a key of the policy cannot be read"),
+            Ok(None) => warn!(secret = name, "a secret of the policy has no signing key"),
+            Err(error) => {
+                warn!(secret = name, error = %ErrorChain(&error), "could not read a signing key of the policy")
+            }
         }
     }
     Ok(keys)

@@ -1,21 +1,30 @@
-//! Image to running function: an OpenFaaS function that deploys and answers for the outcome.
+//! An OpenFaaS function that deploys images as functions, and reports the outcome.
 //!
-//! `POST /` takes a hand-over that the builder signed ([`request`]), asks the [`registry`] for its image, brings that to run
-//! ([`rollout`]) through the gateway's REST API ([`gateway`]), and answers with an [`outcome`]; [`answer`] gives it an HTTP
-//! status.
+//! `POST /` takes a hand-over that the builder signed ([`HandOver`]), checks that the registry has its image, rolls it out
+//! ([`rollout()`]) through the gateway's REST API ([`Transport`]), and answers with an [`Outcome`].
 
-pub mod answer;
-pub mod error;
-pub mod gateway;
-pub mod handler;
-pub mod metrics;
-pub mod outcome;
-pub mod policy;
-pub mod quantity;
-pub mod registry;
-pub mod request;
-pub mod rollout;
-pub mod settings;
-pub mod time;
-pub mod turns;
-pub mod version;
+mod answer;
+mod error;
+mod function;
+mod gateway;
+mod handler;
+mod metrics;
+mod outcome;
+mod percent;
+mod policy;
+mod quantity;
+mod queue;
+mod registry;
+mod request;
+mod rollout;
+mod settings;
+mod time;
+mod version;
+
+pub use self::gateway::Transport;
+pub use self::handler::Deployer;
+pub use self::metrics::Metrics;
+pub use self::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running};
+pub use self::request::{FunctionSpec, HandOver, MAX_BODY, PinnedImage, Probe, Resources, SPEC_ANNOTATION};
+pub use self::rollout::{Deadline, RolloutContext, RolloutHistory, Timeouts, rollout};
+pub use self::settings::Settings;

@@ -1,18 +1,16 @@
-//! Wires the deployer to the function host.
+//! Runs the deployer in the function host.
 
 use std::process::ExitCode;
 
-use deployer_fn::handler::Deployer;
-use deployer_fn::metrics::Metrics;
-use deployer_fn::settings::Settings;
+use deployer_fn::{Deployer, Metrics, Settings};
 use function_host::{App, SetupContext, SetupError};
 
 fn main() -> ExitCode {
-    function_host::run_with(async |boot: SetupContext| {
-        let mut parser = boot.settings();
+    function_host::run_with(async |context: SetupContext| {
+        let mut parser = context.settings();
         let settings = Settings::read(&mut parser);
         parser.finish()?;
-        let deployer = Deployer::new(settings, Metrics::new(boot.registry())?);
+        let deployer = Deployer::new(settings, Metrics::new(context.registry())?);
         Ok::<_, SetupError>(App::new(deployer).named("deployer-fn"))
     })
 }

@@ -1,70 +1,75 @@
-//! What is counted of deployments, beside what the host counts of requests.
+//! Metrics of deployments, beside the host's metrics of requests.
 
 use function_host::prometheus::{
     Error, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use crate::outcome::{Outcome, Status};
+use crate::outcome::{DeploymentStatus, Outcome};
 
-/// Limits of the buckets in seconds: from a look at a provider in memory to an image that is pulled for minutes.
+/// Upper bounds of the histogram's buckets in seconds: from a read that takes milliseconds to an image that is pulled for
+/// minutes.
 const BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
-/// What is counted of deployments.
+/// Metrics of deployments.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     ended: IntCounterVec,
     steps: HistogramVec,
-    under_way: IntGauge,
+    in_progress: IntGauge,
 }
 
 impl Metrics {
-    /// Registers them.
+    /// Makes the metrics and registers them.
     ///
     /// # Errors
-    /// Where the registry has others of the same names.
+    /// If the registry has metrics of the same names.
     pub fn new(registry: &Registry) -> Result<Self, Error> {
         let ended = IntCounterVec::new(
             Opts::new(
                 "slipway_deployments_total",
-                "Deployments that have ended, by how: ready, rolled_back, refused or failed.",
+                "Ended deployments by status: ready, rolled_back, refused or failed.",
             ),
             &["status"],
         )?;
         let steps = HistogramVec::new(
             HistogramOpts::new(
                 "slipway_deployment_step_seconds",
-                "How long the steps of deployments took, in seconds: queue, check, apply, watch, restore.",
+                "Duration of each step of a deployment in seconds: queue, check, apply, watch, restore.",
             )
             .buckets(BUCKETS.to_vec()),
             &["step"],
         )?;
-        let under_way = IntGauge::new(
+        let in_progress = IntGauge::new(
             "slipway_deployments_in_progress",
-            "Deployments under way, with those that wait for another one of the same function.",
+            "Deployments in progress, including those that wait for another one of the same function.",
         )?;
         registry.register(Box::new(ended.clone()))?;
         registry.register(Box::new(steps.clone()))?;
-        registry.register(Box::new(under_way.clone()))?;
-        // A rate needs a beginning.
-        for status in [Status::Ready, Status::RolledBack, Status::Refused, Status::Failed] {
+        registry.register(Box::new(in_progress.clone()))?;
+        // Every series begins with 0, so that the first deployment shows in a rate.
+        for status in [
+            DeploymentStatus::Ready,
+            DeploymentStatus::RolledBack,
+            DeploymentStatus::Refused,
+            DeploymentStatus::Failed,
+        ] {
             ended.with_label_values(&[status.name()]);
         }
         Ok(Self {
             ended,
             steps,
-            under_way,
+            in_progress,
         })
     }
 
-    /// A deployment has begun; it is under way until the value is dropped.
-    #[must_use]
-    pub fn begun(&self) -> UnderWay {
-        self.under_way.inc();
-        UnderWay(self.under_way.clone())
+    /// Counts a deployment as in progress until the returned value is dropped.
+    pub(crate) fn start(&self) -> InProgress {
+        self.in_progress.inc();
+        InProgress(self.in_progress.clone())
     }
 
-    /// A deployment has ended so.
-    pub fn ended(&self, outcome: &Outcome) {
+    /// Records the outcome of a deployment.
+    pub(crate) fn record(&self, outcome: &Outcome) {
         self.ended.with_label_values(&[outcome.status.name()]).inc();
         let durations = &outcome.durations;
         for (step, duration) in [
@@ -74,7 +79,7 @@ impl Metrics {
             ("watch", durations.watch),
             ("restore", durations.restore),
         ] {
-            // A step that was not taken took no time, which says nothing of how long it takes.
+            // A step that was not taken must not count as a fast one.
             if !duration.is_zero() {
                 self.steps
                     .with_label_values(&[step])
@@ -84,11 +89,12 @@ impl Metrics {
     }
 }
 
-/// A deployment that is under way.
+/// Counts one deployment as in progress while it lives.
 #[derive(Debug)]
-pub struct UnderWay(IntGauge);
+#[must_use]
+pub(crate) struct InProgress(IntGauge);
 
-impl Drop for UnderWay {
+impl Drop for InProgress {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -1,4 +1,4 @@
-//! What became of a deployment: the answer that the builder puts into its own result as `deployment`.
+//! The outcome of a deployment: the response body, which the builder puts into its own result as `deployment`.
 
 use std::time::Duration;
 
@@ -6,33 +6,33 @@ use serde::Serialize;
 
 use crate::gateway::FunctionStatus;
 
-/// What became of a deployment.
+/// The outcome of a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
     /// The function's name.
     pub function: String,
-    /// Where it runs; absent where neither the caller nor the provider said.
+    /// The namespace; absent if neither the caller nor the provider named one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The image that was to run.
+    /// The image that was to be deployed.
     pub image: String,
-    /// The image that the function had before; `null` where there was no function, or it is not known.
+    /// The image that the function had before; `None` if there was no function, or it is not known.
     pub previous_image: Option<String>,
-    /// How it ended.
-    pub status: Status,
+    /// How the deployment ended.
+    pub status: DeploymentStatus,
     /// Whether the provider was asked to change anything.
     pub changed: bool,
-    /// What the provider says of the function now; absent where that could not be learnt.
+    /// The function's state at the end; absent if it is unknown.
     #[serde(skip_serializing_if = "Running::is_unknown")]
     pub running: Running,
-    /// Where the function is called.
+    /// The address of the function.
     pub url: String,
-    /// How long each step took.
+    /// The time that each step took.
     pub durations: Durations,
-    /// Why it ended so, for people.
+    /// The reasons for the status, for people.
     pub reasons: Vec<String>,
-    /// Whose doing it is that it did not end well.
+    /// The cause of a failure; `None` if there is none.
     #[serde(skip)]
     pub fault: Option<Fault>,
 }
@@ -40,21 +40,21 @@ pub struct Outcome {
 /// How a deployment ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// The image that was asked for runs and answers.
+pub enum DeploymentStatus {
+    /// The new image runs and answered its probe.
     Ready,
-    /// Something may have been changed, and what was asked for does not run.
+    /// The new image does not run, and neither may the previous version.
     Failed,
-    /// Nothing was changed: it is not valid, not allowed, older than what runs, or the provider would not have it.
+    /// Nothing was changed: the hand-over is not valid, not allowed, older than the running version, or rejected by the
+    /// provider.
     Refused,
-    /// It did not come to run. What was there before runs again; where there was nothing, there is nothing.
+    /// The new image does not run. The previous version runs again, or there is no function if there was none before.
     RolledBack,
 }
 
-impl Status {
-    /// In one word, as it is told.
-    #[must_use]
-    pub fn name(self) -> &'static str {
+impl DeploymentStatus {
+    /// Returns the status as it is written in responses, metrics and traces.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ready => "ready",
             Self::Failed => "failed",
@@ -64,27 +64,27 @@ impl Status {
     }
 }
 
-/// Whose doing a failure is.
+/// The cause of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The same hand-over would fail again.
+    /// The caller: the same hand-over would fail again.
     Caller,
-    /// The gateway or the provider; the same hand-over may succeed later.
+    /// The gateway, the provider or the deployer: the same hand-over may succeed later.
     Platform,
 }
 
-/// What is known of the function at the end.
+/// The state of the function at the end of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Running {
-    /// Nothing.
+    /// The state could not be read.
     Unknown,
-    /// There is no such function.
+    /// The function does not exist.
     Nothing,
-    /// There is one.
+    /// The function exists.
     Function {
-        /// The image that it has.
+        /// The image of its specification.
         image: String,
-        /// How many replicas can be called.
+        /// The number of replicas that can be called.
         available_replicas: u64,
     },
 }
@@ -129,30 +129,30 @@ impl Serialize for Running {
     }
 }
 
-/// How long each step took, in seconds.
+/// The time that each step took; in seconds in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Durations {
-    /// Reading what was there before.
+    /// Reading the previous state, and checking the hand-over against it.
     #[serde(serialize_with = "seconds")]
     pub check: Duration,
-    /// Until the provider had answered the update or the creation.
+    /// Until the provider answered the update or the creation.
     #[serde(serialize_with = "seconds")]
     pub apply: Duration,
-    /// From there until the function answered, or was given up.
+    /// From there until the function answered its probe, or the time was up.
     #[serde(serialize_with = "seconds")]
     pub watch: Duration,
-    /// Until what was there before ran again, or was given up.
+    /// Until the previous version ran again, or the time was up.
     #[serde(serialize_with = "seconds")]
     pub restore: Duration,
     /// Waiting for another deployment of the same function.
     #[serde(serialize_with = "seconds")]
     pub queue: Duration,
-    /// All of it.
+    /// All steps except `queue`.
     #[serde(serialize_with = "seconds")]
     pub total: Duration,
 }
 
-/// Milliseconds are as exact as this gets.
+/// Writes seconds, rounded to milliseconds.
 fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((duration.as_secs_f64() * 1000.0).round() / 1000.0)
 }
@@ -164,13 +164,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outcome_is_written_as_the_builder_passes_it_on() {
+    fn an_outcome_has_the_documented_json() {
         let mut outcome = Outcome {
             function: "hello".to_owned(),
             namespace: Some("openfaas-fn".to_owned()),
             image: "r/hello@sha256:2".to_owned(),
             previous_image: Some("r/hello@sha256:1".to_owned()),
-            status: Status::Ready,
+            status: DeploymentStatus::Ready,
             changed: true,
             running: Running::Function {
                 image: "r/hello@sha256:2".to_owned(),

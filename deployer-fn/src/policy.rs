@@ -1,4 +1,4 @@
-//! What may be deployed: the operator's rules, from a JSON file that is checked at start.
+//! The operator's policy on deployments, from a JSON file that is checked at start.
 //!
 //! ```json
 //! {
@@ -14,9 +14,9 @@
 //! }
 //! ```
 //!
-//! A rule that is left out allows everything. `keys` has the names of further secrets with signing keys, and their own
-//! rules, which stand in place of the others; `rules` are those of `deploy-secret`. In a list, `*` at the end of a name
-//! stands for any end; images are told by how they begin.
+//! An absent rule allows everything. `rules` apply to hand-overs that are signed with `deploy-secret`. `keys` names further
+//! secrets with signing keys, each with rules that apply instead. In a list of names, `*` at the end of an entry matches
+//! any rest; an entry of `images` is a prefix.
 
 use std::collections::BTreeMap;
 
@@ -26,25 +26,25 @@ use serde_json::{Map, Value};
 use crate::quantity::Quantity;
 use crate::request::{HandOver, Resources};
 
-/// The label that says how many replicas there may be.
+/// The label with the highest number of replicas.
 const SCALE_MAX: &str = "com.openfaas.scale.max";
-/// The label that says how many there are at least.
+/// The label with the lowest number of replicas.
 const SCALE_MIN: &str = "com.openfaas.scale.min";
 
-/// The operator's rules.
+/// The rules for each signing key.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Policy {
-    /// For what is signed with `deploy-secret`.
-    pub rules: Rules,
-    /// For what is signed with other keys, by the names of their secrets.
-    pub keys: BTreeMap<String, Rules>,
+pub(crate) struct Policy {
+    /// The rules for hand-overs signed with `deploy-secret`.
+    pub(crate) rules: Rules,
+    /// The rules for hand-overs signed with other keys, by the name of the key's secret.
+    pub(crate) keys: BTreeMap<String, Rules>,
 }
 
-/// What may be deployed. What is absent is not limited.
+/// Rules on what may be deployed. An absent rule allows everything.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct Rules {
+pub(crate) struct Rules {
     namespaces: Option<Vec<String>>,
     images: Option<Vec<String>>,
     secrets: Option<Vec<String>>,
@@ -60,47 +60,42 @@ pub struct Rules {
 }
 
 impl Policy {
-    /// Reads a policy.
-    ///
-    /// # Errors
-    /// What is wrong with it, and where.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        // A list would be taken for a policy without a rule.
-        let rules: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        serde_json::from_value(rules.into()).map_err(|error| error.to_string())
+    /// Parses a policy. An unknown rule is an error.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        // Parsed as an object first: serde would take an empty array for a policy without rules.
+        let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        serde_json::from_value(object.into()).map_err(|error| error.to_string())
     }
 }
 
 impl Rules {
-    /// Gives a hand-over what it leaves open and there are defaults for.
-    pub fn fill_in(&self, hand_over: &mut HandOver) {
+    /// Sets the default limits in a hand-over that has none.
+    pub(crate) fn apply_defaults(&self, hand_over: &mut HandOver) {
         if self.default_cpu.is_none() && self.default_memory.is_none() {
             return;
         }
         let limits = hand_over.spec.limits.get_or_insert_with(Resources::default);
-        let or = |given: &mut Option<String>, default: &Option<Quantity>| {
-            if given.is_none() {
-                *given = default.as_ref().map(ToString::to_string);
+        for (limit, default) in [
+            (&mut limits.cpu, &self.default_cpu),
+            (&mut limits.memory, &self.default_memory),
+        ] {
+            if limit.is_none() {
+                limit.clone_from(default);
             }
-        };
-        or(&mut limits.cpu, &self.default_cpu);
-        or(&mut limits.memory, &self.default_memory);
+        }
     }
 
-    /// Everything in a hand-over that the rules do not allow; each entry names its rule.
-    #[must_use]
-    pub fn objections(&self, hand_over: &HandOver) -> Vec<String> {
+    /// Returns everything in a hand-over that the rules do not allow. Each entry names its rule.
+    pub(crate) fn violations(&self, hand_over: &HandOver) -> Vec<String> {
         let spec = &hand_over.spec;
-        let mut objections = Vec::new();
+        let mut violations = Vec::new();
         if let Some(allowed) = &self.namespaces {
             match &spec.namespace {
-                Some(namespace) if matches_one(allowed, namespace) => {}
+                Some(namespace) if matches_any(allowed, namespace) => {}
                 Some(namespace) => {
-                    objections.push(format!("policy rule namespaces does not allow {namespace:?}"));
+                    violations.push(format!("policy rule namespaces does not allow {namespace:?}"));
                 }
-                None => {
-                    objections.push("policy rule namespaces wants deploy.namespace to be given".to_owned())
-                }
+                None => violations.push("policy rule namespaces requires deploy.namespace".to_owned()),
             }
         }
         if let Some(allowed) = &self.images
@@ -108,33 +103,33 @@ impl Rules {
                 .iter()
                 .any(|prefix| spec.image.as_str().starts_with(prefix.as_str()))
         {
-            objections.push(format!("policy rule images does not allow {}", spec.image));
+            violations.push(format!("policy rule images does not allow {}", spec.image));
         }
-        names("secrets", &self.secrets, spec.secrets.iter(), &mut objections);
-        names(
+        check_names("secrets", &self.secrets, spec.secrets.iter(), &mut violations);
+        check_names(
             "environment",
             &self.environment,
             spec.env_vars.keys(),
-            &mut objections,
+            &mut violations,
         );
-        names("labels", &self.labels, spec.labels.keys(), &mut objections);
-        names(
+        check_names("labels", &self.labels, spec.labels.keys(), &mut violations);
+        check_names(
             "annotations",
             &self.annotations,
             spec.annotations.keys(),
-            &mut objections,
+            &mut violations,
         );
-        self.resources(hand_over, &mut objections);
+        self.check_resources(hand_over, &mut violations);
         if self.read_only_root_filesystem && !spec.read_only_root_filesystem {
-            objections.push(
-                "policy rule readOnlyRootFilesystem wants deploy.readOnlyRootFilesystem to be true"
+            violations.push(
+                "policy rule readOnlyRootFilesystem requires deploy.readOnlyRootFilesystem to be true"
                     .to_owned(),
             );
         }
-        objections
+        violations
     }
 
-    fn resources(&self, hand_over: &HandOver, objections: &mut Vec<String>) {
+    fn check_resources(&self, hand_over: &HandOver, violations: &mut Vec<String>) {
         let spec = &hand_over.spec;
         let none = Resources::default();
         let limits = spec.limits.as_ref().unwrap_or(&none);
@@ -145,13 +140,11 @@ impl Rules {
         ] {
             let Some(cap) = cap else { continue };
             if limit.is_none() {
-                objections.push(format!(
-                    "policy rule {rule} wants a limit of at most {cap}, and there is none"
-                ));
+                violations.push(format!("policy rule {rule} requires a limit of at most {cap}"));
             }
             for given in [limit, request].into_iter().flatten() {
-                if Quantity::parse(given).is_none_or(|given| given.exceeds(cap)) {
-                    objections.push(format!("policy rule {rule} allows {cap}, not {given}"));
+                if given.exceeds(cap) {
+                    violations.push(format!("policy rule {rule} allows {cap}, not {given}"));
                 }
             }
         }
@@ -159,10 +152,10 @@ impl Rules {
         for label in [SCALE_MIN, SCALE_MAX] {
             match spec.labels.get(label).map(|text| text.parse::<u32>()) {
                 Some(Ok(number)) if number <= cap => {}
-                Some(_) => objections.push(format!("policy rule maxReplicas allows {label} up to {cap}")),
-                // OpenFaaS itself would go up to 20.
-                None if label == SCALE_MAX => objections.push(format!(
-                    "policy rule maxReplicas wants the label {label}, of at most {cap}"
+                Some(_) => violations.push(format!("policy rule maxReplicas allows {label} up to {cap}")),
+                // Without the label, OpenFaaS scales up to 20.
+                None if label == SCALE_MAX => violations.push(format!(
+                    "policy rule maxReplicas requires the label {label}, of at most {cap}"
                 )),
                 None => {}
             }
@@ -170,22 +163,22 @@ impl Rules {
     }
 }
 
-/// Objects to every name that a rule does not allow.
-fn names<'n>(
+/// Adds a violation for every name that a rule does not allow.
+fn check_names<'n>(
     rule: &str,
     allowed: &Option<Vec<String>>,
     given: impl Iterator<Item = &'n String>,
-    objections: &mut Vec<String>,
+    violations: &mut Vec<String>,
 ) {
     let Some(allowed) = allowed else { return };
-    let refused = given.filter(|name| !matches_one(allowed, name));
-    objections.extend(refused.map(|name| format!("policy rule {rule} does not allow {name:?}")));
+    let rejected = given.filter(|name| !matches_any(allowed, name));
+    violations.extend(rejected.map(|name| format!("policy rule {rule} does not allow {name:?}")));
 }
 
-/// Whether a name is in a list, or begins as an entry with `*` at its end does.
-fn matches_one(allowed: &[String], name: &str) -> bool {
+/// Returns whether a name equals an entry, or begins with one that ends in `*`.
+fn matches_any(allowed: &[String], name: &str) -> bool {
     allowed.iter().any(|entry| match entry.strip_suffix('*') {
-        Some(beginning) => name.starts_with(beginning),
+        Some(prefix) => name.starts_with(prefix),
         None => entry == name,
     })
 }
@@ -211,22 +204,22 @@ mod tests {
     #[test]
     fn without_rules_everything_is_allowed() {
         let anything = hand_over(json!({"service": "hello", "secrets": ["x"]}));
-        assert_eq!(Rules::default().objections(&anything), Vec::<String>::new());
+        assert_eq!(Rules::default().violations(&anything), Vec::<String>::new());
     }
 
     #[test]
-    fn every_objection_names_its_rule() {
+    fn every_violation_names_its_rule() {
         let rules = rules(json!({
             "namespaces": ["team-*"], "images": ["registry.example/other/"], "secrets": ["api-*"],
             "environment": ["A"], "labels": ["com.openfaas.*"], "annotations": [], "maxCpu": "1",
             "maxMemory": "512Mi", "maxReplicas": 5, "readOnlyRootFilesystem": true
         }));
-        let asked = hand_over(json!({
+        let hand_over = hand_over(json!({
             "service": "hello", "namespace": "openfaas-fn", "secrets": ["api-key", "other"],
             "envVars": {"A": "1", "B": "2"}, "labels": {"com.openfaas.scale.max": "6", "x": "y"},
             "annotations": {"topic": "t"}, "limits": {"cpu": "1500m"}, "requests": {"memory": "1Gi"}
         }));
-        let objections = rules.objections(&asked);
+        let violations = rules.violations(&hand_over);
         for rule in [
             "rule namespaces does not allow \"openfaas-fn\"",
             "rule images does not allow",
@@ -235,34 +228,33 @@ mod tests {
             "rule labels does not allow \"x\"",
             "rule annotations does not allow \"topic\"",
             "rule maxCpu allows 1, not 1500m",
-            "rule maxMemory wants a limit",
+            "rule maxMemory requires a limit",
             "rule maxMemory allows 512Mi, not 1Gi",
             "rule maxReplicas allows com.openfaas.scale.max up to 5",
             "rule readOnlyRootFilesystem",
         ] {
             assert!(
-                objections.iter().any(|o| o.contains(rule)),
-                "{rule:?}: {objections:#?}"
+                violations.iter().any(|violation| violation.contains(rule)),
+                "{rule:?}: {violations:#?}"
             );
         }
-        assert_eq!(objections.len(), 11, "{objections:#?}");
+        assert_eq!(violations.len(), 11, "{violations:#?}");
     }
 
     #[test]
-    fn what_is_left_open_gets_the_default() {
+    fn absent_limits_get_the_policys_defaults() {
         let rules = rules(json!({"defaultMemory": "128Mi", "maxMemory": "256Mi", "defaultCpu": "500m"}));
         let mut open = hand_over(json!({"service": "hello", "limits": {"cpu": "1"}}));
-        rules.fill_in(&mut open);
+        rules.apply_defaults(&mut open);
         let limits = open.spec.limits.clone().unwrap();
-        assert_eq!(
-            (limits.cpu.as_deref(), limits.memory.as_deref()),
-            (Some("1"), Some("128Mi"))
-        );
-        assert!(rules.objections(&open).is_empty());
+        let text = |limit: Option<Quantity>| limit.map(|limit| limit.to_string());
+        assert_eq!(text(limits.cpu).as_deref(), Some("1"));
+        assert_eq!(text(limits.memory).as_deref(), Some("128Mi"));
+        assert!(rules.violations(&open).is_empty());
     }
 
     #[test]
-    fn a_misspelt_rule_is_not_passed_over() {
+    fn a_misspelt_rule_is_an_error() {
         for wrong in [
             json!({"rules": {"image": []}}),
             json!({"rules": {"maxMemory": "lots"}}),

@@ -17,7 +17,7 @@ const NANO_EXPONENT: i64 = 9;
 /// Two quantities are equal if their texts are: a specification with another text is another specification. Amounts are
 /// compared by [`exceeds`](Self::exceeds).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Quantity {
+pub(crate) struct Quantity {
     text: String,
     /// The amount in 10⁻⁹, rounded up; [`u128::MAX`] if it is larger.
     nanos: u128,
@@ -25,7 +25,7 @@ pub struct Quantity {
 
 impl Quantity {
     /// Parses a decimal number followed by a unit or an exponent.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let end = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
             .unwrap_or(text.len());
@@ -42,7 +42,7 @@ impl Quantity {
     }
 
     /// Returns whether this amount is larger than `other`, whatever their units.
-    pub fn exceeds(&self, other: &Self) -> bool {
+    pub(crate) fn exceeds(&self, other: &Self) -> bool {
         self.nanos > other.nanos
     }
 }

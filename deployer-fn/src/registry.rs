@@ -1,14 +1,14 @@
-//! Whether an image is there: its manifest, by digest, for the platform that functions run on.
+//! Checks that a registry has an image, by digest and for the platform that functions run on.
 //!
-//! Asked of the registry before anything is changed, with the credentials at hand (a Docker `config.json`). A registry that
-//! says that there is no such manifest is believed. Anything else that is not a clear answer speaks against nothing: the node
-//! may have other credentials, or another way to the registry.
+//! The registry is asked before anything is changed, with the credentials of a Docker `config.json`. Its answer counts
+//! only if it says that there is no such manifest, or none for the platform. Any other failure is no reason to reject the
+//! deployment: the node may have other credentials, or another way to the registry.
 //!
 //! Protocol: <https://github.com/opencontainers/distribution-spec>; tokens:
 //! <https://distribution.github.io/distribution/spec/auth/token/>.
 
 mod challenge;
-mod logins;
+mod credentials;
 
 use std::time::Duration;
 
@@ -21,26 +21,24 @@ use serde_json::Value;
 use tracing::info;
 
 use self::challenge::Challenge;
-pub(crate) use self::challenge::escaped;
-use self::logins::{Login, find};
+use self::credentials::Credentials;
+use crate::percent;
 use crate::request::PinnedImage;
 
-/// The secret with the credentials: a Docker `config.json`. It is read anew for each question. It is not the builder's, so that
-/// nobody who only deploys can push.
-pub const CONFIG_SECRET: &str = "registry-pull-config";
-
-const MANIFESTS: HeaderValue = HeaderValue::from_static(
+const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json",
 );
-/// Docker Hub is named otherwise than it is reached.
+/// The name of Docker Hub in image references, and the host of its API.
 const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
-/// How much is read of an answer, in bytes: what registries allow a manifest to have.
-const ANSWER_MAX: usize = 4 * 1024 * 1024;
+/// The largest response in bytes: registries limit manifests to this.
+const RESPONSE_MAX: usize = 4 * 1024 * 1024;
+/// Time limit for one response. All requests for one image together have a limit of their own.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What can be asked of registries.
+/// Looks images up in their registries.
 #[derive(Clone, Debug)]
-pub struct Images {
+pub(crate) struct ImageLookup {
     secrets: Secrets,
     /// Whether registries speak plain HTTP.
     insecure: bool,
@@ -48,21 +46,20 @@ pub struct Images {
     platform: String,
 }
 
-/// What a registry says.
+/// The result of a lookup.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    /// It is there.
-    There,
-    /// It is not, or not for the platform.
+enum Presence {
+    /// The registry has the image.
+    Present,
+    /// The registry does not have the image, or not for the platform, as this text says.
     Missing(String),
-    /// That cannot be told from here, for this reason.
-    Unclear(String),
+    /// The lookup failed, for this reason.
+    Unknown(String),
 }
 
-impl Images {
-    /// Questions with the credentials in `secrets`, about images for `platform`.
-    #[must_use]
-    pub fn new(secrets: Secrets, insecure: bool, platform: String) -> Self {
+impl ImageLookup {
+    /// Makes a lookup with the credentials in `secrets`, for images of `platform`.
+    pub(crate) fn new(secrets: Secrets, insecure: bool, platform: String) -> Self {
         Self {
             secrets,
             insecure,
@@ -70,96 +67,100 @@ impl Images {
         }
     }
 
-    /// Why the image cannot be deployed, where that is certain. `limit` is for all of it.
-    pub async fn objection(&self, image: &PinnedImage, limit: Duration) -> Option<String> {
-        let asked = tokio::time::timeout(limit, self.ask(image)).await;
-        let answer = asked.unwrap_or_else(|_| Answer::Unclear("it did not answer in time".to_owned()));
-        match answer {
-            Answer::There => None,
-            Answer::Missing(reason) => Some(reason),
-            Answer::Unclear(reason) => {
-                info!(%image, reason, "whether the registry has the image is not known");
+    /// Returns why the image certainly cannot be deployed, if so. `limit` is the time for all requests together.
+    pub(crate) async fn objection(&self, image: &PinnedImage, limit: Duration) -> Option<String> {
+        let looked_up = tokio::time::timeout(limit, self.look_up(image)).await;
+        let presence =
+            looked_up.unwrap_or_else(|_| Presence::Unknown("the registry did not answer in time".to_owned()));
+        match presence {
+            Presence::Present => None,
+            Presence::Missing(reason) => Some(reason),
+            Presence::Unknown(reason) => {
+                info!(%image, reason, "could not check that the registry has the image");
                 None
             }
         }
     }
 
-    async fn ask(&self, image: &PinnedImage) -> Answer {
-        let (registry, repository) = image.registry_and_path();
-        let login = match find(&self.secrets, registry) {
-            Ok(login) => login,
-            Err(reason) => return Answer::Unclear(reason),
+    async fn look_up(&self, image: &PinnedImage) -> Presence {
+        let (registry, name) = image.registry_and_path();
+        let credentials = match credentials::find(&self.secrets, registry) {
+            Ok(credentials) => credentials,
+            Err(reason) => return Presence::Unknown(reason),
         };
-        let place = Place {
+        let repository = Repository {
             host: if registry == DOCKER_HUB.0 {
                 DOCKER_HUB.1
             } else {
                 registry
             },
-            repository,
-            images: self,
-            login,
+            name,
+            lookup: self,
+            credentials,
         };
-        place.manifest(image).await.unwrap_or_else(Answer::Unclear)
+        repository.look_up(image).await.unwrap_or_else(Presence::Unknown)
     }
 
-    /// A client for one host. No secret of the gateway's goes along: that is only sent to `/system/` of a gateway.
+    /// Makes a client for one host. The gateway's credentials are not sent to it: the client adds them to `/system/` only.
     fn client(&self, host: &str) -> Result<Gateway, String> {
         let scheme = if self.insecure { "http" } else { "https" };
         let client = Gateway::new(&format!("{scheme}://{host}"), self.secrets.clone());
-        let client = client.map_err(|error| told(&error).to_owned())?;
-        Ok(client.with_body_limit(ANSWER_MAX))
+        let client = client.map_err(|error| description(&error).to_owned())?;
+        Ok(client.with_body_limit(RESPONSE_MAX))
     }
 }
 
-/// One repository.
-struct Place<'a> {
+/// One repository of a registry.
+struct Repository<'a> {
     host: &'a str,
-    repository: &'a str,
-    images: &'a Images,
-    login: Option<Login>,
+    name: &'a str,
+    lookup: &'a ImageLookup,
+    credentials: Option<Credentials>,
 }
 
-impl Place<'_> {
-    async fn manifest(&self, image: &PinnedImage) -> Result<Answer, String> {
-        let client = self.images.client(self.host)?;
-        let path = format!("/v2/{}/manifests/{}", self.repository, image.digest());
-        let mut answer = get(&client, &path, None).await?;
+impl Repository<'_> {
+    async fn look_up(&self, image: &PinnedImage) -> Result<Presence, String> {
+        let client = self.lookup.client(self.host)?;
+        let path = format!("/v2/{}/manifests/{}", self.name, image.digest());
+        let mut response = get(&client, &path, None).await?;
         let mut authorization = None;
-        if answer.status() == StatusCode::UNAUTHORIZED {
-            authorization = Some(self.authorize(&answer).await?);
-            answer = get(&client, &path, authorization.as_ref()).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            authorization = Some(self.authorization(&response).await?);
+            response = get(&client, &path, authorization.as_ref()).await?;
         }
-        match answer.status() {
+        match response.status() {
             StatusCode::OK => {}
             StatusCode::NOT_FOUND => {
                 let reason = format!("the registry {} has no image {image}", self.host);
-                return Ok(Answer::Missing(reason));
+                return Ok(Presence::Missing(reason));
             }
-            status => return Err(format!("it answered {status}")),
+            status => return Err(format!("the registry answered {status}")),
         }
-        let manifest: Value = serde_json::from_slice(answer.body())
-            .map_err(|_| "it answered with something that is no manifest".to_owned())?;
+        let manifest: Value = serde_json::from_slice(response.body())
+            .map_err(|_| "the registry's answer is not a manifest".to_owned())?;
         let platforms = match manifest["manifests"].as_array() {
             Some(manifests) => manifests
                 .iter()
                 .map(|manifest| platform(&manifest["platform"]))
                 .collect(),
-            None => vec![self.built_for(&client, &manifest, authorization.as_ref()).await?],
+            None => vec![
+                self.platform_of(&client, &manifest, authorization.as_ref())
+                    .await?,
+            ],
         };
-        let wanted = &self.images.platform;
+        let wanted = &self.lookup.platform;
         if platforms.is_empty() || platforms.contains(wanted) {
-            return Ok(Answer::There);
+            return Ok(Presence::Present);
         }
         let reason = format!(
             "the image {image} is for {}, and functions run on {wanted}",
             platforms.join(", ")
         );
-        Ok(Answer::Missing(reason))
+        Ok(Presence::Missing(reason))
     }
 
-    /// The platform of a single image, which only its configuration has.
-    async fn built_for(
+    /// Returns the platform of a single-platform image, which only the image's configuration has.
+    async fn platform_of(
         &self,
         client: &Gateway,
         manifest: &Value,
@@ -167,71 +168,79 @@ impl Place<'_> {
     ) -> Result<String, String> {
         let digest = manifest["config"]["digest"]
             .as_str()
-            .ok_or("its manifest has no configuration")?;
-        let path = format!("/v2/{}/blobs/{digest}", self.repository);
-        let answer = get(client, &path, authorization).await?;
-        let config = match answer.headers().get(LOCATION) {
-            // Kept elsewhere: whoever has the manifest has the rest, and the platform is not worth another host.
-            Some(_) => return Ok(self.images.platform.clone()),
-            None => serde_json::from_slice::<Value>(answer.body()),
+            .ok_or("the image's manifest has no configuration")?;
+        let path = format!("/v2/{}/blobs/{digest}", self.name);
+        let response = get(client, &path, authorization).await?;
+        let config = match response.headers().get(LOCATION) {
+            // The blob is on another host. The manifest is there, so the image is; for the platform alone no further host
+            // is asked.
+            Some(_) => return Ok(self.lookup.platform.clone()),
+            None => serde_json::from_slice::<Value>(response.body()),
         };
-        let config =
-            config.map_err(|_| format!("it answered {} for the image's configuration", answer.status()))?;
+        let config = config.map_err(|_| {
+            format!(
+                "the registry answered {} for the image's configuration",
+                response.status()
+            )
+        })?;
         match platform(&config) {
-            incomplete if incomplete.contains('?') => Ok(self.images.platform.clone()),
+            incomplete if incomplete.contains('?') => Ok(self.lookup.platform.clone()),
             complete => Ok(complete),
         }
     }
 
-    /// What the registry asks for in an answer of 401.
-    async fn authorize(&self, answer: &Response<Bytes>) -> Result<HeaderValue, String> {
-        let challenges = answer.headers().get_all(WWW_AUTHENTICATE).iter();
+    /// Returns the `Authorization` header that a response with status 401 asks for.
+    async fn authorization(&self, response: &Response<Bytes>) -> Result<HeaderValue, String> {
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
         let challenge = challenges
             .filter_map(|value| Challenge::parse(value.to_str().ok()?))
             .next();
         let text = match challenge {
-            None => return Err("it wants credentials of a kind that is not known here".to_owned()),
-            Some(Challenge::Basic) => match &self.login {
-                Some(login) => login.basic(),
-                None => return Err("it wants credentials, and there are none for it".to_owned()),
+            None => {
+                return Err("the registry wants neither basic authentication nor a bearer token".to_owned());
+            }
+            Some(Challenge::Basic) => match &self.credentials {
+                Some(credentials) => credentials.basic(),
+                None => return Err("the registry wants credentials, and there are none for it".to_owned()),
             },
             Some(Challenge::Bearer { realm, service }) => {
                 format!("Bearer {}", self.token(&realm, service.as_deref()).await?)
             }
         };
-        let mut value =
-            HeaderValue::from_str(&text).map_err(|_| "its credentials are no header".to_owned())?;
+        let mut value = HeaderValue::from_str(&text)
+            .map_err(|_| "the registry's credentials are not valid in a header".to_owned())?;
         value.set_sensitive(true);
         Ok(value)
     }
 
+    /// Fetches a token for pulling from the server at `realm`.
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<String, String> {
-        let wrong = || "it names a place for tokens that is no address".to_owned();
-        let realm: Uri = realm.parse().map_err(|_| wrong())?;
-        let host = realm.authority().ok_or_else(wrong)?.as_str();
-        // A registry with TLS must not send credentials to where there is none.
+        let invalid = || "the registry's token realm is not an address".to_owned();
+        let realm: Uri = realm.parse().map_err(|_| invalid())?;
+        let host = realm.authority().ok_or_else(invalid)?.as_str();
+        // Credentials for a registry with TLS must not be sent in plain text.
         let secure = realm.scheme_str() == Some("https");
-        if !secure && !self.images.insecure {
-            return Err("it wants credentials in plain text".to_owned());
+        if !secure && !self.lookup.insecure {
+            return Err("the registry's token realm is not https".to_owned());
         }
-        let client = Images {
+        let client = ImageLookup {
             insecure: !secure,
-            ..self.images.clone()
+            ..self.lookup.clone()
         }
         .client(host)?;
-        let mut path = format!("{}?scope=repository:{}:pull", realm.path(), self.repository);
+        let mut path = format!("{}?scope=repository:{}:pull", realm.path(), self.name);
         if let Some(service) = service {
-            path = format!("{path}&service={}", escaped(service));
+            path = format!("{path}&service={}", percent::encode(service));
         }
-        let basic = self.login.as_ref().map(Login::basic);
+        let basic = self.credentials.as_ref().map(Credentials::basic);
         let basic = basic.and_then(|text| HeaderValue::from_str(&text).ok());
-        let answer = get(&client, &path, basic.as_ref()).await?;
-        let document: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
+        let response = get(&client, &path, basic.as_ref()).await?;
+        let document: Value = serde_json::from_slice(response.body()).unwrap_or_default();
         let token = [&document["token"], &document["access_token"]];
         let token = token.into_iter().find_map(Value::as_str);
         token
             .map(str::to_owned)
-            .ok_or_else(|| format!("its token server answered {}", answer.status()))
+            .ok_or_else(|| format!("the registry's token server answered {}", response.status()))
     }
 }
 
@@ -240,37 +249,40 @@ async fn get(
     path: &str,
     authorization: Option<&HeaderValue>,
 ) -> Result<Response<Bytes>, String> {
-    /// How long one answer may take; all of them together have a limit of their own.
-    const ANSWER: Duration = Duration::from_secs(10);
-    let uri = client.uri(path).map_err(|error| told(&error).to_owned())?;
-    let mut request = Request::get(uri).header(ACCEPT, MANIFESTS);
+    let uri = client.uri(path).map_err(|error| description(&error).to_owned())?;
+    let mut request = Request::get(uri).header(ACCEPT, MANIFEST_TYPES);
     if let Some(value) = authorization {
         request = request.header(AUTHORIZATION, value);
     }
     let request = request.body(Full::default()).map_err(|error| error.to_string())?;
     client
-        .send(request, ANSWER)
+        .send(request, RESPONSE_TIMEOUT)
         .await
-        .map_err(|error| told(&error).to_owned())
+        .map_err(|error| description(&error).to_owned())
 }
 
-/// What went wrong. The client's own words are about a gateway.
-fn told(error: &GatewayError) -> &'static str {
+/// Describes a failed request to a registry. The client's own texts speak of the gateway.
+fn description(error: &GatewayError) -> &'static str {
     match error {
-        GatewayError::Url | GatewayError::Path { .. } => "its name makes no address",
-        GatewayError::Authority(_) => "there is no certificate to trust it by",
-        GatewayError::Credentials(_) => "its credentials cannot be read",
-        GatewayError::Connect { .. } => "it could not be reached",
-        GatewayError::Lost { .. } => "the connection to it was lost",
-        GatewayError::Timeout { .. } => "it did not answer in time",
-        GatewayError::TooLarge { .. } => "its answer is too large",
+        GatewayError::Url | GatewayError::Path { .. } => "the registry's name is not valid in an address",
+        GatewayError::Authority(_) => "the trusted certificates could not be read",
+        GatewayError::Credentials(_) => "the registry's credentials could not be read",
+        GatewayError::Connect { .. } => "could not reach the registry",
+        GatewayError::Lost { .. } => "lost the connection to the registry",
+        GatewayError::Timeout { .. } => "the registry did not answer in time",
+        GatewayError::TooLarge { .. } => "the registry's answer is too large",
     }
 }
 
-/// `os/architecture`; with a `?` for what is not said.
-fn platform(said: &Value) -> String {
-    let word = |key: &str| said[key].as_str().filter(|word| !word.is_empty()).unwrap_or("?");
-    format!("{}/{}", word("os"), word("architecture"))
+/// Returns `os/architecture` of a JSON object with these fields; `?` for a missing one.
+fn platform(object: &Value) -> String {
+    let field = |key: &str| {
+        object[key]
+            .as_str()
+            .filter(|text| !text.is_empty())
+            .unwrap_or("?")
+    };
+    format!("{}/{}", field("os"), field("architecture"))
 }
 
 #[cfg(test)]

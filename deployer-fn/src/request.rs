@@ -1,7 +1,7 @@
-//! From the body of a request to a hand-over that can be acted on: signed by the builder, and valid field by field.
+//! Receives a hand-over: checks the builder's signature, then parses and validates every field.
 //!
-//! The signature is checked over the bytes as they came before anything in them is read; then everything that is wrong
-//! with the content is told at once.
+//! The signature is checked over the bytes as received, before any of them is parsed. After that all problems with the
+//! content are reported at once.
 
 mod fields;
 mod image;
@@ -15,106 +15,109 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-pub use self::image::{PinnedImage, same_image};
+pub use self::image::PinnedImage;
+pub(crate) use self::image::same_image;
 pub use self::probe::Probe;
-pub use self::spec::{FunctionSpec, OWN_ANNOTATIONS, Resources, SPEC_ANNOTATION};
+pub(crate) use self::spec::OWN_ANNOTATIONS;
+pub use self::spec::{FunctionSpec, Resources, SPEC_ANNOTATION};
 use crate::error::Error;
 use crate::time;
 use fields::Fields;
 
-/// The header that carries the signature of a hand-over.
-pub const SIGNATURE_HEADER: &str = "x-deploy-signature";
+/// The header with the signature of a hand-over.
+pub(crate) const SIGNATURE_HEADER: &str = "x-deploy-signature";
 
-/// The largest hand-over in bytes: what a provider stores of it (annotations above all) is far smaller.
+/// The largest hand-over in bytes. Providers store far less of it, above all in annotations.
 pub const MAX_BODY: usize = 1024 * 1024;
 
-/// One image to be brought to run, as the builder handed it over.
+/// An image to deploy, with its specification, as the builder hands it over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandOver {
-    /// What shall run.
+    /// The function's specification.
     pub spec: FunctionSpec,
-    /// The tag under which the image was pushed. Told, never deployed.
+    /// The tag that the image was pushed with. It is reported and never deployed.
     pub tag: Option<String>,
     /// The call that built the image.
     pub call_id: Option<String>,
-    /// When the image was built.
+    /// The time of the build. It orders builds of one function.
     pub built_at: Option<Timestamp>,
-    /// How the function is asked whether it works.
+    /// The request that checks that the function works.
     pub probe: Probe,
-    /// Fields that are not known here: a newer builder may send them.
+    /// Names of unknown fields, which a newer builder may send.
     pub unknown: Vec<String>,
 }
 
 impl HandOver {
-    /// Tells one delivery of a hand-over from another hand-over: the same one delivered again has the same. `None` where
-    /// nothing in it says which build it is of.
-    #[must_use]
-    pub fn delivery(&self) -> Option<String> {
+    /// Returns a digest that is the same for every delivery of one hand-over, and another for any other hand-over. `None` if
+    /// neither call nor build time identify the build.
+    pub(crate) fn delivery_digest(&self) -> Option<String> {
         if self.call_id.is_none() && self.built_at.is_none() {
             return None;
         }
         let built_at = self.built_at.map(time::format);
-        let all = serde_json::json!([self.spec.digest(), self.call_id, built_at, self.probe]);
-        Some(hex::encode(Sha256::digest(all.to_string())))
+        let identity = serde_json::json!([self.spec.digest(), self.call_id, built_at, self.probe]);
+        Some(hex::encode(Sha256::digest(identity.to_string())))
     }
 }
 
-/// Reads a hand-over whose signature one of the keys gives, and says what that key stands for.
+/// Receives a hand-over that is signed with one of `keys`, and returns it with the value that belongs to the key.
 ///
 /// # Errors
-/// [`Error::Unsigned`], [`Error::Malformed`] and [`Error::Forged`] where it is not the builder's;
-/// [`Error::Body`], [`Error::NotJson`] and [`Error::Invalid`] where it is and cannot be used.
-pub async fn receive<K: Copy>(
+/// [`Error::Unsigned`], [`Error::MalformedSignature`] and [`Error::WrongSignature`] if the hand-over is not the builder's;
+/// [`Error::Body`], [`Error::NotJson`] and [`Error::Invalid`] if it cannot be read or is not valid.
+pub(crate) async fn receive<K: Copy>(
     body: Body,
     signature: Option<&str>,
     keys: &[(HmacKeys, K)],
 ) -> Result<(HandOver, K), Error> {
     let signature = signature.ok_or(Error::Unsigned)?;
     let mut verifiers = Vec::with_capacity(keys.len());
-    for (key, meaning) in keys {
-        verifiers.push((Verifier::new(key, signature).map_err(Error::Malformed)?, *meaning));
+    for (key, value) in keys {
+        let verifier = Verifier::new(key, signature).map_err(Error::MalformedSignature)?;
+        verifiers.push((verifier, *value));
     }
     let bytes = body.collect(MAX_BODY).await.map_err(Error::Body)?;
-    let mut refused = Error::Unsigned;
-    for (mut verifier, meaning) in verifiers {
+    let mut error = Error::Unsigned;
+    for (mut verifier, value) in verifiers {
         verifier.update(&bytes);
         match verifier.finish() {
-            Ok(()) => return Ok((parse(&bytes)?, meaning)),
-            Err(mismatch) => refused = Error::Forged(mismatch),
+            Ok(()) => return Ok((parse(&bytes)?, value)),
+            Err(mismatch) => error = Error::WrongSignature(mismatch),
         }
     }
-    Err(refused)
+    Err(error)
 }
 
+/// Parses a hand-over, or the builder's result that contains it.
 pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
     let Value::Object(document) = serde_json::from_slice(bytes).map_err(Error::NotJson)? else {
         return Err(Error::Invalid(vec![
             "the hand-over is JSON, but not an object".to_owned(),
         ]));
     };
-    let document = hand_over_in(document);
+    let document = unwrap_result(document);
     let mut problems = Vec::new();
     let mut fields = Fields::new("", document, &mut problems);
     let image = fields
-        .needed("image")
+        .required("image")
         .and_then(|text| match PinnedImage::parse(&text) {
             Ok(image) => Some(image),
-            Err(reason) => {
-                fields.complain("image", reason);
+            Err(problem) => {
+                fields.report("image", problem);
                 None
             }
         });
-    let tag = fields.text("tag");
-    let call_id = fields.text("callId");
-    let built_at = fields.text("builtAt").and_then(|text| match time::parse(&text) {
-        Some(time) => Some(time),
-        None => {
-            fields.complain(
+    let tag = fields.string("tag");
+    let call_id = fields.string("callId");
+    let built_at = fields.string("builtAt").and_then(|text| {
+        let time = time::parse(&text);
+        if time.is_none() {
+            fields.report(
                 "builtAt",
-                format!("is not a time as RFC 3339 writes it in UTC: {text:?}"),
+                format!("is not a time in UTC such as \"2026-03-01T12:00:00Z\" (RFC 3339): {text:?}"),
             );
-            None
         }
+        time
     });
     let probe = match fields.object("probe") {
         Some(probe) => fields.within("probe", probe, Probe::read),
@@ -123,15 +126,15 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
     let spec = match fields.object("deploy") {
         Some(deploy) => fields.within("deploy", deploy, |fields| {
             let spec = FunctionSpec::read(fields, image);
-            fields.refuse_rest();
+            fields.reject_unknown();
             spec
         }),
         None => {
-            fields.complain("deploy", "has to be an object that says what to deploy");
+            fields.report("deploy", "is missing");
             None
         }
     };
-    let unknown = fields.rest();
+    let unknown = fields.into_unknown();
     match spec {
         Some(spec) if problems.is_empty() => Ok(HandOver {
             spec,
@@ -145,9 +148,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
     }
 }
 
-/// The hand-over in a result of the builder, which a queue-worker brings as it was asked to call back; or the document
-/// itself.
-fn hand_over_in(mut document: Map<String, Value>) -> Map<String, Value> {
+/// Returns the hand-over in a result of the builder, which a queue-worker posts to its callback; any other document is
+/// returned as it is.
+fn unwrap_result(mut document: Map<String, Value>) -> Map<String, Value> {
     let deployment = document.get_mut("deployment");
     match deployment.and_then(|deployment| deployment.get_mut("handOver")) {
         Some(Value::Object(hand_over)) => std::mem::take(hand_over),
@@ -199,11 +202,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signed_hand_over_is_read_in_full() {
+    async fn a_signed_hand_over_is_parsed_in_full() {
         let body = full().to_string();
         let signature = signature::sign(&key("k"), body.as_bytes());
 
-        let (hand_over, meaning) = receive(
+        let (hand_over, value) = receive(
             Body::from(body),
             Some(&signature),
             &[(key("other"), 1), (key("k"), 2)],
@@ -211,7 +214,7 @@ mod tests {
         .await
         .unwrap();
 
-        assert_eq!(meaning, 2);
+        assert_eq!(value, 2);
         assert_eq!(hand_over.spec.image.as_str(), IMAGE);
         assert_eq!(hand_over.call_id.as_deref(), Some("b6a8d1c2"));
         assert!(hand_over.built_at.is_some());
@@ -228,17 +231,17 @@ mod tests {
             parse(result.to_string().as_bytes()).unwrap(),
             parse(full().to_string().as_bytes()).unwrap()
         );
-        // Of a result without one, there is nothing to deploy.
+        // A result without a hand-over is not deployed.
         let result = json!({"image": "registry.example/hello:1.0", "status": "success", "duration": 1.5});
         assert!(
             problems(&result)
                 .iter()
-                .any(|problem| problem.starts_with("deploy has to be"))
+                .any(|problem| problem == "deploy is missing")
         );
     }
 
     #[tokio::test]
-    async fn what_the_builder_did_not_sign_is_not_read() {
+    async fn only_what_the_builder_signed_is_parsed() {
         let body = full().to_string();
         let ours = signature::sign(&key("k"), body.as_bytes());
         let theirs = signature::sign(&key("other"), body.as_bytes());
@@ -250,14 +253,20 @@ mod tests {
         assert!(matches!(send(None, body.clone()).await, Error::Unsigned));
         assert!(matches!(
             send(Some("sha256=12".into()), body.clone()).await,
-            Error::Malformed(_)
+            Error::MalformedSignature(_)
         ));
-        assert!(matches!(send(Some(theirs), body.clone()).await, Error::Forged(_)));
-        assert!(matches!(send(Some(ours), body + " ").await, Error::Forged(_)));
+        assert!(matches!(
+            send(Some(theirs), body.clone()).await,
+            Error::WrongSignature(_)
+        ));
+        assert!(matches!(
+            send(Some(ours), body + " ").await,
+            Error::WrongSignature(_)
+        ));
     }
 
     #[tokio::test]
-    async fn a_hand_over_that_is_too_large_is_not_read_on() {
+    async fn a_hand_over_over_the_limit_is_rejected() {
         let body = " ".repeat(MAX_BODY + 1);
         let signature = signature::sign(&key("k"), body.as_bytes());
         let error = receive(Body::from(body), Some(&signature), &[(key("k"), ())])
@@ -267,11 +276,12 @@ mod tests {
     }
 
     #[test]
-    fn every_problem_is_told_at_once() {
+    fn all_problems_are_reported_at_once() {
         let found = problems(&json!({
             "image": "registry.example/hello:1.0",
             "builtAt": "yesterday",
             "callId": 7,
+            "probe": {"path": "health", "successes": 0, "retries": 1},
             "deploy": {
                 "service": "Hello World",
                 "namespace": "a/b",
@@ -288,31 +298,34 @@ mod tests {
         for part in [
             "image must be pinned by digest",
             "builtAt is not a time",
-            "callId must be a text, is a number",
-            "deploy.service may have lower-case",
-            "deploy.namespace may have lower-case",
+            "callId must be a string, is a number",
+            "probe.path must be a path",
+            "probe.successes must be from 1",
+            "probe.retries is not a known field",
+            "deploy.service must be lower-case",
+            "deploy.namespace must be lower-case",
             "deploy.image must be left out",
             "deploy.envVars has a name that is not the name of an environment variable: \"A=B\"",
-            "deploy.envVars.N must be a text",
-            "deploy.secrets[0] may have",
-            "deploy.secrets[1] must be a text",
-            "deploy.labels must be an object, is a list",
-            "deploy.annotations has a name that is the deployer's own",
+            "deploy.envVars.N must be a string",
+            "deploy.secrets[0] must be lower-case",
+            "deploy.secrets[1] must be a string",
+            "deploy.labels must be an object, is an array",
+            "deploy.annotations has a name that is reserved for deployer-fn",
             "deploy.limits.memory is not a quantity",
-            "deploy.limits.gpu is not a field that is known here",
-            "deploy.readOnlyRootFilesystem must be true or false, is a text",
-            "deploy.envvars is not a field that is known here",
+            "deploy.limits.gpu is not a known field",
+            "deploy.readOnlyRootFilesystem must be true or false, is a string",
+            "deploy.envvars is not a known field",
         ] {
             assert!(
                 found.iter().any(|problem| problem.starts_with(part)),
                 "{part:?} is not in {found:#?}"
             );
         }
-        assert_eq!(found.len(), 16, "{found:#?}");
+        assert_eq!(found.len(), 19, "{found:#?}");
     }
 
     #[test]
-    fn what_kubernetes_would_refuse_is_refused_before() {
+    fn names_and_amounts_that_kubernetes_rejects_are_rejected() {
         let found = problems(&json!({"image": IMAGE, "deploy": {
             "service": "hello",
             "labels": {"a b": "1", "team": "a/b"},
@@ -322,9 +335,9 @@ mod tests {
         }}));
         for part in [
             "deploy.labels has a name that is not a name such as",
-            "deploy.labels.team may have",
+            "deploy.labels.team must be",
             "deploy.annotations has a name that is not a name such as",
-            "deploy.requests.memory is 1Gi, more than the limit of 128Mi",
+            "deploy.requests.memory is 1Gi, which exceeds the limit of 128Mi",
         ] {
             assert!(
                 found.iter().any(|problem| problem.starts_with(part)),
@@ -335,14 +348,8 @@ mod tests {
     }
 
     #[test]
-    fn what_has_to_be_there_is_asked_for() {
-        assert_eq!(
-            problems(&json!({})),
-            [
-                "image is missing",
-                "deploy has to be an object that says what to deploy"
-            ]
-        );
+    fn missing_fields_are_reported() {
+        assert_eq!(problems(&json!({})), ["image is missing", "deploy is missing"]);
         assert_eq!(
             problems(&json!({"image": IMAGE, "deploy": {}})),
             ["deploy.service is missing"]
@@ -363,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_of_a_specification_is_that_of_its_content() {
+    fn the_digest_covers_the_specification_and_nothing_else() {
         let spec = |change: &dyn Fn(&mut Value)| {
             let mut document = full();
             change(&mut document);

@@ -1,412 +1,454 @@
-//! Brings one image to run: checks, applies, reads back, watches, asks the function itself, and puts back what was there
-//! before where that fails.
+//! Rolls out one version of a function: checks, applies, watches, and restores the previous version if the new one fails.
 //!
-//! What is relied upon, and why:
-//! - Everything that can be wrong is looked for before anything is changed, and told at once.
-//! - An update comes first, and a creation where the answer is 404: providers have no "already exists" (pitfall 24).
-//! - It always carries the whole specification (pitfall 25), by digest (28), and as annotations all that it takes to put
-//!   it, and the last good one before it, back ([`crate::version`]).
-//! - No answer to an update is believed: what is read back decides. faas-netes says 200 to an update that it did not
-//!   make (22), faasd removes the running function when an update fails (23).
-//! - Ready means: the provider names the new image and counts a replica, and the function answers its probe through the
-//!   gateway. On Kubernetes that replica, and that answer, may be the old version's for as long as both run (26): the REST
-//!   API does not tell them apart. A function that tells its own version in its answers does.
+//! What a rollout relies on, and why (see docs/pitfalls.md):
+//! - All problems are looked for before anything is changed, and reported at once.
+//! - An update comes first, and a creation if the answer is 404: providers do not answer 409
+//!   (docs/pitfalls.md#no-conflict-status).
+//! - An update carries the complete specification (docs/pitfalls.md#an-update-replaces-everything), the image by digest
+//!   (docs/pitfalls.md#tags-move), and as annotations all that is needed to restore it and the last good version before it
+//!   ([`crate::version`]).
+//! - The answer to an update does not decide, but what is read afterwards: faas-netes answers 200 to an update that it did
+//!   not make (docs/pitfalls.md#a-failed-update-answers-200), and faasd deletes the running function when an update fails
+//!   (docs/pitfalls.md#a-failed-update-removes-the-function).
+//! - A version is ready when the provider names its image, counts an available replica, and the function answers its probe
+//!   through the gateway. On Kubernetes that replica and that answer may be the old version's while both run: the REST API
+//!   does not tell them apart (docs/pitfalls.md#old-replicas-count-as-available). A function that repeats its version in
+//!   its answers does.
 //!
-//! Delivered again, the same hand-over changes nothing and reports the same. A rollout that was cut off, because its process
-//! ended, is found by the next delivery, which goes on from what there is: it never began from anything else.
+//! The same hand-over delivered again changes nothing and gives the same outcome. A rollout that ended with its process is
+//! found by the next delivery, which starts from the state that it reads, as every rollout does.
+//!
+//! Each phase returns its result with its [`Findings`]; [`verdict`] is the one place where they become the outcome's status.
 
 mod apply;
+mod backoff;
 mod check;
 mod deadline;
-mod memory;
-mod pace;
+mod history;
+mod read;
 mod restore;
-mod target;
+mod verdict;
 mod watch;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use function_host::ErrorChain;
 use function_host::trace;
+use serde_json::Value;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::apply::Applied;
+use self::backoff::Backoff;
 use self::check::Next;
 pub use self::deadline::Deadline;
-pub use self::memory::Memory;
-use self::pace::Pace;
-use self::target::Target;
-use self::watch::{Waiting, Watched};
-use crate::error::chain;
-use crate::gateway::{FunctionStatus, ReadError, Transport};
-use crate::outcome::{Durations, Fault, Outcome, Running, Status};
+pub use self::history::RolloutHistory;
+use self::verdict::{Findings, Verdict};
+use self::watch::{WaitingFor, Watched};
+use crate::function::FunctionId;
+use crate::gateway::{self, FunctionStatus, ReadError, Transport};
+use crate::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running};
 use crate::request::HandOver;
-use crate::version::{Failure, LastGood, Version};
+use crate::version::{LastGood, Version};
 
-/// How long the steps of a rollout may take.
+/// Timeouts of the parts of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// One question to the gateway or to the function.
+pub struct Timeouts {
+    /// For one request to the gateway or to the function.
     pub request: Duration,
-    /// How long the provider may go on naming the image from before: it answers from a cache of its own.
+    /// For the provider to name the new image: it may answer from a cache that still has the previous one.
     pub settle: Duration,
-    /// How long a gateway that is away is waited for before anything is changed.
-    pub patience: Duration,
-    /// How long it may take to put back what was there before.
+    /// For the retries of a read while the gateway is unavailable.
+    pub read_retries: Duration,
+    /// For restoring the previous version.
     pub rollback: Duration,
 }
 
-impl Default for Limits {
+impl Default for Timeouts {
     fn default() -> Self {
         Self {
             request: Duration::from_secs(10),
             settle: Duration::from_secs(10),
-            patience: Duration::from_secs(15),
+            read_retries: Duration::from_secs(15),
             rollback: Duration::from_secs(20),
         }
     }
 }
 
-/// What is read at the very end has to be read quickly: the time is up.
-const LAST_LOOK: Duration = Duration::from_secs(2);
-/// How often a specification that the provider did not take is sent in all.
+/// Timeout of the read at the end of a rollout, for which little time is left.
+const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(2);
+/// The number of times that a specification is sent if the provider does not take it.
 const ATTEMPTS: usize = 3;
 
-/// What a rollout works with.
+/// What a rollout works with, beside its hand-over.
 #[derive(Debug)]
-pub struct Ground<'a, T> {
-    /// The way to the gateway.
+pub struct RolloutContext<'a, T> {
+    /// The connection to the gateway.
     pub transport: &'a T,
-    /// How long its steps may take.
-    pub limits: &'a Limits,
-    /// What this process has seen of functions.
-    pub memory: &'a Memory,
+    /// The timeouts of its parts.
+    pub timeouts: &'a Timeouts,
+    /// What this process knows of earlier rollouts.
+    pub history: &'a RolloutHistory,
 }
 
-/// Brings what was handed over to run, and says what became of it. `objections` are what is known to be wrong with it
-/// already; `url` is where the function will be called. There must be no other rollout of the function in this process.
+/// Rolls out the version of a hand-over, and returns the outcome.
 ///
-/// Dropping the future stops it where it is: what was sent stays sent.
+/// `objections` are reasons to reject the hand-over that are known already; `url` is the function's address in the outcome.
+/// No other rollout of the function may run in this process.
+///
+/// Dropping the future stops the rollout where it is: changes that were sent stay in effect.
 pub async fn rollout<T: Transport>(
-    ground: &Ground<'_, T>,
+    context: &RolloutContext<'_, T>,
     hand_over: &HandOver,
     objections: Vec<String>,
     deadline: &Deadline,
     url: String,
 ) -> Outcome {
     let spec = &hand_over.spec;
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut rollout = Rollout {
-        ground,
+        context,
         hand_over,
-        target: Target::of(spec),
+        function: spec.function(),
         version: Version::of(hand_over),
-        deadline: deadline.clone(),
+        deadline,
         before: None,
         last_good: None,
-        restoring: AtomicBool::new(false),
-        outcome: Outcome {
-            function: spec.service.clone(),
+        facts: Facts {
             namespace: spec.namespace.clone(),
-            image: spec.image.to_string(),
             previous_image: None,
-            status: Status::Failed,
             changed: false,
             running: Running::Unknown,
-            url,
             durations: Durations::default(),
-            reasons: Vec::new(),
-            fault: Some(Fault::Platform),
         },
     };
-    info!(image = %spec.image, tag = hand_over.tag.as_deref(), "deployment begins");
-    rollout.run(objections).await;
-    let restored = rollout.restoring.load(Ordering::Relaxed);
-    let mut outcome = rollout.outcome;
-    outcome.changed |= restored;
-    outcome.durations.total = begun.elapsed();
+    info!(image = %spec.image, tag = hand_over.tag.as_deref(), "starting the deployment");
+    let verdict = rollout.run(objections).await;
+    let mut facts = rollout.facts;
+    facts.durations.total = started.elapsed();
+    let outcome = Outcome {
+        function: spec.service.clone(),
+        namespace: facts.namespace,
+        image: spec.image.to_string(),
+        previous_image: facts.previous_image,
+        status: verdict.status,
+        changed: facts.changed,
+        running: facts.running,
+        url,
+        durations: facts.durations,
+        reasons: verdict.reasons,
+        fault: verdict.fault,
+    };
     match outcome.status {
-        Status::Ready => info!(
+        DeploymentStatus::Ready => info!(
             changed = outcome.changed,
             seconds = outcome.durations.total.as_secs_f64(),
             "the function is ready"
         ),
-        _ => {
-            warn!(status = ?outcome.status, fault = ?outcome.fault, reasons = ?outcome.reasons, "the function is not ready")
-        }
+        status => warn!(
+            status = status.name(),
+            fault = ?outcome.fault,
+            reasons = ?outcome.reasons,
+            "the deployment did not succeed"
+        ),
     }
     outcome
 }
 
-/// One rollout under way.
+/// One rollout in progress.
 struct Rollout<'a, T> {
-    ground: &'a Ground<'a, T>,
+    context: &'a RolloutContext<'a, T>,
     hand_over: &'a HandOver,
-    target: Target,
+    function: FunctionId,
+    /// The new version.
     version: Version,
-    deadline: Deadline,
+    deadline: &'a Deadline,
+    /// The function's state before the rollout; `None` if it did not exist.
     before: Option<FunctionStatus>,
-    /// What is put back on failure; `None` where there was no function.
+    /// The version to restore on failure; `None` if there was no function.
     last_good: Option<Version>,
-    /// Whether the provider was asked to put something back.
-    restoring: AtomicBool,
-    outcome: Outcome,
+    facts: Facts,
 }
 
-/// How an attempt to bring the new version to run ended.
+/// What a rollout has seen and done so far, whatever its verdict will be.
+struct Facts {
+    namespace: Option<String>,
+    previous_image: Option<String>,
+    changed: bool,
+    running: Running,
+    durations: Durations,
+}
+
+impl Facts {
+    /// Records the current state of the function.
+    fn observe(&mut self, status: Option<&FunctionStatus>) {
+        if let Some(namespace) = status.and_then(|status| status.namespace.clone()) {
+            self.namespace = Some(namespace);
+        }
+        self.running = Running::from(status);
+    }
+}
+
+/// The result of one attempt to bring the new version up.
 enum Attempt {
-    /// It runs.
+    /// The new version runs.
     Ready,
-    /// The provider has something else, or nothing. It may have met a passing obstacle.
+    /// The provider rejected the specification.
+    Rejected,
+    /// The provider has this state instead of the new version, perhaps because of a transient failure.
     NotTaken(Option<FunctionStatus>),
-    /// It does not run.
+    /// The new version does not run.
     Failed,
 }
 
 impl<T: Transport> Rollout<'_, T> {
-    async fn run(&mut self, objections: Vec<String>) {
-        let begun = Instant::now();
-        let deadline = self.deadline.clone();
-        let step = trace::span("check");
-        let next = step.run(deadline.bound(self.check(objections))).await;
-        self.outcome.durations.check = begun.elapsed();
-        match next {
-            Some(Next::End) => step.mark_failed(self.outcome.reasons.join("; ")),
-            None => step.mark_failed(self.deadline.why()),
-            _ => {}
+    async fn run(&mut self, objections: Vec<String>) -> Verdict {
+        let started = Instant::now();
+        let deadline = self.deadline;
+        let span = trace::span("check");
+        let next = span.run(deadline.bound(self.check(objections))).await;
+        self.facts.durations.check = started.elapsed();
+        match &next {
+            Some(Next::End(verdict)) => span.mark_failed(verdict.reasons.join("; ")),
+            None => span.mark_failed(deadline.reason()),
+            Some(_) => {}
         }
-        drop(step);
+        drop(span);
         match next {
-            Some(Next::End) => {}
-            Some(Next::Watch) => {
-                info!("the function has this image and specification already");
-                self.reason("the function has this image and specification already");
-                self.outcome.fault = Some(Fault::Caller);
-                match self.watch(None).await {
-                    Attempt::Ready => self.reason("nothing was changed"),
-                    _ => self.put_back().await,
-                }
-            }
-            Some(Next::Repeat) => self.repeat().await,
+            Some(Next::End(verdict)) => verdict,
+            Some(Next::Watch) => self.watch_unchanged().await,
+            Some(Next::Repeat(failure)) => self.repeat(failure).await,
             Some(Next::Apply) => self.change().await,
-            Some(Next::Finish(older)) => self.finish(older).await,
-            None => {
-                let why = format!("nothing was changed: {}", self.deadline.why());
-                self.fail(Fault::Platform, why);
-                // The questions were asked again and again, and what troubled them was not kept.
-                if let Err(error) = self.last_look().await {
-                    self.reason(error.to_string());
-                }
-            }
+            Some(Next::FinishNewer { older, newer }) => self.finish_newer(older, &newer).await,
+            None => self.check_timed_out().await,
         }
     }
 
-    /// Applies, reads back and watches, and applies again where nothing came of it by what may have been an accident. To ask
-    /// for the same whole specification twice comes to the same as asking once.
-    async fn change(&mut self) {
-        self.outcome.changed = true;
-        self.outcome.running = Running::Unknown;
+    /// Ends a rollout whose check was not done in time. The check's own retries hid their errors, so one is asked for.
+    async fn check_timed_out(&self) -> Verdict {
+        let reason = format!("nothing was changed: {}", self.deadline.reason());
+        let mut findings = Findings::new(Fault::Platform, reason);
+        if let Err(error) = self.final_read().await {
+            findings = findings.because(ErrorChain(&error).to_string());
+        }
+        Verdict::failed(findings)
+    }
+
+    /// Watches the new version if it is deployed already.
+    async fn watch_unchanged(&mut self) -> Verdict {
+        info!("the function already has this image and specification");
+        let deployed = Findings::new(
+            Fault::Caller,
+            "the function already has this image and specification",
+        );
+        let (attempt, watched) = self.watch(None).await;
+        let findings = deployed.then(watched);
+        match attempt {
+            Attempt::Ready => Verdict::ready(findings.because("nothing was changed")),
+            _ => self.restore(findings).await,
+        }
+    }
+
+    /// Applies the new version and watches it, and restores the previous one if it fails.
+    ///
+    /// A change that had no effect by a failure that may be transient is sent again: it carries the complete specification, so
+    /// that repeating it is harmless.
+    async fn change(&mut self) -> Verdict {
+        self.facts.changed = true;
+        self.facts.running = Running::Unknown;
         let last_good = match self.last_good.clone() {
             Some(version) => LastGood::Version(Box::new(version)),
             None => LastGood::Nothing,
         };
-        let body = self.version.body(&last_good, None);
-        let mut pace = Pace::new();
+        let deployment = self.version.to_deployment(&last_good, None);
+        let mut backoff = Backoff::new();
+        let mut findings = Findings::default();
         loop {
-            let begun = Instant::now();
-            let step = trace::span("apply");
-            let applying = apply::apply(
-                self.ground.transport,
-                &self.target,
-                &body,
-                self.before.is_some(),
-                &self.deadline,
-            );
-            let applied = step.run(applying).await;
-            self.outcome.durations.apply += begun.elapsed();
-            if let Applied::Refused(reason) | Applied::Unclear(_, reason) = &applied {
-                step.mark_failed(reason);
-            }
-            drop(step);
-            let attempt = match applied {
-                Applied::Accepted(said) => {
-                    self.outcome.fault = Some(Fault::Caller);
-                    self.watch(Some(said)).await
-                }
-                Applied::Refused(reason) => return self.refused(reason).await,
-                Applied::Unclear(fault, reason) => {
-                    self.outcome.fault = Some(fault);
-                    self.reason(reason);
-                    self.unclear().await
-                }
-            };
+            let (attempt, found) = self.attempt(&deployment).await;
+            findings = findings.then(found);
             let now = match attempt {
-                Attempt::Ready => return,
+                Attempt::Ready => return Verdict::ready(findings),
+                Attempt::Rejected => return self.rejected(findings).await,
                 Attempt::Failed => break,
                 Attempt::NotTaken(now) => now,
             };
-            let again = pace.steps() + 1 < ATTEMPTS
+            let retry = backoff.waits() + 1 < ATTEMPTS
                 && now == self.before
-                && self.outcome.fault == Some(Fault::Platform)
-                && self.deadline.bound(pace.pause()).await.is_some();
-            if !again {
+                && findings.fault() == Some(Fault::Platform)
+                && self.deadline.bound(backoff.wait()).await.is_some();
+            if !retry {
                 break;
             }
-            info!("asking for it again");
+            info!(attempt = backoff.waits() + 1, "applying the specification again");
         }
-        self.put_back().await;
+        self.restore(findings).await
     }
 
-    /// The provider said that it will not have it. faasd has removed the function by then (pitfall 23).
-    async fn refused(&mut self, reason: String) {
-        self.reason(reason);
-        self.outcome.fault = Some(Fault::Caller);
-        match self.last_look().await {
-            Ok(now) if now == self.before && self.before_is_good() => {
-                self.outcome.changed = false;
-                self.outcome.status = Status::Refused;
-                self.tell(Ok(now));
+    /// Applies the new version once, and watches it.
+    async fn attempt(&mut self, deployment: &Value) -> (Attempt, Findings) {
+        let started = Instant::now();
+        let span = trace::span("apply");
+        let applying = apply::apply(
+            self.context.transport,
+            &self.function,
+            deployment,
+            self.before.is_some(),
+            self.deadline,
+        );
+        let applied = span.run(applying).await;
+        self.facts.durations.apply += started.elapsed();
+        if let Applied::Rejected(reason) | Applied::Unclear(_, reason) = &applied {
+            span.mark_failed(reason);
+        }
+        drop(span);
+        match applied {
+            Applied::Accepted(answer) => {
+                let (attempt, watched) = self.watch(Some(answer)).await;
+                (attempt, Findings::of(Fault::Caller).then(watched))
             }
-            _ => self.put_back().await,
+            Applied::Rejected(reason) => (Attempt::Rejected, Findings::new(Fault::Caller, reason)),
+            Applied::Unclear(fault, reason) => {
+                let (attempt, found) = self.look_after_unclear_answer().await;
+                (attempt, Findings::new(fault, reason).then(found))
+            }
         }
     }
 
-    /// Whether what was there before is what would be put back.
-    fn before_is_good(&self) -> bool {
+    /// Reads whether the provider acted on a change whose answer does not say so, and watches the new version if it did.
+    async fn look_after_unclear_answer(&mut self) -> (Attempt, Findings) {
+        let now = match self
+            .deadline
+            .bound(self.read(self.context.timeouts.read_retries))
+            .await
+        {
+            Some(now) => now,
+            None => self.final_read().await,
+        };
+        match now {
+            Ok(Some(status)) if self.version.is_deployed(&status) => self.watch(None).await,
+            Ok(now) => (Attempt::NotTaken(now), Findings::default()),
+            Err(_) => (Attempt::Failed, Findings::default()),
+        }
+    }
+
+    /// Ends a rollout whose specification the provider rejected. faasd has deleted the function by then
+    /// (docs/pitfalls.md#a-failed-update-removes-the-function), and it has to be restored.
+    async fn rejected(&mut self, findings: Findings) -> Verdict {
+        match self.final_read().await {
+            Ok(now) if now == self.before && self.before_is_last_good() => {
+                self.facts.changed = false;
+                Verdict::refused(findings.then(self.observe(Ok(now))))
+            }
+            _ => self.restore(findings).await,
+        }
+    }
+
+    /// Returns whether the function's state before the rollout is the one that would be restored.
+    fn before_is_last_good(&self) -> bool {
         match (&self.before, &self.last_good) {
-            (Some(status), Some(version)) => version.is_in(status),
+            (Some(status), Some(version)) => version.matches(status),
             (None, None) => true,
             _ => false,
         }
     }
 
-    /// Nobody knows whether the provider did it. Where it did, there is something to watch.
-    async fn unclear(&mut self) -> Attempt {
-        let Limits {
-            request, patience, ..
-        } = *self.ground.limits;
-        let look = self
-            .target
-            .look_patiently(self.ground.transport, request, patience);
-        let now = match self.deadline.bound(look).await {
-            Some(now) => now,
-            None => self.last_look().await,
-        };
-        match now {
-            Ok(Some(status)) if self.version.is_surely_in(&status) => self.watch(None).await,
-            Ok(now) => Attempt::NotTaken(now),
-            Err(_) => Attempt::Failed,
-        }
-    }
-
-    /// Watches to the end. `said` is what was answered to the change.
-    async fn watch(&mut self, said: Option<String>) -> Attempt {
-        let begun = Instant::now();
-        let mut waiting = Waiting::default();
-        let watching = watch::watch(
-            self.ground.transport,
-            &self.target,
-            &self.version,
-            self.ground.limits,
-            &mut waiting,
-        );
-        let step = trace::span("watch");
-        let watched = step.run(self.deadline.bound(watching)).await;
-        self.outcome.durations.watch += begun.elapsed();
-        match &watched {
-            Some(Watched::Ready(_)) => {}
-            Some(Watched::NotTaken(_)) => step.mark_failed("the provider did not take the new specification"),
-            None => step.mark_failed(format_args!("{}: {waiting}", self.deadline.why())),
-        }
-        drop(step);
+    /// Watches the new version until it is ready, is not taken, or the time is up. `answer` is the gateway's to the change.
+    async fn watch(&mut self, answer: Option<String>) -> (Attempt, Findings) {
+        const NOT_TAKEN: &str = "the provider did not take the new specification";
+        let started = Instant::now();
+        let mut waiting_for = WaitingFor::default();
+        let span = trace::span("watch");
+        let watching = self
+            .deadline
+            .bound(self.watch_version(&self.version, &mut waiting_for));
+        let watched = span.run(watching).await;
+        self.facts.durations.watch += started.elapsed();
         match watched {
             Some(Watched::Ready(status)) => {
-                self.ready(&status);
-                Attempt::Ready
+                self.record_ready(&status);
+                (Attempt::Ready, Findings::default())
             }
             Some(Watched::NotTaken(found)) => {
-                let said = said
-                    .map(|said| format!("the gateway answered {said}, but "))
-                    .unwrap_or_default();
-                self.reason(format!("{said}the provider did not take the new specification"));
-                self.outcome.fault = Some(Fault::Platform);
-                Attempt::NotTaken(found)
+                span.mark_failed(NOT_TAKEN);
+                let reason = match answer {
+                    Some(answer) => format!("the gateway answered {answer}, but {NOT_TAKEN}"),
+                    None => NOT_TAKEN.to_owned(),
+                };
+                (Attempt::NotTaken(found), Findings::new(Fault::Platform, reason))
             }
             None => {
-                self.reason(format!("{}: {waiting}", self.deadline.why()));
-                if self.deadline.cut_short() || matches!(waiting, Waiting::Unknown(_) | Waiting::Begun) {
-                    self.outcome.fault = Some(Fault::Platform);
-                }
-                Attempt::Failed
+                let reason = format!("{}: {waiting_for}", self.deadline.reason());
+                span.mark_failed(&reason);
+                let findings = if self.deadline.is_shutting_down() || waiting_for.is_platform() {
+                    Findings::new(Fault::Platform, reason)
+                } else {
+                    Findings::default().because(reason)
+                };
+                (Attempt::Failed, findings)
             }
         }
     }
 
-    fn ready(&mut self, status: &FunctionStatus) {
-        let key = self.target.key();
-        if let Some(mark) = self.version.mark() {
-            self.ground.memory.answered(&key, mark);
+    /// Watches a version without a time limit.
+    async fn watch_version(&self, version: &Version, waiting_for: &mut WaitingFor) -> Watched {
+        watch::watch(
+            self.context.transport,
+            &self.function,
+            version,
+            self.context.timeouts,
+            waiting_for,
+        )
+        .await
+    }
+
+    /// Records that the new version runs.
+    fn record_ready(&mut self, status: &FunctionStatus) {
+        let history = self.context.history;
+        if let Some(digest) = self.version.spec_digest() {
+            history.record_ready(&self.function, digest);
         }
-        self.ground.memory.ended(&key, None);
-        self.ground.memory.owes(&key, None);
-        self.outcome.status = Status::Ready;
-        self.outcome.fault = None;
-        self.told(Some(status));
+        history.record_failure(&self.function, None);
+        history.record_unrestored(&self.function, None);
+        self.facts.observe(Some(status));
     }
 
-    async fn last_look(&self) -> Result<Option<FunctionStatus>, ReadError> {
-        let limit = self.ground.limits.request.min(LAST_LOOK);
-        self.target.look(self.ground.transport, limit).await
-    }
-
-    /// What is kept so that the same delivery is not tried again.
-    fn failure(&self) -> Option<Failure> {
-        (self.outcome.fault == Some(Fault::Caller)).then_some(())?;
-        Some(Failure {
-            delivery: self.hand_over.delivery()?,
-            reasons: self.outcome.reasons.clone(),
-            previous_image: self.outcome.previous_image.clone(),
+    /// Reads the function's state, with retries for `limit`.
+    async fn read(&self, limit: Duration) -> Result<Option<FunctionStatus>, ReadError> {
+        read::with_retries(limit, || {
+            gateway::read(
+                self.context.transport,
+                &self.function,
+                self.context.timeouts.request,
+            )
         })
+        .await
     }
 
-    /// Says what there is now.
-    fn tell(&mut self, now: Result<Option<FunctionStatus>, ReadError>) {
-        match now {
+    /// Reads the function's state once, when the time is up.
+    async fn final_read(&self) -> Result<Option<FunctionStatus>, ReadError> {
+        let limit = self.context.timeouts.request.min(FINAL_READ_TIMEOUT);
+        gateway::read(self.context.transport, &self.function, limit).await
+    }
+
+    /// Records the current state of the function, and returns it as a reason.
+    fn observe(&mut self, now: Result<Option<FunctionStatus>, ReadError>) -> Findings {
+        let reason = match now {
             Ok(now) => {
-                match (&now, &self.before) {
-                    (None, Some(_)) => self.reason("the function is gone: the provider removed it"),
-                    (None, None) => self.reason("there is no such function now, as before"),
-                    (Some(now), _) => {
-                        let text = format!(
-                            "the function has the image {} now, with {} of {} replicas available",
-                            now.image, now.available_replicas, now.replicas
-                        );
-                        self.reason(text);
-                    }
+                self.facts.observe(now.as_ref());
+                match (now, &self.before) {
+                    (None, Some(_)) => "the function no longer exists: the provider deleted it".to_owned(),
+                    (None, None) => "the function does not exist, as before".to_owned(),
+                    (Some(now), _) => format!(
+                        "the function now has the image {}, with {} of {} replicas available",
+                        now.image, now.available_replicas, now.replicas
+                    ),
                 }
-                self.told(now.as_ref());
             }
             Err(error) => {
-                self.reason(format!("what runs now is not known: {}", chain(&error)));
-                self.outcome.running = Running::Unknown;
+                self.facts.running = Running::Unknown;
+                format!("the function's state is unknown: {}", ErrorChain(&error))
             }
-        }
-    }
-
-    fn told(&mut self, now: Option<&FunctionStatus>) {
-        if let Some(namespace) = now.and_then(|now| now.namespace.clone()) {
-            self.outcome.namespace = Some(namespace);
-        }
-        self.outcome.running = Running::from(now);
-    }
-
-    fn fail(&mut self, fault: Fault, reason: String) {
-        self.outcome.fault = Some(fault);
-        self.reason(reason);
-    }
-
-    fn reason(&mut self, reason: impl Into<String>) {
-        self.outcome.reasons.push(reason.into());
+        };
+        Findings::default().because(reason)
     }
 }

@@ -1,4 +1,4 @@
-//! The deployer's settings, besides those of the function host.
+//! The deployer's settings, beside those of the function host.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,56 +8,55 @@ use function_host::duration;
 use function_host::env::Parser;
 
 use crate::policy::Policy;
-use crate::rollout::Limits;
+use crate::rollout::Timeouts;
 
-/// The gateway of the community ends a call after a minute, wherever nothing else is set: the answer is given before,
-/// with what was there before put back where that was needed.
+/// Together with the rollback this is less than a minute, after which the community edition's gateway ends a call by
+/// default.
 const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(35);
 
-/// What is left of `exec_timeout` for a last look at what runs, and the answer.
-const TO_ANSWER: Duration = Duration::from_secs(5);
+/// The part of `exec_timeout` that is reserved for a last read of the function's state, and for the response.
+const RESPONSE_RESERVE: Duration = Duration::from_secs(5);
 
-/// Where OpenFaaS's own programs look for a service account's token.
+/// The directory in which OpenFaaS's own programs look for a service account's token.
 const TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
 
 /// The deployer's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `ready_timeout`: how long a function may take from the hand-over until it answers. Bounded by the host's
-    /// `exec_timeout`, too.
-    pub ready_timeout: Duration,
-    /// `gateway_timeout`: how long the gateway may take for one question. `rollback_timeout`: how long it may take, after that,
-    /// to put back what was there before.
-    pub limits: Limits,
-    /// `check_image`: whether the registry is asked for the image before anything is changed.
+    /// `ready_timeout`: the time from the end of the queue until the function answers. The host's `exec_timeout` bounds it, too.
+    pub(crate) ready_timeout: Duration,
+    /// `gateway_timeout`: the time for one request to the gateway. `rollback_timeout`: the time to restore the previous version
+    /// after the new one has failed.
+    pub timeouts: Timeouts,
+    /// `check_image`: whether the image is looked up in its registry before anything is changed.
     pub check_image: bool,
     /// `insecure`: whether registries speak plain HTTP.
-    pub insecure: bool,
-    /// `platform`: what functions run on, `os/architecture`.
-    pub platform: String,
-    /// `token_mount_path`: where a service account's token is, to be exchanged for the gateway's.
+    pub(crate) insecure: bool,
+    /// `platform`: the platform that functions run on, `os/architecture`.
+    pub(crate) platform: String,
+    /// `token_mount_path`: the directory with the service account's token, which is exchanged for one of the gateway's.
     pub token_mount_path: PathBuf,
-    /// `public_url`: the gateway's address as callers know it, for the URL in the outcome. Where it is not set, the URL is the
-    /// one by which the deployer itself would call the function.
-    pub public_url: Option<String>,
-    /// `policy_file`: the path of a file with what may be deployed; without it, everything.
-    pub policy: Policy,
+    /// `public_url`: the gateway's address for callers, for the URL in the outcome. By default the URL has the gateway's address
+    /// that the deployer itself uses.
+    pub(crate) public_url: Option<String>,
+    /// `policy_file`: the path of the policy; without it, everything is allowed.
+    pub(crate) policy: Policy,
 }
 
 impl Settings {
-    /// Reads them; what is wrong is remembered by `parser`.
+    /// Reads the settings. Problems are collected by `parser`.
     pub fn read(parser: &mut Parser<'_>) -> Self {
-        let limits = Limits::default();
-        let some_time = |text: &str| match duration::parse(text) {
-            Ok(Duration::ZERO) => Err("should be longer than nothing".to_owned()),
+        let timeouts = Timeouts::default();
+        let positive = |text: &str| match duration::parse(text) {
+            Ok(Duration::ZERO) => Err("should be longer than 0s".to_owned()),
             other => other.map_err(|error| error.to_string()),
         };
         let settings = Self {
-            ready_timeout: parser.parse("ready_timeout", DEFAULT_READY_TIMEOUT, some_time),
-            limits: Limits {
-                request: parser.parse("gateway_timeout", limits.request, some_time),
-                rollback: parser.parse("rollback_timeout", limits.rollback, some_time),
-                ..limits
+            ready_timeout: parser.parse("ready_timeout", DEFAULT_READY_TIMEOUT, positive),
+            timeouts: Timeouts {
+                request: parser.parse("gateway_timeout", timeouts.request, positive),
+                rollback: parser.parse("rollback_timeout", timeouts.rollback, positive),
+                ..timeouts
             },
             check_image: parser.flag("check_image", true),
             insecure: parser.flag("insecure", false),
@@ -78,27 +77,27 @@ impl Settings {
                 }
             }),
             policy: parser.parse("policy_file", Policy::default(), |path| {
-                let text = fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
-                Policy::parse(&text).map_err(|error| format!("is not a policy: {error}"))
+                let text = fs::read_to_string(path).map_err(|error| format!("could not be read: {error}"))?;
+                Policy::parse(&text).map_err(|error| format!("is not a valid policy: {error}"))
             }),
         };
-        // The host's own; it complains itself of one that is none.
+        // The host's own setting: the host reports one that is not a duration.
         let exec = parser
             .text("exec_timeout")
             .and_then(|text| duration::parse(&text).ok());
-        let least = settings.ready_timeout + settings.limits.rollback + TO_ANSWER;
-        if exec.is_some_and(|exec| !exec.is_zero() && exec < least) {
-            let what = format!(
-                "should be at least {}: ready_timeout, rollback_timeout and 5s for the answer",
-                duration::format(least)
+        let minimum = settings.ready_timeout + settings.timeouts.rollback + RESPONSE_RESERVE;
+        if exec.is_some_and(|exec| !exec.is_zero() && exec < minimum) {
+            let problem = format!(
+                "should be at least {}: ready_timeout, rollback_timeout and 5s for the response",
+                duration::format(minimum)
             );
-            parser.problem("exec_timeout", what);
+            parser.problem("exec_timeout", problem);
         }
         settings
     }
 }
 
-/// The one that this process runs on, as registries name it.
+/// Returns the platform that this process runs on, in the form of registries.
 fn own_platform() -> String {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -113,17 +112,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_have_defaults_that_suit_a_gateway_without_settings() {
+    fn the_defaults_fit_the_gateways_default_timeout() {
         let empty: [(&str, &str); 0] = [];
         let mut parser = Parser::new(&empty);
         let settings = Settings::read(&mut parser);
         parser.finish().unwrap();
-        assert!(settings.ready_timeout + settings.limits.rollback < Duration::from_secs(60));
+        assert!(settings.ready_timeout + settings.timeouts.rollback < Duration::from_secs(60));
         assert_eq!(settings.public_url, None);
     }
 
     #[test]
-    fn settings_are_read_as_they_are_written() {
+    fn given_settings_replace_the_defaults() {
         let given = [
             ("ready_timeout", "2m"),
             ("gateway_timeout", "5"),
@@ -133,12 +132,12 @@ mod tests {
         let settings = Settings::read(&mut parser);
         parser.finish().unwrap();
         assert_eq!(settings.ready_timeout, Duration::from_secs(120));
-        assert_eq!(settings.limits.request, Duration::from_secs(5));
+        assert_eq!(settings.timeouts.request, Duration::from_secs(5));
         assert_eq!(settings.public_url.as_deref(), Some("https://fn.example"));
     }
 
     #[test]
-    fn limits_that_do_not_fit_into_the_hosts_are_refused() {
+    fn timeouts_that_exceed_exec_timeout_are_rejected() {
         for (exec, fits) in [("59s", false), ("60s", true), ("0s", true), ("6m", true)] {
             let given = [("exec_timeout", exec)];
             let mut parser = Parser::new(&given);
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn all_wrong_settings_are_named() {
+    fn all_wrong_settings_are_reported_at_once() {
         let given = [
             ("ready_timeout", "0s"),
             ("gateway_timeout", "soon"),

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 const SHORTEST: usize = "2026-01-01T00:00:00Z".len();
 
 /// Parses a time such as `2026-03-01T12:00:00.5Z`. Returns `None` for other forms, other offsets than `Z` among them.
-pub fn parse(text: &str) -> Option<Timestamp> {
+pub(crate) fn parse(text: &str) -> Option<Timestamp> {
     let bytes = text.as_bytes();
     if bytes.len() < SHORTEST || bytes.get(10) != Some(&b'T') || bytes.last() != Some(&b'Z') {
         return None;
@@ -15,12 +15,12 @@ pub fn parse(text: &str) -> Option<Timestamp> {
 }
 
 /// Formats a time with nanoseconds. Always nine digits: digests are made of the text.
-pub fn format(at: Timestamp) -> String {
+pub(crate) fn format(at: Timestamp) -> String {
     format!("{at:.9}")
 }
 
 /// Formats a time with milliseconds, for people.
-pub fn format_millis(at: Timestamp) -> String {
+pub(crate) fn format_millis(at: Timestamp) -> String {
     format!("{at:.3}")
 }
 

@@ -1,9 +1,10 @@
-//! One version of a function, whole: what it takes to bring it to run again, and to tell that it is the one that runs.
+//! A complete version of a function: everything that is needed to deploy it again, and to tell whether it is deployed.
 //!
-//! A provider's answer to GET leaves things out (environment variables on Kubernetes, pitfall 25), and there is no store
-//! here. So every version that is deployed carries its own whole specification, and that of the last good one before
-//! it, as annotations: what "last good" is survives the deployer. There are no secret values in a specification, only
-//! names of secrets. Environment variables are in it; whoever may read a function's annotations may read those as well.
+//! A provider's answer to a read leaves fields out (environment variables on Kubernetes,
+//! docs/pitfalls.md#an-update-replaces-everything), and the deployer has no store. Every version that is deployed therefore
+//! carries its own complete specification, and that of the last good version before it, as annotations, which outlive the
+//! deployer's process. A specification has names of secrets, not their values. It has environment variables, which can be
+//! read by anyone who may read the function's annotations.
 
 mod annotations;
 
@@ -11,23 +12,20 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use self::annotations::{
-    BUILT_AT_ANNOTATION, CALL_ID_ANNOTATION, Failure, LAST_GOOD, SIZE_MAX, TAG_ANNOTATION, VERSION,
-    VERSION_VARIABLE,
-};
+pub(crate) use self::annotations::{FailureRecord, SIZE_MAX};
 use crate::gateway::FunctionStatus;
 use crate::request::{HandOver, Probe, SPEC_ANNOTATION, same_image};
 use crate::time;
 
-/// One version of a function.
+/// One version of a function. Its JSON is stored in annotations.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Version {
+pub(crate) struct Version {
     /// The gateway's `FunctionDeployment`, without the deployer's own annotations.
     deployment: Map<String, Value>,
-    /// Digest of the specification; absent where the version was not deployed by Slipway.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mark: Option<String>,
+    /// The digest of the specification; absent if the version was not deployed by Slipway.
+    #[serde(rename = "mark", skip_serializing_if = "Option::is_none")]
+    spec_digest: Option<String>,
     #[serde(default)]
     probe: Probe,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,28 +36,27 @@ pub struct Version {
     built_at: Option<String>,
 }
 
-/// What is to be put back if a version fails, as the version itself carries it.
+/// The version to restore if the version that carries it fails.
 #[derive(Clone, Debug, PartialEq)]
-pub enum LastGood {
-    /// Nothing: there was no function before.
+pub(crate) enum LastGood {
+    /// None: there was no function before.
     Nothing,
-    /// The version itself has been good.
+    /// The version that carries it: it was good.
     Itself,
-    /// Another one.
+    /// Another version.
     Version(Box<Version>),
 }
 
 impl Version {
-    /// The version that a hand-over asks for.
-    #[must_use]
-    pub fn of(hand_over: &HandOver) -> Self {
+    /// Returns the version that a hand-over asks for.
+    pub(crate) fn of(hand_over: &HandOver) -> Self {
         let deployment = match serde_json::to_value(&hand_over.spec) {
             Ok(Value::Object(map)) => map,
             _ => Map::new(),
         };
         Self {
             deployment,
-            mark: Some(hand_over.spec.digest()),
+            spec_digest: Some(hand_over.spec.digest()),
             probe: hand_over.probe.clone(),
             tag: hand_over.tag.clone(),
             call_id: hand_over.call_id.clone(),
@@ -67,18 +64,17 @@ impl Version {
         }
     }
 
-    /// The version that a function has: the one that it carries, where that is still true, or else what the gateway says
-    /// of it.
-    #[must_use]
-    pub fn in_place(status: &FunctionStatus) -> Self {
-        if let Some(version) = annotations::unpack(status.notes(), VERSION)
-            && version.is_in(status)
+    /// Returns the version that is deployed: the one in the function's annotations if it still matches the status, or else
+    /// what the status shows.
+    pub(crate) fn deployed(status: &FunctionStatus) -> Self {
+        if let Some(version) = Self::from_annotations(status.annotations())
+            && version.matches(status)
         {
             return version;
         }
         Self {
-            deployment: status.as_deployment(),
-            mark: None,
+            deployment: status.to_deployment(),
+            spec_digest: None,
             probe: Probe::default(),
             tag: None,
             call_id: None,
@@ -86,61 +82,56 @@ impl Version {
         }
     }
 
-    /// Whether this version is what a provider says of a function: the image, and the mark of the whole specification where
-    /// it shows annotations at all. The image alone would not tell a change of the environment.
-    #[must_use]
-    pub fn is_in(&self, status: &FunctionStatus) -> bool {
-        let mark = status.notes().get(SPEC_ANNOTATION);
-        let shows_annotations = !status.notes().is_empty();
-        let marked = match &self.mark {
-            Some(own) => !shows_annotations || mark == Some(own),
-            None => mark.is_none(),
+    /// Returns whether this version may be the deployed one: the status has its image and, if the provider returns annotations
+    /// at all, its digest. The image alone would not show a change of the environment.
+    pub(crate) fn matches(&self, status: &FunctionStatus) -> bool {
+        let digest = status.annotations().get(SPEC_ANNOTATION);
+        let has_annotations = !status.annotations().is_empty();
+        let digest_matches = match &self.spec_digest {
+            Some(own) => !has_annotations || digest == Some(own),
+            None => digest.is_none(),
         };
-        marked && same_image(self.image(), &status.image)
+        digest_matches && same_image(self.image(), &status.image)
     }
 
-    /// Whether it is known to be, so that there is nothing to do.
-    #[must_use]
-    pub fn is_surely_in(&self, status: &FunctionStatus) -> bool {
-        self.mark.is_some() && status.notes().contains_key(SPEC_ANNOTATION) && self.is_in(status)
+    /// Returns whether this version certainly is the deployed one: the status has its image and its digest.
+    pub(crate) fn is_deployed(&self, status: &FunctionStatus) -> bool {
+        self.spec_digest.is_some()
+            && status.annotations().contains_key(SPEC_ANNOTATION)
+            && self.matches(status)
     }
 
-    /// Whether all of it is known: Slipway deployed it, or the gateway shows environment variables.
-    #[must_use]
-    pub fn is_whole(&self) -> bool {
-        self.mark.is_some() || self.deployment.contains_key("envVars")
+    /// Returns whether nothing of the version is missing: Slipway deployed it, or the gateway returned its environment
+    /// variables.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.spec_digest.is_some() || self.deployment.contains_key("envVars")
     }
 
-    /// The image.
-    #[must_use]
-    pub fn image(&self) -> &str {
+    /// Returns the image.
+    pub(crate) fn image(&self) -> &str {
         self.deployment
             .get("image")
             .and_then(Value::as_str)
             .unwrap_or_default()
     }
 
-    /// Digest of the specification, where Slipway deployed it.
-    #[must_use]
-    pub fn mark(&self) -> Option<&str> {
-        self.mark.as_deref()
+    /// Returns the digest of the specification; `None` if the version was not deployed by Slipway.
+    pub(crate) fn spec_digest(&self) -> Option<&str> {
+        self.spec_digest.as_deref()
     }
 
-    /// How it is asked whether it works.
-    #[must_use]
-    pub fn probe(&self) -> &Probe {
+    /// Returns the request that checks that the version works.
+    pub(crate) fn probe(&self) -> &Probe {
         &self.probe
     }
 
-    /// The call that built it.
-    #[must_use]
-    pub fn call_id(&self) -> Option<&str> {
+    /// Returns the call that built the image.
+    pub(crate) fn call_id(&self) -> Option<&str> {
         self.call_id.as_deref()
     }
 
-    /// When it was built.
-    #[must_use]
-    pub fn built_at(&self) -> Option<Timestamp> {
+    /// Returns the time of the build.
+    pub(crate) fn built_at(&self) -> Option<Timestamp> {
         time::parse(self.built_at.as_deref()?)
     }
 }

@@ -1,21 +1,21 @@
-//! What a registry asks for in `WWW-Authenticate` (RFC 9110, section 11.6.1).
+//! Authentication challenges of a registry, from `WWW-Authenticate` (RFC 9110, section 11.6.1).
 
-/// How to show who one is.
+/// The kind of authentication that a registry asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
-    /// With user and password.
+    /// User and password.
     Basic,
-    /// With a token from another server.
+    /// A token from another server.
     Bearer {
-        /// Its address.
+        /// The address of the token server.
         realm: String,
-        /// What the token is for.
+        /// The service that the token is for.
         service: Option<String>,
     },
 }
 
 impl Challenge {
-    /// Reads the header's value; `None` where it asks for something else.
+    /// Parses the value of the header. Returns `None` for another scheme, or if there is no realm.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
         match scheme.to_ascii_lowercase().as_str() {
@@ -29,7 +29,7 @@ impl Challenge {
     }
 }
 
-/// The value of a parameter, quoted or not. Registries quote, and have no quotes within.
+/// Returns the value of a parameter, quoted or not. Escaped quotes are not supported: registries use none.
 fn parameter(parameters: &str, name: &str) -> Option<String> {
     let mut rest = parameters;
     loop {
@@ -45,26 +45,12 @@ fn parameter(parameters: &str, name: &str) -> Option<String> {
     }
 }
 
-/// As a value in a query or a form.
-pub(crate) fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                escaped.push(char::from(byte))
-            }
-            other => escaped.push_str(&format!("%{other:02X}")),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn challenges_are_read_as_registries_write_them() {
+    fn challenges_are_parsed_as_registries_write_them() {
         let bearer = |realm: &str, service: Option<&str>| Challenge::Bearer {
             realm: realm.to_owned(),
             service: service.map(str::to_owned),
@@ -86,11 +72,5 @@ mod tests {
         ] {
             assert_eq!(Challenge::parse(text), challenge, "{text}");
         }
-    }
-
-    #[test]
-    fn what_is_escaped_ends_no_value() {
-        assert_eq!(escaped("a-b.c_d~1"), "a-b.c_d~1");
-        assert_eq!(escaped("a&b=c d+ä"), "a%26b%3Dc%20d%2B%C3%A4");
     }
 }

@@ -1,4 +1,4 @@
-//! Registries on loopback, as they answer: docker-registry with passwords, and with a token server.
+//! Lookups in registries on loopback that answer as docker-registry does, with passwords or with a token server.
 
 use std::convert::Infallible;
 use std::fs;
@@ -10,26 +10,27 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use super::credentials::CONFIG_SECRET;
 use super::*;
 
 const DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 const CONFIG: &str = "sha256:22";
 
-/// What is answered: to whom, and what.
+/// Returns status, body and challenge of the response to a request.
 type Answers = fn(path: &str, authorization: &str, host: &str) -> (u16, Value, Option<String>);
 
 struct Registry {
     host: String,
-    folder: tempfile::TempDir,
-    asked: Arc<Mutex<Vec<String>>>,
+    secrets: tempfile::TempDir,
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Registry {
     async fn start(answers: Answers) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
-        let (name, log) = (host.clone(), Arc::clone(&asked));
+        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (name, log) = (host.clone(), Arc::clone(&requests));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (name, log) = (name.clone(), Arc::clone(&log));
@@ -52,21 +53,21 @@ impl Registry {
         });
         Self {
             host,
-            folder: tempfile::tempdir().unwrap(),
-            asked,
+            secrets: tempfile::tempdir().unwrap(),
+            requests,
         }
     }
 
-    fn login(&self) {
+    fn store_credentials(&self) {
         let config = json!({"auths": {&self.host: {"username": "u", "password": "p"}}});
-        fs::write(self.folder.path().join(CONFIG_SECRET), config.to_string()).unwrap();
+        fs::write(self.secrets.path().join(CONFIG_SECRET), config.to_string()).unwrap();
     }
 
-    async fn ask(&self) -> Answer {
-        let secrets = Secrets::new(self.folder.path());
-        let images = Images::new(secrets, true, "linux/amd64".to_owned());
+    async fn look_up(&self) -> Presence {
+        let secrets = Secrets::new(self.secrets.path());
+        let lookup = ImageLookup::new(secrets, true, "linux/amd64".to_owned());
         let image = format!("{}/team/hello:1@{DIGEST}", self.host);
-        images.ask(&PinnedImage::parse(&image).unwrap()).await
+        lookup.look_up(&PinnedImage::parse(&image).unwrap()).await
     }
 }
 
@@ -79,12 +80,12 @@ fn one_image(path: &str, architecture: &str) -> (u16, Value, Option<String>) {
 }
 
 #[tokio::test]
-async fn an_image_is_there_where_its_manifest_is_and_its_platform_is_right() {
+async fn an_image_is_present_only_with_its_manifest_and_for_the_platform() {
     let right = Registry::start(|path, _, _| one_image(path, "amd64")).await;
-    assert_eq!(right.ask().await, Answer::There);
+    assert_eq!(right.look_up().await, Presence::Present);
 
     let wrong = Registry::start(|path, _, _| one_image(path, "arm64")).await;
-    let Answer::Missing(reason) = wrong.ask().await else {
+    let Presence::Missing(reason) = wrong.look_up().await else {
         panic!()
     };
     assert!(
@@ -92,28 +93,21 @@ async fn an_image_is_there_where_its_manifest_is_and_its_platform_is_right() {
         "{reason}"
     );
 
-    let index = |architecture: &str| {
-        json!({"manifests": [{"platform": {"os": "linux", "architecture": architecture}},
-        {"platform": {"os": "unknown", "architecture": "unknown"}}]})
-    };
-    assert_eq!(
-        platform(&index("amd64")["manifests"][0]["platform"]),
-        "linux/amd64"
-    );
     let many = Registry::start(|_, _, _| {
         let platforms = json!([{"platform": {"os": "linux", "architecture": "arm64"}},
-            {"platform": {"os": "linux", "architecture": "amd64"}}]);
+            {"platform": {"os": "linux", "architecture": "amd64"}},
+            {"platform": {"os": "unknown", "architecture": "unknown"}}]);
         (200, json!({"manifests": platforms}), None)
     })
     .await;
-    assert_eq!(many.ask().await, Answer::There);
-    assert_eq!(many.asked.lock().unwrap().len(), 1);
+    assert_eq!(many.look_up().await, Presence::Present);
+    assert_eq!(many.requests.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_registry_that_has_no_such_manifest_is_believed() {
+async fn an_image_without_a_manifest_is_missing() {
     let registry = Registry::start(|_, _, _| (404, json!({"errors": []}), None)).await;
-    let Answer::Missing(reason) = registry.ask().await else {
+    let Presence::Missing(reason) = registry.look_up().await else {
         panic!()
     };
     assert!(
@@ -123,22 +117,22 @@ async fn a_registry_that_has_no_such_manifest_is_believed() {
 }
 
 #[tokio::test]
-async fn a_password_is_given_where_it_is_asked_for() {
+async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
     let registry = Registry::start(|path, authorization, _| match authorization {
         "Basic dTpw" => one_image(path, "amd64"),
         _ => (401, json!({}), Some("Basic realm=\"slipway\"".to_owned())),
     })
     .await;
-    let Answer::Unclear(reason) = registry.ask().await else {
+    let Presence::Unknown(reason) = registry.look_up().await else {
         panic!()
     };
     assert!(reason.contains("there are none"), "{reason}");
-    registry.login();
-    assert_eq!(registry.ask().await, Answer::There);
+    registry.store_credentials();
+    assert_eq!(registry.look_up().await, Presence::Present);
 }
 
 #[tokio::test]
-async fn a_token_is_fetched_where_it_is_asked_for() {
+async fn a_token_is_fetched_for_a_registry_that_asks_for_it() {
     let registry = Registry::start(|path, authorization, host| match authorization {
         "Bearer let-me-in" => one_image(path, "amd64"),
         "Basic dTpw" => {
@@ -152,12 +146,12 @@ async fn a_token_is_fetched_where_it_is_asked_for() {
         ),
     })
     .await;
-    registry.login();
-    assert_eq!(registry.ask().await, Answer::There);
+    registry.store_credentials();
+    assert_eq!(registry.look_up().await, Presence::Present);
 }
 
 #[tokio::test]
-async fn what_is_no_answer_speaks_against_nothing() {
+async fn a_failed_lookup_is_no_objection() {
     for status in [403, 429, 500, 302] {
         let answers: Answers = match status {
             403 => |_, _, _| (403, json!({}), None),
@@ -166,12 +160,15 @@ async fn what_is_no_answer_speaks_against_nothing() {
             _ => |_, _, _| (302, json!({}), None),
         };
         let registry = Registry::start(answers).await;
-        assert!(matches!(registry.ask().await, Answer::Unclear(_)), "{status}");
+        assert!(
+            matches!(registry.look_up().await, Presence::Unknown(_)),
+            "{status}"
+        );
     }
     let html = Registry::start(|_, _, _| (200, json!("<html>"), None)).await;
-    assert!(matches!(html.ask().await, Answer::Unclear(_)));
+    assert!(matches!(html.look_up().await, Presence::Unknown(_)));
 
-    let nobody = Images::new(Secrets::new("/nowhere"), true, "linux/amd64".to_owned());
+    let unreachable = ImageLookup::new(Secrets::new("/nowhere"), true, "linux/amd64".to_owned());
     let image = PinnedImage::parse(&format!("127.0.0.1:9/hello@{DIGEST}")).unwrap();
-    assert_eq!(nobody.objection(&image, Duration::from_secs(5)).await, None);
+    assert_eq!(unreachable.objection(&image, Duration::from_secs(5)).await, None);
 }

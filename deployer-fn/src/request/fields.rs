@@ -1,94 +1,94 @@
-//! Takes a JSON object apart field by field and remembers every complaint, so that a caller hears all at once.
+//! Reads the fields of a JSON object one by one and collects all problems, so that a caller sees them at once.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// The fields of one object that nobody has asked for yet. `null` counts as absent, as Go's clients mean it.
+/// The fields of an object that were not read yet. `null` counts as absent, as in Go.
 pub(super) struct Fields<'p> {
     path: String,
-    left: Map<String, Value>,
+    unread: Map<String, Value>,
     problems: &'p mut Vec<String>,
 }
 
 impl<'p> Fields<'p> {
-    /// `path` is where the object is, for the complaints; empty for the whole document.
+    /// Makes a reader for the object at `path`, which is empty for the whole document. Problems are added to `problems`.
     pub(super) fn new(path: &str, object: Map<String, Value>, problems: &'p mut Vec<String>) -> Self {
         Self {
             path: path.to_owned(),
-            left: object,
+            unread: object,
             problems,
         }
     }
 
-    /// Remembers that something is wrong with a field.
-    pub(super) fn complain(&mut self, key: &str, reason: impl AsRef<str>) {
+    /// Adds a problem with a field: the rest of a sentence that begins with the field's name.
+    pub(super) fn report(&mut self, key: &str, problem: impl AsRef<str>) {
         let name = self.name(key);
-        self.problems.push(format!("{name} {}", reason.as_ref()));
+        self.problems.push(format!("{name} {}", problem.as_ref()));
     }
 
-    /// A text; absent or wrong gives `None`, and only wrong a complaint.
-    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+    /// Reads a string. Returns `None` if it is absent, and reports a value of another type.
+    pub(super) fn string(&mut self, key: &str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
-            other => self.is_not(key, "a text", &other),
+            other => self.wrong_type(key, "a string", &other),
         }
     }
 
-    /// A text that has to be there.
-    pub(super) fn needed(&mut self, key: &str) -> Option<String> {
+    /// Reads a string, and reports its absence.
+    pub(super) fn required(&mut self, key: &str) -> Option<String> {
         if !self.has(key) {
-            self.complain(key, "is missing");
+            self.report(key, "is missing");
         }
-        self.text(key)
+        self.string(key)
     }
 
-    /// `true` or `false`.
+    /// Reads `true` or `false`.
     pub(super) fn flag(&mut self, key: &str) -> Option<bool> {
         match self.take(key)? {
             Value::Bool(flag) => Some(flag),
-            other => self.is_not(key, "true or false", &other),
+            other => self.wrong_type(key, "true or false", &other),
         }
     }
 
-    /// A whole number that is not negative.
+    /// Reads a whole number that is not negative.
     pub(super) fn number(&mut self, key: &str) -> Option<u64> {
         let value = self.take(key)?;
         match value.as_u64() {
             Some(number) => Some(number),
             None if value.is_number() => {
-                self.complain(key, "must be a whole number that is not negative");
+                self.report(key, "must be a whole number of at least 0");
                 None
             }
-            None => self.is_not(key, "a number", &value),
+            None => self.wrong_type(key, "a number", &value),
         }
     }
 
-    /// A list of texts, each of which has to pass `check`.
-    pub(super) fn texts(&mut self, key: &str, check: impl Fn(&str) -> Result<(), String>) -> Vec<String> {
+    /// Reads an array of strings, and reports those that fail `check`.
+    pub(super) fn strings(&mut self, key: &str, check: impl Fn(&str) -> Result<(), String>) -> Vec<String> {
         let Some(value) = self.take(key) else {
             return Vec::new();
         };
         let Value::Array(items) = value else {
-            return self.is_not(key, "a list", &value).unwrap_or_default();
+            return self.wrong_type(key, "an array", &value).unwrap_or_default();
         };
-        let mut texts = Vec::with_capacity(items.len());
+        let mut strings = Vec::with_capacity(items.len());
         for (index, item) in items.into_iter().enumerate() {
             let key = format!("{key}[{index}]");
             match item {
                 Value::String(text) => {
-                    if let Err(reason) = check(&text) {
-                        self.complain(&key, reason);
+                    if let Err(problem) = check(&text) {
+                        self.report(&key, problem);
                     }
-                    texts.push(text);
+                    strings.push(text);
                 }
-                other => drop(self.is_not::<()>(&key, "a text", &other)),
+                other => drop(self.wrong_type::<()>(&key, "a string", &other)),
             }
         }
-        texts
+        strings
     }
 
-    /// An object of texts, each of whose names has to pass `check`.
+    /// Reads an object of strings, and reports those whose names fail `check`.
     pub(super) fn map(
         &mut self,
         key: &str,
@@ -96,26 +96,26 @@ impl<'p> Fields<'p> {
     ) -> BTreeMap<String, String> {
         let mut map = BTreeMap::new();
         for (name, value) in self.object(key).unwrap_or_default() {
-            if let Err(reason) = check(&name) {
-                self.complain(key, format!("has a name that {reason}"));
+            if let Err(problem) = check(&name) {
+                self.report(key, format!("has a name that {problem}"));
             }
             match value {
                 Value::String(text) => drop(map.insert(name, text)),
-                other => drop(self.is_not::<()>(&format!("{key}.{name}"), "a text", &other)),
+                other => drop(self.wrong_type::<()>(&format!("{key}.{name}"), "a string", &other)),
             }
         }
         map
     }
 
-    /// An object, to be taken apart in its turn.
+    /// Reads an object, whose fields are for [`within`](Self::within).
     pub(super) fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
         match self.take(key)? {
             Value::Object(object) => Some(object),
-            other => self.is_not(key, "an object", &other),
+            other => self.wrong_type(key, "an object", &other),
         }
     }
 
-    /// The fields of an object within this one.
+    /// Reads the fields of an object in this one.
     pub(super) fn within<T>(
         &mut self,
         key: &str,
@@ -126,39 +126,39 @@ impl<'p> Fields<'p> {
         read(&mut inner)
     }
 
-    /// Complains of every field that nobody asked for: a misspelt one would otherwise be lost without a word.
-    pub(super) fn refuse_rest(&mut self) {
-        let rest = std::mem::take(&mut self.left);
-        for (key, value) in rest {
+    /// Reports every field that was not read: a misspelt one would otherwise be ignored silently.
+    pub(super) fn reject_unknown(&mut self) {
+        let unread = std::mem::take(&mut self.unread);
+        for (key, value) in unread {
             if !value.is_null() {
-                self.complain(&key, "is not a field that is known here");
+                self.report(&key, "is not a known field");
             }
         }
     }
 
-    /// The names of the fields that nobody asked for.
-    pub(super) fn rest(self) -> Vec<String> {
-        self.left.into_iter().map(|(key, _)| key).collect()
+    /// Returns the names of the fields that were not read.
+    pub(super) fn into_unknown(self) -> Vec<String> {
+        self.unread.into_iter().map(|(key, _)| key).collect()
     }
 
     fn has(&self, key: &str) -> bool {
-        self.left.get(key).is_some_and(|value| !value.is_null())
+        self.unread.get(key).is_some_and(|value| !value.is_null())
     }
 
     fn take(&mut self, key: &str) -> Option<Value> {
-        self.left.remove(key).filter(|value| !value.is_null())
+        self.unread.remove(key).filter(|value| !value.is_null())
     }
 
-    fn is_not<T>(&mut self, key: &str, wanted: &str, found: &Value) -> Option<T> {
+    fn wrong_type<T>(&mut self, key: &str, expected: &str, found: &Value) -> Option<T> {
         let found = match found {
-            Value::Null => "nothing",
+            Value::Null => "null",
             Value::Bool(_) => "true or false",
             Value::Number(_) => "a number",
-            Value::String(_) => "a text",
-            Value::Array(_) => "a list",
+            Value::String(_) => "a string",
+            Value::Array(_) => "an array",
             Value::Object(_) => "an object",
         };
-        self.complain(key, format!("must be {wanted}, is {found}"));
+        self.report(key, format!("must be {expected}, is {found}"));
         None
     }
 

@@ -1,29 +1,29 @@
-//! Image references that name one image and no other: pinned by digest.
+//! Image references that are pinned by digest.
 //!
-//! Tags race: between a build and its deployment, another build may have moved the tag (pitfall 28). The hand-over
-//! therefore has to say `@sha256:…`, and what a provider says it runs is compared by repository and digest, never by
-//! tag.
+//! Between a build and its deployment another build may move the tag (docs/pitfalls.md#tags-move). A hand-over therefore
+//! has to name its image by `@sha256:…`, and the image in a provider's answer is compared by repository and digest, never
+//! by tag.
 
 use std::fmt;
 
-/// Where an image is when its reference names no registry.
+/// The registry of a reference that names none.
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// Hex digits of a SHA-256.
+/// The number of hex digits of a SHA-256 digest.
 const DIGITS: usize = 64;
 
-/// An image reference with a digest, kept as it was written and as it is compared.
+/// An image reference with a digest: the text, and the parts that are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PinnedImage {
-    written: String,
+    text: String,
     repository: String,
     digest: String,
 }
 
 impl PinnedImage {
-    /// Reads a reference of the form `[registry/]path[:tag]@sha256:<64 hex digits>`.
+    /// Parses a reference of the form `[registry/]path[:tag]@sha256:<64 hex digits>`.
     ///
     /// # Errors
-    /// What is wrong with it, in words that finish a sentence beginning with the field's name.
+    /// The problem, as the rest of a sentence that begins with the field's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some((name, digest)) = text.split_once('@') else {
             return Err(format!("must be pinned by digest (name@sha256:…), is {text:?}"));
@@ -39,52 +39,48 @@ impl PinnedImage {
         let repository =
             repository_of(name).ok_or_else(|| format!("does not name a repository: {name:?}"))?;
         Ok(Self {
-            written: text.to_owned(),
+            text: text.to_owned(),
             repository,
             digest: digest.to_owned(),
         })
     }
 
-    /// The reference as it was written.
+    /// Returns the reference as it was parsed.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        &self.written
+        &self.text
     }
 
-    /// `sha256:…`
-    #[must_use]
-    pub fn digest(&self) -> &str {
+    /// Returns the digest, `sha256:…`.
+    pub(crate) fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// The registry, and the path of the repository in it.
-    #[must_use]
-    pub fn registry_and_path(&self) -> (&str, &str) {
+    /// Returns the registry, and the path of the repository in it.
+    pub(crate) fn registry_and_path(&self) -> (&str, &str) {
         self.repository
             .split_once('/')
             .unwrap_or((DEFAULT_REGISTRY, &self.repository))
     }
 
-    /// Whether a reference, as a provider gives it back, means this image. Providers write the same one differently:
-    /// faasd adds `docker.io/library/`, faas-netes returns what it was given.
-    #[must_use]
-    pub fn is_named_by(&self, reference: &str) -> bool {
-        reference == self.written
+    /// Returns whether a reference in a provider's answer names this image. Providers write the same image differently: faasd adds
+    /// `docker.io/library/`, faas-netes returns the text that it was given.
+    fn is_named_by(&self, reference: &str) -> bool {
+        reference == self.text
             || Self::parse(reference)
                 .is_ok_and(|other| other.digest == self.digest && other.repository == self.repository)
     }
 }
 
-/// Whether two references, as providers write them, name the same image. References without a digest are compared as
-/// they are written: what a tag means is not known here.
-#[must_use]
-pub fn same_image(one: &str, other: &str) -> bool {
+/// Returns whether two references, as providers write them, name the same image. References without a digest are the same
+/// only if their texts are: a tag does not identify an image.
+pub(crate) fn same_image(one: &str, other: &str) -> bool {
     one == other || PinnedImage::parse(one).is_ok_and(|image| image.is_named_by(other))
 }
 
 impl fmt::Display for PinnedImage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.written)
+        f.write_str(&self.text)
     }
 }
 
@@ -92,8 +88,9 @@ fn is_hex(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 
-/// The repository with its registry spelled out and without tag; `None` where the name is not one.
-/// Grammar: <https://github.com/distribution/reference>, whose reading of the first component is followed here.
+/// Returns the repository with its registry and without its tag; `None` if the name is not valid.
+///
+/// Grammar, and how the first component is told from a registry: <https://github.com/distribution/reference>.
 fn repository_of(name: &str) -> Option<String> {
     let (registry, rest) = match name.split_once('/') {
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
@@ -123,7 +120,7 @@ fn is_registry(text: &str) -> bool {
         Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
         _ => (text, None),
     };
-    let host_is_right = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+    let host_is_valid = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
         Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
         None => host.split('.').all(|label| {
             !label.is_empty()
@@ -132,7 +129,7 @@ fn is_registry(text: &str) -> bool {
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
         }),
     };
-    host_is_right && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    host_is_valid && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
 fn is_tag(text: &str) -> bool {
@@ -142,7 +139,7 @@ fn is_tag(text: &str) -> bool {
         && text.bytes().all(|b| is_word(b) || b == b'.' || b == b'-')
 }
 
-/// Lower-case letters and digits, parted by one `.`, one or two `_`, or any number of `-`.
+/// Returns whether `text` is lower-case letters and digits, separated by one `.`, one or two `_`, or any number of `-`.
 fn is_component(text: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     text.starts_with(is_word)
@@ -164,13 +161,13 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_without_a_digest_is_refused() {
+    fn a_reference_without_a_digest_is_rejected() {
         let problem = PinnedImage::parse("registry.example:5000/team/hello:1.0").unwrap_err();
         assert!(problem.contains("pinned by digest"), "{problem}");
     }
 
     #[test]
-    fn a_digest_has_to_be_sha256_in_full_and_in_lower_case() {
+    fn only_a_full_lower_case_sha256_is_a_digest() {
         for wrong in ["md5:00", "sha256:00", &DIGEST.to_uppercase(), "sha256:", ""] {
             assert!(PinnedImage::parse(&format!("hello@{wrong}")).is_err(), "{wrong}");
         }
@@ -201,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_registries_refuse_are_refused() {
+    fn names_that_registries_reject_are_rejected() {
         for name in [
             "",
             "/hello",
@@ -223,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn one_image_written_in_several_ways_is_one_image() {
+    fn different_spellings_name_the_same_image() {
         let short = pinned("hello");
         for other in [
             "hello:1.0",
@@ -236,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn another_repository_or_digest_is_another_image() {
+    fn another_repository_or_digest_names_another_image() {
         let image = pinned("registry.example/hello");
         let other_digest = DIGEST.replace('0', "f");
         assert!(!image.is_named_by(&format!("registry.example/hello@{other_digest}")));

@@ -1,13 +1,13 @@
-//! Which names a provider can take: the narrowest of what faas-netes and faasd accept.
+//! Checks of names: only those pass that both faas-netes and faasd accept.
 //!
-//! Each check answers with a reason that finishes a sentence beginning with the field's name, or with nothing.
+//! An error is the rest of a sentence that begins with the field's name.
 
-/// Longest name of a function, a namespace or a Kubernetes Service.
+/// The longest name of a function, a namespace or a Kubernetes Service, in characters.
 const LABEL_MAX: usize = 63;
-/// Longest name of a Kubernetes Secret.
+/// The longest name of a Kubernetes Secret, in characters.
 const SUBDOMAIN_MAX: usize = 253;
 
-/// A function or a namespace: an RFC 1123 label.
+/// Checks the name of a function or a namespace: an RFC 1123 label.
 pub(super) fn label(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
@@ -17,41 +17,41 @@ pub(super) fn label(text: &str) -> Result<(), String> {
     }
     if !is_label(text) {
         return Err(format!(
-            "may have lower-case letters, digits and hyphens, and begins and ends with a letter or a digit: {text:?}"
+            "must be lower-case letters, digits and hyphens, with a letter or a digit at both ends: {text:?}"
         ));
     }
     Ok(())
 }
 
-/// A secret: an RFC 1123 subdomain, which has no room for a path.
+/// Checks the name of a secret: an RFC 1123 subdomain, which cannot be a path.
 pub(super) fn secret(text: &str) -> Result<(), String> {
     if text.is_empty() || text.len() > SUBDOMAIN_MAX || !text.split('.').all(is_label) {
         return Err(format!(
-            "may have lower-case letters, digits, hyphens and dots, begins and ends with a letter or a digit, and has \
-             at most {SUBDOMAIN_MAX} characters: {text:?}"
+            "must be lower-case letters, digits, hyphens and dots, with a letter or a digit at both ends, and at most \
+             {SUBDOMAIN_MAX} characters: {text:?}"
         ));
     }
     Ok(())
 }
 
-/// An environment variable, as Kubernetes wants it.
+/// Checks the name of an environment variable, by Kubernetes' rule.
 pub(super) fn variable(text: &str) -> Result<(), String> {
-    let may_begin = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'-' | b'.');
-    let begins_well = text.bytes().next().is_some_and(may_begin);
-    if !begins_well || !text.bytes().all(|b| may_begin(b) || b.is_ascii_digit()) {
+    let may_be_first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'-' | b'.');
+    let first_is_valid = text.bytes().next().is_some_and(may_be_first);
+    if !first_is_valid || !text.bytes().all(|b| may_be_first(b) || b.is_ascii_digit()) {
         return Err(format!("is not the name of an environment variable: {text:?}"));
     }
     Ok(())
 }
 
-/// A label's or an annotation's name, as Kubernetes qualifies it: `[prefix/]name`, the prefix being a domain.
+/// Checks the name of a label or an annotation, by Kubernetes' rule: `[prefix/]name`, with a domain as the prefix.
 pub(super) fn qualified(text: &str) -> Result<(), String> {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),
     };
-    let prefix_is_right = prefix.is_none_or(|prefix| secret(&prefix.to_ascii_lowercase()).is_ok());
-    if !prefix_is_right || name.is_empty() || !is_value(name) {
+    let prefix_is_valid = prefix.is_none_or(|prefix| secret(&prefix.to_ascii_lowercase()).is_ok());
+    if !prefix_is_valid || name.is_empty() || !is_value(name) {
         return Err(format!(
             "is not a name such as \"topic\" or \"example.com/topic\", of at most {LABEL_MAX} letters, digits, hyphens, dots and \
              underscores: {text:?}"
@@ -60,13 +60,13 @@ pub(super) fn qualified(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A label's value.
+/// Checks the value of a label.
 pub(super) fn label_value(text: &str) -> Result<(), String> {
     if is_value(text) {
         return Ok(());
     }
     Err(format!(
-        "may have {LABEL_MAX} letters, digits, hyphens, dots and underscores, and begins and ends with a letter or a digit: {text:?}"
+        "must be at most {LABEL_MAX} letters, digits, hyphens, dots and underscores, with a letter or a digit at both ends: {text:?}"
     ))
 }
 
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_function_is_named_like_a_host() {
+    fn a_functions_name_is_a_dns_label() {
         for right in ["a", "hello-world", "0", "a1-b2", &"x".repeat(63)] {
             assert_eq!(label(right), Ok(()), "{right}");
         }
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_never_names_a_path() {
+    fn a_secrets_name_is_never_a_path() {
         for right in ["api-key", "tls.crt", "a.b.c"] {
             assert_eq!(secret(right), Ok(()), "{right}");
         }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_and_annotations_are_named_as_kubernetes_wants_it() {
+    fn names_of_labels_and_annotations_follow_kubernetes_rules() {
         for right in [
             "topic",
             "com.openfaas.scale.min",
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_has_no_equals_sign_in_its_name() {
+    fn a_variables_name_has_no_equals_sign() {
         for right in ["PATH", "write_timeout", "_x", "a.b-c1"] {
             assert_eq!(variable(right), Ok(()), "{right}");
         }

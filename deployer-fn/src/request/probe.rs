@@ -1,4 +1,4 @@
-//! How a function is asked whether it works: `/_/health` unless the caller knows better.
+//! The request that checks that a function works: `GET /_/health` unless the hand-over says otherwise.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,37 +10,37 @@ use serde::{Deserialize, Serialize};
 
 use super::fields::Fields;
 
-/// Where a function says that it lives: the function host, and the watchdogs before it, answer 200 here.
-const HEALTH: &str = "/_/health";
-/// The longest that one answer may take: the gateway of the community waits no longer either.
+/// The health path of the function host and of OpenFaaS's watchdogs.
+const HEALTH_PATH: &str = "/_/health";
+/// The longest timeout: the community edition's gateway does not wait longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
-/// More would prove nothing that so many did not.
+/// The most successes in a row: more would not prove more.
 const SUCCESSES_MAX: u64 = 20;
 
-/// One question to a function, and what is a good answer.
+/// A request to a function, and the responses that count as success.
 ///
-/// Kept with the version that it belongs to, so that a version that is put back is asked as it was asked before.
+/// It is stored with its version, so that a restored version is checked as it was when it was deployed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[serde(try_from = "StoredProbe", into = "StoredProbe")]
 pub struct Probe {
-    /// Path and query, from the function's own root.
-    pub path: PathAndQuery,
+    /// Path and query, relative to the function.
+    pub(crate) path: PathAndQuery,
     /// The method.
-    pub method: Method,
+    pub(crate) method: Method,
     /// The body; empty for none.
-    pub body: String,
-    /// The one good status; any 2xx where absent.
-    pub expected_status: Option<StatusCode>,
-    /// How long one answer may take, where it is not the deployer's own limit.
-    pub timeout: Option<Duration>,
-    /// How many good answers in a row it takes.
-    pub successes: u32,
+    pub(crate) body: String,
+    /// The one status that counts as success; any 2xx if absent.
+    pub(crate) expected_status: Option<StatusCode>,
+    /// The time limit for one response; the setting `gateway_timeout` if absent.
+    pub(crate) timeout: Option<Duration>,
+    /// The number of successes in a row after which the function counts as ready.
+    pub(crate) successes: u32,
 }
 
 impl Default for Probe {
     fn default() -> Self {
         Self {
-            path: PathAndQuery::from_static(HEALTH),
+            path: PathAndQuery::from_static(HEALTH_PATH),
             method: Method::GET,
             body: String::new(),
             expected_status: None,
@@ -51,48 +51,47 @@ impl Default for Probe {
 }
 
 impl Probe {
-    /// Whether this status is a good answer.
-    #[must_use]
-    pub fn accepts(&self, status: StatusCode) -> bool {
+    /// Returns whether a response with this status is a success.
+    pub(crate) fn accepts(&self, status: StatusCode) -> bool {
         self.expected_status
             .map_or_else(|| status.is_success(), |expected| status == expected)
     }
 
-    /// Takes `probe` of a hand-over apart.
+    /// Reads the object `probe` of a hand-over, and reports every problem.
     pub(super) fn read(fields: &mut Fields<'_>) -> Self {
         let mut probe = Self::default();
-        if let Some(text) = fields.text("path") {
+        if let Some(text) = fields.string("path") {
             match path(&text) {
                 Ok(path) => probe.path = path,
-                Err(reason) => fields.complain("path", reason),
+                Err(problem) => fields.report("path", problem),
             }
         }
-        if let Some(text) = fields.text("method") {
+        if let Some(text) = fields.string("method") {
             match method(&text) {
                 Ok(method) => probe.method = method,
-                Err(reason) => fields.complain("method", reason),
+                Err(problem) => fields.report("method", problem),
             }
         }
-        probe.body = fields.text("body").unwrap_or_default();
+        probe.body = fields.string("body").unwrap_or_default();
         if let Some(number) = fields.number("expectedStatus") {
             match u16::try_from(number).map(StatusCode::from_u16) {
                 Ok(Ok(status)) => probe.expected_status = Some(status),
-                _ => fields.complain("expectedStatus", "is not an HTTP status"),
+                _ => fields.report("expectedStatus", "must be an HTTP status from 100 to 999"),
             }
         }
-        if let Some(text) = fields.text("timeout") {
+        if let Some(text) = fields.string("timeout") {
             match duration::parse(&text) {
                 Ok(time) if !time.is_zero() && time <= TIMEOUT_MAX => probe.timeout = Some(time),
-                _ => fields.complain("timeout", "has to be a duration of at most 1m, such as \"5s\""),
+                _ => fields.report("timeout", "must be a duration of at most 1m, such as \"5s\""),
             }
         }
         if let Some(number) = fields.number("successes") {
             match number {
                 1..=SUCCESSES_MAX => probe.successes = number.try_into().unwrap_or(1),
-                _ => fields.complain("successes", format!("has to be from 1 to {SUCCESSES_MAX}")),
+                _ => fields.report("successes", format!("must be from 1 to {SUCCESSES_MAX}")),
             }
         }
-        fields.refuse_rest();
+        fields.reject_unknown();
         probe
     }
 }
@@ -103,10 +102,10 @@ impl fmt::Display for Probe {
     }
 }
 
-/// A probe as it is kept.
+/// The stored form of a probe.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Written {
+struct StoredProbe {
     path: String,
     method: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -118,7 +117,7 @@ struct Written {
     successes: u32,
 }
 
-impl From<Probe> for Written {
+impl From<Probe> for StoredProbe {
     fn from(probe: Probe) -> Self {
         Self {
             path: probe.path.to_string(),
@@ -133,36 +132,36 @@ impl From<Probe> for Written {
     }
 }
 
-impl TryFrom<Written> for Probe {
+impl TryFrom<StoredProbe> for Probe {
     type Error = String;
 
-    fn try_from(written: Written) -> Result<Self, String> {
+    fn try_from(stored: StoredProbe) -> Result<Self, String> {
         Ok(Self {
-            path: path(&written.path)?,
-            method: method(&written.method)?,
-            body: written.body,
-            expected_status: written
+            path: path(&stored.path)?,
+            method: method(&stored.method)?,
+            body: stored.body,
+            expected_status: stored
                 .expected_status
                 .map(StatusCode::from_u16)
                 .transpose()
                 .map_err(|error| error.to_string())?,
-            timeout: written.timeout_ms.map(Duration::from_millis),
-            successes: written.successes.max(1),
+            timeout: stored.timeout_ms.map(Duration::from_millis),
+            successes: stored.successes.max(1),
         })
     }
 }
 
 fn path(text: &str) -> Result<PathAndQuery, String> {
-    let wrong = || format!("has to begin with a slash and be the path of an address: {text:?}");
-    // What begins with two slashes would be a host to the gateway.
+    let invalid = || format!("must be a path that begins with a slash, without \"..\": {text:?}");
+    // Two slashes at the beginning would make the gateway take the first segment for a host.
     if !text.starts_with('/') || text.starts_with("//") || text.split(['/', '?']).any(|part| part == "..") {
-        return Err(wrong());
+        return Err(invalid());
     }
-    text.parse().map_err(|_| wrong())
+    text.parse().map_err(|_| invalid())
 }
 
 fn method(text: &str) -> Result<Method, String> {
-    Method::from_bytes(text.as_bytes()).map_err(|_| format!("is not a method: {text:?}"))
+    Method::from_bytes(text.as_bytes()).map_err(|_| format!("must be an HTTP method: {text:?}"))
 }
 
 #[cfg(test)]
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_without_words_is_the_health_path() {
+    fn a_probe_defaults_to_the_health_path() {
         let probe = read(json!({})).unwrap();
         assert_eq!(probe, Probe::default());
         assert_eq!(probe.to_string(), "GET /_/health");
@@ -191,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_is_kept_as_it_was_asked_for() {
+    fn a_stored_probe_is_the_same_probe() {
         let probe = read(
             json!({"path": "/orders?dry=1", "method": "POST", "body": "{}", "expectedStatus": 202,
             "timeout": "1.5s", "successes": 3}),
@@ -199,13 +198,13 @@ mod tests {
         .unwrap();
         assert!(probe.accepts(StatusCode::ACCEPTED) && !probe.accepts(StatusCode::OK));
         assert_eq!(probe.timeout, Some(Duration::from_millis(1500)));
-        let kept = serde_json::to_string(&probe).unwrap();
-        assert_eq!(serde_json::from_str::<Probe>(&kept).unwrap(), probe);
-        assert!(serde_json::from_str::<Probe>(&kept.replace("/orders", "orders")).is_err());
+        let stored = serde_json::to_string(&probe).unwrap();
+        assert_eq!(serde_json::from_str::<Probe>(&stored).unwrap(), probe);
+        assert!(serde_json::from_str::<Probe>(&stored.replace("/orders", "orders")).is_err());
     }
 
     #[test]
-    fn every_wrong_field_of_a_probe_is_named() {
+    fn all_problems_of_a_probe_are_reported_at_once() {
         let problems = read(
             json!({"path": "health", "method": "GET it", "expectedStatus": 7, "timeout": "2h", "successes": 0,
             "retries": 1}),

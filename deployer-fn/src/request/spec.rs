@@ -1,8 +1,8 @@
-//! What shall run: the whole specification of a function, as the gateway takes it.
-//!
-//! An update replaces everything and a read leaves things out (pitfall 25), so a specification is always complete: what
-//! is not in it is not wanted. The form is the gateway's `FunctionDeployment`
+//! The specification of a function, in the form that the gateway takes: its `FunctionDeployment`
 //! (openfaas/faas-provider, `types/function_deployment.go`).
+//!
+//! A specification is always complete, because an update replaces everything and a read leaves fields out
+//! (docs/pitfalls.md#an-update-replaces-everything): a field that is absent here is absent from the function.
 
 use std::collections::BTreeMap;
 
@@ -13,32 +13,33 @@ use sha2::{Digest as _, Sha256};
 use super::fields::Fields;
 use super::image::PinnedImage;
 use super::names;
+use crate::function::FunctionId;
 use crate::quantity::Quantity;
 
-/// Annotations that begin so are the deployer's own.
-pub const OWN_ANNOTATIONS: &str = "slipway/";
-/// Digest of the specification that was applied.
+/// The prefix of the deployer's own annotations.
+pub(crate) const OWN_ANNOTATIONS: &str = "slipway/";
+/// The annotation with the digest of the specification.
 pub const SPEC_ANNOTATION: &str = "slipway/spec";
 
-/// A function's specification, complete and valid in form.
+/// A complete specification of a function, with valid fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FunctionSpec {
     /// The function's name.
     pub service: String,
     /// The image, pinned by digest.
-    #[serde(serialize_with = "written")]
+    #[serde(serialize_with = "serialize_image")]
     pub image: PinnedImage,
-    /// Where it runs; the provider's own default where absent.
+    /// The namespace; the provider's default if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The process for the classic watchdog.
+    /// The process that the classic watchdog starts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env_process: Option<String>,
     /// Environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env_vars: BTreeMap<String, String>,
-    /// Placement constraints, in the provider's own words.
+    /// Placement constraints, in the provider's own syntax.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<String>,
     /// Names of secrets to mount.
@@ -50,54 +51,62 @@ pub struct FunctionSpec {
     /// Annotations.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// At most this much.
+    /// The most memory and CPU that a replica may use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Resources>,
-    /// At least this much.
+    /// The memory and CPU that are reserved for a replica.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<Resources>,
-    /// Whether the root file system is mounted without write access.
+    /// Whether the root file system is read-only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only_root_filesystem: bool,
 }
 
-/// Memory and processor time, as Kubernetes quantities.
+/// Amounts of memory and CPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Resources {
-    /// For example `128Mi`.
+    /// Memory in bytes, for example `128Mi`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory: Option<String>,
-    /// For example `500m`.
+    pub(crate) memory: Option<Quantity>,
+    /// CPU in cores, for example `500m`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cpu: Option<String>,
+    pub(crate) cpu: Option<Quantity>,
 }
 
 impl FunctionSpec {
-    /// A SHA-256 digest of all of it: two specifications with the same digest ask for the same function. Maps are in
-    /// order here, so the JSON is too.
+    /// Returns the identity of the function.
+    pub(crate) fn function(&self) -> FunctionId {
+        FunctionId {
+            name: self.service.clone(),
+            namespace: self.namespace.clone(),
+        }
+    }
+
+    /// Returns the SHA-256 digest of the whole specification. Maps are sorted, so that equal specifications have equal JSON.
     #[must_use]
     pub fn digest(&self) -> String {
         let json = serde_json::to_vec(self).unwrap_or_default();
         format!("sha256:{}", hex::encode(Sha256::digest(json)))
     }
 
-    /// Takes `deploy` apart. `image` is absent where it was itself wrong; the problems with everything else are told all
-    /// the same.
+    /// Reads the object `deploy` of a hand-over, and reports every problem.
+    ///
+    /// Returns `None` without an `image`, whose problem is reported elsewhere; the other fields are checked all the same.
     pub(super) fn read(fields: &mut Fields<'_>, image: Option<PinnedImage>) -> Option<Self> {
-        let service = fields.needed("service");
-        let namespace = fields.text("namespace").filter(|text| !text.is_empty());
+        let service = fields.required("service");
+        let namespace = fields.string("namespace").filter(|text| !text.is_empty());
         for (key, name) in [("service", &service), ("namespace", &namespace)] {
-            if let Some(Err(reason)) = name.as_deref().map(names::label) {
-                fields.complain(key, reason);
+            if let Some(Err(problem)) = name.as_deref().map(names::label) {
+                fields.report(key, problem);
             }
         }
-        if fields.text("image").is_some_and(|text| !text.is_empty()) {
-            fields.complain("image", "must be left out: the image is the one that was built");
+        if fields.string("image").is_some_and(|text| !text.is_empty()) {
+            fields.report("image", "must be left out: the image is the one that was built");
         }
         let labels = fields.map("labels", names::qualified);
         for (name, value) in &labels {
-            if let Err(reason) = names::label_value(value) {
-                fields.complain(&format!("labels.{name}"), reason);
+            if let Err(problem) = names::label_value(value) {
+                fields.report(&format!("labels.{name}"), problem);
             }
         }
         let limits = read_resources(fields, "limits");
@@ -106,28 +115,29 @@ impl FunctionSpec {
         let spec = Self {
             service: service.unwrap_or_default(),
             namespace,
-            env_process: fields.text("envProcess").filter(|text| !text.is_empty()),
+            env_process: fields.string("envProcess").filter(|text| !text.is_empty()),
             env_vars: fields.map("envVars", names::variable),
-            constraints: fields.texts("constraints", |_| Ok(())),
-            secrets: fields.texts("secrets", names::secret),
+            constraints: fields.strings("constraints", |_| Ok(())),
+            secrets: fields.strings("secrets", names::secret),
             labels,
             annotations: fields.map("annotations", |name| {
                 names::qualified(name)?;
                 if name.starts_with(OWN_ANNOTATIONS) {
-                    return Err(format!("is the deployer's own: {name:?}"));
+                    return Err(format!("is reserved for deployer-fn: {name:?}"));
                 }
                 Ok(())
             }),
             limits,
             requests,
             read_only_root_filesystem: fields.flag("readOnlyRootFilesystem").unwrap_or_default(),
+            // Last, so that all other fields have been read.
             image: image?,
         };
         Some(spec)
     }
 }
 
-/// Kubernetes takes no request that is larger than its limit.
+/// Reports requests that exceed their limits, which Kubernetes rejects.
 fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limits: Option<&Resources>) {
     let (Some(requests), Some(limits)) = (requests, limits) else {
         return;
@@ -136,38 +146,39 @@ fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limi
         ("requests.memory", &requests.memory, &limits.memory),
         ("requests.cpu", &requests.cpu, &limits.cpu),
     ] {
-        let amount = |text: &Option<String>| text.as_deref().and_then(Quantity::parse);
-        if let (Some(request), Some(limit)) = (amount(request), amount(limit))
-            && request.exceeds(&limit)
+        if let (Some(request), Some(limit)) = (request, limit)
+            && request.exceeds(limit)
         {
-            fields.complain(key, format!("is {request}, more than the limit of {limit}"));
+            fields.report(key, format!("is {request}, which exceeds the limit of {limit}"));
         }
     }
 }
 
+/// Reads `limits` or `requests`. A quantity that cannot be parsed is reported: faasd would take it for no limit at all.
 fn read_resources(fields: &mut Fields<'_>, key: &str) -> Option<Resources> {
     let object: Map<String, Value> = fields.object(key)?;
     let resources = fields.within(key, object, |fields| {
         let mut quantity = |key| {
-            let text = fields.text(key).filter(|text| !text.is_empty())?;
-            if Quantity::parse(&text).is_none() {
-                fields.complain(
+            let text = fields.string(key).filter(|text| !text.is_empty())?;
+            let quantity = Quantity::parse(&text);
+            if quantity.is_none() {
+                fields.report(
                     key,
                     format!("is not a quantity such as \"128Mi\" or \"500m\": {text:?}"),
                 );
             }
-            Some(text)
+            quantity
         };
         let resources = Resources {
             memory: quantity("memory"),
             cpu: quantity("cpu"),
         };
-        fields.refuse_rest();
+        fields.reject_unknown();
         resources
     });
     (resources != Resources::default()).then_some(resources)
 }
 
-fn written<S: serde::Serializer>(image: &PinnedImage, serializer: S) -> Result<S::Ok, S::Error> {
+fn serialize_image<S: serde::Serializer>(image: &PinnedImage, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(image.as_str())
 }

@@ -1,23 +1,23 @@
-//! Hands a version to the provider: an update, and a creation where there is nothing to update.
+//! Sends a version to the provider: an update, or a creation if the function does not exist.
 
 use function_host::Bytes;
+use function_host::ErrorChain;
 use function_host::gateway::GatewayError;
 use function_host::http::{Request, Response, StatusCode};
 use serde_json::Value;
 use tracing::info;
 
+use super::backoff::Backoff;
 use super::deadline::Deadline;
-use super::pace::Pace;
-use super::target::Target;
-use crate::error::chain;
-use crate::gateway::{Transport, call, said};
+use crate::function::FunctionId;
+use crate::gateway::{Transport, call, summary};
 use crate::outcome::Fault;
 
-/// How often a request that cannot have been acted on is sent again.
-const AGAIN: usize = 6;
+/// The number of retries of a request that certainly had no effect.
+const RETRIES: usize = 6;
 
-/// What pulling an image says where trying again would not help.
-const NO_SUCH_IMAGE: [&str; 6] = [
+/// Texts in a provider's answer that say why an image cannot be pulled, if a retry would not help.
+const PERMANENT_PULL_ERRORS: [&str; 6] = [
     "not found",
     "manifest unknown",
     "unauthorized",
@@ -26,106 +26,115 @@ const NO_SUCH_IMAGE: [&str; 6] = [
     "invalid reference",
 ];
 
-/// What the provider made of it.
+/// The result of sending a version.
 #[derive(Debug)]
 pub(super) enum Applied {
-    /// It says that it did it, in these words. That is not to be believed before it was read back.
+    /// The provider answered that it took the version. Only what is read afterwards shows whether it did.
     Accepted(String),
-    /// It says that it will not do it.
-    Refused(String),
-    /// It failed, or nobody knows; whose doing it is, and in which words.
+    /// The provider rejected the specification, for this reason.
+    Rejected(String),
+    /// The provider failed, or its answer is unknown; with the fault and the reason.
     Unclear(Fault, String),
 }
 
-/// Updates, or creates. What the provider may have acted on is not sent a second time here: an update that was not
-/// answered may still be at work, and what there is now has to be looked at first.
+/// Updates the function, or creates it if the answer is that it does not exist.
+///
+/// A request that the provider may have acted on is not repeated: an unanswered update may still be in progress, and the
+/// function's state has to be read first.
 pub(super) async fn apply(
     transport: &impl Transport,
-    target: &Target,
-    body: &Value,
-    there_is_one: bool,
+    function: &FunctionId,
+    deployment: &Value,
+    exists: bool,
     deadline: &Deadline,
 ) -> Applied {
-    let work = async {
-        let update = match send(transport, || call::update(body), deadline).await {
-            Ok(answer) if answer.status() == StatusCode::NOT_FOUND => answer,
-            updated => return judge("PUT", updated, None),
-        };
-        let update = said(&update);
-        info!(answer = update, "nothing to update: the function is created");
-        let created = send(transport, || call::create(body), deadline).await;
-        if !there_is_one
-            || !created
-                .as_ref()
-                .is_ok_and(|answer| answer.status().is_server_error())
-        {
-            return judge("POST", created, Some(&update));
-        }
-        // Nothing to update, and yet it exists: a part of it is missing, on Kubernetes the Service (pitfall 24). Nobody
-        // can call such a function, so nothing is lost by making all of it anew.
-        info!("the function is there in part: it is made anew");
-        let removed = send(
-            transport,
-            || call::delete(&target.name, target.namespace.as_deref()),
-            deadline,
-        )
-        .await;
-        if let Err(error) = removed {
-            return Applied::Unclear(Fault::Platform, chain(&error));
-        }
-        let mut pace = Pace::new();
-        loop {
-            let created = send(transport, || call::create(body), deadline).await;
-            // While the old one is being removed, there is one.
-            if created
-                .as_ref()
-                .is_ok_and(|answer| answer.status().is_server_error())
-                && pace.steps() < AGAIN
-            {
-                pace.pause().await;
-                continue;
-            }
-            return judge("POST", created, Some(&update));
-        }
-    };
-    let applied = deadline.bound(work).await;
-    applied.unwrap_or_else(|| {
-        let reason = format!("{}: the provider has not answered", deadline.why());
+    let applied = deadline.bound(update_or_create(
+        transport, function, deployment, exists, deadline,
+    ));
+    applied.await.unwrap_or_else(|| {
+        let reason = format!("{}: the provider has not answered", deadline.reason());
         Applied::Unclear(Fault::Platform, reason)
     })
 }
 
-/// Sends a request, again where it cannot have been acted on: the gateway was not reached, or was too busy. faasd pulls
-/// the image before it answers, so nothing but the deadline bounds it.
+async fn update_or_create(
+    transport: &impl Transport,
+    function: &FunctionId,
+    deployment: &Value,
+    exists: bool,
+    deadline: &Deadline,
+) -> Applied {
+    let update = match send(transport, || call::update(deployment), deadline).await {
+        Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
+        response => return judge("PUT", response, None),
+    };
+    let update = summary(&update);
+    info!(
+        response = update,
+        "creating the function: there is none to update"
+    );
+    let created = send(transport, || call::create(deployment), deadline).await;
+    if !exists || !is_server_error(&created) {
+        return judge("POST", created, Some(&update));
+    }
+    // The function cannot be updated and yet exists: a part of it is missing, on Kubernetes the Service
+    // (docs/pitfalls.md#no-conflict-status). Such a function cannot be called, so that deleting it loses nothing.
+    info!("deleting and creating the function: a part of it is missing");
+    let deleted = send(transport, || call::delete(function), deadline).await;
+    if let Err(error) = deleted {
+        return Applied::Unclear(Fault::Platform, ErrorChain(&error).to_string());
+    }
+    let mut backoff = Backoff::new();
+    loop {
+        let created = send(transport, || call::create(deployment), deadline).await;
+        // The function exists until its deletion is complete.
+        if is_server_error(&created) && backoff.waits() < RETRIES {
+            backoff.wait().await;
+            continue;
+        }
+        return judge("POST", created, Some(&update));
+    }
+}
+
+fn is_server_error(response: &Result<Response<Bytes>, GatewayError>) -> bool {
+    response
+        .as_ref()
+        .is_ok_and(|response| response.status().is_server_error())
+}
+
+/// Sends a request, and retries it if it certainly had no effect: the gateway was not reached, or was too busy.
+///
+/// Its only time limit is the deadline: faasd pulls the image before it answers.
 pub(super) async fn send(
     transport: &impl Transport,
     request: impl Fn() -> Request<Bytes>,
     deadline: &Deadline,
 ) -> Result<Response<Bytes>, GatewayError> {
-    let mut pace = Pace::new();
+    let mut backoff = Backoff::new();
     loop {
-        let answer = transport.send(request(), deadline.left()).await;
-        let not_acted_on = match &answer {
-            Ok(answer) => answer.status() == StatusCode::TOO_MANY_REQUESTS,
+        let response = transport.send(request(), deadline.remaining()).await;
+        let had_no_effect = match &response {
+            Ok(response) => response.status() == StatusCode::TOO_MANY_REQUESTS,
             Err(error) => matches!(error, GatewayError::Connect { .. }),
         };
-        if !not_acted_on || pace.steps() >= AGAIN {
-            return answer;
+        if !had_no_effect || backoff.waits() >= RETRIES {
+            return response;
         }
-        pace.pause().await;
+        backoff.wait().await;
     }
 }
 
-/// `update` is what was said to the update before the creation.
-fn judge(method: &str, answer: Result<Response<Bytes>, GatewayError>, update: Option<&str>) -> Applied {
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(error) => return Applied::Unclear(Fault::Platform, chain(&error)),
+/// Decides what the response to an update or a creation means. `update` is the summary of the response to the update before
+/// a creation.
+fn judge(method: &str, response: Result<Response<Bytes>, GatewayError>, update: Option<&str>) -> Applied {
+    let response = match response {
+        Ok(response) => response,
+        Err(error) => return Applied::Unclear(Fault::Platform, ErrorChain(&error).to_string()),
     };
-    let status = answer.status();
-    let mut text = format!("{method} with {}", said(&answer));
+    let status = response.status();
+    let mut text = format!("{method} with {}", summary(&response));
     if status.is_success() {
-        info!(answer = text, "applied");
+        info!(response = text, "the provider accepted the specification");
         return Applied::Accepted(text);
     }
     if let Some(update) = update {
@@ -134,15 +143,17 @@ fn judge(method: &str, answer: Result<Response<Bytes>, GatewayError>, update: Op
     let unclear = |reason: &str| Applied::Unclear(Fault::Platform, format!("{reason}: it answered {text}"));
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            unclear("the gateway does not accept the deployer's credentials")
+            unclear("the gateway rejected the deployer's credentials")
         }
-        // Of a function that was not there a moment ago, this says that there is no such route.
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => unclear("this seems to be no gateway"),
+        // A creation is not answered so by a gateway: the server has no such route.
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+            unclear("the server at gateway_url does not have the gateway's API")
+        }
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => unclear("the gateway is busy"),
-        status if status.is_client_error() => Applied::Refused(format!(
-            "the provider refused the specification: it answered {text}"
+        status if status.is_client_error() => Applied::Rejected(format!(
+            "the provider rejected the specification: it answered {text}"
         )),
-        _ if cannot_be_pulled(&answer) => Applied::Unclear(
+        _ if is_permanent_pull_error(&response) => Applied::Unclear(
             Fault::Caller,
             format!("the image cannot be pulled: the provider answered {text}"),
         ),
@@ -150,8 +161,8 @@ fn judge(method: &str, answer: Result<Response<Bytes>, GatewayError>, update: Op
     }
 }
 
-/// Whether the provider says that the image is not there, or not for it.
-fn cannot_be_pulled(answer: &Response<Bytes>) -> bool {
-    let text = String::from_utf8_lossy(answer.body()).to_lowercase();
-    text.contains("pull") && NO_SUCH_IMAGE.iter().any(|words| text.contains(words))
+/// Returns whether the provider says that the image does not exist, or may not be pulled.
+fn is_permanent_pull_error(response: &Response<Bytes>) -> bool {
+    let text = String::from_utf8_lossy(response.body()).to_lowercase();
+    text.contains("pull") && PERMANENT_PULL_ERRORS.iter().any(|words| text.contains(words))
 }

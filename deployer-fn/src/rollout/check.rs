@@ -1,244 +1,241 @@
-//! What is looked at before anything is changed.
+//! The check before anything is changed: reads the function's state, and looks for everything that forbids the change.
 
 use std::time::Duration;
 
+use function_host::ErrorChain;
+use function_host::{Bytes, http::Request};
 use tracing::info;
 
-use super::pace::Pace;
-use super::watch::{self, Waiting, Watched};
-use super::{Limits, Rollout};
-use crate::error::chain;
+use super::read;
+use super::verdict::{Findings, Verdict};
+use super::watch::{self, WaitingFor, Watched};
+use super::{Rollout, Timeouts};
 use crate::gateway::{self, FunctionStatus, ReadError, Transport, call};
-use crate::outcome::{Fault, Status};
+use crate::outcome::Fault;
 use crate::time;
-use crate::version::{Failure, LastGood, SIZE_MAX, Version};
+use crate::version::{FailureRecord, LastGood, SIZE_MAX, Version};
 
-/// How long one question may take to a version that worked before: several have to have their time.
-const QUESTION: Duration = Duration::from_secs(2);
+/// Timeout of one request to a version that was deployed before: several of them have to fit the check.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a check leads to.
+/// What follows the check.
 pub(super) enum Next {
-    /// The outcome is known: nothing is to be changed.
-    End,
-    /// It has been applied already.
+    /// Nothing is changed: the verdict is known.
+    End(Verdict),
+    /// The new version is deployed already, and is watched.
     Watch,
-    /// It failed before. What was put back then is there, and may not be up yet.
-    Repeat,
-    /// It may be applied.
+    /// The same hand-over failed before, as recorded. The version that was restored then may not be up yet.
+    Repeat(FailureRecord),
+    /// The new version may be applied.
     Apply,
-    /// It is older than what there is, as this says, and nobody has seen to it that that works.
-    Finish(String),
+    /// The hand-over is older than the deployed version, which was never seen to work, and whose rollout is finished.
+    FinishNewer {
+        /// The reason to reject the hand-over.
+        older: String,
+        /// The deployed version.
+        newer: Version,
+    },
 }
 
 impl<T: Transport> Rollout<'_, T> {
-    /// Looks for everything that speaks against the change, and at what there is now.
+    /// Checks whether the hand-over may be applied, and decides what follows.
     pub(super) async fn check(&mut self, objections: Vec<String>) -> Next {
-        match self.look_around(objections).await {
+        match self.decide(objections).await {
             Ok(next) => next,
             Err(error) => {
-                self.fail(Fault::Platform, format!("nothing was changed: {}", chain(&error)));
-                Next::End
+                let reason = format!("nothing was changed: {}", ErrorChain(&error));
+                Next::End(Verdict::failed(Findings::new(Fault::Platform, reason)))
             }
         }
     }
 
-    async fn look_around(&mut self, mut objections: Vec<String>) -> Result<Next, ReadError> {
-        let limits = self.ground.limits;
-        if let Some(namespace) = &self.target.namespace
-            && let Some(namespaces) = self.names(call::namespaces).await?
+    async fn decide(&mut self, mut objections: Vec<String>) -> Result<Next, ReadError> {
+        if let Some(namespace) = &self.function.namespace
+            && let Some(namespaces) = self.read_names(call::namespaces).await?
             && !namespaces.contains(namespace)
         {
-            objections.push(format!("there is no namespace {namespace:?} for functions"));
-            // The rest would be asked of that namespace.
-            return Ok(self.refuse(objections));
+            objections.push(format!(
+                "the namespace {namespace:?} does not exist, or may not have functions"
+            ));
+            // All further checks would read from that namespace.
+            return Ok(refuse(objections));
         }
-        let before = self
-            .target
-            .look_patiently(self.ground.transport, limits.request, limits.patience)
-            .await?;
-        self.outcome.previous_image = before.as_ref().map(|status| status.image.clone());
-        self.told(before.as_ref());
+        let before = self.read(self.context.timeouts.read_retries).await?;
+        self.facts.previous_image = before.as_ref().map(|status| status.image.clone());
+        self.facts.observe(before.as_ref());
         self.before = before;
 
         if objections.is_empty() {
-            if let Some(next) = self.known_already() {
+            if let Some(next) = self.repeated_delivery() {
                 return Ok(next);
             }
-            if let Some(older) = self.older() {
-                match self.newer_that_never_worked().await {
-                    None => return Ok(self.refuse(vec![older])),
-                    // Nobody has finished with the newer one: its deployer was ended meanwhile.
+            if let Some(older) = self.older_than_deployed() {
+                match self.last_good_before_broken().await {
+                    None => return Ok(refuse(vec![older])),
+                    // The newer version does not work, and its deployer ended before it could restore the one before it.
                     Some(last_good) if last_good.built_at() > self.hand_over.built_at => {
                         self.last_good = Some(last_good);
-                        return Ok(Next::Finish(older));
+                        if let Some(newer) = self.before.as_ref().map(Version::deployed) {
+                            return Ok(Next::FinishNewer { older, newer });
+                        }
                     }
-                    Some(_) => info!("the newer version does not work, and this is the next newest"),
+                    Some(_) => info!("the newer version does not work, and this build is the next newest"),
                 }
             }
-        } else if let Some(older) = self.older() {
-            objections.push(older);
+        } else {
+            objections.extend(self.older_than_deployed());
         }
-        self.look_for_secrets(&mut objections).await?;
+        self.check_secrets(&mut objections).await?;
         self.last_good = match &self.before {
             Some(status) => Some(self.last_good_of(status).await),
-            // What could not be put back last time is still what should be there.
-            None => self.ground.memory.owed(&self.target.key()),
+            // A version that could not be restored after an earlier rollout is the one to restore now.
+            None => self.context.history.unrestored(&self.function),
         };
-        let largest = LastGood::Version(Box::new(
-            self.last_good.clone().unwrap_or_else(|| self.version.clone()),
-        ));
-        let size = Version::size_of_annotations(&self.version.body(&largest, None));
-        if size > SIZE_MAX {
-            objections.push(format!(
-                "the specification is too large: its annotations, with the specification itself and the one before it \
-                 kept in them, have {size} bytes, and {SIZE_MAX} are allowed"
-            ));
-        }
+        self.check_size(&mut objections);
         if objections.is_empty() {
             return Ok(Next::Apply);
         }
-        Ok(self.refuse(objections))
+        Ok(refuse(objections))
     }
 
-    /// Whether the end, or the way to it, is known from an earlier delivery.
-    fn known_already(&mut self) -> Option<Next> {
-        let noted = self
-            .before
-            .as_ref()
-            .and_then(|status| Failure::noted(status.notes()));
-        let remembered = self.ground.memory.failure(&self.target.key());
-        let delivery = self.hand_over.delivery();
-        let failure = [noted, remembered]
-            .into_iter()
-            .flatten()
-            .find(|failure| Some(&failure.delivery) == delivery.as_ref());
+    /// Returns what follows if the same hand-over was delivered before.
+    fn repeated_delivery(&mut self) -> Option<Next> {
+        let history = self.context.history;
         if let Some(status) = &self.before
-            && self.version.is_surely_in(status)
+            && self.version.is_deployed(status)
         {
-            let known_good = self
+            let was_ready = self
                 .version
-                .mark()
-                .is_some_and(|mark| self.ground.memory.has_answered(&self.target.key(), mark));
-            self.last_good = match LastGood::noted(status.notes()) {
-                // It worked before: what troubles it now is not that it is new.
-                _ if known_good => Some(self.version.clone()),
+                .spec_digest()
+                .is_some_and(|digest| history.was_ready(&self.function, digest));
+            self.last_good = match LastGood::from_annotations(status.annotations()) {
+                // If it has stopped working, that is not because it is new: no older version is restored.
+                _ if was_ready => Some(self.version.clone()),
                 Some(LastGood::Nothing) => None,
                 Some(LastGood::Version(version)) => Some(*version),
                 Some(LastGood::Itself) | None => Some(self.version.clone()),
             };
             return Some(Next::Watch);
         }
-        if let Some(failure) = failure {
-            info!("this delivery has failed before");
-            self.outcome.status = Status::RolledBack;
-            self.outcome.fault = Some(Fault::Caller);
-            self.outcome.previous_image = failure.previous_image;
-            self.outcome.reasons = failure.reasons;
-            self.reason("delivered again after it had failed: nothing was changed");
-            return Some(Next::Repeat);
-        }
-        None
+        let stored = self
+            .before
+            .as_ref()
+            .and_then(|status| FailureRecord::from_annotations(status.annotations()));
+        let delivery = self.hand_over.delivery_digest();
+        [stored, history.failure(&self.function)]
+            .into_iter()
+            .flatten()
+            .find(|failure| Some(&failure.delivery) == delivery.as_ref())
+            .map(Next::Repeat)
     }
 
-    /// The last good version, where what there is now came after it and does not work.
-    async fn newer_that_never_worked(&self) -> Option<Version> {
+    /// Returns the last good version, if the deployed one came after it and does not work.
+    async fn last_good_before_broken(&self) -> Option<Version> {
         let status = self.before.as_ref()?;
         let last_good = self.last_good_of(status).await;
-        (!last_good.is_in(status)).then_some(last_good)
+        (!last_good.matches(status)).then_some(last_good)
     }
 
-    /// Why the hand-over is older than what there is, where it is.
-    fn older(&self) -> Option<String> {
-        let current = Version::in_place(self.before.as_ref()?);
-        let (there, here) = (current.built_at()?, self.hand_over.built_at?);
-        (there > here).then(|| {
+    /// Returns a reason to reject the hand-over if it is an older build than the deployed one.
+    fn older_than_deployed(&self) -> Option<String> {
+        let deployed = Version::deployed(self.before.as_ref()?);
+        let (theirs, ours) = (deployed.built_at()?, self.hand_over.built_at?);
+        (theirs > ours).then(|| {
             format!(
-                "a newer build has been deployed: {} built at {}{}, and this one was built at {}",
-                current.image(),
-                time::format_millis(there),
-                current
+                "a newer build is deployed: {}, built at {}{}; this one was built at {}",
+                deployed.image(),
+                time::format_millis(theirs),
+                deployed
                     .call_id()
                     .map(|call| format!(" by the call {call}"))
                     .unwrap_or_default(),
-                time::format_millis(here)
+                time::format_millis(ours)
             )
         })
     }
 
-    async fn look_for_secrets(&self, objections: &mut Vec<String>) -> Result<(), ReadError> {
+    /// Adds an objection for each secret that does not exist.
+    async fn check_secrets(&self, objections: &mut Vec<String>) -> Result<(), ReadError> {
         let wanted = &self.hand_over.spec.secrets;
         if wanted.is_empty() {
             return Ok(());
         }
-        let namespace = self.target.namespace.as_deref();
-        match self.names(|| call::secrets(namespace)).await? {
-            Some(there) => {
-                let missing = wanted.iter().filter(|name| !there.contains(name));
-                objections.extend(missing.map(|name| format!("there is no secret {name:?}")));
+        let namespace = self.function.namespace.as_deref();
+        match self.read_names(|| call::secrets(namespace)).await? {
+            Some(existing) => {
+                let missing = wanted.iter().filter(|name| !existing.contains(name));
+                objections.extend(missing.map(|name| format!("the secret {name:?} does not exist")));
             }
-            None => info!("the provider has no list of secrets: they are not looked for"),
+            None => info!("did not check the secrets: the provider does not list them"),
         }
         Ok(())
     }
 
-    /// What is put back if the new version fails: the current one where it works, or else the last good one that it
-    /// carries. Without either, the current one: it is what there was.
+    /// Adds an objection if the annotations would be too large.
+    fn check_size(&self, objections: &mut Vec<String>) {
+        let largest = LastGood::Version(Box::new(
+            self.last_good.clone().unwrap_or_else(|| self.version.clone()),
+        ));
+        let size = self.version.size_of_annotations(&largest);
+        if size > SIZE_MAX {
+            objections.push(format!(
+                "the specification is too large: with the previous one it takes {size} bytes of annotations, and \
+                 {SIZE_MAX} are allowed"
+            ));
+        }
+    }
+
+    /// Returns the version to restore if the new one fails: the deployed version if it works, or else the last good one that it
+    /// carries. If it carries none, it is the deployed version all the same.
     async fn last_good_of(&self, status: &FunctionStatus) -> Version {
-        let current = Version::in_place(status);
-        let Some(mark) = current.mark() else {
-            return current;
+        let deployed = Version::deployed(status);
+        let Some(digest) = deployed.spec_digest() else {
+            return deployed;
         };
-        let Some(LastGood::Version(carried)) = LastGood::noted(status.notes()) else {
-            return current;
+        let Some(LastGood::Version(carried)) = LastGood::from_annotations(status.annotations()) else {
+            return deployed;
         };
-        if self.ground.memory.has_answered(&self.target.key(), mark) || self.works(&current).await {
-            return current;
+        if self.context.history.was_ready(&self.function, digest) || self.works(&deployed).await {
+            return deployed;
         }
         info!(
             image = carried.image(),
-            "the current version does not work: the one before it is kept as the last good one"
+            "the deployed version does not work: the one before it stays the last good one"
         );
         *carried
     }
 
-    /// Whether a version works. A gateway that is in trouble for a moment does not speak against it.
+    /// Returns whether a version becomes ready within the settle time, which allows for a gateway that is briefly unavailable.
     async fn works(&self, version: &Version) -> bool {
-        let limits = Limits {
-            request: self.ground.limits.request.min(QUESTION),
-            ..*self.ground.limits
+        let timeouts = Timeouts {
+            request: self.context.timeouts.request.min(REQUEST_TIMEOUT),
+            ..*self.context.timeouts
         };
-        let mut waiting = Waiting::default();
+        let mut waiting_for = WaitingFor::default();
         let watching = watch::watch(
-            self.ground.transport,
-            &self.target,
+            self.context.transport,
+            &self.function,
             version,
-            &limits,
-            &mut waiting,
+            &timeouts,
+            &mut waiting_for,
         );
-        let watched = tokio::time::timeout(limits.settle, watching).await;
+        let watched = tokio::time::timeout(timeouts.settle, watching).await;
         matches!(watched, Ok(Watched::Ready(_)))
     }
 
-    /// A list of the gateway's. To ask changes nothing, so it may be done again.
-    async fn names(
+    /// Reads the names in a list, with retries.
+    async fn read_names(
         &self,
-        list: impl Fn() -> function_host::http::Request<function_host::Bytes>,
+        request: impl Fn() -> Request<Bytes>,
     ) -> Result<Option<Vec<String>>, ReadError> {
-        let begun = tokio::time::Instant::now();
-        let limits = self.ground.limits;
-        let mut pace = Pace::new();
-        loop {
-            match gateway::names(self.ground.transport, &list, limits.request).await {
-                Err(error) if error.may_pass() && begun.elapsed() < limits.patience => pace.pause().await,
-                answer => return answer,
-            }
-        }
+        let timeouts = self.context.timeouts;
+        read::with_retries(timeouts.read_retries, || {
+            gateway::read_names(self.context.transport, request(), timeouts.request)
+        })
+        .await
     }
+}
 
-    pub(super) fn refuse(&mut self, objections: Vec<String>) -> Next {
-        self.outcome.status = Status::Refused;
-        self.outcome.fault = Some(Fault::Caller);
-        self.outcome.reasons = objections;
-        Next::End
-    }
+fn refuse(objections: Vec<String>) -> Next {
+    Next::End(Verdict::refused(Findings::from(objections)))
 }

@@ -1,4 +1,4 @@
-//! By when a rollout has to be over: its own time limit, the host's for the request, and the end of the process.
+//! The deadline of a rollout: its own timeout, the host's for the request, and the end of the process.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,23 +7,23 @@ use function_host::Shutdown;
 use function_host::duration;
 use tokio::time::{Instant, sleep_until};
 
-/// What is left between the end of a rollout and that of the request or the process: time for a last look at what
-/// runs, and for the answer.
+/// The time between the end of a rollout and that of the request or the process: for a last read of the function's state,
+/// and for the response.
 const MARGIN: Duration = Duration::from_secs(3);
 
-/// By when a rollout has to be over.
+/// The deadline of a rollout, or of a part of it.
 #[derive(Clone, Debug)]
 pub struct Deadline {
-    begun: Instant,
-    until: Instant,
+    start: Instant,
+    end: Instant,
     shutdown: Shutdown,
 }
 
 impl Deadline {
-    /// As [`new`](Self::new), with `reserve` left for putting back what was there before, where the request's limit is
-    /// what counts. At least half of the request's time is for the new version.
+    /// Makes a deadline as [`new`](Self::new), which leaves `reserve` of the request's time for restoring the previous version.
+    /// The new version gets at least half of the request's time.
     #[must_use]
-    pub fn with_reserve(
+    pub(crate) fn with_reserve(
         limit: Duration,
         reserve: Duration,
         request: Option<Instant>,
@@ -34,65 +34,62 @@ impl Deadline {
         Self::new(limit, request, shutdown)
     }
 
-    /// `limit` from now, or a little before `request`, when the host ends the request; and a little before the process
-    /// ends.
+    /// Makes a deadline that is `limit` from now, but at the latest shortly before the host ends the request at `request`, and
+    /// shortly before the process ends.
     #[must_use]
     pub fn new(limit: Duration, request: Option<Instant>, shutdown: Shutdown) -> Self {
-        let begun = Instant::now();
-        let own = begun + limit;
-        let until = request
+        let start = Instant::now();
+        let own = start + limit;
+        let end = request
             .and_then(|at| at.checked_sub(MARGIN))
             .map_or(own, |at| at.min(own));
-        Self {
-            begun,
-            until,
-            shutdown,
-        }
+        Self { start, end, shutdown }
     }
 
-    /// The same for what comes afterwards, `limit` from now. The request may be over by then: its caller is gone, but
-    /// what was begun is ended.
-    pub(super) fn anew(&self, limit: Duration) -> Self {
+    /// Returns a deadline for the next part of the rollout, `limit` from now. It does not depend on the request, whose caller may
+    /// have gone: a rollout that has begun is completed.
+    pub(super) fn renewed(&self, limit: Duration) -> Self {
         Self::new(limit, None, self.shutdown.clone())
     }
 
-    /// What `work` gives, or `None` where the time is up first: it is dropped then.
+    /// Runs `work` and returns its result. If the time is up first, drops it and returns `None`.
     pub(super) async fn bound<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
             done = work => Some(done),
-            () = self.passed() => None,
+            () = self.wait() => None,
         }
     }
 
-    /// What is left of the rollout's own time.
-    pub(super) fn left(&self) -> Duration {
-        self.until.saturating_duration_since(Instant::now())
+    /// Returns the time that is left, if the process does not end.
+    pub(super) fn remaining(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
     }
 
-    /// Whether it is the end of the process that cuts the rollout short.
-    pub(super) fn cut_short(&self) -> bool {
+    /// Returns whether the process is shutting down.
+    pub(super) fn is_shutting_down(&self) -> bool {
         self.shutdown.begun()
     }
 
-    /// Why the time is up.
-    pub(super) fn why(&self) -> String {
-        if self.cut_short() {
-            return "the deployer itself is being ended".to_owned();
+    /// Returns the reason that the time is up, for people.
+    pub(super) fn reason(&self) -> String {
+        if self.is_shutting_down() {
+            return "the deployer is shutting down".to_owned();
         }
-        let limit = self.until.saturating_duration_since(self.begun);
+        let limit = self.end.saturating_duration_since(self.start);
         format!(
             "not ready within {}",
             duration::format(Duration::from_secs(limit.as_secs()))
         )
     }
 
-    async fn passed(&self) {
+    /// Waits until the time is up.
+    async fn wait(&self) {
         tokio::select! {
-            () = sleep_until(self.until) => {}
+            () = sleep_until(self.end) => {}
             end = self.shutdown.wait() => {
                 let end = end.checked_sub(MARGIN).unwrap_or(end);
-                sleep_until(end.min(self.until)).await;
+                sleep_until(end.min(self.end)).await;
             }
         }
     }
@@ -107,39 +104,39 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
-    async fn the_earliest_end_counts() {
+    async fn the_earliest_end_is_the_deadline() {
         let (_trigger, shutdown) = Shutdown::new();
-        let begun = Instant::now();
-        let own = Deadline::new(MINUTE, Some(begun + 2 * MINUTE), shutdown.clone());
+        let start = Instant::now();
+        let own = Deadline::new(MINUTE, Some(start + 2 * MINUTE), shutdown.clone());
         assert_eq!(own.bound(pending::<()>()).await, None);
-        assert_eq!(begun.elapsed(), MINUTE);
-        assert_eq!(own.why(), "not ready within 1m0s");
+        assert_eq!(start.elapsed(), MINUTE);
+        assert_eq!(own.reason(), "not ready within 1m0s");
 
-        let begun = Instant::now();
-        let of_request = Deadline::new(MINUTE, Some(begun + MINUTE / 2), shutdown);
+        let start = Instant::now();
+        let of_request = Deadline::new(MINUTE, Some(start + MINUTE / 2), shutdown);
         assert_eq!(of_request.bound(pending::<()>()).await, None);
-        assert_eq!(begun.elapsed(), MINUTE / 2 - MARGIN);
+        assert_eq!(start.elapsed(), MINUTE / 2 - MARGIN);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_end_of_the_process_cuts_a_rollout_short() {
+    async fn shutdown_ends_the_work_before_the_process_ends() {
         let (trigger, shutdown) = Shutdown::new();
-        let begun = Instant::now();
+        let start = Instant::now();
         let deadline = Deadline::new(MINUTE, None, shutdown);
         let waiting = tokio::spawn({
             let deadline = deadline.clone();
             async move { deadline.bound(pending::<()>()).await }
         });
         tokio::task::yield_now().await;
-        trigger.begin(begun + Duration::from_secs(10));
+        trigger.begin(start + Duration::from_secs(10));
 
         assert_eq!(waiting.await.unwrap(), None);
-        assert_eq!(begun.elapsed(), Duration::from_secs(10) - MARGIN);
-        assert!(deadline.cut_short());
+        assert_eq!(start.elapsed(), Duration::from_secs(10) - MARGIN);
+        assert!(deadline.is_shutting_down());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn work_that_is_done_in_time_gives_its_result() {
+    async fn work_that_is_done_in_time_returns_its_result() {
         let (_trigger, shutdown) = Shutdown::new();
         assert_eq!(
             Deadline::new(Duration::ZERO, None, shutdown)

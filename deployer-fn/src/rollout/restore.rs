@@ -1,230 +1,268 @@
-//! Puts back what was there before a version that does not run, and sees that it works.
+//! Restores the previous version after the new one has failed, and checks that it works.
 
-use std::sync::atomic::Ordering;
-
+use function_host::ErrorChain;
 use function_host::trace;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::{info, warn};
 
+use super::Rollout;
 use super::apply::{self, Applied};
-use super::pace::Pace;
-use super::watch::{self, Waiting, Watched};
-use super::{Limits, Rollout};
-use crate::error::chain;
+use super::backoff::Backoff;
+use super::deadline::Deadline;
+use super::verdict::{Findings, Restoration, Verdict};
+use super::watch::{WaitingFor, Watched};
 use crate::gateway::{FunctionStatus, Transport, call};
-use crate::outcome::{Fault, Status};
-use crate::version::{LastGood, Version};
+use crate::outcome::Fault;
+use crate::version::{FailureRecord, LastGood, Version};
 
-/// How putting back ended.
+/// What the function has when restoring ends before the time is up.
 enum Restored {
-    /// What was there before is there again, and answers; or there is nothing, as before.
-    Done(Option<FunctionStatus>),
-    /// Somebody else has deployed something meanwhile: that is left alone.
-    Taken(FunctionStatus),
+    /// The version to restore, which answers; or nothing if there was no function.
+    LastGood(Option<FunctionStatus>),
+    /// Another client's version, which is kept.
+    Other(FunctionStatus),
 }
 
 impl<T: Transport> Rollout<'_, T> {
-    /// Puts back what was there before, within a time of its own.
-    ///
-    /// Not when it is the process that ends: the new version may only need longer, and it may be the deployer's own. The next
-    /// delivery finds it and goes on.
-    pub(super) async fn put_back(&mut self) {
-        if self.deadline.cut_short() {
-            let now = self.last_look().await;
-            self.outcome.fault = Some(Fault::Platform);
-            return self.tell(now);
-        }
-        let failure = self.failure();
-        self.deadline = self.deadline.anew(self.ground.limits.rollback);
-        let begun = Instant::now();
-        let mut waiting = Waiting::default();
-        let step = trace::span("roll back");
-        let restored = step.run(self.deadline.bound(self.restore(&mut waiting))).await;
-        self.outcome.durations.restore = begun.elapsed();
-        if restored.is_none() {
-            step.mark_failed(format_args!("{}: {waiting}", self.deadline.why()));
-        }
-        drop(step);
-        match restored {
-            // It was only late: there is nothing older to put back.
-            Some(Restored::Done(Some(now))) if self.version.is_surely_in(&now) => self.ready(&now),
-            Some(Restored::Done(now)) => {
-                self.outcome.status = Status::RolledBack;
-                self.ground.memory.ended(&self.target.key(), failure);
-                self.ground.memory.owes(&self.target.key(), None);
-                match (&now, &self.last_good) {
-                    (Some(now), Some(version)) => {
-                        let text = format!("what was there before runs again: {}", now.image);
-                        let whole = version.is_whole();
-                        self.reason(text);
-                        if !whole {
-                            self.reason(
-                                "it had not been deployed by Slipway, and the gateway does not show all of it: environment \
-                                 variables may have been lost if it had to be put back",
-                            );
-                        }
-                    }
-                    _ => self.reason("there is no such function now, as before"),
-                }
-                self.told(now.as_ref());
-            }
-            Some(Restored::Taken(now)) => {
-                self.reason("somebody else has deployed the function meanwhile: that is left alone");
-                self.tell(Ok(now.into()));
-            }
-            None => {
-                let why = match &self.last_good {
-                    Some(version) => format!(
-                        "what was there before, {}, could not be brought to run again within the time for it: {waiting}",
-                        version.image()
-                    ),
-                    None => "the new version could not be removed within the time for it".to_owned(),
-                };
-                warn!(reason = why, "not rolled back");
-                self.reason(why);
-                self.outcome.status = Status::Failed;
-                self.outcome.fault = Some(Fault::Platform);
-                self.ground
-                    .memory
-                    .owes(&self.target.key(), self.last_good.clone());
-                let now = self.last_look().await;
-                self.tell(now);
-            }
-        }
+    /// Restores the previous version after the findings about the new one.
+    pub(super) async fn restore(&mut self, findings: Findings) -> Verdict {
+        let (restoration, findings) = self.restore_last_good(findings).await;
+        Verdict::after_failure(restoration, findings)
     }
 
-    /// Sees that what was put back after the same delivery failed is up: the process that put it back may have ended before
-    /// it was.
-    pub(super) async fn repeat(&mut self) {
-        let Some(current) = self.before.as_ref().map(Version::in_place) else {
-            return;
+    /// Ends a rollout whose hand-over failed before, once the version that was restored then is up: the process that restored it
+    /// may have ended before it was.
+    pub(super) async fn repeat(&mut self, failure: FailureRecord) -> Verdict {
+        info!("this hand-over failed before");
+        self.facts.previous_image = failure.previous_image;
+        let findings = Findings::of(Fault::Caller)
+            .then(Findings::from(failure.reasons))
+            .because("this hand-over failed before: nothing was changed");
+        let Some(deployed) = self.before.as_ref().map(Version::deployed) else {
+            return Verdict::rolled_back(findings);
         };
-        let mut waiting = Waiting::default();
+        let mut waiting_for = WaitingFor::default();
         let watched = self
             .deadline
-            .bound(self.watch_restored(&current, &mut waiting))
+            .bound(self.watch_version(&deployed, &mut waiting_for))
             .await;
         if let Some(Watched::Ready(status)) = watched {
-            return self.told(Some(&status));
+            self.facts.observe(Some(&status));
+            return Verdict::rolled_back(findings);
         }
-        self.outcome.status = Status::Failed;
-        self.fail(Fault::Platform, format!("what runs now does not work: {waiting}"));
-        let now = self.last_look().await;
-        self.tell(now);
+        let broken = Findings::new(
+            Fault::Platform,
+            format!("the deployed version does not work: {waiting_for}"),
+        );
+        let now = self.final_read().await;
+        Verdict::failed(findings.then(broken).then(self.observe(now)))
     }
 
-    /// Finishes the rollout of a newer version that another process began: it is given the time to come up, and what was there
-    /// before it is put back where it does not. The hand-over itself is refused, as `older` than that.
-    pub(super) async fn finish(&mut self, older: String) {
-        let Some(current) = self.before.as_ref().map(Version::in_place) else {
-            return;
-        };
-        self.refuse(vec![older]);
-        let mut waiting = Waiting::default();
+    /// Finishes the rollout of a newer version, which another process began: gives it time to come up, and restores the version
+    /// before it if it does not. The hand-over itself is rejected as `older`.
+    pub(super) async fn finish_newer(&mut self, older: String, newer: &Version) -> Verdict {
+        let findings = Findings::new(Fault::Caller, older);
+        let mut waiting_for = WaitingFor::default();
         let watched = self
             .deadline
-            .bound(self.watch_restored(&current, &mut waiting))
+            .bound(self.watch_version(newer, &mut waiting_for))
             .await;
         match watched {
-            Some(Watched::Ready(status)) => return self.told(Some(&status)),
-            Some(Watched::NotTaken(_)) => return self.reason("somebody else is deploying the function"),
-            None if self.deadline.cut_short() => return,
-            None => self.reason(format!("the newer build does not work, however: {waiting}")),
+            Some(Watched::Ready(status)) => {
+                self.facts.observe(Some(&status));
+                return Verdict::refused(findings);
+            }
+            Some(Watched::NotTaken(_)) => {
+                return Verdict::refused(findings.because("another client is deploying the function"));
+            }
+            None if self.deadline.is_shutting_down() => return Verdict::refused(findings),
+            None => {}
         }
-        self.outcome.changed = true;
-        // It is not this delivery that failed.
-        self.outcome.fault = Some(Fault::Platform);
-        self.put_back().await;
-        if self.outcome.status == Status::RolledBack {
-            self.outcome.status = Status::Refused;
-            self.outcome.fault = Some(Fault::Caller);
+        self.facts.changed = true;
+        // The failure is not this hand-over's, and must not be recorded as such.
+        let broken = Findings::new(
+            Fault::Platform,
+            format!("the newer build does not work: {waiting_for}"),
+        );
+        let (restoration, findings) = self.restore_last_good(findings.then(broken)).await;
+        Verdict::after_failure_of_newer(restoration, findings)
+    }
+
+    /// Restores the last good version within a timeout of its own, and returns the findings with those about the end.
+    ///
+    /// Nothing is restored while the process is shutting down: the new version may only need more time, and it may be the
+    /// deployer's own. The next delivery finds it and continues.
+    async fn restore_last_good(&mut self, findings: Findings) -> (Restoration, Findings) {
+        if self.deadline.is_shutting_down() {
+            let now = self.final_read().await;
+            let findings = findings.then(Findings::of(Fault::Platform));
+            return (Restoration::ShuttingDown, findings.then(self.observe(now)));
+        }
+        let failure = self.failure_record(&findings);
+        let deadline = self.deadline.renewed(self.context.timeouts.rollback);
+        let started = Instant::now();
+        let mut waiting_for = WaitingFor::default();
+        let span = trace::span("roll back");
+        let restoring =
+            deadline.bound(self.restore_until_done(&deadline, failure.as_ref(), &mut waiting_for));
+        let restored = span.run(restoring).await;
+        self.facts.durations.restore = started.elapsed();
+        if restored.is_none() {
+            span.mark_failed(format_args!("{}: {waiting_for}", deadline.reason()));
+        }
+        drop(span);
+        match restored {
+            // The new version was only late. This is so if it is its own last good version.
+            Some(Restored::LastGood(Some(now))) if self.version.is_deployed(&now) => {
+                self.record_ready(&now);
+                (Restoration::NewVersionReady, findings)
+            }
+            Some(Restored::LastGood(now)) => {
+                let history = self.context.history;
+                history.record_failure(&self.function, failure);
+                history.record_unrestored(&self.function, None);
+                self.facts.observe(now.as_ref());
+                (Restoration::Restored, findings.then(self.restored(now.as_ref())))
+            }
+            Some(Restored::Other(now)) => {
+                let findings = findings
+                    .because("another client has deployed the function in the meantime: its version is kept");
+                let findings = findings.then(self.observe(Ok(Some(now))));
+                (Restoration::Superseded, findings)
+            }
+            None => {
+                let reason = match &self.last_good {
+                    Some(version) => format!(
+                        "the previous version, {}, did not run again within rollback_timeout: {waiting_for}",
+                        version.image()
+                    ),
+                    None => "the new version could not be deleted within rollback_timeout".to_owned(),
+                };
+                warn!(reason, "could not restore the previous version");
+                self.context
+                    .history
+                    .record_unrestored(&self.function, self.last_good.clone());
+                let findings = findings.then(Findings::new(Fault::Platform, reason));
+                let now = self.final_read().await;
+                (Restoration::TimedOut, findings.then(self.observe(now)))
+            }
         }
     }
 
-    /// Goes on until it is done. It looks before each step, and acts on what there is.
-    async fn restore(&self, waiting: &mut Waiting) -> Restored {
-        let Limits {
-            request, rollback, ..
-        } = *self.ground.limits;
-        let transport = self.ground.transport;
-        let mut pace = Pace::new();
+    /// Describes the restored state.
+    fn restored(&self, now: Option<&FunctionStatus>) -> Findings {
+        let (Some(now), Some(version)) = (now, &self.last_good) else {
+            return Findings::default().because("the function does not exist, as before");
+        };
+        let findings = Findings::default().because(format!("the previous version runs again: {}", now.image));
+        if version.is_complete() {
+            return findings;
+        }
+        findings.because(
+            "the previous version was not deployed by Slipway, and the gateway does not return all of it: environment \
+             variables may have been lost if it had to be restored",
+        )
+    }
+
+    /// Returns the record of a failure that would happen again if the same hand-over were delivered again.
+    fn failure_record(&self, findings: &Findings) -> Option<FailureRecord> {
+        (findings.fault() == Some(Fault::Caller)).then_some(())?;
+        Some(FailureRecord {
+            delivery: self.hand_over.delivery_digest()?,
+            reasons: findings.reasons().to_vec(),
+            previous_image: self.facts.previous_image.clone(),
+        })
+    }
+
+    /// Restores without a time limit. Before each step it reads the function's state, and acts on that.
+    async fn restore_until_done(
+        &mut self,
+        deadline: &Deadline,
+        failure: Option<&FailureRecord>,
+        waiting_for: &mut WaitingFor,
+    ) -> Restored {
+        let last_good = self.last_good.clone();
+        let rollback = self.context.timeouts.rollback;
+        let mut backoff = Backoff::new();
         loop {
-            let now = match self.target.look_patiently(transport, request, rollback).await {
+            let now = match self.read(rollback).await {
                 Ok(now) => now,
                 Err(error) => {
-                    *waiting = Waiting::Unknown(chain(&error));
-                    pace.pause().await;
+                    *waiting_for = WaitingFor::Gateway(ErrorChain(&error).to_string());
+                    backoff.wait().await;
                     continue;
                 }
             };
-            match (&now, &self.last_good) {
-                (None, None) => return Restored::Done(None),
-                (Some(status), Some(version)) if version.is_in(status) => {
-                    // A version that is put back in place of itself is only started anew. That is for one that does not
-                    // come up by itself: a provider may keep a function that it could not start.
-                    let watching = self.watch_restored(version, waiting);
-                    match tokio::time::timeout(rollback / 2, watching).await {
-                        Ok(Watched::Ready(status)) => return Restored::Done(Some(status)),
+            match (&now, &last_good) {
+                (None, None) => return Restored::LastGood(None),
+                (Some(status), Some(version)) if version.matches(status) => {
+                    // A version that does not come up by itself is applied once more: a provider may have a function that it
+                    // could not start.
+                    let watching = self.watch_version(version, waiting_for);
+                    match timeout(rollback / 2, watching).await {
+                        Ok(Watched::Ready(status)) => return Restored::LastGood(Some(status)),
                         Ok(Watched::NotTaken(_)) => continue,
-                        Err(_) => self.apply_again(version, true, waiting).await,
+                        Err(_) => self.apply_again(version, true, failure, waiting_for).await,
                     }
                 }
                 (Some(status), _) if !self.is_of_this_rollout(status) => {
-                    return Restored::Taken(status.clone());
+                    return Restored::Other(status.clone());
                 }
-                (now, Some(version)) => self.apply_again(version, now.is_some(), waiting).await,
-                (Some(_), None) => self.remove().await,
+                (now, Some(version)) => {
+                    self.apply_again(version, now.is_some(), failure, waiting_for)
+                        .await;
+                }
+                (Some(_), None) => self.delete(deadline).await,
             }
-            pace.pause().await;
+            backoff.wait().await;
         }
     }
 
-    /// Whether what is there came of this rollout, or was there before it.
+    /// Returns whether the function's state comes from this rollout, or is the one before it.
     fn is_of_this_rollout(&self, status: &FunctionStatus) -> bool {
         let was_before = self
             .before
             .as_ref()
-            .is_some_and(|before| Version::in_place(before).is_in(status));
-        self.version.is_in(status) || was_before
+            .is_some_and(|before| Version::deployed(before).matches(status));
+        self.version.matches(status) || was_before
     }
 
-    async fn apply_again(&self, version: &Version, there_is_one: bool, waiting: &mut Waiting) {
-        info!(image = version.image(), "putting back what was there before");
-        self.restoring.store(true, Ordering::Relaxed);
-        let body = version.body(&LastGood::Itself, self.failure().as_ref());
-        // Where this is not answered, there is time to do it again.
-        let half = self.deadline.anew(self.ground.limits.rollback / 2);
-        let applied = apply::apply(self.ground.transport, &self.target, &body, there_is_one, &half).await;
+    /// Applies a version that was deployed before, and watches it.
+    async fn apply_again(
+        &mut self,
+        version: &Version,
+        exists: bool,
+        failure: Option<&FailureRecord>,
+        waiting_for: &mut WaitingFor,
+    ) {
+        info!(image = version.image(), "restoring the previous version");
+        self.facts.changed = true;
+        let deployment = version.to_deployment(&LastGood::Itself, failure);
+        // Half of the time, so that an unanswered request can be repeated.
+        let half = self.deadline.renewed(self.context.timeouts.rollback / 2);
+        let applied = apply::apply(self.context.transport, &self.function, &deployment, exists, &half).await;
         match applied {
             Applied::Accepted(_) => {
-                // Until the provider names it, which it may do late.
-                self.watch_restored(version, waiting).await;
+                // Until the provider names it, which may take its settle time.
+                self.watch_version(version, waiting_for).await;
             }
-            Applied::Refused(reason) | Applied::Unclear(_, reason) => {
-                warn!(reason, "not put back yet");
-                *waiting = Waiting::Unknown(reason);
+            Applied::Rejected(reason) | Applied::Unclear(_, reason) => {
+                warn!(reason, "the previous version is not restored yet");
+                *waiting_for = WaitingFor::Gateway(reason);
             }
         }
     }
 
-    async fn watch_restored(&self, version: &Version, waiting: &mut Waiting) -> Watched {
-        watch::watch(
-            self.ground.transport,
-            &self.target,
-            version,
-            self.ground.limits,
-            waiting,
-        )
-        .await
-    }
-
-    async fn remove(&self) {
-        info!("removing the new version: there was none before");
-        self.restoring.store(true, Ordering::Relaxed);
-        let request = || call::delete(&self.target.name, self.target.namespace.as_deref());
-        match apply::send(self.ground.transport, request, &self.deadline).await {
-            Ok(answer) => info!(status = answer.status().as_u16(), "asked for its removal"),
-            Err(error) => warn!(reason = chain(&error), "not removed yet"),
+    /// Deletes the new version, because there was no function before.
+    async fn delete(&mut self, deadline: &Deadline) {
+        info!("deleting the new version: there was no function before");
+        self.facts.changed = true;
+        match apply::send(self.context.transport, || call::delete(&self.function), deadline).await {
+            Ok(response) => info!(
+                status = response.status().as_u16(),
+                "the gateway answered the deletion"
+            ),
+            Err(error) => warn!(error = %ErrorChain(&error), "the new version is not deleted yet"),
         }
     }
 }

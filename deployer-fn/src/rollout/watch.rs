@@ -1,175 +1,230 @@
-//! Waits until what was asked for is what the provider names, a replica of it is there, and the function answers.
+//! Watches a version until it is ready: the provider names it and has an available replica, and the function answers its
+//! probe.
 
 use std::fmt;
 
+use function_host::ErrorChain;
 use function_host::gateway::GatewayError;
 use function_host::http::StatusCode;
 use function_host::trace;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::Limits;
-use super::pace::Pace;
-use super::target::Target;
-use crate::error::chain;
-use crate::gateway::{FunctionStatus, Transport, call, said};
+use super::Timeouts;
+use super::backoff::Backoff;
+use crate::function::FunctionId;
+use crate::gateway::{self, FunctionStatus, Transport, call, summary};
 use crate::version::Version;
 
-/// The header in which a function tells its own version, where it does: the value of the variable `slipway_version`. It
-/// is the one way to know the new version's answer from the old one's where both run for a while (pitfall 26).
+/// The header in which a function may repeat its version, the value of its variable `slipway_version`. While two versions
+/// run, it alone tells their answers apart (docs/pitfalls.md#old-replicas-count-as-available).
 const VERSION_HEADER: &str = "x-slipway-version";
 
-/// How watching ended, other than by the time being up.
+/// How watching ended, unless the time was up.
 pub(super) enum Watched {
-    /// The function answers.
+    /// The version is ready.
     Ready(FunctionStatus),
-    /// The provider goes on naming something else, or nothing.
+    /// The provider still has another version, or none, after its settle time.
     NotTaken(Option<FunctionStatus>),
 }
 
-/// What is being waited for. Where the time is up, this is why.
+/// What watching waits for: the reason for a failure if the time is up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) enum Waiting {
-    /// Nothing was asked yet.
+pub(super) enum WaitingFor {
+    /// The first answer of the gateway.
     #[default]
-    Begun,
-    /// The provider to name the new image and specification. What it names now.
-    Taken(Option<String>),
-    /// A replica to be there.
-    Replica {
-        /// Whether there was one that could be called, and then there was none.
-        was_there: bool,
+    FirstAnswer,
+    /// The provider to take the version.
+    Specification {
+        /// The image that the provider has now; `None` if the function does not exist.
+        current: Option<String>,
     },
-    /// The function to answer well. What was asked, and what it answers now.
-    Answer(String, String),
-    /// The function to answer well so many times in a row. How often it did.
-    Again(u32, u32),
-    /// The new version to answer, where another one still does.
-    Version(String),
-    /// The gateway to answer at all. What went wrong.
-    Unknown(String),
+    /// An available replica.
+    Replica {
+        /// Whether there was one before.
+        was_available: bool,
+    },
+    /// A response that the probe accepts.
+    Success {
+        /// The probe.
+        probe: String,
+        /// The response, or how there was none.
+        response: String,
+    },
+    /// More successes in a row.
+    MoreSuccesses {
+        /// The successes so far.
+        seen: u32,
+        /// The successes that the probe wants.
+        wanted: u32,
+    },
+    /// The new version to answer in place of another one, which this names.
+    NewVersion(String),
+    /// The gateway to work, which failed in this way.
+    Gateway(String),
 }
 
-impl fmt::Display for Waiting {
+impl WaitingFor {
+    /// Returns whether the gateway, and not the version, is waited for.
+    pub(super) fn is_platform(&self) -> bool {
+        matches!(self, Self::FirstAnswer | Self::Gateway(_))
+    }
+}
+
+impl fmt::Display for WaitingFor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Begun => f.write_str("the gateway has not answered yet"),
-            Self::Taken(Some(image)) => write!(f, "the provider still has the specification with the image {image}"),
-            Self::Taken(None) => f.write_str("the provider does not know the function"),
-            Self::Replica { was_there: false } => f.write_str(
+            Self::FirstAnswer => f.write_str("the gateway has not answered yet"),
+            Self::Specification {
+                current: Some(image),
+            } => write!(f, "the provider still has the specification with the image {image}"),
+            Self::Specification { current: None } => f.write_str("the provider does not have the function"),
+            Self::Replica { was_available: false } => f.write_str(
                 "no replica is available (the image cannot be pulled, or the function does not start or stay up)",
             ),
-            Self::Replica { was_there: true } => f.write_str(
+            Self::Replica { was_available: true } => f.write_str(
                 "no replica is available any more (the function starts and does not stay up)",
             ),
-            Self::Answer(asked, said) => write!(f, "{asked} of the function answers {said}"),
-            Self::Again(good, of) => write!(f, "the function answered well {good} of {of} times in a row"),
-            Self::Version(mark) => write!(f, "another version of the function still answers: {mark}"),
-            Self::Unknown(error) => f.write_str(error),
+            Self::Success { probe, response } => write!(f, "the function answered {probe} with {response}"),
+            Self::MoreSuccesses { seen, wanted } => {
+                write!(f, "the probe succeeded {seen} of {wanted} times in a row")
+            }
+            Self::NewVersion(other) => write!(f, "another version of the function still answers: {other}"),
+            Self::Gateway(error) => f.write_str(error),
         }
     }
 }
 
-/// Watches until one of [`Watched`]. It knows no limit for that: whoever calls it bounds it, and finds in `waiting` what it
-/// was waiting for.
+/// Watches a version until it is ready or is not taken.
+///
+/// There is no time limit: the caller sets one, and finds in `waiting_for` what was missing when it passed.
 pub(super) async fn watch(
     transport: &impl Transport,
-    target: &Target,
+    function: &FunctionId,
     version: &Version,
-    limits: &Limits,
-    waiting: &mut Waiting,
+    timeouts: &Timeouts,
+    waiting_for: &mut WaitingFor,
 ) -> Watched {
-    let mut pace = Pace::new();
+    let mut backoff = Backoff::new();
     let mut not_taken_since = None;
-    let mut was_there = false;
-    let mut good = 0;
+    let mut was_available = false;
+    let mut successes = 0;
     loop {
         let wanted = version.probe().successes;
-        let (mut now, found) = match look(transport, target, version, limits).await {
-            Ok(status) if good + 1 >= wanted => return Watched::Ready(status),
+        let (mut missing, found) = match look(transport, function, version, timeouts).await {
+            Ok(status) if successes + 1 >= wanted => return Watched::Ready(status),
             Ok(status) => {
-                good += 1;
-                (Waiting::Again(good, wanted), Some(status))
+                successes += 1;
+                let missing = WaitingFor::MoreSuccesses {
+                    seen: successes,
+                    wanted,
+                };
+                (missing, Some(status))
             }
-            Err(found) => {
-                good = 0;
-                found
+            Err(missing) => {
+                successes = 0;
+                missing
             }
         };
-        was_there |= found.as_ref().is_some_and(|status| {
-            status.available_replicas > 0 && !matches!(now, Waiting::Taken(_) | Waiting::Version(_))
-        });
-        if let Waiting::Replica { was_there: told } = &mut now {
-            *told = was_there;
+        let is_of_version = !matches!(
+            missing,
+            WaitingFor::Specification { .. } | WaitingFor::NewVersion(_)
+        );
+        was_available |= is_of_version && found.as_ref().is_some_and(|status| status.available_replicas > 0);
+        if let WaitingFor::Replica {
+            was_available: before,
+        } = &mut missing
+        {
+            *before = was_available;
         }
-        if matches!(now, Waiting::Taken(_)) {
+        if matches!(missing, WaitingFor::Specification { .. }) {
             let since = *not_taken_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= limits.settle {
+            if since.elapsed() >= timeouts.settle {
                 return Watched::NotTaken(found);
             }
         } else {
             not_taken_since = None;
         }
-        if *waiting != now {
-            info!(reason = %now, "waiting");
-            *waiting = now;
+        if *waiting_for != missing {
+            info!(reason = %missing, "waiting for the function");
+            *waiting_for = missing;
         }
-        pace.pause().await;
+        backoff.wait().await;
     }
 }
 
-/// Looks once: the function that is ready, or what there is to wait for.
-pub(super) async fn look(
+/// Reads the function's state and probes it once. Returns the state if the version is ready, or else what is missing.
+async fn look(
     transport: &impl Transport,
-    target: &Target,
+    function: &FunctionId,
     version: &Version,
-    limits: &Limits,
-) -> Result<FunctionStatus, (Waiting, Option<FunctionStatus>)> {
-    let status = match target.look(transport, limits.request).await {
+    timeouts: &Timeouts,
+) -> Result<FunctionStatus, (WaitingFor, Option<FunctionStatus>)> {
+    let status = match gateway::read(transport, function, timeouts.request).await {
         Ok(Some(status)) => status,
-        Ok(None) => return Err((Waiting::Taken(None), None)),
-        Err(error) => return Err((Waiting::Unknown(chain(&error)), None)),
+        Ok(None) => return Err((WaitingFor::Specification { current: None }, None)),
+        Err(error) => return Err((WaitingFor::Gateway(ErrorChain(&error).to_string()), None)),
     };
-    if !version.is_in(&status) {
-        return Err((Waiting::Taken(Some(status.image.clone())), Some(status)));
+    if !version.matches(&status) {
+        let current = Some(status.image.clone());
+        return Err((WaitingFor::Specification { current }, Some(status)));
     }
-    // Where none is wanted (scaled to zero), the gateway starts one when the function is asked.
+    // With no desired replicas (scaled to zero), the gateway starts one for the probe.
     if status.available_replicas == 0 && status.replicas > 0 {
-        return Err((Waiting::Replica { was_there: false }, Some(status)));
+        return Err((WaitingFor::Replica { was_available: false }, Some(status)));
     }
+    match probe(transport, function, version, timeouts).await {
+        Ok(()) => Ok(status),
+        Err(missing) => Err((missing, Some(status))),
+    }
+}
+
+/// Probes the function once. Fails with what is missing.
+async fn probe(
+    transport: &impl Transport,
+    function: &FunctionId,
+    version: &Version,
+    timeouts: &Timeouts,
+) -> Result<(), WaitingFor> {
     let probe = version.probe();
-    let request = call::ask(&target.name, target.namespace.as_deref(), probe);
-    let step = trace::span("probe");
-    let asked = transport.send(request, probe.timeout.unwrap_or(limits.request));
-    let answer = step.run(asked).await;
-    match &answer {
-        Ok(answer) => step.set("http.response.status_code", i64::from(answer.status().as_u16())),
-        Err(error) => step.mark_failed(chain(error)),
-    }
-    let answer = match answer {
-        Ok(answer) => answer,
-        Err(error @ GatewayError::Timeout { .. }) => {
-            return Err((Waiting::Answer(probe.to_string(), chain(&error)), Some(status)));
+    let span = trace::span("probe");
+    let sent = transport.send(
+        call::probe(function, probe),
+        probe.timeout.unwrap_or(timeouts.request),
+    );
+    let response = match span.run(sent).await {
+        Ok(response) => response,
+        Err(error) => {
+            let text = ErrorChain(&error).to_string();
+            span.mark_failed(&text);
+            return Err(match error {
+                GatewayError::Timeout { .. } => WaitingFor::Success {
+                    probe: probe.to_string(),
+                    response: text,
+                },
+                _ => WaitingFor::Gateway(text),
+            });
         }
-        Err(error) => return Err((Waiting::Unknown(chain(&error)), Some(status))),
     };
-    let told = answer.headers().get(VERSION_HEADER);
-    if let (Some(told), Some(mark)) = (told, version.mark())
-        && told.as_bytes() != mark.as_bytes()
+    span.set("http.response.status_code", i64::from(response.status().as_u16()));
+    let answering = response.headers().get(VERSION_HEADER);
+    if let (Some(answering), Some(digest)) = (answering, version.spec_digest())
+        && answering.as_bytes() != digest.as_bytes()
     {
-        let told = String::from_utf8_lossy(told.as_bytes()).into_owned();
-        return Err((Waiting::Version(told), Some(status)));
+        let other = String::from_utf8_lossy(answering.as_bytes()).into_owned();
+        return Err(WaitingFor::NewVersion(other));
     }
-    // How a function that Slipway did not deploy is to be asked is not known: that it answers at all has to be enough.
-    let good = match version.mark() {
-        Some(_) => probe.accepts(answer.status()),
-        None => answer.status() < StatusCode::INTERNAL_SERVER_ERROR,
+    // The probe of a function that Slipway did not deploy is unknown: any answer but a server error has to be enough.
+    let succeeded = match version.spec_digest() {
+        Some(_) => probe.accepts(response.status()),
+        None => response.status() < StatusCode::INTERNAL_SERVER_ERROR,
     };
-    if !good {
-        step.mark_failed("that is not how the function answers when it works");
+    if succeeded {
+        return Ok(());
     }
-    match good {
-        true => Ok(status),
-        false => Err((Waiting::Answer(probe.to_string(), said(&answer)), Some(status))),
-    }
+    span.mark_failed("the probe does not accept the response");
+    Err(WaitingFor::Success {
+        probe: probe.to_string(),
+        response: summary(&response),
+    })
 }

@@ -1,7 +1,7 @@
-//! Versions as annotations.
+//! Versions as annotations of a function.
 //!
-//! JSON, deflated, in base64, in pieces: faasd keeps annotations as containerd labels, of which name and value together
-//! may have 4096 bytes, and Kubernetes lets a function have 256 KiB of annotations in all.
+//! A version is stored as JSON, deflated, in base64, split into pieces: faasd keeps annotations as containerd labels, whose
+//! name and value together may have 4096 bytes, and Kubernetes allows 256 KiB of annotations in all.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -17,74 +17,74 @@ use serde_json::{Map, Value, json};
 use super::{LastGood, Version};
 use crate::request::{MAX_BODY, SPEC_ANNOTATION};
 
-/// The tag under which the image was pushed.
-pub const TAG_ANNOTATION: &str = "slipway/tag";
+/// The tag that the image was pushed with.
+const TAG: &str = "slipway/tag";
 /// The call that built the image.
-pub const CALL_ID_ANNOTATION: &str = "slipway/call-id";
-/// When the image was built.
-pub const BUILT_AT_ANNOTATION: &str = "slipway/built-at";
-/// The version itself, whole; with `.0`, `.1`… for its pieces.
-pub const VERSION: &str = "slipway/version";
-/// What to put back if the version fails; pieces likewise, or one of the words below alone.
-pub const LAST_GOOD: &str = "slipway/last-good";
-/// The deployment that failed last, and after which this version was put back.
+const CALL_ID: &str = "slipway/call-id";
+/// The time of the build.
+const BUILT_AT: &str = "slipway/built-at";
+/// The complete version; `.0`, `.1`… are added for its pieces.
+const VERSION: &str = "slipway/version";
+/// The version to restore if this one fails: pieces as above, or [`NOTHING`] or [`ITSELF`] under the name alone.
+const LAST_GOOD: &str = "slipway/last-good";
+/// The deployment that failed last, after which this version was restored.
 const FAILED: &str = "slipway/failed";
-/// The environment variable that tells a function its own version, so that its answers can tell it in turn.
-pub const VERSION_VARIABLE: &str = "slipway_version";
+/// The environment variable with the digest of a function's specification, which its responses repeat in a header.
+const VERSION_VARIABLE: &str = "slipway_version";
 
-/// What all annotations of a function may have together in bytes: what Kubernetes allows, with some room for what
+/// The most bytes that all annotations of a function may have together: Kubernetes' limit, less a reserve for those that
 /// providers add.
-pub const SIZE_MAX: usize = 250 * 1024;
+pub(crate) const SIZE_MAX: usize = 250 * 1024;
 
-/// With the longest name, and faasd's prefix for it, under 4096 bytes.
+/// The length of a piece in bytes. With the longest name, and faasd's prefix for it, it stays below 4096.
 const PIECE: usize = 3900;
 const NOTHING: &str = "none";
 const ITSELF: &str = "itself";
-/// How much is kept of why a deployment failed, in bytes.
+/// The most bytes of reasons that are stored for a failed deployment.
 const REASONS_MAX: usize = 2000;
 
-/// A deployment that failed by its caller's doing: delivered again, it would fail again.
+/// A deployment that failed by its caller's fault, and would fail again if the same hand-over were delivered again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Failure {
-    /// Digest of the delivery, see [`HandOver::delivery`](crate::request::HandOver::delivery).
-    pub delivery: String,
-    /// Why it failed.
-    pub reasons: Vec<String>,
-    /// What was there before it; absent where there was no function.
-    pub previous_image: Option<String>,
+pub(crate) struct FailureRecord {
+    /// The [`delivery_digest`](crate::request::HandOver::delivery_digest) of the hand-over.
+    pub(crate) delivery: String,
+    /// The reasons for the failure.
+    pub(crate) reasons: Vec<String>,
+    /// The image before the deployment; absent if there was no function.
+    pub(crate) previous_image: Option<String>,
 }
 
-impl Failure {
-    /// The failure after which this version was put back.
-    #[must_use]
-    pub fn noted(notes: &BTreeMap<String, String>) -> Option<Self> {
-        serde_json::from_str(notes.get(FAILED)?).ok()
+impl FailureRecord {
+    /// Returns the failure after which the deployed version was restored.
+    pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
+        serde_json::from_str(annotations.get(FAILED)?).ok()
     }
 
-    fn written(mut self) -> String {
+    /// Returns the value of the annotation, with the reasons shortened to [`REASONS_MAX`].
+    fn to_annotation(&self) -> String {
+        let mut record = self.clone();
         let mut left = REASONS_MAX;
-        for reason in &mut self.reasons {
+        for reason in &mut record.reasons {
             reason.truncate(reason.floor_char_boundary(left));
             left -= reason.len();
         }
-        self.reasons.retain(|reason| !reason.is_empty());
-        serde_json::to_string(&self).unwrap_or_default()
+        record.reasons.retain(|reason| !reason.is_empty());
+        serde_json::to_string(&record).unwrap_or_default()
     }
 }
 
 impl Version {
-    /// What the provider is asked for: the version with everything that is to be known of it later.
-    #[must_use]
-    pub fn body(&self, last_good: &LastGood, failure: Option<&Failure>) -> Value {
+    /// Returns the `FunctionDeployment` for the provider, with everything that later deployments have to know in annotations.
+    pub(crate) fn to_deployment(&self, last_good: &LastGood, failure: Option<&FailureRecord>) -> Value {
         let mut deployment = self.deployment.clone();
         let mut own = Map::new();
-        if let Some(mark) = &self.mark {
-            own.insert(SPEC_ANNOTATION.to_owned(), mark.clone().into());
+        if let Some(digest) = &self.spec_digest {
+            own.insert(SPEC_ANNOTATION.to_owned(), digest.clone().into());
             for (name, value) in [
-                (TAG_ANNOTATION, &self.tag),
-                (CALL_ID_ANNOTATION, &self.call_id),
-                (BUILT_AT_ANNOTATION, &self.built_at),
+                (TAG, &self.tag),
+                (CALL_ID, &self.call_id),
+                (BUILT_AT, &self.built_at),
             ] {
                 own.extend(value.clone().map(|value| (name.to_owned(), value.into())));
             }
@@ -98,11 +98,11 @@ impl Version {
             if let Some(variables) = variables.as_object_mut() {
                 variables
                     .entry(VERSION_VARIABLE)
-                    .or_insert_with(|| mark.clone().into());
+                    .or_insert_with(|| digest.clone().into());
             }
         }
         if let Some(failure) = failure {
-            own.insert(FAILED.to_owned(), failure.clone().written().into());
+            own.insert(FAILED.to_owned(), failure.to_annotation().into());
         }
         if !own.is_empty() {
             let annotations = deployment.entry("annotations").or_insert_with(|| json!({}));
@@ -113,32 +113,37 @@ impl Version {
         Value::Object(deployment)
     }
 
-    /// How large the annotations of such a body are, in bytes, as Kubernetes counts them.
-    #[must_use]
-    pub fn size_of_annotations(body: &Value) -> usize {
-        let annotations = body["annotations"].as_object().into_iter().flatten();
+    /// Returns the size in bytes of all annotations of a deployment with `last_good`, as Kubernetes counts it.
+    pub(crate) fn size_of_annotations(&self, last_good: &LastGood) -> usize {
+        let deployment = self.to_deployment(last_good, None);
+        let annotations = deployment["annotations"].as_object().into_iter().flatten();
         annotations
             .map(|(name, value)| name.len() + value.as_str().map_or(0, str::len))
             .sum()
     }
+
+    /// Returns the version that a function's annotations carry.
+    pub(super) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
+        unpack(annotations, VERSION)
+    }
 }
 
 impl LastGood {
-    /// What is to be put back if the version with these annotations fails. `None` where they do not say.
-    #[must_use]
-    pub fn noted(notes: &BTreeMap<String, String>) -> Option<Self> {
-        match notes.get(LAST_GOOD).map(String::as_str) {
+    /// Returns what is to be restored if the version with these annotations fails; `None` if they do not say.
+    pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
+        match annotations.get(LAST_GOOD).map(String::as_str) {
             Some(NOTHING) => Some(Self::Nothing),
             Some(ITSELF) => Some(Self::Itself),
-            _ => unpack(notes, LAST_GOOD).map(|version| Self::Version(Box::new(version))),
+            _ => unpack(annotations, LAST_GOOD).map(|version| Self::Version(Box::new(version))),
         }
     }
 }
 
-fn pack(own: &mut Map<String, Value>, name: &str, version: &Version) {
+/// Adds the annotations `NAME.0`, `NAME.1`… with a version.
+fn pack(annotations: &mut Map<String, Value>, name: &str, version: &Version) {
     let json = serde_json::to_vec(version).unwrap_or_default();
     let mut deflate = DeflateEncoder::new(Vec::new(), Compression::best());
-    // Into memory, this cannot fail; and were a piece missing, it would be found out when it is read.
+    // Writing to memory does not fail. If it did, unpacking would fail, and never give another version.
     let packed = deflate
         .write_all(&json)
         .and_then(|()| deflate.finish())
@@ -147,25 +152,25 @@ fn pack(own: &mut Map<String, Value>, name: &str, version: &Version) {
     let mut rest = text.as_str();
     let mut number = 0;
     while !rest.is_empty() {
-        let (piece, others) = rest.split_at(rest.len().min(PIECE));
-        own.insert(format!("{name}.{number}"), piece.into());
-        rest = others;
+        let (piece, after) = rest.split_at(rest.len().min(PIECE));
+        annotations.insert(format!("{name}.{number}"), piece.into());
+        rest = after;
         number += 1;
     }
 }
 
-/// The version that is packed in annotations of this name, if there is one and it is whole.
-pub(super) fn unpack(notes: &BTreeMap<String, String>, name: &str) -> Option<Version> {
+/// Returns the version in the annotations `NAME.0`, `NAME.1`…; `None` if there is none, or if it is damaged.
+fn unpack(annotations: &BTreeMap<String, String>, name: &str) -> Option<Version> {
     let mut text = String::new();
     for number in 0.. {
-        match notes.get(&format!("{name}.{number}")) {
+        match annotations.get(&format!("{name}.{number}")) {
             Some(piece) => text.push_str(piece),
             None => break,
         }
     }
     let packed = BASE64.decode(text).ok()?;
     let mut json = Vec::new();
-    // What is larger than any hand-over did not come from one.
+    // A larger version cannot come from a hand-over.
     let limit = 2 * MAX_BODY as u64;
     DeflateDecoder::new(packed.as_slice())
         .take(limit)
@@ -179,74 +184,87 @@ mod tests {
     use super::*;
 
     fn version(variables: usize) -> Version {
-        // Words that do not repeat, so that they do not vanish when they are deflated.
-        let word = |n: usize| {
+        // Values that do not repeat, so that they do not compress well.
+        let value = |n: usize| {
             (n as u64)
                 .wrapping_mul(0x9e37_79b9_7f4a_7c15)
                 .wrapping_add(7)
                 .to_string()
         };
         let variables: Map<String, Value> = (0..variables)
-            .map(|n| (format!("V{n}"), word(n).into()))
+            .map(|n| (format!("V{n}"), value(n).into()))
             .collect();
         let deployment = json!({"service": "hello", "image": "r/hello@sha256:1", "envVars": variables,
             "annotations": {"topic": "orders"}});
         serde_json::from_value(json!({"deployment": deployment, "mark": "sha256:00", "callId": "7"})).unwrap()
     }
 
-    fn notes(body: &Value) -> BTreeMap<String, String> {
+    fn annotations_of(body: &Value) -> BTreeMap<String, String> {
         serde_json::from_value(body["annotations"].clone()).unwrap()
     }
 
     #[test]
-    fn a_version_is_read_back_whole_with_what_was_before_it() {
+    fn a_version_and_its_last_good_one_are_unpacked_unchanged() {
         let (old, new) = (version(2), version(3));
-        let body = new.body(&LastGood::Version(Box::new(old.clone())), None);
-        let notes = notes(&body);
-        assert_eq!(unpack(&notes, VERSION), Some(new));
-        assert_eq!(LastGood::noted(&notes), Some(LastGood::Version(Box::new(old))));
-        assert_eq!(notes["topic"], "orders");
+        let body = new.to_deployment(&LastGood::Version(Box::new(old.clone())), None);
+        let annotations = annotations_of(&body);
+        assert_eq!(Version::from_annotations(&annotations), Some(new));
+        assert_eq!(
+            LastGood::from_annotations(&annotations),
+            Some(LastGood::Version(Box::new(old)))
+        );
+        assert_eq!(annotations["topic"], "orders");
         assert_eq!(body["envVars"]["V1"], version(2).deployment["envVars"]["V1"]);
         assert_eq!(body["envVars"][VERSION_VARIABLE], "sha256:00");
     }
 
     #[test]
-    fn a_large_version_is_kept_in_pieces_that_containerd_takes() {
+    fn a_large_version_is_split_into_pieces_that_containerd_accepts() {
         let large = version(2000);
-        let body = large.body(&LastGood::Nothing, None);
-        let notes = notes(&body);
-        assert!(notes.len() > 5, "{}", notes.len());
-        for (name, value) in &notes {
+        let body = large.to_deployment(&LastGood::Nothing, None);
+        let annotations = annotations_of(&body);
+        assert!(annotations.len() > 5, "{}", annotations.len());
+        for (name, value) in &annotations {
             assert!(
                 "com.openfaas.annotations.".len() + name.len() + value.len() <= 4096,
                 "{name}"
             );
         }
-        assert_eq!(unpack(&notes, VERSION), Some(large));
-        assert!(Version::size_of_annotations(&body) > 5 * PIECE);
+        assert!(large.size_of_annotations(&LastGood::Nothing) > 5 * PIECE);
+        assert_eq!(Version::from_annotations(&annotations), Some(large));
+    }
+
+    /// The JSON of earlier releases is in the annotations of deployed functions.
+    #[test]
+    fn the_stored_names_of_fields_do_not_change() {
+        let stored = serde_json::to_value(version(0)).unwrap();
+        assert_eq!(
+            (&stored["mark"], &stored["callId"]),
+            (&json!("sha256:00"), &json!("7"))
+        );
     }
 
     #[test]
-    fn what_is_damaged_is_not_taken_for_a_version() {
-        let mut notes = notes(&version(2000).body(&LastGood::Itself, None));
-        assert_eq!(LastGood::noted(&notes), Some(LastGood::Itself));
-        notes.remove(&format!("{VERSION}.1"));
-        assert_eq!(unpack(&notes, VERSION), None);
-        assert_eq!(unpack(&BTreeMap::new(), VERSION), None);
-        assert_eq!(LastGood::noted(&BTreeMap::new()), None);
+    fn damaged_annotations_give_no_version() {
+        let mut annotations = annotations_of(&version(2000).to_deployment(&LastGood::Itself, None));
+        assert_eq!(LastGood::from_annotations(&annotations), Some(LastGood::Itself));
+        annotations.remove(&format!("{VERSION}.1"));
+        assert_eq!(Version::from_annotations(&annotations), None);
+        assert_eq!(Version::from_annotations(&BTreeMap::new()), None);
+        assert_eq!(LastGood::from_annotations(&BTreeMap::new()), None);
     }
 
     #[test]
-    fn a_failure_is_noted_shortly() {
-        let failure = Failure {
+    fn a_stored_failure_has_shortened_reasons() {
+        let failure = FailureRecord {
             delivery: "d".to_owned(),
             reasons: vec!["ä".repeat(3000), "second".to_owned()],
             previous_image: None,
         };
-        let notes = notes(&version(1).body(&LastGood::Itself, Some(&failure)));
-        let noted = Failure::noted(&notes).unwrap();
-        assert_eq!(noted.delivery, "d");
-        assert_eq!(noted.reasons.len(), 1);
-        assert!(notes[FAILED].len() < PIECE);
+        let annotations = annotations_of(&version(1).to_deployment(&LastGood::Itself, Some(&failure)));
+        let stored = FailureRecord::from_annotations(&annotations).unwrap();
+        assert_eq!(stored.delivery, "d");
+        assert_eq!(stored.reasons.len(), 1);
+        assert!(annotations[FAILED].len() < PIECE);
     }
 }

@@ -1,8 +1,8 @@
-//! A gateway with a provider behind it that keeps state and behaves as real ones do, for whole stories rather than
-//! single calls. Status codes and bodies are those of faas-netes (`pkg/handlers`) and faasd 0.19
-//! (`pkg/provider/handlers`); the third is a provider that does no harm.
+//! A fake gateway whose provider keeps state and behaves as a real one, for sequences of deployments. Status codes and
+//! bodies are those of faas-netes (`pkg/handlers`) and faasd 0.19 (`pkg/provider/handlers`); the third provider starts a
+//! new version before it removes the old one.
 //!
-//! What an image does follows from its name: `hello-good`, `hello-missing` (cannot be pulled), `hello-silent` (never
+//! The behaviour of an image follows from its name: `hello-good`, `hello-missing` (cannot be pulled), `hello-silent` (never
 //! listens), `hello-crash` (does not stay up), `hello-bad` (answers 500).
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,40 +11,44 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use deployer_fn::gateway::Transport;
+use deployer_fn::Transport;
 use function_host::gateway::GatewayError;
 use function_host::http::{Method, Request, Response};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+/// The provider behind the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Manners {
+pub(crate) enum Provider {
     Kubernetes,
+    /// Removes the old version before it starts a new one.
     Faasd,
-    Good,
+    /// Starts a new version before it removes the old one.
+    Rolling,
 }
 
-/// What happens to a request.
+/// A fault in the handling of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mishap {
-    /// Nothing.
+pub(crate) enum Disruption {
+    /// No fault.
     None,
-    /// There is no connection.
+    /// The gateway cannot be reached.
     Refused,
-    /// The connection ends before the request was acted on.
+    /// The connection is lost before the request takes effect.
     LostBefore,
-    /// It is acted on, and the connection ends before the answer.
+    /// The request takes effect, and the connection is lost before the answer.
     LostAfter,
-    /// Another server answers.
+    /// Another server answers with this status.
     Status(u16),
     /// Another server answers with a web page.
     Html,
-    /// It is acted on, and not answered.
-    Slow,
+    /// The request takes effect, and is not answered.
+    Unanswered,
 }
 
+/// The fake gateway. Clones share its state.
 #[derive(Clone)]
-pub(crate) struct Fake(Arc<Inner>);
+pub(crate) struct FakeGateway(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
@@ -52,34 +56,34 @@ struct Inner {
 }
 
 struct State {
-    manners: Manners,
+    provider: Provider,
     functions: BTreeMap<String, Function>,
     secrets: Vec<String>,
-    mishaps: VecDeque<Mishap>,
-    /// How many requests are left until the deployer is killed, and whether the last one is acted on.
+    disruptions: VecDeque<Disruption>,
+    /// The number of requests until the deployer is killed, and whether the last one takes effect.
     kill: Option<(usize, bool)>,
     requests: Vec<String>,
-    /// Whether the old version answers until the new one is up, on Kubernetes.
+    /// Whether the old version answers until the new one is up. Only on Kubernetes.
     overlap: bool,
 }
 
 #[derive(Clone)]
 struct Function {
     deployment: Value,
-    /// What still answers while the new one comes up, on Kubernetes.
+    /// The deployment that answers while the new one comes up. Only on Kubernetes.
     old: Option<Value>,
-    /// How often it is looked at until it is up.
-    looks_left: usize,
+    /// The number of reads until it is up.
+    reads_left: usize,
     service: bool,
 }
 
-impl Fake {
-    pub(crate) fn new(manners: Manners) -> Self {
+impl FakeGateway {
+    pub(crate) fn new(provider: Provider) -> Self {
         let state = State {
-            manners,
+            provider,
             functions: BTreeMap::new(),
             secrets: vec!["api-key".to_owned()],
-            mishaps: VecDeque::new(),
+            disruptions: VecDeque::new(),
             kill: None,
             requests: Vec::new(),
             overlap: true,
@@ -90,27 +94,27 @@ impl Fake {
         }))
     }
 
-    /// The old version does not answer until the new one is up: its node went away.
+    /// Stops the old version from answering until the new one is up, as if its node was lost.
     pub(crate) fn without_overlap(&self) {
         self.0.state.lock().unwrap().overlap = false;
     }
 
-    /// What befalls the next requests, one each.
-    pub(crate) fn mishaps(&self, mishaps: impl IntoIterator<Item = Mishap>) {
-        self.0.state.lock().unwrap().mishaps = mishaps.into_iter().collect();
+    /// Sets the faults of the next requests, one each.
+    pub(crate) fn disrupt(&self, disruptions: impl IntoIterator<Item = Disruption>) {
+        self.0.state.lock().unwrap().disruptions = disruptions.into_iter().collect();
     }
 
-    /// The deployer is killed at this request from now, before or after it is acted on; `None` for never.
+    /// Kills the deployer at this request from now, before or after the request takes effect; `None` for never.
     pub(crate) fn kill_at(&self, kill: Option<(usize, bool)>) {
         self.0.state.lock().unwrap().kill = kill;
     }
 
-    /// Ends when the deployer is to be killed.
+    /// Waits until the deployer is to be killed.
     pub(crate) async fn killed(&self) {
         self.0.killed.notified().await;
     }
 
-    /// The deployment that calls of the function reach, if they reach one that answers well.
+    /// Returns the deployment that answers calls of the function, if it answers 200.
     pub(crate) fn answers(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
@@ -118,7 +122,7 @@ impl Fake {
         (behaviour(&serving) == "good").then_some(serving)
     }
 
-    /// What the provider has been asked for last.
+    /// Returns the function's current deployment.
     pub(crate) fn deployment(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         state
@@ -127,7 +131,7 @@ impl Fake {
             .map(|function| function.deployment.clone())
     }
 
-    /// Deploys past the deployer, as faas-cli would.
+    /// Deploys without the deployer, as faas-cli does.
     pub(crate) fn put(&self, deployment: Value) {
         let name = deployment["service"].as_str().unwrap().to_owned();
         self.0
@@ -138,7 +142,7 @@ impl Fake {
             .insert(name, Function::up(deployment));
     }
 
-    /// Takes the Service away, as a half-done creation leaves it.
+    /// Removes the function's Service, as an incomplete creation leaves it.
     pub(crate) fn lose_service(&self, name: &str) {
         self.0
             .state
@@ -150,7 +154,7 @@ impl Fake {
             .service = false;
     }
 
-    /// How often the provider was asked to change something.
+    /// Returns the number of requests that were not reads.
     pub(crate) fn changes(&self) -> usize {
         let state = self.0.state.lock().unwrap();
         state
@@ -166,13 +170,13 @@ impl Function {
         Self {
             deployment,
             old: None,
-            looks_left: 0,
+            reads_left: 0,
             service: true,
         }
     }
 }
 
-/// What the image does.
+/// Returns the behaviour of the image.
 fn behaviour(deployment: &Value) -> String {
     let image = deployment["image"].as_str().unwrap();
     let (name, _) = image.split_once(['@', ':']).unwrap();
@@ -180,13 +184,13 @@ fn behaviour(deployment: &Value) -> String {
 }
 
 impl State {
-    /// The deployment whose process gets the calls.
+    /// Returns the deployment whose process gets the calls.
     fn serving(&self, function: &Function) -> Option<Value> {
         let listens = matches!(behaviour(&function.deployment).as_str(), "good" | "bad");
         if !function.service {
             return None;
         }
-        if listens && function.looks_left == 0 {
+        if listens && function.reads_left == 0 {
             return Some(function.deployment.clone());
         }
         function.old.clone()
@@ -215,51 +219,51 @@ impl State {
                 .map(|name| self.status(name))
             {
                 Some(answer) => answer,
-                None => return self.ask(path),
+                None => return self.call(path),
             },
         };
         (status, text, None)
     }
 
-    fn ask(&mut self, path: &str) -> (u16, String, Option<String>) {
+    fn call(&mut self, path: &str) -> (u16, String, Option<String>) {
         let name = path.split('/').nth(2).unwrap();
         let Some(function) = self.functions.get(name) else {
             return (404, String::new(), None);
         };
         match self.serving(function) {
-            None if self.manners == Manners::Kubernetes => {
+            None if self.provider == Provider::Kubernetes => {
                 (503, "No endpoints available for: hello.".to_owned(), None)
             }
             None => (500, "Can't reach service for: hello.".to_owned(), None),
             Some(serving) => {
-                // As a function says it that is made with the template.
-                let told = serving["envVars"]["slipway_version"].as_str().map(str::to_owned);
+                // The header of a function that is made from the template.
+                let version = serving["envVars"]["slipway_version"].as_str().map(str::to_owned);
                 let status = if behaviour(&serving) == "good" { 200 } else { 500 };
-                (status, String::new(), told)
+                (status, String::new(), version)
             }
         }
     }
 
     fn status(&mut self, name: &str) -> (u16, String) {
-        let manners = self.manners;
+        let provider = self.provider;
         let Some(function) = self.functions.get_mut(name) else {
             return (404, String::new());
         };
-        function.looks_left = function.looks_left.saturating_sub(1);
-        if function.looks_left == 0 && matches!(behaviour(&function.deployment).as_str(), "good" | "bad") {
+        function.reads_left = function.reads_left.saturating_sub(1);
+        if function.reads_left == 0 && matches!(behaviour(&function.deployment).as_str(), "good" | "bad") {
             function.old = None;
         }
         let function = self.functions.get(name).unwrap();
         let up = match behaviour(&function.deployment).as_str() {
-            "good" | "bad" => function.looks_left == 0,
-            "silent" => manners != Manners::Kubernetes,
+            "good" | "bad" => function.reads_left == 0,
+            "silent" => provider != Provider::Kubernetes,
             _ => false,
         };
         let deployment = &function.deployment;
         let mut status = json!({"name": name, "image": deployment["image"], "namespace": "openfaas-fn", "replicas": 1,
             "availableReplicas": u8::from(up || function.old.is_some()), "labels": {"faas_function": name},
             "annotations": deployment["annotations"], "secrets": deployment["secrets"]});
-        if manners == Manners::Kubernetes {
+        if provider == Provider::Kubernetes {
             status["annotations"]["prometheus.io.scrape"] = "false".into();
         } else {
             status["envVars"] = deployment["envVars"].clone();
@@ -288,13 +292,13 @@ impl State {
                 format!("unable update Deployment: {name}, error: deployments.apps \"{name}\" not found\n");
             return (404, text);
         };
-        match self.manners {
-            Manners::Kubernetes => {
+        match self.provider {
+            Provider::Kubernetes => {
                 if let Some(secret) = secret {
                     return (400, format!("error: secrets \"{secret}\" not found\n"));
                 }
                 if deployment["constraints"][0] == "impossible" {
-                    // Pitfall 22.
+                    // docs/pitfalls.md#a-failed-update-answers-200
                     return (200, String::new());
                 }
                 let old = self.serving(&Function {
@@ -304,20 +308,20 @@ impl State {
                 let function = Function {
                     deployment: deployment.clone(),
                     old: old.filter(|_| self.overlap),
-                    looks_left: 3,
+                    reads_left: 3,
                     service: before.service,
                 };
                 self.functions.insert(name.to_owned(), function);
                 if !before.service {
-                    // Pitfall 24.
+                    // docs/pitfalls.md#no-conflict-status
                     let text =
                         format!("unable update Service: {name}., error: services \"{name}\" not found\n");
                     return (404, text);
                 }
                 (202, String::new())
             }
-            // Pitfall 23.
-            Manners::Faasd => {
+            // docs/pitfalls.md#a-failed-update-removes-the-function
+            Provider::Faasd => {
                 self.functions.remove(name);
                 match (secret, missing) {
                     (Some(secret), _) => (400, format!("unable to find secret: {secret}\n")),
@@ -329,7 +333,7 @@ impl State {
                     }
                 }
             }
-            Manners::Good => match (secret, missing) {
+            Provider::Rolling => match (secret, missing) {
                 (Some(secret), _) => (400, format!("unable to find secret: {secret}\n")),
                 (_, true) => (500, pull),
                 _ if behaviour(deployment) == "silent" => (400, "does not listen\n".to_owned()),
@@ -345,8 +349,8 @@ impl State {
     fn create(&mut self, deployment: &Value) -> (u16, String) {
         let name = deployment["service"].as_str().unwrap().to_owned();
         if self.functions.contains_key(&name) {
-            return match self.manners {
-                Manners::Kubernetes => (
+            return match self.provider {
+                Provider::Kubernetes => (
                     500,
                     format!("unable create Deployment: deployments.apps \"{name}\" already exists\n"),
                 ),
@@ -356,23 +360,23 @@ impl State {
         if let Some(secret) = self.missing_secret(deployment) {
             return (400, format!("unable to find secret: {secret}\n"));
         }
-        if self.manners != Manners::Kubernetes && behaviour(deployment) == "missing" {
+        if self.provider != Provider::Kubernetes && behaviour(deployment) == "missing" {
             return (400, "unable to pull image: not found\n".to_owned());
         }
         let mut function = Function::up(deployment.clone());
-        if self.manners == Manners::Kubernetes {
-            function.looks_left = 3;
+        if self.provider == Provider::Kubernetes {
+            function.reads_left = 3;
         }
         self.functions.insert(name, function);
         (202, String::new())
     }
 }
 
-impl Transport for Fake {
+impl Transport for FakeGateway {
     async fn send(&self, request: Request<Bytes>, limit: Duration) -> Result<Response<Bytes>, GatewayError> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         tokio::time::sleep(Duration::from_millis(1)).await;
-        let (answer, mishap, dead) = {
+        let (answer, disruption, dead) = {
             let mut state = self.0.state.lock().unwrap();
             state.requests.push(format!("{method} {path}"));
             let kill = match &mut state.kill {
@@ -383,43 +387,46 @@ impl Transport for Fake {
                 }
                 None => None,
             };
-            let mishap = state.mishaps.pop_front().unwrap_or(Mishap::None);
-            let acted =
-                kill != Some(false) && matches!(mishap, Mishap::None | Mishap::LostAfter | Mishap::Slow);
-            (acted.then(|| state.answer(&request)), mishap, kill.is_some())
+            let disruption = state.disruptions.pop_front().unwrap_or(Disruption::None);
+            let acted = kill != Some(false)
+                && matches!(
+                    disruption,
+                    Disruption::None | Disruption::LostAfter | Disruption::Unanswered
+                );
+            (acted.then(|| state.answer(&request)), disruption, kill.is_some())
         };
         if dead {
             self.0.killed.notify_one();
             pending::<()>().await;
         }
         let reply = |status, body: String| Ok(Response::builder().status(status).body(body.into()).unwrap());
-        match (mishap, answer) {
-            (Mishap::Refused, _) => Err(GatewayError::Connect {
+        match (disruption, answer) {
+            (Disruption::Refused, _) => Err(GatewayError::Connect {
                 method,
                 path,
                 source: "connection refused".into(),
             }),
-            (Mishap::LostBefore | Mishap::LostAfter, _) => Err(GatewayError::Lost {
+            (Disruption::LostBefore | Disruption::LostAfter, _) => Err(GatewayError::Lost {
                 method,
                 path,
                 source: "connection closed".into(),
             }),
-            (Mishap::Slow, _) => {
+            (Disruption::Unanswered, _) => {
                 tokio::time::sleep(limit).await;
                 Err(GatewayError::Timeout { method, path, limit })
             }
-            (Mishap::Status(status), _) => reply(status, String::new()),
-            (Mishap::Html, _) => reply(200, "<html>Welcome</html>".to_owned()),
-            (Mishap::None, Some((status, body, told))) => {
+            (Disruption::Status(status), _) => reply(status, String::new()),
+            (Disruption::Html, _) => reply(200, "<html>Welcome</html>".to_owned()),
+            (Disruption::None, Some((status, body, version))) => {
                 let mut response = reply(status, body)?;
-                if let Some(told) = told {
+                if let Some(version) = version {
                     response
                         .headers_mut()
-                        .insert("x-slipway-version", told.parse().unwrap());
+                        .insert("x-slipway-version", version.parse().unwrap());
                 }
                 Ok(response)
             }
-            (Mishap::None, None) => pending().await,
+            (Disruption::None, None) => pending().await,
         }
     }
 }

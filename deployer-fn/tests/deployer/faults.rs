@@ -1,17 +1,18 @@
-//! Rollouts with a gateway that is away, slow, breaks off, or is none; and with the deployer itself being ended.
+//! Rollouts with a gateway that is unavailable, slow, loses connections or is another server; and during a shutdown.
 
 use std::time::Duration;
 
-use deployer_fn::outcome::{Fault, Running, Status};
-use deployer_fn::rollout::{Deadline, Ground, Limits, Memory, rollout};
+use deployer_fn::{
+    Deadline, DeploymentStatus as Status, Fault, RolloutContext, RolloutHistory, Running, Timeouts, rollout,
+};
 use function_host::Shutdown;
 use tokio::time::Instant;
 
-use crate::rollout::{READY_TIMEOUT, assert_ended, hand_over, health, new, old, post, put, read, run};
-use crate::script::{ALWAYS, Script};
+use crate::fixtures::{READY_TIMEOUT, assert_ended, hand_over, health, new, old, post, put, read, run};
+use crate::script::{ALWAYS, ScriptedGateway};
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_that_is_down_is_told_before_anything_is_changed() {
+async fn an_unreachable_gateway_fails_the_deployment_before_any_change() {
     let outcome = run([read().times(ALWAYS).refused()]).await;
     assert_ended(
         &outcome,
@@ -24,7 +25,7 @@ async fn a_gateway_that_is_down_is_told_before_anything_is_changed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn answers_that_are_no_functions_are_not_taken_for_one() {
+async fn only_the_state_of_the_function_counts_as_an_answer_to_a_read() {
     for (status, text) in [
         (200, "<html><body>Welcome</body></html>"),
         (200, ""),
@@ -44,8 +45,8 @@ async fn answers_that_are_no_functions_are_not_taken_for_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_whose_answer_was_lost_is_looked_up() {
-    let done = run([
+async fn an_update_whose_answer_was_lost_is_read_back() {
+    let outcome = run([
         read().reply(200, old(1)),
         put().lost(),
         read().reply(200, new(0)),
@@ -53,11 +54,11 @@ async fn an_update_whose_answer_was_lost_is_looked_up() {
         health().reply(200, "OK"),
     ])
     .await;
-    assert_ended(&done, Status::Ready, None, &["lost the gateway during PUT"]);
+    assert_ended(&outcome, Status::Ready, None, &["lost the gateway during PUT"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_that_is_never_answered_ends_in_time_with_what_is_known() {
+async fn an_unanswered_update_ends_within_the_timeouts() {
     let begun = Instant::now();
     let outcome = run([
         read().reply(200, old(1)),
@@ -69,17 +70,17 @@ async fn an_update_that_is_never_answered_ends_in_time_with_what_is_known() {
         &outcome,
         Status::Failed,
         Some(Fault::Platform),
-        &["what runs now is not known: could not reach"],
+        &["the function's state is unknown: could not reach"],
     );
     assert_eq!(outcome.running, Running::Unknown);
-    assert!(begun.elapsed() < READY_TIMEOUT + Limits::default().rollback + Duration::from_secs(5));
+    assert!(begun.elapsed() < READY_TIMEOUT + Timeouts::default().rollback + Duration::from_secs(5));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_that_does_not_know_us_or_the_route_is_the_platforms_doing() {
+async fn a_gateway_without_credentials_route_or_capacity_is_the_platforms_fault() {
     for (put_status, post_status, reason) in [
         (401, None, "credentials"),
-        (404, Some(404), "no gateway"),
+        (404, Some(404), "does not have the gateway's API"),
         (429, None, "busy"),
     ] {
         let mut calls = vec![
@@ -97,7 +98,7 @@ async fn a_gateway_that_does_not_know_us_or_the_route_is_the_platforms_doing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_that_is_away_for_a_while_is_waited_for() {
+async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
     let outcome = run([
         read().reply(200, old(1)),
         put().reply(202, ""),
@@ -111,14 +112,14 @@ async fn a_gateway_that_is_away_for_a_while_is_waited_for() {
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);
 
-    let lost = run([
+    let unavailable = run([
         read().reply(200, old(1)),
         put().reply(202, ""),
         read().times(ALWAYS).refused(),
     ])
     .await;
     assert_ended(
-        &lost,
+        &unavailable,
         Status::Failed,
         Some(Fault::Platform),
         &["not ready within 50s: could not reach the gateway"],
@@ -126,10 +127,10 @@ async fn a_gateway_that_is_away_for_a_while_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_end_of_the_process_ends_a_rollout_as_one_to_be_tried_again() {
+async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
     let (trigger, shutdown) = Shutdown::new();
     let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
-    let script = Script::new([
+    let gateway = ScriptedGateway::new([
         read().reply(404, ""),
         put().reply(404, ""),
         post()
@@ -139,19 +140,19 @@ async fn the_end_of_the_process_ends_a_rollout_as_one_to_be_tried_again() {
     ]);
     let begun = Instant::now();
 
-    let ground = Ground {
-        transport: &script,
-        limits: &Limits::default(),
-        memory: &Memory::default(),
+    let context = RolloutContext {
+        transport: &gateway,
+        timeouts: &Timeouts::default(),
+        history: &RolloutHistory::default(),
     };
-    let outcome = rollout(&ground, &hand_over(), vec![], &deadline, String::new()).await;
+    let outcome = rollout(&context, &hand_over(), vec![], &deadline, String::new()).await;
 
     assert_ended(
         &outcome,
         Status::Failed,
         Some(Fault::Platform),
-        &["the deployer itself is being ended"],
+        &["the deployer is shutting down"],
     );
     assert!(begun.elapsed() < Duration::from_secs(10));
-    script.finish();
+    gateway.finish();
 }

@@ -1,13 +1,12 @@
-//! The deployer against a gateway that follows a script: every call has to be expected, in its order, and answered as
-//! the providers answer.
+//! The deployer with fake gateways: one that expects a script of calls, and one that keeps state as providers do.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails here")]
 
 mod fake;
 mod faults;
-mod function;
+mod fixtures;
+mod handler;
 mod model;
 mod providers;
-mod rollout;
+mod scenarios;
 mod script;
-mod stories;

@@ -1,58 +1,58 @@
-//! Random sequences of deployments, faults, kills and restarts, against what may be true after each: what answers is the
-//! newest good version that was asked for, or the one before, and the report says which.
+//! Random sequences of deployments, faults, kills and restarts, compared with a model after each: the newest good version
+//! that was handed over answers, or the one before it, and the outcome says which.
 
 use std::collections::BTreeSet;
 
-use deployer_fn::outcome::{Outcome, Running, Status};
+use deployer_fn::{DeploymentStatus as Status, Outcome, Running};
 use fastrand::Rng;
 
-use crate::fake::{Fake, Manners, Mishap};
-use crate::stories::{Process, answering, build, image};
+use crate::fake::{Disruption, FakeGateway, Provider};
+use crate::scenarios::{Process, answering, build, image};
 
 const SEQUENCES: u64 = 60;
 const DEPLOYMENTS: usize = 12;
 
-const MISHAPS: [Mishap; 7] = [
-    Mishap::Refused,
-    Mishap::LostBefore,
-    Mishap::LostAfter,
-    Mishap::Status(502),
-    Mishap::Status(503),
-    Mishap::Status(429),
-    Mishap::Slow,
+const DISRUPTIONS: [Disruption; 7] = [
+    Disruption::Refused,
+    Disruption::LostBefore,
+    Disruption::LostAfter,
+    Disruption::Status(502),
+    Disruption::Status(503),
+    Disruption::Status(429),
+    Disruption::Unanswered,
 ];
 
-/// What is known of a sequence.
-struct World {
-    fake: Fake,
+/// One sequence, and what is known of it.
+struct Sequence {
+    fake: FakeGateway,
     process: Process,
     rng: Rng,
-    manners: Manners,
-    /// What each build does.
-    built: Vec<&'static str>,
-    /// Which builds may answer now; `None` for nothing.
+    provider: Provider,
+    /// The behaviour of each build.
+    builds: Vec<&'static str>,
+    /// The builds that may answer now; `None` for no function.
     may_answer: BTreeSet<Option<u64>>,
-    /// What has happened, to be read where it ends badly.
-    story: Vec<String>,
+    /// The steps so far, for the message of a failure.
+    steps: Vec<String>,
 }
 
-impl World {
-    fn new(manners: Manners, seed: u64) -> Self {
+impl Sequence {
+    fn new(provider: Provider, seed: u64) -> Self {
         Self {
-            fake: Fake::new(manners),
+            fake: FakeGateway::new(provider),
             process: Process::start(),
             rng: Rng::with_seed(seed),
-            manners,
-            built: Vec::new(),
+            provider,
+            builds: Vec::new(),
             may_answer: [None].into(),
-            story: Vec::new(),
+            steps: Vec::new(),
         }
     }
 
-    /// The next build, or sometimes one that was delivered before.
+    /// Picks a new build, or sometimes one that was delivered before.
     fn pick(&mut self) -> u64 {
-        if !self.built.is_empty() && self.rng.u8(..4) == 0 {
-            return self.rng.u64(1..=self.built.len() as u64);
+        if !self.builds.is_empty() && self.rng.u8(..4) == 0 {
+            return self.rng.u64(1..=self.builds.len() as u64);
         }
         let does = match self.rng.u8(..8) {
             0..4 => "good",
@@ -61,117 +61,120 @@ impl World {
             6 => "silent",
             _ => "missing",
         };
-        self.built.push(does);
-        self.built.len() as u64
+        self.builds.push(does);
+        self.builds.len() as u64
     }
 
+    /// Returns the behaviour of a build.
     fn does(&self, number: u64) -> &'static str {
-        self.built[number as usize - 1]
+        self.builds[number as usize - 1]
     }
 
-    async fn disturbed(&mut self, number: u64) {
+    /// Deploys while requests fail, or until the deployer is killed.
+    async fn deploy_disrupted(&mut self, number: u64) {
         let does = self.does(number);
-        // The one thing that is lost with the process: what faasd has removed for an image that it then could not pull, when
-        // the process ends before that is put back. There is nowhere left where it could be read.
-        let may_kill = !(self.manners == Manners::Faasd && does == "missing");
+        // A version is lost with the process if faasd has deleted it for an image that it then could not pull, and the process
+        // ends before it is restored: it is stored nowhere else.
+        let may_kill = !(self.provider == Provider::Faasd && does == "missing");
         if may_kill && self.rng.bool() {
             self.fake.kill_at(Some((self.rng.usize(..16), self.rng.bool())));
         } else {
-            let mishaps: Vec<_> = (0..self.rng.usize(1..14))
+            let disruptions: Vec<_> = (0..self.rng.usize(1..14))
                 .map(|_| match self.rng.u8(..3) {
-                    0 => MISHAPS[self.rng.usize(..MISHAPS.len())],
-                    _ => Mishap::None,
+                    0 => DISRUPTIONS[self.rng.usize(..DISRUPTIONS.len())],
+                    _ => Disruption::None,
                 })
                 .collect();
-            self.fake.mishaps(mishaps);
+            self.fake.disrupt(disruptions);
         }
         let outcome = self
             .process
             .deploy_until_killed(&self.fake, &build(number, does))
             .await;
         self.fake.kill_at(None);
-        self.fake.mishaps([]);
+        self.fake.disrupt([]);
         let ended = outcome.as_ref().map(|outcome| (outcome.status, &outcome.reasons));
-        self.story.push(format!(
-            "disturbed, {number} ({does}) ends {ended:?}; {:?} answers",
+        self.steps.push(format!(
+            "disrupted, {number} ({does}) ends {ended:?}; {:?} answers",
             answering(&self.fake)
         ));
         if outcome.is_none() {
             self.process = Process::start();
         }
-        // Whether it was brought to run is open now, where it can be.
+        // It is open whether it runs, if it can run.
         if does == "good" && self.may_answer.iter().all(|other| *other <= Some(number)) {
             self.may_answer.insert(Some(number));
         }
     }
 
-    async fn undisturbed(&mut self, number: u64, told: &str) {
+    /// Deploys without faults, and compares the outcome with the model.
+    async fn deploy(&mut self, number: u64, step: &str) {
         let does = self.does(number);
         let outcome = self.process.deploy(&self.fake, &build(number, does)).await;
         let answering = answering(&self.fake);
-        let told = format!(
-            "{:#?}\n{told}: build {number} is {does}, {answering:?} answers, of {:?}: {outcome:#?}",
-            self.story, self.may_answer
+        let story = format!(
+            "{:#?}\n{step}: build {number} is {does}, {answering:?} answers, allowed are {:?}: {outcome:#?}",
+            self.steps, self.may_answer
         );
-        self.story.push(format!(
+        self.steps.push(format!(
             "{number} ({does}) ends {:?}; {answering:?} answers",
             outcome.status
         ));
         match outcome.status {
             Status::Ready => {
-                assert_eq!((does, answering), ("good", Some(number)), "{told}");
+                assert_eq!((does, answering), ("good", Some(number)), "{story}");
                 let newest = self.may_answer.iter().min().copied().flatten();
-                assert!(newest <= Some(number), "an older one has replaced it: {told}");
+                assert!(newest <= Some(number), "an older build has replaced it: {story}");
                 self.may_answer = [Some(number)].into();
             }
             Status::RolledBack | Status::Refused => {
-                assert!(self.may_answer.contains(&answering), "{told}");
+                assert!(self.may_answer.contains(&answering), "{story}");
                 let older = self.may_answer.iter().any(|other| *other > Some(number));
-                assert!(does != "good" || older, "a good version does not run: {told}");
+                assert!(does != "good" || older, "a good version does not run: {story}");
                 self.may_answer = [answering].into();
             }
-            // Only where there never was anything that could be put back.
+            // Only if there never was a version to restore.
             Status::Failed => {
-                assert!(does != "good" && self.may_answer.contains(&None), "{told}");
-                assert_eq!(answering, None, "{told}");
+                assert!(does != "good" && self.may_answer.contains(&None), "{story}");
+                assert_eq!(answering, None, "{story}");
             }
         }
-        self.told_truly(&outcome, answering, &told);
+        self.assert_reported(&outcome, answering, &story);
     }
 
-    /// The report names the image that answers.
-    fn told_truly(&self, outcome: &Outcome, answering: Option<u64>, told: &str) {
+    /// Asserts that the outcome names the image that answers.
+    fn assert_reported(&self, outcome: &Outcome, answering: Option<u64>, story: &str) {
         match (&outcome.running, answering) {
             (Running::Function { image: named, .. }, Some(number)) => {
-                assert_eq!(*named, image(number, self.does(number)), "{told}");
+                assert_eq!(*named, image(number, self.does(number)), "{story}");
             }
-            (_, None) => assert_ne!(outcome.status, Status::Ready, "{told}"),
+            (_, None) => assert_ne!(outcome.status, Status::Ready, "{story}"),
             (other, Some(_)) => {
                 let something = matches!(other, Running::Function { .. });
-                assert!(something, "{other:?}, and something runs: {told}");
+                assert!(something, "{other:?}, but a build answers: {story}");
             }
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_happens_a_good_version_runs_and_is_told() {
-    for manners in [Manners::Kubernetes, Manners::Faasd, Manners::Good] {
+async fn the_newest_good_version_runs_and_is_reported_whatever_fails() {
+    for provider in [Provider::Kubernetes, Provider::Faasd, Provider::Rolling] {
         for seed in 0..SEQUENCES {
-            let mut world = World::new(manners, seed);
+            let mut sequence = Sequence::new(provider, seed);
             for step in 0..DEPLOYMENTS {
-                let number = world.pick();
-                let told = format!("{manners:?}, seed {seed}, step {step}");
-                if world.rng.u8(..3) == 0 {
-                    world.disturbed(number).await;
-                    // Delivered again, as a queue does it; or forgotten.
-                    if world.rng.u8(..3) == 0 {
+                let number = sequence.pick();
+                let step = format!("{provider:?}, seed {seed}, step {step}");
+                if sequence.rng.u8(..3) == 0 {
+                    sequence.deploy_disrupted(number).await;
+                    // A queue delivers it again, or does not.
+                    if sequence.rng.u8(..3) == 0 {
                         continue;
                     }
                 }
-                world.undisturbed(number, &told).await;
-                if world.rng.u8(..4) == 0 {
-                    world.process = Process::start();
+                sequence.deploy(number, &step).await;
+                if sequence.rng.u8(..4) == 0 {
+                    sequence.process = Process::start();
                 }
             }
         }

@@ -1,13 +1,13 @@
-//! Rollouts against what providers do, well and badly. Status codes and bodies are those of faas-netes
-//! (`pkg/handlers`), faasd 0.19 (`pkg/provider/handlers`) and faas-provider (`proxy/proxy.go`).
+//! Rollouts with the answers of real providers. Status codes and bodies are those of faas-netes (`pkg/handlers`), faasd
+//! 0.19 (`pkg/provider/handlers`) and faas-provider (`proxy/proxy.go`).
 
 use std::time::Duration;
 
-use deployer_fn::outcome::{Fault, Status};
+use deployer_fn::{DeploymentStatus as Status, Fault};
 use serde_json::{Value, json};
 
-use crate::rollout::{
-    NEW, OLD, assert_ended, hand_over, health, marked, new, old, post, put, read, run, run_with, running,
+use crate::fixtures::{
+    NEW, OLD, assert_ended, deployed, hand_over, health, new, old, post, put, read, run, run_with, running,
 };
 use crate::script::expect;
 
@@ -25,7 +25,7 @@ async fn a_new_function_is_created_on_kubernetes() {
         read().reply(404, ""),
         put().reply(404, NO_DEPLOYMENT),
         post().reply(202, ""),
-        // The list that faas-netes answers from lags behind.
+        // faas-netes answers from a cache that lags behind.
         read().reply(404, ""),
         read().times(3).reply(200, new(0)),
         read().reply(200, new(1)),
@@ -58,7 +58,7 @@ async fn a_new_function_is_created_on_faasd() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_carries_the_whole_specification_and_its_mark() {
+async fn an_update_carries_the_complete_specification_and_its_digest() {
     let outcome = run([
         read().reply(200, old(1)),
         put()
@@ -68,10 +68,10 @@ async fn an_update_carries_the_whole_specification_and_its_mark() {
                 annotations.retain(|name, _| {
                     !name.starts_with("slipway/version.") && !name.starts_with("slipway/last-good.")
                 });
-                let mark = hand_over().spec.digest();
+                let digest = hand_over().spec.digest();
                 let expected = json!({
-                    "service": "hello", "image": NEW, "envVars": {"A": "1", "slipway_version": mark},
-                    "secrets": ["api-key"], "annotations": {"topic": "orders", "slipway/spec": mark,
+                    "service": "hello", "image": NEW, "envVars": {"A": "1", "slipway_version": digest},
+                    "secrets": ["api-key"], "annotations": {"topic": "orders", "slipway/spec": digest,
                         "slipway/tag": "registry.example/hello:2", "slipway/call-id": "call-7"},
                     "readOnlyRootFilesystem": true
                 });
@@ -88,7 +88,7 @@ async fn an_update_carries_the_whole_specification_and_its_mark() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn delivered_again_it_changes_nothing_and_says_so() {
+async fn a_repeated_delivery_changes_nothing() {
     let outcome = run([
         read().reply(200, new(1)),
         read().reply(200, new(1)),
@@ -105,7 +105,7 @@ async fn the_same_image_with_another_environment_is_a_change() {
     let mut other = hand_over();
     other.spec.env_vars.clear();
     let outcome = run([
-        read().reply(200, marked(&other.spec, 1)),
+        read().reply(200, deployed(&other.spec, 1)),
         put().reply(200, ""),
         read().reply(200, new(1)),
         health().reply(200, "OK"),
@@ -116,7 +116,7 @@ async fn the_same_image_with_another_environment_is_a_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_provider_that_keeps_no_annotations_is_believed_by_the_image() {
+async fn without_annotations_the_image_alone_is_compared() {
     let plain = json!({"name": "hello", "image": NEW, "replicas": 1, "availableReplicas": 1}).to_string();
     let outcome = run([
         read().reply(200, plain.clone()),
@@ -129,10 +129,10 @@ async fn a_provider_that_keeps_no_annotations_is_believed_by_the_image() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_namespace_is_asked_for_everywhere() {
+async fn all_requests_carry_the_namespace() {
     let mut elsewhere = hand_over();
     elsewhere.spec.namespace = Some("team".to_owned());
-    let state = marked(&elsewhere.spec, 1);
+    let state = deployed(&elsewhere.spec, 1);
     let outcome = run_with(
         &elsewhere,
         [
@@ -156,7 +156,7 @@ async fn a_namespace_is_asked_for_everywhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_secret_that_kubernetes_does_not_have_changes_nothing() {
+async fn a_secret_that_kubernetes_does_not_have_is_refused_without_a_change() {
     let outcome = run([
         read().reply(200, old(1)),
         put().reply(400, NO_K8S_SECRET),
@@ -174,7 +174,7 @@ async fn a_secret_that_kubernetes_does_not_have_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_function_that_faasd_would_not_create_is_refused() {
+async fn a_creation_that_faasd_rejects_is_refused() {
     for text in [NOT_PULLED, NO_FAASD_SECRET] {
         let outcome = run([
             read().reply(404, ""),
@@ -187,17 +187,17 @@ async fn a_function_that_faasd_would_not_create_is_refused() {
             &outcome,
             Status::Refused,
             Some(Fault::Caller),
-            &[text.trim(), "no such function now, as before"],
+            &[text.trim(), "the function does not exist, as before"],
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_function_scaled_to_zero_is_woken_by_asking_it() {
-    let asleep = new(0).replace("\"replicas\":1", "\"replicas\":0");
+async fn a_function_scaled_to_zero_is_probed() {
+    let scaled_to_zero = new(0).replace("\"replicas\":1", "\"replicas\":0");
     let outcome = run([
-        read().reply(200, asleep.clone()),
-        read().reply(200, asleep),
+        read().reply(200, scaled_to_zero.clone()),
+        read().reply(200, scaled_to_zero),
         health().reply(200, "OK"),
     ])
     .await;

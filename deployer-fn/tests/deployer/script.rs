@@ -1,5 +1,5 @@
-//! A gateway that follows a script: it expects calls in their order, answers each as it is told to, and fails the test
-//! when another comes or when one does not.
+//! A fake gateway that expects a script of calls in order, answers each as scripted, and fails the test if a call is
+//! missing or not expected.
 //!
 //! It is called either in memory, where time may be paused, or over HTTP on a loopback port.
 
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use deployer_fn::gateway::Transport;
+use deployer_fn::Transport;
 use function_host::gateway::GatewayError;
 use function_host::http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
@@ -18,15 +18,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// One call that is expected.
-pub(crate) struct Call {
+/// An expected call, and its answer.
+pub(crate) struct ExpectedCall {
     line: String,
     times: usize,
     check: Option<Check>,
     answer: Answer,
 }
 
-/// Looks at a request and panics where it is not as expected.
+/// Panics if a request is not as expected.
 type Check = Box<dyn Fn(&Request<Bytes>) + Send>;
 
 #[derive(Clone)]
@@ -34,15 +34,15 @@ enum Answer {
     Reply(u16, String),
     /// The connection ends before the answer.
     Lost,
-    /// There is no connection.
+    /// The gateway cannot be reached.
     Refused,
-    /// Nothing ever comes.
+    /// No answer.
     Silence,
 }
 
 /// Expects a request line, such as `GET /system/function/hello`, once.
-pub(crate) fn expect(line: impl Into<String>) -> Call {
-    Call {
+pub(crate) fn expect(line: impl Into<String>) -> ExpectedCall {
+    ExpectedCall {
         line: line.into(),
         times: 1,
         check: None,
@@ -50,10 +50,10 @@ pub(crate) fn expect(line: impl Into<String>) -> Call {
     }
 }
 
-/// As often as the rollout asks; only for the end of a script.
+/// Any number of times; only for the end of a script.
 pub(crate) const ALWAYS: usize = usize::MAX;
 
-impl Call {
+impl ExpectedCall {
     pub(crate) fn times(mut self, times: usize) -> Self {
         self.times = times;
         self
@@ -85,47 +85,47 @@ impl Call {
     }
 }
 
-/// A gateway that follows a script. Clones follow the same one.
+/// The fake gateway. Clones share the script.
 #[derive(Clone)]
-pub(crate) struct Script(Arc<Mutex<State>>);
+pub(crate) struct ScriptedGateway(Arc<Mutex<State>>);
 
 struct State {
-    expected: VecDeque<Call>,
-    complaints: Vec<String>,
+    expected: VecDeque<ExpectedCall>,
+    problems: Vec<String>,
 }
 
-impl Script {
-    pub(crate) fn new(calls: impl IntoIterator<Item = Call>) -> Self {
+impl ScriptedGateway {
+    pub(crate) fn new(calls: impl IntoIterator<Item = ExpectedCall>) -> Self {
         let expected = calls.into_iter().collect();
         Self(Arc::new(Mutex::new(State {
             expected,
-            complaints: Vec::new(),
+            problems: Vec::new(),
         })))
     }
 
-    /// Fails the test where the script was not followed to its end.
+    /// Fails the test if a call was missing or not expected.
     pub(crate) fn finish(self) {
         let state = self.0.lock().unwrap();
-        assert!(state.complaints.is_empty(), "{:#?}", state.complaints);
+        assert!(state.problems.is_empty(), "{:#?}", state.problems);
         let left: Vec<_> = state
             .expected
             .iter()
             .filter(|call| call.times != ALWAYS)
             .map(|call| &call.line)
             .collect();
-        assert!(left.is_empty(), "expected and not called: {left:#?}");
+        assert!(left.is_empty(), "missing calls: {left:#?}");
     }
 
     fn take(&self, request: &Request<Bytes>) -> Answer {
         let state = &mut *self.0.lock().unwrap();
         let path = request.uri().path_and_query().map_or("", |path| path.as_str());
         let line = format!("{} {path}", request.method());
-        // Two calls that may come as often as they like take turns.
+        // Calls that may come any number of times may come in any order.
         let position = match state.expected.front() {
             Some(front) if front.times == ALWAYS => state.expected.iter().position(|call| call.line == line),
             front => front.is_some_and(|call| call.line == line).then_some(0),
         };
-        // Whether secrets are there is asked in most rollouts and the matter of few tests.
+        // Most rollouts list the secrets, and few tests are about that.
         if position.is_none() && line.starts_with("GET /system/secrets") {
             return Answer::Reply(
                 200,
@@ -134,9 +134,7 @@ impl Script {
         }
         let Some(call) = position.and_then(|position| state.expected.get_mut(position)) else {
             let next = state.expected.front().map_or("nothing", |call| &call.line);
-            state
-                .complaints
-                .push(format!("{line} came where {next} was expected"));
+            state.problems.push(format!("got {line}, expected {next}"));
             return Answer::Reply(500, "not in the script".to_owned());
         };
         if let Some(check) = &call.check {
@@ -152,18 +150,18 @@ impl Script {
         answer
     }
 
-    /// Serves the script over HTTP; gives the address. Ends with the test's runtime.
+    /// Serves the script over HTTP until the test's runtime ends, and returns the address.
     pub(crate) async fn serve(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let script = self.clone();
+        let gateway = self.clone();
         tokio::spawn(async move {
             loop {
                 let (connection, _) = listener.accept().await.unwrap();
-                let script = script.clone();
+                let gateway = gateway.clone();
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let script = script.clone();
-                    async move { Ok::<_, Infallible>(script.answer(request).await) }
+                    let gateway = gateway.clone();
+                    async move { Ok::<_, Infallible>(gateway.answer(request).await) }
                 });
                 tokio::spawn(
                     hyper::server::conn::http1::Builder::new()
@@ -184,10 +182,10 @@ impl Script {
     }
 }
 
-impl Transport for Script {
+impl Transport for ScriptedGateway {
     async fn send(&self, request: Request<Bytes>, limit: Duration) -> Result<Response<Bytes>, GatewayError> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        // Every call takes some time.
+        // Every call takes some time, so that paused time advances.
         tokio::time::sleep(Duration::from_millis(1)).await;
         match self.take(&request) {
             Answer::Reply(status, body) => Ok(Response::builder().status(status).body(body.into()).unwrap()),

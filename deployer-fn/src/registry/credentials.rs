@@ -1,5 +1,7 @@
-//! User and password for a registry, from a Docker `config.json`: its `auths`. Programs that it names are not run, and
-//! identity tokens not used: what they are for is then not asked.
+//! Registry credentials from a Docker `config.json`: user and password of an entry in `auths`.
+//!
+//! Credential helpers that it names are not run, and identity tokens are not used: the lookup then goes without
+//! credentials.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,19 +11,21 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use function_host::Secrets;
 use serde::Deserialize;
 
-use super::CONFIG_SECRET;
+/// The secret with the Docker `config.json`. It is read for each lookup. It is not the builder's, so that deployer-fn needs no
+/// credentials that may push.
+pub(super) const CONFIG_SECRET: &str = "registry-pull-config";
 
-/// The names under which Docker Hub's credentials are kept.
+/// The names under which Docker Hub's credentials are stored.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
-/// What to log in with.
-pub(super) struct Login {
+/// User and password for a registry.
+pub(super) struct Credentials {
     user: String,
     password: String,
 }
 
 #[derive(Deserialize)]
-struct File {
+struct ConfigFile {
     auths: Option<BTreeMap<String, Option<Auth>>>,
 }
 
@@ -32,8 +36,8 @@ struct Auth {
     password: Option<String>,
 }
 
-impl Login {
-    /// For `Authorization`.
+impl Credentials {
+    /// Returns the value of an `Authorization` header for basic authentication.
     pub(super) fn basic(&self) -> String {
         format!(
             "Basic {}",
@@ -42,35 +46,42 @@ impl Login {
     }
 }
 
-impl fmt::Debug for Login {
+impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Login")
+        f.debug_struct("Credentials")
             .field("user", &self.user)
             .finish_non_exhaustive()
     }
 }
 
-/// The login for a registry; `None` where there is none.
+/// Returns the credentials for a registry; `None` if there are none.
 ///
 /// # Errors
-/// Why the file cannot be used, without what stands there.
-pub(super) fn find(secrets: &Secrets, registry: &str) -> Result<Option<Login>, String> {
+/// The reason why the file cannot be used, without any of its content.
+pub(super) fn find(secrets: &Secrets, registry: &str) -> Result<Option<Credentials>, String> {
     if !secrets.exists(CONFIG_SECRET) {
         return Ok(None);
     }
-    let wrong = |what: &str| format!("the secret {CONFIG_SECRET} {what}");
-    let secret = secrets.read(CONFIG_SECRET).map_err(|_| wrong("cannot be read"))?;
-    let file: File =
-        serde_json::from_slice(secret.expose()).map_err(|_| wrong("is no Docker config.json"))?;
+    let invalid = |problem: &str| format!("the secret {CONFIG_SECRET} {problem}");
+    let secret = secrets
+        .read(CONFIG_SECRET)
+        .map_err(|_| invalid("could not be read"))?;
+    let file: ConfigFile =
+        serde_json::from_slice(secret.expose()).map_err(|_| invalid("is not a Docker config.json"))?;
     let entries = file.auths.unwrap_or_default();
-    let is_it = |key: &str| {
+    let is_for_registry = |key: &str| {
         let host = host_of(key);
         host == registry || DOCKER_HUB.contains(&host) && DOCKER_HUB.contains(&registry)
     };
     let exact = entries.get(registry);
-    let entry = exact.or_else(|| entries.iter().find(|(key, _)| is_it(key)).map(|(_, auth)| auth));
+    let entry = exact.or_else(|| {
+        entries
+            .iter()
+            .find(|(key, _)| is_for_registry(key))
+            .map(|(_, auth)| auth)
+    });
     let Some(Some(auth)) = entry else { return Ok(None) };
-    let login = match auth
+    let credentials = match auth
         .auth
         .as_deref()
         .map(str::trim)
@@ -81,24 +92,24 @@ pub(super) fn find(secrets: &Secrets, registry: &str) -> Result<Option<Login>, S
                 .decode(text)
                 .ok()
                 .and_then(|bytes| String::from_utf8(bytes).ok());
-            let pair = pair.ok_or_else(|| wrong("has an auth that is not base64"))?;
+            let pair = pair.ok_or_else(|| invalid("has an \"auth\" that is not base64"))?;
             let (user, password) = pair
                 .split_once(':')
-                .ok_or_else(|| wrong("has an auth without a colon"))?;
-            Login {
+                .ok_or_else(|| invalid("has an \"auth\" that is not USER:PASSWORD in base64"))?;
+            Credentials {
                 user: user.to_owned(),
                 password: password.to_owned(),
             }
         }
-        None => Login {
+        None => Credentials {
             user: auth.username.clone().unwrap_or_default(),
             password: auth.password.clone().unwrap_or_default(),
         },
     };
-    Ok(Some(login).filter(|login| !login.user.is_empty() && !login.password.is_empty()))
+    Ok(Some(credentials).filter(|found| !found.user.is_empty() && !found.password.is_empty()))
 }
 
-/// The host of a key, which is a host or an address with a path.
+/// Returns the host of a key, which is a host or an address with a path.
 fn host_of(key: &str) -> &str {
     let bare = key
         .strip_prefix("https://")
@@ -112,30 +123,34 @@ mod tests {
     use super::*;
 
     fn found(config: &str, registry: &str) -> Result<Option<String>, String> {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join(CONFIG_SECRET), config).unwrap();
-        let login = find(&Secrets::new(folder.path()), registry)?;
-        Ok(login.map(|login| format!("{}:{}", login.user, login.password)))
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(CONFIG_SECRET), config).unwrap();
+        let credentials = find(&Secrets::new(directory.path()), registry)?;
+        Ok(credentials.map(|found| format!("{}:{}", found.user, found.password)))
     }
 
     #[test]
-    fn logins_are_found_under_the_names_that_docker_writes() {
+    fn credentials_are_found_under_the_names_that_docker_writes() {
         let config = r#"{"auths": {"r.example:5000": {"auth": "dTpw"}, "https://index.docker.io/v1/": {"auth": "aHViOng="},
             "https://other.example/v2/": {"username": "o", "password": "q"}, "empty.example": {}}}"#;
-        for (registry, login) in [
+        for (registry, credentials) in [
             ("r.example:5000", Some("u:p")),
             ("docker.io", Some("hub:x")),
             ("other.example", Some("o:q")),
             ("empty.example", None),
             ("r.example", None),
         ] {
-            assert_eq!(found(config, registry).unwrap().as_deref(), login, "{registry}");
+            assert_eq!(
+                found(config, registry).unwrap().as_deref(),
+                credentials,
+                "{registry}"
+            );
         }
         assert_eq!(found("{}", "r.example").unwrap(), None);
     }
 
     #[test]
-    fn a_file_that_cannot_be_used_is_named_and_not_shown() {
+    fn an_error_names_the_secret_and_shows_none_of_it() {
         for config in [
             "hunter2",
             r#"{"auths": {"r": {"auth": "hunter2!"}}}"#,
@@ -147,10 +162,14 @@ mod tests {
                 "{problem}"
             );
         }
-        let login = Login {
+    }
+
+    #[test]
+    fn debug_shows_no_password() {
+        let credentials = Credentials {
             user: "u".to_owned(),
             password: "hunter2".to_owned(),
         };
-        assert!(!format!("{login:?}").contains("hunter2"));
+        assert!(!format!("{credentials:?}").contains("hunter2"));
     }
 }

@@ -1,14 +1,15 @@
-//! What the tests of rollouts share: one hand-over, what a provider says of its function, and the calls of a rollout.
+//! Shared by the tests of rollouts: a hand-over, the states of its function, and the requests of a rollout.
 
 use std::time::Duration;
 
-use deployer_fn::outcome::{Fault, Outcome, Running, Status};
-use deployer_fn::request::{FunctionSpec, HandOver, PinnedImage, Probe, SPEC_ANNOTATION};
-use deployer_fn::rollout::{Deadline, Ground, Limits, Memory, rollout};
+use deployer_fn::{
+    Deadline, DeploymentStatus, Fault, FunctionSpec, HandOver, Outcome, PinnedImage, Probe, RolloutContext,
+    RolloutHistory, Running, SPEC_ANNOTATION, Timeouts, rollout,
+};
 use function_host::Shutdown;
 use serde_json::json;
 
-use crate::script::{Call, Script, expect};
+use crate::script::{ExpectedCall, ScriptedGateway, expect};
 
 pub(crate) const OLD: &str =
     "registry.example/hello@sha256:0000000000000000000000000000000000000000000000000000000000000000";
@@ -41,65 +42,74 @@ pub(crate) fn hand_over() -> HandOver {
     }
 }
 
-/// What a provider says of the function before and after.
+/// The state of the function before the rollout, with this number of available replicas.
 pub(crate) fn old(available: u64) -> String {
     json!({"name": "hello", "image": OLD, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "labels": {"faas_function": "hello"}, "annotations": {"prometheus.io.scrape": "false"}})
     .to_string()
 }
 
+/// The state of the function after the rollout.
 pub(crate) fn new(available: u64) -> String {
-    marked(&hand_over().spec, available)
+    deployed(&hand_over().spec, available)
 }
 
-pub(crate) fn marked(spec: &FunctionSpec, available: u64) -> String {
+/// The state of a function with the new image and this specification.
+pub(crate) fn deployed(spec: &FunctionSpec, available: u64) -> String {
     json!({"name": "hello", "image": NEW, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "annotations": {SPEC_ANNOTATION: spec.digest(), "topic": "orders"}})
     .to_string()
 }
 
-pub(crate) fn read() -> Call {
+pub(crate) fn read() -> ExpectedCall {
     expect("GET /system/function/hello")
 }
 
-pub(crate) fn put() -> Call {
+pub(crate) fn put() -> ExpectedCall {
     expect("PUT /system/functions")
 }
 
-pub(crate) fn post() -> Call {
+pub(crate) fn post() -> ExpectedCall {
     expect("POST /system/functions")
 }
 
-pub(crate) fn health() -> Call {
+pub(crate) fn health() -> ExpectedCall {
     expect("GET /function/hello/_/health")
 }
 
-pub(crate) async fn run(calls: impl IntoIterator<Item = Call>) -> Outcome {
+/// Rolls out [`hand_over`] on a gateway that expects these calls.
+pub(crate) async fn run(calls: impl IntoIterator<Item = ExpectedCall>) -> Outcome {
     run_with(&hand_over(), calls).await
 }
 
-pub(crate) async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item = Call>) -> Outcome {
+/// Rolls out a hand-over on a gateway that expects these calls.
+pub(crate) async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item = ExpectedCall>) -> Outcome {
     let (_trigger, shutdown) = Shutdown::new();
     let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
-    let script = Script::new(calls);
+    let gateway = ScriptedGateway::new(calls);
     let url = "http://gateway:8080/function/hello".to_owned();
-    let ground = Ground {
-        transport: &script,
-        limits: &Limits::default(),
-        memory: &Memory::default(),
+    let context = RolloutContext {
+        transport: &gateway,
+        timeouts: &Timeouts::default(),
+        history: &RolloutHistory::default(),
     };
-    let outcome = rollout(&ground, hand_over, vec![], &deadline, url).await;
-    script.finish();
+    let outcome = rollout(&context, hand_over, vec![], &deadline, url).await;
+    gateway.finish();
     outcome
 }
 
 #[track_caller]
-pub(crate) fn assert_ended(outcome: &Outcome, status: Status, fault: Option<Fault>, reasons: &[&str]) {
+pub(crate) fn assert_ended(
+    outcome: &Outcome,
+    status: DeploymentStatus,
+    fault: Option<Fault>,
+    reasons: &[&str],
+) {
     assert_eq!((outcome.status, outcome.fault), (status, fault), "{outcome:#?}");
     for reason in reasons {
         assert!(
             outcome.reasons.iter().any(|given| given.contains(reason)),
-            "{reason:?} is not in {outcome:#?}"
+            "no reason contains {reason:?}: {outcome:#?}"
         );
     }
 }

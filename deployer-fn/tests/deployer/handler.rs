@@ -1,13 +1,10 @@
-//! The whole function: signed requests in, HTTP answers out, the gateway on a loopback port.
+//! The handler: signed requests in, HTTP responses out, with a gateway on a loopback port.
 
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deployer_fn::handler::Deployer;
-use deployer_fn::metrics::Metrics;
-use deployer_fn::request::{MAX_BODY, SPEC_ANNOTATION};
-use deployer_fn::settings::Settings;
+use deployer_fn::{Deployer, MAX_BODY, Metrics, SPEC_ANNOTATION, Settings};
 use function_host::env::Parser;
 use function_host::http::{Request, Response, StatusCode};
 use function_host::prometheus::Registry;
@@ -18,18 +15,18 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use crate::script::{Script, expect};
+use crate::script::{ScriptedGateway, expect};
 
 const IMAGE: &str =
     "registry.example/hello@sha256:1111111111111111111111111111111111111111111111111111111111111111";
 
-struct Deployed {
+struct TestDeployer {
     deployer: Deployer,
     context: Context,
     secrets: TempDir,
 }
 
-fn deployed(gateway: &str) -> Deployed {
+fn deployer(gateway: &str) -> TestDeployer {
     let directory = tempfile::tempdir().unwrap();
     for (name, text) in [
         ("deploy-secret", "k\n"),
@@ -43,18 +40,19 @@ fn deployed(gateway: &str) -> Deployed {
     let (_trigger, shutdown) = Shutdown::new();
     let none: [(&str, &str); 0] = [];
     let mut settings = Settings::read(&mut Parser::new(&none));
-    settings.limits.patience = Duration::from_millis(300);
+    // Real time passes in these tests: reads are not retried.
+    settings.timeouts.read_retries = Duration::ZERO;
     settings.check_image = false;
     settings.token_mount_path = directory.path().join("tokens");
     let context = Context::new("call-1", secrets, gateway, shutdown);
-    Deployed {
+    TestDeployer {
         deployer: Deployer::new(settings, Metrics::new(&Registry::new()).unwrap()),
         context,
         secrets: directory,
     }
 }
 
-impl Deployed {
+impl TestDeployer {
     async fn post(&self, body: String, signature: Option<String>) -> (StatusCode, Value) {
         let mut request = Request::post("/").body(Body::from(body)).unwrap();
         if let Some(signature) = signature {
@@ -86,14 +84,14 @@ fn document() -> Value {
     json!({"image": IMAGE, "tag": "registry.example/hello:2", "deploy": {"service": "hello"}})
 }
 
-/// A provider that keeps what it was given, as far as the deployer looks.
+/// The state of the function with a specification of this digest.
 fn state(digest: &str) -> String {
     json!({"name": "hello", "namespace": "openfaas-fn", "image": IMAGE, "replicas": 1, "availableReplicas": 1,
         "annotations": {SPEC_ANNOTATION: digest}})
     .to_string()
 }
 
-/// The digest of [`document`]'s specification.
+/// Returns the digest of the specification in [`document`].
 fn digest() -> String {
     use sha2::Digest as _;
     let spec = format!("{{\"service\":\"hello\",\"image\":\"{IMAGE}\"}}");
@@ -102,7 +100,7 @@ fn digest() -> String {
 
 #[tokio::test]
 async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
-    let script = Script::new([
+    let gateway = ScriptedGateway::new([
         expect("GET /system/function/hello")
             .check(|request| assert_eq!(request.headers()["authorization"], "Basic YWRtaW46cHc="))
             .reply(404, ""),
@@ -115,11 +113,11 @@ async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
             .check(|request| assert!(!request.headers().contains_key("authorization")))
             .reply(200, "OK"),
     ]);
-    let url = script.serve().await;
+    let url = gateway.serve().await;
 
-    let (status, answer) = deployed(&url).hand_over(&document()).await;
+    let (status, answer) = deployer(&url).hand_over(&document()).await;
 
-    script.finish();
+    gateway.finish();
     assert_eq!(status, StatusCode::OK, "{answer:#}");
     assert_eq!(answer["status"], "ready");
     assert_eq!(answer["function"], "hello");
@@ -131,8 +129,8 @@ async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
 }
 
 #[tokio::test]
-async fn a_token_counts_before_a_password_and_is_read_anew() {
-    let script = Script::new([
+async fn a_bearer_token_replaces_the_password_and_is_read_again() {
+    let gateway = ScriptedGateway::new([
         expect("GET /system/function/hello")
             .check(|request| assert_eq!(request.headers()["authorization"], "Bearer one"))
             .reply(403, ""),
@@ -144,19 +142,19 @@ async fn a_token_counts_before_a_password_and_is_read_anew() {
             .check(|request| assert!(!request.headers().contains_key("authorization")))
             .reply(200, "OK"),
     ]);
-    let deployed = deployed(&script.serve().await);
-    let token = deployed.secrets.path().join("gateway-token");
+    let deployer = deployer(&gateway.serve().await);
+    let token = deployer.secrets.path().join("gateway-token");
     fs::write(&token, "one\n").unwrap();
-    assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::BAD_GATEWAY);
+    assert_eq!(deployer.hand_over(&document()).await.0, StatusCode::BAD_GATEWAY);
     fs::remove_file(&token).unwrap();
     fs::write(&token, "two\n").unwrap();
-    assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::OK);
-    script.finish();
+    assert_eq!(deployer.hand_over(&document()).await.0, StatusCode::OK);
+    gateway.finish();
 }
 
 #[tokio::test]
-async fn a_service_accounts_token_is_exchanged_once_and_again_before_its_end() {
-    let exchange = |given: &'static str, seconds: u32| {
+async fn an_exchanged_token_is_cached_until_it_expires_or_is_rejected() {
+    let exchange = |token: &'static str, seconds: u32| {
         expect("POST /oauth/token")
             .check(|request| {
                 let form = std::str::from_utf8(request.body()).unwrap();
@@ -167,47 +165,47 @@ async fn a_service_accounts_token_is_exchanged_once_and_again_before_its_end() {
                 );
                 assert!(!request.headers().contains_key("authorization"));
             })
-            .reply(200, json!({"access_token": given, "expires_in": seconds}).to_string())
+            .reply(200, json!({"access_token": token, "expires_in": seconds}).to_string())
     };
-    let with = |token: &'static str| {
+    let authorized_with = |token: &'static str| {
         move |request: &Request<function_host::Bytes>| assert_eq!(request.headers()["authorization"], token)
     };
-    let script = Script::new([
-        // Too short to be kept.
+    let gateway = ScriptedGateway::new([
+        // Expires too soon to be cached.
         exchange("one", 9),
         expect("GET /system/function/hello")
-            .check(with("Bearer one"))
+            .check(authorized_with("Bearer one"))
             .reply(200, state(&digest())),
         exchange("two", 3600),
         expect("GET /system/function/hello")
-            .check(with("Bearer two"))
+            .check(authorized_with("Bearer two"))
             .reply(200, state(&digest())),
         expect("GET /function/hello/_/health").reply(200, "OK"),
-        // It is kept until the gateway does not take it any more.
+        // Cached until the gateway rejects it.
         expect("GET /system/function/hello")
-            .check(with("Bearer two"))
+            .check(authorized_with("Bearer two"))
             .reply(401, ""),
-        // Then the gateway will not exchange, and the password is tried.
+        // The gateway rejects the exchange, and the password is used.
         expect("POST /oauth/token").reply(400, json!({"error": "invalid_request"}).to_string()),
         expect("GET /system/function/hello")
-            .check(with("Basic YWRtaW46cHc="))
+            .check(authorized_with("Basic YWRtaW46cHc="))
             .reply(401, ""),
     ]);
-    let deployed = deployed(&script.serve().await);
-    let folder = deployed.secrets.path().join("tokens");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("openfaas-token"), "of.the-pod\n").unwrap();
-    assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::OK);
+    let deployer = deployer(&gateway.serve().await);
+    let directory = deployer.secrets.path().join("tokens");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("openfaas-token"), "of.the-pod\n").unwrap();
+    assert_eq!(deployer.hand_over(&document()).await.0, StatusCode::OK);
     for _ in 0..2 {
-        assert_eq!(deployed.hand_over(&document()).await.0, StatusCode::BAD_GATEWAY);
+        assert_eq!(deployer.hand_over(&document()).await.0, StatusCode::BAD_GATEWAY);
     }
-    script.finish();
+    gateway.finish();
 }
 
 #[tokio::test]
-async fn what_is_not_signed_by_the_builder_reaches_nobody() {
-    let script = Script::new([]);
-    let deployed = deployed(&script.serve().await);
+async fn a_hand_over_that_the_builder_did_not_sign_is_unauthorized() {
+    let gateway = ScriptedGateway::new([]);
+    let deployer = deployer(&gateway.serve().await);
     let body = document().to_string();
     for signature in [
         None,
@@ -215,19 +213,19 @@ async fn what_is_not_signed_by_the_builder_reaches_nobody() {
         Some(sign("another body")),
         Some(String::new()),
     ] {
-        let (status, answer) = deployed.post(body.clone(), signature).await;
+        let (status, answer) = deployer.post(body.clone(), signature).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED, "{answer}");
         assert_eq!(answer["status"], "refused");
     }
-    script.finish();
+    gateway.finish();
 }
 
 #[tokio::test]
-async fn a_hand_over_that_cannot_be_used_is_refused_with_every_reason() {
-    let script = Script::new([]);
-    let deployed = deployed(&script.serve().await);
+async fn an_invalid_hand_over_is_rejected_with_all_problems() {
+    let gateway = ScriptedGateway::new([]);
+    let deployer = deployer(&gateway.serve().await);
 
-    let (status, answer) = deployed
+    let (status, answer) = deployer
         .hand_over(&json!({"image": "hello:1.0", "deploy": {"service": "-", "x": 1}}))
         .await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
@@ -236,34 +234,34 @@ async fn a_hand_over_that_cannot_be_used_is_refused_with_every_reason() {
     let body = "not JSON".to_owned();
     let signature = sign(&body);
     assert_eq!(
-        deployed.post(body, Some(signature)).await.0,
+        deployer.post(body, Some(signature)).await.0,
         StatusCode::BAD_REQUEST
     );
 
     let body = " ".repeat(MAX_BODY + 1);
     let signature = sign(&body);
     assert_eq!(
-        deployed.post(body, Some(signature)).await.0,
+        deployer.post(body, Some(signature)).await.0,
         StatusCode::PAYLOAD_TOO_LARGE
     );
-    script.finish();
+    gateway.finish();
 }
 
 #[tokio::test]
-async fn only_posts_to_the_root_are_deployments() {
-    let deployed = deployed("http://127.0.0.1:1");
-    let ask = async |request: Request<Body>| {
-        deployed
+async fn only_posts_to_the_root_are_accepted() {
+    let deployer = deployer("http://127.0.0.1:1");
+    let send = async |request: Request<Body>| {
+        deployer
             .deployer
-            .call(request, deployed.context.clone())
+            .call(request, deployer.context.clone())
             .await
             .unwrap()
     };
-    let response = ask(Request::get("/").body(Body::empty()).unwrap()).await;
+    let response = send(Request::get("/").body(Body::empty()).unwrap()).await;
     assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(response.headers()["allow"], "POST");
     assert_eq!(
-        ask(Request::post("/x").body(Body::empty()).unwrap())
+        send(Request::post("/x").body(Body::empty()).unwrap())
             .await
             .status(),
         StatusCode::NOT_FOUND
@@ -271,14 +269,14 @@ async fn only_posts_to_the_root_are_deployments() {
 }
 
 #[tokio::test]
-async fn without_a_key_nothing_is_believed() {
-    let deployed = deployed("http://127.0.0.1:1");
-    fs::write(deployed.secrets.path().join("deploy-secret"), "\n").unwrap();
-    let (status, answer) = deployed.hand_over(&document()).await;
+async fn without_a_key_no_hand_over_is_accepted() {
+    let deployer = deployer("http://127.0.0.1:1");
+    fs::write(deployer.secrets.path().join("deploy-secret"), "\n").unwrap();
+    let (status, answer) = deployer.hand_over(&document()).await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
-    fs::remove_file(deployed.secrets.path().join("deploy-secret")).unwrap();
+    fs::remove_file(deployer.secrets.path().join("deploy-secret")).unwrap();
     assert_eq!(
-        deployed.hand_over(&document()).await.0,
+        deployer.hand_over(&document()).await.0,
         StatusCode::INTERNAL_SERVER_ERROR
     );
     assert!(
@@ -288,33 +286,33 @@ async fn without_a_key_nothing_is_believed() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_not_there_is_a_failure_to_be_tried_again() {
-    let (status, answer) = deployed("http://127.0.0.1:1").hand_over(&document()).await;
+async fn an_unreachable_gateway_gives_a_status_that_is_retried() {
+    let (status, answer) = deployer("http://127.0.0.1:1").hand_over(&document()).await;
     assert_eq!(status, StatusCode::BAD_GATEWAY);
     assert_eq!(answer["status"], "failed");
     assert_eq!(answer["changed"], false);
 }
 
 #[tokio::test]
-async fn what_the_provider_refuses_is_not_to_be_tried_again() {
-    let script = Script::new([
+async fn a_rejection_by_the_provider_gives_a_status_that_is_not_retried() {
+    let gateway = ScriptedGateway::new([
         expect("GET /system/function/hello").reply(404, ""),
         expect("PUT /system/functions").reply(404, ""),
         expect("POST /system/functions").reply(400, "unable to find secret: x\n"),
         expect("GET /system/function/hello").reply(404, ""),
     ]);
-    let (status, answer) = deployed(&script.serve().await).hand_over(&document()).await;
-    script.finish();
+    let (status, answer) = deployer(&gateway.serve().await).hand_over(&document()).await;
+    gateway.finish();
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(answer["status"], "refused");
     assert_eq!(answer["running"], Value::Null);
 }
 
 #[tokio::test]
-async fn a_rollout_goes_on_when_its_caller_goes_away() {
-    let (reached, mut waited) = mpsc::unbounded_channel();
+async fn a_rollout_continues_when_its_caller_disconnects() {
+    let (reached, mut events) = mpsc::unbounded_channel();
     let probed = reached.clone();
-    let script = Script::new([
+    let gateway = ScriptedGateway::new([
         expect("GET /system/function/hello")
             .check(move |_| reached.send("read").unwrap())
             .reply(404, ""),
@@ -324,18 +322,18 @@ async fn a_rollout_goes_on_when_its_caller_goes_away() {
             .check(move |_| probed.send("probed").unwrap())
             .reply(200, "OK"),
     ]);
-    let deployed = Arc::new(deployed(&script.serve().await));
+    let deployer = Arc::new(deployer(&gateway.serve().await));
     let caller = tokio::spawn({
-        let deployed = Arc::clone(&deployed);
-        async move { deployed.hand_over(&document()).await }
+        let deployer = Arc::clone(&deployer);
+        async move { deployer.hand_over(&document()).await }
     });
-    assert_eq!(waited.recv().await, Some("read"));
+    assert_eq!(events.recv().await, Some("read"));
     caller.abort();
     assert!(caller.await.unwrap_err().is_cancelled());
 
-    let probed = tokio::time::timeout(Duration::from_secs(30), waited.recv())
+    let probed = tokio::time::timeout(Duration::from_secs(30), events.recv())
         .await
         .unwrap();
     assert_eq!(probed, Some("probed"));
-    script.finish();
+    gateway.finish();
 }

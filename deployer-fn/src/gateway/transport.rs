@@ -1,4 +1,4 @@
-//! The gateway with a bearer token in place of basic authentication, where the deployer has one.
+//! The transport of production: the host's client for the gateway, with a bearer token if the deployer has one.
 
 use std::time::Duration;
 
@@ -8,24 +8,25 @@ use function_host::http::{Request, Response, StatusCode};
 use function_host::{Bytes, Secrets};
 use http_body_util::Full;
 
-use super::{Exchange, Transport};
+use super::{TokenExchange, Transport};
 
-/// The secret with the token. It is read anew when its file changes.
-pub const TOKEN_SECRET: &str = "gateway-token";
+/// The secret with the gateway's bearer token. It is read again when its file changes.
+const TOKEN_SECRET: &str = "gateway-token";
 
-/// Sends with the token of the secret [`TOKEN_SECRET`], where there is such a secret, or else with the one that the gateway
-/// exchanges for another. Calls of functions do not carry it.
+/// Sends requests to the gateway.
+///
+/// Requests to `/system/` carry a bearer token: that of the secret [`TOKEN_SECRET`] if it exists, or else that of the token
+/// exchange. Without either, the host's client adds basic authentication. Calls of functions carry no credentials.
 #[derive(Debug)]
-pub struct Bearer<'a> {
+pub(crate) struct GatewayTransport<'a> {
     gateway: &'a Gateway,
     secrets: &'a Secrets,
-    exchange: &'a Exchange,
+    exchange: &'a TokenExchange,
 }
 
-impl<'a> Bearer<'a> {
-    /// The gateway, and where the token may be.
-    #[must_use]
-    pub fn new(gateway: &'a Gateway, secrets: &'a Secrets, exchange: &'a Exchange) -> Self {
+impl<'a> GatewayTransport<'a> {
+    /// Makes a transport that takes its token from `secrets` or `exchange`.
+    pub(crate) fn new(gateway: &'a Gateway, secrets: &'a Secrets, exchange: &'a TokenExchange) -> Self {
         Self {
             gateway,
             secrets,
@@ -43,7 +44,7 @@ impl<'a> Bearer<'a> {
         };
         let Some(token) = token else { return Ok(()) };
         let text = [b"Bearer ", token.expose()].concat();
-        // What is no header value is not sent; the gateway then says that it does not know us.
+        // A token that is not a valid header value is not sent; the gateway then answers 401.
         if let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
             value.set_sensitive(true);
             request.headers_mut().insert(AUTHORIZATION, value);
@@ -52,17 +53,17 @@ impl<'a> Bearer<'a> {
     }
 }
 
-impl Transport for Bearer<'_> {
+impl Transport for GatewayTransport<'_> {
     async fn send(
         &self,
         mut request: Request<Bytes>,
         limit: Duration,
     ) -> Result<Response<Bytes>, GatewayError> {
         self.authorize(&mut request, limit).await?;
-        let answer = self.gateway.send(request.map(Full::new), limit).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED {
+        let response = self.gateway.send(request.map(Full::new), limit).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
             self.exchange.forget();
         }
-        Ok(answer)
+        Ok(response)
     }
 }

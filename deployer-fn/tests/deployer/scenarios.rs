@@ -1,19 +1,20 @@
-//! Whole deployments against a gateway with state: each story is told for every kind of provider.
+//! Sequences of deployments on a gateway that keeps state, each for every kind of provider.
 
 use std::time::Duration;
 
-use deployer_fn::outcome::{Fault, Outcome, Running, Status};
-use deployer_fn::request::{FunctionSpec, HandOver, PinnedImage, Probe};
-use deployer_fn::rollout::{Deadline, Ground, Limits, Memory, rollout};
+use deployer_fn::{
+    Deadline, DeploymentStatus as Status, Fault, FunctionSpec, HandOver, Outcome, PinnedImage, Probe,
+    RolloutContext, RolloutHistory, Running, Timeouts, rollout,
+};
 use function_host::Shutdown;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, Manners, Mishap};
+use crate::fake::{Disruption, FakeGateway, Provider};
 
-const ALL: [Manners; 3] = [Manners::Kubernetes, Manners::Faasd, Manners::Good];
+const PROVIDERS: [Provider; 3] = [Provider::Kubernetes, Provider::Faasd, Provider::Rolling];
 
-/// The build with this number of an image that does this.
+/// The hand-over of the build with this number, whose image has this behaviour. Higher numbers are newer builds.
 pub(crate) fn build(number: u64, does: &str) -> HandOver {
     HandOver {
         spec: FunctionSpec {
@@ -42,27 +43,31 @@ pub(crate) fn image(number: u64, does: &str) -> String {
     format!("registry.example/hello-{does}@sha256:{number:064x}")
 }
 
-/// A deployer process: it forgets everything when it is started anew.
-pub(crate) struct Process(Memory);
+/// A process of the deployer, with a history of its own.
+pub(crate) struct Process(RolloutHistory);
 
 impl Process {
     pub(crate) fn start() -> Self {
-        Self(Memory::default())
+        Self(RolloutHistory::default())
     }
 
-    pub(crate) async fn deploy(&self, fake: &Fake, hand_over: &HandOver) -> Outcome {
+    pub(crate) async fn deploy(&self, fake: &FakeGateway, hand_over: &HandOver) -> Outcome {
         let (_trigger, shutdown) = Shutdown::new();
         let deadline = Deadline::new(Duration::from_secs(50), None, shutdown);
-        let ground = Ground {
+        let context = RolloutContext {
             transport: fake,
-            limits: &Limits::default(),
-            memory: &self.0,
+            timeouts: &Timeouts::default(),
+            history: &self.0,
         };
-        rollout(&ground, hand_over, vec![], &deadline, String::new()).await
+        rollout(&context, hand_over, vec![], &deadline, String::new()).await
     }
 
-    /// `None` where the process was killed.
-    pub(crate) async fn deploy_until_killed(&self, fake: &Fake, hand_over: &HandOver) -> Option<Outcome> {
+    /// Deploys until the end, or until the process is killed, which gives `None`.
+    pub(crate) async fn deploy_until_killed(
+        &self,
+        fake: &FakeGateway,
+        hand_over: &HandOver,
+    ) -> Option<Outcome> {
         tokio::select! {
             outcome = self.deploy(fake, hand_over) => Some(outcome),
             () = fake.killed() => None,
@@ -76,23 +81,23 @@ fn assert_ended(outcome: &Outcome, status: Status, fault: Option<Fault>) {
 }
 
 #[track_caller]
-fn assert_said(outcome: &Outcome, words: &str) {
+fn assert_reason(outcome: &Outcome, text: &str) {
     assert!(
-        outcome.reasons.iter().any(|reason| reason.contains(words)),
-        "{words:?}: {outcome:#?}"
+        outcome.reasons.iter().any(|reason| reason.contains(text)),
+        "no reason contains {text:?}: {outcome:#?}"
     );
 }
 
-/// The number of the build that answers; `None` where none does.
-pub(crate) fn answering(fake: &Fake) -> Option<u64> {
+/// Returns the number of the build that answers; `None` if none does.
+pub(crate) fn answering(fake: &FakeGateway) -> Option<u64> {
     let deployment = fake.answers("hello")?;
     Some(deployment["envVars"]["BUILD"].as_str()?.parse().unwrap())
 }
 
 #[tokio::test(start_paused = true)]
-async fn created_updated_and_delivered_again() {
-    for manners in ALL {
-        let (fake, process) = (Fake::new(manners), Process::start());
+async fn a_function_is_created_and_updated_and_a_repeated_delivery_changes_nothing() {
+    for provider in PROVIDERS {
+        let (fake, process) = (FakeGateway::new(provider), Process::start());
         let created = process.deploy(&fake, &build(1, "good")).await;
         assert_ended(&created, Status::Ready, None);
         assert_eq!(created.previous_image, None);
@@ -102,53 +107,53 @@ async fn created_updated_and_delivered_again() {
         assert_eq!(answering(&fake), Some(2));
 
         let changes = fake.changes();
-        let again = process.deploy(&fake, &build(2, "good")).await;
-        assert_ended(&again, Status::Ready, None);
-        assert!(!again.changed);
+        let repeated = process.deploy(&fake, &build(2, "good")).await;
+        assert_ended(&repeated, Status::Ready, None);
+        assert!(!repeated.changed);
         assert_eq!(fake.changes(), changes);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_run_is_replaced_by_what_did_with_its_environment() {
-    for manners in ALL {
+async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment() {
+    for provider in PROVIDERS {
         for does in ["missing", "silent", "crash", "bad"] {
-            let fake = Fake::new(manners);
+            let fake = FakeGateway::new(provider);
             let process = Process::start();
             assert_ended(
                 &process.deploy(&fake, &build(1, "good")).await,
                 Status::Ready,
                 None,
             );
-            // It is in no memory what was good.
+            // A new process does not remember which version was good.
             let process = Process::start();
             let outcome = process.deploy(&fake, &build(2, does)).await;
-            // In the last case the provider itself has tried it, and kept the old one.
-            let expected = match (manners, does) {
-                (Manners::Good, "silent") => Status::Refused,
+            // The rolling provider starts the new version itself, and rejects one that does not listen.
+            let expected = match (provider, does) {
+                (Provider::Rolling, "silent") => Status::Refused,
                 _ => Status::RolledBack,
             };
-            assert_eq!(outcome.status, expected, "{manners:?} {does} {outcome:#?}");
-            assert_eq!(answering(&fake), Some(1), "{manners:?} {does}");
+            assert_eq!(outcome.status, expected, "{provider:?} {does} {outcome:#?}");
+            assert_eq!(answering(&fake), Some(1), "{provider:?} {does}");
             let runs = Running::Function {
                 image: image(1, "good"),
                 available_replicas: 1,
             };
-            assert_eq!(outcome.running, runs, "{manners:?} {does}");
-            let put_back = fake.deployment("hello").unwrap();
-            assert_eq!(put_back["envVars"]["BUILD"], "1");
+            assert_eq!(outcome.running, runs, "{provider:?} {does}");
+            let restored = fake.deployment("hello").unwrap();
+            assert_eq!(restored["envVars"]["BUILD"], "1");
 
-            // The same again, also to a new process: it is known to fail.
+            // A repeated delivery is known to fail, also to a new process.
             let changes = fake.changes();
             for process in [process, Process::start()] {
-                let again = process.deploy(&fake, &build(2, does)).await;
-                assert_eq!(again.status, expected, "{manners:?} {does} {again:#?}");
-                if !(manners == Manners::Good && matches!(does, "missing" | "silent")) {
-                    assert_eq!(fake.changes(), changes, "{manners:?} {does}");
-                    assert_eq!(again.previous_image, outcome.previous_image);
+                let repeated = process.deploy(&fake, &build(2, does)).await;
+                assert_eq!(repeated.status, expected, "{provider:?} {does} {repeated:#?}");
+                if !(provider == Provider::Rolling && matches!(does, "missing" | "silent")) {
+                    assert_eq!(fake.changes(), changes, "{provider:?} {does}");
+                    assert_eq!(repeated.previous_image, outcome.previous_image);
                 }
             }
-            // A newer one is none the worse for it.
+            // A newer build is not affected.
             assert_ended(
                 &Process::start().deploy(&fake, &build(3, "good")).await,
                 Status::Ready,
@@ -160,22 +165,22 @@ async fn what_does_not_run_is_replaced_by_what_did_with_its_environment() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_version_that_does_not_run_is_removed() {
-    for manners in ALL {
+async fn a_first_version_that_does_not_run_is_deleted() {
+    for provider in PROVIDERS {
         for does in ["silent", "crash", "bad"] {
-            let fake = Fake::new(manners);
+            let fake = FakeGateway::new(provider);
             let outcome = Process::start().deploy(&fake, &build(1, does)).await;
             assert_ended(&outcome, Status::RolledBack, Some(Fault::Caller));
             assert_eq!(outcome.running, Running::Nothing);
-            assert_eq!(fake.deployment("hello"), None, "{manners:?} {does}");
+            assert_eq!(fake.deployment("hello"), None, "{provider:?} {does}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_missing_is_told_at_once_and_nothing_is_changed() {
-    for manners in ALL {
-        let (fake, process) = (Fake::new(manners), Process::start());
+async fn missing_secrets_and_namespaces_are_refused_without_a_change() {
+    for provider in PROVIDERS {
+        let (fake, process) = (FakeGateway::new(provider), Process::start());
         process.deploy(&fake, &build(1, "good")).await;
         let changes = fake.changes();
         let mut wrong = build(2, "good");
@@ -186,29 +191,30 @@ async fn what_is_missing_is_told_at_once_and_nothing_is_changed() {
         wrong.spec.namespace = Some("nowhere".to_owned());
         let outcome = process.deploy(&fake, &wrong).await;
         assert_ended(&outcome, Status::Refused, Some(Fault::Caller));
-        assert_said(&outcome, "no namespace \"nowhere\"");
+        assert_reason(&outcome, "namespace \"nowhere\" does not exist");
         assert_eq!((fake.changes(), answering(&fake)), (changes, Some(1)));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_older_build_never_replaces_a_newer_one() {
-    for manners in ALL {
-        let fake = Fake::new(manners);
+    for provider in PROVIDERS {
+        let fake = FakeGateway::new(provider);
         Process::start().deploy(&fake, &build(5, "good")).await;
         let outcome = Process::start().deploy(&fake, &build(4, "good")).await;
         assert_ended(&outcome, Status::Refused, Some(Fault::Caller));
-        assert_said(&outcome, "a newer build has been deployed");
-        assert_said(&outcome, "call-5");
+        assert_reason(&outcome, "a newer build is deployed");
+        assert_reason(&outcome, "call-5");
         assert_eq!(answering(&fake), Some(5));
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_function_of_somebody_elses_is_put_back_as_far_as_it_is_seen() {
-    for manners in [Manners::Kubernetes, Manners::Faasd] {
-        let fake = Fake::new(manners);
-        // Otherwise its answers would be taken for the new one's: it does not tell its version (pitfall 26).
+async fn a_function_not_deployed_by_slipway_is_restored_from_its_status() {
+    for provider in [Provider::Kubernetes, Provider::Faasd] {
+        let fake = FakeGateway::new(provider);
+        // Otherwise its answers would be taken for the new version's, as they have no version header
+        // (docs/pitfalls.md#old-replicas-count-as-available).
         fake.without_overlap();
         fake.put(
             json!({"service": "hello", "image": "registry.example/hello-good:1",
@@ -216,25 +222,25 @@ async fn a_function_of_somebody_elses_is_put_back_as_far_as_it_is_seen() {
         );
         let outcome = Process::start().deploy(&fake, &build(1, "crash")).await;
         assert_ended(&outcome, Status::RolledBack, Some(Fault::Caller));
-        let put_back = fake.deployment("hello").unwrap();
-        assert_eq!(put_back["image"], "registry.example/hello-good:1");
-        assert_eq!(put_back["annotations"]["topic"], "x");
-        assert_eq!(put_back["secrets"], json!(["api-key"]));
-        if manners == Manners::Kubernetes {
-            assert_said(&outcome, "environment variables may have been lost");
-            assert_eq!(put_back["envVars"], Value::Null);
+        let restored = fake.deployment("hello").unwrap();
+        assert_eq!(restored["image"], "registry.example/hello-good:1");
+        assert_eq!(restored["annotations"]["topic"], "x");
+        assert_eq!(restored["secrets"], json!(["api-key"]));
+        if provider == Provider::Kubernetes {
+            assert_reason(&outcome, "environment variables may have been lost");
+            assert_eq!(restored["envVars"], Value::Null);
         } else {
-            assert_eq!(put_back["envVars"]["BUILD"], "0");
+            assert_eq!(restored["envVars"]["BUILD"], "0");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_good_one_is_put_back_also_when_the_current_one_never_was() {
-    for manners in ALL {
-        let (fake, process) = (Fake::new(manners), Process::start());
+async fn the_last_good_version_is_restored_even_if_the_deployed_one_never_was_good() {
+    for provider in PROVIDERS {
+        let (fake, process) = (FakeGateway::new(provider), Process::start());
         process.deploy(&fake, &build(1, "good")).await;
-        // Killed while it watches the bad one, and not called again for it.
+        // Killed while it watches the bad version, whose hand-over is not delivered again.
         fake.kill_at(Some((7, true)));
         assert!(
             process
@@ -243,17 +249,20 @@ async fn the_last_good_one_is_put_back_also_when_the_current_one_never_was() {
                 .is_none()
         );
         fake.kill_at(None);
-        assert_eq!(answering(&fake).filter(|_| manners != Manners::Kubernetes), None);
+        // On Kubernetes the old version may still answer.
+        if provider != Provider::Kubernetes {
+            assert_eq!(answering(&fake), None);
+        }
 
         let outcome = Process::start().deploy(&fake, &build(3, "crash")).await;
         assert_ended(&outcome, Status::RolledBack, Some(Fault::Caller));
-        assert_eq!(answering(&fake), Some(1), "{manners:?}");
+        assert_eq!(answering(&fake), Some(1), "{provider:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_function_that_lost_its_service_is_made_anew() {
-    let (fake, process) = (Fake::new(Manners::Kubernetes), Process::start());
+async fn a_function_without_its_service_is_created_again() {
+    let (fake, process) = (FakeGateway::new(Provider::Kubernetes), Process::start());
     process.deploy(&fake, &build(1, "good")).await;
     fake.lose_service("hello");
     let outcome = process.deploy(&fake, &build(2, "good")).await;
@@ -262,14 +271,14 @@ async fn a_function_that_lost_its_service_is_made_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_that_kubernetes_does_not_make_leaves_the_old_one() {
-    let (fake, process) = (Fake::new(Manners::Kubernetes), Process::start());
+async fn an_update_that_kubernetes_ignores_leaves_the_old_version() {
+    let (fake, process) = (FakeGateway::new(Provider::Kubernetes), Process::start());
     process.deploy(&fake, &build(1, "good")).await;
     let mut impossible = build(2, "good");
     impossible.spec.constraints = vec!["impossible".to_owned()];
     let outcome = process.deploy(&fake, &impossible).await;
     assert_ended(&outcome, Status::RolledBack, Some(Fault::Platform));
-    assert_said(
+    assert_reason(
         &outcome,
         "PUT with 200 and no text, but the provider did not take",
     );
@@ -277,52 +286,56 @@ async fn an_update_that_kubernetes_does_not_make_leaves_the_old_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn somebody_elses_newer_deployment_is_left_alone() {
-    let (fake, process) = (Fake::new(Manners::Faasd), Process::start());
+async fn another_clients_deployment_in_the_meantime_is_kept() {
+    let (fake, process) = (FakeGateway::new(Provider::Faasd), Process::start());
     process.deploy(&fake, &build(1, "good")).await;
     let bad = build(2, "bad");
     let deployment = process.deploy(&fake, &bad);
-    let meddler = async {
-        // While the bad one is watched.
+    let other_client = async {
+        // While the bad version is watched.
         tokio::time::sleep(Duration::from_secs(20)).await;
         fake.put(
             json!({"service": "hello", "image": "registry.example/hello-good:9", "envVars": {"BUILD": "9"}}),
         );
     };
-    let (outcome, ()) = tokio::join!(deployment, meddler);
+    let (outcome, ()) = tokio::join!(deployment, other_client);
     assert_eq!(outcome.status, Status::Failed, "{outcome:#?}");
-    assert_said(&outcome, "somebody else has deployed");
+    assert_reason(&outcome, "another client has deployed");
     assert_eq!(answering(&fake), Some(9));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_mishap_at_any_single_step_does_not_keep_a_good_version_from_running() {
-    for manners in ALL {
-        for mishap in [
-            Mishap::Refused,
-            Mishap::LostBefore,
-            Mishap::LostAfter,
-            Mishap::Status(502),
-            Mishap::Status(503),
-            Mishap::Status(429),
-            Mishap::Html,
-            Mishap::Slow,
+async fn a_good_version_runs_whichever_single_request_is_disrupted() {
+    for provider in PROVIDERS {
+        for disruption in [
+            Disruption::Refused,
+            Disruption::LostBefore,
+            Disruption::LostAfter,
+            Disruption::Status(502),
+            Disruption::Status(503),
+            Disruption::Status(429),
+            Disruption::Html,
+            Disruption::Unanswered,
         ] {
             for step in 0..9 {
-                let (fake, process) = (Fake::new(manners), Process::start());
+                let (fake, process) = (FakeGateway::new(provider), Process::start());
                 process.deploy(&fake, &build(1, "good")).await;
-                fake.mishaps(std::iter::repeat_n(Mishap::None, step).chain([mishap]));
+                fake.disrupt(std::iter::repeat_n(Disruption::None, step).chain([disruption]));
                 let outcome = process.deploy(&fake, &build(2, "good")).await;
-                let told = format!("{manners:?} {mishap:?} at {step}: {outcome:#?}");
-                // An update that is not answered until the time is up cannot be waited for any longer.
+                let story = format!("{provider:?} {disruption:?} at {step}: {outcome:#?}");
+                // There is no time left to wait for an update that is not answered until the deadline.
                 match outcome.status {
-                    // A page with status 200 in place of the function's own answer is a good answer.
-                    Status::Ready if mishap == Mishap::Html && manners == Manners::Kubernetes => {}
-                    Status::Ready => assert_eq!(answering(&fake), Some(2), "{told}"),
+                    // A web page with status 200 in place of the function's answer satisfies the probe.
+                    Status::Ready if disruption == Disruption::Html && provider == Provider::Kubernetes => {}
+                    Status::Ready => assert_eq!(answering(&fake), Some(2), "{story}"),
                     Status::RolledBack => {
-                        assert_eq!((mishap, answering(&fake)), (Mishap::Slow, Some(1)), "{told}");
+                        assert_eq!(
+                            (disruption, answering(&fake)),
+                            (Disruption::Unanswered, Some(1)),
+                            "{story}"
+                        );
                     }
-                    _ => panic!("{told}"),
+                    _ => panic!("{story}"),
                 }
             }
         }
@@ -330,31 +343,31 @@ async fn a_mishap_at_any_single_step_does_not_keep_a_good_version_from_running()
 }
 
 #[tokio::test(start_paused = true)]
-async fn killed_at_each_step_and_called_again_it_finishes() {
-    for manners in ALL {
+async fn a_deployer_killed_at_any_step_finishes_with_the_next_delivery() {
+    for provider in PROVIDERS {
         for (does, step, acted) in (0..14).flat_map(|step| {
             ["good", "crash"]
                 .into_iter()
                 .flat_map(move |does| [(does, step, false), (does, step, true)])
         }) {
-            let fake = Fake::new(manners);
+            let fake = FakeGateway::new(provider);
             Process::start().deploy(&fake, &build(1, "good")).await;
             fake.kill_at(Some((step, acted)));
             let first = Process::start().deploy_until_killed(&fake, &build(2, does)).await;
             fake.kill_at(None);
             let outcome = Process::start().deploy(&fake, &build(2, does)).await;
-            let told = format!("{manners:?} {does} {step} {acted}: {first:?} {outcome:#?}");
+            let story = format!("{provider:?} {does} {step} {acted}: {first:?} {outcome:#?}");
             if does == "good" {
                 assert_eq!(
                     (outcome.status, answering(&fake)),
                     (Status::Ready, Some(2)),
-                    "{told}"
+                    "{story}"
                 );
             } else {
                 assert_eq!(
                     (outcome.status, answering(&fake)),
                     (Status::RolledBack, Some(1)),
-                    "{told}"
+                    "{story}"
                 );
             }
         }

@@ -1,0 +1,126 @@
+//! OpenFaaS IAM: exchanges the service account's token, which Kubernetes issued, for one of the gateway's.
+//!
+//! Protocol: RFC 8693, as openfaas/go-sdk `exchange.go` uses it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use function_host::gateway::{Gateway, GatewayError};
+use function_host::http::header::CONTENT_TYPE;
+use function_host::http::{Request, StatusCode};
+use function_host::{Secret, Secrets};
+use http_body_util::Full;
+use serde::Deserialize;
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::summary;
+use crate::percent;
+
+/// The file with the service account's token. Kubernetes replaces it before the token expires.
+const TOKEN_FILE: &str = "openfaas-token";
+
+const TOKEN_PATH: &str = "/oauth/token";
+const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const SUBJECT_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:id_token";
+/// Time before its expiry from which a token is not used any more: clocks differ.
+const EXPIRY_MARGIN: Duration = Duration::from_secs(10);
+
+/// Exchanges tokens, and caches the gateway's token until shortly before it expires. Clones share the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenExchange {
+    /// The directory that may have [`TOKEN_FILE`].
+    directory: Secrets,
+    cached: Arc<Mutex<Option<CachedToken>>>,
+}
+
+#[derive(Clone, Debug)]
+struct CachedToken {
+    token: Secret,
+    /// `None` if the token does not expire.
+    expires: Option<Instant>,
+}
+
+#[derive(Deserialize)]
+struct TokenResponse {
+    access_token: String,
+    /// Seconds; 0 if the token does not expire.
+    #[serde(default)]
+    expires_in: u64,
+}
+
+impl TokenExchange {
+    /// Makes an exchange for the token in `directory`, which need not exist.
+    pub(crate) fn new(directory: Secrets) -> Self {
+        Self {
+            directory,
+            cached: Arc::default(),
+        }
+    }
+
+    /// Returns the gateway's token; `None` if there is no token to exchange, or if the gateway rejects it.
+    pub(crate) async fn token(
+        &self,
+        gateway: &Gateway,
+        limit: Duration,
+    ) -> Result<Option<Secret>, GatewayError> {
+        if !self.directory.exists(TOKEN_FILE) {
+            return Ok(None);
+        }
+        let cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(cached) = cached
+            && cached
+                .expires
+                .is_none_or(|expires| Instant::now() + EXPIRY_MARGIN < expires)
+        {
+            return Ok(Some(cached.token));
+        }
+        let subject = self.directory.read(TOKEN_FILE)?;
+        let subject = subject.expose_text().map(percent::encode).unwrap_or_default();
+        let form = format!(
+            "grant_type={}&subject_token_type={}&subject_token={subject}",
+            percent::encode(GRANT_TYPE),
+            percent::encode(SUBJECT_TOKEN_TYPE)
+        );
+        let request = Request::post(gateway.uri(TOKEN_PATH)?)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::from(form))
+            .map_err(|_| GatewayError::Path {
+                path: TOKEN_PATH.to_owned(),
+            })?;
+        let sent = Instant::now();
+        let response = gateway.send(request, limit).await?;
+        match serde_json::from_slice::<TokenResponse>(response.body()) {
+            Ok(body) if response.status() == StatusCode::OK && !body.access_token.is_empty() => {
+                let token = Secret::new(body.access_token);
+                let expires = (body.expires_in > 0).then(|| sent + Duration::from_secs(body.expires_in));
+                self.cache(Some(CachedToken {
+                    token: token.clone(),
+                    expires,
+                }));
+                Ok(Some(token))
+            }
+            // Only a response with status 200 can hold a token, so that this one may be logged.
+            _ if response.status() != StatusCode::OK => {
+                warn!(
+                    response = summary(&response),
+                    "the gateway rejected the token exchange"
+                );
+                Ok(None)
+            }
+            _ => {
+                warn!("the gateway's response to the token exchange has no access_token");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Drops the cached token, because the gateway rejected it.
+    pub(crate) fn forget(&self) {
+        self.cache(None);
+    }
+
+    fn cache(&self, token: Option<CachedToken>) {
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+}

@@ -1,0 +1,56 @@
+//! The backoff between requests to a provider: short at first, growing to a maximum, with jitter.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// A growing sequence of waiting times.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    next: Duration,
+    waits: usize,
+}
+
+impl Backoff {
+    /// Makes a backoff that begins with the shortest time.
+    pub(super) fn new() -> Self {
+        Self {
+            next: FIRST,
+            waits: 0,
+        }
+    }
+
+    /// Returns the number of waits so far.
+    pub(super) fn waits(&self) -> usize {
+        self.waits
+    }
+
+    /// Waits for the next time, give or take a fifth, so that several deployers do not retry at the same moment.
+    pub(super) async fn wait(&mut self) {
+        tokio::time::sleep(self.next.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
+        self.next = (self.next * 3 / 2).min(LONGEST);
+        self.waits += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_grow_to_a_maximum() {
+        let mut backoff = Backoff::new();
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            let started = Instant::now();
+            backoff.wait().await;
+            waits.push(started.elapsed());
+        }
+        assert_eq!(backoff.waits(), 12);
+        assert!(waits[0] <= FIRST * 5 / 4 && waits[0] < waits[4]);
+        assert!(waits[11] >= LONGEST * 3 / 4 && waits[11] <= LONGEST * 5 / 4);
+    }
+}

@@ -1,0 +1,23 @@
+//! Reads from the gateway, with retries: a read changes nothing and may be repeated.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use crate::gateway::ReadError;
+
+/// Repeats a read while its error is transient and `limit` has not passed.
+pub(super) async fn with_retries<A, F>(limit: Duration, read: impl Fn() -> F) -> Result<A, ReadError>
+where
+    F: Future<Output = Result<A, ReadError>>,
+{
+    let started = Instant::now();
+    let mut backoff = Backoff::new();
+    loop {
+        match read().await {
+            Err(error) if error.is_transient() && started.elapsed() < limit => backoff.wait().await,
+            result => return result,
+        }
+    }
+}

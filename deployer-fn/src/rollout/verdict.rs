@@ -1,0 +1,201 @@
+//! The verdict on a rollout: the one place where the findings of its phases become a status and a fault.
+
+use crate::outcome::{DeploymentStatus, Fault};
+
+/// What phases found out about a failure: the reasons in order, and whose fault it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Findings {
+    fault: Option<Fault>,
+    reasons: Vec<String>,
+}
+
+impl Findings {
+    /// Makes findings with a fault and its reason.
+    pub(super) fn new(fault: Fault, reason: impl Into<String>) -> Self {
+        Self::of(fault).because(reason)
+    }
+
+    /// Makes findings with a fault, for which a later phase gives the reason.
+    pub(super) fn of(fault: Fault) -> Self {
+        Self {
+            fault: Some(fault),
+            reasons: Vec::new(),
+        }
+    }
+
+    /// Adds a reason.
+    pub(super) fn because(mut self, reason: impl Into<String>) -> Self {
+        self.reasons.push(reason.into());
+        self
+    }
+
+    /// Adds the findings of a later phase. If it found a fault, that replaces the earlier one: it knows more.
+    pub(super) fn then(mut self, later: Self) -> Self {
+        self.fault = later.fault.or(self.fault);
+        self.reasons.extend(later.reasons);
+        self
+    }
+
+    /// Returns the fault.
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// Returns the reasons.
+    pub(super) fn reasons(&self) -> &[String] {
+        &self.reasons
+    }
+}
+
+impl From<Vec<String>> for Findings {
+    fn from(reasons: Vec<String>) -> Self {
+        Self { fault: None, reasons }
+    }
+}
+
+/// How restoring the previous version ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Restoration {
+    /// It was not tried, because the process ends.
+    ShuttingDown,
+    /// The new version runs after all.
+    NewVersionReady,
+    /// The previous version runs again; or there is no function if there was none before.
+    Restored,
+    /// Another client has deployed the function in the meantime.
+    Superseded,
+    /// The time was up.
+    TimedOut,
+}
+
+/// Status, fault and reasons of an outcome.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) status: DeploymentStatus,
+    pub(super) fault: Option<Fault>,
+    pub(super) reasons: Vec<String>,
+}
+
+impl Verdict {
+    /// The new version runs. Reasons are of attempts before.
+    pub(super) fn ready(findings: Findings) -> Self {
+        Self {
+            status: DeploymentStatus::Ready,
+            fault: None,
+            reasons: findings.reasons,
+        }
+    }
+
+    /// Nothing was changed, and the same hand-over would be rejected again.
+    pub(super) fn refused(findings: Findings) -> Self {
+        Self {
+            status: DeploymentStatus::Refused,
+            fault: Some(Fault::Caller),
+            reasons: findings.reasons,
+        }
+    }
+
+    /// The new version does not run, and the previous one does.
+    pub(super) fn rolled_back(findings: Findings) -> Self {
+        Self {
+            status: DeploymentStatus::RolledBack,
+            fault: findings.fault.or(Some(Fault::Platform)),
+            reasons: findings.reasons,
+        }
+    }
+
+    /// The new version does not run, and it is not known that the previous one does. The fault is the platform's if no phase
+    /// found another.
+    pub(super) fn failed(findings: Findings) -> Self {
+        Self {
+            status: DeploymentStatus::Failed,
+            fault: findings.fault.or(Some(Fault::Platform)),
+            reasons: findings.reasons,
+        }
+    }
+
+    /// The verdict on a hand-over whose version did not come up.
+    pub(super) fn after_failure(restoration: Restoration, findings: Findings) -> Self {
+        match restoration {
+            Restoration::NewVersionReady => Self::ready(findings),
+            Restoration::Restored => Self::rolled_back(findings),
+            Restoration::ShuttingDown | Restoration::Superseded | Restoration::TimedOut => {
+                Self::failed(findings)
+            }
+        }
+    }
+
+    /// The verdict on a hand-over that is older than the deployed version, which did not come up.
+    pub(super) fn after_failure_of_newer(restoration: Restoration, findings: Findings) -> Self {
+        match restoration {
+            Restoration::NewVersionReady => Self::ready(findings),
+            Restoration::Restored | Restoration::Superseded | Restoration::ShuttingDown => {
+                Self::refused(findings)
+            }
+            Restoration::TimedOut => Self::failed(findings),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_fault_counts_and_all_reasons_are_kept() {
+        let none = Findings::default;
+        let caller = || Findings::new(Fault::Caller, "applied");
+        let platform = || Findings::new(Fault::Platform, "unreachable");
+        for (findings, fault, reasons) in [
+            (none().then(caller()), Some(Fault::Caller), vec!["applied"]),
+            (
+                caller().then(none().because("crashed")),
+                Some(Fault::Caller),
+                vec!["applied", "crashed"],
+            ),
+            (
+                caller().then(platform()),
+                Some(Fault::Platform),
+                vec!["applied", "unreachable"],
+            ),
+            (
+                platform().then(caller()),
+                Some(Fault::Caller),
+                vec!["unreachable", "applied"],
+            ),
+            (none(), None, vec![]),
+        ] {
+            assert_eq!(findings.fault(), fault, "{findings:?}");
+            assert_eq!(findings.reasons(), reasons, "{findings:?}");
+        }
+    }
+
+    #[test]
+    fn restoration_and_fault_decide_the_status() {
+        use DeploymentStatus::{Failed, Ready, Refused, RolledBack};
+        for (restoration, of_this, of_newer) in [
+            (Restoration::ShuttingDown, Failed, Refused),
+            (Restoration::NewVersionReady, Ready, Ready),
+            (Restoration::Restored, RolledBack, Refused),
+            (Restoration::Superseded, Failed, Refused),
+            (Restoration::TimedOut, Failed, Failed),
+        ] {
+            let findings = Findings::new(Fault::Platform, "x");
+            let verdict = Verdict::after_failure(restoration, findings.clone());
+            assert_eq!(verdict.status, of_this, "{restoration:?}");
+            let verdict = Verdict::after_failure_of_newer(restoration, findings);
+            assert_eq!(verdict.status, of_newer, "{restoration:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_ready_version_has_no_fault() {
+        assert_eq!(Verdict::ready(Findings::of(Fault::Platform)).fault, None);
+        assert_eq!(Verdict::refused(Findings::default()).fault, Some(Fault::Caller));
+        assert_eq!(
+            Verdict::rolled_back(Findings::of(Fault::Caller)).fault,
+            Some(Fault::Caller)
+        );
+        assert_eq!(Verdict::failed(Findings::default()).fault, Some(Fault::Platform));
+    }
+}
