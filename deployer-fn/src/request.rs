@@ -123,17 +123,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
         Some(probe) => fields.within("probe", probe, Probe::read),
         None => Probe::default(),
     };
-    let spec = match fields.object("deploy") {
-        Some(deploy) => fields.within("deploy", deploy, |fields| {
+    let spec = fields.required_object("deploy").and_then(|deploy| {
+        fields.within("deploy", deploy, |fields| {
             let spec = FunctionSpec::read(fields, image);
             fields.reject_unknown();
             spec
-        }),
-        None => {
-            fields.report("deploy", "is missing");
-            None
-        }
-    };
+        })
+    });
     let unknown = fields.into_unknown();
     match spec {
         Some(spec) if problems.is_empty() => Ok(HandOver {
@@ -353,6 +349,10 @@ mod tests {
         assert_eq!(
             problems(&json!({"image": IMAGE, "deploy": {}})),
             ["deploy.service is missing"]
+        );
+        assert_eq!(
+            problems(&json!({"image": IMAGE, "deploy": []})),
+            ["deploy must be an object, is an array"]
         );
         assert_eq!(problems(&json!([])).len(), 1);
         assert!(matches!(parse(b"{"), Err(Error::NotJson(_))));

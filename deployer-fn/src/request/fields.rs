@@ -115,6 +115,14 @@ impl<'p> Fields<'p> {
         }
     }
 
+    /// Reads an object, and reports its absence.
+    pub(super) fn required_object(&mut self, key: &str) -> Option<Map<String, Value>> {
+        if !self.has(key) {
+            self.report(key, "is missing");
+        }
+        self.object(key)
+    }
+
     /// Reads the fields of an object in this one.
     pub(super) fn within<T>(
         &mut self,
