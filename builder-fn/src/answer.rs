@@ -354,7 +354,7 @@ mod tests {
             (Error::Request(RequestError::NotSigned), 401),
             (Error::Request(RequestError::NoConfig), 400),
             (Error::Request(RequestError::TooLarge { limit: 7 }), 413),
-            (Error::Request(SpoolError::Limit { limit: 7 }.into()), 507),
+            (Error::Request(SpoolError::Quota { limit: 7 }.into()), 507),
             (
                 Error::NoDeployment {
                     secret: "deploy-secret",

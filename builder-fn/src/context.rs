@@ -1,30 +1,33 @@
-//! The source context of one build: the folder `context/` of a tar, as BuildKit will be shown it.
+//! The source context of one build: the folder `context/` of a tar, as it is sent to BuildKit.
 //!
-//! The tar is never extracted. Its bytes lie in a [`Spool`], and the index says which of them are which file. So
-//! there is no path to escape to, nothing to clean up after a crash, and a file that BuildKit does not ask for is
-//! never read again.
+//! The tar is never extracted. Its bytes are in a [`Spool`], and the [`Index`] maps each file to its range of bytes. So no
+//! path can escape, a crash leaves nothing to clean up, and a file that BuildKit does not request is never read again.
 
 mod archive;
 mod attributes;
 mod content;
 mod entry;
 mod index;
+mod quota;
 mod spool;
 mod tree;
 mod view;
 
 use std::io;
 
-pub use archive::{ArchiveError, ArchiveLimits, ArchiveReader, Contents, EntryName, EntryProblem};
-pub use attributes::Attributes;
+pub(crate) use archive::ArchiveError;
+pub use archive::{ArchiveLimits, ArchiveReader};
+pub(crate) use attributes::Attributes;
 pub use content::ContentHash;
 pub(crate) use content::ContentHasher;
 pub use entry::{Entry, Kind};
-pub use index::{Index, Walk};
-pub use spool::{Spool, SpoolError, SpoolRoom, SpoolSettings, check_spool};
-pub use view::{Filter, PatternError, View, Visible, view};
+pub use index::Index;
+pub use quota::SpoolQuota;
+pub use spool::{Spool, SpoolSettings};
+pub(crate) use spool::{SpoolError, check_spool};
+pub(crate) use view::{Filter, View, ViewEntry, view};
 
-/// The entries of a source context and the bytes they point to.
+/// The entries of a source context, and the bytes of their files.
 #[derive(Debug)]
 pub struct SourceContext {
     index: Index,
@@ -32,15 +35,15 @@ pub struct SourceContext {
 }
 
 impl SourceContext {
-    /// The context whose entries point into `spool`.
+    /// Returns the context whose entries refer to offsets in `spool`.
     pub fn new(index: Index, spool: Spool) -> Self {
         Self { index, spool }
     }
 
-    /// Reads a tar that is already here, for what needs no signature.
+    /// Parses a tar that is in memory, such as one of a test. No signature is checked.
     ///
     /// # Errors
-    /// When it is no tar of a build request.
+    /// When the tar has no usable context.
     pub fn from_tar(tar: &[u8]) -> Result<Self, ArchiveError> {
         let mut reader = ArchiveReader::new(ArchiveLimits::default());
         reader.feed(tar)?;
@@ -48,30 +51,30 @@ impl SourceContext {
         Ok(Self::new(reader.finish()?.entries, spool))
     }
 
-    /// What there is.
+    /// Returns the index of all entries.
     pub fn index(&self) -> &Index {
         &self.index
     }
 
-    /// The entry with a number.
+    /// Returns the entry with the number `at`.
     pub fn entry(&self, at: u32) -> Entry<'_> {
         self.index.entry(at)
     }
 
-    /// The entry at `path`, which is relative to the context, without `./` and without a trailing slash.
+    /// Returns the entry at `path`, which is relative to the context, without `./` and without a trailing slash.
     pub fn get(&self, path: &str) -> Option<Entry<'_>> {
         self.index.get(path)
     }
 
-    /// Whether reading is a copy, and never waits for a disk.
+    /// Returns whether the content is in memory, so that reading never waits for a disk.
     pub(crate) fn is_in_memory(&self) -> bool {
         !self.spool.on_disk()
     }
 
-    /// Fills `buffer` from the file `entry`, from `offset` of its content on.
+    /// Fills `buffer` with the content of the file `entry` from `offset` on.
     ///
     /// # Errors
-    /// As [`read`](Self::read); and when there is less than that.
+    /// As [`read`](Self::read), and when the content ends before the buffer is full.
     pub fn read_exact(&self, entry: Entry<'_>, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
         while !buffer.is_empty() {
             match self.read(entry, offset, buffer)? {
@@ -85,12 +88,12 @@ impl SourceContext {
         Ok(())
     }
 
-    /// Reads from the file `entry`, from `offset` of its content on, into `buffer`. Zero is the file's end.
+    /// Reads the content of the file `entry` from `offset` on into `buffer`, and returns the number of bytes; 0 at the end.
     ///
-    /// This is a `pread` (mostly from the page cache) or a copy, and blocks accordingly.
+    /// Blocks as long as a `pread` (mostly from the page cache) or a copy does.
     ///
     /// # Errors
-    /// Whatever reading the spool file yields; [`io::ErrorKind::InvalidInput`] for an entry that is no file.
+    /// When the spool file cannot be read; [`io::ErrorKind::InvalidInput`] for an entry that is not a file.
     pub fn read(&self, entry: Entry<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let Kind::File { offset: start, size } = entry.kind else {
             return Err(io::Error::new(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use builder_fn::build::Builder;
 use builder_fn::buildkit::{EventTimeouts, SharedKeys};
 use builder_fn::chain::Chain;
-use builder_fn::context::SpoolRoom;
+use builder_fn::context::SpoolQuota;
 use builder_fn::docker_config::{DockerConfig, Helpers};
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
@@ -58,8 +58,8 @@ async fn setup(boot: SetupContext) -> Result<App<Api>, SetupError> {
         places: settings.places.clone(),
         metrics: metrics.clone(),
     };
-    let room = SpoolRoom::new(settings.spool_limit, metrics.spool_bytes());
-    let mut limits = request::Limits::new(settings.max_body, settings.spool_dir, room);
+    let quota = SpoolQuota::new(settings.spool_limit, metrics.spool_bytes());
+    let mut limits = request::RequestLimits::new(settings.max_body, settings.spool_dir, quota);
     limits.frontends = settings.allowed_frontends;
     limits.archive.set_entries(settings.max_entries);
     limits.archive.small_file = settings.max_config;

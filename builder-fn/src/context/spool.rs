@@ -1,4 +1,4 @@
-//! Where a body waits until it is known to be wanted: in memory while it is small, then in a file without a name.
+//! The bytes of a body: in memory while it is small, then in an unnamed file.
 
 use std::fmt;
 use std::fs::File;
@@ -6,67 +6,29 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use function_host::prometheus::IntGauge;
+use super::SpoolQuota;
 
-/// Where and from which size on a spool goes to disk.
+/// Where a spool keeps its bytes, and the quota that it counts against.
 #[derive(Clone, Debug)]
 pub struct SpoolSettings {
-    /// Folder for the file. It never has a name there (`O_TMPFILE`, or removed as soon as it is made).
+    /// Folder for the file. The file has no name there (`O_TMPFILE`, or it is removed as soon as it is created).
     pub dir: PathBuf,
-    /// Bytes that are kept in memory before the file is made.
+    /// Bytes that are kept in memory before the file is created.
     pub memory: usize,
-    /// Shared with all others.
-    pub room: SpoolRoom,
+    /// The quota that all spools share.
+    pub quota: SpoolQuota,
 }
 
-/// How much all spools may hold together, and how much they do. Cloned, it is the same.
-#[derive(Clone)]
-pub struct SpoolRoom {
-    limit: i64,
-    used: IntGauge,
-}
-
-impl SpoolRoom {
-    /// Room for `limit` bytes; `used` shows how many are taken.
-    pub fn new(limit: u64, used: IntGauge) -> Self {
-        Self {
-            limit: i64::try_from(limit).unwrap_or(i64::MAX),
-            used,
-        }
-    }
-
-    fn take(&self, bytes: usize) -> Result<(), SpoolError> {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        // Two at a time may both be refused where one would have fitted, and never both be let in.
-        self.used.add(bytes);
-        if self.used.get() <= self.limit {
-            return Ok(());
-        }
-        self.used.sub(bytes);
-        Err(SpoolError::Limit { limit: self.limit })
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.used.sub(i64::try_from(bytes).unwrap_or(i64::MAX));
-    }
-}
-
-impl fmt::Debug for SpoolRoom {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} bytes", self.used.get(), self.limit)
-    }
-}
-
-/// Whether a file without a name can be made in `dir`, to be known before it is needed.
+/// Checks that an unnamed file can be created in `dir`, so that a failure shows before a body arrives.
 ///
 /// # Errors
-/// When it cannot.
-pub fn check_spool(dir: &Path) -> Result<(), SpoolError> {
-    tempfile::tempfile_in(dir).map_err(|source| failed(dir, source))?;
+/// When it cannot be created.
+pub(crate) fn check_spool(dir: &Path) -> Result<(), SpoolError> {
+    tempfile::tempfile_in(dir).map_err(|source| error(dir, source))?;
     Ok(())
 }
 
-fn failed(dir: &Path, source: io::Error) -> SpoolError {
+fn error(dir: &Path, source: io::Error) -> SpoolError {
     let dir = dir.to_owned();
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full { dir },
@@ -74,36 +36,39 @@ fn failed(dir: &Path, source: io::Error) -> SpoolError {
     }
 }
 
-/// Why bytes could not be kept.
+/// An error of the spool.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    /// The file system of the spool folder (or its quota) is full.
+    /// The file system of the spool folder, or its quota there, is full.
     #[error("no space left in the spool folder {dir}")]
     Full {
         /// The folder.
         dir: PathBuf,
     },
-    /// All requests together take as much as they may.
-    #[error("the requests under way take all of the {limit} bytes that the builder may spool")]
-    Limit {
-        /// The limit in bytes.
-        limit: i64,
+    /// All requests together would exceed the builder's own quota.
+    #[error(
+        "the requests in progress use all of the {limit} bytes that this builder may spool (spool_limit)"
+    )]
+    Quota {
+        /// The quota in bytes.
+        limit: u64,
     },
-    /// Anything else.
-    #[error("the spool in {dir} failed")]
+    /// Another I/O error.
+    #[error("could not write to the spool folder {dir}")]
     Io {
         /// The folder.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// Bytes, appended once and read at any offset. Dropping it frees them; so does the kernel when the process dies.
+/// Bytes that are appended once and read at any offset. Dropping the spool frees them; so does the kernel when the process
+/// dies.
 #[derive(Debug)]
 pub struct Spool {
-    /// Nothing for what was in memory before.
+    /// `None` for bytes that were in memory already: they count against no quota.
     settings: Option<SpoolSettings>,
     store: Store,
     len: u64,
@@ -112,7 +77,7 @@ pub struct Spool {
 impl Drop for Spool {
     fn drop(&mut self) {
         if let Some(settings) = &self.settings {
-            settings.room.give_back(self.len);
+            settings.quota.release(self.len);
         }
     }
 }
@@ -130,7 +95,7 @@ impl Store {
                 held.extend_from_slice(bytes);
             }
             Self::Memory(held) => {
-                // `O_TMPFILE`, or made and removed at once where the file system has no such thing.
+                // `O_TMPFILE`, or created and removed at once on file systems without it.
                 let mut file = tempfile::tempfile_in(&settings.dir)?;
                 file.write_all(held)?;
                 file.write_all(bytes)?;
@@ -151,7 +116,7 @@ impl fmt::Debug for Store {
 }
 
 impl Spool {
-    /// An empty one. Nothing is made on disk yet.
+    /// Returns an empty spool. No file is created yet.
     pub fn new(settings: SpoolSettings) -> Self {
         Self {
             settings: Some(settings),
@@ -160,7 +125,7 @@ impl Spool {
         }
     }
 
-    /// One that holds `bytes` already.
+    /// Returns a spool that holds `bytes`.
     pub fn in_memory(bytes: Vec<u8>) -> Self {
         Self {
             settings: None,
@@ -169,32 +134,31 @@ impl Spool {
         }
     }
 
-    /// Bytes held.
+    /// Returns the number of bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether nothing was appended.
+    /// Returns whether nothing has been appended.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether the bytes have gone to disk.
+    /// Returns whether the bytes are in a file.
     pub fn on_disk(&self) -> bool {
         matches!(self.store, Store::File(_))
     }
 
-    /// Appends. Blocks while the file is written.
+    /// Appends bytes. Blocks while the file is written.
     ///
     /// # Errors
-    /// When the spool folder is full, missing or not writable, and when all spools together hold as much as they may.
-    /// What was appended before stays readable.
+    /// When the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         if let Some(settings) = &self.settings {
-            settings.room.take(bytes.len())?;
+            settings.quota.admit(bytes.len())?;
             if let Err(source) = self.store.append(settings, bytes) {
-                settings.room.give_back(bytes.len() as u64);
-                return Err(failed(&settings.dir, source));
+                settings.quota.release(bytes.len() as u64);
+                return Err(error(&settings.dir, source));
             }
         } else if let Store::Memory(held) = &mut self.store {
             held.extend_from_slice(bytes);
@@ -203,10 +167,10 @@ impl Spool {
         Ok(())
     }
 
-    /// Fills `buffer` from `offset` on, as far as there are bytes, and says how far.
+    /// Reads into `buffer` from `offset` on, and returns the number of bytes read.
     ///
     /// # Errors
-    /// What reading the file yields.
+    /// When the file cannot be read.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match &self.store {
             Store::Memory(held) => {
@@ -227,10 +191,12 @@ impl Spool {
 
 #[cfg(test)]
 mod tests {
+    use function_host::prometheus::IntGauge;
+
     use super::*;
 
-    fn room(limit: u64) -> SpoolRoom {
-        SpoolRoom::new(limit, IntGauge::new("used", "used").unwrap())
+    fn quota(limit: u64) -> SpoolQuota {
+        SpoolQuota::new(limit, IntGauge::new("used", "used").unwrap())
     }
 
     fn settings(memory: usize) -> (tempfile::TempDir, SpoolSettings) {
@@ -238,7 +204,7 @@ mod tests {
         let settings = SpoolSettings {
             dir: dir.path().to_owned(),
             memory,
-            room: room(u64::MAX),
+            quota: quota(u64::MAX),
         };
         (dir, settings)
     }
@@ -268,50 +234,53 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_on_disk_while_memory_is_enough() {
+    fn no_file_is_created_while_memory_is_enough() {
         let (dir, settings) = settings(3);
         drop(dir);
         let mut spool = Spool::new(settings.clone());
         spool.append(b"abc").unwrap();
         assert!(matches!(spool.append(b"d"), Err(SpoolError::Io { .. })));
-        // What was there before stays.
         let mut buffer = [0; 9];
-        assert_eq!(spool.read_at(&mut buffer, 0).unwrap(), 3);
+        assert_eq!(
+            spool.read_at(&mut buffer, 0).unwrap(),
+            3,
+            "bytes appended before stay readable"
+        );
         assert!(check_spool(&settings.dir).is_err());
     }
 
     #[test]
-    fn all_spools_share_their_room_and_give_it_back() {
+    fn spools_share_their_quota_and_release_it_when_dropped() {
         let (_dir, settings) = settings(2);
         let settings = SpoolSettings {
-            room: room(10),
+            quota: quota(10),
             ..settings
         };
         let (mut one, mut two) = (Spool::new(settings.clone()), Spool::new(settings.clone()));
         one.append(b"123456").unwrap();
         two.append(b"1234").unwrap();
         for spool in [&mut one, &mut two] {
-            assert!(matches!(spool.append(b"x"), Err(SpoolError::Limit { limit: 10 })));
+            assert!(matches!(spool.append(b"x"), Err(SpoolError::Quota { limit: 10 })));
         }
-        assert_eq!(settings.room.used.get(), 10);
+        assert_eq!(settings.quota.used(), 10);
         drop(one);
         two.append(b"567890").unwrap();
         drop(two);
-        assert_eq!(settings.room.used.get(), 0);
+        assert_eq!(settings.quota.used(), 0);
     }
 
     #[test]
-    fn a_full_disk_is_told_from_a_broken_one() {
+    fn a_full_disk_is_distinguished_from_other_errors() {
         let (_dir, settings) = settings(0);
         assert!(check_spool(&settings.dir).is_ok());
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
             assert!(matches!(
-                failed(&settings.dir, kind.into()),
+                error(&settings.dir, kind.into()),
                 SpoolError::Full { .. }
             ));
         }
         assert!(matches!(
-            failed(&settings.dir, io::ErrorKind::PermissionDenied.into()),
+            error(&settings.dir, io::ErrorKind::PermissionDenied.into()),
             SpoolError::Io { .. }
         ));
     }

@@ -7,7 +7,7 @@ use builder_fn::build::Builder;
 use builder_fn::buildkit::{Daemon, EventTimeouts};
 use builder_fn::chain::{Chain, Via};
 use builder_fn::compression::Compression;
-use builder_fn::context::SpoolRoom;
+use builder_fn::context::SpoolQuota;
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
 use builder_fn::places::Places;
@@ -85,10 +85,10 @@ impl Setting {
             places: Places::unlimited(),
             metrics: metrics.clone(),
         };
-        let room = SpoolRoom::new(u64::MAX, metrics.spool_bytes());
+        let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes());
         let api = Api {
             builder,
-            limits: request::Limits::new(MAX_BODY, folder.path(), room),
+            limits: request::RequestLimits::new(MAX_BODY, folder.path(), quota),
             disable_hmac: false,
             accept_sha1: true,
             max_log: MAX_LOG,

@@ -303,7 +303,7 @@ async fn concurrent_requests_share_the_spool_limit() -> Result<()> {
     assert!(
         reply
             .field("error")
-            .contains("8388608 bytes that the builder may spool"),
+            .contains("8388608 bytes that this builder may spool"),
         "{}",
         reply.text
     );
