@@ -1,9 +1,9 @@
-//! The name under which an image is pushed: the grammar of `github.com/distribution/reference`, normalised as Docker
-//! does it, for images that are written rather than read.
+//! The reference under which an image is pushed: the grammar of `github.com/distribution/reference`, normalised as Docker
+//! does. A reference that is pushed to has no digest.
 
 use std::fmt;
 
-/// `registry/repository:tag`, in full.
+/// An image reference in full: `registry/repository:tag`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageRef {
     registry: String,
@@ -11,54 +11,54 @@ pub struct ImageRef {
     tag: String,
 }
 
-/// Where names without a registry live.
+/// The registry of references without one.
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// The tag of names without one.
+/// The tag of references without one.
 const DEFAULT_TAG: &str = "latest";
 /// Longest `registry/repository`, in bytes.
 const NAME_MAX: usize = 255;
 /// Longest tag, in bytes.
 const TAG_MAX: usize = 128;
 
-/// Why a text is no name to push to. The texts go behind "is not an image reference:".
+/// The part of an image reference that is wrong. The texts follow "not an image reference: ".
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// Nothing there.
+    /// The reference is empty.
     #[error("it is empty; it should be like registry.example.com/team/name:tag")]
     Empty,
-    /// A digest says what is in an image, and that is not known yet.
-    #[error("it has a digest; the name to push to should have a tag instead")]
+    /// The reference has a digest, which is known only after the push.
+    #[error("it has a digest; a reference to push to should have a tag instead")]
     Digest,
-    /// Capital letters in the repository.
+    /// The repository has capital letters.
     #[error("repository {0:?} has capital letters; it should be lowercase")]
     Uppercase(String),
-    /// The part before the first slash.
+    /// The part before the first slash is malformed.
     #[error("registry {0:?} is not a host name with an optional port")]
     Registry(String),
-    /// The part between registry and tag.
+    /// The part between registry and tag is malformed.
     #[error(
         "repository {0:?} is malformed; it should be lowercase letters and digits in components separated by '/', \
          with single '.', '_', or '-' within them"
     )]
     Repository(String),
-    /// The part after the last colon.
+    /// The part after the last colon is malformed.
     #[error(
         "tag {0:?} is malformed; it should be up to 128 letters, digits, '_', '.' and '-', and not begin with the last two"
     )]
     Tag(String),
-    /// The whole name.
-    #[error("it is longer than {NAME_MAX} bytes")]
+    /// `registry/repository` is too long.
+    #[error("it is longer than {NAME_MAX} bytes without its tag")]
     TooLong,
-    /// Reserved by Docker.
+    /// The repository looks like an image id, which Docker reserves.
     #[error("repository {0:?} could be taken for an image id, which is 64 hexadecimal digits")]
     LikeAnId(String),
 }
 
 impl ImageRef {
-    /// Understands a name as `docker push` would.
+    /// Parses a reference as `docker push` does.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The first part that is wrong.
     pub fn parse(text: &str) -> Result<Self, ImageError> {
         if text.is_empty() {
             return Err(ImageError::Empty);
@@ -103,43 +103,18 @@ impl ImageRef {
         })
     }
 
-    /// The same image under another tag.
-    ///
-    /// # Errors
-    /// When that is no tag.
-    pub fn with_tag(&self, tag: &str) -> Result<Self, ImageError> {
-        if is_tag(tag) {
-            Ok(Self {
-                tag: tag.to_owned(),
-                ..self.clone()
-            })
-        } else {
-            Err(ImageError::Tag(tag.to_owned()))
-        }
+    /// Returns the same image under another tag. `tag` has passed [`check_tag`].
+    pub(super) fn with_tag(&self, tag: String) -> Self {
+        Self { tag, ..self.clone() }
     }
 
-    /// Host and, where given, port: `docker.io` when the name has none.
-    pub fn registry(&self) -> &str {
-        &self.registry
-    }
-
-    /// The path in the registry, e.g. `library/hello`.
-    pub fn repository(&self) -> &str {
-        &self.repository
-    }
-
-    /// The tag, `latest` when the name has none.
-    pub fn tag(&self) -> &str {
-        &self.tag
-    }
-
-    /// `registry/repository`.
-    pub fn name(&self) -> String {
+    /// Returns the reference without its tag: `registry/repository`.
+    pub(crate) fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// `registry/repository@digest`: exactly what was pushed, whatever becomes of the tag.
-    pub fn at(&self, digest: &str) -> String {
+    /// Returns `registry/repository@digest`, which names the pushed image even after the tag has moved.
+    pub(crate) fn with_digest(&self, digest: &str) -> String {
         format!("{}/{}@{digest}", self.registry, self.repository)
     }
 }
@@ -150,7 +125,7 @@ impl fmt::Display for ImageRef {
     }
 }
 
-/// What stands before the first slash is a registry when it could not be a part of a repository.
+/// Splits off the registry: the part before the first slash, if it cannot be a part of a repository.
 fn split_registry(text: &str) -> (&str, &str) {
     match text.split_once('/') {
         Some((first, rest))
@@ -164,7 +139,7 @@ fn split_registry(text: &str) -> (&str, &str) {
     }
 }
 
-/// A host name, IPv4 address or bracketed IPv6 address, with an optional port; or nothing.
+/// Whether `text` is empty, or a host name, IPv4 address or bracketed IPv6 address with an optional port.
 fn is_registry(text: &str) -> bool {
     let address_end = text.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match text[address_end..].find(':') {
@@ -188,7 +163,7 @@ fn is_host_component(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// Runs of letters and digits, between them one `.`, one or two `_`, or any number of `-`.
+/// Whether `text` is runs of letters and digits, separated by one `.`, one or two `_`, or any number of `-`.
 fn is_path_component(text: &str) -> bool {
     let is_word = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_separator =
@@ -197,6 +172,14 @@ fn is_path_component(text: &str) -> bool {
     let ends_well = bytes.first().is_some_and(is_word) && bytes.last().is_some_and(is_word);
     let mut runs = bytes.chunk_by(|left, right| is_word(left) == is_word(right));
     ends_well && runs.all(|run| is_word(&run[0]) || is_separator(run))
+}
+
+/// Fails if `text` is not a tag.
+pub(super) fn check_tag(text: &str) -> Result<(), ImageError> {
+    match is_tag(text) {
+        true => Ok(()),
+        false => Err(ImageError::Tag(text.to_owned())),
+    }
 }
 
 fn is_tag(text: &str) -> bool {
@@ -209,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_written_out_in_full() {
+    fn references_are_normalised_as_docker_does() {
         for (text, full) in [
             ("hello", "docker.io/library/hello:latest"),
             ("hello:1.2", "docker.io/library/hello:1.2"),
@@ -234,23 +217,23 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_can_be_had_and_put_together_again() {
+    fn a_tag_can_be_replaced_by_another_tag_or_a_digest() {
         let image = ImageRef::parse("localhost:5000/team/hello:v1").unwrap();
-        assert_eq!(
-            (image.registry(), image.repository(), image.tag()),
-            ("localhost:5000", "team/hello", "v1")
-        );
         assert_eq!(image.name(), "localhost:5000/team/hello");
-        assert_eq!(image.at("sha256:00"), "localhost:5000/team/hello@sha256:00");
         assert_eq!(
-            image.with_tag("v2").unwrap().to_string(),
+            image.with_digest("sha256:00"),
+            "localhost:5000/team/hello@sha256:00"
+        );
+        assert_eq!(
+            image.with_tag("v2".to_owned()).to_string(),
             "localhost:5000/team/hello:v2"
         );
-        assert_eq!(image.with_tag("-"), Err(ImageError::Tag("-".to_owned())));
+        assert_eq!(check_tag("v2"), Ok(()));
+        assert_eq!(check_tag("-"), Err(ImageError::Tag("-".to_owned())));
     }
 
     #[test]
-    fn what_is_no_name_is_told_with_the_part_that_is_wrong() {
+    fn an_invalid_reference_is_rejected_with_the_part_that_is_wrong() {
         let long = format!("example.com/{}", "a/".repeat(125));
         let tag = format!("hello:{}", "t".repeat(129));
         let id = "0123456789abcdef".repeat(4);

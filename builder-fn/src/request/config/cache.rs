@@ -1,59 +1,68 @@
-//! `cacheFrom` and `cacheTo`: images of a registry that steps of builds are kept in.
+//! `cacheFrom` and `cacheTo`: images in a registry that hold cached steps.
 //!
-//! Each is the image's name, or what `buildctl --import-cache` and `--export-cache` take: `type=registry,ref=NAME`, with
-//! `mode=max` (the steps of all stages, not of the result alone) and `ignore-error=true` for the latter.
+//! Each is an image reference, or the value of `buildctl --import-cache` or `--export-cache`: `type=registry,ref=NAME`.
+//! `cacheTo` also accepts `mode=max` (the steps of all stages, not only those of the result) and `ignore-error=true`.
 
-use super::{ConfigError, ImageRef, wrong};
+use super::ImageRef;
+use super::fields::Fields;
 
-/// An image to leave the cache in.
+/// An image to export the cache to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheTo {
-    /// Its name.
+    /// The image.
     pub image: ImageRef,
-    /// Whether the steps of all stages are kept, and not only those of the result.
+    /// Whether the steps of all stages are exported, and not only those of the result.
     pub max: bool,
-    /// Whether the build goes well when this does not.
+    /// Whether the build succeeds even if the export fails.
     pub ignore_error: bool,
 }
 
-pub(super) fn cache_from(given: Vec<String>) -> Result<Vec<ImageRef>, ConfigError> {
+/// Reads `cacheFrom`. Images that are given twice are imported once.
+pub(super) fn cache_from(fields: &mut Fields) -> Vec<ImageRef> {
     let mut images = Vec::new();
-    for (at, text) in present(given) {
-        let cache = parse(&format!("cacheFrom[{at}]"), &text, &["type", "ref"])?;
-        if !images.contains(&cache.image) {
-            images.push(cache.image);
+    for (at, text) in present(fields.strings("cacheFrom")) {
+        match parse(&text, &["type", "ref"]) {
+            Ok(cache) if images.contains(&cache.image) => {}
+            Ok(cache) => images.push(cache.image),
+            Err(problem) => fields.reject(format_args!("cacheFrom[{at}]"), problem),
         }
     }
-    Ok(images)
+    images
 }
 
-pub(super) fn cache_to(given: Vec<String>) -> Result<Vec<CacheTo>, ConfigError> {
+/// Reads `cacheTo`.
+pub(super) fn cache_to(fields: &mut Fields) -> Vec<CacheTo> {
     let mut caches: Vec<CacheTo> = Vec::new();
-    for (at, text) in present(given) {
-        let key = format!("cacheTo[{at}]");
-        let cache = parse(&key, &text, &["type", "ref", "mode", "ignore-error"])?;
-        // BuildKit refuses it too, but only once it runs.
-        if caches.iter().any(|other| other.image == cache.image) {
-            return Err(wrong(key, "another image than those before it"));
-        }
-        caches.push(cache);
+    for (at, text) in present(fields.strings("cacheTo")) {
+        let problem = match parse(&text, &["type", "ref", "mode", "ignore-error"]) {
+            // BuildKit rejects this too, but only once the build runs.
+            Ok(cache) if caches.iter().any(|other| other.image == cache.image) => {
+                "should be another image than those before it".to_owned()
+            }
+            Ok(cache) => {
+                caches.push(cache);
+                continue;
+            }
+            Err(problem) => problem,
+        };
+        fields.reject(format_args!("cacheTo[{at}]"), problem);
     }
-    Ok(caches)
+    caches
 }
 
-/// Blank ones are left out: clients split an empty option into a list of one empty string.
-fn present(given: Vec<String>) -> impl Iterator<Item = (usize, String)> {
-    let trimmed = given.into_iter().map(|text| text.trim().to_owned()).enumerate();
+/// Leaves out blank items: clients split an empty option into a list of one empty string.
+fn present(given: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
+    let trimmed = given.into_iter().map(|(at, text)| (at, text.trim().to_owned()));
     trimmed.filter(|(_, text)| !text.is_empty())
 }
 
-fn parse(key: &str, text: &str, known: &[&str]) -> Result<CacheTo, ConfigError> {
-    let image = |name: &str| {
-        ImageRef::parse(name).map_err(|reason| ConfigError::Image {
-            key: key.to_owned(),
-            reason,
-        })
-    };
+/// Parses an image reference or a list of `known` fields.
+///
+/// # Errors
+/// With the problem, which follows the key in the error's text.
+fn parse(text: &str, known: &[&str]) -> Result<CacheTo, String> {
+    let image =
+        |name: &str| ImageRef::parse(name).map_err(|error| format!("is not an image reference: {error}"));
     if !text.contains('=') {
         return Ok(CacheTo {
             image: image(text)?,
@@ -66,29 +75,27 @@ fn parse(key: &str, text: &str, known: &[&str]) -> Result<CacheTo, ConfigError> 
         let (field, value) = field.split_once('=').unwrap_or((field, ""));
         match (field.trim(), value.trim()) {
             (field, _) if !known.contains(&field) => {
-                return Err(wrong(
-                    key,
-                    format!("an image, or of these fields: {}", known.join(", ")),
+                return Err(format!(
+                    "should be an image, or have only these fields: {}",
+                    known.join(", ")
                 ));
             }
             ("type", "registry") => {}
-            ("type", _) => return Err(wrong(key, "of type=registry: other caches are out of reach here")),
+            ("type", _) => return Err("should have type=registry: no other cache can be reached".to_owned()),
             ("ref", value) => name = Some(image(value)?),
             ("mode", "min") => max = false,
             ("mode", "max") => max = true,
-            ("mode", _) => return Err(wrong(key, "of mode=min or mode=max")),
+            ("mode", _) => return Err("should have mode=min or mode=max".to_owned()),
             (_, "true") => ignore_error = true,
             (_, "false") => ignore_error = false,
-            _ => return Err(wrong(key, "with ignore-error=true or ignore-error=false")),
+            _ => return Err("should have ignore-error=true or ignore-error=false".to_owned()),
         }
     }
+    let name = name.ok_or_else(|| {
+        "should have the image's name, as in type=registry,ref=r.example/name:cache".to_owned()
+    });
     Ok(CacheTo {
-        image: name.ok_or_else(|| {
-            wrong(
-                key,
-                "with the image's name, as in type=registry,ref=r.example/name:cache",
-            )
-        })?,
+        image: name?,
         max,
         ignore_error,
     })
@@ -98,34 +105,45 @@ fn parse(key: &str, text: &str, known: &[&str]) -> Result<CacheTo, ConfigError> 
 mod tests {
     use super::*;
 
-    fn texts(texts: &[&str]) -> Vec<String> {
-        texts.iter().map(ToString::to_string).collect()
+    fn read<T>(key: &str, items: &[&str], read: fn(&mut Fields) -> T) -> Result<T, String> {
+        let map = serde_json::json!({ key: items });
+        let mut fields = Fields::new(map.as_object().unwrap().clone());
+        let value = read(&mut fields);
+        fields.finish().map_err(|error| error.to_string())?;
+        Ok(value)
+    }
+
+    fn to(items: &[&str]) -> Result<Vec<CacheTo>, String> {
+        read("cacheTo", items, cache_to)
+    }
+
+    fn from(items: &[&str]) -> Result<Vec<ImageRef>, String> {
+        read("cacheFrom", items, cache_from)
     }
 
     #[test]
-    fn a_name_or_buildctls_fields_will_do() {
-        let to = |text: &str| cache_to(texts(&[text])).unwrap().remove(0);
-        let plain = to("r.example/a:cache");
+    fn a_cache_is_an_image_reference_or_the_fields_of_buildctl() {
+        let one = |text: &str| to(&[text]).unwrap().remove(0);
+        let plain = one("r.example/a:cache");
         assert_eq!(plain.image.to_string(), "r.example/a:cache");
         assert!(!plain.max && !plain.ignore_error);
-        let most = to(" type=registry,ref=r.example/a:cache,mode=max,ignore-error=true ");
-        assert_eq!(most.image, plain.image);
-        assert!(most.max && most.ignore_error);
-        assert_eq!(to("ref=r.example/a:cache,mode=min"), plain);
+        let full = one(" type=registry,ref=r.example/a:cache,mode=max,ignore-error=true ");
+        assert_eq!(full.image, plain.image);
+        assert!(full.max && full.ignore_error);
+        assert_eq!(one("ref=r.example/a:cache,mode=min"), plain);
 
-        let from = cache_from(texts(&[
+        let images = from(&[
             "r.example/a:cache",
             "",
             "type=registry,ref=r.example/a:cache",
             "b",
-        ]))
-        .unwrap();
-        let names: Vec<_> = from.iter().map(ToString::to_string).collect();
+        ]);
+        let names: Vec<_> = images.unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(names, ["r.example/a:cache", "docker.io/library/b:latest"]);
     }
 
     #[test]
-    fn what_cannot_be_is_told_with_its_place() {
+    fn an_invalid_cache_is_rejected_with_its_index() {
         for (given, hint) in [
             ("type=local,dest=/var", "type=registry"),
             ("dest=/var", "type, ref"),
@@ -138,22 +156,18 @@ mod tests {
             ("A", "lowercase"),
             ("ref=r.example/a,registry.insecure=true", "type, ref"),
         ] {
-            let error = cache_to(texts(&["r.example/x", given])).unwrap_err().to_string();
+            let error = to(&["r.example/x", given]).unwrap_err();
             assert!(
                 error.contains("cacheTo[1]") && error.contains(hint),
                 "{given}: {error}"
             );
         }
-        let error = cache_from(texts(&["ref=r.example/a,mode=max"]))
-            .unwrap_err()
-            .to_string();
+        let error = from(&["ref=r.example/a,mode=max"]).unwrap_err();
         assert!(
             error.contains("cacheFrom[0]") && error.contains("type, ref"),
             "{error}"
         );
-        let error = cache_to(texts(&["r.example/a", "ref=r.example/a"]))
-            .unwrap_err()
-            .to_string();
+        let error = to(&["r.example/a", "ref=r.example/a"]).unwrap_err();
         assert!(
             error.contains("cacheTo[1]") && error.contains("another image"),
             "{error}"

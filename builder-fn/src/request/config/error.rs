@@ -1,0 +1,68 @@
+//! Errors in a build configuration.
+
+use std::fmt;
+
+/// Number of wrong keys that an error lists. More are counted, so that a configuration of 1 MiB cannot make an answer
+/// of many.
+const KEYS_SHOWN: usize = 50;
+
+/// Longest part of a caller's key that is shown, in characters.
+const KEY_SHOWN: usize = 100;
+
+/// The reason why a build configuration is rejected, for the caller.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The content is not JSON.
+    #[error("com.openfaas.docker.config: not JSON: {reason}")]
+    Syntax {
+        /// The parser's message: a position, never content.
+        reason: String,
+    },
+    /// The content is JSON, but not an object.
+    #[error("com.openfaas.docker.config: should be a JSON object")]
+    NotAnObject,
+    /// Keys are missing or wrong.
+    #[error("com.openfaas.docker.config: {0}")]
+    Keys(KeyErrors),
+}
+
+/// Every missing or wrong key of a configuration, each with what would be right.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct KeyErrors {
+    listed: Vec<String>,
+    /// Number of errors that are not listed.
+    more: usize,
+}
+
+impl KeyErrors {
+    /// Adds an error. `problem` follows the key, as in `timeout` and `should be a duration`.
+    pub(super) fn push(&mut self, key: impl fmt::Display, problem: impl fmt::Display) {
+        if self.listed.len() < KEYS_SHOWN {
+            self.listed.push(format!("{key} {problem}"));
+        } else {
+            self.more += 1;
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.listed.is_empty()
+    }
+}
+
+impl fmt::Display for KeyErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.listed.join("; "))?;
+        match self.more {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+/// Returns a caller's key as it can be shown: escaped and shortened.
+pub(super) fn shown(key: &str) -> String {
+    match key.char_indices().nth(KEY_SHOWN) {
+        Some((end, _)) => format!("{}…", key[..end].escape_debug()),
+        None => key.escape_debug().to_string(),
+    }
+}

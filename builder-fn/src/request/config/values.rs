@@ -1,0 +1,227 @@
+//! The values that each key of a configuration accepts. Wrong ones are recorded in [`Fields`].
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Map, Value};
+
+use super::Provenance;
+use super::error::shown;
+use super::fields::Fields;
+use crate::compression::Compression;
+use crate::request::image::{self, ImageRef};
+use crate::request::time::parse_rfc3339;
+
+type JsonObject = Map<String, Value>;
+
+/// Reads `image`, and returns it in full and as it was given.
+pub(super) fn image(fields: &mut Fields) -> Option<(ImageRef, String)> {
+    if !fields.has("image") {
+        fields.reject(
+            "image",
+            "is missing; it should be the name to push to, like registry.example.com/team/name:tag",
+        );
+        return None;
+    }
+    let given = fields.string("image")?;
+    match ImageRef::parse(&given) {
+        Ok(image) => Some((image, given)),
+        Err(error) => {
+            fields.reject("image", format_args!("is not an image reference: {error}"));
+            None
+        }
+    }
+}
+
+/// Reads `tags`.
+pub(super) fn tags(fields: &mut Fields) -> Vec<String> {
+    let mut tags = Vec::new();
+    for (at, tag) in fields.strings("tags") {
+        match image::check_tag(&tag) {
+            Ok(()) => tags.push(tag),
+            Err(error) => fields.reject(format_args!("tags[{at}]"), format_args!("is not a tag: {error}")),
+        }
+    }
+    tags
+}
+
+/// Reads `buildArgs`.
+///
+/// Names that configure BuildKit are rejected: `BUILDKIT_SYNTAX`, for one, chooses the program that reads the Dockerfile.
+/// `SOURCE_DATE_EPOCH`, which BuildKit knows too, is accepted: reproducible builds need it.
+pub(super) fn build_args(fields: &mut Fields) -> BTreeMap<String, String> {
+    let arguments = fields.string_map("buildArgs");
+    for name in arguments.keys() {
+        let is_malformed = name.is_empty()
+            || name.contains('=')
+            || name.chars().any(|c| c.is_whitespace() || c.is_control());
+        if name.to_ascii_uppercase().starts_with("BUILDKIT_") {
+            fields.reject(
+                format_args!("buildArgs.{}", shown(name)),
+                "is not allowed: arguments that begin with BUILDKIT_ change how BuildKit itself works",
+            );
+        } else if is_malformed {
+            fields.reject(
+                format_args!("buildArgs.\"{}\"", shown(name)),
+                "should have a name without blanks and '='",
+            );
+        }
+    }
+    arguments
+}
+
+/// Reads `labels`.
+pub(super) fn labels(fields: &mut Fields) -> BTreeMap<String, String> {
+    let labels = fields.string_map("labels");
+    if labels.keys().any(|name| name.trim().is_empty()) {
+        fields.reject("labels", "should be an object whose keys are not blank");
+    }
+    labels
+}
+
+/// Reads `platforms`: `os/architecture/variant`, of which one or two parts are enough.
+///
+/// Blank platforms are left out: clients split an empty option into a list of one empty string.
+pub(super) fn platforms(fields: &mut Fields) -> Vec<String> {
+    let is_part = |part: &str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+        !part.is_empty() && part.bytes().all(allowed)
+    };
+    let mut platforms: Vec<String> = Vec::new();
+    for (at, platform) in fields.strings("platforms") {
+        let platform = platform.trim().to_ascii_lowercase();
+        if platform.is_empty() || platforms.contains(&platform) {
+            continue;
+        }
+        if platform.split('/').all(is_part) && platform.split('/').count() <= 3 {
+            platforms.push(platform);
+        } else {
+            fields.reject(
+                format_args!("platforms[{at}]"),
+                "should be a platform like linux/amd64 or linux/arm/v7",
+            );
+        }
+    }
+    platforms
+}
+
+/// Reads `target`.
+pub(super) fn target(fields: &mut Fields) -> Option<String> {
+    let target = fields.string("target")?;
+    if target.trim().is_empty() || target.chars().any(char::is_control) {
+        fields.reject("target", "should be the name or number of a stage");
+    }
+    Some(target)
+}
+
+/// Reads `provenance`. `true` means the minimum, as elsewhere by default: build arguments often hold secrets.
+pub(super) fn provenance(fields: &mut Fields) -> Option<Provenance> {
+    match fields.take("provenance")? {
+        Value::Bool(false) => None,
+        Value::Bool(true) => Some(Provenance::Min),
+        Value::String(text) if matches!(text.as_str(), "min" | "mode=min") => Some(Provenance::Min),
+        Value::String(text) if matches!(text.as_str(), "max" | "mode=max") => Some(Provenance::Max),
+        _ => {
+            fields.reject("provenance", "should be true, false, \"min\" or \"max\"");
+            None
+        }
+    }
+}
+
+/// Reads `compression` and `compressionLevel`.
+pub(super) fn compression(fields: &mut Fields) -> Option<Compression> {
+    let has_format = fields.has("compression");
+    let format = fields.string("compression");
+    let level = fields.take("compressionLevel");
+    if level.is_some() && !has_format {
+        fields.reject(
+            "compressionLevel",
+            "should be left out, or given together with compression",
+        );
+    }
+    let Ok(format) = format?.parse() else {
+        fields.reject("compression", "should be \"zstd\", \"gzip\" or \"uncompressed\"");
+        return None;
+    };
+    // A value that is not a whole number is out of every format's range.
+    let level = level.map(|level| level.as_u64().unwrap_or(u64::MAX));
+    match Compression::new(format, level) {
+        Ok(compression) => Some(compression),
+        Err(error) => {
+            fields.reject("compressionLevel", error);
+            None
+        }
+    }
+}
+
+/// Reads `dockerfile`, and cleans the path.
+pub(super) fn dockerfile(fields: &mut Fields) -> Option<String> {
+    let path = fields.string("dockerfile")?;
+    let components: Vec<&str> = path
+        .split('/')
+        .filter(|part| !matches!(*part, "" | "."))
+        .collect();
+    let leads_out = path.starts_with('/') || components.contains(&"..") || path.chars().any(char::is_control);
+    if leads_out || components.is_empty() {
+        fields.reject(
+            "dockerfile",
+            "should be a path in context/, like Dockerfile or build/Dockerfile",
+        );
+    }
+    Some(components.join("/"))
+}
+
+/// Reads `timeout`: a Go duration, or a whole number of seconds.
+pub(super) fn timeout(fields: &mut Fields) -> Option<Duration> {
+    let timeout = match fields.take("timeout")? {
+        Value::String(text) => function_host::duration::parse(&text).ok(),
+        Value::Number(seconds) => seconds.as_u64().map(Duration::from_secs),
+        _ => None,
+    };
+    let timeout = timeout.filter(|timeout| !timeout.is_zero());
+    if timeout.is_none() {
+        fields.reject("timeout", "should be a duration above zero, like 90s or 10m");
+    }
+    timeout
+}
+
+/// Reads `notAfter`.
+pub(super) fn not_after(fields: &mut Fields) -> Option<SystemTime> {
+    let not_after = parse_rfc3339(&fields.string("notAfter")?);
+    if not_after.is_none() {
+        fields.reject("notAfter", "should be a time like 2030-01-31T12:00:00Z");
+    }
+    not_after
+}
+
+/// Reads `deploy` and `probe`. The deployer validates their other fields.
+pub(super) fn deployment(fields: &mut Fields, skip_push: bool) -> (Option<JsonObject>, Option<JsonObject>) {
+    let has_deploy = fields.has("deploy");
+    let deploy = fields.object("deploy");
+    if let Some(deploy) = &deploy {
+        let service = deploy.get("service").and_then(Value::as_str);
+        if service.is_none_or(str::is_empty) {
+            fields.reject("deploy.service", "should be the name of the function");
+        }
+        if deploy.contains_key("image") {
+            fields.reject(
+                "deploy.image",
+                "should be left out: the image that was built is deployed",
+            );
+        }
+    }
+    if has_deploy && skip_push {
+        fields.reject(
+            "skipPush",
+            "should be false, or deploy left out: an image that is not pushed cannot be deployed",
+        );
+    }
+    let probe = fields.object("probe");
+    if probe.is_some() && !has_deploy {
+        fields.reject(
+            "probe",
+            "should be left out, or given together with deploy: it checks the deployed function",
+        );
+    }
+    (deploy, probe)
+}
