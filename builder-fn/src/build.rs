@@ -17,8 +17,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::report::{Lines, Sink};
-use crate::request::config::{CacheTo, Provenance};
-use crate::request::{BuildRequest, Frontend};
+use crate::request::{BuildRequest, CacheTo, Frontend, Provenance};
 use crate::sealed::BuildSecrets;
 use crate::trace::{Cover, Steps};
 
@@ -115,11 +114,7 @@ impl Builder {
         let deployment = match link {
             Some((link, deploy)) => {
                 let digest = solved.digest.as_deref().ok_or(Error::NoDigest)?;
-                let image = format!(
-                    "{}/{}@{digest}",
-                    config.image.registry(),
-                    config.image.repository()
-                );
+                let image = config.image.with_digest(digest);
                 let hand_over = HandOver {
                     image: &image,
                     tag: &config.image.to_string(),
@@ -185,11 +180,7 @@ impl Builder {
         let config = &request.config;
         Arc::new(match config.build_args.contains_key(SOURCE_DATE_EPOCH) {
             true => self.keys.lease_single_use(),
-            false => {
-                let image = &config.image;
-                let scope = format!("{}/{}", image.registry(), image.repository());
-                self.keys.lease(&scope, &request.context)
-            }
+            false => self.keys.lease(&config.image.name(), &request.context),
         })
     }
 
@@ -254,7 +245,7 @@ pub fn reference(call_id: &str, signature: Option<&str>) -> String {
     let mut hash = Sha256::new();
     hash.update(call_id);
     hash.update([0]);
-    hash.update(signature.trim());
+    hash.update(signature);
     hex::encode(&hash.finalize()[..16])
 }
 

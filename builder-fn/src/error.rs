@@ -141,7 +141,7 @@ impl Error {
     /// Whether this is about a request whose signature holds, so that whoever asked for a stream is told in one.
     pub fn is_told_to_the_sender(&self) -> bool {
         match self {
-            Self::Request(error) => error.is_of_a_known_sender(),
+            Self::Request(error) => error.is_from_verified_caller(),
             Self::PayloadSecret(_) => false,
             _ => true,
         }

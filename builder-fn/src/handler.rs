@@ -13,7 +13,9 @@ use crate::error::{Error, Kind};
 use crate::metrics::Metrics;
 use crate::places::Admitted;
 use crate::report::{Feed, Format, Log, Mask, Sink, live};
-use crate::request::{self, BuildRequest, Keys, Limits, SIGNATURE_HEADER, Trust};
+use crate::request::{
+    self, BuildRequest, SignatureKeys, RequestLimits, SIGNATURE_HEADER, SignatureCheck, VerifiedSignature,
+};
 use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::PAYLOAD_SECRET;
 use crate::trace::Cover;
@@ -24,7 +26,7 @@ pub struct Api {
     /// What builds.
     pub builder: Builder,
     /// How much a request may bring along.
-    pub limits: Limits,
+    pub limits: RequestLimits,
     /// Whether requests need no signature.
     pub disable_hmac: bool,
     /// Whether `sha1=` signatures are good too.
@@ -99,9 +101,9 @@ impl Api {
         let (head, body) = request.into_parts();
         let signature = signature(&head.headers);
         let receiving = trace::span("receive");
-        let received = match self.trust(context) {
-            Ok(trust) => receiving
-                .run(request::receive(body, signature, &trust, &self.limits))
+        let received = match self.signature_check(context) {
+            Ok(check) => receiving
+                .run(request::receive(body, signature, &check, &self.limits))
                 .await
                 .map_err(Error::from),
             Err(error) => Err(error),
@@ -109,7 +111,7 @@ impl Api {
         match &received {
             Ok(request) => receiving.set(
                 "slipway.request.bytes",
-                i64::try_from(request.received).unwrap_or(i64::MAX),
+                i64::try_from(request.body_bytes).unwrap_or(i64::MAX),
             ),
             Err(error) => crate::trace::failed(&receiving, error),
         }
@@ -118,7 +120,7 @@ impl Api {
         match (received, streamed) {
             (Ok(request), None) => {
                 let mut log = Log::new(self.max_log);
-                let mut answer = self.run(&request, signature, context, begun, &mut log).await;
+                let mut answer = self.run(&request, context, begun, &mut log).await;
                 answer.report.log = Some(log.into_lines());
                 answer.into_response()
             }
@@ -133,7 +135,7 @@ impl Api {
                 };
                 Answer::failed(&Error::StreamedHandOver, known).into_stream(format)
             }
-            (Ok(request), Some(format)) => self.stream(format, request, signature, context, begun, admitted),
+            (Ok(request), Some(format)) => self.stream(format, request, context, begun, admitted),
             (Err(error), _) => {
                 record("", &error, begun, &Mask::default());
                 let known = Known {
@@ -154,7 +156,6 @@ impl Api {
         &self,
         format: Format,
         request: BuildRequest,
-        signature: Option<&str>,
         context: &Context,
         begun: Instant,
         admitted: Admitted,
@@ -162,10 +163,9 @@ impl Api {
         let panicked = answer::panicked(context.call_id(), &request.config.image_as_given);
         let feed = Feed::new(self.max_log);
         let (api, context, mut log) = (self.clone(), context.clone(), feed.clone());
-        let signature = signature.map(str::to_owned);
         let build = async move {
             let _admitted = admitted;
-            let answer = api.run(&request, signature.as_deref(), &context, begun, &mut log);
+            let answer = api.run(&request, &context, begun, &mut log);
             answer.await.report
         };
         answer::stream(format, live(format, feed, begun, build, panicked))
@@ -175,13 +175,12 @@ impl Api {
     async fn run(
         &self,
         request: &BuildRequest,
-        signature: Option<&str>,
         context: &Context,
         begun: Instant,
         log: &mut dyn Sink,
     ) -> Answer {
         let image = request.config.image_as_given.as_str();
-        let signature = signature.filter(|_| !self.disable_hmac);
+        let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
         let (secrets, unopened) = match self.open(request.sealed_secrets.as_deref()) {
             Ok(secrets) => (secrets, None),
             Err(error) => (BuildSecrets::default(), Some(error)),
@@ -197,10 +196,10 @@ impl Api {
         tracing::info!(
             image,
             reference = call.reference,
-            bytes = request.received,
+            bytes = request.body_bytes,
             "building"
         );
-        let running = self.metrics.begin(request.received);
+        let running = self.metrics.begin(request.body_bytes);
         let span = trace::span("build");
         span.set("slipway.image", image.to_owned());
         span.set("slipway.reference", call.reference.clone());
@@ -239,9 +238,9 @@ impl Api {
     }
 
     /// Read anew for each request: a secret that was rotated is used at once.
-    fn trust(&self, context: &Context) -> Result<Trust, Error> {
+    fn signature_check(&self, context: &Context) -> Result<SignatureCheck, Error> {
         if self.disable_hmac {
-            return Ok(Trust::Anyone);
+            return Ok(SignatureCheck::Disabled);
         }
         let secret = context
             .secrets()
@@ -250,8 +249,8 @@ impl Api {
         let empty = || SecretError::Empty {
             name: PAYLOAD_SECRET.to_owned(),
         };
-        Ok(Trust::Signed(
-            Keys::new(&secret, self.accept_sha1).ok_or_else(|| Error::PayloadSecret(empty()))?,
+        Ok(SignatureCheck::Required(
+            SignatureKeys::new(&secret, self.accept_sha1).ok_or_else(|| Error::PayloadSecret(empty()))?,
         ))
     }
 }

@@ -1,19 +1,19 @@
-//! From a request's body to a build request that can be trusted.
+//! Turns the body of an HTTP request into a build request whose signature has been checked.
 //!
-//! The body streams once. Each piece is hashed, spooled and indexed; no more than 1 MiB of pieces is in memory.
-//! What the index says is looked at only when the signature has turned out to be right: until then, the most that
-//! a sender without the key achieves is that a limit is applied to what it sends.
+//! The body is read once, as a stream. Each piece is hashed, spooled and indexed on the way; at most 1 MiB of pieces is
+//! in memory. Nothing in the tar is interpreted before the signature has been verified: until then, a sender without the
+//! key can only run into a limit.
 
-pub mod config;
-pub mod frontend;
-pub mod image;
-
+mod config;
+mod decompress;
+mod dockerfile;
 mod error;
-mod intake;
-mod pump;
+mod frontend;
+mod image;
+mod indexer;
+mod pipeline;
 mod signature;
 mod time;
-mod unpack;
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -23,59 +23,61 @@ use bytes::Bytes;
 use function_host::BoxError;
 use http_body_util::BodyExt;
 
-use crate::context::{ArchiveLimits, SourceContext, SpoolRoom, SpoolSettings};
-pub use config::{BuildConfig, ConfigError};
+use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
+pub(crate) use config::{BuildConfig, CacheTo, Provenance};
 pub use error::{RequestError, RequestErrorKind};
-pub use frontend::{AllowedFrontends, Frontend, FrontendError};
-pub use image::{ImageError, ImageRef};
-use intake::Intake;
-use pump::{Pump, blocking};
+pub(crate) use frontend::{AllowedFrontends, Frontend};
+pub(crate) use image::ImageRef;
+use indexer::BodyIndexer;
+use pipeline::{BodyPipeline, run_blocking};
 use signature::BodyVerifier;
-pub use signature::Keys;
+pub use signature::{SignatureKeys, VerifiedSignature};
 
-/// The header with the signature over the body.
+/// The header with the signature of the body.
 pub const SIGNATURE_HEADER: &str = "x-build-signature";
 
-/// What is to be built, from what.
+/// A build request whose signature and configuration have been checked.
 #[derive(Debug)]
 pub struct BuildRequest {
-    /// The file `com.openfaas.docker.config`.
+    /// The content of `com.openfaas.docker.config`.
     pub config: BuildConfig,
-    /// What reads the Dockerfile.
+    /// The frontend that reads the Dockerfile.
     pub frontend: Frontend,
     /// The folder `context/`.
     pub context: Arc<SourceContext>,
-    /// The file `com.openfaas.secrets`, still sealed.
+    /// The content of `com.openfaas.secrets`, still sealed.
     pub sealed_secrets: Option<Bytes>,
-    /// What is odd about the request and no reason to refuse it.
+    /// Warnings about the request, for the build's log.
     pub warnings: Vec<String>,
-    /// Bytes of the body.
-    pub received: u64,
+    /// Length of the body in bytes, as it was sent.
+    pub body_bytes: u64,
+    /// The signature that was verified; `None` where signatures are disabled.
+    pub signature: Option<VerifiedSignature>,
 }
 
-/// Whose requests are good.
+/// Whether a request needs a signature, and the keys that make one valid.
 #[derive(Clone, Debug)]
-pub enum Trust {
-    /// Those signed with one of these keys.
-    Signed(Keys),
-    /// Everybody's: something in front of the builder decides.
-    Anyone,
+pub enum SignatureCheck {
+    /// The request must be signed with one of these keys.
+    Required(SignatureKeys),
+    /// Signatures are not looked at: something in front of the builder authenticates callers.
+    Disabled,
 }
 
-/// What a request may bring along, and where it waits.
+/// Limits on a request, and the place where its body is spooled.
 #[derive(Clone, Debug)]
-pub struct Limits {
-    /// What its tar may be like; its size among that.
+pub struct RequestLimits {
+    /// Limits on the tar, among them its size.
     pub archive: ArchiveLimits,
-    /// Where the tar is kept.
+    /// Where the tar is spooled.
     pub spool: SpoolSettings,
-    /// Which frontends its Dockerfile may name.
+    /// The frontends that a Dockerfile may name.
     pub frontends: AllowedFrontends,
 }
 
-impl Limits {
-    /// Bodies of up to `body` bytes, of which those above 256 KiB go to files without a name in `spool_dir`.
-    pub fn new(body: u64, spool_dir: impl Into<PathBuf>, room: SpoolRoom) -> Self {
+impl RequestLimits {
+    /// Returns limits for bodies of up to `body` bytes; those above 256 KiB are spooled to unnamed files in `spool_dir`.
+    pub fn new(body: u64, spool_dir: impl Into<PathBuf>, quota: SpoolQuota) -> Self {
         let archive = ArchiveLimits {
             body,
             ..ArchiveLimits::default()
@@ -85,34 +87,35 @@ impl Limits {
             spool: SpoolSettings {
                 dir: spool_dir.into(),
                 memory: 256 << 10,
-                room,
+                quota,
             },
             frontends: AllowedFrontends::default(),
         }
     }
 }
 
-/// Reads a body to its end and makes a build request of it. `signature` is what the header says.
+/// Reads a body to its end and parses it as a build request. `signature` is the value of [`SIGNATURE_HEADER`].
 ///
-/// Dropping the future drops what was received.
+/// Dropping the future discards what has been received.
 ///
 /// # Errors
-/// Without a signature where one is needed, and with a declared size above the limit, before anything is read. At
-/// the limit, and when the spool is full, at once. About the tar and its configuration only once the signature holds.
+/// Before the body is read: a required signature is missing or malformed, or the declared length exceeds the limit.
+/// While it is read: the limit or the spool's quota is exceeded, or the body breaks off. Errors in the tar and its
+/// configuration are reported only after the signature has been verified.
 pub async fn receive<B>(
     body: B,
     signature: Option<&str>,
-    trust: &Trust,
-    limits: &Limits,
+    check: &SignatureCheck,
+    limits: &RequestLimits,
 ) -> Result<BuildRequest, RequestError>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    let verifier = match (trust, signature) {
-        (Trust::Anyone, _) => None,
-        (Trust::Signed(_), None) => return Err(RequestError::NotSigned),
-        (Trust::Signed(keys), Some(header)) => {
+    let verifier = match (check, signature) {
+        (SignatureCheck::Disabled, _) => None,
+        (SignatureCheck::Required(_), None) => return Err(RequestError::NotSigned),
+        (SignatureCheck::Required(keys), Some(header)) => {
             Some(BodyVerifier::new(keys, header).map_err(|_| RequestError::MalformedSignature)?)
         }
     };
@@ -122,20 +125,20 @@ where
     }
 
     let mut body = pin!(body);
-    let mut pump = Pump::new(verifier, Intake::new(limits));
+    let mut pipeline = BodyPipeline::new(verifier, BodyIndexer::new(limits));
     let mut received = 0u64;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| RequestError::of_body(error.into()))?;
-        // Trailers mean nothing here.
+        let frame = frame.map_err(|error| RequestError::from_body_error(error.into()))?;
+        // Trailers carry nothing that is used here.
         let Ok(piece) = frame.into_data() else { continue };
         received = received.saturating_add(piece.len() as u64);
         if received > limit {
             return Err(RequestError::TooLarge { limit });
         }
-        pump.push(piece).await?;
+        pipeline.push(piece).await?;
     }
-    let intake = pump.finish().await?;
-    blocking(move || intake.finish()).await?
+    let (indexer, signature) = pipeline.finish().await?;
+    run_blocking(move || indexer.finish(signature)).await?
 }
 
 #[cfg(test)]

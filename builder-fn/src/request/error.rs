@@ -1,4 +1,4 @@
-//! Why a request is refused.
+//! Reasons to reject a request.
 
 use std::time::Duration;
 
@@ -8,111 +8,123 @@ use super::config::ConfigError;
 use super::frontend::FrontendError;
 use crate::context::{ArchiveError, SpoolError};
 
-/// What kept a request from becoming a build. The texts are for its sender, and complete; only failures of this
-/// side have causes behind them.
+/// An error that keeps a request from becoming a build.
+///
+/// The texts are complete and meant for the caller. Only failures of the platform and the connection have a source.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The header is missing.
+    /// The signature header is missing.
     #[error(
         "the request is not signed; X-Build-Signature should be sha256= and the hexadecimal HMAC-SHA256 of the body"
     )]
     NotSigned,
-    /// The header is no signature.
+    /// The signature header cannot be parsed.
     #[error("X-Build-Signature should be sha256= and 64 hexadecimal digits")]
     MalformedSignature,
-    /// The signature is that of another body, or made with another key.
+    /// The signature belongs to another body, or was made with another key.
     #[error("X-Build-Signature does not match the body and the key of this builder")]
     WrongSignature,
-    /// The request says itself that it is too old.
-    #[error("the request was good until {not_after} (notAfter); sign a new one")]
+    /// The configuration's `notAfter` has passed.
+    #[error("the request expired at {not_after} (notAfter); sign a new one")]
     Expired {
-        /// Until when, as RFC 3339.
+        /// The time at which it expired, as RFC 3339.
         not_after: String,
     },
-    /// More than allowed.
+    /// The body exceeds the limit.
     #[error("the body is larger than {limit} bytes, which is the limit of this builder")]
     TooLarge {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The sender paused for too long.
+    /// The caller sent nothing for too long.
     #[error(
-        "nothing came of the body for {}, which is as long as this builder waits (read_timeout)",
+        "the body stalled: nothing arrived for {}, the limit of this builder (read_timeout)",
         duration::format(*limit)
     )]
     Stalled {
-        /// How long it may pause.
+        /// The longest pause that is allowed.
         limit: Duration,
     },
-    /// The sender broke off.
+    /// The connection broke before the end of the body.
     #[error("the body could not be read to its end")]
     Body {
-        /// What the connection said.
+        /// The error of the connection.
         #[source]
         source: BoxError,
     },
-    /// The tar is not as it should be.
+    /// The tar is unusable.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
     /// The tar has no configuration.
-    #[error("the tar has no com.openfaas.docker.config; it should say at least {{\"image\": \"…\"}}")]
+    #[error(
+        "com.openfaas.docker.config: not in the tar; it should be a file with at least {{\"image\": \"…\"}}"
+    )]
     NoConfig,
-    /// The configuration is not as it should be.
+    /// The configuration is unusable.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The Dockerfile wants to be read by something else.
+    /// The Dockerfile names a frontend that is not allowed.
     #[error(transparent)]
     Frontend(#[from] FrontendError),
-    /// Nothing says what to build.
-    #[error("the tar has no file context/{path}, which is to be built")]
+    /// The tar has no Dockerfile.
+    #[error("context/{path}: not in the tar; {}", why(*is_named))]
     NoDockerfile {
-        /// Where it should be in the context.
+        /// Its path in the context.
         path: String,
+        /// Whether the configuration names it.
+        is_named: bool,
     },
-    /// The tar could not be kept.
+    /// The tar could not be spooled.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// What was kept of the tar cannot be read any more.
-    #[error("could not read back what was kept of the body")]
-    Reread(#[source] std::io::Error),
-    /// The process is ending.
+    /// The spooled tar could not be read back.
+    #[error("could not read the spooled body")]
+    ReadSpool(#[source] std::io::Error),
+    /// The process is shutting down.
     #[error("the builder was shut down while it read the request")]
     Interrupted,
 }
 
-/// What to do about a [`RequestError`], and whose it is.
+fn why(is_named: bool) -> &'static str {
+    match is_named {
+        true => "the config's \"dockerfile\" names it",
+        false => "the file to build from belongs there, or the config should name it as \"dockerfile\"",
+    }
+}
+
+/// What a [`RequestError`] means for the status of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestErrorKind {
-    /// The sender has to show that it may.
+    /// The caller is not authenticated, or its request has expired.
     Unauthorized,
-    /// The sender has to send something else.
+    /// The caller has to change the request.
     Invalid,
-    /// The sender has to send less. The rest of the body has not been read.
+    /// The body exceeds a limit. The rest of it has not been read.
     TooLarge,
-    /// The sender went away, or stalled; nobody may be there to hear.
+    /// The caller disconnected or stalled; an answer may not reach it.
     Broken,
-    /// There is no room for the body now. Later, or elsewhere, there may be.
+    /// There is no space for the body now; a retry later, or elsewhere, may succeed.
     NoSpace,
-    /// Something here failed.
+    /// The platform failed.
     Platform,
 }
 
 impl RequestError {
-    /// What became of a body.
-    pub(super) fn of_body(error: BoxError) -> Self {
+    /// Converts an error of the body's stream.
+    pub(super) fn from_body_error(error: BoxError) -> Self {
         match error.downcast_ref() {
             Some(BodyError::Stalled { limit }) => Self::Stalled { limit: *limit },
             _ => Self::Body { source: error },
         }
     }
 
-    /// What kind of error this is.
+    /// Returns the kind of this error.
     pub fn kind(&self) -> RequestErrorKind {
         match self {
             Self::NotSigned | Self::MalformedSignature | Self::WrongSignature | Self::Expired { .. } => {
                 RequestErrorKind::Unauthorized
             }
-            Self::Archive(ArchiveError::UnpacksTooLarge { .. }) => RequestErrorKind::TooLarge,
+            Self::Archive(ArchiveError::DecompressedTooLarge { .. }) => RequestErrorKind::TooLarge,
             Self::Archive(_)
             | Self::NoConfig
             | Self::Config(_)
@@ -120,23 +132,23 @@ impl RequestError {
             | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
             Self::TooLarge { .. } => RequestErrorKind::TooLarge,
             Self::Stalled { .. } | Self::Body { .. } => RequestErrorKind::Broken,
-            Self::Spool(SpoolError::Full { .. } | SpoolError::Limit { .. }) => RequestErrorKind::NoSpace,
-            Self::Spool(SpoolError::Io { .. }) | Self::Reread(_) | Self::Interrupted => {
+            Self::Spool(SpoolError::Full { .. } | SpoolError::Quota { .. }) => RequestErrorKind::NoSpace,
+            Self::Spool(SpoolError::Io { .. }) | Self::ReadSpool(_) | Self::Interrupted => {
                 RequestErrorKind::Platform
             }
         }
     }
 
-    /// Whether the signature, where one is needed, held before this went wrong.
-    pub fn is_of_a_known_sender(&self) -> bool {
+    /// Whether the signature, where one is required, had been verified before this error occurred.
+    pub fn is_from_verified_caller(&self) -> bool {
         match self {
-            // What is wrong with a tar is kept back until then.
+            // Errors in the tar are held back until the signature has been verified.
             Self::Expired { .. }
             | Self::Archive(_)
             | Self::NoConfig
             | Self::Config(_)
             | Self::Frontend(_)
-            | Self::Reread(_)
+            | Self::ReadSpool(_)
             | Self::NoDockerfile { .. } => true,
             Self::NotSigned
             | Self::MalformedSignature

@@ -1,47 +1,47 @@
-//! Which frontend reads the Dockerfile: the one that BuildKit has built in, unless the operator allows others.
+//! Decides which frontend reads a Dockerfile: the one built into BuildKit, unless the operator allows others.
 //!
-//! A Dockerfile's first lines can name an image that takes the frontend's place (`# syntax=`). It is a program of the
-//! caller's choice which then decides what is built, so it has to be one of `allowed_frontends`. What such a line may
-//! look like: BuildKit `frontend/dockerfile/parser/directives.go`.
+//! A Dockerfile's first lines can name an image to use as the frontend (`# syntax=`). That is a program of the caller's
+//! choice which decides what is built, so it has to be one of `allowed_frontends`. Source of the directives' grammar:
+//! BuildKit `frontend/dockerfile/parser/directives.go`.
 
 use std::str::FromStr;
 
 use super::image::{ImageError, ImageRef};
 
-/// The released images of the built-in frontend. To name one of them is common, and asks for nothing but that frontend.
+/// Repository of the built-in frontend's released images. Dockerfiles often name it; the built-in frontend is used then.
 const BUILT_IN: &str = "docker.io/docker/dockerfile";
 
-/// Bytes of a Dockerfile that are looked at. BuildKit's own reader of directives takes no line that is longer.
-pub(super) const LOOKED_AT: usize = 64 << 10;
+/// Bytes of a Dockerfile that are searched for directives. BuildKit's own reader accepts no longer line.
+pub(super) const DIRECTIVES_MAX: usize = 64 << 10;
 
-/// The directives that may stand before the first other line.
+/// The parser directives. The first line that is none of them ends the search.
 const DIRECTIVES: [&str; 3] = ["syntax", "escape", "check"];
 
-/// What reads the Dockerfile.
+/// The program that reads a Dockerfile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Frontend {
-    /// BuildKit itself, whatever the Dockerfile says.
+    /// The frontend built into BuildKit, whatever the Dockerfile names.
     #[default]
     BuiltIn,
-    /// The image that the Dockerfile names, which is an allowed one.
+    /// The image that the Dockerfile names; it is an allowed one.
     Named,
 }
 
-/// The images that Dockerfiles may name besides the built-in frontend.
+/// Images that a Dockerfile may name as its frontend, besides the built-in one.
 #[derive(Clone, Debug, Default)]
 pub struct AllowedFrontends(Vec<String>);
 
-/// A Dockerfile that names a frontend which is not allowed.
+/// The error of a Dockerfile that names a frontend which is not allowed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the Dockerfile's line \"syntax={name}\" asks for another frontend, which this builder does not allow{}; leave the \
-     line out, or name docker/dockerfile, which is built in",
+    "the Dockerfile's line \"syntax={name}\" names a frontend that this builder does not allow{}; remove the line, or name \
+     docker/dockerfile, which is built in",
     list(.allowed)
 )]
 pub struct FrontendError {
-    /// What it names, shortened.
+    /// The name in the Dockerfile, shortened.
     name: String,
-    /// What could be named.
+    /// The allowed names.
     allowed: Vec<String>,
 }
 
@@ -53,15 +53,15 @@ fn list(images: &[String]) -> String {
 }
 
 impl AllowedFrontends {
-    /// Decides about the Dockerfile that begins with `start`.
+    /// Returns the frontend for a Dockerfile that begins with `start`.
     ///
     /// # Errors
-    /// When it names a frontend that is not allowed.
+    /// When the Dockerfile names a frontend that is not allowed.
     pub(super) fn choose(&self, start: &[u8]) -> Result<Frontend, FrontendError> {
         let Some(name) = syntax(start) else {
             return Ok(Frontend::BuiltIn);
         };
-        // As BuildKit resolves it; a digest is part of what was allowed, or is not.
+        // The name as BuildKit resolves it. A digest has to be allowed with the name.
         let full = full_name(&name).unwrap_or_default();
         if self.0.contains(&full) {
             return Ok(Frontend::Named);
@@ -81,7 +81,7 @@ impl AllowedFrontends {
 impl FromStr for AllowedFrontends {
     type Err = String;
 
-    /// Image references, separated by commas or blanks.
+    /// Parses image references, separated by commas or blanks.
     fn from_str(text: &str) -> Result<Self, String> {
         let names = text
             .split(|c: char| c == ',' || c.is_whitespace())
@@ -94,17 +94,15 @@ impl FromStr for AllowedFrontends {
     }
 }
 
-/// The name in full, with a tag or a digest.
+/// Returns an image reference in full, with a tag or a digest.
 fn full_name(name: &str) -> Result<String, ImageError> {
     match name.split_once('@') {
         None => ImageRef::parse(name).map(|image| image.to_string()),
-        Some((name, digest)) => {
-            let image = ImageRef::parse(name)?;
-            Ok(format!("{}/{}@{digest}", image.registry(), image.repository()))
-        }
+        Some((name, digest)) => ImageRef::parse(name).map(|image| image.with_digest(digest)),
     }
 }
 
+/// Returns a full image reference without its tag or digest.
 fn repository(full: &str) -> &str {
     let name = full.split('@').next().unwrap_or(full);
     let slash = name.rfind('/').unwrap_or_default();
@@ -114,10 +112,10 @@ fn repository(full: &str) -> &str {
     }
 }
 
-/// What a Dockerfile's `syntax` directive names, in any of its three forms: `# syntax=`, `// syntax=`, and JSON.
+/// Returns the name in a Dockerfile's `syntax` directive, in any of its three forms: `# syntax=`, `// syntax=`, and JSON.
 fn syntax(start: &[u8]) -> Option<String> {
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
-    let text = String::from_utf8_lossy(&start[..start.len().min(LOOKED_AT)]);
+    let text = String::from_utf8_lossy(&start[..start.len().min(DIRECTIVES_MAX)]);
     let text = match text.strip_prefix("#!") {
         Some(rest) => rest.split_once('\n').map_or("", |(_, rest)| rest),
         None => &text,
@@ -132,10 +130,11 @@ fn syntax(start: &[u8]) -> Option<String> {
     Some(named.split(' ').next().unwrap_or_default().to_owned())
 }
 
+/// Returns the value of `syntax` among the directives in comments that begin with `comment`.
 fn directive(text: &str, comment: &str) -> Option<String> {
     let mut seen = Vec::new();
     for line in text.lines() {
-        let (name, value) = parts(line.strip_prefix(comment)?)?;
+        let (name, value) = split_directive(line.strip_prefix(comment)?)?;
         let name = name.to_ascii_lowercase();
         if name == "syntax" {
             return Some(value.to_owned());
@@ -148,8 +147,8 @@ fn directive(text: &str, comment: &str) -> Option<String> {
     None
 }
 
-/// `name = value`, after the sign of a comment.
-fn parts(line: &str) -> Option<(&str, &str)> {
+/// Splits `name = value`, the text of a comment.
+fn split_directive(line: &str) -> Option<(&str, &str)> {
     const BLANK: [char; 5] = ['\t', '\n', '\u{c}', '\r', ' '];
     let (name, value) = line.trim_start().split_once('=')?;
     let name = name.trim_end_matches(BLANK);
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directive_is_found_wherever_buildkit_finds_it() {
+    fn a_syntax_directive_is_found_wherever_buildkit_finds_it() {
         for dockerfile in [
             "# syntax=evil/frontend:1\nFROM x",
             "#syntax=evil/frontend:1",
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comment_that_is_no_directive_names_nothing() {
+    fn a_comment_that_is_not_a_directive_names_no_frontend() {
         for dockerfile in [
             "",
             "FROM scratch\n# syntax=evil/frontend:1\n",
@@ -205,12 +204,15 @@ mod tests {
         ] {
             assert_eq!(named(dockerfile), None, "{dockerfile:?}");
         }
-        let far = format!("{}\n# syntax=evil/frontend:1\n", "#escape=".repeat(LOOKED_AT));
+        let far = format!(
+            "{}\n# syntax=evil/frontend:1\n",
+            "#escape=".repeat(DIRECTIVES_MAX)
+        );
         assert_eq!(named(&far), None);
     }
 
     #[test]
-    fn the_built_in_frontend_may_be_named_in_any_version_and_is_what_is_used() {
+    fn every_version_of_the_built_in_frontend_may_be_named_and_the_built_in_one_is_used() {
         let none = AllowedFrontends::default();
         for name in [
             "docker/dockerfile:1",
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn another_frontend_needs_permission_by_its_exact_name() {
+    fn another_frontend_has_to_be_allowed_by_its_exact_name() {
         let allowed: AllowedFrontends = "r.example/frontend:2, other/one r.example/by@sha256:12"
             .parse()
             .unwrap();
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_allowed_has_to_be_images() {
+    fn an_allowed_frontend_that_is_not_an_image_reference_is_rejected() {
         let error = "good/one:1,Bad".parse::<AllowedFrontends>().unwrap_err();
         assert!(error.contains("\"Bad\""), "{error}");
         assert!("".parse::<AllowedFrontends>().unwrap().0.is_empty());

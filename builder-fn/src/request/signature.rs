@@ -1,7 +1,7 @@
-//! Signatures of requests: the host's, and what faas-cli wrote before 2022.
+//! Signatures of requests: the host's HMAC-SHA256, and the HMAC-SHA1 of faas-cli before 2022.
 //!
-//! `sha1=<hex HMAC-SHA1 of the body>` is what `faas-cli invoke --sign` sends in its releases under the MIT licence, and OpenFaaS
-//! itself takes it as well. That collisions of SHA-1 can be made does not help whoever would forge an HMAC with it.
+//! `sha1=<hex HMAC-SHA1 of the body>` is what `faas-cli invoke --sign` sends in its releases under the MIT licence, and
+//! OpenFaaS itself accepts it too. Known collisions of SHA-1 do not help to forge an HMAC.
 
 use std::fmt;
 
@@ -12,19 +12,19 @@ use sha1::Sha1;
 
 const SHA1_PREFIX: &str = "sha1=";
 
-/// The length of an SHA-1 in bytes.
+/// Length of an SHA-1 hash in bytes.
 const SHA1_LENGTH: usize = 20;
 
-/// The keys of the secret, one a line: each is good.
+/// HMAC keys, one per line of the secret. A signature made with any of them is valid.
 #[derive(Clone)]
-pub struct Keys {
+pub struct SignatureKeys {
     sha256: HmacKeys,
-    /// Empty where the older form is not taken.
+    /// Empty where `sha1=` signatures are not accepted.
     sha1: Vec<Hmac<Sha1>>,
 }
 
-impl Keys {
-    /// The keys of a secret; nothing where it has none.
+impl SignatureKeys {
+    /// Returns the keys in `secret`, or `None` if it has none.
     pub fn new(secret: &Secret, accept_sha1: bool) -> Option<Self> {
         let lines = secret.expose().split(|byte| *byte == b'\n');
         let sha1 = lines
@@ -39,14 +39,30 @@ impl Keys {
     }
 }
 
-impl fmt::Debug for Keys {
+impl fmt::Debug for SignatureKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.sha256, f)
     }
 }
 
-/// Checks a signature over a body that arrives in pieces.
-pub(super) enum BodyVerifier {
+/// A signature that matched the body of its request: two requests with the same one have the same body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedSignature(String);
+
+impl VerifiedSignature {
+    /// Returns the signature as it was sent, without surrounding blanks.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Verifies a signature over a body that arrives in pieces.
+pub(super) struct BodyVerifier {
+    header: String,
+    hmac: BodyHmac,
+}
+
+enum BodyHmac {
     Sha256(Verifier),
     Sha1 {
         expected: [u8; SHA1_LENGTH],
@@ -55,40 +71,48 @@ pub(super) enum BodyVerifier {
 }
 
 impl BodyVerifier {
-    /// Expects the signature in `header`.
-    pub(super) fn new(keys: &Keys, header: &str) -> Result<Self, Malformed> {
-        match header.trim().strip_prefix(SHA1_PREFIX) {
+    /// Returns a verifier that expects the signature in `header`.
+    pub(super) fn new(keys: &SignatureKeys, header: &str) -> Result<Self, Malformed> {
+        let header = header.trim();
+        let hmac = match header.strip_prefix(SHA1_PREFIX) {
             Some(digits) if !keys.sha1.is_empty() => {
                 let mut expected = [0; SHA1_LENGTH];
                 hex::decode_to_slice(digits, &mut expected).map_err(|_| Malformed)?;
-                Ok(Self::Sha1 {
+                BodyHmac::Sha1 {
                     expected,
                     macs: keys.sha1.clone(),
-                })
+                }
             }
-            _ => Verifier::new(&keys.sha256, header).map(Self::Sha256),
-        }
+            _ => BodyHmac::Sha256(Verifier::new(&keys.sha256, header)?),
+        };
+        Ok(Self {
+            header: header.to_owned(),
+            hmac,
+        })
     }
 
-    /// Takes the next piece of the body.
+    /// Hashes the next piece of the body.
     pub(super) fn update(&mut self, piece: &[u8]) {
-        match self {
-            Self::Sha256(verifier) => verifier.update(piece),
-            Self::Sha1 { macs, .. } => macs.iter_mut().for_each(|mac| mac.update(piece)),
+        match &mut self.hmac {
+            BodyHmac::Sha256(verifier) => verifier.update(piece),
+            BodyHmac::Sha1 { macs, .. } => macs.iter_mut().for_each(|mac| mac.update(piece)),
         }
     }
 
-    /// Whether the signature holds. Takes the same time wherever it differs, and whichever key it is.
-    pub(super) fn finish(self) -> Result<(), Mismatch> {
-        match self {
-            Self::Sha256(verifier) => verifier.finish(),
-            Self::Sha1 { expected, macs } => {
-                let holds = macs
+    /// Returns the signature if it matches the body. Takes the same time wherever it differs, and whichever key matches.
+    pub(super) fn finish(self) -> Result<VerifiedSignature, Mismatch> {
+        match self.hmac {
+            BodyHmac::Sha256(verifier) => verifier.finish()?,
+            BodyHmac::Sha1 { expected, macs } => {
+                let matches = macs
                     .into_iter()
                     .fold(false, |found, mac| found | mac.verify_slice(&expected).is_ok());
-                if holds { Ok(()) } else { Err(Mismatch) }
+                if !matches {
+                    return Err(Mismatch);
+                }
             }
         }
+        Ok(VerifiedSignature(self.header))
     }
 }
 
@@ -110,23 +134,24 @@ mod tests {
         ),
     ];
 
-    fn keys(key: &[u8], accept_sha1: bool) -> Keys {
+    fn keys(key: &[u8], accept_sha1: bool) -> SignatureKeys {
         let lines = [b"another\n", key, b"\n"].concat();
-        Keys::new(&Secret::new(lines), accept_sha1).unwrap()
+        SignatureKeys::new(&Secret::new(lines), accept_sha1).unwrap()
     }
 
-    fn verify(keys: &Keys, header: &str, body: &[u8]) -> Result<(), Mismatch> {
+    fn verify(keys: &SignatureKeys, header: &str, body: &[u8]) -> Result<VerifiedSignature, Mismatch> {
         let mut verifier = BodyVerifier::new(keys, header).unwrap();
         body.chunks(7).for_each(|piece| verifier.update(piece));
         verifier.finish()
     }
 
     #[test]
-    fn the_older_form_is_taken_from_whoever_has_a_key() {
+    fn a_sha1_signature_is_valid_only_with_the_right_key_and_body() {
         for (key, body, digits) in SIGNED {
             let keys = keys(key, true);
             let header = format!("sha1={digits}");
-            assert_eq!(verify(&keys, &header, body), Ok(()));
+            let verified = verify(&keys, &format!(" {header} "), body).unwrap();
+            assert_eq!(verified.as_str(), header);
             assert_eq!(verify(&keys, &header, &body[1..]), Err(Mismatch));
             assert_eq!(
                 verify(&keys, &format!("sha1={}", "0".repeat(40)), body),
@@ -138,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_form_is_refused_where_it_is_switched_off() {
+    fn a_sha1_signature_is_malformed_where_sha1_is_disabled() {
         let (key, _, digits) = SIGNED[0];
         assert!(BodyVerifier::new(&keys(key, false), &format!("sha1={digits}")).is_err());
     }

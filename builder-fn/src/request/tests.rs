@@ -1,4 +1,4 @@
-//! Bodies as they arrive, good and bad, and what is left of them.
+//! Bodies that arrive in pieces: which are accepted, why others are rejected, and that nothing of them is left.
 
 use std::fs;
 use std::io;
@@ -16,8 +16,8 @@ use crate::context::Kind;
 
 const CONFIG: &[u8] = br#"{"image": "example.com/hello:v1", "soon": 1}"#;
 
-fn room() -> SpoolRoom {
-    SpoolRoom::new(
+fn quota() -> SpoolQuota {
+    SpoolQuota::new(
         u64::MAX,
         function_host::prometheus::IntGauge::new("used", "used").unwrap(),
     )
@@ -27,12 +27,12 @@ fn key(lines: &str) -> HmacKeys {
     HmacKeys::new(&Secret::new(lines)).unwrap()
 }
 
-fn trust() -> Trust {
-    trust_in("the key")
+fn required() -> SignatureCheck {
+    required_with("the key")
 }
 
-fn trust_in(lines: &str) -> Trust {
-    Trust::Signed(Keys::new(&Secret::new(lines), true).unwrap())
+fn required_with(lines: &str) -> SignatureCheck {
+    SignatureCheck::Required(SignatureKeys::new(&Secret::new(lines), true).unwrap())
 }
 
 fn sign(body: &[u8]) -> String {
@@ -66,7 +66,7 @@ fn large() -> Vec<u8> {
     ])
 }
 
-/// A body of `pieces`, without a declared size.
+/// Returns a body of `pieces`, without a declared length.
 fn streamed(
     pieces: impl Stream<Item = Result<Vec<u8>, io::Error>>,
 ) -> impl http_body::Body<Data = Bytes, Error = io::Error> {
@@ -79,24 +79,24 @@ fn in_pieces(body: &[u8], size: usize) -> impl http_body::Body<Data = Bytes, Err
     streamed(stream::iter(pieces))
 }
 
-/// A body that must not be read.
+/// Returns a body that panics when it is read.
 fn untouched() -> impl http_body::Body<Data = Bytes, Error = io::Error> {
     streamed(stream::poll_fn(|_| panic!("the body was read")))
 }
 
 struct Spooled {
     dir: TempDir,
-    limits: Limits,
+    limits: RequestLimits,
 }
 
 fn spool() -> Spooled {
     let dir = TempDir::new().unwrap();
-    let limits = Limits::new(100 << 20, dir.path(), room());
+    let limits = RequestLimits::new(100 << 20, dir.path(), quota());
     Spooled { dir, limits }
 }
 
 impl Spooled {
-    /// Names in the spool folder, and files of it that this process has open.
+    /// Returns the number of names in the spool folder, and of its files that this process has open.
     fn left(&self) -> (usize, usize) {
         let names = fs::read_dir(self.dir.path()).unwrap().count();
         let descriptors = fs::read_dir("/proc/self/fd").unwrap();
@@ -110,8 +110,9 @@ impl Spooled {
         )
     }
 
-    async fn refusal(&self, body: &[u8], signature: Option<&str>) -> RequestError {
-        let error = receive(in_pieces(body, 1000), signature, &trust(), &self.limits)
+    /// Returns the error of a body, and checks that nothing of it is left.
+    async fn rejection(&self, body: &[u8], signature: Option<&str>) -> RequestError {
+        let error = receive(in_pieces(body, 1000), signature, &required(), &self.limits)
             .await
             .unwrap_err();
         assert_eq!(self.left(), (0, 0), "{error}");
@@ -120,16 +121,18 @@ impl Spooled {
 }
 
 #[tokio::test]
-async fn a_signed_tar_becomes_a_build_request_however_it_arrives() {
+async fn a_signed_tar_becomes_the_same_build_request_in_pieces_of_any_size() {
     let spooled = spool();
     for body in [good(), large()] {
         for size in [1000, 64 << 10, 1 << 20, body.len()] {
             let arriving = in_pieces(&body, size);
-            let request = receive(arriving, Some(&sign(&body)), &trust(), &spooled.limits)
+            let request = receive(arriving, Some(&sign(&body)), &required(), &spooled.limits)
                 .await
                 .unwrap();
             assert_eq!(request.config.image.to_string(), "example.com/hello:v1");
-            assert_eq!(request.received, body.len() as u64);
+            assert_eq!(request.body_bytes, body.len() as u64);
+            let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
+            assert_eq!(signature, Some(sign(&body).as_str()));
             assert_eq!(
                 request.warnings,
                 ["key \"soon\" in com.openfaas.docker.config is ignored"]
@@ -148,11 +151,11 @@ async fn a_signed_tar_becomes_a_build_request_however_it_arrives() {
 }
 
 #[tokio::test]
-async fn what_is_read_from_the_spool_file_is_what_was_sent() {
+async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     let spooled = spool();
     let body = large();
     let arriving = in_pieces(&body, 10_007);
-    let request = receive(arriving, Some(&sign(&body)), &trust(), &spooled.limits)
+    let request = receive(arriving, Some(&sign(&body)), &required(), &spooled.limits)
         .await
         .unwrap();
     let entry = request.context.get("large").unwrap();
@@ -177,7 +180,7 @@ async fn what_is_read_from_the_spool_file_is_what_was_sent() {
 }
 
 #[tokio::test]
-async fn sealed_secrets_go_along_as_they_are() {
+async fn sealed_secrets_are_passed_on_unchanged() {
     let body = tar(&[
         ("com.openfaas.docker.config", CONFIG),
         ("com.openfaas.secrets", b"version: v1\n"),
@@ -186,7 +189,7 @@ async fn sealed_secrets_go_along_as_they_are() {
     let request = receive(
         in_pieces(&body, 100),
         Some(&sign(&body)),
-        &trust(),
+        &required(),
         &spool().limits,
     )
     .await
@@ -195,7 +198,7 @@ async fn sealed_secrets_go_along_as_they_are() {
 }
 
 #[tokio::test]
-async fn without_a_signature_the_body_is_not_read() {
+async fn a_body_without_a_valid_signature_header_is_not_read() {
     let limits = spool().limits;
     for (signature, expected) in [
         (None, "not signed"),
@@ -203,7 +206,7 @@ async fn without_a_signature_the_body_is_not_read() {
         (Some("sha1=00"), "64"),
         (Some("sha256=zz"), "64"),
     ] {
-        let error = receive(untouched(), signature, &trust(), &limits)
+        let error = receive(untouched(), signature, &required(), &limits)
             .await
             .unwrap_err();
         assert_eq!(error.kind(), RequestErrorKind::Unauthorized);
@@ -212,9 +215,9 @@ async fn without_a_signature_the_body_is_not_read() {
 }
 
 #[tokio::test]
-async fn every_key_is_good_and_no_other() {
+async fn a_signature_is_valid_with_any_of_the_keys_and_with_no_other() {
     let spooled = spool();
-    let both = trust_in("new\nthe key\n");
+    let both = required_with("new\nthe key\n");
     let body = good();
     assert!(
         receive(in_pieces(&body, 999), Some(&sign(&body)), &both, &spooled.limits)
@@ -222,45 +225,43 @@ async fn every_key_is_good_and_no_other() {
             .is_ok()
     );
     let other = signature::sign(&key("other"), &body);
-    let error = spooled.refusal(&body, Some(&other)).await;
+    let error = spooled.rejection(&body, Some(&other)).await;
     assert!(matches!(error, RequestError::WrongSignature));
-    // The body's own signature, but for another body.
+    // A signature of the body before it was changed.
     let mut changed = body.clone();
     changed[600] ^= 1;
     assert!(matches!(
-        spooled.refusal(&changed, Some(&sign(&body))).await,
+        spooled.rejection(&changed, Some(&sign(&body))).await,
         RequestError::WrongSignature
     ));
     assert!(matches!(
-        spooled.refusal(&body[..1000], Some(&sign(&body))).await,
+        spooled.rejection(&body[..1000], Some(&sign(&body))).await,
         RequestError::WrongSignature
     ));
 }
 
 #[tokio::test]
-async fn without_the_key_nothing_is_said_about_the_tar() {
+async fn errors_in_the_tar_are_not_reported_to_a_sender_without_the_key() {
     let spooled = spool();
     for body in [&b"no tar at all"[..], &[0; 4096], &tar(&[("x", b"")])] {
-        let error = spooled.refusal(body, Some(&sign(b"something else"))).await;
+        let error = spooled.rejection(body, Some(&sign(b"something else"))).await;
         assert!(matches!(error, RequestError::WrongSignature), "{error}");
     }
 }
 
 #[tokio::test]
-async fn where_signatures_are_off_none_is_looked_at() {
+async fn no_signature_is_checked_or_kept_where_signatures_are_disabled() {
     let body = good();
     let limits = spool().limits;
     for signature in [None, Some("sha256=00")] {
-        assert!(
-            receive(in_pieces(&body, 512), signature, &Trust::Anyone, &limits)
-                .await
-                .is_ok()
-        );
+        let arriving = in_pieces(&body, 512);
+        let request = receive(arriving, signature, &SignatureCheck::Disabled, &limits).await;
+        assert_eq!(request.unwrap().signature, None);
     }
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_signed_body_is_told() {
+async fn errors_in_a_signed_body_are_reported() {
     let spooled = spool();
     let dockerfile = ("context/Dockerfile", &b""[..]);
     let cut = &good()[..700];
@@ -278,45 +279,45 @@ async fn what_is_wrong_with_a_signed_body_is_told() {
         (tar(&[("com.openfaas.docker.config", b"{}"), dockerfile]), "image"),
         (tar(&[("com.openfaas.docker.config", b"{"), dockerfile]), "JSON"),
     ] {
-        let error = spooled.refusal(&body, Some(&sign(&body))).await;
+        let error = spooled.rejection(&body, Some(&sign(&body))).await;
         assert_eq!(error.kind(), RequestErrorKind::Invalid, "{error}");
         assert!(error.to_string().contains(hint), "{error}");
     }
     let late = br#"{"image": "hello", "notAfter": "2001-01-01T00:00:00Z"}"#;
     let body = tar(&[("com.openfaas.docker.config", late), dockerfile]);
-    let error = spooled.refusal(&body, Some(&sign(&body))).await;
+    let error = spooled.rejection(&body, Some(&sign(&body))).await;
     assert_eq!(error.kind(), RequestErrorKind::Unauthorized);
 }
 
 #[tokio::test]
-async fn a_body_that_says_it_is_too_large_is_not_read() {
+async fn a_body_whose_declared_length_exceeds_the_limit_is_not_read() {
     let mut limits = spool().limits;
     let body = good();
     limits.archive.body = body.len() as u64;
     let declared = || Full::new(Bytes::from(body.clone()));
     assert!(
-        receive(declared(), Some(&sign(&body)), &trust(), &limits)
+        receive(declared(), Some(&sign(&body)), &required(), &limits)
             .await
             .is_ok()
     );
     limits.archive.body -= 1;
-    let error = receive(declared(), Some(&sign(&body)), &trust(), &limits)
+    let error = receive(declared(), Some(&sign(&body)), &required(), &limits)
         .await
         .unwrap_err();
     assert_eq!(error.kind(), RequestErrorKind::TooLarge);
 }
 
 #[tokio::test]
-async fn reading_stops_at_the_limit() {
+async fn reading_stops_when_the_limit_is_exceeded() {
     let mut spooled = spool();
     spooled.limits.archive.body = 10_000;
     let mut pieces = 0;
     let endless = stream::poll_fn(|_| {
         pieces += 1;
-        assert!(pieces <= 11, "read on after the limit");
+        assert!(pieces <= 11, "the body was read on after the limit");
         std::task::Poll::Ready(Some(Ok(vec![b'x'; 1000])))
     });
-    let error = receive(streamed(endless), Some(&sign(b"")), &trust(), &spooled.limits)
+    let error = receive(streamed(endless), Some(&sign(b"")), &required(), &spooled.limits)
         .await
         .unwrap_err();
     assert!(
@@ -327,7 +328,7 @@ async fn reading_stops_at_the_limit() {
 }
 
 #[test]
-fn a_sender_that_breaks_off_leaves_nothing() {
+fn a_connection_that_breaks_leaves_no_spool_file() {
     one_blocking_thread().block_on(async {
         let spooled = spool();
         let body = large();
@@ -336,7 +337,7 @@ fn a_sender_that_breaks_off_leaves_nothing() {
             Err(io::ErrorKind::ConnectionReset.into()),
         ];
         let arriving = streamed(stream::iter(pieces));
-        let error = receive(arriving, Some(&sign(&body)), &trust(), &spooled.limits)
+        let error = receive(arriving, Some(&sign(&body)), &required(), &spooled.limits)
             .await
             .unwrap_err();
         assert_eq!(error.kind(), RequestErrorKind::Broken);
@@ -347,12 +348,12 @@ fn a_sender_that_breaks_off_leaves_nothing() {
 }
 
 #[test]
-fn a_request_that_is_dropped_leaves_nothing() {
+fn a_dropped_request_leaves_no_spool_file() {
     one_blocking_thread().block_on(async {
         let spooled = spool();
         let body = large();
         let signature = sign(&body);
-        let trust = trust();
+        let check = required();
         let first = stream::iter(
             body[..2_500_000]
                 .chunks(100_000)
@@ -360,9 +361,13 @@ fn a_request_that_is_dropped_leaves_nothing() {
                 .collect::<Vec<_>>(),
         );
         let arriving = streamed(futures_util::StreamExt::chain(first, stream::pending()));
-        let mut request = Box::pin(receive(arriving, Some(&signature), &trust, &spooled.limits));
-        // Until the sender stalls, and what it sent has been taken in: then it lies in a file.
+        let mut request = Box::pin(receive(arriving, Some(&signature), &check, &spooled.limits));
+        // Until everything sent has been processed and is in a file, while the sender stalls. There are fewer pieces than
+        // rounds, and each round processes at least one.
+        let mut rounds = 0;
         while spooled.left() != (0, 1) {
+            rounds += 1;
+            assert!(rounds < 100, "the body is not spooled");
             tokio::select! {
                 biased;
                 _ = &mut request => panic!("the body has not ended"),
@@ -376,18 +381,23 @@ fn a_request_that_is_dropped_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_spool_that_fails_is_this_sides_fault() {
+async fn a_failure_of_the_spool_is_the_platforms() {
     let spooled = spool();
-    let limits = Limits::new(100 << 20, spooled.dir.path().join("missing"), room());
+    let limits = RequestLimits::new(100 << 20, spooled.dir.path().join("missing"), quota());
     let body = large();
-    let error = receive(in_pieces(&body, 1 << 20), Some(&sign(&body)), &trust(), &limits)
-        .await
-        .unwrap_err();
+    let error = receive(
+        in_pieces(&body, 1 << 20),
+        Some(&sign(&body)),
+        &required(),
+        &limits,
+    )
+    .await
+    .unwrap_err();
     assert_eq!(error.kind(), RequestErrorKind::Platform);
     assert!(error.to_string().contains("missing"), "{error}");
 }
 
-/// A runtime that does what may block one after the other.
+/// Returns a runtime that runs blocking work on a single thread, and so one after the other.
 fn one_blocking_thread() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(1)
@@ -395,14 +405,14 @@ fn one_blocking_thread() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Ends when that has been done, on [`one_blocking_thread`].
+/// Waits until all blocking work has been done, on [`one_blocking_thread`].
 async fn idle_threads() {
     tokio::task::yield_now().await;
     tokio::task::spawn_blocking(|| ()).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_sender_that_stalls_is_told_so_and_for_how_long_it_may() {
+async fn a_stalled_body_is_reported_with_the_limit() {
     let spooled = spool();
     let limit = std::time::Duration::from_secs(7);
     let pieces = stream::iter([
@@ -413,7 +423,7 @@ async fn a_sender_that_stalls_is_told_so_and_for_how_long_it_may() {
     let error = receive(
         StreamBody::new(pieces),
         Some(&sign(b"")),
-        &trust(),
+        &required(),
         &spooled.limits,
     )
     .await

@@ -1,0 +1,143 @@
+//! The Dockerfile of a build request: whether the context has it, and which frontend reads it.
+
+use super::frontend::DIRECTIVES_MAX;
+use super::{AllowedFrontends, Frontend, RequestError};
+use crate::context::{Kind, SourceContext};
+
+/// The names of the Dockerfile when the configuration names none, in the order in which BuildKit tries them.
+const DEFAULT_NAMES: [&str; 2] = ["Dockerfile", "dockerfile"];
+
+/// Fails if the context has no Dockerfile, sooner and with a clearer text than BuildKit would.
+///
+/// A Dockerfile that can be reached only through a symbolic link is left to BuildKit.
+pub(super) fn check_present(context: &SourceContext, given: Option<&str>) -> Result<(), RequestError> {
+    let candidates = given.as_ref().map_or(&DEFAULT_NAMES[..], std::slice::from_ref);
+    let may_be_present = |path: &str| {
+        let above = path.match_indices('/').map(|(at, _)| &path[..at]);
+        let is_symlink = |path: &str| {
+            context
+                .get(path)
+                .is_some_and(|entry| matches!(entry.kind, Kind::Symlink { .. }))
+        };
+        context.get(path).is_some_and(|entry| !entry.is_directory()) || above.into_iter().any(is_symlink)
+    };
+    match candidates.iter().any(|path| may_be_present(path)) {
+        true => Ok(()),
+        false => Err(RequestError::NoDockerfile {
+            path: candidates[0].to_owned(),
+            is_named: given.is_some(),
+        }),
+    }
+}
+
+/// Chooses the frontend that the Dockerfile's first lines ask for.
+///
+/// A Dockerfile that can be reached only through a symbolic link is not looked at; the built-in frontend reads it.
+///
+/// # Errors
+/// When the Dockerfile names a frontend that is not allowed, or cannot be read back from the spool.
+pub(super) fn choose_frontend(
+    context: &SourceContext,
+    given: Option<&str>,
+    allowed: &AllowedFrontends,
+) -> Result<Frontend, RequestError> {
+    let [upper, lower] = DEFAULT_NAMES;
+    let path = match given {
+        Some(path) => path,
+        None if context.get(upper).is_some() => upper,
+        None => lower,
+    };
+    let mut start = vec![0; DIRECTIVES_MAX];
+    let mut length = 0;
+    if let Some(entry) = context
+        .get(path)
+        .filter(|entry| matches!(entry.kind, Kind::File { .. }))
+    {
+        while length < DIRECTIVES_MAX {
+            let read = context.read(entry, length as u64, &mut start[length..]);
+            match read.map_err(RequestError::ReadSpool)? {
+                0 => break,
+                count => length += count,
+            }
+        }
+    }
+    Ok(allowed.choose(&start[..length])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frontend_is_that_of_the_dockerfile_that_buildkit_reads() {
+        let evil = b"# syntax=evil/frontend\n";
+        let context = |files: &[(&str, &[u8])]| {
+            let mut tar = tar::Builder::new(Vec::new());
+            for (path, content) in files {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(content.len() as u64);
+                tar.append_data(&mut header, format!("context/{path}"), *content)
+                    .unwrap();
+            }
+            SourceContext::from_tar(&tar.into_inner().unwrap()).unwrap()
+        };
+        let none = AllowedFrontends::default();
+        for (files, given, is_rejected) in [
+            (&[("Dockerfile", &evil[..])][..], None, true),
+            (&[("dockerfile", evil)], None, true),
+            (&[("build/My", evil)], Some("build/My"), true),
+            (&[("Dockerfile", b"FROM x"), ("dockerfile", evil)], None, false),
+            (
+                &[("Dockerfile", evil), ("other", b"FROM x")],
+                Some("other"),
+                false,
+            ),
+        ] {
+            let chosen = choose_frontend(&context(files), given, &none);
+            assert_eq!(chosen.is_err(), is_rejected, "{files:?}");
+        }
+        let context = context(&[("Dockerfile", evil)]);
+        let allowed = "evil/frontend".parse().unwrap();
+        assert_eq!(
+            choose_frontend(&context, None, &allowed).unwrap(),
+            Frontend::Named
+        );
+    }
+
+    #[test]
+    fn a_missing_dockerfile_is_rejected_unless_a_symlink_may_lead_to_it() {
+        let context = |files: &[(&str, Option<&str>)]| {
+            let mut tar = tar::Builder::new(Vec::new());
+            for (path, target) in files {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(0);
+                let path = format!("context/{path}");
+                match target {
+                    Some(target) => {
+                        header.set_entry_type(tar::EntryType::Symlink);
+                        tar.append_link(&mut header, path, target).unwrap();
+                    }
+                    None => tar.append_data(&mut header, path, &[][..]).unwrap(),
+                }
+            }
+            SourceContext::from_tar(&tar.into_inner().unwrap()).unwrap()
+        };
+        for (files, given, expected) in [
+            (&[("Dockerfile", None)][..], None, true),
+            (&[("dockerfile", None)], None, true),
+            (&[("Dockerfile", Some("elsewhere"))], None, true),
+            (&[("other", None)], None, false),
+            (&[("Dockerfile/x", None)], None, false),
+            (&[("build/Dockerfile", None)], Some("build/Dockerfile"), true),
+            (&[("build", Some("real"))], Some("build/Dockerfile"), true),
+            (&[("dockerfile", None)], Some("Dockerfile"), false),
+            (&[("build/x", None)], Some("build"), false),
+        ] {
+            assert_eq!(
+                check_present(&context(files), given).is_ok(),
+                expected,
+                "{files:?}, {given:?}"
+            );
+        }
+    }
+}

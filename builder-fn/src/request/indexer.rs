@@ -1,0 +1,120 @@
+//! Decompresses, spools and indexes a body piece by piece, then parses the build request in it. All of it blocks.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::decompress::Decompressor;
+use super::dockerfile;
+use super::time::format_rfc3339;
+use super::{AllowedFrontends, BuildConfig, BuildRequest, RequestError, RequestLimits, VerifiedSignature};
+use crate::context::{ArchiveReader, SourceContext, Spool};
+
+/// Number of ignored keys that are named in warnings.
+const IGNORED_KEYS_SHOWN: usize = 20;
+
+/// The part of a body that has been received, spooled and indexed.
+pub(super) struct BodyIndexer {
+    received: u64,
+    /// `None` while a piece is processed, and after an error.
+    decompressor: Option<Decompressor>,
+    /// The error in the tar, to be reported once the signature has been verified.
+    archive_error: Option<RequestError>,
+    frontends: AllowedFrontends,
+}
+
+impl BodyIndexer {
+    pub(super) fn new(limits: &RequestLimits) -> Self {
+        let decompressor = Decompressor::new(
+            Spool::new(limits.spool.clone()),
+            ArchiveReader::new(limits.archive.clone()),
+            limits.archive.body,
+        );
+        Self {
+            received: 0,
+            decompressor: Some(decompressor),
+            archive_error: None,
+            frontends: limits.frontends.clone(),
+        }
+    }
+
+    /// Spools and indexes the next piece.
+    ///
+    /// # Errors
+    /// When the piece cannot be spooled. An error in the tar is only remembered, because the sender is not authenticated
+    /// yet; the rest of such a body is discarded.
+    pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+        self.received += piece.len() as u64;
+        let Some(decompressor) = self.decompressor.take() else {
+            return Ok(());
+        };
+        match decompressor.push(piece) {
+            Ok(decompressor) => self.decompressor = Some(decompressor),
+            Err(error @ RequestError::Archive(_)) => self.archive_error = Some(error),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Parses what was received. To be called only after the signature has been verified, or where none is required.
+    ///
+    /// # Errors
+    /// When the tar, its configuration or its Dockerfile is unusable, or the request has expired.
+    pub(super) fn finish(self, signature: Option<VerifiedSignature>) -> Result<BuildRequest, RequestError> {
+        let Self {
+            received,
+            decompressor,
+            archive_error,
+            frontends,
+        } = self;
+        let decompressor = match (decompressor, archive_error) {
+            (_, Some(error)) => return Err(error),
+            (Some(decompressor), None) => decompressor,
+            (None, None) => return Err(RequestError::Interrupted),
+        };
+        let (spool, reader) = decompressor.finish()?;
+        let contents = reader.finish()?;
+        let config = BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?;
+        check_expiry(config.not_after, SystemTime::now())?;
+        let context = SourceContext::new(contents.entries, spool);
+        dockerfile::check_present(&context, config.dockerfile.as_deref())?;
+        let frontend = dockerfile::choose_frontend(&context, config.dockerfile.as_deref(), &frontends)?;
+
+        let mut warnings = contents.warnings;
+        let ignored = config.unknown.iter().take(IGNORED_KEYS_SHOWN);
+        warnings.extend(ignored.map(|key| format!("key {key:?} in com.openfaas.docker.config is ignored")));
+        Ok(BuildRequest {
+            config,
+            frontend,
+            context: Arc::new(context),
+            sealed_secrets: contents.secrets.map(Into::into),
+            warnings,
+            body_bytes: received,
+            signature,
+        })
+    }
+}
+
+fn check_expiry(not_after: Option<SystemTime>, now: SystemTime) -> Result<(), RequestError> {
+    match not_after {
+        Some(end) if end < now => Err(RequestError::Expired {
+            not_after: format_rfc3339(end),
+        }),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_request_expires_after_its_not_after_time() {
+        let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        assert!(check_expiry(None, end).is_ok());
+        assert!(check_expiry(Some(end), end).is_ok());
+        let error = check_expiry(Some(end), end + Duration::from_secs(1)).unwrap_err();
+        assert!(error.to_string().contains("2001-09-09T01:46:40Z"), "{error}");
+    }
+}

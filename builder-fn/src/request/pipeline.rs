@@ -1,0 +1,311 @@
+//! Hashes, indexes and spools a body on threads that may block, while its next pieces arrive.
+//!
+//! Each piece goes through two queues, because hashing it for the signature takes about as long as everything else
+//! together: one worker hashes, the other indexes and spools. A queue occupies a thread only while it has work, so that a
+//! slow sender holds memory but no thread; and it keeps the thread until it is empty, so that the batches of a fast sender
+//! do not each wake a thread.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::RequestError;
+use super::indexer::BodyIndexer;
+use super::signature::{BodyVerifier, VerifiedSignature};
+
+/// Size of a batch in bytes, large enough to be worth a switch of threads. The host delivers a large body in pieces of
+/// about this size.
+const BATCH_BYTES: usize = 256 << 10;
+/// Number of pieces that make a batch, however small they are.
+const BATCH_PIECES: usize = 512;
+
+/// Bytes of one body in both queues: the memory that a build in flight takes while its body arrives.
+const QUEUED_BYTES: usize = 1 << 20;
+
+/// Work that is done with every piece of a body. It may block.
+pub(super) trait ProcessPiece: Send + 'static {
+    fn process(&mut self, piece: &[u8]) -> Result<(), RequestError>;
+}
+
+impl ProcessPiece for BodyIndexer {
+    fn process(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+        self.push(piece)
+    }
+}
+
+impl ProcessPiece for BodyVerifier {
+    fn process(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+        self.update(piece);
+        Ok(())
+    }
+}
+
+/// Passes the pieces of a body to the verifier and the indexer, and stops reading while their queues are full.
+pub(super) struct BodyPipeline {
+    verifier: Option<WorkQueue<BodyVerifier>>,
+    indexer: WorkQueue<BodyIndexer>,
+    room: Arc<Semaphore>,
+    pending: Vec<Bytes>,
+    pending_bytes: usize,
+}
+
+/// Pieces that are queued together. Dropping it, once it has left both queues, frees its room.
+struct Batch {
+    pieces: Vec<Bytes>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl BodyPipeline {
+    /// Returns an empty pipeline. Without `verifier`, no signature is checked.
+    pub(super) fn new(verifier: Option<BodyVerifier>, indexer: BodyIndexer) -> Self {
+        Self {
+            verifier: verifier.map(WorkQueue::new),
+            indexer: WorkQueue::new(indexer),
+            room: Arc::new(Semaphore::new(QUEUED_BYTES)),
+            pending: Vec::new(),
+            pending_bytes: 0,
+        }
+    }
+
+    /// Queues the next piece; waits while the queues are full.
+    ///
+    /// # Errors
+    /// When an earlier piece could not be spooled.
+    pub(super) async fn push(&mut self, piece: Bytes) -> Result<(), RequestError> {
+        self.pending_bytes += piece.len();
+        self.pending.push(piece);
+        if self.pending_bytes >= BATCH_BYTES || self.pending.len() >= BATCH_PIECES {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), RequestError> {
+        // A batch that is larger than the room takes all of it, and so gets through.
+        let room = u32::try_from(self.pending_bytes.min(QUEUED_BYTES)).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(room).await;
+        let batch = Arc::new(Batch {
+            pieces: std::mem::take(&mut self.pending),
+            _room: room.map_err(|_| RequestError::Interrupted)?,
+        });
+        self.pending_bytes = 0;
+        if let Some(verifier) = &mut self.verifier {
+            verifier.push(batch.clone()).await?;
+        }
+        self.indexer.push(batch).await
+    }
+
+    /// Waits until every piece has been processed, and verifies the signature.
+    ///
+    /// # Errors
+    /// When a piece could not be spooled, or the signature does not match the body.
+    pub(super) async fn finish(mut self) -> Result<(BodyIndexer, Option<VerifiedSignature>), RequestError> {
+        if !self.pending.is_empty() {
+            self.flush().await?;
+        }
+        let indexer = self.indexer.finish().await?;
+        let signature = match self.verifier {
+            Some(verifier) => {
+                let verifier = verifier.finish().await?;
+                Some(verifier.finish().map_err(|_| RequestError::WrongSignature)?)
+            }
+            None => None,
+        };
+        Ok((indexer, signature))
+    }
+}
+
+/// A queue of batches, and the worker that processes them one after the other.
+struct WorkQueue<T> {
+    state: Arc<Mutex<State<T>>>,
+    /// The task that last processed this queue.
+    task: Option<JoinHandle<Result<(), RequestError>>>,
+}
+
+struct State<T> {
+    /// `None` while a thread uses it, and after an error.
+    worker: Option<Box<T>>,
+    waiting: VecDeque<Arc<Batch>>,
+    has_failed: bool,
+}
+
+impl<T: ProcessPiece> WorkQueue<T> {
+    fn new(worker: T) -> Self {
+        let state = State {
+            worker: Some(Box::new(worker)),
+            waiting: VecDeque::new(),
+            has_failed: false,
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            task: None,
+        }
+    }
+
+    async fn push(&mut self, batch: Arc<Batch>) -> Result<(), RequestError> {
+        let idle = {
+            let mut state = lock(&self.state);
+            if !state.has_failed {
+                state.waiting.push_back(batch);
+            }
+            match (state.has_failed, state.worker.take()) {
+                (true, _) => Err(()),
+                (false, worker) => Ok(worker),
+            }
+        };
+        match idle {
+            Err(()) => self.join_task().await,
+            Ok(None) => Ok(()),
+            Ok(Some(worker)) => {
+                let state = self.state.clone();
+                self.task = Some(spawn_blocking(move || process_waiting(&state, worker)));
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits until the queue is empty, and returns the worker.
+    async fn finish(mut self) -> Result<T, RequestError> {
+        self.join_task().await?;
+        let worker = lock(&self.state).worker.take();
+        worker.map(|worker| *worker).ok_or(RequestError::Interrupted)
+    }
+
+    /// Waits for the task, if there is one, and returns its result.
+    async fn join_task(&mut self) -> Result<(), RequestError> {
+        match self.task.take() {
+            Some(task) => join(task).await?,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Processes batches until none is waiting.
+fn process_waiting<T: ProcessPiece>(state: &Mutex<State<T>>, mut worker: Box<T>) -> Result<(), RequestError> {
+    let fail_on_drop = FailOnDrop(state);
+    loop {
+        let batch = {
+            let mut state = lock(state);
+            let Some(batch) = state.waiting.pop_front() else {
+                state.worker = Some(worker);
+                std::mem::forget(fail_on_drop);
+                return Ok(());
+            };
+            batch
+        };
+        batch.pieces.iter().try_for_each(|piece| worker.process(piece))?;
+    }
+}
+
+/// Empties the queue after an error or a panic. This frees the batches' room, so that a sender that waits for room
+/// resumes and receives the error.
+struct FailOnDrop<'a, T>(&'a Mutex<State<T>>);
+
+impl<T> Drop for FailOnDrop<'_, T> {
+    fn drop(&mut self) {
+        let mut state = lock(self.0);
+        state.has_failed = true;
+        state.waiting.clear();
+    }
+}
+
+fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `work` on a thread that may block.
+///
+/// # Errors
+/// When the runtime is shutting down.
+pub(super) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RequestError> {
+    join(spawn_blocking(work)).await
+}
+
+/// Waits for a task and resumes its panic here; a runtime that is shutting down yields
+/// [`Interrupted`](RequestError::Interrupted).
+async fn join<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
+    task.await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => RequestError::Interrupted,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// After this time a push that should have ended is taken to hang.
+    const HANGS: Duration = Duration::from_secs(60);
+
+    /// A worker that calls a closure of the test.
+    struct With<F>(F);
+
+    impl<F: FnMut(&[u8]) -> Result<(), RequestError> + Send + 'static> ProcessPiece for With<F> {
+        fn process(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+            (self.0)(piece)
+        }
+    }
+
+    async fn batch(room: &Arc<Semaphore>, piece: &'static [u8]) -> Arc<Batch> {
+        let room = room.clone().acquire_owned().await;
+        Arc::new(Batch {
+            pieces: vec![Bytes::from_static(piece)],
+            _room: room.expect("never closed"),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_queue_processes_batches_in_order_and_frees_their_room() {
+        let room = Arc::new(Semaphore::new(3));
+        let (sender, processed) = mpsc::channel();
+        let mut queue = WorkQueue::new(With(move |piece: &[u8]| {
+            sender.send(piece[0]).map_err(|_| RequestError::Interrupted)
+        }));
+        for piece in [&b"1"[..], b"2", b"3", b"4", b"5", b"6", b"7"] {
+            queue.push(batch(&room, piece).await).await.expect("no error");
+        }
+
+        drop(queue.finish().await.expect("the worker"));
+
+        assert_eq!(processed.iter().collect::<Vec<_>>(), b"1234567");
+        assert_eq!(room.available_permits(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_waits_for_room_receives_the_error() {
+        let room = Arc::new(Semaphore::new(2));
+        let mut queue = WorkQueue::new(With(|_: &[u8]| Err(RequestError::NotSigned)));
+        let pushing = async {
+            loop {
+                if let Err(error) = queue.push(batch(&room, b"1").await).await {
+                    break error;
+                }
+            }
+        };
+        let error = tokio::time::timeout(HANGS, pushing).await.expect("a push hangs");
+        assert!(matches!(error, RequestError::NotSigned), "{error:?}");
+        assert_eq!(room.available_permits(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_worker_reaches_a_sender_that_waits_for_room() {
+        let room = Arc::new(Semaphore::new(2));
+        let mut queue = WorkQueue::new(With(|_: &[u8]| panic!("on purpose")));
+        let pushing = tokio::spawn(async move {
+            loop {
+                let batch = batch(&room, b"1").await;
+                queue.push(batch).await.expect("not an error");
+            }
+        });
+        let ended = tokio::time::timeout(HANGS, pushing).await.expect("a push hangs");
+        assert!(ended.expect_err("a panic").is_panic());
+    }
+}
