@@ -1,34 +1,34 @@
-//! How the layers of an image are compressed: the operator's choice, or a build's own.
+//! Compression of an image's layers, chosen by the operator or by the build.
 
 use std::fmt;
 
-/// A way to compress layers, and how hard to try.
+/// A format and level of compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compression {
-    /// The way.
+    /// The format.
     pub format: Format,
-    /// 1 is quickest. Where it is not said, BuildKit decides.
+    /// The level, of which 1 is fastest; `None` for BuildKit's default.
     pub level: Option<u8>,
 }
 
-/// What layers are compressed with.
+/// The format in which layers are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Smaller than gzip in less than half the time. Read by containerd since 1.5 and Docker since 23.
+    /// Zstandard: smaller than gzip in less than half the time. containerd since 1.5 and Docker since 23 can read it.
     Zstd,
-    /// Read by everything.
+    /// Gzip, which every client can read.
     Gzip,
-    /// Not at all.
+    /// No compression.
     Uncompressed,
 }
 
-/// Why there is no such compression.
+/// An invalid format or level. The texts follow the name of the key or setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompressionError {
-    /// The name means nothing.
+    /// The format is unknown.
     #[error("should be zstd, gzip or uncompressed")]
     Format,
-    /// The format has no such level.
+    /// The format does not have the level.
     #[error("should be a whole number from 1 to {most} for {format}")]
     Level {
         /// The format.
@@ -36,8 +36,8 @@ pub enum CompressionError {
         /// Its highest level.
         most: u8,
     },
-    /// There are no levels of nothing.
-    #[error("should be left out where nothing is compressed")]
+    /// A level was given without compression.
+    #[error("should be left out for uncompressed layers")]
     NoLevels,
 }
 
@@ -51,10 +51,10 @@ impl Default for Compression {
 }
 
 impl Compression {
-    /// `format` at `level`.
+    /// Returns `format` at `level`.
     ///
     /// # Errors
-    /// When the format has no such level.
+    /// When the format does not have that level.
     pub fn new(format: Format, level: Option<u64>) -> Result<Self, CompressionError> {
         let most = match format {
             Format::Zstd => 22,
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formats_are_read_as_they_are_shown() {
+    fn a_format_is_parsed_from_its_displayed_name() {
         for format in [Format::Zstd, Format::Gzip, Format::Uncompressed] {
             assert_eq!(format.to_string().parse(), Ok(format));
         }
@@ -109,8 +109,8 @@ mod tests {
     }
 
     #[test]
-    fn each_format_has_its_levels() {
-        for (format, level, is_one) in [
+    fn a_level_outside_of_its_format_is_rejected() {
+        for (format, level, is_valid) in [
             (Format::Zstd, 1, true),
             (Format::Zstd, 22, true),
             (Format::Zstd, 23, false),
@@ -122,7 +122,7 @@ mod tests {
         ] {
             assert_eq!(
                 Compression::new(format, Some(level)).is_ok(),
-                is_one,
+                is_valid,
                 "{format} {level}"
             );
         }
