@@ -1,25 +1,26 @@
-//! Reads the tar of a build request as it arrives, in pieces of any size, and notes what lies where.
+//! Indexes the tar of a build request as it arrives, in pieces of any size.
 //!
-//! Nothing is kept of the content but the two small files that go with the context. Whoever feeds the pieces keeps
-//! them in a [`Spool`](super::Spool): the offsets noted here are offsets into what was fed.
+//! Only the two small files beside the context are kept here. The caller stores the pieces in a [`Spool`](super::Spool);
+//! the offsets in the index are offsets into it.
 //!
-//! Formats: v7, ustar, GNU (long names), PAX. Where two tars would read an archive differently, it is refused rather
-//! than read in one of the ways: sparse files, content after the end, folders with content.
+//! Formats: v7, ustar, GNU (long names), PAX. An archive that two tar programs could read differently is rejected: sparse
+//! files, data after the end, folders with content.
 
-mod described;
 mod error;
 mod header;
 mod limits;
 mod name;
 mod pax;
+mod tar_entry;
 
-pub use error::{ArchiveError, EntryName, EntryProblem};
+pub(crate) use error::ArchiveError;
 pub use limits::ArchiveLimits;
 
-use described::{Described, Extensions, Type};
+use error::{EntryName, EntryProblem};
 use header::{BLOCK, Header};
-use name::Place;
-use pax::Records;
+use name::EntryRole;
+use pax::PaxRecords;
+use tar_entry::{EntryType, ExtendedHeaders, TarEntry};
 
 use super::content::ContentHasher;
 use super::tree::{Conflict, Tree};
@@ -27,34 +28,34 @@ use super::{Attributes, ContentHash, Entry, Index, Kind};
 
 /// Longest extended header, or long name, in bytes.
 const EXTENSION_MAX: u64 = 1 << 20;
-/// How many names of ignored entries are kept.
+/// Number of ignored entries that are named in the warning.
 const IGNORED_SHOWN: usize = 5;
 
-/// What was in a tar.
-pub struct Contents {
+/// The content of a tar.
+pub struct ArchiveContents {
     /// The entries of `context/`.
     pub entries: Index,
     /// The last `com.openfaas.docker.config`.
     pub config: Option<Vec<u8>>,
     /// The last `com.openfaas.secrets`.
     pub secrets: Option<Vec<u8>>,
-    /// What its sender might want to know.
+    /// Warnings for the caller.
     pub warnings: Vec<String>,
 }
 
-/// A tar that is being read.
+/// Reads a tar in pieces, and builds its index.
 pub struct ArchiveReader {
     limits: ArchiveLimits,
     offset: u64,
     state: State,
     block: Box<[u8; BLOCK]>,
-    /// Said by extended headers of the entry to come.
-    next: Extensions,
-    /// The time of entries that say none themselves, from a global header.
+    /// The extended headers of the next entry.
+    extended: ExtendedHeaders,
+    /// The modification time in a global header, for entries that have none in their own extended headers.
     global_mtime_ns: Option<i64>,
-    /// The entry that was begun last.
-    last: EntryName,
-    /// Entries so far, without those only implied.
+    /// The entry whose header was read last.
+    current: EntryName,
+    /// Number of entries so far, without implied folders.
     headers: usize,
     seen_context: bool,
     tree: Tree,
@@ -68,25 +69,26 @@ pub struct ArchiveReader {
 }
 
 enum State {
-    /// In a header block, of which this much is there.
+    /// In a header block, of which this many bytes have been read.
     Header(usize),
     /// In the content of an entry and its padding.
     Content {
         left: u64,
         padding: u64,
-        sink: Option<Sink>,
+        collector: Option<Collector>,
     },
-    /// After the end.
+    /// After the end-of-archive block.
     End,
 }
 
-/// Content that is read here.
-struct Sink {
-    meaning: Meaning,
+/// Content that is kept here, and its purpose.
+struct Collector {
+    purpose: Purpose,
     bytes: Vec<u8>,
 }
 
-enum Meaning {
+/// The purpose of an entry's content.
+enum Purpose {
     Records,
     GlobalRecords,
     LongName,
@@ -96,16 +98,16 @@ enum Meaning {
 }
 
 impl ArchiveReader {
-    /// A reader at the start of a tar.
+    /// Returns a reader at the start of a tar.
     pub fn new(limits: ArchiveLimits) -> Self {
         Self {
-            limits: limits.that_can_be(),
+            limits: limits.clamped_to_index(),
             offset: 0,
             state: State::Header(0),
             block: Box::new([0; BLOCK]),
-            next: Extensions::default(),
+            extended: ExtendedHeaders::default(),
             global_mtime_ns: None,
-            last: EntryName::start(),
+            current: EntryName::start(),
             headers: 0,
             seen_context: false,
             tree: Tree::default(),
@@ -121,7 +123,7 @@ impl ArchiveReader {
     /// Reads the next piece.
     ///
     /// # Errors
-    /// As soon as the tar is known to be unusable. Nothing must be fed after that.
+    /// As soon as the tar turns out to be unusable. After that, nothing may be fed.
     pub fn feed(&mut self, mut piece: &[u8]) -> Result<(), ArchiveError> {
         while !piece.is_empty() {
             let used = match &mut self.state {
@@ -131,10 +133,14 @@ impl ArchiveReader {
                     *filled += used;
                     used
                 }
-                State::Content { left, padding, sink } => {
+                State::Content {
+                    left,
+                    padding,
+                    collector,
+                } => {
                     let content = clamp(*left, piece.len());
-                    if let Some(sink) = sink {
-                        sink.bytes.extend_from_slice(&piece[..content]);
+                    if let Some(collector) = collector {
+                        collector.bytes.extend_from_slice(&piece[..content]);
                     } else if self.file.is_some() {
                         self.hasher.update(&piece[..content]);
                     }
@@ -159,24 +165,24 @@ impl ArchiveReader {
         Ok(())
     }
 
-    /// Ends the tar.
+    /// Ends the tar, and returns its content.
     ///
     /// # Errors
-    /// When it ends within an entry, or has nothing to build from. Missing blocks of zeros at the end are no error,
-    /// as for any tar, but worth a warning.
-    pub fn finish(self) -> Result<Contents, ArchiveError> {
+    /// When the tar ends within an entry, or has no context. A missing end-of-archive block is only a warning, as for other
+    /// tar readers.
+    pub fn finish(self) -> Result<ArchiveContents, ArchiveError> {
         let within_header = matches!(self.state, State::Header(filled) if filled > 0);
         let within_content = matches!(self.state, State::Content { .. });
         if self.offset == 0 {
             return Err(ArchiveError::Empty);
         }
         if self.offset < BLOCK as u64 {
-            return Err(compression(&self.block[..]).unwrap_or(ArchiveError::NotTar));
+            return Err(compressed(&self.block[..]).unwrap_or(ArchiveError::NotTar));
         }
-        if within_header || within_content || !self.next.is_empty() {
+        if within_header || within_content || !self.extended.is_empty() {
             return Err(ArchiveError::Truncated {
                 offset: self.offset,
-                within: self.last,
+                within: self.current,
             });
         }
         if !self.seen_context {
@@ -184,8 +190,10 @@ impl ArchiveReader {
         }
         let mut warnings = Vec::new();
         if !matches!(self.state, State::End) {
-            warnings
-                .push("the tar has no end: if entries are missing, its sender was interrupted".to_owned());
+            warnings.push(
+                "the tar has no end-of-archive block; entries may be missing if its sender was interrupted"
+                    .to_owned(),
+            );
         }
         if self.ignored_count > 0 {
             let names: Vec<String> = self.ignored.iter().map(ToString::to_string).collect();
@@ -195,7 +203,7 @@ impl ArchiveReader {
                 names.join(", ")
             ));
         }
-        Ok(Contents {
+        Ok(ArchiveContents {
             entries: self.tree.into_index(),
             config: self.config,
             secrets: self.secrets,
@@ -203,38 +211,38 @@ impl ArchiveReader {
         })
     }
 
-    /// Does what is due once a header or an entry's content is complete.
+    /// Interprets a header or an entry's content once it is complete.
     fn advance(&mut self) -> Result<(), ArchiveError> {
         if let State::Header(BLOCK) = self.state {
-            self.header()?;
+            self.read_header()?;
         }
         if let State::Content {
             left: 0,
             padding: 0,
-            sink,
+            collector,
         } = &mut self.state
         {
-            let sink = sink.take();
+            let collector = collector.take();
             self.state = State::Header(0);
-            self.know_content();
-            return sink.map_or(Ok(()), |sink| self.take(sink));
+            self.finish_file();
+            return collector.map_or(Ok(()), |collector| self.interpret(collector));
         }
         Ok(())
     }
 
-    /// A file's content has been read.
-    fn know_content(&mut self) {
+    /// Stores the hash of a file whose content is complete.
+    fn finish_file(&mut self) {
         if let Some(file) = self.file.take() {
             self.tree.set_content(file, self.hasher.finish());
         }
     }
 
-    fn header(&mut self) -> Result<(), ArchiveError> {
+    fn read_header(&mut self) -> Result<(), ArchiveError> {
         if self.block.iter().all(|byte| *byte == 0) {
-            if !self.next.is_empty() {
+            if !self.extended.is_empty() {
                 return Err(ArchiveError::Truncated {
                     offset: self.offset,
-                    within: self.last.clone(),
+                    within: self.current.clone(),
                 });
             }
             self.state = State::End;
@@ -244,35 +252,36 @@ impl ArchiveReader {
         let start = self.offset - BLOCK as u64;
         let Some(header) = Header::parse(&block) else {
             return Err(match start {
-                0 => compression(&block[..]).unwrap_or(ArchiveError::NotTar),
+                0 => compressed(&block[..]).unwrap_or(ArchiveError::NotTar),
                 _ => ArchiveError::Checksum {
                     offset: start,
-                    after: self.last.clone(),
+                    after: self.current.clone(),
                 },
             });
         };
         let extension = match header.flag() {
-            b'x' => Some(Meaning::Records),
-            b'g' => Some(Meaning::GlobalRecords),
-            b'L' => Some(Meaning::LongName),
-            b'K' => Some(Meaning::LongLink),
+            b'x' => Some(Purpose::Records),
+            b'g' => Some(Purpose::GlobalRecords),
+            b'L' => Some(Purpose::LongName),
+            b'K' => Some(Purpose::LongLink),
             _ => None,
         };
         match extension {
-            Some(meaning) => {
-                self.last = EntryName::new(&header.name());
-                self.extension(&header, meaning)
-                    .map_err(|problem| self.refuse(problem))
+            Some(purpose) => {
+                self.current = EntryName::new(&header.name());
+                self.begin_extension(&header, purpose)
+                    .map_err(|problem| self.reject(problem))
             }
-            None => self.entry(&header),
+            None => self.begin_entry(&header),
         }
     }
 
-    fn extension(&mut self, header: &Header<'_>, meaning: Meaning) -> Result<(), EntryProblem> {
+    /// Prepares to collect the content of an extended header.
+    fn begin_extension(&mut self, header: &Header<'_>, purpose: Purpose) -> Result<(), EntryProblem> {
         let size = header.size().ok_or(EntryProblem::Number { field: "size" })?;
         match u64::try_from(size) {
             Ok(size) if size <= EXTENSION_MAX => {
-                self.content(size, Some(meaning));
+                self.begin_content(size, Some(purpose));
                 Ok(())
             }
             _ => Err(EntryProblem::ExtensionTooLarge {
@@ -282,13 +291,13 @@ impl ArchiveReader {
         }
     }
 
-    fn entry(&mut self, header: &Header<'_>) -> Result<(), ArchiveError> {
-        let extensions = std::mem::take(&mut self.next);
-        let name = extensions.name(header);
-        self.last = EntryName::new(&name);
-        Described::read(name, header, extensions, self.global_mtime_ns, self.limits.body)
-            .and_then(|described| self.place(described))
-            .map_err(|problem| self.refuse(problem))?;
+    fn begin_entry(&mut self, header: &Header<'_>) -> Result<(), ArchiveError> {
+        let extended = std::mem::take(&mut self.extended);
+        let name = extended.name(header);
+        self.current = EntryName::new(&name);
+        TarEntry::read(name, header, extended, self.global_mtime_ns, self.limits.body)
+            .and_then(|entry| self.add(entry))
+            .map_err(|problem| self.reject(problem))?;
         self.headers += 1;
         if self.headers.max(self.tree.len()) > self.limits.entries {
             return Err(ArchiveError::TooManyEntries {
@@ -303,43 +312,45 @@ impl ArchiveReader {
         Ok(())
     }
 
-    /// Puts an entry where it belongs, and gets ready for its content.
-    fn place(&mut self, entry: Described) -> Result<(), EntryProblem> {
+    /// Adds an entry to the index if it is in the context, and prepares for its content.
+    fn add(&mut self, entry: TarEntry) -> Result<(), EntryProblem> {
         let size = entry.size;
-        let mut meaning = None;
-        match Place::of(&entry.name)? {
-            Place::Root | Place::Context if entry.what != Type::Folder => {
+        let mut purpose = None;
+        match EntryRole::of(&entry.name)? {
+            EntryRole::Root | EntryRole::ContextRoot if entry.entry_type != EntryType::Folder => {
                 return Err(EntryProblem::NotAFolder);
             }
-            Place::Config | Place::Secrets if entry.what != Type::File => return Err(EntryProblem::NotAFile),
-            Place::Config | Place::Secrets if size > self.limits.small_file as u64 => {
+            EntryRole::Config | EntryRole::Secrets if entry.entry_type != EntryType::File => {
+                return Err(EntryProblem::NotAFile);
+            }
+            EntryRole::Config | EntryRole::Secrets if size > self.limits.small_file as u64 => {
                 return Err(EntryProblem::FileTooLarge {
                     limit: self.limits.small_file,
                 });
             }
-            Place::Root => {}
-            Place::Context => self.seen_context = true,
-            Place::Config => meaning = Some(Meaning::Config),
-            Place::Secrets => meaning = Some(Meaning::Secrets),
-            Place::Elsewhere => {
+            EntryRole::Root => {}
+            EntryRole::ContextRoot => self.seen_context = true,
+            EntryRole::Config => purpose = Some(Purpose::Config),
+            EntryRole::Secrets => purpose = Some(Purpose::Secrets),
+            EntryRole::Ignored => {
                 self.ignored_count += 1;
                 if self.ignored.len() < IGNORED_SHOWN {
-                    self.ignored.push(self.last.clone());
+                    self.ignored.push(self.current.clone());
                 }
             }
-            Place::InContext(path) => {
+            EntryRole::InContext(path) => {
                 self.seen_context = true;
-                self.file = self.add(&path, entry)?;
+                self.file = self.add_to_tree(&path, entry)?;
             }
         }
-        self.content(size, meaning);
+        self.begin_content(size, purpose);
         Ok(())
     }
 
-    /// Adds an entry to the context, and says the number of one whose content follows.
-    fn add(&mut self, path: &str, entry: Described) -> Result<Option<u32>, EntryProblem> {
-        let Described {
-            what,
+    /// Adds an entry to the tree, and returns the number of a file, whose content follows.
+    fn add_to_tree(&mut self, path: &str, entry: TarEntry) -> Result<Option<u32>, EntryProblem> {
+        let TarEntry {
+            entry_type,
             link,
             size,
             mode,
@@ -356,28 +367,28 @@ impl ArchiveReader {
             kind,
             mode,
             mtime_ns,
-            xattrs: Attributes::packed(&attributes),
+            xattrs: Attributes::from_packed(&attributes),
             content: ContentHash::default(),
         };
         let offset = self.offset;
-        let added = match what {
-            Type::Folder => self
+        let added = match entry_type {
+            EntryType::Folder => self
                 .tree
                 .insert(path, &entry(Kind::Directory, mode))
                 .map(|_| None),
-            Type::File => self
+            EntryType::File => self
                 .tree
                 .insert(path, &entry(Kind::File { offset, size }, mode))
                 .map(Some),
-            Type::Symlink => {
+            EntryType::Symlink => {
                 let target = name::symlink_target(&link)?;
                 self.tree
                     .insert(path, &entry(Kind::Symlink { target: &target }, 0o777))
                     .map(|_| None)
             }
-            Type::HardLink => match Place::of(&link)? {
-                Place::InContext(target) => self.tree.link(path, &target).map(|()| None),
-                Place::Context => Err(Conflict::FolderTarget),
+            EntryType::HardLink => match EntryRole::of(&link)? {
+                EntryRole::InContext(target) => self.tree.link(path, &target).map(|()| None),
+                EntryRole::ContextRoot => Err(Conflict::FolderTarget),
                 _ => return Err(EntryProblem::HardLinkOutside { target }),
             },
         };
@@ -395,31 +406,32 @@ impl ArchiveReader {
         })
     }
 
-    fn content(&mut self, size: u64, meaning: Option<Meaning>) {
+    /// Prepares for the content of an entry.
+    fn begin_content(&mut self, size: u64, purpose: Option<Purpose>) {
         let padding = size.next_multiple_of(BLOCK as u64) - size;
-        let sink = meaning.map(|meaning| Sink {
-            meaning,
+        let collector = purpose.map(|purpose| Collector {
+            purpose,
             bytes: Vec::new(),
         });
         self.state = State::Content {
             left: size,
             padding,
-            sink,
+            collector,
         };
     }
 
-    /// Understands content that was collected.
-    fn take(&mut self, Sink { meaning, bytes }: Sink) -> Result<(), ArchiveError> {
-        match meaning {
-            Meaning::Config => self.config = Some(bytes),
-            Meaning::Secrets => self.secrets = Some(bytes),
-            Meaning::LongName => self.extend(Extensions::with_name(unterminated(bytes)))?,
-            Meaning::LongLink => self.extend(Extensions::with_link(unterminated(bytes)))?,
-            Meaning::Records => self.extend(Extensions::with_records(self.records(&bytes)?))?,
-            Meaning::GlobalRecords => {
-                let records = self.records(&bytes)?;
-                if let Some(field) = records.of_one_entry() {
-                    return Err(self.refuse(EntryProblem::GlobalField { field }));
+    /// Uses collected content for its purpose.
+    fn interpret(&mut self, Collector { purpose, bytes }: Collector) -> Result<(), ArchiveError> {
+        match purpose {
+            Purpose::Config => self.config = Some(bytes),
+            Purpose::Secrets => self.secrets = Some(bytes),
+            Purpose::LongName => self.extend(ExtendedHeaders::with_name(unterminated(bytes)))?,
+            Purpose::LongLink => self.extend(ExtendedHeaders::with_link(unterminated(bytes)))?,
+            Purpose::Records => self.extend(ExtendedHeaders::with_records(self.parse_records(&bytes)?))?,
+            Purpose::GlobalRecords => {
+                let records = self.parse_records(&bytes)?;
+                if let Some(field) = records.per_entry_field() {
+                    return Err(self.reject(EntryProblem::GlobalField { field }));
                 }
                 self.global_mtime_ns = records.mtime_ns;
             }
@@ -427,17 +439,17 @@ impl ArchiveReader {
         Ok(())
     }
 
-    fn extend(&mut self, more: Extensions) -> Result<(), ArchiveError> {
-        self.next.add(more).map_err(|problem| self.refuse(problem))
+    fn extend(&mut self, more: ExtendedHeaders) -> Result<(), ArchiveError> {
+        self.extended.add(more).map_err(|problem| self.reject(problem))
     }
 
-    fn records(&self, bytes: &[u8]) -> Result<Records, ArchiveError> {
-        Records::parse(bytes).map_err(|reason| self.refuse(EntryProblem::Extension { reason }))
+    fn parse_records(&self, bytes: &[u8]) -> Result<PaxRecords, ArchiveError> {
+        PaxRecords::parse(bytes).map_err(|reason| self.reject(EntryProblem::Extension { reason }))
     }
 
-    fn refuse(&self, problem: EntryProblem) -> ArchiveError {
+    fn reject(&self, problem: EntryProblem) -> ArchiveError {
         ArchiveError::Entry {
-            entry: self.last.clone(),
+            entry: self.current.clone(),
             problem,
         }
     }
@@ -447,7 +459,7 @@ fn clamp(wanted: u64, available: usize) -> usize {
     usize::try_from(wanted).unwrap_or(usize::MAX).min(available)
 }
 
-/// Long names are written with a NUL behind them.
+/// Returns a long name without the NUL that GNU tar writes after it.
 fn unterminated(mut bytes: Vec<u8>) -> Vec<u8> {
     if bytes.last() == Some(&0) {
         bytes.pop();
@@ -455,8 +467,8 @@ fn unterminated(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// The compression that a file with these first bytes has.
-fn compression(start: &[u8]) -> Option<ArchiveError> {
+/// Returns the error for a file that begins with the magic number of a compression format.
+fn compressed(start: &[u8]) -> Option<ArchiveError> {
     const MAGICS: [(&[u8], &str); 4] = [
         (b"\x1f\x8b", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),

@@ -1,93 +1,95 @@
-//! What can be wrong with the tar of a build request. All of it is its sender's doing.
+//! Errors in the tar of a build request. All of them are the caller's to fix.
 
 use std::fmt;
 
-/// Why a tar is refused.
+/// The reason why a tar is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// Nothing came.
+    /// The body is empty.
     #[error("the body is empty; it must be a tar with com.openfaas.docker.config and context/")]
     Empty,
-    /// The first bytes are those of a compressed file, where the tar should be.
-    #[error("the body is packed with {format}; send a tar as it is, or packed once with gzip or zstd")]
+    /// The tar itself begins like a compressed file.
+    #[error(
+        "the body is compressed with {format}; send a plain tar, or one compressed once with gzip or zstd"
+    )]
     Compressed {
         /// Name of the format.
         format: &'static str,
     },
-    /// The compression cannot be taken off.
-    #[error("the body looks packed with {format} and cannot be unpacked")]
-    Broken {
+    /// The body cannot be decompressed.
+    #[error("the body looks compressed with {format} and cannot be decompressed")]
+    Decompression {
         /// Name of the format.
         format: &'static str,
-        /// What the decoder said.
+        /// The error of the decoder.
         #[source]
         source: std::io::Error,
     },
-    /// More comes out than allowed.
-    #[error("the body unpacks to more than {limit} bytes, which is the limit of this builder")]
-    UnpacksTooLarge {
+    /// The decompressed body exceeds the limit.
+    #[error("the body decompresses to more than {limit} bytes, which is the limit of this builder")]
+    DecompressedTooLarge {
         /// The limit in bytes.
         limit: u64,
     },
-    /// More comes out of it than of any source.
-    #[error("the body unpacks to more than {ratio} times its size; send the tar as it is")]
-    UnpacksTooMuch {
-        /// How many times.
+    /// The body compresses better than source code does, like a decompression bomb.
+    #[error("the body decompresses to more than {ratio} times its size; send the tar without compression")]
+    DecompressionBomb {
+        /// The largest ratio that is accepted.
         ratio: u64,
     },
-    /// The first block is no header.
+    /// The first block is not a header.
     #[error("the body is not a tar: its first 512 bytes are not a tar header")]
     NotTar,
-    /// A later block is no header.
+    /// A later block is not a header.
     #[error("the tar is damaged: the header at byte {offset}, after {after}, has a wrong checksum")]
     Checksum {
-        /// Where the header begins.
+        /// Offset of the header.
         offset: u64,
         /// The entry before it.
         after: EntryName,
     },
-    /// The end came too early.
+    /// The tar ends within an entry.
     #[error("the tar is cut short at byte {offset}, within {within}")]
     Truncated {
-        /// Bytes that came.
+        /// Length of what was received.
         offset: u64,
         /// The entry in which it ends.
         within: EntryName,
     },
-    /// Something stands after the end.
-    #[error(
-        "the tar goes on at byte {offset}, after its end; send one archive, with nothing but zeros after it"
-    )]
+    /// Data follows the end of the tar.
+    #[error("the tar has data at byte {offset}, after its end; send one archive, with only zeros after it")]
     AfterEnd {
-        /// Where.
+        /// Offset of the data.
         offset: u64,
     },
-    /// Something is wrong with one entry.
+    /// An entry is unusable.
     #[error("entry \"{entry}\" {problem}")]
     Entry {
         /// The entry.
         entry: EntryName,
-        /// What it is, and what would be right.
+        /// The problem, and what would be right.
         problem: EntryProblem,
     },
-    /// Too many of them.
+    /// The tar has too many entries.
     #[error("the tar has more than {limit} entries")]
     TooManyEntries {
         /// The limit.
         limit: usize,
     },
-    /// All of them, with names, links and attributes, take too much.
-    #[error("the entries of the tar, with their names, links and attributes, take more than {limit} bytes")]
+    /// The index of the tar takes too much memory.
+    #[error(
+        "the entries of the tar, with their names, link targets and attributes, take more than {limit} bytes"
+    )]
     IndexTooLarge {
         /// The limit.
         limit: usize,
     },
-    /// Nothing to build from.
-    #[error("the tar has no folder context/; the files to build from belong there")]
+    /// The tar has no context.
+    #[error("context/: not in the tar; the files to build from belong there")]
     NoContext,
 }
 
-/// The name of an entry as far as it can be shown: escaped, and shortened.
+/// The name of an entry as it can be shown: escaped and shortened.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EntryName(String);
 
@@ -119,19 +121,15 @@ impl fmt::Debug for EntryName {
     }
 }
 
-/// What is wrong with an entry.
+/// The reason why an entry is unusable. The texts follow the name of the entry.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[expect(
-    missing_docs,
-    reason = "the texts say it, and nobody tells them apart but tests"
-)]
 pub enum EntryProblem {
     #[error("has no name")]
     NoName,
     #[error("is an absolute path; names must be relative, such as context/Dockerfile")]
     Absolute,
-    #[error("has '..' in its name; names must stay below the folder they start in")]
-    Climbs,
+    #[error("has '..' in its name or target; names must stay below the folder they start in")]
+    ParentComponent,
     #[error("has a NUL in its name or target")]
     Nul,
     #[error("has a name or target that is not UTF-8")]
@@ -140,37 +138,37 @@ pub enum EntryProblem {
     PathTooLong { limit: usize },
     #[error("has a component of more than {limit} bytes in its name")]
     ComponentTooLong { limit: usize },
-    #[error("has a {field} that is not a number as tar writes it")]
+    #[error("has a {field} that is not a number in a format of tar")]
     Number { field: &'static str },
-    #[error("says it has {size} bytes; it can have from 0 to {limit}")]
+    #[error("has a size of {size} bytes; it can have from 0 to {limit}")]
     Size { size: i64, limit: u64 },
-    #[error("has an extended header of {size} bytes; {limit} is the most")]
+    #[error("is an extended header of {size} bytes; the limit is {limit}")]
     ExtensionTooLarge { size: i64, limit: u64 },
     #[error("has a malformed extended header: {reason}")]
     Extension { reason: &'static str },
-    #[error("is the second extended header to say {field} of the entry after it")]
-    SaidTwice { field: &'static str },
-    #[error("is a global header that gives {field} to all entries; only each entry can say that")]
+    #[error("is the second extended header to set {field} of the entry after it")]
+    DuplicateField { field: &'static str },
+    #[error("is a global header that sets {field} for all entries; each entry has to set that itself")]
     GlobalField { field: &'static str },
     #[error("is a sparse file; archive it without --sparse")]
     Sparse,
-    #[error("is a {what}; only files, folders and links can be sent")]
-    Special { what: &'static str },
+    #[error("is a {kind}; only files, folders and links can be sent")]
+    Special { kind: &'static str },
     #[error("has the unknown type {flag:?}; only files, folders and links can be sent")]
     UnknownType { flag: char },
-    #[error("is a folder or link with content of its own")]
-    ContentOfLink,
+    #[error("is a folder or link with content")]
+    UnexpectedContent,
     #[error("must be a regular file")]
     NotAFile,
     #[error("must be a folder")]
     NotAFolder,
-    #[error("has more than {limit} bytes")]
+    #[error("has more than {limit} bytes, which is the limit of this builder")]
     FileTooLarge { limit: usize },
     #[error("is a link without a target")]
     NoTarget,
-    #[error("lies in {parent}, which is a file, not a folder")]
+    #[error("is in {parent}, which is a file, not a folder")]
     InFile { parent: EntryName },
-    #[error("lies beyond {parent}, which is a symbolic link, not a folder")]
+    #[error("is below {parent}, which is a symbolic link, not a folder")]
     ThroughLink { parent: EntryName },
     #[error("would replace a folder that is not empty")]
     ReplacesFolder,

@@ -1,15 +1,16 @@
-//! One header block of a tar, in any of the formats: v7, ustar, GNU, and those of PAX.
+//! One header block of a tar, in any of the formats v7, ustar, GNU and PAX.
 
 use std::borrow::Cow;
 
-/// Bytes of a block.
+/// Length of a block in bytes.
 pub(super) const BLOCK: usize = 512;
 
-/// A header block whose checksum holds.
+/// A header block whose checksum is correct.
 pub(super) struct Header<'a>(&'a tar::Header);
 
 impl<'a> Header<'a> {
-    /// `None` when the checksum is not that of the block. Both ways to compute it are accepted, as by every tar.
+    /// Returns the header in `block`, or `None` if its checksum is wrong. The sum of signed bytes is accepted too, as by
+    /// other tar readers.
     pub(super) fn parse(block: &'a [u8; BLOCK]) -> Option<Self> {
         let header = tar::Header::from_byte_slice(block);
         let stored = number(&header.as_old().cksum)?;
@@ -22,38 +23,39 @@ impl<'a> Header<'a> {
         (stored == unsigned || stored == signed).then_some(Self(header))
     }
 
-    /// The letter that says what follows.
+    /// Returns the type flag.
     pub(super) fn flag(&self) -> u8 {
         self.0.as_old().linkflag[0]
     }
 
-    /// The name, with a ustar prefix.
+    /// Returns the name, including a ustar prefix.
     pub(super) fn name(&self) -> Cow<'a, [u8]> {
         self.0.path_bytes()
     }
 
-    /// What a link points to.
+    /// Returns the target of a link.
     pub(super) fn link_name(&self) -> Cow<'a, [u8]> {
         self.0.link_name_bytes().unwrap_or_default()
     }
 
-    /// Bytes of content that follow, as the header says.
+    /// Returns the length of the content in bytes.
     pub(super) fn size(&self) -> Option<i64> {
         number(&self.0.as_old().size)
     }
 
-    /// Permissions and such.
+    /// Returns the mode bits.
     pub(super) fn mode(&self) -> Option<i64> {
         number(&self.0.as_old().mode)
     }
 
-    /// Seconds since 1970.
+    /// Returns the modification time in seconds since 1970.
     pub(super) fn mtime(&self) -> Option<i64> {
         number(&self.0.as_old().mtime)
     }
 }
 
-/// A number field: octal digits between blanks or NULs (nothing is 0), or big-endian two's complement after a set bit.
+/// Parses a number field: octal digits between blanks or NULs (empty is 0), or, if the top bit is set, big-endian two's
+/// complement.
 fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
@@ -84,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn octal_numbers_may_stand_between_blanks_and_nuls() {
+    fn octal_numbers_may_be_surrounded_by_blanks_and_nuls() {
         for field in [&b"0000644\0"[..], b"    644 ", b"644\0\0\0\0\0", b"  644\0 \0"] {
             assert_eq!(number(field), Some(0o644), "{field:?}");
         }
@@ -95,14 +97,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_octal_number_is_refused() {
+    fn other_text_than_an_octal_number_is_rejected() {
         for field in [&b"00008\0"[..], b"-1\0", b"0x10\0", b"12\x0034\0", b"1.5\0"] {
             assert_eq!(number(field), None, "{field:?}");
         }
     }
 
     #[test]
-    fn binary_numbers_have_a_sign_and_all_their_bytes() {
+    fn binary_numbers_have_a_sign_and_do_not_wrap_around() {
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), Some(256));
         assert_eq!(
             number(&[0x80, 0, 0, 0, 0x7f, 255, 255, 255, 255, 255, 255, 255]),
@@ -110,7 +112,7 @@ mod tests {
         );
         assert_eq!(number(&[0xff; 12]), Some(-1));
         assert_eq!(number(&[0xff, 0xff, 0xff, 0xfe]), Some(-2));
-        // More than 64 bits must not wrap round to something small.
+        // More than 64 bits must not wrap around to a small number.
         assert_eq!(number(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]), None);
         assert_eq!(
             number(&[0xbf, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
@@ -119,13 +121,13 @@ mod tests {
     }
 
     #[test]
-    fn either_checksum_will_do_and_no_other() {
+    fn the_unsigned_and_the_signed_checksum_are_accepted_and_no_other() {
         let mut header = tar::Header::new_gnu();
         header.as_old_mut().name[..3].copy_from_slice(&[0xc3, 0xa4, b'x']);
         header.set_cksum();
         assert!(Header::parse(header.as_bytes()).is_some());
         let unsigned = header.cksum().unwrap();
-        // As if two bytes were negative.
+        // The sum of signed bytes, of which two are negative.
         header.as_old_mut().cksum = *format!("{:06o}\0 ", unsigned - 512)
             .as_bytes()
             .first_chunk()

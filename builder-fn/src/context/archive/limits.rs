@@ -1,26 +1,26 @@
-//! What a tar may take.
+//! Limits on a tar.
 
 use crate::context::Index;
 
-/// Memory for one entry, in bytes: 56 for what all have alike, and what is left for names and the like, of which most take
-/// less than 20. So a builder of 200,000 entries has 16 MiB for them, and what else a build takes fits into as much.
+/// Memory per entry in bytes: 56 that every entry takes, and the rest for its name, link target and attributes, which mostly
+/// take less than 20. So 200,000 entries take 16 MiB, and everything else in a build fits into as much.
 const ENTRY_BYTES: usize = 84;
 
-/// What a tar may be like.
+/// Limits on a tar and on the memory of its index.
 #[derive(Clone, Debug)]
 pub struct ArchiveLimits {
-    /// Bytes of all of it.
+    /// Length of the tar in bytes.
     pub body: u64,
-    /// Entries, with the folders that are only implied.
+    /// Number of entries, including folders that are only implied.
     pub entries: usize,
-    /// Bytes of memory for what is noted of them, with names, links and attributes.
+    /// Memory of the index in bytes, including names, link targets and attributes.
     pub index: usize,
-    /// Bytes of `com.openfaas.docker.config`, and of `com.openfaas.secrets`.
+    /// Length of `com.openfaas.docker.config`, and of `com.openfaas.secrets`, in bytes.
     pub small_file: usize,
 }
 
 impl Default for ArchiveLimits {
-    /// 1 GiB, 200,000 entries that take 16 MiB, 1 MiB for each of the two files.
+    /// Returns 1 GiB, 200,000 entries with an index of 16 MiB, and 1 MiB for each of the two small files.
     fn default() -> Self {
         Self {
             body: 1 << 30,
@@ -32,14 +32,14 @@ impl Default for ArchiveLimits {
 }
 
 impl ArchiveLimits {
-    /// Lets a tar have so many entries, and the memory that more of them than by default take.
+    /// Sets the number of entries, and raises the memory of the index if that is more than the default.
     pub fn set_entries(&mut self, entries: usize) {
         self.entries = entries;
         self.index = self.index.max(entries.saturating_mul(ENTRY_BYTES));
     }
 
-    /// No more than the index could hold.
-    pub(super) fn that_can_be(self) -> Self {
+    /// Returns the limits with the memory of the index lowered to what an index can hold.
+    pub(super) fn clamped_to_index(self) -> Self {
         Self {
             index: self.index.min(Index::MAX),
             ..self
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_entries_may_take_more_memory_and_fewer_no_less() {
+    fn a_larger_limit_of_entries_raises_the_memory_limit_and_a_smaller_one_leaves_it() {
         let with = |entries| {
             let mut limits = ArchiveLimits::default();
             limits.set_entries(entries);

@@ -1,34 +1,34 @@
-//! Names in a tar: what they say and where in a build request they lead.
+//! Names in a tar: their validation, and the role that each gives its entry.
 
 use super::error::EntryProblem;
 
-/// Longest path, in bytes, as Linux has it.
+/// Longest path in bytes: that of Linux.
 const PATH_MAX: usize = 4095;
-/// Longest component, in bytes, as common file systems have it.
+/// Longest component of a path in bytes: that of common file systems.
 const NAME_MAX: usize = 255;
 
-/// Where an entry belongs.
+/// The role of an entry in a build request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// The folder that the tar was made of (`./`).
+pub(super) enum EntryRole {
+    /// The root of the tar (`./`).
     Root,
-    /// `com.openfaas.docker.config`.
+    /// The configuration, `com.openfaas.docker.config`.
     Config,
-    /// `com.openfaas.secrets`.
+    /// The sealed secrets, `com.openfaas.secrets`.
     Secrets,
     /// The folder `context` itself.
-    Context,
-    /// In the context, at this path.
+    ContextRoot,
+    /// An entry in the context, at this path.
     InContext(String),
-    /// Something else, which is not looked at.
-    Elsewhere,
+    /// An entry outside of the context, which is ignored.
+    Ignored,
 }
 
-impl Place {
-    /// Finds the place of a name as it stands in the tar.
+impl EntryRole {
+    /// Returns the role of the entry with this name.
     ///
     /// # Errors
-    /// When the name is absolute, climbs with `..`, is not UTF-8, holds a NUL or is too long.
+    /// When the name is absolute, contains `..` or a NUL, is not UTF-8, or is too long.
     pub(super) fn of(name: &[u8]) -> Result<Self, EntryProblem> {
         let name = text(name)?;
         if name.is_empty() {
@@ -43,7 +43,7 @@ impl Place {
             .filter(|component| !matches!(*component, "" | "."))
         {
             if component == ".." {
-                return Err(EntryProblem::Climbs);
+                return Err(EntryProblem::ParentComponent);
             }
             if component.len() > NAME_MAX {
                 return Err(EntryProblem::ComponentTooLong { limit: NAME_MAX });
@@ -60,19 +60,19 @@ impl Place {
             "" => Self::Root,
             "com.openfaas.docker.config" => Self::Config,
             "com.openfaas.secrets" => Self::Secrets,
-            "context" => Self::Context,
+            "context" => Self::ContextRoot,
             _ => match path.strip_prefix("context/") {
                 Some(inner) => Self::InContext(inner.to_owned()),
-                None => Self::Elsewhere,
+                None => Self::Ignored,
             },
         })
     }
 }
 
-/// The target of a symbolic link. Where it leads is no concern here: only BuildKit follows it, within the context.
+/// Validates the target of a symbolic link. It may lead anywhere: only BuildKit follows it, within the context.
 ///
 /// # Errors
-/// When there is none, or none that a file system could hold.
+/// When the target is empty, too long, not UTF-8, or contains a NUL.
 pub(super) fn symlink_target(target: &[u8]) -> Result<String, EntryProblem> {
     let target = text(target)?;
     if target.is_empty() {
@@ -96,16 +96,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lead_to_their_place_however_they_are_written() {
-        let inside = |path: &str| Place::InContext(path.to_owned());
-        for (name, place) in [
-            ("./", Place::Root),
-            (".", Place::Root),
-            ("com.openfaas.docker.config", Place::Config),
-            ("./com.openfaas.docker.config", Place::Config),
-            ("com.openfaas.secrets", Place::Secrets),
-            ("context", Place::Context),
-            ("./context/", Place::Context),
+    fn every_spelling_of_a_name_has_the_same_role() {
+        let inside = |path: &str| EntryRole::InContext(path.to_owned());
+        for (name, role) in [
+            ("./", EntryRole::Root),
+            (".", EntryRole::Root),
+            ("com.openfaas.docker.config", EntryRole::Config),
+            ("./com.openfaas.docker.config", EntryRole::Config),
+            ("com.openfaas.secrets", EntryRole::Secrets),
+            ("context", EntryRole::ContextRoot),
+            ("./context/", EntryRole::ContextRoot),
             ("context/Dockerfile", inside("Dockerfile")),
             ("././context//a/./b/", inside("a/b")),
             (
@@ -114,16 +114,16 @@ mod tests {
             ),
             ("context/...", inside("...")),
             ("context/a\\..\\b", inside("a\\..\\b")),
-            ("contexts/a", Place::Elsewhere),
-            ("x/context/a", Place::Elsewhere),
-            ("x/com.openfaas.docker.config", Place::Elsewhere),
+            ("contexts/a", EntryRole::Ignored),
+            ("x/context/a", EntryRole::Ignored),
+            ("x/com.openfaas.docker.config", EntryRole::Ignored),
         ] {
-            assert_eq!(Place::of(name.as_bytes()).unwrap(), place, "{name}");
+            assert_eq!(EntryRole::of(name.as_bytes()).unwrap(), role, "{name}");
         }
     }
 
     #[test]
-    fn names_that_lead_out_or_nowhere_are_refused() {
+    fn names_that_lead_out_or_cannot_exist_are_rejected() {
         let long = format!("context/{}", "x".repeat(256));
         let deep = format!("context/{}", "x/".repeat(2100));
         for name in [
@@ -138,12 +138,12 @@ mod tests {
             long.as_bytes(),
             deep.as_bytes(),
         ] {
-            assert!(Place::of(name).is_err(), "{}", String::from_utf8_lossy(name));
+            assert!(EntryRole::of(name).is_err(), "{}", String::from_utf8_lossy(name));
         }
     }
 
     #[test]
-    fn a_link_may_point_anywhere_but_not_nowhere() {
+    fn a_symlink_may_have_any_target_that_a_file_system_can_hold() {
         for target in ["a", "../../etc/passwd", "/etc/passwd", "a//b/"] {
             assert_eq!(symlink_target(target.as_bytes()).unwrap(), target);
         }

@@ -1,26 +1,26 @@
-//! The records of a PAX extended header (POSIX.1-2001, "pax Interchange Format"), as far as they matter here.
+//! The records of a PAX extended header (POSIX.1-2001, "pax Interchange Format") that a context uses.
 
 use std::collections::BTreeMap;
 
-/// What extended headers say of an entry. Absent fields leave the word to the entry's own header.
+/// Fields in extended headers. They override those of the entry's own header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Records {
+pub(super) struct PaxRecords {
     pub(super) path: Option<Vec<u8>>,
     pub(super) link_path: Option<Vec<u8>>,
     pub(super) size: Option<i64>,
     pub(super) mtime_ns: Option<i64>,
     pub(super) xattrs: BTreeMap<String, Vec<u8>>,
-    /// The entry is stored without its holes, in one of GNU's ways.
+    /// Whether the entry is a sparse file in one of GNU's formats.
     pub(super) sparse: bool,
 }
 
 const XATTR: &str = "SCHILY.xattr.";
 
-impl Records {
+impl PaxRecords {
     /// Parses the content of an extended header.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// With the reason why it is malformed.
     pub(super) fn parse(mut data: &[u8]) -> Result<Self, &'static str> {
         let mut records = Self::default();
         while !data.is_empty() {
@@ -38,7 +38,7 @@ impl Records {
     }
 
     fn set(&mut self, key: &str, value: &[u8]) -> Result<(), &'static str> {
-        // An empty value takes back what was said before.
+        // An empty value removes an earlier one.
         let given = (!value.is_empty()).then_some(value);
         match key {
             "path" => self.path = given.map(<[u8]>::to_vec),
@@ -47,7 +47,7 @@ impl Records {
             "mtime" => self.mtime_ns = given.map(nanoseconds).transpose()?,
             _ if key.starts_with("GNU.sparse.") => self.sparse = true,
             _ => {
-                if let Some(name) = key.strip_prefix(XATTR).filter(|name| is_wanted(name)) {
+                if let Some(name) = key.strip_prefix(XATTR).filter(|name| is_kept(name)) {
                     self.xattrs.insert(name.to_owned(), value.to_vec());
                 }
             }
@@ -55,8 +55,8 @@ impl Records {
         Ok(())
     }
 
-    /// A field that only makes sense for one entry, where there is one.
-    pub(super) fn of_one_entry(&self) -> Option<&'static str> {
+    /// Returns the first field that a global header must not set, because it makes sense only for one entry.
+    pub(super) fn per_entry_field(&self) -> Option<&'static str> {
         [
             ("a path", self.path.is_some()),
             ("a link path", self.link_path.is_some()),
@@ -69,13 +69,14 @@ impl Records {
     }
 }
 
-/// Attributes that a tar would restore for its user, and file capabilities. Others (`trusted.overlay.…`) would
-/// let a context speak to the file system under BuildKit.
-fn is_wanted(xattr: &str) -> bool {
+/// Whether an attribute is kept: those that tar restores for an ordinary user, and file capabilities.
+///
+/// Others, such as `trusted.overlay.…`, would control the file system under BuildKit.
+fn is_kept(xattr: &str) -> bool {
     xattr.starts_with("user.") || xattr == "security.capability"
 }
 
-/// `<length> <key>=<value>\n`, where the length counts the whole record.
+/// Splits off the first record: `<length> <key>=<value>\n`, where the length counts the whole record.
 fn split_record(data: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
     let digits = data
         .iter()
@@ -93,6 +94,7 @@ fn split_record(data: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
     Ok((content, rest))
 }
 
+/// Parses a decimal number with an optional sign.
 fn decimal(text: &[u8]) -> Result<i64, &'static str> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
@@ -102,7 +104,7 @@ fn decimal(text: &[u8]) -> Result<i64, &'static str> {
     text.parse().map_err(|_| "a number is too large")
 }
 
-/// Seconds with an optional fraction to nanoseconds; what does not fit becomes the nearest that does.
+/// Parses seconds with an optional fraction as nanoseconds; a time out of range becomes the nearest in range.
 fn nanoseconds(text: &[u8]) -> Result<i64, &'static str> {
     let point = text.iter().position(|byte| *byte == b'.');
     let (whole, fraction) = match point {
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn records_that_matter_are_kept() {
+    fn known_records_are_kept_and_others_ignored() {
         let data = [
             record("path", "a/ü".as_bytes()),
             record("linkpath", b"b"),
@@ -146,7 +148,7 @@ mod tests {
             record("SCHILY.xattr.user.x", b"line\nline=\0"),
         ]
         .concat();
-        let expected = Records {
+        let expected = PaxRecords {
             path: Some("a/ü".into()),
             link_path: Some(b"b".to_vec()),
             size: Some(8_589_934_592),
@@ -154,18 +156,18 @@ mod tests {
             xattrs: BTreeMap::from([("user.x".to_owned(), b"line\nline=\0".to_vec())]),
             sparse: false,
         };
-        assert_eq!(Records::parse(&data).unwrap(), expected);
+        assert_eq!(PaxRecords::parse(&data).unwrap(), expected);
     }
 
     #[test]
-    fn attributes_of_the_file_system_underneath_are_dropped() {
+    fn attributes_that_control_the_file_system_are_dropped() {
         let data = [
             record("SCHILY.xattr.trusted.overlay.opaque", b"y"),
             record("SCHILY.xattr.security.selinux", b"x"),
             record("SCHILY.xattr.security.capability", b"cap"),
         ]
         .concat();
-        let kept = Records::parse(&data).unwrap().xattrs;
+        let kept = PaxRecords::parse(&data).unwrap().xattrs;
         assert_eq!(
             kept,
             BTreeMap::from([("security.capability".to_owned(), b"cap".to_vec())])
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_record_of_a_key_counts_and_an_empty_one_takes_it_back() {
+    fn the_last_record_of_a_key_wins_and_an_empty_one_removes_it() {
         let data = [
             record("path", b"a"),
             record("path", b"b"),
@@ -181,12 +183,12 @@ mod tests {
             record("size", b""),
         ]
         .concat();
-        let records = Records::parse(&data).unwrap();
+        let records = PaxRecords::parse(&data).unwrap();
         assert_eq!((records.path, records.size), (Some(b"b".to_vec()), None));
     }
 
     #[test]
-    fn times_have_nanoseconds_and_signs() {
+    fn times_are_parsed_with_fractions_and_signs() {
         for (text, expected) in [
             ("0", 0),
             ("1.000000001", 1_000_000_001),
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_records_are_refused() {
+    fn malformed_records_are_rejected() {
         for data in [
             &b"x"[..],
             b"6 a=b",
@@ -217,7 +219,7 @@ mod tests {
             b"6 a=b\n\0",
             b"10 size=x\n",
         ] {
-            assert!(Records::parse(data).is_err(), "{data:?}");
+            assert!(PaxRecords::parse(data).is_err(), "{data:?}");
         }
     }
 }

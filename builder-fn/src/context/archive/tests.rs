@@ -1,4 +1,4 @@
-//! Tars made by hand, byte for byte, for the tests of the reader.
+//! Tars constructed byte by byte, for the tests of the reader.
 
 use tar::{EntryType, Header};
 
@@ -8,7 +8,7 @@ mod cases;
 mod corpus;
 mod properties;
 
-/// Puts tars together entry by entry, also those that no tar program would write.
+/// Builds a tar entry by entry, also one that no tar program would write.
 #[derive(Clone, Debug, Default)]
 struct Tar(Vec<u8>);
 
@@ -82,7 +82,7 @@ impl Tar {
         self.raw(&[0; 2 * BLOCK])
     }
 
-    fn read(self) -> Result<Contents, ArchiveError> {
+    fn read(self) -> Result<ArchiveContents, ArchiveError> {
         read_in_pieces(&self.end().0, &[])
     }
 
@@ -94,7 +94,7 @@ impl Tar {
     }
 }
 
-fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<Contents, ArchiveError> {
+fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<ArchiveContents, ArchiveError> {
     let mut reader = ArchiveReader::new(ArchiveLimits::default());
     let mut from = 0;
     for cut in cuts.iter().copied().chain([tar.len()]) {
@@ -110,22 +110,22 @@ fn small() -> Tar {
         .file("context/Dockerfile", b"FROM scratch\n")
 }
 
-/// Paths and entries, in order.
+/// Returns paths and entries, in order.
 fn listed(index: &Index) -> Vec<(String, Entry<'_>)> {
     let mut listed = Vec::new();
     let mut walk = index.walk();
-    while let Some((at, path)) = walk.step() {
+    while let Some((at, path)) = walk.next_entry() {
         listed.push((path.to_owned(), index.entry(at)));
     }
     listed
 }
 
-fn paths(contents: &Contents) -> Vec<String> {
+fn paths(contents: &ArchiveContents) -> Vec<String> {
     let listed = listed(&contents.entries).into_iter();
     listed.map(|(path, _)| path).collect()
 }
 
-fn entry<'a>(contents: &'a Contents, path: &str) -> Entry<'a> {
+fn entry<'a>(contents: &'a ArchiveContents, path: &str) -> Entry<'a> {
     let entry = contents.entries.get(path);
     entry.unwrap_or_else(|| panic!("{path} is not in {:?}", contents.entries))
 }

@@ -1,11 +1,11 @@
-//! Tars with one thing special about them each.
+//! Tars that each have one peculiarity.
 
 use tar::EntryType;
 
 use super::*;
 
 #[test]
-fn what_clients_send_is_read_whatever_the_order_and_the_prefix() {
+fn a_tar_is_read_in_any_order_and_with_or_without_a_leading_dot() {
     for prefix in ["", "./"] {
         let config = format!("{prefix}com.openfaas.docker.config");
         let dockerfile = format!("{prefix}context/Dockerfile");
@@ -39,7 +39,7 @@ fn what_clients_send_is_read_whatever_the_order_and_the_prefix() {
 }
 
 #[test]
-fn sealed_secrets_are_kept_as_they_came() {
+fn sealed_secrets_are_kept_unchanged() {
     let contents = small()
         .file("com.openfaas.secrets", b"version: v1\n")
         .read()
@@ -48,7 +48,7 @@ fn sealed_secrets_are_kept_as_they_came() {
 }
 
 #[test]
-fn the_last_of_two_configurations_counts() {
+fn the_last_of_two_configurations_wins() {
     let contents = small()
         .file("com.openfaas.docker.config", b"")
         .read()
@@ -57,7 +57,7 @@ fn the_last_of_two_configurations_counts() {
 }
 
 #[test]
-fn what_lies_elsewhere_is_ignored_with_a_warning() {
+fn entries_outside_of_the_context_are_ignored_with_a_warning() {
     let contents = small()
         .file("._context", b"mac")
         .symlink("x/y", "z")
@@ -71,7 +71,7 @@ fn what_lies_elsewhere_is_ignored_with_a_warning() {
 }
 
 #[test]
-fn names_in_extended_headers_go_before_those_in_the_header() {
+fn names_in_extended_headers_override_those_in_the_header() {
     let long = format!("context/{}/{}", "d".repeat(200), "f".repeat(200));
     let contents = Tar::default()
         .typed(b'L', "././@LongLink", format!("{long}\0").as_bytes())
@@ -113,7 +113,7 @@ fn names_in_extended_headers_go_before_those_in_the_header() {
 }
 
 #[test]
-fn what_two_readers_could_take_from_different_headers_is_refused() {
+fn a_field_in_two_extended_headers_of_an_entry_is_rejected() {
     let long = |tar: Tar, flag| tar.typed(flag, "././@LongLink", b"context/long\0");
     let pax = |tar: Tar, key| tar.pax(b'x', &[(key, b"12")]);
     for (tar, field) in [
@@ -126,9 +126,9 @@ fn what_two_readers_could_take_from_different_headers_is_refused() {
         (long(pax(small(), "linkpath"), b'K'), "its target"),
     ] {
         let problem = tar.file("context/short", b"123456789abc").problem();
-        assert_eq!(problem, EntryProblem::SaidTwice { field });
+        assert_eq!(problem, EntryProblem::DuplicateField { field });
     }
-    // What they say goes together, whichever comes first.
+    // Different fields are combined, in any order of the headers.
     let tar = pax(long(long(small(), b'L'), b'K'), "mtime").file("context/short", b"");
     let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(paths(&contents), ["Dockerfile", "long"]);
@@ -136,7 +136,7 @@ fn what_two_readers_could_take_from_different_headers_is_refused() {
 }
 
 #[test]
-fn a_size_in_an_extended_header_is_how_much_follows() {
+fn a_size_in_an_extended_header_is_the_length_of_the_content() {
     let tar = Tar::default()
         .pax(b'x', &[("size", b"3")])
         .entry("context/a", b"", |_| ())
@@ -148,7 +148,7 @@ fn a_size_in_an_extended_header_is_how_much_follows() {
 }
 
 #[test]
-fn a_global_header_may_set_the_time_and_say_what_nobody_reads() {
+fn a_global_header_may_set_the_time_and_unknown_fields_only() {
     let contents = Tar::default()
         .pax(b'g', &[("comment", b"0123456789abcdef"), ("mtime", b"7")])
         .file("context/a", b"")
@@ -168,7 +168,7 @@ fn a_global_header_may_set_the_time_and_say_what_nobody_reads() {
 }
 
 #[test]
-fn a_slash_makes_a_folder_in_old_tars() {
+fn a_trailing_slash_makes_a_folder_in_old_tars() {
     let contents = Tar::default()
         .typed(0, "context/old/", b"")
         .read()
@@ -177,11 +177,11 @@ fn a_slash_makes_a_folder_in_old_tars() {
 }
 
 #[test]
-fn entries_that_lead_out_of_the_context_are_refused() {
+fn entries_that_lead_out_of_the_context_are_rejected() {
     for name in ["/context/a", "context/../../a", "../a", "context/.."] {
         let problem = Tar::default().file(name, b"").problem();
         assert!(
-            matches!(problem, EntryProblem::Absolute | EntryProblem::Climbs),
+            matches!(problem, EntryProblem::Absolute | EntryProblem::ParentComponent),
             "{name}: {problem}"
         );
     }
@@ -196,7 +196,7 @@ fn entries_that_lead_out_of_the_context_are_refused() {
         .problem();
     assert_eq!(
         problem.to_string(),
-        "lies beyond context/a, which is a symbolic link, not a folder"
+        "is below context/a, which is a symbolic link, not a folder"
     );
     let problem = Tar::default()
         .file("context/a", b"")
@@ -204,7 +204,7 @@ fn entries_that_lead_out_of_the_context_are_refused() {
         .problem();
     assert_eq!(
         problem.to_string(),
-        "lies in context/a, which is a file, not a folder"
+        "is in context/a, which is a file, not a folder"
     );
     let problem = Tar::default()
         .file("context/a/b", b"")
@@ -214,7 +214,7 @@ fn entries_that_lead_out_of_the_context_are_refused() {
 }
 
 #[test]
-fn hard_links_need_something_in_the_context_before_them() {
+fn a_hard_link_needs_a_target_in_the_context_before_it() {
     let problem = |target: &str| {
         Tar::default()
             .folder("context/d")
@@ -238,22 +238,22 @@ fn hard_links_need_something_in_the_context_before_them() {
         EntryProblem::HardLinkOutside { .. }
     ));
     assert!(matches!(problem("/etc/passwd"), EntryProblem::Absolute));
-    assert!(matches!(problem("context/../x"), EntryProblem::Climbs));
+    assert!(matches!(problem("context/../x"), EntryProblem::ParentComponent));
     assert!(matches!(problem(""), EntryProblem::NoName));
 }
 
 #[test]
-fn types_other_than_files_folders_and_links_are_refused() {
+fn entry_types_other_than_files_folders_and_links_are_rejected() {
     for (flag, expected) in [
-        (b'3', EntryProblem::Special { what: "device" }),
-        (b'4', EntryProblem::Special { what: "device" }),
-        (b'6', EntryProblem::Special { what: "fifo" }),
+        (b'3', EntryProblem::Special { kind: "device" }),
+        (b'4', EntryProblem::Special { kind: "device" }),
+        (b'6', EntryProblem::Special { kind: "fifo" }),
         (b'S', EntryProblem::Sparse),
         (b'M', EntryProblem::UnknownType { flag: 'M' }),
         (b'\n', EntryProblem::UnknownType { flag: '\n' }),
     ] {
         assert_eq!(Tar::default().typed(flag, "context/a", b"").problem(), expected);
-        // Also outside of the context: what follows could be read in two ways.
+        // Outside of the context too: tar programs could read what follows differently.
         assert_eq!(Tar::default().typed(flag, "a", b"").problem(), expected);
     }
     let sparse = Tar::default()
@@ -263,13 +263,13 @@ fn types_other_than_files_folders_and_links_are_refused() {
     for flag in [b'1', b'2', b'5'] {
         assert_eq!(
             Tar::default().typed(flag, "context/a", b"x").problem(),
-            EntryProblem::ContentOfLink
+            EntryProblem::UnexpectedContent
         );
     }
 }
 
 #[test]
-fn the_fixed_names_are_files_and_a_folder() {
+fn the_configuration_and_secrets_have_to_be_files_and_the_context_a_folder() {
     assert_eq!(
         Tar::default()
             .symlink("com.openfaas.docker.config", "x")
@@ -293,7 +293,7 @@ fn the_fixed_names_are_files_and_a_folder() {
 }
 
 #[test]
-fn sizes_that_cannot_be_are_refused_before_anything_is_kept() {
+fn impossible_sizes_are_rejected_before_any_content_is_kept() {
     let sized =
         |field: [u8; 12]| Tar::default().entry("context/a", b"", |header| header.as_old_mut().size = field);
     assert!(matches!(
@@ -322,7 +322,7 @@ fn sizes_that_cannot_be_are_refused_before_anything_is_kept() {
 }
 
 #[test]
-fn there_is_a_limit_to_entries_and_to_what_they_take() {
+fn the_number_of_entries_and_their_memory_are_limited() {
     let read = |limits: ArchiveLimits, tar: Tar| {
         let mut reader = ArchiveReader::new(limits);
         reader
@@ -366,7 +366,7 @@ fn there_is_a_limit_to_entries_and_to_what_they_take() {
 }
 
 #[test]
-fn what_is_no_tar_is_called_by_its_name() {
+fn other_formats_than_tar_are_named_in_the_error() {
     let error = |bytes: &[u8]| {
         read_in_pieces(bytes, &[])
             .err()
@@ -383,7 +383,7 @@ fn what_is_no_tar_is_called_by_its_name() {
 }
 
 #[test]
-fn damage_after_the_first_header_says_where() {
+fn a_damaged_header_is_reported_with_its_offset() {
     let mut bytes = small().end().0;
     bytes[2 * BLOCK] ^= 1;
     let error = read_in_pieces(&bytes, &[]).err().map(|error| error.to_string());
@@ -393,7 +393,7 @@ fn damage_after_the_first_header_says_where() {
 }
 
 #[test]
-fn a_tar_may_lack_its_end_but_nothing_else() {
+fn a_tar_may_lack_only_its_end_of_archive_blocks() {
     let whole = small().pax(b'x', &[("mtime", b"1")]).file("context/z", b"abc");
     let boundaries = [2 * BLOCK, 4 * BLOCK, whole.0.len()];
     for cut in 0..whole.0.len() {
@@ -410,10 +410,10 @@ fn a_tar_may_lack_its_end_but_nothing_else() {
             Err(error) => panic!("{cut}: {error}"),
         }
     }
-    // One block of zeros instead of two, and more of them than two.
+    // One block of zeros instead of two, and more than two.
     assert!(read_in_pieces(&whole.clone().raw(&[0; BLOCK]).0, &[]).is_ok());
     assert!(read_in_pieces(&whole.clone().raw(&[0; 20 * BLOCK]).0, &[]).is_ok());
-    // An extended header belongs to an entry.
+    // An extended header without an entry after it.
     let dangling = whole.pax(b'x', &[("path", b"context/y")]);
     assert!(matches!(
         dangling.clone().read(),
@@ -426,7 +426,7 @@ fn a_tar_may_lack_its_end_but_nothing_else() {
 }
 
 #[test]
-fn nothing_may_follow_the_end() {
+fn data_after_the_end_is_rejected() {
     for zeros in [BLOCK, 2 * BLOCK] {
         let two = small().raw(&vec![0; zeros]).file("context/b", b"");
         let expected = (4 * BLOCK + zeros) as u64;

@@ -1,4 +1,4 @@
-//! Tars as GNU tar writes them, compared with what it extracts from them.
+//! Tars written by GNU tar: the index is compared with the files that GNU tar extracts.
 
 use std::fs::{self, FileTimes, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -12,28 +12,28 @@ use tempfile::TempDir;
 use super::*;
 use crate::context::SourceContext;
 
-/// What is at a path, from the index or from a folder.
+/// An entry in the index or in an extracted folder.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen {
+struct Found {
     path: String,
-    what: What,
+    content: Content,
     mode: u32,
     mtime_ns: i64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum What {
+enum Content {
     Folder,
-    /// With the path of the first that is the same file.
     File {
-        content: Vec<u8>,
+        bytes: Vec<u8>,
+        /// Path of the first entry that is the same file.
         same_as: String,
     },
     Symlink(String),
 }
 
 #[test]
-fn every_format_is_read_as_tar_extracts_it() {
+fn the_index_has_the_files_that_gnu_tar_extracts_in_every_format() {
     for format in ["v7", "oldgnu", "gnu", "ustar", "posix"] {
         let source = source(format);
         for (how, arguments) in [
@@ -55,7 +55,7 @@ fn every_format_is_read_as_tar_extracts_it() {
                 ],
             ),
         ] {
-            // Ustar cannot hold links to long names, which the second time would be.
+            // In ustar a link cannot have a long target, which files that are archived twice would need.
             if (format, how) != ("ustar", "twice") {
                 compare(&source, format, how, arguments);
             }
@@ -64,7 +64,7 @@ fn every_format_is_read_as_tar_extracts_it() {
 }
 
 #[test]
-fn large_files_and_many_small_ones_are_read_as_tar_extracts_them() {
+fn the_index_has_the_files_that_gnu_tar_extracts_of_large_and_of_many_files() {
     let source = TempDir::new().unwrap();
     let context = source.path().join("context");
     fs::create_dir(&context).unwrap();
@@ -91,14 +91,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_read_of_entries_that_contradict_each_other_is_what_tar_makes_of_them(tar in properties::tars(true)) {
+    fn the_index_has_the_files_that_gnu_tar_extracts_of_conflicting_entries(tar in properties::tars(true)) {
         let tar = tar.end().0;
         let Ok(context) = SourceContext::from_tar(&tar) else { return Ok(()) };
         let extracted = TempDir::new().unwrap();
         let archive = extracted.path().join("archive.tar");
         fs::write(&archive, &tar).unwrap();
         if extract(&archive, extracted.path()).is_err() {
-            // It could not replace something that can be replaced here.
+            // GNU tar could not replace an entry that the index replaces.
             return Ok(());
         }
         let (mut indexed, mut expected) = (from_index(&context), Vec::new());
@@ -109,7 +109,7 @@ proptest! {
     }
 }
 
-/// A folder with whatever a context may have; names that the old formats cannot hold only for the others.
+/// Creates a folder with everything that a context may have, except names that `format` cannot hold.
 fn source(format: &str) -> TempDir {
     let source = TempDir::new().unwrap();
     let context = source.path().join("context");
@@ -155,7 +155,7 @@ fn source(format: &str) -> TempDir {
     ] {
         fs::set_permissions(context.join(name), Permissions::from_mode(mode)).unwrap();
     }
-    // The old formats have 33 bits for seconds; GNU's and PAX have more.
+    // The old formats have 33 bits for seconds; GNU and PAX have more.
     let late = if matches!(format, "v7" | "ustar") {
         4_000_000_000
     } else {
@@ -175,7 +175,7 @@ fn source(format: &str) -> TempDir {
 }
 
 fn compare(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
-    let what = format!("{format}, {how}");
+    let case = format!("{format}, {how}");
     let archive = source.path().with_extension("tar");
     let created = run(Command::new("tar")
         .args(["--create", "--format", format, "--file"])
@@ -183,13 +183,13 @@ fn compare(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
         .arg("-C")
         .arg(source.path())
         .args(arguments));
-    created.unwrap_or_else(|error| panic!("{what}: {error}"));
+    created.unwrap_or_else(|error| panic!("{case}: {error}"));
     let extracted = TempDir::new().unwrap();
-    extract(&archive, extracted.path()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    extract(&archive, extracted.path()).unwrap_or_else(|error| panic!("{case}: {error}"));
 
     let tar = fs::read(&archive).unwrap();
     fs::remove_file(&archive).unwrap();
-    let context = SourceContext::from_tar(&tar).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let context = SourceContext::from_tar(&tar).unwrap_or_else(|error| panic!("{case}: {error}"));
     let mut indexed = from_index(&context);
     let mut expected = Vec::new();
     walk(&extracted.path().join("context"), "", &mut expected);
@@ -198,9 +198,9 @@ fn compare(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
         ignore_folders(&mut expected);
     }
     for (indexed, expected) in indexed.iter().zip(&expected) {
-        assert_eq!(indexed, expected, "{what}");
+        assert_eq!(indexed, expected, "{case}");
     }
-    assert_eq!(indexed.len(), expected.len(), "{what}");
+    assert_eq!(indexed.len(), expected.len(), "{case}");
 }
 
 fn extract(archive: &Path, to: &Path) -> Result<(), String> {
@@ -220,19 +220,19 @@ fn run(command: &mut Command) -> Result<(), String> {
         .ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Folders that a tar leaves out get their mode and time from whoever extracts it.
-fn ignore_folders(list: &mut [Seen]) {
-    for seen in list.iter_mut().filter(|seen| seen.what == What::Folder) {
-        (seen.mode, seen.mtime_ns) = (0, 0);
+/// Clears mode and time of folders: those that a tar only implies get them from the program that extracts it.
+fn ignore_folders(list: &mut [Found]) {
+    for found in list.iter_mut().filter(|found| found.content == Content::Folder) {
+        (found.mode, found.mtime_ns) = (0, 0);
     }
 }
 
-fn from_index(context: &SourceContext) -> Vec<Seen> {
+fn from_index(context: &SourceContext) -> Vec<Found> {
     let mut firsts: Vec<(u64, String)> = Vec::new();
-    let seen = |(path, entry): (String, Entry<'_>)| {
-        let what = match entry.kind {
-            Kind::Directory => What::Folder,
-            Kind::Symlink { target } => What::Symlink(target.to_owned()),
+    let found = |(path, entry): (String, Entry<'_>)| {
+        let content = match entry.kind {
+            Kind::Directory => Content::Folder,
+            Kind::Symlink { target } => Content::Symlink(target.to_owned()),
             Kind::File { offset, size } => {
                 let first = firsts
                     .iter()
@@ -242,30 +242,30 @@ fn from_index(context: &SourceContext) -> Vec<Seen> {
                     firsts.push((offset, path.clone()));
                     path.clone()
                 });
-                let mut content = vec![0; usize::try_from(size).unwrap() + 10];
-                let length = context.read(entry, 0, &mut content).unwrap();
-                content.truncate(length);
-                What::File { content, same_as }
+                let mut bytes = vec![0; usize::try_from(size).unwrap() + 10];
+                let length = context.read(entry, 0, &mut bytes).unwrap();
+                bytes.truncate(length);
+                Content::File { bytes, same_as }
             }
         };
-        // The times of symbolic links are not read back below.
-        let mtime_ns = if matches!(what, What::Symlink(_)) {
+        // The times of symbolic links are not compared.
+        let mtime_ns = if matches!(content, Content::Symlink(_)) {
             0
         } else {
             entry.mtime_ns
         };
-        Seen {
+        Found {
             path,
-            what,
+            content,
             mode: entry.mode,
             mtime_ns,
         }
     };
-    listed(context.index()).into_iter().map(seen).collect()
+    listed(context.index()).into_iter().map(found).collect()
 }
 
-/// As Go's `filepath.WalkDir` does it, which is what BuildKit's own client uses.
-fn walk(folder: &Path, prefix: &str, seen: &mut Vec<Seen>) {
+/// Lists a folder in the order of Go's `filepath.WalkDir`, which BuildKit's own client uses.
+fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -275,8 +275,8 @@ fn walk(folder: &Path, prefix: &str, seen: &mut Vec<Seen>) {
         let at = folder.join(&name);
         let path = format!("{prefix}{name}");
         let metadata = fs::symlink_metadata(&at).unwrap();
-        let what = if metadata.is_symlink() {
-            What::Symlink(
+        let content = if metadata.is_symlink() {
+            Content::Symlink(
                 fs::read_link(&at)
                     .unwrap()
                     .into_os_string()
@@ -284,10 +284,10 @@ fn walk(folder: &Path, prefix: &str, seen: &mut Vec<Seen>) {
                     .unwrap(),
             )
         } else if metadata.is_dir() {
-            What::Folder
+            Content::Folder
         } else {
-            What::File {
-                content: fs::read(&at).unwrap(),
+            Content::File {
+                bytes: fs::read(&at).unwrap(),
                 same_as: path.clone(),
             }
         };
@@ -296,25 +296,26 @@ fn walk(folder: &Path, prefix: &str, seen: &mut Vec<Seen>) {
         } else {
             metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec()
         };
-        seen.push(Seen {
+        found.push(Found {
             path: path.clone(),
-            what,
+            content,
             mode: metadata.mode() & 0o7777,
             mtime_ns,
         });
         if metadata.is_dir() {
-            walk(&at, &format!("{path}/"), seen);
+            walk(&at, &format!("{path}/"), found);
         }
     }
     if prefix.is_empty() {
-        mark_hard_links(folder, seen);
+        mark_hard_links(folder, found);
     }
 }
 
-fn mark_hard_links(root: &Path, seen: &mut [Seen]) {
+/// Sets `same_as` of files that are hard links of an earlier one.
+fn mark_hard_links(root: &Path, found: &mut [Found]) {
     let mut firsts: Vec<(u64, String)> = Vec::new();
-    for Seen { path, what, .. } in seen {
-        if let What::File { same_as, .. } = what {
+    for Found { path, content, .. } in found {
+        if let Content::File { same_as, .. } = content {
             let inode = fs::symlink_metadata(root.join(&*path)).unwrap().ino();
             match firsts.iter().find(|(known, _)| *known == inode) {
                 Some((_, first)) => same_as.clone_from(first),

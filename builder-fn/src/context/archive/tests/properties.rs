@@ -1,10 +1,10 @@
-//! What holds for all tars, and for all that is none.
+//! Properties that hold for every tar and for any other bytes.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Tars of a few entries that may contradict each other, with or without extended headers.
+/// Generates tars of a few entries that may conflict with each other, with or without extended headers.
 pub(super) fn tars(extended: bool) -> impl Strategy<Value = Tar> {
     let name = prop_oneof!["[ab]", "[ab]/[ab]", "[ab]/[ab]/c", "\\PC{1,20}"]
         .prop_map(|name| format!("context/{name}"));
@@ -28,7 +28,7 @@ pub(super) fn tars(extended: bool) -> impl Strategy<Value = Tar> {
     })
 }
 
-/// Everything that reading a tar yields, comparable.
+/// The comparable parts of a tar's content.
 type Outcome = (Index, Option<Vec<u8>>, Vec<String>);
 
 fn outcome(tar: &[u8], cuts: &[usize]) -> Result<Outcome, String> {
@@ -49,7 +49,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn how_the_bytes_are_split_makes_no_difference(
+    fn the_result_does_not_depend_on_how_the_bytes_are_split(
         tar in tars(true),
         cuts in prop::collection::vec(0usize..12_000, 0..60),
     ) {
@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cut_tar_is_refused_or_said_to_have_no_end(tar in tars(true), cut in 0usize..12_000) {
+    fn a_truncated_tar_is_rejected_or_has_a_warning(tar in tars(true), cut in 0usize..12_000) {
         let bytes = tar.end().0;
         let complete = bytes.len() - 2 * BLOCK;
         let cut = cut % (complete + 1);
@@ -89,7 +89,7 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_changes_content_or_is_noticed(
+    fn a_flipped_bit_changes_only_content_or_is_detected(
         tar in tars(false),
         at in 0usize..12_000,
         bit in 0u32..8,
@@ -104,9 +104,9 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+    fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
         let _ = outcome(&bytes, &[]);
-        // Again with a valid checksum, so that it gets further.
+        // Once more with a valid checksum, which lets the header be parsed.
         let mut block = [0u8; BLOCK];
         for (to, from) in block.iter_mut().zip(&bytes) {
             *to = *from;

@@ -1,21 +1,21 @@
-//! An entry, when its header and all that goes before it have been read.
+//! An entry of a tar, put together from its header and the extended headers before it.
 
 use super::error::EntryProblem;
 use super::header::Header;
-use super::pax::Records;
+use super::pax::PaxRecords;
 
-/// Said by extended headers of the entry that follows them.
+/// The extended headers before an entry.
 #[derive(Default)]
-pub(super) struct Extensions {
-    pub(super) records: Option<Records>,
+pub(super) struct ExtendedHeaders {
+    pub(super) records: Option<PaxRecords>,
     /// GNU's long name.
     pub(super) name: Option<Vec<u8>>,
     /// GNU's long link target.
     pub(super) link: Option<Vec<u8>>,
 }
 
-impl Extensions {
-    pub(super) fn with_records(records: Records) -> Self {
+impl ExtendedHeaders {
+    pub(super) fn with_records(records: PaxRecords) -> Self {
         Self {
             records: Some(records),
             ..Self::default()
@@ -40,15 +40,15 @@ impl Extensions {
         self.records.is_none() && self.name.is_none() && self.link.is_none()
     }
 
-    /// Notes what one more extended header says.
+    /// Adds one more extended header.
     ///
     /// # Errors
-    /// When it says what another one has said of the same entry. Some readers take the first, some the last, some go
-    /// by the kind of header; so a tar could have other names, or other sizes, here than for whoever checked it.
+    /// When it sets a field that another one has set for the same entry. Some readers take the first, some the last, some
+    /// prefer a kind of header; so a tar could have other names or sizes here than in the program that checked it.
     pub(super) fn add(&mut self, more: Self) -> Result<(), EntryProblem> {
-        replace(&mut self.records, more.records, "records")?;
-        replace(&mut self.name, more.name, "its name")?;
-        replace(&mut self.link, more.link, "its target")?;
+        set_once(&mut self.records, more.records, "records")?;
+        set_once(&mut self.name, more.name, "its name")?;
+        set_once(&mut self.link, more.link, "its target")?;
         let records = self.records.as_ref();
         for (field, is_in_both) in [
             (
@@ -61,13 +61,13 @@ impl Extensions {
             ),
         ] {
             if is_in_both {
-                return Err(EntryProblem::SaidTwice { field });
+                return Err(EntryProblem::DuplicateField { field });
             }
         }
         Ok(())
     }
 
-    /// The name of the entry with this header.
+    /// Returns the name of the entry with this header.
     pub(super) fn name(&self, header: &Header<'_>) -> Vec<u8> {
         let in_records = self.records.as_ref().and_then(|records| records.path.as_ref());
         in_records
@@ -77,48 +77,52 @@ impl Extensions {
     }
 }
 
-fn replace<T>(known: &mut Option<T>, said: Option<T>, field: &'static str) -> Result<(), EntryProblem> {
-    match said {
-        Some(_) if known.is_some() => Err(EntryProblem::SaidTwice { field }),
-        Some(said) => {
-            *known = Some(said);
+/// Sets `current` to `value`, if there is one.
+///
+/// # Errors
+/// When `current` is set already.
+fn set_once<T>(current: &mut Option<T>, value: Option<T>, field: &'static str) -> Result<(), EntryProblem> {
+    match value {
+        Some(_) if current.is_some() => Err(EntryProblem::DuplicateField { field }),
+        Some(value) => {
+            *current = Some(value);
             Ok(())
         }
         None => Ok(()),
     }
 }
 
-/// What an entry is.
+/// The type of an entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Type {
+pub(super) enum EntryType {
     File,
     Folder,
     Symlink,
     HardLink,
 }
 
-/// What is known of an entry.
-pub(super) struct Described {
-    pub(super) what: Type,
+/// An entry as its headers describe it.
+pub(super) struct TarEntry {
+    pub(super) entry_type: EntryType,
     pub(super) name: Vec<u8>,
     pub(super) link: Vec<u8>,
-    /// Bytes of content.
+    /// Length of the content in bytes.
     pub(super) size: u64,
     pub(super) mode: u32,
     pub(super) mtime_ns: i64,
     pub(super) xattrs: Vec<(String, Vec<u8>)>,
 }
 
-impl Described {
-    /// Puts together what header and extended headers say. `default_mtime_ns` is that of a global header, `limit`
-    /// the largest size there can be.
+impl TarEntry {
+    /// Combines a header with its extended headers. `default_mtime_ns` is the time in a global header, and `limit` the
+    /// largest size.
     ///
     /// # Errors
-    /// When it is nothing that a context can have.
+    /// When a context cannot have such an entry.
     pub(super) fn read(
         name: Vec<u8>,
         header: &Header<'_>,
-        extensions: Extensions,
+        extensions: ExtendedHeaders,
         default_mtime_ns: Option<i64>,
         limit: u64,
     ) -> Result<Self, EntryProblem> {
@@ -126,43 +130,47 @@ impl Described {
         if records.sparse {
             return Err(EntryProblem::Sparse);
         }
-        let what = Type::of(header.flag(), &name)?;
+        let entry_type = EntryType::from_flag(header.flag(), &name)?;
         let link = records.link_path.or(extensions.link);
         let number = |value: Option<i64>, field| value.ok_or(EntryProblem::Number { field });
         let in_header = number(header.size(), "size")?;
-        let said = records.size.unwrap_or(in_header);
-        let size = u64::try_from(said).ok().filter(|size| *size <= limit);
-        let size = size.ok_or(EntryProblem::Size { size: said, limit })?;
-        if what != Type::File && size > 0 {
-            return Err(EntryProblem::ContentOfLink);
+        let declared = records.size.unwrap_or(in_header);
+        let size = u64::try_from(declared).ok().filter(|size| *size <= limit);
+        let size = size.ok_or(EntryProblem::Size {
+            size: declared,
+            limit,
+        })?;
+        if entry_type != EntryType::File && size > 0 {
+            return Err(EntryProblem::UnexpectedContent);
         }
         let mode = number(header.mode(), "mode")? & 0o7777;
         let seconds = number(header.mtime(), "time")?;
-        let said_mtime = records.mtime_ns.or(default_mtime_ns);
+        let overriding = records.mtime_ns.or(default_mtime_ns);
         Ok(Self {
-            what,
+            entry_type,
             name,
             link: link.unwrap_or_else(|| header.link_name().into_owned()),
             size,
             mode: u32::try_from(mode).unwrap_or_default(),
-            mtime_ns: said_mtime.unwrap_or(seconds.saturating_mul(1_000_000_000)),
+            mtime_ns: overriding.unwrap_or(seconds.saturating_mul(1_000_000_000)),
             xattrs: records.xattrs.into_iter().collect(),
         })
     }
 }
 
-impl Type {
-    fn of(flag: u8, name: &[u8]) -> Result<Self, EntryProblem> {
+impl EntryType {
+    /// Returns the type for a header's flag.
+    fn from_flag(flag: u8, name: &[u8]) -> Result<Self, EntryProblem> {
         match flag {
-            // Old tars mark folders by a slash alone.
+            // Old tars mark a folder only by a slash after its name.
             0 | b'0' | b'7' if name.ends_with(b"/") => Ok(Self::Folder),
             0 | b'0' | b'7' => Ok(Self::File),
             b'1' => Ok(Self::HardLink),
             b'2' => Ok(Self::Symlink),
             b'5' => Ok(Self::Folder),
             b'S' => Err(EntryProblem::Sparse),
-            b'3' | b'4' => Err(EntryProblem::Special { what: "device" }),
-            b'6' => Err(EntryProblem::Special { what: "fifo" }),
+            b'3' | b'4' => Err(EntryProblem::Special { kind: "device" }),
+            b'6' => Err(EntryProblem::Special { kind: "fifo" }),
             _ => Err(EntryProblem::UnknownType {
                 flag: char::from(flag),
             }),
