@@ -1,8 +1,8 @@
-//! The extended attributes of an entry, of which most have none.
+//! The extended attributes of an entry. Most entries have none.
 
 use std::fmt;
 
-/// Extended attributes by name, packed: for each the length of its name, the name, the length of its value, the value.
+/// Extended attributes in packed form: for each, the length of its name, the name, the length of its value, the value.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attributes<'a>(&'a [u8]);
 
@@ -10,12 +10,12 @@ impl<'a> Attributes<'a> {
     /// No attributes.
     pub(crate) const NONE: Self = Self(&[]);
 
-    /// Packs attributes.
+    /// Returns the packed form of `attributes`.
     pub(crate) fn pack<'b>(attributes: impl IntoIterator<Item = (&'b str, &'b [u8])>) -> Vec<u8> {
         let mut packed = Vec::new();
         for (name, value) in attributes {
             for part in [name.as_bytes(), value] {
-                // They come out of a header of at most 1 MiB.
+                // Attributes come from a header of at most 1 MiB.
                 let length = u32::try_from(part.len()).unwrap_or(u32::MAX);
                 packed.extend_from_slice(&length.to_le_bytes());
                 packed.extend_from_slice(part);
@@ -24,32 +24,33 @@ impl<'a> Attributes<'a> {
         packed
     }
 
-    /// What [`pack`](Self::pack) has made.
-    pub(crate) fn packed(packed: &'a [u8]) -> Self {
+    /// Returns the attributes in a packed form, as [`pack`](Self::pack) returns it.
+    pub(crate) fn from_packed(packed: &'a [u8]) -> Self {
         Self(packed)
     }
 
+    /// Returns the packed form.
     pub(crate) fn as_packed(self) -> &'a [u8] {
         self.0
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no attributes.
     pub fn is_empty(self) -> bool {
         self.0.is_empty()
     }
 
-    /// Names and values.
+    /// Returns names and values.
     pub fn iter(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
-            let name = part(&mut rest)?;
-            Some((std::str::from_utf8(name).ok()?, part(&mut rest)?))
+            let name = split_part(&mut rest)?;
+            Some((std::str::from_utf8(name).ok()?, split_part(&mut rest)?))
         })
     }
 }
 
-/// Takes off the first of them: its length, and so many bytes.
-fn part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+/// Splits off a length and as many bytes, and returns those.
+fn split_part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let (length, after) = rest.split_first_chunk()?;
     let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
     let (part, after) = after.split_at_checked(length)?;
@@ -68,11 +69,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attributes_come_out_as_they_were_packed() {
+    fn packed_attributes_are_unpacked_unchanged() {
         let large = vec![0xff; 70_000];
         let given = [("user.a", &b"1"[..]), ("user.b", b""), ("user.c", &large)];
         let packed = Attributes::pack(given);
-        assert!(Attributes::packed(&packed).iter().eq(given));
+        assert!(Attributes::from_packed(&packed).iter().eq(given));
         assert!(Attributes::pack([]).is_empty());
         assert_eq!(Attributes::NONE.iter().count(), 0);
     }

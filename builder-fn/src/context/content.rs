@@ -1,31 +1,31 @@
-//! What a file contains, as short as it can be told from what others contain.
+//! Short hashes that tell the contents of files apart.
 
 use std::fmt;
 use std::sync::LazyLock;
 
-/// Made anew by every process, and told to nobody.
+/// The key of this process, random and never shown.
 static KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
-    // 244 random bits, spread over all that a key has.
+    // 244 random bits, hashed to the length of a key.
     let random = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
     *blake3::hash(&random.map(uuid::Uuid::into_bytes).concat()).as_bytes()
 });
 
-/// A hash of a file's content: two files with the same one have the same content.
+/// A hash of a file's content. Two files with the same hash have the same content.
 ///
-/// It is 96 bits of BLAKE3 under a key that only this process has; one of another process says nothing. There is one for
-/// each file of a context, and one for each that is remembered, which is why it is not longer. That is enough: without the key
-/// nobody can search for two contents with the same hash, and nobody is shown a hash, so that all that is left is chance.
-/// Contents are compared only where everything else that is known of two files is the same, and then two different ones
-/// are taken for one once in 2⁹⁶ times.
+/// It is 96 bits of BLAKE3 under a key that only this process has; hashes of different processes cannot be compared. There
+/// is one for each file of a context and one for each file that is remembered, so it is no longer than necessary. 96 bits are
+/// enough: without the key and without seeing a hash, nobody can search for a collision, which leaves chance. Contents are
+/// compared only if everything else that is known of two files is equal, and then two different contents are taken for the
+/// same one in 2⁹⁶ times.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ContentHash(pub [u8; 12]);
 
-/// Hashes a content that comes in pieces.
+/// Hashes content that arrives in pieces.
 #[derive(Clone)]
 pub(crate) struct ContentHasher(blake3::Hasher);
 
 impl ContentHash {
-    /// The hash of `content`.
+    /// Returns the hash of `content`.
     pub fn of(content: &[u8]) -> Self {
         let mut hasher = ContentHasher::default();
         hasher.update(content);
@@ -40,11 +40,12 @@ impl Default for ContentHasher {
 }
 
 impl ContentHasher {
+    /// Adds the next piece.
     pub(crate) fn update(&mut self, piece: &[u8]) {
         self.0.update(piece);
     }
 
-    /// The hash of all pieces since the last one.
+    /// Returns the hash of all pieces since the last call, and starts anew.
     pub(crate) fn finish(&mut self) -> ContentHash {
         let mut hash = ContentHash::default();
         self.0.finalize_xof().fill(&mut hash.0);
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_is_that_of_the_content_however_it_comes_and_of_no_other() {
+    fn a_hash_depends_on_the_content_and_not_on_its_pieces() {
         let mut hasher = ContentHasher::default();
         for (pieces, other) in [(["", "abc"], "ab"), (["a", "bc"], "abcd"), (["ab", "c"], "")] {
             pieces.iter().for_each(|piece| hasher.update(piece.as_bytes()));
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_can_compute_a_hash() {
+    fn a_hash_cannot_be_computed_without_the_key() {
         assert_ne!(ContentHash::of(b"abc").0, blake3::hash(b"abc").as_bytes()[..12]);
     }
 }

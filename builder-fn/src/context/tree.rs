@@ -1,4 +1,4 @@
-//! Entries put together one after the other, as extracting them one after the other would.
+//! Builds an index entry by entry, with the result that extracting them one after the other would have.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -6,8 +6,8 @@ use hashbrown::HashTable;
 
 use super::{Attributes, ContentHash, Entry, Index, Kind};
 
-/// What a tar may leave unsaid: the folders above what it has.
-const IMPLIED: Entry<'static> = Entry {
+/// A folder that a tar implies by an entry in it and does not contain itself.
+const IMPLIED_FOLDER: Entry<'static> = Entry {
     kind: Kind::Directory,
     mode: 0o755,
     mtime_ns: 0,
@@ -15,65 +15,65 @@ const IMPLIED: Entry<'static> = Entry {
     content: ContentHash([0; 12]),
 };
 
-/// What an entry takes besides that in the index, in bytes: a place here while the tree grows, and less than that afterwards.
-const BESIDES: usize = 12;
+/// Memory of an entry outside of the index, in bytes: its slot in the table while the tree grows, and less afterwards.
+const SLOT_BYTES: usize = 12;
 
-/// Why an entry cannot be where it wants to be.
+/// The reason why an entry cannot be added at its path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Conflict {
-    /// This, above it, is a file.
+    /// The path leads through this file.
     InFile(String),
-    /// This, above it, is a symbolic link.
+    /// The path leads through this symbolic link.
     ThroughLink(String),
-    /// There is a folder with something in it.
+    /// The path is a folder that is not empty.
     ReplacesFolder,
-    /// A hard link's target is not there.
+    /// The target of a hard link does not exist.
     NoTarget,
-    /// A hard link's target is a folder.
+    /// The target of a hard link is a folder.
     FolderTarget,
 }
 
-/// An entry's number, and half of the hash of its path. With it the table can grow without making all paths again.
-struct Place {
+/// An entry's number, and half of its path's hash. With the hash, the table can grow without computing every path again.
+struct Slot {
     at: u32,
-    half: u32,
+    half_hash: u32,
 }
 
-/// A folder tree. What is in it always has its folders in it.
+/// A tree of entries, in which the folders of every entry exist.
 #[derive(Default)]
 pub(super) struct Tree {
     index: Index,
-    /// All entries, by path.
-    places: HashTable<Place>,
-    /// Nobody outside can know it, and make many paths that are in one place.
+    /// All entries by path.
+    by_path: HashTable<Slot>,
+    /// Randomly keyed, so that nobody can construct many paths with the same hash.
     hasher: RandomState,
-    /// The folder that was last looked for, and its number: most entries of a tar are in the same one as those before.
-    last: (String, Option<u32>),
+    /// The folder that was looked up last, and its number: most entries of a tar are in the folder of the entry before.
+    last_folder: (String, Option<u32>),
 }
 
 impl Tree {
-    /// Bytes that all of this takes, counting replaced entries too.
+    /// Returns the memory of the tree in bytes, including replaced entries.
     pub(super) fn bytes(&self) -> usize {
-        self.index.bytes() + self.len() * BESIDES
+        self.index.bytes() + self.len() * SLOT_BYTES
     }
 
-    /// How many entries there are, with the implied ones.
+    /// Returns the number of entries, including implied folders.
     pub(super) fn len(&self) -> usize {
         self.index.len()
     }
 
-    /// Puts `entry` at `path`, in place of what was there, and says under which number.
+    /// Adds `entry` at `path`, or replaces the entry there, and returns its number.
     ///
     /// # Errors
-    /// When something above is no folder, or a folder with entries would have to go.
+    /// When the path leads through something else than folders, or the entry would replace a folder that is not empty.
     pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<u32, Conflict> {
         let (folder, name) = match path.rsplit_once('/') {
             Some((folder, name)) => (self.make_folder(folder)?, name),
             None => (None, path),
         };
-        let is_it = |at| self.index.folder(at) == folder && self.index.name_bytes(at) == name.as_bytes();
-        match self.place(path, is_it) {
-            None => Ok(self.put(path, folder, entry)),
+        let matches = |at| self.index.folder(at) == folder && self.index.name_bytes(at) == name.as_bytes();
+        match self.lookup(path, matches) {
+            None => Ok(self.add(path, folder, entry)),
             Some(at) if !entry.is_directory() && self.index.has_children(at) => Err(Conflict::ReplacesFolder),
             Some(at) => {
                 self.index.replace(at, entry);
@@ -82,10 +82,10 @@ impl Tree {
         }
     }
 
-    /// Makes `path` another name of what is at `target`.
+    /// Adds `path` as a hard link of the entry at `target`.
     ///
     /// # Errors
-    /// When nothing or a folder is there, and as [`insert`](Self::insert).
+    /// When the target does not exist or is a folder, and as [`insert`](Self::insert).
     pub(super) fn link(&mut self, path: &str, target: &str) -> Result<(), Conflict> {
         let target = self.find(target).ok_or(Conflict::NoTarget)?;
         let Entry {
@@ -95,22 +95,24 @@ impl Tree {
             xattrs,
             content,
         } = self.index.entry(target);
-        // What is in the index is copied before more is put there.
+        // The entry borrows from the index, so it is copied before the index changes.
         let attributes = xattrs.as_packed().to_vec();
-        let leads_to;
+        let copied_target;
         let kind = match kind {
             Kind::Directory => return Err(Conflict::FolderTarget),
             Kind::File { offset, size } => Kind::File { offset, size },
             Kind::Symlink { target } => {
-                leads_to = target.to_owned();
-                Kind::Symlink { target: &leads_to }
+                copied_target = target.to_owned();
+                Kind::Symlink {
+                    target: &copied_target,
+                }
             }
         };
         let entry = Entry {
             kind,
             mode,
             mtime_ns,
-            xattrs: Attributes::packed(&attributes),
+            xattrs: Attributes::from_packed(&attributes),
             content,
         };
         let at = self.insert(path, &entry)?;
@@ -121,39 +123,40 @@ impl Tree {
         Ok(())
     }
 
-    /// Says what the file with this number contains, which is known only once it has been read.
+    /// Sets the hash of a file's content, which is known only after it has been read.
     pub(super) fn set_content(&mut self, at: u32, content: ContentHash) {
         self.index.set_content(at, content);
     }
 
-    /// All entries.
+    /// Returns the index of all entries.
     pub(super) fn into_index(self) -> Index {
         let Self {
-            mut index, places, ..
+            mut index, by_path, ..
         } = self;
-        drop(places);
+        // Freed before sorting needs memory.
+        drop(by_path);
         index.sort();
         index
     }
 
-    /// The folder at `path`, which is made where it is not there.
+    /// Returns the folder at `path`, and adds missing folders.
     fn make_folder(&mut self, path: &str) -> Result<Option<u32>, Conflict> {
-        let (known, at) = &self.last;
+        let (known, at) = &self.last_folder;
         if known == path && at.is_some_and(|at| self.index.is_directory(at)) {
             return Ok(*at);
         }
-        // From the bottom up to what is there, and down again. So a path is looked at once for each folder that is made, and
-        // once more: how deep it is makes no difference otherwise.
+        // From the bottom up to a folder that exists, and down again. So there is one lookup per folder that is added, and one
+        // more, however deep the path is.
         let mut ends = Vec::new();
-        let mut there = Some(path);
+        let mut next = Some(path);
         let mut folder = None;
-        while let Some(above) = there {
+        while let Some(above) = next {
             folder = self.find(above);
             if folder.is_some() {
                 break;
             }
             ends.push(above.len());
-            there = above.rsplit_once('/').map(|(above, _)| above);
+            next = above.rsplit_once('/').map(|(above, _)| above);
         }
         if let Some(at) = folder {
             match self.index.entry(at).kind {
@@ -163,45 +166,46 @@ impl Tree {
             }
         }
         for end in ends.into_iter().rev() {
-            folder = Some(self.put(&path[..end], folder, &IMPLIED));
+            folder = Some(self.add(&path[..end], folder, &IMPLIED_FOLDER));
         }
-        path.clone_into(&mut self.last.0);
-        self.last.1 = folder;
+        path.clone_into(&mut self.last_folder.0);
+        self.last_folder.1 = folder;
         Ok(folder)
     }
 
-    /// The number of what is at `path`.
+    /// Returns the number of the entry at `path`.
     fn find(&self, path: &str) -> Option<u32> {
-        self.place(path, |at| self.index.is_at(at, path))
+        self.lookup(path, |at| self.index.has_path(at, path))
     }
 
-    /// The number of what is at `path`, as `is_it` knows it among others.
-    fn place(&self, path: &str, is_it: impl Fn(u32) -> bool) -> Option<u32> {
-        let half = self.half(path);
-        let is_it = |place: &Place| place.half == half && is_it(place.at);
-        self.places.find(whole(half), is_it).map(|place| place.at)
+    /// Returns the number of the entry at `path`. `matches` decides among entries with the same hash.
+    fn lookup(&self, path: &str, matches: impl Fn(u32) -> bool) -> Option<u32> {
+        let half_hash = self.half_hash(path);
+        let matches = |slot: &Slot| slot.half_hash == half_hash && matches(slot.at);
+        let slot = self.by_path.find(table_hash(half_hash), matches);
+        slot.map(|slot| slot.at)
     }
 
-    /// Puts an entry where nothing is.
-    fn put(&mut self, path: &str, folder: Option<u32>, entry: &Entry<'_>) -> u32 {
+    /// Adds an entry at a path where none exists, and returns its number.
+    fn add(&mut self, path: &str, folder: Option<u32>, entry: &Entry<'_>) -> u32 {
         let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
         let at = self.index.push(folder, name, entry);
-        let half = self.half(path);
-        let place = Place { at, half };
-        self.places
-            .insert_unique(whole(half), place, |place| whole(place.half));
+        let half_hash = self.half_hash(path);
+        let slot = Slot { at, half_hash };
+        self.by_path
+            .insert_unique(table_hash(half_hash), slot, |slot| table_hash(slot.half_hash));
         at
     }
 
-    fn half(&self, path: &str) -> u32 {
+    fn half_hash(&self, path: &str) -> u32 {
         let hash = self.hasher.hash_one(path.as_bytes());
         u32::try_from(hash >> u32::BITS).unwrap_or_default()
     }
 }
 
-/// A hash for the table, which goes by the first and the last bits: those of `half`, spread over 64.
-fn whole(half: u32) -> u64 {
-    u64::from(half).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+/// Spreads `half_hash` over 64 bits: the table uses the first and the last bits of a hash.
+fn table_hash(half_hash: u32) -> u64 {
+    u64::from(half_hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 #[cfg(test)]
@@ -214,19 +218,22 @@ mod tests {
             kind,
             mode: 0o644,
             mtime_ns: 7,
-            ..IMPLIED
+            ..IMPLIED_FOLDER
         }
     }
 
     fn folder(mode: u32) -> Entry<'static> {
-        Entry { mode, ..IMPLIED }
+        Entry {
+            mode,
+            ..IMPLIED_FOLDER
+        }
     }
 
     fn symlink(target: &str) -> Entry<'_> {
         Entry {
             kind: Kind::Symlink { target },
             mode: 0o777,
-            ..IMPLIED
+            ..IMPLIED_FOLDER
         }
     }
 
@@ -238,14 +245,14 @@ mod tests {
         let index = tree.into_index();
         let mut walk = index.walk();
         let mut paths = Vec::new();
-        while let Some((_, path)) = walk.step() {
+        while let Some((_, path)) = walk.next_entry() {
             paths.push(path.to_owned());
         }
         paths
     }
 
     #[test]
-    fn folders_that_are_not_mentioned_are_there_all_the_same() {
+    fn implied_folders_are_added() {
         let mut tree = Tree::default();
         insert(&mut tree, "a/b/c", file(1)).unwrap();
         insert(&mut tree, "a.txt", file(2)).unwrap();
@@ -263,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_mentioned_after_its_content_brings_its_own_mode() {
+    fn a_folder_after_its_entries_sets_its_own_mode() {
         let mut tree = Tree::default();
         insert(&mut tree, "a/b", file(1)).unwrap();
         insert(&mut tree, "a", folder(0o700)).unwrap();
@@ -274,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_entries_with_one_path_counts() {
+    fn the_last_of_several_entries_with_one_path_wins() {
         let mut tree = Tree::default();
         insert(&mut tree, "a", file(1)).unwrap();
         insert(&mut tree, "a", symlink("b")).unwrap();
@@ -286,13 +293,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_in_place_of_something_takes_nothing_over_from_it() {
+    fn an_entry_that_replaces_another_keeps_nothing_of_it() {
         let attributes = Attributes::pack([("user.a", &b"1"[..])]);
         let with = Entry {
-            xattrs: Attributes::packed(&attributes),
+            xattrs: Attributes::from_packed(&attributes),
             ..file(1)
         };
-        let one_after_the_other = [
+        let entries = [
             file(1),
             with,
             symlink("b"),
@@ -301,13 +308,13 @@ mod tests {
             folder(0o700),
             file(2),
         ];
-        for after in one_after_the_other {
-            for before in one_after_the_other {
+        for after in entries {
+            for before in entries {
                 let mut tree = Tree::default();
                 insert(&mut tree, "d/a", before).unwrap();
                 let taken = tree.bytes();
                 insert(&mut tree, "d/a", after).unwrap();
-                assert!(tree.bytes() >= taken, "what is replaced still counts");
+                assert!(tree.bytes() >= taken, "a replaced entry still counts");
                 let index = tree.into_index();
                 assert_eq!(index.get("d/a"), Some(after));
                 assert_eq!(index.len(), 2);
@@ -316,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_has_become_a_file_is_none_for_the_next_entry_either() {
+    fn a_folder_replaced_by_a_file_is_no_folder_for_the_next_entry() {
         let mut tree = Tree::default();
         insert(&mut tree, "a/b/c", file(1)).unwrap();
         insert(&mut tree, "x", file(1)).unwrap();
@@ -337,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_put_into_a_file_or_through_a_link() {
+    fn no_entry_is_added_below_a_file_or_a_symlink() {
         let mut tree = Tree::default();
         insert(&mut tree, "file", file(1)).unwrap();
         insert(&mut tree, "link", symlink("/etc")).unwrap();
@@ -353,10 +360,10 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_goes_only_when_it_is_empty() {
+    fn only_an_empty_folder_is_replaced() {
         let mut tree = Tree::default();
         insert(&mut tree, "a/b", folder(0o755)).unwrap();
-        // A neighbour that sorts right behind the folder is not in it.
+        // A sibling that sorts directly after the folder is not in it.
         insert(&mut tree, "a.txt", file(1)).unwrap();
         assert_eq!(
             insert(&mut tree, "a", symlink("x")),
@@ -367,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hard_link_is_the_same_file_even_when_its_first_name_is_given_away() {
+    fn a_hard_link_keeps_its_file_when_the_first_name_is_replaced() {
         let mut tree = Tree::default();
         insert(&mut tree, "z", file(1)).unwrap();
         tree.link("a", "z").unwrap();
@@ -380,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hard_link_needs_a_file_or_link_to_point_to() {
+    fn a_hard_link_needs_an_existing_file_or_symlink_as_its_target() {
         let mut tree = Tree::default();
         insert(&mut tree, "folder", folder(0o755)).unwrap();
         insert(&mut tree, "link", symlink("x")).unwrap();

@@ -296,7 +296,7 @@ mod tests {
         let packed = attributes.map(|pairs| Attributes::pack(pairs.iter().copied()));
         fn with(packed: &[u8]) -> Entry<'_> {
             Entry {
-                xattrs: Attributes::packed(packed),
+                xattrs: Attributes::from_packed(packed),
                 ..file(1).1
             }
         }

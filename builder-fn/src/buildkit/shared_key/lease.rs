@@ -84,7 +84,7 @@ fn compare(record: &mut KeyRecord, context: &SourceContext) -> Option<Reuse> {
     let index = context.index();
     let mut total = 0u64;
     let mut walk = index.walk();
-    while let Some((at, path)) = walk.step() {
+    while let Some((at, path)) = walk.next_entry() {
         let entry = index.entry(at);
         total += entry.size();
         match record.announcements.compare(path, &entry) {
@@ -154,7 +154,7 @@ impl KeyLease {
             record.announcements.add(|visit| {
                 let mut path = String::new();
                 for at in view.entries() {
-                    index.read_path(*at, &mut path);
+                    index.write_path(*at, &mut path);
                     visit(&path, &index.entry(*at));
                 }
             });

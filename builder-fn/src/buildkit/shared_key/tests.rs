@@ -218,7 +218,7 @@ fn context(mut specs: Vec<EntrySpec>) -> SourceContext {
                 i64::from(*time) * 400_000_000 - 400_000_000
             },
             xattrs: match (is_file && !shared, mode) {
-                (true, 2) => Attributes::packed(&attributes[usize::from(*content)]),
+                (true, 2) => Attributes::from_packed(&attributes[usize::from(*content)]),
                 _ => Attributes::NONE,
             },
             content: if is_file {

@@ -1,51 +1,50 @@
-//! Putting entries where they are found again.
+//! Sorts the entries of an index, so that they can be looked up.
 
 use super::Index;
-use super::record::Record;
+use super::packed_entry::PackedEntry;
 
 impl Index {
-    /// Puts what is in one folder side by side, by name, and says of each folder where that is.
+    /// Makes the entries of each folder adjacent and sorted by name, and notes in each folder which they are.
     ///
-    /// Takes eight bytes an entry while it lasts. Only what is in one folder is compared, and never more of it than a name:
-    /// how deep folders are makes no difference.
+    /// Needs eight bytes per entry meanwhile. Compares only names within one folder, so the depth of folders does not matter.
     pub(in crate::context) fn sort(&mut self) {
         let mut sorted = self.by_folder();
         for at in 0..self.len() {
-            let folder = self.records[at];
+            let folder = self.entries[at];
             if folder.is_directory() {
                 let start = index(folder.start());
                 self.sort_by_name(&mut sorted[start..start + index(folder.size())]);
             }
         }
-        self.sort_by_name(&mut sorted[..self.top as usize]);
+        self.sort_by_name(&mut sorted[..self.top_level as usize]);
         self.rearrange(&sorted);
     }
 
-    /// All numbers, those of what is in one folder together.
+    /// Returns all numbers, grouped by folder.
     fn by_folder(&mut self) -> Vec<u32> {
-        let mut next = u64::from(self.top);
-        for folder in self.records.iter_mut().filter(|record| record.is_directory()) {
+        let mut next = u64::from(self.top_level);
+        for folder in self.entries.iter_mut().filter(|entry| entry.is_directory()) {
             folder.set_start(next);
             next += folder.size();
         }
         let mut sorted = vec![0; self.len()];
         let mut top = 0;
         for (number, at) in (0..).zip(0..self.len()) {
-            let place = match self.records[at].folder {
-                Record::TOP => {
+            let position = match self.entries[at].folder {
+                PackedEntry::TOP_LEVEL => {
                     top += 1;
                     top - 1
                 }
                 folder => {
-                    // A folder's start goes on to its end meanwhile.
-                    let folder = &mut self.records[folder as usize];
+                    // Until all are grouped, a folder's start is where its next entry goes.
+                    let folder = &mut self.entries[folder as usize];
                     folder.set_start(folder.start() + 1);
                     folder.start() - 1
                 }
             };
-            sorted[index(place)] = number;
+            sorted[index(position)] = number;
         }
-        for folder in self.records.iter_mut().filter(|record| record.is_directory()) {
+        for folder in self.entries.iter_mut().filter(|entry| entry.is_directory()) {
             folder.set_start(folder.start() - folder.size());
         }
         sorted
@@ -55,23 +54,23 @@ impl Index {
         numbers.sort_unstable_by(|one, other| self.name_bytes(*one).cmp(self.name_bytes(*other)));
     }
 
-    /// Brings each entry to where it is in `sorted`.
+    /// Moves each entry to its position in `sorted`.
     fn rearrange(&mut self, sorted: &[u32]) {
-        let mut places = vec![0u32; sorted.len()];
-        for (place, at) in (0..).zip(sorted) {
-            places[*at as usize] = place;
+        let mut positions = vec![0u32; sorted.len()];
+        for (position, at) in (0..).zip(sorted) {
+            positions[*at as usize] = position;
         }
-        for record in self.records.iter_mut() {
-            if let Some(place) = places.get(record.folder as usize) {
-                record.folder = *place;
+        for entry in self.entries.iter_mut() {
+            if let Some(position) = positions.get(entry.folder as usize) {
+                entry.folder = *position;
             }
         }
-        // Each swap brings one entry to where it belongs.
-        for at in 0..places.len() {
-            while places[at] as usize != at {
-                let place = places[at] as usize;
-                self.records.swap(at, place);
-                places.swap(at, place);
+        // Each swap moves one entry to its position.
+        for at in 0..positions.len() {
+            while positions[at] as usize != at {
+                let position = positions[at] as usize;
+                self.entries.swap(at, position);
+                positions.swap(at, position);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What is put in is found again, in order.
+//! Lookup and order of entries.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::context::tree::Tree;
 use crate::context::{Attributes, Kind};
 
 impl Index {
-    /// An index of these, whose files are hard links of each other where they have the same offset.
+    /// Returns an index of `entries`. Files with the same offset are hard links of each other.
     pub(crate) fn of<'a, P: AsRef<str>>(entries: impl IntoIterator<Item = (P, Entry<'a>)>) -> Self {
         let mut tree = Tree::default();
         let mut files = BTreeMap::new();
@@ -43,7 +43,7 @@ fn file(number: u64) -> Entry<'static> {
 fn walked(index: &Index) -> Vec<(u32, String)> {
     let mut walk = index.walk();
     let mut seen = Vec::new();
-    while let Some((at, path)) = walk.step() {
+    while let Some((at, path)) = walk.next_entry() {
         seen.push((at, path.to_owned()));
     }
     seen
@@ -54,7 +54,7 @@ fn paths(index: &Index) -> Vec<String> {
 }
 
 #[test]
-fn what_is_in_a_folder_comes_before_its_longer_named_siblings() {
+fn a_folders_entries_come_before_siblings_whose_names_are_longer() {
     let sorted = [
         "a", "a/b", "a/b/c", "a/b-c", "a!", "a-b", "a.txt", "a0", "b", "ä", "ä/ü",
     ];
@@ -65,22 +65,22 @@ fn what_is_in_a_folder_comes_before_its_longer_named_siblings() {
 }
 
 #[test]
-fn a_folder_that_is_passed_by_is_left_out_with_all_that_is_in_it() {
+fn a_folder_whose_children_are_skipped_is_walked_without_them() {
     let files = ["a/b/c", "a/b/d", "a/e", "f/g", "h"];
     let index = Index::of(files.iter().zip(0..).map(|(path, number)| (path, file(number))));
     let mut walk = index.walk();
     let mut seen = Vec::new();
-    while let Some((_, path)) = walk.step() {
+    while let Some((_, path)) = walk.next_entry() {
         seen.push(path.to_owned());
         if ["a/b", "f", "h"].contains(&path) {
-            walk.pass_by();
+            walk.skip_children();
         }
     }
     assert_eq!(seen, ["a", "a/b", "a/e", "f", "h"]);
 }
 
 #[test]
-fn what_is_not_there_is_not_found() {
+fn paths_that_do_not_exist_are_not_found() {
     let index = Index::of([("a/b", file(1)), ("c", file(2))]);
     for path in [
         "", ".", "/", "a/", "/a", "a//b", "a/b/", "a/b/c", "b", "c/b", "a/c", "aa", "a/./b",
@@ -92,7 +92,7 @@ fn what_is_not_there_is_not_found() {
 }
 
 #[test]
-fn two_are_equal_only_when_all_their_entries_are() {
+fn two_indexes_are_equal_only_if_all_their_entries_are() {
     let index = |path: &str, number| Index::of([("a/b", file(9)), (path, file(number))]);
     assert_eq!(index("a/c", 1), index("a/c", 1));
     assert_ne!(index("a/c", 1), index("a/c", 2));
@@ -102,7 +102,7 @@ fn two_are_equal_only_when_all_their_entries_are() {
 }
 
 #[test]
-fn folders_may_be_as_deep_as_a_path_is_long() {
+fn folders_may_be_as_deep_as_the_longest_path() {
     let deep = "d/".repeat(2000);
     let files = (0..3000).map(|at| (format!("{deep}{at}"), file(at)));
     let index = Index::of(files);
@@ -118,7 +118,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn everything_is_found_under_its_number_and_its_path(
+    fn every_entry_is_found_by_its_number_and_its_path(
         entries in prop::collection::btree_map("[a-c](/[a-c]){0,4}|[a-d.é]{1,3}", any::<u32>(), 0..40),
     ) {
         let mut tree = Tree::default();
@@ -141,9 +141,9 @@ proptest! {
         for ((at, path), entry) in seen.iter().zip(expected.values()) {
             prop_assert_eq!(index.find(path), Some(*at));
             prop_assert_eq!(&index.path(*at), path);
-            prop_assert!(seen.iter().all(|(other, path)| index.is_at(*at, path) == (other == at)));
-            let like_it = [format!("/{path}"), format!("{path}/"), format!("a{path}"), String::new()];
-            prop_assert!(!like_it.iter().any(|path| index.is_at(*at, path)));
+            prop_assert!(seen.iter().all(|(other, path)| index.has_path(*at, path) == (other == at)));
+            let similar = [format!("/{path}"), format!("{path}/"), format!("a{path}"), String::new()];
+            prop_assert!(!similar.iter().any(|path| index.has_path(*at, path)));
             prop_assert_eq!(path.rsplit('/').next(), Some(index.name(*at)));
             prop_assert_eq!(index.is_directory(*at), entry.is_none());
             if let Some(entry) = entry {

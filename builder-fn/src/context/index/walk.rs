@@ -1,18 +1,18 @@
-//! From entry to entry, in the order in which BuildKit wants them.
+//! A walk through all entries in the order in which BuildKit expects them.
 //!
-//! That is the order of paths per component, a folder directly before what is in it. It differs from the order of strings:
-//! `a/b` comes before `a.txt` here.
+//! Paths are ordered by component, and a folder comes directly before its entries. This differs from the order of strings:
+//! here `a/b` comes before `a.txt`.
 
 use super::Index;
 
-/// Goes from entry to entry, with their paths, and takes no memory for each.
+/// Walks through entries and their paths, in constant memory.
 #[derive(Debug)]
 pub struct Walk<'a> {
     index: &'a Index,
     at: Option<u32>,
     path: String,
-    /// What is in the folder it is at is left out.
-    passes_by: bool,
+    /// Whether the entries in the current folder are skipped.
+    skips_children: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -21,14 +21,14 @@ impl<'a> Walk<'a> {
             index,
             at: None,
             path: String::new(),
-            passes_by: false,
+            skips_children: false,
         }
     }
 
-    /// The next entry's number and its path. There is none after the last, and then it starts again.
-    pub fn step(&mut self) -> Option<(u32, &str)> {
-        let passes_by = std::mem::take(&mut self.passes_by);
-        let inside = match passes_by {
+    /// Returns the number and the path of the next entry; `None` after the last, and then starts anew.
+    pub fn next_entry(&mut self) -> Option<(u32, &str)> {
+        let skips_children = std::mem::take(&mut self.skips_children);
+        let inside = match skips_children {
             true => None,
             false => self.index.children(self.at).next(),
         };
@@ -45,12 +45,12 @@ impl<'a> Walk<'a> {
         Some((at, &self.path))
     }
 
-    /// Does not enter the folder that it is at.
-    pub(crate) fn pass_by(&mut self) {
-        self.passes_by = true;
+    /// Skips the entries in the current folder.
+    pub(crate) fn skip_children(&mut self) {
+        self.skips_children = true;
     }
 
-    /// The first entry that is not in the one it is at. The path becomes that of its folder.
+    /// Returns the first entry after those in the current one, and sets the path to that of its folder.
     fn after(&mut self) -> Option<u32> {
         let mut left = self.at;
         while let Some(at) = left {

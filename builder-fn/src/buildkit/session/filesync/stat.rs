@@ -3,7 +3,7 @@
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 
-use crate::context::{Entry, Kind, SourceContext, Visible};
+use crate::context::{Entry, Kind, SourceContext, ViewEntry};
 
 /// Bits of Go's `os.FileMode`, which differ from those of Unix.
 mod mode {
@@ -21,7 +21,7 @@ mod mode {
 /// With `is_forced`, the daemon requests the file whatever it has: the mode gets a bit that no file on Linux can have,
 /// and the daemon compares modes before it writes anything. The bit has no effect when the daemon writes the file (Go's
 /// `os.Chmod`) and when it computes the checksum (Go's `tar.FileInfoHeader`).
-pub(super) fn packet(context: &SourceContext, visible: Visible, is_forced: bool) -> Packet {
+pub(super) fn packet(context: &SourceContext, visible: ViewEntry, is_forced: bool) -> Packet {
     let entry = context.entry(visible.entry);
     let forced = if is_forced { mode::TEMPORARY } else { 0 };
     let linkname = match (entry.kind, visible.link) {
@@ -102,7 +102,7 @@ mod tests {
         let entries = [("a/b", entry)].into_iter().chain(link.map(|path| (path, entry)));
         let index = Index::of(entries);
         let number = |path| index.find(path).expect("it is in the context");
-        let visible = Visible {
+        let visible = ViewEntry {
             entry: number("a/b"),
             link: link.map(number),
         };

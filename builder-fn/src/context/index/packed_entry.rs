@@ -1,47 +1,49 @@
-//! What the index keeps of an entry. There is one for each, so that every byte counts.
+//! The packed form of an entry in the index. There is one for each entry, so every byte counts.
 
-use super::texts::Texts;
+use super::arena::Arena;
 use crate::context::{Attributes, ContentHash, Entry, Kind};
 
-/// An entry, in 44 bytes. What has no fixed length is in its text: the length of its name in a byte, the name, a link's
-/// target, and where there are attributes, their length in four bytes, and the attributes.
+/// An entry in 44 bytes.
+///
+/// Parts without a fixed length are in its text, which is in the arena: the length of the name in one byte, the name, a
+/// link's target, and, if there are attributes, their length in four bytes and the attributes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Record {
-    /// The folder that it is in, by number; [`TOP`](Self::TOP) for the context itself.
+pub(super) struct PackedEntry {
+    /// Number of its folder; [`TOP_LEVEL`](Self::TOP_LEVEL) if it is directly in the context.
     pub(super) folder: u32,
-    /// The place of its text.
+    /// Position of its text in the arena.
     pub(super) text: u32,
-    /// In two, so that a record is no multiple of 8 bytes.
+    /// High and low half of the time. A single number of 64 bits would pad the entry to a multiple of 8 bytes.
     mtime_ns: [u32; 2],
-    /// Where a file's content begins, or which is the first entry in a folder.
+    /// Offset of a file's content, or number of the first entry in a folder.
     start: Uint48,
-    /// Bytes of a file's content or of a link's target, or how many entries are in a folder.
+    /// Length of a file's content or of a link's target, or number of entries in a folder.
     size: Uint48,
     content: ContentHash,
-    /// Twelve bits of mode, and the marks below.
-    marks: u16,
+    /// Twelve bits of mode, and the flags below.
+    flags: u16,
 }
 
-/// 256 TiB, which no spool has.
+/// A number below 2⁴⁸. No spool has 256 TiB.
 type Uint48 = [u8; 6];
 
 const LOW: u64 = u32::MAX as u64;
 
 const FILE: u16 = 1 << 12;
 const SYMLINK: u16 = 1 << 13;
-/// Its text ends with attributes.
+/// The text ends with attributes.
 const ATTRIBUTES: u16 = 1 << 14;
-/// It is a hard link of another entry, or has been one.
+/// The entry is a hard link of another one, or was until that was replaced.
 const LINKED: u16 = 1 << 15;
 
-impl Record {
-    /// Its own bytes; those of its text come on top.
+impl PackedEntry {
+    /// Size in bytes, without the text.
     pub(super) const BYTES: usize = size_of::<Self>();
 
-    /// What stands in place of a folder for entries that are in the context directly.
-    pub(super) const TOP: u32 = u32::MAX;
+    /// The folder of entries that are directly in the context.
+    pub(super) const TOP_LEVEL: u32 = u32::MAX;
 
-    /// A record of `entry`, whose text is at `text`. A folder is empty.
+    /// Returns the packed form of `entry`, whose text is at `text`. A folder is empty.
     pub(super) fn new(folder: u32, text: u32, entry: &Entry<'_>) -> Self {
         let (kind, start, size) = match entry.kind {
             Kind::Directory => (0, 0, 0),
@@ -58,18 +60,18 @@ impl Record {
             start: packed(start),
             size: packed(size),
             content: entry.content,
-            marks: mode | kind | attributes,
+            flags: mode | kind | attributes,
         }
     }
 
-    /// Whether nothing but the name is in the text of an entry, so that that of any other of this name will do.
+    /// Returns whether the text of an entry is only its name, so that the text of another entry of this name can be reused.
     pub(super) fn text_is_name(entry: &Entry<'_>) -> bool {
         !matches!(entry.kind, Kind::Symlink { .. }) && entry.xattrs.is_empty()
     }
 
-    /// Adds the text of an entry, and says its place.
-    pub(super) fn add_text(texts: &mut Texts, name: &str, entry: &Entry<'_>) -> u32 {
-        // Names have at most 255 bytes, and attributes come out of a header of at most 1 MiB.
+    /// Adds the text of an entry to the arena, and returns its position.
+    pub(super) fn add_text(texts: &mut Arena, name: &str, entry: &Entry<'_>) -> u32 {
+        // A name has at most 255 bytes, and attributes come from a header of at most 1 MiB.
         let length = [u8::try_from(name.len()).unwrap_or(u8::MAX)];
         let target = match entry.kind {
             Kind::Symlink { target } => target,
@@ -90,15 +92,15 @@ impl Record {
         ])
     }
 
-    /// The name at the beginning of a text.
+    /// Returns the name at the beginning of a text.
     pub(super) fn name(text: &[u8]) -> &[u8] {
         split_name(text).0
     }
 
-    /// The entry with this text.
-    pub(super) fn entry<'a>(&self, text: &'a [u8]) -> Entry<'a> {
+    /// Returns the entry, whose text is `text`.
+    pub(super) fn unpack<'a>(&self, text: &'a [u8]) -> Entry<'a> {
         let mut rest = split_name(text).1;
-        let kind = match self.marks & (FILE | SYMLINK) {
+        let kind = match self.flags & (FILE | SYMLINK) {
             0 => Kind::Directory,
             FILE => Kind::File {
                 offset: self.start(),
@@ -113,18 +115,18 @@ impl Record {
                 }
             }
         };
-        let xattrs = match self.marks & ATTRIBUTES {
+        let xattrs = match self.flags & ATTRIBUTES {
             0 => Attributes::NONE,
             _ => {
                 let (length, after) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
                 let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-                Attributes::packed(after.get(..length).unwrap_or_default())
+                Attributes::from_packed(after.get(..length).unwrap_or_default())
             }
         };
         let [high, low] = self.mtime_ns.map(u64::from);
         Entry {
             kind,
-            mode: u32::from(self.marks & 0o7777),
+            mode: u32::from(self.flags & 0o7777),
             mtime_ns: (high << 32 | low).cast_signed(),
             xattrs,
             content: self.content,
@@ -132,15 +134,15 @@ impl Record {
     }
 
     pub(super) fn is_directory(&self) -> bool {
-        self.marks & (FILE | SYMLINK) == 0
+        self.flags & (FILE | SYMLINK) == 0
     }
 
     pub(super) fn is_linked(&self) -> bool {
-        self.marks & LINKED != 0
+        self.flags & LINKED != 0
     }
 
     pub(super) fn set_linked(&mut self) {
-        self.marks |= LINKED;
+        self.flags |= LINKED;
     }
 
     pub(super) fn set_content(&mut self, content: ContentHash) {
@@ -164,12 +166,13 @@ impl Record {
     }
 }
 
+/// Splits a text into the name and the rest.
 fn split_name(text: &[u8]) -> (&[u8], &[u8]) {
     let (length, rest) = text.split_first().unwrap_or((&0, &[]));
     rest.split_at_checked(usize::from(*length)).unwrap_or_default()
 }
 
-/// What does not fit becomes the largest that does.
+/// Returns `number` in 48 bits; a larger one becomes the largest of 48 bits.
 fn packed(number: u64) -> Uint48 {
     let [bytes @ .., _, _] = number.min((1 << 48) - 1).to_le_bytes();
     bytes
@@ -184,9 +187,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_comes_out_as_it_was_put_in() {
+    fn a_packed_entry_is_unpacked_unchanged() {
         let packed = Attributes::pack([("user.a", &[0, 255][..])]);
-        let with = Attributes::packed(&packed);
+        let with = Attributes::from_packed(&packed);
         let target = "t".repeat(4095);
         let file = |offset, size| Kind::File { offset, size };
         for (kind, mode, mtime_ns, xattrs) in [
@@ -206,16 +209,16 @@ mod tests {
                 content: ContentHash::of(b"content"),
             };
             for name in ["n".to_owned(), "é".repeat(127)] {
-                let mut texts = Texts::default();
-                let text = Record::add_text(&mut texts, &name, &entry);
-                Record::add_text(&mut texts, "behind it", &entry);
-                let mut record = Record::new(7, text, &entry);
+                let mut texts = Arena::default();
+                let text = PackedEntry::add_text(&mut texts, &name, &entry);
+                PackedEntry::add_text(&mut texts, "behind it", &entry);
+                let mut packed = PackedEntry::new(7, text, &entry);
                 let text = texts.from(text);
-                assert_eq!(Record::name(text), name.as_bytes());
-                assert_eq!(record.entry(text), entry);
-                record.set_linked();
+                assert_eq!(PackedEntry::name(text), name.as_bytes());
+                assert_eq!(packed.unpack(text), entry);
+                packed.set_linked();
                 assert_eq!(
-                    (record.entry(text), record.folder, record.is_linked()),
+                    (packed.unpack(text), packed.folder, packed.is_linked()),
                     (entry, 7, true)
                 );
             }
@@ -223,12 +226,12 @@ mod tests {
     }
 
     #[test]
-    fn a_record_takes_44_bytes() {
-        assert_eq!(Record::BYTES, 44);
+    fn a_packed_entry_takes_44_bytes() {
+        assert_eq!(PackedEntry::BYTES, 44);
     }
 
     #[test]
-    fn what_no_spool_has_is_not_taken_for_what_one_has() {
+    fn offsets_and_sizes_above_48_bits_do_not_wrap_around() {
         let entry = Entry {
             kind: Kind::File {
                 offset: 1 << 48,
@@ -241,7 +244,7 @@ mod tests {
         };
         let most = (1 << 48) - 1;
         assert_eq!(
-            Record::new(0, 0, &entry).entry(b"").kind,
+            PackedEntry::new(0, 0, &entry).unpack(b"").kind,
             Kind::File {
                 offset: most,
                 size: most
