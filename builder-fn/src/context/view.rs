@@ -1,59 +1,59 @@
-//! What of a source context a session client is to show, given the patterns that BuildKit sent along.
+//! The part of a source context that is sent to BuildKit, given the patterns in its request.
 //!
-//! It is the client that applies `.dockerignore`: BuildKit's frontend reads the file, and sends its lines back as
-//! exclude patterns of a second request. This is fsutil's `FilterFS` and its `WithHardlinkReset`, on the index.
+//! The client applies `.dockerignore`: BuildKit's frontend reads the file, and sends its lines back as exclude patterns of a
+//! second request. This module does what fsutil's `FilterFS` and `WithHardlinkReset` do, on the index.
 
 mod follow;
 mod glob;
 mod patterns;
 
 use super::{Kind, SourceContext};
-use patterns::{Matched, Pattern, Patterns};
+use patterns::{MatchedPatterns, Pattern, Patterns};
 
-/// The patterns of one file-sync request, as they came in its metadata.
+/// The patterns of a file-sync request, as they are in its metadata.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
-    /// `include-patterns`: when there are any, only what one of them matches is shown.
-    pub include: Vec<String>,
-    /// `exclude-patterns`: what they match is not shown; `!` makes exceptions. This is how `.dockerignore` arrives.
-    pub exclude: Vec<String>,
-    /// `followpaths`: paths to include together with whatever links on the way to them point to.
-    pub follow: Vec<String>,
+pub(crate) struct Filter {
+    /// `include-patterns`: if there are any, only entries that one of them matches are sent.
+    pub(crate) include: Vec<String>,
+    /// `exclude-patterns`: entries that they match are not sent; `!` makes an exception. `.dockerignore` arrives here.
+    pub(crate) exclude: Vec<String>,
+    /// `followpaths`: paths to include, together with the targets of symbolic links on the way to them.
+    pub(crate) follow: Vec<String>,
 }
 
-/// The entries to send, in the order in which to send them.
+/// The entries to send, in the order in which they are sent.
 #[derive(Debug, Default)]
-pub struct View {
-    /// By their numbers in the [`Index`](super::Index).
-    shown: Vec<u32>,
-    /// Which of those shown are links, by their place among them, and the first one that each is a link of.
+pub(crate) struct View {
+    /// Numbers in the [`Index`](super::Index).
+    entries: Vec<u32>,
+    /// The hard links among the entries: the position of each in `entries`, and the entry that it is a link of.
     links: Vec<(u32, u32)>,
 }
 
-/// An entry as it is to be sent. Entries are named by their number in the [`Index`](super::Index).
+/// An entry of a view. Numbers are those of the [`Index`](super::Index).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Visible {
-    /// What is there.
-    pub entry: u32,
-    /// For all but the first of several hard links: the first one that is sent.
-    pub link: Option<u32>,
+pub(crate) struct ViewEntry {
+    /// Number of the entry.
+    pub(crate) entry: u32,
+    /// For each of several hard links except the first that is sent: that first one.
+    pub(crate) link: Option<u32>,
 }
 
-/// A pattern that cannot be understood.
+/// An invalid pattern.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("bad pattern {pattern:?}: {reason}")]
-pub struct PatternError {
+#[error("invalid pattern {pattern:?}: {reason}")]
+pub(crate) struct PatternError {
     /// The pattern.
-    pub pattern: String,
-    /// What is wrong with it.
-    pub reason: &'static str,
+    pub(crate) pattern: String,
+    /// The reason why it is invalid.
+    pub(crate) reason: &'static str,
 }
 
-/// What `filter` leaves of the context.
+/// Returns the part of the context that `filter` selects.
 ///
 /// # Errors
-/// When one of the patterns is malformed.
-pub fn view(context: &SourceContext, filter: &Filter) -> Result<View, PatternError> {
+/// When a pattern is malformed, or there are too many or too long patterns.
+pub(crate) fn view(context: &SourceContext, filter: &Filter) -> Result<View, PatternError> {
     let mut include = Some(filter.include.clone());
     if !filter.follow.is_empty()
         && let Some(targets) = follow::follow(context, &filter.follow)?
@@ -61,67 +61,64 @@ pub fn view(context: &SourceContext, filter: &Filter) -> Result<View, PatternErr
         include = follow::without_nested(filter.include.iter().cloned().chain(targets));
     }
     let include = include.filter(|patterns| !patterns.is_empty());
-    let include = include.as_deref().map(Side::include).transpose()?;
+    let include = include.as_deref().map(Selection::include).transpose()?;
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
-    let exclude = exclude.map(Side::exclude).transpose()?;
-    let shown = walk(context, include.as_ref(), exclude.as_ref());
-    let links = links(context, &shown);
-    Ok(View { shown, links })
+    let exclude = exclude.map(Selection::exclude).transpose()?;
+    let entries = select(context, include.as_ref(), exclude.as_ref());
+    let links = links(context, &entries);
+    Ok(View { entries, links })
 }
 
 impl View {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.shown.len()
+    /// Returns the number of entries.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.shown.is_empty()
-    }
-
-    /// The one at this place among them.
-    pub fn get(&self, place: usize) -> Option<Visible> {
-        let entry = *self.shown.get(place)?;
+    /// Returns the entry at `position`.
+    pub(crate) fn get(&self, position: usize) -> Option<ViewEntry> {
+        let entry = *self.entries.get(position)?;
         let link = self
             .links
-            .binary_search_by_key(&place, |(place, _)| *place as usize);
+            .binary_search_by_key(&position, |(position, _)| *position as usize);
         let link = link.ok().and_then(|at| self.links.get(at));
-        Some(Visible {
+        Some(ViewEntry {
             entry,
             link: link.map(|(_, first)| *first),
         })
     }
 
-    /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = Visible> {
-        (0..self.len()).filter_map(|place| self.get(place))
+    /// Returns all entries.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = ViewEntry> {
+        (0..self.len()).filter_map(|position| self.get(position))
     }
 
-    /// All of them, without what they are links of.
+    /// Returns the numbers of all entries.
     pub(crate) fn entries(&self) -> &[u32] {
-        &self.shown
+        &self.entries
     }
 }
 
-/// One of the two lists of patterns.
-struct Side {
+/// The include patterns or the exclude patterns.
+struct Selection {
     patterns: Patterns,
-    /// Whether those patterns that speak for showing something name folders without wildcards before the end. Then
-    /// folders in which none of them can match need not be entered.
+    /// Whether the patterns that select something have no wildcards before the end. Then folders in which none of them can
+    /// match are skipped.
     only_prefixes: bool,
-    shows: fn(&Pattern) -> bool,
+    /// Whether a pattern selects something: in the exclude patterns, only exceptions do.
+    selects: fn(&Pattern) -> bool,
 }
 
-/// A folder on the way to the current entry.
+/// A folder above the current entry.
 struct Folder {
     at: u32,
-    include: Matched,
-    exclude: Matched,
-    is_shown: bool,
+    include: MatchedPatterns,
+    exclude: MatchedPatterns,
+    is_selected: bool,
 }
 
-impl Side {
+impl Selection {
     fn include(patterns: &[String]) -> Result<Self, PatternError> {
         Self::new(patterns, |pattern| !pattern.is_exception())
     }
@@ -130,22 +127,22 @@ impl Side {
         Self::new(patterns, Pattern::is_exception)
     }
 
-    fn new(patterns: &[String], shows: fn(&Pattern) -> bool) -> Result<Self, PatternError> {
+    fn new(patterns: &[String], selects: fn(&Pattern) -> bool) -> Result<Self, PatternError> {
         let patterns = Patterns::parse(patterns)?;
         let is_prefix = |pattern: &Pattern| {
             !pattern
                 .without_trailing_glob()
                 .contains(['*', '[', ']', '?', '^', '\\'])
         };
-        let only_prefixes = patterns.iter().filter(|pattern| shows(pattern)).all(is_prefix);
+        let only_prefixes = patterns.iter().filter(|pattern| selects(pattern)).all(is_prefix);
         Ok(Self {
             patterns,
             only_prefixes,
-            shows,
+            selects,
         })
     }
 
-    /// Whether nothing below the folder, which is not to be shown itself, can be to be shown.
+    /// Returns whether nothing below a folder that is not selected itself can be selected.
     fn rules_out(&self, folder: &str) -> bool {
         let leads_here = |pattern: &Pattern| {
             let prefix = pattern.without_trailing_glob();
@@ -157,17 +154,17 @@ impl Side {
             && !self
                 .patterns
                 .iter()
-                .any(|pattern| (self.shows)(pattern) && leads_here(pattern))
+                .any(|pattern| (self.selects)(pattern) && leads_here(pattern))
     }
 }
 
-/// All entries that the patterns let through, and the folders that lead to them.
-fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>) -> Vec<u32> {
+/// Returns the entries that the patterns select, and the folders above them.
+fn select(context: &SourceContext, include: Option<&Selection>, exclude: Option<&Selection>) -> Vec<u32> {
     let index = context.index();
-    let mut shown = Vec::new();
+    let mut selected = Vec::new();
     let mut folders: Vec<Folder> = Vec::new();
     let mut walk = index.walk();
-    while let Some((at, path)) = walk.step() {
+    while let Some((at, path)) = walk.next_entry() {
         let above = index.folder(at);
         while folders.last().is_some_and(|folder| Some(folder.at) != above) {
             folders.pop();
@@ -175,21 +172,21 @@ fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>)
         let is_directory = index.is_directory(at);
         let mut folder = Folder {
             at,
-            include: Matched::new(),
-            exclude: Matched::new(),
-            is_shown: false,
+            include: MatchedPatterns::new(),
+            exclude: MatchedPatterns::new(),
+            is_selected: false,
         };
-        let mut is_hidden = false;
+        let mut is_excluded = false;
         if let Some(include) = include {
             let inherited = folders.last().map_or(&[][..], |folder| &folder.include);
             let (matches, each) = include.patterns.matches(path, inherited);
             folder.include = each;
             if !matches {
                 if is_directory && include.rules_out(path) {
-                    walk.pass_by();
+                    walk.skip_children();
                     continue;
                 }
-                is_hidden = true;
+                is_excluded = true;
             }
         }
         if let Some(exclude) = exclude {
@@ -198,37 +195,37 @@ fn walk(context: &SourceContext, include: Option<&Side>, exclude: Option<&Side>)
             folder.exclude = each;
             if matches {
                 if is_directory && (!exclude.patterns.has_exceptions() || exclude.rules_out(path)) {
-                    walk.pass_by();
+                    walk.skip_children();
                     continue;
                 }
-                is_hidden = true;
+                is_excluded = true;
             }
         }
-        if !is_hidden {
-            for above in folders.iter_mut().filter(|above| !above.is_shown) {
-                above.is_shown = true;
-                shown.push(above.at);
+        if !is_excluded {
+            for above in folders.iter_mut().filter(|above| !above.is_selected) {
+                above.is_selected = true;
+                selected.push(above.at);
             }
-            folder.is_shown = true;
-            shown.push(at);
+            folder.is_selected = true;
+            selected.push(at);
         }
         if is_directory {
             folders.push(folder);
         }
     }
-    shown
+    selected
 }
 
-/// The hard links among those shown, each with the first one that is the same file.
-fn links(context: &SourceContext, shown: &[u32]) -> Vec<(u32, u32)> {
+/// Returns the hard links among `entries`, by position, each with the first entry that is the same file.
+fn links(context: &SourceContext, entries: &[u32]) -> Vec<(u32, u32)> {
     let index = context.index();
-    let linked = (0..).zip(shown).filter(|(_, at)| index.is_linked(**at));
+    let linked = (0..).zip(entries).filter(|(_, at)| index.is_linked(**at));
     let offset = |at: u32| match index.entry(at).kind {
         Kind::File { offset, .. } => Some(offset),
         _ => None,
     };
     let mut linked: Vec<(u64, u32, u32)> = linked
-        .filter_map(|(place, at)| Some((offset(*at)?, place, *at)))
+        .filter_map(|(position, at)| Some((offset(*at)?, position, *at)))
         .collect();
     linked.sort_unstable();
     let same_file = linked.chunk_by(|one, next| one.0 == next.0);
@@ -236,7 +233,7 @@ fn links(context: &SourceContext, shown: &[u32]) -> Vec<(u32, u32)> {
         .flat_map(|names| {
             let first = names.first().map(|(_, _, first)| *first);
             let others = names.iter().skip(1);
-            others.filter_map(move |(_, place, _)| Some((*place, first?)))
+            others.filter_map(move |(_, position, _)| Some((*position, first?)))
         })
         .collect();
     links.sort_unstable();

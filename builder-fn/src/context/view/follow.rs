@@ -1,4 +1,4 @@
-//! Paths together with what the symbolic links on the way to them point to: fsutil's `FollowLinks`.
+//! Resolves the symbolic links on the way to paths, as fsutil's `FollowLinks` does.
 
 use std::collections::BTreeSet;
 
@@ -6,17 +6,17 @@ use super::PatternError;
 use super::glob::{self, Glob};
 use crate::context::{Kind, SourceContext};
 
-/// Longest path, in bytes: to a longer one the original hears from the file system that it is too long.
+/// Longest path in bytes. For a longer one, the original gets an error from the file system.
 const PATH_MAX: usize = 4095;
 
-/// What following may cost, in bytes that are looked at: seconds, where a row of links can be made to take days.
+/// Largest effort of following, in bytes that are compared. It takes seconds; a chain of links can be made to take days.
 const EFFORT_MAX: usize = 256 << 20;
 
-/// The paths to include so that each of `paths` can be reached, sorted. `None` when one of them is the root: then
+/// Returns the paths to include so that each of `paths` can be reached, sorted. `None` if one of them is the root: then
 /// everything is included.
 ///
 /// # Errors
-/// When links lead to a path that is too long, or go on for too long.
+/// When links lead to a path that is too long, or following them takes too much effort.
 pub(super) fn follow(context: &SourceContext, paths: &[String]) -> Result<Option<Vec<String>>, PatternError> {
     follow_within(EFFORT_MAX, context, paths)
 }
@@ -31,15 +31,15 @@ fn follow_within(
         resolved: BTreeSet::new(),
         effort,
     };
-    // Depth first, in order: what is resolved already is not resolved again, so the order matters.
-    let mut due: Vec<String> = paths.iter().rev().cloned().collect();
-    while let Some(path) = due.pop() {
+    // Depth first and in order. The order matters, because a resolved path is not resolved again.
+    let mut pending: Vec<String> = paths.iter().rev().cloned().collect();
+    while let Some(path) = pending.pop() {
         let path = glob::join(".", &path);
         let targets = follower.resolve(&path).map_err(|reason| PatternError {
             pattern: path.chars().take(100).collect(),
             reason,
         })?;
-        due.extend(targets.into_iter().rev());
+        pending.extend(targets.into_iter().rev());
     }
     Ok(without_nested(follower.resolved))
 }
@@ -47,15 +47,15 @@ fn follow_within(
 struct Follower<'a> {
     context: &'a SourceContext,
     resolved: BTreeSet<String>,
-    /// What is left of it.
+    /// The effort that is left.
     effort: usize,
 }
 
 impl Follower<'_> {
-    /// Walks along `path`, which is clean, to its end or to the first link, and returns where to go on from there.
+    /// Follows `path`, which is clean, to its end or to the first link, and returns the paths to resolve next.
     fn resolve(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         if path.len() > PATH_MAX {
-            return Err("links lead to it, and it has more than 4095 bytes");
+            return Err("links lead to it, and it is longer than 4095 bytes");
         }
         let ends = path.match_indices('/').map(|(at, _)| at);
         for end in ends.chain([path.len()]) {
@@ -72,7 +72,7 @@ impl Follower<'_> {
         Ok(Vec::new())
     }
 
-    /// What the link at `path` points to, as a path from the root; for a pattern, what all links that it matches do.
+    /// Returns the target of the link at `path` as a path from the root; for a pattern, the targets of all links that match.
     fn link_targets(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         self.spend(path.len())?;
         let (folder, name) = glob::split(path);
@@ -101,12 +101,13 @@ impl Follower<'_> {
         Ok(targets)
     }
 
+    /// Returns the target of the link at `path`.
     fn link_target(&self, path: &str) -> Option<String> {
         let (folder, _) = glob::split(path);
         self.target_of(self.context.index().find(path)?, folder)
     }
 
-    /// What the link with this number, in `folder`, points to.
+    /// Returns the target of the link with the number `at`, which is in `folder`.
     fn target_of(&self, at: u32, folder: &str) -> Option<String> {
         let Kind::Symlink { target } = self.context.index().entry(at).kind else {
             return None;
@@ -118,14 +119,15 @@ impl Follower<'_> {
         Some(glob::join("/", &glob::join(folder, &target)))
     }
 
+    /// Deducts from the effort that is left.
     fn spend(&mut self, effort: usize) -> Result<(), &'static str> {
         let left = self.effort.checked_sub(effort);
-        self.effort = left.ok_or("links lead on and on from it")?;
+        self.effort = left.ok_or("too many links have to be followed from it")?;
         Ok(())
     }
 }
 
-/// Leaves out what lies in a folder that came right before. `None` when the root is among the paths.
+/// Leaves out paths in a folder that is the path before them. `None` if the root is among the paths.
 pub(super) fn without_nested(paths: impl IntoIterator<Item = String>) -> Option<Vec<String>> {
     let mut kept: Vec<String> = Vec::new();
     for path in paths {
@@ -145,7 +147,7 @@ mod tests {
     use super::super::tests::context;
     use super::*;
 
-    fn refusal(entries: &[String], path: &str) -> &'static str {
+    fn rejection(entries: &[String], path: &str) -> &'static str {
         let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
         let error = follow_within(1 << 20, &context(&entries), &[path.to_owned()]).unwrap_err();
         assert!(error.pattern.len() <= 100, "{}", error.pattern.len());
@@ -153,25 +155,25 @@ mod tests {
     }
 
     #[test]
-    fn a_path_cannot_be_made_longer_link_by_link() {
+    fn links_cannot_make_a_path_ever_longer() {
         let longer = format!("{}x", "x/".repeat(2000));
-        let row: Vec<String> = (0..1000)
+        let chain: Vec<String> = (0..1000)
             .map(|at| format!("{at} -> {}/{longer}", at + 1))
             .collect();
-        assert!(refusal(&row, "0").contains("more than 4095 bytes"));
+        assert!(rejection(&chain, "0").contains("longer than 4095 bytes"));
     }
 
     #[test]
-    fn links_far_down_cannot_be_made_to_lead_on_for_hours() {
+    fn a_chain_of_links_in_deep_folders_is_not_followed_for_hours() {
         let deep = "d/".repeat(1000);
-        let row: Vec<String> = (0..50).map(|at| format!("{deep}{at} -> {}", at + 1)).collect();
-        assert!(refusal(&row, &format!("{deep}0")).contains("on and on"));
+        let chain: Vec<String> = (0..50).map(|at| format!("{deep}{at} -> {}", at + 1)).collect();
+        assert!(rejection(&chain, &format!("{deep}0")).contains("too many links"));
     }
 
     #[test]
-    fn links_to_patterns_cannot_be_made_to_lead_on_for_hours() {
-        let mut row: Vec<String> = (0..100).map(|at| format!("{at}- -> {}-*", at + 1)).collect();
-        row.extend((0..1000).map(|at| format!("file{at}")));
-        assert!(refusal(&row, "0-").contains("on and on"));
+    fn a_chain_of_links_to_patterns_is_not_followed_for_hours() {
+        let mut chain: Vec<String> = (0..100).map(|at| format!("{at}- -> {}-*", at + 1)).collect();
+        chain.extend((0..1000).map(|at| format!("file{at}")));
+        assert!(rejection(&chain, "0-").contains("too many links"));
     }
 }

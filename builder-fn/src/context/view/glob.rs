@@ -1,6 +1,6 @@
-//! Go's `path/filepath` as far as patterns need it: `Clean`, `Join` and `Match`, for Unix.
+//! The parts of Go's `path/filepath` that patterns use: `Clean`, `Join` and `Match`, for Unix.
 
-/// The shortest path that means the same, as `filepath.Clean` has it.
+/// Returns the shortest equivalent path, as `filepath.Clean` does.
 pub(super) fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut components: Vec<&str> = Vec::new();
@@ -25,7 +25,7 @@ pub(super) fn clean(path: &str) -> String {
     }
 }
 
-/// `left/right`, cleaned, as `filepath.Join` has it.
+/// Returns `left/right`, cleaned, as `filepath.Join` does.
 pub(super) fn join(left: &str, right: &str) -> String {
     match (left.is_empty(), right.is_empty()) {
         (true, true) => String::new(),
@@ -35,12 +35,12 @@ pub(super) fn join(left: &str, right: &str) -> String {
     }
 }
 
-/// Folder and last component of a clean relative path.
+/// Splits a clean relative path into its folder and its last component.
 pub(super) fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or((".", path))
 }
 
-/// Whether a name is a pattern rather than a name.
+/// Returns whether a name is a pattern.
 pub(super) fn has_wildcards(name: &str) -> bool {
     let mut characters = name.chars();
     while let Some(character) = characters.next() {
@@ -61,13 +61,13 @@ pub(super) struct Glob(Vec<Token>);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Token {
-    /// Any number of characters but `/`.
+    /// Any number of characters except `/`.
     Star,
-    /// One character but `/`.
-    One,
+    /// One character except `/`.
+    AnyCharacter,
     /// This character.
-    Is(char),
-    /// One of these, or none of these.
+    Literal(char),
+    /// A character in, or outside of, these ranges.
     Class {
         negated: bool,
         ranges: Vec<(char, char)>,
@@ -75,15 +75,15 @@ enum Token {
 }
 
 impl Glob {
-    /// `None` where Go says `ErrBadPattern`.
+    /// Parses a pattern; `None` where Go returns `ErrBadPattern`.
     pub(super) fn parse(pattern: &str) -> Option<Self> {
         let mut tokens = Vec::new();
         let mut rest = pattern.chars().peekable();
         while let Some(character) = rest.next() {
             tokens.push(match character {
                 '*' => Token::Star,
-                '?' => Token::One,
-                '\\' => Token::Is(rest.next()?),
+                '?' => Token::AnyCharacter,
+                '\\' => Token::Literal(rest.next()?),
                 '[' => {
                     let negated = rest.next_if_eq(&'^').is_some();
                     let mut ranges = Vec::new();
@@ -98,17 +98,17 @@ impl Glob {
                     }
                     Token::Class { negated, ranges }
                 }
-                _ => Token::Is(character),
+                _ => Token::Literal(character),
             });
         }
         Some(Self(tokens))
     }
 
-    /// Whether `name` is what the pattern describes, all of it.
+    /// Returns whether the pattern matches all of `name`.
     pub(super) fn matches(&self, name: &str) -> bool {
         let name: Vec<char> = name.chars().collect();
         let (mut token, mut at) = (0, 0);
-        // Where to go on when what follows the last star does not fit: the star then takes one character more.
+        // Where to retry when the rest after the last star does not match: the star then takes one more character.
         let mut retry: Option<(usize, usize)> = None;
         loop {
             match self.0.get(token) {
@@ -118,7 +118,7 @@ impl Glob {
                     token += 1;
                     continue;
                 }
-                Some(one) if name.get(at).is_some_and(|character| one.takes(*character)) => {
+                Some(one) if name.get(at).is_some_and(|character| one.matches(*character)) => {
                     token += 1;
                     at += 1;
                     continue;
@@ -137,11 +137,12 @@ impl Glob {
 }
 
 impl Token {
-    fn takes(&self, character: char) -> bool {
+    /// Returns whether the token matches one character.
+    fn matches(&self, character: char) -> bool {
         match self {
             Self::Star => false,
-            Self::One => character != '/',
-            Self::Is(wanted) => character == *wanted,
+            Self::AnyCharacter => character != '/',
+            Self::Literal(wanted) => character == *wanted,
             Self::Class { negated, ranges } => {
                 let within = ranges
                     .iter()
@@ -152,13 +153,14 @@ impl Token {
     }
 }
 
+/// Parses one character of a class.
 fn class_member(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char> {
     let member = match rest.next()? {
         '-' | ']' => return None,
         '\\' => rest.next()?,
         character => character,
     };
-    // The class has to be closed.
+    // The class has to be closed, so more has to follow.
     rest.peek().map(|_| member)
 }
 
@@ -167,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_cleaned_as_go_does() {
+    fn paths_are_cleaned_as_in_go() {
         for (path, cleaned) in [
             ("", "."),
             ("a", "a"),
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn globs_match_as_go_does() {
+    fn globs_match_as_in_go() {
         for (pattern, name, expected) in [
             ("abc", "abc", true),
             ("*", "abc", true),
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_globs_are_told() {
+    fn malformed_globs_are_rejected() {
         for pattern in [
             "[]a]", "[-]", "[x-]", "[-x]", "[a-b-c]", "[", "[^", "[^bc", "a[", "[]", "a\\", "[\\",
         ] {
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn an_escaped_wildcard_is_none() {
+    fn an_escaped_wildcard_is_not_a_wildcard() {
         assert!(has_wildcards("a*") && has_wildcards("[a]") && has_wildcards("\\a?"));
         assert!(!has_wildcards("a\\*b") && !has_wildcards("a") && !has_wildcards("]"));
     }

@@ -1,29 +1,29 @@
-//! Lists of patterns as in `.dockerignore`: what `github.com/moby/patternmatcher` makes of them.
+//! Lists of patterns as in `.dockerignore`, with the rules of `github.com/moby/patternmatcher`.
 //!
-//! BuildKit leaves the matching to its client, and every client matches with that Go module, down to its oddities:
-//! a context must not have other files here than it has with `docker build`. No crate has exactly these rules, so
-//! they are spelled out. In short: `*`, `?` and `[a-z]` stop at `/`, `**` does not, a pattern also matches all that
-//! is in a folder it matches, the last pattern that matches decides, `!` makes it an exception.
+//! BuildKit leaves the matching to its client, and every client uses that Go module with its peculiarities. A context must
+//! not have other files here than with `docker build`, and no crate has exactly these rules, so they are written out. In
+//! short: `*`, `?` and `[a-z]` stop at `/`, and `**` does not; a pattern that matches a folder matches everything in it; the
+//! last pattern that matches decides; `!` makes an exception.
 
 use regex::{Regex, RegexBuilder};
 
 use super::PatternError;
 use super::glob::{self, Glob};
 
-/// Memory for one compiled pattern, in bytes. Nobody writes patterns that need it.
+/// Memory of one compiled pattern in bytes, more than any real pattern needs.
 const COMPILED_MAX: usize = 1 << 20;
 
-/// How many there may be. Each is tried with each entry.
+/// Number of patterns. Each is matched against each entry.
 const PATTERNS_MAX: usize = 10_000;
 
-/// How long those with wildcards may be together, as regular expressions, in bytes. Compiled, and with what they note while
-/// they match, each byte takes from 200 to 600: this is some twelve megabytes, and a thousand patterns as people write them.
+/// Total length of the patterns with wildcards, as regular expressions, in bytes. Compiled and with the state of matching,
+/// each byte takes from 200 to 600 bytes of memory: this is about 12 MB, and enough for a thousand ordinary patterns.
 const EXPRESSIONS_MAX: usize = 40 << 10;
 
-/// What a pattern with wildcards takes however short it is, in bytes of that.
+/// The part of [`EXPRESSIONS_MAX`] that a pattern with wildcards counts for, in addition to its length.
 const EXPRESSION_MIN: usize = 16;
 
-/// Patterns of which later ones overrule earlier ones.
+/// A list of patterns, of which the last that matches decides.
 #[derive(Debug)]
 pub(super) struct Patterns(Vec<Pattern>);
 
@@ -42,34 +42,35 @@ enum Rule {
     Regex(Regex),
 }
 
-/// Which patterns match a folder, for what is in it. Empty above the top.
-pub(super) type Matched = Vec<bool>;
+/// Whether each pattern matches a folder, for the entries in it. Empty for the root.
+pub(super) type MatchedPatterns = Vec<bool>;
 
 impl Patterns {
-    /// Understands `patterns`; blank ones count for nothing.
+    /// Parses `patterns`. Blank ones are left out.
     ///
     /// # Errors
-    /// When one is malformed (always; the original notices some only when it comes to try them), or too many, or too long.
+    /// When a pattern is malformed, or there are too many or too long ones. The original reports some malformed patterns only
+    /// when it matches them.
     pub(super) fn parse(patterns: &[String]) -> Result<Self, PatternError> {
         if let Some(one_more) = patterns.get(PATTERNS_MAX) {
             return Err(PatternError {
                 pattern: one_more.clone(),
-                reason: "there are more than 10000 of them",
+                reason: "there are more than 10000 patterns",
             });
         }
-        let meant = patterns
+        let present = patterns
             .iter()
             .map(|pattern| pattern.trim())
             .filter(|pattern| !pattern.is_empty());
         let mut length = 0;
-        let parsed = meant.map(|text| {
+        let parsed = present.map(|text| {
             let pattern = Pattern::parse(text)?;
             length += pattern.rule.length();
             match length <= EXPRESSIONS_MAX {
                 true => Ok(pattern),
                 false => Err(PatternError {
                     pattern: text.chars().take(100).collect(),
-                    reason: "with those before it, there are too many and too long ones with wildcards",
+                    reason: "the patterns with wildcards up to this one are too many or too long",
                 }),
             }
         });
@@ -80,18 +81,18 @@ impl Patterns {
         self.0.iter()
     }
 
-    /// Whether any of them is an exception.
+    /// Returns whether any pattern is an exception.
     pub(super) fn has_exceptions(&self) -> bool {
         self.0.iter().any(|pattern| pattern.is_exception)
     }
 
-    /// Whether the patterns match `path`, whose folder is matched by those in `folder`.
-    pub(super) fn matches(&self, path: &str, folder: &[bool]) -> (bool, Matched) {
+    /// Returns whether the patterns match `path`, and which do. `folder` says which match its folder.
+    pub(super) fn matches(&self, path: &str, folder: &[bool]) -> (bool, MatchedPatterns) {
         let mut matched = false;
         let mut each = vec![false; self.0.len()];
         for (at, pattern) in self.0.iter().enumerate() {
             let inherited = folder.get(at).copied().unwrap_or(false);
-            // A pattern that could not change the outcome is not tried, and then is not handed down either.
+            // A pattern that could not change the result is not tried, and so does not count for entries below either.
             if !inherited && pattern.is_exception != matched {
                 continue;
             }
@@ -106,18 +107,18 @@ impl Patterns {
 
 impl Pattern {
     fn parse(given: &str) -> Result<Self, PatternError> {
-        let refuse = |reason| PatternError {
+        let reject = |reason| PatternError {
             pattern: given.to_owned(),
             reason,
         };
         let cleaned = glob::clean(given);
         let (is_exception, text) = match cleaned.strip_prefix('!') {
-            Some("") => return Err(refuse("'!' has to be followed by a pattern")),
+            Some("") => return Err(reject("a pattern has to follow '!'")),
             Some(rest) => (true, rest.to_owned()),
             None => (false, cleaned),
         };
-        Glob::parse(&text).ok_or_else(|| refuse("a '[' is not closed, or a '\\' ends it"))?;
-        let rule = Rule::compile(&text).map_err(refuse)?;
+        Glob::parse(&text).ok_or_else(|| reject("a '[' is not closed, or it ends with a '\\'"))?;
+        let rule = Rule::compile(&text).map_err(reject)?;
         Ok(Self {
             text,
             is_exception,
@@ -125,12 +126,12 @@ impl Pattern {
         })
     }
 
-    /// Whether it begins with `!`.
+    /// Returns whether the pattern begins with `!`.
     pub(super) fn is_exception(&self) -> bool {
         self.is_exception
     }
 
-    /// The pattern without a last component that stands for everything.
+    /// Returns the pattern without a last component that matches everything.
     pub(super) fn without_trailing_glob(&self) -> &str {
         let text = self.text.strip_suffix("/**").unwrap_or(&self.text);
         text.strip_suffix("/*").unwrap_or(text)
@@ -140,7 +141,7 @@ impl Pattern {
         match &self.rule {
             Rule::Exact => path == self.text,
             Rule::Prefix(prefix) => path.starts_with(prefix),
-            // `**/a` matches `a` too.
+            // `**/a` also matches `a`.
             Rule::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
             Rule::Regex(regex) => regex.is_match(path),
         }
@@ -148,7 +149,7 @@ impl Pattern {
 }
 
 impl Rule {
-    /// Of the regular expression, if it is one.
+    /// Returns what the rule counts for in [`EXPRESSIONS_MAX`].
     fn length(&self) -> usize {
         match self {
             Self::Regex(regex) => EXPRESSION_MIN + regex.as_str().len(),
@@ -165,7 +166,7 @@ impl Rule {
             Regex,
         }
         let mut shape = Shape::Exact;
-        let mut expression = Expression::new();
+        let mut expression = GoRegex::new();
         let mut rest = pattern.chars().peekable();
         let mut is_first = true;
         while let Some(character) = rest.next() {
@@ -173,12 +174,12 @@ impl Rule {
                 '*' if rest.next_if_eq(&'*').is_some() => {
                     rest.next_if_eq(&'/');
                     if rest.peek().is_some() {
-                        expression.plain("(.*/)?");
+                        expression.push("(.*/)?");
                         shape = Shape::Regex;
                     } else if shape == Shape::Exact {
                         shape = Shape::Prefix;
                     } else {
-                        expression.plain(".*");
+                        expression.push(".*");
                         shape = Shape::Regex;
                     }
                     if is_first {
@@ -186,23 +187,23 @@ impl Rule {
                     }
                 }
                 '*' => {
-                    expression.plain("[^/]*");
+                    expression.push("[^/]*");
                     shape = Shape::Regex;
                 }
                 '?' => {
-                    expression.plain("[^/]");
+                    expression.push("[^/]");
                     shape = Shape::Regex;
                 }
                 '\\' => {
-                    expression.escaped(rest.next().ok_or("a '\\' ends it")?)?;
+                    expression.push_escaped(rest.next().ok_or("it ends with a '\\'")?)?;
                     shape = Shape::Regex;
                 }
                 '[' | ']' => {
-                    expression.plain(character.encode_utf8(&mut [0; 4]));
+                    expression.push(character.encode_utf8(&mut [0; 4]));
                     shape = Shape::Regex;
                 }
-                '.' | '+' | '(' | ')' | '|' | '{' | '}' | '$' => expression.escaped(character)?,
-                _ => expression.plain(character.encode_utf8(&mut [0; 4])),
+                '.' | '+' | '(' | ')' | '|' | '{' | '}' | '$' => expression.push_escaped(character)?,
+                _ => expression.push(character.encode_utf8(&mut [0; 4])),
             }
             is_first = false;
         }
@@ -215,42 +216,44 @@ impl Rule {
     }
 }
 
-/// A regular expression in Go's syntax, written down in that of the `regex` crate.
+/// Translates a regular expression from Go's syntax to that of the `regex` crate.
 ///
-/// The two differ in classes alone, as far as patterns go: there, `[`, `&`, `~` and a first `]` are ordinary in Go.
-/// The original passes what stands in a class through the same substitutions as the rest (`[*]` thus means something
-/// odd), so classes can only be told apart here, after them. Not rendered: `[[:alpha:]]`, `\\p` and `\\Q`.
-struct Expression {
+/// In patterns the two differ only inside classes, where `[`, `&`, `~` and a first `]` are literals in Go. The original
+/// applies the same substitutions inside classes as outside (so `[*]` has an odd meaning), so classes can be recognised only
+/// here, after the substitutions. Not supported: `[[:alpha:]]`, `\\p` and `\\Q`.
+struct GoRegex {
     text: String,
-    class: Class,
+    class: ClassState,
 }
 
-enum Class {
+/// Whether the end of the expression is inside a class.
+enum ClassState {
     Outside,
-    /// Right after `[`.
+    /// Directly after `[`.
     Opened,
-    /// Right after `[^`.
+    /// Directly after `[^`.
     Negated,
     Inside,
 }
 
-impl Expression {
+impl GoRegex {
     fn new() -> Self {
         Self {
             text: "^".to_owned(),
-            class: Class::Outside,
+            class: ClassState::Outside,
         }
     }
 
-    fn plain(&mut self, go: &str) {
+    /// Appends an expression in Go's syntax.
+    fn push(&mut self, go: &str) {
         for character in go.chars() {
             let (next, literal) = match (&self.class, character) {
-                (Class::Outside, '[') => (Class::Opened, false),
-                (Class::Outside, _) => (Class::Outside, false),
-                (Class::Opened, '^') => (Class::Negated, false),
-                (Class::Inside, ']') => (Class::Outside, false),
-                (_, '[' | ']' | '&' | '~' | '^') => (Class::Inside, true),
-                _ => (Class::Inside, false),
+                (ClassState::Outside, '[') => (ClassState::Opened, false),
+                (ClassState::Outside, _) => (ClassState::Outside, false),
+                (ClassState::Opened, '^') => (ClassState::Negated, false),
+                (ClassState::Inside, ']') => (ClassState::Outside, false),
+                (_, '[' | ']' | '&' | '~' | '^') => (ClassState::Inside, true),
+                _ => (ClassState::Inside, false),
             };
             if literal {
                 self.text.push('\\');
@@ -260,9 +263,9 @@ impl Expression {
         }
     }
 
-    /// A character after `\`, which has a meaning of its own for some letters.
-    fn escaped(&mut self, character: char) -> Result<(), &'static str> {
-        let inside = !matches!(self.class, Class::Outside);
+    /// Appends an escaped character, which for some letters has a special meaning.
+    fn push_escaped(&mut self, character: char) -> Result<(), &'static str> {
+        let inside = !matches!(self.class, ClassState::Outside);
         match character {
             'd' => self.text.push_str("[0-9]"),
             'D' => self.text.push_str("[^0-9]"),
@@ -275,17 +278,18 @@ impl Expression {
             _ if character.is_ascii() && !character.is_ascii_alphanumeric() => {
                 self.text.push_str(&format!("\\x{{{:x}}}", u32::from(character)));
             }
-            _ => return Err("a '\\' stands before a character that needs none"),
+            _ => return Err("a '\\' is before a character that must not be escaped"),
         }
         if inside {
-            self.class = Class::Inside;
+            self.class = ClassState::Inside;
         }
         Ok(())
     }
 
+    /// Compiles the expression.
     fn compile(mut self) -> Result<Regex, &'static str> {
         self.text.push('$');
         let compiled = RegexBuilder::new(&self.text).size_limit(COMPILED_MAX).build();
-        compiled.map_err(|_| "it means nothing, or too much")
+        compiled.map_err(|_| "it is not a valid expression, or is too complex")
     }
 }

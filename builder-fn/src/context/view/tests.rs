@@ -1,10 +1,10 @@
-//! Case by case what patterns show, as `docker build` and `buildctl` would.
+//! The entries that patterns select, as `docker build` and `buildctl` do.
 
 use super::*;
 use crate::context::tree::Tree;
 use crate::context::{Attributes, Entry, Spool};
 
-/// A context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
+/// Returns a context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
 pub(super) fn context(entries: &[&str]) -> SourceContext {
     let mut tree = Tree::default();
     for (at, entry) in entries.iter().enumerate() {
@@ -39,18 +39,19 @@ fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|item| (*item).to_owned()).collect()
 }
 
-fn shown(context: &SourceContext, filter: &Filter) -> Vec<String> {
-    let visible = view(context, filter).unwrap_or_else(|error| panic!("{error}"));
+/// Returns the selected paths; a hard link as `path = first path`.
+fn selected(context: &SourceContext, filter: &Filter) -> Vec<String> {
+    let view = view(context, filter).unwrap_or_else(|error| panic!("{error}"));
     let path = |at: u32| context.index().path(at);
-    let line = |seen: Visible| match seen.link {
+    let line = |seen: ViewEntry| match seen.link {
         Some(first) => format!("{} = {}", path(seen.entry), path(first)),
         None => path(seen.entry),
     };
-    visible.iter().map(line).collect()
+    view.iter().map(line).collect()
 }
 
 fn excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
-    shown(
+    selected(
         context,
         &Filter {
             exclude: strings(patterns),
@@ -60,7 +61,7 @@ fn excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
 }
 
 fn including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
-    shown(
+    selected(
         context,
         &Filter {
             include: strings(patterns),
@@ -70,7 +71,7 @@ fn including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
 }
 
 fn following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
-    shown(
+    selected(
         context,
         &Filter {
             follow: strings(paths),
@@ -79,17 +80,17 @@ fn following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
     )
 }
 
-/// Whether `patterns` leave `path` out of a context that has nothing else.
+/// Returns whether `patterns` exclude `path` from a context that has nothing else.
 fn is_excluded(path: &str, patterns: &[&str]) -> bool {
     !excluding(&context(&[path]), patterns)
         .iter()
-        .any(|shown| shown == path)
+        .any(|selected| selected == path)
 }
 
 #[test]
-fn one_pattern_against_one_path() {
+fn a_pattern_matches_the_paths_that_it_matches_in_go() {
     for (pattern, path, expected) in [
-        // Nothing special.
+        // Without wildcards.
         ("file", "file", true),
         ("file", "files", false),
         ("file", "folder/file", false),
@@ -145,7 +146,7 @@ fn one_pattern_against_one_path() {
         ("[[x]", "[", true),
         ("[\\]]", "]", true),
         ("[\\-a]", "-", true),
-        // Escapes, with those that mean something in a regular expression.
+        // Escapes, including those with a meaning in a regular expression.
         ("\\*", "*", true),
         ("\\*", "a", false),
         ("a\\ b", "a b", true),
@@ -192,7 +193,7 @@ fn the_last_pattern_that_matches_decides() {
 }
 
 #[test]
-fn a_folder_with_an_exception_in_it_is_shown_and_its_rest_is_not() {
+fn an_excluded_folder_with_an_exception_in_it_is_sent_without_its_other_entries() {
     let context = context(&["a/b/keep", "a/b/other", "a/c", "z"]);
     assert_eq!(
         excluding(&context, &["a", "!a/b/keep"]),
@@ -207,7 +208,7 @@ fn a_folder_with_an_exception_in_it_is_shown_and_its_rest_is_not() {
 }
 
 #[test]
-fn included_are_what_matches_all_that_is_in_it_and_the_way_to_it() {
+fn an_include_pattern_selects_the_match_everything_in_it_and_the_folders_above() {
     let context = context(&["a/b/c", "a/b/d/e", "a/x", "ab/c", "z"]);
     assert_eq!(
         including(&context, &["a/b"]),
@@ -227,18 +228,18 @@ fn included_are_what_matches_all_that_is_in_it_and_the_way_to_it() {
 }
 
 #[test]
-fn what_is_included_can_still_be_excluded() {
+fn exclude_patterns_override_include_patterns() {
     let context = context(&["Dockerfile", "src/a.rs", "src/a.txt", "target/a.rs"]);
     let filter = Filter {
         include: strings(&["src", "Dockerfile"]),
         exclude: strings(&["**/*.txt", "Dockerfile"]),
         follow: Vec::new(),
     };
-    assert_eq!(shown(&context, &filter), ["src", "src/a.rs"]);
+    assert_eq!(selected(&context, &filter), ["src", "src/a.rs"]);
 }
 
 #[test]
-fn the_dockerfile_alone_is_what_the_first_request_of_a_build_follows() {
+fn the_first_request_of_a_build_selects_only_the_dockerfile_and_the_ignore_files() {
     let context = context(&["Dockerfile", ".dockerignore", "src/main.rs", "dockerfile"]);
     let paths = [
         "Dockerfile",
@@ -253,7 +254,7 @@ fn the_dockerfile_alone_is_what_the_first_request_of_a_build_follows() {
 }
 
 #[test]
-fn links_on_the_way_are_followed_and_sent_with_what_they_point_to() {
+fn symlinks_on_the_way_are_sent_with_their_targets() {
     let context = context(&[
         "bin -> usr/bin",
         "usr/bin/tool -> ../lib/tool-1.0",
@@ -282,7 +283,7 @@ fn links_on_the_way_are_followed_and_sent_with_what_they_point_to() {
 }
 
 #[test]
-fn wildcards_are_followed_to_whatever_they_match() {
+fn wildcards_are_followed_through_every_symlink_that_matches() {
     let context = context(&[
         "a.conf -> real/a",
         "b.conf -> real/b",
@@ -299,23 +300,23 @@ fn wildcards_are_followed_to_whatever_they_match() {
 }
 
 #[test]
-fn links_in_circles_and_in_long_rows_end() {
+fn circular_symlinks_end_and_endless_chains_are_rejected() {
     let circle = context(&["a -> b", "b -> a", "self -> self/self"]);
     assert_eq!(following(&circle, &["a/x", "self"]), ["a", "b", "self"]);
-    let row = |length: usize| {
+    let chain = |length: usize| {
         let links: Vec<String> = (0..length).map(|at| format!("{at} -> {}", at + 1)).collect();
         context(&links.iter().map(String::as_str).collect::<Vec<_>>())
     };
-    assert_eq!(following(&row(500), &["0"]).len(), 500);
+    assert_eq!(following(&chain(500), &["0"]).len(), 500);
     let filter = Filter {
         follow: strings(&["0"]),
         ..Filter::default()
     };
-    assert!(view(&row(50_000), &filter).is_err());
+    assert!(view(&chain(50_000), &filter).is_err());
 }
 
 #[test]
-fn hard_links_point_to_the_first_name_that_is_sent() {
+fn hard_links_refer_to_the_first_name_that_is_sent() {
     let context = context(&["m", "a = m", "z = m", "other"]);
     assert_eq!(excluding(&context, &[]), ["a", "m = a", "other", "z = a"]);
     assert_eq!(excluding(&context, &["a"]), ["m", "other", "z = m"]);
@@ -323,7 +324,7 @@ fn hard_links_point_to_the_first_name_that_is_sent() {
 }
 
 #[test]
-fn files_with_many_names_are_told_apart() {
+fn hard_links_of_different_files_are_kept_apart() {
     let context = context(&[
         "a/1",
         "m",
@@ -356,14 +357,14 @@ fn files_with_many_names_are_told_apart() {
 }
 
 #[test]
-fn malformed_patterns_are_named() {
+fn a_malformed_pattern_is_named_in_the_error() {
     let context = context(&["a"]);
     for (pattern, reason) in [
         ("!", "'!'"),
         ("a[", "'['"),
         ("[]", "'['"),
         ("a\\", "'\\'"),
-        ("[b-a]", "nothing"),
+        ("[b-a]", "not a valid expression"),
     ] {
         for filter in [
             Filter {
@@ -383,7 +384,7 @@ fn malformed_patterns_are_named() {
 }
 
 #[test]
-fn patterns_cannot_take_all_memory() {
+fn the_memory_of_patterns_is_limited() {
     let with = |exclude| {
         let filter = Filter {
             exclude,
@@ -396,7 +397,7 @@ fn patterns_cannot_take_all_memory() {
     assert!(with(many(900, "*.extN")).is_ok());
     assert!(with(many(5000, "*.extN")).is_err_and(|reason| reason.contains("wildcards")));
     assert!(with(many(100, &"**/?*N".repeat(100))).is_err_and(|reason| reason.contains("wildcards")));
-    // These are no more than their own text.
+    // Patterns without other wildcards than a leading `**` take no more than their own text.
     assert!(with(many(9000, "some/folder/N/and/a/file")).is_ok());
     assert!(with(many(9000, "**/fileN")).is_ok());
 }
