@@ -1,9 +1,9 @@
-//! Tars that nobody should send: each is refused, with the entry and the reason, and nothing is left of it.
+//! Malformed and malicious tars: each is rejected with the entry and the reason, and nothing is left of it.
 
 use std::io::Write as _;
 
-use builder_fn::context::{ArchiveLimits, SpoolRoom};
-use builder_fn::request::{Limits, RequestErrorKind, Trust, receive};
+use builder_fn::context::{ArchiveLimits, SpoolQuota};
+use builder_fn::request::{RequestErrorKind, RequestLimits, SignatureCheck, receive};
 use bytes::Bytes;
 use function_host::prometheus::IntGauge;
 use http_body_util::Full;
@@ -14,7 +14,7 @@ use crate::harness;
 
 const BLOCK: usize = 512;
 
-/// One entry, as no tar program has to agree with it.
+/// Returns an entry whose header `change` may make invalid.
 fn entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
     let mut header = Header::new_ustar();
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
@@ -48,7 +48,7 @@ fn pax(records: &str) -> Vec<u8> {
     })
 }
 
-/// A request that would be good, with `more` in it.
+/// Returns a valid request with `more` entries in it.
 fn with(more: &[Vec<u8>]) -> Vec<u8> {
     let config = entry(
         b"com.openfaas.docker.config",
@@ -59,23 +59,34 @@ fn with(more: &[Vec<u8>]) -> Vec<u8> {
     [config, dockerfile, more.concat(), vec![0; 2 * BLOCK]].concat()
 }
 
-async fn refusal(
+/// Returns the error of a request, and checks that no file and no byte of the quota is left.
+async fn rejection(
     body: Vec<u8>,
     limits: impl FnOnce(&mut ArchiveLimits),
 ) -> Option<(RequestErrorKind, String)> {
     let folder = tempfile::tempdir().expect("folder");
-    let used = IntGauge::new("used", "used").expect("gauge");
-    let mut allowed = Limits::new(64 << 20, folder.path(), SpoolRoom::new(u64::MAX, used.clone()));
+    let spooled = IntGauge::new("used", "used").expect("gauge");
+    let mut allowed = RequestLimits::new(
+        64 << 20,
+        folder.path(),
+        SpoolQuota::new(u64::MAX, spooled.clone()),
+    );
     limits(&mut allowed.archive);
-    let received = receive(Full::new(Bytes::from(body)), None, &Trust::Anyone, &allowed).await;
-    let refusal = received.err().map(|error| (error.kind(), error.to_string()));
-    assert_eq!(used.get(), 0);
+    let received = receive(
+        Full::new(Bytes::from(body)),
+        None,
+        &SignatureCheck::Disabled,
+        &allowed,
+    )
+    .await;
+    let rejection = received.err().map(|error| (error.kind(), error.to_string()));
+    assert_eq!(spooled.get(), 0);
     assert_eq!(std::fs::read_dir(folder.path()).expect("folder").count(), 0);
-    refusal
+    rejection
 }
 
 #[tokio::test]
-async fn each_is_refused_with_its_entry_and_the_reason() {
+async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
     let sized = |size: &[u8; 12]| {
         let size = *size;
         entry(b"context/huge", b"", move |header| {
@@ -108,7 +119,7 @@ async fn each_is_refused_with_its_entry_and_the_reason() {
             "'..'",
         ),
         (
-            "a link that is written through",
+            "a file below a symlink",
             vec![
                 typed("context/out", EntryType::Symlink, "/etc"),
                 file("context/out/passwd"),
@@ -117,7 +128,7 @@ async fn each_is_refused_with_its_entry_and_the_reason() {
             "symbolic link",
         ),
         (
-            "a link in a link",
+            "a symlink below a symlink",
             vec![
                 typed("context/out", EntryType::Symlink, ".."),
                 typed("context/out/a/b", EntryType::Symlink, "x"),
@@ -126,13 +137,13 @@ async fn each_is_refused_with_its_entry_and_the_reason() {
             "symbolic link",
         ),
         (
-            "a hard link out",
+            "a hard link to an absolute path",
             vec![typed("context/hard", EntryType::Link, "/etc/passwd")],
             "context/hard",
             "absolute",
         ),
         (
-            "a hard link up",
+            "a hard link with dots",
             vec![typed("context/hard", EntryType::Link, "context/../x")],
             "context/hard",
             "'..'",
@@ -178,13 +189,13 @@ async fn each_is_refused_with_its_entry_and_the_reason() {
             "sparse",
         ),
         (
-            "a file as a folder",
+            "a file below a file",
             vec![file("context/a"), file("context/a/b")],
             "context/a/b",
             "not a folder",
         ),
         (
-            "a folder as a file",
+            "a file that replaces a folder",
             vec![file("context/a/b"), file("context/a")],
             "context/a",
             "folder that is not empty",
@@ -199,9 +210,14 @@ async fn each_is_refused_with_its_entry_and_the_reason() {
             "a negative size",
             vec![sized(&[0xff; 12])],
             "context/huge",
-            "says it has -1 bytes",
+            "has a size of -1 bytes",
         ),
-        ("no size", vec![sized(b"not a number")], "context/huge", "size"),
+        (
+            "a size that is not a number",
+            vec![sized(b"not a number")],
+            "context/huge",
+            "size",
+        ),
         (
             "a negative size in pax",
             vec![pax("11 size=-1\n"), file("context/less")],
@@ -209,7 +225,7 @@ async fn each_is_refused_with_its_entry_and_the_reason() {
             "-1 bytes",
         ),
         (
-            "a size beyond numbers",
+            "a size above 64 bits",
             vec![pax("30 size=999999999999999999999\n"), file("context/x")],
             "pax",
             "too large",
@@ -221,28 +237,28 @@ async fn each_is_refused_with_its_entry_and_the_reason() {
             "NUL",
         ),
         (
-            "a name that is no text",
+            "a name that is not UTF-8",
             vec![entry(b"context/\xff\xfe", b"", |_| ())],
             "context/",
             "UTF-8",
         ),
         (
-            "a header bomb",
+            "a huge extended header",
             vec![entry(b"bomb", b"", |header| {
                 header.set_entry_type(EntryType::XHeader);
                 header.set_size(1 << 30);
             })],
             "bomb",
-            "1048576 is the most",
+            "the limit is 1048576",
         ),
         (
-            "a record that lies",
+            "a record with a wrong length",
             vec![pax("999 path=x\n"), file("context/x")],
             "pax",
             "length",
         ),
         (
-            "a type of the future",
+            "an unknown type",
             vec![entry(b"context/new", b"", |header| {
                 header.as_old_mut().linkflag = [b'Z']
             })],
@@ -250,22 +266,22 @@ async fn each_is_refused_with_its_entry_and_the_reason() {
             "unknown type",
         ),
     ] {
-        let (kind, text) = refusal(with(&more), |_| ())
+        let (kind, text) = rejection(with(&more), |_| ())
             .await
-            .unwrap_or_else(|| panic!("{name} is taken"));
+            .unwrap_or_else(|| panic!("{name} is accepted"));
         assert_eq!(kind, RequestErrorKind::Invalid, "{name}: {text}");
         assert!(text.contains(&format!("\"{entry}")), "{name}: {text}");
         assert!(text.contains(reason), "{name}: {text}");
     }
     assert_eq!(
-        refusal(with(&[file("context/good")]), |_| ()).await,
+        rejection(with(&[file("context/good")]), |_| ()).await,
         None,
-        "it is not the rest"
+        "the rest of the request is valid"
     );
 }
 
 #[tokio::test]
-async fn a_body_that_is_cut_is_refused_wherever_it_is_cut() {
+async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
     let more = [
         pax("12 mtime=12\n"),
         file("context/a"),
@@ -274,7 +290,7 @@ async fn a_body_that_is_cut_is_refused_wherever_it_is_cut() {
     ];
     let body = with(&more);
     let end = body.len() - 2 * BLOCK;
-    // Between two entries a tar without its end is one all the same, as for tar itself.
+    // A tar that is cut between two entries is accepted, as tar itself does.
     let between: Vec<usize> = std::iter::successors(Some(0), |at| Some(at + BLOCK))
         .take_while(|at| *at <= end)
         .collect();
@@ -283,7 +299,7 @@ async fn a_body_that_is_cut_is_refused_wherever_it_is_cut() {
         .flat_map(|at| [at.saturating_sub(1), *at, at + 1, at + 257])
         .filter(|at| *at < end)
     {
-        let Some((kind, text)) = refusal(body[..at].to_vec(), |_| ()).await else {
+        let Some((kind, text)) = rejection(body[..at].to_vec(), |_| ()).await else {
             assert!(at % BLOCK == 0 && at >= 4 * BLOCK, "cut at {at}");
             continue;
         };
@@ -292,12 +308,12 @@ async fn a_body_that_is_cut_is_refused_wherever_it_is_cut() {
 }
 
 #[tokio::test]
-async fn bombs_and_floods_end_at_their_limits() {
+async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     bomb.write_all(&with(&[])[..4 * BLOCK]).expect("gzip");
     bomb.write_all(&entry(b"context/zeros", &vec![0; 80 << 20], |_| ()))
         .expect("gzip");
-    let (kind, text) = refusal(bomb.finish().expect("gzip"), |limits| limits.body = 1 << 40)
+    let (kind, text) = rejection(bomb.finish().expect("gzip"), |limits| limits.body = 1 << 40)
         .await
         .expect("a bomb");
     assert_eq!(kind, RequestErrorKind::Invalid);
@@ -306,7 +322,7 @@ async fn bombs_and_floods_end_at_their_limits() {
     let flood: Vec<_> = (0..20_000)
         .map(|number| entry(format!("context/{number}").as_bytes(), b"", |_| ()))
         .collect();
-    let (kind, text) = refusal(with(&flood), |limits| limits.entries = 10_000)
+    let (kind, text) = rejection(with(&flood), |limits| limits.entries = 10_000)
         .await
         .expect("a flood");
     assert_eq!(
@@ -316,14 +332,14 @@ async fn bombs_and_floods_end_at_their_limits() {
 
     let deep = format!("context/{}x", "d/".repeat(40));
     let deep: Vec<_> = (0..400).map(|number| file(&format!("{deep}{number}"))).collect();
-    assert_eq!(refusal(with(&deep), |_| ()).await, None);
-    let (_, text) = refusal(with(&deep), |limits| limits.index = 20_000)
+    assert_eq!(rejection(with(&deep), |_| ()).await, None);
+    let (_, text) = rejection(with(&deep), |limits| limits.index = 20_000)
         .await
         .expect("too much of an index");
     assert!(text.contains("more than 20000 bytes"), "{text}");
 }
 
-/// A tar of entries that make some sense, with bytes changed: headers get their checksums, so that it gets further.
+/// Generates tars of plausible entries with changed bytes. Checksums are correct, so that headers are parsed.
 fn damaged() -> impl Strategy<Value = Vec<u8>> {
     let name = prop::sample::select(vec![
         "context/a",
@@ -355,7 +371,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_index_is_right_or_not_there(
+    fn an_index_is_consistent_or_the_tar_is_rejected(
         tar in damaged(),
         mode in any::<u8>(),
         piece in any::<u8>(),
@@ -366,12 +382,12 @@ proptest! {
     }
 
     #[test]
-    fn a_request_is_taken_or_refused(tar in damaged(), mode in 0u8..8) {
+    fn a_request_is_parsed_or_rejected_and_leaves_nothing(tar in damaged(), mode in 0u8..8) {
         runtime().block_on(harness::request(&[&[mode][..], &tar].concat()));
     }
 
     #[test]
-    fn a_daemon_may_ask_for_anything(
+    fn a_daemon_gets_only_files_of_the_context_whatever_it_requests(
         mode in any::<u8>(),
         patterns in prop::collection::vec("[ief][!./*a-g\\[\\]\\\\?-]{0,8}|f(l/)?(to|out|root|round|there|back|up|\\*)(/e)?", 0..4),
         asked in prop::collection::vec((1u8..4, 0u8..20), 0..20),

@@ -1,4 +1,4 @@
-//! A tar.
+//! Invariants of the index of a tar.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,20 +17,22 @@ const LIMITS: ArchiveLimits = ArchiveLimits {
     small_file: 4 << 10,
 };
 
-/// What reading a tar yields, comparable.
+/// The comparable content of a tar, or the text of the error.
 type Read = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
 
-/// Reads `bytes` as a tar, and everything that is in it. The first byte says whether checksums are put right before,
-/// so that changed headers get further, the second how long the pieces are.
+/// Reads `bytes` as a tar, and checks the index and the content of every file.
+///
+/// The first byte says whether checksums are corrected before, so that changed headers are parsed; the second is the length of
+/// the pieces.
 pub(crate) fn index(bytes: &[u8]) {
     let [mode, piece, tar @ ..] = bytes else { return };
     let mut tar = tar.to_vec();
     if mode & 1 == 1 {
-        put_checksums_right(&mut tar);
+        fix_checksums(&mut tar);
     }
     let whole = read(&tar, tar.len());
     let in_pieces = read(&tar, usize::from(*piece) + 1);
-    assert_eq!(whole, in_pieces, "how it arrives makes a difference");
+    assert_eq!(whole, in_pieces, "the result depends on the pieces");
     let (index, config, secrets, warnings) = match whole {
         Ok(contents) => contents,
         Err(text) => return assert!(!text.contains(char::is_control), "{text:?}"),
@@ -65,8 +67,8 @@ fn read(tar: &[u8], piece: usize) -> Read {
     ))
 }
 
-/// Gives each block that could be a header the checksum of its bytes.
-pub(crate) fn put_checksums_right(tar: &mut [u8]) {
+/// Corrects the checksum of each block that could be a header.
+pub(crate) fn fix_checksums(tar: &mut [u8]) {
     for block in tar.chunks_exact_mut(BLOCK) {
         if block[257..262] == *b"ustar" {
             let sum = |(at, byte): (usize, &u8)| match (148..156).contains(&at) {
@@ -79,7 +81,7 @@ pub(crate) fn put_checksums_right(tar: &mut [u8]) {
     }
 }
 
-/// All of it stays within the limits, and the files within the tar: side by side, and as long together as it is at most.
+/// Checks that the limits hold, and that files are in the tar and do not overlap.
 fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
     assert!(entries.len() <= LIMITS.entries);
     let texts = |(path, entry): &(String, Entry<'_>)| {
@@ -88,7 +90,7 @@ fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
             Kind::Symlink { target } => target.len(),
             _ => 0,
         };
-        // A path is kept as the names in it, and each of those once.
+        // Only the last component of a path is stored.
         let name = path.rsplit('/').next().unwrap_or_default();
         name.len() + target + xattrs.sum::<usize>()
     };
@@ -104,13 +106,13 @@ fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
     let mut end = BLOCK as u64;
     for (offset, (size, _)) in &ranges {
         assert!(*offset >= end && offset % BLOCK as u64 == 0, "{ranges:?}");
-        // An empty file's offset is where the next header is.
+        // The offset of an empty file is that of the next header.
         end = offset + size + BLOCK as u64;
         assert!(offset + size <= length as u64, "{ranges:?} in {length}");
     }
 }
 
-/// No path leads out, each is there once, in order, and after its folder.
+/// Checks that no path leads out, and that each is there once, in order and after its folder.
 fn check_paths(entries: &[(String, Entry<'_>)]) {
     let mut folders = std::collections::HashSet::new();
     for (at, (path, entry)) in entries.iter().enumerate() {
@@ -121,7 +123,7 @@ fn check_paths(entries: &[(String, Entry<'_>)]) {
             assert!(before.split('/').lt(path.split('/')), "{before:?}, then {path:?}");
         }
         if let Some((folder, _)) = path.rsplit_once('/') {
-            assert!(folders.contains(folder), "{path:?} is in no folder");
+            assert!(folders.contains(folder), "{path:?} has no folder");
         }
         if entry.is_directory() {
             folders.insert(path.clone());
@@ -129,7 +131,7 @@ fn check_paths(entries: &[(String, Entry<'_>)]) {
     }
 }
 
-/// Two readers see the same files in it, or one of them refuses it.
+/// Checks that the `tar` crate sees the same files, or rejects the tar.
 fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
     let mut archive = tar::Archive::new(tar);
     let Ok(others) = archive.entries() else { return };
@@ -138,11 +140,11 @@ fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
     for other in others {
         let Ok(mut other) = other else { return };
         let kind = other.header().entry_type();
-        // The crate does not know these by themselves, and takes them for files, in headers of formats that have none.
+        // In headers of formats that do not have these types, the crate takes them for files.
         if kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions() {
             return;
         }
-        // Of a name that is said twice it takes the first, where the last counts.
+        // Of a repeated record the crate takes the first, and this reader the last.
         let Ok(records) = other.pax_extensions() else {
             return;
         };
@@ -157,15 +159,18 @@ fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
     for (path, entry) in entries {
         if let Kind::File { offset, size } = entry.kind {
             let seen = files.get(&offset);
-            let seen = seen.unwrap_or_else(|| panic!("{entry:?} is none for tar, which sees {files:?}"));
-            assert_eq!(seen.0, size, "{entry:?}, for tar {seen:?}");
+            let seen = seen.unwrap_or_else(|| panic!("the tar crate does not see {entry:?} in {files:?}"));
+            assert_eq!(seen.0, size, "{entry:?}, for the tar crate {seen:?}");
             let name = format!("context/{path}");
-            assert!(has_other_names || seen.1 == name, "{name}, for tar {seen:?}");
+            assert!(
+                has_other_names || seen.1 == name,
+                "{name}, for the tar crate {seen:?}"
+            );
         }
     }
 }
 
-/// The bytes that the index points to are those that were hashed on the way, and two that differ have two hashes.
+/// Checks that the content of every file has the hash in the index, and that different contents have different hashes.
 fn check_content(index: Index, tar: Vec<u8>) {
     let context = SourceContext::new(index, Spool::in_memory(tar));
     let mut hashes = HashMap::new();

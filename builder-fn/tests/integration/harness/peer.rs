@@ -1,4 +1,4 @@
-//! A daemon that asks for files.
+//! Invariants of the file-sync service, against a daemon that sends anything.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -9,22 +9,24 @@ use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server::FileSyncServer;
 use builder_fn::buildkit::{FileSync, SharedKeys};
 use builder_fn::context::{
-    ArchiveLimits, ArchiveReader, Kind, SourceContext, Spool, SpoolRoom, SpoolSettings,
+    ArchiveLimits, ArchiveReader, Kind, SourceContext, Spool, SpoolQuota, SpoolSettings,
 };
 use bytes::Bytes;
 use function_host::prometheus::{IntCounter, IntGauge};
 use http_body_util::{BodyExt, Full};
 use tonic::codegen::Service;
 
-/// Takes `bytes` for what a daemon says that asks for files. The first says how, then come lines of patterns up to an
-/// empty one (`i`nclude, `e`xclude or `f`ollow, and the pattern), then what it sends: packets, or anything.
+/// Runs one transfer with `bytes` as the daemon's side.
+///
+/// The first byte selects the mode. Then come lines of patterns up to an empty one (`i`nclude, `e`xclude or `f`ollow, and the
+/// pattern), and then what the daemon sends: packets, or any bytes.
 pub(crate) async fn peer(bytes: &[u8]) {
     let Some((mode, mut rest)) = bytes.split_first() else {
         return;
     };
-    let mut asking = Asking {
+    let mut daemon = Daemon {
         goes_away: mode & 8 != 0,
-        ..Asking::default()
+        ..Daemon::default()
     };
     let encoded = if mode & 4 != 0 { "1" } else { "0" };
     loop {
@@ -39,19 +41,19 @@ pub(crate) async fn peer(bytes: &[u8]) {
             _ => "followpaths",
         };
         if let Ok(pattern) = std::str::from_utf8(pattern) {
-            asking.patterns.push((key, pattern.to_owned()));
+            daemon.patterns.push((key, pattern.to_owned()));
         }
     }
-    asking.patterns.push(("followpaths-encoded", encoded.to_owned()));
+    daemon.patterns.push(("followpaths-encoded", encoded.to_owned()));
     let context = contexts(mode & 2 != 0);
     let keys = SharedKeys::new(IntCounter::new("sent", "sent").expect("counter"));
     let lease = Arc::new(keys.lease("image", &context));
     let server = FileSyncServer::new(FileSync::new(context.clone(), lease));
     if mode & 1 == 0 {
-        asking.anything(server, rest).await;
+        daemon.send_frames(server, rest).await;
     } else {
-        asking.packets = rest.chunks(2).map(packet).collect();
-        asking.properly(server, &context).await;
+        daemon.packets = rest.chunks(2).map(packet).collect();
+        daemon.send_packets(server, &context).await;
     }
 }
 
@@ -62,7 +64,7 @@ fn split_at_newline(bytes: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// A packet with the type and the number that these bytes say.
+/// Returns a packet with the type and the id in these bytes.
 fn packet(bytes: &[u8]) -> Packet {
     let id = bytes.get(1).map_or(0, |number| match number {
         0xff => u32::MAX,
@@ -75,18 +77,18 @@ fn packet(bytes: &[u8]) -> Packet {
     }
 }
 
-/// One transfer.
+/// The daemon's side of a transfer.
 #[derive(Default)]
-struct Asking {
+struct Daemon {
     patterns: Vec<(&'static str, String)>,
     packets: Vec<Packet>,
-    /// In the middle of it.
+    /// Whether the daemon disconnects during the transfer.
     goes_away: bool,
 }
 
-impl Asking {
-    /// Sends `frames`, well formed or not.
-    async fn anything(self, mut server: FileSyncServer<FileSync>, frames: &[u8]) {
+impl Daemon {
+    /// Sends `frames`, which may be malformed.
+    async fn send_frames(self, mut server: FileSyncServer<FileSync>, frames: &[u8]) {
         let mut request = http::Request::post("http://session/moby.filesync.v1.FileSync/DiffCopy")
             .header("content-type", "application/grpc")
             .header("dir-name", "context");
@@ -103,7 +105,7 @@ impl Asking {
             match frame.map(http_body::Frame::into_trailers) {
                 Ok(Ok(last)) => trailers = Some(last),
                 Ok(Err(_)) => {}
-                // What the transport makes of frames that are none is its own.
+                // The transport decides about malformed frames.
                 Err(_) => return,
             }
         }
@@ -116,10 +118,10 @@ impl Asking {
         );
     }
 
-    /// Sends packets, and looks at what comes.
-    async fn properly(self, server: FileSyncServer<FileSync>, context: &SourceContext) {
-        let asked = self.packets.clone();
-        let mut request = tonic::Request::new(tokio_stream::iter(asked));
+    /// Sends packets, and checks the answers.
+    async fn send_packets(self, server: FileSyncServer<FileSync>, context: &SourceContext) {
+        let packets = self.packets.clone();
+        let mut request = tonic::Request::new(tokio_stream::iter(packets));
         request
             .metadata_mut()
             .insert("dir-name", "context".parse().expect("ascii"));
@@ -147,17 +149,17 @@ impl Asking {
         };
         match ended {
             Err(status) => assert_ne!(status.code(), tonic::Code::Internal, "{status:?}"),
-            Ok(()) => received.is_all_of(&self.packets),
+            Ok(()) => received.assert_answers(&self.packets),
         }
     }
 }
 
-/// What a daemon has got.
+/// What a daemon has received.
 #[derive(Default)]
 struct Received {
     stats: Vec<Stat>,
     all_announced: bool,
-    /// By the number of the file: bytes, and how often its end was said.
+    /// By the number of the file: bytes, and how often its end was sent.
     files: HashMap<u32, (u64, u64)>,
     bytes: u64,
     finished: bool,
@@ -165,7 +167,7 @@ struct Received {
 
 impl Received {
     fn take(&mut self, packet: Packet, context: &SourceContext) {
-        assert!(!self.finished, "nothing comes after the end");
+        assert!(!self.finished, "a packet after the end");
         match (packet.r#type(), packet.stat) {
             (PacketType::PacketStat, Some(stat)) => self.announced(stat, context),
             (PacketType::PacketStat, None) => {
@@ -173,7 +175,7 @@ impl Received {
             }
             (PacketType::PacketFin, _) => self.finished = true,
             (PacketType::PacketData, _) => {
-                // It may be asked for before it is announced.
+                // A file may be requested before it is announced.
                 let file = self.files.entry(packet.id).or_default();
                 file.0 += packet.data.len() as u64;
                 file.1 += u64::from(packet.data.is_empty());
@@ -190,13 +192,13 @@ impl Received {
                     }
                 }
             }
-            (kind, _) => panic!("{kind:?} is nothing to send"),
+            (kind, _) => panic!("{kind:?} is not sent to a daemon"),
         }
     }
 
     fn announced(&mut self, stat: Stat, context: &SourceContext) {
         assert!(!self.all_announced);
-        let entry = context.get(&stat.path).expect("only what is in the context");
+        let entry = context.get(&stat.path).expect("an entry of the context");
         assert_eq!(u64::try_from(stat.size), Ok(entry.size()));
         if let Some(before) = self.stats.last() {
             assert!(
@@ -222,26 +224,26 @@ impl Received {
         self.stats.push(stat);
     }
 
-    /// Everything that was asked for up to the end has come, as often as it was asked for, and nothing else.
-    fn is_all_of(&self, asked: &[Packet]) {
+    /// Checks that every file requested before the end was received as often as it was requested, and nothing else.
+    fn assert_answers(&self, requests: &[Packet]) {
         assert!(self.all_announced && self.finished);
-        let mut wanted: HashMap<u32, u64> = HashMap::new();
-        for packet in asked {
+        let mut requested: HashMap<u32, u64> = HashMap::new();
+        for packet in requests {
             match packet.r#type() {
-                PacketType::PacketReq => *wanted.entry(packet.id).or_default() += 1,
+                PacketType::PacketReq => *requested.entry(packet.id).or_default() += 1,
                 PacketType::PacketFin => break,
-                kind => panic!("{kind:?} is nothing to go on after"),
+                kind => panic!("the transfer succeeded after {kind:?}"),
             }
         }
-        assert_eq!(wanted.len(), self.files.len());
-        for (number, times) in wanted {
+        assert_eq!(requested.len(), self.files.len());
+        for (number, times) in requested {
             let size = u64::try_from(self.stats[number as usize].size).expect("a size");
             assert_eq!(self.files[&number], (size * times, times), "file {number}");
         }
     }
 }
 
-/// Paths and sizes of the files that a daemon is shown.
+/// Paths and sizes of the files in the context.
 const FILES: [(&str, u64); 6] = [
     ("a", 0),
     ("b/c", 10),
@@ -251,14 +253,14 @@ const FILES: [(&str, u64); 6] = [
     ("g", 140_000),
 ];
 
-/// What the file at `path` is full of, and no other.
+/// Returns the byte that fills the file at `path`; no other file has it.
 fn fill(path: &str) -> u8 {
     path.bytes()
         .fold(1u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
         | 1
 }
 
-/// A context with files of all sizes and links of all kinds, in memory or on disk.
+/// Returns a context with files of several sizes and all kinds of links, in memory or on disk.
 fn contexts(on_disk: bool) -> Arc<SourceContext> {
     static CONTEXTS: OnceLock<[Arc<SourceContext>; 2]> = OnceLock::new();
     let contexts = CONTEXTS.get_or_init(|| {
@@ -267,7 +269,7 @@ fn contexts(on_disk: bool) -> Arc<SourceContext> {
             let settings = SpoolSettings {
                 dir: std::env::temp_dir(),
                 memory,
-                room: SpoolRoom::new(u64::MAX, IntGauge::new("used", "used").expect("gauge")),
+                quota: SpoolQuota::new(u64::MAX, IntGauge::new("used", "used").expect("gauge")),
             };
             let mut spool = Spool::new(settings);
             spool.append(&tar).expect("spool");

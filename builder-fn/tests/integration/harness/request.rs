@@ -1,44 +1,45 @@
-//! A request's body.
+//! Invariants of the body of a request.
 
 use std::io::Write as _;
 
-use builder_fn::context::{ContentHash, Kind, SpoolRoom};
-use builder_fn::request::{Keys, Limits, RequestError, Trust, receive};
+use builder_fn::context::{ContentHash, Kind, SpoolQuota};
+use builder_fn::request::{HmacKeys, RequestError, RequestLimits, SignatureCheck, receive};
 use bytes::Bytes;
 use function_host::Secret;
 use function_host::prometheus::IntGauge;
 use http_body_util::Full;
 
-use super::{listed, put_checksums_right};
+use super::{fix_checksums, listed};
 
-/// Takes `bytes` for the body of a request: by anyone, and by somebody who does not have the key. The first byte says
-/// whether it is packed before, and whether checksums are put right before that.
+/// Receives `bytes` as the body of a request, once without signatures and once from a sender without the key.
+///
+/// The first byte says whether checksums are corrected first, and whether the body is compressed then.
 pub(crate) async fn request(bytes: &[u8]) {
     let Some((mode, body)) = bytes.split_first() else {
         return;
     };
     let mut body = body.to_vec();
     if mode & 1 == 1 {
-        put_checksums_right(&mut body);
+        fix_checksums(&mut body);
     }
     let body = Bytes::from(match mode >> 1 & 3 {
         0 | 1 => body,
         2 => gzip(&body),
         _ => zstd(&body),
     });
-    let used = IntGauge::new("used", "used").expect("gauge");
-    let mut limits = Limits::new(
+    let spooled = IntGauge::new("used", "used").expect("gauge");
+    let mut limits = RequestLimits::new(
         2 << 20,
         std::env::temp_dir(),
-        SpoolRoom::new(3 << 20, used.clone()),
+        SpoolQuota::new(3 << 20, spooled.clone()),
     );
     limits.spool.memory = 8 << 10;
-    let ask = |trust, signature| receive(Full::new(body.clone()), signature, trust, &limits);
+    let send = |check, signature| receive(Full::new(body.clone()), signature, check, &limits);
 
-    match ask(&Trust::Anyone, None).await {
+    match send(&SignatureCheck::Disabled, None).await {
         Err(error) => assert!(!error.to_string().contains(char::is_control), "{error:?}"),
         Ok(request) => {
-            let held = u64::try_from(used.get()).expect("a count");
+            let held = u64::try_from(spooled.get()).expect("a count");
             assert!(held <= 2 << 20, "{held} bytes of {}", body.len());
             assert!(
                 request
@@ -61,15 +62,15 @@ pub(crate) async fn request(bytes: &[u8]) {
             }
         }
     }
-    assert_eq!(used.get(), 0, "all room is given back");
+    assert_eq!(spooled.get(), 0, "the quota is released");
 
-    let keys = Keys::new(&Secret::new("key"), false).expect("a key");
+    let keys = HmacKeys::new(&Secret::new("key"), false).expect("a key");
     let signature = format!("sha256={}", "0".repeat(64));
-    match ask(&Trust::Signed(keys), Some(&signature)).await {
+    match send(&SignatureCheck::Required(keys), Some(&signature)).await {
         Err(RequestError::WrongSignature | RequestError::Spool(_)) => {}
-        other => panic!("a stranger is told {other:?}"),
+        other => panic!("a sender without the key gets {other:?}"),
     }
-    assert_eq!(used.get(), 0, "all room is given back");
+    assert_eq!(spooled.get(), 0, "the quota is released");
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
