@@ -14,7 +14,7 @@ use crate::metrics::Metrics;
 use crate::places::Admitted;
 use crate::report::{Feed, Format, Log, Mask, Sink, live};
 use crate::request::{
-    self, BuildRequest, SignatureKeys, RequestLimits, SIGNATURE_HEADER, SignatureCheck, VerifiedSignature,
+    self, BuildRequest, RequestLimits, SIGNATURE_HEADER, SignatureCheck, SignatureKeys, VerifiedSignature,
 };
 use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::PAYLOAD_SECRET;

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use builder_fn::context::{ContentHash, Kind, SpoolQuota};
-use builder_fn::request::{HmacKeys, RequestError, RequestLimits, SignatureCheck, receive};
+use builder_fn::request::{RequestError, RequestLimits, SignatureCheck, SignatureKeys, receive};
 use bytes::Bytes;
 use function_host::Secret;
 use function_host::prometheus::IntGauge;
@@ -64,7 +64,7 @@ pub(crate) async fn request(bytes: &[u8]) {
     }
     assert_eq!(spooled.get(), 0, "the quota is released");
 
-    let keys = HmacKeys::new(&Secret::new("key"), false).expect("a key");
+    let keys = SignatureKeys::new(&Secret::new("key"), false).expect("a key");
     let signature = format!("sha256={}", "0".repeat(64));
     match send(&SignatureCheck::Required(keys), Some(&signature)).await {
         Err(RequestError::WrongSignature | RequestError::Spool(_)) => {}
