@@ -7,7 +7,7 @@
 //! Why not a `BTreeMap` from path to entry: an index lives as long as its build, and several builds of 200,000 entries have
 //! to fit into a builder of 256 MiB. In this form such an index takes at most 16 MiB
 //! ([`ArchiveLimits`](super::ArchiveLimits)). A map takes about 20 MiB more, which for four builds is a third of the
-//! builder's memory. The end-to-end tests in `lean.rs` measure the memory of builds with that many entries.
+//! builder's memory. The end-to-end tests in `resource_limits.rs` measure the memory of builds with that many entries.
 
 mod arena;
 mod chunked_vec;
