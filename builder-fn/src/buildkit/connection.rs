@@ -45,7 +45,7 @@ pub enum ConnectError {
     },
 }
 
-/// One connection. It is never re-established: Session, Solve and Status must reach the same daemon.
+/// One connection to a daemon. It is never re-established: Session, Solve and Status must reach the same daemon.
 #[derive(Clone)]
 pub struct Connection {
     channel: Channel,

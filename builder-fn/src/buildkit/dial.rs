@@ -10,10 +10,16 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::Address;
 
+/// The idle time after which the kernel sends the first keepalive probe.
+///
 /// After idle + 4 × interval the kernel notices that a daemon has vanished without closing the connection. HTTP/2 pings
 /// would do the same, but buildkitd closes connections that ping more often than every 5 minutes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// The time between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The number of unanswered keepalive probes after which the kernel closes the connection.
 const KEEPALIVE_PROBES: u32 = 4;
 
 /// A stream of bytes in both directions.

@@ -29,9 +29,9 @@ const ATTEMPTS: u32 = 16;
 /// How long to wait for the events of a build whose solve has ended.
 #[derive(Clone, Copy, Debug)]
 pub struct EventTimeouts {
-    /// Between two events: the rest of the log should come at once.
+    /// The longest wait between two events; the rest of the log should come at once.
     pub idle: Duration,
-    /// For all events, and for the outcome of a build that another delivery began.
+    /// The longest wait for all events, and for the outcome of a build that another delivery began.
     pub total: Duration,
 }
 
@@ -52,7 +52,7 @@ pub struct Job {
     pub services: Services,
     /// The key under which the daemon keeps transferred folders. Another build may use it once this one has ended.
     pub shared_key: Arc<KeyLease>,
-    /// What to build.
+    /// The description of the build.
     pub solve: Solve,
     /// How long to wait for the last events.
     pub timeouts: EventTimeouts,

@@ -1,4 +1,4 @@
-//! How a solve ended.
+//! The outcome of a solve.
 
 use std::time::SystemTime;
 

@@ -49,7 +49,7 @@ pub(super) enum SessionError {
     /// The daemon did not accept the session.
     #[error("BuildKit did not open the session")]
     Rejected(#[source] Box<tonic::Status>),
-    /// The daemon ended it, or the connection broke.
+    /// The daemon ended the session, or the connection broke.
     #[error("BuildKit ended the session")]
     Ended(#[source] Option<hyper::Error>),
 }

@@ -23,9 +23,9 @@ pub(super) use reader::EventReader;
 pub enum Event {
     /// A step of the build (a vertex of its graph) began.
     StepStarted {
-        /// Identifies the step.
+        /// The digest of the step.
         digest: String,
-        /// Such as `[2/3] RUN make`.
+        /// The name of the step, such as `[2/3] RUN make`.
         name: String,
         /// The time at which it began.
         at: SystemTime,
@@ -34,9 +34,9 @@ pub enum Event {
     },
     /// A step ended. Of a step whose result was cached, this is often the only event.
     StepEnded {
-        /// Identifies the step.
+        /// The digest of the step.
         digest: String,
-        /// Such as `[2/3] RUN make`.
+        /// The name of the step, such as `[2/3] RUN make`.
         name: String,
         /// The time at which it began, if BuildKit sent one.
         started: Option<SystemTime>,
@@ -51,11 +51,11 @@ pub enum Event {
     },
     /// Part of a step progressed. At most one event a second for each part, besides its first and its last.
     Progress {
-        /// Identifies the part, such as `exporting layers`.
+        /// The name of the part, such as `exporting layers`.
         id: String,
-        /// Mostly bytes, sometimes always 0.
+        /// The amount that is complete, mostly in bytes; for some parts it stays 0.
         current: i64,
-        /// The time of the report.
+        /// The time of the progress.
         at: SystemTime,
         /// Whether the part is complete.
         done: bool,
@@ -70,12 +70,12 @@ pub enum Event {
         stream: i64,
         /// The time of the write.
         at: SystemTime,
-        /// Part of a line, or several lines.
+        /// The output: part of a line, or several lines.
         text: Vec<u8>,
     },
     /// A warning about the Dockerfile.
     Warning {
-        /// One line.
+        /// The warning, in one line.
         text: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Status responses to events, each once.
+//! Turns status responses into events, and drops what was sent before.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -8,13 +8,13 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexS
 
 use super::{Event, without_rpc_prefix};
 
-/// Steps, and parts of steps with progress, that are remembered of one build. Events of further ones may be repeated.
+/// The most steps, and the most parts of steps, that are remembered of one build. Events of further ones may repeat.
 const REMEMBERED_MAX: usize = 10_000;
 
-/// Failed steps that are remembered. One failure cancels the other steps, so there are never many.
+/// The most failed steps that are remembered. One failure cancels the other steps, so there are never many.
 const FAILED_MAX: usize = 32;
 
-/// The time between two reports of the same progress.
+/// The shortest time between two events about the progress of one part.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Turns the status responses of one build into events, and remembers its steps.
