@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_causes};
 
 /// The longest body of an unexpected answer in an error, in bytes.
 const LONGEST_BODY: usize = 2000;
@@ -15,19 +15,14 @@ pub(crate) fn client() -> Result<Client> {
         .no_proxy()
         .connect_timeout(Duration::from_secs(10))
         .build();
-    client.map_err(|source| Error::NoAnswer {
-        request: "making an HTTP client".into(),
-        source,
-    })
+    client.map_err(|error| Error::Environment(format!("cannot make an HTTP client: {}", with_causes(error))))
 }
 
 /// Sends a request; an error names its method and URL.
 pub(crate) async fn send(request: RequestBuilder) -> Result<Response> {
     let (client, request) = request.build_split();
-    let request = request.map_err(|source| Error::NoAnswer {
-        request: "an invalid request".into(),
-        source,
-    })?;
+    let request = request
+        .map_err(|error| Error::Environment(format!("cannot make a request: {}", with_causes(error))))?;
     let name = format!("{} {}", request.method(), request.url());
     client.execute(request).await.map_err(|source| Error::NoAnswer {
         request: name,

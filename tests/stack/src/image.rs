@@ -34,11 +34,6 @@ const CARGO_HOME: &str = "/usr/local/cargo";
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Returns the reference of the Debian image in a registry.
-pub(crate) fn debian(registry: &str) -> String {
-    format!("{registry}/{}:{}", DEBIAN.0, DEBIAN.1)
-}
-
 /// Returns the reference of the Rust image in a registry.
 pub(crate) fn rust(registry: &str) -> String {
     format!("{registry}/{}:{}", RUST.0, RUST.1)

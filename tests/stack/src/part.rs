@@ -34,7 +34,7 @@ pub enum Part {
 impl Part {
     /// The parts of a running stack, in groups. The parts of one group do not depend on each other and start
     /// together; each group depends on the groups before it. Groups stop in the opposite order.
-    pub const GROUPS: &[&[Part]] = &[
+    pub(crate) const GROUPS: &[&[Part]] = &[
         &[
             Part::Egress,
             Part::Registry,

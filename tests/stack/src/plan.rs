@@ -42,7 +42,8 @@ impl Options {
             faasd: None,
             gateway: None,
             faas_cli: None,
-            // Longer than the gateway's timeout for a call.
+            // Longer than the gateway's timeout for a call: a shorter time would redeliver calls that still
+            // run (docs/pitfalls.md#redelivery).
             ack_wait: Duration::from_secs(36 * 60),
             images: true,
             deploy: true,
@@ -111,7 +112,7 @@ impl Plan {
     }
 
     /// Returns the registry's host and port in image references: the same on the machine, in BuildKit and in
-    /// the provider.
+    /// the provider (docs/pitfalls.md#names-of-the-registry).
     pub(crate) fn registry_host(&self) -> String {
         match self.provider {
             Provider::Embedded(_) => self.number.registry().to_string(),

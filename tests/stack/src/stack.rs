@@ -161,13 +161,8 @@ impl Stack {
         self.rust_image.clone()
     }
 
-    /// Returns the reference of the base image with a small Debian.
-    pub fn debian_image(&self) -> String {
-        image::debian(&self.registry.host)
-    }
-
     /// Returns the directory of the secrets that Slipway's functions mount, one file each, by name.
-    pub fn secrets(&self) -> PathBuf {
+    pub(crate) fn secrets(&self) -> PathBuf {
         self.dir.secrets()
     }
 
@@ -259,12 +254,6 @@ impl Stack {
     /// Starts a part and waits until it is ready.
     pub async fn start(&self, part: Part) -> Result<()> {
         self.send(Command::Start { part }).await.map(drop)
-    }
-
-    /// Stops a part and starts it again.
-    pub async fn restart(&self, part: Part) -> Result<()> {
-        self.stop(part).await?;
-        self.start(part).await
     }
 
     /// Returns the last lines of a part's log.

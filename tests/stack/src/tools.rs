@@ -27,15 +27,15 @@ pub struct Tools {
     /// BuildKit's own client.
     pub buildctl: PathBuf,
     /// containerd; its shim is in the same directory.
-    pub containerd: PathBuf,
+    pub(crate) containerd: PathBuf,
     /// containerd's own client.
-    pub ctr: PathBuf,
+    pub(crate) ctr: PathBuf,
     /// The OpenFaaS gateway.
-    pub gateway: PathBuf,
+    pub(crate) gateway: PathBuf,
     /// The Community queue-worker.
-    pub queue_worker: PathBuf,
+    pub(crate) queue_worker: PathBuf,
     /// NATS Streaming.
-    pub nats: PathBuf,
+    pub(crate) nats: PathBuf,
     /// OpenFaaS' client.
     pub faas_cli: PathBuf,
 }

@@ -53,7 +53,7 @@ impl Inner {
 
     /// Deletes the old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls the
     /// image beforehand, but continues if that fails: the caller gets the first error, and the running
-    /// function is removed nevertheless.
+    /// function is removed nevertheless (docs/pitfalls.md#a-failed-update-removes-the-function).
     pub(super) async fn recreate(
         &self,
         key: &FunctionKey,

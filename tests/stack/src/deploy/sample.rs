@@ -29,7 +29,8 @@ const NAME: &str = "hello";
 /// The body of the call to the sample.
 const BODY: &str = "Slipway";
 
-/// The longest body that the Community gateway accepts for its queue, in bytes.
+/// The longest body that the Community gateway accepts for its queue, in bytes
+/// (docs/pitfalls.md#size-limit-of-the-queue).
 const QUEUE_LIMIT: usize = 256_000;
 
 /// The longest time for the build and the deployment.

@@ -17,11 +17,12 @@ use crate::{
     supervisor::{faasd, mounts, network, ready::ReadyCheck},
 };
 
-/// The timeout of a call in the gateway, the provider and builder-fn; a build is one call.
+/// The timeout of a call in the gateway, the provider and builder-fn; a build is one call
+/// (docs/pitfalls.md#upstream-timeout).
 const CALL_TIMEOUT: &str = "35m";
 
-/// The time for which BuildKit keeps records of past builds; builder-fn recognises a repeated delivery by
-/// them.
+/// The time for which BuildKit keeps records of past builds; builder-fn recognises a redelivery by them
+/// (docs/pitfalls.md#redelivery).
 const BUILDKIT_HISTORY: Duration = Duration::from_secs(48 * 60 * 60);
 
 /// The name of the NATS Streaming cluster.
