@@ -26,7 +26,7 @@ use tonic::{
 pub(crate) use self::{
     containers::{Container, NewContainer},
     tasks::{Exit, TaskState},
-    transfer::{Source, platform},
+    transfer::{PullSource, platform},
 };
 use crate::error::{ContainerdStatus, Error};
 

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::restore::cleanup;
 use self::{
-    deploy::{LABEL_REPLICAS, LABEL_STAGE, Stage},
+    deploy::{ContainerStage, LABEL_REPLICAS, LABEL_STAGE},
     instance::{Instance, InstanceContext, Status, StoredFunction},
 };
 use crate::{
@@ -185,7 +185,7 @@ impl Functions {
         let work = |key: FunctionKey| async move {
             let instance = inner.find(&key)?;
             // If removing it fails half-way, the next provider must not restore it.
-            inner.set_stage(&instance, Stage::Retiring).await?;
+            inner.set_stage(&instance, ContainerStage::Retiring).await?;
             inner.remove(&key);
             if inner.strategy_of(&instance.info().record) == UpdateStrategy::Rolling {
                 inner.drain(&instance).await;
@@ -274,7 +274,7 @@ impl Inner {
             .remove(key);
     }
 
-    async fn set_stage(&self, instance: &Instance, stage: Stage) -> Result<(), Error> {
+    async fn set_stage(&self, instance: &Instance, stage: ContainerStage) -> Result<(), Error> {
         let containerd = self.namespace_client(&instance.info().key)?;
         containerd
             .label_container(instance.id(), LABEL_STAGE, stage.as_str())

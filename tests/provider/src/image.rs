@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tonic::Status;
 
 use crate::{
-    containerd::{NamespaceClient, Source, platform},
+    containerd::{NamespaceClient, PullSource, platform},
     docker_config::DockerConfig,
     error::{ContainerdStatus, Error},
     settings::Settings,
@@ -22,7 +22,7 @@ pub(crate) struct Image {
     /// The normalised reference, which is also the name in the store.
     pub(crate) name: String,
     /// The snapshot on which a container's root file system is based; empty for an image without layers.
-    pub(crate) top: String,
+    pub(crate) top_snapshot: String,
     pub(crate) config: ImageConfiguration,
 }
 
@@ -62,7 +62,7 @@ impl Puller {
             None => DockerConfig::default(),
         };
         let plain_http = self.plain_http.iter().any(|host| host == reference.registry());
-        let source = Source {
+        let source = PullSource {
             image: &name,
             plain_http,
             credentials: &credentials,
@@ -77,7 +77,7 @@ impl Puller {
                 });
             }
         }
-        stored(containerd, name).await
+        stored_image(containerd, name).await
     }
 
     /// Returns the stored image with this name, and pulls only if there is none.
@@ -86,14 +86,14 @@ impl Puller {
         containerd: &NamespaceClient,
         reference: &Reference,
     ) -> Result<Image, Error> {
-        match stored(containerd, reference.whole()).await {
+        match stored_image(containerd, reference.whole()).await {
             Err(error) if error.is_not_found() => self.pull(containerd, reference).await,
             stored => stored,
         }
     }
 }
 
-async fn stored(containerd: &NamespaceClient, name: String) -> Result<Image, Error> {
+async fn stored_image(containerd: &NamespaceClient, name: String) -> Result<Image, Error> {
     let target = containerd.image_target(&name).await?;
     let manifest = match target.media_type.as_str() {
         "application/vnd.oci.image.index.v1+json"
@@ -109,8 +109,12 @@ async fn stored(containerd: &NamespaceClient, name: String) -> Result<Image, Err
     };
     let manifest: ImageManifest = containerd.read_json(&manifest).await?;
     let config: ImageConfiguration = containerd.read_json(manifest.config().digest().as_ref()).await?;
-    let top = chain_id(config.rootfs().diff_ids());
-    Ok(Image { name, top, config })
+    let top_snapshot = chain_id(config.rootfs().diff_ids());
+    Ok(Image {
+        name,
+        top_snapshot,
+        config,
+    })
 }
 
 fn choose<'a>(index: &'a ImageIndex, architecture: &str) -> Option<&'a Descriptor> {

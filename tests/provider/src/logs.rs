@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, time::Instant};
 
 pub use self::collect::collect;
-use self::{follow::Watch, read::Reader};
+use self::{follow::FolderWatch, read::LogReader};
 use crate::{error::Error, key::FunctionKey};
 
 /// The number of instances of a function whose logs are kept.
@@ -43,7 +43,7 @@ enum Stream {
 
 /// A line in an answer of the API (faas-provider's `logs.Message`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Message {
+pub(crate) struct LogMessage {
     name: String,
     namespace: String,
     instance: String,
@@ -53,7 +53,7 @@ pub(crate) struct Message {
 
 /// A query for log lines (faas-provider's `logs.Request`).
 #[derive(Clone, Debug)]
-pub(crate) struct Query {
+pub(crate) struct LogQuery {
     pub(crate) function: FunctionKey,
     /// The only instance whose lines are returned; `None` for all.
     pub(crate) instance: Option<String>,
@@ -108,9 +108,9 @@ impl Logs {
 
     /// Returns a channel of lines. It ends after the last line, or, if the query follows the log, at the
     /// deadline or when the receiver is dropped.
-    pub(crate) fn stream(&self, query: Query, deadline: Instant) -> mpsc::Receiver<Message> {
+    pub(crate) fn stream(&self, query: LogQuery, deadline: Instant) -> mpsc::Receiver<LogMessage> {
         let (sender, receiver) = mpsc::channel(64);
-        let reader = Reader::new(self.folder(&query.function), query);
+        let reader = LogReader::new(self.folder(&query.function), query);
         tokio::spawn(async move {
             let finished = tokio::time::timeout_at(deadline, send(reader, &sender));
             if let Ok(Err(error)) = finished.await {
@@ -125,10 +125,10 @@ impl Logs {
     }
 }
 
-async fn send(mut reader: Reader, sender: &mpsc::Sender<Message>) -> Result<(), Error> {
+async fn send(mut reader: LogReader, sender: &mpsc::Sender<LogMessage>) -> Result<(), Error> {
     // The watch starts before the first read, so that no line is missed in between.
     let mut watch = if reader.query().follow {
-        Watch::new(reader.folder()).ok()
+        FolderWatch::new(reader.folder()).ok()
     } else {
         None
     };
@@ -148,7 +148,7 @@ async fn send(mut reader: Reader, sender: &mpsc::Sender<Message>) -> Result<(), 
     }
 }
 
-async fn read_on(mut reader: Reader) -> Result<(Reader, Vec<Message>), Error> {
+async fn read_on(mut reader: LogReader) -> Result<(LogReader, Vec<LogMessage>), Error> {
     let task = tokio::task::spawn_blocking(move || {
         let lines = reader.read();
         (reader, lines)
@@ -225,7 +225,7 @@ mod tests {
             fs::write(path, before + &line).unwrap();
         };
         write("hello.1.log", "one");
-        let query = Query {
+        let query = LogQuery {
             function: key.clone(),
             instance: None,
             since: Timestamp::UNIX_EPOCH,

@@ -100,7 +100,7 @@ pub(crate) async fn call(
     ConnectInfo(caller): ConnectInfo<SocketAddr>,
     request: Request,
 ) -> Response {
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) || is_unusual(request.method()) {
+    if matches!(*request.method(), Method::CONNECT | Method::TRACE) || is_unsupported(request.method()) {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
     let Some((name, path)) = split(request.uri()) else {
@@ -164,8 +164,8 @@ pub(crate) async fn call(
     }
 }
 
-fn is_unusual(method: &Method) -> bool {
-    let usual = [
+fn is_unsupported(method: &Method) -> bool {
+    let supported = [
         Method::GET,
         Method::HEAD,
         Method::POST,
@@ -174,7 +174,7 @@ fn is_unusual(method: &Method) -> bool {
         Method::DELETE,
         Method::OPTIONS,
     ];
-    !usual.contains(method)
+    !supported.contains(method)
 }
 
 fn error_response(status: StatusCode, text: String) -> Response {

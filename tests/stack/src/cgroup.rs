@@ -190,7 +190,7 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
 /// Mounts the hierarchies again inside the namespaces, so that the stack's groups are the roots.
 pub(crate) fn mount() -> Result<()> {
     let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
-    let links = links(Path::new(ROOT));
+    let links = controller_links(Path::new(ROOT));
     rustix::mount::unmount(ROOT, UnmountFlags::DETACH).at("unmount", ROOT)?;
     let unified_only =
         matches!(hierarchies.as_slice(), [only] if only.unified && only.mount == Path::new(ROOT));
@@ -222,7 +222,7 @@ pub(crate) fn mount() -> Result<()> {
 }
 
 /// Reads the symbolic links for hierarchies with several controllers, such as `cpu` → `cpu,cpuacct`.
-fn links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
+fn controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     entries
         .filter_map(|entry| Some((entry.file_name(), fs::read_link(entry.path()).ok()?)))

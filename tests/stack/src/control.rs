@@ -149,4 +149,20 @@ mod tests {
         .unwrap();
         assert_eq!(event, r#"{"event":"failed","part":"nats","reason":"a\nb"}"#);
     }
+
+    #[test]
+    fn a_supervisor_of_an_earlier_build_understands_the_names() {
+        let command = |command: Command| serde_json::to_string(&command).unwrap();
+        assert_eq!(command(Command::StartAll), r#"{"command":"begin"}"#);
+        assert_eq!(command(Command::Shutdown), r#"{"command":"down"}"#);
+        let rejected: Event = serde_json::from_str(r#"{"event":"refused","reason":"r"}"#).unwrap();
+        assert_eq!(rejected, Event::Rejected { reason: "r".into() });
+        let state: State = serde_json::from_str(r#"{"state":"ended","how":"signal 9"}"#).unwrap();
+        assert_eq!(
+            state,
+            State::Ended {
+                reason: "signal 9".into()
+            }
+        );
+    }
 }

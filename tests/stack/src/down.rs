@@ -78,7 +78,7 @@ pub(crate) async fn stop(dir: &StackDir, progress: &Progress) -> Result<()> {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
-    let removed = || !running.alive() && !interface(running.number).exists();
+    let removed = || !running.alive() && !interface_path(running.number).exists();
     let waited = wait_until(KERNEL_TIMEOUT, removed).await;
     waited.map_err(|()| Error::Timeout {
         operation: format!(
@@ -122,6 +122,6 @@ async fn wait_until(limit: Duration, condition: impl Fn() -> bool) -> Result<(),
 }
 
 /// Returns the sysfs path of a stack's interface on this machine.
-pub(crate) fn interface(number: StackNumber) -> PathBuf {
+pub(crate) fn interface_path(number: StackNumber) -> PathBuf {
     Path::new("/sys/class/net").join(number.interface())
 }

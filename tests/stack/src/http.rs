@@ -32,7 +32,7 @@ pub(crate) async fn send(request: RequestBuilder) -> Result<Response> {
 
 /// Returns the answer if its status is among `expected`; otherwise fails with the status and the beginning of
 /// the body.
-pub(crate) async fn answer(response: Response, expected: &[StatusCode]) -> Result<Response> {
+pub(crate) async fn expect_status(response: Response, expected: &[StatusCode]) -> Result<Response> {
     if expected.contains(&response.status()) {
         return Ok(response);
     }

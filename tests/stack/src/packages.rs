@@ -71,15 +71,15 @@ async fn install(packages: &[&'static str], progress: &Progress) -> Result<()> {
 
 /// Returns the registry's program: the installed one, or the one unpacked into the cache.
 pub(crate) async fn registry(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
-    unpacked(REGISTRY, "docker-registry", directories, progress).await
+    unpack_if_missing(REGISTRY, "docker-registry", directories, progress).await
 }
 
 /// Returns `promtool`, which checks metrics: the installed one, or the one unpacked into the cache.
 pub async fn promtool(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
-    unpacked(PROMETHEUS, "promtool", directories, progress).await
+    unpack_if_missing(PROMETHEUS, "promtool", directories, progress).await
 }
 
-async fn unpacked(
+async fn unpack_if_missing(
     package: &str,
     program: &str,
     directories: &Directories,

@@ -59,11 +59,11 @@ async fn supervise(config: StackConfig, loopback: Option<std::net::TcpListener>)
     let listener = tokio::net::UnixListener::bind(&socket).at("listen on", &socket)?;
     let mut terminate = signal(SignalKind::terminate()).at("handle signals for", &socket)?;
     let reaper = Reaper::default();
-    let forwards = forward::all(&config, loopback).await?;
+    let forwarders = forward::forwarders(&config, loopback).await?;
     let parts = Parts::new(config, reaper.clone());
     tokio::select! {
         ended = reaper.reap() => ended.at("reap children of", &socket),
-        ended = try_join_all(forwards.iter().map(Forwarder::serve)) => ended.map(drop),
+        ended = try_join_all(forwarders.iter().map(Forwarder::serve)) => ended.map(drop),
         ended = serve::serve(&listener, &parts) => ended,
         _ = terminate.recv() => {
             parts.stop_all(&|_| ()).await;

@@ -140,7 +140,7 @@ fn choose_number(directories: &Directories, dir: &StackDir) -> Result<StackNumbe
             taken.insert(plan.number);
         }
     }
-    let free = StackNumber::free(|number| taken.contains(&number) || down::interface(number).exists());
+    let free = StackNumber::free(|number| taken.contains(&number) || down::interface_path(number).exists());
     free.ok_or_else(|| {
         Error::Environment(
             "all 254 stack numbers are taken; `slipway-stack down --purge --name NAME` frees one".into(),

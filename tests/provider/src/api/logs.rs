@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::{
     functions::Functions,
     key::FunctionKey,
-    logs::{Message, Query as LogQuery},
+    logs::{LogMessage, LogQuery},
 };
 
 /// The age of the oldest line if the request has no `since`; the same as faasd's.
@@ -90,7 +90,7 @@ pub(super) async fn logs(
     ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
 }
 
-fn line(message: &Message) -> Result<Bytes, serde_json::Error> {
+fn line(message: &LogMessage) -> Result<Bytes, serde_json::Error> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     Ok(line.into())

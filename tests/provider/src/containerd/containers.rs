@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::SystemTime};
 
 use containerd_client::services::v1::{
-    Container as Message, CreateContainerRequest, DeleteContainerRequest, ListContainersRequest,
+    Container as ContainerMessage, CreateContainerRequest, DeleteContainerRequest, ListContainersRequest,
     UpdateContainerRequest, container::Runtime, containers_client::ContainersClient,
 };
 use prost_types::{Any, FieldMask};
@@ -47,7 +47,7 @@ impl Container {
         self.extensions.get(name).map(|any| any.value.as_slice())
     }
 
-    fn from_message(message: Message) -> Self {
+    fn from_message(message: ContainerMessage) -> Self {
         let created_at = message.created_at.and_then(|at| SystemTime::try_from(at).ok());
         Self {
             id: message.id,
@@ -68,7 +68,7 @@ impl NamespaceClient {
             type_url: extension.to_owned(),
             value: bytes,
         };
-        let container = Message {
+        let container = ContainerMessage {
             id: id.to_owned(),
             labels: new.labels,
             image: new.image.to_owned(),
@@ -83,7 +83,7 @@ impl NamespaceClient {
             snapshotter: self.snapshotter(),
             snapshot_key: new.snapshot.to_owned(),
             extensions: HashMap::from([(extension.to_owned(), any)]),
-            ..Message::default()
+            ..ContainerMessage::default()
         };
         let mut client = ContainersClient::new(self.channel());
         let request = self.request(CreateContainerRequest {
@@ -107,10 +107,10 @@ impl NamespaceClient {
 
     /// Sets a label of a container.
     pub(crate) async fn label_container(&self, id: &str, label: &str, value: &str) -> Result<(), Error> {
-        let container = Message {
+        let container = ContainerMessage {
             id: id.to_owned(),
             labels: HashMap::from([(label.to_owned(), value.to_owned())]),
-            ..Message::default()
+            ..ContainerMessage::default()
         };
         let update_mask = Some(FieldMask {
             paths: vec![format!("labels.{label}")],

@@ -18,7 +18,7 @@ use crate::{
 
 /// The source of a pull.
 #[derive(Debug)]
-pub(crate) struct Source<'a> {
+pub(crate) struct PullSource<'a> {
     /// The normalised reference, which also becomes the name in the image store.
     pub(crate) image: &'a str,
     pub(crate) plain_http: bool,
@@ -27,7 +27,7 @@ pub(crate) struct Source<'a> {
 
 impl NamespaceClient {
     /// Pulls an image and unpacks it for the snapshotter.
-    pub(crate) async fn pull(&self, source: Source<'_>) -> Result<(), Error> {
+    pub(crate) async fn pull(&self, source: PullSource<'_>) -> Result<(), Error> {
         let image = source.image;
         let credentials = source.credentials.clone();
         let stream = self

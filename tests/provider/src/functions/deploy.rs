@@ -24,7 +24,7 @@ pub(super) const LABEL_FUNCTION: &str = "slipway.dev/function";
 /// A container's label with the desired number of replicas: `0` or `1`.
 pub(super) const LABEL_REPLICAS: &str = "slipway.dev/replicas";
 
-/// A container's label with its [`Stage`].
+/// A container's label with its [`ContainerStage`].
 pub(super) const LABEL_STAGE: &str = "slipway.dev/stage";
 
 /// The extension of a container that holds its [`Record`], as JSON.
@@ -35,7 +35,7 @@ const FAILED_GRACE: Duration = Duration::from_secs(2);
 
 /// The stage of a container in its function's life; a restarted provider decides by it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Stage {
+pub(super) enum ContainerStage {
     /// Created by an update that has not succeeded yet.
     Pending,
     /// Serving the function's calls.
@@ -44,7 +44,7 @@ pub(super) enum Stage {
     Retiring,
 }
 
-impl Stage {
+impl ContainerStage {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -71,7 +71,7 @@ impl Inner {
                 .puller
                 .pull(lease.client(), &normalise(&deployment.image)?)
                 .await?;
-            self.make(lease.client(), key, deployment, &image, Stage::Serving)
+            self.make(lease.client(), key, deployment, &image, ContainerStage::Serving)
                 .await
         };
         let made = made.await;
@@ -105,7 +105,7 @@ impl Inner {
         key: &FunctionKey,
         deployment: &FunctionDeployment,
         image: &Image,
-        stage: Stage,
+        stage: ContainerStage,
     ) -> Result<Arc<Instance>, Error> {
         let id = format!("{}.{}", key.name, unique::generation());
         let made = self
@@ -148,10 +148,10 @@ impl Inner {
         key: &FunctionKey,
         deployment: &FunctionDeployment,
         image: &Image,
-        stage: Stage,
+        stage: ContainerStage,
     ) -> Result<(Container, StoredFunction), Error> {
         let config = image.config.config().clone().unwrap_or_default();
-        let mounts = containerd.prepare_snapshot(id, &image.top).await?;
+        let mounts = containerd.prepare_snapshot(id, &image.top_snapshot).await?;
         let user_spec = UserSpec::new(config.user().as_deref().unwrap_or_default());
         let user = match user_spec.numeric() {
             Some(user) => user,

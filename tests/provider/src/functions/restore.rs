@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Inner,
-    deploy::{EXTENSION, LABEL_FUNCTION, LABEL_REPLICAS, LABEL_STAGE, Stage},
+    deploy::{ContainerStage, EXTENSION, LABEL_FUNCTION, LABEL_REPLICAS, LABEL_STAGE},
     instance::{InitialState, Instance, InstanceInfo, SIGKILL, SIGTERM, StoredFunction},
 };
 use crate::{
@@ -119,7 +119,7 @@ fn choose(found: Vec<Found>) -> (BTreeMap<FunctionKey, (Container, StoredFunctio
         let serves = container
             .labels
             .get(LABEL_STAGE)
-            .is_some_and(|stage| stage == Stage::Serving.as_str());
+            .is_some_and(|stage| stage == ContainerStage::Serving.as_str());
         let is_youngest = serving
             .get(&key)
             .is_none_or(|(other, _)| other.created_at < container.created_at);

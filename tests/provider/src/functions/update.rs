@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Inner, deploy::Stage, instance::Instance};
+use super::{Inner, deploy::ContainerStage, instance::Instance};
 use crate::{error::Error, image::normalise, key::FunctionKey, model::FunctionDeployment};
 
 impl Inner {
@@ -22,7 +22,7 @@ impl Inner {
                 .puller
                 .pull(lease.client(), &normalise(&deployment.image)?)
                 .await?;
-            self.make(lease.client(), key, deployment, &image, Stage::Pending)
+            self.make(lease.client(), key, deployment, &image, ContainerStage::Pending)
                 .await
         };
         let made = made.await;
@@ -34,7 +34,7 @@ impl Inner {
         }
         self.insert(new);
         // If this fails, a restarted provider finds two serving instances and takes the younger.
-        if let Err(error) = self.set_stage(&old, Stage::Retiring).await {
+        if let Err(error) = self.set_stage(&old, ContainerStage::Retiring).await {
             tracing::warn!(
                 instance = old.id(),
                 error = &error as &dyn std::error::Error,
@@ -48,7 +48,7 @@ impl Inner {
     async fn start_and_wait(&self, new: &Instance) -> Result<(), Error> {
         new.start().await?;
         new.listening(self.settings.ready_timeout).await?;
-        self.set_stage(new, Stage::Serving).await
+        self.set_stage(new, ContainerStage::Serving).await
     }
 
     /// Deletes the old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls the
@@ -80,7 +80,7 @@ impl Inner {
             self.discard(&old, self.settings.grace_period).await?;
             self.check(key, deployment)?;
             let image = self.puller.pull_if_missing(containerd, &reference?).await?;
-            self.make(containerd, key, deployment, &image, Stage::Serving)
+            self.make(containerd, key, deployment, &image, ContainerStage::Serving)
                 .await
         };
         let made = made.await;

@@ -81,7 +81,7 @@ fn signal_ready() -> Result<(), Error> {
 }
 
 async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sender<LogRecord>) {
-    let mut lines = Lines::default();
+    let mut lines = LineAssembler::default();
     let mut buffer = vec![0; LINE_LIMIT];
     loop {
         let read = pipe.read(&mut buffer).await.unwrap_or(0);
@@ -111,11 +111,11 @@ async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sen
 
 /// Assembles lines from pieces of output.
 #[derive(Default)]
-struct Lines {
+struct LineAssembler {
     partial: Vec<u8>,
 }
 
-impl Lines {
+impl LineAssembler {
     fn push(&mut self, piece: &[u8]) -> Vec<Vec<u8>> {
         let mut complete = Vec::new();
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn lines_are_assembled_from_pieces() {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         assert!(lines.push(b"on").is_empty());
         assert_eq!(texts(lines.push(b"e\ntwo\n\nth")), ["one", "two", ""]);
         assert_eq!(texts(lines.rest()), ["th"]);
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn a_line_longer_than_the_limit_is_split() {
-        let mut lines = Lines::default();
+        let mut lines = LineAssembler::default();
         let long = vec![b'x'; LINE_LIMIT];
         assert_eq!(lines.push(&long).len(), 1);
         assert_eq!(texts(lines.push(b"rest\n")), ["rest"]);

@@ -8,11 +8,11 @@ use tokio::io::unix::AsyncFd;
 use crate::error::Error;
 
 /// A watch on the files of a folder.
-pub(super) struct Watch {
+pub(super) struct FolderWatch {
     events: AsyncFd<OwnedFd>,
 }
 
-impl Watch {
+impl FolderWatch {
     pub(super) fn new(folder: &Path) -> Result<Self, Error> {
         let failed = || Error::io("watch", folder);
         let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|e| failed()(e.into()))?;

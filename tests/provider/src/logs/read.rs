@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{LogRecord, Message, Query};
+use super::{LogMessage, LogQuery, LogRecord};
 
 /// The suffix of a log file's name, after the instance's name.
 const SUFFIX: &str = ".log";
@@ -39,16 +39,16 @@ pub(super) fn instances(folder: &Path) -> Vec<PathBuf> {
 
 /// Reads the logs of one function repeatedly.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct LogReader {
     folder: PathBuf,
-    query: Query,
+    query: LogQuery,
     /// The number of bytes read of each file, by inode.
     read: HashMap<u64, u64>,
     started: bool,
 }
 
-impl Reader {
-    pub(super) fn new(folder: PathBuf, query: Query) -> Self {
+impl LogReader {
+    pub(super) fn new(folder: PathBuf, query: LogQuery) -> Self {
         Self {
             folder,
             query,
@@ -61,13 +61,13 @@ impl Reader {
         &self.folder
     }
 
-    pub(super) fn query(&self) -> &Query {
+    pub(super) fn query(&self) -> &LogQuery {
         &self.query
     }
 
     /// Returns the lines that were not read yet, sorted by time. The first time, returns only the last `tail`
     /// lines if the query has a `tail`.
-    pub(super) fn read(&mut self) -> Vec<Message> {
+    pub(super) fn read(&mut self) -> Vec<LogMessage> {
         let mut lines = Vec::new();
         for path in instances(&self.folder) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -124,8 +124,8 @@ impl Reader {
             .collect()
     }
 
-    fn message(&self, instance: &str, record: LogRecord) -> Message {
-        Message {
+    fn message(&self, instance: &str, record: LogRecord) -> LogMessage {
+        LogMessage {
             name: self.query.function.name.clone(),
             namespace: self.query.function.namespace.clone(),
             instance: instance.to_owned(),
@@ -144,8 +144,8 @@ mod tests {
     use super::*;
     use crate::key::FunctionKey;
 
-    fn query(tail: usize, since: i64, instance: Option<&str>) -> Query {
-        Query {
+    fn query(tail: usize, since: i64, instance: Option<&str>) -> LogQuery {
+        LogQuery {
             function: FunctionKey::new("hello", "fn"),
             instance: instance.map(str::to_owned),
             since: Timestamp::from_second(since).unwrap(),
@@ -170,7 +170,7 @@ mod tests {
         }
     }
 
-    fn texts(lines: &[Message]) -> Vec<&str> {
+    fn texts(lines: &[LogMessage]) -> Vec<&str> {
         lines.iter().map(|line| line.text.as_str()).collect()
     }
 
@@ -181,7 +181,7 @@ mod tests {
         write(&rotated(&first), &[1]);
         write(&first, &[2, 4]);
         write(&log_file(folder.path(), "hello.2"), &[3, 5]);
-        let read = |query| Reader::new(folder.path().into(), query).read();
+        let read = |query| LogReader::new(folder.path().into(), query).read();
         assert_eq!(texts(&read(query(0, 0, None))), ["1", "2", "3", "4", "5"]);
         assert_eq!(texts(&read(query(2, 0, None))), ["4", "5"]);
         assert_eq!(texts(&read(query(0, 3, None))), ["3", "4", "5"]);
@@ -193,7 +193,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = log_file(folder.path(), "hello.1");
         write(&file, &[1, 2]);
-        let mut reader = Reader::new(folder.path().into(), query(1, 0, None));
+        let mut reader = LogReader::new(folder.path().into(), query(1, 0, None));
         assert_eq!(texts(&reader.read()), ["2"]);
         assert!(reader.read().is_empty());
         write(&file, &[3]);

@@ -15,13 +15,13 @@ const LONGEST_OUTCOME: usize = 16 << 20;
 
 /// A listener for one outcome.
 #[derive(Debug)]
-pub(super) struct Callback {
+pub(super) struct CallbackListener {
     listener: TcpListener,
     /// The URL to give to the queue.
     pub(super) url: String,
 }
 
-impl Callback {
+impl CallbackListener {
     /// Listens at the machine's end of the stack's pair of interfaces.
     pub(super) async fn listen(address: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((address, 0))
@@ -64,7 +64,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_posted_body_is_the_outcome() {
-        let callback = Callback::listen(Ipv4Addr::LOCALHOST).await.unwrap();
+        let callback = CallbackListener::listen(Ipv4Addr::LOCALHOST).await.unwrap();
         let url = callback.url.clone();
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let both = async { tokio::join!(client.post(url).body("done").send(), callback.wait()) };

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     command::tail,
     error::{Error, Result},
-    http::{answer, send},
+    http::{expect_status, send},
     stack::Stack,
 };
 
@@ -54,7 +54,7 @@ impl GatewayClient {
 
     /// Returns the names of all secrets.
     pub(super) async fn secrets(&self) -> Result<Vec<String>> {
-        let response = answer(
+        let response = expect_status(
             send(self.system(Method::GET, "secrets")).await?,
             &[StatusCode::OK],
         )
@@ -75,7 +75,7 @@ impl GatewayClient {
             .system(method, "secrets")
             .json(&json!({ "name": name, "value": value }));
         let expected = [StatusCode::OK, StatusCode::CREATED, StatusCode::ACCEPTED];
-        answer(send(request).await?, &expected).await.map(drop)
+        expect_status(send(request).await?, &expected).await.map(drop)
     }
 
     /// Returns the status of a function, or `None` if it does not exist.
@@ -84,7 +84,7 @@ impl GatewayClient {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let response = answer(response, &[StatusCode::OK]).await?;
+        let response = expect_status(response, &[StatusCode::OK]).await?;
         let request = response.url().to_string();
         response
             .json()
@@ -98,7 +98,7 @@ impl GatewayClient {
         let request = self
             .system(Method::DELETE, "functions")
             .json(&json!({ "functionName": name }));
-        answer(send(request).await?, &[StatusCode::OK, StatusCode::ACCEPTED])
+        expect_status(send(request).await?, &[StatusCode::OK, StatusCode::ACCEPTED])
             .await
             .map(drop)
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{
     REPOSITORY,
     build::{self, BuildRecord, SIGNATURE, with_progress},
-    callback::Callback,
+    callback::CallbackListener,
     context::Context,
     faas_cli::FaasCli,
     gateway::GatewayClient,
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     command::{command, run_with_input},
     error::{Error, Result},
-    http::{answer, send},
+    http::{expect_status, send},
     image::RegistryClient,
     progress::Progress,
     stack::Stack,
@@ -98,7 +98,7 @@ impl Sample<'_> {
                 "the source of {NAME} has {size} bytes; the queue accepts at most {QUEUE_LIMIT}"
             )));
         }
-        let callback = Callback::listen(self.stack.plan()?.number.outer()).await?;
+        let callback = CallbackListener::listen(self.stack.plan()?.number.outer()).await?;
         let signature = build::signature(&self.stack.payload_secret, &body)?;
         let step = |what: String| self.progress.step(NAME, what);
         step(format!(
@@ -110,7 +110,7 @@ impl Sample<'_> {
             .queued_call("builder-fn")
             .header(SIGNATURE, signature);
         let request = request.header("X-Callback-Url", &callback.url).body(body);
-        let queued = answer(send(request).await?, &[StatusCode::ACCEPTED]).await?;
+        let queued = expect_status(send(request).await?, &[StatusCode::ACCEPTED]).await?;
         let call = queued
             .headers()
             .get("x-call-id")

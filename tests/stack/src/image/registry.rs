@@ -13,7 +13,7 @@ use super::layer::bytes_digest;
 use crate::{
     credentials::Login,
     error::{Error, IoResultExt as _, Result},
-    http::{answer, send},
+    http::{expect_status, send},
 };
 
 /// The media type of the manifests that the launcher makes.
@@ -85,7 +85,7 @@ impl RegistryClient {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let response = answer(response, &[StatusCode::OK]).await?;
+        let response = expect_status(response, &[StatusCode::OK]).await?;
         let name = response.url().to_string();
         let text = response.bytes().await.map_err(|source| Error::NoAnswer {
             request: name,
@@ -108,7 +108,7 @@ impl RegistryClient {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        let response = answer(response, &[StatusCode::OK]).await?;
+        let response = expect_status(response, &[StatusCode::OK]).await?;
         let digest = response.headers().get("docker-content-digest");
         Ok(digest.and_then(|digest| digest.to_str().ok()).map(str::to_owned))
     }
@@ -119,7 +119,7 @@ impl RegistryClient {
             return Ok(());
         }
         let begin = self.request(Method::POST, &format!("/v2/{repository}/blobs/uploads/"))?;
-        let response = answer(send(begin).await?, &[StatusCode::ACCEPTED]).await?;
+        let response = expect_status(send(begin).await?, &[StatusCode::ACCEPTED]).await?;
         let mut upload = self.location(&response)?;
         upload.query_pairs_mut().append_pair("digest", &blob.digest);
         let body = match &blob.content {
@@ -130,7 +130,9 @@ impl RegistryClient {
             .authorized(self.client.put(upload))
             .header(CONTENT_LENGTH, blob.size);
         let put = put.header(CONTENT_TYPE, "application/octet-stream").body(body);
-        answer(send(put).await?, &[StatusCode::CREATED]).await.map(drop)
+        expect_status(send(put).await?, &[StatusCode::CREATED])
+            .await
+            .map(drop)
     }
 
     /// Returns whether a repository has a blob with this size.
@@ -140,7 +142,7 @@ impl RegistryClient {
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(false);
         }
-        let response = answer(response, &[StatusCode::OK]).await?;
+        let response = expect_status(response, &[StatusCode::OK]).await?;
         let length = response.headers().get(CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         Ok(length == Some(size))
@@ -152,7 +154,9 @@ impl RegistryClient {
         let put = put
             .header(CONTENT_TYPE, HeaderValue::from_static(MANIFEST))
             .body(manifest);
-        answer(send(put).await?, &[StatusCode::CREATED]).await.map(drop)
+        expect_status(send(put).await?, &[StatusCode::CREATED])
+            .await
+            .map(drop)
     }
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {

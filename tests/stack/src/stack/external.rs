@@ -12,7 +12,7 @@ use super::{Gateway, Registry, Stack};
 use crate::{
     directories::Directories,
     error::{Error, Result},
-    http::{self, answer, send},
+    http::{self, expect_status, send},
     progress::Progress,
     tools::{self, Tools},
 };
@@ -47,7 +47,7 @@ pub(crate) async fn check(progress: &Progress) -> Result<Stack> {
     let request = http::client()?
         .get(format!("{url}/system/functions"))
         .basic_auth(user, Some(password));
-    answer(send(request).await?, &[StatusCode::OK]).await?;
+    expect_status(send(request).await?, &[StatusCode::OK]).await?;
     progress.step("stack", format_args!("{url} accepts the credentials"));
     Ok(stack)
 }

@@ -57,7 +57,7 @@ pub(crate) fn loopback_registry(config: &StackConfig) -> Result<Option<std::net:
 }
 
 /// Returns the forwarders of a stack: to builder-fn and, if `loopback` is a listener, to the registry.
-pub(crate) async fn all(
+pub(crate) async fn forwarders(
     config: &StackConfig,
     loopback: Option<std::net::TcpListener>,
 ) -> Result<Vec<Forwarder>> {

@@ -53,7 +53,7 @@ pub(crate) fn rotated(path: &Path) -> PathBuf {
 }
 
 /// Copies a part's output into its log, until the part and all its children have closed the pipe.
-pub(crate) async fn copy(pipe: PipeReader, path: PathBuf) -> io::Result<()> {
+pub(crate) async fn copy_output(pipe: PipeReader, path: PathBuf) -> io::Result<()> {
     let mut log = Log::open(&path)?;
     let mut pipe = BufReader::with_capacity(BUFFER_SIZE, Receiver::from_owned_fd(pipe.into())?);
     loop {

@@ -192,7 +192,7 @@ impl Parts {
             { start }().map_err(|error: io::Error| format!("cannot run {name}: {error}"))?;
         // The command keeps the write end of the pipe open; without this, the log's reader would never end.
         drop(command);
-        tokio::spawn(logs::copy(output, log.clone()));
+        tokio::spawn(logs::copy_output(output, log.clone()));
         Ok((child, NewLogLines { path: log, from }, ready))
     }
 
