@@ -1,7 +1,7 @@
 //! Turns the body of an HTTP request into a build request whose signature has been checked.
 //!
 //! The body is read once, as a stream. Each piece is hashed, spooled and indexed on the way; at most 1 MiB of pieces is
-//! in memory. Nothing in the tar is interpreted before the signature has been verified: until then, a sender without the
+//! in memory. Nothing in the tar is interpreted before the signature has been verified: until then, a caller without the
 //! key can only run into a limit.
 
 mod config;

@@ -191,7 +191,7 @@ impl ArchiveReader {
         let mut warnings = Vec::new();
         if !matches!(self.state, State::End) {
             warnings.push(
-                "the tar has no end-of-archive block; entries may be missing if its sender was interrupted"
+                "the tar has no end-of-archive block; entries may be missing if the caller was interrupted"
                     .to_owned(),
             );
         }

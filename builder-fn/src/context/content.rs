@@ -15,8 +15,8 @@ static KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
 /// It is 96 bits of BLAKE3 under a key that only this process has; hashes of different processes cannot be compared. There
 /// is one for each file of a context and one for each file that is remembered, so it is no longer than necessary. 96 bits are
 /// enough: without the key and without seeing a hash, nobody can search for a collision, which leaves chance. Contents are
-/// compared only if everything else that is known of two files is equal, and then two different contents are taken for the
-/// same one in 2⁹⁶ times.
+/// compared only if everything else that is known of two files is equal, and then two different contents have the same hash
+/// with a probability of 2⁻⁹⁶.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ContentHash(pub [u8; 12]);
 

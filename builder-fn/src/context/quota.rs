@@ -6,8 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use function_host::prometheus::IntGauge;
 
-use super::SpoolError;
-
 /// A counter that admits bytes to spools up to a limit. Clones share the counter; a metric mirrors it.
 #[derive(Clone)]
 pub struct SpoolQuota {
@@ -26,24 +24,29 @@ impl SpoolQuota {
         }
     }
 
-    /// Admits `bytes`.
-    ///
-    /// # Errors
-    /// When they would exceed the limit. Nothing is admitted then.
-    pub(super) fn admit(&self, bytes: usize) -> Result<(), SpoolError> {
+    /// Admits `bytes`, or returns `false` if they would exceed the limit.
+    pub(super) fn admit(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         let within_limit = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
-        self.used
+        let is_admitted = self
+            .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, within_limit)
-            .map_err(|_| SpoolError::Quota { limit: self.limit })?;
-        self.metric.add(for_metric(bytes));
-        Ok(())
+            .is_ok();
+        if is_admitted {
+            self.metric.add(for_metric(bytes));
+        }
+        is_admitted
     }
 
     /// Releases bytes that were admitted.
     pub(super) fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         self.metric.sub(for_metric(bytes));
+    }
+
+    /// Returns the limit in bytes.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
     }
 
     /// Returns the bytes in use.
@@ -73,7 +76,7 @@ mod tests {
         let clone = quota.clone();
         for (bytes, is_admitted, used) in [(6, true, 6), (5, false, 6), (4, true, 10), (1, false, 10)] {
             assert_eq!(
-                clone.admit(bytes).is_ok(),
+                clone.admit(bytes),
                 is_admitted,
                 "{bytes} more than {}",
                 quota.used()
@@ -82,22 +85,22 @@ mod tests {
         }
         clone.release(10);
         assert_eq!((quota.used(), metric.get()), (0, 0));
-        assert!(quota.admit(usize::MAX).is_err());
+        assert!(!quota.admit(usize::MAX));
     }
 
     #[test]
     fn a_change_of_the_metric_admits_nothing() {
         let metric = IntGauge::new("used", "used").unwrap();
         let quota = SpoolQuota::new(1, metric.clone());
-        quota.admit(1).unwrap();
+        assert!(quota.admit(1));
         metric.set(0);
-        assert!(quota.admit(1).is_err());
+        assert!(!quota.admit(1));
     }
 
     #[test]
     fn admissions_at_the_same_time_fill_the_quota_exactly() {
         let quota = SpoolQuota::new(1000, IntGauge::new("used", "used").unwrap());
-        let admitted = |quota: SpoolQuota| (0..1000).filter(|_| quota.admit(1).is_ok()).count();
+        let admitted = |quota: SpoolQuota| (0..1000).filter(|_| quota.admit(1)).count();
         let threads: Vec<_> = [(); 4]
             .map(|()| quota.clone())
             .map(|quota| std::thread::spawn(move || admitted(quota)))

@@ -155,7 +155,10 @@ impl Spool {
     /// When the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         if let Some(settings) = &self.settings {
-            settings.quota.admit(bytes.len())?;
+            if !settings.quota.admit(bytes.len()) {
+                let limit = settings.quota.limit();
+                return Err(SpoolError::Quota { limit });
+            }
             if let Err(source) = self.store.append(settings, bytes) {
                 settings.quota.release(bytes.len() as u64);
                 return Err(error(&settings.dir, source));

@@ -40,7 +40,7 @@ impl BodyIndexer {
     /// Spools and indexes the next piece.
     ///
     /// # Errors
-    /// When the piece cannot be spooled. An error in the tar is only remembered, because the sender is not authenticated
+    /// When the piece cannot be spooled. An error in the tar is only remembered, because the caller is not authenticated
     /// yet; the rest of such a body is discarded.
     pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), RequestError> {
         self.received += piece.len() as u64;

@@ -2,7 +2,7 @@
 //!
 //! Each piece goes through two queues, because hashing it for the signature takes about as long as everything else
 //! together: one worker hashes, the other indexes and spools. A queue occupies a thread only while it has work, so that a
-//! slow sender holds memory but no thread; and it keeps the thread until it is empty, so that the batches of a fast sender
+//! slow caller holds memory but no thread; and it keeps the thread until it is empty, so that the batches of a fast caller
 //! do not each wake a thread.
 
 use std::collections::VecDeque;
@@ -47,15 +47,15 @@ impl ProcessPiece for BodyVerifier {
 pub(super) struct BodyPipeline {
     verifier: Option<WorkQueue<BodyVerifier>>,
     indexer: WorkQueue<BodyIndexer>,
-    room: Arc<Semaphore>,
+    capacity: Arc<Semaphore>,
     pending: Vec<Bytes>,
     pending_bytes: usize,
 }
 
-/// Pieces that are queued together. Dropping it, once it has left both queues, frees its room.
+/// Pieces that are queued together. Dropping it, once it has left both queues, frees its capacity.
 struct Batch {
     pieces: Vec<Bytes>,
-    _room: OwnedSemaphorePermit,
+    _capacity: OwnedSemaphorePermit,
 }
 
 impl BodyPipeline {
@@ -64,7 +64,7 @@ impl BodyPipeline {
         Self {
             verifier: verifier.map(WorkQueue::new),
             indexer: WorkQueue::new(indexer),
-            room: Arc::new(Semaphore::new(QUEUED_BYTES)),
+            capacity: Arc::new(Semaphore::new(QUEUED_BYTES)),
             pending: Vec::new(),
             pending_bytes: 0,
         }
@@ -84,12 +84,12 @@ impl BodyPipeline {
     }
 
     async fn flush(&mut self) -> Result<(), RequestError> {
-        // A batch that is larger than the room takes all of it, and so gets through.
-        let room = u32::try_from(self.pending_bytes.min(QUEUED_BYTES)).unwrap_or(u32::MAX);
-        let room = self.room.clone().acquire_many_owned(room).await;
+        // A batch that is larger than the capacity takes all of it, and so gets through.
+        let capacity = u32::try_from(self.pending_bytes.min(QUEUED_BYTES)).unwrap_or(u32::MAX);
+        let capacity = self.capacity.clone().acquire_many_owned(capacity).await;
         let batch = Arc::new(Batch {
             pieces: std::mem::take(&mut self.pending),
-            _room: room.map_err(|_| RequestError::Interrupted)?,
+            _capacity: capacity.map_err(|_| RequestError::Interrupted)?,
         });
         self.pending_bytes = 0;
         if let Some(verifier) = &mut self.verifier {
@@ -200,7 +200,7 @@ fn process_waiting<T: ProcessPiece>(state: &Mutex<State<T>>, mut worker: Box<T>)
     }
 }
 
-/// Empties the queue after an error or a panic. This frees the batches' room, so that a sender that waits for room
+/// Empties the queue after an error or a panic. This frees the batches' capacity, so that a caller that waits for capacity
 /// resumes and receives the error.
 struct FailOnDrop<'a, T>(&'a Mutex<State<T>>);
 
@@ -254,54 +254,54 @@ mod tests {
         }
     }
 
-    async fn batch(room: &Arc<Semaphore>, piece: &'static [u8]) -> Arc<Batch> {
-        let room = room.clone().acquire_owned().await;
+    async fn batch(capacity: &Arc<Semaphore>, piece: &'static [u8]) -> Arc<Batch> {
+        let capacity = capacity.clone().acquire_owned().await;
         Arc::new(Batch {
             pieces: vec![Bytes::from_static(piece)],
-            _room: room.expect("never closed"),
+            _capacity: capacity.expect("never closed"),
         })
     }
 
     #[tokio::test]
-    async fn a_queue_processes_batches_in_order_and_frees_their_room() {
-        let room = Arc::new(Semaphore::new(3));
+    async fn a_queue_processes_batches_in_order_and_frees_their_capacity() {
+        let capacity = Arc::new(Semaphore::new(3));
         let (sender, processed) = mpsc::channel();
         let mut queue = WorkQueue::new(With(move |piece: &[u8]| {
             sender.send(piece[0]).map_err(|_| RequestError::Interrupted)
         }));
         for piece in [&b"1"[..], b"2", b"3", b"4", b"5", b"6", b"7"] {
-            queue.push(batch(&room, piece).await).await.expect("no error");
+            queue.push(batch(&capacity, piece).await).await.expect("no error");
         }
 
         drop(queue.finish().await.expect("the worker"));
 
         assert_eq!(processed.iter().collect::<Vec<_>>(), b"1234567");
-        assert_eq!(room.available_permits(), 3);
+        assert_eq!(capacity.available_permits(), 3);
     }
 
     #[tokio::test]
-    async fn a_sender_that_waits_for_room_receives_the_error() {
-        let room = Arc::new(Semaphore::new(2));
+    async fn a_caller_that_waits_for_capacity_receives_the_error() {
+        let capacity = Arc::new(Semaphore::new(2));
         let mut queue = WorkQueue::new(With(|_: &[u8]| Err(RequestError::NotSigned)));
         let pushing = async {
             loop {
-                if let Err(error) = queue.push(batch(&room, b"1").await).await {
+                if let Err(error) = queue.push(batch(&capacity, b"1").await).await {
                     break error;
                 }
             }
         };
         let error = tokio::time::timeout(HANGS, pushing).await.expect("a push hangs");
         assert!(matches!(error, RequestError::NotSigned), "{error:?}");
-        assert_eq!(room.available_permits(), 2);
+        assert_eq!(capacity.available_permits(), 2);
     }
 
     #[tokio::test]
-    async fn a_panic_of_the_worker_reaches_a_sender_that_waits_for_room() {
-        let room = Arc::new(Semaphore::new(2));
+    async fn a_panic_of_the_worker_reaches_a_caller_that_waits_for_capacity() {
+        let capacity = Arc::new(Semaphore::new(2));
         let mut queue = WorkQueue::new(With(|_: &[u8]| panic!("on purpose")));
         let pushing = tokio::spawn(async move {
             loop {
-                let batch = batch(&room, b"1").await;
+                let batch = batch(&capacity, b"1").await;
                 queue.push(batch).await.expect("not an error");
             }
         });

@@ -241,7 +241,7 @@ async fn a_signature_is_valid_with_any_of_the_keys_and_with_no_other() {
 }
 
 #[tokio::test]
-async fn errors_in_the_tar_are_not_reported_to_a_sender_without_the_key() {
+async fn errors_in_the_tar_are_not_reported_to_a_caller_without_the_key() {
     let spooled = spool();
     for body in [&b"no tar at all"[..], &[0; 4096], &tar(&[("x", b"")])] {
         let error = spooled.rejection(body, Some(&sign(b"something else"))).await;
@@ -362,7 +362,7 @@ fn a_dropped_request_leaves_no_spool_file() {
         );
         let arriving = streamed(futures_util::StreamExt::chain(first, stream::pending()));
         let mut request = Box::pin(receive(arriving, Some(&signature), &check, &spooled.limits));
-        // Until everything sent has been processed and is in a file, while the sender stalls. There are fewer pieces than
+        // Until everything sent has been processed and is in a file, while the caller stalls. There are fewer pieces than
         // rounds, and each round processes at least one.
         let mut rounds = 0;
         while spooled.left() != (0, 1) {

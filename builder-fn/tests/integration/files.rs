@@ -1,7 +1,8 @@
-//! The file-sync service as BuildKit uses it: what is announced, what is sent, how it ends.
+//! The file-sync service as BuildKit uses it: announcements, contents, and the end of a transfer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
@@ -9,7 +10,7 @@ use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient
 use builder_fn::buildkit::{BuiltImage, EventTimeouts, Job, JobError, Services, Solve};
 use builder_fn::context::SourceContext;
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
@@ -17,7 +18,14 @@ use tonic::{Code, Request, Status, Streaming};
 use crate::daemon::{self, Calls, SessionCall};
 use crate::shared_keys;
 
-/// A build that waits for files to be asked for.
+/// Waits for `future`, and fails the test if it hangs.
+async fn within<T>(future: impl Future<Output = T>, what_hangs: &str) -> T {
+    const HANGS: Duration = Duration::from_secs(60);
+    let result = tokio::time::timeout(HANGS, future).await;
+    result.unwrap_or_else(|_| panic!("{what_hangs}"))
+}
+
+/// A build whose session waits for transfers.
 struct Served {
     session: SessionCall,
     _calls: Calls,
@@ -46,20 +54,29 @@ async fn serve(tar: Vec<u8>) -> Served {
     }
 }
 
-/// One transfer, from the daemon's side.
+/// The daemon's side of a transfer.
 struct Transfer {
     requests: mpsc::UnboundedSender<Packet>,
     answers: Streaming<Packet>,
+    /// Number of requests that the transport has accepted.
+    accepted: watch::Receiver<u32>,
 }
 
 impl Served {
     async fn ask(&self, metadata: &[(&'static str, &str)]) -> Result<Transfer, Status> {
         let (requests, receiver) = mpsc::unbounded_channel();
-        let mut request = Request::new(UnboundedReceiverStream::new(receiver).then(|packet| async {
-            // Each in a frame of its own, as Go's client sends them.
-            tokio::task::yield_now().await;
-            packet
-        }));
+        let (accept, accepted) = watch::channel(0);
+        let accept = Arc::new(accept);
+        let packets = UnboundedReceiverStream::new(receiver).then(move |packet| {
+            let accept = accept.clone();
+            async move {
+                // Each packet in a frame of its own, as Go's client sends them.
+                tokio::task::yield_now().await;
+                accept.send_modify(|count| *count += 1);
+                packet
+            }
+        });
+        let mut request = Request::new(packets);
         for (key, value) in metadata {
             request.metadata_mut().append(*key, value.parse().expect("ascii"));
         }
@@ -67,7 +84,11 @@ impl Served {
             .diff_copy(request)
             .await?
             .into_inner();
-        Ok(Transfer { requests, answers })
+        Ok(Transfer {
+            requests,
+            answers,
+            accepted,
+        })
     }
 }
 
@@ -83,10 +104,10 @@ impl Transfer {
     }
 
     async fn next(&mut self) -> Result<Option<Packet>, Status> {
-        self.answers.message().await
+        within(self.answers.message(), "no packet arrives").await
     }
 
-    /// What is announced, up to the empty packet that ends it.
+    /// Returns the announcements, up to the empty packet that ends them.
     async fn stats(&mut self) -> Vec<Stat> {
         let mut stats = Vec::new();
         while let Some(packet) = self.next().await.expect("a packet") {
@@ -99,16 +120,16 @@ impl Transfer {
         panic!("the stats do not end");
     }
 
-    /// Asks for `ids` and reads until all are whole; also the order in which they were.
+    /// Requests the files `ids` and reads until all are complete. Returns contents, and the order of completion.
     async fn contents(&mut self, ids: &[u32]) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
         for id in ids {
             self.send(PacketType::PacketReq, *id);
         }
-        self.take(ids.len() as u32).await
+        self.read_files(ids.len() as u32).await
     }
 
-    /// Reads until `count` files are whole.
-    async fn take(&mut self, count: u32) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
+    /// Reads until `count` files are complete.
+    async fn read_files(&mut self, count: u32) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
         let mut contents: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         let mut done = Vec::new();
         while done.len() < count as usize {
@@ -116,7 +137,7 @@ impl Transfer {
             assert_eq!(packet.r#type(), PacketType::PacketData);
             assert!(
                 packet.data.len() <= 64 << 10,
-                "messages stay far below what gRPC allows"
+                "a message stays far below the limit of gRPC"
             );
             match packet.data.is_empty() {
                 true => done.push(packet.id),
@@ -154,7 +175,7 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn entries_are_announced_in_order_and_files_sent_by_number() {
+async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
     let served = serve(tar(&[
         ("context/b/file", b"in b"),
         ("context/a", b"in a"),
@@ -169,20 +190,20 @@ async fn entries_are_announced_in_order_and_files_sent_by_number() {
         assert_eq!(
             paths,
             ["a", "b", "b/file", "b-"],
-            "a folder's content comes before its longer siblings"
+            "a folder's entries come before siblings with a longer name"
         );
         let (contents, _) = transfer.contents(&[0, 2, 3]).await;
         assert_eq!(
             contents,
             BTreeMap::from([(0, b"in a".to_vec()), (2, b"in b".to_vec())]),
-            "folders are counted"
+            "folders are numbered too"
         );
         transfer.finish().await;
     }
 }
 
 #[tokio::test]
-async fn a_large_file_does_not_hold_up_small_ones_and_arrives_whole() {
+async fn a_large_file_does_not_delay_small_ones_and_arrives_complete() {
     let large = pattern((3 << 20) + 17);
     let small = pattern(100);
     let served = serve(tar(&[
@@ -196,13 +217,13 @@ async fn a_large_file_does_not_hold_up_small_ones_and_arrives_whole() {
 
     let (contents, done) = transfer.contents(&[0, 1, 2]).await;
 
-    assert_eq!(done.last(), Some(&0), "the large one ends last");
+    assert_eq!(done.last(), Some(&0), "the large file is completed last");
     assert!(contents[&0] == large && contents[&1] == small && contents[&2] == small);
     transfer.finish().await;
 }
 
 #[tokio::test]
-async fn many_more_files_than_are_sent_at_once_all_arrive() {
+async fn all_files_arrive_when_more_are_requested_than_are_sent_at_once() {
     let names: Vec<_> = (0..300).map(|number| format!("context/{number:03}")).collect();
     let files: Vec<_> = names
         .iter()
@@ -220,10 +241,10 @@ async fn many_more_files_than_are_sent_at_once_all_arrive() {
     transfer.finish().await;
 }
 
-/// BuildKit's receiver asks for every file as soon as it has its STAT, one small frame each, however slowly it takes
-/// what it asked for.
+/// BuildKit's receiver requests every file as soon as it has its STAT, in a small frame each, however slowly it reads the
+/// contents.
 #[tokio::test(flavor = "multi_thread")]
-async fn all_files_of_a_large_context_may_be_asked_for_before_any_is_taken() {
+async fn all_files_of_a_large_context_may_be_requested_before_any_is_read() {
     const COUNT: u32 = 20_000;
     let names: Vec<_> = (0..COUNT).map(|number| format!("context/{number:05}")).collect();
     let files: Vec<_> = names
@@ -237,18 +258,19 @@ async fn all_files_of_a_large_context_may_be_asked_for_before_any_is_taken() {
     for id in 0..COUNT {
         transfer.send(PacketType::PacketReq, id);
     }
-    // Long enough for all of them to arrive, if they are let in.
-    for _ in 0..200_000 {
-        tokio::task::yield_now().await;
-    }
+    // The requests together are longer than a flow-control window, so all are accepted only if the service reads them.
+    let accepted = transfer.accepted.wait_for(|count| *count == COUNT);
+    within(accepted, "requests wait until contents are read")
+        .await
+        .expect("the transfer runs");
 
-    let (contents, _) = transfer.take(COUNT).await;
+    let (contents, _) = transfer.read_files(COUNT).await;
     assert_eq!(contents.len(), COUNT as usize);
     transfer.finish().await;
 }
 
 #[tokio::test]
-async fn patterns_decide_what_is_announced_and_numbers_count_only_that() {
+async fn only_entries_that_the_patterns_select_are_announced_and_numbered() {
     let served = serve(tar(&[
         ("context/keep", b"kept"),
         ("context/ignored", b"secret"),
@@ -266,7 +288,7 @@ async fn patterns_decide_what_is_announced_and_numbers_count_only_that() {
 }
 
 #[tokio::test]
-async fn what_was_not_announced_is_not_sent() {
+async fn files_that_were_not_announced_are_not_sent() {
     let served = serve(tar(&[("context/folder/file", b"x")])).await;
     for id in [0, 2, u32::MAX] {
         let mut transfer = served.ask(&[("dir-name", "context")]).await.expect("a transfer");
@@ -297,7 +319,7 @@ async fn what_was_not_announced_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_cannot_take_the_files_ends_the_transfer() {
+async fn an_error_of_the_daemon_ends_the_transfer() {
     let served = serve(tar(&[("context/file", b"x")])).await;
     let mut transfer = served.ask(&[("dir-name", "context")]).await.expect("a transfer");
     transfer.stats().await;

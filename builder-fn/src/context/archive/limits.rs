@@ -3,7 +3,7 @@
 use crate::context::Index;
 
 /// Memory per entry in bytes: 56 that every entry takes, and the rest for its name, link target and attributes, which mostly
-/// take less than 20. So 200,000 entries take 16 MiB, and everything else in a build fits into as much.
+/// take less than 20. So 200,000 entries take at most 16 MiB, and everything else in a build fits into as much.
 const ENTRY_BYTES: usize = 84;
 
 /// Limits on a tar and on the memory of its index.

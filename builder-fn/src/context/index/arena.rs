@@ -1,7 +1,7 @@
 //! An arena of byte strings, each identified by a position of 32 bits.
 
-/// Length of a chunk in bytes. Chunks have the reason that they have in [`ChunkedVec`](super::chunked_vec::ChunkedVec). A
-/// longer text has a chunk of its own.
+/// Length of a chunk in bytes. A longer text has a chunk of its own. [`ChunkedVec`](super::chunked_vec::ChunkedVec) says why
+/// there are chunks.
 const CHUNK: usize = 1 << OFFSET_BITS;
 
 /// Bits of a position that are the offset in a chunk; the bits above are the chunk's number.

@@ -1,4 +1,4 @@
-//! A vector that never moves its elements when it gvec.
+//! A vector that never moves its elements when it grows.
 
 use std::ops::{Index, IndexMut};
 

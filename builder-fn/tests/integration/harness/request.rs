@@ -11,7 +11,7 @@ use http_body_util::Full;
 
 use super::{fix_checksums, listed};
 
-/// Receives `bytes` as the body of a request, once without signatures and once from a sender without the key.
+/// Receives `bytes` as the body of a request, once without signatures and once from a caller without the key.
 ///
 /// The first byte says whether checksums are corrected first, and whether the body is compressed then.
 pub(crate) async fn request(bytes: &[u8]) {
@@ -68,7 +68,7 @@ pub(crate) async fn request(bytes: &[u8]) {
     let signature = format!("sha256={}", "0".repeat(64));
     match send(&SignatureCheck::Required(keys), Some(&signature)).await {
         Err(RequestError::WrongSignature | RequestError::Spool(_)) => {}
-        other => panic!("a sender without the key gets {other:?}"),
+        other => panic!("a caller without the key gets {other:?}"),
     }
     assert_eq!(spooled.get(), 0, "the quota is released");
 }
