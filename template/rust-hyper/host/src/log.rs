@@ -1,4 +1,4 @@
-//! Logs: one line an event on standard output, JSON or text, each with the call id and bounded in length.
+//! Logs on standard output: one line per event, in JSON or text, with the call id and of bounded length.
 
 mod fields;
 mod line;
@@ -8,25 +8,27 @@ mod subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
-use subscriber::Log;
+use subscriber::LogSubscriber;
 
 use crate::env::Parser;
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     /// One JSON object.
     Json,
-    /// For eyes.
+    /// Text for people.
     Text,
 }
 
+/// The settings `log_format` and `log_level`.
 pub(crate) struct Settings {
     format: Format,
     filter: Targets,
 }
 
 impl Settings {
+    /// Reads the settings; problems are added to `parser`.
     pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
         let format = parser.parse("log_format", Format::Json, |value| match value {
             "json" => Ok(Format::Json),
@@ -36,30 +38,32 @@ impl Settings {
         let info = Targets::new().with_default(tracing::Level::INFO);
         let filter = parser.parse("log_level", info, |value| {
             if !value.split(',').all(is_directive) {
-                return Err(LEVELS);
+                return Err(LEVEL_FORMAT);
             }
-            value.parse::<Targets>().map_err(|_| LEVELS)
+            value.parse::<Targets>().map_err(|_| LEVEL_FORMAT)
         });
         Self { format, filter }
     }
 }
 
-/// What `log_level` may be.
-const LEVELS: &str =
+/// The format of `log_level`.
+const LEVEL_FORMAT: &str =
     "should be off, error, warn, info, debug or trace, or levels by target (info,hyper=debug)";
 
-/// Whether a part of `log_level` names a level. The parser takes a misspelt level for a target, and all other targets are
-/// silent then.
+/// Returns whether a part of `log_level` ends with a level.
+///
+/// Without this check, a misspelt level would be parsed as a target, and all other targets would be silent.
 fn is_directive(part: &str) -> bool {
     let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
     level.trim().parse::<LevelFilter>().is_ok()
 }
 
-/// Sends all events to standard output from now on, and panics with them. Where the process has a subscriber already
-/// (a test), that one stays.
+/// Logs all events and panics to standard output from now on.
+///
+/// Does nothing if the process already has a subscriber, as in a test.
 pub(crate) fn start(settings: &Settings) {
-    let log = Log::new(settings.format, settings.filter.clone(), subscriber::to_stdout);
-    if tracing::subscriber::set_global_default(log).is_err() {
+    let subscriber = LogSubscriber::new(settings.format, settings.filter.clone(), subscriber::to_stdout);
+    if tracing::subscriber::set_global_default(subscriber).is_err() {
         return;
     }
     std::panic::set_hook(Box::new(|panic| {

@@ -1,24 +1,24 @@
-//! One line of the log, and how long it may be.
+//! One log line, of bounded length.
 //!
-//! of-watchdog stops forwarding logs for good at a line of 64 KiB, and others split or drop such lines. So a line of
-//! ours ends well before: what does not fit is cut, and the line says so.
+//! of-watchdog stops forwarding logs forever at a line of 64 KiB, and other programs split or drop such lines. So lines are
+//! much shorter: fields that do not fit are truncated, and the line says so (`cut`).
 
-use std::time::SystemTime;
-
+use jiff::Timestamp;
 use tracing::Level;
 
 use super::Format;
 use super::fields::Value;
 
-/// The longest line, with its newline.
+/// The longest line, in bytes, including the newline.
 pub(crate) const MAX_LINE: usize = 32 * 1024;
 
-/// Room for the mark of a cut line and its end.
+/// The bytes reserved for the mark of a truncated line and its end.
 const RESERVE: usize = 32;
 
-/// Names that the line itself has.
-const OWN: [&str; 4] = ["time", "level", "target", "message"];
+/// The names of the fields of every line. A field of an event with such a name gets the prefix `field_`.
+const LINE_FIELDS: [&str; 4] = ["time", "level", "target", "message"];
 
+/// A log line that is being written.
 pub(crate) struct Line {
     format: Format,
     text: String,
@@ -26,50 +26,52 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    pub(crate) fn new(format: Format, now: SystemTime, level: Level, target: &str) -> Self {
+    /// Starts a line with its time (RFC 3339, in microseconds), level and target.
+    pub(crate) fn new(format: Format, time: Timestamp, level: Level, target: &str) -> Self {
         let mut line = Self {
             format,
             text: String::with_capacity(256),
             cut: false,
         };
-        let time = humantime::format_rfc3339_micros(now);
         match format {
             Format::Json => {
                 line.text
-                    .push_str(&format!("{{\"time\":\"{time}\",\"level\":\"{level}\""));
-                line.put("target", target, true);
+                    .push_str(&format!("{{\"time\":\"{time:.6}\",\"level\":\"{level}\""));
+                line.push_field("target", target, true);
             }
-            Format::Text => line.text.push_str(&format!("{time} {level:>5} {target}")),
+            Format::Text => line.text.push_str(&format!("{time:.6} {level:>5} {target}")),
         }
         line
     }
 
+    /// Adds the message.
     pub(crate) fn message(&mut self, text: &str) {
         match self.format {
-            Format::Json => self.put("message", text, true),
+            Format::Json => self.push_field("message", text, true),
             Format::Text => {
                 self.text.push_str(": ");
                 let room = self.room();
-                self.push_fitting(text, room, one_line);
+                self.push_truncated(text, room, escape_controls);
             }
         }
     }
 
+    /// Adds a field.
     pub(crate) fn field(&mut self, name: &str, value: &Value) {
         let prefixed;
-        let name = if OWN.contains(&name) {
+        let name = if LINE_FIELDS.contains(&name) {
             prefixed = format!("field_{name}");
             &prefixed
         } else {
             name
         };
         match value {
-            Value::Text(text) => self.put(name, text, true),
-            Value::Plain(text) => self.put(name, text, false),
+            Value::Text(text) => self.push_field(name, text, true),
+            Value::Literal(text) => self.push_field(name, text, false),
         }
     }
 
-    /// The line with its newline.
+    /// Returns the line, including the newline.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         match (self.format, self.cut) {
             (Format::Json, true) => self.text.push_str(",\"cut\":true}"),
@@ -81,16 +83,18 @@ impl Line {
         self.text.into_bytes()
     }
 
+    /// Returns how many bytes may still be added.
     fn room(&self) -> usize {
         (MAX_LINE - RESERVE).saturating_sub(self.text.len())
     }
 
-    fn put(&mut self, name: &str, value: &str, quoted: bool) {
+    /// Adds a field, or marks the line as truncated if there is no room.
+    fn push_field(&mut self, name: &str, value: &str, quoted: bool) {
         let begin = match self.format {
             Format::Json => format!(",{}:", json(name)),
             Format::Text => format!(" {name}="),
         };
-        // A number is whole or not there.
+        // A number is never truncated: it is written whole or not at all.
         let least = begin.len() + if quoted { 3 } else { value.len() };
         if self.room() < least {
             self.cut = true;
@@ -99,18 +103,18 @@ impl Line {
         self.text.push_str(&begin);
         let room = self.room();
         match (quoted, self.format) {
-            (true, Format::Json) => self.push_fitting(value, room, json),
-            (true, Format::Text) => self.push_fitting(value, room, |text| format!("{text:?}")),
+            (true, Format::Json) => self.push_truncated(value, room, json),
+            (true, Format::Text) => self.push_truncated(value, room, |text| format!("{text:?}")),
             (false, _) => self.text.push_str(value),
         }
     }
 
-    /// Adds as much of `value`, once escaped, as `room` has place for.
-    fn push_fitting(&mut self, value: &str, room: usize, escape: impl Fn(&str) -> String) {
+    /// Adds `value`, escaped by `escape` and truncated to `room` bytes.
+    fn push_truncated(&mut self, value: &str, room: usize, escape: impl Fn(&str) -> String) {
         let mut kept = &value[..value.floor_char_boundary(room)];
         let mut escaped = escape(kept);
         while escaped.len() > room && !kept.is_empty() {
-            // Escapes take up to six bytes for one: the second try fits.
+            // An escape takes up to six bytes for one, so the second attempt fits.
             kept = &kept[..kept.floor_char_boundary(room.saturating_sub(2) / 6)];
             escaped = escape(kept);
         }
@@ -121,13 +125,13 @@ impl Line {
     }
 }
 
-/// `text` as a JSON string.
+/// Returns `text` as a JSON string.
 fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// `text` without line breaks, so that one event stays one line, and without what moves a terminal's cursor.
-fn one_line(text: &str) -> String {
+/// Escapes control characters, so that an event stays on one line and cannot control a terminal.
+fn escape_controls(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
         match character.is_control() {
@@ -146,7 +150,7 @@ mod tests {
     use super::*;
 
     fn line(format: Format, message: &str, fields: &[(&str, Value)]) -> String {
-        let mut line = Line::new(format, SystemTime::UNIX_EPOCH, Level::WARN, "shop::cart");
+        let mut line = Line::new(format, Timestamp::UNIX_EPOCH, Level::WARN, "shop::cart");
         line.message(message);
         for (name, value) in fields {
             line.field(name, value);
@@ -159,11 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_json_object() {
+    fn a_json_line_is_one_object() {
         let line = line(
             Format::Json,
             "a \"b\"\n",
-            &[("n", Value::Plain("1".to_owned())), ("t", text("\u{1}ü"))],
+            &[("n", Value::Literal("1".to_owned())), ("t", text("\u{1}ü"))],
         );
         let start = r#"{"time":"1970-01-01T00:00:00.000000Z","level":"WARN","target":"shop::cart","#;
         let rest = "\"message\":\"a \\\"b\\\"\\n\",\"n\":1,\"t\":\"\\u0001ü\"}\n";
@@ -171,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_text_stays_one_line() {
+    fn a_text_line_has_no_control_characters() {
         let line = line(
             Format::Text,
             "first\nsecond\u{1b}[2J",
-            &[("t", text("a\nb")), ("n", Value::Plain("1".to_owned()))],
+            &[("t", text("a\nb")), ("n", Value::Literal("1".to_owned()))],
         );
         let expected =
             "1970-01-01T00:00:00.000000Z  WARN shop::cart: first\\nsecond\\u{1b}[2J t=\"a\\nb\" n=1\n";
@@ -183,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_does_not_take_the_place_of_the_lines_own() {
+    fn a_field_never_replaces_one_of_the_line_itself() {
         let line = line(Format::Json, "m", &[("level", text("mine"))]);
         let line: Json = serde_json::from_str(&line).unwrap();
         assert_eq!(
@@ -193,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_says_so_and_what_comes_first_stays() {
+    fn a_truncated_line_is_marked_and_keeps_its_first_fields() {
         for format in [Format::Json, Format::Text] {
             for long in [
                 "x".repeat(200_000),
@@ -218,7 +222,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_logged_is_one_bounded_line_of_json(
+        fn every_event_is_one_line_of_bounded_length(
             message in ".{0,40}",
             name in "[a-z.\\PC]{1,10}",
             texts in prop::collection::vec((any::<String>(), 0_usize..3000), 0..6),

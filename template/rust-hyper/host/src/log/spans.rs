@@ -1,8 +1,7 @@
-//! The spans that are open.
+//! The open `tracing` spans, whose fields are added to log lines.
 //!
-//! This is all that lines need of spans. `tracing-subscriber`'s registry, which can do more, costs each request more than
-//! twice as much (counted: 1,900 instructions, here 850), and was the largest part of what the host costs
-//! (`tests/bench-host`).
+//! This stores only what log lines need. The registry of `tracing-subscriber` stores more, and takes 1,900 instructions per
+//! request instead of 850; it was the largest part of the host's overhead (`tests/bench-host`).
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,12 +13,12 @@ use tracing::span::Id;
 
 use super::fields::Fields;
 
-/// More than one, so that threads seldom wait for each other.
+/// The number of shards, each with a lock, so that threads rarely wait for each other.
 const SHARDS: usize = 16;
 
-/// Open spans by their id, which has the number of the shard in its low digits.
+/// The open spans by id. An id is `key * SHARDS + shard + 1`.
 #[derive(Debug, Default)]
-pub(crate) struct Spans {
+pub(crate) struct SpanStore {
     shards: [Mutex<Slab<Span>>; SHARDS],
 }
 
@@ -32,23 +31,23 @@ struct Span {
 }
 
 thread_local! {
-    /// The spans that this thread is in, the innermost last.
+    /// The spans that are entered on this thread, the innermost last.
     static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
-    /// The shard in which this thread opens spans.
+    /// The shard in which this thread opens spans, once it has opened one.
     static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// The span that this thread is in.
+/// Returns the innermost span that is entered on this thread.
 pub(crate) fn current() -> Option<Id> {
     ENTERED.with_borrow(|entered| entered.last().cloned())
 }
 
-/// Enters a span on this thread. It stays open meanwhile: whoever enters it holds it.
+/// Enters a span on this thread. `tracing` keeps a reference to the span, so it stays open until it is exited.
 pub(crate) fn enter(id: &Id) {
     ENTERED.with_borrow_mut(|entered| entered.push(id.clone()));
 }
 
-/// Leaves a span on this thread, which need not be the innermost.
+/// Exits a span on this thread, which need not be the innermost.
 pub(crate) fn exit(id: &Id) {
     ENTERED.with_borrow_mut(|entered| {
         if let Some(at) = entered.iter().rposition(|entered| entered == id) {
@@ -57,6 +56,7 @@ pub(crate) fn exit(id: &Id) {
     });
 }
 
+/// Returns the shard in which this thread opens spans. Threads are assigned to shards in turn.
 fn shard_of_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     SHARD.with(|shard| {
@@ -67,8 +67,8 @@ fn shard_of_thread() -> usize {
     })
 }
 
-impl Spans {
-    /// Opens a span, with one reference to it. The parent stays open until it is closed.
+impl SpanStore {
+    /// Opens a span with one reference. It holds a reference to its parent until it is closed.
     pub(crate) fn open(
         &self,
         metadata: &'static Metadata<'static>,
@@ -76,7 +76,7 @@ impl Spans {
         fields: Fields,
     ) -> Id {
         if let Some(parent) = &parent {
-            self.refer(parent);
+            self.add_reference(parent);
         }
         let shard = shard_of_thread();
         let key = self.lock(shard).insert(Span {
@@ -89,17 +89,17 @@ impl Spans {
         Id::from_u64((key * SHARDS + shard) as u64 + 1)
     }
 
-    /// Adds a reference.
-    pub(crate) fn refer(&self, id: &Id) {
-        let (shard, key) = place(id);
+    /// Adds a reference to a span.
+    pub(crate) fn add_reference(&self, id: &Id) {
+        let (shard, key) = locate(id);
         if let Some(span) = self.lock(shard).get_mut(key) {
             span.references += 1;
         }
     }
 
-    /// Takes a reference away, and closes the span with the last one; tells whether it did.
+    /// Removes a reference to a span, and closes the span with the last one. Returns whether the span was closed.
     pub(crate) fn release(&self, id: &Id) -> bool {
-        let (shard, key) = place(id);
+        let (shard, key) = locate(id);
         let mut spans = self.lock(shard);
         let Some(span) = spans.get_mut(key) else {
             return false;
@@ -109,7 +109,7 @@ impl Spans {
             return false;
         }
         let closed = spans.remove(key);
-        // The parent may be in the same shard.
+        // The lock is released because the parent may be in the same shard.
         drop(spans);
         if let Some(parent) = &closed.parent {
             self.release(parent);
@@ -117,29 +117,29 @@ impl Spans {
         true
     }
 
-    /// Adds fields to a span.
+    /// Sets fields of a span.
     pub(crate) fn record(&self, id: &Id, fields: Fields) {
-        let (shard, key) = place(id);
+        let (shard, key) = locate(id);
         if let Some(span) = self.lock(shard).get_mut(key) {
             span.fields.update(fields);
         }
     }
 
-    /// What a span was declared with.
+    /// Returns the metadata of a span.
     pub(crate) fn metadata(&self, id: &Id) -> Option<&'static Metadata<'static>> {
-        let (shard, key) = place(id);
+        let (shard, key) = locate(id);
         self.lock(shard).get(key).map(|span| span.metadata)
     }
 
-    /// Shows the fields of a span and of those it is in, the outermost first.
-    pub(crate) fn each(&self, id: &Id, show: &mut impl FnMut(&Fields)) {
-        let (shard, key) = place(id);
+    /// Calls `visit` with the fields of a span and of its ancestors, the outermost first.
+    pub(crate) fn for_each(&self, id: &Id, visit: &mut impl FnMut(&Fields)) {
+        let (shard, key) = locate(id);
         let parent = self.lock(shard).get(key).and_then(|span| span.parent.clone());
         if let Some(parent) = parent {
-            self.each(&parent, show);
+            self.for_each(&parent, visit);
         }
         if let Some(span) = self.lock(shard).get(key) {
-            show(&span.fields);
+            visit(&span.fields);
         }
     }
 
@@ -148,8 +148,8 @@ impl Spans {
     }
 }
 
-/// Shard and key of a span.
-fn place(id: &Id) -> (usize, usize) {
+/// Returns the shard of a span, and its key in the shard.
+fn locate(id: &Id) -> (usize, usize) {
     let number = (id.into_u64() - 1) as usize;
     (number % SHARDS, number / SHARDS)
 }

@@ -1,8 +1,9 @@
-//! From events to lines.
+//! The subscriber that writes events as log lines.
 
 use std::io::Write;
 use std::time::SystemTime;
 
+use jiff::Timestamp;
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
@@ -14,36 +15,36 @@ use tracing_subscriber::filter::Targets;
 use super::Format;
 use super::fields::{Fields, Value};
 use super::line::Line;
-use super::spans::{self, Spans};
+use super::spans::{self, SpanStore};
 
-/// Writes each event as a line, with the fields of the spans it is in.
-pub(crate) struct Log<W> {
+/// A subscriber that writes each event as a line, with the fields of its spans.
+pub(crate) struct LogSubscriber<W> {
     format: Format,
     filter: Targets,
-    spans: Spans,
+    spans: SpanStore,
     write: W,
 }
 
-/// What `tracing` calls an event's text.
+/// The name that `tracing` gives to the message of an event.
 const MESSAGE: &str = "message";
 
-impl<W: Fn(&[u8]) + 'static> Log<W> {
+impl<W: Fn(&[u8]) + 'static> LogSubscriber<W> {
     pub(crate) fn new(format: Format, filter: Targets, write: W) -> Self {
         Self {
             format,
             filter,
-            spans: Spans::default(),
+            spans: SpanStore::default(),
             write,
         }
     }
 }
 
-/// Writes a line to standard output. Where that is gone there is nobody left to tell.
+/// Writes a line to standard output. Errors are ignored, because there is nowhere to report them.
 pub(crate) fn to_stdout(line: &[u8]) {
     let _ = std::io::stdout().lock().write_all(line);
 }
 
-impl<W: Fn(&[u8]) + 'static> Subscriber for Log<W> {
+impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
     fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
         if self.enabled(metadata) {
             Interest::always()
@@ -83,12 +84,13 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for Log<W> {
         let mut fields = Fields::default();
         event.record(&mut fields);
         let message = fields.iter().find(|(name, _)| *name == MESSAGE);
-        let message = message.map_or("", |(_, Value::Text(text) | Value::Plain(text))| text);
+        let message = message.map_or("", |(_, Value::Text(text) | Value::Literal(text))| text);
 
         let metadata = event.metadata();
         let mut line = Line::new(
             self.format,
-            SystemTime::now(),
+            // Not `Timestamp::now`, which panics if the clock is beyond the year 9999.
+            Timestamp::try_from(SystemTime::now()).unwrap_or_default(),
             *metadata.level(),
             metadata.target(),
         );
@@ -99,10 +101,10 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for Log<W> {
             None => None,
         };
         if let Some(span) = span {
-            // The event's own value goes before that of a span.
-            let own = |name: &str| fields.iter().any(|(own, _)| own == name);
-            self.spans.each(&span, &mut |outer| {
-                for (name, value) in outer.iter().filter(|(name, _)| !own(name)) {
+            // A field of the event takes precedence over one of a span.
+            let in_event = |name: &str| fields.iter().any(|(field, _)| field == name);
+            self.spans.for_each(&span, &mut |outer| {
+                for (name, value) in outer.iter().filter(|(name, _)| !in_event(name)) {
                     line.field(name, value);
                 }
             });
@@ -122,7 +124,7 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for Log<W> {
     }
 
     fn clone_span(&self, id: &Id) -> Id {
-        self.spans.refer(id);
+        self.spans.add_reference(id);
         id.clone()
     }
 
@@ -145,20 +147,20 @@ mod tests {
 
     use super::*;
 
-    /// The lines that `what` logs.
-    fn lines(filter: &str, what: impl FnOnce()) -> Vec<Value> {
+    /// Returns the lines that `action` logs.
+    fn lines(filter: &str, action: impl FnOnce()) -> Vec<Value> {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let write = {
             let lines = lines.clone();
             move |line: &[u8]| lines.lock().unwrap().push(serde_json::from_slice(line).unwrap())
         };
-        let log = Log::new(Format::Json, filter.parse().unwrap(), write);
-        tracing::subscriber::with_default(log, what);
+        let subscriber = LogSubscriber::new(Format::Json, filter.parse().unwrap(), write);
+        tracing::subscriber::with_default(subscriber, action);
         Arc::try_unwrap(lines).unwrap().into_inner().unwrap()
     }
 
     #[test]
-    fn a_line_has_the_fields_of_its_spans_and_its_own() {
+    fn a_line_has_the_fields_of_its_event_and_its_spans() {
         let lines = lines("info", || {
             let _request = tracing::error_span!("request", call_id = "c-1").entered();
             let _build = tracing::info_span!("build", image = "a/b", tries = 2).entered();
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_below_the_level_is_not_written_and_its_span_stays() {
+    fn a_level_filter_never_removes_the_call_id() {
         let lines = lines("error", || {
             let _request = tracing::error_span!("request", call_id = "c-1").entered();
             tracing::warn!("not this");
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_can_be_chosen_by_target() {
+    fn levels_can_be_set_for_each_target() {
         let lines = lines("warn,shop=debug", || {
             tracing::info!("not this");
             tracing::debug!(target: "shop::cart", "this");
@@ -197,13 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_is_in_the_requests_span_has_its_call_id() {
+    fn a_task_in_the_span_of_a_request_logs_the_call_id() {
         let lines = lines("info", || {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 let span = tracing::error_span!("request", call_id = "c-1");
                 let task = span.in_scope(|| tokio::spawn(async { tracing::info!("in") }.in_current_span()));
-                // The span is open until the task is done with it.
+                // The task keeps the span open.
                 drop(span);
                 task.await.unwrap();
                 tracing::info!("out");
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_that_are_recorded_left_and_closed_in_any_order_leave_nothing_behind() {
+    fn spans_may_be_recorded_exited_and_closed_in_any_order() {
         let lines = lines("info", || {
             let outer = tracing::info_span!("outer", found = tracing::field::Empty);
             let inner = tracing::info_span!(parent: &outer, "inner");
