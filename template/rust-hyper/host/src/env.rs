@@ -1,7 +1,7 @@
-//! Settings from the environment: read through a trait, all parsed before the first complaint.
+//! Settings from the environment, all of which are parsed before the first problem is reported.
 //!
-//! A [`Parser`] hands out values and remembers what was wrong; [`Parser::finish`] then names everything at once, so
-//! that a deployment is mended in one go. A variable set to nothing counts as not set, as in OpenFaaS's own programs.
+//! A [`Parser`] returns values and collects problems; [`Parser::finish`] reports all problems at once, so that a deployment
+//! is corrected in one go. A variable with an empty value counts as not set, as in OpenFaaS's own programs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use crate::duration;
 
-/// Where settings come from: the process, or a map in a test.
+/// Environment variables: those of the process, or a map in a test.
 pub trait Environment: Send + Sync {
-    /// The value of `name`, if it is set.
+    /// Returns the value of `name`, if it is set.
     fn get(&self, name: &str) -> Option<String>;
 }
 
-/// The environment of this process. A value that is not UTF-8 is passed on with replacement characters, and then
-/// refused by whatever parses it.
+/// The environment of this process.
+///
+/// In a value that is not UTF-8, invalid bytes become replacement characters, which its parser then rejects.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcessEnvironment;
 
@@ -53,35 +54,39 @@ impl<const N: usize> Environment for [(&str, &str); N] {
     }
 }
 
-/// Parses settings and collects what is wrong with them. Where a value is wrong the default is handed out, to be
-/// used for nothing: [`Parser::finish`] is what allows to go on.
+/// Parses settings and collects their problems.
+///
+/// For a wrong value, the default is returned; it must not be used before [`Parser::finish`] has succeeded.
 pub struct Parser<'a> {
-    strings: &'a dyn Environment,
+    environment: &'a dyn Environment,
     problems: Vec<Problem>,
 }
 
 impl<'a> Parser<'a> {
-    /// A parser of `strings`, without problems.
-    pub fn new(strings: &'a dyn Environment) -> Self {
+    /// Creates a parser of `environment`.
+    pub fn new(environment: &'a dyn Environment) -> Self {
         Self {
-            strings,
+            environment,
             problems: Vec::new(),
         }
     }
 
-    /// A parser that begins with the problems others found.
-    pub(crate) fn with_problems(strings: &'a dyn Environment, problems: Vec<Problem>) -> Self {
-        Self { strings, problems }
+    /// Creates a parser that already holds the problems of other settings.
+    pub(crate) fn with_problems(environment: &'a dyn Environment, problems: Vec<Problem>) -> Self {
+        Self {
+            environment,
+            problems,
+        }
     }
 
-    /// The text of `name`, if it is set to something; white space around it is dropped.
+    /// Returns the value of `name` without surrounding white space, if it is set and not empty.
     pub fn text(&mut self, name: &str) -> Option<String> {
-        let value = self.strings.get(name)?;
+        let value = self.environment.get(name)?;
         let value = value.trim();
         (!value.is_empty()).then(|| value.to_owned())
     }
 
-    /// The text of `name`, which has to be set.
+    /// Returns the value of `name`; adds a problem if it is not set.
     pub fn required(&mut self, name: &str) -> String {
         self.text(name).unwrap_or_else(|| {
             self.problem(name, "is not set");
@@ -89,8 +94,10 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// `name` as `parse` reads it. The error's text follows the variable's name and its value in the complaint: a
-    /// value that may be a secret is not to be read here.
+    /// Returns the value of `name` as parsed by `parse`, or `default` if it is not set.
+    ///
+    /// The problem reads `NAME ERROR, not "VALUE"`, so `parse` should fail with a text such as `should be true or false`.
+    /// It contains the value: this must not be used for values that may be secret.
     pub fn parse<T, E: fmt::Display>(
         &mut self,
         name: &str,
@@ -106,19 +113,19 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// `name` as a Go duration (`1h2m3.5s`) or as whole seconds.
+    /// Returns the value of `name` as a Go duration (`1h2m3.5s`) or whole seconds.
     pub fn duration(&mut self, name: &str, default: Duration) -> Duration {
         self.parse(name, default, duration::parse)
     }
 
-    /// `name` as a number.
+    /// Returns the value of `name` as a number.
     pub fn number<T: FromStr>(&mut self, name: &str, default: T) -> T {
         self.parse(name, default, |value| {
             value.parse().map_err(|_| "should be a number in range")
         })
     }
 
-    /// `name` as a truth value, in the words Go's `strconv.ParseBool` takes.
+    /// Returns the value of `name` as a boolean, in the spellings that Go's `strconv.ParseBool` accepts.
     pub fn flag(&mut self, name: &str, default: bool) -> bool {
         self.parse(name, default, |value| match value {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -127,7 +134,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Remembers that `name` is wrong; `what` is read after the name (`is not set`).
+    /// Adds a problem of `name`; `what` follows the name in the report (`is not set`).
     pub fn problem(&mut self, name: &str, what: impl Into<String>) {
         self.problems.push(Problem {
             name: name.to_owned(),
@@ -135,7 +142,7 @@ impl<'a> Parser<'a> {
         });
     }
 
-    /// Everything that was wrong, if anything was.
+    /// Fails with all collected problems, if there are any.
     pub fn finish(self) -> Result<(), Problems> {
         if self.problems.is_empty() {
             Ok(())
@@ -144,18 +151,18 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// The problems so far.
+    /// Returns the problems collected so far.
     pub(crate) fn into_problems(self) -> Vec<Problem> {
         self.problems
     }
 }
 
-/// One setting that is wrong.
+/// A problem of one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The environment variable.
     pub name: String,
-    /// What is wrong with it.
+    /// What is wrong with its value, and what would be right.
     pub what: String,
 }
 
@@ -165,7 +172,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All settings that are wrong.
+/// The problems of all settings, separated by `; ` when displayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -188,9 +195,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_wrong_setting_is_named_at_once() {
-        let strings = [("exec_timeout", "soon"), ("port", "70000"), ("insecure", "maybe")];
-        let mut parser = Parser::new(&strings);
+    fn all_problems_are_reported_at_once() {
+        let variables = [("exec_timeout", "soon"), ("port", "70000"), ("insecure", "maybe")];
+        let mut parser = Parser::new(&variables);
         parser.duration("exec_timeout", Duration::ZERO);
         parser.number::<u16>("port", 8080);
         parser.flag("insecure", false);
@@ -208,9 +215,9 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_set_to_nothing_counts_as_not_set() {
-        let strings = [("read_timeout", "  ")];
-        let mut parser = Parser::new(&strings);
+    fn a_variable_with_an_empty_value_counts_as_not_set() {
+        let variables = [("read_timeout", "  ")];
+        let mut parser = Parser::new(&variables);
         assert_eq!(
             parser.duration("read_timeout", Duration::from_secs(10)),
             Duration::from_secs(10)
@@ -219,9 +226,9 @@ mod tests {
     }
 
     #[test]
-    fn values_are_read_as_go_programs_read_them() {
-        let strings = [("a", "True"), ("b", "0"), ("c", "1m30s"), ("d", "45")];
-        let mut parser = Parser::new(&strings);
+    fn booleans_and_durations_are_parsed_as_in_go() {
+        let variables = [("a", "True"), ("b", "0"), ("c", "1m30s"), ("d", "45")];
+        let mut parser = Parser::new(&variables);
         assert!(parser.flag("a", false));
         assert!(!parser.flag("b", true));
         assert_eq!(parser.duration("c", Duration::ZERO), Duration::from_secs(90));

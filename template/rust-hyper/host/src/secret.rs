@@ -1,7 +1,7 @@
-//! Secrets: files that the provider mounts, one a secret.
+//! Secrets, which the provider mounts as files, one for each secret.
 //!
-//! A [`Secret`] is read when it is needed and read again when its file changes, so that a rotated secret is used
-//! without a restart. Its bytes appear in no log and no error.
+//! A [`Secret`] is read when it is needed, and read again when its file changes, so that a rotated secret is used without a
+//! restart. Its bytes never appear in logs or errors.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -14,28 +14,28 @@ use zeroize::Zeroizing;
 
 use crate::env::Environment;
 
-/// Where OpenFaaS mounts the secrets of a function.
+/// The directory in which OpenFaaS mounts the secrets of a function.
 pub const DEFAULT_DIRECTORY: &str = "/var/openfaas/secrets";
 
-/// More than any key, token or certificate bundle needs.
+/// The largest secret, in bytes: more than any key, token or certificate bundle needs.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// The bytes of a secret. `Debug` does not show them; they are overwritten when the last clone goes.
+/// The bytes of a secret. `Debug` does not show them; they are overwritten when the last clone is dropped.
 #[derive(Clone)]
 pub struct Secret(Arc<Zeroizing<Vec<u8>>>);
 
 impl Secret {
-    /// A secret from bytes that were obtained elsewhere, as they are.
+    /// Creates a secret from bytes, without trimming them.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         Self(Arc::new(Zeroizing::new(bytes.into())))
     }
 
-    /// The bytes, for the place that needs them.
+    /// Returns the bytes of the secret.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 
-    /// The bytes as text, or `None` where they are not UTF-8.
+    /// Returns the bytes as text, or `None` if they are not UTF-8.
     pub fn expose_text(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
@@ -47,56 +47,58 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Why a secret could not be read. Names the secret, never its content.
+/// An error while reading a secret. It contains the name of the secret, never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// No such file: the function was deployed without it.
+    /// There is no such file: the function was deployed without the secret.
     #[error("secret {name} is missing from {}", directory.display())]
     Missing {
-        /// The secret's name.
+        /// The name of the secret.
         name: String,
-        /// Where it was looked for.
+        /// The directory in which it should be.
         directory: PathBuf,
     },
-    /// The file has nothing in it, or white space alone.
+    /// The file is empty, or has only white space.
     #[error("secret {name} is empty")]
     Empty {
-        /// The secret's name.
+        /// The name of the secret.
         name: String,
     },
-    /// The file is larger than any secret should be.
+    /// The file is larger than a secret may be.
     #[error("secret {name} is larger than {MAX_BYTES} bytes")]
     TooLarge {
-        /// The secret's name.
+        /// The name of the secret.
         name: String,
     },
-    /// A name that could leave the directory.
-    #[error("{name:?} cannot be the name of a secret")]
+    /// The name could refer to a file outside the directory.
+    #[error("{name:?} cannot be the name of a secret: it should not be empty, begin with '.' or contain '/'")]
     Name {
-        /// The name asked for.
+        /// The rejected name.
         name: String,
     },
-    /// The file is there and cannot be read.
+    /// The file exists and cannot be read.
     #[error("could not read secret {name}")]
     Read {
-        /// The secret's name.
+        /// The name of the secret.
         name: String,
-        /// What the system said.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// The directory of secrets. Clones share what was read.
+/// The directory of secrets. Clones share a cache of the secrets that were read.
 #[derive(Clone)]
 pub struct Secrets {
     directory: Arc<Path>,
-    seen: Arc<Mutex<HashMap<String, (Stamp, Secret)>>>,
+    cache: Arc<Mutex<HashMap<String, (FileVersion, Secret)>>>,
 }
 
-/// What changes when a file is written or replaced. Kubernetes swaps a symbolic link: then the inode changes.
+/// File metadata that changes when a file is written or replaced.
+///
+/// Kubernetes replaces a symbolic link in the path to the file, which changes the inode.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+struct FileVersion {
     device: u64,
     inode: u64,
     modified: (i64, i64),
@@ -104,7 +106,7 @@ struct Stamp {
     length: u64,
 }
 
-impl Stamp {
+impl FileVersion {
     fn of(metadata: &std::fs::Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -117,33 +119,33 @@ impl Stamp {
 }
 
 impl Secrets {
-    /// The secrets in `directory`.
+    /// Creates a reader of the secrets in `directory`.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into().into(),
-            seen: Arc::default(),
+            cache: Arc::default(),
         }
     }
 
-    /// The directory named by `secret_mount_path`, or [`DEFAULT_DIRECTORY`].
-    pub fn from_env(strings: &dyn Environment) -> Self {
-        let directory = strings
+    /// Creates a reader of the secrets in `secret_mount_path`, or in [`DEFAULT_DIRECTORY`].
+    pub fn from_env(environment: &dyn Environment) -> Self {
+        let directory = environment
             .get("secret_mount_path")
             .filter(|path| !path.trim().is_empty());
         Self::new(directory.unwrap_or_else(|| DEFAULT_DIRECTORY.to_owned()))
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Whether the function was given a secret of this name.
+    /// Returns whether the function has a secret of this name.
     pub fn exists(&self, name: &str) -> bool {
         self.path(name).is_ok_and(|path| path.exists())
     }
 
-    /// The path of a secret's file, for libraries that read it themselves.
+    /// Returns the path of a secret's file, for libraries that read the file themselves.
     pub fn path(&self, name: &str) -> Result<PathBuf, SecretError> {
         if name.is_empty() || name.starts_with('.') || name.contains(['/', '\0']) {
             return Err(SecretError::Name {
@@ -153,7 +155,7 @@ impl Secrets {
         Ok(self.directory.join(name))
     }
 
-    /// The secret's content without white space around it. Cheap when the file has not changed: one `stat`.
+    /// Reads a secret, without surrounding white space. Takes one `stat` call if the file has not changed.
     pub fn read(&self, name: &str) -> Result<Secret, SecretError> {
         let path = self.path(name)?;
         let failed = |source: std::io::Error| match source.kind() {
@@ -166,23 +168,23 @@ impl Secrets {
                 source,
             },
         };
-        let stamp = Stamp::of(&std::fs::metadata(&path).map_err(failed)?);
-        if let Some((seen, secret)) = self.lock().get(name)
-            && *seen == stamp
+        let version = FileVersion::of(&std::fs::metadata(&path).map_err(failed)?);
+        if let Some((cached, secret)) = self.lock().get(name)
+            && *cached == version
         {
             return Ok(secret.clone());
         }
 
-        // The stamp that is kept belongs to the file that was read, not to the one seen by name above.
+        // The version is taken again from the opened file: the name may refer to another file by now.
         let file = std::fs::File::open(&path).map_err(failed)?;
-        let stamp = Stamp::of(&file.metadata().map_err(failed)?);
-        if stamp.length > MAX_BYTES {
+        let version = FileVersion::of(&file.metadata().map_err(failed)?);
+        if version.length > MAX_BYTES {
             return Err(SecretError::TooLarge {
                 name: name.to_owned(),
             });
         }
-        // Room for all of it, so that growing leaves no copy behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(stamp.length as usize + 1));
+        // The buffer never grows, because growing would leave a copy of the secret in freed memory.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(version.length as usize + 1));
         file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
         let trimmed = bytes.trim_ascii();
         if trimmed.is_empty() {
@@ -191,13 +193,13 @@ impl Secrets {
             });
         }
         let secret = Secret::new(trimmed);
-        self.lock().insert(name.to_owned(), (stamp, secret.clone()));
+        self.lock().insert(name.to_owned(), (version, secret.clone()));
         Ok(secret)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (Stamp, Secret)>> {
-        // The map is whole between its operations, whatever panicked elsewhere.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (FileVersion, Secret)>> {
+        // A panic while the lock was held cannot have left the map inconsistent.
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -221,13 +223,13 @@ mod tests {
     }
 
     #[test]
-    fn white_space_around_a_secret_is_dropped() {
+    fn white_space_around_a_secret_is_trimmed() {
         let (_directory, secrets) = directory_with("payload-secret", "  key\n");
         assert_eq!(secrets.read("payload-secret").unwrap().expose(), b"key");
     }
 
     #[test]
-    fn an_empty_secret_is_refused() {
+    fn an_empty_secret_is_rejected() {
         let (_directory, secrets) = directory_with("payload-secret", " \n");
         assert!(matches!(
             secrets.read("payload-secret"),
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_secret_is_told_with_its_directory() {
+    fn the_error_of_a_missing_secret_names_the_directory() {
         let (directory, secrets) = directory_with("other", "x");
         let error = secrets.read("payload-secret").unwrap_err();
         assert!(
@@ -254,7 +256,7 @@ mod tests {
         let (directory, secrets) = directory_with("token", "first");
         assert_eq!(secrets.read("token").unwrap().expose(), b"first");
 
-        // As Kubernetes does it: a new file takes the name.
+        // Kubernetes rotates a secret by giving its name to a new file.
         let next = directory.path().join("next");
         std::fs::write(&next, "again").unwrap();
         std::fs::rename(&next, directory.path().join("token")).unwrap();
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_leave_the_directory() {
+    fn a_name_cannot_refer_to_a_file_outside_the_directory() {
         let (_directory, secrets) = directory_with("token", "x");
         for name in ["", ".", "..", "../token", "a/b", ".hidden", "a\0b"] {
             assert!(
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_no_secret() {
+    fn debug_output_does_not_contain_the_secret() {
         let (_directory, secrets) = directory_with("token", "hunter2");
         let secret = secrets.read("token").unwrap();
         assert!(!format!("{secret:?} {secrets:?}").contains("hunter2"));

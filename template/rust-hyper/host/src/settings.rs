@@ -1,4 +1,4 @@
-//! The host's own settings. [`crate::run_with`] documents them.
+//! The host's own settings, documented at [`run_with`](crate::run_with).
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use http::HeaderValue;
 
 use crate::env::Parser;
 
-/// The host's settings, parsed.
+/// The host's own settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) port: u16,
@@ -16,23 +16,24 @@ pub(crate) struct Settings {
     pub(crate) exec_timeout: Option<Duration>,
     pub(crate) healthcheck_interval: Duration,
     pub(crate) max_inflight: Option<usize>,
-    /// Which version of the function this is, for its answers.
+    /// The version of the function, sent with every response.
     pub(crate) version: Option<HeaderValue>,
 }
 
 impl Settings {
+    /// Reads the settings; problems are added to `parser`.
     pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
         let (port, metrics_port) = (parser.number("port", 8080), parser.number("metrics_port", 8081));
         if port == metrics_port && port != 0 {
-            parser.problem("metrics_port", "should not be the port of the function");
+            parser.problem("metrics_port", "should differ from port");
         }
         let exec_timeout = parser.duration("exec_timeout", Duration::ZERO);
         let max_inflight = parser.number("max_inflight", 0_usize);
         Self {
             port,
             metrics_port,
-            read_timeout: some_time(parser, "read_timeout"),
-            write_timeout: some_time(parser, "write_timeout"),
+            read_timeout: nonzero_timeout(parser, "read_timeout"),
+            write_timeout: nonzero_timeout(parser, "write_timeout"),
             exec_timeout: (!exec_timeout.is_zero()).then_some(exec_timeout),
             healthcheck_interval: parser.duration("healthcheck_interval", Duration::from_secs(5)),
             max_inflight: (max_inflight > 0).then_some(max_inflight),
@@ -44,13 +45,15 @@ impl Settings {
     }
 }
 
-/// A limit that there has to be. For OpenFaaS's own programs 0 means none, and a client could then wait for ever.
-fn some_time(parser: &mut Parser<'_>, name: &str) -> Duration {
-    let time = parser.duration(name, Duration::from_secs(10));
-    if time.is_zero() {
+/// Reads a timeout that must not be zero.
+///
+/// In OpenFaaS's own programs, zero means no timeout. A client could then hold a connection forever.
+fn nonzero_timeout(parser: &mut Parser<'_>, name: &str) -> Duration {
+    let timeout = parser.duration(name, Duration::from_secs(10));
+    if timeout.is_zero() {
         parser.problem(name, "should be more than 0s");
     }
-    time
+    timeout
 }
 
 #[cfg(test)]
@@ -58,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_set_has_its_default() {
+    fn settings_that_are_not_set_have_their_defaults() {
         let mut parser = Parser::new(&[]);
         let settings = Settings::read(&mut parser);
         assert!(parser.finish().is_ok());
@@ -67,15 +70,15 @@ mod tests {
     }
 
     #[test]
-    fn limits_that_are_none_or_contradict_are_refused() {
-        let strings = [
+    fn zero_timeouts_equal_ports_and_malformed_values_are_rejected() {
+        let variables = [
             ("port", "8081"),
             ("read_timeout", "0"),
             ("write_timeout", "0s"),
             ("max_inflight", "-1"),
             ("slipway_version", "one\ntwo"),
         ];
-        let mut parser = Parser::new(&strings);
+        let mut parser = Parser::new(&variables);
         Settings::read(&mut parser);
         let problems = parser.finish().unwrap_err();
         let names: Vec<_> = problems.0.iter().map(|problem| problem.name.as_str()).collect();

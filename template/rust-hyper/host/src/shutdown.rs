@@ -1,47 +1,48 @@
-//! The end of the process, as those see it who are to finish before it.
+//! The shutdown of the process, as handlers see it.
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Tells when the function was asked to end (SIGTERM), and by when it will have ended. Clones see the same.
+/// Whether the function is shutting down (after SIGTERM), and its deadline. Clones share the same state.
 #[derive(Clone, Debug)]
 pub struct Shutdown(watch::Receiver<Option<Instant>>);
 
-/// The other side of a [`Shutdown`].
+/// Begins the shutdown that a [`Shutdown`] observes.
 #[derive(Debug)]
 pub struct ShutdownTrigger(watch::Sender<Option<Instant>>);
 
 impl Shutdown {
-    /// A shutdown that has not begun, and what begins it. A test holds the trigger; in a function the host does.
+    /// Creates a shutdown that has not begun, and its trigger. In a function, the host holds the trigger; in a test, the test.
     pub fn new() -> (ShutdownTrigger, Self) {
         let (sender, receiver) = watch::channel(None);
         (ShutdownTrigger(sender), Self(receiver))
     }
 
-    /// Whether the function was asked to end.
+    /// Returns whether the shutdown has begun.
     pub fn begun(&self) -> bool {
         self.0.borrow().is_some()
     }
 
-    /// When the host cuts off what still runs; `None` before the end was asked for. A handler that would take longer
-    /// should end before it, with an answer that says so.
+    /// Returns when the host drops the requests that still run, or `None` before the shutdown has begun.
+    ///
+    /// A handler that would take longer should end before the deadline, with an answer that says so.
     pub fn deadline(&self) -> Option<Instant> {
         *self.0.borrow()
     }
 
-    /// Waits until the function is asked to end; gives the deadline.
+    /// Waits until the shutdown begins, and returns its deadline.
     pub async fn wait(&self) -> Instant {
         let mut receiver = self.0.clone();
         match receiver.wait_for(Option::is_some).await.map(|deadline| *deadline) {
             Ok(Some(deadline)) => deadline,
-            // The trigger is gone: nobody will ever ask.
+            // The trigger was dropped: the shutdown can never begin.
             _ => std::future::pending().await,
         }
     }
 }
 
 impl ShutdownTrigger {
-    /// Begins the shutdown, to be over at `deadline`.
+    /// Begins the shutdown with this deadline.
     pub fn begin(&self, deadline: Instant) {
         self.0.send_replace(Some(deadline));
     }
@@ -49,20 +50,29 @@ impl ShutdownTrigger {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    #[tokio::test]
-    async fn everyone_learns_of_the_end_and_its_deadline() {
+    #[tokio::test(start_paused = true)]
+    async fn every_clone_sees_the_shutdown_and_its_deadline() {
         let (trigger, shutdown) = Shutdown::new();
         assert!(!shutdown.begun());
+        assert_eq!(shutdown.deadline(), None);
         let waiting = tokio::spawn({
             let shutdown = shutdown.clone();
             async move { shutdown.wait().await }
         });
+        // The clock is paused: the timeout passes only if nothing else can happen.
+        let early = tokio::time::timeout(Duration::from_secs(1), shutdown.wait()).await;
+        assert!(early.is_err(), "the shutdown began without its trigger");
+
         let deadline = Instant::now();
         trigger.begin(deadline);
-        assert_eq!(waiting.await.unwrap(), deadline);
-        assert_eq!(shutdown.wait().await, deadline);
+
+        let waited = tokio::time::timeout(Duration::from_secs(1), waiting).await;
+        assert_eq!(waited.unwrap().unwrap(), deadline);
+        assert_eq!(shutdown.deadline(), Some(deadline));
         assert!(shutdown.begun());
     }
 }

@@ -1,6 +1,6 @@
 //! Request signatures: `sha256=<hex HMAC-SHA256 of the body as sent>`, as OpenFaaS clients send them.
 //!
-//! A secret may hold several keys, one a line, while they are rotated: all are accepted, the first one signs.
+//! During a rotation, a secret may hold several keys, one per line: all of them verify, the first one signs.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ use sha2::Sha256;
 
 use crate::secret::Secret;
 
-/// What stands before the digits.
+/// The prefix of the hexadecimal digits.
 const PREFIX: &str = "sha256=";
 
-/// The length of the digest in bytes.
-const DIGEST: usize = 32;
+/// The length of a SHA-256 digest, in bytes.
+const DIGEST_LENGTH: usize = 32;
 
-/// Keys that are ready for use. `Debug` does not show them.
+/// The HMAC keys of one secret: all of them verify, the first one signs. `Debug` does not show them.
 #[derive(Clone)]
 pub struct HmacKeys {
     first: Hmac<Sha256>,
@@ -23,14 +23,14 @@ pub struct HmacKeys {
 }
 
 impl HmacKeys {
-    /// The keys of a secret: one a line, empty lines left out. `None` where there is no key at all.
+    /// Creates the keys from a secret with one key per line; empty lines are skipped. Returns `None` if there is no key.
     pub fn new(secret: &Secret) -> Option<Self> {
         let mut keys = secret
             .expose()
             .split(|byte| *byte == b'\n')
             .map(<[u8]>::trim_ascii)
             .filter(|line| !line.is_empty())
-            // HMAC takes keys of every length, so none is left out here.
+            // HMAC accepts keys of any length, so this skips none.
             .filter_map(|line| Hmac::<Sha256>::new_from_slice(line).ok());
         Some(Self {
             first: keys.next()?,
@@ -45,47 +45,50 @@ impl fmt::Debug for HmacKeys {
     }
 }
 
-/// The signature of `body`, ready for a header.
-pub fn sign(key: &HmacKeys, body: &[u8]) -> String {
-    let mut mac = key.first.clone();
+/// Returns the signature of `body`, as the value of a header.
+pub fn sign(keys: &HmacKeys, body: &[u8]) -> String {
+    let mut mac = keys.first.clone();
     mac.update(body);
     format!("{PREFIX}{}", hex::encode(mac.finalize().into_bytes()))
 }
 
-/// A header that cannot be a signature.
+/// The error for a header that is not a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the signature should be sha256= and 64 hexadecimal digits")]
 pub struct Malformed;
 
-/// A signature that no key gives for this body.
+/// The error for a signature that none of the keys produces for the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the signature does not match the body")]
 pub struct Mismatch;
 
-/// Checks a signature over a body that arrives in pieces.
+/// Verifies the signature of a body that arrives in chunks.
 pub struct Verifier {
-    expected: [u8; DIGEST],
+    expected: [u8; DIGEST_LENGTH],
     macs: Vec<Hmac<Sha256>>,
 }
 
 impl Verifier {
-    /// Expects the signature in `header`.
-    pub fn new(key: &HmacKeys, header: &str) -> Result<Self, Malformed> {
+    /// Creates a verifier of the signature in `header`.
+    pub fn new(keys: &HmacKeys, header: &str) -> Result<Self, Malformed> {
         let digits = header.trim().strip_prefix(PREFIX).ok_or(Malformed)?;
-        let mut expected = [0; DIGEST];
+        let mut expected = [0; DIGEST_LENGTH];
         hex::decode_to_slice(digits, &mut expected).map_err(|_| Malformed)?;
-        let macs = std::iter::once(&key.first).chain(&key.others).cloned().collect();
+        let macs = std::iter::once(&keys.first)
+            .chain(&keys.others)
+            .cloned()
+            .collect();
         Ok(Self { expected, macs })
     }
 
-    /// Takes the next piece of the body.
+    /// Adds the next chunk of the body.
     pub fn update(&mut self, chunk: &[u8]) {
         for mac in &mut self.macs {
             mac.update(chunk);
         }
     }
 
-    /// Whether the signature holds. Takes the same time wherever it differs, and whichever key it is.
+    /// Verifies the signature. Takes the same time whichever key matches, and wherever a wrong signature differs.
     pub fn finish(self) -> Result<(), Mismatch> {
         let matches = self.macs.into_iter().fold(false, |found, mac| {
             found | mac.verify_slice(&self.expected).is_ok()
@@ -104,12 +107,12 @@ impl fmt::Debug for Verifier {
 mod tests {
     use super::*;
 
-    fn key(text: &str) -> HmacKeys {
+    fn keys(text: &str) -> HmacKeys {
         HmacKeys::new(&Secret::new(text)).unwrap()
     }
 
-    fn verify(key: &HmacKeys, header: &str, body: &[u8]) -> Result<(), Mismatch> {
-        let mut verifier = Verifier::new(key, header).unwrap();
+    fn verify(keys: &HmacKeys, header: &str, body: &[u8]) -> Result<(), Mismatch> {
+        let mut verifier = Verifier::new(keys, header).unwrap();
         for chunk in body.chunks(3) {
             verifier.update(chunk);
         }
@@ -117,36 +120,36 @@ mod tests {
     }
 
     #[test]
-    fn signs_as_rfc_4231_says() {
+    fn signatures_match_rfc_4231() {
         // Test case 2 of RFC 4231.
         assert_eq!(
-            sign(&key("Jefe"), b"what do ya want for nothing?"),
+            sign(&keys("Jefe"), b"what do ya want for nothing?"),
             "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
     }
 
     #[test]
-    fn a_signature_holds_for_its_body_alone() {
-        let key = key("key");
-        let header = sign(&key, b"body of some length");
-        assert_eq!(verify(&key, &header, b"body of some length"), Ok(()));
-        assert_eq!(verify(&key, &header, b"body of some lengtH"), Err(Mismatch));
-        assert_eq!(verify(&key, &header, b""), Err(Mismatch));
+    fn a_signature_is_valid_for_its_body_only() {
+        let keys = keys("key");
+        let header = sign(&keys, b"body of some length");
+        assert_eq!(verify(&keys, &header, b"body of some length"), Ok(()));
+        assert_eq!(verify(&keys, &header, b"body of some lengtH"), Err(Mismatch));
+        assert_eq!(verify(&keys, &header, b""), Err(Mismatch));
     }
 
     #[test]
-    fn every_key_of_a_rotation_is_accepted_and_the_first_signs() {
-        let both = key("new\r\n\n old \n");
-        assert_eq!(verify(&both, &sign(&key("old"), b"body"), b"body"), Ok(()));
-        assert_eq!(sign(&both, b"body"), sign(&key("new"), b"body"));
+    fn every_key_verifies_and_the_first_signs() {
+        let both = keys("new\r\n\n old \n");
+        assert_eq!(verify(&both, &sign(&keys("old"), b"body"), b"body"), Ok(()));
+        assert_eq!(sign(&both, b"body"), sign(&keys("new"), b"body"));
         assert_eq!(
-            verify(&both, &sign(&key("other"), b"body"), b"body"),
+            verify(&both, &sign(&keys("other"), b"body"), b"body"),
             Err(Mismatch)
         );
     }
 
     #[test]
-    fn what_is_no_signature_is_refused_before_the_body_is_read() {
+    fn a_malformed_signature_is_rejected_before_the_body_is_read() {
         let digits = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
         for header in [
             "",
@@ -156,17 +159,17 @@ mod tests {
             &format!("sha256={digits}00"),
             "sha256=zz",
         ] {
-            assert!(Verifier::new(&key("key"), header).is_err(), "{header}");
+            assert!(Verifier::new(&keys("key"), header).is_err(), "{header}");
         }
     }
 
     #[test]
-    fn a_secret_without_a_line_is_no_key() {
+    fn a_secret_with_empty_lines_only_has_no_keys() {
         assert!(HmacKeys::new(&Secret::new("\n \n")).is_none());
     }
 
     #[test]
-    fn debug_shows_no_key() {
-        assert!(!format!("{:?}", key("hunter2")).contains("hunter2"));
+    fn debug_output_does_not_contain_the_keys() {
+        assert!(!format!("{:?}", keys("hunter2")).contains("hunter2"));
     }
 }
