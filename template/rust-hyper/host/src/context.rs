@@ -1,4 +1,4 @@
-//! What a handler has besides the request.
+//! The context that a handler is called with.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::gateway::Gateway;
 use crate::secret::Secrets;
 use crate::shutdown::Shutdown;
 
-/// The surroundings of one request. Clones are cheap.
+/// The call id, the deadline and the platform of one request. Clones are cheap.
 #[derive(Clone, Debug)]
 pub struct Context {
     pub(crate) call_id: Arc<str>,
@@ -16,7 +16,7 @@ pub struct Context {
     platform: Arc<Platform>,
 }
 
-/// What all requests share.
+/// The parts of a [`Context`] that are the same for all requests.
 #[derive(Debug)]
 pub(crate) struct Platform {
     pub(crate) secrets: Secrets,
@@ -25,7 +25,7 @@ pub(crate) struct Platform {
 }
 
 impl Context {
-    /// A context without a deadline, for a handler that is called by other than the host.
+    /// Creates a context without a deadline, for calling a handler without the host (in a test).
     pub fn new(call_id: &str, secrets: Secrets, gateway: Gateway, shutdown: Shutdown) -> Self {
         Self {
             call_id: call_id.into(),
@@ -38,7 +38,8 @@ impl Context {
         }
     }
 
-    pub(crate) fn of_request(call_id: Arc<str>, deadline: Option<Instant>, platform: Arc<Platform>) -> Self {
+    /// Creates the context of a request.
+    pub(crate) fn for_request(call_id: Arc<str>, deadline: Option<Instant>, platform: Arc<Platform>) -> Self {
         Self {
             call_id,
             deadline,
@@ -46,27 +47,27 @@ impl Context {
         }
     }
 
-    /// The caller's `X-Call-Id`, or one made for this request. It is in the response and on every line of the log.
+    /// Returns the caller's `X-Call-Id`, or the one generated for this request. It is in the response and in every log line.
     pub fn call_id(&self) -> &str {
         &self.call_id
     }
 
-    /// When `exec_timeout` ends the handler, if there is such a limit.
+    /// Returns the time at which `exec_timeout` drops the handler, if it is set.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// The secrets the function was deployed with.
+    /// Returns the secrets of the function.
     pub fn secrets(&self) -> &Secrets {
         &self.platform.secrets
     }
 
-    /// The gateway the function stands behind.
+    /// Returns the client of the gateway.
     pub fn gateway(&self) -> &Gateway {
         &self.platform.gateway
     }
 
-    /// Whether the function is being ended, and by when.
+    /// Returns the shutdown state of the function.
     pub fn shutdown(&self) -> &Shutdown {
         &self.platform.shutdown
     }

@@ -1,64 +1,64 @@
-//! What a handler fails with, and the one place that makes a response of it.
+//! The error of a handler, and its conversion to a response.
 
 use std::fmt;
 
 use http::StatusCode;
 
-use crate::body::BodyError;
+use crate::error_chain::{BoxError, ErrorChain};
 use crate::reply;
+use crate::request::BodyError;
+use crate::response::Response;
 
-/// Any error.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// A handler's failure.
+/// The error of a handler.
 ///
-/// Every error becomes one through `?`. The caller then sees status 500, `internal error` and the call id, and the log
-/// has the error with its causes. [`Error::status`] chooses a status and what the caller is told. A [`BodyError`] has a
-/// status of its own: 413, 408 or 400.
+/// Every error type converts to it through `?`. The caller then gets status 500 with `internal error` and the call id, and
+/// the error is logged with its sources. [`Error::status`] sets the status and the message for the caller. A [`BodyError`]
+/// converts to 413, 408 or 400.
 pub struct Error {
-    told: Option<(StatusCode, String)>,
+    /// The status and the message for the caller; `None` for an internal error.
+    for_caller: Option<(StatusCode, String)>,
     cause: Option<BoxError>,
 }
 
 impl Error {
-    /// A failure that the caller learns nothing about.
+    /// Creates an internal error, of which the caller gets no details.
     pub fn new(cause: impl Into<BoxError>) -> Self {
         Self {
-            told: None,
+            for_caller: None,
             cause: Some(cause.into()),
         }
     }
 
-    /// A failure with a status and a text for the caller.
+    /// Creates an error with a status and a message for the caller.
     pub fn status(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
-            told: Some((status, message.into())),
+            for_caller: Some((status, message.into())),
             cause: None,
         }
     }
 
-    /// Adds what the log is to have.
+    /// Adds a cause, which is logged and not sent to the caller.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(cause.into());
         self
     }
 
-    /// What was wrong, for a handler's own tests.
+    /// Returns the cause, for the tests of a handler.
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
         self.cause.as_deref()
     }
 
-    /// Status and text for the caller.
+    /// Returns the status and the message for the caller.
     pub fn status_and_message(&self) -> (StatusCode, &str) {
-        match &self.told {
+        match &self.for_caller {
             Some((status, message)) => (*status, message),
             None => (StatusCode::INTERNAL_SERVER_ERROR, "internal error"),
         }
     }
 
-    /// Logs the failure and answers it.
-    pub(crate) fn into_response(self, call_id: &str) -> crate::Response {
+    /// Logs the error and converts it to a response.
+    pub(crate) fn into_response(self, call_id: &str) -> Response {
         let (status, message) = self.status_and_message();
         let cause = self.cause.as_deref().map(|cause| ErrorChain(cause).to_string());
         let cause = cause.as_deref();
@@ -72,10 +72,10 @@ impl Error {
             tracing::info!(
                 status = status.as_u16(),
                 error = cause.unwrap_or(message),
-                "request refused"
+                "request rejected"
             );
         }
-        match self.told {
+        match self.for_caller {
             Some((status, message)) => reply::message(status, format!("{message}\n")),
             None => reply::internal_error(call_id),
         }
@@ -98,7 +98,7 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error")
-            .field("told", &self.told)
+            .field("for_caller", &self.for_caller)
             .field("cause", &self.cause)
             .finish()
     }
@@ -113,26 +113,6 @@ impl fmt::Display for Error {
     }
 }
 
-/// Displays an error and its sources on one line, separated by `: `.
-///
-/// ```
-/// # let error = std::io::Error::other("disk full");
-/// tracing::error!(error = %function_host::ErrorChain(&error), "could not write the file");
-/// ```
-pub struct ErrorChain<'a>(pub &'a (dyn std::error::Error + 'static));
-
-impl fmt::Display for ErrorChain<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self.0, f)?;
-        let mut next = self.0.source();
-        while let Some(error) = next {
-            write!(f, ": {error}")?;
-            next = error.source();
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_any_kind_is_an_internal_one() {
+    fn an_error_of_any_type_is_an_internal_error() {
         let error = fails().unwrap_err();
         assert_eq!(
             error.status_and_message(),
@@ -153,20 +133,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_body_is_the_callers_fault() {
+    fn a_body_error_is_an_error_of_the_caller() {
         let error = Error::from(BodyError::TooLarge { limit: 7 });
         assert_eq!(
             error.status_and_message(),
             (StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 7 bytes")
-        );
-    }
-
-    #[test]
-    fn causes_are_written_once_each() {
-        let broken = BodyError::Broken("connection reset".into());
-        assert_eq!(
-            ErrorChain(&broken).to_string(),
-            "the body ended early: connection reset"
         );
     }
 }

@@ -1,10 +1,9 @@
 //! A client for the OpenFaaS gateway.
 //!
-//! Names are resolved by the C library. The image has no files of its own for that: `/etc/resolv.conf` and `/etc/hosts` come
-//! from the platform. A static musl reads both by itself. So does a static glibc from 2.34 on, which has the modules
-//! `files` and `dns` built in; seen with 2.36 in an empty root, for a name in `/etc/hosts` and for one from the network.
+//! The C library resolves host names. The function's image has no files for that; the platform provides `/etc/resolv.conf`
+//! and `/etc/hosts`. A statically linked musl reads both. So does a statically linked glibc since 2.34, which includes the
+//! modules `files` and `dns`; verified with 2.36 in an empty root directory, for a name in `/etc/hosts` and a name in DNS.
 
-pub(crate) mod connector;
 #[cfg(test)]
 mod tests;
 
@@ -22,30 +21,34 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use zeroize::Zeroizing;
 
+use crate::connector::{self, Connector};
+use crate::duration;
 use crate::env::{Environment, Parser};
-use crate::error::{BoxError, ErrorChain};
+use crate::error_chain::{BoxError, ErrorChain};
+#[cfg(feature = "tls")]
+use crate::secret::Secret;
 use crate::secret::{SecretError, Secrets};
 use crate::trace;
-use connector::Connector;
 
-/// Where OpenFaaS on Kubernetes has its gateway.
+/// The address of the gateway of OpenFaaS on Kubernetes.
 pub const DEFAULT_URL: &str = "http://gateway.openfaas:8080";
 
-/// The largest answer that is read, unless [`Gateway::with_body_limit`] says otherwise. In bytes.
+/// The default limit on the body of a response, in bytes ([`Gateway::with_body_limit`]).
 pub const DEFAULT_BODY_LIMIT: usize = 4 * 1024 * 1024;
 
-/// The secret with the certificates that the gateway is trusted by besides the system's, in PEM. Only with the feature
-/// `tls`, and read once, at start.
+/// The secret with further certificates (PEM) that authenticate the gateway, besides the system's.
+///
+/// Used with the feature `tls` only, and read once, at the start.
 pub const CA_SECRET: &str = "gateway-ca";
 
-/// What a gateway's address looks like.
+/// The format of the gateway's address.
 #[cfg(feature = "tls")]
-const SHAPE: &str = "should be http://HOST[:PORT] or https://HOST[:PORT]";
-/// What a gateway's address looks like.
+const URL_FORMAT: &str = "should be http://HOST[:PORT] or https://HOST[:PORT]";
+/// The format of the gateway's address.
 #[cfg(not(feature = "tls"))]
-const SHAPE: &str = "should be http://HOST[:PORT]: this function was built without https";
+const URL_FORMAT: &str = "should be http://HOST[:PORT]: this function was built without https";
 
-/// Sends requests to the gateway. Clones share connections. Redirects are answers, not followed.
+/// A client of the OpenFaaS gateway. It does not follow redirects. Clones share connections.
 #[derive(Clone)]
 pub struct Gateway {
     base: Arc<str>,
@@ -54,76 +57,80 @@ pub struct Gateway {
     body_limit: usize,
 }
 
-/// Why the gateway gave no answer.
+/// An error of a request to the gateway.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// The gateway's address is none. It is not repeated here: there may be a password in it.
-    #[error("gateway_url {SHAPE}")]
+    /// The gateway's address is invalid. The error does not contain the address, which may include a password.
+    #[error("gateway_url {URL_FORMAT}")]
     Url,
-    /// The secret [`CA_SECRET`], or the system's certificates, cannot be used.
-    #[error("could not read the certificates to trust the gateway by")]
+    /// The certificates in the secret [`CA_SECRET`], or those of the system, cannot be used.
+    #[error("could not load the certificates that authenticate the gateway")]
     Authority(#[source] BoxError),
-    /// A path that makes no address.
-    #[error("{path:?} cannot be asked of the gateway")]
+    /// The path is not valid in a URL, or does not begin with `/`.
+    #[error(
+        "{path:?} is not a path on the gateway: it should begin with / and have no characters that URLs exclude"
+    )]
     Path {
-        /// The path.
+        /// The rejected path.
         path: String,
     },
-    /// The credentials are there and cannot be used.
+    /// The function has credentials for the gateway, but they cannot be read.
     #[error("could not read the gateway's credentials")]
     Credentials(#[from] SecretError),
-    /// No connection: the gateway has not seen the request.
+    /// No connection could be established: the gateway has not received the request.
     #[error("could not reach the gateway for {method} {path}")]
     Connect {
-        /// The request's method.
+        /// The method of the request.
         method: Method,
-        /// The request's path.
+        /// The path of the request.
         path: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: BoxError,
     },
-    /// The connection was lost before the answer was whole.
-    #[error("lost the gateway during {method} {path}")]
+    /// The connection was lost before the response was complete. The gateway may have received the request.
+    #[error("lost the connection to the gateway during {method} {path}")]
     Lost {
-        /// The request's method.
+        /// The method of the request.
         method: Method,
-        /// The request's path.
+        /// The path of the request.
         path: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: BoxError,
     },
-    /// No whole answer in time.
-    #[error("the gateway did not answer {method} {path} within {}", crate::duration::format(*limit))]
+    /// The response was not complete within the timeout. The gateway may have received the request.
+    #[error("the gateway did not answer {method} {path} within {}", duration::format(*limit))]
     Timeout {
-        /// The request's method.
+        /// The method of the request.
         method: Method,
-        /// The request's path.
+        /// The path of the request.
         path: String,
-        /// How long it had.
+        /// The timeout.
         limit: Duration,
     },
-    /// The answer is larger than what is read.
-    #[error("the gateway's answer to {method} {path} is larger than {limit} bytes")]
+    /// The response is larger than the limit.
+    #[error("the gateway's response to {method} {path} is larger than {limit} bytes")]
     TooLarge {
-        /// The request's method.
+        /// The method of the request.
         method: Method,
-        /// The request's path.
+        /// The path of the request.
         path: String,
         /// The limit in bytes.
         limit: usize,
     },
 }
 
-/// The gateway of the settings. Where they are wrong the parser knows, and it is the default's.
+/// Returns the client of the gateway named by `gateway_url`.
+///
+/// If the setting is wrong, adds a problem to `parser` and returns the client of [`DEFAULT_URL`].
 pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway, GatewayError> {
     let url = parser
         .text("gateway_url")
         .unwrap_or_else(|| DEFAULT_URL.to_owned());
     Gateway::new(&url, secrets.clone()).or_else(|error| {
         match &error {
-            GatewayError::Url => parser.problem("gateway_url", SHAPE),
+            GatewayError::Url => parser.problem("gateway_url", URL_FORMAT),
             other => parser.problem("gateway_url", format!("cannot be used: {}", ErrorChain(other))),
         }
         Gateway::new(DEFAULT_URL, secrets.clone())
@@ -131,27 +138,24 @@ pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway
 }
 
 impl Gateway {
-    /// The gateway at `url`, with the credentials that `secrets` has, if it has any.
+    /// Creates a client of the gateway at `url`, with the credentials in `secrets`, if there are any.
     pub fn new(url: &str, secrets: Secrets) -> Result<Self, GatewayError> {
         let url = url.trim();
         let uri: Uri = url.parse().map_err(|_| GatewayError::Url)?;
-        let https = match uri.scheme_str() {
-            Some("http") => false,
-            Some("https") if cfg!(feature = "tls") => true,
-            _ => return Err(GatewayError::Url),
-        };
-        // A user in the address would be one more place for credentials, and one that is logged.
-        let bare = uri
+        // The address is logged, so it must not contain credentials.
+        let without_user = uri
             .authority()
             .is_some_and(|authority| !authority.as_str().contains('@'));
-        if !bare || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
+        if !without_user || uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
             return Err(GatewayError::Url);
         }
-        let connector = if https {
-            connector::trusting(&secrets)?
-        } else {
-            connector::plain()?
+        let connector = match uri.scheme_str() {
+            Some("http") => connector::plain(),
+            #[cfg(feature = "tls")]
+            Some("https") => tls_connector(&secrets),
+            _ => return Err(GatewayError::Url),
         };
+        let connector = connector.map_err(GatewayError::Authority)?;
         Ok(Self::with_connector(url, secrets, connector))
     }
 
@@ -168,36 +172,38 @@ impl Gateway {
         }
     }
 
-    /// The gateway named by `gateway_url`, or [`DEFAULT_URL`].
-    pub fn from_env(strings: &dyn Environment, secrets: Secrets) -> Result<Self, GatewayError> {
-        let url = strings.get("gateway_url").filter(|url| !url.trim().is_empty());
+    /// Creates a client of the gateway named by `gateway_url`, or of [`DEFAULT_URL`].
+    pub fn from_env(environment: &dyn Environment, secrets: Secrets) -> Result<Self, GatewayError> {
+        let url = environment
+            .get("gateway_url")
+            .filter(|url| !url.trim().is_empty());
         Self::new(url.as_deref().unwrap_or(DEFAULT_URL), secrets)
     }
 
-    /// Reads answers up to `bytes`.
+    /// Sets the limit on the body of a response, in bytes.
     #[must_use]
     pub fn with_body_limit(mut self, bytes: usize) -> Self {
         self.body_limit = bytes;
         self
     }
 
-    /// The gateway's address, without a slash at its end.
+    /// Returns the gateway's address, without a trailing slash.
     pub fn url(&self) -> &str {
         &self.base
     }
 
-    /// The address of `path` (which begins with `/`) on this gateway.
+    /// Returns the URI of `path`, which must begin with `/`, on this gateway.
     pub fn uri(&self, path: &str) -> Result<Uri, GatewayError> {
-        let refused = || GatewayError::Path {
+        let invalid = || GatewayError::Path {
             path: path.to_owned(),
         };
         if !path.starts_with('/') {
-            return Err(refused());
+            return Err(invalid());
         }
-        format!("{}{path}", self.base).parse().map_err(|_| refused())
+        format!("{}{path}", self.base).parse().map_err(|_| invalid())
     }
 
-    /// Where a function is called.
+    /// Returns the URL at which a function is called.
     pub fn function_url(&self, name: &str, namespace: Option<&str>) -> String {
         match namespace {
             Some(namespace) if !namespace.is_empty() => format!("{}/function/{name}.{namespace}", self.base),
@@ -205,12 +211,11 @@ impl Gateway {
         }
     }
 
-    /// Sends `request` and reads the whole answer, both within `timeout`. An address without a host is one of this
-    /// gateway.
+    /// Sends `request` and reads the whole response, both within `timeout`. A URI without a host is one of this gateway.
     ///
-    /// Requests to `/system/` of this gateway carry basic authentication, where the function has the secrets
-    /// `basic-auth-user` and `basic-auth-password` and the request has no `Authorization` yet. Other requests do not:
-    /// the gateway passes headers on to functions.
+    /// Adds basic authentication to requests to `/system/` of this gateway, if the function has the secrets
+    /// `basic-auth-user` and `basic-auth-password` and the request has no `Authorization` header. Other requests get none,
+    /// because the gateway forwards headers to functions.
     pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -221,12 +226,12 @@ impl Gateway {
         }
         self.authorize(&mut request)?;
         let span = trace::outgoing(&mut request);
-        let answer = self.exchange(request, timeout).await;
-        match &answer {
-            Ok(answer) => span.answered(answer.status().as_u16()),
+        let response = self.exchange(request, timeout).await;
+        match &response {
+            Ok(response) => span.set_status(response.status().as_u16()),
             Err(error) => span.mark_failed(ErrorChain(error)),
         }
-        answer
+        response
     }
 
     async fn exchange(
@@ -270,7 +275,7 @@ impl Gateway {
             Ok(Response::from_parts(head, body.to_bytes()))
         };
         match tokio::time::timeout(timeout, exchange).await {
-            Ok(answer) => answer,
+            Ok(response) => response,
             Err(_) => Err(GatewayError::Timeout {
                 method,
                 path,
@@ -281,10 +286,13 @@ impl Gateway {
 
     fn authorize(&self, request: &mut Request<Full<Bytes>>) -> Result<(), GatewayError> {
         let uri = request.uri().to_string();
-        let ours = uri
+        let is_system_api = uri
             .strip_prefix(&*self.base)
             .is_some_and(|path| path.starts_with("/system/"));
-        if !ours || request.headers().contains_key(AUTHORIZATION) || !self.secrets.exists("basic-auth-user") {
+        if !is_system_api
+            || request.headers().contains_key(AUTHORIZATION)
+            || !self.secrets.exists("basic-auth-user")
+        {
             return Ok(());
         }
         let user = self.secrets.read("basic-auth-user")?;
@@ -297,6 +305,16 @@ impl Gateway {
         }
         Ok(())
     }
+}
+
+/// Returns a connector that trusts the system's certificates, and those in [`CA_SECRET`].
+#[cfg(feature = "tls")]
+fn tls_connector(secrets: &Secrets) -> Result<Connector, BoxError> {
+    let secret = match secrets.exists(CA_SECRET) {
+        true => Some(secrets.read(CA_SECRET)?),
+        false => None,
+    };
+    connector::trusting(secret.as_ref().map(Secret::expose))
 }
 
 impl fmt::Debug for Gateway {

@@ -1,18 +1,22 @@
-//! What the host calls for each request.
+//! The trait of functions that answer requests.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{self, Poll};
 
-use crate::{Context, Error, Request, Response};
+use crate::context::Context;
+use crate::error::Error;
+use crate::request::Request;
+use crate::response::Response;
 
-/// Answers requests. Every async function of a request and a context is one.
+/// Answers requests. Implemented by every async function of a [`Request`] and a [`Context`].
 ///
-/// The future is dropped when the client goes away, and when `exec_timeout` has passed: what it holds is released then,
-/// and what it awaits is not awaited further. A panic is answered with 500 and does not end the process.
+/// The host drops the future when the client disconnects and when `exec_timeout` has passed: everything it holds is
+/// released, and nothing that it awaits continues on its behalf. A panic is answered with status 500 and does not end the
+/// process.
 ///
-/// A client's going away is seen while the host waits for nothing else from it: that is, once the handler has read the
-/// body or is reading it.
+/// The host notices that the client has disconnected while the handler reads the body, and after it has read the body to
+/// its end; not while part of the body is waiting to be read.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
     fn call(
@@ -22,10 +26,10 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Response, Error>> + Send;
 }
 
-impl<F, Answer, E> Handler for F
+impl<F, Fut, E> Handler for F
 where
-    F: Fn(Request, Context) -> Answer + Send + Sync + 'static,
-    Answer: Future<Output = Result<Response, E>> + Send,
+    F: Fn(Request, Context) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, E>> + Send,
     E: Into<Error>,
 {
     fn call(
@@ -33,28 +37,28 @@ where
         request: Request,
         context: Context,
     ) -> impl Future<Output = Result<Response, Error>> + Send {
-        Answered {
-            answer: self(request, context),
+        ErrorInto {
+            future: self(request, context),
         }
     }
 }
 
 pin_project_lite::pin_project! {
-    /// The function's own future and nothing else: an async block around it would hold request and context once more.
-    struct Answered<Answer> {
+    /// The future of a function, with its error converted. An async block would hold the request and context once more.
+    struct ErrorInto<F> {
         #[pin]
-        answer: Answer,
+        future: F,
     }
 }
 
-impl<Answer, E> Future for Answered<Answer>
+impl<F, E> Future for ErrorInto<F>
 where
-    Answer: Future<Output = Result<Response, E>>,
+    F: Future<Output = Result<Response, E>>,
     E: Into<Error>,
 {
     type Output = Result<Response, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
-        self.project().answer.poll(cx).map_err(Into::into)
+        self.project().future.poll(cx).map_err(Into::into)
     }
 }

@@ -1,6 +1,6 @@
 //! Turns a handler into an OpenFaaS workload.
 //!
-//! A function is a binary whose `main` hands an async function to [`run`]:
+//! A function is a binary whose `main` passes an async function to [`run`]:
 //!
 //! ```no_run
 //! use function_host::{Context, Error, Request, Response, reply};
@@ -15,29 +15,33 @@
 //! }
 //! ```
 //!
-//! The host serves HTTP/1.1 on 8080, answers `/_/health` and `/_/ready` itself, shows Prometheus metrics on 8081, and
-//! reads the environment variables that of-watchdog reads (listed at [`run_with`]). A function with state of its own is
-//! started by [`run_with`].
+//! The host serves HTTP/1.1 on port 8080, answers `/_/health` and `/_/ready` itself, exposes Prometheus metrics on port
+//! 8081, and reads the environment variables of of-watchdog (listed at [`run_with`]). A function that needs setup before it
+//! serves is started by [`run_with`].
 //!
-//! Two features are off unless a handler's `Cargo.toml` asks for them, because they make a function larger: `tls` is for a
-//! gateway behind https, and `traces` for OpenTelemetry (`trace`).
+//! Two features are off by default, because they make a function larger: `tls`, for a gateway behind https, and `traces`,
+//! for OpenTelemetry (the module `trace`). A handler enables them in its `Cargo.toml`.
 
-mod body;
-mod boot;
+mod app;
+mod connection_state;
+mod connector;
 mod context;
 pub mod duration;
 pub mod env;
 mod error;
+mod error_chain;
 pub mod gateway;
 mod handler;
-mod life;
+mod lifecycle;
 mod log;
 pub mod reply;
+mod request;
 mod response;
 mod run;
 pub mod secret;
 mod server;
 mod settings;
+mod setup;
 mod shutdown;
 pub mod signature;
 #[cfg(feature = "traces")]
@@ -46,22 +50,18 @@ pub mod trace;
 #[path = "trace/none.rs"]
 mod trace;
 
-pub use body::{Body, BodyError};
-pub use boot::{App, SetupContext, SetupError};
+pub use app::App;
 pub use context::Context;
-pub use error::{BoxError, Error, ErrorChain};
+pub use error::Error;
+pub use error_chain::{BoxError, ErrorChain};
 pub use gateway::Gateway;
 pub use handler::Handler;
-pub use response::ResponseBody;
+pub use request::{Body, BodyError, Request};
+pub use response::{Response, ResponseBody};
 pub use run::{check_settings, run, run_with};
 pub use secret::{Secret, Secrets};
+pub use setup::{SetupContext, SetupError};
 pub use shutdown::{Shutdown, ShutdownTrigger};
-
-/// What a handler is called with.
-pub type Request = http::Request<Body>;
-
-/// What a handler answers.
-pub type Response = http::Response<ResponseBody>;
 
 pub use bytes::Bytes;
 pub use http;

@@ -1,4 +1,4 @@
-//! The body of a response: nothing, bytes, or a stream that is sent as it comes.
+//! A response, whose body is empty, bytes, or a stream that is sent as it is produced.
 
 use std::fmt;
 use std::pin::Pin;
@@ -8,12 +8,15 @@ use bytes::Bytes;
 use futures_core::Stream;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::error::BoxError;
+use crate::error_chain::BoxError;
 
-/// What a handler answers with. Each chunk of a stream is sent when it is ready, not gathered.
+/// The response that a handler returns.
+pub type Response = http::Response<ResponseBody>;
+
+/// The body of a response.
 ///
-/// A stream that ends with an error, or panics, has the connection cut off: the client sees that the body is not whole.
-/// The stream is dropped when the client goes away.
+/// Each chunk of a stream is sent as soon as it is ready. If the stream fails or panics, the host closes the connection, so
+/// that the client can tell that the body is incomplete. If the client disconnects, the stream is dropped.
 pub struct ResponseBody(Kind);
 
 enum Kind {
@@ -23,12 +26,12 @@ enum Kind {
 }
 
 impl ResponseBody {
-    /// A body without content.
+    /// Creates an empty body.
     pub fn empty() -> Self {
         Self(Kind::Empty)
     }
 
-    /// A body of known content.
+    /// Creates a body with known content.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() {
@@ -38,14 +41,12 @@ impl ResponseBody {
         }
     }
 
-    /// A body that is sent chunk by chunk as `chunks` yields them.
+    /// Creates a body that is sent chunk by chunk, as `chunks` yields them.
     pub fn stream(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
         Self(Kind::Stream(Box::pin(chunks)))
     }
-}
 
-impl ResponseBody {
-    /// Whether the content is yet to come.
+    /// Returns whether the body is a stream.
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self.0, Kind::Stream(_))
     }

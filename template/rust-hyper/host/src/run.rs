@@ -10,107 +10,113 @@ use prometheus::Registry;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{oneshot, watch};
 
-use crate::boot::{App, Failure, SetupContext, SetupError};
+use crate::app::App;
 use crate::context::Platform;
 use crate::env::{Environment, Parser, Problem, ProcessEnvironment};
-use crate::error::ErrorChain;
+use crate::error_chain::ErrorChain;
 use crate::gateway::{self, Gateway, GatewayError};
 use crate::handler::Handler;
-use crate::life::{self, End, Signals, Told};
+use crate::lifecycle::{self, Exit, Signals};
 use crate::log;
 use crate::secret::Secrets;
 use crate::server::Server;
 use crate::settings::Settings;
+use crate::setup::{Failure, SetupContext, SetupError};
 use crate::shutdown::Shutdown;
 use crate::trace;
 
-/// A setting is wrong (`EX_CONFIG` of sysexits.h): starting again will not help.
+/// The exit code for wrong settings (`EX_CONFIG` of sysexits.h): starting again does not help.
 const WRONG_SETTINGS: u8 = 78;
 
-/// What a shell tells of a process that SIGTERM ended.
-const ENDED_AT_ONCE: u8 = 128 + 15;
+/// The exit code that a shell reports for a process killed by SIGTERM.
+const TERMINATED: u8 = 128 + 15;
 
-/// What Rust ends a process with whose main thread panics.
+/// The exit code of a Rust process whose main thread panics.
 const PANICKED: u8 = 101;
 
-/// Serves `handler` until SIGTERM. The whole `main` of a simple function; see [`run_with`] for the rest.
+/// Serves `handler` until SIGTERM. This is the whole `main` of a simple function; see [`run_with`] for settings and details.
 pub fn run(handler: impl Handler) -> ExitCode {
-    run_with(async |_boot| Ok(App::new(handler)))
+    run_with(async |_setup| Ok(App::new(handler)))
 }
 
-/// Sets a function up and serves it until SIGTERM.
+/// Sets up a function and serves it until SIGTERM.
 ///
 /// # Settings
 ///
-/// All are environment variables, durations as Go writes them (`1m30s`) or in whole seconds. A variable that is set to
-/// nothing counts as not set.
+/// All settings are environment variables; durations are in Go's format (`1m30s`) or whole seconds. A variable with an empty
+/// value counts as not set.
 ///
-/// | variable | default | what |
+/// | variable | default | meaning |
 /// | --- | --- | --- |
-/// | `port` | 8080 | where the function is served |
-/// | `metrics_port` | 8081 | where `/metrics` is |
-/// | `read_timeout` | `10s` | how long a client may take for a request's head, and between two pieces of its body |
-/// | `write_timeout` | `10s` | how long a client may take nothing of an answer |
-/// | `exec_timeout` | `0s` | how long an answer may take in all, from the request's head to its own last byte; 0: no limit |
-/// | `healthcheck_interval` | `5s` | how long requests are taken after SIGTERM |
-/// | `max_inflight` | 0 | requests at a time; 0: no limit |
-/// | `slipway_version` | | told with every answer, in the header `X-Slipway-Version`; deployer-fn sets it |
+/// | `port` | 8080 | the port of the function |
+/// | `metrics_port` | 8081 | the port of `/metrics` |
+/// | `read_timeout` | `10s` | the time for the head of a request, and between two pieces of its body |
+/// | `write_timeout` | `10s` | the time in which the client must read a piece of the response |
+/// | `exec_timeout` | `0s` | the time from the head of the request to the last byte of the response; 0: no limit |
+/// | `healthcheck_interval` | `5s` | how long requests are still accepted after SIGTERM |
+/// | `max_inflight` | 0 | the number of requests at a time; 0: no limit |
+/// | `slipway_version` | | the version of the function, sent in the header `X-Slipway-Version`; set by deployer-fn |
 /// | `secret_mount_path` | `/var/openfaas/secrets` | the directory of secrets |
 /// | `gateway_url` | `http://gateway.openfaas:8080` | the gateway |
 /// | `log_format` | `json` | `json` or `text` |
 /// | `log_level` | `info` | `off`, `error`, `warn`, `info`, `debug` or `trace`; also by target: `info,hyper=debug` |
 ///
-/// With the feature `traces`, those of `trace`, too.
+/// The feature `traces` adds the settings listed in the module `trace`.
 ///
-/// # The end
+/// # Shutdown
 ///
-/// SIGTERM, or SIGINT, ends the process with 0, in this order: `/_/ready` fails, and requests are taken as before for
-/// `healthcheck_interval`, so that balancers notice; then the port is closed, and what runs may finish, for the longer of
-/// `write_timeout` and `exec_timeout`; then what still runs is dropped; then, where there are traces, up to 2 s for the last. [`Shutdown`] tells handlers how long they have. A
-/// provider that kills earlier than this sum has to be given smaller settings, or a longer grace period.
+/// SIGTERM or SIGINT ends the process with exit code 0, in these steps:
 ///
-/// A second signal ends the process at once, with 143. A wrong setting ends it with 78 before it has begun, any other
-/// failure to start with 1.
+/// 1. `/_/ready` fails, and requests are still accepted for `healthcheck_interval`, until load balancers have noticed.
+/// 2. The port is closed, and running requests may finish, within the longer of `write_timeout` and `exec_timeout`.
+/// 3. The remaining requests are dropped.
+/// 4. With the feature `traces`, the queued spans are exported, within 2 s.
+///
+/// Handlers see the deadline of step 3 in [`Shutdown`]. The provider's grace period must be longer than the sum of these
+/// times; otherwise it kills the process earlier.
+///
+/// A second signal ends the process at once, with exit code 143. Before serving, wrong settings end it with 78, a panic in
+/// the setup with 101, and any other failure with 1.
 ///
 /// # Threads
 ///
-/// There is a thread for each processor that the function may use. What blocks in a handler can block all other requests,
-/// and the probes too: such work belongs into `tokio::task::spawn_blocking`. The end comes in time nevertheless.
+/// There is one thread for each processor that the function may use. A handler that blocks a thread can block all other
+/// requests and the probes; blocking work belongs in `tokio::task::spawn_blocking`. The shutdown ends in time even then.
 pub fn run_with<H, S>(setup: S) -> ExitCode
 where
     H: Handler,
     S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError> + Send + 'static,
 {
-    let strings: Arc<dyn Environment> = Arc::new(ProcessEnvironment);
-    let mut parser = Parser::new(&*strings);
-    let host = HostSettings::read(&mut parser, &*strings);
+    let environment: Arc<dyn Environment> = Arc::new(ProcessEnvironment);
+    let mut parser = Parser::new(&*environment);
+    let host = HostSettings::read(&mut parser, &*environment);
     log::start(&host.log);
     let gateway = match host.gateway {
         Ok(gateway) => gateway,
         Err(error) => {
-            failed("could not prepare for the gateway", &error);
+            failed("could not create the client of the gateway", &error);
             return ExitCode::FAILURE;
         }
     };
     let (settings, secrets, traces) = (host.server, host.secrets, host.traces);
-    let flushing = traces.flushing();
+    let flush_timeout = traces.flush_timeout();
     let problems = parser.into_problems();
     let start = Start {
-        strings,
+        environment,
         settings: settings.clone(),
         secrets,
         gateway,
         traces,
         problems,
     };
-    match supervise(&settings, flushing, move |ask| start.serve(setup, ask)) {
-        Ok(End::Told(Told::InOrder) | End::Blocked) => ExitCode::SUCCESS,
-        Ok(End::Told(Told::WrongSettings)) => ExitCode::from(WRONG_SETTINGS),
-        Ok(End::Told(Told::Failed)) => ExitCode::FAILURE,
-        Ok(End::Panicked) => ExitCode::from(PANICKED),
-        Ok(End::AtOnce) => ExitCode::from(ENDED_AT_ONCE),
+    match run_supervised(&settings, flush_timeout, move |stop| start.serve(setup, stop)) {
+        Ok(Exit::Clean | Exit::Blocked) => ExitCode::SUCCESS,
+        Ok(Exit::WrongSettings) => ExitCode::from(WRONG_SETTINGS),
+        Ok(Exit::Failed) => ExitCode::FAILURE,
+        Ok(Exit::Panicked) => ExitCode::from(PANICKED),
+        Ok(Exit::Forced) => ExitCode::from(TERMINATED),
         Err(error) => {
-            failed("could not start a thread", &error);
+            failed("could not start the serving thread", &error);
             ExitCode::FAILURE
         }
     }
@@ -119,14 +125,14 @@ where
 /// Checks the settings that [`run_with`] reads, without starting anything.
 ///
 /// # Errors
-/// If a setting is wrong, or if the certificates for the gateway cannot be read.
+/// Fails if a setting is wrong, or if the certificates for the gateway cannot be read.
 pub fn check_settings(environment: &dyn Environment) -> Result<(), SetupError> {
     let mut parser = Parser::new(environment);
     HostSettings::read(&mut parser, environment).gateway?;
     Ok(parser.finish()?)
 }
 
-/// Everything that the host reads from the environment.
+/// All settings that the host reads from the environment.
 struct HostSettings {
     log: log::Settings,
     server: Settings,
@@ -136,7 +142,7 @@ struct HostSettings {
 }
 
 impl HostSettings {
-    /// Reads the settings; `parser` collects what is wrong with them.
+    /// Reads the settings; problems are added to `parser`.
     fn read(parser: &mut Parser<'_>, environment: &dyn Environment) -> Self {
         let secrets = Secrets::from_env(environment);
         Self {
@@ -149,32 +155,34 @@ impl HostSettings {
     }
 }
 
-/// Runs `serve` in a thread of its own, and watches over it in this one.
-fn supervise(
+/// Runs `serve` in a new thread, and supervises it in this one.
+fn run_supervised(
     settings: &Settings,
-    flushing: Duration,
-    serve: impl FnOnce(watch::Receiver<bool>) -> Told + Send + 'static,
-) -> std::io::Result<End> {
+    flush_timeout: Duration,
+    serve: impl FnOnce(watch::Receiver<bool>) -> Exit + Send + 'static,
+) -> std::io::Result<Exit> {
     Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(async {
-            // Before anything else, so that a signal during the setup is not lost: as process 1 there is no default action.
+            // Before the setup, so that no signal is lost: process 1 of a container has no default action for signals.
             let signals = Signals::new()?;
-            let (ask, asked) = watch::channel(false);
-            let (tell, told) = oneshot::channel();
+            let (stop, stop_receiver) = watch::channel(false);
+            let (exit, serving) = oneshot::channel();
             let serve = move || {
-                let _ = tell.send(serve(asked));
+                let _ = exit.send(serve(stop_receiver));
             };
             std::thread::Builder::new()
                 .name("serving".to_owned())
                 .spawn(serve)?;
-            Ok(life::watch_over(signals, ask, told, settings, flushing).await)
+            Ok(lifecycle::supervise(signals, stop, serving, settings, flush_timeout).await)
         })
 }
 
-/// A thread for each processor the function may use. With one processor, one thread does all: a request then costs about
-/// a twentieth less than on a scheduler for many (`tests/bench-host`).
+/// Creates a runtime with a thread for each processor that the function may use.
+///
+/// With one processor, a single thread does everything: a request then costs about 5 % less than on the multi-threaded
+/// scheduler (`tests/bench-host`).
 fn runtime() -> std::io::Result<Runtime> {
     let processors = available_parallelism().map_or(1, NonZero::get);
     let mut builder = match processors {
@@ -184,9 +192,9 @@ fn runtime() -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-/// What a function starts with.
+/// Everything that the serving thread starts with.
 struct Start {
-    strings: Arc<dyn Environment>,
+    environment: Arc<dyn Environment>,
     settings: Settings,
     secrets: Secrets,
     gateway: Gateway,
@@ -195,8 +203,8 @@ struct Start {
 }
 
 impl Start {
-    /// Sets up and serves, to the end.
-    fn serve<H, S>(self, setup: S, ask: watch::Receiver<bool>) -> Told
+    /// Sets up the function and serves it, until it stops.
+    fn serve<H, S>(self, setup: S, stop: watch::Receiver<bool>) -> Exit
     where
         H: Handler,
         S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
@@ -205,19 +213,19 @@ impl Start {
             Ok(runtime) => runtime,
             Err(error) => return failed("could not start the runtime", &error),
         };
-        let told = runtime.block_on(self.set_up_and_serve(setup, ask));
-        // Blocking work that a handler left behind does not hold up the exit.
+        let exit = runtime.block_on(self.set_up_and_serve(setup, stop));
+        // Does not wait for blocking work that handlers left behind.
         runtime.shutdown_background();
-        told
+        exit
     }
 
-    async fn set_up_and_serve<H, S>(self, setup: S, mut ask: watch::Receiver<bool>) -> Told
+    async fn set_up_and_serve<H, S>(self, setup: S, mut stop: watch::Receiver<bool>) -> Exit
     where
         H: Handler,
         S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
     {
         let Self {
-            strings,
+            environment,
             settings,
             secrets,
             gateway,
@@ -226,8 +234,8 @@ impl Start {
         } = self;
         let (trigger, shutdown) = Shutdown::new();
         let registry = Registry::new();
-        let boot = SetupContext {
-            strings,
+        let context = SetupContext {
+            environment,
             problems: problems.clone(),
             secrets: secrets.clone(),
             gateway: gateway.clone(),
@@ -236,14 +244,14 @@ impl Start {
             max_inflight: settings.max_inflight,
         };
         let set_up = tokio::select! {
-            set_up = setup(boot) => set_up,
-            () = life::asked(&mut ask) => return Told::InOrder,
+            set_up = setup(context) => set_up,
+            () = lifecycle::stopped(&mut stop) => return Exit::Clean,
         };
         let app = match set_up {
             Err(SetupError(Failure::Settings(all))) => return wrong_settings(&all.0),
             _ if !problems.is_empty() => return wrong_settings(&problems),
             Err(SetupError(Failure::Other(error))) => {
-                return failed("could not set the function up", error.as_ref());
+                return failed("could not set up the function", error.as_ref());
             }
             Ok(app) => app,
         };
@@ -252,31 +260,33 @@ impl Start {
             gateway,
             shutdown,
         });
-        let traces = match traces.start(app.name) {
-            Ok(traces) => traces,
-            Err(error) => return failed("could not begin to trace", error.as_ref()),
+        let tracer = match traces.start(app.name) {
+            Ok(tracer) => tracer,
+            Err(error) => return failed("could not start the export of traces", error.as_ref()),
         };
-        let server = match Server::new(&settings, app, platform, registry, traces.clone()) {
+        let server = match Server::new(&settings, app, platform, registry, tracer.clone()) {
             Ok(server) => server,
             Err(error) => return failed("could not register the metrics", &error),
         };
-        let served = life::serve(&server, &settings, &trigger, &mut ask).await;
-        traces.flush().await;
+        let served = lifecycle::serve(&server, &settings, &trigger, &mut stop).await;
+        tracer.flush().await;
         match served {
-            Ok(()) => Told::InOrder,
+            Ok(()) => Exit::Clean,
             Err(error) => failed("could not listen", &error),
         }
     }
 }
 
-fn failed(what: &str, error: &(dyn std::error::Error + 'static)) -> Told {
-    tracing::error!(error = %ErrorChain(error), "{what}");
-    Told::Failed
+/// Logs why the function could not start.
+fn failed(message: &'static str, error: &(dyn std::error::Error + 'static)) -> Exit {
+    tracing::error!(error = %ErrorChain(error), "{message}");
+    Exit::Failed
 }
 
-fn wrong_settings(problems: &[Problem]) -> Told {
-    for problem in problems {
-        tracing::error!(setting = problem.name, "wrong setting: {problem}");
+/// Logs each problem of the settings.
+fn wrong_settings(problems: &[Problem]) -> Exit {
+    for Problem { name, what } in problems {
+        tracing::error!(setting = name, problem = what, "wrong setting");
     }
-    Told::WrongSettings
+    Exit::WrongSettings
 }

@@ -1,17 +1,17 @@
-//! Serving: connections in, requests to the handler, answers out.
+//! The HTTP server: connections, requests, responses, and the page of metrics.
 
-mod answer;
 mod call_id;
 mod connection;
+mod deadline;
 mod inflight;
 mod metrics;
-mod outgoing;
-mod patience;
+mod outgoing_body;
 mod record;
+mod response_future;
 mod service;
-mod stage;
 #[cfg(test)]
 mod tests;
+mod timed_connection;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -26,94 +26,95 @@ use hyper::body::Incoming;
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::net::TcpListener;
 
-use crate::boot::App;
+use crate::app::App;
+use crate::connection_state::ConnectionState;
 use crate::context::Platform;
 use crate::handler::Handler;
 use crate::settings::Settings;
-use crate::trace::Traces;
-use answer::Answer;
-use connection::{Answers, Serving};
+use crate::trace::RequestTracer;
+use connection::{ConnectionService, ServedListener};
 use inflight::InFlight;
 use metrics::{InFlightGauge, Metrics};
-use outgoing::Outgoing;
-use patience::Limits;
-use record::Ledger;
+use outgoing_body::OutgoingBody;
+use record::RequestCounters;
+use response_future::ResponseFuture;
 use service::Service;
-use stage::Stage;
+use timed_connection::Timeouts;
 
-pub(crate) use stage::BodyTurn;
-
-/// What the host serves with.
+/// A function that can be served, with its metrics.
 pub(crate) struct Server<H> {
-    limits: Limits,
-    ledger: Arc<Ledger>,
+    timeouts: Timeouts,
+    counters: Arc<RequestCounters>,
     service: Arc<Service<H>>,
     registry: Registry,
 }
 
 impl<H: Handler> Server<H> {
-    /// A server of `app` that counts in `registry`.
+    /// Creates a server of `app` with its metrics in `registry`.
     pub(crate) fn new(
         settings: &Settings,
         app: App<H>,
         platform: Arc<Platform>,
         registry: Registry,
-        traces: Traces,
+        tracer: RequestTracer,
     ) -> Result<Self, prometheus::Error> {
-        let inflight = InFlight::new(settings.max_inflight.filter(|_| !app.limits_itself));
-        let ledger = Arc::new(Ledger {
+        let limit = settings.max_inflight.filter(|_| !app.limits_itself);
+        let inflight = Arc::new(InFlight::new(limit));
+        registry.register(Box::new(InFlightGauge::new(inflight.clone())?))?;
+        let counters = Arc::new(RequestCounters {
             inflight,
             metrics: Metrics::new(&registry)?,
         });
-        registry.register(Box::new(InFlightGauge::new(&ledger)?))?;
-        let service = Arc::new(Service::new(settings, app, platform, ledger.clone(), traces));
+        let service = Arc::new(Service::new(settings, app, platform, counters.clone(), tracer));
         Ok(Self {
-            limits: limits(settings),
-            ledger,
+            timeouts: timeouts(settings),
+            counters,
             service,
             registry,
         })
     }
 
-    /// Serves the function's callers.
-    pub(crate) fn serve(&self, listener: TcpListener) -> Serving {
-        Serving::spawn(listener, self.limits, self.service.clone())
+    /// Serves the function.
+    pub(crate) fn serve(&self, listener: TcpListener) -> ServedListener {
+        ServedListener::spawn(listener, self.timeouts, self.service.clone())
     }
 
-    /// Serves the metrics, on a port of their own.
-    pub(crate) fn serve_metrics(&self, listener: TcpListener) -> Serving {
-        Serving::spawn(listener, self.limits, MetricsPage(self.registry.clone()))
+    /// Serves the page of metrics.
+    pub(crate) fn serve_metrics(&self, listener: TcpListener) -> ServedListener {
+        ServedListener::spawn(listener, self.timeouts, MetricsPage(self.registry.clone()))
     }
 
-    /// How many requests are being answered.
+    /// Returns the number of requests in flight.
     pub(crate) fn running(&self) -> usize {
-        self.ledger.inflight.running()
+        self.counters.inflight.running()
     }
 }
 
-/// How long a connection may have no request, unless `read_timeout` is longer. Clients keep connections for a while, and
-/// one that is closed just as it is used again is an error they may not retry.
-const IDLE: Duration = Duration::from_secs(120);
+/// The idle timeout of a connection, unless `read_timeout` is longer.
+///
+/// Clients keep connections for a while. If the server closes a connection just as the client reuses it, the client gets an
+/// error that it may not retry.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-fn limits(settings: &Settings) -> Limits {
+fn timeouts(settings: &Settings) -> Timeouts {
     let (read, write) = (settings.read_timeout, settings.write_timeout);
-    Limits {
+    Timeouts {
         read,
         write,
-        idle: IDLE.max(read),
+        idle: IDLE_TIMEOUT.max(read),
     }
 }
 
-impl<H: Handler> Answers for Arc<Service<H>> {
-    type Body = Outgoing;
-    type Answer = Answer;
+impl<H: Handler> ConnectionService for Arc<Service<H>> {
+    type Body = OutgoingBody;
+    type Future = ResponseFuture;
 
-    fn answer(&self, request: Request<Incoming>, connection: &Arc<Stage>) -> Answer {
-        Service::answer(self, request, connection)
+    fn respond(&self, request: Request<Incoming>, connection: &Arc<ConnectionState>) -> ResponseFuture {
+        Service::respond(self, request, connection)
     }
 }
 
-/// Answers `/metrics`.
+/// The service that answers `/metrics`.
 #[derive(Clone)]
 struct MetricsPage(Registry);
 
@@ -132,7 +133,7 @@ impl MetricsPage {
                 *response.body_mut() = Full::from(text);
             }
             Err(error) => {
-                tracing::error!(%error, "could not write the metrics");
+                tracing::error!(%error, "could not encode the metrics");
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
             }
         }
@@ -140,11 +141,11 @@ impl MetricsPage {
     }
 }
 
-impl Answers for MetricsPage {
+impl ConnectionService for MetricsPage {
     type Body = Full<Bytes>;
-    type Answer = Ready<Result<Response<Full<Bytes>>, Infallible>>;
+    type Future = Ready<Result<Response<Full<Bytes>>, Infallible>>;
 
-    fn answer(&self, request: Request<Incoming>, _connection: &Arc<Stage>) -> Self::Answer {
+    fn respond(&self, request: Request<Incoming>, _connection: &Arc<ConnectionState>) -> Self::Future {
         ready(Ok(self.response(request.uri().path())))
     }
 }

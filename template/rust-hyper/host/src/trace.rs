@@ -1,7 +1,7 @@
-//! Traces: what a request did and when, as spans that a collector of OpenTelemetry's is sent.
+//! Traces: spans of requests and of the work that they cause, exported to an OpenTelemetry collector.
 //!
-//! There are none, and nothing is done for them, unless the environment names a collector. Then each request has a span of
-//! its own, in the trace that its caller names in `traceparent` or in a new one, and handlers may open more within it:
+//! Nothing is traced unless the environment names a collector. With one, each request has a span, in the trace that its
+//! caller names in the header `traceparent` or in a new trace, and handlers may open child spans:
 //!
 //! ```no_run
 //! # async fn ask() -> Result<(), std::io::Error> { Ok(()) }
@@ -15,37 +15,38 @@
 //! # }
 //! ```
 //!
-//! What is asked of a gateway by [`Gateway`](crate::Gateway) has a span, too, and carries the trace on.
+//! Requests that are sent by [`Gateway`](crate::Gateway) have a span of their own, and pass the trace on.
 //!
 //! # Settings
 //!
-//! They are OpenTelemetry's own. Durations are numbers of milliseconds.
+//! They are the variables that OpenTelemetry defines. Durations are in milliseconds.
 //!
-//! | variable | default | what |
+//! | variable | default | meaning |
 //! | --- | --- | --- |
 //! | `OTEL_EXPORTER_OTLP_ENDPOINT` | | the collector, `http://HOST:PORT` or `https://…`; spans are posted to `/v1/traces` there |
-//! | `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` | | the whole address in its place |
-//! | `OTEL_EXPORTER_OTLP_HEADERS` | | further headers, `NAME=VALUE,…`, values percent-encoded; better as the secret `otel-headers` |
-//! | `OTEL_EXPORTER_OTLP_CERTIFICATE` | | a file with certificates (PEM) to trust the collector by besides the system's |
+//! | `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` | | the complete URL instead |
+//! | `OTEL_EXPORTER_OTLP_HEADERS` | | further headers, `NAME=VALUE,…`, values percent-encoded; secret ones belong in the secret `otel-headers` |
+//! | `OTEL_EXPORTER_OTLP_CERTIFICATE` | | a file with certificates (PEM) that authenticate the collector, besides the system's |
 //! | `OTEL_EXPORTER_OTLP_COMPRESSION` | `none` | `gzip` or `none` |
-//! | `OTEL_EXPORTER_OTLP_TIMEOUT` | 10000 | how long one delivery may take |
-//! | `OTEL_EXPORTER_OTLP_PROTOCOL` | `http/protobuf` | no other is spoken |
-//! | `OTEL_SERVICE_NAME` | the function's own | what the spans are of |
-//! | `OTEL_RESOURCE_ATTRIBUTES` | | what else is to be told of it, `KEY=VALUE,…` |
-//! | `OTEL_TRACES_SAMPLER` | `parentbased_always_on` | also `always_on`, `always_off`, `traceidratio`, and `parentbased_` before the last two |
-//! | `OTEL_TRACES_SAMPLER_ARG` | 1 | the share of traces for `traceidratio`, 0 to 1 |
-//! | `OTEL_BSP_SCHEDULE_DELAY` | 5000 | how long a span waits for others at most |
-//! | `OTEL_BSP_MAX_QUEUE_SIZE`, `OTEL_BSP_MAX_EXPORT_BATCH_SIZE` | 2048, 512 | how many spans wait, and how many go together |
-//! | `OTEL_TRACES_EXPORTER` | `otlp` | `none` turns it off |
-//! | `OTEL_SDK_DISABLED` | `false` | `true` turns it off |
+//! | `OTEL_EXPORTER_OTLP_TIMEOUT` | 10000 | the timeout of one export |
+//! | `OTEL_EXPORTER_OTLP_PROTOCOL` | `http/protobuf` | the only supported protocol |
+//! | `OTEL_SERVICE_NAME` | the function's own | the service name in the traces |
+//! | `OTEL_RESOURCE_ATTRIBUTES` | | further attributes of the service, `KEY=VALUE,…` |
+//! | `OTEL_TRACES_SAMPLER` | `parentbased_always_on` | also `always_on`, `always_off`, `traceidratio`, and the last two with the prefix `parentbased_` |
+//! | `OTEL_TRACES_SAMPLER_ARG` | 1 | the ratio of sampled traces for `traceidratio`, 0 to 1 |
+//! | `OTEL_BSP_SCHEDULE_DELAY` | 5000 | the interval between exports |
+//! | `OTEL_BSP_MAX_QUEUE_SIZE`, `OTEL_BSP_MAX_EXPORT_BATCH_SIZE` | 2048, 512 | the limits on queued spans, and on spans in one export |
+//! | `OTEL_TRACES_EXPORTER` | `otlp` | `none` disables tracing |
+//! | `OTEL_SDK_DISABLED` | `false` | `true` disables tracing |
 //!
-//! Where there are two, the one with `_TRACES_` in its name (`OTEL_EXPORTER_OTLP_TRACES_HEADERS`) counts before the other.
+//! A variable with `_TRACES_` in its name takes precedence over the one without (`OTEL_EXPORTER_OTLP_TRACES_HEADERS` over
+//! `OTEL_EXPORTER_OTLP_HEADERS`).
 //!
 //! # The collector
 //!
-//! It never holds anything up. Spans wait in a queue of fixed size, and a thread of its own delivers them; what there is no
-//! room for is dropped. That a collector cannot be reached is told once, and once more when it can. When the function ends,
-//! what still waits is delivered, within [`FLUSH_TIMEOUT`].
+//! The collector never delays requests. Spans are queued in bounded memory and exported by a separate thread; spans that
+//! exceed the queue are dropped. The first failure of an export is logged, and the next success. When the function shuts
+//! down, queued spans are exported, within [`FLUSH_TIMEOUT`].
 
 mod collector;
 mod context;
@@ -63,51 +64,55 @@ use opentelemetry::trace::{SpanKind, TracerProvider};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
 pub use context::InSpan;
-pub(crate) use context::Scope;
+pub(crate) use context::TraceContext;
 pub use opentelemetry::Value;
 pub(crate) use settings::Settings;
 pub use span::Span;
-use span::{attribute, cut};
+use span::{attribute, truncate};
 
-/// The secret with headers for the collector, a token among them: `NAME=VALUE`, values percent-encoded, separated by commas
-/// or line ends. It is read anew when its file changes.
+/// The secret with headers for the collector, such as an access token.
+///
+/// Its format is `NAME=VALUE`, with values percent-encoded, separated by commas or line ends. It is read again when its
+/// file changes.
 pub const HEADERS_SECRET: &str = "otel-headers";
 
-/// How long the last spans may take to be delivered.
+/// The timeout for exporting the queued spans at shutdown.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The name of what makes the spans.
-const SCOPE: &str = "function-host";
+/// The name of the instrumentation scope, which identifies this crate in exported spans.
+const INSTRUMENTATION_SCOPE: &str = "function-host";
 
-/// A span within the one that this runs in; none where that is not traced.
+/// Opens a child of the current span. The span is empty if the current request is not traced.
 pub fn span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
-    Span::within(&Context::current(), name.into(), SpanKind::Internal)
+    Span::child_of(&Context::current(), name.into(), SpanKind::Internal)
 }
 
-/// The same, of a call to another service, which is to be told by [`Span::inject`].
+/// Opens a child of the current span for a request to another service (OpenTelemetry's kind `client`).
+///
+/// [`Span::inject`] passes the trace on to that service.
 pub fn client_span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
-    Span::within(&Context::current(), name.into(), SpanKind::Client)
+    Span::child_of(&Context::current(), name.into(), SpanKind::Client)
 }
 
-/// Names the route by which the request is served: a path with nothing in it that is one caller's alone.
+/// Sets the route of the current request: a path pattern without parts that vary between callers.
 pub fn set_route(route: &'static str) {
-    span::name_route(&Context::current(), route);
+    span::set_route(&Context::current(), route);
 }
 
-/// The future in the span that this is called in, wherever it is polled: in a task of its own, say.
+/// Returns `future`, running in the current span wherever it is polled, for example in a new task.
 pub fn in_current_span<F>(future: F) -> InSpan<F> {
-    Scope::current().run(future)
+    TraceContext::current().run(future)
 }
 
-/// Names the current span to whoever is sent these headers, as their caller.
+/// Sets the headers that name the current span as the caller.
 pub fn inject(headers: &mut HeaderMap) {
     propagation::inject(&Context::current(), headers);
 }
 
-/// Begins the span of a request that is sent within the current one, and names it there as the caller.
+/// Opens the span of a request that the host sends, and sets the request's headers that name the span as the caller.
 pub(crate) fn outgoing<B>(request: &mut http::Request<B>) -> Span {
     let (method, uri) = (request.method().as_str(), request.uri());
-    let span = client_span(format!("{method} {}", kind_of(uri.path())));
+    let span = client_span(format!("{method} {}", path_prefix(uri.path())));
     if span.is_recording() {
         span.set("http.request.method", method.to_owned());
         span.set("url.path", uri.path().to_owned());
@@ -120,16 +125,16 @@ pub(crate) fn outgoing<B>(request: &mut http::Request<B>) -> Span {
     span
 }
 
-/// The methods that spans are named by: of others there are any number.
-fn known(method: &Method) -> Option<&'static str> {
+/// Returns the name of a standard method. Other methods do not become span names, because clients choose them.
+fn standard_method(method: &Method) -> Option<&'static str> {
     const METHODS: [&str; 9] = [
         "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
     ];
-    METHODS.into_iter().find(|known| *known == method.as_str())
+    METHODS.into_iter().find(|standard| *standard == method.as_str())
 }
 
-/// The part of a gateway's or a registry's path that many have in common.
-fn kind_of(path: &str) -> &str {
+/// Returns the prefix of a path that does not vary between functions and images, for the names of spans.
+fn path_prefix(path: &str) -> &str {
     let segments = if path.starts_with("/system/") { 2 } else { 1 };
     match path.match_indices('/').nth(segments) {
         Some((end, _)) => &path[..end],
@@ -137,33 +142,33 @@ fn kind_of(path: &str) -> &str {
     }
 }
 
-/// What spans are made with: nothing, where there is no collector.
+/// Opens the spans of requests. Does nothing without a collector.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Traces(Option<Arc<Tracing>>);
+pub(crate) struct RequestTracer(Option<Arc<ActiveTracer>>);
 
 #[derive(Debug)]
-struct Tracing {
+struct ActiveTracer {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
 }
 
-impl Traces {
+impl RequestTracer {
     fn new(provider: SdkTracerProvider) -> Self {
-        let tracer = provider.tracer(SCOPE);
-        Self(Some(Arc::new(Tracing { provider, tracer })))
+        let tracer = provider.tracer(INSTRUMENTATION_SCOPE);
+        Self(Some(Arc::new(ActiveTracer { provider, tracer })))
     }
 
-    /// Begins the span of a request. It ends when it is dropped.
-    pub(crate) fn request<B>(&self, request: &http::Request<B>, call_id: &str) -> Span {
-        let Some(tracing) = &self.0 else {
+    /// Opens the span of a request.
+    pub(crate) fn open_span<B>(&self, request: &http::Request<B>, call_id: &str) -> Span {
+        let Some(active) = &self.0 else {
             return Span::none();
         };
         let caller = propagation::extract(request.headers());
-        let method = known(request.method());
+        let method = standard_method(request.method());
         let mut attributes = vec![
             attribute("http.request.method", method.unwrap_or("_OTHER")),
             attribute("url.scheme", "http"),
-            attribute("url.path", cut(request.uri().path()).to_owned()),
+            attribute("url.path", truncate(request.uri().path()).to_owned()),
             attribute("faas.invocation_id", call_id.to_owned()),
         ];
         for (key, header) in [("server.address", HOST), ("user_agent.original", USER_AGENT)] {
@@ -171,19 +176,19 @@ impl Traces {
                 .headers()
                 .get(header)
                 .and_then(|value| value.to_str().ok());
-            attributes.extend(value.map(|value| attribute(key, cut(value).to_owned())));
+            attributes.extend(value.map(|value| attribute(key, truncate(value).to_owned())));
         }
-        Span::of_request(&tracing.tracer, &caller, method.unwrap_or("HTTP"), attributes)
+        Span::for_request(&active.tracer, &caller, method.unwrap_or("HTTP"), attributes)
     }
 
-    /// Delivers what waits, and ends.
+    /// Exports the queued spans and stops the export.
     pub(crate) async fn flush(&self) {
-        let Some(tracing) = self.0.clone() else {
+        let Some(active) = self.0.clone() else {
             return;
         };
-        // What failed has been told. The thread waits; this one lets the delivery itself go on.
+        // The exporter logs its failures. The wait blocks its thread, while the runtime sends the request.
         let flushed =
-            tokio::task::spawn_blocking(move || tracing.provider.shutdown_with_timeout(FLUSH_TIMEOUT));
+            tokio::task::spawn_blocking(move || active.provider.shutdown_with_timeout(FLUSH_TIMEOUT));
         let _ = flushed.await;
     }
 }
@@ -193,8 +198,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_are_named_by_what_their_paths_have_in_common() {
-        for (path, kind) in [
+    fn names_of_functions_and_images_are_not_part_of_span_names() {
+        for (path, prefix) in [
             ("/system/functions", "/system/functions"),
             ("/system/function/shop", "/system/function"),
             ("/function/shop/_/health", "/function"),
@@ -203,7 +208,7 @@ mod tests {
             ("/", "/"),
             ("", ""),
         ] {
-            assert_eq!(kind_of(path), kind, "{path}");
+            assert_eq!(path_prefix(path), prefix, "{path}");
         }
     }
 }

@@ -1,19 +1,20 @@
-//! The call id of a request: the caller's, or a new one.
+//! Call ids, taken from the caller's header or generated.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+/// The header with the call id, in requests and responses.
 pub(crate) const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 
-/// A call id of the caller's is taken up to this length; every line of the log carries it.
+/// The longest call id that is accepted from a caller, in bytes. It is in every log line.
 const MAX_LENGTH: usize = 128;
 
-/// Where call ids come from.
+/// A generator of call ids: random UUIDs, as the gateway generates them.
 ///
-/// New ones are random UUIDs as the gateway makes them: keyed hashes of a number, with keys that the standard library has
-/// drawn. That costs no system call for each, and cannot fail.
+/// The random bits are keyed hashes of a counter, with the random keys of the standard library. So an id costs no system
+/// call, and generating it cannot fail.
 #[derive(Debug, Default)]
 pub(crate) struct CallIds {
     keys: [RandomState; 2],
@@ -21,10 +22,10 @@ pub(crate) struct CallIds {
 }
 
 impl CallIds {
-    /// The caller's id where it has one that can be logged, else a new one. It is visible ASCII.
-    pub(crate) fn of(&self, headers: &HeaderMap) -> HeaderValue {
+    /// Returns the caller's id if it is visible ASCII and not too long, or else a new id.
+    pub(crate) fn for_request(&self, headers: &HeaderMap) -> HeaderValue {
         match headers.get(CALL_ID) {
-            Some(given) if (1..=MAX_LENGTH).contains(&given.len()) && given.to_str().is_ok() => given.clone(),
+            Some(id) if (1..=MAX_LENGTH).contains(&id.len()) && id.to_str().is_ok() => id.clone(),
             _ => self.new_id(),
         }
     }
@@ -45,29 +46,29 @@ mod tests {
 
     use super::*;
 
-    fn with(given: &str) -> HeaderMap {
-        HeaderMap::from_iter([(CALL_ID, HeaderValue::from_str(given).unwrap())])
+    fn headers(call_id: &str) -> HeaderMap {
+        HeaderMap::from_iter([(CALL_ID, HeaderValue::from_str(call_id).unwrap())])
     }
 
     #[test]
-    fn the_callers_id_is_taken_where_it_can_be_logged() {
+    fn a_callers_id_that_cannot_be_logged_is_replaced() {
         let ids = CallIds::default();
-        assert_eq!(ids.of(&with("build/7 of a")), "build/7 of a");
+        assert_eq!(ids.for_request(&headers("build/7 of a")), "build/7 of a");
         for given in [String::new(), "ü".to_owned(), "x".repeat(MAX_LENGTH + 1)] {
-            let id = ids.of(&with(&given));
+            let id = ids.for_request(&headers(&given));
             assert!(uuid::Uuid::parse_str(id.to_str().unwrap()).is_ok(), "{given}");
         }
     }
 
     #[test]
-    fn new_ids_are_uuids_of_their_own() {
+    fn generated_ids_are_unique_random_uuids() {
         let (one, other) = (CallIds::default(), CallIds::default());
-        let made: HashSet<_> = (0..1000)
+        let generated: HashSet<_> = (0..1000)
             .flat_map(|_| [one.new_id(), other.new_id()])
             .map(|id| id.to_str().unwrap().to_owned())
             .collect();
-        assert_eq!(made.len(), 2000);
-        for id in &made {
+        assert_eq!(generated.len(), 2000);
+        for id in &generated {
             assert_eq!(uuid::Uuid::parse_str(id).unwrap().get_version_num(), 4, "{id}");
         }
     }

@@ -1,4 +1,4 @@
-//! Connections: accepted, limited in time, drained.
+//! Connections: accepting, serving, draining and aborting them.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -18,96 +18,97 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::patience::{Limits, Patient};
-use super::stage::Stage;
-use crate::error::BoxError;
+use super::timed_connection::{TimedConnection, Timeouts};
+use crate::connection_state::ConnectionState;
+use crate::error_chain::BoxError;
 
-/// What answers the requests of connections.
-pub(crate) trait Answers: Clone + Send + 'static {
+/// Answers the requests of connections.
+pub(crate) trait ConnectionService: Clone + Send + 'static {
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
-    type Answer: Future<Output = Result<http::Response<Self::Body>, Infallible>> + Send + 'static;
+    type Future: Future<Output = Result<http::Response<Self::Body>, Infallible>> + Send + 'static;
 
-    /// Begins to answer a request of a connection.
-    fn answer(&self, request: http::Request<Incoming>, connection: &Arc<Stage>) -> Self::Answer;
+    /// Returns the future of the response to a request of `connection`.
+    fn respond(&self, request: http::Request<Incoming>, connection: &Arc<ConnectionState>) -> Self::Future;
 }
 
-/// A listener that is being served. Dropping it ends all its connections.
-pub(crate) struct Serving {
-    state: watch::Sender<State>,
+/// A listener that is being served. Dropping it drops all of its connections.
+pub(crate) struct ServedListener {
+    phase: watch::Sender<Phase>,
     accepting: JoinHandle<()>,
 }
 
-/// How far the end of a listener has come.
+/// The phases of a listener, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-enum State {
+enum Phase {
     Open,
-    /// No connection is accepted; those there are end with their current request.
-    Closed,
+    /// No connection is accepted; existing ones end after their current request.
+    Draining,
     /// All connections are dropped.
-    Cut,
+    Aborted,
 }
 
-impl Serving {
-    pub(crate) fn spawn(listener: TcpListener, limits: Limits, answers: impl Answers) -> Self {
-        // What a client does not take may all be in the system's buffers (4 MiB of it), where nothing here waits for it.
-        // Connections have this from their listener.
-        if let Err(error) = SockRef::from(&listener).set_tcp_user_timeout(Some(limits.write)) {
-            tracing::warn!(%error, "clients that take nothing are noticed late");
+impl ServedListener {
+    pub(crate) fn spawn(listener: TcpListener, timeouts: Timeouts, service: impl ConnectionService) -> Self {
+        // The kernel buffers up to 4 MiB that the client does not read, and writes succeed meanwhile. So that the write
+        // timeout holds then too, the kernel enforces it. Connections inherit the option from their listener.
+        if let Err(error) = SockRef::from(&listener).set_tcp_user_timeout(Some(timeouts.write)) {
+            tracing::warn!(%error, "could not set TCP_USER_TIMEOUT: clients that stop reading are noticed late");
         }
-        let (state, seen) = watch::channel(State::Open);
+        let (phase, receiver) = watch::channel(Phase::Open);
         Self {
-            state,
-            accepting: tokio::spawn(accept(listener, limits, answers, seen)),
+            phase,
+            accepting: tokio::spawn(accept(listener, timeouts, service, receiver)),
         }
     }
 
-    /// Closes the port; connections end with their current request.
-    pub(crate) fn close(&self) {
-        self.state.send_replace(State::Closed);
+    /// Closes the port, and each connection after its current request.
+    pub(crate) fn drain(&self) {
+        self.phase.send_replace(Phase::Draining);
     }
 
-    /// Drops all connections, with the handlers that work for them.
-    pub(crate) fn cut(&self) {
-        self.state.send_replace(State::Cut);
+    /// Drops all connections and their handlers.
+    pub(crate) fn abort(&self) {
+        self.phase.send_replace(Phase::Aborted);
     }
 
     /// Waits until the last connection has ended.
     pub(crate) async fn ended(&mut self) {
         if let Err(error) = (&mut self.accepting).await {
-            tracing::error!(%error, "serving ended badly");
+            tracing::error!(%error, "the accept loop panicked");
         }
     }
 }
 
-impl Drop for Serving {
+impl Drop for ServedListener {
     fn drop(&mut self) {
         self.accepting.abort();
     }
 }
 
-/// Waits until the end has come as far as `state`.
-async fn reaches(seen: &mut watch::Receiver<State>, state: State) {
-    // Where the sender is gone, all of this is being dropped.
-    let _ = seen.wait_for(|seen| *seen >= state).await;
+/// Waits until the listener has reached `phase`.
+async fn reached(receiver: &mut watch::Receiver<Phase>, phase: Phase) {
+    // Fails if the sender was dropped, in which case this task is aborted.
+    let _ = receiver.wait_for(|current| *current >= phase).await;
 }
 
+/// Accepts connections until the listener drains, and waits until all of them have ended.
 async fn accept(
     listener: TcpListener,
-    limits: Limits,
-    answers: impl Answers,
-    mut seen: watch::Receiver<State>,
+    timeouts: Timeouts,
+    service: impl ConnectionService,
+    mut phase: watch::Receiver<Phase>,
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = reaches(&mut seen, State::Closed) => break,
+            () = reached(&mut phase, Phase::Draining) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(stream, limits, answers.clone(), seen.clone()));
+                    connections.spawn(serve(stream, timeouts, service.clone(), phase.clone()));
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely: what is open has to end first.
+                    // Probably out of file descriptors, until open connections end.
                     tracing::error!(%error, "could not accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -118,39 +119,44 @@ async fn accept(
     loop {
         tokio::select! {
             joined = connections.join_next() => if joined.is_none() { return },
-            () = reaches(&mut seen, State::Cut) => return connections.shutdown().await,
+            () = reached(&mut phase, Phase::Aborted) => return connections.shutdown().await,
         }
     }
 }
 
 /// Serves one connection to its end.
-async fn serve(stream: TcpStream, limits: Limits, answers: impl Answers, mut seen: watch::Receiver<State>) {
+async fn serve(
+    stream: TcpStream,
+    timeouts: Timeouts,
+    service: impl ConnectionService,
+    mut phase: watch::Receiver<Phase>,
+) {
     let _ = stream.set_nodelay(true);
-    let stage = Arc::<Stage>::default();
-    let io = TokioIo::new(Patient::new(stream, limits, stage.clone()));
-    let service = service_fn(move |request| answers.answer(request, &stage));
+    let state = Arc::<ConnectionState>::default();
+    let io = TokioIo::new(TimedConnection::new(stream, timeouts, state.clone()));
+    let service = service_fn(move |request| service.respond(request, &state));
     let mut connection = pin!(http1::Builder::new().serve_connection(io, service));
 
-    // The wait for the end is entered once: it stays registered with this task's waker. To poll it with every piece of
-    // a request, as a select would, costs more than reading the request's head.
-    let state = seen.clone();
-    let mut closed = pin!(reaches(&mut seen, State::Closed));
-    let mut entered = false;
-    let mut draining = false;
+    // The wait for the drain is polled only once and after changes: it stays registered with this task's waker. Polling it
+    // with every part of a request, as a select would, costs more than reading the request's head.
+    let changes = phase.clone();
+    let mut draining = pin!(reached(&mut phase, Phase::Draining));
+    let mut registered = false;
+    let mut drained = false;
     let served = poll_fn(|cx| {
         loop {
             if let Poll::Ready(served) = connection.as_mut().poll(cx) {
                 return Poll::Ready(served);
             }
-            let news = !entered || state.has_changed().unwrap_or(true);
-            if draining || !news {
+            let changed = !registered || changes.has_changed().unwrap_or(true);
+            if drained || !changed {
                 return Poll::Pending;
             }
-            entered = true;
-            if closed.as_mut().poll(cx).is_pending() {
+            registered = true;
+            if draining.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            draining = true;
+            drained = true;
             connection.as_mut().graceful_shutdown();
         }
     })

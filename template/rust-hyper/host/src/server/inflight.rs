@@ -1,8 +1,8 @@
-//! How many requests are being answered, and how many may be.
+//! The number of requests in flight, and its limit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts requests from their head to the end of their response.
+/// A counter of requests in flight, from their head to the end of their response, that admits up to a limit.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     running: AtomicUsize,
@@ -17,13 +17,13 @@ impl InFlight {
         }
     }
 
-    /// Counts a request in, to be counted out by [`InFlight::leave`]; the error is the limit that is reached.
+    /// Admits a request, which must [`leave`](InFlight::leave) later. Fails with the limit if it is reached.
     pub(crate) fn enter(&self) -> Result<(), usize> {
         let Some(limit) = self.limit else {
             self.running.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         };
-        // Not added and taken back: a refused request must not make another one look refused.
+        // Not incremented and decremented again: in between, another request would be rejected in error.
         let entered = self
             .running
             .try_update(Ordering::Relaxed, Ordering::Relaxed, |running| {
@@ -32,17 +32,17 @@ impl InFlight {
         entered.map(drop).map_err(|_| limit)
     }
 
-    /// Counts a request out that was counted in.
+    /// Removes a request that was admitted.
     pub(crate) fn leave(&self) {
         self.running.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many requests are being answered.
+    /// Returns the number of requests in flight.
     pub(crate) fn running(&self) -> usize {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Whether another request would be refused.
+    /// Returns whether the limit is reached.
     pub(crate) fn full(&self) -> bool {
         self.limit.is_some_and(|limit| self.running() >= limit)
     }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_is_exact_and_places_come_back() {
+    fn exactly_as_many_requests_as_the_limit_are_admitted_at_a_time() {
         let inflight = InFlight::new(Some(2));
         assert_eq!(inflight.enter(), Ok(()));
         assert!(!inflight.full());
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_it_is_never_full() {
+    fn every_request_is_admitted_without_a_limit() {
         let inflight = InFlight::new(None);
         for _ in 0..1000 {
             assert_eq!(inflight.enter(), Ok(()));

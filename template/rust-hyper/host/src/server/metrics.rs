@@ -1,6 +1,6 @@
-//! of-watchdog's metrics, under its names and labels.
+//! The metrics of requests, with the names and labels of of-watchdog.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::Method;
@@ -10,17 +10,18 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use super::record::Ledger;
+use super::inflight::InFlight;
 
-/// The methods that have time series of their own, in lower case as Go's `promhttp` has them. All others share the last.
+/// The methods with time series of their own, in lower case as in Go's `promhttp`. All others count as `unknown`.
 const METHODS: [&str; 8] = [
     "get", "post", "put", "delete", "head", "patch", "options", "unknown",
 ];
 
+/// The counters and histograms of requests, by status and method.
 pub(crate) struct Metrics {
     requests: IntCounterVec,
     durations: HistogramVec,
-    /// The time series of status 200 by method: what most requests end in is not looked up each time.
+    /// The time series of status 200 by method, cached because most requests end with it.
     ok: [OnceLock<Series>; METHODS.len()],
 }
 
@@ -31,6 +32,7 @@ struct Series {
 }
 
 impl Metrics {
+    /// Registers the metrics.
     pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let labels = ["code", "method"];
         let total = Opts::new("http_requests_total", "total HTTP requests processed");
@@ -49,14 +51,16 @@ impl Metrics {
         })
     }
 
-    pub(crate) fn observe(&self, status: u16, method: &Method, took: Duration) {
-        let method = index(method);
+    /// Counts a request that ended.
+    pub(crate) fn observe(&self, status: u16, method: &Method, duration: Duration) {
+        let method = method_index(method);
         if status == 200 {
             self.ok[method]
                 .get_or_init(|| self.series("200", METHODS[method]))
-                .observe(took);
+                .observe(duration);
         } else {
-            self.series(&status.to_string(), METHODS[method]).observe(took);
+            self.series(&status.to_string(), METHODS[method])
+                .observe(duration);
         }
     }
 
@@ -69,14 +73,14 @@ impl Metrics {
 }
 
 impl Series {
-    fn observe(&self, took: Duration) {
+    fn observe(&self, duration: Duration) {
         self.requests.inc();
-        self.durations.observe(took.as_secs_f64());
+        self.durations.observe(duration.as_secs_f64());
     }
 }
 
-/// Where a method's name is in [`METHODS`].
-fn index(method: &Method) -> usize {
+/// Returns the index of a method in [`METHODS`].
+fn method_index(method: &Method) -> usize {
     match *method {
         Method::GET => 0,
         Method::POST => 1,
@@ -89,20 +93,16 @@ fn index(method: &Method) -> usize {
     }
 }
 
-/// Shows how many requests are being answered. The count is read when it is asked for, so that a request pays for it
-/// once.
+/// The gauge of requests in flight. It reads the counter when metrics are collected, so that requests need not update it.
 pub(crate) struct InFlightGauge {
     gauge: IntGauge,
-    ledger: Weak<Ledger>,
+    inflight: Arc<InFlight>,
 }
 
 impl InFlightGauge {
-    pub(crate) fn new(ledger: &Arc<Ledger>) -> Result<Self, prometheus::Error> {
+    pub(crate) fn new(inflight: Arc<InFlight>) -> Result<Self, prometheus::Error> {
         let gauge = IntGauge::new("http_requests_in_flight", "total HTTP requests in-flight")?;
-        Ok(Self {
-            gauge,
-            ledger: Arc::downgrade(ledger),
-        })
+        Ok(Self { gauge, inflight })
     }
 }
 
@@ -112,11 +112,8 @@ impl Collector for InFlightGauge {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let running = self
-            .ledger
-            .upgrade()
-            .map_or(0, |ledger| ledger.inflight.running());
-        self.gauge.set(i64::try_from(running).unwrap_or(i64::MAX));
+        let running = i64::try_from(self.inflight.running()).unwrap_or(i64::MAX);
+        self.gauge.set(running);
         self.gauge.collect()
     }
 }
@@ -126,28 +123,19 @@ mod tests {
     use prometheus::TextEncoder;
 
     use super::*;
-    use crate::server::inflight::InFlight;
 
     #[test]
-    fn the_names_and_labels_are_those_of_of_watchdog() {
+    fn metrics_have_the_names_and_labels_of_of_watchdog() {
         let registry = Registry::new();
-        let ledger = Arc::new(Ledger {
-            inflight: InFlight::new(None),
-            metrics: Metrics::new(&registry).unwrap(),
-        });
+        let metrics = Metrics::new(&registry).unwrap();
+        let inflight = Arc::new(InFlight::new(None));
         registry
-            .register(Box::new(InFlightGauge::new(&ledger).unwrap()))
+            .register(Box::new(InFlightGauge::new(inflight.clone()).unwrap()))
             .unwrap();
-        ledger.inflight.enter().unwrap();
-        ledger
-            .metrics
-            .observe(200, &Method::POST, Duration::from_millis(30));
-        ledger
-            .metrics
-            .observe(200, &Method::POST, Duration::from_millis(30));
-        ledger
-            .metrics
-            .observe(404, &Method::from_bytes(b"BREW").unwrap(), Duration::from_secs(1));
+        inflight.enter().unwrap();
+        metrics.observe(200, &Method::POST, Duration::from_millis(30));
+        metrics.observe(200, &Method::POST, Duration::from_millis(30));
+        metrics.observe(404, &Method::from_bytes(b"BREW").unwrap(), Duration::from_secs(1));
 
         let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
 
@@ -166,10 +154,10 @@ mod tests {
     }
 
     #[test]
-    fn methods_are_where_their_names_are() {
+    fn each_method_is_counted_under_its_own_name() {
         for (at, name) in METHODS.iter().enumerate() {
             let method = Method::from_bytes(name.to_uppercase().as_bytes()).unwrap();
-            assert_eq!(index(&method), at, "{name}");
+            assert_eq!(method_index(&method), at, "{name}");
         }
     }
 }

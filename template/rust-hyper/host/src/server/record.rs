@@ -1,4 +1,4 @@
-//! What is counted of a request, once all of it is over.
+//! The record of a request, which is counted, traced and logged when the request ends.
 
 use std::sync::Arc;
 
@@ -7,87 +7,87 @@ use tokio::time::Instant;
 
 use super::inflight::InFlight;
 use super::metrics::Metrics;
-use super::stage::Turn;
+use crate::connection_state::ActiveRequest;
 use crate::trace::Span;
 
-/// What requests are counted in.
-pub(crate) struct Ledger {
-    pub(crate) inflight: InFlight,
+/// The counters of requests: those in flight, and the metrics of those that ended.
+pub(crate) struct RequestCounters {
+    pub(crate) inflight: Arc<InFlight>,
     pub(crate) metrics: Metrics,
 }
 
-/// One request from its head to the end of its answer. Dropping it counts it, however it ended.
-pub(crate) struct Record {
-    ledger: Arc<Ledger>,
-    begun: Instant,
+/// One request, from its head to the end of its response. Dropping it counts it, however the request ended.
+pub(crate) struct RequestRecord {
+    counters: Arc<RequestCounters>,
+    start: Instant,
     method: Method,
     status: u16,
-    counted_in: bool,
-    told: Option<Told>,
+    admitted: bool,
+    log_fields: Option<LogFields>,
     trace: Span,
-    _turn: Turn,
+    _active: ActiveRequest,
 }
 
-/// What the log is told, where it listens.
-struct Told {
+/// The fields of the log line, if the level is enabled.
+struct LogFields {
     path: String,
     call_id: Arc<str>,
 }
 
-/// The status of a request whose client went away before the answer, as nginx counts it. Nobody is sent it.
-const CLIENT_GONE: u16 = 499;
+/// The status of a request whose client disconnected before the response, as in nginx. It is counted and never sent.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-impl Record {
-    /// Opens the record of a request; the error is the limit that is reached, and the record that of a refusal.
+impl RequestRecord {
+    /// Opens the record of a request. The result is an error with the limit if the request is over `max_inflight`.
     pub(crate) fn open(
-        ledger: &Arc<Ledger>,
+        counters: &Arc<RequestCounters>,
         request: &http::Request<hyper::body::Incoming>,
         call_id: &Arc<str>,
         trace: Span,
-        turn: Turn,
+        active: ActiveRequest,
     ) -> (Self, Result<(), usize>) {
-        let entered = ledger.inflight.enter();
-        let told = tracing::enabled!(tracing::Level::DEBUG).then(|| Told {
+        let entered = counters.inflight.enter();
+        let log_fields = tracing::enabled!(tracing::Level::DEBUG).then(|| LogFields {
             path: request.uri().path().to_owned(),
             call_id: call_id.clone(),
         });
         let record = Self {
-            ledger: ledger.clone(),
-            begun: Instant::now(),
+            counters: counters.clone(),
+            start: Instant::now(),
             method: request.method().clone(),
-            status: CLIENT_GONE,
-            counted_in: entered.is_ok(),
-            told,
+            status: CLIENT_CLOSED_REQUEST,
+            admitted: entered.is_ok(),
+            log_fields,
             trace,
-            _turn: turn,
+            _active: active,
         };
         (record, entered)
     }
 
-    /// When the request began.
-    pub(crate) fn begun(&self) -> Instant {
-        self.begun
+    /// Returns when the request arrived.
+    pub(crate) fn start(&self) -> Instant {
+        self.start
     }
 
-    /// What it is answered with.
-    pub(crate) fn answered(&mut self, status: StatusCode) {
+    /// Sets the status of the response.
+    pub(crate) fn set_status(&mut self, status: StatusCode) {
         self.status = status.as_u16();
     }
 }
 
-impl Drop for Record {
+impl Drop for RequestRecord {
     fn drop(&mut self) {
-        if self.counted_in {
-            self.ledger.inflight.leave();
+        if self.admitted {
+            self.counters.inflight.leave();
         }
-        let took = self.begun.elapsed();
-        self.ledger.metrics.observe(self.status, &self.method, took);
+        let duration = self.start.elapsed();
+        self.counters.metrics.observe(self.status, &self.method, duration);
         match self.status {
-            CLIENT_GONE => self.trace.abandoned(),
-            status => self.trace.answered(status),
+            CLIENT_CLOSED_REQUEST => self.trace.mark_abandoned(),
+            status => self.trace.set_status(status),
         }
-        if let Some(Told { path, call_id }) = &self.told {
-            let (method, seconds) = (self.method.as_str(), took.as_secs_f64());
+        if let Some(LogFields { path, call_id }) = &self.log_fields {
+            let (method, seconds) = (self.method.as_str(), duration.as_secs_f64());
             tracing::debug!(
                 call_id = &**call_id,
                 method,

@@ -1,4 +1,4 @@
-//! One request: probes, the call id, the limit, the handler.
+//! The service that answers one request: probes, call id, concurrency limit, handler.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,19 +6,21 @@ use std::time::Duration;
 use http::{HeaderValue, StatusCode};
 use hyper::body::{Body as _, Incoming};
 
-use super::answer::{Answer, Deadline, Marks, Running};
 use super::call_id::CallIds;
-use super::record::{Ledger, Record};
-use super::stage::Stage;
-use crate::body::Body;
-use crate::boot::{App, ReadyCheck};
+use super::deadline::Deadline;
+use super::record::{RequestCounters, RequestRecord};
+use super::response_future::{HandlerRun, HostHeaders, ResponseFuture};
+use crate::app::{App, ReadyCheck};
+use crate::connection_state::ConnectionState;
 use crate::context::{Context, Platform};
 use crate::handler::Handler;
 use crate::reply;
+use crate::request::Body;
+use crate::response::Response;
 use crate::settings::Settings;
-use crate::trace::Traces;
+use crate::trace::RequestTracer;
 
-/// What answers requests.
+/// The handler and the probes of a function, with everything that is shared between requests.
 pub(crate) struct Service<H> {
     handler: H,
     ready: Vec<ReadyCheck>,
@@ -26,9 +28,9 @@ pub(crate) struct Service<H> {
     ready_paths: Vec<String>,
     version: Option<HeaderValue>,
     platform: Arc<Platform>,
-    ledger: Arc<Ledger>,
+    counters: Arc<RequestCounters>,
     call_ids: CallIds,
-    traces: Traces,
+    tracer: RequestTracer,
     read_timeout: Duration,
     exec_timeout: Option<Duration>,
 }
@@ -38,8 +40,8 @@ impl<H: Handler> Service<H> {
         settings: &Settings,
         app: App<H>,
         platform: Arc<Platform>,
-        ledger: Arc<Ledger>,
-        traces: Traces,
+        counters: Arc<RequestCounters>,
+        tracer: RequestTracer,
     ) -> Self {
         Self {
             handler: app.handler,
@@ -48,71 +50,73 @@ impl<H: Handler> Service<H> {
             ready_paths: app.ready_paths,
             version: settings.version.clone(),
             platform,
-            ledger,
+            counters,
             call_ids: CallIds::default(),
-            traces,
+            tracer,
             read_timeout: settings.read_timeout,
             exec_timeout: settings.exec_timeout,
         }
     }
 
-    /// Begins to answer.
-    pub(crate) fn answer(
+    /// Returns the future of the response to `request`.
+    pub(crate) fn respond(
         self: &Arc<Self>,
         request: http::Request<Incoming>,
-        connection: &Arc<Stage>,
-    ) -> Answer {
-        let call_id = self.call_ids.of(request.headers());
-        let text: Arc<str> = call_id.to_str().unwrap_or_default().into();
-        let marks = Marks {
+        connection: &Arc<ConnectionState>,
+    ) -> ResponseFuture {
+        let call_id = self.call_ids.for_request(request.headers());
+        let call_id_text: Arc<str> = call_id.to_str().unwrap_or_default().into();
+        let headers = HostHeaders {
             call_id,
             version: self.version.clone(),
         };
         if let Some(response) = self.probe(request.uri().path()) {
-            return Answer::ready(response, marks, None);
+            return ResponseFuture::ready(response, headers, None);
         }
-        let turn = connection.begin(!request.body().is_end_stream());
-        let trace = self.traces.request(&request, &text);
-        let (span, scope) = (trace.log_span(&text), trace.scope());
-        let (record, entered) = Record::open(&self.ledger, &request, &text, trace, turn);
+        let active = connection.begin_request(!request.body().is_end_stream());
+        let trace = self.tracer.open_span(&request, &call_id_text);
+        let (log_span, trace_context) = (trace.log_span(&call_id_text), trace.context());
+        let (record, entered) = RequestRecord::open(&self.counters, &request, &call_id_text, trace, active);
         if let Err(limit) = entered {
-            return Answer::ready(reply::concurrency_limit_exceeded(limit), marks, Some(record));
+            let response = reply::concurrency_limit_exceeded(limit);
+            return ResponseFuture::ready(response, headers, Some(record));
         }
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
-            false => Body::incoming(body, connection.body(), self.read_timeout),
+            false => Body::incoming(body, connection.active_body(), self.read_timeout),
         });
-        let deadline = self.exec_timeout.map(|limit| record.begun() + limit);
-        let context = Context::of_request(text, deadline, self.platform.clone());
+        let deadline = self.exec_timeout.map(|timeout| record.start() + timeout);
+        let context = Context::for_request(call_id_text, deadline, self.platform.clone());
         let service = self.clone();
-        Answer::Running(Running {
-            handling: Some(Box::pin(
+        ResponseFuture::Running(HandlerRun {
+            future: Some(Box::pin(
                 async move { service.handler.call(request, context).await },
             )),
-            span,
-            scope,
-            marks,
+            log_span,
+            trace_context,
+            headers,
             deadline: deadline.map(Deadline::new),
             record: Some(record),
         })
     }
 
-    fn probe(&self, path: &str) -> Option<crate::Response> {
+    /// Returns the response to a probe; `None` if `path` is not one of a probe.
+    fn probe(&self, path: &str) -> Option<Response> {
         if path == "/_/health" || self.health_paths.iter().any(|health| health == path) {
             return Some(reply::text("OK\n"));
         }
         if path != "/_/ready" && self.ready_paths.iter().all(|ready| ready != path) {
             return None;
         }
-        let hindrance = if self.platform.shutdown.begun() {
-            "ending\n"
-        } else if self.ledger.inflight.full() {
-            "as many requests as max_inflight allows\n"
+        let reason = if self.platform.shutdown.begun() {
+            "shutting down\n"
+        } else if self.counters.inflight.full() {
+            "max_inflight reached\n"
         } else if !self.ready.iter().all(|check| check()) {
             "not ready\n"
         } else {
             return Some(reply::text("OK\n"));
         };
-        Some(reply::message(StatusCode::SERVICE_UNAVAILABLE, hindrance))
+        Some(reply::message(StatusCode::SERVICE_UNAVAILABLE, reason))
     }
 }

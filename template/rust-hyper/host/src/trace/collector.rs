@@ -1,4 +1,4 @@
-//! The collector: how spans get there.
+//! The export of spans to the collector.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,68 +16,72 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 
-use super::Traces;
-use super::settings::{self, Headers, Settings, Tracing};
-use crate::error::{BoxError, ErrorChain};
-use crate::gateway::connector::{self, Connector};
+use super::RequestTracer;
+use super::settings::{self, ExporterSettings, Headers, Settings};
+use crate::connector::{self, Connector};
+use crate::error_chain::{BoxError, ErrorChain};
 use crate::secret::Secrets;
 
-/// More than any collector has to say, in bytes.
-const ANSWER_MAX: usize = 64 * 1024;
+/// The limit on the body of the collector's response, in bytes.
+const MAX_RESPONSE: usize = 64 * 1024;
 
 impl Settings {
-    /// Begins to trace, where that was asked for: within the runtime that is to send. `name` is what the function is called
-    /// where the environment does not say it.
-    pub(crate) fn start(self, name: Option<&'static str>) -> Result<Traces, BoxError> {
-        let Some(tracing) = self.0 else {
-            return Ok(Traces::default());
+    /// Starts to export spans, if the settings name a collector. The current runtime sends the requests.
+    ///
+    /// `name` is the service name, unless the environment sets it.
+    pub(crate) fn start(self, name: Option<&'static str>) -> Result<RequestTracer, BoxError> {
+        let Some(exporter_settings) = self.0 else {
+            return Ok(RequestTracer::default());
         };
-        let connector = match tracing.endpoint.scheme_str() {
-            Some("https") => connector::trusting_also(tracing.authorities.as_deref())?,
+        let connector = match exporter_settings.endpoint.scheme_str() {
+            Some("https") => connector::trusting(exporter_settings.authorities.as_deref())?,
             _ => connector::plain()?,
         };
-        tracing::info!(collector = origin(&tracing.endpoint), "traces are sent");
+        tracing::info!(
+            collector = origin(&exporter_settings.endpoint),
+            "exporting traces"
+        );
         let resource = Resource::builder();
-        let resource = match name.filter(|_| !tracing.is_named) {
+        let resource = match name.filter(|_| !exporter_settings.is_named) {
             Some(name) => resource.with_service_name(name),
             None => resource,
         };
         let mut exporter = SpanExporter::builder()
             .with_http()
-            .with_endpoint(tracing.endpoint.to_string())
+            .with_endpoint(exporter_settings.endpoint.to_string())
             .with_protocol(Protocol::HttpBinary)
-            .with_timeout(tracing.timeout)
-            .with_http_client(Collector::new(&tracing, connector));
-        if tracing.compress {
+            .with_timeout(exporter_settings.timeout)
+            .with_http_client(CollectorClient::new(&exporter_settings, connector));
+        if exporter_settings.compress {
             exporter = exporter.with_compression(Compression::Gzip);
         }
         let provider = SdkTracerProvider::builder()
-            .with_sampler(tracing.sampler)
+            .with_sampler(exporter_settings.sampler)
             .with_resource(resource.build())
             .with_batch_exporter(exporter.build()?)
             .build();
-        Ok(Traces::new(provider))
+        Ok(RequestTracer::new(provider))
     }
 }
 
-/// Scheme, host and port: there may be more in an address than a log should have.
+/// Returns the scheme, host and port of the endpoint. The rest may be secret and is not logged.
 fn origin(endpoint: &http::Uri) -> String {
     let authority = endpoint.authority().map_or("", |authority| authority.as_str());
     format!("{}://{authority}", endpoint.scheme_str().unwrap_or_default())
 }
 
-/// Sends to the collector from the function's own runtime: the thread that has something to send has none.
-struct Collector {
+/// The HTTP client of the exporter. It sends on the function's runtime, because the exporter's thread has none.
+struct CollectorClient {
     runtime: Handle,
     client: Client<Connector, Full<Bytes>>,
     headers: Headers,
     secrets: Secrets,
     timeout: Duration,
-    trouble: Arc<Trouble>,
+    status: Arc<ExportStatus>,
 }
 
-impl Collector {
-    fn new(tracing: &Tracing, connector: Connector) -> Self {
+impl CollectorClient {
+    fn new(settings: &ExporterSettings, connector: Connector) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
@@ -85,19 +89,19 @@ impl Collector {
         Self {
             runtime: Handle::current(),
             client,
-            headers: tracing.headers.clone(),
-            secrets: tracing.secrets.clone(),
-            timeout: tracing.timeout,
-            trouble: Arc::new(Trouble {
-                collector: origin(&tracing.endpoint),
-                told: AtomicBool::new(false),
+            headers: settings.headers.clone(),
+            secrets: settings.secrets.clone(),
+            timeout: settings.timeout,
+            status: Arc::new(ExportStatus {
+                collector: origin(&settings.endpoint),
+                failing: AtomicBool::new(false),
             }),
         }
     }
 }
 
 #[async_trait::async_trait]
-impl HttpClient for Collector {
+impl HttpClient for CollectorClient {
     async fn send_bytes(&self, mut request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let mut add = |headers: HeaderMap| {
             for (name, value) in headers.iter() {
@@ -107,30 +111,30 @@ impl HttpClient for Collector {
         add(self.headers.0.clone());
         match settings::secret_headers(&self.secrets) {
             Ok(headers) => add(headers),
-            Err(fault) => {
-                self.trouble
-                    .tell(format_args!("the secret with its headers: {fault}"));
-                return Err(fault.into());
+            Err(problem) => {
+                self.status
+                    .failed(format_args!("secret {}: {problem}", super::HEADERS_SECRET));
+                return Err(problem.into());
             }
         }
-        let (client, limit, trouble) = (self.client.clone(), self.timeout, self.trouble.clone());
+        let (client, timeout, status) = (self.client.clone(), self.timeout, self.status.clone());
         let sending = self.runtime.spawn(async move {
-            let sent = tokio::time::timeout(limit, send(&client, request)).await;
+            let sent = tokio::time::timeout(timeout, send(&client, request)).await;
             match sent.unwrap_or_else(|elapsed| Err(elapsed.into())) {
-                Ok(answer) => {
-                    match answer.status().is_success() {
-                        true => trouble.end(),
-                        false => trouble.tell(format_args!("it answers {}", answer.status())),
+                Ok(response) => {
+                    match response.status().is_success() {
+                        true => status.succeeded(),
+                        false => status.failed(format_args!("the collector answered {}", response.status())),
                     }
-                    Ok(answer)
+                    Ok(response)
                 }
                 Err(error) => {
-                    trouble.tell(ErrorChain(error.as_ref()));
+                    status.failed(ErrorChain(error.as_ref()));
                     Err(error)
                 }
             }
         });
-        // The runtime may be gone.
+        // Fails if the runtime has been shut down.
         sending.await?
     }
 }
@@ -140,36 +144,40 @@ async fn send(
     request: Request<Bytes>,
 ) -> Result<Response<Bytes>, HttpError> {
     let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
-    let body = Limited::new(body, ANSWER_MAX).collect().await?;
+    let body = Limited::new(body, MAX_RESPONSE).collect().await?;
     Ok(Response::from_parts(head, body.to_bytes()))
 }
 
-impl fmt::Debug for Collector {
+impl fmt::Debug for CollectorClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Collector").field(&self.trouble.collector).finish()
+        f.debug_tuple("CollectorClient")
+            .field(&self.status.collector)
+            .finish()
     }
 }
 
-/// What is told of a collector that does not take spans: that it is so, once, and when it is over.
-struct Trouble {
+/// Logs when exports begin to fail, and when they succeed again.
+struct ExportStatus {
     collector: String,
-    told: AtomicBool,
+    failing: AtomicBool,
 }
 
-impl Trouble {
-    fn tell(&self, why: impl fmt::Display) {
-        if !self.told.swap(true, Ordering::Relaxed) {
+impl ExportStatus {
+    /// Records a failed export; logs the first one.
+    fn failed(&self, error: impl fmt::Display) {
+        if !self.failing.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 collector = self.collector,
-                error = %why,
-                "traces are not delivered, and dropped until they are; nothing else suffers from it"
+                %error,
+                "could not export traces; they are dropped until the collector accepts them, requests are not affected"
             );
         }
     }
 
-    fn end(&self) {
-        if self.told.swap(false, Ordering::Relaxed) {
-            tracing::info!(collector = self.collector, "traces are delivered again");
+    /// Records a successful export; logs the first one after a failure.
+    fn succeeded(&self) {
+        if self.failing.swap(false, Ordering::Relaxed) {
+            tracing::info!(collector = self.collector, "exporting traces again");
         }
     }
 }

@@ -1,46 +1,66 @@
-//! Which span something runs in.
+//! The OpenTelemetry context that code runs in: the current span, and the tracer that opens spans within it.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{self, Poll};
 
 use opentelemetry::{Context, ContextGuard};
+use opentelemetry_sdk::trace::SdkTracer;
 
-/// The span that something runs in, which may be none.
+/// The tracer of a context. Only a context with a tracer is traced.
+struct ContextTracer(SdkTracer);
+
+/// Returns `context` with a tracer, so that spans can be opened within it.
+pub(super) fn with_tracer(context: &Context, tracer: SdkTracer) -> Context {
+    context.with_value(ContextTracer(tracer))
+}
+
+/// Returns the tracer of `context`, if it is traced.
+pub(super) fn tracer(context: &Context) -> Option<&SdkTracer> {
+    context.get::<ContextTracer>().map(|ContextTracer(tracer)| tracer)
+}
+
+/// The context of a span, or nothing if the request is not traced.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Scope(Option<Context>);
+pub(crate) struct TraceContext(Option<Context>);
 
-/// While this lives, the scope is the current one.
-pub(crate) struct Entered(#[expect(dead_code, reason = "it is held, not used")] Option<ContextGuard>);
+/// A guard that keeps a [`TraceContext`] current on this thread until it is dropped.
+pub(crate) struct ContextEntered(
+    #[expect(dead_code, reason = "dropping it restores the previous context")] Option<ContextGuard>,
+);
 
-impl Scope {
-    pub(super) fn of(context: Option<Context>) -> Self {
+impl TraceContext {
+    pub(super) fn new(context: Option<Context>) -> Self {
         Self(context)
     }
 
-    /// That of whoever calls this.
+    /// Returns the current context of this thread.
     pub(super) fn current() -> Self {
         let context = Context::current();
-        Self(super::span::is_traced(&context).then_some(context))
+        Self(tracer(&context).is_some().then_some(context))
     }
 
-    /// Makes it the current one.
-    pub(crate) fn enter(&self) -> Entered {
-        Entered(self.0.clone().map(Context::attach))
+    /// Makes this the current context of this thread.
+    pub(crate) fn enter(&self) -> ContextEntered {
+        ContextEntered(self.0.clone().map(Context::attach))
     }
 
+    /// Returns `future` with this as the current context whenever it is polled.
     pub(super) fn run<F>(self, future: F) -> InSpan<F> {
-        InSpan { future, scope: self }
+        InSpan {
+            future,
+            context: self,
+        }
     }
 }
 
 pin_project_lite::pin_project! {
-    /// A future and the span that it runs in.
+    /// A future that runs in a span: spans that it opens are children of that span.
     #[derive(Debug)]
     pub struct InSpan<F> {
         #[pin]
         future: F,
-        scope: Scope,
+        context: TraceContext,
     }
 }
 
@@ -49,7 +69,7 @@ impl<F: Future> Future for InSpan<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _entered = this.scope.enter();
+        let _entered = this.context.enter();
         this.future.poll(cx)
     }
 }

@@ -1,9 +1,9 @@
-//! In place of `trace` where the function is built without it: nothing, at no cost.
+//! The replacement of `trace` in a function without that feature. It does nothing, at no cost.
 
 use std::time::Duration;
 
 use crate::env::Parser;
-use crate::error::BoxError;
+use crate::error_chain::BoxError;
 use crate::secret::Secrets;
 
 #[derive(Clone, Debug, Default)]
@@ -14,20 +14,20 @@ impl Settings {
         Self(())
     }
 
-    pub(crate) fn flushing(&self) -> Duration {
+    pub(crate) fn flush_timeout(&self) -> Duration {
         Duration::ZERO
     }
 
-    pub(crate) fn start(self, _name: Option<&'static str>) -> Result<Traces, BoxError> {
-        Ok(Traces(()))
+    pub(crate) fn start(self, _name: Option<&'static str>) -> Result<RequestTracer, BoxError> {
+        Ok(RequestTracer(()))
     }
 }
 
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Traces(());
+pub(crate) struct RequestTracer(());
 
-impl Traces {
-    pub(crate) fn request<B>(&self, _request: &http::Request<B>, _call_id: &str) -> Span {
+impl RequestTracer {
+    pub(crate) fn open_span<B>(&self, _request: &http::Request<B>, _call_id: &str) -> Span {
         Span(())
     }
 
@@ -39,17 +39,17 @@ pub(crate) struct Span(());
 
 impl Span {
     pub(crate) fn log_span(&self, call_id: &str) -> tracing::Span {
-        // Of the highest level, so that no filter takes the call id away.
+        // At the highest level, so that no filter removes the call id.
         tracing::error_span!("request", call_id)
     }
 
-    pub(crate) fn scope(&self) -> Scope {
-        Scope(())
+    pub(crate) fn context(&self) -> TraceContext {
+        TraceContext(())
     }
 
-    pub(crate) fn answered(&self, _status: u16) {}
+    pub(crate) fn set_status(&self, _status: u16) {}
 
-    pub(crate) fn abandoned(&self) {}
+    pub(crate) fn mark_abandoned(&self) {}
 
     pub(crate) fn mark_failed(&self, _reason: impl std::fmt::Display) {}
 }
@@ -59,13 +59,13 @@ pub(crate) fn outgoing<B>(_request: &mut http::Request<B>) -> Span {
 }
 
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Scope(());
+pub(crate) struct TraceContext(());
 
-/// While this lives, the scope is the current one.
-pub(crate) struct Entered;
+/// A guard that keeps a [`TraceContext`] current on this thread until it is dropped.
+pub(crate) struct ContextEntered;
 
-impl Scope {
-    pub(crate) fn enter(&self) -> Entered {
-        Entered
+impl TraceContext {
+    pub(crate) fn enter(&self) -> ContextEntered {
+        ContextEntered
     }
 }

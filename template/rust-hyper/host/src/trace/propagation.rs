@@ -1,4 +1,4 @@
-//! Who called, and who is called, in the headers of <https://www.w3.org/TR/trace-context/>.
+//! The trace headers of incoming and outgoing requests (<https://www.w3.org/TR/trace-context/>).
 
 use http::HeaderMap;
 use opentelemetry::Context;
@@ -9,25 +9,25 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 const PARENT: &str = "traceparent";
 const STATE: &str = "tracestate";
 
-/// As much of `tracestate` has to be passed on, in bytes; of a longer one, nothing is.
-const STATE_MAX: usize = 512;
+/// The longest `tracestate` that is passed on, in bytes: the length that the standard requires. A longer one is dropped.
+const MAX_STATE: usize = 512;
 
-/// The caller's span, where the headers name one; else none.
+/// Returns a context with the caller's span, or an empty one if the headers name none.
 pub(super) fn extract(headers: &HeaderMap) -> Context {
     let mut parents = headers.get_all(PARENT).iter();
     match (parents.next(), parents.next()) {
         (Some(parent), None) if is_well_formed(parent.as_bytes()) => {
-            let known = Known {
+            let headers = TraceHeaders {
                 parent: parent.to_str().unwrap_or_default(),
                 state: state(headers),
             };
-            TraceContextPropagator::new().extract_with_context(&Context::new(), &known)
+            TraceContextPropagator::new().extract_with_context(&Context::new(), &headers)
         }
         _ => Context::new(),
     }
 }
 
-/// Names the context's span as the caller.
+/// Sets the headers that name the context's span as the caller.
 pub(super) fn inject(context: &Context, headers: &mut HeaderMap) {
     TraceContextPropagator::new().inject_context(context, &mut HeaderInjector(headers));
     if headers.get(STATE).is_some_and(|state| state.is_empty()) {
@@ -35,13 +35,13 @@ pub(super) fn inject(context: &Context, headers: &mut HeaderMap) {
     }
 }
 
-/// What the propagator is shown: all of what there may be several headers for.
-struct Known<'a> {
+/// The headers for the propagator, with several `tracestate` headers joined into one.
+struct TraceHeaders<'a> {
     parent: &'a str,
     state: String,
 }
 
-impl Extractor for Known<'_> {
+impl Extractor for TraceHeaders<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         match key {
             PARENT => Some(self.parent),
@@ -59,24 +59,26 @@ fn state(headers: &HeaderMap) -> String {
     let headers = HeaderExtractor(headers);
     let state = headers.get_all(STATE).unwrap_or_default().join(",");
     match state.len() {
-        ..=STATE_MAX => state,
+        ..=MAX_STATE => state,
         _ => String::new(),
     }
 }
 
-/// `00-<32 hex digits>-<16>-<2>`; a later version may have more behind another `-`. The propagator is less exact.
+/// Returns whether `parent` is `00-<32 hex digits>-<16>-<2>`, or of a later version, with further fields after another `-`.
+///
+/// The propagator accepts more than the standard does.
 fn is_well_formed(parent: &[u8]) -> bool {
     const LENGTH: usize = 55;
     const DASHES: [usize; 3] = [2, 35, 52];
-    let Some((known, more)) = parent.split_at_checked(LENGTH) else {
+    let Some((fixed, more)) = parent.split_at_checked(LENGTH) else {
         return false;
     };
     let fits = |(at, byte): (usize, &u8)| match DASHES.contains(&at) {
         true => *byte == b'-',
         false => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
     };
-    known.iter().enumerate().all(fits)
-        && match &known[..2] {
+    fixed.iter().enumerate().all(fits)
+        && match &fixed[..2] {
             b"00" => more.is_empty(),
             b"ff" => false,
             _ => more.is_empty() || more.starts_with(b"-"),
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_are_known_by_well_formed_headers_only() {
+    fn only_a_well_formed_traceparent_names_a_caller() {
         let cases = [
             ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", true),
             ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00", true),
@@ -130,10 +132,10 @@ mod tests {
             ("0-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false),
             ("", false),
         ];
-        for (parent, known) in cases {
+        for (parent, valid) in cases {
             let context = extract(&headers(&[(PARENT, parent)]));
-            assert_eq!(context.has_active_span(), known, "{parent}");
-            if known {
+            assert_eq!(context.has_active_span(), valid, "{parent}");
+            if valid {
                 let span = context.span().span_context().clone();
                 assert_eq!(span.trace_id().to_string(), TRACE);
                 assert_eq!(span.is_sampled(), !parent.ends_with("-00"), "{parent}");
@@ -142,16 +144,16 @@ mod tests {
     }
 
     #[test]
-    fn two_parents_are_none() {
+    fn two_traceparent_headers_name_no_caller() {
         let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let context = extract(&headers(&[(PARENT, parent), (PARENT, parent)]));
         assert!(!context.has_active_span());
     }
 
     #[test]
-    fn what_came_with_the_parent_is_passed_on_where_it_is_well_formed() {
+    fn a_well_formed_tracestate_is_passed_on() {
         let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let long = format!("a={}", "x".repeat(STATE_MAX));
+        let long = format!("a={}", "x".repeat(MAX_STATE));
         for (states, passed_on) in [
             (&["a=1", "b=2"][..], Some("a=1,b=2")),
             (&["a=1,b=2"], Some("a=1,b=2")),
@@ -170,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_span_nothing_is_named() {
+    fn no_headers_are_set_without_a_span() {
         let mut sent = HeaderMap::new();
         inject(&Context::new(), &mut sent);
         assert!(sent.is_empty());

@@ -1,4 +1,4 @@
-//! What the environment says of traces.
+//! The settings of traces.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,29 +9,29 @@ use percent_encoding::percent_decode_str;
 
 use super::HEADERS_SECRET;
 use crate::env::Parser;
-use crate::error::ErrorChain;
+use crate::error_chain::ErrorChain;
 use crate::secret::{SecretError, Secrets};
 
-/// The settings; nothing, where nothing is to be traced.
+/// The settings of traces; `None` if tracing is disabled.
 #[derive(Debug, Default)]
-pub(crate) struct Settings(pub(super) Option<Tracing>);
+pub(crate) struct Settings(pub(super) Option<ExporterSettings>);
 
-/// How to trace.
+/// The collector, and what is exported to it.
 #[derive(Debug)]
-pub(super) struct Tracing {
+pub(super) struct ExporterSettings {
     pub(super) endpoint: Uri,
     pub(super) headers: Headers,
     pub(super) secrets: Secrets,
-    /// Certificates to trust the collector by, in PEM.
+    /// Certificates (PEM) that authenticate the collector, besides the system's.
     pub(super) authorities: Option<Vec<u8>>,
     pub(super) compress: bool,
     pub(super) timeout: Duration,
     pub(super) sampler: Sampler,
-    /// Whether the environment names the function.
+    /// Whether the environment sets the service name.
     pub(super) is_named: bool,
 }
 
-/// Headers whose values no `Debug` shows.
+/// Headers. `Debug` shows their names only.
 #[derive(Clone, Default)]
 pub(super) struct Headers(pub(super) HeaderMap);
 
@@ -41,39 +41,40 @@ impl fmt::Debug for Headers {
     }
 }
 
-/// Variables of which the first that is set counts: the one for traces, and the one for everything.
-type Either = [&'static str; 2];
+/// Two variables for one setting: for traces only, and for all signals. The first one takes precedence.
+type Names = [&'static str; 2];
 
-const HEADERS: Either = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
-const CERTIFICATE: Either = [
+const HEADERS: Names = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
+const CERTIFICATE: Names = [
     "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
 ];
-const COMPRESSION: Either = [
+const COMPRESSION: Names = [
     "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
     "OTEL_EXPORTER_OTLP_COMPRESSION",
 ];
-const PROTOCOL: Either = [
+const PROTOCOL: Names = [
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
     "OTEL_EXPORTER_OTLP_PROTOCOL",
 ];
-const TIMEOUT: Either = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
+const TIMEOUT: Names = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
 
-/// The whole address of the collector, and its address without the path that is for traces.
-const ENDPOINT: Either = [
+/// The complete URL of the collector, and the URL without the path for traces.
+const ENDPOINT: Names = [
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
+/// The path for traces.
 const PATH: &str = "/v1/traces";
 
-/// What an address of a collector looks like.
-const SHAPE: &str = "should be like http://HOST:4318 or https://HOST:4318";
+/// The format of the collector's URL.
+const ENDPOINT_FORMAT: &str = "should be like http://HOST:4318 or https://HOST:4318";
 
-/// What headers look like.
-const HEADERS_SHAPE: &str = "should be NAME=VALUE, several separated by commas, values percent-encoded";
+/// The format of headers.
+const HEADERS_FORMAT: &str = "should be NAME=VALUE, several separated by commas, values percent-encoded";
 
 impl Settings {
-    /// Reads them. What is wrong is in the parser then.
+    /// Reads the settings; problems are added to `parser`.
     pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
         let exporter = parser.parse("OTEL_TRACES_EXPORTER", true, |value| match value {
             "otlp" => Ok(true),
@@ -86,14 +87,14 @@ impl Settings {
         let Some(endpoint) = endpoint(parser) else {
             return Self(None);
         };
-        let protocol = of(parser, PROTOCOL);
+        let protocol = effective_name(parser, PROTOCOL);
         parser.parse(protocol, (), |value| match value {
             "http/protobuf" => Ok(()),
-            _ => Err("should be http/protobuf, or not set: no other protocol is spoken here"),
+            _ => Err("should be http/protobuf, or not set: no other protocol is supported"),
         });
-        let compression = of(parser, COMPRESSION);
-        let timeout = of(parser, TIMEOUT);
-        Self(Some(Tracing {
+        let compression = effective_name(parser, COMPRESSION);
+        let timeout = effective_name(parser, TIMEOUT);
+        Self(Some(ExporterSettings {
             endpoint,
             headers: headers(parser, secrets),
             secrets: secrets.clone(),
@@ -109,14 +110,14 @@ impl Settings {
         }))
     }
 
-    /// How long the end of the function may take longer for what is still to be delivered.
-    pub(crate) fn flushing(&self) -> Duration {
+    /// Returns how long the export of the queued spans may delay the end of the process.
+    pub(crate) fn flush_timeout(&self) -> Duration {
         self.0.as_ref().map_or(Duration::ZERO, |_| super::FLUSH_TIMEOUT)
     }
 }
 
-/// The variable that counts.
-fn of(parser: &mut Parser<'_>, [traces, all]: Either) -> &'static str {
+/// Returns the name of the variable that takes effect.
+fn effective_name(parser: &mut Parser<'_>, [traces, all]: Names) -> &'static str {
     match parser.text(traces) {
         Some(_) => traces,
         None => all,
@@ -124,65 +125,63 @@ fn of(parser: &mut Parser<'_>, [traces, all]: Either) -> &'static str {
 }
 
 fn endpoint(parser: &mut Parser<'_>) -> Option<Uri> {
-    let name = of(parser, ENDPOINT);
+    let name = effective_name(parser, ENDPOINT);
     let text = parser.text(name)?;
-    let whole = match name == ENDPOINT[0] {
+    let url = match name == ENDPOINT[0] {
         true => text.clone(),
         false => format!("{}{PATH}", text.trim_end_matches('/')),
     };
-    let wrong = match whole.parse::<Uri>() {
+    let problem = match url.parse::<Uri>() {
         Err(error) => error.to_string(),
-        Ok(uri) => match fault(&uri) {
+        Ok(uri) => match endpoint_problem(&uri) {
             None => return Some(uri),
-            Some(fault) => fault.to_owned(),
+            Some(problem) => problem.to_owned(),
         },
     };
-    // There may be a password in it, or a token.
+    // The text may contain a password or a token, and is not shown then.
     let shown = match text.contains(['@', '?']) {
         true => String::new(),
         false => format!(", not {text:?}"),
     };
-    parser.problem(name, format!("{SHAPE}{shown}: {wrong}"));
+    parser.problem(name, format!("{ENDPOINT_FORMAT}{shown}: {problem}"));
     None
 }
 
-/// What is wrong with an address.
-fn fault(uri: &Uri) -> Option<&'static str> {
+/// Returns what is wrong with the collector's URL, if anything.
+fn endpoint_problem(uri: &Uri) -> Option<&'static str> {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Some("it does not begin with http:// or https://");
     }
     if authority.contains('@') {
-        return Some("credentials in it would be logged; they belong into the secret otel-headers");
+        return Some("it contains credentials, which belong in the secret otel-headers");
     }
-    uri.host()
-        .is_none_or(str::is_empty)
-        .then_some("there is no host in it")
+    uri.host().is_none_or(str::is_empty).then_some("it has no host")
 }
 
 fn headers(parser: &mut Parser<'_>, secrets: &Secrets) -> Headers {
-    let name = of(parser, HEADERS);
+    let name = effective_name(parser, HEADERS);
     let mut headers = HeaderMap::new();
     if let Some(text) = parser.text(name) {
         match parse_headers(&text) {
             Some(parsed) => headers = parsed,
-            // It is not repeated: it is a secret more often than not.
-            None => parser.problem(name, HEADERS_SHAPE),
+            // The value is not shown: it usually contains a secret.
+            None => parser.problem(name, HEADERS_FORMAT),
         }
     }
-    if let Err(fault) = secret_headers(secrets) {
+    if let Err(problem) = secret_headers(secrets) {
         parser.problem(
             name,
-            format!("cannot be completed by the secret {HEADERS_SECRET}: {fault}"),
+            format!("cannot be completed by the secret {HEADERS_SECRET}: {problem}"),
         );
     }
     Headers(headers)
 }
 
-/// What the secret with headers has now; nothing where there is no such secret.
+/// Reads the headers in the secret [`HEADERS_SECRET`]; there are none if the secret does not exist.
 ///
 /// # Errors
-/// When it cannot be read or understood.
+/// Fails if the secret cannot be read, or its format is wrong.
 pub(super) fn secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
     let secret = match secrets.read(HEADERS_SECRET) {
         Ok(secret) => secret,
@@ -190,10 +189,11 @@ pub(super) fn secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
         Err(error) => return Err(ErrorChain(&error).to_string()),
     };
     let parsed = secret.expose_text().and_then(parse_headers);
-    parsed.ok_or_else(|| format!("it {HEADERS_SHAPE}"))
+    parsed.ok_or_else(|| format!("it {HEADERS_FORMAT}"))
 }
 
-/// `NAME=VALUE,…`, as <https://opentelemetry.io/docs/specs/otel/protocol/exporter/> has it; or one a line.
+/// Parses headers in the format `NAME=VALUE,…` of <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>, or one per
+/// line. Returns `None` if the format is wrong.
 fn parse_headers(text: &str) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for part in text
@@ -212,7 +212,7 @@ fn parse_headers(text: &str) -> Option<HeaderMap> {
 }
 
 fn authorities(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
-    let name = of(parser, CERTIFICATE);
+    let name = effective_name(parser, CERTIFICATE);
     parser.parse(name, None, |path| {
         let pem =
             std::fs::read(path).map_err(|error| format!("cannot be read ({error}): should be a file"))?;
@@ -221,32 +221,34 @@ fn authorities(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
 }
 
 fn sampler(parser: &mut Parser<'_>) -> Sampler {
-    let share = parser.parse("OTEL_TRACES_SAMPLER_ARG", 1.0, |value| {
+    let ratio = parser.parse("OTEL_TRACES_SAMPLER_ARG", 1.0, |value| {
         match value.parse::<f64>() {
-            Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
             _ => Err("should be a number from 0 to 1"),
         }
     });
-    let of_parent = |sampler: Sampler| Sampler::ParentBased(Box::new(sampler));
-    let default = of_parent(Sampler::AlwaysOn);
+    let parent_based = |sampler: Sampler| Sampler::ParentBased(Box::new(sampler));
+    let default = parent_based(Sampler::AlwaysOn);
     parser.parse("OTEL_TRACES_SAMPLER", default, |value| {
         Ok(match value {
             "always_on" => Sampler::AlwaysOn,
             "always_off" => Sampler::AlwaysOff,
-            "traceidratio" => Sampler::TraceIdRatioBased(share),
-            "parentbased_always_on" => of_parent(Sampler::AlwaysOn),
-            "parentbased_always_off" => of_parent(Sampler::AlwaysOff),
-            "parentbased_traceidratio" => of_parent(Sampler::TraceIdRatioBased(share)),
+            "traceidratio" => Sampler::TraceIdRatioBased(ratio),
+            "parentbased_always_on" => parent_based(Sampler::AlwaysOn),
+            "parentbased_always_off" => parent_based(Sampler::AlwaysOff),
+            "parentbased_traceidratio" => parent_based(Sampler::TraceIdRatioBased(ratio)),
             _ => {
                 return Err(
-                    "should be always_on, always_off or traceidratio, or one of them after parentbased_",
+                    "should be always_on, always_off or traceidratio, or one of them with the prefix parentbased_",
                 );
             }
         })
     })
 }
 
-/// Whether the environment names the function. The attributes themselves are read by the SDK, which skips what is wrong.
+/// Returns whether the environment sets the service name.
+///
+/// Also checks the format of the attributes: the SDK reads them itself, and skips malformed ones without an error.
 fn is_named(parser: &mut Parser<'_>) -> bool {
     let attributes = parser.parse("OTEL_RESOURCE_ATTRIBUTES", false, |value| {
         let mut named = false;
@@ -266,23 +268,23 @@ mod tests {
     use super::*;
     use crate::env::Problems;
 
-    fn read(strings: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
-        let folder = tempfile::tempdir().unwrap();
+    fn read(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
+        let directory = tempfile::tempdir().unwrap();
         if let Some(secret) = secret {
-            std::fs::write(folder.path().join(HEADERS_SECRET), secret).unwrap();
+            std::fs::write(directory.path().join(HEADERS_SECRET), secret).unwrap();
         }
-        let strings: std::collections::HashMap<_, _> = strings.iter().copied().collect();
-        let mut parser = Parser::new(&strings);
-        let settings = Settings::read(&mut parser, &Secrets::new(folder.path()));
+        let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
+        let mut parser = Parser::new(&variables);
+        let settings = Settings::read(&mut parser, &Secrets::new(directory.path()));
         parser.finish().map(|()| settings)
     }
 
     #[test]
-    fn nothing_is_traced_unless_a_collector_is_named() {
+    fn nothing_is_traced_without_a_collector() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
-        for (strings, traced) in [
+        for (variables, traced) in [
             (&[][..], false),
-            // What is wrong with the rest does not matter then.
+            // Without a collector, the other settings are not checked.
             (&[("OTEL_TRACES_SAMPLER", "sometimes")], false),
             (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")], false),
             (&[endpoint, ("OTEL_SDK_DISABLED", "true")], false),
@@ -294,33 +296,33 @@ mod tests {
                 true,
             ),
         ] {
-            let settings = read(strings, None).unwrap();
-            assert_eq!(settings.0.is_some(), traced, "{strings:?}");
-            assert_eq!(settings.flushing().is_zero(), !traced, "{strings:?}");
+            let settings = read(variables, None).unwrap();
+            assert_eq!(settings.0.is_some(), traced, "{variables:?}");
+            assert_eq!(settings.flush_timeout().is_zero(), !traced, "{variables:?}");
         }
     }
 
     #[test]
-    fn the_path_is_added_to_the_address_that_is_not_for_traces_alone() {
+    fn the_path_is_appended_to_the_endpoint_for_all_signals_only() {
         const ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
         const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
-        for (strings, expected) in [
+        for (variables, expected) in [
             (&[(ALL, "http://c:4318")][..], "http://c:4318/v1/traces"),
             (&[(ALL, "https://c:4318/")], "https://c:4318/v1/traces"),
             (&[(ALL, "https://c/otlp")], "https://c/otlp/v1/traces"),
             (&[(TRACES, "http://c:4318/here")], "http://c:4318/here"),
             (&[(ALL, "http://a"), (TRACES, "http://b/x")], "http://b/x"),
         ] {
-            let tracing = read(strings, None).unwrap().0.unwrap();
-            assert_eq!(tracing.endpoint.to_string(), expected);
+            let settings = read(variables, None).unwrap().0.unwrap();
+            assert_eq!(settings.endpoint.to_string(), expected);
         }
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_what_would_be_right() {
+    fn every_problem_says_what_would_be_right_and_shows_no_secret() {
         const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
         let collector = (ENDPOINT, "http://collector:4318");
-        for (strings, expected) in [
+        for (variables, expected) in [
             (
                 &[(ENDPOINT, "collector:4318")][..],
                 "OTEL_EXPORTER_OTLP_ENDPOINT should be like http://HOST:4318 or https://HOST:4318, not \"collector:4318\": \
@@ -336,11 +338,11 @@ mod tests {
             ),
             (
                 &[(ENDPOINT, "http://me:hunter2@collector:4318")],
-                "they belong into the secret otel-headers",
+                "which belong in the secret otel-headers",
             ),
             (
                 &[collector, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")],
-                "OTEL_EXPORTER_OTLP_PROTOCOL should be http/protobuf, or not set: no other protocol is spoken here, not \
+                "OTEL_EXPORTER_OTLP_PROTOCOL should be http/protobuf, or not set: no other protocol is supported, not \
                  \"grpc\"",
             ),
             (
@@ -372,38 +374,38 @@ mod tests {
                 "OTEL_TRACES_EXPORTER should be otlp or none",
             ),
         ] {
-            let problems = read(strings, None).unwrap_err();
+            let problems = read(variables, None).unwrap_err();
             assert_eq!(problems.0.len(), 1, "{problems}");
             let text = problems.to_string();
-            assert!(text.contains(expected), "{text}\nshould have\n{expected}");
+            assert!(text.contains(expected), "{text}\ndoes not contain\n{expected}");
             assert!(!text.contains("hunter2"), "{text}");
         }
     }
 
     #[test]
-    fn headers_are_read_and_never_shown() {
-        let strings = [
+    fn headers_are_decoded_and_not_shown_in_debug_output() {
+        let variables = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hunter2, x-team = a%2Cb"),
         ];
-        let tracing = read(&strings, None).unwrap().0.unwrap();
-        assert_eq!(tracing.headers.0["api-key"], "hunter2");
-        assert_eq!(tracing.headers.0["x-team"], "a,b");
-        assert!(!format!("{tracing:?}").contains("hunter2"));
+        let settings = read(&variables, None).unwrap().0.unwrap();
+        assert_eq!(settings.headers.0["api-key"], "hunter2");
+        assert_eq!(settings.headers.0["x-team"], "a,b");
+        assert!(!format!("{settings:?}").contains("hunter2"));
     }
 
     #[test]
-    fn a_secret_with_headers_has_to_be_understood_at_start() {
-        let strings = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")];
-        read(&strings, Some("authorization=Bearer%20hunter2\napi-key=x\n")).unwrap();
+    fn a_malformed_headers_secret_is_a_problem_of_the_settings() {
+        let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")];
+        read(&variables, Some("authorization=Bearer%20hunter2\napi-key=x\n")).unwrap();
         for wrong in ["hunter2", "a b=hunter2", "a=hunter2\x07"] {
-            let text = read(&strings, Some(wrong)).unwrap_err().to_string();
+            let text = read(&variables, Some(wrong)).unwrap_err().to_string();
             assert!(
                 text.contains("otel-headers") && !text.contains("hunter2"),
                 "{text}"
             );
         }
-        let empty = read(&strings, Some("\n")).unwrap_err().to_string();
+        let empty = read(&variables, Some("\n")).unwrap_err().to_string();
         assert!(empty.contains("secret otel-headers is empty"), "{empty}");
     }
 }

@@ -1,4 +1,4 @@
-//! One span: something that was done, from when to when, and how it ended.
+//! One span: an operation, with its start, its end and its outcome.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,62 +9,51 @@ use opentelemetry::trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Trace
 use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
 
-use super::context::{InSpan, Scope};
+use super::context::{InSpan, TraceContext, tracer, with_tracer};
 use super::propagation;
 
-/// As much is told of a text, in bytes: thousands of spans may wait, with texts from outside.
-const TEXT_MAX: usize = 512;
+/// The longest text of an attribute, in bytes. Thousands of spans may be queued, with texts that callers choose.
+const MAX_TEXT: usize = 512;
 
-/// Something that is being done. The span ends when this is dropped. Where nothing is traced, it is none, and nothing here
-/// does anything.
+/// A span, which ends when it is dropped. Without a collector it is empty, and its methods do nothing.
 #[derive(Debug, Default)]
 pub struct Span(Option<Context>);
 
-/// What opens spans, as part of the context of those who may.
-struct Opener(SdkTracer);
+/// The method of the request that is being served, as a part of its context.
+struct RequestMethod(&'static str);
 
-/// Whether there is a span that others can be opened in.
-pub(super) fn is_traced(context: &Context) -> bool {
-    context.get::<Opener>().is_some()
-}
-
-/// Names the route by which a request is served, where the context's span is that of a request.
-pub(super) fn name_route(context: &Context, route: &'static str) {
-    if let Some(Method(method)) = context.get() {
+/// Sets the route of the request whose span is the current one of `context`.
+pub(super) fn set_route(context: &Context, route: &'static str) {
+    if let Some(RequestMethod(method)) = context.get() {
         let span = context.span();
         span.update_name(format!("{method} {route}"));
         span.set_attribute(KeyValue::new("http.route", route));
     }
 }
 
-/// The method of the request that is being served.
-struct Method(&'static str);
-
 impl Span {
-    /// No span.
+    /// Creates an empty span.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// The span of a request, in the trace of `caller`, where that is known.
-    pub(super) fn of_request(
+    /// Opens the span of a request, as a child of the span in `caller`, or in a new trace if there is none.
+    pub(super) fn for_request(
         tracer: &SdkTracer,
         caller: &Context,
         method: &'static str,
         attributes: Vec<KeyValue>,
     ) -> Self {
-        let context = caller
-            .with_value(Opener(tracer.clone()))
-            .with_value(Method(method));
+        let context = with_tracer(caller, tracer.clone()).with_value(RequestMethod(method));
         let builder = SpanBuilder::from_name(method)
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
         Self::open(tracer, builder, &context)
     }
 
-    /// A span within that of the context, where there is one.
-    pub(super) fn within(context: &Context, name: Cow<'static, str>, kind: SpanKind) -> Self {
-        let Some(Opener(tracer)) = context.get() else {
+    /// Opens a child of the span of `context`; an empty span if the context is not traced.
+    pub(super) fn child_of(context: &Context, name: Cow<'static, str>, kind: SpanKind) -> Self {
+        let Some(tracer) = tracer(context) else {
             return Self(None);
         };
         Self::open(tracer, SpanBuilder::from_name(name).with_kind(kind), context)
@@ -75,70 +64,72 @@ impl Span {
         Self(Some(context.with_span(span)))
     }
 
-    /// A span within this one, of something that began earlier.
-    pub fn child_started_at(&self, name: impl Into<Cow<'static, str>>, at: SystemTime) -> Self {
+    /// Opens a child of this span that started at an earlier time.
+    pub fn child_started_at(&self, name: impl Into<Cow<'static, str>>, start: SystemTime) -> Self {
         let opened = self.0.as_ref().and_then(|context| {
-            let Opener(tracer) = context.get()?;
-            let builder = SpanBuilder::from_name(name).with_start_time(at);
-            Some(Self::open(tracer, builder, context))
+            let builder = SpanBuilder::from_name(name).with_start_time(start);
+            Some(Self::open(tracer(context)?, builder, context))
         });
         opened.unwrap_or_default()
     }
 
-    /// Whether anything will be told of it. Without, what is only there to be told need not be made.
+    /// Returns whether the span will be exported. If not, its attributes need not be computed.
     pub fn is_recording(&self) -> bool {
         self.0
             .as_ref()
             .is_some_and(|context| context.span().is_recording())
     }
 
-    /// Adds what there is to know about it. Names: <https://opentelemetry.io/docs/specs/semconv/>.
-    /// A long text is cut.
+    /// Sets an attribute. Text is truncated to 512 bytes.
+    ///
+    /// Common names are listed at <https://opentelemetry.io/docs/specs/semconv/>.
     pub fn set(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(attribute(key, value));
         }
     }
 
-    /// It failed, for this reason. That is told outside: no secret belongs in it.
+    /// Marks the span as failed. The reason is exported, so it must not contain secrets.
     pub fn mark_failed(&self, reason: impl fmt::Display) {
         if let Some(context) = self.0.as_ref().filter(|context| context.span().is_recording()) {
             context
                 .span()
-                .set_status(Status::error(cut(&reason.to_string()).to_owned()));
+                .set_status(Status::error(truncate(&reason.to_string()).to_owned()));
         }
     }
 
-    /// Runs `future` in it: spans that are opened there are within this one.
+    /// Returns `future`, running in this span: spans that it opens are children of this one.
     pub fn run<F>(&self, future: F) -> InSpan<F> {
-        self.scope().run(future)
+        self.context().run(future)
     }
 
-    /// Names it to whoever is sent these headers, as their caller.
+    /// Sets the headers that name this span as the caller.
     pub fn inject(&self, headers: &mut HeaderMap) {
         if let Some(context) = &self.0 {
             propagation::inject(context, headers);
         }
     }
 
-    /// Ends it, at a time that is not now.
-    pub fn end_at(self, at: SystemTime) {
+    /// Ends the span at the given time instead of now.
+    pub fn end_at(self, end: SystemTime) {
         if let Some(context) = &self.0 {
-            context.span().end_with_timestamp(at);
+            context.span().end_with_timestamp(end);
         }
     }
 
-    pub(crate) fn scope(&self) -> Scope {
-        Scope::of(self.0.clone())
+    /// Returns the context in which this span is the current one.
+    pub(crate) fn context(&self) -> TraceContext {
+        TraceContext::new(self.0.clone())
     }
 
-    /// What lines of the log are in. Where the request is traced, they have its trace's id.
+    /// Returns the `tracing` span of a request, whose fields every log line has: the call id, and the trace id if the trace
+    /// is sampled.
     pub(crate) fn log_span(&self, call_id: &str) -> tracing::Span {
         let context = self
             .0
             .as_ref()
             .map(|context| context.span().span_context().clone());
-        // Of the highest level, so that no filter takes the call id away.
+        // At the highest level, so that no filter removes the call id.
         match context.filter(|context| context.is_sampled()) {
             Some(context) => {
                 let trace_id = context.trace_id().to_string();
@@ -148,8 +139,8 @@ impl Span {
         }
     }
 
-    /// What a request was answered with.
-    pub(crate) fn answered(&self, status: u16) {
+    /// Sets the status code of the response; marks the span as failed from 500 on.
+    pub(crate) fn set_status(&self, status: u16) {
         self.set("http.response.status_code", i64::from(status));
         if status >= 500 {
             self.set("error.type", status.to_string());
@@ -157,25 +148,25 @@ impl Span {
         }
     }
 
-    /// Whoever asked has not waited for the end of the answer.
-    pub(crate) fn abandoned(&self) {
+    /// Marks the span as failed because the client disconnected before the end of the response.
+    pub(crate) fn mark_abandoned(&self) {
         self.set("error.type", "abandoned");
-        self.mark_failed("the caller went away");
+        self.mark_failed("the client disconnected");
     }
 }
 
-/// An attribute that takes no more than so much memory.
+/// Creates an attribute, with text truncated to [`MAX_TEXT`].
 pub(super) fn attribute(key: &'static str, value: impl Into<Value>) -> KeyValue {
     let value = match value.into() {
-        Value::String(text) if text.as_str().len() > TEXT_MAX => cut(text.as_str()).to_owned().into(),
+        Value::String(text) if text.as_str().len() > MAX_TEXT => truncate(text.as_str()).to_owned().into(),
         value => value,
     };
     KeyValue::new(key, value)
 }
 
-/// As much of a text as is told.
-pub(super) fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(TEXT_MAX)]
+/// Truncates `text` to [`MAX_TEXT`], at the boundary of a character.
+pub(super) fn truncate(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
 }
 
 impl Drop for Span {

@@ -1,4 +1,4 @@
-//! The body of a request, as it streams in.
+//! A request, whose body is read as it arrives.
 
 use std::fmt;
 use std::pin::Pin;
@@ -10,17 +10,22 @@ use futures_core::Stream;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::error::BoxError;
-use crate::server::BodyTurn;
+use crate::connection_state::ActiveBody;
+use crate::duration;
+use crate::error_chain::BoxError;
 
-/// A request's body. It is read as the handler asks for it, and holds the client back until then.
+/// The request that a handler is called with.
+pub type Request = http::Request<Body>;
+
+/// The body of a request.
 ///
-/// It is an [`http_body::Body`] and a [`Stream`] of chunks; [`Body::collect`] and [`Body::text`] read all of it, up to
-/// a limit. A client that sends nothing for `read_timeout` ends it with [`BodyError::Stalled`].
+/// It is read only as fast as the handler consumes it; until then, the client is held back. It implements
+/// [`http_body::Body`] and [`Stream`]; [`Body::collect`] and [`Body::text`] read it whole, up to a limit. If the client
+/// sends nothing for `read_timeout`, reading fails with [`BodyError::Stalled`].
 pub struct Body {
     source: Source,
-    /// Lets the connection know that more of the body is expected.
-    turn: Option<BodyTurn>,
+    /// Makes the connection expect more of the body.
+    active: Option<ActiveBody>,
     read_timeout: Duration,
 }
 
@@ -31,63 +36,63 @@ enum Source {
     Stream(Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>),
 }
 
-/// Why a body could not be read to its end.
+/// An error while reading a body.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The body is larger than its reader allows.
+    /// The body is larger than the limit of the reader.
     #[error("the body is larger than {limit} bytes")]
     TooLarge {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The client sent nothing for too long.
-    #[error("the body stalled for {}", crate::duration::format(*limit))]
+    /// The client sent nothing for longer than `read_timeout`.
+    #[error("the client sent nothing of the body for {}", duration::format(*limit))]
     Stalled {
-        /// How long it may send nothing.
+        /// The timeout between two pieces of the body.
         limit: Duration,
     },
-    /// The body was to be text.
+    /// The body should be text and is not UTF-8.
     #[error("the body is not UTF-8")]
     NotUtf8,
-    /// The connection ended before the body did, or what came was not HTTP.
+    /// The connection ended before the body, or the client sent invalid HTTP.
     #[error("the body ended early")]
     Broken(#[source] BoxError),
 }
 
 impl Body {
-    /// A body without content.
+    /// Creates an empty body.
     pub fn empty() -> Self {
-        Self::of(Source::Empty)
+        Self::from_source(Source::Empty)
     }
 
-    /// A body made of chunks, for a handler that is called by other than the network.
+    /// Creates a body from a stream of chunks, for calling a handler without a connection (in a test).
     pub fn stream(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
-        Self::of(Source::Stream(Box::pin(chunks)))
+        Self::from_source(Source::Stream(Box::pin(chunks)))
     }
 
-    /// What a client sends. The connection ends it when nothing comes for `read_timeout`.
-    pub(crate) fn incoming(incoming: Incoming, turn: BodyTurn, read_timeout: Duration) -> Self {
+    /// Creates a body that is received from a client. The connection enforces `read_timeout`, which is only reported here.
+    pub(crate) fn incoming(incoming: Incoming, active: ActiveBody, read_timeout: Duration) -> Self {
         Self {
             source: Source::Incoming(incoming),
-            turn: Some(turn),
+            active: Some(active),
             read_timeout,
         }
     }
 
-    fn of(source: Source) -> Self {
+    fn from_source(source: Source) -> Self {
         Self {
             source,
-            turn: None,
+            active: None,
             read_timeout: Duration::ZERO,
         }
     }
 
-    /// The next chunk, or `None` at the end.
+    /// Reads the next chunk; returns `None` at the end of the body.
     pub async fn chunk(&mut self) -> Option<Result<Bytes, BodyError>> {
         std::future::poll_fn(|cx| self.poll_chunk(cx)).await
     }
 
-    /// All of the body. Refuses as soon as there is more than `limit` bytes, without reading on.
+    /// Reads the whole body. Fails as soon as it is known to have more than `limit` bytes, without reading further.
     pub fn collect(self, limit: usize) -> impl Future<Output = Result<Bytes, BodyError>> + Send {
         Collect {
             body: self,
@@ -97,7 +102,7 @@ impl Body {
         }
     }
 
-    /// All of the body as text, up to `limit` bytes.
+    /// Reads the whole body as UTF-8 text of at most `limit` bytes.
     pub fn text(self, limit: usize) -> impl Future<Output = Result<String, BodyError>> + Send {
         let mut collect = Collect {
             body: self,
@@ -111,7 +116,7 @@ impl Body {
         })
     }
 
-    /// What is known of the size of what is left, in bytes.
+    /// Returns bounds on the number of bytes that are still to be read.
     pub fn remaining(&self) -> SizeHint {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
@@ -132,12 +137,12 @@ impl Body {
             Source::Stream(chunks) => chunks.as_mut().poll_next(cx).map_err(BodyError::Broken),
             Source::Incoming(incoming) => loop {
                 break match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
-                    // Trailers have nothing that a function needs.
+                    // Trailers are skipped: no function needs them.
                     Some(Ok(frame)) => match frame.into_data() {
                         Ok(data) => Poll::Ready(Some(Ok(data))),
                         Err(_) => continue,
                     },
-                    Some(Err(error)) => Poll::Ready(Some(Err(broken(error, self.read_timeout)))),
+                    Some(Err(error)) => Poll::Ready(Some(Err(read_error(error, self.read_timeout)))),
                     None => Poll::Ready(None),
                 };
             },
@@ -149,16 +154,16 @@ impl Body {
         };
         if at_end {
             self.source = Source::Empty;
-            if let Some(turn) = self.turn.take() {
-                turn.finish();
+            if let Some(active) = self.active.take() {
+                active.finish();
             }
         }
         polled
     }
 }
 
-/// What went wrong with the connection.
-fn broken(error: hyper::Error, limit: Duration) -> BodyError {
+/// Converts an error of the connection: a timeout becomes [`BodyError::Stalled`], everything else [`BodyError::Broken`].
+fn read_error(error: hyper::Error, limit: Duration) -> BodyError {
     let mut next = std::error::Error::source(&error);
     while let Some(cause) = next {
         let io = cause.downcast_ref::<std::io::Error>();
@@ -170,19 +175,22 @@ fn broken(error: hyper::Error, limit: Duration) -> BodyError {
     BodyError::Broken(error.into())
 }
 
-/// Reads a body to its end. Not an async function: those would be three, one in the other, each with a body of its own.
+/// A future that reads a whole body.
+///
+/// It is written by hand because async functions would be three nested futures, each with a copy of the body.
 struct Collect {
     body: Body,
     limit: usize,
-    /// Most bodies are one chunk, which is not copied.
+    /// The only chunk so far. Most bodies are a single chunk, which is returned without a copy.
     first: Bytes,
+    /// All chunks so far, once there are two.
     all: BytesMut,
 }
 
 impl Collect {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let too_large = BodyError::TooLarge { limit: self.limit };
-        // A client that announces too much is refused before it has sent it.
+        // A client that announces a body that is too large is rejected before it sends the body.
         if self.body.remaining().lower() > (self.limit - self.len()) as u64 {
             return Poll::Ready(Err(too_large));
         }
@@ -195,7 +203,7 @@ impl Collect {
                 continue;
             }
             if self.all.is_empty() {
-                // The size that was announced is a reason to take memory only up to here.
+                // Reserves at most 64 KiB on the client's announcement alone.
                 let announced = self.body.remaining().lower().min(64 * 1024) as usize;
                 self.all.reserve(self.first.len() + chunk.len() + announced);
                 self.all.extend_from_slice(&std::mem::take(&mut self.first));
@@ -255,7 +263,7 @@ impl Stream for Body {
 
 impl<T: Into<Bytes>> From<T> for Body {
     fn from(bytes: T) -> Self {
-        Self::of(Source::Full(bytes.into()))
+        Self::from_source(Source::Full(bytes.into()))
     }
 }
 
@@ -269,8 +277,9 @@ impl fmt::Debug for Body {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::StreamBody;
     use std::collections::VecDeque;
+
+    use http_body_util::BodyExt;
 
     use super::*;
 
@@ -289,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_collected_up_to_its_limit() {
+    async fn a_body_is_collected_up_to_the_limit_and_rejected_above_it() {
         assert_eq!(chunks(&["ab", "cd", "ef"]).collect(6).await.unwrap(), "abcdef");
         assert!(matches!(
             chunks(&["ab", "cd", "ef"]).collect(5).await,
@@ -307,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn text_has_to_be_utf_8() {
+    async fn text_that_is_not_utf_8_is_rejected() {
         assert_eq!(Body::from("grüße").text(100).await.unwrap(), "grüße");
         assert!(matches!(
             Body::from(&b"\xff"[..]).text(100).await,
@@ -317,8 +326,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_is_a_stream_and_an_http_body() {
-        let mut body = StreamBody::new(chunks(&["ab", "cd"]));
+        let mut body = chunks(&["ab", "cd"]);
         let first = std::future::poll_fn(|cx| Pin::new(&mut body).poll_next(cx)).await;
         assert_eq!(first.unwrap().unwrap(), "ab");
+        assert_eq!(BodyExt::collect(body).await.unwrap().to_bytes(), "cd");
     }
 }

@@ -1,0 +1,75 @@
+//! A function that is ready to be served: its handler and its probes.
+
+use tokio::sync::watch;
+
+use crate::handler::Handler;
+
+/// A handler, with its readiness checks and the paths of its probes.
+pub struct App<H> {
+    pub(crate) handler: H,
+    pub(crate) ready: Vec<ReadyCheck>,
+    pub(crate) health_paths: Vec<String>,
+    pub(crate) ready_paths: Vec<String>,
+    pub(crate) limits_itself: bool,
+    pub(crate) name: Option<&'static str>,
+}
+
+/// Returns whether the function can serve requests now.
+pub(crate) type ReadyCheck = Box<dyn Fn() -> bool + Send + Sync>;
+
+impl<H: Handler> App<H> {
+    /// Creates a function that is ready whenever the host is.
+    pub fn new(handler: H) -> Self {
+        Self {
+            handler,
+            ready: Vec::new(),
+            health_paths: Vec::new(),
+            ready_paths: Vec::new(),
+            limits_itself: false,
+            name: None,
+        }
+    }
+
+    /// Sets the service name in traces. The environment takes precedence (`OTEL_SERVICE_NAME`).
+    #[must_use]
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = Some(name);
+        self
+    }
+
+    /// Leaves `max_inflight` to the handler, which the host then calls for every request.
+    ///
+    /// For handlers that queue requests instead of rejecting them, for example.
+    #[must_use]
+    pub fn limits_itself(mut self) -> Self {
+        self.limits_itself = true;
+        self
+    }
+
+    /// Adds a readiness check. It runs for each probe and must not block.
+    #[must_use]
+    pub fn ready_if(mut self, check: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.ready.push(Box::new(check));
+        self
+    }
+
+    /// Adds a readiness check that succeeds while `ready` holds true, for checks that run in the background.
+    #[must_use]
+    pub fn ready_while(self, ready: watch::Receiver<bool>) -> Self {
+        self.ready_if(move || *ready.borrow())
+    }
+
+    /// Adds a path that is answered like `/_/health`.
+    #[must_use]
+    pub fn health_at(mut self, path: impl Into<String>) -> Self {
+        self.health_paths.push(path.into());
+        self
+    }
+
+    /// Adds a path that is answered like `/_/ready`.
+    #[must_use]
+    pub fn ready_at(mut self, path: impl Into<String>) -> Self {
+        self.ready_paths.push(path.into());
+        self
+    }
+}

@@ -1,0 +1,172 @@
+//! The state of a connection: what the client is expected to send next.
+//!
+//! hyper reads from the connection all the time, but how long the client may take depends on the state: waiting for a
+//! request, for more of its body, or for the handler. The connection's timeouts look the state up here.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+/// The next bytes that the client is expected to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// The head of a request, if the client sends another one.
+    Head,
+    /// More of a body.
+    Body,
+    /// Nothing: the handler is working.
+    Nothing,
+}
+
+/// The state of one connection.
+///
+/// It includes the number of the current request, so that a body that a handler kept from an earlier request does not
+/// change the state of a later one.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionState {
+    /// The request's number, with what is expected in the lowest two bits.
+    packed: AtomicU32,
+    /// Whether the last request had a body that was not read to its end.
+    unread_body: AtomicBool,
+}
+
+const EXPECTED_MASK: u32 = 0b11;
+const HEAD: u32 = 0;
+const BODY: u32 = 1;
+const NOTHING: u32 = 2;
+const NEXT_REQUEST: u32 = 4;
+
+impl ConnectionState {
+    /// Returns what is expected, and a number that differs for each request.
+    pub(crate) fn current(&self) -> (Expected, u32) {
+        let packed = self.packed.load(Ordering::Relaxed);
+        let expected = match packed & EXPECTED_MASK {
+            HEAD => Expected::Head,
+            BODY => Expected::Body,
+            _ => Expected::Nothing,
+        };
+        (expected, packed & !EXPECTED_MASK)
+    }
+
+    /// Records that the head of a request has arrived; `has_body` if a body follows.
+    pub(crate) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
+        let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_MASK;
+        self.packed
+            .store(number | if has_body { BODY } else { NOTHING }, Ordering::Relaxed);
+        self.unread_body.store(has_body, Ordering::Relaxed);
+        ActiveRequest(self.clone())
+    }
+
+    /// Returns the handle of the current request's body.
+    pub(crate) fn active_body(self: &Arc<Self>) -> ActiveBody {
+        ActiveBody {
+            state: self.clone(),
+            number: self.packed.load(Ordering::Relaxed) & !EXPECTED_MASK,
+        }
+    }
+
+    /// Returns whether the client may still be sending a body that no one will read.
+    pub(crate) fn has_unread_body(&self) -> bool {
+        self.unread_body.load(Ordering::Relaxed)
+    }
+}
+
+/// A request that is being answered. Dropping it makes the connection expect the next request.
+#[derive(Debug)]
+pub(crate) struct ActiveRequest(Arc<ConnectionState>);
+
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        let number = self.0.packed.load(Ordering::Relaxed) & !EXPECTED_MASK;
+        self.0
+            .packed
+            .store(number.wrapping_add(NEXT_REQUEST) | HEAD, Ordering::Relaxed);
+    }
+}
+
+/// A body that is being read. Dropping it makes the connection expect nothing more of the body.
+#[derive(Debug)]
+pub(crate) struct ActiveBody {
+    state: Arc<ConnectionState>,
+    number: u32,
+}
+
+impl ActiveBody {
+    /// Records that the body was read to its end.
+    pub(crate) fn finish(self) {
+        if self.state.current() == (Expected::Body, self.number) {
+            self.state.unread_body.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for ActiveBody {
+    fn drop(&mut self) {
+        let (from, to) = (self.number | BODY, self.number | NOTHING);
+        // Fails if a later request is current, whose state must not change.
+        let _ = self
+            .state
+            .packed
+            .compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_expected_head_first_then_body_then_nothing() {
+        let state = Arc::new(ConnectionState::default());
+        let first = state.current().1;
+        assert_eq!(state.current().0, Expected::Head);
+        let request = state.begin_request(true);
+        let body = state.active_body();
+        assert_eq!(state.current(), (Expected::Body, first));
+        drop(body);
+        assert_eq!(state.current(), (Expected::Nothing, first));
+        drop(request);
+        assert_eq!(state.current().0, Expected::Head);
+        assert_ne!(state.current().1, first);
+    }
+
+    #[test]
+    fn a_body_that_outlives_its_request_does_not_change_the_state_of_the_next() {
+        let state = Arc::new(ConnectionState::default());
+        let request = state.begin_request(true);
+        let outliving = state.active_body();
+        drop(request);
+        let _next = state.begin_request(true);
+        drop(outliving);
+        assert_eq!(state.current().0, Expected::Body);
+    }
+
+    #[test]
+    fn a_body_is_unread_until_it_is_read_to_its_end() {
+        let state = Arc::new(ConnectionState::default());
+        assert!(!state.has_unread_body());
+        let request = state.begin_request(true);
+        drop(state.active_body());
+        drop(request);
+        assert!(state.has_unread_body());
+        let request = state.begin_request(true);
+        state.active_body().finish();
+        drop(request);
+        assert!(!state.has_unread_body());
+        let request = state.begin_request(true);
+        let outliving = state.active_body();
+        drop(request);
+        let _next = state.begin_request(true);
+        outliving.finish();
+        assert!(
+            state.has_unread_body(),
+            "the end of an earlier body counted for the current one"
+        );
+    }
+
+    #[test]
+    fn a_request_without_a_body_expects_nothing() {
+        let state = Arc::new(ConnectionState::default());
+        let _request = state.begin_request(false);
+        assert_eq!(state.current().0, Expected::Nothing);
+    }
+}

@@ -1,0 +1,159 @@
+//! The life of a function's process: listening, serving, draining, exiting.
+//!
+//! Two threads take part. One serves; the other only waits for signals and for the deadline of the shutdown. A handler that
+//! blocks can stop everything on the serving thread, including its timers and signals, so the exit must not depend on it.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::duration;
+use crate::handler::Handler;
+use crate::server::Server;
+use crate::settings::Settings;
+use crate::shutdown::ShutdownTrigger;
+
+/// How long the drop of the remaining handlers may take. It should take no time at all.
+const DROP_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// After a signal: the shutdown is complete.
+    Clean,
+    /// A setting is wrong.
+    WrongSettings,
+    /// The function could not start, for any other reason.
+    Failed,
+    /// The serving thread panicked. That happens in the setup only, because the panics of handlers are caught.
+    Panicked,
+    /// After a signal: a handler blocks the serving thread past the deadline.
+    Blocked,
+    /// After a second signal: the shutdown is not complete.
+    Forced,
+}
+
+/// Forwards the first signal to the serving thread, and ensures that the process ends in time.
+///
+/// `serving` receives how the serving thread ended.
+pub(crate) async fn supervise(
+    mut signals: Signals,
+    stop: watch::Sender<bool>,
+    mut serving: oneshot::Receiver<Exit>,
+    settings: &Settings,
+    flush_timeout: Duration,
+) -> Exit {
+    tokio::select! {
+        exit = &mut serving => return exit.unwrap_or(Exit::Panicked),
+        () = signals.next() => {}
+    }
+    stop.send_replace(true);
+    let timeout = settings.healthcheck_interval + drain_timeout(settings) + DROP_TIMEOUT + flush_timeout;
+    tokio::select! {
+        exit = serving => exit.unwrap_or(Exit::Panicked),
+        () = signals.next() => Exit::Forced,
+        () = tokio::time::sleep(timeout) => {
+            tracing::error!("a handler blocks its thread, exiting without waiting for it");
+            Exit::Blocked
+        }
+    }
+}
+
+/// Returns how long requests may run after the port is closed.
+fn drain_timeout(settings: &Settings) -> Duration {
+    settings
+        .write_timeout
+        .max(settings.exec_timeout.unwrap_or_default())
+}
+
+/// Waits until the function should stop.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // Fails if the sender was dropped, when the process exits.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Serves until the function should stop, and then drains it.
+pub(crate) async fn serve<H: Handler>(
+    server: &Server<H>,
+    settings: &Settings,
+    trigger: &ShutdownTrigger,
+    stop: &mut watch::Receiver<bool>,
+) -> std::io::Result<()> {
+    let listener = listen(settings.port).await?;
+    let metrics_listener = listen(settings.metrics_port).await?;
+    // From the listeners, because the setting 0 selects any free port.
+    let (port, metrics_port) = (
+        listener.local_addr()?.port(),
+        metrics_listener.local_addr()?.port(),
+    );
+    let _metrics = server.serve_metrics(metrics_listener);
+    let mut served = server.serve(listener);
+    tracing::info!(port, metrics_port, "listening");
+
+    stopped(stop).await;
+    let drain_start = Instant::now() + settings.healthcheck_interval;
+    let deadline = drain_start + drain_timeout(settings);
+    trigger.begin(deadline);
+    tracing::info!(
+        grace = duration::format(settings.healthcheck_interval),
+        running = server.running(),
+        "shutting down: not ready, still accepting requests"
+    );
+    sleep_until(drain_start).await;
+
+    tracing::info!(
+        limit = duration::format(drain_timeout(settings)),
+        running = server.running(),
+        "port closed, draining requests"
+    );
+    served.drain();
+    let drained = tokio::select! {
+        () = served.ended() => true,
+        () = sleep_until(deadline) => false,
+    };
+    if !drained {
+        tracing::warn!(
+            running = server.running(),
+            "drain deadline reached, dropping the remaining requests"
+        );
+        served.abort();
+        served.ended().await;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Listens on all addresses of both families, as servers in Go do; on IPv4 alone if there is no IPv6.
+async fn listen(port: u16) -> std::io::Result<TcpListener> {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+    }
+}
+
+/// The signals that stop a function: SIGTERM, which providers send, and SIGINT, which terminals send.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next signal.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

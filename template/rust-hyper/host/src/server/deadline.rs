@@ -1,0 +1,26 @@
+//! The deadline of a request: the end of `exec_timeout`.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+/// A deadline whose timer is created when it is polled first: most handlers answer without waiting.
+pub(crate) struct Deadline {
+    at: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    pub(crate) fn new(at: Instant) -> Self {
+        Self { at, timer: None }
+    }
+
+    /// Polls for the end of the time.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.timer
+            .get_or_insert_with(|| Box::pin(sleep_until(self.at)))
+            .as_mut()
+            .poll(cx)
+    }
+}

@@ -1,0 +1,103 @@
+//! The body of a response that is being sent. It is recorded at its end, and aborted when it fails.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tracing::Span;
+
+use super::deadline::Deadline;
+use super::record::RequestRecord;
+use crate::error_chain::{BoxError, ErrorChain};
+use crate::response::ResponseBody;
+use crate::trace::TraceContext;
+
+/// A body for hyper. Dropping it ends the request's record: it was sent, it failed, or the client disconnected.
+pub(crate) struct OutgoingBody {
+    body: ResponseBody,
+    _record: Option<RequestRecord>,
+    /// `None` for known content, which cannot exceed the deadline, fail or panic.
+    stream: Option<Box<StreamState>>,
+}
+
+struct StreamState {
+    deadline: Option<Deadline>,
+    log_span: Span,
+    trace_context: TraceContext,
+}
+
+impl OutgoingBody {
+    pub(crate) fn new(
+        body: ResponseBody,
+        record: Option<RequestRecord>,
+        deadline: Option<Deadline>,
+        log_span: Span,
+        trace_context: TraceContext,
+    ) -> Self {
+        let stream = StreamState {
+            deadline,
+            log_span,
+            trace_context,
+        };
+        let stream = body.is_stream().then(|| Box::new(stream));
+        Self {
+            body,
+            _record: record,
+            stream,
+        }
+    }
+}
+
+impl Body for OutgoingBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        let body = Pin::new(&mut this.body);
+        let Some(stream) = &mut this.stream else {
+            return body.poll_frame(cx);
+        };
+        let _entered = (stream.log_span.enter(), stream.trace_context.enter());
+        let exceeded = stream
+            .deadline
+            .as_mut()
+            .is_some_and(|deadline| deadline.poll(cx).is_ready());
+        let polled = if exceeded {
+            Poll::Ready(Some(Err("exec_timeout exceeded".into())))
+        } else {
+            // The panic hook logs the panic.
+            catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx)))
+                .unwrap_or_else(|_| Poll::Ready(Some(Err("the stream of the response panicked".into()))))
+        };
+        // After an error, hyper closes the connection without the last chunk: the client sees that the body is incomplete.
+        if let Poll::Ready(Some(Err(error))) = &polled {
+            tracing::error!(error = %ErrorChain(error.as_ref()), "response aborted");
+            this.body = ResponseBody::empty();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for OutgoingBody {
+    fn drop(&mut self) {
+        // The stream is dropped within its spans, for the call id in its log lines.
+        if let Some(stream) = &self.stream {
+            let _entered = (stream.log_span.enter(), stream.trace_context.enter());
+            self.body = ResponseBody::empty();
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The future of a response: it runs the handler, with its deadline, and catches its panics.
+
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use http::header::Entry;
+use http::{HeaderName, HeaderValue, StatusCode};
+use tracing::Span;
+
+use super::call_id::CALL_ID;
+use super::deadline::Deadline;
+use super::outgoing_body::OutgoingBody;
+use super::record::RequestRecord;
+use crate::error::Error;
+use crate::reply;
+use crate::response::Response;
+use crate::trace::TraceContext;
+
+/// The header with the version of the function.
+pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-slipway-version");
+
+/// The headers that the host adds to every response.
+pub(crate) struct HostHeaders {
+    /// The call id, for [`CALL_ID`].
+    pub(crate) call_id: HeaderValue,
+    /// The version of the function, for [`VERSION`], if it is set.
+    pub(crate) version: Option<HeaderValue>,
+}
+
+impl HostHeaders {
+    fn none() -> Self {
+        Self {
+            call_id: HeaderValue::from_static(""),
+            version: None,
+        }
+    }
+
+    /// Returns the call id as text.
+    fn call_id_text(&self) -> &str {
+        self.call_id.to_str().unwrap_or_default()
+    }
+}
+
+/// The future of a handler.
+pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
+
+/// The future of a response. Dropping it drops the handler.
+///
+/// It is written by hand and keeps the handler's future in a box, because hyper moves it: an async function with the same
+/// state takes some thousand bytes.
+pub(crate) enum ResponseFuture {
+    /// A response that does not need the handler.
+    Ready(Option<http::Response<OutgoingBody>>),
+    /// The handler's response.
+    Running(HandlerRun),
+}
+
+/// A handler that runs for one request.
+pub(crate) struct HandlerRun {
+    pub(crate) future: Option<HandlerFuture>,
+    pub(crate) log_span: Span,
+    pub(crate) trace_context: TraceContext,
+    pub(crate) headers: HostHeaders,
+    pub(crate) deadline: Option<Deadline>,
+    pub(crate) record: Option<RequestRecord>,
+}
+
+impl ResponseFuture {
+    /// Returns the future of a response that does not need the handler.
+    pub(crate) fn ready(response: Response, headers: HostHeaders, record: Option<RequestRecord>) -> Self {
+        Self::Ready(Some(finish(
+            response,
+            headers,
+            record,
+            None,
+            Span::none(),
+            TraceContext::default(),
+        )))
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<http::Response<OutgoingBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Running(run) => run.poll(cx).map(Ok),
+            Self::Ready(response) => match response.take() {
+                Some(response) => Poll::Ready(Ok(response)),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl HandlerRun {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<http::Response<OutgoingBody>> {
+        let Some(future) = &mut self.future else {
+            return Poll::Pending;
+        };
+        let entered = (self.log_span.enter(), self.trace_context.enter());
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        let response = match polled {
+            Ok(Poll::Ready(Ok(response))) => response,
+            Ok(Poll::Ready(Err(error))) => error.into_response(self.headers.call_id_text()),
+            Ok(Poll::Pending) => {
+                if self
+                    .deadline
+                    .as_mut()
+                    .is_none_or(|deadline| deadline.poll(cx).is_pending())
+                {
+                    return Poll::Pending;
+                }
+                tracing::error!("exec_timeout exceeded, handler dropped");
+                reply::message(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "the function exceeded its exec_timeout\n",
+                )
+            }
+            // The panic hook has logged it.
+            Err(_) => reply::internal_error(self.headers.call_id_text()),
+        };
+        // The handler's state is dropped before the response is sent, and within the spans, for the call id in its log lines.
+        self.future = None;
+        drop(entered);
+        let headers = std::mem::replace(&mut self.headers, HostHeaders::none());
+        let log_span = std::mem::replace(&mut self.log_span, Span::none());
+        let trace_context = std::mem::take(&mut self.trace_context);
+        Poll::Ready(finish(
+            response,
+            headers,
+            self.record.take(),
+            self.deadline.take(),
+            log_span,
+            trace_context,
+        ))
+    }
+}
+
+impl Drop for HandlerRun {
+    fn drop(&mut self) {
+        if self.future.is_some() {
+            let _entered = (self.log_span.enter(), self.trace_context.enter());
+            tracing::debug!("client disconnected, handler dropped");
+            self.future = None;
+        }
+    }
+}
+
+/// Adds the host's headers to a response, and records its status.
+fn finish(
+    mut response: Response,
+    headers: HostHeaders,
+    mut record: Option<RequestRecord>,
+    deadline: Option<Deadline>,
+    log_span: Span,
+    trace_context: TraceContext,
+) -> http::Response<OutgoingBody> {
+    if let Some(record) = &mut record {
+        record.set_status(response.status());
+    }
+    if let Entry::Vacant(entry) = response.headers_mut().entry(CALL_ID) {
+        entry.insert(headers.call_id);
+    }
+    if let Some(version) = headers.version {
+        response.headers_mut().insert(VERSION, version);
+    }
+    response.map(|body| OutgoingBody::new(body, record, deadline, log_span, trace_context))
+}
