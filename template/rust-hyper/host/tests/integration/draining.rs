@@ -1,91 +1,93 @@
-//! SIGTERM, and what comes after it.
+//! The shutdown after SIGTERM.
 
 use function_host::http::StatusCode;
 use tokio::net::TcpStream;
 
 use crate::function::{Function, get, try_get};
 
-const ASKED: &str = "asked to end, not ready any more";
+const SHUTTING_DOWN: &str = "shutting down: not ready, still accepting requests";
 
 #[tokio::test]
-async fn a_function_without_requests_ends_with_0() {
+async fn a_function_without_requests_exits_with_0() {
     for signal in ["TERM", "INT"] {
         let function = Function::start(&[]).await;
-        // A connection that is kept does not hold it up.
+        // An idle connection does not delay the exit.
         let _idle = TcpStream::connect(function.address).await.unwrap();
         assert_eq!(function.get("/_/ready").await.status, StatusCode::OK);
         function.signal(signal);
-        assert_eq!(function.end().await, 0, "{signal}");
+        assert_eq!(function.exit_code().await, 0, "{signal}");
     }
 }
 
 #[tokio::test]
-async fn it_is_not_ready_and_serves_on_until_balancers_have_noticed() {
+async fn requests_are_accepted_while_load_balancers_notice_the_shutdown() {
     let mut function = Function::start(&[("healthcheck_interval", "1h")]).await;
     function.signal("TERM");
-    function.line(ASKED).await;
+    function.line(SHUTTING_DOWN).await;
     let ready = function.get("/_/ready").await;
     assert_eq!(
         (ready.status, ready.text.as_str()),
-        (StatusCode::SERVICE_UNAVAILABLE, "ending\n")
+        (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
     );
     assert_eq!(function.get("/_/health").await.status, StatusCode::OK);
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
-    // Once more, and it does not wait.
+    // A second signal ends the wait.
     function.signal("TERM");
-    assert_eq!(function.end().await, 128 + 15);
+    assert_eq!(function.exit_code().await, 128 + 15);
 }
 
 #[tokio::test]
-async fn what_runs_is_finished_after_the_port_is_closed() {
+async fn running_requests_finish_after_the_port_is_closed() {
     let mut function = Function::start(&[("write_timeout", "1h")]).await;
     let address = function.address;
-    let working = tokio::spawn(async move { get(address, "/until-asked").await });
+    let working = tokio::spawn(async move { get(address, "/until-shutdown").await });
     function.line("working").await;
     function.signal("TERM");
     assert_eq!(working.await.unwrap().text, "interrupted");
-    function.line("ended").await;
+    function.line("stopped").await;
     assert!(TcpStream::connect(address).await.is_err());
-    assert_eq!(function.end().await, 0);
+    assert_eq!(function.exit_code().await, 0);
 }
 
 #[tokio::test]
-async fn what_takes_too_long_is_dropped_and_it_ends_with_0() {
+async fn requests_that_exceed_the_drain_deadline_are_dropped() {
     let mut function = Function::start(&[("write_timeout", "50ms")]).await;
     let address = function.address;
-    let hanging = tokio::spawn(async move { try_get(address, "/for-ever").await });
-    function.line("begun").await;
+    let hanging = tokio::spawn(async move { try_get(address, "/forever").await });
+    function.line("started").await;
     function.signal("TERM");
-    assert_eq!(
-        function.line("out of time, what still runs is dropped").await["running"],
-        1
-    );
+    let line = function
+        .line("drain deadline reached, dropping the remaining requests")
+        .await;
+    assert_eq!(line["running"], 1);
     function.line("dropped").await;
     assert!(hanging.await.unwrap().is_err());
-    assert_eq!(function.end().await, 0);
+    assert_eq!(function.exit_code().await, 0);
 }
 
 #[tokio::test]
-async fn a_handler_that_blocks_does_not_keep_it_from_ending() {
+async fn a_handler_that_blocks_its_thread_does_not_prevent_the_exit() {
     let mut function = Function::start(&[("write_timeout", "50ms")]).await;
     let address = function.address;
     let blocked = tokio::spawn(async move { try_get(address, "/block").await });
     function.line("blocking").await;
     function.signal("TERM");
-    function.line("handlers block, and are left behind").await;
-    assert_eq!(function.end().await, 0);
+    function
+        .line("a handler blocks its thread, exiting without waiting for it")
+        .await;
+    assert_eq!(function.exit_code().await, 0);
     blocked.abort();
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_ends_the_process_at_once() {
     let mut function = Function::start(&[("write_timeout", "1h")]).await;
     let address = function.address;
-    let hanging = tokio::spawn(async move { try_get(address, "/for-ever").await });
-    function.line("begun").await;
+    let hanging = tokio::spawn(async move { try_get(address, "/forever").await });
+    function.line("started").await;
     function.signal("TERM");
-    function.line("not listening any more").await;
+    function.line("port closed, draining requests").await;
     function.signal("TERM");
-    assert_eq!(function.end().await, 128 + 15);
+    assert_eq!(function.exit_code().await, 128 + 15);
     assert!(hanging.await.unwrap().is_err());
 }

@@ -1,4 +1,4 @@
-//! A function's process, from outside.
+//! The process of a function, and requests to it.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -17,18 +17,18 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::handlers;
 
-/// How long anything here may take; nothing should come near it.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an event may take. No event should take nearly as long; a test fails instead of hanging.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Says that this process is the function.
+/// The environment variable that makes this process the function.
 const SERVE: &str = "FUNCTION_HOST_TEST_SERVE";
 
-/// The function. It is a test only in order to be started.
+/// Serves the function, in a process that [`Function::spawn`] started. Elsewhere it does nothing: it tests nothing itself.
 #[test]
 fn serve() {
     if std::env::var_os(SERVE).is_some() {
         let code = function_host::run_with(handlers::set_up);
-        // What `main` would return.
+        // `ExitCode` can be returned from `main` only, so its number is searched.
         let number = (0..=u8::MAX)
             .find(|number| ExitCode::from(*number) == code)
             .unwrap();
@@ -40,13 +40,13 @@ fn serve() {
 pub(crate) struct Function {
     process: Child,
     log: Lines<BufReader<ChildStdout>>,
-    /// Where it is served.
+    /// The address of the function.
     pub(crate) address: SocketAddr,
-    /// Where its metrics are.
+    /// The address of its metrics.
     pub(crate) metrics_address: SocketAddr,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -65,7 +65,7 @@ impl Function {
         function
     }
 
-    /// Starts a function that may not come to listen.
+    /// Starts a function without waiting until it listens.
     pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "function::serve", "--nocapture", "--quiet"])
@@ -92,10 +92,10 @@ impl Function {
         }
     }
 
-    /// The next line of the log as it stands, or `None` at its end. The test harness's own lines are left out.
+    /// Returns the next line of the log, or `None` at its end. Lines of the test harness are skipped.
     pub(crate) async fn raw_line(&mut self) -> Option<String> {
         loop {
-            let line = tokio::time::timeout(PATIENCE, self.log.next_line())
+            let line = tokio::time::timeout(TIMEOUT, self.log.next_line())
                 .await
                 .unwrap()
                 .unwrap()?;
@@ -105,7 +105,7 @@ impl Function {
         }
     }
 
-    /// The next line of the log with this message.
+    /// Returns the next line of the log with this message.
     pub(crate) async fn line(&mut self, message: &str) -> Value {
         while let Some(line) = self.raw_line().await {
             let line: Value = serde_json::from_str(&line).unwrap();
@@ -116,27 +116,27 @@ impl Function {
         panic!("the log ended without {message:?}");
     }
 
-    /// Asks for a path.
+    /// Sends a GET request.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         get(self.address, path).await
     }
 
-    /// All metrics.
+    /// Returns the page of metrics.
     pub(crate) async fn metrics(&self) -> String {
         let answer = get(self.metrics_address, "/metrics").await;
         assert_eq!(answer.status, StatusCode::OK);
         answer.text
     }
 
-    /// The names of its threads that begin so.
+    /// Returns the names of its threads that begin with `prefix`.
     #[cfg(feature = "traces")]
-    pub(crate) fn threads(&self, beginning: &str) -> Vec<String> {
+    pub(crate) fn threads(&self, prefix: &str) -> Vec<String> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id().unwrap())).unwrap();
         let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
-        names.filter(|name| name.starts_with(beginning)).collect()
+        names.filter(|name| name.starts_with(prefix)).collect()
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the process.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.process.id().unwrap().to_string();
         let status = std::process::Command::new("kill")
@@ -146,24 +146,24 @@ impl Function {
         assert!(status.success());
     }
 
-    /// Waits for the end; gives the exit code.
-    pub(crate) async fn end(mut self) -> i32 {
-        let status = tokio::time::timeout(PATIENCE, self.process.wait())
+    /// Waits until the process exits; returns its exit code.
+    pub(crate) async fn exit_code(mut self) -> i32 {
+        let status = tokio::time::timeout(TIMEOUT, self.process.wait())
             .await
             .unwrap()
             .unwrap();
         status
             .code()
-            .unwrap_or_else(|| panic!("ended by signal {:?}", status.signal()))
+            .unwrap_or_else(|| panic!("killed by signal {:?}", status.signal()))
     }
 }
 
-/// Asks for a path on a connection of its own.
+/// Sends a GET request on a new connection.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
     try_get(address, path).await.unwrap()
 }
 
-/// Asks for a path where there may come no answer.
+/// Sends a GET request that may fail.
 pub(crate) async fn try_get(address: SocketAddr, path: &str) -> Result<Answer, hyper::Error> {
     send(
         address,
@@ -175,7 +175,7 @@ pub(crate) async fn try_get(address: SocketAddr, path: &str) -> Result<Answer, h
     .await
 }
 
-/// Sends a request on a connection of its own. The error is that of an answer which does not come to its end.
+/// Sends a request on a new connection. Fails if the response is incomplete.
 pub(crate) async fn send(
     address: SocketAddr,
     request: http::Request<Full<Bytes>>,
@@ -192,5 +192,5 @@ pub(crate) async fn send(
             text,
         })
     };
-    tokio::time::timeout(PATIENCE, exchange).await.unwrap()
+    tokio::time::timeout(TIMEOUT, exchange).await.unwrap()
 }

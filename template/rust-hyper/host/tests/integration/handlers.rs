@@ -1,4 +1,4 @@
-//! What the function of these tests does, by path.
+//! The handler of the function under test, which does something different for each path.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,44 +14,44 @@ use function_host::{
 use futures_core::Stream;
 use tokio::sync::Semaphore;
 
-/// The function's state.
-struct Probe {
-    /// Lets those go on that wait at `/wait`.
+/// The handler, with its state.
+struct TestHandler {
+    /// Has a permit for each request to `/wait` that may continue.
     released: Semaphore,
     ready: Arc<AtomicBool>,
 }
 
-/// Sets the function up. Its own settings are `answer_is` and `setup`.
-pub(crate) async fn set_up(boot: SetupContext) -> Result<App<impl Handler>, SetupError> {
-    let mut settings = boot.settings();
+/// Sets up the function. Its own settings are `answer_is` and `setup`.
+pub(crate) async fn set_up(context: SetupContext) -> Result<App<impl Handler>, SetupError> {
+    let mut settings = context.settings();
     settings.number("answer_is", 42_u8);
     let setup = settings.text("setup");
     settings.finish()?;
     match setup.as_deref() {
         Some("fails") => return Err(SetupError::new("the disk is full")),
-        Some("panics") => panic!("setups may"),
+        Some("panics") => panic!("panic in the setup"),
         Some("hangs") => {
             tracing::info!("setting up");
             std::future::pending::<()>().await;
         }
         _ => {}
     }
-    let ready = Arc::new(AtomicBool::new(setup.as_deref() != Some("is slow")));
+    let ready = Arc::new(AtomicBool::new(setup.as_deref() != Some("not ready")));
     let builds = prometheus::IntCounter::new("builds_total", "Builds.")?;
-    boot.registry().register(Box::new(builds.clone()))?;
+    context.registry().register(Box::new(builds.clone()))?;
     builds.inc();
-    let probe = Probe {
+    let handler = TestHandler {
         released: Semaphore::new(0),
         ready: ready.clone(),
     };
-    Ok(App::new(probe)
+    Ok(App::new(handler)
         .named("tested")
         .ready_if(move || ready.load(Ordering::Relaxed))
         .health_at("/healthz")
         .ready_at("/ready"))
 }
 
-impl Handler for Probe {
+impl Handler for TestHandler {
     async fn call(&self, request: Request, context: Context) -> Result<Response, Error> {
         match request.uri().path() {
             "/echo" => {
@@ -71,15 +71,15 @@ impl Handler for Probe {
                 self.released.add_permits(1);
                 Ok(reply::text("released"))
             }
-            "/until-asked" => {
+            "/until-shutdown" => {
                 tracing::info!("working");
                 let deadline = context.shutdown().wait().await;
                 assert!(deadline > tokio::time::Instant::now());
                 Ok(reply::text("interrupted"))
             }
-            "/for-ever" => {
-                let _guard = Guard;
-                tracing::info!("begun");
+            "/forever" => {
+                let _guard = LogOnDrop;
+                tracing::info!("started");
                 std::future::pending().await
             }
             "/block" => {
@@ -87,10 +87,12 @@ impl Handler for Probe {
                 std::thread::park();
                 Ok(reply::text(""))
             }
-            "/panic" => panic!("handlers may"),
-            "/panic-in-stream" => Ok(http::Response::new(ResponseBody::stream(Panics { sent: false }))),
+            "/panic" => panic!("panic in the handler"),
+            "/panic-in-stream" => Ok(http::Response::new(ResponseBody::stream(PanickingStream {
+                sent: false,
+            }))),
             "/fail" => Err("12x".parse::<u8>().map(drop).unwrap_err().into()),
-            "/refuse" => Err(Error::status(StatusCode::CONFLICT, "there is one already")),
+            "/refuse" => Err(Error::status(StatusCode::CONFLICT, "already exists")),
             "/logged" => {
                 tracing::info!("logged");
                 Ok(reply::text("logged"))
@@ -104,33 +106,30 @@ impl Handler for Probe {
                 );
                 Ok(reply::text("logged"))
             }
-            path => Err(Error::status(
-                StatusCode::NOT_FOUND,
-                format!("there is no {path}"),
-            )),
+            path => Err(Error::status(StatusCode::NOT_FOUND, format!("{path} not found"))),
         }
     }
 }
 
-/// Tells that it is dropped, in the log.
-struct Guard;
+/// Logs that it is dropped.
+struct LogOnDrop;
 
-impl Drop for Guard {
+impl Drop for LogOnDrop {
     fn drop(&mut self) {
         tracing::info!("dropped");
     }
 }
 
-/// Panics after its first chunk.
-struct Panics {
+/// A stream that panics after its first chunk.
+struct PanickingStream {
     sent: bool,
 }
 
-impl Stream for Panics {
+impl Stream for PanickingStream {
     type Item = Result<Bytes, BoxError>;
 
     fn poll_next(mut self: Pin<&mut Self>, _cx: &mut task::Context<'_>) -> Poll<Option<Self::Item>> {
-        assert!(!self.sent, "streams may");
+        assert!(!self.sent, "panic in the stream");
         self.sent = true;
         Poll::Ready(Some(Ok("first".into())))
     }

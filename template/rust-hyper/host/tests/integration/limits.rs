@@ -1,12 +1,12 @@
-//! How many, and for how long.
+//! The limit on concurrent requests, and the one on their time.
 
 use function_host::http::StatusCode;
 use function_host::http::header::RETRY_AFTER;
 
-use crate::function::{Function, get};
+use crate::function::{Function, TIMEOUT, get};
 
 #[tokio::test]
-async fn one_request_too_many_is_refused_in_openfaas_words() {
+async fn a_request_over_the_limit_is_rejected_with_the_text_of_openfaas() {
     let mut function = Function::start(&[("max_inflight", "2")]).await;
     let address = function.address;
     let waiting: Vec<_> = (0..2)
@@ -15,15 +15,15 @@ async fn one_request_too_many_is_refused_in_openfaas_words() {
     function.line("waiting").await;
     function.line("waiting").await;
 
-    let refused = function.get("/echo").await;
+    let rejected = function.get("/echo").await;
 
-    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(rejected.status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(
-        refused.text,
+        rejected.text,
         "Concurrent request limit exceeded. Max concurrent requests: 2\n"
     );
-    assert_eq!(refused.headers["content-type"], "text/plain");
-    assert!(refused.headers.contains_key(RETRY_AFTER) && refused.headers.contains_key("x-call-id"));
+    assert_eq!(rejected.headers["content-type"], "text/plain");
+    assert!(rejected.headers.contains_key(RETRY_AFTER) && rejected.headers.contains_key("x-call-id"));
     let ready = function.get("/_/ready").await;
     assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(function.get("/_/health").await.status, StatusCode::OK);
@@ -37,25 +37,27 @@ async fn one_request_too_many_is_refused_in_openfaas_words() {
 }
 
 #[tokio::test]
-async fn a_place_that_is_free_again_can_be_taken() {
+async fn a_client_that_disconnects_makes_room_for_another_request() {
     let mut function = Function::start(&[("max_inflight", "1")]).await;
     let address = function.address;
-    // The client goes away: its place is free when the handler has been dropped.
-    let hanging = tokio::spawn(async move { get(address, "/for-ever").await });
-    function.line("begun").await;
+    let hanging = tokio::spawn(async move { get(address, "/forever").await });
+    function.line("started").await;
     hanging.abort();
     function.line("dropped").await;
-    // The handler is dropped right before its place is given back.
-    while function.get("/_/ready").await.status != StatusCode::OK {}
+    // The request leaves the count right after its handler is dropped.
+    let admitted = async { while function.get("/_/ready").await.status != StatusCode::OK {} };
+    tokio::time::timeout(TIMEOUT, admitted)
+        .await
+        .expect("the request of the disconnected client still counts");
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn a_handler_that_takes_too_long_is_ended() {
+async fn a_handler_that_exceeds_exec_timeout_is_dropped() {
     let mut function = Function::start(&[("exec_timeout", "100ms")]).await;
-    let answer = function.get("/for-ever").await;
+    let answer = function.get("/forever").await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
-    function.line("exec_timeout is over, the handler is ended").await;
+    function.line("exec_timeout exceeded, handler dropped").await;
     function.line("dropped").await;
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
 }

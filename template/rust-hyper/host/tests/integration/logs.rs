@@ -4,11 +4,11 @@ use function_host::http;
 
 use crate::function::{Function, send};
 
-/// What of-watchdog and others stop at.
+/// The length of a line at which of-watchdog stops forwarding logs, in bytes.
 const TOO_LONG: usize = 64 * 1024;
 
 #[tokio::test]
-async fn a_line_is_cut_before_it_is_too_long_and_stays_whole_json() {
+async fn a_long_json_line_is_truncated_and_still_valid() {
     let mut function = Function::start(&[]).await;
     let request = http::Request::get("/long-line")
         .header("host", "test")
@@ -29,7 +29,7 @@ async fn a_line_is_cut_before_it_is_too_long_and_stays_whole_json() {
 }
 
 #[tokio::test]
-async fn text_lines_are_bounded_as_well_and_have_the_call_id() {
+async fn a_long_text_line_is_truncated_and_has_the_call_id() {
     let mut function = Function::spawn(&[("log_format", "text")]);
     let listening = function.raw_line().await.unwrap();
     let port = listening
@@ -55,7 +55,7 @@ async fn text_lines_are_bounded_as_well_and_have_the_call_id() {
 }
 
 #[tokio::test]
-async fn requests_are_in_the_log_at_the_level_debug() {
+async fn requests_are_logged_at_the_level_debug() {
     let mut function = Function::start(&[("log_level", "info,function_host=debug")]).await;
     let request = http::Request::post("/echo")
         .header("host", "test")

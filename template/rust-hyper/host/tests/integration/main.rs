@@ -1,12 +1,12 @@
-//! A function as a process: what it answers, what it logs, how it ends.
+//! A function as a process: its responses, its log, its exit codes.
 //!
-//! The process is this test binary, run again for one test that serves (`function::serve`). Each test below talks to a
-//! process of its own, over its ports, its signals and its log.
+//! The process is this test binary itself, run again with only the test `function::serve`, which serves. Each test starts
+//! its own process, and uses its ports, signals and log.
 
 #![expect(
     clippy::panic,
     clippy::unwrap_used,
-    reason = "what helps the tests is theirs, and may end them"
+    reason = "helpers of tests may end a test"
 )]
 
 mod draining;

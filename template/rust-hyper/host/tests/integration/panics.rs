@@ -1,11 +1,11 @@
-//! Handlers that panic or fail: the caller is told so, the log why, and the process lives.
+//! Handlers that panic or fail: the response has no details, the log has them, and the process continues.
 
 use function_host::http::{self, StatusCode};
 
 use crate::function::{Function, send};
 
 #[tokio::test]
-async fn a_panic_is_a_500_with_the_call_id_and_the_process_lives() {
+async fn a_panic_is_answered_with_500_and_the_process_continues() {
     let mut function = Function::start(&[]).await;
     let request = http::Request::get("/panic")
         .header("host", "test")
@@ -20,7 +20,7 @@ async fn a_panic_is_a_500_with_the_call_id_and_the_process_lives() {
 
     assert_eq!(
         (&line["level"], &line["panic"], &line["call_id"]),
-        (&"ERROR".into(), &"handlers may".into(), &"p-1".into())
+        (&"ERROR".into(), &"panic in the handler".into(), &"p-1".into())
     );
     assert!(
         line["location"].as_str().unwrap().contains("handlers.rs:"),
@@ -31,7 +31,7 @@ async fn a_panic_is_a_500_with_the_call_id_and_the_process_lives() {
 }
 
 #[tokio::test]
-async fn a_panic_in_a_stream_cuts_the_answer_off() {
+async fn a_panic_in_a_stream_aborts_the_response() {
     let mut function = Function::start(&[]).await;
     let request = http::Request::get("/panic-in-stream")
         .header("host", "test")
@@ -39,12 +39,12 @@ async fn a_panic_in_a_stream_cuts_the_answer_off() {
     let outcome = send(function.address, request.body("".into()).unwrap()).await;
     assert!(outcome.unwrap_err().is_incomplete_message());
     assert_eq!(function.line("panic").await["call_id"], "p-2");
-    assert_eq!(function.line("the response is cut off").await["call_id"], "p-2");
+    assert_eq!(function.line("response aborted").await["call_id"], "p-2");
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn an_error_is_told_to_the_log_and_not_to_the_caller() {
+async fn an_internal_error_is_logged_and_not_sent_to_the_caller() {
     let mut function = Function::start(&[]).await;
     let answer = function.get("/fail").await;
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
@@ -58,11 +58,11 @@ async fn an_error_is_told_to_the_log_and_not_to_the_caller() {
 }
 
 #[tokio::test]
-async fn an_error_with_a_status_is_told_to_the_caller() {
+async fn an_error_with_a_status_is_sent_to_the_caller() {
     let function = Function::start(&[]).await;
     let answer = function.get("/refuse").await;
     assert_eq!(
         (answer.status, answer.text.as_str()),
-        (StatusCode::CONFLICT, "there is one already\n")
+        (StatusCode::CONFLICT, "already exists\n")
     );
 }

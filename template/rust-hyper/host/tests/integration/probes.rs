@@ -5,7 +5,7 @@ use function_host::http::StatusCode;
 use crate::function::{Function, get};
 
 #[tokio::test]
-async fn health_and_readiness_are_the_hosts_and_have_second_names() {
+async fn the_host_answers_probes_at_its_own_and_the_functions_paths() {
     let function = Function::start(&[]).await;
     for path in ["/_/health", "/_/ready", "/healthz", "/ready"] {
         let answer = function.get(path).await;
@@ -19,20 +19,20 @@ async fn health_and_readiness_are_the_hosts_and_have_second_names() {
 }
 
 #[tokio::test]
-async fn every_answer_tells_the_version_that_the_function_was_given() {
+async fn every_response_has_the_version_of_the_function() {
     let function = Function::start(&[("slipway_version", "sha256:12")]).await;
     for path in ["/_/health", "/_/ready", "/echo", "/nowhere", "/panic"] {
         let answer = function.get(path).await;
         assert_eq!(answer.headers["x-slipway-version"], "sha256:12", "{path}");
     }
-    let untold = Function::start(&[]).await;
-    let answer = untold.get("/_/health").await;
+    let unversioned = Function::start(&[]).await;
+    let answer = unversioned.get("/_/health").await;
     assert!(!answer.headers.contains_key("x-slipway-version"));
 }
 
 #[tokio::test]
-async fn it_is_ready_when_the_function_says_so() {
-    let function = Function::start(&[("setup", "is slow")]).await;
+async fn readiness_follows_the_checks_of_the_function() {
+    let function = Function::start(&[("setup", "not ready")]).await;
     assert_eq!(function.get("/_/health").await.status, StatusCode::OK);
     let before = function.get("/_/ready").await;
     assert_eq!(
@@ -46,7 +46,7 @@ async fn it_is_ready_when_the_function_says_so() {
 }
 
 #[tokio::test]
-async fn the_metrics_are_those_of_of_watchdog_and_the_functions_own() {
+async fn metrics_include_those_of_of_watchdog_and_of_the_function() {
     let mut function = Function::start(&[]).await;
     function.get("/echo").await;
     function.get("/echo").await;

@@ -1,9 +1,9 @@
-//! How a function starts, or does not.
+//! Wrong settings and failed setups, and the exit codes for them.
 
 use crate::function::Function;
 
 #[tokio::test]
-async fn every_wrong_setting_is_named_at_once_and_ends_it_with_78() {
+async fn all_wrong_settings_are_logged_and_the_exit_code_is_78() {
     let mut function = Function::spawn(&[
         ("exec_timeout", "soon"),
         ("max_inflight", "many"),
@@ -16,6 +16,7 @@ async fn every_wrong_setting_is_named_at_once_and_ends_it_with_78() {
     while let Some(line) = function.raw_line().await {
         assert!(!line.contains("hunter2"), "{line}");
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(line["message"], "wrong setting", "{line}");
         named.push(
             line["setting"]
                 .as_str()
@@ -33,37 +34,37 @@ async fn every_wrong_setting_is_named_at_once_and_ends_it_with_78() {
         "read_timeout",
     ];
     assert_eq!(named, wrong);
-    assert_eq!(function.end().await, 78);
+    assert_eq!(function.exit_code().await, 78);
 }
 
 #[tokio::test]
-async fn a_setup_that_fails_ends_it_with_1() {
+async fn a_failed_setup_exits_with_1() {
     let mut function = Function::spawn(&[("setup", "fails")]);
-    let line = function.line("could not set the function up").await;
+    let line = function.line("could not set up the function").await;
     assert_eq!(line["error"], "the disk is full");
-    assert_eq!(function.end().await, 1);
+    assert_eq!(function.exit_code().await, 1);
 }
 
 #[tokio::test]
-async fn a_setup_that_panics_ends_it_with_101() {
+async fn a_panic_in_the_setup_exits_with_101() {
     let mut function = Function::spawn(&[("setup", "panics")]);
-    assert_eq!(function.line("panic").await["panic"], "setups may");
-    assert_eq!(function.end().await, 101);
+    assert_eq!(function.line("panic").await["panic"], "panic in the setup");
+    assert_eq!(function.exit_code().await, 101);
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_ends_it_with_1() {
+async fn a_port_in_use_exits_with_1() {
     let taken = Function::start(&[]).await;
     let port = taken.address.port().to_string();
     let mut function = Function::spawn(&[("port", &port)]);
     function.line("could not listen").await;
-    assert_eq!(function.end().await, 1);
+    assert_eq!(function.exit_code().await, 1);
 }
 
 #[tokio::test]
-async fn a_signal_during_the_setup_ends_it() {
+async fn a_signal_during_the_setup_exits_with_0() {
     let mut function = Function::spawn(&[("setup", "hangs")]);
     function.line("setting up").await;
     function.signal("TERM");
-    assert_eq!(function.end().await, 0);
+    assert_eq!(function.exit_code().await, 0);
 }

@@ -1,11 +1,10 @@
-//! Spans of requests, as a collector gets them.
+//! The spans of requests, as a collector receives them.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use function_host::http::{self, HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -26,19 +25,19 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
-use crate::function::{Answer, Function, send};
+use crate::function::{Answer, Function, TIMEOUT, send};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// What is logged of a collector that does not take spans.
-const UNDELIVERED: &str =
-    "traces are not delivered, and dropped until they are; nothing else suffers from it";
+/// The log message about a collector that does not accept spans.
+const EXPORT_FAILED: &str =
+    "could not export traces; they are dropped until the collector accepts them, requests are not affected";
 
-/// Takes what is exported, in memory.
+/// A collector that passes on what it receives.
 struct Collector {
     address: SocketAddr,
-    deliveries: mpsc::UnboundedReceiver<(HeaderMap, ExportTraceServiceRequest)>,
+    exports: mpsc::UnboundedReceiver<(HeaderMap, ExportTraceServiceRequest)>,
 }
 
 impl Collector {
@@ -46,8 +45,8 @@ impl Collector {
         Self::serve(0, None).await
     }
 
-    /// One that refuses so many deliveries before it takes one.
-    async fn refusing(times: usize) -> Self {
+    /// Starts a collector that rejects the first exports with 503.
+    async fn rejecting(times: usize) -> Self {
         Self::serve(times, None).await
     }
 
@@ -62,22 +61,22 @@ impl Collector {
         Self::serve(0, Some(Arc::new(config).into())).await
     }
 
-    async fn serve(refused: usize, tls: Option<TlsAcceptor>) -> Self {
+    async fn serve(rejections: usize, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (deliver, deliveries) = mpsc::unbounded_channel();
-        let refused = Arc::new(AtomicUsize::new(refused));
+        let (sender, exports) = mpsc::unbounded_channel();
+        let rejections = Arc::new(AtomicUsize::new(rejections));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (deliver, refused) = (deliver.clone(), refused.clone());
+                let (sender, rejections) = (sender.clone(), rejections.clone());
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let (deliver, refused) = (deliver.clone(), refused.clone());
+                    let (sender, rejections) = (sender.clone(), rejections.clone());
                     async move {
                         assert_eq!(request.uri().path(), "/v1/traces");
                         let (head, body) = request.into_parts();
                         let body = body.collect().await.unwrap().to_bytes();
                         let mut response = Response::new(Full::<Bytes>::default());
-                        if refused
+                        if rejections
                             .try_update(Relaxed, Relaxed, |left| left.checked_sub(1))
                             .is_ok()
                         {
@@ -85,8 +84,8 @@ impl Collector {
                             return Ok(response);
                         }
                         let spans = ExportTraceServiceRequest::decode(body).unwrap();
-                        // The test may be over.
-                        let _ = deliver.send((head.headers, spans));
+                        // Fails if the test is over.
+                        let _ = sender.send((head.headers, spans));
                         Ok::<_, Infallible>(response)
                     }
                 });
@@ -94,7 +93,7 @@ impl Collector {
                     None => {
                         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
                     }
-                    // Who does not trust it goes away.
+                    // A client that does not trust the certificate disconnects.
                     Some(tls) => {
                         if let Ok(stream) = tls.accept(stream).await {
                             tokio::spawn(
@@ -105,24 +104,24 @@ impl Collector {
                 }
             }
         });
-        Self { address, deliveries }
+        Self { address, exports }
     }
 
     fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The next delivery: its headers, the resource's attributes, its spans.
-    async fn delivery(&mut self) -> (HeaderMap, Vec<KeyValue>, Vec<Span>) {
-        let delivery = tokio::time::timeout(Duration::from_secs(60), self.deliveries.recv());
-        let (headers, mut request) = delivery.await.unwrap().unwrap();
+    /// Waits for the next export; returns its headers, the attributes of its resource, and its spans.
+    async fn export(&mut self) -> (HeaderMap, Vec<KeyValue>, Vec<Span>) {
+        let export = tokio::time::timeout(TIMEOUT, self.exports.recv());
+        let (headers, mut request) = export.await.unwrap().unwrap();
         let resource = request.resource_spans.remove(0);
         let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
         (headers, resource.resource.unwrap().attributes, spans.collect())
     }
 }
 
-/// An attribute as text.
+/// Returns an attribute as text.
 fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
     let found = attributes.iter().find(|attribute| attribute.key == key)?;
     Some(match found.value.clone()?.value? {
@@ -132,22 +131,22 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
     })
 }
 
-async fn ask(function: &Function, path: &str, headers: &[(&str, &str)]) -> Answer {
-    let mut request = Request::get(path).header("host", "test");
+async fn request(function: &Function, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut builder = Request::get(path).header("host", "test");
     for (name, value) in headers {
-        request = request.header(*name, *value);
+        builder = builder.header(*name, *value);
     }
-    send(function.address, request.body("".into()).unwrap())
+    send(function.address, builder.body("".into()).unwrap())
         .await
         .unwrap()
 }
 
 #[tokio::test]
-async fn a_request_is_a_span_of_its_callers_trace_and_lines_of_the_log_name_that() {
+async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_trace_id() {
     let mut collector = Collector::start().await;
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     std::fs::write(
-        folder.path().join("otel-headers"),
+        directory.path().join("otel-headers"),
         "authorization=Bearer%20hunter2\n",
     )
     .unwrap();
@@ -156,23 +155,23 @@ async fn a_request_is_a_span_of_its_callers_trace_and_lines_of_the_log_name_that
         ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-team=functions"),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
-        ("secret_mount_path", folder.path().to_str().unwrap()),
+        ("secret_mount_path", directory.path().to_str().unwrap()),
     ])
     .await;
-    ask(
+    request(
         &function,
         "/logged?token=hunter2",
         &[("traceparent", CALLER), ("x-call-id", "t-1")],
     )
     .await;
     assert_eq!(function.line("logged").await["trace_id"], TRACE);
-    ask(&function, "/fail", &[("traceparent", "00-not-a-parent")]).await;
-    ask(&function, "/healthz", &[]).await;
-    // What still waits is delivered at the end, and would not be otherwise.
+    request(&function, "/fail", &[("traceparent", "00-not-a-parent")]).await;
+    request(&function, "/healthz", &[]).await;
+    // The schedule delay is an hour, so only the shutdown exports the spans.
     function.signal("TERM");
-    assert_eq!(function.end().await, 0);
+    assert_eq!(function.exit_code().await, 0);
 
-    let (headers, resource, spans) = collector.delivery().await;
+    let (headers, resource, spans) = collector.export().await;
     assert_eq!(
         (&headers["authorization"], &headers["x-team"]),
         (&"Bearer hunter2".parse().unwrap(), &"functions".parse().unwrap())
@@ -183,7 +182,7 @@ async fn a_request_is_a_span_of_its_callers_trace_and_lines_of_the_log_name_that
         "test"
     );
     assert!(!format!("{resource:?} {spans:?}").contains("hunter2"));
-    // A probe has none.
+    // Probes have no spans.
     let [logged, failed] = &spans[..] else {
         panic!("{spans:?}");
     };
@@ -218,7 +217,7 @@ async fn a_request_is_a_span_of_its_callers_trace_and_lines_of_the_log_name_that
 }
 
 #[tokio::test]
-async fn a_trace_that_its_caller_does_not_keep_is_not_exported() {
+async fn a_trace_that_its_caller_does_not_sample_is_not_exported() {
     let mut collector = Collector::start().await;
     let mut function = Function::start(&[(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
@@ -226,21 +225,21 @@ async fn a_trace_that_its_caller_does_not_keep_is_not_exported() {
     )])
     .await;
     let caller = CALLER.replace("-01", "-00");
-    ask(&function, "/logged", &[("traceparent", &caller)]).await;
+    request(&function, "/logged", &[("traceparent", &caller)]).await;
     assert!(function.line("logged").await["trace_id"].is_null());
-    ask(&function, "/logged", &[]).await;
+    request(&function, "/logged", &[]).await;
     function.signal("TERM");
-    assert_eq!(function.end().await, 0);
-    let (_, _, spans) = collector.delivery().await;
+    assert_eq!(function.exit_code().await, 0);
+    let (_, _, spans) = collector.export().await;
     assert_eq!(spans.len(), 1, "{spans:?}");
     assert!(spans[0].parent_span_id.is_empty());
 }
 
 #[tokio::test]
-async fn a_collector_that_is_not_there_is_told_once_and_holds_nothing_up() {
-    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let url = format!("http://{}", nobody.local_addr().unwrap());
-    drop(nobody);
+async fn a_collector_that_is_down_is_logged_once_and_delays_nothing() {
+    let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("http://{}", unused.local_addr().unwrap());
+    drop(unused);
     let mut function = Function::start(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &url),
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
@@ -248,9 +247,9 @@ async fn a_collector_that_is_not_there_is_told_once_and_holds_nothing_up() {
     ])
     .await;
     for _ in 0..5 {
-        assert_eq!(ask(&function, "/logged", &[]).await.status, 200);
+        assert_eq!(request(&function, "/logged", &[]).await.status, 200);
     }
-    let warning = function.line(UNDELIVERED).await;
+    let warning = function.line(EXPORT_FAILED).await;
     assert_eq!(warning["level"], "WARN");
     assert_eq!(warning["collector"], url);
     assert!(
@@ -261,11 +260,11 @@ async fn a_collector_that_is_not_there_is_told_once_and_holds_nothing_up() {
     while let Some(line) = function.raw_line().await {
         assert!(!line.contains("WARN"), "{line}");
     }
-    assert_eq!(function.end().await, 0);
+    assert_eq!(function.exit_code().await, 0);
 }
 
 #[tokio::test]
-async fn a_collector_that_never_answers_holds_neither_requests_nor_the_end_up() {
+async fn a_collector_that_never_answers_delays_neither_requests_nor_the_exit() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let function = Function::start(&[
@@ -277,70 +276,76 @@ async fn a_collector_that_never_answers_holds_neither_requests_nor_the_end_up() 
     ])
     .await;
     for _ in 0..50 {
-        assert_eq!(ask(&function, "/logged", &[]).await.status, 200);
+        assert_eq!(request(&function, "/logged", &[]).await.status, 200);
     }
-    let _connection = silent.accept().await.unwrap();
-    // Not as long as a delivery may take.
+    let accepted = tokio::time::timeout(TIMEOUT, silent.accept()).await;
+    let _connection = accepted.expect("nothing is exported").unwrap();
+    // The timeout of an export is an hour, and the process exits earlier.
     function.signal("TERM");
-    assert_eq!(function.end().await, 0);
+    assert_eq!(function.exit_code().await, 0);
 }
 
 #[tokio::test]
-async fn a_wrong_address_ends_the_start_with_78_and_says_what_would_be_right() {
+async fn a_wrong_endpoint_exits_with_78_and_the_log_says_what_would_be_right() {
     let mut function = Function::spawn(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")]);
     let line: serde_json::Value = serde_json::from_str(&function.raw_line().await.unwrap()).unwrap();
     assert_eq!(line["setting"], "OTEL_EXPORTER_OTLP_ENDPOINT");
     assert!(
-        line["message"]
+        line["problem"]
             .as_str()
             .unwrap()
             .contains("should be like http://HOST:4318"),
         "{line}"
     );
-    assert_eq!(function.end().await, 78);
+    assert_eq!(function.exit_code().await, 78);
 }
 
 #[tokio::test]
-async fn only_for_a_collector_is_there_a_thread() {
+async fn without_a_collector_there_is_no_exporter_thread() {
     let without = Function::start(&[]).await;
     let with = Function::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")]).await;
-    // A thread has its name a moment after it has begun.
-    while with.threads("OpenTelemetry").is_empty() {
-        ask(&with, "/logged", &[]).await;
-        ask(&without, "/logged", &[]).await;
-    }
+    // A thread sets its name shortly after its start.
+    let named = async {
+        while with.threads("OpenTelemetry").is_empty() {
+            request(&with, "/logged", &[]).await;
+            request(&without, "/logged", &[]).await;
+        }
+    };
+    tokio::time::timeout(TIMEOUT, named)
+        .await
+        .expect("there is no exporter thread with a collector");
     assert!(without.threads("OpenTelemetry").is_empty());
 }
 
 #[tokio::test]
-async fn a_collector_that_refuses_for_a_while_is_told_of_when_it_is_over_and_a_rotated_token_is_used() {
-    let mut collector = Collector::refusing(1).await;
-    let folder = tempfile::tempdir().unwrap();
-    let token = folder.path().join("otel-headers");
+async fn the_recovery_of_a_collector_is_logged_and_a_rotated_token_is_used() {
+    let mut collector = Collector::rejecting(1).await;
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("otel-headers");
     std::fs::write(&token, "api-key=first").unwrap();
     let mut function = Function::start(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
-        ("secret_mount_path", folder.path().to_str().unwrap()),
+        ("secret_mount_path", directory.path().to_str().unwrap()),
     ])
     .await;
-    ask(&function, "/logged", &[]).await;
-    let warning = function.line(UNDELIVERED).await;
-    assert_eq!(warning["error"], "it answers 503 Service Unavailable");
-    // The SDK tries again by itself.
-    function.line("traces are delivered again").await;
-    let (headers, ..) = collector.delivery().await;
+    request(&function, "/logged", &[]).await;
+    let warning = function.line(EXPORT_FAILED).await;
+    assert_eq!(warning["error"], "the collector answered 503 Service Unavailable");
+    // The SDK retries the export.
+    function.line("exporting traces again").await;
+    let (headers, ..) = collector.export().await;
     assert_eq!(headers["api-key"], "first");
 
-    std::fs::write(folder.path().join("next"), "api-key=second").unwrap();
-    std::fs::rename(folder.path().join("next"), &token).unwrap();
-    ask(
+    std::fs::write(directory.path().join("next"), "api-key=second").unwrap();
+    std::fs::rename(directory.path().join("next"), &token).unwrap();
+    request(
         &function,
         "/logged",
         &[("user-agent", &"x".repeat(5000)), ("traceparent", CALLER)],
     )
     .await;
-    let (headers, _, spans) = collector.delivery().await;
+    let (headers, _, spans) = collector.export().await;
     assert_eq!(headers["api-key"], "second");
     assert_eq!(
         attribute(&spans[0].attributes, "user_agent.original")
@@ -351,20 +356,20 @@ async fn a_collector_that_refuses_for_a_while_is_told_of_when_it_is_over_and_a_r
 }
 
 #[tokio::test]
-async fn a_collector_behind_tls_is_trusted_by_the_certificate_that_is_named() {
+async fn a_collector_behind_tls_is_trusted_by_the_configured_certificate() {
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let mut collector = Collector::behind_tls(&key).await;
-    let folder = tempfile::tempdir().unwrap();
-    let certificate = folder.path().join("collector.pem");
+    let directory = tempfile::tempdir().unwrap();
+    let certificate = directory.path().join("collector.pem");
     std::fs::write(&certificate, key.cert.pem()).unwrap();
     let url = format!("https://localhost:{}", collector.address.port());
     let settings = [
         ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
     ];
-    let mut stranger = Function::start(&settings).await;
-    ask(&stranger, "/logged", &[]).await;
-    let warning = stranger.line(UNDELIVERED).await;
+    let mut untrusting = Function::start(&settings).await;
+    request(&untrusting, "/logged", &[]).await;
+    let warning = untrusting.line(EXPORT_FAILED).await;
     assert!(
         warning["error"].as_str().unwrap().contains("UnknownIssuer"),
         "{warning}"
@@ -372,7 +377,7 @@ async fn a_collector_behind_tls_is_trusted_by_the_certificate_that_is_named() {
 
     let named = ("OTEL_EXPORTER_OTLP_CERTIFICATE", certificate.to_str().unwrap());
     let function = Function::start(&[settings[0], settings[1], named]).await;
-    ask(&function, "/logged", &[]).await;
-    let (_, _, spans) = collector.delivery().await;
+    request(&function, "/logged", &[]).await;
+    let (_, _, spans) = collector.export().await;
     assert_eq!(spans[0].name, "GET");
 }
