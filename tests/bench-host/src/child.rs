@@ -1,4 +1,4 @@
-//! The server that is measured: a process of its own, on processors of its own.
+//! The process of a measured server, on processors of its own.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,13 +12,13 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 
-/// The largest request body of both servers.
+/// The limit on the request body in both servers, in bytes.
 pub(crate) const BODY_LIMIT: usize = 1024 * 1024;
 
-/// How long a server may take to start and to stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a server may take to start or to stop.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What serves.
+/// The kind of a server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Host,
@@ -34,32 +34,33 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The handler, as a function on the host has it.
+/// The handler of a function on the host.
 async fn hello(request: Request, _context: Context) -> Result<Response, Error> {
     let name = request.into_body().text(BODY_LIMIT).await?;
     Ok(reply::text(format!("Hello, {name}!\n")))
 }
 
+/// Serves the handler on the host, until SIGTERM.
 pub(crate) fn serve_host() -> ExitCode {
     function_host::run(hello)
 }
 
-/// Which processors the server and the load have.
+/// The processors of the server and of the load.
 pub(crate) struct Placement {
     server: CpuSet,
     load: CpuSet,
 }
 
 impl Placement {
-    /// Gives the server the last `processors` of those this process may use.
+    /// Assigns the last `processors` of those that this process may use to the server, and the others to the load.
     pub(crate) fn choose(processors: usize) -> anyhow::Result<Self> {
-        let all = sched_getaffinity(None).context("could not read which processors there are")?;
+        let all = sched_getaffinity(None).context("could not read the processors of this process")?;
         let usable: Vec<_> = (0..CpuSet::MAX_CPU)
             .filter(|number| all.is_set(*number))
             .collect();
         ensure!(
             (1..=usable.len()).contains(&processors),
-            "there are {} processors",
+            "--processors should be 1 to {}",
             usable.len()
         );
         let (load, server) = usable.split_at(usable.len() - processors);
@@ -70,9 +71,9 @@ impl Placement {
         })
     }
 
-    /// Moves this process to where the load is made.
+    /// Moves this process to the processors of the load.
     pub(crate) fn move_load(&self) -> anyhow::Result<()> {
-        sched_setaffinity(None, &self.load).context("could not choose processors")
+        sched_setaffinity(None, &self.load).context("could not change the processors of this process")
     }
 }
 
@@ -90,16 +91,18 @@ pub(crate) struct Server {
     process: Child,
     pid: Pid,
     address: SocketAddr,
-    // Held open: the server's log goes there.
+    // Kept open, because the server logs to it.
     _output: BufReader<ChildStdout>,
 }
 
 impl Server {
+    /// Starts a server and waits until it listens.
     pub(crate) async fn start(kind: Kind, placement: &Placement) -> anyhow::Result<Self> {
-        let own = std::env::current_exe().context("could not find this program")?;
-        // A child begins on its parent's processors, and counts them for its threads: so move, start, move back.
-        sched_setaffinity(None, &placement.server).context("could not choose processors")?;
-        let process = Command::new(own)
+        let program = std::env::current_exe().context("could not find this program")?;
+        // A child inherits its parent's processors, and starts a thread for each. So this process moves to the server's
+        // processors, starts the child, and moves back.
+        sched_setaffinity(None, &placement.server).context("could not change the processors of this process")?;
+        let process = Command::new(program)
             .arg(format!("serve-{kind}"))
             .envs([
                 ("port", "0"),
@@ -115,11 +118,11 @@ impl Server {
         let pid = process
             .id()
             .and_then(|pid| Pid::from_raw(pid.cast_signed()))
-            .context("the server is gone")?;
+            .context("the server has exited")?;
         let mut output = BufReader::new(process.stdout.take().context("the server has no output")?);
-        let port = tokio::time::timeout(PATIENCE, port_of(&mut output))
+        let port = tokio::time::timeout(TIMEOUT, port_of(&mut output))
             .await
-            .context("the server does not start")??;
+            .context("the server does not listen in time")??;
         Ok(Self {
             kind,
             process,
@@ -137,11 +140,11 @@ impl Server {
         self.address
     }
 
-    /// Time on processors so far, in user and kernel mode.
+    /// Returns the processor time that the server has used, in user and kernel mode.
     pub(crate) fn processor_time(&self) -> anyhow::Result<Duration> {
         let path = format!("/proc/{}/stat", self.pid.as_raw_nonzero());
         let text = std::fs::read_to_string(path)?;
-        // Fields are counted from behind the name, which may have anything in it: see proc(5), 14 and 15.
+        // Fields 14 and 15 of proc_pid_stat(5), counted from the end of field 2, a name that may contain spaces.
         let fields: Vec<_> = text.rsplit(") ").next().unwrap_or_default().split(' ').collect();
         let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok());
         let (user, system) = ticks(11)
@@ -152,7 +155,7 @@ impl Server {
         ))
     }
 
-    /// The most memory it had, in KiB.
+    /// Returns the peak of the server's resident memory, in KiB.
     pub(crate) fn peak_memory(&self) -> anyhow::Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()))?;
         let peak = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -160,27 +163,27 @@ impl Server {
         peak.context("could not read /proc/PID/status")
     }
 
-    /// Ends it as a provider does.
+    /// Stops the server with SIGTERM, as a provider does.
     pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
         kill_process(self.pid, Signal::TERM)?;
-        let status = tokio::time::timeout(PATIENCE, self.process.wait())
+        let status = tokio::time::timeout(TIMEOUT, self.process.wait())
             .await
-            .context("the server does not stop")??;
-        ensure!(status.success(), "the server ended with {status}");
+            .context("the server does not exit in time")??;
+        ensure!(status.success(), "the server exited with {status}");
         Ok(())
     }
 }
 
-/// Reads the log up to the line that tells the port.
+/// Reads the log up to the line with the port, and returns the port.
 async fn port_of(output: &mut BufReader<ChildStdout>) -> anyhow::Result<u16> {
     let mut line = String::new();
     while output.read_line(&mut line).await? > 0 {
         let value: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
         if value["message"] == "listening" {
             let port = value["port"].as_u64().and_then(|port| u16::try_from(port).ok());
-            return port.context("the server does not tell its port");
+            return port.context("the log line of the server has no port");
         }
         line.clear();
     }
-    bail!("the server ended")
+    bail!("the server exited")
 }

@@ -1,7 +1,6 @@
-//! The load: connections that are kept, each with one request after the other.
+//! The load: persistent connections, each with one request after another.
 //!
-//! It writes bytes made beforehand and reads only as much of HTTP as it must, so that it costs less than what it
-//! measures.
+//! It writes prepared bytes and parses as little of HTTP as possible, so that it takes less time than the servers.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -14,21 +13,26 @@ use tokio::task::JoinSet;
 const REQUEST: &[u8] = b"POST / HTTP/1.1\r\nhost: bench\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\
     x-call-id: 6f2f1c2e-3f5e-4c0c-9c57-0f7a4f4d8a11\r\nuser-agent: bench\r\n\r\nworld";
 
-const ANSWER: &[u8] = b"Hello, world!\n";
+/// The expected body of the response.
+const BODY: &[u8] = b"Hello, world!\n";
 
-/// More than any answer here.
+/// The size of the read buffer in bytes, which is more than a response.
 const BUFFER: usize = 4096;
 
-/// What was answered.
-pub(crate) struct Answered {
+/// The number of answered requests, and the time that they took.
+pub(crate) struct Load {
     pub(crate) requests: u64,
-    pub(crate) took: Duration,
+    pub(crate) duration: Duration,
 }
 
-/// Sends requests for `time`.
-pub(crate) async fn run(address: SocketAddr, connections: usize, time: Duration) -> anyhow::Result<Answered> {
-    let begun = Instant::now();
-    let end = begun + time;
+/// Sends requests for `duration`.
+pub(crate) async fn run(
+    address: SocketAddr,
+    connections: usize,
+    duration: Duration,
+) -> anyhow::Result<Load> {
+    let start = Instant::now();
+    let end = start + duration;
     let mut tasks = JoinSet::new();
     for _ in 0..connections {
         tasks.spawn(connection(address, end));
@@ -37,12 +41,13 @@ pub(crate) async fn run(address: SocketAddr, connections: usize, time: Duration)
     while let Some(joined) = tasks.join_next().await {
         requests += joined?.context("a connection failed")?;
     }
-    Ok(Answered {
+    Ok(Load {
         requests,
-        took: begun.elapsed(),
+        duration: start.elapsed(),
     })
 }
 
+/// Sends requests on one connection until `end`; returns how many were answered.
 async fn connection(address: SocketAddr, end: Instant) -> anyhow::Result<u64> {
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
@@ -51,7 +56,7 @@ async fn connection(address: SocketAddr, end: Instant) -> anyhow::Result<u64> {
     while Instant::now() < end {
         stream.write_all(REQUEST).await?;
         let mut filled = 0;
-        while !whole(&buffer[..filled])? {
+        while !is_complete(&buffer[..filled])? {
             let read = stream.read(&mut buffer[filled..]).await?;
             ensure!(read > 0, "the server closed the connection");
             filled += read;
@@ -61,19 +66,19 @@ async fn connection(address: SocketAddr, end: Instant) -> anyhow::Result<u64> {
     Ok(requests)
 }
 
-/// Whether this is all of the one answer that is right.
-fn whole(bytes: &[u8]) -> anyhow::Result<bool> {
+/// Returns whether `bytes` is the complete expected response. Fails if it cannot become that response.
+fn is_complete(bytes: &[u8]) -> anyhow::Result<bool> {
     let Some(head) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(false);
     };
     let (head, body) = bytes.split_at(head + 4);
-    if !head.starts_with(b"HTTP/1.1 200 ") || !ANSWER.starts_with(body) {
+    if !head.starts_with(b"HTTP/1.1 200 ") || !BODY.starts_with(body) {
         bail!(
-            "not the answer that was expected: {}",
+            "unexpected response: {}",
             String::from_utf8_lossy(bytes)
         );
     }
-    Ok(body.len() == ANSWER.len())
+    Ok(body.len() == BODY.len())
 }
 
 #[cfg(test)]
@@ -81,17 +86,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_whole_with_its_last_byte() {
-        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\nHello, world!\n";
-        for end in 0..answer.len() {
-            assert!(!whole(&answer[..end]).unwrap(), "{end}");
+    fn a_response_is_complete_with_its_last_byte() {
+        let response = b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\n\r\nHello, world!\n";
+        for end in 0..response.len() {
+            assert!(!is_complete(&response[..end]).unwrap(), "{end}");
         }
-        assert!(whole(answer).unwrap());
+        assert!(is_complete(response).unwrap());
     }
 
     #[test]
-    fn a_wrong_answer_fails_the_run() {
-        assert!(whole(b"HTTP/1.1 500 Internal Server Error\r\n\r\n").is_err());
-        assert!(whole(b"HTTP/1.1 200 OK\r\n\r\nHello, you!\n").is_err());
+    fn an_unexpected_response_fails_the_run() {
+        assert!(is_complete(b"HTTP/1.1 500 Internal Server Error\r\n\r\n").is_err());
+        assert!(is_complete(b"HTTP/1.1 200 OK\r\n\r\nHello, you!\n").is_err());
     }
 }

@@ -1,8 +1,9 @@
-//! What the function host costs: requests per second, processor time and memory of the hello handler, served by the host
-//! and by a plain hyper server, in one run.
+//! Measures the overhead of the function host: requests per second, processor time and memory of the same handler, served by
+//! the host and by a plain hyper server, in one run.
 //!
-//! Each server is a process of its own. Both run all the time and get load in turns of a fraction of a second, so that
-//! whatever else the machine does meets both alike. The figures are medians of turns and of the ratios of neighbours.
+//! Each server is a process of its own. Both run all the time, and receive load in alternating rounds of a fraction of a
+//! second, so that other load on the machine affects both alike. The figures are medians over rounds, and medians of the
+//! ratios of neighboring rounds.
 
 mod child;
 mod load;
@@ -16,37 +17,37 @@ use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 
 use child::{Kind, Placement, Server};
-use report::{Pair, Turn};
+use report::{Pair, Round};
 
 /// Compares the function host with a plain hyper server.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
     serve: Option<Serve>,
-    /// Turns of each server.
+    /// Rounds of each server.
     #[arg(long, default_value_t = 60)]
-    turns: usize,
-    /// Milliseconds of a turn.
+    rounds: usize,
+    /// Duration of a round, in milliseconds.
     #[arg(long, default_value_t = 250)]
     milliseconds: u64,
-    /// Connections, each with one request at a time.
+    /// Number of connections, each with one request at a time.
     #[arg(long, default_value_t = 32)]
     connections: usize,
-    /// Processors the server may use; the load has the others, or shares where there is no other.
+    /// Number of processors for the server. The load uses the others, or the same ones if there are no others.
     #[arg(long, default_value_t = 1)]
     processors: usize,
-    /// Only see that it works: a few short turns. The figures then mean nothing.
+    /// Run only a few short rounds, to check that the benchmark works. The figures then mean nothing.
     #[arg(long)]
     quick: bool,
 }
 
-/// What the processes that are measured do.
+/// The servers that are measured, each in a process of its own.
 #[derive(Subcommand)]
 enum Serve {
-    /// Serve with the host.
+    /// Serve the handler on the host.
     #[command(hide = true)]
     ServeHost,
-    /// Serve with hyper alone.
+    /// Serve the handler on hyper alone.
     #[command(hide = true)]
     ServePlain,
 }
@@ -61,20 +62,20 @@ fn main() -> ExitCode {
     match compare(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report::complain(&error);
+            report::print_error(&error);
             ExitCode::FAILURE
         }
     }
 }
 
 fn compare(arguments: &Arguments) -> anyhow::Result<()> {
-    let (turns, time) = match arguments.quick {
+    let (rounds, duration) = match arguments.quick {
         true => (2, Duration::from_millis(100)),
-        false => (arguments.turns, Duration::from_millis(arguments.milliseconds)),
+        false => (arguments.rounds, Duration::from_millis(arguments.milliseconds)),
     };
     ensure!(
-        turns > 0 && !time.is_zero() && arguments.connections > 0,
-        "nothing to be measured"
+        rounds > 0 && !duration.is_zero() && arguments.connections > 0,
+        "--rounds, --milliseconds and --connections should be at least 1"
     );
     let placement = Placement::choose(arguments.processors)?;
     placement.move_load()?;
@@ -84,41 +85,41 @@ fn compare(arguments: &Arguments) -> anyhow::Result<()> {
     runtime.block_on(async {
         let plain = Server::start(Kind::Plain, &placement).await?;
         let host = Server::start(Kind::Host, &placement).await?;
-        let turn = async |server: &Server| {
+        let round = async |server: &Server| {
             let before = server.processor_time()?;
-            let load = load::run(server.address(), arguments.connections, time).await;
-            let answered = load.with_context(|| format!("the {} server failed", server.kind()))?;
+            let load = load::run(server.address(), arguments.connections, duration).await;
+            let load = load.with_context(|| format!("the {} server failed", server.kind()))?;
             ensure!(
-                answered.requests > 0,
-                "the {} server answered nothing",
+                load.requests > 0,
+                "the {} server answered no request",
                 server.kind()
             );
-            Ok(Turn {
-                answered,
+            Ok(Round {
+                load,
                 processor_time: server.processor_time()? - before,
             })
         };
-        // Memory and branches are warmed up.
-        turn(&plain).await?;
-        turn(&host).await?;
+        // Warms up caches and branch predictors.
+        round(&plain).await?;
+        round(&host).await?;
         let mut pairs = Vec::new();
-        for number in 0..turns {
-            // Who goes first takes turns as well.
+        for number in 0..rounds {
+            // The servers take turns at going first.
             pairs.push(if number % 2 == 0 {
-                let plain = turn(&plain).await?;
+                let plain = round(&plain).await?;
                 Pair {
                     plain,
-                    host: turn(&host).await?,
+                    host: round(&host).await?,
                 }
             } else {
-                let host = turn(&host).await?;
+                let host = round(&host).await?;
                 Pair {
-                    plain: turn(&plain).await?,
+                    plain: round(&plain).await?,
                     host,
                 }
             });
         }
-        report::summary(&pairs, plain.peak_memory()?, host.peak_memory()?);
+        report::print_summary(&pairs, plain.peak_memory()?, host.peak_memory()?);
         plain.stop().await?;
         host.stop().await
     })

@@ -1,4 +1,4 @@
-//! What the host is measured against: as little around hyper as serves the same handler.
+//! The server that the host is compared with: the same handler on hyper, with as little code as possible.
 
 use std::convert::Infallible;
 use std::io::Write;
@@ -21,20 +21,21 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::child::BODY_LIMIT;
 use crate::report;
 
+/// Serves until SIGTERM.
 pub(crate) fn serve() -> ExitCode {
     let served = runtime()
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(until_asked()));
+        .and_then(|runtime| runtime.block_on(serve_until_terminated()));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            report::complain(&error);
+            report::print_error(&error);
             ExitCode::FAILURE
         }
     }
 }
 
-/// The same choice as the host's: what is compared is what is built on it.
+/// Creates the same runtime as the host, so that the runtime does not affect the comparison.
 fn runtime() -> std::io::Result<Runtime> {
     let processors = available_parallelism().map_or(1, NonZero::get);
     let mut builder = match processors {
@@ -44,7 +45,7 @@ fn runtime() -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-async fn until_asked() -> anyhow::Result<()> {
+async fn serve_until_terminated() -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let listener = TcpListener::bind(("0.0.0.0", 0)).await?;
     let port = listener.local_addr()?.port();

@@ -1,4 +1,4 @@
-//! What is told of the runs. The only place that prints.
+//! The printed report. Only this module prints.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -7,39 +7,39 @@
 
 use std::time::Duration;
 
-use crate::load::Answered;
+use crate::load::Load;
 
-/// What one turn of a server gave.
-pub(crate) struct Turn {
-    pub(crate) answered: Answered,
+/// One round of load on a server.
+pub(crate) struct Round {
+    pub(crate) load: Load,
     pub(crate) processor_time: Duration,
 }
 
-impl Turn {
-    fn per_second(&self) -> f64 {
-        self.answered.requests as f64 / self.answered.took.as_secs_f64()
+impl Round {
+    fn requests_per_second(&self) -> f64 {
+        self.load.requests as f64 / self.load.duration.as_secs_f64()
     }
 }
 
-/// Two turns, one right after the other.
+/// Two rounds, one right after the other.
 pub(crate) struct Pair {
-    pub(crate) plain: Turn,
-    pub(crate) host: Turn,
+    pub(crate) plain: Round,
+    pub(crate) host: Round,
 }
 
-/// Prints what all turns gave, and the peak memory of both servers in KiB.
-pub(crate) fn summary(pairs: &[Pair], plain_peak: u64, host_peak: u64) {
-    let over = |value: fn(&Pair) -> f64| median(pairs.iter().map(value).collect());
+/// Prints the figures of all rounds. The peaks of memory are in KiB.
+pub(crate) fn print_summary(pairs: &[Pair], plain_peak: u64, host_peak: u64) {
+    let median_of = |value: fn(&Pair) -> f64| median(pairs.iter().map(value).collect());
     println!(
         "requests per second: plain {:.0}, host {:.0}, median ratio {:.3}",
-        over(|pair| pair.plain.per_second()),
-        over(|pair| pair.host.per_second()),
-        over(|pair| pair.host.per_second() / pair.plain.per_second()),
+        median_of(|pair| pair.plain.requests_per_second()),
+        median_of(|pair| pair.host.requests_per_second()),
+        median_of(|pair| pair.host.requests_per_second() / pair.plain.requests_per_second()),
     );
-    // Of all turns together: a single one is too short for the kernel's clock.
+    // Over all rounds together, because a single one is too short for the resolution of the kernel's clock.
     let (plain, host) = (
-        each(pairs.iter().map(|pair| &pair.plain)),
-        each(pairs.iter().map(|pair| &pair.host)),
+        microseconds_per_request(pairs.iter().map(|pair| &pair.plain)),
+        microseconds_per_request(pairs.iter().map(|pair| &pair.host)),
     );
     println!(
         "processor time per request: plain {plain:.2} us, host {host:.2} us, ratio {:.3}",
@@ -49,15 +49,16 @@ pub(crate) fn summary(pairs: &[Pair], plain_peak: u64, host_peak: u64) {
     println!("peak memory: plain {plain_peak} KiB, host {host_peak} KiB, ratio {ratio:.3}");
 }
 
-/// Microseconds of processor time for each request.
-fn each<'a>(turns: impl Iterator<Item = &'a Turn>) -> f64 {
-    let (requests, time) = turns.fold((0, Duration::ZERO), |(requests, time), turn| {
-        (requests + turn.answered.requests, time + turn.processor_time)
+/// Returns the processor time per request, in microseconds.
+fn microseconds_per_request<'a>(rounds: impl Iterator<Item = &'a Round>) -> f64 {
+    let (requests, time) = rounds.fold((0, Duration::ZERO), |(requests, time), round| {
+        (requests + round.load.requests, time + round.processor_time)
     });
     time.as_secs_f64() * 1e6 / requests as f64
 }
 
-pub(crate) fn complain(error: &anyhow::Error) {
+/// Prints an error and its sources.
+pub(crate) fn print_error(error: &anyhow::Error) {
     eprintln!("{error:#}");
 }
 
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle_or_between_the_two_in_the_middle() {
+    fn the_median_is_the_middle_value_or_the_mean_of_the_two_middle_ones() {
         assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(median(Vec::new()), 0.0);
