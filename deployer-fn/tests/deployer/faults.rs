@@ -54,7 +54,12 @@ async fn an_update_whose_answer_was_lost_is_read_back() {
         health().reply(200, "OK"),
     ])
     .await;
-    assert_ended(&outcome, Status::Ready, None, &["lost the connection to the gateway during PUT"]);
+    assert_ended(
+        &outcome,
+        Status::Ready,
+        None,
+        &["lost the connection to the gateway during PUT"],
+    );
 }
 
 #[tokio::test(start_paused = true)]
