@@ -1,7 +1,8 @@
 //! The part of a source context that is sent to BuildKit, given the patterns in its request.
 //!
 //! The client applies `.dockerignore`: BuildKit's frontend reads the file, and sends its lines back as exclude patterns of a
-//! second request. This module does what fsutil's `FilterFS` and `WithHardlinkReset` do, on the index.
+//! second request (`docs/pitfalls.md#uploaded-tars-skip-dockerignore`). This module does what fsutil's `FilterFS` and
+//! `WithHardlinkReset` do, on the index.
 
 mod follow;
 mod glob;

@@ -1,4 +1,5 @@
-//! Decompresses a body while it arrives. Its first bytes say how it is compressed.
+//! Decompresses a body while it arrives. Its first bytes say how it is compressed. Why clients compress bodies:
+//! `docs/pitfalls.md#size-limit-of-the-queue`.
 //!
 //! The output is limited, in total and in relation to the input, so that a small body cannot keep a builder busy.
 

@@ -1,8 +1,8 @@
 //! Decides which frontend reads a Dockerfile: the one built into BuildKit, unless the operator allows others.
 //!
 //! A Dockerfile's first lines can name an image to use as the frontend (`# syntax=`). That is a program of the caller's
-//! choice which decides what is built, so it has to be one of `allowed_frontends`. Source of the directives' grammar:
-//! BuildKit `frontend/dockerfile/parser/directives.go`.
+//! choice which decides what is built, so it has to be one of `allowed_frontends` (`docs/pitfalls.md#frontends`). Source of the
+//! directives' grammar: BuildKit `frontend/dockerfile/parser/directives.go`.
 
 use std::str::FromStr;
 

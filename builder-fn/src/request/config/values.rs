@@ -47,7 +47,8 @@ pub(super) fn tags(fields: &mut Fields) -> Vec<String> {
 
 /// Reads `buildArgs`.
 ///
-/// Names that configure BuildKit are rejected: `BUILDKIT_SYNTAX`, for one, chooses the program that reads the Dockerfile.
+/// Names that configure BuildKit are rejected: `BUILDKIT_SYNTAX`, for one, chooses the program that reads the Dockerfile
+/// (`docs/pitfalls.md#frontends`).
 /// `SOURCE_DATE_EPOCH`, which BuildKit knows too, is accepted: reproducible builds need it.
 pub(super) fn build_args(fields: &mut Fields) -> BTreeMap<String, String> {
     let arguments = fields.string_map("buildArgs");
