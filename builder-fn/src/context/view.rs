@@ -1,7 +1,7 @@
 //! The part of a source context that is sent to BuildKit, given the patterns in its request.
 //!
 //! The client applies `.dockerignore`: BuildKit's frontend reads the file, and sends its lines back as exclude patterns of a
-//! second request (`docs/pitfalls.md#uploaded-tars-skip-dockerignore`). This module does what fsutil's `FilterFS` and
+//! second request (`docs/pitfalls.md#file-sync`). This module does what fsutil's `FilterFS` and
 //! `WithHardlinkReset` do, on the index.
 
 mod follow;
