@@ -8,7 +8,7 @@ use function_host::{Response, reply};
 use serde_json::json;
 use tracing::{error, info};
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, ErrorKind};
 use crate::outcome::{DeploymentStatus, Fault, Outcome};
 
 /// Returns the response to a hand-over, and logs an error.
@@ -17,7 +17,7 @@ pub(crate) fn response(result: &Result<Outcome, Error>) -> Response {
         Ok(outcome) => (status_of_outcome(outcome), serde_json::to_vec(outcome)),
         Err(error) => {
             let reasons = error.reasons();
-            if error.kind() == Kind::Internal {
+            if error.kind() == ErrorKind::Internal {
                 error!(error = %ErrorChain(error), "could not handle a hand-over");
             } else {
                 info!(error = %ErrorChain(error), ?reasons, "rejected a hand-over");
@@ -43,12 +43,12 @@ fn status_of_outcome(outcome: &Outcome) -> StatusCode {
     }
 }
 
-fn status_of_error(kind: Kind) -> StatusCode {
+fn status_of_error(kind: ErrorKind) -> StatusCode {
     match kind {
-        Kind::Unauthorized => StatusCode::UNAUTHORIZED,
-        Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-        Kind::Slow => StatusCode::REQUEST_TIMEOUT,
-        Kind::Invalid => StatusCode::BAD_REQUEST,
-        Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorKind::Slow => StatusCode::REQUEST_TIMEOUT,
+        ErrorKind::Invalid => StatusCode::BAD_REQUEST,
+        ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }

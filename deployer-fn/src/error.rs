@@ -44,7 +44,7 @@ pub(crate) enum Error {
 
 /// Kinds of errors, by what the caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ErrorKind {
     /// Sign with the right key.
     Unauthorized,
     /// Send a smaller body.
@@ -59,13 +59,13 @@ pub(crate) enum Kind {
 
 impl Error {
     /// Returns the kind of the error.
-    pub(crate) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> ErrorKind {
         match self {
-            Self::Unsigned | Self::MalformedSignature(_) | Self::WrongSignature(_) => Kind::Unauthorized,
-            Self::Body(BodyError::TooLarge { .. }) => Kind::TooLarge,
-            Self::Body(BodyError::Stalled { .. }) => Kind::Slow,
-            Self::Body(_) | Self::NotJson(_) | Self::Invalid(_) => Kind::Invalid,
-            Self::Key(_) | Self::NoKey { .. } | Self::Panicked(_) => Kind::Internal,
+            Self::Unsigned | Self::MalformedSignature(_) | Self::WrongSignature(_) => ErrorKind::Unauthorized,
+            Self::Body(BodyError::TooLarge { .. }) => ErrorKind::TooLarge,
+            Self::Body(BodyError::Stalled { .. }) => ErrorKind::Slow,
+            Self::Body(_) | Self::NotJson(_) | Self::Invalid(_) => ErrorKind::Invalid,
+            Self::Key(_) | Self::NoKey { .. } | Self::Panicked(_) => ErrorKind::Internal,
         }
     }
 

@@ -31,9 +31,9 @@ const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Deploys the images of signed hand-overs.
 ///
-/// A rollout that has begun continues when its caller disconnects: a gateway that stops waiting must not leave a function
-/// half-deployed. It ends by its own timeouts, or with the process. Its outcome is then in the log, and in the answer to
-/// the next delivery of the same hand-over.
+/// A rollout that has begun continues when its caller disconnects: a gateway that stops waiting must not leave a
+/// function half-deployed. It ends by its own timeouts, or with the process. Its outcome is then in the log, and in
+/// the answer to the next delivery of the same hand-over.
 #[derive(Clone, Debug)]
 pub struct Deployer {
     settings: Arc<Settings>,
@@ -184,8 +184,8 @@ impl Handler for Deployer {
     }
 }
 
-/// Reads the keys that hand-overs may be signed with, each with its rules. A further key of the policy that cannot be read
-/// does not affect hand-overs that are signed with another one.
+/// Reads the keys that hand-overs may be signed with, each with its rules. A further key of the policy that cannot be
+/// read does not affect hand-overs that are signed with another one.
 fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(HmacKeys, &'p Rules)>, Error> {
     let secret = secrets.read(KEY_SECRET).map_err(Error::Key)?;
     let first = HmacKeys::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;

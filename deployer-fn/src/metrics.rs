@@ -6,8 +6,8 @@ use function_host::prometheus::{
 
 use crate::outcome::{DeploymentStatus, Outcome};
 
-/// Upper bounds of the histogram's buckets in seconds: from a read that takes milliseconds to an image that is pulled for
-/// minutes.
+/// Upper bounds of the histogram's buckets in seconds: from a read that takes milliseconds to an image that is pulled
+/// for minutes.
 const BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// Metrics of deployments.

@@ -21,7 +21,7 @@ pub struct Outcome {
     pub previous_image: Option<String>,
     /// How the deployment ended.
     pub status: DeploymentStatus,
-    /// Whether the provider was asked to change anything.
+    /// Whether a change was sent to the provider.
     pub changed: bool,
     /// The function's state at the end; absent if it is unknown.
     #[serde(skip_serializing_if = "Running::is_unknown")]

@@ -14,9 +14,9 @@
 //! }
 //! ```
 //!
-//! An absent rule allows everything. `rules` apply to hand-overs that are signed with `deploy-secret`. `keys` names further
-//! secrets with signing keys, each with rules that apply instead. In a list of names, `*` at the end of an entry matches
-//! any rest; an entry of `images` is a prefix.
+//! An absent rule allows everything. `rules` apply to hand-overs that are signed with `deploy-secret`. `keys` names
+//! further secrets with signing keys, each with rules that apply instead. In a list of names, `*` at the end of an
+//! entry matches any rest; an entry of `images` is a prefix.
 
 use std::collections::BTreeMap;
 

@@ -1,16 +1,16 @@
 //! Kubernetes quantities: amounts of memory and CPU such as `128Mi` and `500m`.
 //!
-//! Grammar, rounding and units: Kubernetes, `apimachinery/pkg/api/resource/quantity.go`. Unlike there, a quantity has no
-//! sign and at least one digit, and an exponent that does not fit 32 bits is rejected rather than truncated.
+//! Grammar, rounding and units: Kubernetes, `apimachinery/pkg/api/resource/quantity.go`. Unlike there, a quantity has
+//! no sign and at least one digit, and an exponent that does not fit 32 bits is rejected rather than truncated.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Significant digits that are kept: with them and the largest binary unit an amount fits 128 bits.
+/// The number of significant digits that are kept. With the largest binary unit, they fit 128 bits.
 const DIGITS_MAX: usize = 20;
-/// The smallest amount that is told apart is 10⁻⁹, as in Kubernetes.
-const NANO_EXPONENT: i64 = 9;
+/// Amounts are counted in 10⁻⁹, as in Kubernetes.
+const NANO_DIGITS: i64 = 9;
 
 /// An amount of memory or CPU, with the text that it was parsed from.
 ///
@@ -74,7 +74,7 @@ fn powers(unit: &str) -> Option<(i32, u32)> {
 fn nanos(whole: &str, fraction: &str, power_of_ten: i32, power_of_two: u32) -> u128 {
     let digits = format!("{whole}{fraction}");
     let digits = digits.trim_start_matches('0');
-    let mut power = NANO_EXPONENT + i64::from(power_of_ten) - fraction.len() as i64;
+    let mut power = NANO_DIGITS + i64::from(power_of_ten) - fraction.len() as i64;
     let (kept, dropped) = digits.split_at(digits.len().min(DIGITS_MAX));
     power += dropped.len() as i64;
     let mut nanos = kept.parse().unwrap_or(0_u128);

@@ -1,8 +1,8 @@
 //! A queue for each function: one deployment at a time, and of those that wait the newest build next.
 //!
-//! Once the newest build runs, the older ones that wait are rejected without being tried; if it fails, the next newest is
-//! tried. This holds within one process. Between processes, the build time in the function's annotations keeps an older
-//! build from replacing a newer one, and a restored version is checked by the next deployment.
+//! Once the newest build runs, the older ones that wait are rejected without being tried; if it fails, the next
+//! newest is tried. This holds within one process. Between processes, the build time in the function's annotations
+//! keeps an older build from replacing a newer one, and a restored version is checked by the next deployment.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -91,8 +91,8 @@ impl Drop for DeploymentPermit {
                 queue: self.queue.clone(),
                 function: self.function.clone(),
             };
-            // If the waiter has gone, the returned permit is dropped, which goes on with the one after it. The lock is free
-            // by now.
+            // If the waiter has gone, the returned permit is dropped, which goes on with the one after it. The lock
+            // is free by now.
             drop(grant.send(permit));
         }
     }

@@ -1,8 +1,8 @@
 //! Checks that a registry has an image, by digest and for the platform that functions run on.
 //!
-//! The registry is asked before anything is changed, with the credentials of a Docker `config.json`. Its answer counts
-//! only if it says that there is no such manifest, or none for the platform. Any other failure is no reason to reject the
-//! deployment: the node may have other credentials, or another way to the registry.
+//! The lookup comes before anything is changed, with the credentials of a Docker `config.json`. Only an answer that
+//! the manifest does not exist, or not for the platform, rejects the deployment. Any other failure does not: the node
+//! may have other credentials, or another route to the registry.
 //!
 //! Protocol: <https://github.com/opencontainers/distribution-spec>; tokens:
 //! <https://distribution.github.io/distribution/spec/auth/token/>.
@@ -101,7 +101,8 @@ impl ImageLookup {
         repository.look_up(image).await.unwrap_or_else(Presence::Unknown)
     }
 
-    /// Makes a client for one host. The gateway's credentials are not sent to it: the client adds them to `/system/` only.
+    /// Makes a client for one host. The gateway's credentials are not sent to it: the client adds them to `/system/`
+    /// only.
     fn client(&self, host: &str) -> Result<Gateway, String> {
         let scheme = if self.insecure { "http" } else { "https" };
         let client = Gateway::new(&format!("{scheme}://{host}"), self.secrets.clone());
@@ -172,8 +173,8 @@ impl Repository<'_> {
         let path = format!("/v2/{}/blobs/{digest}", self.name);
         let response = get(client, &path, authorization).await?;
         let config = match response.headers().get(LOCATION) {
-            // The blob is on another host. The manifest is there, so the image is; for the platform alone no further host
-            // is asked.
+            // The blob is on another host. The manifest shows that the image exists, and the platform is not worth a
+            // request to a further host.
             Some(_) => return Ok(self.lookup.platform.clone()),
             None => serde_json::from_slice::<Value>(response.body()),
         };
@@ -189,7 +190,7 @@ impl Repository<'_> {
         }
     }
 
-    /// Returns the `Authorization` header that a response with status 401 asks for.
+    /// Returns the `Authorization` header for the challenge in a response with status 401.
     async fn authorization(&self, response: &Response<Bytes>) -> Result<HeaderValue, String> {
         let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
         let challenge = challenges

@@ -48,8 +48,8 @@ pub struct HandOver {
 }
 
 impl HandOver {
-    /// Returns a digest that is the same for every delivery of one hand-over, and another for any other hand-over. `None` if
-    /// neither call nor build time identify the build.
+    /// Returns a digest that is the same for every delivery of one hand-over, and another for any other hand-over.
+    /// `None` if neither call nor build time identify the build.
     pub(crate) fn delivery_digest(&self) -> Option<String> {
         if self.call_id.is_none() && self.built_at.is_none() {
             return None;
@@ -63,8 +63,8 @@ impl HandOver {
 /// Receives a hand-over that is signed with one of `keys`, and returns it with the value that belongs to the key.
 ///
 /// # Errors
-/// [`Error::Unsigned`], [`Error::MalformedSignature`] and [`Error::WrongSignature`] if the hand-over is not the builder's;
-/// [`Error::Body`], [`Error::NotJson`] and [`Error::Invalid`] if it cannot be read or is not valid.
+/// [`Error::Unsigned`], [`Error::MalformedSignature`] and [`Error::WrongSignature`] if the hand-over is not the
+/// builder's; [`Error::Body`], [`Error::NotJson`] and [`Error::Invalid`] if it cannot be read or is not valid.
 pub(crate) async fn receive<K: Copy>(
     body: Body,
     signature: Option<&str>,

@@ -1,24 +1,26 @@
-//! Rolls out one version of a function: checks, applies, watches, and restores the previous version if the new one fails.
+//! Rolls out one version of a function: checks, applies, watches, and restores the previous version if the new one
+//! fails.
 //!
-//! What a rollout relies on, and why (see docs/pitfalls.md):
-//! - All problems are looked for before anything is changed, and reported at once.
+//! What a rollout relies on, and why:
+//! - Everything is checked before anything is changed, and all objections are reported at once.
 //! - An update comes first, and a creation if the answer is 404: providers do not answer 409
 //!   (docs/pitfalls.md#no-conflict-status).
-//! - An update carries the complete specification (docs/pitfalls.md#an-update-replaces-everything), the image by digest
-//!   (docs/pitfalls.md#tags-move), and as annotations all that is needed to restore it and the last good version before it
-//!   ([`crate::version`]).
-//! - The answer to an update does not decide, but what is read afterwards: faas-netes answers 200 to an update that it did
-//!   not make (docs/pitfalls.md#a-failed-update-answers-200), and faasd deletes the running function when an update fails
-//!   (docs/pitfalls.md#a-failed-update-removes-the-function).
-//! - A version is ready when the provider names its image, counts an available replica, and the function answers its probe
-//!   through the gateway. On Kubernetes that replica and that answer may be the old version's while both run: the REST API
-//!   does not tell them apart (docs/pitfalls.md#old-replicas-count-as-available). A function that repeats its version in
-//!   its answers does.
+//! - An update carries the complete specification (docs/pitfalls.md#an-update-replaces-everything), the image by
+//!   digest (docs/pitfalls.md#tags-move), and as annotations all that is needed to restore it and the last good
+//!   version before it ([`crate::version`]).
+//! - The state that is read after an update decides, and not the answer to it: faas-netes answers 200 to an update
+//!   that it did not make (docs/pitfalls.md#a-failed-update-answers-200), and faasd deletes the running function when
+//!   an update fails (docs/pitfalls.md#a-failed-update-removes-the-function).
+//! - A version is ready when the provider names its image, counts an available replica, and the function answers its
+//!   probe through the gateway. On Kubernetes that replica and that answer may be the old version's while both run:
+//!   the REST API does not tell them apart (docs/pitfalls.md#old-replicas-count-as-available). A function that
+//!   repeats its version in its answers does.
 //!
-//! The same hand-over delivered again changes nothing and gives the same outcome. A rollout that ended with its process is
-//! found by the next delivery, which starts from the state that it reads, as every rollout does.
+//! The same hand-over delivered again changes nothing and gives the same outcome. A rollout that ended with its
+//! process is found by the next delivery, which starts from the state that it reads, as every rollout does.
 //!
-//! Each phase returns its result with its [`Findings`]; [`verdict`] is the one place where they become the outcome's status.
+//! Each phase returns its result with its [`Findings`]; [`verdict`] is the one place where they become the outcome's
+//! status.
 
 mod apply;
 mod backoff;
@@ -40,7 +42,7 @@ use tracing::{info, warn};
 
 use self::apply::Applied;
 use self::backoff::Backoff;
-use self::check::Next;
+use self::check::NextStep;
 pub use self::deadline::Deadline;
 pub use self::history::RolloutHistory;
 use self::verdict::{Findings, Verdict};
@@ -93,8 +95,8 @@ pub struct RolloutContext<'a, T> {
 
 /// Rolls out the version of a hand-over, and returns the outcome.
 ///
-/// `objections` are reasons to reject the hand-over that are known already; `url` is the function's address in the outcome.
-/// No other rollout of the function may run in this process.
+/// `objections` are the reasons to reject the hand-over that were found before; `url` is the function's address in
+/// the outcome. No other rollout of the function may run in this process.
 ///
 /// Dropping the future stops the rollout where it is: changes that were sent stay in effect.
 pub async fn rollout<T: Transport>(
@@ -209,22 +211,23 @@ impl<T: Transport> Rollout<'_, T> {
         let next = span.run(deadline.bound(self.check(objections))).await;
         self.facts.durations.check = started.elapsed();
         match &next {
-            Some(Next::End(verdict)) => span.mark_failed(verdict.reasons.join("; ")),
+            Some(NextStep::End(verdict)) => span.mark_failed(verdict.reasons.join("; ")),
             None => span.mark_failed(deadline.reason()),
             Some(_) => {}
         }
         drop(span);
         match next {
-            Some(Next::End(verdict)) => verdict,
-            Some(Next::Watch) => self.watch_unchanged().await,
-            Some(Next::Repeat(failure)) => self.repeat(failure).await,
-            Some(Next::Apply) => self.change().await,
-            Some(Next::FinishNewer { older, newer }) => self.finish_newer(older, &newer).await,
+            Some(NextStep::End(verdict)) => verdict,
+            Some(NextStep::Watch) => self.watch_unchanged().await,
+            Some(NextStep::Repeat(failure)) => self.repeat(failure).await,
+            Some(NextStep::Apply) => self.change().await,
+            Some(NextStep::FinishNewer { older, newer }) => self.finish_newer(older, &newer).await,
             None => self.check_timed_out().await,
         }
     }
 
-    /// Ends a rollout whose check was not done in time. The check's own retries hid their errors, so one is asked for.
+    /// Ends a rollout whose check took too long. The check retried its reads, so that their errors are not known; one
+    /// more read provides the error.
     async fn check_timed_out(&self) -> Verdict {
         let reason = format!("nothing was changed: {}", self.deadline.reason());
         let mut findings = Findings::new(Fault::Platform, reason);
@@ -251,8 +254,8 @@ impl<T: Transport> Rollout<'_, T> {
 
     /// Applies the new version and watches it, and restores the previous one if it fails.
     ///
-    /// A change that had no effect by a failure that may be transient is sent again: it carries the complete specification, so
-    /// that repeating it is harmless.
+    /// A change that had no effect by a failure that may be transient is sent again: it carries the complete
+    /// specification, so that repeating it is harmless.
     async fn change(&mut self) -> Verdict {
         self.facts.changed = true;
         self.facts.running = Running::Unknown;
@@ -314,7 +317,7 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Reads whether the provider acted on a change whose answer does not say so, and watches the new version if it did.
+    /// Reads the function's state after an unclear answer to a change, and watches the new version if it is deployed.
     async fn look_after_unclear_answer(&mut self) -> (Attempt, Findings) {
         let now = match self
             .deadline
@@ -331,8 +334,8 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Ends a rollout whose specification the provider rejected. faasd has deleted the function by then
-    /// (docs/pitfalls.md#a-failed-update-removes-the-function), and it has to be restored.
+    /// Ends a rollout whose specification the provider rejected. If the rejected update has deleted the function, as
+    /// with faasd (docs/pitfalls.md#a-failed-update-removes-the-function), restores it.
     async fn rejected(&mut self, findings: Findings) -> Verdict {
         match self.final_read().await {
             Ok(now) if now == self.before && self.before_is_last_good() => {
@@ -352,7 +355,8 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Watches the new version until it is ready, is not taken, or the time is up. `answer` is the gateway's to the change.
+    /// Watches the new version until it is ready, is not taken, or the time is up. `answer` is the gateway's to the
+    /// change.
     async fn watch(&mut self, answer: Option<String>) -> (Attempt, Findings) {
         const NOT_TAKEN: &str = "the provider did not take the new specification";
         let started = Instant::now();

@@ -23,10 +23,11 @@ const TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
 /// The deployer's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `ready_timeout`: the time from the end of the queue until the function answers. The host's `exec_timeout` bounds it, too.
+    /// `ready_timeout`: the time from the end of the queue until the function answers. The host's `exec_timeout`
+    /// bounds it, too.
     pub(crate) ready_timeout: Duration,
-    /// `gateway_timeout`: the time for one request to the gateway. `rollback_timeout`: the time to restore the previous version
-    /// after the new one has failed.
+    /// `gateway_timeout`: the time for one request to the gateway. `rollback_timeout`: the time to restore the
+    /// previous version after the new one has failed.
     pub timeouts: Timeouts,
     /// `check_image`: whether the image is looked up in its registry before anything is changed.
     pub check_image: bool,
@@ -36,8 +37,8 @@ pub struct Settings {
     pub(crate) platform: String,
     /// `token_mount_path`: the directory with the service account's token, which is exchanged for one of the gateway's.
     pub token_mount_path: PathBuf,
-    /// `public_url`: the gateway's address for callers, for the URL in the outcome. By default the URL has the gateway's address
-    /// that the deployer itself uses.
+    /// `public_url`: the gateway's address for callers, for the URL in the outcome. By default the URL has the
+    /// gateway's address that the deployer itself uses.
     pub(crate) public_url: Option<String>,
     /// `policy_file`: the path of the policy; without it, everything is allowed.
     pub(crate) policy: Policy,

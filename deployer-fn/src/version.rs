@@ -1,10 +1,11 @@
-//! A complete version of a function: everything that is needed to deploy it again, and to tell whether it is deployed.
+//! A complete version of a function: everything that is needed to deploy it again, and to recognise it when it is
+//! deployed.
 //!
 //! A provider's answer to a read leaves fields out (environment variables on Kubernetes,
-//! docs/pitfalls.md#an-update-replaces-everything), and the deployer has no store. Every version that is deployed therefore
-//! carries its own complete specification, and that of the last good version before it, as annotations, which outlive the
-//! deployer's process. A specification has names of secrets, not their values. It has environment variables, which can be
-//! read by anyone who may read the function's annotations.
+//! docs/pitfalls.md#an-update-replaces-everything), and the deployer has no store. Every version that is deployed
+//! therefore carries its own complete specification, and that of the last good version before it, as annotations,
+//! which outlive the deployer's process. A specification has names of secrets, not their values. It has environment
+//! variables, which can be read by anyone who may read the function's annotations.
 
 mod annotations;
 
@@ -48,7 +49,7 @@ pub(crate) enum LastGood {
 }
 
 impl Version {
-    /// Returns the version that a hand-over asks for.
+    /// Returns the version in a hand-over.
     pub(crate) fn of(hand_over: &HandOver) -> Self {
         let deployment = match serde_json::to_value(&hand_over.spec) {
             Ok(Value::Object(map)) => map,
@@ -64,8 +65,8 @@ impl Version {
         }
     }
 
-    /// Returns the version that is deployed: the one in the function's annotations if it still matches the status, or else
-    /// what the status shows.
+    /// Returns the version that is deployed: the one in the function's annotations if it still matches the status, or
+    /// else what the status shows.
     pub(crate) fn deployed(status: &FunctionStatus) -> Self {
         if let Some(version) = Self::from_annotations(status.annotations())
             && version.matches(status)
@@ -82,8 +83,8 @@ impl Version {
         }
     }
 
-    /// Returns whether this version may be the deployed one: the status has its image and, if the provider returns annotations
-    /// at all, its digest. The image alone would not show a change of the environment.
+    /// Returns whether this version may be the deployed one: the status has its image and, if the provider returns
+    /// annotations at all, its digest. The image alone would not show a change of the environment.
     pub(crate) fn matches(&self, status: &FunctionStatus) -> bool {
         let digest = status.annotations().get(SPEC_ANNOTATION);
         let has_annotations = !status.annotations().is_empty();

@@ -1,7 +1,8 @@
 //! Requests of the gateway's REST API as pure functions: each returns a request and sends nothing.
 //!
-//! Addresses have no host, which the transport adds. Paths and bodies are those of openfaas/faas-provider (`serve.go`,
-//! `types/requests.go`). A deletion carries the namespace twice: faas-netes reads it from the query, faasd from the body.
+//! Addresses have no host, which the transport adds. Paths and bodies are those of openfaas/faas-provider
+//! (`serve.go`, `types/requests.go`). A deletion carries the namespace twice: faas-netes reads it from the query,
+//! faasd from the body.
 
 use function_host::Bytes;
 use function_host::http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};

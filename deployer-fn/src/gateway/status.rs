@@ -32,8 +32,8 @@ static NO_ANNOTATIONS: BTreeMap<String, String> = BTreeMap::new();
 pub(crate) struct FunctionStatus {
     /// The function's name.
     pub(crate) name: String,
-    /// The image of the specification. On Kubernetes it is the new one from the moment of an update, while the old version
-    /// still answers (docs/pitfalls.md#old-replicas-count-as-available).
+    /// The image of the specification. On Kubernetes it is the new one from the moment of an update, while the old
+    /// version still answers (docs/pitfalls.md#old-replicas-count-as-available).
     pub(crate) image: String,
     /// The namespace.
     pub(crate) namespace: Option<String>,

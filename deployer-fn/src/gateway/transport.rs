@@ -15,8 +15,9 @@ const TOKEN_SECRET: &str = "gateway-token";
 
 /// Sends requests to the gateway.
 ///
-/// Requests to `/system/` carry a bearer token: that of the secret [`TOKEN_SECRET`] if it exists, or else that of the token
-/// exchange. Without either, the host's client adds basic authentication. Calls of functions carry no credentials.
+/// Requests to `/system/` carry a bearer token: that of the secret [`TOKEN_SECRET`] if it exists, or else that of the
+/// token exchange. Without either, the host's client adds basic authentication. Calls of functions carry no
+/// credentials.
 #[derive(Debug)]
 pub(crate) struct GatewayTransport<'a> {
     gateway: &'a Gateway,

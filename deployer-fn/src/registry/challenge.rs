@@ -1,6 +1,6 @@
 //! Authentication challenges of a registry, from `WWW-Authenticate` (RFC 9110, section 11.6.1).
 
-/// The kind of authentication that a registry asks for.
+/// The authentication that a registry requires.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// User and password.

@@ -11,8 +11,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use function_host::Secrets;
 use serde::Deserialize;
 
-/// The secret with the Docker `config.json`. It is read for each lookup. It is not the builder's, so that deployer-fn needs no
-/// credentials that may push.
+/// The secret with the Docker `config.json`. It is read for each lookup. It is not the builder's, so that deployer-fn
+/// needs no credentials that may push.
 pub(super) const CONFIG_SECRET: &str = "registry-pull-config";
 
 /// The names under which Docker Hub's credentials are stored.

@@ -12,7 +12,8 @@ pub(super) struct Fields<'p> {
 }
 
 impl<'p> Fields<'p> {
-    /// Makes a reader for the object at `path`, which is empty for the whole document. Problems are added to `problems`.
+    /// Makes a reader for the object at `path`, which is empty for the whole document. Problems are added to
+    /// `problems`.
     pub(super) fn new(path: &str, object: Map<String, Value>, problems: &'p mut Vec<String>) -> Self {
         Self {
             path: path.to_owned(),
@@ -107,7 +108,7 @@ impl<'p> Fields<'p> {
         map
     }
 
-    /// Reads an object, whose fields are for [`within`](Self::within).
+    /// Reads an object. Its fields are read with [`within`](Self::within).
     pub(super) fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
         match self.take(key)? {
             Value::Object(object) => Some(object),

@@ -1,8 +1,8 @@
 //! Image references that are pinned by digest.
 //!
-//! Between a build and its deployment another build may move the tag (docs/pitfalls.md#tags-move). A hand-over therefore
-//! has to name its image by `@sha256:…`, and the image in a provider's answer is compared by repository and digest, never
-//! by tag.
+//! Between a build and its deployment another build may move the tag (docs/pitfalls.md#tags-move). A hand-over
+//! therefore has to name its image by `@sha256:…`, and the image in a provider's answer is compared by repository and
+//! digest, never by tag.
 
 use std::fmt;
 
@@ -63,8 +63,8 @@ impl PinnedImage {
             .unwrap_or((DEFAULT_REGISTRY, &self.repository))
     }
 
-    /// Returns whether a reference in a provider's answer names this image. Providers write the same image differently: faasd adds
-    /// `docker.io/library/`, faas-netes returns the text that it was given.
+    /// Returns whether a reference in a provider's answer names this image. Providers write the same image
+    /// differently: faasd adds `docker.io/library/`, faas-netes returns the text that it was given.
     fn is_named_by(&self, reference: &str) -> bool {
         reference == self.text
             || Self::parse(reference)
@@ -72,8 +72,8 @@ impl PinnedImage {
     }
 }
 
-/// Returns whether two references, as providers write them, name the same image. References without a digest are the same
-/// only if their texts are: a tag does not identify an image.
+/// Returns whether two references, as providers write them, name the same image. References without a digest are the
+/// same only if their texts are: a tag does not identify an image.
 pub(crate) fn same_image(one: &str, other: &str) -> bool {
     one == other || PinnedImage::parse(one).is_ok_and(|image| image.is_named_by(other))
 }
@@ -90,7 +90,8 @@ fn is_hex(byte: u8) -> bool {
 
 /// Returns the repository with its registry and without its tag; `None` if the name is not valid.
 ///
-/// Grammar, and how the first component is told from a registry: <https://github.com/distribution/reference>.
+/// The grammar, and the rule for which first component is a registry, are those of
+/// <https://github.com/distribution/reference>.
 fn repository_of(name: &str) -> Option<String> {
     let (registry, rest) = match name.split_once('/') {
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),

@@ -82,7 +82,8 @@ impl FunctionSpec {
         }
     }
 
-    /// Returns the SHA-256 digest of the whole specification. Maps are sorted, so that equal specifications have equal JSON.
+    /// Returns the SHA-256 digest of the whole specification. Maps are sorted, so that equal specifications have
+    /// equal JSON.
     #[must_use]
     pub fn digest(&self) -> String {
         let json = serde_json::to_vec(self).unwrap_or_default();
@@ -91,7 +92,7 @@ impl FunctionSpec {
 
     /// Reads the object `deploy` of a hand-over, and reports every problem.
     ///
-    /// Returns `None` without an `image`, whose problem is reported elsewhere; the other fields are checked all the same.
+    /// Without an `image`, whose problem has been reported, all other fields are checked and the result is `None`.
     pub(super) fn read(fields: &mut Fields<'_>, image: Option<PinnedImage>) -> Option<Self> {
         let service = fields.required("service");
         let namespace = fields.string("namespace").filter(|text| !text.is_empty());

@@ -39,8 +39,8 @@ pub(super) enum Applied {
 
 /// Updates the function, or creates it if the answer is that it does not exist.
 ///
-/// A request that the provider may have acted on is not repeated: an unanswered update may still be in progress, and the
-/// function's state has to be read first.
+/// A request that the provider may have acted on is not repeated: an unanswered update may still be in progress, and
+/// the function's state has to be read first.
 pub(super) async fn apply(
     transport: &impl Transport,
     function: &FunctionId,
@@ -124,8 +124,8 @@ pub(super) async fn send(
     }
 }
 
-/// Decides what the response to an update or a creation means. `update` is the summary of the response to the update before
-/// a creation.
+/// Decides what the response to an update or a creation means. `update` is the summary of the response to the update
+/// before a creation.
 fn judge(method: &str, response: Result<Response<Bytes>, GatewayError>, update: Option<&str>) -> Applied {
     let response = match response {
         Ok(response) => response,
@@ -145,7 +145,7 @@ fn judge(method: &str, response: Result<Response<Bytes>, GatewayError>, update: 
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             unclear("the gateway rejected the deployer's credentials")
         }
-        // A creation is not answered so by a gateway: the server has no such route.
+        // A gateway does not answer a creation with these: the server has no such route.
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
             unclear("the server at gateway_url does not have the gateway's API")
         }

@@ -1,4 +1,4 @@
-//! The check before anything is changed: reads the function's state, and looks for everything that forbids the change.
+//! The check before anything is changed: reads the function's state, and collects all objections to the change.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use crate::version::{FailureRecord, LastGood, SIZE_MAX, Version};
 /// Timeout of one request to a version that was deployed before: several of them have to fit the check.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What follows the check.
-pub(super) enum Next {
+/// The step after the check.
+pub(super) enum NextStep {
     /// Nothing is changed: the verdict is known.
     End(Verdict),
     /// The new version is deployed already, and is watched.
@@ -28,7 +28,8 @@ pub(super) enum Next {
     Repeat(FailureRecord),
     /// The new version may be applied.
     Apply,
-    /// The hand-over is older than the deployed version, which was never seen to work, and whose rollout is finished.
+    /// The hand-over is older than the deployed version, which has not been seen to work. The rollout of that version
+    /// is finished.
     FinishNewer {
         /// The reason to reject the hand-over.
         older: String,
@@ -39,17 +40,17 @@ pub(super) enum Next {
 
 impl<T: Transport> Rollout<'_, T> {
     /// Checks whether the hand-over may be applied, and decides what follows.
-    pub(super) async fn check(&mut self, objections: Vec<String>) -> Next {
+    pub(super) async fn check(&mut self, objections: Vec<String>) -> NextStep {
         match self.decide(objections).await {
             Ok(next) => next,
             Err(error) => {
                 let reason = format!("nothing was changed: {}", ErrorChain(&error));
-                Next::End(Verdict::failed(Findings::new(Fault::Platform, reason)))
+                NextStep::End(Verdict::failed(Findings::new(Fault::Platform, reason)))
             }
         }
     }
 
-    async fn decide(&mut self, mut objections: Vec<String>) -> Result<Next, ReadError> {
+    async fn decide(&mut self, mut objections: Vec<String>) -> Result<NextStep, ReadError> {
         if let Some(namespace) = &self.function.namespace
             && let Some(namespaces) = self.read_names(call::namespaces).await?
             && !namespaces.contains(namespace)
@@ -72,11 +73,12 @@ impl<T: Transport> Rollout<'_, T> {
             if let Some(older) = self.older_than_deployed() {
                 match self.last_good_before_broken().await {
                     None => return Ok(refuse(vec![older])),
-                    // The newer version does not work, and its deployer ended before it could restore the one before it.
+                    // The newer version does not work, and its deployer ended before it could restore the one before
+                    // it.
                     Some(last_good) if last_good.built_at() > self.hand_over.built_at => {
                         self.last_good = Some(last_good);
                         if let Some(newer) = self.before.as_ref().map(Version::deployed) {
-                            return Ok(Next::FinishNewer { older, newer });
+                            return Ok(NextStep::FinishNewer { older, newer });
                         }
                     }
                     Some(_) => info!("the newer version does not work, and this build is the next newest"),
@@ -93,13 +95,13 @@ impl<T: Transport> Rollout<'_, T> {
         };
         self.check_size(&mut objections);
         if objections.is_empty() {
-            return Ok(Next::Apply);
+            return Ok(NextStep::Apply);
         }
         Ok(refuse(objections))
     }
 
     /// Returns what follows if the same hand-over was delivered before.
-    fn repeated_delivery(&mut self) -> Option<Next> {
+    fn repeated_delivery(&mut self) -> Option<NextStep> {
         let history = self.context.history;
         if let Some(status) = &self.before
             && self.version.is_deployed(status)
@@ -115,7 +117,7 @@ impl<T: Transport> Rollout<'_, T> {
                 Some(LastGood::Version(version)) => Some(*version),
                 Some(LastGood::Itself) | None => Some(self.version.clone()),
             };
-            return Some(Next::Watch);
+            return Some(NextStep::Watch);
         }
         let stored = self
             .before
@@ -126,7 +128,7 @@ impl<T: Transport> Rollout<'_, T> {
             .into_iter()
             .flatten()
             .find(|failure| Some(&failure.delivery) == delivery.as_ref())
-            .map(Next::Repeat)
+            .map(NextStep::Repeat)
     }
 
     /// Returns the last good version, if the deployed one came after it and does not work.
@@ -185,8 +187,8 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Returns the version to restore if the new one fails: the deployed version if it works, or else the last good one that it
-    /// carries. If it carries none, it is the deployed version all the same.
+    /// Returns the version to restore if the new one fails: the deployed version if it works, or else the last good
+    /// one that it carries. If it carries none, it is the deployed version all the same.
     async fn last_good_of(&self, status: &FunctionStatus) -> Version {
         let deployed = Version::deployed(status);
         let Some(digest) = deployed.spec_digest() else {
@@ -205,7 +207,8 @@ impl<T: Transport> Rollout<'_, T> {
         *carried
     }
 
-    /// Returns whether a version becomes ready within the settle time, which allows for a gateway that is briefly unavailable.
+    /// Returns whether a version becomes ready within the settle time, which allows for a gateway that is briefly
+    /// unavailable.
     async fn works(&self, version: &Version) -> bool {
         let timeouts = Timeouts {
             request: self.context.timeouts.request.min(REQUEST_TIMEOUT),
@@ -236,6 +239,6 @@ impl<T: Transport> Rollout<'_, T> {
     }
 }
 
-fn refuse(objections: Vec<String>) -> Next {
-    Next::End(Verdict::refused(Findings::from(objections)))
+fn refuse(objections: Vec<String>) -> NextStep {
+    NextStep::End(Verdict::refused(Findings::from(objections)))
 }

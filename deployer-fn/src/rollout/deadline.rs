@@ -7,8 +7,8 @@ use function_host::Shutdown;
 use function_host::duration;
 use tokio::time::{Instant, sleep_until};
 
-/// The time between the end of a rollout and that of the request or the process: for a last read of the function's state,
-/// and for the response.
+/// The time between the end of a rollout and that of the request or the process: for a last read of the function's
+/// state, and for the response.
 const MARGIN: Duration = Duration::from_secs(3);
 
 /// The deadline of a rollout, or of a part of it.
@@ -20,8 +20,8 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// Makes a deadline as [`new`](Self::new), which leaves `reserve` of the request's time for restoring the previous version.
-    /// The new version gets at least half of the request's time.
+    /// Makes a deadline as [`new`](Self::new), which leaves `reserve` of the request's time for restoring the
+    /// previous version. The new version gets at least half of the request's time.
     #[must_use]
     pub(crate) fn with_reserve(
         limit: Duration,
@@ -34,8 +34,8 @@ impl Deadline {
         Self::new(limit, request, shutdown)
     }
 
-    /// Makes a deadline that is `limit` from now, but at the latest shortly before the host ends the request at `request`, and
-    /// shortly before the process ends.
+    /// Makes a deadline that is `limit` from now, but at the latest shortly before the host ends the request at
+    /// `request`, and shortly before the process ends.
     #[must_use]
     pub fn new(limit: Duration, request: Option<Instant>, shutdown: Shutdown) -> Self {
         let start = Instant::now();
@@ -46,8 +46,8 @@ impl Deadline {
         Self { start, end, shutdown }
     }
 
-    /// Returns a deadline for the next part of the rollout, `limit` from now. It does not depend on the request, whose caller may
-    /// have gone: a rollout that has begun is completed.
+    /// Returns a deadline for the next part of the rollout, `limit` from now. It does not depend on the request,
+    /// whose caller may have gone: a rollout that has begun is completed.
     pub(super) fn renewed(&self, limit: Duration) -> Self {
         Self::new(limit, None, self.shutdown.clone())
     }

@@ -1,8 +1,9 @@
 //! What this process remembers of earlier rollouts: for each function the last ready version, the last failure, and a
 //! version that could not be restored yet.
 //!
-//! The first two only save requests: after a restart, the function's annotations or its probe tell the same. The third is
-//! lost with the process if the provider has deleted the function and its annotations with it.
+//! The first two only save requests: after a restart, the function's annotations or its probe give the same
+//! information. The third is lost with the process if the provider has deleted the function, and its annotations with
+//! it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

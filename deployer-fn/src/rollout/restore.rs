@@ -15,7 +15,7 @@ use crate::gateway::{FunctionStatus, Transport, call};
 use crate::outcome::Fault;
 use crate::version::{FailureRecord, LastGood, Version};
 
-/// What the function has when restoring ends before the time is up.
+/// The function's state after restoring it, if the time was not up.
 enum Restored {
     /// The version to restore, which answers; or nothing if there was no function.
     LastGood(Option<FunctionStatus>),
@@ -30,8 +30,8 @@ impl<T: Transport> Rollout<'_, T> {
         Verdict::after_failure(restoration, findings)
     }
 
-    /// Ends a rollout whose hand-over failed before, once the version that was restored then is up: the process that restored it
-    /// may have ended before it was.
+    /// Ends a rollout whose hand-over failed before, once the version that was restored then is up: the process that
+    /// restored it may have ended before it was.
     pub(super) async fn repeat(&mut self, failure: FailureRecord) -> Verdict {
         info!("this hand-over failed before");
         self.facts.previous_image = failure.previous_image;
@@ -58,8 +58,8 @@ impl<T: Transport> Rollout<'_, T> {
         Verdict::failed(findings.then(broken).then(self.observe(now)))
     }
 
-    /// Finishes the rollout of a newer version, which another process began: gives it time to come up, and restores the version
-    /// before it if it does not. The hand-over itself is rejected as `older`.
+    /// Finishes the rollout of a newer version, which another process began: gives it time to come up, and restores
+    /// the version before it if it does not. The hand-over itself is rejected as `older`.
     pub(super) async fn finish_newer(&mut self, older: String, newer: &Version) -> Verdict {
         let findings = Findings::new(Fault::Caller, older);
         let mut waiting_for = WaitingFor::default();
@@ -90,8 +90,8 @@ impl<T: Transport> Rollout<'_, T> {
 
     /// Restores the last good version within a timeout of its own, and returns the findings with those about the end.
     ///
-    /// Nothing is restored while the process is shutting down: the new version may only need more time, and it may be the
-    /// deployer's own. The next delivery finds it and continues.
+    /// Nothing is restored while the process is shutting down: the new version may only need more time, and it may be
+    /// the deployer's own. The next delivery finds it and continues.
     async fn restore_last_good(&mut self, findings: Findings) -> (Restoration, Findings) {
         if self.deadline.is_shutting_down() {
             let now = self.final_read().await;
@@ -112,7 +112,7 @@ impl<T: Transport> Rollout<'_, T> {
         }
         drop(span);
         match restored {
-            // The new version was only late. This is so if it is its own last good version.
+            // The last good version is the new one, which was only late.
             Some(Restored::LastGood(Some(now))) if self.version.is_deployed(&now) => {
                 self.record_ready(&now);
                 (Restoration::NewVersionReady, findings)
@@ -122,7 +122,10 @@ impl<T: Transport> Rollout<'_, T> {
                 history.record_failure(&self.function, failure);
                 history.record_unrestored(&self.function, None);
                 self.facts.observe(now.as_ref());
-                (Restoration::Restored, findings.then(self.restored(now.as_ref())))
+                (
+                    Restoration::Restored,
+                    findings.then(self.restored_state(now.as_ref())),
+                )
             }
             Some(Restored::Other(now)) => {
                 let findings = findings
@@ -149,8 +152,8 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Describes the restored state.
-    fn restored(&self, now: Option<&FunctionStatus>) -> Findings {
+    /// Returns the restored state as reasons.
+    fn restored_state(&self, now: Option<&FunctionStatus>) -> Findings {
         let (Some(now), Some(version)) = (now, &self.last_good) else {
             return Findings::default().because("the function does not exist, as before");
         };
@@ -196,8 +199,8 @@ impl<T: Transport> Rollout<'_, T> {
             match (&now, &last_good) {
                 (None, None) => return Restored::LastGood(None),
                 (Some(status), Some(version)) if version.matches(status) => {
-                    // A version that does not come up by itself is applied once more: a provider may have a function that it
-                    // could not start.
+                    // A version that does not come up by itself is applied once more: a provider may have a function
+                    // that it could not start.
                     let watching = self.watch_version(version, waiting_for);
                     match timeout(rollback / 2, watching).await {
                         Ok(Watched::Ready(status)) => return Restored::LastGood(Some(status)),

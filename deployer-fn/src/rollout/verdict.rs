@@ -2,7 +2,7 @@
 
 use crate::outcome::{DeploymentStatus, Fault};
 
-/// What phases found out about a failure: the reasons in order, and whose fault it is.
+/// Findings of one or more phases: the reasons in order, and the fault, if one was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
     fault: Option<Fault>,
@@ -53,7 +53,7 @@ impl From<Vec<String>> for Findings {
     }
 }
 
-/// How restoring the previous version ended.
+/// The result of restoring the previous version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Restoration {
     /// It was not tried, because the process ends.
@@ -77,7 +77,7 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    /// The new version runs. Reasons are of attempts before.
+    /// Makes the verdict that the new version runs. The reasons are those of earlier attempts.
     pub(super) fn ready(findings: Findings) -> Self {
         Self {
             status: DeploymentStatus::Ready,
@@ -86,7 +86,7 @@ impl Verdict {
         }
     }
 
-    /// Nothing was changed, and the same hand-over would be rejected again.
+    /// Makes the verdict that nothing was changed, by the caller's fault.
     pub(super) fn refused(findings: Findings) -> Self {
         Self {
             status: DeploymentStatus::Refused,
@@ -95,7 +95,8 @@ impl Verdict {
         }
     }
 
-    /// The new version does not run, and the previous one does.
+    /// Makes the verdict that the new version does not run, and the previous one does. The fault is the platform's if
+    /// no phase found another.
     pub(super) fn rolled_back(findings: Findings) -> Self {
         Self {
             status: DeploymentStatus::RolledBack,
@@ -104,8 +105,8 @@ impl Verdict {
         }
     }
 
-    /// The new version does not run, and it is not known that the previous one does. The fault is the platform's if no phase
-    /// found another.
+    /// Makes the verdict that the new version does not run, and the previous one may not either. The fault is the
+    /// platform's if no phase found another.
     pub(super) fn failed(findings: Findings) -> Self {
         Self {
             status: DeploymentStatus::Failed,
@@ -114,7 +115,7 @@ impl Verdict {
         }
     }
 
-    /// The verdict on a hand-over whose version did not come up.
+    /// Makes the verdict on a hand-over whose version did not come up.
     pub(super) fn after_failure(restoration: Restoration, findings: Findings) -> Self {
         match restoration {
             Restoration::NewVersionReady => Self::ready(findings),
@@ -125,7 +126,7 @@ impl Verdict {
         }
     }
 
-    /// The verdict on a hand-over that is older than the deployed version, which did not come up.
+    /// Makes the verdict on a hand-over that is older than the deployed version, when that version did not come up.
     pub(super) fn after_failure_of_newer(restoration: Restoration, findings: Findings) -> Self {
         match restoration {
             Restoration::NewVersionReady => Self::ready(findings),

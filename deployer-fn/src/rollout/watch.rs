@@ -1,5 +1,5 @@
-//! Watches a version until it is ready: the provider names it and has an available replica, and the function answers its
-//! probe.
+//! Watches a version until it is ready: the provider names it and has an available replica, and the function answers
+//! its probe.
 
 use std::fmt;
 
@@ -16,8 +16,9 @@ use crate::function::FunctionId;
 use crate::gateway::{self, FunctionStatus, Transport, call, summary};
 use crate::version::Version;
 
-/// The header in which a function may repeat its version, the value of its variable `slipway_version`. While two versions
-/// run, it alone tells their answers apart (docs/pitfalls.md#old-replicas-count-as-available).
+/// The header in which a function may repeat its version, the value of its variable `slipway_version`. Only this
+/// header distinguishes the answers of two versions that run at the same time
+/// (docs/pitfalls.md#old-replicas-count-as-available).
 const VERSION_HEADER: &str = "x-slipway-version";
 
 /// How watching ended, unless the time was up.
@@ -153,7 +154,7 @@ pub(super) async fn watch(
     }
 }
 
-/// Reads the function's state and probes it once. Returns the state if the version is ready, or else what is missing.
+/// Reads the function's state and probes it once. Returns the state if the probe succeeded, or else what is missing.
 async fn look(
     transport: &impl Transport,
     function: &FunctionId,
@@ -179,7 +180,7 @@ async fn look(
     }
 }
 
-/// Probes the function once. Fails with what is missing.
+/// Probes the function once. Returns what is missing as the error.
 async fn probe(
     transport: &impl Transport,
     function: &FunctionId,

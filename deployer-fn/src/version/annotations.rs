@@ -1,7 +1,7 @@
 //! Versions as annotations of a function.
 //!
-//! A version is stored as JSON, deflated, in base64, split into pieces: faasd keeps annotations as containerd labels, whose
-//! name and value together may have 4096 bytes, and Kubernetes allows 256 KiB of annotations in all.
+//! A version is stored as JSON, deflated, in base64, split into pieces: faasd keeps annotations as containerd labels,
+//! whose name and value together may have 4096 bytes, and Kubernetes allows 256 KiB of annotations in all.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -32,8 +32,8 @@ const FAILED: &str = "slipway/failed";
 /// The environment variable with the digest of a function's specification, which its responses repeat in a header.
 const VERSION_VARIABLE: &str = "slipway_version";
 
-/// The most bytes that all annotations of a function may have together: Kubernetes' limit, less a reserve for those that
-/// providers add.
+/// The most bytes that all annotations of a function may have together: Kubernetes' limit, less a reserve for those
+/// that providers add.
 pub(crate) const SIZE_MAX: usize = 250 * 1024;
 
 /// The length of a piece in bytes. With the longest name, and faasd's prefix for it, it stays below 4096.
@@ -75,7 +75,8 @@ impl FailureRecord {
 }
 
 impl Version {
-    /// Returns the `FunctionDeployment` for the provider, with everything that later deployments have to know in annotations.
+    /// Returns the `FunctionDeployment` for the provider, with everything that later deployments have to know in
+    /// annotations.
     pub(crate) fn to_deployment(&self, last_good: &LastGood, failure: Option<&FailureRecord>) -> Value {
         let mut deployment = self.deployment.clone();
         let mut own = Map::new();

@@ -1,9 +1,9 @@
-//! A fake gateway whose provider keeps state and behaves as a real one, for sequences of deployments. Status codes and
-//! bodies are those of faas-netes (`pkg/handlers`) and faasd 0.19 (`pkg/provider/handlers`); the third provider starts a
-//! new version before it removes the old one.
+//! A fake gateway whose provider keeps state and behaves as a real one, for sequences of deployments. Status codes
+//! and bodies are those of faas-netes (`pkg/handlers`) and faasd 0.19 (`pkg/provider/handlers`); the third provider
+//! starts a new version before it removes the old one.
 //!
-//! The behaviour of an image follows from its name: `hello-good`, `hello-missing` (cannot be pulled), `hello-silent` (never
-//! listens), `hello-crash` (does not stay up), `hello-bad` (answers 500).
+//! The behaviour of an image follows from its name: `hello-good`, `hello-missing` (cannot be pulled), `hello-silent`
+//! (never listens), `hello-crash` (does not stay up), `hello-bad` (answers 500).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;

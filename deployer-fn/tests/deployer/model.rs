@@ -1,5 +1,5 @@
-//! Random sequences of deployments, faults, kills and restarts, compared with a model after each: the newest good version
-//! that was handed over answers, or the one before it, and the outcome says which.
+//! Random sequences of deployments, faults, kills and restarts, compared with a model after each: the newest good
+//! version that was handed over answers, or the one before it, and the outcome says which.
 
 use std::collections::BTreeSet;
 
@@ -73,8 +73,8 @@ impl Sequence {
     /// Deploys while requests fail, or until the deployer is killed.
     async fn deploy_disrupted(&mut self, number: u64) {
         let does = self.does(number);
-        // A version is lost with the process if faasd has deleted it for an image that it then could not pull, and the process
-        // ends before it is restored: it is stored nowhere else.
+        // A version is lost with the process if faasd has deleted it for an image that it then could not pull, and
+        // the process ends before it is restored: it is stored nowhere else.
         let may_kill = !(self.provider == Provider::Faasd && does == "missing");
         if may_kill && self.rng.bool() {
             self.fake.kill_at(Some((self.rng.usize(..16), self.rng.bool())));
