@@ -97,7 +97,7 @@ pub(crate) struct ControlGroups {
 
 impl ControlGroups {
     /// Returns the groups of the named stack, as seen from outside its namespaces.
-    pub(crate) fn of(stack: &str) -> Result<Self> {
+    pub(crate) fn of_stack(stack: &str) -> Result<Self> {
         let own = read("/proc/self/cgroup")?;
         let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
         let dir = |hierarchy: &Hierarchy| hierarchy.parent(&own).join(format!("slipway-{stack}"));
@@ -112,7 +112,7 @@ impl ControlGroups {
     }
 
     /// Returns the groups with these directories.
-    pub(crate) fn at(dirs: Vec<PathBuf>) -> Self {
+    pub(crate) fn from_dirs(dirs: Vec<PathBuf>) -> Self {
         Self { dirs }
     }
 

@@ -89,7 +89,7 @@ pub(crate) async fn stop(dir: &StackDir, progress: &Progress) -> Result<()> {
         seconds: KERNEL_TIMEOUT.as_secs(),
         details: "\nrun the command again: the kernel may still be writing data to disk".into(),
     })?;
-    ControlGroups::at(running.groups).remove()?;
+    ControlGroups::from_dirs(running.groups).remove()?;
     for path in [dir.control(), dir.running()] {
         let _ = fs::remove_file(path);
     }

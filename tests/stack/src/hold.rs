@@ -19,7 +19,7 @@ pub fn hold(dir: &StackDir) -> Result<()> {
     // The stack outlives the command that started it, so it must not get signals of that command's terminal.
     rustix::process::setsid().at("start a session for", &dir.root)?;
     let program = env::current_exe().at("find", "/proc/self/exe")?;
-    let groups = ControlGroups::of(&dir.name)?;
+    let groups = ControlGroups::of_stack(&dir.name)?;
     let holder = std::process::id();
     let plan = Plan::read(dir)?.ok_or_else(|| {
         Error::Environment(format!(

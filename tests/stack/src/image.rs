@@ -49,7 +49,7 @@ pub(crate) struct BaseImages {
 
 impl BaseImages {
     /// Returns the layers; makes those that are not in the cache.
-    pub(crate) async fn make(directories: &Directories, progress: &Progress) -> Result<Self> {
+    pub(crate) async fn load_or_make(directories: &Directories, progress: &Progress) -> Result<Self> {
         let cache = directories.cache.join("images");
         fs::create_dir_all(&cache).at("create", &cache)?;
         let debian = layer::debian(&cache, DEBIAN.1, progress).await?;

@@ -72,7 +72,7 @@ pub(crate) struct ProgramFile {
 
 impl ProgramFile {
     /// Returns the program with its current stamp.
-    pub(crate) fn of(program: &Path) -> Result<Self> {
+    pub(crate) fn read(program: &Path) -> Result<Self> {
         let stamp = fs::metadata(program).and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
         Ok(Self {
             program: program.to_owned(),

@@ -87,7 +87,7 @@ impl Stack {
         if !running.alive() {
             return Ok(None);
         }
-        Self::of(dir, plan).map(Some)
+        Self::from_plan(dir, plan).map(Some)
     }
 
     /// Returns the registry's program, for tests that start a registry of their own.
@@ -99,7 +99,7 @@ impl Stack {
     }
 
     /// Returns the stack of a plan; reads its credentials.
-    pub(crate) fn of(dir: StackDir, plan: Plan) -> Result<Self> {
+    pub(crate) fn from_plan(dir: StackDir, plan: Plan) -> Result<Self> {
         let credentials = Credentials::read(&dir, plan.provider.registry_requires_password())?;
         let (user, password) = credentials
             .registry

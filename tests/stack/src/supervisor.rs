@@ -38,7 +38,7 @@ pub fn run(dir: StackDir) -> Result<()> {
     })?;
     let number = plan.number;
     let config = StackConfig { dir, plan };
-    let resolver = mounts::make()?;
+    let resolver = mounts::mount_all_but_resolver()?;
     if let Provider::Faasd(faasd) = &config.plan.provider {
         faasd::prepare(&config.dir, &faasd.program, &config.containerd_socket())?;
     }

@@ -85,7 +85,7 @@ async fn prepare(
     };
     let images = async {
         match options.images || options.deploy {
-            true => BaseImages::make(directories, progress).await.map(Some),
+            true => BaseImages::load_or_make(directories, progress).await.map(Some),
             false => Ok(None),
         }
     };
@@ -96,8 +96,8 @@ async fn prepare(
         programs,
     )?;
     let provider = match &options.faasd {
-        Some(faasd) => Provider::Faasd(ProgramFile::of(&absolute(faasd)?)?),
-        None => Provider::Embedded(ProgramFile::of(&provider)?),
+        Some(faasd) => Provider::Faasd(ProgramFile::read(&absolute(faasd)?)?),
+        None => Provider::Embedded(ProgramFile::read(&provider)?),
     };
     if let Some(gateway) = &options.gateway {
         tools.gateway = absolute(gateway)?;
@@ -109,7 +109,7 @@ async fn prepare(
     // A placeholder: the number is chosen once the stack is locked.
     let plan = Plan {
         number: StackNumber::FIRST,
-        launcher: ProgramFile::of(&programs::launcher()?)?,
+        launcher: ProgramFile::read(&programs::launcher()?)?,
         tools,
         registry,
         provider,
@@ -154,7 +154,7 @@ async fn launch(dir: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack
     let alive = RunningStack::read(dir)?.is_some_and(|running| running.alive());
     let unchanged = Plan::read_compatible(dir).as_ref() == Some(&plan);
     if alive && unchanged {
-        let stack = Stack::of(dir.clone(), plan)?;
+        let stack = Stack::from_plan(dir.clone(), plan)?;
         start_parts(&stack, progress).await?;
         return Ok(stack);
     }
@@ -164,7 +164,7 @@ async fn launch(dir: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack
     down::stop(dir, progress).await?;
     write_configuration(dir, &plan).await?;
     plan.write(dir)?;
-    let stack = Stack::of(dir.clone(), plan)?;
+    let stack = Stack::from_plan(dir.clone(), plan)?;
     let holder = Holder::start(&stack)?;
     holder.wait_for_supervisor(dir).await?;
     if let Err(error) = start_parts(&stack, progress).await {
@@ -277,7 +277,8 @@ impl Holder {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         let running = RunningStack::read(dir)?;
-        ControlGroups::at(running.map(|running| running.groups).unwrap_or_default()).move_holder_aside(holder)
+        ControlGroups::from_dirs(running.map(|running| running.groups).unwrap_or_default())
+            .move_holder_aside(holder)
     }
 
     /// Lets the stack outlive this process. As long as this process runs, a thread reaps the holder when it

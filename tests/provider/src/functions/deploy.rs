@@ -71,7 +71,7 @@ impl Inner {
                 .puller
                 .pull(lease.client(), &normalise(&deployment.image)?)
                 .await?;
-            self.make(lease.client(), key, deployment, &image, ContainerStage::Serving)
+            self.make_instance(lease.client(), key, deployment, &image, ContainerStage::Serving)
                 .await
         };
         let made = made.await;
@@ -99,7 +99,7 @@ impl Inner {
     }
 
     /// Creates a container without starting it.
-    pub(super) async fn make(
+    pub(super) async fn make_instance(
         &self,
         containerd: &NamespaceClient,
         key: &FunctionKey,

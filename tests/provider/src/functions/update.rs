@@ -22,7 +22,7 @@ impl Inner {
                 .puller
                 .pull(lease.client(), &normalise(&deployment.image)?)
                 .await?;
-            self.make(lease.client(), key, deployment, &image, ContainerStage::Pending)
+            self.make_instance(lease.client(), key, deployment, &image, ContainerStage::Pending)
                 .await
         };
         let made = made.await;
@@ -80,7 +80,7 @@ impl Inner {
             self.discard(&old, self.settings.grace_period).await?;
             self.check(key, deployment)?;
             let image = self.puller.pull_if_missing(containerd, &reference?).await?;
-            self.make(containerd, key, deployment, &image, ContainerStage::Serving)
+            self.make_instance(containerd, key, deployment, &image, ContainerStage::Serving)
                 .await
         };
         let made = made.await;

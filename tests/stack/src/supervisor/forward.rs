@@ -103,7 +103,7 @@ impl Target {
     fn addresses(&self) -> Vec<SocketAddr> {
         match self {
             Target::Function(addresses) => addresses
-                .of(FUNCTION)
+                .of_function(FUNCTION)
                 .into_iter()
                 .map(|address| (address, FUNCTION_PORT).into())
                 .collect(),
@@ -136,7 +136,7 @@ enum Addresses {
 
 impl Addresses {
     /// Returns the addresses of a function's containers, newest first: during an update there can be two.
-    fn of(&self, function: &str) -> Vec<Ipv4Addr> {
+    fn of_function(&self, function: &str) -> Vec<Ipv4Addr> {
         let (Addresses::Results(dir) | Addresses::Leases(dir)) = self;
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let mut found = entries
@@ -216,7 +216,7 @@ mod tests {
                 .set_modified(at)
                 .unwrap();
         }
-        let found = Addresses::Results(dir.path().to_owned()).of(FUNCTION);
+        let found = Addresses::Results(dir.path().to_owned()).of_function(FUNCTION);
         assert_eq!(found, [Ipv4Addr::new(10, 62, 0, 4), Ipv4Addr::new(10, 62, 0, 5)]);
     }
 }

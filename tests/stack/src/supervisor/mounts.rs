@@ -20,7 +20,7 @@ pub(crate) const MACHINE_RESOLV_CONF: &str = "/run/slipway/resolv.conf";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Makes all mounts except the last one: [`Resolver::mount`] must follow any other mount over `/etc`.
-pub(crate) fn make() -> Result<Resolver> {
+pub(crate) fn mount_all_but_resolver() -> Result<Resolver> {
     let machine = fs::read_to_string(RESOLV_CONF).at("read", RESOLV_CONF)?;
     let target = fs::canonicalize(RESOLV_CONF).at("read", RESOLV_CONF)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
