@@ -109,7 +109,7 @@ fn the_settings_of_the_builder_are_documented_and_read() {
 fn the_settings_of_the_deployer_are_documented_and_read() {
     let environment = Recorder::default();
     let mut parser = Parser::new(&environment);
-    deployer_fn::settings::Settings::read(&mut parser);
+    deployer_fn::Settings::read(&mut parser);
     parser.finish().unwrap();
     assert_same(&documented("deployer-fn"), &environment.asked());
 }
