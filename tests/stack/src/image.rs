@@ -3,6 +3,7 @@
 //! Layers are made once and kept in the cache, under a name derived from the recipe. An image is a few layers
 //! and a configuration; it is pushed to a stack's registry unless it is already there.
 
+mod blob;
 mod layer;
 mod registry;
 
@@ -12,8 +13,8 @@ use serde_json::json;
 
 pub(crate) use self::registry::RegistryClient;
 use self::{
-    layer::{Layer, bytes_digest},
-    registry::Blob,
+    blob::{Blob, bytes_digest},
+    layer::Layer,
 };
 use crate::{
     directories::Directories,

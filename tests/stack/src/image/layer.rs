@@ -3,10 +3,9 @@
 use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
-use super::registry::{Blob, Content};
+use super::blob::{Blob, Content, bytes_digest};
 use crate::{
     command::{command, run},
     directories::{self, write_private},
@@ -211,11 +210,6 @@ async fn file_digest(path: &Path) -> Result<String> {
     let output = run(command("sha256sum").arg("--zero").arg(path)).await?;
     let hex = output.get(..64).map(String::from_utf8_lossy).unwrap_or_default();
     Ok(format!("sha256:{hex}"))
-}
-
-/// Returns the digest of the bytes in the notation of registries.
-pub(super) fn bytes_digest(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 #[cfg(test)]

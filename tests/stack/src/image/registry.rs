@@ -1,15 +1,13 @@
 //! A registry client (OCI distribution specification 1.1) with the operations that the launcher needs to push
 //! images.
 
-use std::path::PathBuf;
-
 use reqwest::{
     Client, Method, RequestBuilder, Response, StatusCode, Url,
     header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, LOCATION},
 };
 use serde::Deserialize;
 
-use super::layer::bytes_digest;
+use super::blob::{Blob, Content};
 use crate::{
     credentials::Login,
     error::{Error, IoResultExt as _, Result},
@@ -18,14 +16,6 @@ use crate::{
 
 /// The media type of the manifests that the launcher makes.
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-
-/// A blob: its content with digest and size.
-#[derive(Debug, Clone)]
-pub(super) struct Blob {
-    pub(super) digest: String,
-    pub(super) size: u64,
-    pub(super) content: Content,
-}
 
 /// The blobs that a manifest refers to.
 #[derive(Default, Deserialize)]
@@ -39,23 +29,6 @@ struct ManifestBlobs {
 struct Descriptor {
     digest: String,
     size: u64,
-}
-
-/// The content of a blob.
-#[derive(Debug, Clone)]
-pub(super) enum Content {
-    Bytes(std::sync::Arc<[u8]>),
-    File(PathBuf),
-}
-
-impl Blob {
-    pub(super) fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self {
-            digest: bytes_digest(&bytes),
-            size: bytes.len() as u64,
-            content: Content::Bytes(bytes.into()),
-        }
-    }
 }
 
 /// A client for a registry over plain HTTP.

@@ -1,0 +1,35 @@
+//! Blobs of a registry: contents with digests.
+
+use std::path::PathBuf;
+
+use sha2::{Digest as _, Sha256};
+
+/// A blob: its content with digest and size.
+#[derive(Debug, Clone)]
+pub(super) struct Blob {
+    pub(super) digest: String,
+    pub(super) size: u64,
+    pub(super) content: Content,
+}
+
+/// The content of a blob.
+#[derive(Debug, Clone)]
+pub(super) enum Content {
+    Bytes(std::sync::Arc<[u8]>),
+    File(PathBuf),
+}
+
+impl Blob {
+    pub(super) fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self {
+            digest: bytes_digest(&bytes),
+            size: bytes.len() as u64,
+            content: Content::Bytes(bytes.into()),
+        }
+    }
+}
+
+/// Returns the digest of the bytes in the notation of registries.
+pub(super) fn bytes_digest(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
