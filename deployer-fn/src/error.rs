@@ -1,6 +1,6 @@
 //! Errors before a rollout: the hand-over is not acted on, and nothing has been changed.
 //!
-//! A failure after that is not an error of this kind but an [`Outcome`](crate::outcome::Outcome).
+//! A failure after that is not an error of this kind: it is part of the outcome.
 
 use function_host::BodyError;
 use function_host::ErrorChain;

@@ -208,7 +208,7 @@ impl<T: Transport> Rollout<'_, T> {
         let started = Instant::now();
         let deadline = self.deadline;
         let span = trace::span("check");
-        let next = span.run(deadline.bound(self.check(objections))).await;
+        let next = span.run(deadline.run(self.check(objections))).await;
         self.facts.durations.check = started.elapsed();
         match &next {
             Some(NextStep::End(verdict)) => span.mark_failed(verdict.reasons.join("; ")),
@@ -278,7 +278,7 @@ impl<T: Transport> Rollout<'_, T> {
             let retry = backoff.waits() + 1 < ATTEMPTS
                 && now == self.before
                 && findings.fault() == Some(Fault::Platform)
-                && self.deadline.bound(backoff.wait()).await.is_some();
+                && self.deadline.run(backoff.wait()).await.is_some();
             if !retry {
                 break;
             }
@@ -321,7 +321,7 @@ impl<T: Transport> Rollout<'_, T> {
     async fn look_after_unclear_answer(&mut self) -> (Attempt, Findings) {
         let now = match self
             .deadline
-            .bound(self.read(self.context.timeouts.read_retries))
+            .run(self.read(self.context.timeouts.read_retries))
             .await
         {
             Some(now) => now,
@@ -364,7 +364,7 @@ impl<T: Transport> Rollout<'_, T> {
         let span = trace::span("watch");
         let watching = self
             .deadline
-            .bound(self.watch_version(&self.version, &mut waiting_for));
+            .run(self.watch_version(&self.version, &mut waiting_for));
         let watched = span.run(watching).await;
         self.facts.durations.watch += started.elapsed();
         match watched {

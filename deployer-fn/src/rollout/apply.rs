@@ -48,7 +48,7 @@ pub(super) async fn apply(
     exists: bool,
     deadline: &Deadline,
 ) -> Applied {
-    let applied = deadline.bound(update_or_create(
+    let applied = deadline.run(update_or_create(
         transport, function, deployment, exists, deadline,
     ));
     applied.await.unwrap_or_else(|| {

@@ -53,7 +53,7 @@ impl Deadline {
     }
 
     /// Runs `work` and returns its result. If the time is up first, drops it and returns `None`.
-    pub(super) async fn bound<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+    pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
             done = work => Some(done),
@@ -108,13 +108,13 @@ mod tests {
         let (_trigger, shutdown) = Shutdown::new();
         let start = Instant::now();
         let own = Deadline::new(MINUTE, Some(start + 2 * MINUTE), shutdown.clone());
-        assert_eq!(own.bound(pending::<()>()).await, None);
+        assert_eq!(own.run(pending::<()>()).await, None);
         assert_eq!(start.elapsed(), MINUTE);
         assert_eq!(own.reason(), "not ready within 1m0s");
 
         let start = Instant::now();
         let of_request = Deadline::new(MINUTE, Some(start + MINUTE / 2), shutdown);
-        assert_eq!(of_request.bound(pending::<()>()).await, None);
+        assert_eq!(of_request.run(pending::<()>()).await, None);
         assert_eq!(start.elapsed(), MINUTE / 2 - MARGIN);
     }
 
@@ -125,7 +125,7 @@ mod tests {
         let deadline = Deadline::new(MINUTE, None, shutdown);
         let waiting = tokio::spawn({
             let deadline = deadline.clone();
-            async move { deadline.bound(pending::<()>()).await }
+            async move { deadline.run(pending::<()>()).await }
         });
         tokio::task::yield_now().await;
         trigger.begin(start + Duration::from_secs(10));
@@ -140,7 +140,7 @@ mod tests {
         let (_trigger, shutdown) = Shutdown::new();
         assert_eq!(
             Deadline::new(Duration::ZERO, None, shutdown)
-                .bound(async { 1 })
+                .run(async { 1 })
                 .await,
             Some(1)
         );

@@ -44,7 +44,7 @@ impl<T: Transport> Rollout<'_, T> {
         let mut waiting_for = WaitingFor::default();
         let watched = self
             .deadline
-            .bound(self.watch_version(&deployed, &mut waiting_for))
+            .run(self.watch_version(&deployed, &mut waiting_for))
             .await;
         if let Some(Watched::Ready(status)) = watched {
             self.facts.observe(Some(&status));
@@ -65,7 +65,7 @@ impl<T: Transport> Rollout<'_, T> {
         let mut waiting_for = WaitingFor::default();
         let watched = self
             .deadline
-            .bound(self.watch_version(newer, &mut waiting_for))
+            .run(self.watch_version(newer, &mut waiting_for))
             .await;
         match watched {
             Some(Watched::Ready(status)) => {
@@ -103,8 +103,7 @@ impl<T: Transport> Rollout<'_, T> {
         let started = Instant::now();
         let mut waiting_for = WaitingFor::default();
         let span = trace::span("roll back");
-        let restoring =
-            deadline.bound(self.restore_until_done(&deadline, failure.as_ref(), &mut waiting_for));
+        let restoring = deadline.run(self.restore_until_done(&deadline, failure.as_ref(), &mut waiting_for));
         let restored = span.run(restoring).await;
         self.facts.durations.restore = started.elapsed();
         if restored.is_none() {

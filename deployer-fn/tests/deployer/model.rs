@@ -54,28 +54,28 @@ impl Sequence {
         if !self.builds.is_empty() && self.rng.u8(..4) == 0 {
             return self.rng.u64(1..=self.builds.len() as u64);
         }
-        let does = match self.rng.u8(..8) {
+        let behaviour = match self.rng.u8(..8) {
             0..4 => "good",
             4 => "bad",
             5 => "crash",
             6 => "silent",
             _ => "missing",
         };
-        self.builds.push(does);
+        self.builds.push(behaviour);
         self.builds.len() as u64
     }
 
     /// Returns the behaviour of a build.
-    fn does(&self, number: u64) -> &'static str {
+    fn behaviour(&self, number: u64) -> &'static str {
         self.builds[number as usize - 1]
     }
 
     /// Deploys while requests fail, or until the deployer is killed.
     async fn deploy_disrupted(&mut self, number: u64) {
-        let does = self.does(number);
+        let behaviour = self.behaviour(number);
         // A version is lost with the process if faasd has deleted it for an image that it then could not pull, and
         // the process ends before it is restored: it is stored nowhere else.
-        let may_kill = !(self.provider == Provider::Faasd && does == "missing");
+        let may_kill = !(self.provider == Provider::Faasd && behaviour == "missing");
         if may_kill && self.rng.bool() {
             self.fake.kill_at(Some((self.rng.usize(..16), self.rng.bool())));
         } else {
@@ -89,53 +89,56 @@ impl Sequence {
         }
         let outcome = self
             .process
-            .deploy_until_killed(&self.fake, &build(number, does))
+            .deploy_until_killed(&self.fake, &build(number, behaviour))
             .await;
         self.fake.kill_at(None);
         self.fake.disrupt([]);
         let ended = outcome.as_ref().map(|outcome| (outcome.status, &outcome.reasons));
         self.steps.push(format!(
-            "disrupted, {number} ({does}) ends {ended:?}; {:?} answers",
+            "disrupted, {number} ({behaviour}) ends {ended:?}; {:?} answers",
             answering(&self.fake)
         ));
         if outcome.is_none() {
             self.process = Process::start();
         }
-        // It is open whether it runs, if it can run.
-        if does == "good" && self.may_answer.iter().all(|other| *other <= Some(number)) {
+        // Whether a good build runs now is not known, unless a newer one certainly does.
+        if behaviour == "good" && self.may_answer.iter().all(|other| *other <= Some(number)) {
             self.may_answer.insert(Some(number));
         }
     }
 
     /// Deploys without faults, and compares the outcome with the model.
     async fn deploy(&mut self, number: u64, step: &str) {
-        let does = self.does(number);
-        let outcome = self.process.deploy(&self.fake, &build(number, does)).await;
+        let behaviour = self.behaviour(number);
+        let outcome = self.process.deploy(&self.fake, &build(number, behaviour)).await;
         let answering = answering(&self.fake);
         let story = format!(
-            "{:#?}\n{step}: build {number} is {does}, {answering:?} answers, allowed are {:?}: {outcome:#?}",
+            "{:#?}\n{step}: build {number} is {behaviour}, {answering:?} answers, allowed are {:?}: {outcome:#?}",
             self.steps, self.may_answer
         );
         self.steps.push(format!(
-            "{number} ({does}) ends {:?}; {answering:?} answers",
+            "{number} ({behaviour}) ends {:?}; {answering:?} answers",
             outcome.status
         ));
         match outcome.status {
             Status::Ready => {
-                assert_eq!((does, answering), ("good", Some(number)), "{story}");
-                let newest = self.may_answer.iter().min().copied().flatten();
-                assert!(newest <= Some(number), "an older build has replaced it: {story}");
+                assert_eq!((behaviour, answering), ("good", Some(number)), "{story}");
+                let oldest = self.may_answer.iter().min().copied().flatten();
+                assert!(oldest <= Some(number), "an older build has replaced it: {story}");
                 self.may_answer = [Some(number)].into();
             }
             Status::RolledBack | Status::Refused => {
                 assert!(self.may_answer.contains(&answering), "{story}");
                 let older = self.may_answer.iter().any(|other| *other > Some(number));
-                assert!(does != "good" || older, "a good version does not run: {story}");
+                assert!(
+                    behaviour != "good" || older,
+                    "a good version does not run: {story}"
+                );
                 self.may_answer = [answering].into();
             }
             // Only if there never was a version to restore.
             Status::Failed => {
-                assert!(does != "good" && self.may_answer.contains(&None), "{story}");
+                assert!(behaviour != "good" && self.may_answer.contains(&None), "{story}");
                 assert_eq!(answering, None, "{story}");
             }
         }
@@ -144,15 +147,13 @@ impl Sequence {
 
     /// Asserts that the outcome names the image that answers.
     fn assert_reported(&self, outcome: &Outcome, answering: Option<u64>, story: &str) {
-        match (&outcome.running, answering) {
-            (Running::Function { image: named, .. }, Some(number)) => {
-                assert_eq!(*named, image(number, self.does(number)), "{story}");
-            }
-            (_, None) => assert_ne!(outcome.status, Status::Ready, "{story}"),
-            (other, Some(_)) => {
-                let something = matches!(other, Running::Function { .. });
-                assert!(something, "{other:?}, but a build answers: {story}");
-            }
+        let reported = match &outcome.running {
+            Running::Function { image, .. } => Some(image.clone()),
+            Running::Nothing | Running::Unknown => None,
+        };
+        match answering {
+            Some(number) => assert_eq!(reported, Some(image(number, self.behaviour(number))), "{story}"),
+            None => assert_ne!(outcome.status, Status::Ready, "{story}"),
         }
     }
 }

@@ -15,11 +15,11 @@ use crate::fake::{Disruption, FakeGateway, Provider};
 const PROVIDERS: [Provider; 3] = [Provider::Kubernetes, Provider::Faasd, Provider::Rolling];
 
 /// The hand-over of the build with this number, whose image has this behaviour. Higher numbers are newer builds.
-pub(crate) fn build(number: u64, does: &str) -> HandOver {
+pub(crate) fn build(number: u64, behaviour: &str) -> HandOver {
     HandOver {
         spec: FunctionSpec {
             service: "hello".to_owned(),
-            image: PinnedImage::parse(&image(number, does)).unwrap(),
+            image: PinnedImage::parse(&image(number, behaviour)).unwrap(),
             namespace: None,
             env_process: None,
             env_vars: [("BUILD".to_owned(), number.to_string())].into(),
@@ -39,8 +39,8 @@ pub(crate) fn build(number: u64, does: &str) -> HandOver {
     }
 }
 
-pub(crate) fn image(number: u64, does: &str) -> String {
-    format!("registry.example/hello-{does}@sha256:{number:064x}")
+pub(crate) fn image(number: u64, behaviour: &str) -> String {
+    format!("registry.example/hello-{behaviour}@sha256:{number:064x}")
 }
 
 /// A process of the deployer, with a history of its own.
@@ -117,7 +117,7 @@ async fn a_function_is_created_and_updated_and_a_repeated_delivery_changes_nothi
 #[tokio::test(start_paused = true)]
 async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment() {
     for provider in PROVIDERS {
-        for does in ["missing", "silent", "crash", "bad"] {
+        for behaviour in ["missing", "silent", "crash", "bad"] {
             let fake = FakeGateway::new(provider);
             let process = Process::start();
             assert_ended(
@@ -127,29 +127,32 @@ async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment()
             );
             // A new process does not remember which version was good.
             let process = Process::start();
-            let outcome = process.deploy(&fake, &build(2, does)).await;
+            let outcome = process.deploy(&fake, &build(2, behaviour)).await;
             // The rolling provider starts the new version itself, and rejects one that does not listen.
-            let expected = match (provider, does) {
+            let expected = match (provider, behaviour) {
                 (Provider::Rolling, "silent") => Status::Refused,
                 _ => Status::RolledBack,
             };
-            assert_eq!(outcome.status, expected, "{provider:?} {does} {outcome:#?}");
-            assert_eq!(answering(&fake), Some(1), "{provider:?} {does}");
+            assert_eq!(outcome.status, expected, "{provider:?} {behaviour} {outcome:#?}");
+            assert_eq!(answering(&fake), Some(1), "{provider:?} {behaviour}");
             let runs = Running::Function {
                 image: image(1, "good"),
                 available_replicas: 1,
             };
-            assert_eq!(outcome.running, runs, "{provider:?} {does}");
+            assert_eq!(outcome.running, runs, "{provider:?} {behaviour}");
             let restored = fake.deployment("hello").unwrap();
             assert_eq!(restored["envVars"]["BUILD"], "1");
 
             // A repeated delivery is known to fail, also to a new process.
             let changes = fake.changes();
             for process in [process, Process::start()] {
-                let repeated = process.deploy(&fake, &build(2, does)).await;
-                assert_eq!(repeated.status, expected, "{provider:?} {does} {repeated:#?}");
-                if !(provider == Provider::Rolling && matches!(does, "missing" | "silent")) {
-                    assert_eq!(fake.changes(), changes, "{provider:?} {does}");
+                let repeated = process.deploy(&fake, &build(2, behaviour)).await;
+                assert_eq!(
+                    repeated.status, expected,
+                    "{provider:?} {behaviour} {repeated:#?}"
+                );
+                if !(provider == Provider::Rolling && matches!(behaviour, "missing" | "silent")) {
+                    assert_eq!(fake.changes(), changes, "{provider:?} {behaviour}");
                     assert_eq!(repeated.previous_image, outcome.previous_image);
                 }
             }
@@ -167,12 +170,12 @@ async fn a_failed_version_is_replaced_by_the_previous_one_with_its_environment()
 #[tokio::test(start_paused = true)]
 async fn a_first_version_that_does_not_run_is_deleted() {
     for provider in PROVIDERS {
-        for does in ["silent", "crash", "bad"] {
+        for behaviour in ["silent", "crash", "bad"] {
             let fake = FakeGateway::new(provider);
-            let outcome = Process::start().deploy(&fake, &build(1, does)).await;
+            let outcome = Process::start().deploy(&fake, &build(1, behaviour)).await;
             assert_ended(&outcome, Status::RolledBack, Some(Fault::Caller));
             assert_eq!(outcome.running, Running::Nothing);
-            assert_eq!(fake.deployment("hello"), None, "{provider:?} {does}");
+            assert_eq!(fake.deployment("hello"), None, "{provider:?} {behaviour}");
         }
     }
 }
@@ -345,19 +348,21 @@ async fn a_good_version_runs_whichever_single_request_is_disrupted() {
 #[tokio::test(start_paused = true)]
 async fn a_deployer_killed_at_any_step_finishes_with_the_next_delivery() {
     for provider in PROVIDERS {
-        for (does, step, acted) in (0..14).flat_map(|step| {
+        for (behaviour, step, acted) in (0..14).flat_map(|step| {
             ["good", "crash"]
                 .into_iter()
-                .flat_map(move |does| [(does, step, false), (does, step, true)])
+                .flat_map(move |behaviour| [(behaviour, step, false), (behaviour, step, true)])
         }) {
             let fake = FakeGateway::new(provider);
             Process::start().deploy(&fake, &build(1, "good")).await;
             fake.kill_at(Some((step, acted)));
-            let first = Process::start().deploy_until_killed(&fake, &build(2, does)).await;
+            let first = Process::start()
+                .deploy_until_killed(&fake, &build(2, behaviour))
+                .await;
             fake.kill_at(None);
-            let outcome = Process::start().deploy(&fake, &build(2, does)).await;
-            let story = format!("{provider:?} {does} {step} {acted}: {first:?} {outcome:#?}");
-            if does == "good" {
+            let outcome = Process::start().deploy(&fake, &build(2, behaviour)).await;
+            let story = format!("{provider:?} {behaviour} {step} {acted}: {first:?} {outcome:#?}");
+            if behaviour == "good" {
                 assert_eq!(
                     (outcome.status, answering(&fake)),
                     (Status::Ready, Some(2)),
