@@ -62,7 +62,8 @@ mod kind {
 
     /// Returns a connector that trusts `roots`.
     ///
-    /// It names its crypto provider instead of installing a default for the process, because the handler may use another.
+    /// It names its crypto provider instead of installing a default for the process, because the handler may use
+    /// another.
     fn connector(roots: RootCertStore) -> Result<Connector, BoxError> {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?

@@ -1,7 +1,8 @@
 //! Settings from the environment, all of which are parsed before the first problem is reported.
 //!
-//! A [`Parser`] returns values and collects problems; [`Parser::finish`] reports all problems at once, so that a deployment
-//! is corrected in one go. A variable with an empty value counts as not set, as in OpenFaaS's own programs.
+//! A [`Parser`] returns values and collects problems; [`Parser::finish`] reports all problems at once, so that a
+//! deployment is corrected in one go. A variable with an empty value counts as not set, as in OpenFaaS's own
+//! programs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -96,8 +97,8 @@ impl<'a> Parser<'a> {
 
     /// Returns the value of `name` as parsed by `parse`, or `default` if it is not set.
     ///
-    /// The problem reads `NAME ERROR, not "VALUE"`, so `parse` should fail with a text such as `should be true or false`.
-    /// It contains the value: this must not be used for values that may be secret.
+    /// The problem reads `NAME ERROR, not "VALUE"`, so `parse` should fail with a text such as `should be true or
+    /// false`. It contains the value: this must not be used for values that may be secret.
     pub fn parse<T, E: fmt::Display>(
         &mut self,
         name: &str,

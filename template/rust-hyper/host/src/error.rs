@@ -11,9 +11,9 @@ use crate::response::Response;
 
 /// The error of a handler.
 ///
-/// Every error type converts to it through `?`. The caller then gets status 500 with `internal error` and the call id, and
-/// the error is logged with its sources. [`Error::status`] sets the status and the message for the caller. A [`BodyError`]
-/// converts to 413, 408 or 400.
+/// Every error type converts to it through `?`. The caller then gets status 500 with `internal error` and the call
+/// id, and the error is logged with its sources. [`Error::status`] sets the status and the message for the caller. A
+/// [`BodyError`] converts to 413, 408 or 400.
 pub struct Error {
     /// The status and the message for the caller; `None` for an internal error.
     for_caller: Option<(StatusCode, String)>,

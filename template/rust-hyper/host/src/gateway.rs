@@ -1,8 +1,9 @@
 //! A client for the OpenFaaS gateway.
 //!
-//! The C library resolves host names. The function's image has no files for that; the platform provides `/etc/resolv.conf`
-//! and `/etc/hosts`. A statically linked musl reads both. So does a statically linked glibc since 2.34, which includes the
-//! modules `files` and `dns`; verified with 2.36 in an empty root directory, for a name in `/etc/hosts` and a name in DNS.
+//! The C library resolves host names. The function's image has no files for that; the platform provides
+//! `/etc/resolv.conf` and `/etc/hosts`. A statically linked musl reads both. So does a statically linked glibc since
+//! 2.34, which includes the modules `files` and `dns`; verified with 2.36 in an empty root directory, for a name in
+//! `/etc/hosts` and a name in DNS.
 
 #[cfg(test)]
 mod tests;
@@ -211,11 +212,12 @@ impl Gateway {
         }
     }
 
-    /// Sends `request` and reads the whole response, both within `timeout`. A URI without a host is one of this gateway.
+    /// Sends `request` and reads the whole response, both within `timeout`. A URI without a host is one of this
+    /// gateway.
     ///
     /// Adds basic authentication to requests to `/system/` of this gateway, if the function has the secrets
-    /// `basic-auth-user` and `basic-auth-password` and the request has no `Authorization` header. Other requests get none,
-    /// because the gateway forwards headers to functions.
+    /// `basic-auth-user` and `basic-auth-password` and the request has no `Authorization` header. Other requests get
+    /// none, because the gateway forwards headers to functions.
     pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,

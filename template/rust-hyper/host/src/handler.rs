@@ -12,11 +12,11 @@ use crate::response::Response;
 /// Answers requests. Implemented by every async function of a [`Request`] and a [`Context`].
 ///
 /// The host drops the future when the client disconnects and when `exec_timeout` has passed: everything it holds is
-/// released, and nothing that it awaits continues on its behalf. A panic is answered with status 500 and does not end the
-/// process.
+/// released, and nothing that it awaits continues on its behalf. A panic is answered with status 500 and does not end
+/// the process.
 ///
-/// The host notices that the client has disconnected while the handler reads the body, and after it has read the body to
-/// its end; not while part of the body is waiting to be read.
+/// The host notices that the client has disconnected while the handler reads the body, and after it has read the body
+/// to its end; not while part of the body is waiting to be read.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request.
     fn call(

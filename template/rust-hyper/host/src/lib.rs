@@ -15,12 +15,12 @@
 //! }
 //! ```
 //!
-//! The host serves HTTP/1.1 on port 8080, answers `/_/health` and `/_/ready` itself, exposes Prometheus metrics on port
-//! 8081, and reads the environment variables of of-watchdog (listed at [`run_with`]). A function that needs setup before it
-//! serves is started by [`run_with`].
+//! The host serves HTTP/1.1 on port 8080, answers `/_/health` and `/_/ready` itself, exposes Prometheus metrics on
+//! port 8081, and reads the environment variables of of-watchdog (listed at [`run_with`]). A function that needs
+//! setup before it serves is started by [`run_with`].
 //!
-//! Two features are off by default, because they make a function larger: `tls`, for a gateway behind https, and `traces`,
-//! for OpenTelemetry (the module `trace`). A handler enables them in its `Cargo.toml`.
+//! Two features are off by default, because they make a function larger: `tls`, for a gateway behind https, and
+//! `traces`, for OpenTelemetry (the module `trace`). A handler enables them in its `Cargo.toml`.
 
 mod app;
 mod connection_state;

@@ -1,7 +1,8 @@
 //! The life of a function's process: listening, serving, draining, exiting.
 //!
-//! Two threads take part. One serves; the other only waits for signals and for the deadline of the shutdown. A handler that
-//! blocks can stop everything on the serving thread, including its timers and signals, so the exit must not depend on it.
+//! Two threads take part. One serves; the other only waits for signals and for the deadline of the shutdown. A
+//! handler that blocks can stop everything on the serving thread, including its timers and signals, so the exit must
+//! not depend on it.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;

@@ -70,7 +70,8 @@ impl Body {
         Self::from_source(Source::Stream(Box::pin(chunks)))
     }
 
-    /// Creates a body that is received from a client. The connection enforces `read_timeout`, which is only reported here.
+    /// Creates a body that is received from a client. The connection enforces `read_timeout`, which is only reported
+    /// here.
     pub(crate) fn incoming(incoming: Incoming, active: ActiveBody, read_timeout: Duration) -> Self {
         Self {
             source: Source::Incoming(incoming),
@@ -162,7 +163,8 @@ impl Body {
     }
 }
 
-/// Converts an error of the connection: a timeout becomes [`BodyError::Stalled`], everything else [`BodyError::Broken`].
+/// Converts an error of the connection: a timeout becomes [`BodyError::Stalled`], everything else
+/// [`BodyError::Broken`].
 fn read_error(error: hyper::Error, limit: Duration) -> BodyError {
     let mut next = std::error::Error::source(&error);
     while let Some(cause) = next {

@@ -15,8 +15,9 @@ pub type Response = http::Response<ResponseBody>;
 
 /// The body of a response.
 ///
-/// Each chunk of a stream is sent as soon as it is ready. If the stream fails or panics, the host closes the connection, so
-/// that the client can tell that the body is incomplete. If the client disconnects, the stream is dropped.
+/// Each chunk of a stream is sent as soon as it is ready. If the stream fails or panics, the host closes the
+/// connection, so that the client can tell that the body is incomplete. If the client disconnects, the stream is
+/// dropped.
 pub struct ResponseBody(Kind);
 
 enum Kind {

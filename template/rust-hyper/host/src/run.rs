@@ -34,7 +34,8 @@ const TERMINATED: u8 = 128 + 15;
 /// The exit code of a Rust process whose main thread panics.
 const PANICKED: u8 = 101;
 
-/// Serves `handler` until SIGTERM. This is the whole `main` of a simple function; see [`run_with`] for settings and details.
+/// Serves `handler` until SIGTERM. This is the whole `main` of a simple function; see [`run_with`] for settings and
+/// details.
 pub fn run(handler: impl Handler) -> ExitCode {
     run_with(async |_setup| Ok(App::new(handler)))
 }
@@ -43,8 +44,8 @@ pub fn run(handler: impl Handler) -> ExitCode {
 ///
 /// # Settings
 ///
-/// All settings are environment variables; durations are in Go's format (`1m30s`) or whole seconds. A variable with an empty
-/// value counts as not set.
+/// All settings are environment variables; durations are in Go's format (`1m30s`) or whole seconds. A variable with
+/// an empty value counts as not set.
 ///
 /// | variable | default | meaning |
 /// | --- | --- | --- |
@@ -72,16 +73,17 @@ pub fn run(handler: impl Handler) -> ExitCode {
 /// 3. The remaining requests are dropped.
 /// 4. With the feature `traces`, the queued spans are exported, within 2 s.
 ///
-/// Handlers see the deadline of step 3 in [`Shutdown`]. The provider's grace period must be longer than the sum of these
-/// times; otherwise it kills the process earlier.
+/// Handlers see the deadline of step 3 in [`Shutdown`]. The provider's grace period must be longer than the sum of
+/// these times; otherwise it kills the process earlier.
 ///
-/// A second signal ends the process at once, with exit code 143. Before serving, wrong settings end it with 78, a panic in
-/// the setup with 101, and any other failure with 1.
+/// A second signal ends the process at once, with exit code 143. Before serving, wrong settings end it with 78, a
+/// panic in the setup with 101, and any other failure with 1.
 ///
 /// # Threads
 ///
-/// There is one thread for each processor that the function may use. A handler that blocks a thread can block all other
-/// requests and the probes; blocking work belongs in `tokio::task::spawn_blocking`. The shutdown ends in time even then.
+/// There is one thread for each processor that the function may use. A handler that blocks a thread can block all
+/// other requests and the probes; blocking work belongs in `tokio::task::spawn_blocking`. The shutdown ends in time
+/// even then.
 pub fn run_with<H, S>(setup: S) -> ExitCode
 where
     H: Handler,

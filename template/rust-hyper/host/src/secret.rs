@@ -1,7 +1,7 @@
 //! Secrets, which the provider mounts as files, one for each secret.
 //!
-//! A [`Secret`] is read when it is needed, and read again when its file changes, so that a rotated secret is used without a
-//! restart. Its bytes never appear in logs or errors.
+//! A [`Secret`] is read when it is needed, and read again when its file changes, so that a rotated secret is used
+//! without a restart. Its bytes never appear in logs or errors.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -92,8 +92,8 @@ impl<H: Handler> Server<H> {
 
 /// The idle timeout of a connection, unless `read_timeout` is longer.
 ///
-/// Clients keep connections for a while. If the server closes a connection just as the client reuses it, the client gets an
-/// error that it may not retry.
+/// Clients keep connections for a while. If the server closes a connection just as the client reuses it, the client
+/// gets an error that it may not retry.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 fn timeouts(settings: &Settings) -> Timeouts {

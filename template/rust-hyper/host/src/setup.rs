@@ -28,8 +28,8 @@ impl SetupContext {
 
     /// Returns a parser for the function's own settings.
     ///
-    /// It already holds the problems of the host's settings, so that [`Parser::finish`] reports all problems at once: read
-    /// all settings, and call `finish`, before doing anything else.
+    /// It already holds the problems of the host's settings, so that [`Parser::finish`] reports all problems at once:
+    /// read all settings, and call `finish`, before doing anything else.
     pub fn settings(&self) -> Parser<'_> {
         Parser::with_problems(&*self.environment, self.problems.clone())
     }

@@ -23,7 +23,8 @@ pub struct HmacKeys {
 }
 
 impl HmacKeys {
-    /// Creates the keys from a secret with one key per line; empty lines are skipped. Returns `None` if there is no key.
+    /// Creates the keys from a secret with one key per line; empty lines are skipped. Returns `None` if there is no
+    /// key.
     pub fn new(secret: &Secret) -> Option<Self> {
         let mut keys = secret
             .expose()

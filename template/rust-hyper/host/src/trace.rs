@@ -39,14 +39,14 @@
 //! | `OTEL_TRACES_EXPORTER` | `otlp` | `none` disables tracing |
 //! | `OTEL_SDK_DISABLED` | `false` | `true` disables tracing |
 //!
-//! A variable with `_TRACES_` in its name takes precedence over the one without (`OTEL_EXPORTER_OTLP_TRACES_HEADERS` over
-//! `OTEL_EXPORTER_OTLP_HEADERS`).
+//! A variable with `_TRACES_` in its name takes precedence over the one without (`OTEL_EXPORTER_OTLP_TRACES_HEADERS`
+//! over `OTEL_EXPORTER_OTLP_HEADERS`).
 //!
 //! # The collector
 //!
-//! The collector never delays requests. Spans are queued in bounded memory and exported by a separate thread; spans that
-//! exceed the queue are dropped. The first failure of an export is logged, and the next success. When the function shuts
-//! down, queued spans are exported, within [`FLUSH_TIMEOUT`].
+//! The collector never delays requests. Spans are queued in bounded memory and exported by a separate thread; spans
+//! that exceed the queue are dropped. The first failure of an export is logged, and the next success. When the
+//! function shuts down, queued spans are exported, within [`FLUSH_TIMEOUT`].
 
 mod collector;
 mod context;

@@ -1,7 +1,7 @@
 //! One log line, of bounded length.
 //!
-//! of-watchdog stops forwarding logs forever at a line of 64 KiB, and other programs split or drop such lines. So lines are
-//! much shorter: fields that do not fit are truncated, and the line says so (`cut`).
+//! of-watchdog stops forwarding logs forever at a line of 64 KiB, and other programs split or drop such lines. So
+//! lines are much shorter: fields that do not fit are truncated, and the line says so (`cut`).
 
 use jiff::Timestamp;
 use tracing::Level;

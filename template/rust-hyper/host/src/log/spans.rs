@@ -1,7 +1,7 @@
 //! The open `tracing` spans, whose fields are added to log lines.
 //!
-//! This stores only what log lines need. The registry of `tracing-subscriber` stores more, and takes 1,900 instructions per
-//! request instead of 850; it was the largest part of the host's overhead (`tests/bench-host`).
+//! This stores only what log lines need. The registry of `tracing-subscriber` stores more, and takes 1,900
+//! instructions per request instead of 850; it was the largest part of the host's overhead (`tests/bench-host`).
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -13,8 +13,8 @@ const MAX_LENGTH: usize = 128;
 
 /// A generator of call ids: random UUIDs, as the gateway generates them.
 ///
-/// The random bits are keyed hashes of a counter, with the random keys of the standard library. So an id costs no system
-/// call, and generating it cannot fail.
+/// The random bits are keyed hashes of a counter, with the random keys of the standard library. So an id costs no
+/// system call, and generating it cannot fail.
 #[derive(Debug, Default)]
 pub(crate) struct CallIds {
     keys: [RandomState; 2],

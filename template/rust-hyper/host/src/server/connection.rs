@@ -137,8 +137,8 @@ async fn serve(
     let service = service_fn(move |request| service.respond(request, &state));
     let mut connection = pin!(http1::Builder::new().serve_connection(io, service));
 
-    // The wait for the drain is polled only once and after changes: it stays registered with this task's waker. Polling it
-    // with every part of a request, as a select would, costs more than reading the request's head.
+    // The wait for the drain is polled only once and after changes: it stays registered with this task's waker.
+    // Polling it with every part of a request, as a select would, costs more than reading the request's head.
     let changes = phase.clone();
     let mut draining = pin!(reached(&mut phase, Phase::Draining));
     let mut registered = false;

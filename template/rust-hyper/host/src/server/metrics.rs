@@ -93,7 +93,8 @@ fn method_index(method: &Method) -> usize {
     }
 }
 
-/// The gauge of requests in flight. It reads the counter when metrics are collected, so that requests need not update it.
+/// The gauge of requests in flight. It reads the counter when metrics are collected, so that requests need not update
+/// it.
 pub(crate) struct InFlightGauge {
     gauge: IntGauge,
     inflight: Arc<InFlight>,

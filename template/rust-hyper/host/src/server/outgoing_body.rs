@@ -75,7 +75,8 @@ impl Body for OutgoingBody {
             catch_unwind(AssertUnwindSafe(|| body.poll_frame(cx)))
                 .unwrap_or_else(|_| Poll::Ready(Some(Err("the stream of the response panicked".into()))))
         };
-        // After an error, hyper closes the connection without the last chunk: the client sees that the body is incomplete.
+        // After an error, hyper closes the connection without the last chunk: the client sees that the body is
+        // incomplete.
         if let Poll::Ready(Some(Err(error))) = &polled {
             tracing::error!(error = %ErrorChain(error.as_ref()), "response aborted");
             this.body = ResponseBody::empty();

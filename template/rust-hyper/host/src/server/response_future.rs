@@ -48,8 +48,8 @@ pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response, Err
 
 /// The future of a response. Dropping it drops the handler.
 ///
-/// It is written by hand and keeps the handler's future in a box, because hyper moves it: an async function with the same
-/// state takes some thousand bytes.
+/// It is written by hand and keeps the handler's future in a box, because hyper moves it: an async function with the
+/// same state takes some thousand bytes.
 pub(crate) enum ResponseFuture {
     /// A response that does not need the handler.
     Ready(Option<http::Response<OutgoingBody>>),
@@ -122,7 +122,8 @@ impl HandlerRun {
             // The panic hook has logged it.
             Err(_) => reply::internal_error(self.headers.call_id_text()),
         };
-        // The handler's state is dropped before the response is sent, and within the spans, for the call id in its log lines.
+        // The handler's state is dropped before the response is sent, and within the spans, for the call id in its
+        // log lines.
         self.future = None;
         drop(entered);
         let headers = std::mem::replace(&mut self.headers, HostHeaders::none());

@@ -36,8 +36,9 @@ impl ManualClock {
     fn pause() -> Self {
         tokio::time::pause();
         let (release, released) = std::sync::mpsc::channel();
-        // tokio advances a paused clock whenever the runtime is idle, even if it waits for a socket, but not while a blocking
-        // task runs. The blocking task ends after a while, so that the timeouts of a failing test still pass.
+        // tokio advances a paused clock whenever the runtime is idle, even if it waits for a socket, but not while a
+        // blocking task runs. The blocking task ends after a while, so that the timeouts of a failing test still
+        // pass.
         tokio::task::spawn_blocking(move || released.recv_timeout(TIMEOUT));
         Self { _release: release }
     }
@@ -187,7 +188,8 @@ impl Stream for ChannelStream {
     }
 }
 
-/// Returns a handler that answers with a stream. Each call sends the sender of chunks, and a receiver of the stream's drop.
+/// Returns a handler that answers with a stream. Each call sends the sender of chunks, and a receiver of the stream's
+/// drop.
 fn streaming() -> (App<impl Handler>, Calls<(ChunkSender, oneshot::Receiver<()>)>) {
     let (calls, receiver) = mpsc::channel(8);
     let handler = move |_request, _context| {

@@ -1,7 +1,7 @@
 //! A connection with timeouts for reading and writing.
 //!
-//! Its timers are lazy: a timer is set when a read or write has to wait, and is not reset when the wait ends. A request that
-//! is received and answered in time touches no timer.
+//! Its timers are lazy: a timer is set when a read or write has to wait, and is not reset when the wait ends. A
+//! request that is received and answered in time touches no timer.
 
 use std::io;
 use std::pin::Pin;
@@ -122,8 +122,9 @@ impl<C> TimedConnection<C> {
 impl<C: AsyncRead + Unpin> TimedConnection<C> {
     /// Reads and discards the rest of an unread body before the connection is closed (a lingering close).
     ///
-    /// Closing a socket with unread bytes resets the connection, and the client's kernel then discards the response if the
-    /// client has not read it yet. A client that reads the response only after sending the whole body would never see it.
+    /// Closing a socket with unread bytes resets the connection, and the client's kernel then discards the response
+    /// if the client has not read it yet. A client that reads the response only after sending the whole body would
+    /// never see it.
     fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.state.has_unread_body() {
             return Poll::Ready(());

@@ -23,7 +23,8 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 /// The environment variable that makes this process the function.
 const SERVE: &str = "FUNCTION_HOST_TEST_SERVE";
 
-/// Serves the function, in a process that [`Function::spawn`] started. Elsewhere it does nothing: it tests nothing itself.
+/// Serves the function, in a process that [`Function::spawn`] started. Elsewhere it does nothing: it tests nothing
+/// itself.
 #[test]
 fn serve() {
     if std::env::var_os(SERVE).is_some() {
