@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// An error in a duration. Its text says what would be right, for [`Parser::parse`](crate::env::Parser::parse).
+/// An error in a duration. Its text says what would be right, and follows the name of a setting in a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
     /// The text is neither a Go duration nor a whole number.
