@@ -184,7 +184,10 @@ async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
     .await;
 
     for folder in ["context", "dockerfile"] {
-        let mut transfer = served.start_transfer(&[("dir-name", folder)]).await.expect("a transfer");
+        let mut transfer = served
+            .start_transfer(&[("dir-name", folder)])
+            .await
+            .expect("a transfer");
         let stats = transfer.stats().await;
         let paths: Vec<_> = stats.iter().map(|stat| stat.path.as_str()).collect();
         assert_eq!(
@@ -212,7 +215,10 @@ async fn a_large_file_does_not_delay_small_ones_and_arrives_complete() {
         ("context/2", &small),
     ]))
     .await;
-    let mut transfer = served.start_transfer(&[("dir-name", "context")]).await.expect("a transfer");
+    let mut transfer = served
+        .start_transfer(&[("dir-name", "context")])
+        .await
+        .expect("a transfer");
     transfer.stats().await;
 
     let (contents, done) = transfer.contents(&[0, 1, 2]).await;
@@ -230,7 +236,10 @@ async fn all_files_arrive_when_more_are_requested_than_are_sent_at_once() {
         .map(|name| (name.as_str(), name.as_bytes()))
         .collect();
     let served = serve(tar(&files)).await;
-    let mut transfer = served.start_transfer(&[("dir-name", "context")]).await.expect("a transfer");
+    let mut transfer = served
+        .start_transfer(&[("dir-name", "context")])
+        .await
+        .expect("a transfer");
     assert_eq!(transfer.stats().await.len(), 300);
 
     let (contents, _) = transfer.contents(&(0..300).collect::<Vec<_>>()).await;
@@ -252,7 +261,10 @@ async fn all_files_of_a_large_context_may_be_requested_before_any_is_read() {
         .map(|name| (name.as_str(), name.as_bytes()))
         .collect();
     let served = serve(tar(&files)).await;
-    let mut transfer = served.start_transfer(&[("dir-name", "context")]).await.expect("a transfer");
+    let mut transfer = served
+        .start_transfer(&[("dir-name", "context")])
+        .await
+        .expect("a transfer");
     assert_eq!(transfer.stats().await.len(), COUNT as usize);
 
     for id in 0..COUNT {
@@ -291,7 +303,10 @@ async fn only_entries_that_the_patterns_select_are_announced_and_numbered() {
 async fn files_that_were_not_announced_are_not_sent() {
     let served = serve(tar(&[("context/folder/file", b"x")])).await;
     for id in [0, 2, u32::MAX] {
-        let mut transfer = served.start_transfer(&[("dir-name", "context")]).await.expect("a transfer");
+        let mut transfer = served
+            .start_transfer(&[("dir-name", "context")])
+            .await
+            .expect("a transfer");
         transfer.stats().await;
         transfer.send(PacketType::PacketReq, id);
         assert_eq!(
@@ -321,7 +336,10 @@ async fn files_that_were_not_announced_are_not_sent() {
 #[tokio::test]
 async fn an_error_of_the_daemon_ends_the_transfer() {
     let served = serve(tar(&[("context/file", b"x")])).await;
-    let mut transfer = served.start_transfer(&[("dir-name", "context")]).await.expect("a transfer");
+    let mut transfer = served
+        .start_transfer(&[("dir-name", "context")])
+        .await
+        .expect("a transfer");
     transfer.stats().await;
 
     let full = Packet {
