@@ -67,7 +67,7 @@ pub enum RequestError {
     #[error(transparent)]
     Frontend(#[from] FrontendError),
     /// The tar has no Dockerfile.
-    #[error("context/{path}: not in the tar; {}", why(*is_named))]
+    #[error("context/{path}: not in the tar; {}", dockerfile_hint(*is_named))]
     NoDockerfile {
         /// Its path in the context.
         path: String,
@@ -85,7 +85,7 @@ pub enum RequestError {
     Interrupted,
 }
 
-fn why(is_named: bool) -> &'static str {
+fn dockerfile_hint(is_named: bool) -> &'static str {
     match is_named {
         true => "the config's \"dockerfile\" names it",
         false => "the file to build from belongs there, or the config should name it as \"dockerfile\"",
