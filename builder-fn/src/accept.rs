@@ -1,53 +1,68 @@
-//! What kind of answer a caller wants: the header `Accept`.
+//! Content negotiation: which form of answer the header `Accept` asks for.
 
 use function_host::http::header::{ACCEPT, HeaderMap};
 
-use crate::report::Format;
+use crate::report::StreamFormat;
 
-/// The format in which the answer is to be streamed. Nothing, where it is to come as a whole, after the build.
+/// Returns the format in which to stream the answer, or `None` if it is to be sent as a whole, after the build.
 ///
-/// That is so without the header, and for `*/*`: a stream is for those who name it. Of several types the one with the
-/// highest quality counts, of equal ones that which is named before the others, and any that is named before a wildcard.
-pub fn streamed(headers: &HeaderMap) -> Option<Format> {
+/// Only a request that names a streaming type gets a stream: no header, `*/*` and `application/*` mean a whole answer. Of
+/// several types, the one with the highest quality counts; of equal ones, the first, and one that is named before a wildcard.
+pub(crate) fn stream_format(headers: &HeaderMap) -> Option<StreamFormat> {
     let ranges = headers
         .get_all(ACCEPT)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(range);
-    let first_of_the_best = |best: Range, other: Range| {
-        if (other.0, other.1) > (best.0, best.1) {
-            other
-        } else {
-            best
-        }
-    };
-    ranges.reduce(first_of_the_best)?.2
+        .filter_map(MediaRange::parse);
+    ranges
+        .reduce(|best, other| match other.rank() > best.rank() {
+            true => other,
+            false => best,
+        })?
+        .format
 }
 
-/// Thousandths of quality, whether it is named in full, and what it is.
-type Range = (u16, bool, Option<Format>);
-
-/// One element of the header, if it is something that is served here.
-fn range(element: &str) -> Option<Range> {
-    let mut parts = element.split(';').map(str::trim);
-    let media_type = parts.next()?.to_ascii_lowercase();
-    let quality = parts
-        .filter_map(|parameter| parameter.split_once('='))
-        .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
-        .map_or(Some(1000), |(_, value)| quality(value.trim()))?;
-    let (named, format) = match media_type.as_str() {
-        "application/x-ndjson" | "application/ndjson" => (true, Some(Format::Lines)),
-        "text/event-stream" => (true, Some(Format::Events)),
-        "application/json" => (true, None),
-        "*/*" | "application/*" => (false, None),
-        _ => return None,
-    };
-    (quality > 0).then_some((quality, named, format))
+/// One element of `Accept` that this builder can serve.
+struct MediaRange {
+    /// Thousandths.
+    quality: u16,
+    /// Whether the type is named in full, without a wildcard.
+    is_exact: bool,
+    /// The streaming format that it names; `None` for `application/json` and wildcards.
+    format: Option<StreamFormat>,
 }
 
-/// `0.5` in thousandths. Nothing, where it is no quality: RFC 9110, 12.4.2.
-fn quality(value: &str) -> Option<u16> {
+impl MediaRange {
+    /// Parses one element. Returns `None` if it is malformed, excluded by `q=0`, or not served here.
+    fn parse(element: &str) -> Option<Self> {
+        let mut parts = element.split(';').map(str::trim);
+        let media_type = parts.next()?.to_ascii_lowercase();
+        let quality = parts
+            .filter_map(|parameter| parameter.split_once('='))
+            .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
+            .map_or(Some(1000), |(_, value)| parse_quality(value.trim()))?;
+        let (is_exact, format) = match media_type.as_str() {
+            "application/x-ndjson" | "application/ndjson" => (true, Some(StreamFormat::Ndjson)),
+            "text/event-stream" => (true, Some(StreamFormat::EventStream)),
+            "application/json" => (true, None),
+            "*/*" | "application/*" => (false, None),
+            _ => return None,
+        };
+        (quality > 0).then_some(Self {
+            quality,
+            is_exact,
+            format,
+        })
+    }
+
+    fn rank(&self) -> (u16, bool) {
+        (self.quality, self.is_exact)
+    }
+}
+
+/// Parses `0.5` to thousandths. Returns `None` if it is not a quality as in RFC 9110, 12.4.2.
+fn parse_quality(value: &str) -> Option<u16> {
     let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
     let digits = fraction.len() <= 3 && fraction.bytes().all(|byte| byte.is_ascii_digit());
     let thousandths: u16 = format!("{fraction:0<3}").parse().ok().filter(|_| digits)?;
@@ -63,30 +78,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_is_for_those_who_name_it() {
-        let lines = Some(Format::Lines);
-        let events = Some(Format::Events);
+    fn only_a_request_that_names_a_streaming_type_gets_a_stream() {
+        let ndjson = Some(StreamFormat::Ndjson);
+        let events = Some(StreamFormat::EventStream);
         for (accept, expected) in [
             (&[][..], None),
             (&[""], None),
             (&["*/*"], None),
             (&["application/json"], None),
             (&["text/html,application/xhtml+xml,*/*;q=0.8"], None),
-            (&["application/x-ndjson"], lines),
-            (&["Application/X-NDJSON; charset=utf-8"], lines),
+            (&["application/x-ndjson"], ndjson),
+            (&["Application/X-NDJSON; charset=utf-8"], ndjson),
             (&["text/event-stream"], events),
             (&["text/event-stream, */*"], events),
             (&["*/*, text/event-stream"], events),
-            (&["*/*", "application/x-ndjson"], lines),
-            (&["application/x-ndjson, application/json"], lines),
+            (&["*/*", "application/x-ndjson"], ndjson),
+            (&["application/x-ndjson, application/json"], ndjson),
             (&["application/json, application/x-ndjson"], None),
-            (&["application/json;q=0.5, application/x-ndjson;q=0.9"], lines),
+            (&["application/json;q=0.5, application/x-ndjson;q=0.9"], ndjson),
             (&["application/json, application/x-ndjson;q=0.9"], None),
             (&["application/x-ndjson;q=0.1, */*"], None),
             (&["application/x-ndjson;q=0.5, text/event-stream;q=0.75"], events),
             (&["application/x-ndjson; q=0, application/json;q=0.1"], None),
             (&["application/x-ndjson;q=0"], None),
-            (&["application/x-ndjson;Q=1.000"], lines),
+            (&["application/x-ndjson;Q=1.000"], ndjson),
             (
                 &["application/x-ndjson;q=much, text/event-stream;q=0.001"],
                 events,
@@ -98,7 +113,7 @@ mod tests {
             for value in accept {
                 headers.append(ACCEPT, value.parse().expect("header"));
             }
-            assert_eq!(streamed(&headers), expected, "{accept:?}");
+            assert_eq!(stream_format(&headers), expected, "{accept:?}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why there is no image, or no function, and whose doing that is.
+//! Why a request produced no image or no running function, and who can fix it.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -7,139 +7,140 @@ use function_host::duration;
 use function_host::secret::SecretError;
 
 use crate::buildkit::{ConnectError, Failure, Fault, JobError};
-use crate::places::Full;
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
+use crate::slots::AllTaken;
 
-/// Whatever can go wrong with a build request.
+/// The failure of a build request. The texts are written for the caller; causes are for the log only.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The key that requests are signed with is not there.
+pub(crate) enum Error {
+    /// The secret that requests are signed with is missing or unusable.
     #[error("the builder cannot check signatures")]
     PayloadSecret(#[source] SecretError),
-    /// `deploy` was asked for, and this builder was not given the secret to sign hand-overs with.
-    #[error("this builder does not deploy: it has no secret {secret:?}, so `deploy` has to be left out")]
-    NoDeployment {
+    /// The config has `deploy`, and the builder has no secret to sign hand-overs with.
+    #[error(
+        "this builder does not deploy, because it has no secret {secret:?}; leave \"deploy\" out of the config"
+    )]
+    NoDeploySecret {
         /// The name of the missing secret.
         secret: &'static str,
     },
-    /// `deploy` was asked for with a streamed answer, and the hand-over is signed in a header, which comes before the stream.
+    /// The config has `deploy`, `Accept` asks for a stream, and the signature of the hand-over is a header, which a stream
+    /// sends before the image exists.
     #[error(
-        "this builder signs what is to be deployed in a header of its answer (deploy_via=callback), which a stream cannot have: \
-         `Accept` or `deploy` has to be left out"
+        "this builder signs the hand-over in a header of its answer (deploy_via=callback), which a streamed answer cannot \
+         have; leave out the header Accept or the config's \"deploy\""
     )]
     StreamedHandOver,
-    /// The secret is there and cannot be used.
+    /// The secret that hand-overs are signed with is unusable.
     #[error("the builder cannot sign hand-overs")]
     DeploySecret(#[source] SecretError),
-    /// The request cannot be trusted or understood.
+    /// The request is not authentic, or its body is invalid.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// The request brings sealed secrets along. Leaving them out of the build would be worse than refusing it.
-    #[error("this builder has no key for sealed secrets, so com.openfaas.secrets has to be left out")]
-    SealedSecrets,
-    /// A list of the image's content was asked for, and nothing here makes one.
+    /// The tar has sealed secrets, and the builder has no key. Building without them would hide the mistake.
+    #[error("this builder has no key for sealed secrets; leave com.openfaas.secrets out of the tar")]
+    NoSealKey,
+    /// The config has `sbom`, and the builder has no generator.
     #[error(
-        "this builder makes no list of an image's content: its setting sbom_generator names no image that does, so `sbom` \
-         has to be left out"
+        "this builder makes no SBOM, because its setting sbom_generator is not set; leave \"sbom\" out of the config"
     )]
     NoSbomGenerator,
-    /// As many builds run, and wait, as may.
-    #[error("{limit} builds are running, which is as many as this builder runs at a time; try again")]
+    /// All build slots are taken.
+    #[error("{limit} builds are running, which is this builder's limit; try again")]
     Busy {
-        /// How many may run at a time.
+        /// Limit on the builds that run at the same time.
         limit: usize,
     },
-    /// The builder is being ended, and begins nothing any more.
-    #[error("the builder is being ended and begins no more builds; try again")]
+    /// The builder is shutting down and starts no builds.
+    #[error("the builder is shutting down and starts no more builds; try again")]
     Draining,
     /// The sealed secrets cannot be opened.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// No daemon.
+    /// BuildKit cannot be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The daemon went away during the build.
+    /// The connection to BuildKit was lost.
     #[error("BuildKit was lost during the build")]
     Lost(#[source] Box<dyn StdError + Send + Sync>),
-    /// The build failed.
+    /// BuildKit reports that the build failed.
     #[error(transparent)]
     Failed(Failure),
-    /// The build was ended for taking too long.
+    /// The build was cancelled because it exceeded the config's `timeout` or the function's own time limit.
     #[error("the build ran past its time limit of {}", duration::format(*limit))]
     TimeLimit {
-        /// The limit.
+        /// The time that the build had.
         limit: Duration,
     },
-    /// The builder is being ended, and the build with it.
+    /// The build was cancelled because the builder is shutting down.
     #[error("the builder is shutting down and ended the build; try again")]
     Interrupted,
-    /// The daemon did not say what it built, so that there is nothing to deploy.
-    #[error("BuildKit did not say which image it built")]
+    /// BuildKit reported no digest, so there is nothing to deploy.
+    #[error("BuildKit did not report the digest of the image, so it cannot be deployed")]
     NoDigest,
 }
 
-/// What kind of answer an error asks for. Callers of this crate branch on this, never on a text.
+/// What an answer must express. Code branches on the kind of an error, never on its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The sender has to show that it may.
+pub(crate) enum ErrorKind {
+    /// The caller must prove that it may build.
     Unauthorized,
-    /// The request cannot be served as it is, and never will be.
-    Refused,
-    /// The request is larger than what is read.
+    /// The request is invalid. It fails however often it is sent.
+    Invalid,
+    /// The request exceeds a size limit. The rest of its body has not been read.
     TooLarge,
-    /// The request was served, and what it asked for failed by its own doing.
+    /// The request is valid, and its build fails however often it is run.
     BuildFailed,
-    /// There is no room for the request now. The rest of it has not been read.
+    /// There is no space for the body now. The rest of it has not been read.
     NoSpace,
-    /// There is no place for it now; later there will be.
+    /// All build slots are taken now.
     Busy {
-        /// How many builds may run at a time.
+        /// Limit on the builds that run at the same time.
         limit: usize,
     },
-    /// Another builder has to be asked, or this one's successor.
+    /// This builder is shutting down. Another builder, or its successor, can build.
     Draining,
-    /// Something of ours failed. It may work another time.
+    /// The builder or something that it depends on failed. A retry may succeed.
     Platform,
 }
 
 impl Error {
-    /// The kind of answer.
-    pub fn kind(&self) -> Kind {
+    /// Returns what the answer must express.
+    pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::Request(error) => match error.kind() {
-                RequestErrorKind::Unauthorized => Kind::Unauthorized,
-                RequestErrorKind::Invalid | RequestErrorKind::Broken => Kind::Refused,
-                RequestErrorKind::TooLarge => Kind::TooLarge,
-                RequestErrorKind::NoSpace => Kind::NoSpace,
-                RequestErrorKind::Platform => Kind::Platform,
+                RequestErrorKind::Unauthorized => ErrorKind::Unauthorized,
+                RequestErrorKind::Invalid | RequestErrorKind::Broken => ErrorKind::Invalid,
+                RequestErrorKind::TooLarge => ErrorKind::TooLarge,
+                RequestErrorKind::NoSpace => ErrorKind::NoSpace,
+                RequestErrorKind::Platform => ErrorKind::Platform,
             },
-            Self::NoDeployment { .. }
+            Self::NoDeploySecret { .. }
             | Self::StreamedHandOver
-            | Self::SealedSecrets
-            | Self::NoSbomGenerator => Kind::Refused,
-            Self::Seal(error) if error.is_ours() => Kind::Platform,
-            Self::Seal(_) => Kind::Refused,
-            Self::TimeLimit { .. } => Kind::BuildFailed,
-            Self::Busy { limit } => Kind::Busy { limit: *limit },
-            Self::Draining => Kind::Draining,
+            | Self::NoSealKey
+            | Self::NoSbomGenerator => ErrorKind::Invalid,
+            Self::Seal(error) if error.is_platforms() => ErrorKind::Platform,
+            Self::Seal(_) => ErrorKind::Invalid,
+            Self::TimeLimit { .. } => ErrorKind::BuildFailed,
+            Self::Busy { limit } => ErrorKind::Busy { limit: *limit },
+            Self::Draining => ErrorKind::Draining,
             Self::Failed(failure) => match failure.fault {
-                Fault::Caller => Kind::BuildFailed,
-                Fault::Platform => Kind::Platform,
+                Fault::Caller => ErrorKind::BuildFailed,
+                Fault::Platform => ErrorKind::Platform,
             },
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
             | Self::Connect(_)
             | Self::Lost(_)
             | Self::Interrupted
-            | Self::NoDigest => Kind::Platform,
+            | Self::NoDigest => ErrorKind::Platform,
         }
     }
-}
 
-impl Error {
-    /// Whether this is about a request whose signature holds, so that whoever asked for a stream is told in one.
-    pub fn is_told_to_the_sender(&self) -> bool {
+    /// Returns whether a caller that asked for a stream may get this error in one, with status 200. Only if the signature
+    /// of its request was found valid before.
+    pub(crate) fn may_stream(&self) -> bool {
         match self {
             Self::Request(error) => error.is_from_verified_caller(),
             Self::PayloadSecret(_) => false,
@@ -148,8 +149,8 @@ impl Error {
     }
 }
 
-impl From<Full> for Error {
-    fn from(Full { limit }: Full) -> Self {
+impl From<AllTaken> for Error {
+    fn from(AllTaken { limit }: AllTaken) -> Self {
         Self::Busy { limit }
     }
 }

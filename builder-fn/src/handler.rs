@@ -1,47 +1,45 @@
-//! The routes, and the way of a request through the rest.
+//! The HTTP interface: routes, and a build request's path through the crate.
 
-use function_host::http::{Method, header::HeaderMap};
+use function_host::http::{HeaderMap, Method};
 use function_host::secret::SecretError;
-use function_host::{Context, Error as HostError, ErrorChain, Handler, Request, Response, trace};
+use function_host::{Body, Context, Error as HostError, ErrorChain, Handler, Request, Response, trace};
 use tokio::time::Instant;
 
 use crate::accept;
-use crate::answer::{self, Answer, Known};
-use crate::build::{self, Builder, Call};
-use crate::chain::Via;
-use crate::error::{Error, Kind};
+use crate::answer::{self, Answer, AnswerFields};
+use crate::build::{Builder, Call, build_reference};
+use crate::error::{Error, ErrorKind};
+use crate::hand_over::DeployVia;
 use crate::metrics::Metrics;
-use crate::places::Admitted;
-use crate::report::{Feed, Format, Log, Mask, Sink, live};
+use crate::redact::{Mask, TraceMask};
+use crate::report::{BoundedLog, LogFeed, LogSink, StreamFormat, stream_records};
 use crate::request::{
     self, BuildRequest, RequestLimits, SIGNATURE_HEADER, SignatureCheck, SignatureKeys, VerifiedSignature,
 };
 use crate::sealed::{BuildSecrets, SealKey};
-use crate::settings::PAYLOAD_SECRET;
-use crate::trace::Cover;
+use crate::settings::{PAYLOAD_SECRET, SignatureSettings};
+use crate::slots::Admission;
 
-/// The builder's HTTP interface, but for probes and metrics, which are the host's.
+/// The builder's HTTP interface, except probes and metrics, which the host serves.
 #[derive(Clone, Debug)]
 pub struct Api {
-    /// What builds.
+    /// Builds images.
     pub builder: Builder,
-    /// How much a request may bring along.
+    /// Limits on requests.
     pub limits: RequestLimits,
-    /// Whether requests need no signature.
-    pub disable_hmac: bool,
-    /// Whether `sha1=` signatures are good too.
-    pub accept_sha1: bool,
-    /// How much of a build's log is told, in bytes.
+    /// Which signatures are accepted.
+    pub signatures: SignatureSettings,
+    /// Limit on the log of a build, in bytes.
     pub max_log: usize,
     /// The key that callers seal secrets to.
-    pub seal: Option<SealKey>,
-    /// What can be seen of it.
+    pub seal_key: Option<SealKey>,
+    /// The metrics.
     pub metrics: Metrics,
 }
 
 impl Handler for Api {
     async fn call(&self, request: Request, context: Context) -> Result<Response, HostError> {
-        let (served, route) = match request.uri().path() {
+        let (method, route) = match request.uri().path() {
             // The gateway strips the function's own path; faas-cli appends /build to a host.
             "/" => (Method::POST, "/"),
             "/build" => (Method::POST, "/build"),
@@ -52,20 +50,49 @@ impl Handler for Api {
                 ));
             }
         };
-        if request.method() != served {
-            return Ok(answer::wrong_method(&served));
+        if request.method() != method {
+            return Ok(answer::wrong_method(&method));
         }
         trace::set_route(route);
-        Ok(match served {
-            Method::POST => self.build(request, &context).await,
+        Ok(match method {
+            Method::POST => self.build(request, context).await,
             _ => self.public_key(),
         })
     }
 }
 
+/// A build request that is being answered.
+#[derive(Clone)]
+struct Exchange {
+    context: Context,
+    arrived: Instant,
+    /// The format of a streamed answer; `None` if the answer is sent as a whole.
+    format: Option<StreamFormat>,
+}
+
+impl Exchange {
+    fn fields<'a>(&self, image: Option<&'a str>) -> AnswerFields<'a> {
+        AnswerFields {
+            image,
+            seconds: self.arrived.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// Logs the failure of a request before its build, and answers it.
+    fn reject(&self, error: &Error, image: Option<&str>) -> Response {
+        let fields = self.fields(image);
+        log_failure(error, fields, &Mask::default());
+        let answer = Answer::failed(error, fields);
+        match self.format.filter(|_| error.may_stream()) {
+            Some(format) => answer.into_stream(format),
+            None => answer.into_response(),
+        }
+    }
+}
+
 impl Api {
     fn public_key(&self) -> Response {
-        let Some(key) = &self.seal else {
+        let Some(key) = &self.seal_key else {
             return answer::not_found(
                 "this builder has no key for sealed secrets (build_secrets_private_key_path)",
             );
@@ -74,172 +101,171 @@ impl Api {
             Ok(key) => answer::public_key(&key),
             Err(error) => {
                 let error = Error::from(error);
-                tracing::error!(error = %ErrorChain(&error), "no public key");
-                Answer::failed(&error, Known::default()).into_response()
+                tracing::error!(error = %ErrorChain(&error), "public key unavailable");
+                Answer::failed(&error, AnswerFields::default()).into_response()
             }
         }
     }
 
-    fn open(&self, sealed: Option<&[u8]>) -> Result<BuildSecrets, Error> {
-        match (sealed, &self.seal) {
-            (None, _) => Ok(BuildSecrets::default()),
-            (Some(_), None) => Err(Error::SealedSecrets),
-            (Some(sealed), Some(key)) => Ok(key.open(sealed)?),
+    async fn build(&self, request: Request, context: Context) -> Response {
+        let arrived = Instant::now();
+        // Before reading the body, so that a rejected caller does not upload it.
+        let admission = match self.admit(&context) {
+            Ok(admission) => admission,
+            Err(error) => return Answer::failed(&error, AnswerFields::default()).into_response(),
+        };
+        let (head, body) = request.into_parts();
+        let exchange = Exchange {
+            context,
+            arrived,
+            format: accept::stream_format(&head.headers),
+        };
+        let request = match self.receive(body, &head.headers, &exchange.context).await {
+            Ok(request) => request,
+            Err(error) => return exchange.reject(&error, None),
+        };
+        match exchange.format {
+            None => self.answer_whole(&request, &exchange).await,
+            Some(_) if self.hands_over_by_callback(&request) => {
+                exchange.reject(&Error::StreamedHandOver, Some(&request.config.image_as_given))
+            }
+            Some(format) => self.answer_streamed(format, request, exchange, admission),
         }
     }
 
-    async fn build(&self, request: Request, context: &Context) -> Response {
-        let begun = Instant::now();
+    fn admit(&self, context: &Context) -> Result<Admission, Error> {
         if context.shutdown().begun() {
-            return Answer::failed(&Error::Draining, Known::default()).into_response();
+            return Err(Error::Draining);
         }
-        // Before the body: whom there is no room for is not to send it.
-        let admitted = match self.builder.places.admit() {
-            Ok(admitted) => admitted,
-            Err(full) => return Answer::failed(&full.into(), Known::default()).into_response(),
-        };
-        let (head, body) = request.into_parts();
-        let signature = signature(&head.headers);
-        let receiving = trace::span("receive");
+        Ok(self.builder.slots.admit()?)
+    }
+
+    /// Reads the body and verifies the request.
+    async fn receive(
+        &self,
+        body: Body,
+        headers: &HeaderMap,
+        context: &Context,
+    ) -> Result<BuildRequest, Error> {
+        let span = trace::span("receive");
         let received = match self.signature_check(context) {
-            Ok(check) => receiving
-                .run(request::receive(body, signature, &check, &self.limits))
+            Ok(check) => span
+                .run(request::receive(body, signature(headers), &check, &self.limits))
                 .await
                 .map_err(Error::from),
             Err(error) => Err(error),
         };
         match &received {
-            Ok(request) => receiving.set(
+            Ok(request) => span.set(
                 "slipway.request.bytes",
                 i64::try_from(request.body_bytes).unwrap_or(i64::MAX),
             ),
-            Err(error) => crate::trace::failed(&receiving, error),
+            Err(error) => crate::trace::fail_receive(&span, error),
         }
-        drop(receiving);
-        let streamed = accept::streamed(&head.headers);
-        match (received, streamed) {
-            (Ok(request), None) => {
-                let mut log = Log::new(self.max_log);
-                let mut answer = self.run(&request, context, begun, &mut log).await;
-                answer.report.log = Some(log.into_lines());
-                answer.into_response()
-            }
-            (Ok(request), Some(format))
-                if request.config.deploy.is_some() && self.builder.chain.via == Via::Callback =>
-            {
-                let image = request.config.image_as_given.as_str();
-                record(image, &Error::StreamedHandOver, begun, &Mask::default());
-                let known = Known {
-                    image: Some(image),
-                    seconds: begun.elapsed().as_secs_f64(),
-                };
-                Answer::failed(&Error::StreamedHandOver, known).into_stream(format)
-            }
-            (Ok(request), Some(format)) => self.stream(format, request, context, begun, admitted),
-            (Err(error), _) => {
-                record("", &error, begun, &Mask::default());
-                let known = Known {
-                    seconds: begun.elapsed().as_secs_f64(),
-                    ..Known::default()
-                };
-                let answer = Answer::failed(&error, known);
-                match streamed.filter(|_| error.is_told_to_the_sender()) {
-                    Some(format) => answer.into_stream(format),
-                    None => answer.into_response(),
-                }
-            }
-        }
+        received
     }
 
-    /// Answers at once, and builds while the answer is read.
-    fn stream(
+    fn hands_over_by_callback(&self, request: &BuildRequest) -> bool {
+        request.config.deploy.is_some() && self.builder.deployer.settings.via == DeployVia::Callback
+    }
+
+    /// Builds, and answers after the build.
+    async fn answer_whole(&self, request: &BuildRequest, exchange: &Exchange) -> Response {
+        let mut log = BoundedLog::new(self.max_log);
+        let mut answer = self.run(request, exchange, &mut log).await;
+        answer.report.log = Some(log.into_lines());
+        answer.into_response()
+    }
+
+    /// Answers immediately, and builds while the answer is read.
+    fn answer_streamed(
         &self,
-        format: Format,
+        format: StreamFormat,
         request: BuildRequest,
-        context: &Context,
-        begun: Instant,
-        admitted: Admitted,
+        exchange: Exchange,
+        admission: Admission,
     ) -> Response {
-        let panicked = answer::panicked(context.call_id(), &request.config.image_as_given);
-        let feed = Feed::new(self.max_log);
-        let (api, context, mut log) = (self.clone(), context.clone(), feed.clone());
+        let if_panicked = answer::panicked(exchange.context.call_id(), &request.config.image_as_given);
+        let feed = LogFeed::new(self.max_log);
+        let (api, mut log) = (self.clone(), feed.clone());
+        let arrived = exchange.arrived;
         let build = async move {
-            let _admitted = admitted;
-            let answer = api.run(&request, &context, begun, &mut log);
-            answer.await.report
+            let _admission = admission;
+            api.run(&request, &exchange, &mut log).await.report
         };
-        answer::stream(format, live(format, feed, begun, build, panicked))
+        answer::stream(format, stream_records(format, feed, arrived, build, if_panicked))
     }
 
-    /// Builds what can be trusted, and says how it went.
-    async fn run(
-        &self,
-        request: &BuildRequest,
-        context: &Context,
-        begun: Instant,
-        log: &mut dyn Sink,
-    ) -> Answer {
+    /// Runs the build of an authentic request and returns its answer, without the log.
+    async fn run(&self, request: &BuildRequest, exchange: &Exchange, log: &mut dyn LogSink) -> Answer {
         let image = request.config.image_as_given.as_str();
+        let context = &exchange.context;
         let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
-        let (secrets, unopened) = match self.open(request.sealed_secrets.as_deref()) {
-            Ok(secrets) => (secrets, None),
-            Err(error) => (BuildSecrets::default(), Some(error)),
-        };
-        let mask = secrets.mask().clone();
-        let call = Call {
-            id: context.call_id(),
-            reference: build::reference(context.call_id(), signature),
-            deadline: context.deadline(),
-            shutdown: context.shutdown(),
-            secrets,
-        };
-        tracing::info!(
-            image,
-            reference = call.reference,
-            bytes = request.body_bytes,
-            "building"
-        );
-        let running = self.metrics.begin(request.body_bytes);
+        let reference = build_reference(context.call_id(), signature);
+        tracing::info!(image, reference, bytes = request.body_bytes, "build started");
+        let in_flight = self.metrics.start_build(request.body_bytes);
         let span = trace::span("build");
         span.set("slipway.image", image.to_owned());
-        span.set("slipway.reference", call.reference.clone());
-        let result = match unopened {
-            None => span.run(self.builder.build(request, &call, log)).await,
-            Some(error) => Err(error),
+        span.set("slipway.reference", reference.clone());
+        let secrets = self.open_secrets(request);
+        let mask = secrets
+            .as_ref()
+            .map(|secrets| secrets.mask().clone())
+            .unwrap_or_default();
+        let trace_mask = match span.is_recording() {
+            true => TraceMask::new(mask.clone(), &request.config.build_args),
+            false => TraceMask::default(),
         };
-        let seconds = begun.elapsed().as_secs_f64();
-        let known = Known {
-            image: Some(image),
-            seconds,
+        let result = match secrets {
+            Ok(secrets) => {
+                let call = Call {
+                    id: context.call_id(),
+                    reference,
+                    deadline: context.deadline(),
+                    shutdown: context.shutdown(),
+                    secrets,
+                    trace_mask: &trace_mask,
+                };
+                span.run(self.builder.build(request, &call, log)).await
+            }
+            Err(error) => Err(error),
         };
+        let fields = exchange.fields(Some(image));
         match result {
             Ok(built) => {
                 let digest = built.digest.as_deref().unwrap_or_default();
                 let deployment = built
                     .deployment
                     .as_ref()
-                    .map(|deployment| format!("{:?}", deployment.ending));
-                tracing::info!(image, digest, deployment, seconds, "built");
-                running.end("success");
+                    .map(|deployment| deployment.status.as_str());
+                let seconds = fields.seconds;
+                tracing::info!(image, digest, deployment, seconds, "build succeeded");
+                in_flight.end("success");
                 span.set("slipway.digest", digest.to_owned());
-                Answer::built(built, known).masked(&mask)
+                Answer::built(built, fields).masked(&mask)
             }
             Err(error) => {
-                record(image, &error, begun, &mask);
-                running.end(outcome(error.kind()));
+                log_failure(&error, fields, &mask);
+                in_flight.end(outcome(error.kind()));
                 span.set("error.type", outcome(error.kind()));
-                if span.is_recording() {
-                    let cover = Cover::new(mask.clone(), &request.config.build_args);
-                    span.mark_failed(cover.text(&ErrorChain(&error).to_string()));
-                }
-                Answer::failed(&error, known).masked(&mask)
+                span.mark_failed(trace_mask.text(&ErrorChain(&error).to_string()));
+                Answer::failed(&error, fields).masked(&mask)
             }
         }
     }
 
-    /// Read anew for each request: a secret that was rotated is used at once.
+    fn open_secrets(&self, request: &BuildRequest) -> Result<BuildSecrets, Error> {
+        match (&request.sealed_secrets, &self.seal_key) {
+            (None, _) => Ok(BuildSecrets::default()),
+            (Some(_), None) => Err(Error::NoSealKey),
+            (Some(sealed), Some(key)) => Ok(key.open(sealed)?),
+        }
+    }
+
+    /// Returns the check of a request's signature. Reads the secret for each request, so that a rotated secret is used
+    /// immediately.
     fn signature_check(&self, context: &Context) -> Result<SignatureCheck, Error> {
-        if self.disable_hmac {
+        if self.signatures.disable_hmac {
             return Ok(SignatureCheck::Disabled);
         }
         let secret = context
@@ -249,36 +275,38 @@ impl Api {
         let empty = || SecretError::Empty {
             name: PAYLOAD_SECRET.to_owned(),
         };
-        Ok(SignatureCheck::Required(
-            SignatureKeys::new(&secret, self.accept_sha1).ok_or_else(|| Error::PayloadSecret(empty()))?,
-        ))
+        let keys = SignatureKeys::new(&secret, self.signatures.accept_sha1)
+            .ok_or_else(|| Error::PayloadSecret(empty()))?;
+        Ok(SignatureCheck::Required(keys))
     }
 }
 
-/// One that is no text is none, and refused as such.
+/// Returns the signature header. One that is not ASCII counts as missing.
 fn signature(headers: &HeaderMap) -> Option<&str> {
     headers.get(SIGNATURE_HEADER)?.to_str().ok()
 }
 
-fn outcome(kind: Kind) -> &'static str {
+/// Returns the value of the metric's label `outcome`.
+fn outcome(kind: ErrorKind) -> &'static str {
     match kind {
-        Kind::Unauthorized | Kind::Refused | Kind::TooLarge => "refused",
-        Kind::BuildFailed => "failed",
-        Kind::Busy { .. } | Kind::Draining => "busy",
-        Kind::NoSpace | Kind::Platform => "platform",
+        ErrorKind::Unauthorized | ErrorKind::Invalid | ErrorKind::TooLarge => "refused",
+        ErrorKind::BuildFailed => "failed",
+        ErrorKind::Busy { .. } | ErrorKind::Draining => "busy",
+        ErrorKind::NoSpace | ErrorKind::Platform => "platform",
     }
 }
 
-/// The caller is told the error; the log has its causes too.
-fn record(image: &str, error: &Error, begun: Instant, mask: &Mask) {
+/// Logs why there is no image, with the causes that the caller does not get.
+fn log_failure(error: &Error, fields: AnswerFields<'_>, mask: &Mask) {
     let text = ErrorChain(error).to_string();
     let text = mask.text(&text);
-    let seconds = begun.elapsed().as_secs_f64();
+    let AnswerFields { image, seconds } = fields;
+    let image = image.unwrap_or_default();
     let outcome = outcome(error.kind());
     match error.kind() {
-        Kind::NoSpace | Kind::Platform => {
-            tracing::error!(image, outcome, seconds, error = %text, "not built");
+        ErrorKind::NoSpace | ErrorKind::Platform => {
+            tracing::error!(image, outcome, seconds, error = %text, "build failed");
         }
-        _ => tracing::info!(image, outcome, seconds, error = %text, "not built"),
+        _ => tracing::info!(image, outcome, seconds, error = %text, "build failed"),
     }
 }

@@ -1,20 +1,23 @@
-//! Source to image: an OpenFaaS function that builds a signed tar through BuildKit.
+//! Builds the source of a function into an image: an OpenFaaS function that gives signed tars to BuildKit.
+//!
+//! What is public is what the binary, the integration tests and the fuzz targets use.
 
-pub mod accept;
-pub mod answer;
+mod accept;
+mod answer;
 pub mod build;
 pub mod buildkit;
-pub mod chain;
 pub mod compression;
 pub mod context;
 pub mod docker_config;
-pub mod error;
+mod error;
+pub mod hand_over;
 pub mod handler;
 pub mod metrics;
-pub mod places;
 pub mod ready;
-pub mod report;
+mod redact;
+mod report;
 pub mod request;
 pub mod sealed;
 pub mod settings;
-pub mod trace;
+pub mod slots;
+mod trace;

@@ -1,6 +1,6 @@
-//! What can be seen of builds on 8081.
+//! The builder's Prometheus metrics. The host serves them on port 8081.
 
-mod steps;
+mod step_counter;
 
 use std::time::{Duration, Instant};
 
@@ -8,26 +8,26 @@ use function_host::prometheus::{
     self, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-pub use steps::Steps;
+pub(crate) use step_counter::StepCounter;
 
-/// Upper bounds in seconds: a cached build takes one, a compiler minutes.
-const BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
+/// Upper bounds of build times, in seconds: a cached build takes one second, a compiler minutes.
+const BUILD_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
 
-/// The same for the time before: none at all, or some builds long.
+/// Upper bounds of waiting times, in seconds: no time at all, or as long as some builds.
 const QUEUE_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0];
 
-/// How builds end. All are shown from the beginning, so that the first failure is a step up from 0.
+/// The values of the label `outcome`. All are exported from the start, so that the first failure is an increase from 0.
 const OUTCOMES: [&str; 7] = [
     "success", "failed", "refused", "platform", "busy", ABANDONED, PANICKED,
 ];
 
-/// How a build ends that nobody waits for any more.
+/// The outcome of a build whose caller disconnected.
 const ABANDONED: &str = "abandoned";
 
-/// How one ends that made this program fail.
+/// The outcome of a build that made the builder panic.
 const PANICKED: &str = "panicked";
 
-/// Numbers about builds.
+/// The metrics. Clones share the values.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     in_flight: IntGauge,
@@ -41,51 +41,51 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All at zero, shown by `registry`.
+    /// Registers the metrics, all zero.
     ///
     /// # Errors
-    /// When they are registered already.
+    /// Fails if `registry` has metrics of the same names.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
             in_flight: IntGauge::new(
                 "slipway_builds_in_flight",
-                "Builds that are running, or wait for a place.",
+                "Builds that are running or waiting for a slot.",
             )?,
             builds: IntCounterVec::new(
-                Opts::new("slipway_builds_total", "Builds that ended, by how they ended."),
+                Opts::new("slipway_builds_total", "Builds that ended, by outcome."),
                 &["outcome"],
             )?,
             seconds: HistogramVec::new(
                 HistogramOpts::new(
                     "slipway_build_duration_seconds",
-                    "From the verified request to the end.",
+                    "Time from the verified request to the end of the build.",
                 )
-                .buckets(BUCKETS.to_vec()),
+                .buckets(BUILD_BUCKETS.to_vec()),
                 &["outcome"],
             )?,
             context_bytes: prometheus::IntCounter::new(
                 "slipway_context_bytes_total",
-                "Bytes of verified requests.",
+                "Bytes of the bodies of verified requests.",
             )?,
             sent_bytes: prometheus::IntCounter::new(
                 "slipway_context_sent_bytes_total",
-                "Bytes of files that BuildKit asked for: less than the contexts have, where it had some already.",
+                "Bytes of the files sent to BuildKit: less than the contexts contain if it has some of them already.",
             )?,
             spool_bytes: IntGauge::new(
                 "slipway_spool_bytes",
-                "Bytes of bodies that wait, in memory and in files.",
+                "Bytes of spooled bodies, in memory and in files.",
             )?,
             queue_seconds: Histogram::with_opts(
                 HistogramOpts::new(
                     "slipway_queue_duration_seconds",
-                    "From the verified request until there was a place for its build.",
+                    "Time from the verified request until its build had a slot.",
                 )
                 .buckets(QUEUE_BUCKETS.to_vec()),
             )?,
             steps: IntCounterVec::new(
                 Opts::new(
                     "slipway_build_steps_total",
-                    "Steps of builds that ended, by whether their result was there already (cached) or not (executed).",
+                    "Steps that ended, by result: cached or executed.",
                 ),
                 &["result"],
             )?,
@@ -93,7 +93,7 @@ impl Metrics {
         for outcome in OUTCOMES {
             metrics.builds.with_label_values(&[outcome]);
         }
-        metrics.steps();
+        metrics.step_counter();
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.builds.clone()))?;
         registry.register(Box::new(metrics.seconds.clone()))?;
@@ -105,68 +105,71 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts the bytes of files that are sent to BuildKit.
+    /// Returns the counter of the bytes sent to BuildKit.
     pub fn sent_bytes(&self) -> prometheus::IntCounter {
         self.sent_bytes.clone()
     }
 
-    /// Shows how many bytes of bodies are kept.
+    /// Returns the gauge of the spooled bytes.
     pub fn spool_bytes(&self) -> IntGauge {
         self.spool_bytes.clone()
     }
 
-    /// Counts the steps of one build.
-    pub fn steps(&self) -> Steps {
+    /// Creates a counter for the steps of one build.
+    pub(crate) fn step_counter(&self) -> StepCounter {
         let counter = |result| self.steps.with_label_values(&[result]);
-        Steps::new(counter("cached"), counter("executed"))
+        StepCounter::new(counter("cached"), counter("executed"))
     }
 
-    /// A build has its place, after so long.
-    pub fn waited(&self, time: Duration) {
+    /// Records how long a build waited for its slot.
+    pub(crate) fn observe_wait(&self, time: Duration) {
         self.queue_seconds.observe(time.as_secs_f64());
     }
 
-    /// A build begins, of a request of `bytes` bytes.
-    pub fn begin(&self, bytes: u64) -> Running {
+    /// Counts a build, of a request of `bytes` bytes, as in flight.
+    pub(crate) fn start_build(&self, bytes: u64) -> InFlight {
         self.in_flight.inc();
         self.context_bytes.inc_by(bytes);
-        Running {
+        InFlight {
             metrics: self.clone(),
-            begun: Instant::now(),
+            started: Instant::now(),
             outcome: ABANDONED,
         }
     }
 }
 
-/// A build that is running. It counts as abandoned when it is dropped before [`end`](Self::end): the caller went away.
+/// A build in flight. Dropping it before [`end`](Self::end) counts the build as abandoned: its caller disconnected.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct InFlight {
     metrics: Metrics,
-    begun: Instant,
+    started: Instant,
     outcome: &'static str,
 }
 
-impl Running {
-    /// It ended, with `outcome`.
-    pub fn end(mut self, outcome: &'static str) {
+impl InFlight {
+    /// Counts the build as ended with `outcome`.
+    pub(crate) fn end(mut self, outcome: &'static str) {
         self.outcome = outcome;
     }
 }
 
-impl Drop for Running {
+impl Drop for InFlight {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.outcome = PANICKED;
         }
         if self.outcome == ABANDONED {
-            tracing::info!(outcome = self.outcome, "the caller went away, its build is ended");
+            tracing::info!(
+                outcome = self.outcome,
+                "the caller disconnected; its build is cancelled"
+            );
         }
         self.metrics.in_flight.dec();
         self.metrics.builds.with_label_values(&[self.outcome]).inc();
         self.metrics
             .seconds
             .with_label_values(&[self.outcome])
-            .observe(self.begun.elapsed().as_secs_f64());
+            .observe(self.started.elapsed().as_secs_f64());
     }
 }
 
@@ -175,10 +178,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_build_is_in_flight_until_it_ends_or_is_abandoned() {
+    fn a_build_is_in_flight_until_it_ends_or_is_dropped() {
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
-        let first = metrics.begin(1);
-        let second = metrics.begin(2);
+        let first = metrics.start_build(1);
+        let second = metrics.start_build(2);
         assert_eq!(metrics.in_flight.get(), 2);
 
         first.end("success");

@@ -1,67 +1,69 @@
-//! What a caller is told about a build: events become lines, lines go to a sink. That is a log, which goes into the
-//! result, or a feed, which is told as records while the build runs.
+//! What a caller learns of a build: its log, its outcome, and the records of a streamed answer.
+//!
+//! [`LineFormatter`] turns BuildKit's events into log lines, which go to a [`LogSink`]. For an answer that is sent after the
+//! build this is a [`BoundedLog`]; for a streamed one it is a [`LogFeed`], from which [`stream_records`] makes records
+//! while the build runs.
 
+mod bounded_log;
 mod feed;
-mod lines;
-mod live;
-mod log;
-mod mask;
+mod line_formatter;
 mod record;
 mod ring;
+mod stream;
 
 use serde::Serialize;
 
-pub use feed::Feed;
-pub use lines::{Lines, MAX_LINE};
-pub use live::live;
-pub use log::Log;
-pub use mask::{Mask, SHORTEST};
-pub use record::{Format, MAX_RECORD};
+pub(crate) use bounded_log::BoundedLog;
+pub(crate) use feed::LogFeed;
+pub(crate) use line_formatter::{LineFormatter, MAX_LINE};
+pub(crate) use record::StreamFormat;
+pub(crate) use stream::stream_records;
 
-/// Where the lines of a build go, one after the other.
-pub trait Sink: Send {
-    /// Takes the next line. Never waits.
+/// Takes the log lines of one build, in order.
+pub(crate) trait LogSink: Send {
+    /// Appends a line. Never blocks or waits.
     fn push(&mut self, line: String);
 }
 
-/// The answer to a build request, success or not.
+/// The JSON body of an answer to a build request, successful or not.
 ///
-/// The fields are those of OpenFaaS's builder; `digest` and `deployment` are Slipway's own.
+/// The fields are those of OpenFaaS's builder, and `digest` and `deployment` in addition.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// What happened, line by line; none where no build was begun, and where it was told already.
+pub(crate) struct Report {
+    /// The log. `None` if no build was started, or if the lines were streamed already.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub log: Option<Vec<String>>,
-    /// The image, as the caller wrote it, where it is known.
+    pub(crate) log: Option<Vec<String>>,
+    /// The image's name as the caller wrote it, if the config could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
-    /// `sha256:…` of what was built.
+    pub(crate) image: Option<String>,
+    /// `sha256:…` of the manifest, or of the index of several platforms.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
-    /// How it ended.
-    pub status: Ending,
-    /// Why it failed.
+    pub(crate) digest: Option<String>,
+    /// The outcome.
+    pub(crate) status: BuildStatus,
+    /// Why the build or the deployment failed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// What the deployer said.
+    pub(crate) error: Option<String>,
+    /// The deployer's answer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub deployment: Option<serde_json::Value>,
-    /// Seconds.
-    #[serde(serialize_with = "milliseconds")]
-    pub duration: f64,
+    pub(crate) deployment: Option<serde_json::Value>,
+    /// Seconds since the request arrived.
+    #[serde(serialize_with = "serialize_in_milliseconds")]
+    pub(crate) duration: f64,
 }
 
-/// How a build ended, in the words that clients know.
+/// The outcome of a build request, in the words that clients know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Ending {
-    /// All that was asked for is done.
+pub(crate) enum BuildStatus {
+    /// The image was built, and pushed and deployed if the config asked for it.
     Success,
-    /// Something is not: `error` says what. OpenFaaS's documentation has `failure`, its SDK `failed`.
+    /// Something failed; `error` says what. OpenFaaS's documentation has `failure` here, its SDK `failed`.
     Failed,
 }
 
-fn milliseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+/// Serializes seconds with three decimals.
+fn serialize_in_milliseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((seconds * 1000.0).round() / 1000.0)
 }
 
@@ -70,12 +72,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_result_has_the_fields_that_clients_read() {
+    fn a_report_has_the_fields_that_clients_read() {
         let report = Report {
             log: Some(vec!["l: 2026-01-01T00:00:00Z hi".into()]),
             image: Some("registry/hello:1".into()),
             digest: None,
-            status: Ending::Success,
+            status: BuildStatus::Success,
             error: None,
             deployment: None,
             duration: 0.843_21,
@@ -88,12 +90,12 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_before_the_build_has_neither_log_nor_image() {
+    fn a_report_of_a_request_without_a_build_has_neither_log_nor_image() {
         let report = Report {
             log: None,
             image: None,
             digest: None,
-            status: Ending::Failed,
+            status: BuildStatus::Failed,
             error: Some("no signature".into()),
             deployment: None,
             duration: 0.0,

@@ -1,6 +1,6 @@
-//! Build secrets: sealed by the caller to a key of this builder, opened here, and given to nobody but the build.
+//! Build secrets: the caller seals them to the builder's public key, and the builder opens them for one build.
 //!
-//! The envelope is that of OpenFaaS: go-sdk `seal/seal.go`. Names are in clear, every value is a NaCl box of its own.
+//! The format is that of OpenFaaS: go-sdk `seal/seal.go`. Names are in clear text; each value is a NaCl box of its own.
 
 mod error;
 mod opened;
@@ -24,13 +24,13 @@ const VERSION: &str = "v1";
 const ALGORITHM: &str = "nacl/box";
 const NONCE: usize = 24;
 
-/// The largest value that BuildKit takes, in bytes: `session/secrets/secretsprovider`.
+/// Bytes of the largest value that BuildKit accepts: `session/secrets/secretsprovider`.
 const MAX_VALUE: usize = 500 << 10;
 
-/// More than any build needs.
+/// Limit on the secrets of one build.
 const MAX_SECRETS: usize = 100;
 
-/// The file with the private key, read anew when it changes.
+/// The private key, in a file that is read again when it changes.
 #[derive(Clone, Debug)]
 pub struct SealKey {
     folder: Secrets,
@@ -38,7 +38,7 @@ pub struct SealKey {
 }
 
 impl SealKey {
-    /// The key in the file at `path`.
+    /// Creates a key that is read from the file at `path`.
     pub fn at(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default();
         Self {
@@ -47,20 +47,20 @@ impl SealKey {
         }
     }
 
-    /// What `GET /publickey` answers.
+    /// Returns the answer to `GET /publickey`.
     ///
     /// # Errors
-    /// When the file is no key.
+    /// Fails if the file is missing or does not contain a key.
     pub fn public(&self) -> Result<Value, SealError> {
         let public_key = encoded(&self.read()?);
         Ok(json!({"key_id": key_id(&public_key), "algorithm": ALGORITHM, "public_key": public_key}))
     }
 
-    /// Opens an envelope.
+    /// Opens all secrets of an envelope.
     ///
     /// # Errors
-    /// When it is none, is for another key, or has anything in it that cannot be opened.
-    pub fn open(&self, envelope: &[u8]) -> Result<BuildSecrets, SealError> {
+    /// Fails if the envelope is malformed or sealed to another key, or if any of its secrets cannot be opened.
+    pub(crate) fn open(&self, envelope: &[u8]) -> Result<BuildSecrets, SealError> {
         let key = self.read()?;
         let envelope = Envelope::parse(envelope)?;
         let (own, found) = (encoded(&key), envelope.key_id.as_deref());
@@ -85,7 +85,7 @@ impl SealKey {
     }
 }
 
-/// An envelope whose fields are as they should be.
+/// A parsed envelope.
 struct Envelope {
     key_id: Option<String>,
     sender: PublicKey,
@@ -102,7 +102,7 @@ impl Envelope {
             public_key: Option<String>,
             secrets: Option<BTreeMap<String, String>>,
         }
-        // What the parser says has parts of the text in it.
+        // The parser's own message repeats parts of the text.
         let fields: Fields = serde_saphyr::from_slice(text).map_err(|error| SealError::Envelope {
             line: error.location().map(|location| location.line()),
         })?;
@@ -155,7 +155,7 @@ fn encoded(key: &SecretKey) -> String {
     STANDARD.encode(key.public_key().as_bytes())
 }
 
-/// The first eight characters of a public key.
+/// Returns the id of a public key: its first eight characters.
 fn key_id(public_key: &str) -> &str {
     public_key.get(..8).unwrap_or(public_key)
 }
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use crate::buildkit::SecretStore;
 
-    /// Of faas-cli's `secret keygen`, and what it sealed: `tests/clients/recorded/secrets.json`.
+    /// Written by faas-cli (`secret keygen` and `secret seal`): `tests/clients/recorded/secrets.json`.
     const PRIVATE: &str = "71PAWVnhbfjrSSIrTaaFGTECn2XoUVHRxpkXMK7iNFY=";
     const PUBLIC: &str = "UWnDv86xVyoHbiUx5erolv0cwuSO9bN3hcX0c3WOmWg=";
     const ENVELOPE: &str = "version: v1\nalgorithm: nacl/box\nkey_id: UWnDv86x\n\
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn what_faas_cli_sealed_is_opened() {
+    fn an_envelope_of_faas_cli_is_opened() {
         let (_folder, key) = key(&format!("{PRIVATE}\n"));
         let secrets = key.open(ENVELOPE.as_bytes()).expect("secrets");
 
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_is_named() {
+    fn an_error_names_the_field_or_the_secret_and_no_value() {
         let (_folder, key) = key(PRIVATE);
         let many: String = (0..=MAX_SECRETS)
             .map(|name| format!("    s{name}: AAAA\n"))
@@ -275,38 +275,44 @@ mod tests {
         ] {
             let error = key.open(ENVELOPE.replace(from, to).as_bytes()).expect_err(to);
             assert!(error.to_string().contains(text), "{to}: {error}");
-            assert!(!error.is_ours() && !error.to_string().contains("hunter2"));
+            assert!(!error.is_platforms() && !error.to_string().contains("hunter2"));
         }
     }
 
     #[test]
-    fn a_key_that_is_none_is_ours_to_mend_and_one_that_changes_is_read_again() {
+    fn an_unusable_key_is_the_platforms_fault_and_a_changed_key_is_read_again() {
         let (folder, key) = key("no key");
         assert!(matches!(key.public(), Err(SealError::KeyFormat)));
         std::fs::write(folder.path().join("next"), PRIVATE).expect("write");
         std::fs::rename(folder.path().join("next"), folder.path().join("key")).expect("rename");
         assert_eq!(key.public().expect("a key")["public_key"], PUBLIC);
         std::fs::remove_file(folder.path().join("key")).expect("remove");
-        let error = key.open(ENVELOPE.as_bytes()).expect_err("it is gone");
-        assert!(error.is_ours());
+        let error = key.open(ENVELOPE.as_bytes()).expect_err("the key is missing");
+        assert!(error.is_platforms());
+    }
+
+    /// Seals values of these sizes to the private key `[1; 32]`.
+    fn envelope(sizes: &[usize]) -> String {
+        use crypto_box::aead::generic_array::GenericArray;
+        let sender = SecretKey::from([2; 32]);
+        let seal = SalsaBox::new(&SecretKey::from([1; 32]).public_key(), &sender);
+        let nonce = GenericArray::from([3; NONCE]);
+        let public = STANDARD.encode(sender.public_key().as_bytes());
+        let mut envelope = format!("version: v1\nalgorithm: nacl/box\npublic_key: {public}\nsecrets:\n");
+        for (index, size) in sizes.iter().enumerate() {
+            let sealed = seal.encrypt(&nonce, &vec![b'x'; *size][..]).expect("sealed");
+            let value = STANDARD.encode([&nonce[..], &sealed[..]].concat());
+            envelope += &format!("  large-{index}: {value}\n");
+        }
+        envelope
     }
 
     #[test]
-    fn a_value_may_be_as_large_as_buildkit_takes() {
-        use crypto_box::aead::generic_array::GenericArray;
-        let ours = SecretKey::from([1; 32]);
+    fn a_value_may_be_as_large_as_buildkit_accepts() {
         let (_folder, key) = key(&STANDARD.encode([1; 32]));
-        let sender = SecretKey::from([2; 32]);
-        let seal = SalsaBox::new(&ours.public_key(), &sender);
-        for (size, good) in [(0, true), (MAX_VALUE, true), (MAX_VALUE + 1, false)] {
-            let nonce = GenericArray::from([3; NONCE]);
-            let sealed = seal.encrypt(&nonce, &vec![b'x'; size][..]).expect("sealed");
-            let value = STANDARD.encode([&nonce[..], &sealed[..]].concat());
-            let public = STANDARD.encode(sender.public_key().as_bytes());
-            let envelope = format!(
-                "version: v1\nalgorithm: nacl/box\npublic_key: {public}\nsecrets:\n  large: {value}\n"
-            );
-            assert_eq!(key.open(envelope.as_bytes()).is_ok(), good, "{size}");
+        for (size, is_accepted) in [(0, true), (MAX_VALUE, true), (MAX_VALUE + 1, false)] {
+            let opened = key.open(envelope(&[size]).as_bytes());
+            assert_eq!(opened.is_ok(), is_accepted, "{size}");
         }
     }
 }

@@ -1,32 +1,32 @@
-//! What the environment says.
+//! The settings of the builder, read from the environment.
 //!
-//! Besides those of the host (`function_host`):
+//! Besides the host's own (`function_host`):
 //!
-//! | variable | default | what |
+//! | variable | default | meaning |
 //! | --- | --- | --- |
-//! | `buildkit_…` | | the way to the daemon: see `settings/daemon.rs` |
-//! | `insecure` | `false` | registries speak plain HTTP |
-//! | `accept_sha1` | `true` | requests may be signed with HMAC-SHA1, as by releases of faas-cli from before 2022 |
-//! | `disable_hmac` | `false` | requests need no signature, because something in front of the builder decides |
-//! | `max_body` | 1073741824 | largest body of a request in bytes |
-//! | `max_log` | 4194304 | how much of a build's log is told, in bytes; of a longer one its beginning and its end |
-//! | `max_entries` | 200000 | most files, folders and links in a tar |
-//! | `max_config` | 1048576 | largest `com.openfaas.docker.config` and `com.openfaas.secrets` in bytes |
-//! | `queue_wait` | `0s` | how long a call waits for a place where `max_inflight` builds run, before it is refused |
-//! | `queue_length` | 16 | how many calls wait at a time |
-//! | `spool_dir` | the system's folder for temporary files | where a body larger than 256 KiB waits |
-//! | `spool_limit` | 4294967296 | bytes that all bodies may take together, in memory and in files |
-//! | `compression` | `zstd` | how layers are compressed: `zstd`, `gzip` or `uncompressed` |
-//! | `compression_level` | BuildKit's | from 1, the quickest, to 22 (`zstd`) or 9 (`gzip`) |
-//! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; may be missing |
-//! | `credential_helpers` | those in `PATH` | the folder with the helpers (`docker-credential-NAME`) that `registry_config` names |
-//! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name besides the built-in `docker/dockerfile` |
-//! | `sbom_generator` | | the image that makes the list of an image's content, for `sbom` |
-//! | `build_secrets_private_key_path` | | a private key that build secrets are sealed to, 32 bytes in base64, as `faas-cli secret keygen` makes it |
+//! | `buildkit_…` | | the connection to BuildKit: see `settings/daemon.rs` |
+//! | `insecure` | `false` | whether registries speak plain HTTP |
+//! | `accept_sha1` | `true` | whether HMAC-SHA1 signatures, as of releases of faas-cli from before 2022, are accepted too |
+//! | `disable_hmac` | `false` | whether requests need no signature, because something in front of the builder authorizes them |
+//! | `max_body` | 1073741824 | limit on the body of a request, in bytes |
+//! | `max_log` | 4194304 | limit on the log of a build, in bytes; of a longer log, the beginning and the end are kept |
+//! | `max_entries` | 200000 | limit on the files, directories and links in a tar |
+//! | `max_config` | 1048576 | limit on each of `com.openfaas.docker.config` and `com.openfaas.secrets`, in bytes |
+//! | `queue_wait` | `0s` | how long a request waits for a slot while `max_inflight` builds run, before it is rejected |
+//! | `queue_length` | 16 | limit on the requests that wait at the same time |
+//! | `spool_dir` | the system's directory for temporary files | where bodies larger than 256 KiB are spooled |
+//! | `spool_limit` | 4294967296 | limit on the bytes of all bodies together, in memory and in files |
+//! | `compression` | `zstd` | compression of layers: `zstd`, `gzip` or `uncompressed` |
+//! | `compression_level` | BuildKit's | from 1, the fastest, to 22 (`zstd`) or 9 (`gzip`) |
+//! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; the file may be missing |
+//! | `credential_helpers` | those in `PATH` | directory of the helpers (`docker-credential-NAME`) that `registry_config` names |
+//! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name, besides the built-in `docker/dockerfile` |
+//! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
+//! | `build_secrets_private_key_path` | | file with the private key that build secrets are sealed to: 32 bytes in base64, as written by `faas-cli secret keygen` |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
-//! | `deploy_via` | `function` | by which way: `function`, `async-function`, or `callback`, see [`Via`] |
-//! | `deploy_timeout` | `5m` | how long a deployment may take |
-//! | `enable_lchown` | | accepted and without effect: nothing is extracted |
+//! | `deploy_via` | `function` | how hand-overs reach it: `function`, `async-function` or `callback`, see [`DeployVia`] |
+//! | `deploy_timeout` | `5m` | timeout of a deployment |
+//! | `enable_lchown` | | accepted and ignored: nothing is extracted |
 //!
 //! Traces have settings of their own: `OTEL_…`, see [`function_host::trace`].
 //!
@@ -38,129 +38,124 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use function_host::env::Parser;
+use function_host::prometheus::IntGauge;
 use function_host::{ErrorChain, Secrets};
 
+use crate::build::BuildSettings;
 use crate::buildkit::Daemon;
-use crate::chain::Via;
 use crate::compression::{Compression, Format};
-use crate::context::{self, ArchiveLimits};
-use crate::docker_config::DockerConfig;
-use crate::places::Places;
-use crate::request::{AllowedFrontends, ImageRef};
+use crate::context::{self, ArchiveLimits, SpoolQuota};
+use crate::docker_config::{DockerConfig, Helpers};
+use crate::hand_over::{DeployVia, DeployerSettings};
+use crate::request::{AllowedFrontends, ImageRef, RequestLimits};
 use crate::sealed::SealKey;
+use crate::slots::BuildSlots;
 
 /// The secret that requests are signed with.
-pub const PAYLOAD_SECRET: &str = "payload-secret";
+pub(crate) const PAYLOAD_SECRET: &str = "payload-secret";
 
-/// The secret with credentials for registries.
-pub const REGISTRY_SECRET: &str = "registry-config";
+/// The secret with the credentials for registries.
+const REGISTRY_SECRET: &str = "registry-config";
 
-/// The settings, parsed.
-#[derive(Clone, Debug)]
+/// The parsed settings, in the groups in which they are used.
+#[derive(Debug)]
 pub struct Settings {
-    /// The daemon.
+    /// The BuildKit daemon.
     pub daemon: Daemon,
-    /// Whether the way to it leads over a network and is not secured.
+    /// Whether the connection to the daemon leaves the machine and is not encrypted.
     pub is_exposed: bool,
-    /// Whether registries speak plain HTTP.
-    pub insecure: bool,
+    /// The credentials for registries.
+    pub credentials: DockerConfig,
+    /// For every build.
+    pub build: BuildSettings,
+    /// Limits on requests.
+    pub requests: RequestSettings,
+    /// Which signatures are accepted.
+    pub signatures: SignatureSettings,
+    /// The build slots. `None` if the host limits the requests.
+    pub slots: Option<BuildSlots>,
+    /// The deployer.
+    pub deployer: DeployerSettings,
+    /// Limit on the log of a build, in bytes.
+    pub max_log: usize,
+    /// The key that build secrets are sealed to.
+    pub seal_key: Option<SealKey>,
+}
+
+/// Limits on a request, and where its body is spooled.
+#[derive(Clone, Debug)]
+pub struct RequestSettings {
+    /// Limit on the body, in bytes.
+    max_body: u64,
+    /// Limit on the entries of the tar.
+    max_entries: usize,
+    /// Limit on the config and on the envelope of secrets, in bytes.
+    max_config: usize,
+    /// The directory for large bodies.
+    spool_dir: PathBuf,
+    /// Limit on all bodies together, in bytes.
+    spool_limit: u64,
+    /// The frontends that Dockerfiles may name.
+    frontends: AllowedFrontends,
+}
+
+/// Which signatures are accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct SignatureSettings {
     /// Whether requests need no signature.
     pub disable_hmac: bool,
-    /// Whether a request may be signed with HMAC-SHA1.
+    /// Whether HMAC-SHA1 signatures are accepted too.
     pub accept_sha1: bool,
-    /// Largest body of a request, in bytes.
-    pub max_body: u64,
-    /// How much of a build's log is told, in bytes.
-    pub max_log: usize,
-    /// Most entries of a tar.
-    pub max_entries: usize,
-    /// Largest configuration and envelope of secrets, in bytes.
-    pub max_config: usize,
-    /// How many builds run and wait.
-    pub places: Places,
-    /// Whether the host leaves `max_inflight` to us.
-    pub limits_itself: bool,
-    /// What build secrets are sealed to.
-    pub seal: Option<SealKey>,
-    /// Where bodies wait.
-    pub spool_dir: PathBuf,
-    /// Bytes that bodies may take together.
-    pub spool_limit: u64,
-    /// How layers are compressed, where a build does not say it.
-    pub compression: Compression,
-    /// A Docker `config.json`. It may be missing.
-    pub registry_config: PathBuf,
-    /// The folder with credential helpers.
-    pub credential_helpers: Option<PathBuf>,
-    /// Which frontends Dockerfiles may name.
-    pub allowed_frontends: AllowedFrontends,
-    /// The image that lists what is in an image.
-    pub sbom_generator: Option<String>,
-    /// The function that deploys.
-    pub deployer: String,
-    /// By which way it is reached.
-    pub deploy_via: Via,
-    /// How long a deployment may take.
-    pub deploy_timeout: Duration,
 }
 
 impl Settings {
-    /// Reads all of them. What is wrong is in `parser` then, and nothing here is to be used.
+    /// Reads all settings. If any is invalid, `parser` has the problems, and the result must not be used.
     ///
     /// `max_inflight` is the host's setting.
     pub fn read(parser: &mut Parser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
         let (daemon, is_exposed) = daemon::read(parser, secrets);
-        let places = places(parser, max_inflight);
         let settings = Self {
             daemon,
             is_exposed,
-            insecure: parser.flag("insecure", false),
-            disable_hmac: parser.flag("disable_hmac", false),
-            accept_sha1: parser.flag("accept_sha1", true),
-            max_body: parser.number("max_body", 1 << 30),
+            credentials: credentials(parser, secrets),
+            build: build_settings(parser),
+            requests: RequestSettings::read(parser),
+            signatures: SignatureSettings::read(parser, secrets),
+            slots: slots(parser, max_inflight),
+            deployer: DeployerSettings {
+                function: parser.parse("deployer", "deployer-fn".to_owned(), function_name),
+                via: parser.parse("deploy_via", DeployVia::default(), str::parse),
+                timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
+            },
             max_log: parser.parse("max_log", 4 << 20, max_log),
+            seal_key: seal_key(parser),
+        };
+        parser.flag("enable_lchown", false);
+        settings
+    }
+}
+
+impl RequestSettings {
+    fn read(parser: &mut Parser<'_>) -> Self {
+        let settings = Self {
+            max_body: parser.number("max_body", 1 << 30),
             max_entries: parser.number("max_entries", ArchiveLimits::default().entries),
             max_config: parser.number("max_config", ArchiveLimits::default().small_file),
-            limits_itself: places.is_some(),
-            places: places.unwrap_or_default(),
-            seal: parser
-                .text("build_secrets_private_key_path")
-                .map(|path| SealKey::at(Path::new(&path))),
             spool_dir: parser
                 .text("spool_dir")
                 .map_or_else(std::env::temp_dir, PathBuf::from),
             spool_limit: parser.number("spool_limit", 4 << 30),
-            compression: compression(parser),
-            registry_config: parser
-                .text("registry_config")
-                .map_or_else(|| secrets.directory().join(REGISTRY_SECRET), PathBuf::from),
-            credential_helpers: parser.text("credential_helpers").map(PathBuf::from),
-            allowed_frontends: parser.parse("allowed_frontends", AllowedFrontends::default(), str::parse),
-            sbom_generator: parser.parse("sbom_generator", None, |name| {
-                ImageRef::parse(name)
-                    .map(|image| Some(image.to_string()))
-                    .map_err(|error| format!("should be an image: {error}"))
-            }),
-            deployer: parser.parse("deployer", "deployer-fn".to_owned(), function_name),
-            deploy_via: parser.parse("deploy_via", Via::default(), str::parse),
-            deploy_timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
+            frontends: parser.parse("allowed_frontends", AllowedFrontends::default(), str::parse),
         };
-        parser.flag("enable_lchown", false);
-        if let Some(Err(error)) = settings.seal.as_ref().map(SealKey::public) {
-            let what = format!("cannot be used: {}", ErrorChain(&error));
-            parser.problem("build_secrets_private_key_path", what);
-        }
         if !settings.spool_dir.is_dir() {
-            let what = format!(
-                "should name a folder, and {} is none",
+            let problem = format!(
+                "should name a directory; {} is none",
                 settings.spool_dir.display()
             );
-            parser.problem("spool_dir", what);
+            parser.problem("spool_dir", problem);
         } else if let Err(error) = context::check_spool(&settings.spool_dir) {
-            parser.problem(
-                "spool_dir",
-                format!("should name a folder to write to: {}", ErrorChain(&error)),
-            );
+            let problem = format!("should name a writable directory: {}", ErrorChain(&error));
+            parser.problem("spool_dir", problem);
         }
         if settings.spool_limit < settings.max_body {
             parser.problem(
@@ -168,17 +163,26 @@ impl Settings {
                 "should be at least max_body, so that one body fits",
             );
         }
-        if let Some(folder) = settings
-            .credential_helpers
-            .as_ref()
-            .filter(|folder| !folder.is_dir())
-        {
-            let what = format!("should name a folder, and {} is none", folder.display());
-            parser.problem("credential_helpers", what);
-        }
-        if let Err(error) = DockerConfig::at(&settings.registry_config).check() {
-            parser.problem("registry_config", format!("cannot be used: {error}"));
-        }
+        settings
+    }
+
+    /// Returns the limits on requests. `spooled` mirrors the bytes of all spooled bodies.
+    pub fn limits(self, spooled: IntGauge) -> RequestLimits {
+        let quota = SpoolQuota::new(self.spool_limit, spooled);
+        let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);
+        limits.frontends = self.frontends;
+        limits.archive.set_entries(self.max_entries);
+        limits.archive.small_file = self.max_config;
+        limits
+    }
+}
+
+impl SignatureSettings {
+    fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
+        let settings = Self {
+            disable_hmac: parser.flag("disable_hmac", false),
+            accept_sha1: parser.flag("accept_sha1", true),
+        };
         if !settings.disable_hmac
             && let Err(error) = secrets.read(PAYLOAD_SECRET)
         {
@@ -188,7 +192,48 @@ impl Settings {
     }
 }
 
-/// Below a certain size the remarks about what is left out would be more than what is told.
+fn build_settings(parser: &mut Parser<'_>) -> BuildSettings {
+    BuildSettings {
+        insecure: parser.flag("insecure", false),
+        compression: compression(parser),
+        sbom_generator: parser.parse("sbom_generator", None, |name| {
+            ImageRef::parse(name)
+                .map(|image| Some(image.to_string()))
+                .map_err(|error| format!("should be an image: {error}"))
+        }),
+    }
+}
+
+fn credentials(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfig {
+    let path = parser
+        .text("registry_config")
+        .map_or_else(|| secrets.directory().join(REGISTRY_SECRET), PathBuf::from);
+    let folder = parser.text("credential_helpers").map(PathBuf::from);
+    if let Some(folder) = folder.as_ref().filter(|folder| !folder.is_dir()) {
+        let problem = format!("should name a directory; {} is none", folder.display());
+        parser.problem("credential_helpers", problem);
+    }
+    let config = DockerConfig::at(path);
+    if let Err(error) = config.check() {
+        parser.problem("registry_config", format!("cannot be used: {error}"));
+    }
+    config.with_helpers(Helpers {
+        folder,
+        ..Helpers::default()
+    })
+}
+
+fn seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
+    let path = parser.text("build_secrets_private_key_path")?;
+    let key = SealKey::at(Path::new(&path));
+    if let Err(error) = key.public() {
+        let problem = format!("cannot be used: {}", ErrorChain(&error));
+        parser.problem("build_secrets_private_key_path", problem);
+    }
+    Some(key)
+}
+
+/// Parses `max_log`. Below the minimum, the notices about dropped lines would be longer than the log.
 fn max_log(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok().filter(|bytes| *bytes >= 16 << 10);
     number.ok_or("should be a number of bytes, 16384 or more")
@@ -197,17 +242,17 @@ fn max_log(text: &str) -> Result<usize, &'static str> {
 fn compression(parser: &mut Parser<'_>) -> Compression {
     let format = parser.parse("compression", Format::Zstd, str::parse);
     let level = parser.parse("compression_level", None, |text| {
-        // What is no whole number is no level of any format.
+        // What is not a whole number is not a level of any format.
         let level = Some(text.parse().unwrap_or(u64::MAX));
         Compression::new(format, level).map(|compression| compression.level)
     });
     Compression { format, level }
 }
 
-/// Places of our own, where calls are to wait for them.
-fn places(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<Places> {
+/// Returns the builder's own slots, if requests are to wait for them.
+fn slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<BuildSlots> {
     let wait = parser.duration("queue_wait", Duration::ZERO);
-    let queue = parser.number("queue_length", 16_usize);
+    let queue_length = parser.number("queue_length", 16_usize);
     if wait.is_zero() {
         return None;
     }
@@ -218,12 +263,12 @@ fn places(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<Places
         );
         return None;
     };
-    Some(Places::new(limit, wait, queue))
+    Some(BuildSlots::new(limit, wait, queue_length))
 }
 
 fn function_name(text: &str) -> Result<String, &'static str> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    match text.bytes().all(allowed) && text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    match text.bytes().all(is_allowed) && text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
         true => Ok(text.to_owned()),
         false => Err("should be the name of a function, NAME or NAME.NAMESPACE"),
     }
@@ -254,16 +299,19 @@ mod tests {
 
         assert_eq!(settings.daemon.name(), "tcp://buildkit:1234");
         assert!(settings.is_exposed);
-        assert_eq!((settings.insecure, settings.disable_hmac), (false, false));
-        assert_eq!((settings.max_body, settings.max_log), (1 << 30, 4 << 20));
-        assert_eq!(settings.spool_limit, 4 << 30);
-        assert_eq!(settings.compression, Compression::default());
-        assert_eq!(settings.deployer, "deployer-fn");
-        assert!(settings.registry_config.ends_with(REGISTRY_SECRET));
+        assert_eq!(
+            (settings.build.insecure, settings.signatures.disable_hmac),
+            (false, false)
+        );
+        assert_eq!((settings.requests.max_body, settings.max_log), (1 << 30, 4 << 20));
+        assert_eq!(settings.requests.spool_limit, 4 << 30);
+        assert_eq!(settings.build.compression, Compression::default());
+        assert_eq!(settings.deployer.function, "deployer-fn");
+        assert!(settings.slots.is_none(), "the host limits the requests");
     }
 
     #[test]
-    fn everything_that_is_wrong_is_named_at_once() {
+    fn every_invalid_setting_is_named_at_once() {
         let problems = read(
             &[
                 ("buildkit_url", "http://buildkit"),
@@ -288,7 +336,7 @@ mod tests {
             ],
             Some(" \n"),
         )
-        .expect_err("all of it is wrong");
+        .expect_err("all are invalid");
 
         let text = problems.to_string();
         for part in [
@@ -297,9 +345,9 @@ mod tests {
             "max_body should be",
             "build_secrets_private_key_path cannot be used: ",
             "max_log should be a number of bytes, 16384 or more",
-            "spool_dir should name a folder",
+            "spool_dir should name a directory",
             "deployer should be the name",
-            "credential_helpers should name a folder",
+            "credential_helpers should name a directory",
             "allowed_frontends should be images",
             "sbom_generator should be an image",
             "deploy_timeout",
@@ -318,23 +366,26 @@ mod tests {
     }
 
     #[test]
-    fn calls_wait_where_they_are_told_to_and_there_is_a_limit() {
+    fn requests_wait_for_slots_only_with_queue_wait() {
         let read = |variables: &[(&str, &str)]| {
             let strings: HashMap<&str, &str> = variables.iter().copied().collect();
             let mut parser = Parser::new(&strings);
-            let places = places(&mut parser, Some(1));
-            parser.finish().map(|()| places)
+            let slots = slots(&mut parser, Some(1));
+            parser.finish().map(|()| slots)
         };
-        assert!(read(&[]).expect("settings").is_none(), "the host limits");
-        let places = read(&[("queue_wait", "1m"), ("queue_length", "0")])
+        assert!(
+            read(&[]).expect("settings").is_none(),
+            "the host limits the requests"
+        );
+        let slots = read(&[("queue_wait", "1m"), ("queue_length", "0")])
             .expect("settings")
-            .expect("places");
-        let _one = places.admit().expect("room");
-        assert!(places.full());
+            .expect("slots");
+        let _one = slots.admit().expect("admitted");
+        assert!(slots.is_full());
     }
 
     #[test]
-    fn without_signatures_no_secret_is_needed() {
+    fn the_payload_secret_is_needed_unless_hmac_is_disabled() {
         read(
             &[("buildkit_url", "unix:///run/b.sock"), ("disable_hmac", "true")],
             None,

@@ -1,14 +1,12 @@
-//! What of a build is told in its trace: the steps that BuildKit reports, and nothing that is secret.
+//! The trace of a build: the steps that BuildKit reports, as spans.
 //!
-//! The names of steps have the Dockerfile's own words in them, with variables replaced. So the values of secrets are hidden
-//! there, those of build arguments too, and of a here-document there is only its first line. How spans are made and where
-//! they go is the host's: [`function_host::trace`].
+//! The names of steps contain the Dockerfile's own words, with variables replaced. The values of secrets and of build
+//! arguments are therefore masked ([`TraceMask`](crate::redact::TraceMask)), and of a here-document only the first line is
+//! shown. The host creates and exports spans: [`function_host::trace`].
 
-mod cover;
-mod steps;
+mod step_spans;
 
-pub use cover::Cover;
-pub use steps::Steps;
+pub(crate) use step_spans::StepSpans;
 
 use function_host::ErrorChain;
 use function_host::trace::Span;
@@ -16,12 +14,12 @@ use function_host::trace::Span;
 use crate::error::Error;
 use crate::request::RequestError;
 
-/// It failed, for this reason. Nothing of what was sent is repeated.
-pub(crate) fn failed(span: &Span, error: &Error) {
+/// Marks the span of receiving a request as failed. Repeats nothing of what a Dockerfile contains.
+pub(crate) fn fail_receive(span: &Span, error: &Error) {
     if span.is_recording() {
         match error {
             Error::Request(RequestError::Frontend(_)) => {
-                span.mark_failed("the Dockerfile wants to be read by a frontend that is not allowed");
+                span.mark_failed("the Dockerfile names a frontend that is not allowed");
             }
             error => span.mark_failed(ErrorChain(error)),
         }

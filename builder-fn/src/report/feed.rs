@@ -1,79 +1,83 @@
-//! The lines of one build on their way to a reader, who may be slower than they come.
+//! The log of a build whose answer is streamed: a bounded queue between the build and the answer's reader.
 //!
-//! Three things are bounded. Lines that wait to be read take little memory, and the oldest are lost when there are more:
-//! the reader is told how many. What is passed on as it happens is three quarters of what a log may have. Of what comes
-//! after that the end is kept, and passed on once the build is over, because it says how the build went.
+//! Three things are limited. Lines that wait for the reader take little memory: if there are more, the oldest are dropped,
+//! and the reader gets their number. Three quarters of the log's limit are passed on while the build runs. Of the lines
+//! after that, the last ones are kept and passed on when the build is over, because they say how it went.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::Sink;
-use super::lines::remark;
-use super::log::left_out;
-use super::ring::{Ring, cost};
+use super::LogSink;
+use super::bounded_log::left_out_notice;
+use super::line_formatter::notice;
+use super::ring::{LineRing, cost};
 
 /// Bytes of lines that may wait for the reader.
-const WAITING: usize = 256 << 10;
+const MAX_WAITING: usize = 256 << 10;
 
-/// Where lines go in and come out. Clones are the same feed.
+/// A queue of log lines. Clones share the queue: the build pushes into one, the reader takes from another.
 #[derive(Clone, Debug)]
-pub struct Feed {
+pub(crate) struct LogFeed {
     state: Arc<Mutex<State>>,
-    news: Arc<Notify>,
+    /// Notified when lines are pushed.
+    pushed: Arc<Notify>,
 }
 
 #[derive(Debug)]
 struct State {
-    waiting: Ring,
-    /// Bytes that may still be passed on as they come.
-    room: usize,
-    full: bool,
-    end: Ring,
+    waiting: LineRing,
+    /// Bytes that may still be passed on while the build runs.
+    live_room: usize,
+    is_live_full: bool,
+    /// The last lines of those that came when `live_room` was used up.
+    tail: LineRing,
     limit: usize,
 }
 
-impl Feed {
-    /// An empty one, of a log of at most `limit` bytes.
-    pub fn new(limit: usize) -> Self {
+impl LogFeed {
+    /// Creates an empty queue of a log with a limit of `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
         Self {
             state: Arc::new(Mutex::new(State {
-                waiting: Ring::new(WAITING),
-                room: limit - limit / 4,
-                full: false,
-                end: Ring::new(limit / 4),
+                waiting: LineRing::new(MAX_WAITING),
+                live_room: limit - limit / 4,
+                is_live_full: false,
+                tail: LineRing::new(limit / 4),
                 limit,
             })),
-            news: Arc::default(),
+            pushed: Arc::default(),
         }
     }
 
     /// Waits until there is a line to take.
-    pub(super) async fn some(&self) {
+    pub(super) async fn wait_for_lines(&self) {
         while !self.has_lines() {
-            self.news.notified().await;
+            self.pushed.notified().await;
         }
     }
 
-    /// Whether there is a line to take.
+    /// Returns whether there is a line to take.
     pub(super) fn has_lines(&self) -> bool {
         !self.lock().waiting.is_empty()
     }
 
-    /// Bytes of lines that wait to be taken.
+    /// Returns the cost of the lines that wait, in bytes.
     pub(super) fn held(&self) -> usize {
         self.lock().waiting.held()
     }
 
-    /// Takes lines for as long as `fits` says that the next one is wanted.
+    /// Takes lines as long as `fits` returns true for the next one.
     pub(super) fn take_while(&self, mut fits: impl FnMut(&str) -> bool) -> Vec<String> {
         let mut state = self.lock();
         let mut taken = Vec::new();
-        match state.waiting.take_lost() {
+        match state.waiting.take_evicted() {
             0 => {}
-            lost => {
-                let line = remark(&format!("… {lost} lines dropped: they were not read in time …"));
-                // Nothing is taken yet, so it is wanted.
+            dropped => {
+                let line = notice(&format!(
+                    "… {dropped} lines dropped: they were not read in time …"
+                ));
+                // The first line always fits; the call makes it count.
                 fits(&line);
                 taken.push(line);
             }
@@ -84,50 +88,50 @@ impl Feed {
         taken
     }
 
-    /// No more lines come: what was kept of the end may be taken now. True where there is any.
-    pub(super) fn end(&self) -> bool {
+    /// Makes the kept end of a log above its limit available, once the build is over and all other lines are taken.
+    /// Returns whether there is any.
+    pub(super) fn release_tail(&self) -> bool {
         let mut state = self.lock();
         let limit = state.limit;
-        let mut end = std::mem::replace(&mut state.end, Ring::new(0));
-        if end.is_empty() {
+        let mut tail = std::mem::replace(&mut state.tail, LineRing::new(0));
+        if tail.is_empty() {
             return false;
         }
-        // All that waited before has been taken.
-        state.waiting = Ring::new(usize::MAX);
-        match end.take_lost() {
+        state.waiting = LineRing::new(usize::MAX);
+        match tail.take_evicted() {
             0 => {}
-            lost => state.waiting.push(left_out(lost, limit)),
+            dropped => state.waiting.push(left_out_notice(dropped, limit)),
         }
-        while let Some(line) = end.pop() {
+        while let Some(line) = tail.pop() {
             state.waiting.push(line);
         }
         true
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Whole between its operations, whatever panicked elsewhere.
+        // Every operation leaves the state whole, even if a thread panicked while it held the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Sink for Feed {
+impl LogSink for LogFeed {
     fn push(&mut self, line: String) {
         let mut state = self.lock();
-        if !state.full && cost(&line) <= state.room {
-            state.room -= cost(&line);
+        if !state.is_live_full && cost(&line) <= state.live_room {
+            state.live_room -= cost(&line);
             state.waiting.push(line);
         } else {
-            if !state.full {
-                state.full = true;
+            if !state.is_live_full {
+                state.is_live_full = true;
                 let limit = state.limit;
-                let text =
-                    format!("… a log may have {limit} bytes; its end follows when the build is over …");
-                state.waiting.push(remark(&text));
+                state.waiting.push(notice(&format!(
+                    "… a log may have {limit} bytes; its end follows when the build is over …"
+                )));
             }
-            state.end.push(line);
+            state.tail.push(line);
         }
         drop(state);
-        self.news.notify_one();
+        self.pushed.notify_one();
     }
 }
 
@@ -135,17 +139,17 @@ impl Sink for Feed {
 mod tests {
     use super::*;
 
-    fn all(feed: &Feed) -> Vec<String> {
+    fn take_all(feed: &LogFeed) -> Vec<String> {
         feed.take_while(|_| true)
     }
 
     #[tokio::test]
-    async fn lines_come_out_as_they_went_in() {
-        let mut feed = Feed::new(1 << 20);
+    async fn lines_are_taken_in_the_order_in_which_they_were_pushed() {
+        let mut feed = LogFeed::new(1 << 20);
         let reader = feed.clone();
         let reading = tokio::spawn(async move {
-            reader.some().await;
-            all(&reader)
+            reader.wait_for_lines().await;
+            take_all(&reader)
         });
         feed.push("one".into());
 
@@ -155,52 +159,52 @@ mod tests {
         let mut room = 1;
         let first = feed.take_while(|_| std::mem::replace(&mut room, 0) == 1);
         assert_eq!(
-            (first, all(&feed)),
+            (first, take_all(&feed)),
             (vec!["two".to_owned()], vec!["three".to_owned()])
         );
-        assert!(!feed.end());
+        assert!(!feed.release_tail());
     }
 
     #[test]
-    fn lines_that_are_not_read_are_lost_from_the_oldest_and_counted() {
-        let mut feed = Feed::new(usize::MAX);
+    fn the_oldest_lines_that_were_not_read_are_dropped_and_counted() {
+        let mut feed = LogFeed::new(usize::MAX);
         for number in 0..1_000_000 {
             feed.push(format!("line {number}"));
         }
 
-        assert!(feed.held() <= WAITING);
-        let lines = all(&feed);
-        let lost = 1_000_000 - (lines.len() - 1);
+        assert!(feed.held() <= MAX_WAITING);
+        let lines = take_all(&feed);
+        let dropped = 1_000_000 - (lines.len() - 1);
         assert!(
-            lines[0].starts_with("l: ") && lines[0].contains(&format!("… {lost} lines dropped")),
+            lines[0].starts_with("l: ") && lines[0].contains(&format!("… {dropped} lines dropped")),
             "{}",
             lines[0]
         );
-        assert_eq!(lines[1], format!("line {lost}"));
+        assert_eq!(lines[1], format!("line {dropped}"));
         assert_eq!(lines.last().map(String::as_str), Some("line 999999"));
     }
 
     #[test]
-    fn of_a_log_over_the_limit_the_end_comes_when_it_is_over() {
-        let mut feed = Feed::new(8 * cost("line 0"));
+    fn the_end_of_a_log_above_the_limit_follows_when_the_build_is_over() {
+        let mut feed = LogFeed::new(8 * cost("line 0"));
         for number in 0..10 {
             feed.push(format!("line {number}"));
             feed.push("x".repeat(40));
         }
 
-        let live = all(&feed);
+        let live = take_all(&feed);
         assert_eq!(live[0], "line 0");
         assert!(
             live.last().is_some_and(|line| line.contains("its end follows")),
             "{live:?}"
         );
-        assert!(feed.end());
-        let end = all(&feed);
+        assert!(feed.release_tail());
+        let tail = take_all(&feed);
         assert!(
-            end[0].contains("lines left out: a log may have 304 bytes"),
-            "{end:?}"
+            tail[0].contains("lines left out: a log may have 304 bytes"),
+            "{tail:?}"
         );
-        assert_eq!(end.last(), Some(&"x".repeat(40)));
-        assert!(!feed.end() && all(&feed).is_empty());
+        assert_eq!(tail.last(), Some(&"x".repeat(40)));
+        assert!(!feed.release_tail() && take_all(&feed).is_empty());
     }
 }

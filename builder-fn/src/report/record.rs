@@ -5,58 +5,58 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{MAX_LINE, Report, milliseconds};
+use super::{MAX_LINE, Report, serialize_in_milliseconds};
 
-/// Bytes of a record with all that frames it. OpenFaaS's SDK reads by lines, and stops for good, without a word, at one
-/// of 64 KiB.
-pub const MAX_RECORD: usize = (64 << 10) - 1;
+/// Bytes of the longest record, with its framing. OpenFaaS's SDK reads line by line, and silently stops at a line of
+/// 64 KiB.
+pub(crate) const MAX_RECORD: usize = (64 << 10) - 1;
 
-/// What a record needs besides its lines: names, a number, the frame.
+/// Bytes of a record besides its lines: names of fields, the duration, the framing.
 const FIELDS: usize = 256;
 
-/// As many bytes can the texts of a terminal record have, each.
+/// Bytes of the longest error text, and of the longest deployment, in a terminal record.
 const MAX_TEXT: usize = 16 << 10;
 
-// A byte of a line is six in JSON at the most, and a line has a time before its text: every one fits into a record.
+// JSON needs at most six bytes for a byte of a line, and a line has a timestamp before its text: every line fits.
 const _: () = assert!(6 * (MAX_LINE + 64) + FIELDS <= MAX_RECORD);
 
-/// How records follow each other.
+/// The framing of records in a streamed answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// `application/x-ndjson`: one to a line.
-    Lines,
-    /// `text/event-stream`: each is the data of an event. The Community gateway passes on nothing else as it comes.
-    Events,
+pub(crate) enum StreamFormat {
+    /// `application/x-ndjson`: one record per line.
+    Ndjson,
+    /// `text/event-stream`: one record per event. The Community Edition's gateway buffers every other media type.
+    EventStream,
 }
 
 #[derive(Serialize)]
 struct Progress<'a> {
     log: &'a [String],
     status: &'static str,
-    #[serde(serialize_with = "milliseconds")]
+    #[serde(serialize_with = "serialize_in_milliseconds")]
     duration: f64,
 }
 
-impl Format {
-    /// The media type.
-    pub fn media_type(self) -> &'static str {
+impl StreamFormat {
+    /// Returns the media type.
+    pub(crate) fn media_type(self) -> &'static str {
         match self {
-            Self::Lines => "application/x-ndjson",
-            Self::Events => "text/event-stream",
+            Self::Ndjson => "application/x-ndjson",
+            Self::EventStream => "text/event-stream",
         }
     }
 
-    /// A record of a build that runs.
-    pub(super) fn progress(self, log: &[String], since: Duration) -> Bytes {
+    /// Returns a record of a running build. `elapsed` counts from the arrival of the request.
+    pub(super) fn progress(self, log: &[String], elapsed: Duration) -> Bytes {
         self.frame(&Progress {
             log,
             status: "in_progress",
-            duration: since.as_secs_f64(),
+            duration: elapsed.as_secs_f64(),
         })
     }
 
-    /// The last record.
-    pub fn terminal(self, mut report: Report) -> Bytes {
+    /// Returns the terminal record: `report` without its log, and with texts cut to fit.
+    pub(crate) fn terminal(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {
             shorten(error);
@@ -64,7 +64,7 @@ impl Format {
         if let Some(deployment) = &mut report.deployment
             && deployment.to_string().len() > MAX_TEXT
         {
-            // A deployer of ours never says as much. What matters is how it ended.
+            // Slipway's deployer sends less. Of another answer, the status is what a client needs.
             let status = deployment["status"].take();
             let reason = "the deployer's answer is too long to be repeated here";
             *deployment = serde_json::json!({"status": status, "reasons": [reason]});
@@ -76,22 +76,22 @@ impl Format {
         // Texts and numbers: this cannot fail.
         let json = serde_json::to_vec(record).unwrap_or_default();
         match self {
-            Self::Lines => [&json[..], b"\n"].concat().into(),
-            Self::Events => [b"data: ", &json[..], b"\n\n"].concat().into(),
+            Self::Ndjson => [&json[..], b"\n"].concat().into(),
+            Self::EventStream => [b"data: ", &json[..], b"\n\n"].concat().into(),
         }
     }
 }
 
-/// Room for the lines of one record.
-pub(super) struct Room(usize);
+/// The space left for lines in one record, in bytes.
+pub(super) struct RecordSpace(usize);
 
-impl Room {
+impl RecordSpace {
     pub(super) fn new() -> Self {
         Self(MAX_RECORD - FIELDS)
     }
 
-    /// Whether `line` fits in as well; then it has its place.
-    pub(super) fn fits(&mut self, line: &str) -> bool {
+    /// Takes the space for `line`. Returns false, and takes nothing, if it does not fit.
+    pub(super) fn take(&mut self, line: &str) -> bool {
         // Quotes and a comma.
         let left = self.0.checked_sub(escaped_len(line) + 3);
         self.0 = left.unwrap_or(self.0);
@@ -99,7 +99,7 @@ impl Room {
     }
 }
 
-/// Bytes of `text` in a JSON string.
+/// Returns how many bytes `text` has within a JSON string.
 fn escaped_len(text: &str) -> usize {
     let escaped = |byte| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
@@ -109,7 +109,7 @@ fn escaped_len(text: &str) -> usize {
     text.bytes().map(escaped).sum()
 }
 
-/// Cuts `text` to what a record has room for.
+/// Cuts `text` to [`MAX_TEXT`] bytes of JSON, and appends how many bytes were cut off.
 fn shorten(text: &mut String) {
     if escaped_len(text) <= MAX_TEXT {
         return;
@@ -132,14 +132,14 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::report::Ending;
+    use crate::report::BuildStatus;
 
     fn failed(error: &str) -> Report {
         Report {
             log: Some(vec!["l: not here".into()]),
             image: Some("registry/hello:1".into()),
             digest: None,
-            status: Ending::Failed,
+            status: BuildStatus::Failed,
             error: Some(error.into()),
             deployment: None,
             duration: 1.5,
@@ -147,29 +147,29 @@ mod tests {
     }
 
     #[test]
-    fn records_are_what_clients_read() {
+    fn records_have_the_bytes_that_clients_read() {
         let log = ["l: a".to_owned()];
-        let since = Duration::from_millis(201);
+        let elapsed = Duration::from_millis(201);
         assert_eq!(
-            Format::Lines.progress(&log, since),
+            StreamFormat::Ndjson.progress(&log, elapsed),
             "{\"log\":[\"l: a\"],\"status\":\"in_progress\",\"duration\":0.201}\n"
         );
         assert_eq!(
-            Format::Events.progress(&[], since),
+            StreamFormat::EventStream.progress(&[], elapsed),
             "data: {\"log\":[],\"status\":\"in_progress\",\"duration\":0.201}\n\n"
         );
         assert_eq!(
-            Format::Lines.terminal(failed("exit code: 3")),
+            StreamFormat::Ndjson.terminal(failed("exit code: 3")),
             "{\"image\":\"registry/hello:1\",\"status\":\"failed\",\"error\":\"exit code: 3\",\"duration\":1.5}\n"
         );
     }
 
     #[test]
-    fn a_terminal_record_is_short_enough_whatever_is_in_it() {
+    fn a_terminal_record_is_below_64_kib_whatever_it_contains() {
         for filling in ["x", "ü", "\u{1}", "\"", "\n"] {
             let mut report = failed(&filling.repeat(100_000));
             report.deployment = Some(json!({"status": "failed", "reasons": [filling.repeat(100_000)]}));
-            let record = Format::Events.terminal(report);
+            let record = StreamFormat::EventStream.terminal(report);
 
             assert!(record.len() <= MAX_RECORD, "{filling:?}: {}", record.len());
             let json: Value = serde_json::from_slice(&record["data: ".len()..]).expect("JSON");
@@ -186,13 +186,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
-        fn lines_that_fit_make_a_record_that_is_read_whole(lines in prop::collection::vec(".{0,2000}|\u{1}{0,8000}", 0..60)) {
-            let mut room = Room::new();
-            let fitting: Vec<_> = lines.into_iter().take_while(|line| room.fits(line)).collect();
-            for format in [Format::Lines, Format::Events] {
+        fn a_record_of_lines_that_fit_is_one_line_below_64_kib(lines in prop::collection::vec(".{0,2000}|\u{1}{0,8000}", 0..60)) {
+            let mut space = RecordSpace::new();
+            let fitting: Vec<_> = lines.into_iter().take_while(|line| space.take(line)).collect();
+            for format in [StreamFormat::Ndjson, StreamFormat::EventStream] {
                 let record = format.progress(&fitting, Duration::MAX);
                 prop_assert!(record.len() <= MAX_RECORD);
-                prop_assert_eq!(record.iter().filter(|byte| **byte == b'\n').count(), if format == Format::Lines { 1 } else { 2 });
+                prop_assert_eq!(record.iter().filter(|byte| **byte == b'\n').count(), if format == StreamFormat::Ndjson { 1 } else { 2 });
             }
             for line in &fitting {
                 prop_assert_eq!(escaped_len(line) + 2, serde_json::to_string(line).expect("JSON").len());

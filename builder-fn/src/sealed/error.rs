@@ -1,43 +1,44 @@
-//! Why secrets cannot be opened, and whose doing that is.
+//! Why sealed secrets cannot be opened, and who can fix it.
 
 use function_host::secret::SecretError;
 
 use super::{MAX_SECRETS, MAX_VALUE};
 
-/// Why secrets cannot be opened. Names them, and never says anything of their values.
+/// Why sealed secrets cannot be opened. The texts name secrets and never contain their values.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    /// The key's file is not there, or cannot be read.
+    /// The key's file is missing or unreadable.
     #[error("the builder cannot open sealed secrets")]
     Key(#[source] SecretError),
-    /// The key's file has something else in it.
+    /// The key's file does not contain a key.
     #[error("the builder's key for sealed secrets should be 32 bytes in base64")]
     KeyFormat,
-    /// Not YAML, or not with these fields.
+    /// The file is not YAML, or not a mapping with the fields of an envelope.
     #[error("com.openfaas.secrets is not an envelope of sealed secrets{}", line.map(|line| format!(" (line {line})")).unwrap_or_default())]
     Envelope {
-        /// Where it was noticed.
+        /// The line where parsing failed.
         line: Option<u64>,
     },
-    /// A field that is missing, or has a value that is not known.
+    /// A field is missing, or has an unknown value.
     #[error("{field} in com.openfaas.secrets should be {should_be}")]
     Field {
-        /// Its name.
+        /// The field's name.
         field: &'static str,
-        /// What would be right.
+        /// The valid value.
         should_be: &'static str,
     },
-    /// Sealed to another key.
+    /// The envelope was sealed to another key.
     #[error(
-        "com.openfaas.secrets was sealed to key {found:?}, and the key of this builder is {own:?}; GET /publickey has it"
+        "com.openfaas.secrets was sealed to key {found:?}, and the key of this builder is {own:?}; seal it to the key of \
+         GET /publickey"
     )]
     OtherKey {
-        /// The envelope's.
+        /// The envelope's key id.
         found: String,
-        /// Ours.
+        /// The builder's key id.
         own: String,
     },
-    /// A name that no `RUN --mount=type=secret,id=` could have.
+    /// A name that no `RUN --mount=type=secret,id=` can have.
     #[error(
         "{name:?} in com.openfaas.secrets cannot be the name of a secret: letters, digits, '.', '_' and '-', up to 253 of them"
     )]
@@ -45,31 +46,31 @@ pub enum SealError {
         /// The name.
         name: String,
     },
-    /// Too many of them.
+    /// The envelope has more secrets than any build needs.
     #[error("com.openfaas.secrets has {count} secrets; {MAX_SECRETS} are allowed")]
     TooMany {
-        /// How many.
+        /// The number of secrets.
         count: usize,
     },
-    /// Larger than what BuildKit takes.
+    /// A value is larger than BuildKit accepts.
     #[error("the secret {name:?} in com.openfaas.secrets is larger than {MAX_VALUE} bytes")]
     TooLarge {
-        /// Which.
+        /// The secret's name.
         name: String,
     },
-    /// Damaged, or sealed to another key that claims to be this one.
+    /// A value is damaged, or was sealed to another key although the envelope names this one.
     #[error(
         "the secret {name:?} in com.openfaas.secrets cannot be opened: it is damaged, or was sealed to another key"
     )]
     Damaged {
-        /// Which.
+        /// The secret's name.
         name: String,
     },
 }
 
 impl SealError {
-    /// Whether it is not the caller's doing.
-    pub fn is_ours(&self) -> bool {
+    /// Returns whether the operator can fix it, and not the caller.
+    pub(crate) fn is_platforms(&self) -> bool {
         matches!(self, Self::Key(_) | Self::KeyFormat)
     }
 }

@@ -1,4 +1,4 @@
-//! Secrets as a build has them.
+//! Opened secrets.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,9 +7,10 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::buildkit::SecretStore;
-use crate::report::Mask;
+use crate::redact::Mask;
 
-/// Opened secrets, by name. Values are overwritten when the last clone goes, and not shown by `Debug`.
+/// The secrets of one build, by name. Clones share the values, which are overwritten when the last clone is dropped.
+/// `Debug` shows the names only.
 #[derive(Clone, Default)]
 pub struct BuildSecrets {
     values: Arc<BTreeMap<String, Zeroizing<Vec<u8>>>>,
@@ -19,13 +20,13 @@ pub struct BuildSecrets {
 impl BuildSecrets {
     pub(super) fn new(values: BTreeMap<String, Zeroizing<Vec<u8>>>) -> Self {
         Self {
-            mask: Mask::of(values.values().map(|value| value.as_slice())),
+            mask: Mask::new(values.values().map(|value| value.as_slice())),
             values: Arc::new(values),
         }
     }
 
-    /// What hides them where they are not to be seen.
-    pub fn mask(&self) -> &Mask {
+    /// Returns the mask for everything that the build reports.
+    pub(crate) fn mask(&self) -> &Mask {
         &self.mask
     }
 }

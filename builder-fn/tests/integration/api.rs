@@ -1,8 +1,8 @@
-//! A request, from its bytes to the answer.
+//! Build requests, from their bytes to their answers.
 
 use std::time::Duration;
 
-use builder_fn::places::Places;
+use builder_fn::slots::BuildSlots;
 use function_host::Body;
 use function_host::http::Method;
 use function_host::signature::sign;
@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::daemon;
 use crate::job::log;
 use crate::setting::{Answer, Setting, key, post, tar, tar_of};
+use crate::{daemon, soon};
 
 /// Sends `tar` in the background.
 fn build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
@@ -21,7 +21,7 @@ fn build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
 }
 
 #[tokio::test]
-async fn a_signed_tar_becomes_an_image_and_a_result() {
+async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
     let answer = build(
@@ -79,7 +79,7 @@ async fn a_signed_tar_becomes_an_image_and_a_result() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_not_to_be_pushed_is_only_built() {
+async fn skip_push_builds_without_pushing() {
     let (daemon, mut calls) = daemon::start();
     let answer = build(&Setting::new(daemon), tar(json!({"skipPush": true})));
     let (solve, status, _session) = calls.build().await;
@@ -92,7 +92,7 @@ async fn an_image_that_is_not_to_be_pushed_is_only_built() {
 }
 
 #[tokio::test]
-async fn what_is_not_signed_or_not_in_order_never_reaches_the_daemon() {
+async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
     let good = tar(json!({}));
@@ -153,7 +153,7 @@ async fn what_is_not_signed_or_not_in_order_never_reaches_the_daemon() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_not_read_on() {
+async fn a_body_above_the_limit_is_not_read_to_its_end() {
     let (daemon, _calls) = daemon::start();
     let setting = Setting::new(daemon);
     let endless = tokio_stream::iter(std::iter::repeat_with(|| Ok(vec![0; 64 << 10].into())));
@@ -174,7 +174,7 @@ async fn a_body_that_is_too_large_is_not_read_on() {
 }
 
 #[tokio::test]
-async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_words() {
+async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
     let (daemon, mut calls) = daemon::start();
     let answer = build(&Setting::new(daemon), tar(json!({})));
     let (solve, status, _session) = calls.build().await;
@@ -202,7 +202,7 @@ async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_words() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_is_down_or_disappears_is_502() {
+async fn a_daemon_that_is_down_or_lost_is_502() {
     let nowhere = "unix:///nowhere/buildkitd.sock".parse().expect("address");
     let answer = Setting::new(builder_fn::buildkit::Daemon::at(nowhere))
         .build(tar(json!({})))
@@ -226,7 +226,7 @@ async fn a_daemon_that_is_down_or_disappears_is_502() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_that_runs_past_its_limit_is_cancelled_and_422() {
+async fn a_build_that_exceeds_its_timeout_is_cancelled_and_422() {
     let (daemon, mut calls) = daemon::start();
     let answer = build(&Setting::new(daemon), tar(json!({"timeout": "90s"})));
     let (mut solve, status, _session) = calls.build().await;
@@ -237,12 +237,12 @@ async fn a_build_that_runs_past_its_limit_is_cancelled_and_422() {
     assert_eq!(begun.elapsed().as_secs(), 90);
     assert_eq!(answer.status, 422);
     assert_eq!(answer.body["error"], "the build ran past its time limit of 1m30s");
-    solve.reply.closed().await;
-    status.events.closed().await;
+    soon(solve.reply.closed()).await;
+    soon(status.events.closed()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_that_is_interrupted_by_the_end_of_the_process_says_so_in_time() {
+async fn a_build_that_a_shutdown_interrupts_is_answered_before_the_process_ends() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
     let answer = build(&setting, tar(json!({})));
@@ -253,42 +253,46 @@ async fn a_build_that_is_interrupted_by_the_end_of_the_process_says_so_in_time()
     let answer = answer.await.expect("no panic");
 
     assert!(Instant::now() < deadline);
-    assert_eq!(answer.status, 502, "a queue tries again");
+    assert_eq!(answer.status, 502, "a queue retries");
     assert_eq!(
         answer.body["error"],
         "the builder is shutting down and ended the build; try again"
     );
-    solve.reply.closed().await;
+    soon(solve.reply.closed()).await;
 }
 
 #[tokio::test]
-async fn a_builder_that_is_being_ended_begins_no_build() {
+async fn a_builder_that_is_shutting_down_starts_no_build() {
     let (daemon, _calls) = daemon::start();
     let setting = Setting::new(daemon);
     setting.begin_shutdown(Instant::now() + Duration::from_secs(30));
 
-    let refused = setting.build(tar(json!({}))).await;
+    let rejected = setting.build(tar(json!({}))).await;
 
-    assert_eq!(refused.status, 429, "another builder is to be asked");
+    assert_eq!(rejected.status, 429, "another builder may accept it");
     assert!(
-        refused.body.to_string().contains("is being ended"),
+        rejected.body.to_string().contains("is shutting down"),
         "{}",
-        refused.body
+        rejected.body
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_finds_no_place_waits_for_one_and_is_told_when_there_is_none() {
+async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_places(Places::new(1, Duration::from_secs(60), 1));
+    let setting = Setting::new(daemon).with_slots(BuildSlots::new(1, Duration::from_secs(60), 1));
     let first = build(&setting, tar(json!({})));
     let (solve, status, _session) = calls.build().await;
     let begun = Instant::now();
     let second = build(&setting, tar(json!({"noCache": true})));
     tokio::task::yield_now().await;
 
-    let refused = setting.send(post(Body::empty(), None)).await;
-    assert_eq!(refused.status(), 429, "one builds, one waits, and no more");
+    let rejected = setting.send(post(Body::empty(), None)).await;
+    assert_eq!(
+        rejected.status(),
+        429,
+        "one builds, one waits, and a third is rejected"
+    );
     let second = second.await.expect("no panic");
     assert_eq!((second.status, begun.elapsed().as_secs()), (429, 60));
 
@@ -304,41 +308,40 @@ async fn who_finds_no_place_waits_for_one_and_is_told_when_there_is_none() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_takes_its_build_along() {
+async fn a_build_is_cancelled_when_its_caller_disconnects() {
     let (daemon, mut calls) = daemon::start();
     let answer = build(&Setting::new(daemon), tar(json!({})));
     let (mut solve, status, session) = calls.build().await;
 
     answer.abort();
 
-    solve.reply.closed().await;
-    status.events.closed().await;
-    session
-        .ended_by_client
+    soon(solve.reply.closed()).await;
+    soon(status.events.closed()).await;
+    soon(session.ended_by_client)
         .await
         .expect("the client ends the session");
 }
 
 #[tokio::test]
-async fn the_same_call_has_the_same_name_at_the_daemon_and_another_body_has_not() {
+async fn only_the_same_body_of_the_same_call_has_the_same_reference_in_buildkit() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
-    let mut names = Vec::new();
+    let mut references = Vec::new();
     for changes in [json!({}), json!({}), json!({"noCache": true})] {
         let answer = build(&setting, tar(changes));
         let (solve, status, _session) = calls.build().await;
-        names.push(solve.request.r#ref.clone());
+        references.push(solve.request.r#ref.clone());
         drop(status);
         solve.succeed("sha256:12");
         assert_eq!(answer.await.expect("no panic").status, 200);
     }
 
-    assert_eq!(names[0], names[1]);
-    assert_ne!(names[0], names[2]);
+    assert_eq!(references[0], references[1]);
+    assert_ne!(references[0], references[2]);
 }
 
 #[tokio::test]
-async fn other_paths_and_methods_are_told_what_there_is() {
+async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
     let (daemon, _calls) = daemon::start();
     let setting = Setting::new(daemon);
     for (method, path, status, error) in [

@@ -1,10 +1,10 @@
-//! builder-fn against a BuildKit daemon that lives in the test: what no real one does on demand, it does.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test may")]
+//! Integration tests: builder-fn with a fake BuildKit daemon, which fails, stalls and disconnects on demand.
+#![expect(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 mod api;
-mod chain;
 mod daemon;
 mod files;
+mod hand_over;
 mod harness;
 mod hostile;
 mod job;
@@ -14,9 +14,18 @@ mod setting;
 mod streams;
 mod traces;
 
+use std::time::Duration;
+
 use builder_fn::buildkit::SharedKeys;
 use builder_fn::metrics::Metrics;
 use function_host::prometheus::Registry;
+
+/// Waits for `future`, and panics instead of hanging if it does not complete.
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("it completes")
+}
 
 fn shared_keys() -> SharedKeys {
     SharedKeys::new(Metrics::register(&Registry::new()).expect("metrics").sent_bytes())

@@ -1,18 +1,18 @@
-//! What a request meets and brings: secrets, a builder at a daemon, a signed tar.
+//! The setting of a test: secrets, a builder with a fake daemon, signed tars.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use builder_fn::build::Builder;
+use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::buildkit::{Daemon, EventTimeouts};
-use builder_fn::chain::{Chain, Via};
-use builder_fn::compression::Compression;
 use builder_fn::context::SpoolQuota;
+use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
-use builder_fn::places::Places;
-use builder_fn::request;
+use builder_fn::request::RequestLimits;
 use builder_fn::sealed::SealKey;
+use builder_fn::settings::SignatureSettings;
+use builder_fn::slots::BuildSlots;
 use function_host::http::Method;
 use function_host::prometheus::Registry;
 use function_host::signature::{HmacKeys, sign};
@@ -30,13 +30,13 @@ pub(crate) const CALL_ID: &str = "call-1";
 
 const PAYLOAD_KEY: &str = "payload key";
 
-/// Largest body, in bytes.
+/// Limit on bodies, in bytes.
 const MAX_BODY: u64 = 1 << 20;
 
-/// Largest log, in bytes.
+/// Limit on logs, in bytes.
 const MAX_LOG: usize = 1 << 20;
 
-/// A builder and all it needs. Clones are the same builder.
+/// A builder and everything it needs. Clones share the builder.
 #[derive(Clone)]
 pub(crate) struct Setting {
     api: Api,
@@ -45,7 +45,7 @@ pub(crate) struct Setting {
     trigger: Arc<dyn Fn(Instant) + Send + Sync>,
 }
 
-/// A status and the JSON with it.
+/// A status and its JSON body.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -53,46 +53,51 @@ pub(crate) struct Answer {
 }
 
 impl Setting {
-    /// A builder at `daemon`, whose gateway is nowhere.
+    /// Creates a builder with `daemon`, and with a gateway that does not answer.
     pub(crate) fn new(daemon: Daemon) -> Self {
         Self::with_gateway(daemon, "http://127.0.0.1:9")
     }
 
-    /// A builder at `daemon`, behind the gateway at `gateway`.
+    /// Creates a builder with `daemon`, and with the gateway at `gateway`.
     pub(crate) fn with_gateway(daemon: Daemon, gateway: &str) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::write(folder.path().join("payload-secret"), format!("{PAYLOAD_KEY}\n")).expect("secret");
         let secrets = Secrets::new(folder.path());
         let gateway = Gateway::new(gateway, secrets.clone()).expect("gateway");
         let (trigger, shutdown) = Shutdown::new();
-        let chain = Chain {
+        let deployer = Deployer {
             gateway: gateway.clone(),
             secrets: secrets.clone(),
-            deployer: "deployer-fn".into(),
-            via: Via::default(),
-            timeout: Duration::from_secs(60),
+            settings: DeployerSettings {
+                function: "deployer-fn".into(),
+                via: DeployVia::default(),
+                timeout: Duration::from_secs(60),
+            },
         };
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
         let builder = Builder {
             daemon,
             credentials: Arc::new(OneRegistry),
-            insecure: true,
-            sbom_generator: None,
-            compression: Compression::default(),
+            settings: BuildSettings {
+                insecure: true,
+                ..BuildSettings::default()
+            },
             keys: shared_keys(),
-            chain,
+            deployer,
             timeouts: EventTimeouts::default(),
-            places: Places::unlimited(),
+            slots: BuildSlots::unlimited(),
             metrics: metrics.clone(),
         };
         let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes());
         let api = Api {
             builder,
-            limits: request::RequestLimits::new(MAX_BODY, folder.path(), quota),
-            disable_hmac: false,
-            accept_sha1: true,
+            limits: RequestLimits::new(MAX_BODY, folder.path(), quota),
+            signatures: SignatureSettings {
+                disable_hmac: false,
+                accept_sha1: true,
+            },
             max_log: MAX_LOG,
-            seal: None,
+            seal_key: None,
             metrics,
         };
         Self {
@@ -103,18 +108,19 @@ impl Setting {
         }
     }
 
-    /// The same builder with these places.
-    pub(crate) fn with_places(mut self, places: Places) -> Self {
-        self.api.builder.places = places;
+    /// Sets the build slots.
+    pub(crate) fn with_slots(mut self, slots: BuildSlots) -> Self {
+        self.api.builder.slots = slots;
         self
     }
 
-    /// The same, with another way to the deployer.
-    pub(crate) fn via(mut self, via: Via) -> Self {
-        self.api.builder.chain.via = via;
+    /// Sets how hand-overs reach the deployer.
+    pub(crate) fn via(mut self, via: DeployVia) -> Self {
+        self.api.builder.deployer.settings.via = via;
         self
     }
 
+    /// Writes a secret.
     pub(crate) fn secret(&self, name: &str, content: &str) {
         std::fs::write(self.secrets.path().join(name), content).expect("secret");
     }
@@ -123,7 +129,7 @@ impl Setting {
     pub(crate) fn with_seal(mut self, key: &str) -> Self {
         self.secret("build-secrets-key", key);
         let path = self.secrets.path().join("build-secrets-key");
-        self.api.seal = Some(SealKey::at(&path));
+        self.api.seal_key = Some(SealKey::at(&path));
         self
     }
 
@@ -138,7 +144,7 @@ impl Setting {
             .expect("an answer")
     }
 
-    /// Sends `tar`, signed, and asks for records.
+    /// Sends `tar`, signed, and returns its streamed answer.
     pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> Records {
         let signature = sign(&key(PAYLOAD_KEY), &tar);
         let mut request = post(tar, Some(&signature));
@@ -150,12 +156,12 @@ impl Setting {
         Records(response.into_body())
     }
 
-    /// Sends `tar`, signed.
+    /// Sends `tar`, signed, and returns its answer.
     pub(crate) async fn build(&self, tar: Vec<u8>) -> Answer {
         Answer::read(self.answer(tar).await).await
     }
 
-    /// Sends `tar`, signed, and does not read the answer.
+    /// Sends `tar`, signed, and returns its answer unread.
     pub(crate) async fn answer(&self, tar: Vec<u8>) -> Response {
         let signature = sign(&key(PAYLOAD_KEY), &tar);
         self.send(post(tar, Some(&signature))).await
@@ -168,7 +174,7 @@ impl Answer {
         let body = response.into_body().collect().await.expect("body").to_bytes();
         Self {
             status,
-            // 429 is text, as queues expect it.
+            // A 429 is plain text.
             body: match status {
                 429 => Value::String(String::from_utf8_lossy(&body).into_owned()),
                 _ => serde_json::from_slice(&body).expect("JSON"),
@@ -181,7 +187,7 @@ impl Answer {
 pub(crate) struct Records(ResponseBody);
 
 impl Records {
-    /// The next record, as it was sent.
+    /// Reads the next record, with its framing.
     pub(crate) async fn bytes(&mut self) -> Option<Bytes> {
         let frame = self.0.frame().await?.expect("no error");
         let bytes = frame.into_data().expect("data");
@@ -189,14 +195,14 @@ impl Records {
         Some(bytes)
     }
 
-    /// The next record of a stream of lines.
+    /// Reads the next record of an NDJSON stream.
     pub(crate) async fn next(&mut self) -> Option<Value> {
         let bytes = self.bytes().await?;
         let line = bytes.strip_suffix(b"\n").expect("a line");
         Some(serde_json::from_slice(line).expect("one JSON value"))
     }
 
-    /// The lines that are still to come, and the terminal record.
+    /// Reads to the end. Returns the remaining lines and the terminal record.
     pub(crate) async fn rest(mut self) -> (Vec<String>, Value) {
         let mut lines = Vec::new();
         while let Some(mut record) = self.next().await {
@@ -226,7 +232,7 @@ pub(crate) fn post(body: impl Into<Body>, signature: Option<&str>) -> Request {
     request
 }
 
-/// A tar whose configuration is the least one with `changes`.
+/// Returns a tar with a minimal config and `changes` to it.
 pub(crate) fn tar(changes: Value) -> Vec<u8> {
     let mut config = json!({"image": "registry:5000/hello:1"});
     for (key, value) in changes.as_object().expect("an object") {
@@ -239,6 +245,7 @@ pub(crate) fn tar(changes: Value) -> Vec<u8> {
     ])
 }
 
+/// Returns a tar with these files.
 pub(crate) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {

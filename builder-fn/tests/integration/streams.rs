@@ -1,4 +1,4 @@
-//! Answers that are read while the build runs.
+//! Streamed answers.
 
 use std::time::Duration;
 
@@ -8,41 +8,37 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::chain::{gateway, succeed};
-use crate::daemon;
+use crate::hand_over::{gateway, succeed};
 use crate::job::log;
 use crate::setting::{Answer, Setting, key, post, tar, tar_of};
+use crate::{daemon, soon};
 
 const LINES: &str = "application/x-ndjson";
 
 #[tokio::test]
-async fn records_come_as_things_happen_and_the_last_one_says_how_it_ended() {
+async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
     let (daemon, mut calls) = daemon::start();
     let mut records = Setting::new(daemon)
         .stream(tar(json!({"surprise": 1})), LINES)
         .await;
 
-    let first = records
-        .next()
-        .await
-        .expect("a record before the daemon has said anything");
+    let first = records.next().await.expect("a record before the first event");
     assert_eq!(first["status"], "in_progress");
     let (solve, status, _session) = calls.build().await;
-    // The warning is the first line, in whichever record.
     status
         .events
         .send(Ok(log("compiling\n")))
         .await
         .expect("listening");
-    let mut told = Vec::new();
-    while !told
+    let mut lines = Vec::new();
+    while !lines
         .iter()
         .any(|line: &Value| line == "l: 1970-01-01T00:00:00Z compiling")
     {
         let record = records.next().await.expect("a record while the build runs");
         assert_eq!(record["status"], "in_progress");
         assert!(record["duration"].is_f64());
-        told.extend(record["log"].as_array().expect("lines").clone());
+        lines.extend(record["log"].as_array().expect("lines").clone());
     }
     status.events.send(Ok(log("done\n"))).await.expect("listening");
     drop(status);
@@ -58,7 +54,7 @@ async fn records_come_as_things_happen_and_the_last_one_says_how_it_ended() {
 }
 
 #[tokio::test]
-async fn events_are_framed_as_a_browser_reads_them() {
+async fn an_event_stream_has_the_framing_that_browsers_read() {
     let (daemon, mut calls) = daemon::start();
     let mut records = Setting::new(daemon)
         .stream(tar(json!({})), "text/event-stream")
@@ -108,7 +104,7 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_limit_and_the_end_of_the_process_end_in_a_terminal_record() {
+async fn a_timeout_and_a_shutdown_end_in_a_terminal_record() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
     let records = setting.stream(tar(json!({"timeout": "90s"})), LINES).await;
@@ -116,7 +112,7 @@ async fn the_time_limit_and_the_end_of_the_process_end_in_a_terminal_record() {
     let (lines, last) = records.rest().await;
     assert_eq!(last["error"], "the build ran past its time limit of 1m30s");
     assert_eq!(lines, [""; 0]);
-    solve.reply.closed().await;
+    soon(solve.reply.closed()).await;
 
     let records = setting.stream(tar(json!({})), LINES).await;
     let (mut solve, _status, _session) = calls.build().await;
@@ -128,15 +124,14 @@ async fn the_time_limit_and_the_end_of_the_process_end_in_a_terminal_record() {
         last["error"],
         "the builder is shutting down and ended the build; try again"
     );
-    solve.reply.closed().await;
+    soon(solve.reply.closed()).await;
 }
 
 #[tokio::test]
-async fn what_fails_before_the_signature_holds_keeps_its_status_and_what_fails_after_it_is_told_in_the_stream()
- {
+async fn errors_before_the_signature_is_verified_keep_their_status_and_later_ones_are_streamed() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
-    let asking = |body: Vec<u8>, signature: Option<&str>| {
+    let request = |body: Vec<u8>, signature: Option<&str>| {
         let mut request = post(body, signature);
         let accept = LINES.parse().expect("header");
         request.headers_mut().insert("accept", accept);
@@ -145,12 +140,12 @@ async fn what_fails_before_the_signature_holds_keeps_its_status_and_what_fails_a
     let good = tar(json!({}));
     let wrong = sign(&key("another key"), &good);
     for signature in [None, Some("sha256=12"), Some(&wrong)] {
-        let answer = Answer::read(setting.send(asking(good.clone(), signature)).await).await;
+        let answer = Answer::read(setting.send(request(good.clone(), signature)).await).await;
         assert_eq!((answer.status, &answer.body["status"]), (401, &json!("failed")));
     }
     let large = vec![0; 2 << 20];
     let signature = sign(&key("payload key"), &large);
-    let answer = Answer::read(setting.send(asking(large, Some(&signature))).await).await;
+    let answer = Answer::read(setting.send(request(large, Some(&signature))).await).await;
     assert_eq!(answer.status, 413);
 
     let expired = tar(json!({"notAfter": "2020-01-01T00:00:00Z"}));
@@ -173,8 +168,8 @@ async fn what_fails_before_the_signature_holds_keeps_its_status_and_what_fails_a
 }
 
 #[tokio::test]
-async fn a_deployment_is_told_in_the_log_and_in_the_terminal_record() {
-    for (status, answer, ending) in [
+async fn a_deployment_is_in_the_log_and_in_the_terminal_record() {
+    for (status, answer, outcome) in [
         (200, r#"{"function":"hello","status":"ready"}"#, "success"),
         (422, r#"{"status":"refused","reasons":["it crashed"]}"#, "failed"),
     ] {
@@ -189,13 +184,13 @@ async fn a_deployment_is_told_in_the_log_and_in_the_terminal_record() {
 
         let (lines, last) = records.rest().await;
 
-        assert_eq!(last["status"], ending);
+        assert_eq!(last["status"], outcome);
         assert_eq!(
             last["deployment"],
             serde_json::from_str::<Value>(answer).expect("JSON")
         );
         let error = "the image was built and pushed, but not deployed: it crashed";
-        assert_eq!(last["error"] == error, ending == "failed");
+        assert_eq!(last["error"] == error, outcome == "failed");
         assert!(
             lines[0].starts_with("v: ") && lines[0].ends_with("Z [deploy] hello"),
             "{lines:?}"
@@ -208,7 +203,7 @@ async fn a_deployment_is_told_in_the_log_and_in_the_terminal_record() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_process_ends_a_deployment_with_a_terminal_record_too() {
+async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let (daemon, mut calls) = daemon::start();
@@ -218,15 +213,15 @@ async fn the_end_of_the_process_ends_a_deployment_with_a_terminal_record_too() {
         .stream(tar(json!({"deploy": {"service": "hello"}})), LINES)
         .await;
     succeed(&mut calls).await;
-    // A gateway that takes the request and never answers.
+    // The gateway accepts the request and never answers.
     let _connection = listener.accept().await.expect("a hand-over");
 
-    // Just as long as an answer is given time for: the deployment is ended at once.
+    // The time that is reserved for the answer: the deployment is ended immediately.
     setting.begin_shutdown(Instant::now() + Duration::from_secs(2));
 
     let (_, last) = records.rest().await;
     assert_eq!(last["status"], "failed");
-    assert_eq!(last["digest"], "sha256:12", "the image is there");
+    assert_eq!(last["digest"], "sha256:12", "the image exists");
     assert_eq!(last["deployment"]["status"], "failed");
     assert!(
         last["error"]
@@ -237,7 +232,7 @@ async fn the_end_of_the_process_ends_a_deployment_with_a_terminal_record_too() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_takes_the_build_along() {
+async fn a_build_is_cancelled_when_the_reader_disconnects() {
     let (daemon, mut calls) = daemon::start();
     let mut records = Setting::new(daemon).stream(tar(json!({})), LINES).await;
     records.next().await.expect("a record");
@@ -245,17 +240,15 @@ async fn a_reader_that_goes_away_takes_the_build_along() {
 
     drop(records);
 
-    solve.reply.closed().await;
-    status.events.closed().await;
-    session
-        .ended_by_client
+    soon(solve.reply.closed()).await;
+    soon(status.events.closed()).await;
+    soon(session.ended_by_client)
         .await
         .expect("the client ends the session");
 }
 
-/// Half a million lines, of which nothing is read until all are written.
 #[tokio::test]
-async fn a_reader_that_does_not_read_holds_neither_the_build_nor_memory() {
+async fn a_reader_that_does_not_read_blocks_no_build_and_costs_little_memory() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
     let records = setting.stream(tar(json!({})), LINES).await;
@@ -266,21 +259,20 @@ async fn a_reader_that_does_not_read_holds_neither_the_build_nor_memory() {
     }
     drop(status);
     solve.succeed("sha256:12");
-    // The build is over when the metrics say so; the reader has not begun.
     let (lines, last) = records.rest().await;
 
     assert_eq!(last["status"], "success");
     let held: usize = lines.iter().map(String::len).sum();
-    // What waits, and the end of what is over the limit of the log.
+    // The lines that wait, and the end of the log above its limit.
     assert!(held < (256 << 10) + (256 << 10), "{held} bytes");
-    let remarks: Vec<_> = lines.iter().filter(|line| line.contains('…')).collect();
-    assert_eq!(remarks.len(), 3, "{remarks:?}");
+    let notices: Vec<_> = lines.iter().filter(|line| line.contains('…')).collect();
+    assert_eq!(notices.len(), 3, "{notices:?}");
     assert!(
-        remarks[0].contains("lines dropped: they were not read in time"),
-        "{remarks:?}"
+        notices[0].contains("lines dropped: they were not read in time"),
+        "{notices:?}"
     );
-    assert!(remarks[1].contains("a log may have 1048576 bytes"), "{remarks:?}");
-    assert!(remarks[2].contains("lines left out"), "{remarks:?}");
+    assert!(notices[1].contains("a log may have 1048576 bytes"), "{notices:?}");
+    assert!(notices[2].contains("lines left out"), "{notices:?}");
     assert_eq!(
         lines.last().map(String::as_str),
         Some("l: 1970-01-01T00:00:00Z 49 9999")

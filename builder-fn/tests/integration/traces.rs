@@ -1,6 +1,6 @@
-//! Who is told which trace a build belongs to.
+//! Propagation of the trace context to BuildKit and to the deployer.
 
-use builder_fn::chain::Via;
+use builder_fn::hand_over::DeployVia;
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState};
 use serde_json::json;
@@ -10,7 +10,7 @@ use crate::setting::{Setting, tar};
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// As it is while a request is served that came with [`PARENT`].
+/// Returns the context in which a request with the header [`PARENT`] is served.
 fn traced() -> Context {
     Context::new().with_remote_span_context(SpanContext::new(
         TraceId::from_hex(&PARENT[3..35]).expect("an id"),
@@ -22,9 +22,9 @@ fn traced() -> Context {
 }
 
 #[tokio::test]
-async fn the_daemon_and_whoever_carries_the_hand_over_are_told_the_trace() {
+async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).via(Via::Callback);
+    let setting = Setting::new(daemon).via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
     let _context = traced().attach();
 
@@ -44,9 +44,9 @@ async fn the_daemon_and_whoever_carries_the_hand_over_are_told_the_trace() {
 }
 
 #[tokio::test]
-async fn where_nothing_is_traced_nobody_is_told_anything() {
+async fn without_a_trace_no_trace_context_is_sent() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).via(Via::Callback);
+    let setting = Setting::new(daemon).via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
 
     let daemon = async {

@@ -1,51 +1,48 @@
-//! Events of a build as lines of its log.
+//! Formats the events of a build as the lines of its log.
 //!
-//! `v: TIME NAME` when a step begins and `v: TIME NAME 1.23s` when it ends, `s: TIME ID CURRENT` when part of one moves
-//! on, `l: TIME TEXT` for what it writes. Times are RFC 3339 in whole seconds. Of what moves on steadily there is a line
-//! when it begins, one a second, and one when it is done.
+//! `v: TIME NAME` when a step starts and `v: TIME NAME 1.23s` when it ends, `s: TIME ID CURRENT` for progress within a step,
+//! `l: TIME TEXT` for its output. Times are RFC 3339 in whole seconds.
+//!
+//! Every text from outside passes the mask of the build's secrets.
 
 mod text;
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use super::Mask;
 use crate::buildkit::Event;
+use crate::redact::Mask;
 use text::{floor_char_boundary, one_line, output_lines, time};
 
-/// Bytes of text in one line; longer ones are split. Clients stop reading at 64 KiB, and JSON may write a byte as six.
-pub const MAX_LINE: usize = 8 << 10;
+/// Bytes of text in one line; longer lines are split. Clients stop reading at records of 64 KiB, and JSON may need six bytes
+/// for one.
+pub(crate) const MAX_LINE: usize = 8 << 10;
 
-/// Makes lines of events, in order.
+/// Formats events, in order.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub(crate) struct LineFormatter {
     mask: Mask,
+    /// Output without a line end, by step and stream.
     unfinished: HashMap<(String, i64), Unfinished>,
 }
 
-/// Output whose line has no end yet.
 #[derive(Debug)]
 struct Unfinished {
     at: SystemTime,
     text: Vec<u8>,
 }
 
-impl Lines {
-    /// None yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// None yet, of a build whose secrets `mask` hides.
-    pub fn masked(mask: Mask) -> Self {
+impl LineFormatter {
+    /// Creates a formatter for a build with the secrets of `mask`.
+    pub(crate) fn new(mask: Mask) -> Self {
         Self {
             mask,
             ..Self::default()
         }
     }
 
-    /// The lines that `event` completes.
-    pub fn of(&mut self, event: Event) -> Vec<String> {
+    /// Returns the lines that `event` completes.
+    pub(crate) fn event(&mut self, event: Event) -> Vec<String> {
         match event {
             Event::StepStarted { name, at, .. } => {
                 vec![format!("v: {} {}", time(at), one_line(&self.mask.text(&name)))]
@@ -56,7 +53,7 @@ impl Lines {
                 started: Some(started),
                 ended,
                 ..
-            } => self.end_of_step(&digest, &name, started, ended),
+            } => self.step_end(&digest, &name, started, ended),
             Event::StepEnded { started: None, .. } => Vec::new(),
             Event::Progress { id, current, at, .. } => {
                 let id = self.mask.text(&id);
@@ -68,12 +65,12 @@ impl Lines {
                 at,
                 text,
             } => self.output(step, stream, at, &text),
-            Event::Warning { text } => vec![Self::warning(&self.mask.text(&text))],
+            Event::Warning { text } => vec![self.warning(&self.mask.text(&text))],
         }
     }
 
-    /// What was written without an end of line, once there is no more to come.
-    pub fn rest(&mut self) -> Vec<String> {
+    /// Returns the output without a line end, once the build is over.
+    pub(crate) fn finish(&mut self) -> Vec<String> {
         let mut rest: Vec<_> = self
             .unfinished
             .drain()
@@ -85,29 +82,23 @@ impl Lines {
             .collect()
     }
 
-    /// A line about something that works, but better were otherwise.
-    pub fn warning(text: &str) -> String {
-        remark(&format!("warning: {text}"))
+    /// Returns the line of a warning.
+    pub(crate) fn warning(&self, text: &str) -> String {
+        notice(&format!("warning: {text}"))
     }
 
-    /// A line about a step of ours that begins.
-    pub fn begin(name: &str) -> String {
+    /// Returns the line of a step of Slipway's own that starts now.
+    pub(crate) fn step_started(&self, name: &str) -> String {
         format!("v: {} {}", time(SystemTime::now()), one_line(name))
     }
 
-    /// A line about a step of ours that has ended.
-    pub fn end(name: &str, took: Duration) -> String {
-        format!("{} {:.2}s", Self::begin(name), took.as_secs_f64())
+    /// Returns the line of a step of Slipway's own that ends now.
+    pub(crate) fn step_ended(&self, name: &str, took: Duration) -> String {
+        format!("{} {:.2}s", self.step_started(name), took.as_secs_f64())
     }
 
-    /// Returns the end of the step's output, which belongs before the line about its end, and that line.
-    fn end_of_step(
-        &mut self,
-        digest: &str,
-        name: &str,
-        started: SystemTime,
-        ended: SystemTime,
-    ) -> Vec<String> {
+    /// Returns the unfinished output of a step, which belongs before its end, and the line of its end.
+    fn step_end(&mut self, digest: &str, name: &str, started: SystemTime, ended: SystemTime) -> Vec<String> {
         let mut lines: Vec<_> = [1, 2]
             .into_iter()
             .filter_map(|stream| self.unfinished.remove(&(digest.to_owned(), stream)))
@@ -137,8 +128,8 @@ impl Lines {
             lines = output_lines(&self.mask, at, &pending[..=newline]);
             pending.drain(..=newline);
         }
-        // A line without end is told in pieces. What is left over waits for the rest of it.
-        while pending.len() >= MAX_LINE + self.mask.reach() {
+        // A long line without an end is passed on in pieces, so that it does not grow in memory. The rest waits.
+        while pending.len() >= MAX_LINE + self.mask.lookahead() {
             let end = self.mask.cut(&pending, floor_char_boundary(&pending, MAX_LINE));
             lines.extend(output_lines(&self.mask, at, &pending[..end]));
             pending.drain(..end);
@@ -150,8 +141,8 @@ impl Lines {
     }
 }
 
-/// A line that is none of the build's.
-pub(super) fn remark(text: &str) -> String {
+/// Returns a line of Slipway's own, with the current time.
+pub(super) fn notice(text: &str) -> String {
     format!("l: {} {}", time(SystemTime::now()), one_line(text))
 }
 

@@ -1,4 +1,4 @@
-//! Event by event, what is told of them.
+//! The lines of each kind of event.
 
 use proptest::prelude::*;
 
@@ -50,69 +50,76 @@ fn progress(milliseconds: u64, current: i64, done: bool) -> Event {
 }
 
 #[test]
-fn a_step_is_told_when_it_begins_and_with_its_time_when_it_ends() {
-    let mut lines = Lines::new();
+fn a_step_gets_a_line_when_it_starts_and_one_with_its_time_when_it_ends() {
+    let mut lines = LineFormatter::default();
 
-    assert_eq!(lines.of(started(0)), ["v: 2026-01-02T03:04:05Z [2/3] RUN make"]);
     assert_eq!(
-        lines.of(ended(Some(0), 2340)),
+        lines.event(started(0)),
+        ["v: 2026-01-02T03:04:05Z [2/3] RUN make"]
+    );
+    assert_eq!(
+        lines.event(ended(Some(0), 2340)),
         ["v: 2026-01-02T03:04:07Z [2/3] RUN make 2.34s"]
     );
-    assert_eq!(lines.of(ended(None, 2340)), [""; 0], "its beginning is not known");
+    assert_eq!(
+        lines.event(ended(None, 2340)),
+        [""; 0],
+        "the step's start is not known"
+    );
 }
 
 #[test]
-fn progress_says_what_and_how_far() {
+fn a_progress_line_has_the_id_and_the_current_value() {
     assert_eq!(
-        Lines::new().of(progress(0, 0, false)),
+        LineFormatter::default().event(progress(0, 0, false)),
         ["s: 2026-01-02T03:04:05Z exporting layers 0"]
     );
 }
 
 #[test]
-fn output_comes_in_whole_lines_however_it_was_cut() {
-    let mut lines = Lines::new();
+fn output_is_joined_to_whole_lines_however_it_was_cut() {
+    let mut lines = LineFormatter::default();
 
     assert_eq!(
-        lines.of(output(1, 0, "one\r\ntw")),
+        lines.event(output(1, 0, "one\r\ntw")),
         ["l: 2026-01-02T03:04:05Z one"]
     );
     assert_eq!(
-        lines.of(output(2, 0, "error\n")),
+        lines.event(output(2, 0, "error\n")),
         ["l: 2026-01-02T03:04:05Z error"],
-        "streams do not mix"
+        "the streams of a step are separate"
     );
     assert_eq!(
-        lines.of(output(1, 1000, "o\n\nthree")),
+        lines.event(output(1, 1000, "o\n\nthree")),
         ["l: 2026-01-02T03:04:06Z two", "l: 2026-01-02T03:04:06Z "]
     );
     assert_eq!(
-        lines.of(ended(Some(0), 1000)),
+        lines.event(ended(Some(0), 1000)),
         [
             "l: 2026-01-02T03:04:06Z three",
             "v: 2026-01-02T03:04:06Z [2/3] RUN make 1.00s"
         ]
     );
-    assert_eq!(lines.rest(), [""; 0]);
+    assert_eq!(lines.finish(), [""; 0]);
 }
 
 #[test]
-fn output_that_is_never_ended_is_told_at_the_end() {
-    let mut lines = Lines::new();
-    lines.of(output(1, 0, "no newline"));
+fn output_without_a_line_end_is_returned_when_the_build_is_over() {
+    let mut lines = LineFormatter::default();
+    lines.event(output(1, 0, "no newline"));
 
-    assert_eq!(lines.rest(), ["l: 2026-01-02T03:04:05Z no newline"]);
-    assert_eq!(lines.rest(), [""; 0]);
+    assert_eq!(lines.finish(), ["l: 2026-01-02T03:04:05Z no newline"]);
+    assert_eq!(lines.finish(), [""; 0]);
 }
 
 #[test]
-fn long_lines_are_split_between_characters_and_nothing_is_lost() {
+fn long_lines_are_split_between_characters_and_lose_nothing() {
     let text = "äöü€".repeat(MAX_LINE);
-    let mut told = Lines::new().of(output(1, 0, &format!("{text}\n")));
+    let mut formatted = LineFormatter::default().event(output(1, 0, &format!("{text}\n")));
     let prefix = "l: 2026-01-02T03:04:05Z ";
 
-    assert!(told.iter().all(|line| line.len() <= MAX_LINE + prefix.len()));
-    let whole: String = told
+    assert!(formatted.iter().all(|line| line.len() <= MAX_LINE + prefix.len()));
+    let whole: String = formatted
         .drain(..)
         .map(|line| line[prefix.len()..].to_owned())
         .collect();
@@ -120,9 +127,10 @@ fn long_lines_are_split_between_characters_and_nothing_is_lost() {
 }
 
 #[test]
-fn steps_of_ours_are_told_like_those_of_the_build() {
-    let begin = Lines::begin("[deploy] hello");
-    let end = Lines::end("[deploy] hello", Duration::from_millis(2340));
+fn steps_of_slipways_own_have_the_form_of_buildkits() {
+    let lines = LineFormatter::default();
+    let begin = lines.step_started("[deploy] hello");
+    let end = lines.step_ended("[deploy] hello", Duration::from_millis(2340));
 
     assert!(
         begin.starts_with("v: 20") && begin.ends_with("Z [deploy] hello"),
@@ -138,7 +146,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn however_output_is_cut_its_text_comes_whole_and_its_lines_are_short(
+    fn output_keeps_its_text_and_its_lines_are_short_however_it_was_cut(
         text in "([a-zäü€😀]{0,40}|\n){0,12}",
         stretch in prop::sample::select(vec![1usize, 300]),
         cuts in prop::collection::vec(1..9000usize, 1..20),
@@ -148,22 +156,22 @@ proptest! {
             None => line.repeat(stretch),
         }).collect();
         let prefix = "l: 2026-01-02T03:04:05Z ";
-        let mut lines = Lines::new();
-        let mut told = Vec::new();
+        let mut lines = LineFormatter::default();
+        let mut formatted = Vec::new();
         let mut rest = text.as_bytes();
         for cut in cuts.iter().cycle() {
             let (piece, further) = rest.split_at(rest.len().min(*cut));
             rest = further;
             let at = at(0);
-            told.extend(lines.of(Event::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
+            formatted.extend(lines.event(Event::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
             if rest.is_empty() {
                 break;
             }
         }
-        told.extend(lines.rest());
+        formatted.extend(lines.finish());
 
-        prop_assert!(told.iter().all(|line| line.starts_with(prefix) && line.len() <= prefix.len() + MAX_LINE));
-        let whole: String = told.iter().map(|line| &line[prefix.len()..]).collect();
+        prop_assert!(formatted.iter().all(|line| line.starts_with(prefix) && line.len() <= prefix.len() + MAX_LINE));
+        let whole: String = formatted.iter().map(|line| &line[prefix.len()..]).collect();
         prop_assert_eq!(whole, text.replace('\n', ""));
     }
 }
@@ -172,50 +180,50 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn a_secret_is_hidden_however_its_line_is_cut_and_however_long_that_is(
+    fn a_secret_is_masked_however_its_line_is_cut_and_however_long_it_is(
         before in 0..20_000usize,
         secret in "[A-Z0-9]{4,300}",
         after in 0..20_000usize,
         cut in 1..9000usize,
     ) {
-        let mut lines = Lines::masked(Mask::of([secret.as_bytes()].into_iter()));
+        let mut lines = LineFormatter::new(Mask::new([secret.as_bytes()]));
         let text = "x".repeat(before) + &secret + &"y".repeat(after);
-        let mut told = Vec::new();
+        let mut formatted = Vec::new();
         for piece in text.as_bytes().chunks(cut) {
-            told.extend(lines.of(Event::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
+            formatted.extend(lines.event(Event::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
         }
-        told.extend(lines.rest());
+        formatted.extend(lines.finish());
 
-        let shown: String = told.iter().map(|line| &line["l: 2026-01-02T03:04:05Z ".len()..]).collect();
+        let shown: String = formatted.iter().map(|line| &line["l: 2026-01-02T03:04:05Z ".len()..]).collect();
         let left = secret.len() % 256;
         if left == 0 || left >= 4 {
-            let marks = shown.trim_start_matches('x').trim_end_matches('y');
-            prop_assert!(marks == "***" || marks == "******", "{}", marks);
+            let masked = shown.trim_start_matches('x').trim_end_matches('y');
+            prop_assert!(masked == "***" || masked == "******", "{}", masked);
         }
         prop_assert!(!shown.contains(&secret[..4]), "{}", shown);
     }
 }
 
 #[test]
-fn a_line_without_end_does_not_grow_in_memory() {
-    let mut lines = Lines::new();
-    let told: usize = (0..100)
-        .map(|_| lines.of(output(1, 0, &"x".repeat(1000))).len())
+fn a_line_without_an_end_is_passed_on_before_it_grows_large() {
+    let mut lines = LineFormatter::default();
+    let formatted: usize = (0..100)
+        .map(|_| lines.event(output(1, 0, &"x".repeat(1000))).len())
         .sum();
 
-    assert!(told >= 11, "{told}");
+    assert!(formatted >= 11, "{formatted}");
 }
 
 #[test]
-fn bytes_that_are_no_text_and_names_of_several_lines_do_no_harm() {
-    let mut lines = Lines::new();
+fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
+    let mut lines = LineFormatter::default();
     let event = Event::Output {
         step: "x".into(),
         stream: 1,
         at: at(0),
         text: b"\xff\xfe\n".to_vec(),
     };
-    assert_eq!(lines.of(event), ["l: 2026-01-02T03:04:05Z \u{fffd}\u{fffd}"]);
+    assert_eq!(lines.event(event), ["l: 2026-01-02T03:04:05Z \u{fffd}\u{fffd}"]);
 
     let event = Event::Progress {
         id: "a\nb".into(),
@@ -224,5 +232,5 @@ fn bytes_that_are_no_text_and_names_of_several_lines_do_no_harm() {
         done: true,
         is_rerun: false,
     };
-    assert_eq!(lines.of(event), ["s: 2026-01-02T03:04:05Z a b 1"]);
+    assert_eq!(lines.event(event), ["s: 2026-01-02T03:04:05Z a b 1"]);
 }

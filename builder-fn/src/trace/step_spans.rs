@@ -1,45 +1,45 @@
-//! The steps of one build as spans, with the times at which the daemon says they ran.
+//! Turns the steps of one build into spans, with the times that BuildKit reports.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
 
 use function_host::trace::Span;
 
-use super::Cover;
 use crate::buildkit::Event;
+use crate::redact::TraceMask;
 
-/// The most spans of one build. Further steps have none.
-const SPANS_MAX: usize = 2000;
+/// Limit on the spans of one build. Further steps get none.
+const MAX_SPANS: usize = 2000;
 
-/// What the exporter says of its own steps, as far as it is the same for every image: BuildKit
+/// The beginnings of the exporter's progress ids that are the same for every image: BuildKit
 /// `exporter/containerimage/export.go`, `util/push/push.go`.
 const EXPORTS: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
 
-/// Makes a span of each step, and of each push.
+/// Opens and ends a span for each step, and for each export.
 #[derive(Debug)]
-pub struct Steps<'a> {
-    /// That of the build. Without one, nothing is done here.
+pub(crate) struct StepSpans<'a> {
+    /// The parent of all. If it is not recorded, nothing is done here.
     build: &'a Span,
-    cover: &'a Cover,
-    /// Spans of the steps that run.
+    mask: &'a TraceMask,
+    /// The spans of running steps.
     open: HashMap<String, Span>,
-    /// Spans that were begun.
-    begun: usize,
+    /// The number of spans so far.
+    opened: usize,
 }
 
-impl<'a> Steps<'a> {
-    /// The steps of a build. `cover` hides what is not to be told of them.
-    pub fn new(build: &'a Span, cover: &'a Cover) -> Self {
+impl<'a> StepSpans<'a> {
+    /// Creates spans within `build`, with names and errors masked.
+    pub(crate) fn new(build: &'a Span, mask: &'a TraceMask) -> Self {
         Self {
             build,
-            cover,
+            mask,
             open: HashMap::new(),
-            begun: 0,
+            opened: 0,
         }
     }
 
-    /// Takes notice of an event.
-    pub fn note(&mut self, event: &Event) {
+    /// Opens, updates or ends the span that `event` belongs to.
+    pub(crate) fn event(&mut self, event: &Event) {
         if !self.build.is_recording() {
             return;
         }
@@ -50,7 +50,7 @@ impl<'a> Steps<'a> {
                 at,
                 is_rerun: false,
             } => {
-                if let Some(span) = self.span(digest, || self.cover.name(name), *at) {
+                if let Some(span) = self.span(digest, || self.mask.step_name(name), *at) {
                     self.open.insert(digest.clone(), span);
                 }
             }
@@ -63,12 +63,12 @@ impl<'a> Steps<'a> {
                 error,
                 is_rerun: false,
             } => {
-                let Some(span) = self.span(digest, || self.cover.name(name), *started) else {
+                let Some(span) = self.span(digest, || self.mask.step_name(name), *started) else {
                     return;
                 };
                 span.set("buildkit.cached", *cached);
                 if !error.is_empty() {
-                    span.mark_failed(self.cover.text(error));
+                    span.mark_failed(self.mask.text(error));
                 }
                 span.end_at(*ended);
             }
@@ -96,23 +96,23 @@ impl<'a> Steps<'a> {
         }
     }
 
-    /// Takes the open span of `key`, or begins one; returns `None` once there are [`SPANS_MAX`].
-    fn span(&mut self, key: &str, name: impl FnOnce() -> String, begun: SystemTime) -> Option<Span> {
+    /// Takes the open span of `key`, or opens one. Returns `None` once there are [`MAX_SPANS`].
+    fn span(&mut self, key: &str, name: impl FnOnce() -> String, started: SystemTime) -> Option<Span> {
         if let Some(open) = self.open.remove(key) {
             return Some(open);
         }
-        if self.begun >= SPANS_MAX {
+        if self.opened >= MAX_SPANS {
             return None;
         }
-        self.begun += 1;
-        Some(self.build.child_started_at(name(), begun))
+        self.opened += 1;
+        Some(self.build.child_started_at(name(), started))
     }
 }
 
-impl Drop for Steps<'_> {
+impl Drop for StepSpans<'_> {
     fn drop(&mut self) {
         for span in self.open.values() {
-            span.mark_failed("it was not finished");
+            span.mark_failed("the build ended before this step");
         }
     }
 }

@@ -1,23 +1,23 @@
-//! The steps of one build, counted as they end.
+//! Counts the steps of one build.
 
 use function_host::prometheus::IntCounter;
 
 use crate::buildkit::Event;
 
-/// Counts each step once, even if it runs again.
+/// Counts each step once, when it first ends.
 #[derive(Debug)]
-pub struct Steps {
+pub(crate) struct StepCounter {
     cached: IntCounter,
     executed: IntCounter,
 }
 
-impl Steps {
+impl StepCounter {
     pub(super) fn new(cached: IntCounter, executed: IntCounter) -> Self {
         Self { cached, executed }
     }
 
     /// Counts the step that `event` ends, if it does and the step had not ended before.
-    pub fn note(&self, event: &Event) {
+    pub(crate) fn event(&self, event: &Event) {
         if let Event::StepEnded {
             cached,
             is_rerun: false,
@@ -42,7 +42,7 @@ mod tests {
     fn a_step_is_counted_when_it_first_ends() {
         let counter = |name| IntCounter::new(name, "x").expect("a counter");
         let (cached, executed) = (counter("cached"), counter("executed"));
-        let steps = Steps::new(cached.clone(), executed.clone());
+        let steps = StepCounter::new(cached.clone(), executed.clone());
         let now = SystemTime::now();
         let started = |digest: &str| Event::StepStarted {
             digest: digest.into(),
@@ -67,7 +67,7 @@ mod tests {
             ended("b", true, false),
             started("c"),
         ] {
-            steps.note(&event);
+            steps.event(&event);
         }
 
         assert_eq!((cached.get(), executed.get()), (1, 1));

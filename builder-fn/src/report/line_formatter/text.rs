@@ -1,18 +1,20 @@
-//! Text from outside, as lines that clients can read.
+//! Text from outside, as log lines that clients can read.
 
 use std::time::SystemTime;
 
-use super::MAX_LINE;
-use crate::report::Mask;
+use jiff::Timestamp;
 
-/// What a step has written, as lines of the log.
+use super::MAX_LINE;
+use crate::redact::Mask;
+
+/// Returns the output of a step as log lines, masked.
 pub(super) fn output_lines(mask: &Mask, at: SystemTime, text: &[u8]) -> Vec<String> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     if text.is_empty() {
         return Vec::new();
     }
     let at = time(at);
-    // No text that is hidden has an end of line in it.
+    // Masking before splitting is safe: no masked string contains a line end.
     let text = mask.bytes(text);
     let text = String::from_utf8_lossy(&text);
     text.split('\n')
@@ -21,7 +23,7 @@ pub(super) fn output_lines(mask: &Mask, at: SystemTime, text: &[u8]) -> Vec<Stri
         .collect()
 }
 
-/// The last place up to `end` that is not within a character. In what is no text every place is.
+/// Returns the last position up to `end` that is not within a UTF-8 character; `end` itself where `text` is not UTF-8.
 pub(super) fn floor_char_boundary(text: &[u8], end: usize) -> usize {
     let begins = |back: &usize| (text[end - back] & 0b1100_0000) != 0b1000_0000;
     match (1..=3.min(end)).find(begins) {
@@ -38,7 +40,7 @@ pub(super) fn floor_char_boundary(text: &[u8], end: usize) -> usize {
     }
 }
 
-/// `line` in pieces of at most [`MAX_LINE`] bytes, between characters. An empty line is one empty piece.
+/// Splits `line` between characters into pieces of at most [`MAX_LINE`] bytes. An empty line is one empty piece.
 fn pieces(line: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {
@@ -49,12 +51,15 @@ fn pieces(line: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Names are one line each, and no longer than others: a `RUN` with a here-document has its whole text as its name.
+/// Returns `text` as one line of at most [`MAX_LINE`] bytes. The name of a `RUN` step with a here-document contains the
+/// whole document.
 pub(super) fn one_line(text: &str) -> String {
     let end = text.floor_char_boundary(MAX_LINE);
     text[..end].replace(['\n', '\r'], " ")
 }
 
-pub(super) fn time(time: SystemTime) -> humantime::Rfc3339Timestamp {
-    humantime::format_rfc3339_seconds(time)
+/// Formats a time as RFC 3339, in UTC and whole seconds. Times that RFC 3339 cannot express become 1970.
+pub(super) fn time(time: SystemTime) -> String {
+    let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
+    format!("{time:.0}")
 }

@@ -1,8 +1,8 @@
-//! From the image to the deployer, through a gateway on loopback.
+//! Hand-overs to the deployer, through a fake gateway on loopback.
 
 use std::net::SocketAddr;
 
-use builder_fn::chain::Via;
+use builder_fn::hand_over::DeployVia;
 use bytes::Bytes;
 use function_host::http;
 use function_host::signature::Verifier;
@@ -20,7 +20,7 @@ use crate::setting::{Answer, CALL_ID, Setting, key, post, tar};
 
 type Received = http::Request<Bytes>;
 
-/// A gateway that gives every request the same answer and passes on what it received.
+/// Starts a gateway that gives every request the same answer. Returns its address and the requests that it receives.
 pub(crate) async fn gateway(
     status: u16,
     answer: &'static str,
@@ -61,7 +61,7 @@ pub(crate) async fn succeed(calls: &mut Calls) {
 }
 
 #[tokio::test]
-async fn an_image_is_handed_over_by_digest_and_signed() {
+async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
     let (address, mut received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
@@ -107,7 +107,7 @@ async fn an_image_is_handed_over_by_digest_and_signed() {
 }
 
 #[tokio::test]
-async fn a_deployment_that_fails_is_told_with_the_deployers_status() {
+async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() {
     for (deployer, status) in [(422, 422), (400, 422), (401, 502), (502, 502), (404, 502)] {
         let (address, _received) =
             gateway(deployer, r#"{"status":"refused","reasons":["it crashed"]}"#).await;
@@ -119,11 +119,8 @@ async fn a_deployment_that_fails_is_told_with_the_deployers_status() {
         succeed(&mut calls).await;
 
         let answer = answer.await.expect("no panic");
-        assert_eq!(answer.status, status, "the deployer said {deployer}");
-        assert_eq!(
-            answer.body["digest"], "sha256:12",
-            "the image is there all the same"
-        );
+        assert_eq!(answer.status, status, "the deployer answered {deployer}");
+        assert_eq!(answer.body["digest"], "sha256:12", "the image exists");
         assert_eq!(
             answer.body["error"],
             "the image was built and pushed, but not deployed: it crashed"
@@ -132,7 +129,7 @@ async fn a_deployment_that_fails_is_told_with_the_deployers_status() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_is_down_is_502_and_the_image_is_there() {
+async fn a_gateway_that_is_down_is_502_and_the_answer_has_the_digest() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
     setting.secret("deploy-secret", "deploy key");
@@ -152,11 +149,12 @@ async fn a_gateway_that_is_down_is_502_and_the_image_is_there() {
 }
 
 #[tokio::test]
-async fn through_the_queue_the_hand_over_is_sent_and_its_outcome_not_waited_for() {
-    for (gateway_says, status, told) in [(202, 200, "queued"), (500, 502, "failed")] {
-        let (address, mut received) = gateway(gateway_says, "").await;
+async fn a_hand_over_through_the_queue_is_not_waited_for() {
+    for (gateway_status, status, deployment) in [(202, 200, "queued"), (500, 502, "failed")] {
+        let (address, mut received) = gateway(gateway_status, "").await;
         let (daemon, mut calls) = daemon::start();
-        let setting = Setting::with_gateway(daemon, &format!("http://{address}")).via(Via::AsyncFunction);
+        let setting =
+            Setting::with_gateway(daemon, &format!("http://{address}")).via(DeployVia::AsyncFunction);
         setting.secret("deploy-secret", "deploy key");
 
         let answer = build(&setting);
@@ -164,7 +162,7 @@ async fn through_the_queue_the_hand_over_is_sent_and_its_outcome_not_waited_for(
 
         let answer = answer.await.expect("no panic");
         assert_eq!(answer.status, status, "{answer:?}");
-        assert_eq!(answer.body["deployment"]["status"], told, "{answer:?}");
+        assert_eq!(answer.body["deployment"]["status"], deployment, "{answer:?}");
         let request = received.recv().await.expect("a hand-over");
         assert_eq!(request.uri().path(), "/async-function/deployer-fn");
         assert!(!request.headers().contains_key("x-callback-url"));
@@ -173,10 +171,10 @@ async fn through_the_queue_the_hand_over_is_sent_and_its_outcome_not_waited_for(
 }
 
 #[tokio::test]
-async fn for_a_callback_the_answer_carries_the_hand_over_and_is_signed_whole() {
+async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signed() {
     let (address, mut received) = gateway(200, "{}").await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}")).via(Via::Callback);
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}")).via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
 
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
@@ -200,13 +198,16 @@ async fn for_a_callback_the_answer_carries_the_hand_over_and_is_signed_whole() {
     assert_eq!(hand_over["image"], "registry:5000/hello@sha256:12");
     assert_eq!(hand_over["deploy"], json!({"service": "hello"}));
     assert_eq!(hand_over["probe"], json!({"path": "/works"}));
-    assert!(received.try_recv().is_err(), "the deployer is not called as well");
+    assert!(
+        received.try_recv().is_err(),
+        "the builder does not call the deployer"
+    );
 }
 
 #[tokio::test]
-async fn a_stream_cannot_carry_a_hand_over_and_says_so_before_it_builds() {
+async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_build() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).via(Via::Callback);
+    let setting = Setting::new(daemon).via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
     let tar = tar(json!({"deploy": {"service": "hello"}}));
     let signature = function_host::signature::sign(&key("payload key"), &tar);
@@ -239,7 +240,7 @@ async fn a_build_that_fails_is_not_deployed() {
 }
 
 #[tokio::test]
-async fn a_builder_without_the_deploy_secret_refuses_before_it_builds() {
+async fn a_builder_without_the_deploy_secret_rejects_deployments_before_the_build() {
     let (daemon, mut calls) = daemon::start();
 
     let answer = build(&Setting::new(daemon)).await.expect("no panic");

@@ -1,0 +1,129 @@
+//! Answers as HTTP responses.
+
+use bytes::Bytes;
+use function_host::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
+use function_host::http::{Method, StatusCode};
+use function_host::{Response, ResponseBody, reply, trace};
+use futures_util::{Stream, StreamExt};
+
+use super::{Answer, AnswerFields, Retry, failure};
+use crate::report::{Report, StreamFormat};
+
+/// Tells nginx not to buffer the answer.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Bytes of the log in an answer that a queue-worker delivers to the deployer. The deployer does not use the log, and
+/// accepts 1 MiB in total.
+const MAX_CALLBACK_LOG: usize = 256 * 1024;
+
+impl Answer {
+    /// Returns the answer as one JSON object. A 429 is plain text, which is what queues expect.
+    pub(crate) fn into_response(mut self) -> Response {
+        match self.retry {
+            Some(Retry::Busy { limit }) => return reply::concurrency_limit_exceeded(limit),
+            Some(Retry::Draining) => {
+                return reply::too_many_requests(self.report.error.unwrap_or_default() + "\n");
+            }
+            None => {}
+        }
+        if let (Some(_), Some(log)) = (&self.signer, &mut self.report.log) {
+            keep_end(log, MAX_CALLBACK_LOG);
+        }
+        let body = to_json(&self.report);
+        let signature = self.signer.map(|signer| signer.header(&body));
+        let mut response = json(self.status, body);
+        if let Some((name, signature)) = signature
+            && let Ok(signature) = HeaderValue::from_str(&signature)
+        {
+            response.headers_mut().insert(name, signature);
+            // The queue-worker delivers these headers to the deployer, which continues the trace.
+            trace::inject(response.headers_mut());
+        }
+        if self.closes_connection {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        response
+    }
+
+    /// Returns the answer as a stream of one record, the terminal one.
+    pub(crate) fn into_stream(self, format: StreamFormat) -> Response {
+        streamed(format, ResponseBody::full(format.terminal(self.report)))
+    }
+}
+
+/// Returns a streamed answer with status 200.
+pub(crate) fn stream(format: StreamFormat, records: impl Stream<Item = Bytes> + Send + 'static) -> Response {
+    streamed(format, ResponseBody::stream(records.map(Ok)))
+}
+
+/// Returns the answer to `GET /publickey`.
+pub(crate) fn public_key(key: &serde_json::Value) -> Response {
+    reply::json(format!("{key}\n"))
+}
+
+/// Returns a 404 with `error`.
+pub(crate) fn not_found(error: &str) -> Response {
+    let report = failure(error.to_owned(), AnswerFields::default());
+    json(StatusCode::NOT_FOUND, to_json(&report))
+}
+
+/// Returns a 405 that names the allowed method.
+pub(crate) fn wrong_method(allowed: &Method) -> Response {
+    let report = failure(format!("only {allowed} is served here"), AnswerFields::default());
+    let mut response = json(StatusCode::METHOD_NOT_ALLOWED, to_json(&report));
+    if let Ok(allowed) = HeaderValue::from_str(allowed.as_str()) {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
+}
+
+/// Keeps the last lines of at most `limit` bytes in total.
+fn keep_end(lines: &mut Vec<String>, limit: usize) {
+    let mut left = limit;
+    let fits = |line: &&String| {
+        let rest = left.checked_sub(line.len());
+        left = rest.unwrap_or_default();
+        rest.is_some()
+    };
+    let kept = lines.iter().rev().take_while(fits).count();
+    lines.drain(..lines.len() - kept);
+}
+
+fn to_json(report: &Report) -> Vec<u8> {
+    // Texts and numbers: this cannot fail. A client would understand the status without a body, too.
+    let mut body = serde_json::to_vec(report).unwrap_or_default();
+    body.push(b'\n');
+    body
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = reply::json(body);
+    *response.status_mut() = status;
+    response
+}
+
+fn streamed(format: StreamFormat, body: ResponseBody) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_long_log_is_kept_in_whole_lines() {
+        let lines = || vec!["12345".to_owned(), "1234".to_owned(), "123".to_owned()];
+        for (limit, left) in [(12, 3), (11, 2), (7, 2), (6, 1), (2, 0)] {
+            let mut lines = lines();
+            keep_end(&mut lines, limit);
+            assert_eq!(lines.len(), left, "{limit}");
+            assert!(lines.last().is_none_or(|last| last == "123"));
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The last step of a build: the hand-over of its image, within the time that the call has.
+
+use std::time::SystemTime;
+
+use function_host::trace;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+
+use super::call::{Call, expiry};
+use crate::buildkit::BuiltImage;
+use crate::error::Error;
+use crate::hand_over::{Deployment, DeploymentStatus, HandOver, HandOverSigner};
+use crate::report::{LineFormatter, LogSink};
+use crate::request::BuildRequest;
+
+/// Hands the image over to the deployer. The log and the trace show the deployment as a step of the build.
+///
+/// # Errors
+/// Fails if BuildKit did not report the image's digest.
+pub(super) async fn deploy(
+    signer: &HandOverSigner<'_>,
+    deploy: &Map<String, Value>,
+    request: &BuildRequest,
+    built: &BuiltImage,
+    call: &Call<'_>,
+    lines: &LineFormatter,
+    log: &mut dyn LogSink,
+) -> Result<Deployment, Error> {
+    let config = &request.config;
+    let digest = built.digest.as_deref().ok_or(Error::NoDigest)?;
+    let image = config.image.with_digest(digest);
+    let hand_over = HandOver {
+        image: &image,
+        tag: &config.image.to_string(),
+        call_id: call.id,
+        // A redelivered call must not make its image look newer.
+        built_at: built.completed_at.unwrap_or_else(SystemTime::now),
+        deploy,
+        probe: config.probe.as_ref(),
+    };
+    let function = deploy.get("service").and_then(Value::as_str).unwrap_or_default();
+    let step = format!("[deploy] {function}");
+    let start = Instant::now();
+    log.push(lines.step_started(&step));
+    let span = trace::span("deploy");
+    span.set("slipway.function", function.to_owned());
+    let deployment = tokio::select! {
+        deployment = span.run(signer.hand_over(&hand_over)) => deployment,
+        _ = expiry(call.time_limit(None)) => Deployment::failed(
+            "the call's time limit was reached before the deployment's outcome was known".into(),
+        ),
+        () = call.interruption() => Deployment::failed(
+            "the builder is shutting down, and the deployment's outcome was not known yet".into(),
+        ),
+    };
+    log.push(lines.step_ended(&step, start.elapsed()));
+    if matches!(
+        deployment.status,
+        DeploymentStatus::Rejected | DeploymentStatus::Failed
+    ) {
+        span.mark_failed(deployment.reason());
+    }
+    Ok(deployment)
+}

@@ -1,0 +1,112 @@
+//! The solve of a build: what BuildKit is asked for, and who hears of its events.
+
+use std::sync::Arc;
+
+use function_host::{ErrorChain, trace};
+
+use super::Builder;
+use super::call::{Call, expiry};
+use crate::buildkit::{BuiltImage, CacheExport, Job, KeyLease, SOURCE_DATE_EPOCH, Services, Solve};
+use crate::error::Error;
+use crate::report::{LineFormatter, LogSink};
+use crate::request::{BuildRequest, CacheTo, Frontend, Provenance};
+use crate::trace::StepSpans;
+
+impl Builder {
+    /// Solves and pushes, within the time limits of the config and the call.
+    pub(super) async fn solve(
+        &self,
+        request: &BuildRequest,
+        call: &Call<'_>,
+        lines: &mut LineFormatter,
+        log: &mut dyn LogSink,
+    ) -> Result<BuiltImage, Error> {
+        let limit = call.time_limit(request.config.timeout);
+        let step_counter = self.metrics.step_counter();
+        let span = trace::client_span("solve");
+        let mut step_spans = StepSpans::new(&span, call.trace_mask);
+        let solving = span.run(async {
+            let connection = self.daemon.connect().await?;
+            let job = self.job(request, call);
+            let on_event = |event| {
+                step_counter.event(&event);
+                step_spans.event(&event);
+                lines.event(event).into_iter().for_each(|line| log.push(line));
+            };
+            Ok(job.run(&connection, on_event).await?)
+        });
+        let result = tokio::select! {
+            result = solving => result,
+            limit = expiry(limit) => Err(Error::TimeLimit { limit }),
+            () = call.interruption() => Err(Error::Interrupted),
+        };
+        lines.finish().into_iter().for_each(|line| log.push(line));
+        if let Err(error) = &result {
+            span.mark_failed(call.trace_mask.text(&ErrorChain(error).to_string()));
+        }
+        result
+    }
+
+    /// Leases a shared key for the transfer of the context.
+    ///
+    /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps from
+    /// an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets a key
+    /// under which BuildKit has nothing.
+    fn lease(&self, request: &BuildRequest) -> Arc<KeyLease> {
+        let config = &request.config;
+        Arc::new(match config.build_args.contains_key(SOURCE_DATE_EPOCH) {
+            true => self.keys.lease_single_use(),
+            false => self.keys.lease(&config.image.name(), &request.context),
+        })
+    }
+
+    fn job(&self, request: &BuildRequest, call: &Call<'_>) -> Job {
+        let lease = self.lease(request);
+        let services = Services::new()
+            .with_health()
+            .with_files(request.context.clone(), lease.clone())
+            .with_credentials(self.credentials.clone())
+            .with_secrets(Arc::new(call.secrets.clone()));
+        let config = &request.config;
+        let settings = &self.settings;
+        let solve = Solve {
+            reference: call.reference.clone(),
+            names: [&config.image]
+                .into_iter()
+                .chain(&config.tags)
+                .map(ToString::to_string)
+                .collect(),
+            push: !config.skip_push,
+            insecure: settings.insecure,
+            dockerfile: config.dockerfile.clone(),
+            target: config.target.clone(),
+            build_args: config.build_args.clone(),
+            labels: config.labels.clone(),
+            platforms: config.platforms.clone(),
+            no_cache: config.no_cache,
+            cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
+            cache_to: config.cache_to.iter().map(cache_export).collect(),
+            named_frontend: request.frontend == Frontend::Named,
+            provenance: config.provenance.map(|provenance| match provenance {
+                Provenance::Min => "min",
+                Provenance::Max => "max",
+            }),
+            sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
+            compression: config.compression.unwrap_or(settings.compression),
+        };
+        Job {
+            services,
+            shared_key: lease,
+            solve,
+            timeouts: self.timeouts,
+        }
+    }
+}
+
+fn cache_export(cache: &CacheTo) -> CacheExport {
+    CacheExport {
+        name: cache.image.to_string(),
+        max: cache.max,
+        ignore_error: cache.ignore_error,
+    }
+}

@@ -1,0 +1,19 @@
+//! Masks values that must not be shown.
+//!
+//! A build's log, its answer, its log lines in the operator's log and its trace all repeat text from outside: the output
+//! of steps, BuildKit's errors, the deployer's reasons. Any of it may contain a secret, so all of it is masked here.
+//!
+//! This module knows text and values only, and imports nothing from the rest of the crate.
+
+mod mask;
+mod trace;
+
+pub(crate) use mask::Mask;
+pub(crate) use trace::TraceMask;
+
+/// Bytes of the shortest value that is masked anywhere in a text. Shorter values occur in ordinary words: masking them
+/// would make half of every log unreadable.
+const MIN_LEN: usize = 4;
+
+/// Replaces a masked value.
+const MASKED: &str = "***";

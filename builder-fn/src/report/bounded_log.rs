@@ -1,0 +1,93 @@
+//! The log of a build whose answer is sent at its end.
+
+use super::LogSink;
+use super::line_formatter::notice;
+use super::ring::{LineRing, cost};
+
+/// A log with a limit on its memory: a quarter for the beginning, the rest for the end.
+///
+/// The beginning says what was built, the end why it failed. Lines between them are counted and dropped.
+#[derive(Debug)]
+pub(crate) struct BoundedLog {
+    head: Vec<String>,
+    head_room: usize,
+    in_head: bool,
+    tail: LineRing,
+    limit: usize,
+}
+
+impl BoundedLog {
+    /// Creates an empty log with a limit of `limit` bytes.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self {
+            head: Vec::new(),
+            head_room: limit / 4,
+            in_head: true,
+            tail: LineRing::new(limit - limit / 4),
+            limit,
+        }
+    }
+
+    /// Returns the lines, with a notice in the place of those that were dropped.
+    pub(crate) fn into_lines(mut self) -> Vec<String> {
+        let mut lines = self.head;
+        match self.tail.take_evicted() {
+            0 => {}
+            dropped => lines.push(left_out_notice(dropped, self.limit)),
+        }
+        lines.extend(std::iter::from_fn(|| self.tail.pop()));
+        lines
+    }
+}
+
+impl LogSink for BoundedLog {
+    fn push(&mut self, line: String) {
+        self.in_head &= cost(&line) <= self.head_room;
+        if self.in_head {
+            self.head_room -= cost(&line);
+            self.head.push(line);
+        } else {
+            self.tail.push(line);
+        }
+    }
+}
+
+/// Returns the line that stands in the place of lines dropped from the middle of a log.
+pub(super) fn left_out_notice(lines: usize, limit: usize) -> String {
+    notice(&format!(
+        "… {lines} lines left out: a log may have {limit} bytes …"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(count: usize) -> Vec<String> {
+        let mut log = BoundedLog::new(8 * cost("line 00000"));
+        for number in 0..count {
+            log.push(format!("line {number:05}"));
+        }
+        log.into_lines()
+    }
+
+    #[test]
+    fn a_log_within_the_limit_is_kept_whole() {
+        assert_eq!(kept(8).len(), 8);
+        assert_eq!(kept(8)[7], "line 00007");
+    }
+
+    #[test]
+    fn a_log_above_the_limit_keeps_its_beginning_and_its_end() {
+        let mut lines = kept(1000);
+        let notice = lines.remove(2);
+
+        assert!(
+            notice.starts_with("l: ")
+                && notice.ends_with("Z … 992 lines left out: a log may have 336 bytes …"),
+            "{notice}"
+        );
+        let numbers = [0, 1, 994, 995, 996, 997, 998, 999];
+        assert_eq!(lines, numbers.map(|number| format!("line {number:05}")));
+    }
+}

@@ -1,0 +1,187 @@
+//! Build slots: how many builds run at the same time, how many requests wait for a slot, and for how long.
+//!
+//! A queue that retries is best served by an immediate 429, which the host's `max_inflight` gives. A queue that does not
+//! retry (the Community Edition's queue-worker) would lose the build. With `queue_wait`, requests therefore wait here, with
+//! their bodies received and spooled, and get slots in the order of their arrival.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The slots of a builder. The default is unlimited. Clones share the slots.
+#[derive(Clone, Debug, Default)]
+pub struct BuildSlots(Option<Arc<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    limit: usize,
+    max_wait: Duration,
+    /// Limit on the requests that build, wait, or still send their bodies.
+    max_admitted: usize,
+    admitted: AtomicUsize,
+    free: Arc<Semaphore>,
+}
+
+/// The right of a request to send its body and to wait for a slot. Dropping it admits another request.
+#[derive(Debug)]
+pub(crate) struct Admission(Option<Arc<Shared>>);
+
+/// A slot taken by one build. Dropping it frees the slot.
+#[derive(Debug)]
+pub(crate) struct Slot(#[expect(dead_code, reason = "it is held, not used")] Option<OwnedSemaphorePermit>);
+
+/// All slots are taken, and as many requests wait as may, or this one has waited for as long as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AllTaken {
+    /// Limit on the builds that run at the same time.
+    pub(crate) limit: usize,
+}
+
+impl BuildSlots {
+    /// Creates slots without a limit: the host limits the requests.
+    pub fn unlimited() -> Self {
+        Self::default()
+    }
+
+    /// Creates `limit` slots, for which up to `queue_length` more requests wait for up to `max_wait`.
+    pub fn new(limit: usize, max_wait: Duration, queue_length: usize) -> Self {
+        Self(Some(Arc::new(Shared {
+            limit,
+            max_wait,
+            max_admitted: limit.saturating_add(queue_length),
+            admitted: AtomicUsize::new(0),
+            free: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+        })))
+    }
+
+    /// Admits a request, before its body is read.
+    ///
+    /// # Errors
+    /// Fails if as many requests are admitted as may build and wait.
+    pub(crate) fn admit(&self) -> Result<Admission, AllTaken> {
+        let Some(shared) = &self.0 else {
+            return Ok(Admission(None));
+        };
+        let admitted = shared
+            .admitted
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |admitted| {
+                (admitted < shared.max_admitted).then_some(admitted + 1)
+            });
+        match admitted {
+            Ok(_) => Ok(Admission(Some(shared.clone()))),
+            Err(_) => Err(AllTaken { limit: shared.limit }),
+        }
+    }
+
+    /// Waits for a slot, behind the requests that wait already. Dropping the future leaves the queue.
+    ///
+    /// # Errors
+    /// Fails if no slot became free in time.
+    pub(crate) async fn take(&self) -> Result<Slot, AllTaken> {
+        let Some(shared) = &self.0 else {
+            return Ok(Slot(None));
+        };
+        let permit = shared.free.clone().acquire_owned();
+        match tokio::time::timeout(shared.max_wait, permit).await {
+            Ok(Ok(permit)) => Ok(Slot(Some(permit))),
+            // The semaphore is never closed.
+            Ok(Err(_)) | Err(_) => Err(AllTaken { limit: shared.limit }),
+        }
+    }
+
+    /// Returns whether [`admit`](Self::admit) would fail now.
+    pub fn is_full(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|shared| shared.admitted.load(Ordering::Relaxed) >= shared.max_admitted)
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some(shared) = &self.0 {
+            shared.admitted.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn slots_go_to_the_first_that_waits_and_the_others_fail_after_the_longest_wait() {
+        let slots = BuildSlots::new(1, WAIT, 2);
+        let first = slots.take().await.expect("a free slot");
+        let waiting: Vec<_> = (0..2)
+            .map(|_| {
+                let slots = slots.clone();
+                tokio::spawn(async move { slots.take().await.map(|slot| (Instant::now(), slot)) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let start = Instant::now();
+
+        tokio::time::advance(WAIT / 2).await;
+        drop(first);
+        let mut outcomes = Vec::new();
+        for waiting in waiting {
+            outcomes.push(waiting.await.expect("no panic"));
+        }
+
+        let (at, _slot) = outcomes.remove(0).expect("a slot");
+        assert_eq!(at - start, WAIT / 2);
+        assert_eq!(
+            outcomes.remove(0).expect_err("no slot is free"),
+            AllTaken { limit: 1 }
+        );
+        assert_eq!(start.elapsed(), WAIT);
+    }
+
+    #[test]
+    fn only_as_many_requests_are_admitted_as_may_build_or_wait() {
+        let slots = BuildSlots::new(1, WAIT, 1);
+        let first = slots.admit().expect("admitted");
+        assert!(!slots.is_full());
+        let _second = slots.admit().expect("admitted");
+        assert!(slots.is_full());
+        assert_eq!(slots.admit().expect_err("rejected"), AllTaken { limit: 1 });
+        drop(first);
+        assert!(!slots.is_full());
+        slots.admit().expect("admitted again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_stops_waiting_takes_no_slot() {
+        let slots = BuildSlots::new(1, WAIT, 2);
+        let first = slots.take().await.expect("a free slot");
+        let waiting = tokio::spawn({
+            let slots = slots.clone();
+            async move { slots.take().await }
+        });
+        tokio::task::yield_now().await;
+        waiting.abort();
+        let _ = waiting.await;
+        drop(first);
+        slots.take().await.expect("a free slot");
+    }
+
+    #[tokio::test]
+    async fn unlimited_slots_are_never_full() {
+        let slots = BuildSlots::unlimited();
+        let mut taken = Vec::new();
+        for _ in 0..100 {
+            taken.push((
+                slots.admit().expect("admitted"),
+                slots.take().await.expect("a free slot"),
+            ));
+        }
+        assert!(!slots.is_full());
+    }
+}
