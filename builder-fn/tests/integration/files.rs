@@ -133,7 +133,7 @@ impl Transfer {
         let mut contents: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         let mut done = Vec::new();
         while done.len() < count as usize {
-            let packet = self.next().await.expect("a packet").expect("more");
+            let packet = self.next().await.expect("a packet").expect("more packets");
             assert_eq!(packet.r#type(), PacketType::PacketData);
             assert!(
                 packet.data.len() <= 64 << 10,
@@ -310,7 +310,7 @@ async fn files_that_were_not_announced_are_not_sent() {
         transfer.stats().await;
         transfer.send(PacketType::PacketReq, id);
         assert_eq!(
-            transfer.next().await.expect_err("no such file").code(),
+            transfer.next().await.expect_err("the file is rejected").code(),
             Code::InvalidArgument,
             "{id}"
         );
@@ -319,7 +319,7 @@ async fn files_that_were_not_announced_are_not_sent() {
         .start_transfer(&[("dir-name", "/etc")])
         .await
         .err()
-        .expect("no such folder");
+        .expect("the folder is rejected");
     assert_eq!(elsewhere.code(), Code::NotFound);
     let malformed = [("dir-name", "context"), ("exclude-patterns", "[")];
     assert_eq!(
@@ -327,7 +327,7 @@ async fn files_that_were_not_announced_are_not_sent() {
             .start_transfer(&malformed)
             .await
             .err()
-            .expect("no such pattern")
+            .expect("the pattern is rejected")
             .code(),
         Code::InvalidArgument
     );
@@ -349,7 +349,7 @@ async fn an_error_of_the_daemon_ends_the_transfer() {
     };
     transfer.requests.send(full).expect("the transfer runs");
 
-    let error = transfer.next().await.expect_err("it ends");
+    let error = transfer.next().await.expect_err("the transfer ends");
     assert_eq!(
         (error.code(), error.message()),
         (Code::Aborted, "the receiver failed: no space left")

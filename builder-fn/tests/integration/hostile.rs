@@ -315,7 +315,7 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
         .expect("gzip");
     let (kind, text) = rejection(bomb.finish().expect("gzip"), |limits| limits.body = 1 << 40)
         .await
-        .expect("a bomb");
+        .expect("the bomb is rejected");
     assert_eq!(kind, RequestErrorKind::Invalid);
     assert!(text.contains("200 times its size"), "{text}");
 
@@ -324,7 +324,7 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
         .collect();
     let (kind, text) = rejection(with(&flood), |limits| limits.entries = 10_000)
         .await
-        .expect("a flood");
+        .expect("the flood is rejected");
     assert_eq!(
         (kind, text.as_str()),
         (RequestErrorKind::Invalid, "the tar has more than 10000 entries")
@@ -335,7 +335,7 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     assert_eq!(rejection(with(&deep), |_| ()).await, None);
     let (_, text) = rejection(with(&deep), |limits| limits.index = 20_000)
         .await
-        .expect("too much of an index");
+        .expect("the index is rejected");
     assert!(text.contains("more than 20000 bytes"), "{text}");
 }
 

@@ -211,7 +211,7 @@ mod tests {
             for name in ["n".to_owned(), "é".repeat(127)] {
                 let mut texts = Arena::default();
                 let text = PackedEntry::add_text(&mut texts, &name, &entry);
-                PackedEntry::add_text(&mut texts, "behind it", &entry);
+                PackedEntry::add_text(&mut texts, "another text", &entry);
                 let mut packed = PackedEntry::new(7, text, &entry);
                 let text = texts.from(text);
                 assert_eq!(PackedEntry::name(text), name.as_bytes());

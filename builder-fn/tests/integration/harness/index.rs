@@ -181,12 +181,19 @@ fn check_content(index: Index, tar: Vec<u8>) {
             continue;
         };
         let mut content = vec![0; usize::try_from(size).expect("no larger than the tar")];
-        context.read_exact(entry, 0, &mut content).expect("all of it");
+        context
+            .read_exact(entry, 0, &mut content)
+            .expect("the whole content");
         assert_eq!(ContentHash::of(&content), entry.content);
         let same = hashes
             .entry(entry.content)
             .or_insert_with(|| blake3::hash(&content));
         assert_eq!(*same, blake3::hash(&content));
-        assert_eq!(context.read(entry, size, &mut [0]).expect("the end"), 0);
+        assert_eq!(
+            context
+                .read(entry, size, &mut [0])
+                .expect("the end of the content"),
+            0
+        );
     }
 }

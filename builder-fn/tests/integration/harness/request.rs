@@ -57,7 +57,7 @@ pub(crate) async fn request(bytes: &[u8]) {
                 request
                     .context
                     .read_exact(entry, 0, &mut content)
-                    .expect("all of it");
+                    .expect("the whole content");
                 assert_eq!(ContentHash::of(&content), entry.content);
             }
         }
