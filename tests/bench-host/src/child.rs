@@ -101,7 +101,8 @@ impl Server {
         let program = std::env::current_exe().context("could not find this program")?;
         // A child inherits its parent's processors, and starts a thread for each. So this process moves to the server's
         // processors, starts the child, and moves back.
-        sched_setaffinity(None, &placement.server).context("could not change the processors of this process")?;
+        sched_setaffinity(None, &placement.server)
+            .context("could not change the processors of this process")?;
         let process = Command::new(program)
             .arg(format!("serve-{kind}"))
             .envs([

@@ -26,11 +26,7 @@ pub(crate) struct Load {
 }
 
 /// Sends requests for `duration`.
-pub(crate) async fn run(
-    address: SocketAddr,
-    connections: usize,
-    duration: Duration,
-) -> anyhow::Result<Load> {
+pub(crate) async fn run(address: SocketAddr, connections: usize, duration: Duration) -> anyhow::Result<Load> {
     let start = Instant::now();
     let end = start + duration;
     let mut tasks = JoinSet::new();
@@ -73,10 +69,7 @@ fn is_complete(bytes: &[u8]) -> anyhow::Result<bool> {
     };
     let (head, body) = bytes.split_at(head + 4);
     if !head.starts_with(b"HTTP/1.1 200 ") || !BODY.starts_with(body) {
-        bail!(
-            "unexpected response: {}",
-            String::from_utf8_lossy(bytes)
-        );
+        bail!("unexpected response: {}", String::from_utf8_lossy(bytes));
     }
     Ok(body.len() == BODY.len())
 }

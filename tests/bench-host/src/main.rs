@@ -1,9 +1,9 @@
-//! Measures the overhead of the function host: requests per second, processor time and memory of the same handler,
-//! served by the host and by a plain hyper server, in one run.
+//! Measures the overhead of the function host over a plain hyper server.
 //!
-//! Each server is a process of its own. Both run all the time, and receive load in alternating rounds of a fraction
-//! of a second, so that other load on the machine affects both alike. The figures are medians over rounds, and
-//! medians of the ratios of neighboring rounds.
+//! The figures are requests per second, processor time and memory of the same handler on both servers, in one run. Each
+//! server is a process of its own. Both run all the time, and receive load in alternating rounds of a fraction of a
+//! second, so that other load on the machine affects both alike. The figures are medians over rounds, and medians of
+//! the ratios of neighboring rounds.
 
 mod child;
 mod load;

@@ -47,8 +47,9 @@ impl Context {
         }
     }
 
-    /// Returns the caller's `X-Call-Id`, or the one generated for this request. It is in the response and in every
-    /// log line.
+    /// Returns the caller's `X-Call-Id`, or the id generated for this request.
+    ///
+    /// It is in the response and in every log line.
     pub fn call_id(&self) -> &str {
         &self.call_id
     }

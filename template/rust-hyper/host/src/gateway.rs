@@ -212,8 +212,9 @@ impl Gateway {
         }
     }
 
-    /// Sends `request` and reads the whole response, both within `timeout`. A URI without a host is one of this
-    /// gateway.
+    /// Sends `request` and reads the whole response, both within `timeout`.
+    ///
+    /// A URI without a host is one of this gateway.
     ///
     /// Adds basic authentication to requests to `/system/` of this gateway, if the function has the secrets
     /// `basic-auth-user` and `basic-auth-password` and the request has no `Authorization` header. Other requests get

@@ -12,8 +12,9 @@ pub struct Shutdown(watch::Receiver<Option<Instant>>);
 pub struct ShutdownTrigger(watch::Sender<Option<Instant>>);
 
 impl Shutdown {
-    /// Creates a shutdown that has not begun, and its trigger. In a function, the host holds the trigger; in a test,
-    /// the test.
+    /// Creates a shutdown that has not begun, and its trigger.
+    ///
+    /// In a function, the host holds the trigger; in a test, the test does.
     pub fn new() -> (ShutdownTrigger, Self) {
         let (sender, receiver) = watch::channel(None);
         (ShutdownTrigger(sender), Self(receiver))

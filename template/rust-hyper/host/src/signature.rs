@@ -23,8 +23,9 @@ pub struct HmacKeys {
 }
 
 impl HmacKeys {
-    /// Creates the keys from a secret with one key per line; empty lines are skipped. Returns `None` if there is no
-    /// key.
+    /// Reads the keys from a secret with one key per line; returns `None` if there is no key.
+    ///
+    /// Empty lines are skipped.
     pub fn new(secret: &Secret) -> Option<Self> {
         let mut keys = secret
             .expose()

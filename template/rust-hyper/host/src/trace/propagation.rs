@@ -9,8 +9,9 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 const PARENT: &str = "traceparent";
 const STATE: &str = "tracestate";
 
-/// The longest `tracestate` that is passed on, in bytes: the length that the standard requires. A longer one is
-/// dropped.
+/// The longest `tracestate` that is passed on, in bytes; a longer one is dropped.
+///
+/// The standard requires to pass on at least this length.
 const MAX_STATE: usize = 512;
 
 /// Returns a context with the caller's span, or an empty one if the headers name none.
@@ -65,8 +66,9 @@ fn state(headers: &HeaderMap) -> String {
     }
 }
 
-/// Returns whether `parent` is `00-<32 hex digits>-<16>-<2>`, or of a later version, with further fields after
-/// another `-`.
+/// Returns whether `parent` is a valid `traceparent`.
+///
+/// The format is `00-<32 hex digits>-<16>-<2>`. A later version may have further fields after another `-`.
 ///
 /// The propagator accepts more than the standard does.
 fn is_well_formed(parent: &[u8]) -> bool {

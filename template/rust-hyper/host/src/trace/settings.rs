@@ -192,8 +192,9 @@ pub(super) fn secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
     parsed.ok_or_else(|| format!("it {HEADERS_FORMAT}"))
 }
 
-/// Parses headers in the format `NAME=VALUE,…` of <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>, or
-/// one per line. Returns `None` if the format is wrong.
+/// Parses headers, separated by commas or line ends; returns `None` if the format is wrong.
+///
+/// The format is `NAME=VALUE,…` of <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
 fn parse_headers(text: &str) -> Option<HeaderMap> {
     let mut headers = HeaderMap::new();
     for part in text

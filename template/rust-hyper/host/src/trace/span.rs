@@ -122,8 +122,9 @@ impl Span {
         TraceContext::new(self.0.clone())
     }
 
-    /// Returns the `tracing` span of a request, whose fields every log line has: the call id, and the trace id if the
-    /// trace is sampled.
+    /// Returns the `tracing` span of a request, whose fields are in all of its log lines.
+    ///
+    /// The fields are the call id, and the trace id if the trace is sampled.
     pub(crate) fn log_span(&self, call_id: &str) -> tracing::Span {
         let context = self
             .0

@@ -23,8 +23,9 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 /// The environment variable that makes this process the function.
 const SERVE: &str = "FUNCTION_HOST_TEST_SERVE";
 
-/// Serves the function, in a process that [`Function::spawn`] started. Elsewhere it does nothing: it tests nothing
-/// itself.
+/// Serves the function, in a process that [`Function::spawn`] started.
+///
+/// In other processes it returns at once. It is not a test, but the entry point of the process under test.
 #[test]
 fn serve() {
     if std::env::var_os(SERVE).is_some() {
