@@ -6,6 +6,7 @@
 //! This module knows text and values only, and imports nothing from the rest of the crate.
 
 mod mask;
+mod needles;
 mod trace;
 
 pub(crate) use mask::Mask;

@@ -30,6 +30,10 @@ const MAX_VALUE: usize = 500 << 10;
 /// Limit on the secrets of one build.
 const MAX_SECRETS: usize = 100;
 
+/// Limit on the bytes of all values of one build. Masking them takes twelve times as much memory. With the default
+/// `max_config`, an envelope cannot contain as much.
+const MAX_TOTAL: usize = 1 << 20;
+
 /// The private key, in a file that is read again when it changes.
 #[derive(Clone, Debug)]
 pub struct SealKey {
@@ -75,7 +79,12 @@ impl SealKey {
             let value = open_value(&seal, &name, &sealed)?;
             Ok((name, value))
         });
-        Ok(BuildSecrets::new(opened.collect::<Result<_, _>>()?))
+        let opened: BTreeMap<_, _> = opened.collect::<Result<_, _>>()?;
+        let size = opened.values().map(|value| value.len()).sum();
+        match size > MAX_TOTAL {
+            true => Err(SealError::TotalTooLarge { size }),
+            false => Ok(BuildSecrets::new(opened)),
+        }
     }
 
     fn read(&self) -> Result<SecretKey, SealError> {
@@ -314,5 +323,26 @@ mod tests {
             let opened = key.open(envelope(&[size]).as_bytes());
             assert_eq!(opened.is_ok(), is_accepted, "{size}");
         }
+    }
+
+    #[test]
+    fn secrets_that_are_too_large_to_be_masked_are_rejected() {
+        let (_folder, key) = key(&STANDARD.encode([1; 32]));
+        let rest = MAX_TOTAL - 2 * MAX_VALUE;
+        assert!(
+            key.open(envelope(&[MAX_VALUE, MAX_VALUE, rest]).as_bytes())
+                .is_ok()
+        );
+
+        let error = key
+            .open(envelope(&[MAX_VALUE, MAX_VALUE, rest + 1]).as_bytes())
+            .expect_err("too large in total");
+        assert!(
+            error
+                .to_string()
+                .contains("have 1048577 bytes in total; 1048576 are allowed"),
+            "{error}"
+        );
+        assert!(!error.is_platforms());
     }
 }

@@ -10,26 +10,19 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aho_corasick::AhoCorasick;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::Value;
 
+use super::needles::{MAX_LEN, Needles};
 use super::{MASKED, MIN_LEN};
-
-/// Bytes of the longest string that is searched for as a whole. Longer ones are split, so that a line that has not
-/// ended yet needs to be withheld for no more than this many bytes.
-const MAX_LEN: usize = 256;
-
-/// Limit on the bytes of all strings searched for. Lines of values come before their base64.
-const MAX_TOTAL: usize = 512 << 10;
 
 /// Lengths of the lines that `base64` and `openssl base64` write.
 const WRAPS: [usize; 2] = [76, 64];
 
 /// Masks values in texts. The default masks nothing. Clones share the values.
 #[derive(Clone, Default)]
-pub(crate) struct Mask(Option<Arc<AhoCorasick>>);
+pub(crate) struct Mask(Arc<Needles>);
 
 impl fmt::Debug for Mask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,27 +31,21 @@ impl fmt::Debug for Mask {
 }
 
 impl Mask {
-    /// Creates a mask for `values`.
-    pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8], IntoIter: Clone>) -> Self {
-        let values = values.into_iter();
-        let mut strings = Strings::default();
-        for value in values.clone() {
-            for line in value.split(|byte| *byte == b'\n') {
-                strings.add(line.trim_ascii(), MAX_LEN);
-            }
-        }
+    /// Creates a mask for all of `values`. It takes about 12 bytes of memory for each of their bytes.
+    pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut strings = BTreeSet::new();
         for value in values {
-            strings.add_encoded(value.trim_ascii_end());
+            for line in value.split(|byte| *byte == b'\n') {
+                add(&mut strings, line.trim_ascii(), MAX_LEN);
+            }
+            add_encoded(&mut strings, value.trim_ascii_end());
         }
-        if strings.found.is_empty() {
-            return Self(None);
-        }
-        Self(AhoCorasick::new(&strings.found).ok().map(Arc::new))
+        Self(Arc::new(Needles::new(strings)))
     }
 
     /// Returns how many bytes of an unfinished line must be withheld, so that no value is shown in two halves.
     pub(crate) fn lookahead(&self) -> usize {
-        self.0.as_ref().map_or(0, |_| MAX_LEN)
+        if self.0.is_empty() { 0 } else { MAX_LEN }
     }
 
     /// Masks the values in `text`.
@@ -71,7 +58,7 @@ impl Mask {
 
     /// Masks the values in `bytes`, which need not be UTF-8.
     pub(crate) fn bytes<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
-        let found = self.find(bytes);
+        let found = self.0.find(bytes);
         if found.is_empty() {
             return Cow::Borrowed(bytes);
         }
@@ -104,63 +91,41 @@ impl Mask {
     /// [`lookahead`](Self::lookahead) bytes must follow `end`.
     pub(crate) fn cut(&self, bytes: &[u8], end: usize) -> usize {
         let contains_end = |range: &Range<usize>| range.start < end && end < range.end;
-        let found = self.find(bytes);
+        let found = self.0.find(bytes);
         found
             .into_iter()
             .find(contains_end)
             .map_or(end, |range| range.end)
     }
+}
 
-    /// Returns where `bytes` contains a value, in order. Ranges that overlap or touch are joined.
-    fn find(&self, bytes: &[u8]) -> Vec<Range<usize>> {
-        let Some(searcher) = &self.0 else {
-            return Vec::new();
-        };
-        let mut ranges: Vec<Range<usize>> = Vec::new();
-        // Ordered by their ends: a later one may begin before an earlier one.
-        for found in searcher.find_overlapping_iter(bytes) {
-            let mut range = found.range();
-            while let Some(last) = ranges.pop_if(|last| range.start <= last.end) {
-                range.start = range.start.min(last.start);
-            }
-            ranges.push(range);
+/// Adds `text` in pieces of `length` bytes. The last piece overlaps the one before it if it would be too short.
+fn add(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usize) {
+    for (index, piece) in text.chunks(length).enumerate() {
+        if piece.len() >= MIN_LEN {
+            strings.insert(piece.to_vec());
+        } else if index > 0 {
+            strings.insert(text[text.len() - length..].to_vec());
         }
-        ranges
     }
 }
 
-/// The strings that are searched for.
-#[derive(Default)]
-struct Strings {
-    found: BTreeSet<Vec<u8>>,
-    size: usize,
-}
-
-impl Strings {
-    /// Adds `text` in pieces of `length` bytes.
-    fn add(&mut self, text: &[u8], length: usize) {
-        for piece in text.chunks(length).filter(|piece| piece.len() >= MIN_LEN) {
-            if self.size + piece.len() <= MAX_TOTAL && self.found.insert(piece.to_vec()) {
-                self.size += piece.len();
-            }
+/// Adds the base64 of `value`, behind a prefix of any length.
+fn add_encoded(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
+    for skipped in 0..3 {
+        let Some(rest) = value.get(skipped..) else { return };
+        // Only whole groups of three bytes are encoded the same whatever comes before and after them.
+        let whole = &rest[..rest.len() / 3 * 3];
+        if whole.len() < 6 {
+            return;
         }
-    }
-
-    /// Adds the base64 of `value`, behind a prefix of any length.
-    fn add_encoded(&mut self, value: &[u8]) {
-        for skipped in 0..3 {
-            let Some(rest) = value.get(skipped..) else { return };
-            // Only whole groups of three bytes are encoded the same whatever comes before and after them.
-            let whole = &rest[..rest.len() / 3 * 3];
-            if whole.len() < 6 {
-                return;
-            }
-            let encoded = STANDARD.encode(whole);
-            self.add(encoded.as_bytes(), MAX_LEN);
-            self.add(URL_SAFE.encode(whole).as_bytes(), MAX_LEN);
-            if skipped == 0 && encoded.len() > WRAPS[1] {
-                WRAPS.iter().for_each(|wrap| self.add(encoded.as_bytes(), *wrap));
-            }
+        let encoded = STANDARD.encode(whole);
+        add(strings, encoded.as_bytes(), MAX_LEN);
+        add(strings, URL_SAFE.encode(whole).as_bytes(), MAX_LEN);
+        if skipped == 0 && encoded.len() > WRAPS[1] {
+            WRAPS
+                .iter()
+                .for_each(|wrap| add(strings, encoded.as_bytes(), *wrap));
         }
     }
 }
@@ -220,6 +185,39 @@ mod tests {
                 let line = std::str::from_utf8(line).expect("ASCII");
                 let masked = mask.text(line);
                 assert!(masked.len() < 8, "{wrap}: {masked}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_bytes_of_a_long_value_are_masked_too() {
+        for length in MAX_LEN - 1..=MAX_LEN + MIN_LEN {
+            let value: String = (0..)
+                .flat_map(|n: u32| format!("{n} ").into_bytes())
+                .map(char::from)
+                .take(length)
+                .collect();
+            let value = value.replace(' ', "_");
+            assert_eq!(mask(&[&value]).text(&format!("<{value}>")), "<***>", "{length}");
+        }
+    }
+
+    /// Values of 1 MiB in total, no two lines of which are the same.
+    #[test]
+    fn every_line_of_large_secrets_is_masked_and_their_base64_too() {
+        let values: Vec<String> = (0..3)
+            .map(|value| (0..32_000).map(|line| format!("{value}-{line:07}\n")).collect())
+            .collect();
+        let mask = Mask::new(values.iter().map(|value| value.as_bytes()));
+
+        for value in &values {
+            for line in value.lines().step_by(97).chain(value.lines().last()) {
+                assert_eq!(mask.text(line), "***");
+            }
+            let encoded = STANDARD.encode(value.trim_end());
+            for wrapped in encoded.as_bytes().chunks(76).step_by(97) {
+                let line = std::str::from_utf8(wrapped).expect("ASCII");
+                assert_eq!(mask.text(line), "***");
             }
         }
     }

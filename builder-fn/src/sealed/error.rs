@@ -2,7 +2,7 @@
 
 use function_host::secret::SecretError;
 
-use super::{MAX_SECRETS, MAX_VALUE};
+use super::{MAX_SECRETS, MAX_TOTAL, MAX_VALUE};
 
 /// Why sealed secrets cannot be opened. The texts name secrets and never contain their values.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,15 @@ pub enum SealError {
     TooLarge {
         /// The secret's name.
         name: String,
+    },
+    /// All values together are larger than can be masked with the memory of a builder.
+    #[error(
+        "the secrets in com.openfaas.secrets have {size} bytes in total; {MAX_TOTAL} are allowed, because all of them are \
+         masked in the build's log"
+    )]
+    TotalTooLarge {
+        /// Bytes of all values.
+        size: usize,
     },
     /// A value is damaged, or was sealed to another key although the envelope names this one.
     #[error(
