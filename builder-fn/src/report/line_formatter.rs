@@ -65,7 +65,7 @@ impl LineFormatter {
                 at,
                 text,
             } => self.output(step, stream, at, &text),
-            Event::Warning { text } => vec![self.warning(&self.mask.text(&text))],
+            Event::Warning { text } => vec![self.warning(&text)],
         }
     }
 
@@ -84,12 +84,16 @@ impl LineFormatter {
 
     /// Returns the line of a warning.
     pub(crate) fn warning(&self, text: &str) -> String {
-        notice(&format!("warning: {text}"))
+        notice(&format!("warning: {}", self.mask.text(text)))
     }
 
     /// Returns the line of a step of Slipway's own that starts now.
     pub(crate) fn step_started(&self, name: &str) -> String {
-        format!("v: {} {}", time(SystemTime::now()), one_line(name))
+        format!(
+            "v: {} {}",
+            time(SystemTime::now()),
+            one_line(&self.mask.text(name))
+        )
     }
 
     /// Returns the line of a step of Slipway's own that ends now.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::hand_over::gateway;
 use crate::job::log;
 use crate::setting::{Answer, Setting, key, post, tar, tar_of};
 use crate::{daemon, soon};
@@ -371,4 +372,40 @@ async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
             "{path}"
         );
     }
+}
+
+/// The secret is in a warning, in BuildKit's events and in the deployer's answer.
+#[tokio::test]
+async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
+    let recorded: Value =
+        serde_json::from_str(include_str!("../../../tests/clients/recorded/secrets.json")).expect("JSON");
+    let envelope = recorded["sealed"].as_str().expect("an envelope");
+    let config = r#"{"image": "registry:5000/hello:1", "s3cr3t": 1, "deploy": {"service": "s3cr3t"}}"#;
+    let body = tar_of(&[
+        ("com.openfaas.docker.config", config.as_bytes()),
+        ("com.openfaas.secrets", envelope.as_bytes()),
+        ("context/Dockerfile", b"FROM scratch\n"),
+    ]);
+    let answer = r#"{"status": "failed", "reasons": ["it logged s3cr3t"]}"#;
+    let (address, _received) = gateway(502, answer).await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}"))
+        .with_seal(recorded["private_key"].as_str().expect("a key"));
+    setting.secret("deploy-secret", "deploy key");
+
+    let answer = build(&setting, body);
+    let (solve, status, _session) = calls.build().await;
+    status
+        .events
+        .send(Ok(log("s3cr3t in the output\n")))
+        .await
+        .expect("listening");
+    drop(status);
+    solve.succeed("sha256:12");
+
+    let Answer { status, body } = answer.await.expect("no panic");
+    assert_eq!(status, 502, "{body}");
+    assert_eq!(body["log"].as_array().map(Vec::len), Some(4), "{body}");
+    assert_eq!(body["deployment"]["reasons"][0], "it logged ***");
+    assert!(!body.to_string().contains("s3cr3t"), "{body}");
 }
