@@ -30,7 +30,7 @@ pub(crate) struct AnswerFields<'a> {
 pub(crate) struct Answer {
     /// The status, if the answer is not streamed.
     status: StatusCode,
-    /// The body. Who has the log adds it.
+    /// The body. Its log is added before the answer is sent as a whole.
     pub(crate) report: Report,
     /// Whether the connection is closed, because the rest of the request's body is not read.
     closes_connection: bool,

@@ -47,8 +47,8 @@ pub enum DeployVia {
     Function,
     /// The builder calls the deployer through the queue, and does not learn the outcome.
     AsyncFunction,
-    /// The builder's answer contains the hand-over, and one of its headers the signature. The caller, who calls the builder
-    /// through the queue, names the deployer in `X-Callback-Url`; the queue-worker delivers the answer and its headers.
+    /// The builder's answer contains the hand-over, and one of its headers the signature. The caller sends its request through
+    /// the queue and names the deployer in `X-Callback-Url`; the queue-worker delivers the answer and its headers.
     Callback,
 }
 

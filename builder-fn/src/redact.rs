@@ -3,6 +3,8 @@
 //! A build's log, its answer, its log lines in the operator's log and its trace all repeat text from outside: the output
 //! of steps, BuildKit's errors, the deployer's reasons. Any of it may contain a secret, so all of it is masked here.
 //!
+//! Not masked are the names that identify a build: image, digest and function, which the config has in clear text.
+//!
 //! This module knows text and values only, and imports nothing from the rest of the crate.
 
 mod mask;

@@ -17,8 +17,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-pub use error::SealError;
-pub use opened::BuildSecrets;
+pub(crate) use error::SealError;
+pub(crate) use opened::BuildSecrets;
 
 const VERSION: &str = "v1";
 const ALGORITHM: &str = "nacl/box";
@@ -55,7 +55,7 @@ impl SealKey {
     ///
     /// # Errors
     /// Fails if the file is missing or does not contain a key.
-    pub fn public(&self) -> Result<Value, SealError> {
+    pub(crate) fn public(&self) -> Result<Value, SealError> {
         let public_key = encoded(&self.read()?);
         Ok(json!({"key_id": key_id(&public_key), "algorithm": ALGORITHM, "public_key": public_key}))
     }

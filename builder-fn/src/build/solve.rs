@@ -1,4 +1,4 @@
-//! The solve of a build: what BuildKit is asked for, and who hears of its events.
+//! The solve of a build: the request to BuildKit, and the log, metrics and spans of its events.
 
 use std::sync::Arc;
 

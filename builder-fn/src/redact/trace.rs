@@ -9,8 +9,8 @@ const MAX_NAME: usize = 200;
 
 /// Masks the values of secrets and of build arguments.
 ///
-/// Whoever reads traces is not necessarily who sent the build, and BuildKit puts the values of build arguments into the
-/// names of steps. The caller, who knows those values, gets them unmasked in the build's log.
+/// BuildKit puts the values of build arguments into the names of steps, and traces are read by others than the caller. The
+/// build's log goes to the caller only, so build arguments are not masked there.
 #[derive(Debug, Default)]
 pub(crate) struct TraceMask {
     secrets: Mask,

@@ -6,7 +6,7 @@ use super::{MAX_SECRETS, MAX_TOTAL, MAX_VALUE};
 
 /// Why sealed secrets cannot be opened. The texts name secrets and never contain their values.
 #[derive(Debug, thiserror::Error)]
-pub enum SealError {
+pub(crate) enum SealError {
     /// The key's file is missing or unreadable.
     #[error("the builder cannot open sealed secrets")]
     Key(#[source] SecretError),

@@ -12,7 +12,7 @@ use crate::redact::Mask;
 /// The secrets of one build, by name. Clones share the values, which are overwritten when the last clone is dropped.
 /// `Debug` shows the names only.
 #[derive(Clone, Default)]
-pub struct BuildSecrets {
+pub(crate) struct BuildSecrets {
     values: Arc<BTreeMap<String, Zeroizing<Vec<u8>>>>,
     mask: Mask,
 }
