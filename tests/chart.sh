@@ -102,6 +102,10 @@ count 2 'path: deploy-secret$'
 count 1 'path: registry-config$'
 count 1 'path: basic-auth-user$'
 count 1 'path: basic-auth-password$'
+# BuildKit keeps records of past builds.
+count 1 '^    \[history\]$'
+has 'maxAge = "48h"'
+has 'maxEntries = 10000'
 # The builder has no credentials of the gateway.
 sed -n '/^# Source: .*builder.yaml/,/^---/p' "$dir/out" >"$dir/builder"
 ! grep -q basic-auth "$dir/builder" || fail "the builder has the gateway's credentials"
@@ -202,6 +206,12 @@ begin "mutual TLS with an existing BuildKit" --set buildkit.enabled=false,buildk
 count 1 'path: buildkit-cert$'
 has_not 'buildkit_server_name'
 
+begin "other limits on records of builds" --set buildkit.history.maxAge=72h,buildkit.history.maxEntries=1000000
+has 'maxAge = "72h"'
+has 'maxEntries = 1000000'
+
+rejects "two tables for records of builds" "buildkit.config: must not have the table .history." --set-json 'buildkit={"config":"[history]\nmaxAge = 1"}'
+rejects "records of builds without an age" "/buildkit/history/maxAge" --set buildkit.history.maxAge=3
 rejects "one of two TLS secrets" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon
 rejects "no BuildKit" "buildkit.url: required" --set buildkit.enabled=false
 rejects "a misspelt value" "additional properties 'replica' not allowed" --set builder.replica=2

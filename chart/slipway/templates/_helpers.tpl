@@ -46,6 +46,17 @@ app.kubernetes.io/component: buildkit
 {{- end -}}
 {{- end -}}
 
+{{/* buildkitd.toml. */}}
+{{- define "slipway.buildkit.config" -}}
+{{- if regexMatch "(?m)^[ \\t]*\\[[ \\t]*history[ \\t]*\\]" .Values.buildkit.config -}}
+{{- fail "buildkit.config: must not have the table [history]; set buildkit.history" -}}
+{{- end -}}
+{{- .Values.buildkit.config | trimSuffix "\n" }}
+[history]
+  maxAge = {{ .Values.buildkit.history.maxAge | quote }}
+  maxEntries = {{ .Values.buildkit.history.maxEntries | int64 }}
+{{- end -}}
+
 {{/* The environment variables for traces, for both functions. */}}
 {{- define "slipway.otel.env" -}}
 {{- with .Values.otel.endpoint -}}

@@ -25,6 +25,9 @@ const CALL_TIMEOUT: &str = "35m";
 /// (docs/pitfalls.md#redelivery).
 const BUILDKIT_HISTORY: Duration = Duration::from_secs(48 * 60 * 60);
 
+/// The number of records of past builds that BuildKit keeps even if they are older than that.
+const BUILDKIT_HISTORY_ENTRIES: u32 = 10_000;
+
 /// The name of the NATS Streaming cluster.
 const NATS_CLUSTER: &str = "faas-cluster";
 
@@ -158,7 +161,7 @@ impl StackConfig {
         let socket = format!("unix://{}", self.buildkit_socket().display());
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BRIDGE}:{BUILDKIT_PORT}\"]\n\n\
-             [history]\n  maxAge = {history}\n  maxEntries = 1000\n\n[worker.containerd]\n  enabled = false\n\n\
+             [history]\n  maxAge = {history}\n  maxEntries = {BUILDKIT_HISTORY_ENTRIES}\n\n[worker.containerd]\n  enabled = false\n\n\
              [registry.\"{registry}\"]\n  http = true\n",
             root = self.dir.data("buildkit").display(),
             history = BUILDKIT_HISTORY.as_secs(),
