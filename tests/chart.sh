@@ -102,6 +102,9 @@ count 2 'path: deploy-secret$'
 count 1 'path: registry-config$'
 count 1 'path: basic-auth-user$'
 count 1 'path: basic-auth-password$'
+# The gateway's autoscaler adds no second deployer.
+count 1 'com.openfaas.scale.min: "1"$'
+count 1 'com.openfaas.scale.max: "1"$'
 # BuildKit keeps records of past builds.
 count 1 '^    \[history\]$'
 has 'maxAge = "48h"'
@@ -209,7 +212,10 @@ has_not 'buildkit_server_name'
 begin "other limits on records of builds" --set buildkit.history.maxAge=72h,buildkit.history.maxEntries=1000000
 has 'maxAge = "72h"'
 has 'maxEntries = 1000000'
+begin "no deployer" --set deployer.replicas=0
+has 'replicas: 0'
 
+rejects "two deployers" "deployer.replicas: 2, and at most 1 is right" --set deployer.replicas=2
 rejects "two tables for records of builds" "buildkit.config: must not have the table .history." --set-json 'buildkit={"config":"[history]\nmaxAge = 1"}'
 rejects "records of builds without an age" "/buildkit/history/maxAge" --set buildkit.history.maxAge=3
 rejects "one of two TLS secrets" "daemonSecret and clientSecret" --set buildkit.tls.daemonSecret=daemon

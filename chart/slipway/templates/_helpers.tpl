@@ -57,6 +57,16 @@ app.kubernetes.io/component: buildkit
   maxEntries = {{ .Values.buildkit.history.maxEntries | int64 }}
 {{- end -}}
 
+{{/* A duration in milliseconds. Argument: a text such as 1h30m */}}
+{{- define "slipway.milliseconds" -}}
+{{- $units := dict "h" 3600000 "m" 60000 "s" 1000 "ms" 1 -}}
+{{- $sum := 0.0 -}}
+{{- range regexFindAll "[0-9.]+(ms|[smh])" . -1 -}}
+{{- $sum = addf $sum (mulf (regexFind "^[0-9.]+" .) (get $units (regexFind "[a-z]+$" .))) -}}
+{{- end -}}
+{{- $sum | int64 -}}
+{{- end -}}
+
 {{/* The environment variables for traces, for both functions. */}}
 {{- define "slipway.otel.env" -}}
 {{- with .Values.otel.endpoint -}}
@@ -90,7 +100,7 @@ app.kubernetes.io/component: buildkit
 {{/*
 A function as faas-netes would create it: a Deployment and a Service with the function's name and the label faas_function.
 Arguments: dict "root" . "name" "builder-fn" "component" "builder" "values" .Values.builder "env" (dict …)
-"secrets" (dict FILE SECRET …) "scratch" SIZE
+"secrets" (dict FILE SECRET …) "scratch" SIZE "functionLabels" (dict NAME TEXT …), the labels for the gateway
 */}}
 {{- define "slipway.function" -}}
 {{- $labels := include "slipway.labels" (dict "root" .root "component" .component) -}}
@@ -118,6 +128,9 @@ spec:
       labels:
         faas_function: {{ .name }}
         {{- $labels | nindent 8 }}
+        {{- with .functionLabels }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       annotations:
         prometheus.io.scrape: "true"
         prometheus.io.port: "8081"

@@ -8,6 +8,7 @@
 )]
 
 mod clients;
+mod installations;
 mod markdown;
 mod metrics;
 mod pages;

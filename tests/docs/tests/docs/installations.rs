@@ -1,0 +1,80 @@
+//! `stack.yml` and `store.json`, two of the three ways to install the functions. `tests/chart.sh` tests the third.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::{repository, settings::documented};
+
+/// The variable that the C library reads.
+const READ_BY_THE_C_LIBRARY: &str = "MALLOC_ARENA_MAX";
+
+/// A function's environment and labels.
+#[derive(Debug, Default)]
+struct Installation {
+    environment: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
+}
+
+/// Returns a map of a function in `stack.yml`.
+fn yaml_map(function: &str, key: &str) -> BTreeMap<String, String> {
+    let start = format!("\n    {key}:\n");
+    let (_, map) = function.split_once(&start).unwrap_or_default();
+    let lines = map.lines().take_while(|line| line.starts_with("      "));
+    let pairs = lines.filter(|line| !line.trim_start().starts_with('#'));
+    pairs
+        .map(|line| {
+            let (name, value) = line.trim().split_once(": ").unwrap();
+            (name.to_owned(), value.trim_matches('"').to_owned())
+        })
+        .collect()
+}
+
+fn in_stack_yml(name: &str) -> Installation {
+    let text = repository::read("stack.yml");
+    let (_, function) = text.split_once(&format!("\n  {name}:\n")).unwrap();
+    // The next function begins with a line that is indented by two spaces.
+    let lines = function
+        .lines()
+        .take_while(|line| line.is_empty() || line.starts_with("    "));
+    let function = format!("\n{}\n", lines.collect::<Vec<_>>().join("\n"));
+    Installation {
+        environment: yaml_map(&function, "environment"),
+        labels: yaml_map(&function, "labels"),
+    }
+}
+
+fn in_store_json(name: &str) -> Installation {
+    let store: Value = serde_json::from_str(&repository::read("store.json")).unwrap();
+    let functions = store["functions"].as_array().unwrap();
+    let function = functions.iter().find(|function| function["name"] == name).unwrap();
+    let map = |key: &str| serde_json::from_value(function[key].clone()).unwrap();
+    Installation {
+        environment: map("environment"),
+        labels: map("labels"),
+    }
+}
+
+#[test]
+fn the_gateways_autoscaler_keeps_one_deployer() {
+    for deployer in [in_stack_yml("deployer-fn"), in_store_json("deployer-fn")] {
+        for label in ["com.openfaas.scale.min", "com.openfaas.scale.max"] {
+            assert_eq!(deployer.labels[label], "1", "{label} in {deployer:?}");
+        }
+    }
+}
+
+#[test]
+fn every_variable_of_an_installation_is_a_setting() {
+    for name in ["builder-fn", "deployer-fn"] {
+        let mut settings = documented("host");
+        settings.extend(documented(name));
+        settings.insert(READ_BY_THE_C_LIBRARY.to_owned());
+        for installation in [in_stack_yml(name), in_store_json(name)] {
+            assert!(!installation.environment.is_empty(), "{name}: no variables");
+            for variable in installation.environment.keys() {
+                assert!(settings.contains(variable), "{name}: no setting {variable}");
+            }
+        }
+    }
+}
