@@ -35,6 +35,8 @@ pub(crate) fn response(result: &Result<Outcome, Error>) -> Response {
 fn status_of_outcome(outcome: &Outcome) -> StatusCode {
     match (outcome.status, outcome.fault) {
         (DeploymentStatus::Ready, _) => StatusCode::OK,
+        // Not retried by queues, and not the caller's fault either.
+        (DeploymentStatus::Refused, _) if outcome.superseded_by.is_some() => StatusCode::CONFLICT,
         (DeploymentStatus::Refused, _) => StatusCode::UNPROCESSABLE_ENTITY,
         (DeploymentStatus::Failed | DeploymentStatus::RolledBack, Some(Fault::Caller)) => {
             StatusCode::UNPROCESSABLE_ENTITY

@@ -7,6 +7,7 @@ use function_host::ErrorChain;
 use function_host::http::{HeaderValue, Method, StatusCode, header};
 use function_host::signature::HmacKeys;
 use function_host::{Context, Handler, Request, Response, Secrets, reply, trace};
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
@@ -61,7 +62,8 @@ impl Deployer {
     async fn handle(&self, request: Request, context: &Context) -> Result<Outcome, Error> {
         let (mut hand_over, rules) = self.receive(request, context).await?;
         rules.apply_defaults(&mut hand_over);
-        let violations = rules.violations(&hand_over);
+        let mut violations = rules.violations(&hand_over);
+        violations.extend(hand_over.times().problem(Timestamp::now()));
         if !hand_over.unknown.is_empty() {
             info!(fields = ?hand_over.unknown, "the hand-over has unknown fields");
         }
@@ -110,7 +112,7 @@ impl Deployer {
         let _in_progress = self.metrics.start();
         let function = hand_over.spec.function();
         let queued = Instant::now();
-        let permit = self.queue.acquire(function.clone(), hand_over.built_at);
+        let permit = self.queue.acquire(function.clone(), hand_over.times());
         let _permit = trace::span("queue").run(permit).await;
         let waited = queued.elapsed();
         let deadline = Deadline::with_reserve(

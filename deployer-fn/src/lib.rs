@@ -4,6 +4,7 @@
 //! it out ([`rollout()`]) through the gateway's REST API ([`Transport`]), and answers with an [`Outcome`].
 
 mod answer;
+mod build_times;
 mod error;
 mod function;
 mod gateway;
@@ -24,7 +25,7 @@ mod version;
 pub use self::gateway::Transport;
 pub use self::handler::Deployer;
 pub use self::metrics::Metrics;
-pub use self::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running};
+pub use self::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running, Successor};
 pub use self::request::{FunctionSpec, HandOver, MAX_BODY, PinnedImage, Probe, Resources, SPEC_ANNOTATION};
 pub use self::rollout::{Deadline, RolloutContext, RolloutHistory, Timeouts, rollout};
 pub use self::settings::Settings;

@@ -32,9 +32,20 @@ pub struct Outcome {
     pub durations: Durations,
     /// The reasons for the status, for people.
     pub reasons: Vec<String>,
+    /// The newer build for which this one was rejected; `None` if there is none.
+    #[serde(flatten)]
+    pub superseded_by: Option<Successor>,
     /// The cause of a failure; `None` if there is none.
     #[serde(skip)]
     pub fault: Option<Fault>,
+}
+
+/// A newer build of the same function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Successor {
+    /// The call that made it, if it is known.
+    #[serde(rename = "supersededBy", skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<String>,
 }
 
 /// How a deployment ended.
@@ -45,8 +56,8 @@ pub enum DeploymentStatus {
     Ready,
     /// The new image does not run, and neither may the previous version.
     Failed,
-    /// Nothing was changed: the hand-over is not valid, not allowed, older than the running version, or rejected by the
-    /// provider.
+    /// The hand-over is not valid, not allowed, or rejected by the provider, and nothing was changed; or a newer build
+    /// takes its place.
     Refused,
     /// The new image does not run. The previous version runs again, or there is no function if there was none before.
     RolledBack,
@@ -182,6 +193,7 @@ mod tests {
                 ..Durations::default()
             },
             reasons: vec![],
+            superseded_by: None,
             fault: None,
         };
         assert_eq!(
@@ -193,6 +205,15 @@ mod tests {
                 "url": "http://gateway:8080/function/hello",
                 "durations": {"check": 0.012, "apply": 0.0, "watch": 0.0, "restore": 0.0, "queue": 0.0, "total": 0.0}, "reasons": []
             })
+        );
+
+        outcome.superseded_by = Some(Successor { call_id: None });
+        assert_eq!(serde_json::to_value(&outcome).unwrap().get("supersededBy"), None);
+        let call_id = Some("call-8".to_owned());
+        outcome.superseded_by = Some(Successor { call_id });
+        assert_eq!(
+            serde_json::to_value(&outcome).unwrap()["supersededBy"],
+            json!("call-8")
         );
 
         outcome.running = Running::Nothing;

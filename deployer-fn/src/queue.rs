@@ -1,8 +1,8 @@
 //! A queue for each function: one deployment at a time, and of those that wait the newest build next.
 //!
 //! Once the newest build runs, the older ones that wait are rejected without being tried; if it fails, the next
-//! newest is tried. This holds within one process. Between processes, the build time in the function's annotations
-//! keeps an older build from replacing a newer one, and a restored version is checked by the next deployment.
+//! newest is tried. This holds within one process. Between processes, the times of the build in the function's annotations
+//! keep an older build from replacing a newer one, and a restored version is checked by the next deployment.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tokio::sync::oneshot;
 
+use crate::build_times::BuildTimes;
 use crate::function::FunctionId;
 
 /// The queues of all functions. Clones share them.
@@ -21,7 +22,7 @@ pub(crate) struct DeploymentQueue(Arc<Mutex<HashMap<FunctionId, Waiters>>>);
 struct Waiters {
     /// The number of waiters so far.
     arrivals: u64,
-    /// By build time, then by arrival. The last one is next.
+    /// By the time of submission or else of the end of the build, then by arrival. The last one is next.
     waiting: BTreeMap<(Option<Timestamp>, u64), oneshot::Sender<DeploymentPermit>>,
 }
 
@@ -37,11 +38,7 @@ impl DeploymentQueue {
     /// Waits until no other deployment of the function runs, and none with a newer build waits.
     ///
     /// Dropping the future leaves the queue.
-    pub(crate) async fn acquire(
-        &self,
-        function: FunctionId,
-        built_at: Option<Timestamp>,
-    ) -> DeploymentPermit {
+    pub(crate) async fn acquire(&self, function: FunctionId, times: BuildTimes) -> DeploymentPermit {
         loop {
             let granted = {
                 let mut queues = self.lock();
@@ -54,7 +51,7 @@ impl DeploymentQueue {
                 };
                 let (grant, granted) = oneshot::channel();
                 waiters.arrivals += 1;
-                let position = (built_at, waiters.arrivals);
+                let position = (times.sort_key(), waiters.arrivals);
                 waiters.waiting.insert(position, grant);
                 granted
             };
@@ -107,8 +104,11 @@ mod tests {
 
     use super::*;
 
-    fn at(second: i64) -> Option<Timestamp> {
-        Some(Timestamp::from_second(second).unwrap())
+    fn at(second: i64) -> BuildTimes {
+        BuildTimes {
+            submitted_at: Some(Timestamp::from_second(second).unwrap()),
+            built_at: None,
+        }
     }
 
     fn function(namespace: Option<&str>, name: &str) -> FunctionId {
@@ -147,7 +147,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_deployments_of_the_same_function_wait_for_each_other() {
         let queue = DeploymentQueue::default();
-        let acquired = async |function| timeout(Duration::from_secs(1), queue.acquire(function, None)).await;
+        let acquired = async |function| {
+            timeout(
+                Duration::from_secs(1),
+                queue.acquire(function, BuildTimes::default()),
+            )
+            .await
+        };
         let _one = acquired(function(None, "one")).await.unwrap();
         let _other = acquired(function(None, "other")).await.unwrap();
         let _elsewhere = acquired(function(Some("team"), "one")).await.unwrap();
@@ -157,7 +163,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_waiter_that_has_gone_is_skipped() {
         let queue = DeploymentQueue::default();
-        let first = queue.acquire(hello(), None).await;
+        let first = queue.acquire(hello(), BuildTimes::default()).await;
         let gone = tokio::spawn({
             let queue = queue.clone();
             async move { queue.acquire(hello(), at(9)).await }

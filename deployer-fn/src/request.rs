@@ -12,7 +12,7 @@ mod spec;
 use function_host::Body;
 use function_host::signature::{HmacKeys, Verifier};
 use jiff::Timestamp;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
 pub use self::image::PinnedImage;
@@ -20,6 +20,7 @@ pub(crate) use self::image::same_image;
 pub use self::probe::Probe;
 pub(crate) use self::spec::OWN_ANNOTATIONS;
 pub use self::spec::{FunctionSpec, Resources, SPEC_ANNOTATION};
+use crate::build_times::BuildTimes;
 use crate::error::Error;
 use crate::time;
 use fields::Fields;
@@ -39,7 +40,9 @@ pub struct HandOver {
     pub tag: Option<String>,
     /// The call that built the image.
     pub call_id: Option<String>,
-    /// The time of the build. It orders builds of one function.
+    /// When the source was submitted. It orders the builds of one function.
+    pub submitted_at: Option<Timestamp>,
+    /// When the build ended. It orders builds where one has no time of submission.
     pub built_at: Option<Timestamp>,
     /// The request that checks that the function works.
     pub probe: Probe,
@@ -48,14 +51,28 @@ pub struct HandOver {
 }
 
 impl HandOver {
-    /// Returns a digest that is the same for every delivery of one hand-over, and another for any other hand-over.
-    /// `None` if neither call nor build time identify the build.
-    pub(crate) fn delivery_digest(&self) -> Option<String> {
-        if self.call_id.is_none() && self.built_at.is_none() {
-            return None;
+    /// Returns the times of the build.
+    pub(crate) fn times(&self) -> BuildTimes {
+        BuildTimes {
+            submitted_at: self.submitted_at,
+            built_at: self.built_at,
         }
-        let built_at = self.built_at.map(time::format);
-        let identity = serde_json::json!([self.spec.digest(), self.call_id, built_at, self.probe]);
+    }
+
+    /// Returns a digest that is the same for every delivery of one hand-over, and another for any other hand-over.
+    /// `None` if neither call nor time identify the build.
+    ///
+    /// A build that is found finished may be handed over with another `builtAt` than the first time, which therefore
+    /// counts only if there is no `submittedAt`. `expiresAt` differs with each delivery.
+    pub(crate) fn delivery_digest(&self) -> Option<String> {
+        let time = match (self.submitted_at, self.built_at) {
+            (Some(at), _) => json!({"submittedAt": time::format(at)}),
+            // The form of earlier releases, whose digests are in the annotations of deployed functions.
+            (None, Some(at)) => json!(time::format(at)),
+            (None, None) if self.call_id.is_none() => return None,
+            (None, None) => Value::Null,
+        };
+        let identity = json!([self.spec.digest(), self.call_id, time, self.probe]);
         Some(hex::encode(Sha256::digest(identity.to_string())))
     }
 }
@@ -109,16 +126,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
         });
     let tag = fields.string("tag");
     let call_id = fields.string("callId");
-    let built_at = fields.string("builtAt").and_then(|text| {
-        let time = time::parse(&text);
-        if time.is_none() {
-            fields.report(
-                "builtAt",
-                format!("is not a time in UTC such as \"2026-03-01T12:00:00Z\" (RFC 3339): {text:?}"),
-            );
-        }
-        time
-    });
+    let submitted_at = read_time(&mut fields, "submittedAt");
+    let built_at = read_time(&mut fields, "builtAt");
     let probe = match fields.object("probe") {
         Some(probe) => fields.within("probe", probe, Probe::read),
         None => Probe::default(),
@@ -136,12 +145,25 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
             spec,
             tag,
             call_id,
+            submitted_at,
             built_at,
             probe,
             unknown,
         }),
         _ => Err(Error::Invalid(problems)),
     }
+}
+
+fn read_time(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
+    let text = fields.string(key).filter(|text| !text.is_empty())?;
+    let time = time::parse(&text);
+    if time.is_none() {
+        fields.report(
+            key,
+            format!("is not a time in UTC such as \"2026-03-01T12:00:00Z\" (RFC 3339): {text:?}"),
+        );
+    }
+    time
 }
 
 /// Returns the hand-over in a result of the builder, which a queue-worker posts to its callback; any other document is
@@ -276,6 +298,7 @@ mod tests {
         let found = problems(&json!({
             "image": "registry.example/hello:1.0",
             "builtAt": "yesterday",
+            "submittedAt": "2026-03-01",
             "callId": 7,
             "probe": {"path": "health", "successes": 0, "retries": 1},
             "deploy": {
@@ -294,6 +317,7 @@ mod tests {
         for part in [
             "image must be pinned by digest",
             "builtAt is not a time",
+            "submittedAt is not a time",
             "callId must be a string, is a number",
             "probe.path must be a path",
             "probe.successes must be from 1",
@@ -317,7 +341,7 @@ mod tests {
                 "{part:?} is not in {found:#?}"
             );
         }
-        assert_eq!(found.len(), 19, "{found:#?}");
+        assert_eq!(found.len(), 20, "{found:#?}");
     }
 
     #[test]
@@ -367,6 +391,47 @@ mod tests {
         let spec = serde_json::to_value(&hand_over.spec).unwrap();
         assert_eq!(spec, json!({"service": "hello", "image": IMAGE}));
         assert_eq!(hand_over.unknown, ["later"]);
+    }
+
+    /// A builder that finds a build finished hands it over again with another time of its end.
+    #[test]
+    fn deliveries_of_one_hand_over_have_one_digest() {
+        let digest = |change: &dyn Fn(&mut Value)| {
+            let mut document = full();
+            change(&mut document);
+            parse(document.to_string().as_bytes()).unwrap().delivery_digest()
+        };
+        let submitted = |document: &mut Value| document["submittedAt"] = "2026-03-01T11:59:00Z".into();
+        let first = digest(&submitted);
+        assert!(first.is_some());
+        let same = digest(&|document| {
+            submitted(document);
+            document["builtAt"] = "2026-03-01T13:00:00Z".into();
+        });
+        assert_eq!(first, same);
+        let changes: [&dyn Fn(&mut Value); 5] = [
+            &|document| document["callId"] = "another".into(),
+            &|document| document["submittedAt"] = "2026-03-01T11:59:01Z".into(),
+            &|document| document["probe"] = json!({"path": "/ready"}),
+            &|document| document["deploy"]["envVars"]["A"] = "1".into(),
+            &|document| drop(document.as_object_mut().unwrap().remove("submittedAt")),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let other = digest(&|document| {
+                submitted(document);
+                change(document);
+            });
+            assert_ne!(first, other, "{number}");
+        }
+        // Without a time of submission, the end of the build identifies it, in the form of earlier releases.
+        assert_eq!(
+            digest(&|_| ()).unwrap(),
+            "ce2852823bd78d70bb17c183211131870741d5fb08f139ef02e8032f6efbb4ca"
+        );
+        assert_ne!(
+            digest(&|_| ()),
+            digest(&|document| document["builtAt"] = "2026-03-01T13:00:00Z".into())
+        );
     }
 
     #[test]

@@ -139,6 +139,7 @@ pub async fn rollout<T: Transport>(
         url,
         durations: facts.durations,
         reasons: verdict.reasons,
+        superseded_by: verdict.superseded_by,
         fault: verdict.fault,
     };
     match outcome.status {

@@ -12,8 +12,10 @@ mod annotations;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use tracing::warn;
 
 pub(crate) use self::annotations::{FailureRecord, SIZE_MAX};
+use crate::build_times::BuildTimes;
 use crate::gateway::FunctionStatus;
 use crate::request::{HandOver, Probe, SPEC_ANNOTATION, same_image};
 use crate::time;
@@ -33,6 +35,8 @@ pub(crate) struct Version {
     tag: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     call_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    submitted_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     built_at: Option<String>,
 }
@@ -61,6 +65,7 @@ impl Version {
             probe: hand_over.probe.clone(),
             tag: hand_over.tag.clone(),
             call_id: hand_over.call_id.clone(),
+            submitted_at: hand_over.submitted_at.map(time::format),
             built_at: hand_over.built_at.map(time::format),
         }
     }
@@ -79,6 +84,7 @@ impl Version {
             probe: Probe::default(),
             tag: None,
             call_id: None,
+            submitted_at: None,
             built_at: None,
         }
     }
@@ -131,8 +137,22 @@ impl Version {
         self.call_id.as_deref()
     }
 
-    /// Returns the time of the build.
-    pub(crate) fn built_at(&self) -> Option<Timestamp> {
-        time::parse(self.built_at.as_deref()?)
+    /// Returns the times of the build. Times that are too far ahead do not order: a clock that ran ahead once must not
+    /// keep the function from being updated.
+    pub(crate) fn times(&self) -> BuildTimes {
+        let parse = |text: &Option<String>| time::parse(text.as_deref()?);
+        let stored = BuildTimes {
+            submitted_at: parse(&self.submitted_at),
+            built_at: parse(&self.built_at),
+        };
+        let times = stored.not_ahead_of(Timestamp::now());
+        if times != stored {
+            warn!(
+                image = self.image(),
+                build = stored.describe(),
+                "a deployed version's time is ahead of the deployer's clock, and does not order it"
+            );
+        }
+        times
     }
 }

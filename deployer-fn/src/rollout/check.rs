@@ -11,8 +11,7 @@ use super::verdict::{Findings, Verdict};
 use super::watch::{self, WaitingFor, Watched};
 use super::{Rollout, Timeouts};
 use crate::gateway::{self, FunctionStatus, ReadError, Transport, call};
-use crate::outcome::Fault;
-use crate::time;
+use crate::outcome::{Fault, Successor};
 use crate::version::{FailureRecord, LastGood, SIZE_MAX, Version};
 
 /// Timeout of one request to a version that was deployed before: several of them have to fit the check.
@@ -32,10 +31,28 @@ pub(super) enum NextStep {
     /// is finished.
     FinishNewer {
         /// The reason to reject the hand-over.
-        older: String,
+        older: Older,
         /// The deployed version.
-        newer: Version,
+        newer: Box<Version>,
     },
+}
+
+/// The reason to reject a hand-over that is older than the deployed version.
+pub(super) struct Older {
+    reason: String,
+    pub(super) newer: Successor,
+}
+
+impl Older {
+    /// Returns the reason as findings.
+    pub(super) fn findings(&self) -> Findings {
+        Findings::new(Fault::Caller, self.reason.clone())
+    }
+
+    /// Returns the verdict on the hand-over, with findings about the newer version.
+    pub(super) fn verdict(self, findings: Findings) -> Verdict {
+        Verdict::superseded(self.newer, findings)
+    }
 }
 
 impl<T: Transport> Rollout<'_, T> {
@@ -72,12 +89,15 @@ impl<T: Transport> Rollout<'_, T> {
             }
             if let Some(older) = self.older_than_deployed() {
                 match self.last_good_before_broken().await {
-                    None => return Ok(refuse(vec![older])),
+                    None => {
+                        let findings = older.findings();
+                        return Ok(NextStep::End(older.verdict(findings)));
+                    }
                     // The newer version does not work, and its deployer ended before it could restore the one before
                     // it.
-                    Some(last_good) if last_good.built_at() > self.hand_over.built_at => {
+                    Some(last_good) if self.hand_over.times().is_older_than(&last_good.times()) => {
                         self.last_good = Some(last_good);
-                        if let Some(newer) = self.before.as_ref().map(Version::deployed) {
+                        if let Some(newer) = self.before.as_ref().map(Version::deployed).map(Box::new) {
                             return Ok(NextStep::FinishNewer { older, newer });
                         }
                     }
@@ -85,7 +105,7 @@ impl<T: Transport> Rollout<'_, T> {
                 }
             }
         } else {
-            objections.extend(self.older_than_deployed());
+            objections.extend(self.older_than_deployed().map(|older| older.reason));
         }
         self.check_secrets(&mut objections).await?;
         self.last_good = match &self.before {
@@ -139,20 +159,23 @@ impl<T: Transport> Rollout<'_, T> {
     }
 
     /// Returns a reason to reject the hand-over if it is an older build than the deployed one.
-    fn older_than_deployed(&self) -> Option<String> {
+    fn older_than_deployed(&self) -> Option<Older> {
         let deployed = Version::deployed(self.before.as_ref()?);
-        let (theirs, ours) = (deployed.built_at()?, self.hand_over.built_at?);
-        (theirs > ours).then(|| {
-            format!(
-                "a newer build is deployed: {}, built at {}{}; this one was built at {}",
+        let (theirs, ours) = (deployed.times(), self.hand_over.times());
+        ours.is_older_than(&theirs).then(|| Older {
+            reason: format!(
+                "a newer build is deployed: {}, {}{}; this one was {}",
                 deployed.image(),
-                time::format_millis(theirs),
+                theirs.describe(),
                 deployed
                     .call_id()
                     .map(|call| format!(" by the call {call}"))
                     .unwrap_or_default(),
-                time::format_millis(ours)
-            )
+                ours.describe()
+            ),
+            newer: Successor {
+                call_id: deployed.call_id().map(str::to_owned),
+            },
         })
     }
 

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::Rollout;
 use super::apply::{self, Applied};
 use super::backoff::Backoff;
+use super::check::Older;
 use super::deadline::Deadline;
 use super::verdict::{Findings, Restoration, Verdict};
 use super::watch::{WaitingFor, Watched};
@@ -60,8 +61,8 @@ impl<T: Transport> Rollout<'_, T> {
 
     /// Finishes the rollout of a newer version, which another process began: gives it time to come up, and restores
     /// the version before it if it does not. The hand-over itself is rejected as `older`.
-    pub(super) async fn finish_newer(&mut self, older: String, newer: &Version) -> Verdict {
-        let findings = Findings::new(Fault::Caller, older);
+    pub(super) async fn finish_newer(&mut self, older: Older, newer: &Version) -> Verdict {
+        let findings = older.findings();
         let mut waiting_for = WaitingFor::default();
         let watched = self
             .deadline
@@ -70,12 +71,12 @@ impl<T: Transport> Rollout<'_, T> {
         match watched {
             Some(Watched::Ready(status)) => {
                 self.facts.observe(Some(&status));
-                return Verdict::refused(findings);
+                return older.verdict(findings);
             }
             Some(Watched::NotTaken(_)) => {
-                return Verdict::refused(findings.because("another client is deploying the function"));
+                return older.verdict(findings.because("another client is deploying the function"));
             }
-            None if self.deadline.is_shutting_down() => return Verdict::refused(findings),
+            None if self.deadline.is_shutting_down() => return older.verdict(findings),
             None => {}
         }
         self.facts.changed = true;
@@ -85,7 +86,7 @@ impl<T: Transport> Rollout<'_, T> {
             format!("the newer build does not work: {waiting_for}"),
         );
         let (restoration, findings) = self.restore_last_good(findings.then(broken)).await;
-        Verdict::after_failure_of_newer(restoration, findings)
+        Verdict::after_failure_of_newer(older.newer, restoration, findings)
     }
 
     /// Restores the last good version within a timeout of its own, and returns the findings with those about the end.

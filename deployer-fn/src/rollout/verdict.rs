@@ -1,6 +1,6 @@
 //! The verdict on a rollout: the one place where the findings of its phases become a status and a fault.
 
-use crate::outcome::{DeploymentStatus, Fault};
+use crate::outcome::{DeploymentStatus, Fault, Successor};
 
 /// Findings of one or more phases: the reasons in order, and the fault, if one was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,45 +74,49 @@ pub(super) struct Verdict {
     pub(super) status: DeploymentStatus,
     pub(super) fault: Option<Fault>,
     pub(super) reasons: Vec<String>,
+    pub(super) superseded_by: Option<Successor>,
 }
 
 impl Verdict {
+    fn new(status: DeploymentStatus, fault: Option<Fault>, findings: Findings) -> Self {
+        Self {
+            status,
+            fault,
+            reasons: findings.reasons,
+            superseded_by: None,
+        }
+    }
+
     /// Makes the verdict that the new version runs. The reasons are those of earlier attempts.
     pub(super) fn ready(findings: Findings) -> Self {
+        Self::new(DeploymentStatus::Ready, None, findings)
+    }
+
+    /// Makes the verdict that a newer build takes the place of the new version.
+    pub(super) fn superseded(successor: Successor, findings: Findings) -> Self {
         Self {
-            status: DeploymentStatus::Ready,
-            fault: None,
-            reasons: findings.reasons,
+            superseded_by: Some(successor),
+            ..Self::refused(findings)
         }
     }
 
     /// Makes the verdict that nothing was changed, by the caller's fault.
     pub(super) fn refused(findings: Findings) -> Self {
-        Self {
-            status: DeploymentStatus::Refused,
-            fault: Some(Fault::Caller),
-            reasons: findings.reasons,
-        }
+        Self::new(DeploymentStatus::Refused, Some(Fault::Caller), findings)
     }
 
     /// Makes the verdict that the new version does not run, and the previous one does. The fault is the platform's if
     /// no phase found another.
     pub(super) fn rolled_back(findings: Findings) -> Self {
-        Self {
-            status: DeploymentStatus::RolledBack,
-            fault: findings.fault.or(Some(Fault::Platform)),
-            reasons: findings.reasons,
-        }
+        let fault = findings.fault.or(Some(Fault::Platform));
+        Self::new(DeploymentStatus::RolledBack, fault, findings)
     }
 
     /// Makes the verdict that the new version does not run, and the previous one may not either. The fault is the
     /// platform's if no phase found another.
     pub(super) fn failed(findings: Findings) -> Self {
-        Self {
-            status: DeploymentStatus::Failed,
-            fault: findings.fault.or(Some(Fault::Platform)),
-            reasons: findings.reasons,
-        }
+        let fault = findings.fault.or(Some(Fault::Platform));
+        Self::new(DeploymentStatus::Failed, fault, findings)
     }
 
     /// Makes the verdict on a hand-over whose version did not come up.
@@ -127,11 +131,15 @@ impl Verdict {
     }
 
     /// Makes the verdict on a hand-over that is older than the deployed version, when that version did not come up.
-    pub(super) fn after_failure_of_newer(restoration: Restoration, findings: Findings) -> Self {
+    pub(super) fn after_failure_of_newer(
+        newer: Successor,
+        restoration: Restoration,
+        findings: Findings,
+    ) -> Self {
         match restoration {
             Restoration::NewVersionReady => Self::ready(findings),
             Restoration::Restored | Restoration::Superseded | Restoration::ShuttingDown => {
-                Self::refused(findings)
+                Self::superseded(newer, findings)
             }
             Restoration::TimedOut => Self::failed(findings),
         }
@@ -184,7 +192,7 @@ mod tests {
             let findings = Findings::new(Fault::Platform, "x");
             let verdict = Verdict::after_failure(restoration, findings.clone());
             assert_eq!(verdict.status, of_this, "{restoration:?}");
-            let verdict = Verdict::after_failure_of_newer(restoration, findings);
+            let verdict = Verdict::after_failure_of_newer(Successor { call_id: None }, restoration, findings);
             assert_eq!(verdict.status, of_newer, "{restoration:?}");
         }
     }

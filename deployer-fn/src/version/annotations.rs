@@ -21,7 +21,9 @@ use crate::request::{MAX_BODY, SPEC_ANNOTATION};
 const TAG: &str = "slipway/tag";
 /// The call that built the image.
 const CALL_ID: &str = "slipway/call-id";
-/// The time of the build.
+/// When the source was submitted.
+const SUBMITTED_AT: &str = "slipway/submitted-at";
+/// When the build ended.
 const BUILT_AT: &str = "slipway/built-at";
 /// The complete version; `.0`, `.1`… are added for its pieces.
 const VERSION: &str = "slipway/version";
@@ -85,6 +87,7 @@ impl Version {
             for (name, value) in [
                 (TAG, &self.tag),
                 (CALL_ID, &self.call_id),
+                (SUBMITTED_AT, &self.submitted_at),
                 (BUILT_AT, &self.built_at),
             ] {
                 own.extend(value.clone().map(|value| (name.to_owned(), value.into())));

@@ -36,6 +36,7 @@ pub(crate) fn hand_over() -> HandOver {
         },
         tag: Some("registry.example/hello:2".to_owned()),
         call_id: Some("call-7".to_owned()),
+        submitted_at: None,
         built_at: None,
         probe: Probe::default(),
         unknown: vec![],

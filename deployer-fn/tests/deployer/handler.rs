@@ -1,10 +1,15 @@
 //! The handler: signed requests in, HTTP responses out, with a gateway on a loopback port.
 
 use std::fs;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use deployer_fn::{Deployer, MAX_BODY, Metrics, SPEC_ANNOTATION, Settings};
+use flate2::Compression;
+use flate2::write::DeflateEncoder;
 use function_host::env::Parser;
 use function_host::http::{Request, Response, StatusCode};
 use function_host::prometheus::Registry;
@@ -89,6 +94,13 @@ fn state(digest: &str) -> String {
     json!({"name": "hello", "namespace": "openfaas-fn", "image": IMAGE, "replicas": 1, "availableReplicas": 1,
         "annotations": {SPEC_ANNOTATION: digest}})
     .to_string()
+}
+
+/// Returns a version in the form of its annotation.
+fn packed(version: &Value) -> String {
+    let mut deflate = DeflateEncoder::new(Vec::new(), Compression::default());
+    deflate.write_all(version.to_string().as_bytes()).unwrap();
+    STANDARD_NO_PAD.encode(deflate.finish().unwrap())
 }
 
 /// Returns the digest of the specification in [`document`].
@@ -245,6 +257,48 @@ async fn an_invalid_hand_over_is_rejected_with_all_problems() {
         StatusCode::PAYLOAD_TOO_LARGE
     );
     gateway.finish();
+}
+
+/// Another status than that of a hand-over that was never deployable; queues retry neither.
+#[tokio::test]
+async fn an_older_build_conflicts_with_the_newer_one() {
+    let newer = json!({"deployment": {"service": "hello", "image": IMAGE}, "mark": "sha256:00", "callId": "call-8",
+        "submittedAt": "2026-03-01T12:00:01Z", "builtAt": "2026-03-01T12:00:02Z"});
+    let gateway = ScriptedGateway::new([expect("GET /system/function/hello").reply(
+        200,
+        json!({"name": "hello", "image": IMAGE, "replicas": 1, "availableReplicas": 1,
+            "annotations": {SPEC_ANNOTATION: "sha256:00", "slipway/version.0": packed(&newer)}})
+        .to_string(),
+    )]);
+    let mut older = document();
+    older["submittedAt"] = "2026-03-01T12:00:00Z".into();
+    older["builtAt"] = "2026-03-01T12:01:00Z".into();
+    let (status, answer) = deployer(&gateway.serve().await).hand_over(&older).await;
+    gateway.finish();
+    assert_eq!(status, StatusCode::CONFLICT, "{answer:#}");
+    assert_eq!(answer["status"], "refused");
+    assert_eq!(answer["supersededBy"], "call-8");
+    let reason = answer["reasons"][0].as_str().unwrap();
+    assert!(
+        reason.contains("submitted at 2026-03-01T12:00:01.000Z by the call call-8"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
+async fn a_time_of_submission_ahead_of_the_clock_is_refused() {
+    let gateway = ScriptedGateway::new([expect("GET /system/function/hello").reply(404, "")]);
+    let mut early = document();
+    early["submittedAt"] = "2999-01-01T00:00:00Z".into();
+    let (status, answer) = deployer(&gateway.serve().await).hand_over(&early).await;
+    gateway.finish();
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
+    assert_eq!(answer["status"], "refused");
+    let reason = answer["reasons"][0].as_str().unwrap();
+    assert!(
+        reason.starts_with("submittedAt is 2999-01-01T00:00:00.000Z, more than 5 minutes ahead"),
+        "{reason}"
+    );
 }
 
 #[tokio::test]

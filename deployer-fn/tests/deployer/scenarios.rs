@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use deployer_fn::{
     Deadline, DeploymentStatus as Status, Fault, FunctionSpec, HandOver, Outcome, PinnedImage, Probe,
-    RolloutContext, RolloutHistory, Running, Timeouts, rollout,
+    RolloutContext, RolloutHistory, Running, Successor, Timeouts, rollout,
 };
 use function_host::Shutdown;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::fake::{Disruption, FakeGateway, Provider};
@@ -33,7 +33,9 @@ pub(crate) fn build(number: u64, behaviour: &str) -> HandOver {
         },
         tag: None,
         call_id: Some(format!("call-{number}")),
-        built_at: Some(Timestamp::from_second(1_700_000_000 + number as i64).unwrap()),
+        submitted_at: Some(Timestamp::from_second(1_700_000_000 + number as i64).unwrap()),
+        // A build that was submitted later may end earlier.
+        built_at: Some(Timestamp::from_second(1_700_001_000 - number as i64).unwrap()),
         probe: Probe::default(),
         unknown: vec![],
     }
@@ -207,9 +209,64 @@ async fn an_older_build_never_replaces_a_newer_one() {
         let outcome = Process::start().deploy(&fake, &build(4, "good")).await;
         assert_ended(&outcome, Status::Refused, Some(Fault::Caller));
         assert_reason(&outcome, "a newer build is deployed");
-        assert_reason(&outcome, "call-5");
+        let by = Some("call-5".to_owned());
+        assert_eq!(outcome.superseded_by, Some(Successor { call_id: by }));
         assert_eq!(answering(&fake), Some(5));
     }
+}
+
+/// Returns a hand-over of a builder before `submittedAt`, whose build ended at this second.
+fn of_old_builder(number: u64, ended: i64) -> HandOver {
+    HandOver {
+        submitted_at: None,
+        built_at: Some(Timestamp::from_second(1_700_000_000 + ended).unwrap()),
+        ..build(number, "good")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn builders_of_different_releases_are_ordered_by_the_end_of_the_build() {
+    let ended = |number, ended| HandOver {
+        submitted_at: build(number, "good").submitted_at,
+        ..of_old_builder(number, ended)
+    };
+    for (deployed, handed_over, replaced) in [
+        // Annotations of an earlier release.
+        (of_old_builder(1, 100), ended(2, 101), true),
+        (of_old_builder(2, 100), ended(1, 99), false),
+        // A builder of an earlier release.
+        (ended(1, 100), of_old_builder(2, 101), true),
+        (ended(2, 100), of_old_builder(1, 99), false),
+        (of_old_builder(2, 100), of_old_builder(1, 99), false),
+        // Of one release, the end of the build does not matter.
+        (ended(1, 100), ended(2, 99), true),
+        (ended(2, 99), ended(1, 100), false),
+    ] {
+        let fake = FakeGateway::new(Provider::Kubernetes);
+        Process::start().deploy(&fake, &deployed).await;
+        let outcome = Process::start().deploy(&fake, &handed_over).await;
+        let status = if replaced { Status::Ready } else { Status::Refused };
+        assert_eq!(outcome.status, status, "{deployed:?} {handed_over:?}");
+        assert_eq!(outcome.superseded_by.is_some(), !replaced);
+    }
+}
+
+/// A clock that ran ahead once must not lock the function.
+#[tokio::test(start_paused = true)]
+async fn a_deployed_version_from_the_future_is_replaced() {
+    let fake = FakeGateway::new(Provider::Kubernetes);
+    let ahead = |minutes| Timestamp::now() + SignedDuration::from_mins(minutes);
+    let of = |number, at| HandOver {
+        submitted_at: Some(at),
+        built_at: None,
+        ..build(number, "good")
+    };
+    Process::start().deploy(&fake, &of(1, ahead(6))).await;
+    let outcome = Process::start().deploy(&fake, &of(2, ahead(0))).await;
+    assert_ended(&outcome, Status::Ready, None);
+    // Within the bound, it orders.
+    let outcome = Process::start().deploy(&fake, &of(3, ahead(-1))).await;
+    assert_ended(&outcome, Status::Refused, Some(Fault::Caller));
 }
 
 #[tokio::test(start_paused = true)]

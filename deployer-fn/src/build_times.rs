@@ -1,0 +1,133 @@
+//! The times of a build, which order the builds of one function.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::time;
+
+/// How far a time may be ahead of the deployer's clock. Clocks differ by less; a time further ahead would keep a
+/// function from being updated until it has passed.
+const AHEAD_MAX: SignedDuration = SignedDuration::from_mins(5);
+
+/// When the source of a build was submitted, and when the build ended.
+///
+/// Builds are ordered by submission. Builders before that field, and the versions that they deployed, have the end of
+/// the build alone. A submission is never compared with an end: a short build that was submitted later ends earlier
+/// than a long one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct BuildTimes {
+    pub(crate) submitted_at: Option<Timestamp>,
+    pub(crate) built_at: Option<Timestamp>,
+}
+
+impl BuildTimes {
+    /// Returns whether this build is older than `other`, by the first kind of time that both have.
+    pub(crate) fn is_older_than(&self, other: &Self) -> bool {
+        if let (Some(ours), Some(theirs)) = (self.submitted_at, other.submitted_at) {
+            return ours < theirs;
+        }
+        matches!((self.built_at, other.built_at), (Some(ours), Some(theirs)) if ours < theirs)
+    }
+
+    /// Returns one time to sort builds by, where times of different kinds have to be in one order.
+    pub(crate) fn sort_key(&self) -> Option<Timestamp> {
+        self.submitted_at.or(self.built_at)
+    }
+
+    /// Returns the times without those that are too far ahead of `now`.
+    pub(crate) fn not_ahead_of(self, now: Timestamp) -> Self {
+        let plausible = |at: Option<Timestamp>| at.filter(|at| !is_ahead(*at, now));
+        Self {
+            submitted_at: plausible(self.submitted_at),
+            built_at: plausible(self.built_at),
+        }
+    }
+
+    /// Returns the problem with the time that orders this build, if that is too far ahead of `now`.
+    pub(crate) fn problem(&self, now: Timestamp) -> Option<String> {
+        let (field, at) = match (self.submitted_at, self.built_at) {
+            (Some(at), _) => ("submittedAt", at),
+            (None, Some(at)) => ("builtAt", at),
+            (None, None) => return None,
+        };
+        is_ahead(at, now).then(|| {
+            format!(
+                "{field} is {}, more than {} minutes ahead of the deployer's clock, which is at {}",
+                time::format_millis(at),
+                AHEAD_MAX.as_mins(),
+                time::format_millis(now)
+            )
+        })
+    }
+
+    /// Returns the times as part of a sentence: `submitted at …`, or else `built at …`.
+    pub(crate) fn describe(&self) -> String {
+        match (self.submitted_at, self.built_at) {
+            (Some(at), _) => format!("submitted at {}", time::format_millis(at)),
+            (None, Some(at)) => format!("built at {}", time::format_millis(at)),
+            (None, None) => "of an unknown time".to_owned(),
+        }
+    }
+}
+
+fn is_ahead(at: Timestamp, now: Timestamp) -> bool {
+    at.duration_since(now) > AHEAD_MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Option<Timestamp> {
+        Some(Timestamp::from_second(second).unwrap())
+    }
+
+    fn times(submitted: Option<i64>, built: Option<i64>) -> BuildTimes {
+        BuildTimes {
+            submitted_at: submitted.and_then(at),
+            built_at: built.and_then(at),
+        }
+    }
+
+    #[test]
+    fn builds_are_ordered_by_submission_and_only_like_with_like() {
+        for (one, other, older) in [
+            // A long build that was submitted first, and a short one.
+            (times(Some(1), Some(26)), times(Some(3), Some(9)), true),
+            (times(Some(3), Some(9)), times(Some(1), Some(26)), false),
+            (times(Some(1), Some(1)), times(Some(1), Some(2)), false),
+            // A version of an earlier release.
+            (times(None, Some(26)), times(Some(3), Some(9)), false),
+            (times(None, Some(9)), times(Some(1), Some(26)), true),
+            (times(Some(1), Some(9)), times(None, Some(26)), true),
+            (times(Some(1), None), times(None, Some(26)), false),
+            (times(None, Some(26)), times(Some(30), None), false),
+            (times(None, None), times(Some(1), Some(1)), false),
+        ] {
+            assert_eq!(one.is_older_than(&other), older, "{one:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn a_time_ahead_of_the_clock_is_a_problem_and_does_not_order() {
+        let now = Timestamp::from_second(1000).unwrap();
+        assert_eq!(times(Some(1300), Some(1300)).problem(now), None);
+        let problem = times(Some(1301), Some(1000)).problem(now).unwrap();
+        assert_eq!(
+            problem,
+            "submittedAt is 1970-01-01T00:21:41.000Z, more than 5 minutes ahead of the deployer's clock, which is at \
+             1970-01-01T00:16:40.000Z"
+        );
+        assert!(
+            times(None, Some(1301))
+                .problem(now)
+                .unwrap()
+                .starts_with("builtAt is")
+        );
+        // The end of the build does not order it.
+        assert_eq!(times(Some(1000), Some(1301)).problem(now), None);
+        assert_eq!(
+            times(Some(1301), Some(1200)).not_ahead_of(now),
+            times(None, Some(1200))
+        );
+    }
+}
