@@ -63,7 +63,7 @@ impl Deployer {
         let (mut hand_over, rules) = self.receive(request, context).await?;
         rules.apply_defaults(&mut hand_over);
         let mut violations = rules.violations(&hand_over);
-        violations.extend(hand_over.times().problem(Timestamp::now()));
+        violations.extend(hand_over.time_problems(Timestamp::now()));
         if !hand_over.unknown.is_empty() {
             info!(fields = ?hand_over.unknown, "the hand-over has unknown fields");
         }

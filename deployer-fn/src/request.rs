@@ -44,6 +44,8 @@ pub struct HandOver {
     pub submitted_at: Option<Timestamp>,
     /// When the build ended. It orders builds where one has no time of submission.
     pub built_at: Option<Timestamp>,
+    /// The time from which the hand-over is rejected, so that a recorded one cannot be replayed later.
+    pub expires_at: Option<Timestamp>,
     /// The request that checks that the function works.
     pub probe: Probe,
     /// Names of unknown fields, which a newer builder may send.
@@ -57,6 +59,18 @@ impl HandOver {
             submitted_at: self.submitted_at,
             built_at: self.built_at,
         }
+    }
+
+    /// Returns the problems with the times of a hand-over that was received at `now`.
+    pub(crate) fn time_problems(&self, now: Timestamp) -> Vec<String> {
+        let expired = self.expires_at.filter(|at| *at <= now).map(|at| {
+            format!(
+                "the hand-over expired at {}; it was received at {}",
+                time::format_millis(at),
+                time::format_millis(now)
+            )
+        });
+        expired.into_iter().chain(self.times().problem(now)).collect()
     }
 
     /// Returns a digest that is the same for every delivery of one hand-over, and another for any other hand-over.
@@ -128,6 +142,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
     let call_id = fields.string("callId");
     let submitted_at = read_time(&mut fields, "submittedAt");
     let built_at = read_time(&mut fields, "builtAt");
+    let expires_at = read_time(&mut fields, "expiresAt");
     let probe = match fields.object("probe") {
         Some(probe) => fields.within("probe", probe, Probe::read),
         None => Probe::default(),
@@ -147,6 +162,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
             call_id,
             submitted_at,
             built_at,
+            expires_at,
             probe,
             unknown,
         }),
@@ -299,6 +315,7 @@ mod tests {
             "image": "registry.example/hello:1.0",
             "builtAt": "yesterday",
             "submittedAt": "2026-03-01",
+            "expiresAt": "in an hour",
             "callId": 7,
             "probe": {"path": "health", "successes": 0, "retries": 1},
             "deploy": {
@@ -318,6 +335,7 @@ mod tests {
             "image must be pinned by digest",
             "builtAt is not a time",
             "submittedAt is not a time",
+            "expiresAt is not a time",
             "callId must be a string, is a number",
             "probe.path must be a path",
             "probe.successes must be from 1",
@@ -341,7 +359,7 @@ mod tests {
                 "{part:?} is not in {found:#?}"
             );
         }
-        assert_eq!(found.len(), 20, "{found:#?}");
+        assert_eq!(found.len(), 21, "{found:#?}");
     }
 
     #[test]
@@ -407,6 +425,7 @@ mod tests {
         let same = digest(&|document| {
             submitted(document);
             document["builtAt"] = "2026-03-01T13:00:00Z".into();
+            document["expiresAt"] = "2026-03-01T14:00:00Z".into();
         });
         assert_eq!(first, same);
         let changes: [&dyn Fn(&mut Value); 5] = [

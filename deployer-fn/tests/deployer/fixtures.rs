@@ -38,6 +38,7 @@ pub(crate) fn hand_over() -> HandOver {
         call_id: Some("call-7".to_owned()),
         submitted_at: None,
         built_at: None,
+        expires_at: None,
         probe: Probe::default(),
         unknown: vec![],
     }

@@ -286,19 +286,29 @@ async fn an_older_build_conflicts_with_the_newer_one() {
 }
 
 #[tokio::test]
-async fn a_time_of_submission_ahead_of_the_clock_is_refused() {
-    let gateway = ScriptedGateway::new([expect("GET /system/function/hello").reply(404, "")]);
-    let mut early = document();
-    early["submittedAt"] = "2999-01-01T00:00:00Z".into();
-    let (status, answer) = deployer(&gateway.serve().await).hand_over(&early).await;
-    gateway.finish();
-    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
-    assert_eq!(answer["status"], "refused");
-    let reason = answer["reasons"][0].as_str().unwrap();
-    assert!(
-        reason.starts_with("submittedAt is 2999-01-01T00:00:00.000Z, more than 5 minutes ahead"),
-        "{reason}"
-    );
+async fn a_hand_over_that_expired_or_is_ahead_of_the_clock_is_refused() {
+    for (field, value, problem) in [
+        (
+            "submittedAt",
+            "2999-01-01T00:00:00Z",
+            "submittedAt is 2999-01-01T00:00:00.000Z, more than 5 minutes ahead",
+        ),
+        (
+            "expiresAt",
+            "2026-01-01T00:00:00Z",
+            "the hand-over expired at 2026-01-01T00:00:00.000Z",
+        ),
+    ] {
+        let gateway = ScriptedGateway::new([expect("GET /system/function/hello").reply(404, "")]);
+        let mut wrong = document();
+        wrong[field] = value.into();
+        let (status, answer) = deployer(&gateway.serve().await).hand_over(&wrong).await;
+        gateway.finish();
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
+        assert_eq!(answer["status"], "refused");
+        let reason = answer["reasons"][0].as_str().unwrap();
+        assert!(reason.starts_with(problem), "{reason}");
+    }
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ pub(crate) fn build(number: u64, behaviour: &str) -> HandOver {
         submitted_at: Some(Timestamp::from_second(1_700_000_000 + number as i64).unwrap()),
         // A build that was submitted later may end earlier.
         built_at: Some(Timestamp::from_second(1_700_001_000 - number as i64).unwrap()),
+        expires_at: None,
         probe: Probe::default(),
         unknown: vec![],
     }
