@@ -6,6 +6,7 @@
 
 mod bounded_log;
 mod feed;
+mod json;
 mod line_formatter;
 mod record;
 mod ring;
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 pub(crate) use bounded_log::BoundedLog;
 pub(crate) use feed::LogFeed;
+pub(crate) use json::to_json;
 pub(crate) use line_formatter::{LineFormatter, MAX_LINE};
 pub(crate) use record::StreamFormat;
 pub(crate) use stream::stream_records;

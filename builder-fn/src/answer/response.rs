@@ -7,7 +7,7 @@ use function_host::{Response, ResponseBody, reply, trace};
 use futures_util::{Stream, StreamExt};
 
 use super::{Answer, AnswerFields, Retry, failure};
-use crate::report::{Report, StreamFormat};
+use crate::report::{Report, StreamFormat, to_json};
 
 /// Tells nginx not to buffer the answer.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -29,7 +29,7 @@ impl Answer {
         if let (Some(_), Some(log)) = (&self.signer, &mut self.report.log) {
             keep_end(log, MAX_CALLBACK_LOG);
         }
-        let body = to_json(&self.report);
+        let body = to_line(&self.report);
         let signature = self.signer.map(|signer| signer.header(&body));
         let mut response = json(self.status, body);
         if let Some((name, signature)) = signature
@@ -65,13 +65,13 @@ pub(crate) fn public_key(key: &serde_json::Value) -> Response {
 /// Returns a 404 with `error`.
 pub(crate) fn not_found(error: &str) -> Response {
     let report = failure(error.to_owned(), AnswerFields::default());
-    json(StatusCode::NOT_FOUND, to_json(&report))
+    json(StatusCode::NOT_FOUND, to_line(&report))
 }
 
 /// Returns a 405 that names the allowed method.
 pub(crate) fn wrong_method(allowed: &Method) -> Response {
     let report = failure(format!("only {allowed} is served here"), AnswerFields::default());
-    let mut response = json(StatusCode::METHOD_NOT_ALLOWED, to_json(&report));
+    let mut response = json(StatusCode::METHOD_NOT_ALLOWED, to_line(&report));
     if let Ok(allowed) = HeaderValue::from_str(allowed.as_str()) {
         response.headers_mut().insert(ALLOW, allowed);
     }
@@ -90,9 +90,8 @@ fn keep_end(lines: &mut Vec<String>, limit: usize) {
     lines.drain(..lines.len() - kept);
 }
 
-fn to_json(report: &Report) -> Vec<u8> {
-    // Texts and numbers: this cannot fail. A client would understand the status without a body, too.
-    let mut body = serde_json::to_vec(report).unwrap_or_default();
+fn to_line(report: &Report) -> Vec<u8> {
+    let mut body = to_json(report);
     body.push(b'\n');
     body
 }
