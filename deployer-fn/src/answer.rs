@@ -34,7 +34,7 @@ pub(crate) fn response(result: &Result<Outcome, Error>) -> Response {
 
 fn status_of_outcome(outcome: &Outcome) -> StatusCode {
     match (outcome.status, outcome.fault) {
-        (DeploymentStatus::Ready, _) => StatusCode::OK,
+        (DeploymentStatus::Ready | DeploymentStatus::Unverified, _) => StatusCode::OK,
         // Not retried by queues, and not the caller's fault either.
         (DeploymentStatus::Refused, _) if outcome.superseded_by.is_some() => StatusCode::CONFLICT,
         (DeploymentStatus::Refused, _) => StatusCode::UNPROCESSABLE_ENTITY,

@@ -2,6 +2,7 @@
 //! ([`FunctionStatus`]), and the trait of the one place that sends ([`Transport`]).
 
 pub(crate) mod call;
+mod info;
 mod status;
 mod token;
 mod transport;
@@ -14,6 +15,7 @@ use function_host::gateway::GatewayError;
 use function_host::http::{Request, Response, StatusCode};
 use serde::Deserialize;
 
+pub(crate) use self::info::{ProviderName, read_provider};
 pub(crate) use self::status::FunctionStatus;
 pub(crate) use self::token::TokenExchange;
 pub(crate) use self::transport::GatewayTransport;
@@ -112,6 +114,7 @@ pub(crate) async fn read_names(
     }
 }
 
+/// Returns the error for a response of another status or form than expected.
 fn unexpected(path: String, response: &Response<Bytes>) -> ReadError {
     ReadError::Response {
         path,

@@ -80,7 +80,10 @@ impl Deployer {
             let outcome = span.run(deployer.deploy(&hand_over, violations, &context)).await;
             span.set("slipway.status", outcome.status.name());
             span.set("slipway.changed", outcome.changed);
-            if outcome.status != DeploymentStatus::Ready {
+            if !matches!(
+                outcome.status,
+                DeploymentStatus::Ready | DeploymentStatus::Unverified
+            ) {
                 span.mark_failed(outcome.reasons.join("; "));
             }
             outcome

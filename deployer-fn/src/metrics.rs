@@ -27,7 +27,7 @@ impl Metrics {
         let ended = IntCounterVec::new(
             Opts::new(
                 "slipway_deployments_total",
-                "Ended deployments by status: ready, rolled_back, refused or failed.",
+                "Ended deployments by status: ready, unverified, rolled_back, refused or failed.",
             ),
             &["status"],
         )?;
@@ -49,6 +49,7 @@ impl Metrics {
         // Every series begins with 0, so that the first deployment shows in a rate.
         for status in [
             DeploymentStatus::Ready,
+            DeploymentStatus::Unverified,
             DeploymentStatus::RolledBack,
             DeploymentStatus::Refused,
             DeploymentStatus::Failed,

@@ -54,6 +54,8 @@ pub struct Successor {
 pub enum DeploymentStatus {
     /// The new image runs and answered its probe.
     Ready,
+    /// The new image was applied and the function answers, but nothing shows that the new version is what answers.
+    Unverified,
     /// The new image does not run, and neither may the previous version.
     Failed,
     /// The hand-over is not valid, not allowed, or rejected by the provider, and nothing was changed; or a newer build
@@ -68,6 +70,7 @@ impl DeploymentStatus {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ready => "ready",
+            Self::Unverified => "unverified",
             Self::Failed => "failed",
             Self::Refused => "refused",
             Self::RolledBack => "rolled_back",

@@ -14,7 +14,8 @@
 //! - A version is ready when the provider names its image, counts an available replica, and the function answers its
 //!   probe through the gateway. On Kubernetes that replica and that answer may be the old version's while both run:
 //!   the REST API does not tell them apart (docs/pitfalls.md#old-replicas-count-as-available). A function that
-//!   repeats its version in its answers does.
+//!   repeats its version in its answers does. Without that, an update is unverified there, and the version before it
+//!   stays the one to restore.
 //!
 //! The same hand-over delivered again changes nothing and gives the same outcome. A rollout that ended with its
 //! process is found by the next delivery, which starts from the state that it reads, as every rollout does.
@@ -37,6 +38,7 @@ use std::time::Duration;
 use function_host::ErrorChain;
 use function_host::trace;
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -46,9 +48,9 @@ use self::check::NextStep;
 pub use self::deadline::Deadline;
 pub use self::history::RolloutHistory;
 use self::verdict::{Findings, Verdict};
-use self::watch::{WaitingFor, Watched};
+use self::watch::{Ready, WaitingFor, Watched};
 use crate::function::FunctionId;
-use crate::gateway::{self, FunctionStatus, ReadError, Transport};
+use crate::gateway::{self, FunctionStatus, ProviderName, ReadError, Transport};
 use crate::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running};
 use crate::request::HandOver;
 use crate::version::{LastGood, Version};
@@ -77,7 +79,7 @@ impl Default for Timeouts {
     }
 }
 
-/// Timeout of the read at the end of a rollout, for which little time is left.
+/// Timeout of a read at the end of a rollout, for which little time is left.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// The number of times that a specification is sent if the provider does not take it.
 const ATTEMPTS: usize = 3;
@@ -116,6 +118,8 @@ pub async fn rollout<T: Transport>(
         deadline,
         before: None,
         last_good: None,
+        may_coexist: false,
+        provider: OnceCell::new(),
         facts: Facts {
             namespace: spec.namespace.clone(),
             previous_image: None,
@@ -148,6 +152,12 @@ pub async fn rollout<T: Transport>(
             seconds = outcome.durations.total.as_secs_f64(),
             "the function is ready"
         ),
+        DeploymentStatus::Unverified => warn!(
+            changed = outcome.changed,
+            reasons = ?outcome.reasons,
+            seconds = outcome.durations.total.as_secs_f64(),
+            "the function answers, and it is not known which version does"
+        ),
         status => warn!(
             status = status.name(),
             fault = ?outcome.fault,
@@ -170,6 +180,10 @@ struct Rollout<'a, T> {
     before: Option<FunctionStatus>,
     /// The version to restore on failure; `None` if there was no function.
     last_good: Option<Version>,
+    /// Whether an older version may answer beside the new one.
+    may_coexist: bool,
+    /// The provider's name, once it was asked for; `None` if the gateway does not tell it.
+    provider: OnceCell<Option<ProviderName>>,
     facts: Facts,
 }
 
@@ -196,6 +210,8 @@ impl Facts {
 enum Attempt {
     /// The new version runs.
     Ready,
+    /// The function answers, but it may be the previous version that does.
+    Unverified,
     /// The provider rejected the specification.
     Rejected,
     /// The provider has this state instead of the new version, perhaps because of a transient failure.
@@ -249,6 +265,7 @@ impl<T: Transport> Rollout<'_, T> {
         let findings = deployed.then(watched);
         match attempt {
             Attempt::Ready => Verdict::ready(findings.because("nothing was changed")),
+            Attempt::Unverified => Verdict::unverified(findings.because("nothing was changed")),
             _ => self.restore(findings).await,
         }
     }
@@ -260,6 +277,7 @@ impl<T: Transport> Rollout<'_, T> {
     async fn change(&mut self) -> Verdict {
         self.facts.changed = true;
         self.facts.running = Running::Unknown;
+        self.may_coexist = self.before.is_some();
         let last_good = match self.last_good.clone() {
             Some(version) => LastGood::Version(Box::new(version)),
             None => LastGood::Nothing,
@@ -272,6 +290,7 @@ impl<T: Transport> Rollout<'_, T> {
             findings = findings.then(found);
             let now = match attempt {
                 Attempt::Ready => return Verdict::ready(findings),
+                Attempt::Unverified => return Verdict::unverified(findings),
                 Attempt::Rejected => return self.rejected(findings).await,
                 Attempt::Failed => break,
                 Attempt::NotTaken(now) => now,
@@ -369,10 +388,16 @@ impl<T: Transport> Rollout<'_, T> {
         let watched = span.run(watching).await;
         self.facts.durations.watch += started.elapsed();
         match watched {
-            Some(Watched::Ready(status)) => {
-                self.record_ready(&status);
-                (Attempt::Ready, Findings::default())
-            }
+            Some(Watched::Ready(ready)) => match self.doubt(&ready).await {
+                None => {
+                    self.record_ready(&ready.status);
+                    (Attempt::Ready, Findings::default())
+                }
+                Some(reason) => {
+                    self.record_unverified(&ready.status);
+                    (Attempt::Unverified, Findings::default().because(reason))
+                }
+            },
             Some(Watched::NotTaken(found)) => {
                 span.mark_failed(NOT_TAKEN);
                 let reason = match answer {
@@ -404,6 +429,52 @@ impl<T: Transport> Rollout<'_, T> {
             waiting_for,
         )
         .await
+    }
+
+    /// Returns why it is not certain that the new version is what answers; `None` if it is.
+    async fn doubt(&self, ready: &Ready) -> Option<String> {
+        if !self.may_coexist || ready.recognized || self.replaces_before_answering().await {
+            return None;
+        }
+        let provider = match self.provider().await {
+            Some(ProviderName(name)) => format!("the provider {name}"),
+            None => "the provider, whose name is not known,".to_owned(),
+        };
+        Some(format!(
+            "the function answers, but nothing tells whether the new version does: its answers have no header \
+             X-Slipway-Version, and {provider} may keep the old version until the new one is ready"
+        ))
+    }
+
+    /// Returns whether the provider is known to remove the old version before it answers an update.
+    async fn replaces_before_answering(&self) -> bool {
+        let provider = self.provider().await;
+        provider.is_some_and(ProviderName::replaces_before_answering)
+    }
+
+    /// Returns the provider's name, which is read once.
+    async fn provider(&self) -> Option<&ProviderName> {
+        let timeouts = self.context.timeouts;
+        let limit = timeouts.request.min(FINAL_READ_TIMEOUT);
+        let read = async || {
+            read::with_retries(timeouts.settle.min(timeouts.read_retries), || {
+                gateway::read_provider(self.context.transport, limit)
+            })
+            .await
+            .unwrap_or_else(|error| {
+                warn!(error = %ErrorChain(&error), "could not read the provider's name");
+                None
+            })
+        };
+        self.provider.get_or_init(read).await.as_ref()
+    }
+
+    /// Records that the function answers, and that it may not be the new version that does. The version does not
+    /// become the last good one.
+    fn record_unverified(&mut self, status: &FunctionStatus) {
+        self.context.history.record_failure(&self.function, None);
+        self.context.history.record_unrestored(&self.function, None);
+        self.facts.observe(Some(status));
     }
 
     /// Records that the new version runs.

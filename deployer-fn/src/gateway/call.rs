@@ -56,6 +56,11 @@ pub(crate) fn namespaces() -> Request<Bytes> {
     get("/system/namespaces")
 }
 
+/// Reads what the gateway says about itself and its provider.
+pub(crate) fn info() -> Request<Bytes> {
+    get("/system/info")
+}
+
 /// Calls a function, through the gateway, as its probe says.
 pub(crate) fn probe(function: &FunctionId, probe: &Probe) -> Request<Bytes> {
     let path = format!("{}{}", function.path(), probe.path);
@@ -134,6 +139,7 @@ mod tests {
             (secrets(None), "GET /system/secrets"),
             (secrets(Some("team")), "GET /system/secrets?namespace=team"),
             (namespaces(), "GET /system/namespaces"),
+            (info(), "GET /system/info"),
             (
                 probe(&hello(None), &Probe::default()),
                 "GET /function/hello/_/health",

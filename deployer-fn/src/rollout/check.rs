@@ -8,7 +8,7 @@ use tracing::info;
 
 use super::read;
 use super::verdict::{Findings, Verdict};
-use super::watch::{self, WaitingFor, Watched};
+use super::watch::{self, Ready, WaitingFor, Watched};
 use super::{Rollout, Timeouts};
 use crate::gateway::{self, FunctionStatus, ReadError, Transport, call};
 use crate::outcome::{Fault, Successor};
@@ -41,6 +41,22 @@ pub(super) enum NextStep {
 pub(super) struct Older {
     reason: String,
     pub(super) newer: Successor,
+}
+
+/// The state of the deployed version.
+enum Assessment {
+    /// It works.
+    Good,
+    /// The function answers, but it may be another version that does.
+    Unverified {
+        /// The version that was good before it.
+        last_good: Version,
+    },
+    /// It does not work.
+    Broken {
+        /// The version that was good before it.
+        last_good: Version,
+    },
 }
 
 impl Older {
@@ -137,6 +153,11 @@ impl<T: Transport> Rollout<'_, T> {
                 Some(LastGood::Version(version)) => Some(*version),
                 Some(LastGood::Itself) | None => Some(self.version.clone()),
             };
+            self.may_coexist = !was_ready
+                && !matches!(
+                    LastGood::from_annotations(status.annotations()),
+                    Some(LastGood::Nothing | LastGood::Itself)
+                );
             return Some(NextStep::Watch);
         }
         let stored = self
@@ -151,11 +172,13 @@ impl<T: Transport> Rollout<'_, T> {
             .map(NextStep::Repeat)
     }
 
-    /// Returns the last good version, if the deployed one came after it and does not work.
+    /// Returns the last good version, if the deployed one came after it and does not work. A version that answers is
+    /// not broken, even if it may be the last good one that answers in its place.
     async fn last_good_before_broken(&self) -> Option<Version> {
-        let status = self.before.as_ref()?;
-        let last_good = self.last_good_of(status).await;
-        (!last_good.matches(status)).then_some(last_good)
+        match self.assess(self.before.as_ref()?).await {
+            Assessment::Broken { last_good } => Some(last_good),
+            Assessment::Good | Assessment::Unverified { .. } => None,
+        }
     }
 
     /// Returns a reason to reject the hand-over if it is an older build than the deployed one.
@@ -210,29 +233,42 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Returns the version to restore if the new one fails: the deployed version if it works, or else the last good
-    /// one that it carries. If it carries none, it is the deployed version all the same.
+    /// Returns the version to restore if the new one fails: the deployed version if it certainly works, or else the
+    /// last good one that it carries. If it carries none, it is the deployed version all the same.
     async fn last_good_of(&self, status: &FunctionStatus) -> Version {
-        let deployed = Version::deployed(status);
-        let Some(digest) = deployed.spec_digest() else {
-            return deployed;
-        };
-        let Some(LastGood::Version(carried)) = LastGood::from_annotations(status.annotations()) else {
-            return deployed;
-        };
-        if self.context.history.was_ready(&self.function, digest) || self.works(&deployed).await {
-            return deployed;
+        match self.assess(status).await {
+            Assessment::Good => Version::deployed(status),
+            Assessment::Unverified { last_good } | Assessment::Broken { last_good } => {
+                info!(
+                    image = last_good.image(),
+                    "the deployed version does not work, or is not known to: the one before it stays the last good one"
+                );
+                last_good
+            }
         }
-        info!(
-            image = carried.image(),
-            "the deployed version does not work: the one before it stays the last good one"
-        );
-        *carried
     }
 
-    /// Returns whether a version becomes ready within the settle time, which allows for a gateway that is briefly
-    /// unavailable.
-    async fn works(&self, version: &Version) -> bool {
+    /// Finds out whether the deployed version works. If it carries no last good version, it counts as good.
+    async fn assess(&self, status: &FunctionStatus) -> Assessment {
+        let deployed = Version::deployed(status);
+        let Some(digest) = deployed.spec_digest() else {
+            return Assessment::Good;
+        };
+        let Some(LastGood::Version(carried)) = LastGood::from_annotations(status.annotations()) else {
+            return Assessment::Good;
+        };
+        if self.context.history.was_ready(&self.function, digest) {
+            return Assessment::Good;
+        }
+        match self.becomes_ready(&deployed).await {
+            Some(ready) if ready.recognized || self.replaces_before_answering().await => Assessment::Good,
+            Some(_) => Assessment::Unverified { last_good: *carried },
+            None => Assessment::Broken { last_good: *carried },
+        }
+    }
+
+    /// Watches a version for the settle time, which allows for a gateway that is briefly unavailable.
+    async fn becomes_ready(&self, version: &Version) -> Option<Ready> {
         let timeouts = Timeouts {
             request: self.context.timeouts.request.min(REQUEST_TIMEOUT),
             ..*self.context.timeouts
@@ -245,8 +281,10 @@ impl<T: Transport> Rollout<'_, T> {
             &timeouts,
             &mut waiting_for,
         );
-        let watched = tokio::time::timeout(timeouts.settle, watching).await;
-        matches!(watched, Ok(Watched::Ready(_)))
+        match tokio::time::timeout(timeouts.settle, watching).await {
+            Ok(Watched::Ready(ready)) => Some(ready),
+            Ok(Watched::NotTaken(_)) | Err(_) => None,
+        }
     }
 
     /// Reads the names in a list, with retries.

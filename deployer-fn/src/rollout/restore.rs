@@ -47,8 +47,8 @@ impl<T: Transport> Rollout<'_, T> {
             .deadline
             .run(self.watch_version(&deployed, &mut waiting_for))
             .await;
-        if let Some(Watched::Ready(status)) = watched {
-            self.facts.observe(Some(&status));
+        if let Some(Watched::Ready(ready)) = watched {
+            self.facts.observe(Some(&ready.status));
             return Verdict::rolled_back(findings);
         }
         let broken = Findings::new(
@@ -69,8 +69,8 @@ impl<T: Transport> Rollout<'_, T> {
             .run(self.watch_version(newer, &mut waiting_for))
             .await;
         match watched {
-            Some(Watched::Ready(status)) => {
-                self.facts.observe(Some(&status));
+            Some(Watched::Ready(ready)) => {
+                self.facts.observe(Some(&ready.status));
                 return older.verdict(findings);
             }
             Some(Watched::NotTaken(_)) => {
@@ -203,7 +203,7 @@ impl<T: Transport> Rollout<'_, T> {
                     // that it could not start.
                     let watching = self.watch_version(version, waiting_for);
                     match timeout(rollback / 2, watching).await {
-                        Ok(Watched::Ready(status)) => return Restored::LastGood(Some(status)),
+                        Ok(Watched::Ready(ready)) => return Restored::LastGood(Some(ready.status)),
                         Ok(Watched::NotTaken(_)) => continue,
                         Err(_) => self.apply_again(version, true, failure, waiting_for).await,
                     }

@@ -92,6 +92,11 @@ impl Verdict {
         Self::new(DeploymentStatus::Ready, None, findings)
     }
 
+    /// Makes the verdict that the function answers, and that it may be the previous version that does.
+    pub(super) fn unverified(findings: Findings) -> Self {
+        Self::new(DeploymentStatus::Unverified, None, findings)
+    }
+
     /// Makes the verdict that a newer build takes the place of the new version.
     pub(super) fn superseded(successor: Successor, findings: Findings) -> Self {
         Self {
@@ -198,8 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn only_a_ready_version_has_no_fault() {
+    fn only_a_version_that_failed_has_a_fault() {
         assert_eq!(Verdict::ready(Findings::of(Fault::Platform)).fault, None);
+        assert_eq!(Verdict::unverified(Findings::of(Fault::Platform)).fault, None);
         assert_eq!(Verdict::refused(Findings::default()).fault, Some(Fault::Caller));
         assert_eq!(
             Verdict::rolled_back(Findings::of(Fault::Caller)).fault,

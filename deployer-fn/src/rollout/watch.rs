@@ -24,9 +24,17 @@ const VERSION_HEADER: &str = "x-slipway-version";
 /// How watching ended, unless the time was up.
 pub(super) enum Watched {
     /// The version is ready.
-    Ready(FunctionStatus),
+    Ready(Ready),
     /// The provider still has another version, or none, after its settle time.
     NotTaken(Option<FunctionStatus>),
+}
+
+/// A version that is ready.
+pub(super) struct Ready {
+    /// The function's state.
+    pub(super) status: FunctionStatus,
+    /// Whether an answer named the version. Otherwise another version may have answered.
+    pub(super) recognized: bool,
 }
 
 /// What watching waits for: the reason for a failure if the time is up.
@@ -110,20 +118,28 @@ pub(super) async fn watch(
     let mut not_taken_since = None;
     let mut was_available = false;
     let mut successes = 0;
+    let mut recognized = false;
     loop {
         let wanted = version.probe().successes;
         let (mut missing, found) = match look(transport, function, version, timeouts).await {
-            Ok(status) if successes + 1 >= wanted => return Watched::Ready(status),
-            Ok(status) => {
+            Ok(ready) if successes + 1 >= wanted => {
+                return Watched::Ready(Ready {
+                    recognized: recognized || ready.recognized,
+                    ..ready
+                });
+            }
+            Ok(ready) => {
                 successes += 1;
+                recognized |= ready.recognized;
                 let missing = WaitingFor::MoreSuccesses {
                     seen: successes,
                     wanted,
                 };
-                (missing, Some(status))
+                (missing, Some(ready.status))
             }
             Err(missing) => {
                 successes = 0;
+                recognized = false;
                 missing
             }
         };
@@ -160,7 +176,7 @@ async fn look(
     function: &FunctionId,
     version: &Version,
     timeouts: &Timeouts,
-) -> Result<FunctionStatus, (WaitingFor, Option<FunctionStatus>)> {
+) -> Result<Ready, (WaitingFor, Option<FunctionStatus>)> {
     let status = match gateway::read(transport, function, timeouts.request).await {
         Ok(Some(status)) => status,
         Ok(None) => return Err((WaitingFor::Specification { current: None }, None)),
@@ -175,18 +191,18 @@ async fn look(
         return Err((WaitingFor::Replica { was_available: false }, Some(status)));
     }
     match probe(transport, function, version, timeouts).await {
-        Ok(()) => Ok(status),
+        Ok(recognized) => Ok(Ready { status, recognized }),
         Err(missing) => Err((missing, Some(status))),
     }
 }
 
-/// Probes the function once. Returns what is missing as the error.
+/// Probes the function once. Returns whether the answer names the version, or as the error what is missing.
 async fn probe(
     transport: &impl Transport,
     function: &FunctionId,
     version: &Version,
     timeouts: &Timeouts,
-) -> Result<(), WaitingFor> {
+) -> Result<bool, WaitingFor> {
     let probe = version.probe();
     let span = trace::span("probe");
     let sent = transport.send(
@@ -209,11 +225,13 @@ async fn probe(
     };
     span.set("http.response.status_code", i64::from(response.status().as_u16()));
     let answering = response.headers().get(VERSION_HEADER);
-    if let (Some(answering), Some(digest)) = (answering, version.spec_digest())
-        && answering.as_bytes() != digest.as_bytes()
-    {
-        let other = String::from_utf8_lossy(answering.as_bytes()).into_owned();
-        return Err(WaitingFor::NewVersion(other));
+    let mut recognized = false;
+    if let (Some(answering), Some(digest)) = (answering, version.spec_digest()) {
+        if answering.as_bytes() != digest.as_bytes() {
+            let other = String::from_utf8_lossy(answering.as_bytes()).into_owned();
+            return Err(WaitingFor::NewVersion(other));
+        }
+        recognized = true;
     }
     // The probe of a function that Slipway did not deploy is unknown: any answer but a server error has to be enough.
     let succeeded = match version.spec_digest() {
@@ -221,7 +239,7 @@ async fn probe(
         None => response.status() < StatusCode::INTERNAL_SERVER_ERROR,
     };
     if succeeded {
-        return Ok(());
+        return Ok(recognized);
     }
     span.mark_failed("the probe does not accept the response");
     Err(WaitingFor::Success {

@@ -65,6 +65,8 @@ struct State {
     requests: Vec<String>,
     /// Whether the old version answers until the new one is up. Only on Kubernetes.
     overlap: bool,
+    /// Whether functions repeat their version in their answers, as those that are made from the template do.
+    versions: bool,
 }
 
 #[derive(Clone)]
@@ -87,6 +89,7 @@ impl FakeGateway {
             kill: None,
             requests: Vec::new(),
             overlap: true,
+            versions: true,
         };
         Self(Arc::new(Inner {
             state: Mutex::new(state),
@@ -97,6 +100,12 @@ impl FakeGateway {
     /// Stops the old version from answering until the new one is up, as if its node was lost.
     pub(crate) fn without_overlap(&self) {
         self.0.state.lock().unwrap().overlap = false;
+    }
+
+    /// Makes all functions ones that do not repeat their version in their answers.
+    pub(crate) fn without_versions(self) -> Self {
+        self.0.state.lock().unwrap().versions = false;
+        self
     }
 
     /// Sets the faults of the next requests, one each.
@@ -209,6 +218,14 @@ impl State {
                     None => (404, "not found\n".to_owned()),
                 }
             }
+            (&Method::GET, "/system/info") => {
+                let name = match self.provider {
+                    Provider::Kubernetes => "faas-netes",
+                    Provider::Faasd => "faasd",
+                    Provider::Rolling => "slipway-dev",
+                };
+                (200, json!({"provider": {"provider": name}}).to_string())
+            }
             (&Method::GET, "/system/namespaces") => (200, json!(["openfaas-fn"]).to_string()),
             (&Method::GET, "/system/secrets") => {
                 let names: Vec<Value> = self.secrets.iter().map(|name| json!({"name": name})).collect();
@@ -236,8 +253,8 @@ impl State {
             }
             None => (500, "Can't reach service for: hello.".to_owned(), None),
             Some(serving) => {
-                // The header of a function that is made from the template.
-                let version = serving["envVars"]["slipway_version"].as_str().map(str::to_owned);
+                let version = serving["envVars"]["slipway_version"].as_str();
+                let version = version.filter(|_| self.versions).map(str::to_owned);
                 let status = if behaviour(&serving) == "good" { 200 } else { 500 };
                 (status, String::new(), version)
             }

@@ -120,6 +120,11 @@ impl Sequence {
             "{number} ({behaviour}) ends {:?}; {answering:?} answers",
             outcome.status
         ));
+        assert_ne!(
+            outcome.status,
+            Status::Unverified,
+            "every function names its version: {story}"
+        );
         match outcome.status {
             Status::Ready => {
                 assert_eq!((behaviour, answering), ("good", Some(number)), "{story}");
@@ -137,7 +142,7 @@ impl Sequence {
                 self.may_answer = [answering].into();
             }
             // Only if there never was a version to restore.
-            Status::Failed => {
+            Status::Failed | Status::Unverified => {
                 assert!(behaviour != "good" && self.may_answer.contains(&None), "{story}");
                 assert_eq!(answering, None, "{story}");
             }
@@ -154,6 +159,45 @@ impl Sequence {
         match answering {
             Some(number) => assert_eq!(reported, Some(image(number, self.behaviour(number))), "{story}"),
             None => assert_ne!(outcome.status, Status::Ready, "{story}"),
+        }
+    }
+}
+
+/// Functions that do not name their version, on a provider that keeps the old one until the new one is ready.
+#[tokio::test(start_paused = true)]
+async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
+    for seed in 0..SEQUENCES {
+        let fake = FakeGateway::new(Provider::Kubernetes).without_versions();
+        let mut sequence = Sequence::new(Provider::Kubernetes, seed);
+        sequence.fake = fake.clone();
+        for step in 0..DEPLOYMENTS {
+            let number = sequence.pick();
+            let behaviour = sequence.behaviour(number);
+            let outcome = sequence.process.deploy(&fake, &build(number, behaviour)).await;
+            let answering = answering(&fake);
+            let story = format!(
+                "seed {seed}, step {step}: {:#?}\n{number} ({behaviour}): {outcome:#?}; {answering:?} answers",
+                sequence.steps
+            );
+            match outcome.status {
+                Status::Ready => assert_eq!((behaviour, answering), ("good", Some(number)), "{story}"),
+                Status::RolledBack => {
+                    let restored = fake.deployment("hello");
+                    let number =
+                        restored.map(|restored| restored["envVars"]["BUILD"].as_str().unwrap().parse());
+                    let restored = number.map(|number| sequence.behaviour(number.unwrap()));
+                    assert!(restored.is_none_or(|restored| restored == "good"), "{story}");
+                }
+                Status::Unverified => assert!(answering.is_some(), "{story}"),
+                Status::Refused => {}
+                Status::Failed => panic!("{story}"),
+            }
+            sequence
+                .steps
+                .push(format!("{number} ({behaviour}) ends {:?}", outcome.status));
+            if sequence.rng.u8(..4) == 0 {
+                sequence.process = Process::start();
+            }
         }
     }
 }

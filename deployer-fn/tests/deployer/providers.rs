@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::fixtures::{
     NEW, OLD, assert_ended, deployed, hand_over, health, new, old, post, put, read, run, run_with, running,
 };
-use crate::script::expect;
+use crate::script::{ALWAYS, expect};
 
 const NO_DEPLOYMENT: &str =
     "unable update Deployment: hello.openfaas-fn, error: deployments.apps \"hello\" not found\n";
@@ -189,6 +189,26 @@ async fn a_creation_that_faasd_rejects_is_refused() {
             Some(Fault::Caller),
             &[text.trim(), "the function does not exist, as before"],
         );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_first() {
+    for (status, info) in [
+        (200, r#"{"provider":{"provider":"faas-netes"}}"#),
+        (200, r#"{"provider":null}"#),
+        (404, ""),
+        (500, ""),
+    ] {
+        let outcome = run([
+            read().reply(200, old(1)),
+            put().reply(202, ""),
+            read().reply(200, new(1)),
+            health().reply(200, "OK"),
+            expect("GET /system/info").times(ALWAYS).reply(status, info),
+        ])
+        .await;
+        assert_ended(&outcome, Status::Unverified, None, &["X-Slipway-Version"]);
     }
 }
 

@@ -132,6 +132,10 @@ impl ScriptedGateway {
                 r#"[{"name":"api-key","namespace":"openfaas-fn"}]"#.to_owned(),
             );
         }
+        // Most answers in scripts do not name a version, and few tests are about that.
+        if position.is_none() && line == "GET /system/info" {
+            return Answer::Reply(200, r#"{"provider":{"provider":"faasd"}}"#.to_owned());
+        }
         let Some(call) = position.and_then(|position| state.expected.get_mut(position)) else {
             let next = state.expected.front().map_or("nothing", |call| &call.line);
             state.problems.push(format!("got {line}, expected {next}"));
