@@ -16,6 +16,10 @@ use super::{Address, CONNECTION_WINDOW, Dial, MAX_MESSAGE, STREAM_WINDOW, TlsErr
 /// How long a daemon may take to accept a connection, and to answer a probe on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Bytes of headers and trailers in an answer. A failed solve's trailers contain the Dockerfile, several times. A daemon
+/// that may not send so much, 16 KiB in hyper's default, resets the call, which looks like a lost daemon.
+const MAX_HEADERS: u32 = 16 << 20;
+
 /// A BuildKit daemon, and the way to reach it.
 #[derive(Clone)]
 pub struct Daemon {
@@ -86,6 +90,7 @@ impl Daemon {
             });
             // The host is only the authority of the requests.
             let endpoint = Endpoint::from_static("http://buildkit")
+                .http2_max_header_list_size(MAX_HEADERS)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW);
             let channel = endpoint.connect_with_connector(connect_once).await;

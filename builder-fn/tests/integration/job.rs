@@ -216,6 +216,26 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
     }
 }
 
+/// The details of BuildKit's errors contain the Dockerfile, and gRPC sends them in trailers.
+#[tokio::test]
+async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_lost_daemon() {
+    let (daemon, mut calls) = daemon::start();
+    let running = build(daemon);
+    let (solve, status, _session) = calls.build().await;
+    let error = "process did not complete successfully: exit code: 3";
+    let step = failed_step("[2/2] RUN exit 3", error);
+    status.events.send(Ok(step)).await.expect("the client reads");
+    drop(status);
+    let details = vec![7; 1 << 20].into();
+
+    solve.fail(Status::with_details(tonic::Code::Unknown, error, details));
+
+    match running.build.await.expect("no panic") {
+        Err(JobError::Failed(failure)) => assert_eq!(failure.fault, Fault::Caller, "{failure}"),
+        other => panic!("not a failed build: {other:?}"),
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
     let (daemon, mut calls) = daemon::start();
