@@ -1,6 +1,8 @@
 //! The HTTP interface: routes, and a build request's path through the crate.
 
-use function_host::http::{HeaderMap, Method};
+use std::time::SystemTime;
+
+use function_host::http::Method;
 use function_host::secret::SecretError;
 use function_host::{Body, Context, Error as HostError, ErrorChain, Handler, Request, Response, trace};
 use tokio::time::Instant;
@@ -14,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::redact::{Mask, TraceMask};
 use crate::report::{BoundedLog, LogFeed, LogSink, StreamFormat, stream_records};
 use crate::request::{
-    self, BuildRequest, RequestLimits, SIGNATURE_HEADER, SignatureCheck, SignatureKeys, VerifiedSignature,
+    self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, VerifiedSignature,
 };
 use crate::sealed::{BuildSecrets, SealKey};
 use crate::settings::{PAYLOAD_SECRET, SignatureSettings};
@@ -115,12 +117,13 @@ impl Api {
             Err(error) => return Answer::failed(&error, AnswerFields::default()).into_response(),
         };
         let (head, body) = request.into_parts();
+        let request_head = RequestHead::new(&head.headers, SystemTime::now());
         let exchange = Exchange {
             context,
             arrived,
             format: accept::stream_format(&head.headers),
         };
-        let request = match self.receive(body, &head.headers, &exchange.context).await {
+        let request = match self.receive(body, request_head, &exchange.context).await {
             Ok(request) => request,
             Err(error) => return exchange.reject(&error, None),
         };
@@ -141,16 +144,11 @@ impl Api {
     }
 
     /// Reads the body and verifies the request.
-    async fn receive(
-        &self,
-        body: Body,
-        headers: &HeaderMap,
-        context: &Context,
-    ) -> Result<BuildRequest, Error> {
+    async fn receive(&self, body: Body, head: RequestHead, context: &Context) -> Result<BuildRequest, Error> {
         let span = trace::span("receive");
         let received = match self.signature_check(context) {
             Ok(check) => span
-                .run(request::receive(body, signature(headers), &check, &self.limits))
+                .run(request::receive(body, head, &check, &self.limits))
                 .await
                 .map_err(Error::from),
             Err(error) => Err(error),
@@ -279,11 +277,6 @@ impl Api {
             .ok_or_else(|| Error::PayloadSecret(empty()))?;
         Ok(SignatureCheck::Required(keys))
     }
-}
-
-/// Returns the signature header. One that is not ASCII counts as missing.
-fn signature(headers: &HeaderMap) -> Option<&str> {
-    headers.get(SIGNATURE_HEADER)?.to_str().ok()
 }
 
 /// Returns the value of the metric's label `outcome`.

@@ -8,12 +8,15 @@ mod config;
 mod decompress;
 mod dockerfile;
 mod error;
+mod freshness;
 mod frontend;
+mod head;
 mod image;
 mod indexer;
 mod pipeline;
 mod signature;
-mod time;
+mod submitted_at;
+pub(crate) mod time;
 
 use std::path::PathBuf;
 use std::pin::pin;
@@ -26,15 +29,15 @@ use http_body_util::BodyExt;
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
 pub(crate) use config::{BuildConfig, CacheTo, Provenance};
 pub use error::{RequestError, RequestErrorKind};
+pub use freshness::Freshness;
 pub(crate) use frontend::{AllowedFrontends, Frontend};
+pub use head::{RequestHead, SIGNATURE_HEADER};
 pub(crate) use image::ImageRef;
 use indexer::BodyIndexer;
 use pipeline::{BodyPipeline, run_blocking};
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
-
-/// The header with the signature of the body.
-pub const SIGNATURE_HEADER: &str = "x-build-signature";
+pub use submitted_at::{SubmissionSource, SubmittedAt};
 
 /// A build request whose signature and configuration have been checked.
 #[derive(Debug)]
@@ -53,6 +56,11 @@ pub struct BuildRequest {
     pub body_bytes: u64,
     /// The signature that was verified; `None` where signatures are disabled.
     pub signature: Option<VerifiedSignature>,
+    /// When the source was submitted.
+    pub submitted_at: SubmittedAt,
+    /// Whether the signature may be built only once: the age of requests is limited, and the config says how old this one
+    /// is.
+    pub is_single_use: bool,
 }
 
 /// Whether a request needs a signature, and the keys that make one valid.
@@ -73,6 +81,8 @@ pub struct RequestLimits {
     pub spool: SpoolSettings,
     /// The frontends that a Dockerfile may name.
     pub frontends: AllowedFrontends,
+    /// The age that a request may have.
+    pub freshness: Freshness,
 }
 
 impl RequestLimits {
@@ -90,11 +100,12 @@ impl RequestLimits {
                 quota,
             },
             frontends: AllowedFrontends::default(),
+            freshness: Freshness::default(),
         }
     }
 }
 
-/// Reads a body to its end and parses it as a build request. `signature` is the value of [`SIGNATURE_HEADER`].
+/// Reads a body to its end and parses it, with the head of its request, as a build request.
 ///
 /// Dropping the future discards what has been received.
 ///
@@ -104,7 +115,7 @@ impl RequestLimits {
 /// configuration are reported only after the signature has been verified.
 pub async fn receive<B>(
     body: B,
-    signature: Option<&str>,
+    head: RequestHead,
     check: &SignatureCheck,
     limits: &RequestLimits,
 ) -> Result<BuildRequest, RequestError>
@@ -112,7 +123,7 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    let verifier = match (check, signature) {
+    let verifier = match (check, head.signature.as_deref()) {
         (SignatureCheck::Disabled, _) => None,
         (SignatureCheck::Required(_), None) => return Err(RequestError::NotSigned),
         (SignatureCheck::Required(keys), Some(header)) => {
@@ -138,7 +149,7 @@ where
         pipeline.push(piece).await?;
     }
     let (indexer, signature) = pipeline.finish().await?;
-    run_blocking(move || indexer.finish(signature)).await?
+    run_blocking(move || indexer.finish(&head, signature)).await?
 }
 
 #[cfg(test)]

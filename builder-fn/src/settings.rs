@@ -21,6 +21,8 @@
 //! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; the file may be missing |
 //! | `credential_helpers` | those in `PATH` | directory of the helpers (`docker-credential-NAME`) that `registry_config` names |
 //! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name, besides the built-in `docker/dockerfile` |
+//! | `max_age` | | limit on the age of a request whose config has `submittedAt` |
+//! | `require_fresh` | `false` | whether a config without `submittedAt` is rejected; needs `max_age` |
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
 //! | `build_secrets_private_key_path` | | file with the private key that build secrets are sealed to: 32 bytes in base64, as written by `faas-cli secret keygen` |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
@@ -47,7 +49,7 @@ use crate::compression::{Compression, Format};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{DockerConfig, Helpers};
 use crate::hand_over::{DeployVia, DeployerSettings};
-use crate::request::{AllowedFrontends, ImageRef, RequestLimits};
+use crate::request::{AllowedFrontends, Freshness, ImageRef, RequestLimits};
 use crate::sealed::SealKey;
 use crate::slots::BuildSlots;
 
@@ -97,6 +99,8 @@ pub struct RequestSettings {
     spool_limit: u64,
     /// The frontends that Dockerfiles may name.
     frontends: AllowedFrontends,
+    /// The age that a request may have.
+    freshness: Freshness,
 }
 
 /// Which signatures are accepted.
@@ -146,6 +150,7 @@ impl RequestSettings {
                 .map_or_else(std::env::temp_dir, PathBuf::from),
             spool_limit: parser.number("spool_limit", 4 << 30),
             frontends: parser.parse("allowed_frontends", AllowedFrontends::default(), str::parse),
+            freshness: freshness(parser),
         };
         if !settings.spool_dir.is_dir() {
             let problem = format!(
@@ -171,6 +176,7 @@ impl RequestSettings {
         let quota = SpoolQuota::new(self.spool_limit, spooled);
         let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);
         limits.frontends = self.frontends;
+        limits.freshness = self.freshness;
         limits.archive.set_entries(self.max_entries);
         limits.archive.small_file = self.max_config;
         limits
@@ -190,6 +196,22 @@ impl SignatureSettings {
         }
         settings
     }
+}
+
+/// Parses `max_age` and `require_fresh`.
+fn freshness(parser: &mut Parser<'_>) -> Freshness {
+    let max_age = parser.duration("max_age", Duration::ZERO);
+    let is_required = parser.flag("require_fresh", false);
+    if max_age.is_zero() {
+        if is_required {
+            parser.problem(
+                "require_fresh",
+                "needs max_age, which says how old a request may be",
+            );
+        }
+        return Freshness::Unlimited;
+    }
+    Freshness::Limited { max_age, is_required }
 }
 
 fn build_settings(parser: &mut Parser<'_>) -> BuildSettings {
@@ -330,6 +352,7 @@ mod tests {
                 ("credential_helpers", "/nowhere/at/all"),
                 ("allowed_frontends", "team/Upper"),
                 ("sbom_generator", "a b"),
+                ("require_fresh", "true"),
                 ("spool_limit", "7"),
                 ("compression", "gzip"),
                 ("compression_level", "12"),
@@ -350,6 +373,7 @@ mod tests {
             "credential_helpers should name a directory",
             "allowed_frontends should be images",
             "sbom_generator should be an image",
+            "require_fresh needs max_age",
             "deploy_timeout",
             "spool_limit should be at least max_body",
             "compression_level should be a whole number from 1 to 9 for gzip",
@@ -362,7 +386,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 19);
+        assert_eq!(problems.0.len(), 20);
     }
 
     #[test]

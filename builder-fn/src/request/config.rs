@@ -57,6 +57,10 @@ pub struct BuildConfig {
     pub timeout: Option<Duration>,
     /// Time after which the request has expired.
     pub not_after: Option<SystemTime>,
+    /// The time at which the request was signed.
+    pub submitted_at: Option<SystemTime>,
+    /// Whether a newer build of the function replaces this one, and this one replaces older ones.
+    pub supersede: bool,
     /// The function to deploy after the build: the gateway's request without `image`.
     pub deploy: Option<Map<String, Value>>,
     /// The probe that the deployer runs against the function. The deployer validates its fields.
@@ -94,18 +98,20 @@ impl BuildConfig {
         let tags = values::tags(&mut fields);
         let build_args = values::build_args(&mut fields);
         let platforms = values::platforms(&mut fields);
-        let skip_push = fields.flag("skipPush");
+        let skip_push = fields.flag("skipPush", false);
         let target = values::target(&mut fields);
         let labels = values::labels(&mut fields);
-        let no_cache = fields.flag("noCache");
+        let no_cache = fields.flag("noCache", false);
         let cache_from = cache::cache_from(&mut fields);
         let cache_to = cache::cache_to(&mut fields);
         let provenance = values::provenance(&mut fields);
-        let sbom = fields.flag("sbom");
+        let sbom = fields.flag("sbom", false);
         let compression = values::compression(&mut fields);
         let dockerfile = values::dockerfile(&mut fields);
         let timeout = values::timeout(&mut fields);
-        let not_after = values::not_after(&mut fields);
+        let not_after = values::time(&mut fields, "notAfter");
+        let submitted_at = values::time(&mut fields, "submittedAt");
+        let supersede = fields.flag("supersede", true);
         let (deploy, probe) = values::deployment(&mut fields, skip_push);
 
         let Some((image, image_as_given)) = image else {
@@ -130,6 +136,8 @@ impl BuildConfig {
             dockerfile,
             timeout,
             not_after,
+            submitted_at,
+            supersede,
             deploy,
             probe,
         })

@@ -30,6 +30,44 @@ pub enum RequestError {
         /// The time at which it expired, as RFC 3339.
         not_after: String,
     },
+    /// The configuration's `submittedAt` is in the future.
+    #[error(
+        "submittedAt {submitted_at} is ahead of this builder's clock, {now}, by more than {}; it should be the time at \
+         which the request was signed",
+        duration::format(*bound)
+    )]
+    SubmittedAhead {
+        /// The time in the configuration, as RFC 3339.
+        submitted_at: String,
+        /// The builder's time, as RFC 3339.
+        now: String,
+        /// How far ahead it may be.
+        bound: Duration,
+    },
+    /// The configuration's `submittedAt` is too long ago.
+    #[error(
+        "submittedAt {submitted_at} is more than {} before this builder's time, {now}, the limit of this builder \
+         (max_age); sign the request again with a new submittedAt",
+        duration::format(*max_age)
+    )]
+    TooOld {
+        /// The time in the configuration, as RFC 3339.
+        submitted_at: String,
+        /// The builder's time, as RFC 3339.
+        now: String,
+        /// The largest age.
+        max_age: Duration,
+    },
+    /// The configuration has no `submittedAt`, and this builder requires it.
+    #[error(
+        "submittedAt is missing; this builder requires it (require_fresh): it should be the time at which the request was \
+         signed, like 2030-01-31T12:00:00Z, and at most {} ago (max_age)",
+        duration::format(*max_age)
+    )]
+    NotDated {
+        /// The largest age.
+        max_age: Duration,
+    },
     /// The body exceeds the limit.
     #[error("the body is larger than {limit} bytes, which is the limit of this builder")]
     TooLarge {
@@ -128,6 +166,9 @@ impl RequestError {
             Self::Archive(_)
             | Self::NoConfig
             | Self::Config(_)
+            | Self::SubmittedAhead { .. }
+            | Self::TooOld { .. }
+            | Self::NotDated { .. }
             | Self::Frontend(_)
             | Self::NoDockerfile { .. } => RequestErrorKind::Invalid,
             Self::TooLarge { .. } => RequestErrorKind::TooLarge,
@@ -144,6 +185,9 @@ impl RequestError {
         match self {
             // Errors in the tar are held back until the signature has been verified.
             Self::Expired { .. }
+            | Self::SubmittedAhead { .. }
+            | Self::TooOld { .. }
+            | Self::NotDated { .. }
             | Self::Archive(_)
             | Self::NoConfig
             | Self::Config(_)

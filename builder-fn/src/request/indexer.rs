@@ -6,7 +6,10 @@ use std::time::SystemTime;
 use super::decompress::Decompressor;
 use super::dockerfile;
 use super::time::format_rfc3339;
-use super::{AllowedFrontends, BuildConfig, BuildRequest, RequestError, RequestLimits, VerifiedSignature};
+use super::{
+    AllowedFrontends, BuildConfig, BuildRequest, Freshness, RequestError, RequestHead, RequestLimits,
+    SubmittedAt, VerifiedSignature,
+};
 use crate::context::{ArchiveReader, SourceContext, Spool};
 
 /// Number of ignored keys that are named in warnings.
@@ -20,6 +23,7 @@ pub(super) struct BodyIndexer {
     /// The error in the tar, to be reported once the signature has been verified.
     archive_error: Option<RequestError>,
     frontends: AllowedFrontends,
+    freshness: Freshness,
 }
 
 impl BodyIndexer {
@@ -34,6 +38,7 @@ impl BodyIndexer {
             decompressor: Some(decompressor),
             archive_error: None,
             frontends: limits.frontends.clone(),
+            freshness: limits.freshness,
         }
     }
 
@@ -58,13 +63,18 @@ impl BodyIndexer {
     /// Parses what was received. To be called only after the signature has been verified, or where none is required.
     ///
     /// # Errors
-    /// When the tar, its configuration or its Dockerfile is unusable, or the request has expired.
-    pub(super) fn finish(self, signature: Option<VerifiedSignature>) -> Result<BuildRequest, RequestError> {
+    /// When the tar, its configuration or its Dockerfile is unusable, or the request has expired or is too old.
+    pub(super) fn finish(
+        self,
+        head: &RequestHead,
+        signature: Option<VerifiedSignature>,
+    ) -> Result<BuildRequest, RequestError> {
         let Self {
             received,
             decompressor,
             archive_error,
             frontends,
+            freshness,
         } = self;
         let decompressor = match (decompressor, archive_error) {
             (_, Some(error)) => return Err(error),
@@ -74,12 +84,15 @@ impl BodyIndexer {
         let (spool, reader) = decompressor.finish()?;
         let contents = reader.finish()?;
         let config = BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?;
-        check_expiry(config.not_after, SystemTime::now())?;
+        let mut warnings = contents.warnings;
+        let now = SystemTime::now();
+        check_expiry(config.not_after, now)?;
+        let is_dated = freshness.check(config.submitted_at, now)?;
+        let submitted_at = SubmittedAt::of(config.submitted_at, head, now, &mut warnings)?;
         let context = SourceContext::new(contents.entries, spool);
         dockerfile::check_present(&context, config.dockerfile.as_deref())?;
         let frontend = dockerfile::choose_frontend(&context, config.dockerfile.as_deref(), &frontends)?;
 
-        let mut warnings = contents.warnings;
         let ignored = config.unknown.iter().take(IGNORED_KEYS_SHOWN);
         warnings.extend(ignored.map(|key| format!("key {key:?} in com.openfaas.docker.config is ignored")));
         Ok(BuildRequest {
@@ -89,7 +102,9 @@ impl BodyIndexer {
             sealed_secrets: contents.secrets.map(Into::into),
             warnings,
             body_bytes: received,
+            is_single_use: is_dated && signature.is_some(),
             signature,
+            submitted_at,
         })
     }
 }

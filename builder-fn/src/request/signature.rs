@@ -9,6 +9,7 @@ use function_host::Secret;
 use function_host::signature::{HmacKeys, Malformed, Mismatch, Verifier};
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
+use sha2::{Digest, Sha256};
 
 const SHA1_PREFIX: &str = "sha1=";
 
@@ -46,13 +47,21 @@ impl fmt::Debug for SignatureKeys {
 }
 
 /// A signature that matched the body of its request: two requests with the same one have the same body.
+///
+/// It is normalized: lower-case digits without surrounding blanks. What a caller may write differently is one signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedSignature(String);
 
 impl VerifiedSignature {
-    /// Returns the signature as it was sent, without surrounding blanks.
+    /// Returns the signature in its normalized form.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Returns the SHA-256 hash of the normalized form in hexadecimal digits. It identifies the signature where the
+    /// signature itself, which lets a request be sent again, must not be shown.
+    pub fn fingerprint(&self) -> String {
+        hex::encode(Sha256::digest(&self.0))
     }
 }
 
@@ -112,7 +121,8 @@ impl BodyVerifier {
                 }
             }
         }
-        Ok(VerifiedSignature(self.header))
+        // Both prefixes are lower-case already, and only digits follow.
+        Ok(VerifiedSignature(self.header.to_ascii_lowercase()))
     }
 }
 
@@ -160,6 +170,30 @@ mod tests {
             assert!(BodyVerifier::new(&keys, "sha1=00").is_err());
             assert!(BodyVerifier::new(&keys, digits).is_err());
         }
+    }
+
+    #[test]
+    fn a_signature_written_differently_is_the_same_one() {
+        let (key, body, digits) = SIGNED[0];
+        let keys = keys(key, true);
+        let signed = function_host::signature::sign(&HmacKeys::new(&Secret::new(key)).unwrap(), body);
+        let sha256 = signed.strip_prefix("sha256=").unwrap();
+        for (header, normalized) in [
+            (
+                format!("sha1={}", digits.to_uppercase()),
+                format!("sha1={digits}"),
+            ),
+            (format!("\tsha1={digits}  "), format!("sha1={digits}")),
+            (
+                format!(" sha256={} ", sha256.to_uppercase()),
+                format!("sha256={sha256}"),
+            ),
+        ] {
+            let verified = verify(&keys, &header, body).unwrap();
+            assert_eq!(verified.as_str(), normalized);
+            assert_eq!(verified.fingerprint(), hex::encode(Sha256::digest(&normalized)));
+        }
+        assert!(BodyVerifier::new(&keys, &format!("SHA256={sha256}")).is_err());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use function_host::signature::HmacKeys;
 use function_host::{Secret, signature};
@@ -64,6 +65,28 @@ fn large() -> Vec<u8> {
         ("context/large", &content),
         ("context/Dockerfile", b"FROM scratch\n"),
     ])
+}
+
+/// Receives a request that arrives now, and whose only header is `signature`.
+async fn receive<B>(
+    body: B,
+    signature: Option<&str>,
+    check: &SignatureCheck,
+    limits: &RequestLimits,
+) -> Result<BuildRequest, RequestError>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    super::receive(body, head(signature, None), check, limits).await
+}
+
+fn head(signature: Option<&str>, start_time: Option<&str>) -> RequestHead {
+    RequestHead {
+        signature: signature.map(str::to_owned),
+        start_time: start_time.map(|value| value.as_bytes().to_vec()),
+        arrived: SystemTime::now(),
+    }
 }
 
 /// Returns a body of `pieces`, without a declared length.
@@ -414,7 +437,7 @@ async fn idle_threads() {
 #[tokio::test]
 async fn a_stalled_body_is_reported_with_the_limit() {
     let spooled = spool();
-    let limit = std::time::Duration::from_secs(7);
+    let limit = Duration::from_secs(7);
     let pieces = stream::iter([
         Ok(Frame::data(Bytes::from_static(b"half"))),
         Err(function_host::BodyError::Stalled { limit }),
@@ -431,4 +454,76 @@ async fn a_stalled_body_is_reported_with_the_limit() {
 
     assert!(error.to_string().contains("for 7s"), "{error}");
     assert_eq!((error.kind(), spooled.left()), (RequestErrorKind::Broken, (0, 0)));
+}
+
+#[tokio::test]
+async fn the_time_of_submission_is_that_of_the_config_or_the_gateway() {
+    let spooled = spool();
+    let now = SystemTime::now();
+    let ago = |seconds| now - Duration::from_secs(seconds);
+    let config = |seconds| {
+        let submitted_at = time::format_rfc3339_nanos(ago(seconds));
+        format!(r#"{{"image": "a", "submittedAt": "{submitted_at}"}}"#)
+    };
+    let gateway = |seconds| {
+        let at = ago(seconds).duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        at.as_nanos().to_string()
+    };
+    for (content, start_time, expected) in [
+        (config(9), Some(gateway(5)), (ago(9), SubmissionSource::Config)),
+        (config(9), None, (ago(9), SubmissionSource::Config)),
+        (
+            r#"{"image": "a"}"#.to_owned(),
+            Some(gateway(5)),
+            (ago(5), SubmissionSource::Gateway),
+        ),
+    ] {
+        let body = tar(&[
+            ("context/Dockerfile", b"FROM scratch"),
+            ("com.openfaas.docker.config", content.as_bytes()),
+        ]);
+        let head = head(Some(&sign(&body)), start_time.as_deref());
+        let request = super::receive(in_pieces(&body, 999), head, &required(), &spooled.limits)
+            .await
+            .unwrap();
+        let SubmittedAt { at, source } = request.submitted_at;
+        assert_eq!((at, source), expected);
+        assert_eq!((request.warnings, request.is_single_use), (Vec::new(), false));
+    }
+}
+
+#[tokio::test]
+async fn a_dated_and_signed_request_is_built_only_once_where_ages_are_limited() {
+    let mut spooled = spool();
+    spooled.limits.freshness = Freshness::Limited {
+        max_age: Duration::from_secs(60),
+        is_required: true,
+    };
+    let body = |seconds: u64| {
+        let submitted_at = time::format_rfc3339_nanos(SystemTime::now() - Duration::from_secs(seconds));
+        let config = format!(r#"{{"image": "a", "submittedAt": "{submitted_at}"}}"#);
+        tar(&[
+            ("context/Dockerfile", b"FROM scratch"),
+            ("com.openfaas.docker.config", config.as_bytes()),
+        ])
+    };
+    for (check, is_single_use) in [(required(), true), (SignatureCheck::Disabled, false)] {
+        let fresh = body(30);
+        let request = receive(
+            in_pieces(&fresh, 999),
+            Some(&sign(&fresh)),
+            &check,
+            &spooled.limits,
+        )
+        .await;
+        assert_eq!(request.unwrap().is_single_use, is_single_use);
+    }
+    for (body, reason) in [(body(90), "max_age"), (good(), "require_fresh")] {
+        let error = spooled.rejection(&body, Some(&sign(&body))).await;
+        assert!(
+            error.to_string().contains(reason) && error.kind() == RequestErrorKind::Invalid,
+            "{error}"
+        );
+        assert!(error.is_from_verified_caller());
+    }
 }

@@ -12,7 +12,7 @@ const YEAR_MIN: i16 = 1970;
 ///
 /// `jiff` accepts more forms than RFC 3339 has, so the form is checked first. `T` and `Z` have to be upper-case. Digits
 /// after the ninth of a fraction are dropped, and a leap second counts as the second before it.
-pub(super) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+pub(crate) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     const SECONDS: &str = "0000-00-00T00:00:00";
     let (seconds, rest) = text.split_at_checked(SECONDS.len())?;
     if !has_form(seconds, SECONDS) {
@@ -57,6 +57,14 @@ pub(super) fn format_rfc3339(time: SystemTime) -> String {
         Timestamp::MAX
     };
     Timestamp::from_second(seconds).unwrap_or(end).to_string()
+}
+
+/// Formats a time as RFC 3339 in UTC, with nine digits of a fraction.
+pub(crate) fn format_rfc3339_nanos(time: SystemTime) -> String {
+    match Timestamp::try_from(time) {
+        Ok(time) => format!("{time:.9}"),
+        Err(_) => format_rfc3339(time),
+    }
 }
 
 /// Returns the length of an offset such as `+01:30`, without its sign.
@@ -159,6 +167,16 @@ mod tests {
         ] {
             assert_eq!(parse_rfc3339(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_time_formatted_with_nanoseconds_is_parsed_unchanged() {
+        for text in ["2001-09-09T01:46:40.000000000Z", "1970-01-01T00:00:00.000000001Z"] {
+            let time = parse_rfc3339(text).unwrap();
+            assert_eq!(format_rfc3339_nanos(time), text);
+        }
+        let end = parse_rfc3339("9999-12-31T23:59:59.5Z").unwrap();
+        assert!(parse_rfc3339(&format_rfc3339_nanos(end)).is_some());
     }
 
     #[test]

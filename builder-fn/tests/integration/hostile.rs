@@ -1,9 +1,10 @@
 //! Malformed and malicious tars: each is rejected with the entry and the reason, and nothing is left of it.
 
 use std::io::Write as _;
+use std::time::SystemTime;
 
 use builder_fn::context::{ArchiveLimits, SpoolQuota};
-use builder_fn::request::{RequestErrorKind, RequestLimits, SignatureCheck, receive};
+use builder_fn::request::{RequestErrorKind, RequestHead, RequestLimits, SignatureCheck, receive};
 use bytes::Bytes;
 use function_host::prometheus::IntGauge;
 use http_body_util::Full;
@@ -74,7 +75,11 @@ async fn rejection(
     limits(&mut allowed.archive);
     let received = receive(
         Full::new(Bytes::from(body)),
-        None,
+        RequestHead {
+            signature: None,
+            start_time: None,
+            arrived: SystemTime::now(),
+        },
         &SignatureCheck::Disabled,
         &allowed,
     )

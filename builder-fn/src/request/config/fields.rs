@@ -47,14 +47,14 @@ impl Fields {
         }
     }
 
-    /// Reads a boolean, `false` when absent.
-    pub(super) fn flag(&mut self, key: &str) -> bool {
+    /// Reads a boolean, `default` when absent.
+    pub(super) fn flag(&mut self, key: &str, default: bool) -> bool {
         match self.take(key) {
-            None => false,
+            None => default,
             Some(Value::Bool(flag)) => flag,
             Some(_) => {
                 self.reject(key, "should be true or false");
-                false
+                default
             }
         }
     }

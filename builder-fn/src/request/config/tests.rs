@@ -40,6 +40,8 @@ fn the_smallest_and_the_largest_config_are_parsed() {
         "dockerfile": "./build//Dockerfile",
         "timeout": "1m30s",
         "notAfter": "2030-01-31T12:00:00Z",
+        "submittedAt": "2026-01-31T12:00:00.5Z",
+        "supersede": false,
         "tags": ["latest", "v1.2"],
         "cacheFrom": ["example.com/hello:cache"],
         "cacheTo": ["type=registry,ref=example.com/hello:cache,mode=max"],
@@ -57,7 +59,8 @@ fn the_smallest_and_the_largest_config_are_parsed() {
     assert!(largest.no_cache);
     assert_eq!(largest.dockerfile.as_deref(), Some("build/Dockerfile"));
     assert_eq!(largest.timeout, Some(Duration::from_secs(90)));
-    assert!(largest.not_after.is_some());
+    assert!(largest.not_after.is_some() && largest.submitted_at < largest.not_after);
+    assert!(smallest.supersede && smallest.submitted_at.is_none() && !largest.supersede);
     let tags: Vec<String> = largest.tags.iter().map(ToString::to_string).collect();
     assert_eq!(tags, ["example.com/hello:latest", "example.com/hello:v1.2"]);
     assert_eq!(largest.cache_from[0].to_string(), "example.com/hello:cache");
@@ -73,7 +76,7 @@ fn null_counts_as_absent_for_every_key() {
         "image": "hello", "buildArgs": null, "platforms": null, "skipPush": null, "deploy": null, "target": null,
         "labels": null, "noCache": null, "dockerfile": null, "timeout": null, "notAfter": null, "tags": null,
         "cacheFrom": null, "cacheTo": null, "provenance": null, "sbom": null,
-        "compression": null, "compressionLevel": null,
+        "compression": null, "compressionLevel": null, "submittedAt": null, "supersede": null,
     }));
     assert!(config.unwrap().unknown.is_empty());
 }
@@ -204,6 +207,8 @@ fn every_wrong_key_is_named_with_what_would_be_right() {
         (with("timeout", json!(1.5)), "timeout", "10m"),
         (with("notAfter", json!("tomorrow")), "notAfter", "2030"),
         (with("notAfter", json!(1_893_456_000)), "notAfter", "string"),
+        (with("submittedAt", json!("now")), "submittedAt", "2030"),
+        (with("supersede", json!("no")), "supersede", "true or false"),
         (with("tags", json!(["v1", "v 2"])), "tags[1]", "tag"),
         (with("cacheFrom", json!("r/a")), "cacheFrom", "list"),
         (

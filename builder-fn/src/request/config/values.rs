@@ -186,13 +186,13 @@ pub(super) fn timeout(fields: &mut Fields) -> Option<Duration> {
     timeout
 }
 
-/// Reads `notAfter`.
-pub(super) fn not_after(fields: &mut Fields) -> Option<SystemTime> {
-    let not_after = parse_rfc3339(&fields.string("notAfter")?);
-    if not_after.is_none() {
-        fields.reject("notAfter", "should be a time like 2030-01-31T12:00:00Z");
+/// Reads a time.
+pub(super) fn time(fields: &mut Fields, key: &str) -> Option<SystemTime> {
+    let time = parse_rfc3339(&fields.string(key)?);
+    if time.is_none() {
+        fields.reject(key, "should be a time like 2030-01-31T12:00:00Z");
     }
-    not_after
+    time
 }
 
 /// Reads `deploy` and `probe`. The deployer validates their other fields.

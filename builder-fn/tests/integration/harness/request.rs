@@ -1,9 +1,10 @@
 //! Invariants of the body of a request.
 
 use std::io::Write as _;
+use std::time::SystemTime;
 
 use builder_fn::context::{ContentHash, Kind, SpoolQuota};
-use builder_fn::request::{RequestError, RequestLimits, SignatureCheck, SignatureKeys, receive};
+use builder_fn::request::{RequestError, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, receive};
 use bytes::Bytes;
 use function_host::Secret;
 use function_host::prometheus::IntGauge;
@@ -34,7 +35,14 @@ pub(crate) async fn request(bytes: &[u8]) {
         SpoolQuota::new(3 << 20, spooled.clone()),
     );
     limits.spool.memory = 8 << 10;
-    let send = |check, signature| receive(Full::new(body.clone()), signature, check, &limits);
+    let send = |check, signature: Option<&str>| {
+        let head = RequestHead {
+            signature: signature.map(str::to_owned),
+            start_time: None,
+            arrived: SystemTime::now(),
+        };
+        receive(Full::new(body.clone()), head, check, &limits)
+    };
 
     match send(&SignatureCheck::Disabled, None).await {
         Err(error) => assert!(!error.to_string().contains(char::is_control), "{error:?}"),

@@ -1,0 +1,38 @@
+//! The head of a build request.
+
+use std::time::SystemTime;
+
+use function_host::http::HeaderMap;
+
+/// The header with the signature of the body.
+pub const SIGNATURE_HEADER: &str = "x-build-signature";
+
+/// The header with the time at which the gateway received the call, in nanoseconds since 1970. The gateway appends a value
+/// each time that the call passes it, so the first value is the time at which a queued call was submitted.
+const START_TIME_HEADER: &str = "x-start-time";
+
+/// The parts of a request's head that its build depends on.
+#[derive(Clone, Debug)]
+pub struct RequestHead {
+    /// The value of [`SIGNATURE_HEADER`]. One that is not ASCII counts as missing.
+    pub signature: Option<String>,
+    /// The first `X-Start-Time`, which may hold several values, separated by commas.
+    pub start_time: Option<Vec<u8>>,
+    /// The time at which the request arrived.
+    pub arrived: SystemTime,
+}
+
+impl RequestHead {
+    /// Reads the headers of a request that arrived at the time `arrived`.
+    pub fn new(headers: &HeaderMap, arrived: SystemTime) -> Self {
+        Self {
+            signature: headers
+                .get(SIGNATURE_HEADER)
+                .and_then(|value| Some(value.to_str().ok()?.to_owned())),
+            start_time: headers
+                .get(START_TIME_HEADER)
+                .map(|value| value.as_bytes().to_vec()),
+            arrived,
+        }
+    }
+}

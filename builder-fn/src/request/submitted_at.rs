@@ -1,0 +1,206 @@
+//! The time at which the source of a build was submitted. It orders the builds of a function.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use super::RequestError;
+use super::head::RequestHead;
+use super::time::{format_rfc3339, format_rfc3339_nanos};
+
+/// Limit on how far ahead of this builder's clock a time of submission may be. A clock that runs further ahead would win
+/// over every later build.
+pub(crate) const AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// Times before 2000 are no times of a gateway: the number had another unit than nanoseconds.
+const GATEWAY_TIME_MIN_NS: u64 = 946_684_800_000_000_000;
+
+/// Number of bytes of an unusable header that a warning shows.
+const SHOWN_BYTES: usize = 40;
+
+/// The time at which the source of a build was submitted, and where it comes from.
+///
+/// [`Config`](SubmissionSource::Config) and [`Gateway`](SubmissionSource::Gateway) are the same for every delivery of a call
+/// and for every replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubmittedAt {
+    /// The time.
+    pub at: SystemTime,
+    /// Its source.
+    pub source: SubmissionSource,
+}
+
+/// The source of a time of submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubmissionSource {
+    /// The signed config's `submittedAt`.
+    Config,
+    /// The gateway's `X-Start-Time`.
+    Gateway,
+    /// The arrival of the request at this builder.
+    Arrival,
+}
+
+impl fmt::Display for SubmittedAt {
+    /// Formats the time as RFC 3339 in UTC, with nanoseconds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&format_rfc3339_nanos(self.at))
+    }
+}
+
+impl SubmittedAt {
+    /// Returns the time in the config, else the gateway's, else that of the arrival. An unusable time of the gateway's is
+    /// ignored, with a warning.
+    ///
+    /// # Errors
+    /// When the time in the config is more than [`AHEAD_MAX`] ahead of `now`.
+    pub(super) fn of(
+        in_config: Option<SystemTime>,
+        head: &RequestHead,
+        now: SystemTime,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, RequestError> {
+        let is_ahead = |at: SystemTime| at.duration_since(now).is_ok_and(|ahead| ahead > AHEAD_MAX);
+        let found = |at, source| Ok(Self { at, source });
+        match in_config {
+            Some(at) if is_ahead(at) => {
+                return Err(RequestError::SubmittedAhead {
+                    submitted_at: format_rfc3339(at),
+                    now: format_rfc3339(now),
+                    bound: AHEAD_MAX,
+                });
+            }
+            Some(at) => return found(at, SubmissionSource::Config),
+            None => {}
+        }
+        if let Some(value) = &head.start_time {
+            match gateway_time(value) {
+                Some(at) if is_ahead(at) => warnings.push(format!(
+                    "X-Start-Time {} is ignored: it is more than {} ahead of this builder's clock, {}; \
+                     the build is ordered by its arrival",
+                    format_rfc3339(at),
+                    function_host::duration::format(AHEAD_MAX),
+                    format_rfc3339(now),
+                )),
+                Some(at) => return found(at, SubmissionSource::Gateway),
+                None => warnings.push(format!(
+                    "X-Start-Time \"{}\" is ignored: it should be the nanoseconds since 1970; \
+                     the build is ordered by its arrival",
+                    value[..value.len().min(SHOWN_BYTES)].escape_ascii(),
+                )),
+            }
+        }
+        found(head.arrived, SubmissionSource::Arrival)
+    }
+}
+
+/// Parses the first of the values in a header.
+fn gateway_time(values: &[u8]) -> Option<SystemTime> {
+    let first = values.split(|byte| *byte == b',').next()?;
+    let nanoseconds: u64 = std::str::from_utf8(first.trim_ascii()).ok()?.parse().ok()?;
+    let since_epoch = Some(nanoseconds).filter(|nanoseconds| *nanoseconds >= GATEWAY_TIME_MIN_NS)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_nanos(since_epoch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-29T10:40:00Z.
+    const NOW_NS: u64 = 1_795_948_800_000_000_000;
+
+    fn time(nanoseconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds)
+    }
+
+    fn submitted(
+        in_config: Option<SystemTime>,
+        header: Option<&str>,
+    ) -> (Result<SubmittedAt, RequestError>, Vec<String>) {
+        let head = RequestHead {
+            signature: None,
+            start_time: header.map(|value| value.as_bytes().to_vec()),
+            arrived: time(NOW_NS - 7),
+        };
+        let mut warnings = Vec::new();
+        let submitted = SubmittedAt::of(in_config, &head, time(NOW_NS), &mut warnings);
+        (submitted, warnings)
+    }
+
+    #[test]
+    fn the_config_wins_over_the_gateway_and_the_gateway_over_the_arrival() {
+        let first = (NOW_NS - 3).to_string();
+        let both = format!("{first}, {}", NOW_NS - 2);
+        let spaced = format!(" {first} ,x");
+        for (in_config, header, at, source) in [
+            (Some(5), Some(&first), 5, SubmissionSource::Config),
+            (
+                Some(NOW_NS + 300_000_000_000),
+                None,
+                NOW_NS + 300_000_000_000,
+                SubmissionSource::Config,
+            ),
+            (None, Some(&first), NOW_NS - 3, SubmissionSource::Gateway),
+            (None, Some(&both), NOW_NS - 3, SubmissionSource::Gateway),
+            (None, Some(&spaced), NOW_NS - 3, SubmissionSource::Gateway),
+            (None, None, NOW_NS - 7, SubmissionSource::Arrival),
+        ] {
+            let (submitted, warnings) = submitted(in_config.map(time), header.map(String::as_str));
+            let expected = SubmittedAt { at: time(at), source };
+            assert_eq!(
+                (submitted.unwrap(), warnings.len()),
+                (expected, 0),
+                "{in_config:?} {header:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_unusable_time_of_the_gateway_is_ignored_with_a_warning() {
+        let ahead = (NOW_NS + 300_000_000_001).to_string();
+        for (header, reason) in [
+            ("", "nanoseconds since 1970"),
+            ("t=1795948800.5", "nanoseconds since 1970"),
+            ("1795948800", "nanoseconds since 1970"),
+            ("1795948800000", "nanoseconds since 1970"),
+            ("-1795948800000000000", "nanoseconds since 1970"),
+            ("99999999999999999999", "nanoseconds since 1970"),
+            (", 1795948800000000000", "nanoseconds since 1970"),
+            ("x\ny", "\"x\\ny\""),
+            (&ahead, "more than 5m0s ahead"),
+        ] {
+            let (submitted, warnings) = submitted(None, Some(header));
+            let expected = SubmittedAt {
+                at: time(NOW_NS - 7),
+                source: SubmissionSource::Arrival,
+            };
+            assert_eq!(submitted.unwrap(), expected, "{header}");
+            assert!(
+                warnings.len() == 1 && warnings[0].contains(reason),
+                "{header}: {warnings:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_config_ahead_of_the_clock_is_rejected_with_both_times_and_the_bound() {
+        let (submitted, _) = submitted(Some(time(NOW_NS + 300_000_000_001)), None);
+        let error = submitted.unwrap_err().to_string();
+        for part in [
+            "submittedAt",
+            "2026-11-29T10:45:00Z",
+            "2026-11-29T10:40:00Z",
+            "5m",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_time_of_submission_is_shown_with_its_nanoseconds() {
+        let submitted = SubmittedAt {
+            at: time(NOW_NS + 7),
+            source: SubmissionSource::Gateway,
+        };
+        assert_eq!(submitted.to_string(), "2026-11-29T10:40:00.000000007Z");
+    }
+}
