@@ -4,6 +4,7 @@
 //! again ([`restore`]). An operation runs to completion even if its caller disconnects, and operations on one
 //! function run one after the other.
 
+mod deferred;
 mod deploy;
 mod instance;
 mod restore;
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::restore::cleanup;
 use self::{
+    deferred::Rollout,
     deploy::{ContainerStage, LABEL_REPLICAS, LABEL_STAGE},
     instance::{Instance, InstanceContext, Status, StoredFunction},
 };
@@ -61,8 +63,19 @@ struct Inner {
     /// The current instance of each function; the proxy routes by this table.
     table: RwLock<BTreeMap<FunctionKey, Arc<Instance>>>,
     locks: Mutex<HashMap<FunctionKey, Arc<tokio::sync::Mutex<()>>>>,
+    /// The accepted updates whose version does not serve yet.
+    rollouts: Mutex<BTreeMap<FunctionKey, Rollout>>,
     /// The removals of replaced instances.
     retiring: TaskTracker,
+}
+
+/// How far a successful update is when it is answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Update {
+    /// The new version has replaced the old one.
+    Done,
+    /// The new version will replace the old one once it listens.
+    Accepted,
 }
 
 impl Functions {
@@ -87,6 +100,7 @@ impl Functions {
             hosts,
             table: RwLock::default(),
             locks: Mutex::default(),
+            rollouts: Mutex::default(),
             retiring: TaskTracker::new(),
             settings,
         })))
@@ -166,16 +180,22 @@ impl Functions {
     }
 
     /// Updates a function with the strategy that its new version asks for.
-    pub(crate) async fn update(&self, deployment: FunctionDeployment) -> Result<(), Error> {
+    pub(crate) async fn update(&self, deployment: FunctionDeployment) -> Result<Update, Error> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
-        let work = |key: FunctionKey| async move {
-            match inner.settings.strategy_for(&deployment.annotations) {
+        let strategy = inner.settings.strategy_for(&deployment.annotations);
+        let work = move |key: FunctionKey| async move {
+            match strategy {
                 UpdateStrategy::Rolling => inner.rolling_update(&key, &deployment).await,
                 UpdateStrategy::Recreate => inner.recreate(&key, &deployment).await,
+                UpdateStrategy::Deferred => inner.deferred_update(&key, deployment).await,
             }
         };
-        self.0.run_exclusively(key, work).await
+        self.0.run_exclusively(key, work).await?;
+        Ok(match strategy {
+            UpdateStrategy::Rolling | UpdateStrategy::Recreate => Update::Done,
+            UpdateStrategy::Deferred => Update::Accepted,
+        })
     }
 
     /// Deletes a function. It gets no new calls and may finish those in progress; it is removed when this
@@ -183,11 +203,12 @@ impl Functions {
     pub(crate) async fn delete(&self, key: FunctionKey) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
         let work = |key: FunctionKey| async move {
+            inner.stop_rollout(&key).await;
             let instance = inner.find(&key)?;
             // If removing it fails half-way, the next provider must not restore it.
             inner.set_stage(&instance, ContainerStage::Retiring).await?;
             inner.remove(&key);
-            if inner.strategy_of(&instance.info().record) == UpdateStrategy::Rolling {
+            if inner.strategy_of(&instance.info().record) != UpdateStrategy::Recreate {
                 inner.drain(&instance).await;
             }
             let discarded = inner.discard(&instance, inner.settings.grace_period).await;
@@ -239,7 +260,7 @@ impl Inner {
             containerd,
             network: Arc::clone(&self.network),
             logs: self.logs.clone(),
-            restart: self.strategy_of(record) == UpdateStrategy::Rolling,
+            restart: self.strategy_of(record) != UpdateStrategy::Recreate,
         }
     }
 
@@ -354,18 +375,26 @@ impl Inner {
 
     fn status_of(&self, instance: &Instance) -> FunctionStatus {
         let info = instance.info();
-        let deployment = info.record.deployment.clone();
         let (replicas, available) = match (self.strategy_of(&info.record), instance.status()) {
             (_, Status::Stopped) | (UpdateStrategy::Recreate, Status::Ended(_)) => (0, 0),
-            (UpdateStrategy::Rolling, Status::Starting | Status::Ended(_)) => (1, 0),
+            (UpdateStrategy::Rolling | UpdateStrategy::Deferred, Status::Starting | Status::Ended(_)) => {
+                (1, 0)
+            }
             (UpdateStrategy::Recreate, Status::Starting) | (_, Status::Listening) => (1, 1),
         };
+        let accepted = self.accepted_version(&info.key);
+        let (image, record) = accepted.unwrap_or_else(|| (info.image.clone(), info.record.clone()));
+        let StoredFunction {
+            deployment,
+            env,
+            env_process,
+        } = record;
         FunctionStatus {
             name: info.key.name.clone(),
             namespace: info.key.namespace.clone(),
-            image: info.image.clone(),
-            env_process: info.record.env_process.clone(),
-            env_vars: info.record.env.clone(),
+            image,
+            env_process,
+            env_vars: env,
             constraints: deployment.constraints,
             secrets: deployment.secrets,
             labels: deployment.labels,

@@ -4,7 +4,7 @@
 //! and Slipway's deployer need, and identifies itself: `GET /system/info` reports `slipway-dev`. Functions
 //! are containers in the containerd namespace `openfaas-fn`, one replica each, on a bridge; secrets are
 //! files. Its responses are those of faasd 0.19; its updates differ unless configured otherwise, see
-//! `settings::UpdateStrategy`.
+//! `settings::UpdateStrategy`. Configured to update as faas-netes does, it reports that name.
 //!
 //! It is not hardened: containers have one capability, no new privileges and masked paths, but no seccomp
 //! profile.

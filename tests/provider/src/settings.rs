@@ -14,8 +14,8 @@ use clap::{Args, ValueEnum};
 
 use crate::{error::Error, model::Map};
 
-/// The annotation with a function's own update strategy: `rolling` or `recreate`. With it, a test can use
-/// both strategies on one provider without affecting other functions.
+/// The annotation with a function's own update strategy: `rolling`, `recreate` or `deferred`. With it, a test can
+/// use all strategies on one provider without affecting other functions.
 const STRATEGY_ANNOTATION: &str = "dev.slipway.update-strategy";
 
 /// Settings of the provider.
@@ -119,6 +119,10 @@ pub(crate) enum UpdateStrategy {
     /// no running function. A function counts as available once its process runs, and is not restarted when
     /// it ends by itself.
     Recreate,
+    /// As faas-netes does: accepts an update and reports the new version at once, while the old version keeps
+    /// answering, and counts as available, until the new one listens; if it never does, for ever. A function
+    /// that ends by itself is restarted.
+    Deferred,
 }
 
 impl Settings {
@@ -229,6 +233,10 @@ mod tests {
         assert_eq!(
             settings.strategy_for(&annotated("unknown")),
             UpdateStrategy::Rolling
+        );
+        assert_eq!(
+            settings.strategy_for(&annotated("deferred")),
+            UpdateStrategy::Deferred
         );
         let recreate = parse(&["--update-strategy", "recreate"]);
         assert_eq!(

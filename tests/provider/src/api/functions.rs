@@ -12,7 +12,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::answer::{ErrorResponse, Operation};
 use crate::{
     error::Error,
-    functions::Functions,
+    functions::{Functions, Update},
     key::FunctionKey,
     model::{DeleteFunctionRequest, FunctionDeployment, FunctionStatus},
 };
@@ -71,12 +71,18 @@ pub(super) async fn create(State(functions): State<Functions>, body: Bytes) -> R
     created.await.map_err(Operation::Create.failed())
 }
 
-pub(super) async fn update(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {
+pub(super) async fn update(
+    State(functions): State<Functions>,
+    body: Bytes,
+) -> Result<StatusCode, ErrorResponse> {
     let updated = async {
         let deployment = deployment(&functions, &body).await?;
         functions.update(deployment).await
     };
-    updated.await.map_err(Operation::Update.failed())
+    match updated.await.map_err(Operation::Update.failed())? {
+        Update::Done => Ok(StatusCode::OK),
+        Update::Accepted => Ok(StatusCode::ACCEPTED),
+    }
 }
 
 pub(super) async fn delete(State(functions): State<Functions>, body: Bytes) -> Result<(), ErrorResponse> {

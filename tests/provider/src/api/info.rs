@@ -1,17 +1,47 @@
 //! `/system/info`: the provider's own name and version; it does not claim to be faasd.
+//!
+//! Callers decide by the name whether an update has replaced the old version when it is answered. With the strategy
+//! `deferred` it has not, so the provider then has the name of the one whose behaviour it has.
 
-use axum::Json;
+use axum::{Json, extract::State};
 
-use crate::model::{ProviderInfo, VersionInfo};
+use crate::{
+    functions::Functions,
+    model::{ProviderInfo, VersionInfo},
+    settings::UpdateStrategy,
+};
 
-pub(super) async fn info() -> Json<ProviderInfo> {
-    let version = VersionInfo {
-        sha: "",
-        release: env!("CARGO_PKG_VERSION"),
+pub(super) async fn info(State(functions): State<Functions>) -> Json<ProviderInfo> {
+    Json(provider_info(functions.settings().update_strategy))
+}
+
+fn provider_info(strategy: UpdateStrategy) -> ProviderInfo {
+    let (provider, orchestration) = match strategy {
+        UpdateStrategy::Rolling | UpdateStrategy::Recreate => ("slipway-dev", "containerd"),
+        UpdateStrategy::Deferred => ("faas-netes", "kubernetes"),
     };
-    Json(ProviderInfo {
-        provider: "slipway-dev",
-        version,
-        orchestration: "containerd",
-    })
+    ProviderInfo {
+        provider,
+        version: VersionInfo {
+            sha: "",
+            release: env!("CARGO_PKG_VERSION"),
+        },
+        orchestration,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_provider_that_replaces_before_it_answers_has_its_own_name() {
+        for (strategy, name) in [
+            (UpdateStrategy::Rolling, "slipway-dev"),
+            (UpdateStrategy::Recreate, "slipway-dev"),
+            (UpdateStrategy::Deferred, "faas-netes"),
+        ] {
+            assert_eq!(provider_info(strategy).provider, name, "{strategy:?}");
+        }
+    }
 }

@@ -184,6 +184,13 @@ impl Instance {
         }
     }
 
+    /// Waits until the process accepts connections, however often it ends and is restarted before that.
+    pub(super) async fn eventually_listening(&self) -> Result<(), Error> {
+        let mut status = self.status.clone();
+        let listening = status.wait_for(|status| *status == Status::Listening).await;
+        listening.map(drop).map_err(|_| Error::Stopping)
+    }
+
     async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         self.commands

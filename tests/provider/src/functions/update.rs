@@ -1,4 +1,4 @@
-//! Updates a function, with either strategy.
+//! Updates a function before the update is answered: rolling, or by recreating it.
 
 use std::sync::Arc;
 
@@ -13,9 +13,24 @@ impl Inner {
         key: &FunctionKey,
         deployment: &FunctionDeployment,
     ) -> Result<(), Error> {
-        let old = self.find(key)?;
+        self.find(key)?;
         self.check(key, deployment)?;
         self.secrets.check(&key.namespace, &deployment.secrets)?;
+        self.stop_rollout(key).await;
+        let new = self.make_pending(key, deployment).await?;
+        if let Err(error) = self.start_and_wait(&new).await {
+            self.discard_failed(&new).await;
+            return Err(error);
+        }
+        self.replace_with(new).await
+    }
+
+    /// Pulls the image of a new version and makes its container, without starting it.
+    pub(super) async fn make_pending(
+        &self,
+        key: &FunctionKey,
+        deployment: &FunctionDeployment,
+    ) -> Result<Arc<Instance>, Error> {
         let lease = self.namespace_client(key)?.lease().await?;
         let made = async {
             let image = self
@@ -27,11 +42,29 @@ impl Inner {
         };
         let made = made.await;
         lease.release().await;
-        let new = made?;
-        if let Err(error) = self.start_and_wait(&new).await {
-            self.discard_failed(&new).await;
-            return Err(error);
-        }
+        made
+    }
+
+    async fn start_and_wait(&self, new: &Instance) -> Result<(), Error> {
+        new.start().await?;
+        new.listening(self.settings.ready_timeout).await
+    }
+
+    /// Routes calls to a new version that listens, and removes the old one. If that fails, the old version
+    /// continues to serve.
+    pub(super) async fn replace_with(self: &Arc<Self>, new: Arc<Instance>) -> Result<(), Error> {
+        let replaced = async {
+            let old = self.find(&new.info().key)?;
+            self.set_stage(&new, ContainerStage::Serving).await?;
+            Ok(old)
+        };
+        let old = match replaced.await {
+            Ok(old) => old,
+            Err(error) => {
+                self.discard_failed(&new).await;
+                return Err(error);
+            }
+        };
         self.insert(new);
         // If this fails, a restarted provider finds two serving instances and takes the younger.
         if let Err(error) = self.set_stage(&old, ContainerStage::Retiring).await {
@@ -45,12 +78,6 @@ impl Inner {
         Ok(())
     }
 
-    async fn start_and_wait(&self, new: &Instance) -> Result<(), Error> {
-        new.start().await?;
-        new.listening(self.settings.ready_timeout).await?;
-        self.set_stage(new, ContainerStage::Serving).await
-    }
-
     /// Deletes the old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls the
     /// image beforehand, but continues if that fails: the caller gets the first error, and the running
     /// function is removed nevertheless (docs/pitfalls.md#a-failed-update-removes-the-function).
@@ -59,6 +86,7 @@ impl Inner {
         key: &FunctionKey,
         deployment: &FunctionDeployment,
     ) -> Result<(), Error> {
+        self.stop_rollout(key).await;
         let old = self.find(key)?;
         let mut first_error = self.secrets.check(&key.namespace, &deployment.secrets).err();
         // Removing the old instance makes containerd collect garbage; without a lease, that could include the

@@ -1,0 +1,152 @@
+//! Updates with [`UpdateStrategy::Deferred`](crate::settings::UpdateStrategy::Deferred): accepted at once, and rolled
+//! out in the background.
+//!
+//! A rollout ends when its version listens, or when another operation on the function replaces it. It ends with the
+//! provider too: a restarted one knows only the old version.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Inner,
+    instance::{Instance, StoredFunction},
+};
+use crate::{error::Error, image::normalise, key::FunctionKey, model::FunctionDeployment};
+
+/// The pause before another attempt to pull an image or to start a process.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An accepted update whose version does not serve yet.
+#[derive(Debug)]
+pub(super) struct Rollout {
+    image: String,
+    record: StoredFunction,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Inner {
+    /// Accepts an update and starts its rollout, which replaces one that is in progress.
+    pub(super) async fn deferred_update(
+        self: &Arc<Self>,
+        key: &FunctionKey,
+        deployment: FunctionDeployment,
+    ) -> Result<(), Error> {
+        self.find(key)?;
+        self.check(key, &deployment)?;
+        self.secrets.check(&key.namespace, &deployment.secrets)?;
+        let image = normalise(&deployment.image)?.to_string();
+        self.stop_rollout(key).await;
+        let stop = CancellationToken::new();
+        let work = {
+            let (inner, key) = (Arc::clone(self), key.clone());
+            let (deployment, stop) = (deployment.clone(), stop.clone());
+            async move {
+                inner.roll_out(&key, &deployment, &stop).await;
+                inner.rollouts().remove(&key);
+            }
+        };
+        let record = StoredFunction {
+            // The image's own variables are unknown until it is pulled.
+            env: deployment.env_vars.clone(),
+            env_process: deployment.env_process.clone(),
+            deployment,
+        };
+        // The lock is held, so that the rollout cannot end before it is in the map.
+        let mut rollouts = self.rollouts();
+        let task = tokio::spawn(work);
+        rollouts.insert(
+            key.clone(),
+            Rollout {
+                image,
+                record,
+                stop,
+                task,
+            },
+        );
+        Ok(())
+    }
+
+    /// Stops the rollout of a function, if one is in progress, and removes its version. Waits for a pull in progress.
+    pub(super) async fn stop_rollout(&self, key: &FunctionKey) {
+        let rollout = self.rollouts().remove(key);
+        if let Some(Rollout { stop, task, .. }) = rollout {
+            stop.cancel();
+            if let Err(error) = task.await {
+                tracing::error!(function = %key, %error, "a rollout failed");
+            }
+        }
+    }
+
+    /// Returns the image and the data of the version that an update in progress announces.
+    pub(super) fn accepted_version(&self, key: &FunctionKey) -> Option<(String, StoredFunction)> {
+        let rollouts = self.rollouts();
+        let Rollout { image, record, .. } = rollouts.get(key)?;
+        Some((image.clone(), record.clone()))
+    }
+
+    /// Starts a version beside the old one, and routes calls to it once it listens. A failed pull or start is
+    /// retried until `stop`.
+    async fn roll_out(
+        self: &Arc<Self>,
+        key: &FunctionKey,
+        deployment: &FunctionDeployment,
+        stop: &CancellationToken,
+    ) {
+        let new = loop {
+            match self.make_pending(key, deployment).await {
+                Ok(new) => break new,
+                Err(error) => log_retry(key, &error),
+            }
+            if stop
+                .run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL))
+                .await
+                .is_none()
+            {
+                return;
+            }
+        };
+        let listening = stop.run_until_cancelled(start_until_listening(key, &new)).await;
+        let replaced = match listening {
+            Some(Ok(())) => self.replace_with(new).await,
+            Some(Err(error)) => Err(error),
+            None => {
+                self.discard_failed(&new).await;
+                Ok(())
+            }
+        };
+        if let Err(error) = replaced {
+            tracing::error!(
+                function = %key,
+                error = &error as &dyn std::error::Error,
+                "cannot complete a rollout"
+            );
+        }
+    }
+
+    fn rollouts(&self) -> MutexGuard<'_, BTreeMap<FunctionKey, Rollout>> {
+        self.rollouts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn start_until_listening(key: &FunctionKey, new: &Instance) -> Result<(), Error> {
+    while let Err(error) = new.start().await {
+        log_retry(key, &error);
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+    new.eventually_listening().await
+}
+
+fn log_retry(key: &FunctionKey, error: &Error) {
+    tracing::warn!(
+        function = %key,
+        error = error as &dyn std::error::Error,
+        "cannot start an updated version yet; retrying"
+    );
+}
