@@ -47,7 +47,10 @@ fn in_stack_yml(name: &str) -> Installation {
 fn in_store_json(name: &str) -> Installation {
     let store: Value = serde_json::from_str(&repository::read("store.json")).unwrap();
     let functions = store["functions"].as_array().unwrap();
-    let function = functions.iter().find(|function| function["name"] == name).unwrap();
+    let function = functions
+        .iter()
+        .find(|function| function["name"] == name)
+        .unwrap();
     let map = |key: &str| serde_json::from_value(function[key].clone()).unwrap();
     Installation {
         environment: map("environment"),
