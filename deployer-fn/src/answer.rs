@@ -22,8 +22,12 @@ pub(crate) fn response(result: &Result<Outcome, Error>) -> Response {
             } else {
                 info!(error = %ErrorChain(error), ?reasons, "rejected a hand-over");
             }
-            let body =
-                json!({"status": DeploymentStatus::Refused, "error": error.to_string(), "reasons": reasons});
+            let status = match error {
+                // Something may have been changed.
+                Error::Panicked(_) => DeploymentStatus::Failed,
+                _ => DeploymentStatus::Refused,
+            };
+            let body = json!({"status": status, "error": error.to_string(), "reasons": reasons});
             (status_of_error(error.kind()), serde_json::to_vec(&body))
         }
     };

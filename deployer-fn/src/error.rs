@@ -37,8 +37,8 @@ pub(crate) enum Error {
         /// The secret's name.
         name: &'static str,
     },
-    /// The rollout panicked.
-    #[error("the rollout ended unexpectedly")]
+    /// The deployment panicked before or after its rollout.
+    #[error("the deployment ended unexpectedly")]
     Panicked(#[source] tokio::task::JoinError),
 }
 

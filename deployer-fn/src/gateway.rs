@@ -60,7 +60,7 @@ pub(crate) async fn read(
     function: &FunctionId,
     limit: Duration,
 ) -> Result<Option<FunctionStatus>, ReadError> {
-    let request = call::read(function);
+    let request = call::read(function).map_err(ReadError::NoResponse)?;
     let path = request.uri().path().to_owned();
     let response = transport
         .send(request, limit)
@@ -80,7 +80,7 @@ pub(crate) async fn read(
 /// the provider does not implement the list.
 pub(crate) async fn read_names(
     transport: &impl Transport,
-    request: Request<Bytes>,
+    request: Result<Request<Bytes>, GatewayError>,
     limit: Duration,
 ) -> Result<Option<Vec<String>>, ReadError> {
     #[derive(Deserialize)]
@@ -89,6 +89,7 @@ pub(crate) async fn read_names(
         String(String),
         Object { name: String },
     }
+    let request = request.map_err(ReadError::NoResponse)?;
     let path = request.uri().path().to_owned();
     let response = transport
         .send(request, limit)

@@ -147,13 +147,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
         Some(probe) => fields.within("probe", probe, Probe::read),
         None => Probe::default(),
     };
-    let spec = fields.required_object("deploy").and_then(|deploy| {
+    let spec: Option<FunctionSpec> = fields.required_object("deploy").and_then(|deploy| {
         fields.within("deploy", deploy, |fields| {
             let spec = FunctionSpec::read(fields, image);
             fields.reject_unknown();
             spec
         })
     });
+    if let Some(Err(problem)) = spec.as_ref().map(|spec| probe.check_address(&spec.function())) {
+        fields.report("probe.path", problem);
+    }
     let unknown = fields.into_unknown();
     match spec {
         Some(spec) if problems.is_empty() => Ok(HandOver {
@@ -383,6 +386,24 @@ mod tests {
             );
         }
         assert_eq!(found.len(), 4, "{found:#?}");
+    }
+
+    #[test]
+    fn a_probe_whose_address_is_too_long_is_rejected() {
+        let of_length = |length: usize| {
+            json!({"image": IMAGE, "probe": {"path": format!("/{}", "a".repeat(length - 1))},
+                "deploy": {"service": "hello", "namespace": "team"}})
+        };
+        let longest = 4096 - "/function/hello.team".len();
+        assert!(parse(of_length(longest).to_string().as_bytes()).is_ok());
+        assert_eq!(
+            problems(&of_length(longest + 1)),
+            ["probe.path makes an address of 4097 bytes, and 4096 are allowed"]
+        );
+        assert_eq!(
+            problems(&of_length(65_530)),
+            ["probe.path makes an address of 65530 bytes, and 4096 are allowed"]
+        );
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod backoff;
 mod check;
 mod deadline;
 mod history;
+mod panic;
 mod read;
 mod restore;
 mod verdict;
@@ -40,13 +41,14 @@ use function_host::trace;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::apply::Applied;
 use self::backoff::Backoff;
 use self::check::NextStep;
 pub use self::deadline::Deadline;
 pub use self::history::RolloutHistory;
+use self::panic::Panicked;
 use self::verdict::{Findings, Verdict};
 use self::watch::{Ready, WaitingFor, Watched};
 use crate::function::FunctionId;
@@ -129,7 +131,10 @@ pub async fn rollout<T: Transport>(
         },
     };
     info!(image = %spec.image, tag = hand_over.tag.as_deref(), "starting the deployment");
-    let verdict = rollout.run(objections).await;
+    let verdict = match panic::catch(rollout.run(objections)).await {
+        Ok(verdict) => verdict,
+        Err(Panicked) => rollout.after_panic().await,
+    };
     let mut facts = rollout.facts;
     facts.durations.total = started.elapsed();
     let outcome = Outcome {
@@ -240,6 +245,23 @@ impl<T: Transport> Rollout<'_, T> {
             Some(NextStep::Apply) => self.change().await,
             Some(NextStep::FinishNewer { older, newer }) => self.finish_newer(older, &newer).await,
             None => self.check_timed_out().await,
+        }
+    }
+
+    /// Ends a rollout that panicked, with the state that the function has. The next hand-over continues from there.
+    async fn after_panic(&mut self) -> Verdict {
+        error!("the rollout panicked");
+        let mut reason = "the rollout ended unexpectedly, by a defect of deployer-fn".to_owned();
+        if !self.facts.changed {
+            reason.push_str(": nothing was changed");
+        }
+        let findings = Findings::new(Fault::Platform, reason);
+        match panic::catch(self.final_read()).await {
+            Ok(now) => Verdict::failed(findings.then(self.observe(now))),
+            Err(Panicked) => {
+                self.facts.running = Running::Unknown;
+                Verdict::failed(findings.because("the function's state is unknown"))
+            }
         }
     }
 

@@ -10,7 +10,7 @@
 mod annotations;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use tracing::warn;
 
@@ -29,8 +29,9 @@ pub(crate) struct Version {
     /// The digest of the specification; absent if the version was not deployed by Slipway.
     #[serde(rename = "mark", skip_serializing_if = "Option::is_none")]
     spec_digest: Option<String>,
-    #[serde(default)]
-    probe: Probe,
+    /// `None` if the stored probe cannot be used: it was valid in an earlier release.
+    #[serde(default = "default_probe", deserialize_with = "usable_probe")]
+    probe: Option<Probe>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,7 +63,7 @@ impl Version {
         Self {
             deployment,
             spec_digest: Some(hand_over.spec.digest()),
-            probe: hand_over.probe.clone(),
+            probe: Some(hand_over.probe.clone()),
             tag: hand_over.tag.clone(),
             call_id: hand_over.call_id.clone(),
             submitted_at: hand_over.submitted_at.map(time::format),
@@ -81,7 +82,7 @@ impl Version {
         Self {
             deployment: status.to_deployment(),
             spec_digest: None,
-            probe: Probe::default(),
+            probe: default_probe(),
             tag: None,
             call_id: None,
             submitted_at: None,
@@ -127,9 +128,9 @@ impl Version {
         self.spec_digest.as_deref()
     }
 
-    /// Returns the request that checks that the version works.
-    pub(crate) fn probe(&self) -> &Probe {
-        &self.probe
+    /// Returns the request that checks that the version works; `None` if there is none that can be sent.
+    pub(crate) fn probe(&self) -> Option<&Probe> {
+        self.probe.as_ref()
     }
 
     /// Returns the call that built the image.
@@ -155,4 +156,18 @@ impl Version {
         }
         times
     }
+}
+
+fn default_probe() -> Option<Probe> {
+    Some(Probe::default())
+}
+
+/// Reads a stored probe; `None` if it cannot be used. The rest of the version can.
+fn usable_probe<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Probe>, D::Error> {
+    let stored = Option::<Value>::deserialize(deserializer)?;
+    Ok(stored.and_then(|stored| {
+        serde_json::from_value(stored)
+            .inspect_err(|error| warn!(%error, "a stored probe cannot be used, and is not sent"))
+            .ok()
+    }))
 }

@@ -5,6 +5,7 @@
 //! faasd from the body.
 
 use function_host::Bytes;
+use function_host::gateway::GatewayError;
 use function_host::http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 use function_host::http::{Method, Request};
 use serde::Serialize;
@@ -17,17 +18,17 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const FUNCTIONS: &str = "/system/functions";
 
 /// Creates a function: 200, 201 or 202. If it exists, faas-netes answers 500 and faasd 400, never 409.
-pub(crate) fn create(deployment: &impl Serialize) -> Request<Bytes> {
+pub(crate) fn create(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
     with_body(Method::POST, FUNCTIONS, deployment)
 }
 
 /// Replaces the whole specification of a function: 200 or 202; 404 if it does not exist.
-pub(crate) fn update(deployment: &impl Serialize) -> Request<Bytes> {
+pub(crate) fn update(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
     with_body(Method::PUT, FUNCTIONS, deployment)
 }
 
 /// Deletes a function: 200 or 202; 404 if it does not exist.
-pub(crate) fn delete(function: &FunctionId) -> Request<Bytes> {
+pub(crate) fn delete(function: &FunctionId) -> Result<Request<Bytes>, GatewayError> {
     let FunctionId { name, namespace } = function;
     let body = match namespace {
         Some(namespace) => json!({"functionName": name, "namespace": namespace}),
@@ -41,55 +42,55 @@ pub(crate) fn delete(function: &FunctionId) -> Request<Bytes> {
 }
 
 /// Reads the state of a function: 200; 404 if it does not exist.
-pub(crate) fn read(function: &FunctionId) -> Request<Bytes> {
+pub(crate) fn read(function: &FunctionId) -> Result<Request<Bytes>, GatewayError> {
     let path = format!("/system/function/{}", function.name);
     get(&in_namespace(&path, function.namespace.as_deref()))
 }
 
 /// Lists the secrets of a namespace.
-pub(crate) fn secrets(namespace: Option<&str>) -> Request<Bytes> {
+pub(crate) fn secrets(namespace: Option<&str>) -> Result<Request<Bytes>, GatewayError> {
     get(&in_namespace("/system/secrets", namespace))
 }
 
 /// Lists the namespaces that may have functions.
-pub(crate) fn namespaces() -> Request<Bytes> {
+pub(crate) fn namespaces() -> Result<Request<Bytes>, GatewayError> {
     get("/system/namespaces")
 }
 
 /// Reads what the gateway says about itself and its provider.
-pub(crate) fn info() -> Request<Bytes> {
+pub(crate) fn info() -> Result<Request<Bytes>, GatewayError> {
     get("/system/info")
 }
 
 /// Calls a function, through the gateway, as its probe says.
-pub(crate) fn probe(function: &FunctionId, probe: &Probe) -> Request<Bytes> {
-    let path = format!("{}{}", function.path(), probe.path);
-    request(probe.method.clone(), &path, Bytes::from(probe.body.clone()))
+pub(crate) fn probe(function: &FunctionId, probe: &Probe) -> Result<Request<Bytes>, GatewayError> {
+    let body = Bytes::from(probe.body.clone());
+    request(probe.method.clone(), &probe.address(function), body)
 }
 
-fn get(path: &str) -> Request<Bytes> {
-    let mut request = request(Method::GET, path, Bytes::new());
+fn get(path: &str) -> Result<Request<Bytes>, GatewayError> {
+    let mut request = request(Method::GET, path, Bytes::new())?;
     request.headers_mut().insert(ACCEPT, JSON);
-    request
+    Ok(request)
 }
 
-fn with_body(method: Method, path: &str, body: &impl Serialize) -> Request<Bytes> {
+fn with_body(method: Method, path: &str, body: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
     let body = serde_json::to_vec(body).unwrap_or_default();
-    let mut request = request(method, path, body.into());
+    let mut request = request(method, path, body.into())?;
     request.headers_mut().insert(CONTENT_TYPE, JSON);
-    request
+    Ok(request)
 }
 
-#[expect(
-    clippy::expect_used,
-    reason = "names and namespaces were checked to be DNS labels, and the rest is ours"
-)]
-fn request(method: Method, path: &str, body: Bytes) -> Request<Bytes> {
-    Request::builder()
-        .method(method)
-        .uri(path)
-        .body(body)
-        .expect("a path is an address")
+/// Makes a request. Names, namespaces and probes were checked when the hand-over was parsed, so that it fails only for
+/// those that earlier releases stored.
+fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, GatewayError> {
+    let uri = path.parse().map_err(|_| GatewayError::Path {
+        path: path.to_owned(),
+    })?;
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    Ok(request)
 }
 
 fn in_namespace(path: &str, namespace: Option<&str>) -> String {
@@ -157,16 +158,17 @@ mod tests {
                 "POST /function/hello.team/orders?dry=1 {}",
             ),
         ] {
-            assert_eq!(line(&request), expected);
+            assert_eq!(line(&request.unwrap()), expected);
         }
     }
 
     #[test]
     fn only_requests_of_the_rest_api_have_json_headers() {
-        let request = update(&json!({}));
+        let request = update(&json!({})).unwrap();
         assert_eq!(request.headers()[CONTENT_TYPE], "application/json");
         assert!(
             !probe(&hello(None), &Probe::default())
+                .unwrap()
                 .headers()
                 .contains_key(ACCEPT)
         );

@@ -5,15 +5,19 @@ use std::time::Duration;
 
 use function_host::duration;
 use function_host::http::uri::PathAndQuery;
-use function_host::http::{Method, StatusCode};
+use function_host::http::{Method, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
 use super::fields::Fields;
+use crate::function::FunctionId;
 
 /// The health path of the function host and of OpenFaaS's watchdogs.
 const HEALTH_PATH: &str = "/_/health";
 /// The longest timeout: the community edition's gateway does not wait longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// The most bytes of path and query of the request to the gateway, `/function/NAME[.NAMESPACE]` included. Web servers
+/// that accept less than 8 KiB are rare, and no probe needs as much.
+const ADDRESS_MAX: usize = 4096;
 /// The most successes in a row: more would not prove more.
 const SUCCESSES_MAX: u64 = 20;
 
@@ -51,6 +55,22 @@ impl Default for Probe {
 }
 
 impl Probe {
+    /// Returns path and query of the probe's request to the gateway.
+    pub(crate) fn address(&self, function: &FunctionId) -> String {
+        format!("{}{}", function.path(), self.path)
+    }
+
+    /// Checks that the probe of this function is a valid request. An error is the rest of a sentence that begins with
+    /// the path's name.
+    pub(super) fn check_address(&self, function: &FunctionId) -> Result<(), String> {
+        let address = self.address(function);
+        check_length(&address)?;
+        match address.parse::<Uri>() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(format!("makes an invalid address, {address:?}: {error}")),
+        }
+    }
+
     /// Returns whether a response with this status is a success.
     pub(crate) fn accepts(&self, status: StatusCode) -> bool {
         self.expected_status
@@ -151,10 +171,26 @@ impl TryFrom<StoredProbe> for Probe {
     }
 }
 
+fn check_length(address: &str) -> Result<(), String> {
+    if address.len() <= ADDRESS_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "makes an address of {} bytes, and {ADDRESS_MAX} are allowed",
+        address.len()
+    ))
+}
+
 fn path(text: &str) -> Result<PathAndQuery, String> {
-    let invalid = || format!("must be a path that begins with a slash, without \"..\": {text:?}");
+    check_length(text)?;
+    let invalid = || format!("must be a path that begins with a slash, without \"..\" and \"#\": {text:?}");
     // Two slashes at the beginning would make the gateway take the first segment for a host.
-    if !text.starts_with('/') || text.starts_with("//") || text.split(['/', '?']).any(|part| part == "..") {
+    // What follows a "#" would silently be dropped.
+    if !text.starts_with('/')
+        || text.starts_with("//")
+        || text.contains('#')
+        || text.split(['/', '?']).any(|part| part == "..")
+    {
         return Err(invalid());
     }
     text.parse().map_err(|_| invalid())
@@ -211,7 +247,13 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(problems.len(), 6, "{problems:#?}");
-        for path in ["//host/x", "/../system/functions", "/a b"] {
+        for path in [
+            "//host/x",
+            "/../system/functions",
+            "/a b",
+            "/a#b",
+            &"/a".repeat(32_765),
+        ] {
             assert!(read(json!({"path": path})).is_err(), "{path}");
         }
     }

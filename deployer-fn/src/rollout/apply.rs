@@ -107,12 +107,12 @@ fn is_server_error(response: &Result<Response<Bytes>, GatewayError>) -> bool {
 /// Its only time limit is the deadline: faasd pulls the image before it answers.
 pub(super) async fn send(
     transport: &impl Transport,
-    request: impl Fn() -> Request<Bytes>,
+    request: impl Fn() -> Result<Request<Bytes>, GatewayError>,
     deadline: &Deadline,
 ) -> Result<Response<Bytes>, GatewayError> {
     let mut backoff = Backoff::new();
     loop {
-        let response = transport.send(request(), deadline.remaining()).await;
+        let response = transport.send(request()?, deadline.remaining()).await;
         let had_no_effect = match &response {
             Ok(response) => response.status() == StatusCode::TOO_MANY_REQUESTS,
             Err(error) => matches!(error, GatewayError::Connect { .. }),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use function_host::ErrorChain;
+use function_host::gateway::GatewayError;
 use function_host::{Bytes, http::Request};
 use tracing::info;
 
@@ -290,7 +291,7 @@ impl<T: Transport> Rollout<'_, T> {
     /// Reads the names in a list, with retries.
     async fn read_names(
         &self,
-        request: impl Fn() -> Request<Bytes>,
+        request: impl Fn() -> Result<Request<Bytes>, GatewayError>,
     ) -> Result<Option<Vec<String>>, ReadError> {
         let timeouts = self.context.timeouts;
         read::with_retries(timeouts.read_retries, || {

@@ -14,6 +14,7 @@ use super::Timeouts;
 use super::backoff::Backoff;
 use crate::function::FunctionId;
 use crate::gateway::{self, FunctionStatus, Transport, call, summary};
+use crate::request::Probe;
 use crate::version::Version;
 
 /// The header in which a function may repeat its version, the value of its variable `slipway_version`. Only this
@@ -120,7 +121,7 @@ pub(super) async fn watch(
     let mut successes = 0;
     let mut recognized = false;
     loop {
-        let wanted = version.probe().successes;
+        let wanted = version.probe().map_or(1, |probe| probe.successes);
         let (mut missing, found) = match look(transport, function, version, timeouts).await {
             Ok(ready) if successes + 1 >= wanted => {
                 return Watched::Ready(Ready {
@@ -190,25 +191,27 @@ async fn look(
     if status.available_replicas == 0 && status.replicas > 0 {
         return Err((WaitingFor::Replica { was_available: false }, Some(status)));
     }
-    match probe(transport, function, version, timeouts).await {
+    let Some(probe) = version.probe() else {
+        let recognized = false;
+        return Ok(Ready { status, recognized });
+    };
+    match send_probe(transport, function, version, probe, timeouts).await {
         Ok(recognized) => Ok(Ready { status, recognized }),
         Err(missing) => Err((missing, Some(status))),
     }
 }
 
 /// Probes the function once. Returns whether the answer names the version, or as the error what is missing.
-async fn probe(
+async fn send_probe(
     transport: &impl Transport,
     function: &FunctionId,
     version: &Version,
+    probe: &Probe,
     timeouts: &Timeouts,
 ) -> Result<bool, WaitingFor> {
-    let probe = version.probe();
     let span = trace::span("probe");
-    let sent = transport.send(
-        call::probe(function, probe),
-        probe.timeout.unwrap_or(timeouts.request),
-    );
+    let limit = probe.timeout.unwrap_or(timeouts.request);
+    let sent = async { transport.send(call::probe(function, probe)?, limit).await };
     let response = match span.run(sent).await {
         Ok(response) => response,
         Err(error) => {

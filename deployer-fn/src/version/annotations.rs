@@ -248,6 +248,21 @@ mod tests {
         );
     }
 
+    /// Its specification is needed to restore it. Earlier releases stored probes that cannot be sent.
+    #[test]
+    fn a_version_with_an_unusable_probe_is_unpacked_without_it() {
+        for path in [format!("/{}", "a".repeat(65_529)), "no slash".to_owned()] {
+            let mut stored = serde_json::to_value(version(1)).unwrap();
+            stored["probe"] = json!({"path": path, "method": "GET", "successes": 1});
+            let unpacked: Version = serde_json::from_value(stored).unwrap();
+            assert_eq!(unpacked.probe(), None);
+            assert_eq!(unpacked.deployment, version(1).deployment);
+            let again = annotations_of(&unpacked.to_deployment(&LastGood::Nothing, None));
+            assert_eq!(Version::from_annotations(&again), Some(unpacked));
+        }
+        assert!(version(1).probe().is_some());
+    }
+
     #[test]
     fn damaged_annotations_give_no_version() {
         let mut annotations = annotations_of(&version(2000).to_deployment(&LastGood::Itself, None));

@@ -62,6 +62,8 @@ struct State {
     disruptions: VecDeque<Disruption>,
     /// The number of requests until the deployer is killed, and whether the last one takes effect.
     kill: Option<(usize, bool)>,
+    /// The number of requests until the deployer panics.
+    panic: Option<usize>,
     requests: Vec<String>,
     /// Whether the old version answers until the new one is up. Only on Kubernetes.
     overlap: bool,
@@ -87,6 +89,7 @@ impl FakeGateway {
             secrets: vec!["api-key".to_owned()],
             disruptions: VecDeque::new(),
             kill: None,
+            panic: None,
             requests: Vec::new(),
             overlap: true,
             versions: true,
@@ -116,6 +119,11 @@ impl FakeGateway {
     /// Kills the deployer at this request from now, before or after the request takes effect; `None` for never.
     pub(crate) fn kill_at(&self, kill: Option<(usize, bool)>) {
         self.0.state.lock().unwrap().kill = kill;
+    }
+
+    /// Lets the deployer panic at this request from now, before it takes effect.
+    pub(crate) fn panic_at(&self, panic: Option<usize>) {
+        self.0.state.lock().unwrap().panic = panic;
     }
 
     /// Waits until the deployer is to be killed.
@@ -393,6 +401,12 @@ impl Transport for FakeGateway {
     async fn send(&self, request: Request<Bytes>, limit: Duration) -> Result<Response<Bytes>, GatewayError> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         tokio::time::sleep(Duration::from_millis(1)).await;
+        let panics = {
+            let mut state = self.0.state.lock().unwrap();
+            state.panic = state.panic.and_then(|left| left.checked_sub(1));
+            state.panic == Some(0)
+        };
+        assert!(!panics, "as the test wants");
         let (answer, disruption, dead) = {
             let mut state = self.0.state.lock().unwrap();
             state.requests.push(format!("{method} {path}"));

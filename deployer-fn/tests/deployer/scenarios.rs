@@ -366,6 +366,45 @@ async fn another_clients_deployment_in_the_meantime_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_panic_the_state_is_reported_and_the_next_hand_over_works() {
+    for provider in PROVIDERS {
+        for (behaviour, request) in (1..10).flat_map(|request| [("good", request), ("crash", request)]) {
+            let (fake, process) = (FakeGateway::new(provider), Process::start());
+            process.deploy(&fake, &build(1, "good")).await;
+            fake.panic_at(Some(request));
+            let outcome = process.deploy(&fake, &build(2, behaviour)).await;
+            fake.panic_at(None);
+            let story = format!("{provider:?} {behaviour} {request}: {outcome:#?}");
+            if outcome
+                .reasons
+                .iter()
+                .any(|reason| reason.contains("by a defect"))
+            {
+                assert_eq!(
+                    (outcome.status, outcome.fault),
+                    (Status::Failed, Some(Fault::Platform)),
+                    "{story}"
+                );
+                let deployed = fake.deployment("hello");
+                let image = deployed.as_ref().and_then(|deployed| deployed["image"].as_str());
+                let reported = match &outcome.running {
+                    Running::Function { image, .. } => Some(image.as_str()),
+                    Running::Nothing => None,
+                    Running::Unknown => panic!("{story}"),
+                };
+                assert_eq!(reported, image, "{story}");
+            } else {
+                // The rollout had fewer requests.
+                assert!(request > 3, "{story}");
+            }
+            let outcome = process.deploy(&fake, &build(3, "good")).await;
+            assert_ended(&outcome, Status::Ready, None);
+            assert_eq!(answering(&fake), Some(3));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_may_be_the_old_versions_answer_is_not_reported_as_ready() {
     for behaviour in ["missing", "silent", "crash", "good"] {
         let fake = FakeGateway::new(Provider::Kubernetes).without_versions();
