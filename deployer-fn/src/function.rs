@@ -1,23 +1,65 @@
-//! The identity of a function.
+//! The identity of a function, and its address.
 
-/// Name and namespace of a function, as the hand-over gives them.
+use std::fmt;
+
+/// The identity of a function: its name and its namespace, which a hand-over may leave to the provider.
 ///
-/// Without a namespace the provider's default one is meant. This is the one key by which deployments are queued and
-/// remembered, and from which addresses are made.
+/// Deployments are queued and remembered by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FunctionId {
+    name: String,
+    namespace: String,
+}
+
+impl fmt::Display for FunctionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.name, self.namespace)
+    }
+}
+
+/// Name and namespace of a function, as the hand-over gives them. Requests are made from it, so that the provider
+/// decides which namespace is its default.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FunctionAddress {
     /// The function's name.
     pub(crate) name: String,
     /// The namespace; the provider's default if absent.
     pub(crate) namespace: Option<String>,
 }
 
-impl FunctionId {
+impl FunctionAddress {
+    /// Returns the identity of the function, if functions without a namespace are in `default_namespace`.
+    pub(crate) fn id(&self, default_namespace: &str) -> FunctionId {
+        FunctionId {
+            name: self.name.clone(),
+            namespace: self.namespace.as_deref().unwrap_or(default_namespace).to_owned(),
+        }
+    }
+
     /// Returns the path under which the gateway calls the function, `/function/NAME[.NAMESPACE]`.
     pub(crate) fn path(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("/function/{}.{namespace}", self.name),
             None => format!("/function/{}", self.name),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_without_a_namespace_is_the_one_in_the_default_namespace() {
+        let id = |namespace: Option<&str>| {
+            let address = FunctionAddress {
+                name: "hello".to_owned(),
+                namespace: namespace.map(str::to_owned),
+            };
+            address.id("openfaas-fn")
+        };
+        assert_eq!(id(None), id(Some("openfaas-fn")));
+        assert_ne!(id(None), id(Some("team")));
+        assert_eq!(id(None).to_string(), "hello.openfaas-fn");
     }
 }

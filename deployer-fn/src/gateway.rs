@@ -19,7 +19,7 @@ pub(crate) use self::info::{ProviderName, read_provider};
 pub(crate) use self::status::FunctionStatus;
 pub(crate) use self::token::TokenExchange;
 pub(crate) use self::transport::GatewayTransport;
-use crate::function::FunctionId;
+use crate::function::FunctionAddress;
 
 /// Bytes of a response's text that are quoted in a message.
 const QUOTE_MAX: usize = 300;
@@ -57,7 +57,7 @@ pub(crate) enum ReadError {
 /// Reads the state of a function; `None` if it does not exist.
 pub(crate) async fn read(
     transport: &impl Transport,
-    function: &FunctionId,
+    function: &FunctionAddress,
     limit: Duration,
 ) -> Result<Option<FunctionStatus>, ReadError> {
     let request = call::read(function).map_err(ReadError::NoResponse)?;

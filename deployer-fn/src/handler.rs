@@ -13,7 +13,7 @@ use tracing::{Instrument, info, warn};
 
 use crate::answer;
 use crate::error::Error;
-use crate::function::FunctionId;
+use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{GatewayTransport, TokenExchange};
 use crate::metrics::Metrics;
 use crate::outcome::{DeploymentStatus, Outcome};
@@ -67,17 +67,20 @@ impl Deployer {
         if !hand_over.unknown.is_empty() {
             info!(fields = ?hand_over.unknown, "the hand-over has unknown fields");
         }
+        let function = hand_over.spec.address().id(&self.settings.default_namespace);
         let log_span = tracing::info_span!(
             "deployment",
-            function = hand_over.spec.service,
+            function = %function,
             build = hand_over.call_id.as_deref().unwrap_or_default(),
         );
         let span = trace::span("deployment");
-        span.set("slipway.function", hand_over.spec.service.clone());
+        span.set("slipway.function", function.to_string());
         span.set("slipway.image", hand_over.spec.image.to_string());
         let (deployer, context) = (self.clone(), context.clone());
         let deployment = async move {
-            let outcome = span.run(deployer.deploy(&hand_over, violations, &context)).await;
+            let outcome = span
+                .run(deployer.deploy(&hand_over, function, violations, &context))
+                .await;
             span.set("slipway.status", outcome.status.name());
             span.set("slipway.changed", outcome.changed);
             if !matches!(
@@ -111,11 +114,16 @@ impl Deployer {
     }
 
     /// Waits for other deployments of the function, checks the image, and rolls it out.
-    async fn deploy(&self, hand_over: &HandOver, violations: Vec<String>, context: &Context) -> Outcome {
+    async fn deploy(
+        &self,
+        hand_over: &HandOver,
+        function: FunctionId,
+        violations: Vec<String>,
+        context: &Context,
+    ) -> Outcome {
         let _in_progress = self.metrics.start();
-        let function = hand_over.spec.function();
         let queued = Instant::now();
-        let permit = self.queue.acquire(function.clone(), hand_over.times());
+        let permit = self.queue.acquire(function, hand_over.times());
         let _permit = trace::span("queue").run(permit).await;
         let waited = queued.elapsed();
         let deadline = Deadline::with_reserve(
@@ -129,9 +137,10 @@ impl Deployer {
         let rollout_context = RolloutContext {
             transport: &GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange),
             timeouts: &self.settings.timeouts,
+            default_namespace: &self.settings.default_namespace,
             history: &self.history,
         };
-        let url = self.function_url(&function, context);
+        let url = self.function_url(&hand_over.spec.address(), context);
         let mut outcome = rollout(&rollout_context, hand_over, objections, &deadline, url).await;
         outcome.durations.queue = waited;
         self.metrics.record(&outcome);
@@ -158,7 +167,7 @@ impl Deployer {
     }
 
     /// Returns the address of the function for callers.
-    fn function_url(&self, function: &FunctionId, context: &Context) -> String {
+    fn function_url(&self, function: &FunctionAddress, context: &Context) -> String {
         match &self.settings.public_url {
             Some(base) => format!("{base}{}", function.path()),
             None => context

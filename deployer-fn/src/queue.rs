@@ -103,6 +103,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::function::FunctionAddress;
 
     fn at(second: i64) -> BuildTimes {
         BuildTimes {
@@ -112,10 +113,11 @@ mod tests {
     }
 
     fn function(namespace: Option<&str>, name: &str) -> FunctionId {
-        FunctionId {
+        let address = FunctionAddress {
             name: name.to_owned(),
             namespace: namespace.map(str::to_owned),
-        }
+        };
+        address.id("openfaas-fn")
     }
 
     fn hello() -> FunctionId {
@@ -157,7 +159,9 @@ mod tests {
         let _one = acquired(function(None, "one")).await.unwrap();
         let _other = acquired(function(None, "other")).await.unwrap();
         let _elsewhere = acquired(function(Some("team"), "one")).await.unwrap();
-        assert!(acquired(function(None, "one")).await.is_err());
+        for same in [None, Some("openfaas-fn")] {
+            assert!(acquired(function(same, "one")).await.is_err());
+        }
     }
 
     #[tokio::test(start_paused = true)]

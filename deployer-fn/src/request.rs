@@ -17,6 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::image::PinnedImage;
 pub(crate) use self::image::same_image;
+pub(crate) use self::names::label as check_namespace;
 pub use self::probe::Probe;
 pub(crate) use self::spec::OWN_ANNOTATIONS;
 pub use self::spec::{FunctionSpec, Resources, SPEC_ANNOTATION};
@@ -154,7 +155,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
             spec
         })
     });
-    if let Some(Err(problem)) = spec.as_ref().map(|spec| probe.check_address(&spec.function())) {
+    if let Some(Err(problem)) = spec.as_ref().map(|spec| probe.check_address(&spec.address())) {
         fields.report("probe.path", problem);
     }
     let unknown = fields.into_unknown();

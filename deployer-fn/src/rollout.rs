@@ -51,7 +51,7 @@ pub use self::history::RolloutHistory;
 use self::panic::Panicked;
 use self::verdict::{Findings, Verdict};
 use self::watch::{Ready, WaitingFor, Watched};
-use crate::function::FunctionId;
+use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, ProviderName, ReadError, Transport};
 use crate::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running};
 use crate::request::HandOver;
@@ -93,6 +93,8 @@ pub struct RolloutContext<'a, T> {
     pub transport: &'a T,
     /// The timeouts of its parts.
     pub timeouts: &'a Timeouts,
+    /// The namespace of functions whose hand-over names none.
+    pub default_namespace: &'a str,
     /// What this process knows of earlier rollouts.
     pub history: &'a RolloutHistory,
 }
@@ -111,11 +113,13 @@ pub async fn rollout<T: Transport>(
     url: String,
 ) -> Outcome {
     let spec = &hand_over.spec;
+    let address = spec.address();
     let started = Instant::now();
     let mut rollout = Rollout {
         context,
         hand_over,
-        function: spec.function(),
+        id: address.id(context.default_namespace),
+        address,
         version: Version::of(hand_over),
         deadline,
         before: None,
@@ -177,7 +181,8 @@ pub async fn rollout<T: Transport>(
 struct Rollout<'a, T> {
     context: &'a RolloutContext<'a, T>,
     hand_over: &'a HandOver,
-    function: FunctionId,
+    address: FunctionAddress,
+    id: FunctionId,
     /// The new version.
     version: Version,
     deadline: &'a Deadline,
@@ -335,7 +340,7 @@ impl<T: Transport> Rollout<'_, T> {
         let span = trace::span("apply");
         let applying = apply::apply(
             self.context.transport,
-            &self.function,
+            &self.address,
             deployment,
             self.before.is_some(),
             self.deadline,
@@ -445,7 +450,7 @@ impl<T: Transport> Rollout<'_, T> {
     async fn watch_version(&self, version: &Version, waiting_for: &mut WaitingFor) -> Watched {
         watch::watch(
             self.context.transport,
-            &self.function,
+            &self.address,
             version,
             self.context.timeouts,
             waiting_for,
@@ -494,8 +499,8 @@ impl<T: Transport> Rollout<'_, T> {
     /// Records that the function answers, and that it may not be the new version that does. The version does not
     /// become the last good one.
     fn record_unverified(&mut self, status: &FunctionStatus) {
-        self.context.history.record_failure(&self.function, None);
-        self.context.history.record_unrestored(&self.function, None);
+        self.context.history.record_failure(&self.id, None);
+        self.context.history.record_unrestored(&self.id, None);
         self.facts.observe(Some(status));
     }
 
@@ -503,10 +508,10 @@ impl<T: Transport> Rollout<'_, T> {
     fn record_ready(&mut self, status: &FunctionStatus) {
         let history = self.context.history;
         if let Some(digest) = self.version.spec_digest() {
-            history.record_ready(&self.function, digest);
+            history.record_ready(&self.id, digest);
         }
-        history.record_failure(&self.function, None);
-        history.record_unrestored(&self.function, None);
+        history.record_failure(&self.id, None);
+        history.record_unrestored(&self.id, None);
         self.facts.observe(Some(status));
     }
 
@@ -515,7 +520,7 @@ impl<T: Transport> Rollout<'_, T> {
         read::with_retries(limit, || {
             gateway::read(
                 self.context.transport,
-                &self.function,
+                &self.address,
                 self.context.timeouts.request,
             )
         })
@@ -525,7 +530,7 @@ impl<T: Transport> Rollout<'_, T> {
     /// Reads the function's state once, when the time is up.
     async fn final_read(&self) -> Result<Option<FunctionStatus>, ReadError> {
         let limit = self.context.timeouts.request.min(FINAL_READ_TIMEOUT);
-        gateway::read(self.context.transport, &self.function, limit).await
+        gateway::read(self.context.transport, &self.address, limit).await
     }
 
     /// Records the current state of the function, and returns it as a reason.

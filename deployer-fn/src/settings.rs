@@ -8,6 +8,7 @@ use function_host::duration;
 use function_host::env::Parser;
 
 use crate::policy::Policy;
+use crate::request::check_namespace;
 use crate::rollout::Timeouts;
 
 /// Together with the rollback this is less than a minute, after which the community edition's gateway ends a call by
@@ -16,6 +17,9 @@ const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The part of `exec_timeout` that is reserved for a last read of the function's state, and for the response.
 const RESPONSE_RESERVE: Duration = Duration::from_secs(5);
+
+/// The namespace that providers use for a function without one.
+const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 
 /// The directory in which OpenFaaS's own programs look for a service account's token.
 const TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
@@ -29,6 +33,8 @@ pub struct Settings {
     /// `gateway_timeout`: the time for one request to the gateway. `rollback_timeout`: the time to restore the
     /// previous version after the new one has failed.
     pub timeouts: Timeouts,
+    /// `default_namespace`: the namespace in which the provider has functions whose hand-over names none.
+    pub(crate) default_namespace: String,
     /// `check_image`: whether the image is looked up in its registry before anything is changed.
     pub check_image: bool,
     /// `insecure`: whether registries speak plain HTTP.
@@ -59,6 +65,9 @@ impl Settings {
                 rollback: parser.parse("rollback_timeout", timeouts.rollback, positive),
                 ..timeouts
             },
+            default_namespace: parser.parse("default_namespace", DEFAULT_NAMESPACE.to_owned(), |text| {
+                check_namespace(text).map(|()| text.to_owned())
+            }),
             check_image: parser.flag("check_image", true),
             insecure: parser.flag("insecure", false),
             platform: parser.parse("platform", own_platform(), |text| match text.split_once('/') {
@@ -163,10 +172,11 @@ mod tests {
             ("public_url", "fn.example"),
             ("policy_file", "/nowhere/policy.json"),
             ("platform", "amd64"),
+            ("default_namespace", "OpenFaaS"),
             ("insecure", "perhaps"),
         ];
         let mut parser = Parser::new(&given);
         Settings::read(&mut parser);
-        assert_eq!(parser.finish().unwrap_err().0.len(), 6);
+        assert_eq!(parser.finish().unwrap_err().0.len(), 7);
     }
 }

@@ -11,7 +11,7 @@ use function_host::http::{Method, Request};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::function::FunctionId;
+use crate::function::FunctionAddress;
 use crate::request::Probe;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -28,8 +28,8 @@ pub(crate) fn update(deployment: &impl Serialize) -> Result<Request<Bytes>, Gate
 }
 
 /// Deletes a function: 200 or 202; 404 if it does not exist.
-pub(crate) fn delete(function: &FunctionId) -> Result<Request<Bytes>, GatewayError> {
-    let FunctionId { name, namespace } = function;
+pub(crate) fn delete(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
+    let FunctionAddress { name, namespace } = function;
     let body = match namespace {
         Some(namespace) => json!({"functionName": name, "namespace": namespace}),
         None => json!({"functionName": name}),
@@ -42,7 +42,7 @@ pub(crate) fn delete(function: &FunctionId) -> Result<Request<Bytes>, GatewayErr
 }
 
 /// Reads the state of a function: 200; 404 if it does not exist.
-pub(crate) fn read(function: &FunctionId) -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn read(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
     let path = format!("/system/function/{}", function.name);
     get(&in_namespace(&path, function.namespace.as_deref()))
 }
@@ -63,7 +63,7 @@ pub(crate) fn info() -> Result<Request<Bytes>, GatewayError> {
 }
 
 /// Calls a function, through the gateway, as its probe says.
-pub(crate) fn probe(function: &FunctionId, probe: &Probe) -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn probe(function: &FunctionAddress, probe: &Probe) -> Result<Request<Bytes>, GatewayError> {
     let body = Bytes::from(probe.body.clone());
     request(probe.method.clone(), &probe.address(function), body)
 }
@@ -111,8 +111,8 @@ mod tests {
             .to_owned()
     }
 
-    fn hello(namespace: Option<&str>) -> FunctionId {
-        FunctionId {
+    fn hello(namespace: Option<&str>) -> FunctionAddress {
+        FunctionAddress {
             name: "hello".to_owned(),
             namespace: namespace.map(str::to_owned),
         }

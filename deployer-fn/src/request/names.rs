@@ -8,7 +8,7 @@ const LABEL_MAX: usize = 63;
 const SUBDOMAIN_MAX: usize = 253;
 
 /// Checks the name of a function or a namespace: an RFC 1123 label.
-pub(super) fn label(text: &str) -> Result<(), String> {
+pub(crate) fn label(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
     }

@@ -9,7 +9,7 @@ use function_host::http::{Method, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 
 use super::fields::Fields;
-use crate::function::FunctionId;
+use crate::function::FunctionAddress;
 
 /// The health path of the function host and of OpenFaaS's watchdogs.
 const HEALTH_PATH: &str = "/_/health";
@@ -56,13 +56,13 @@ impl Default for Probe {
 
 impl Probe {
     /// Returns path and query of the probe's request to the gateway.
-    pub(crate) fn address(&self, function: &FunctionId) -> String {
+    pub(crate) fn address(&self, function: &FunctionAddress) -> String {
         format!("{}{}", function.path(), self.path)
     }
 
     /// Checks that the probe of this function is a valid request. An error is the rest of a sentence that begins with
     /// the path's name.
-    pub(super) fn check_address(&self, function: &FunctionId) -> Result<(), String> {
+    pub(super) fn check_address(&self, function: &FunctionAddress) -> Result<(), String> {
         let address = self.address(function);
         check_length(&address)?;
         match address.parse::<Uri>() {

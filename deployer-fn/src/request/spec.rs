@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::fields::Fields;
 use super::image::PinnedImage;
 use super::names;
-use crate::function::FunctionId;
+use crate::function::FunctionAddress;
 use crate::quantity::Quantity;
 
 /// The prefix of the deployer's own annotations.
@@ -74,9 +74,9 @@ pub struct Resources {
 }
 
 impl FunctionSpec {
-    /// Returns the identity of the function.
-    pub(crate) fn function(&self) -> FunctionId {
-        FunctionId {
+    /// Returns the name and the namespace of the function.
+    pub(crate) fn address(&self) -> FunctionAddress {
+        FunctionAddress {
             name: self.service.clone(),
             namespace: self.namespace.clone(),
         }

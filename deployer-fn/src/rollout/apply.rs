@@ -9,7 +9,7 @@ use tracing::info;
 
 use super::backoff::Backoff;
 use super::deadline::Deadline;
-use crate::function::FunctionId;
+use crate::function::FunctionAddress;
 use crate::gateway::{Transport, call, summary};
 use crate::outcome::Fault;
 
@@ -43,7 +43,7 @@ pub(super) enum Applied {
 /// the function's state has to be read first.
 pub(super) async fn apply(
     transport: &impl Transport,
-    function: &FunctionId,
+    function: &FunctionAddress,
     deployment: &Value,
     exists: bool,
     deadline: &Deadline,
@@ -59,7 +59,7 @@ pub(super) async fn apply(
 
 async fn update_or_create(
     transport: &impl Transport,
-    function: &FunctionId,
+    function: &FunctionAddress,
     deployment: &Value,
     exists: bool,
     deadline: &Deadline,

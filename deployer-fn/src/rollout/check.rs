@@ -5,7 +5,7 @@ use std::time::Duration;
 use function_host::ErrorChain;
 use function_host::gateway::GatewayError;
 use function_host::{Bytes, http::Request};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::read;
 use super::verdict::{Findings, Verdict};
@@ -85,7 +85,7 @@ impl<T: Transport> Rollout<'_, T> {
     }
 
     async fn decide(&mut self, mut objections: Vec<String>) -> Result<NextStep, ReadError> {
-        if let Some(namespace) = &self.function.namespace
+        if let Some(namespace) = &self.address.namespace
             && let Some(namespaces) = self.read_names(call::namespaces).await?
             && !namespaces.contains(namespace)
         {
@@ -98,6 +98,7 @@ impl<T: Transport> Rollout<'_, T> {
         let before = self.read(self.context.timeouts.read_retries).await?;
         self.facts.previous_image = before.as_ref().map(|status| status.image.clone());
         self.facts.observe(before.as_ref());
+        self.warn_of_other_default(before.as_ref());
         self.before = before;
 
         if objections.is_empty() {
@@ -128,13 +129,27 @@ impl<T: Transport> Rollout<'_, T> {
         self.last_good = match &self.before {
             Some(status) => Some(self.last_good_of(status).await),
             // A version that could not be restored after an earlier rollout is the one to restore now.
-            None => self.context.history.unrestored(&self.function),
+            None => self.context.history.unrestored(&self.id),
         };
         self.check_size(&mut objections);
         if objections.is_empty() {
             return Ok(NextStep::Apply);
         }
         Ok(refuse(objections))
+    }
+
+    /// Warns if the provider's default namespace is another one than the setting's: the function then has two identities.
+    fn warn_of_other_default(&self, status: Option<&FunctionStatus>) {
+        if self.address.namespace.is_none()
+            && let Some(namespace) = status.and_then(|status| status.namespace.as_deref())
+            && namespace != self.context.default_namespace
+        {
+            warn!(
+                namespace,
+                default_namespace = self.context.default_namespace,
+                "the provider's default namespace is not the setting's: set default_namespace to it"
+            );
+        }
     }
 
     /// Returns what follows if the same hand-over was delivered before.
@@ -146,7 +161,7 @@ impl<T: Transport> Rollout<'_, T> {
             let was_ready = self
                 .version
                 .spec_digest()
-                .is_some_and(|digest| history.was_ready(&self.function, digest));
+                .is_some_and(|digest| history.was_ready(&self.id, digest));
             self.last_good = match LastGood::from_annotations(status.annotations()) {
                 // If it has stopped working, that is not because it is new: no older version is restored.
                 _ if was_ready => Some(self.version.clone()),
@@ -166,7 +181,7 @@ impl<T: Transport> Rollout<'_, T> {
             .as_ref()
             .and_then(|status| FailureRecord::from_annotations(status.annotations()));
         let delivery = self.hand_over.delivery_digest();
-        [stored, history.failure(&self.function)]
+        [stored, history.failure(&self.id)]
             .into_iter()
             .flatten()
             .find(|failure| Some(&failure.delivery) == delivery.as_ref())
@@ -209,7 +224,7 @@ impl<T: Transport> Rollout<'_, T> {
         if wanted.is_empty() {
             return Ok(());
         }
-        let namespace = self.function.namespace.as_deref();
+        let namespace = self.address.namespace.as_deref();
         match self.read_names(|| call::secrets(namespace)).await? {
             Some(existing) => {
                 let missing = wanted.iter().filter(|name| !existing.contains(name));
@@ -258,7 +273,7 @@ impl<T: Transport> Rollout<'_, T> {
         let Some(LastGood::Version(carried)) = LastGood::from_annotations(status.annotations()) else {
             return Assessment::Good;
         };
-        if self.context.history.was_ready(&self.function, digest) {
+        if self.context.history.was_ready(&self.id, digest) {
             return Assessment::Good;
         }
         match self.becomes_ready(&deployed).await {
@@ -277,7 +292,7 @@ impl<T: Transport> Rollout<'_, T> {
         let mut waiting_for = WaitingFor::default();
         let watching = watch::watch(
             self.context.transport,
-            &self.function,
+            &self.address,
             version,
             &timeouts,
             &mut waiting_for,

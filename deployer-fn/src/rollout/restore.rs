@@ -119,8 +119,8 @@ impl<T: Transport> Rollout<'_, T> {
             }
             Some(Restored::LastGood(now)) => {
                 let history = self.context.history;
-                history.record_failure(&self.function, failure);
-                history.record_unrestored(&self.function, None);
+                history.record_failure(&self.id, failure);
+                history.record_unrestored(&self.id, None);
                 self.facts.observe(now.as_ref());
                 (
                     Restoration::Restored,
@@ -144,7 +144,7 @@ impl<T: Transport> Rollout<'_, T> {
                 warn!(reason, "could not restore the previous version");
                 self.context
                     .history
-                    .record_unrestored(&self.function, self.last_good.clone());
+                    .record_unrestored(&self.id, self.last_good.clone());
                 let findings = findings.then(Findings::new(Fault::Platform, reason));
                 let now = self.final_read().await;
                 (Restoration::TimedOut, findings.then(self.observe(now)))
@@ -243,7 +243,7 @@ impl<T: Transport> Rollout<'_, T> {
         let deployment = version.to_deployment(&LastGood::Itself, failure);
         // Half of the time, so that an unanswered request can be repeated.
         let half = self.deadline.renewed(self.context.timeouts.rollback / 2);
-        let applied = apply::apply(self.context.transport, &self.function, &deployment, exists, &half).await;
+        let applied = apply::apply(self.context.transport, &self.address, &deployment, exists, &half).await;
         match applied {
             Applied::Accepted(_) => {
                 // Until the provider names it, which may take its settle time.
@@ -260,7 +260,7 @@ impl<T: Transport> Rollout<'_, T> {
     async fn delete(&mut self, deadline: &Deadline) {
         info!("deleting the new version: there was no function before");
         self.facts.changed = true;
-        match apply::send(self.context.transport, || call::delete(&self.function), deadline).await {
+        match apply::send(self.context.transport, || call::delete(&self.address), deadline).await {
             Ok(response) => info!(
                 status = response.status().as_u16(),
                 "the gateway answered the deletion"

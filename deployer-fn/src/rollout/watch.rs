@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::Timeouts;
 use super::backoff::Backoff;
-use crate::function::FunctionId;
+use crate::function::FunctionAddress;
 use crate::gateway::{self, FunctionStatus, Transport, call, summary};
 use crate::request::Probe;
 use crate::version::Version;
@@ -110,7 +110,7 @@ impl fmt::Display for WaitingFor {
 /// There is no time limit: the caller sets one, and finds in `waiting_for` what was missing when it passed.
 pub(super) async fn watch(
     transport: &impl Transport,
-    function: &FunctionId,
+    function: &FunctionAddress,
     version: &Version,
     timeouts: &Timeouts,
     waiting_for: &mut WaitingFor,
@@ -174,7 +174,7 @@ pub(super) async fn watch(
 /// Reads the function's state and probes it once. Returns the state if the probe succeeded, or else what is missing.
 async fn look(
     transport: &impl Transport,
-    function: &FunctionId,
+    function: &FunctionAddress,
     version: &Version,
     timeouts: &Timeouts,
 ) -> Result<Ready, (WaitingFor, Option<FunctionStatus>)> {
@@ -204,7 +204,7 @@ async fn look(
 /// Probes the function once. Returns whether the answer names the version, or as the error what is missing.
 async fn send_probe(
     transport: &impl Transport,
-    function: &FunctionId,
+    function: &FunctionAddress,
     version: &Version,
     probe: &Probe,
     timeouts: &Timeouts,

@@ -148,6 +148,7 @@ async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
     let context = RolloutContext {
         transport: &gateway,
         timeouts: &Timeouts::default(),
+        default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
     };
     let outcome = rollout(&context, &hand_over(), vec![], &deadline, String::new()).await;

@@ -93,6 +93,7 @@ pub(crate) async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item
     let context = RolloutContext {
         transport: &gateway,
         timeouts: &Timeouts::default(),
+        default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
     };
     let outcome = rollout(&context, hand_over, vec![], &deadline, url).await;

@@ -60,6 +60,7 @@ impl Process {
         let context = RolloutContext {
             transport: fake,
             timeouts: &Timeouts::default(),
+            default_namespace: "openfaas-fn",
             history: &self.0,
         };
         rollout(&context, hand_over, vec![], &deadline, String::new()).await
