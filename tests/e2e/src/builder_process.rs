@@ -138,6 +138,13 @@ impl BuilderProcess {
         self.child.id()
     }
 
+    /// Kills the process, as a crash does.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Sends SIGTERM to the process, as providers do.
     pub fn terminate(&self) -> Result<()> {
         let status = Command::new("kill").arg(self.child.id().to_string()).status()?;

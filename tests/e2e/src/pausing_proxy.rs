@@ -1,9 +1,11 @@
 //! An HTTP proxy to the stack's gateway that records all requests and can pause at one of them.
 //!
-//! It changes nothing and answers nothing itself. The steps of a rollout are requests to the gateway, so a test can use the
-//! pause to stop a deployer, or a part of the stack, exactly between two steps.
+//! The steps of a rollout are requests to the gateway, so a test can use the pause to stop a deployer, or a part of the
+//! stack, exactly between two steps. The proxy forwards everything unchanged, except what a test gives a
+//! [route](PausingProxy::route): another function process, or an answer of a provider that this stack does not have.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,6 +20,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
+use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -46,6 +49,15 @@ pub enum PausePoint {
     AfterResponse,
 }
 
+/// What the proxy does with requests for one path.
+#[derive(Debug, Clone)]
+pub enum Route {
+    /// Forward them to the path `/` of this URL, which has no trailing slash.
+    Server(String),
+    /// Answer them with 200 and this JSON.
+    Answer(Value),
+}
+
 /// A running proxy. It forwards all requests until [`pause_at`](Self::pause_at); it stops on drop.
 #[derive(Debug)]
 pub struct PausingProxy {
@@ -59,6 +71,7 @@ struct Inner {
     gateway: String,
     http: reqwest::Client,
     state: Mutex<State>,
+    routes: Mutex<Routes>,
     /// Whether a request is paused.
     is_paused: watch::Sender<bool>,
 }
@@ -70,6 +83,9 @@ struct State {
     /// The number of the selected request, once it has arrived.
     selected: Option<usize>,
 }
+
+/// The routes, by the path of requests.
+type Routes = BTreeMap<String, Route>;
 
 impl PausingProxy {
     /// Starts a proxy to this gateway on a free port.
@@ -91,6 +107,11 @@ impl PausingProxy {
     /// Returns the proxy's URL, for use as the gateway's.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Gives requests for this path, without their query, a route other than the gateway.
+    pub fn route(&self, path: &str, route: Route) {
+        self.inner.routes().insert(path.to_owned(), route);
     }
 
     /// Forgets all requests so far, and pauses at one of the following.
@@ -172,12 +193,17 @@ impl Inner {
                 .redirect(reqwest::redirect::Policy::none())
                 .build()?,
             state: Mutex::default(),
+            routes: Mutex::default(),
             is_paused: watch::Sender::new(false),
         }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn routes(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
@@ -218,9 +244,15 @@ impl Inner {
     async fn forward(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let route = self.routes().get(head.uri.path()).cloned();
+        let url = match route {
+            None => format!("{}{path}", self.gateway),
+            Some(Route::Server(url)) => format!("{url}/"),
+            Some(Route::Answer(json)) => return Ok(Response::new(Full::from(json.to_string()))),
+        };
         let answer = self
             .http
-            .request(head.method, format!("{}{path}", self.gateway))
+            .request(head.method, url)
             .headers(without_connection_headers(head.headers))
             .body(body.collect().await?.to_bytes())
             .send()

@@ -70,6 +70,15 @@ impl Registry {
         }
     }
 
+    /// Deletes the manifest with this digest, and with it all tags that name it.
+    pub async fn delete_manifest(&self, repository: &str, digest: &str) -> Result<()> {
+        let url = format!("http://{}/v2/{repository}/manifests/{digest}", self.host);
+        let request = self.authorized(self.http.delete(&url));
+        let response = request.send().await.with_context(|| format!("DELETE {url}"))?;
+        response.error_for_status()?;
+        Ok(())
+    }
+
     /// Returns the JSON blob with this digest: an image's configuration, an attestation.
     pub async fn document(&self, repository: &str, digest: &str) -> Result<Value> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
@@ -78,11 +87,15 @@ impl Registry {
     }
 
     async fn get(&self, url: &str) -> Result<reqwest::Response> {
-        let mut request = self.http.get(url).header("Accept", MANIFESTS);
-        if let Some((user, password)) = &self.credentials {
-            request = request.basic_auth(user, Some(password));
-        }
+        let request = self.authorized(self.http.get(url).header("Accept", MANIFESTS));
         request.send().await.with_context(|| format!("GET {url}"))
+    }
+
+    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.credentials {
+            Some((user, password)) => request.basic_auth(user, Some(password)),
+            None => request,
+        }
     }
 
     /// Returns a blob.
