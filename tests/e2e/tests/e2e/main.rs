@@ -9,6 +9,7 @@ mod config;
 mod context_benchmark;
 mod context_transfer;
 mod credentials;
+mod deferred_updates;
 mod deployer;
 mod digests;
 mod faas_cli;

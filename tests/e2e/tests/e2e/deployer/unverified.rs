@@ -1,0 +1,137 @@
+//! Updates on a provider that answers before it replaces the old version, as faas-netes does: without the version
+//! header in a function's answers, nothing tells the new version from the old one.
+//!
+//! The embedded provider updates a function like that with the strategy `deferred`; that of other functions and its own
+//! name are those of a provider that replaces first, so the tests' proxy answers `GET /system/info` in its place.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use slipway_e2e::{build_context::BuildContext, pausing_proxy::Route};
+
+use super::{DeployerFixture, STRATEGY_ANNOTATION, joined_reasons};
+
+/// Longer than a small function takes to start on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The deployer would refuse an image that is not in the registry before it changes anything.
+const SETTINGS: &[(&str, &str)] = &[("ready_timeout", "15s"), ("check_image", "false")];
+
+/// Opens a fixture on a provider that defers updates. `None` if this stack's provider cannot.
+async fn deferring_fixture(case: &str) -> Result<Option<DeployerFixture>> {
+    let fixture = DeployerFixture::open(case, "deferred", SETTINGS).await?;
+    if !fixture.testbed.stack.has_rolling_updates() {
+        return Ok(None);
+    }
+    // As the gateway answers with faas-netes behind it.
+    let info = json!({
+        "provider": {
+            "provider": "faas-netes", "orchestration": "kubernetes",
+            "version": { "sha": "", "release": "0.18.13" },
+        },
+        "version": { "sha": "", "release": "0.27.12" },
+        "arch": "x86_64",
+    });
+    fixture.proxy.route("/system/info", Route::Answer(info));
+    Ok(Some(fixture))
+}
+
+impl DeployerFixture {
+    /// Deploys an update and asserts that it was applied and is not verified.
+    async fn assert_unverified(&self, image: &str, number: usize) -> Result<Value> {
+        let reply = self.deploy(image, number).await?;
+        ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);
+        let report = reply.json();
+        assert_eq!(report["status"], "unverified", "{report:#}");
+        assert_eq!(report["changed"], true, "{report:#}");
+        assert_eq!(report["running"]["image"], image, "{report:#}");
+        assert!(!joined_reasons(&report).is_empty(), "{report:#}");
+        Ok(report)
+    }
+
+    async fn page(&self) -> Result<(u16, String)> {
+        self.testbed.functions.page(&self.name).await
+    }
+}
+
+#[tokio::test]
+async fn a_broken_update_behind_the_old_version_is_unverified_and_never_the_last_good_one() -> Result<()> {
+    let Some(fixture) = deferring_fixture("false-ready").await? else {
+        return Ok(());
+    };
+    let images = fixture.images;
+    // There is no old version that could answer in place of the new one.
+    fixture.assert_becomes_ready(&images.first, 1).await?;
+
+    for (number, broken) in [(2, &images.crash), (3, &images.silent), (4, &images.absent)] {
+        fixture.assert_unverified(broken, number).await?;
+        assert_eq!(fixture.page().await?, (200, "first".to_owned()), "{number}");
+    }
+
+    // A version that visibly fails is rolled back to the one that was ready, not to one of those in between.
+    let mut failing = fixture.hand_over(&images.crash, 5);
+    failing["deploy"]["annotations"][STRATEGY_ANNOTATION] = json!("recreate");
+    let reply = fixture.deployer.deploy(&failing).await?;
+    let report = reply.json();
+    assert_eq!(reply.status, 422, "{report:#}");
+    assert_eq!(report["status"], "rolled_back", "{report:#}");
+    assert_eq!(report["running"]["image"], images.first, "{report:#}");
+    let functions = &fixture.testbed.functions;
+    functions
+        .wait_for_page(&fixture.name, "first", START_TIMEOUT)
+        .await?;
+    fixture.close().await
+}
+
+#[tokio::test]
+async fn a_working_update_without_the_version_header_is_unverified_and_runs() -> Result<()> {
+    let Some(fixture) = deferring_fixture("no-header").await? else {
+        return Ok(());
+    };
+    let images = fixture.images;
+    fixture.assert_becomes_ready(&images.first, 1).await?;
+    fixture.assert_unverified(&images.second, 2).await?;
+    let functions = &fixture.testbed.functions;
+    functions
+        .wait_for_page(&fixture.name, "second", START_TIMEOUT)
+        .await?;
+    fixture.close().await
+}
+
+#[tokio::test]
+async fn an_update_with_the_version_header_is_ready_once_the_new_version_answers() -> Result<()> {
+    let Some(fixture) = deferring_fixture("with-header").await? else {
+        return Ok(());
+    };
+    let path = "/cgi-bin/version";
+    for (number, text) in [(1, "first"), (2, "second")] {
+        let image = versioned_page(&fixture, path, text).await?;
+        let mut hand_over = fixture.hand_over(&image, number);
+        hand_over["probe"] = json!({ "path": path });
+        let reply = fixture.deployer.deploy(&hand_over).await?;
+        assert_eq!(reply.status, 200, "{number}: {}", reply.text);
+        assert_eq!(reply.field("status"), "ready", "{number}: {}", reply.text);
+        let answer = fixture.testbed.functions.get(&fixture.name, path).await?;
+        assert_eq!(answer, (200, format!("{text}\n")), "{number}");
+    }
+    fixture.close().await
+}
+
+/// Builds a function with a page that answers with its version in the header, as functions of the template do.
+async fn versioned_page(fixture: &DeployerFixture, path: &str, text: &str) -> Result<String> {
+    let testbed = &fixture.testbed;
+    let script =
+        format!("#!/bin/sh\nprintf 'X-Slipway-Version: %s\\r\\n\\r\\n' \"$slipway_version\"\necho {text}\n");
+    let context = BuildContext::pages(testbed.busybox().await?, text).file_with_mode(
+        &format!("www{path}"),
+        script,
+        0o755,
+    );
+    let repository = format!("{}/e2e/deployed/versioned-{text}", testbed.stack.registry.host);
+    let tar = context.tar(&json!({ "image": format!("{repository}:1") }))?;
+    let reply = testbed.builder.post(tar).await?;
+    ensure!(reply.status == 200, "{text}: {} {}", reply.status, reply.text);
+    let digest = reply.json()["digest"].as_str().map(str::to_owned);
+    Ok(format!("{repository}@{}", digest.context("no digest")?))
+}
