@@ -47,8 +47,10 @@ async fn a_hand_over_delivered_again_changes_nothing(strategy: &'static str) -> 
     assert_eq!(fixture.status().await?["createdAt"], before["createdAt"]);
 
     let older = fixture.deploy(&images.first, 1).await?;
-    assert_eq!(older.status, 422, "{}", older.text);
+    assert_eq!(older.status, 409, "{}", older.text);
     assert_eq!(older.field("status"), "refused", "{}", older.text);
+    let newer = format!("{}-2", fixture.name);
+    assert_eq!(older.field("supersededBy"), newer, "{}", older.text);
     fixture.assert_runs(&images.second, 2).await?;
     fixture.close().await
 }
@@ -165,7 +167,7 @@ async fn of_twenty_concurrent_updates_the_newest_runs(strategy: &'static str) ->
         let reply = reply?;
         match (reply.status, reply.field("status").as_str()) {
             (200, "ready") => drop(ready.insert(number)),
-            (422, "refused") => {}
+            (409, "refused") => {}
             _ => anyhow::bail!("{number}: {} {}", reply.status, reply.text),
         }
     }
