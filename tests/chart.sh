@@ -105,6 +105,9 @@ count 1 'path: basic-auth-password$'
 # The gateway's autoscaler adds no second deployer.
 count 1 'com.openfaas.scale.min: "1"$'
 count 1 'com.openfaas.scale.max: "1"$'
+# A signature may be as old as it wants.
+count 1 '- name: max_age$'
+has 'value: "0s"'
 # BuildKit keeps records of past builds.
 count 1 '^    \[history\]$'
 has 'maxAge = "48h"'
@@ -129,6 +132,7 @@ begin "another release and other namespaces" --set functionNamespace=fn,gateway.
 has 'name: other-slipway-buildkit'
 has 'value: "tcp://other-slipway-buildkit.openfaas:1234"'
 count 6 'namespace: fn$'
+count 1 'value: "fn"$'
 has 'kubernetes.io/metadata.name: faas'
 has 'kubernetes.io/metadata.name: fn'
 release=slipway
@@ -215,6 +219,13 @@ has 'maxEntries = 1000000'
 begin "no deployer" --set deployer.replicas=0
 has 'replicas: 0'
 
+begin "fresh requests only" --set builder.maxAge=1h30m,builder.requireFresh=true
+has 'value: "1h30m"'
+begin "requests as old as BuildKit's records" --set builder.maxAge=2880m,buildkit.history.maxAge=48h
+begin "an existing BuildKit with records of its own" --set builder.maxAge=72h,buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
+
+rejects "fresh requests without an age" "builder.requireFresh: needs builder.maxAge" --set builder.requireFresh=true
+rejects "requests older than BuildKit's records" "builder.maxAge: 48h1s, and at most buildkit.history.maxAge (48h)" --set builder.maxAge=48h1s
 rejects "two deployers" "deployer.replicas: 2, and at most 1 is right" --set deployer.replicas=2
 rejects "two tables for records of builds" "buildkit.config: must not have the table .history." --set-json 'buildkit={"config":"[history]\nmaxAge = 1"}'
 rejects "records of builds without an age" "/buildkit/history/maxAge" --set buildkit.history.maxAge=3
