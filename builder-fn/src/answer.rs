@@ -83,6 +83,7 @@ impl Answer {
                     Some(_) => BuildStatus::Failed,
                 },
                 error,
+                superseded_by: None,
                 deployment: built.deployment.map(|deployment| deployment.answer),
                 duration: fields.seconds,
             },
@@ -100,13 +101,18 @@ impl Answer {
             ErrorKind::Invalid => StatusCode::BAD_REQUEST,
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             ErrorKind::BuildFailed => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::Superseded | ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             ErrorKind::Busy { .. } | ErrorKind::Draining => StatusCode::TOO_MANY_REQUESTS,
             ErrorKind::Platform => StatusCode::BAD_GATEWAY,
         };
+        let report = Report {
+            superseded_by: error.superseded_by().map(str::to_owned),
+            ..failure(error.to_string(), fields)
+        };
         Self {
             status,
-            report: failure(error.to_string(), fields),
+            report,
             closes_connection: matches!(kind, ErrorKind::TooLarge | ErrorKind::NoSpace),
             retry: match kind {
                 ErrorKind::Busy { limit } => Some(Retry::Busy { limit }),
@@ -146,6 +152,7 @@ fn failure(error: String, fields: AnswerFields<'_>) -> Report {
         digest: None,
         status: BuildStatus::Failed,
         error: Some(error),
+        superseded_by: None,
         deployment: None,
         duration: fields.seconds,
     }

@@ -17,8 +17,9 @@ use crate::metrics::Metrics;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::BuildRequest;
 use crate::slots::{BuildSlots, Slot};
+use crate::supersede::{Registration, Submission, Supersession};
 
-pub(crate) use call::{Call, build_reference};
+pub(crate) use call::Call;
 
 /// The operator's settings for every build.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +30,8 @@ pub struct BuildSettings {
     pub compression: Compression,
     /// The image that generates SBOMs. Without one, a config with `sbom` is rejected.
     pub sbom_generator: Option<String>,
+    /// The namespace of a function whose deployment names none.
+    pub default_namespace: String,
 }
 
 /// Builds, pushes and deploys images. Clones share slots, keys and metrics.
@@ -48,6 +51,8 @@ pub struct Builder {
     pub timeouts: EventTimeouts,
     /// The build slots.
     pub slots: BuildSlots,
+    /// What lets newer builds of a function end older ones.
+    pub supersession: Supersession,
     /// The metrics.
     pub metrics: Metrics,
 }
@@ -86,8 +91,22 @@ impl Builder {
             Some(deploy) => Some((self.deployer.signer()?, deploy)),
             None => None,
         };
-        let _slot = self.wait_for_slot(call).await?;
-        let solved = self.solve(request, call, &mut lines, log).await?;
+        let registration = self.register(request, call);
+        let solving = async {
+            let _slot = self.wait_for_slot(call).await?;
+            self.solve(request, call, registration.as_ref(), &mut lines, log)
+                .await
+        };
+        let solved = match &registration {
+            // With the rest of the future, the wait for a slot or the solve is dropped.
+            Some(registration) => tokio::select! {
+                biased;
+                newer = registration.superseded() => Err(newer.into()),
+                solved = solving => solved,
+            },
+            None => solving.await,
+        }?;
+        // From here on the deployer decides which version is newer. The registration still ends older builds.
         let deployment = match deployment {
             Some((signer, deploy)) => {
                 Some(deploy::deploy(&signer, deploy, request, &solved, call, &lines, log).await?)
@@ -98,6 +117,16 @@ impl Builder {
             digest: solved.digest,
             deployment,
         })
+    }
+
+    /// Registers a build that deploys, unless its config opts out.
+    fn register(&self, request: &BuildRequest, call: &Call<'_>) -> Option<Registration> {
+        let function = self.attributes(request, call).superseding()?.clone();
+        Some(self.supersession.register(Submission {
+            function,
+            call_id: call.id.to_owned(),
+            submitted_at: request.submitted_at.at,
+        }))
     }
 
     /// Waits for a build slot.

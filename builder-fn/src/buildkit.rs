@@ -5,12 +5,14 @@
 //! together.
 
 mod address;
+mod attributes;
 mod connection;
 mod dial;
 mod failure;
 mod history;
 mod job;
 mod outcome;
+mod reference;
 mod session;
 mod shared_key;
 mod solve;
@@ -18,11 +20,14 @@ mod status;
 mod tls;
 
 pub use address::{Address, AddressError};
+pub use attributes::Attributes;
 pub use connection::{ConnectError, Connection, Daemon};
 pub use dial::{Dial, DialFuture, Io};
 pub use failure::{Failure, Fault};
+pub use history::{BuildState, KnownBuild};
 pub use job::{EventTimeouts, Job, JobError};
 pub use outcome::BuiltImage;
+pub use reference::Reference;
 pub use session::{CredentialStore, Credentials, FileSync, SecretStore, Services};
 pub use shared_key::{KeyLease, SharedKeys};
 pub use solve::{CacheExport, SOURCE_DATE_EPOCH, Solve};

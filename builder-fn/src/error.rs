@@ -10,6 +10,7 @@ use crate::buildkit::{ConnectError, Failure, Fault, JobError};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
 use crate::slots::AllTaken;
+use crate::supersede::Superseded;
 
 /// The failure of a build request. The texts are written for the caller; causes are for the log only.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +77,15 @@ pub(crate) enum Error {
     /// The build was cancelled because the builder is shutting down.
     #[error("the builder is shutting down and ended the build; try again")]
     Interrupted,
+    /// A newer build of the same function runs or has succeeded.
+    #[error(transparent)]
+    Superseded(#[from] Superseded),
+    /// Another call brought the same signed request, which the builder accepts only once.
+    #[error("this signed request was already built as call {call_id}; sign it again with a new submittedAt")]
+    AlreadyBuilt {
+        /// The call that built it, or builds it.
+        call_id: String,
+    },
     /// BuildKit reported no digest, so there is nothing to deploy.
     #[error("BuildKit did not report the digest of the image, so it cannot be deployed")]
     NoDigest,
@@ -92,6 +102,10 @@ pub(crate) enum ErrorKind {
     TooLarge,
     /// The request is valid, and its build fails however often it is run.
     BuildFailed,
+    /// A newer build of the same function replaces this one.
+    Superseded,
+    /// Another call brought the same request before.
+    Conflict,
     /// There is no space for the body now. The rest of it has not been read.
     NoSpace,
     /// All build slots are taken now.
@@ -129,12 +143,22 @@ impl Error {
                 Fault::Caller => ErrorKind::BuildFailed,
                 Fault::Platform => ErrorKind::Platform,
             },
+            Self::Superseded(_) => ErrorKind::Superseded,
+            Self::AlreadyBuilt { .. } => ErrorKind::Conflict,
             Self::PayloadSecret(_)
             | Self::DeploySecret(_)
             | Self::Connect(_)
             | Self::Lost(_)
             | Self::Interrupted
             | Self::NoDigest => ErrorKind::Platform,
+        }
+    }
+
+    /// Returns the call of the newer build that has superseded this one.
+    pub(crate) fn superseded_by(&self) -> Option<&str> {
+        match self {
+            Self::Superseded(Superseded(newer)) => Some(&newer.call_id),
+            _ => None,
         }
     }
 
@@ -160,6 +184,7 @@ impl From<JobError> for Error {
         match error {
             JobError::Failed(failure) => Self::Failed(failure),
             JobError::Lost(source) => Self::Lost(source),
+            JobError::AlreadyBuilt { call_id } => Self::AlreadyBuilt { call_id },
         }
     }
 }

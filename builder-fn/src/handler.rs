@@ -9,7 +9,8 @@ use tokio::time::Instant;
 
 use crate::accept;
 use crate::answer::{self, Answer, AnswerFields};
-use crate::build::{Builder, Call, build_reference};
+use crate::build::{Builder, Call};
+use crate::buildkit::Reference;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::DeployVia;
 use crate::metrics::Metrics;
@@ -199,12 +200,16 @@ impl Api {
         let image = request.config.image_as_given.as_str();
         let context = &exchange.context;
         let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
-        let reference = build_reference(context.call_id(), signature);
-        tracing::info!(image, reference, bytes = request.body_bytes, "build started");
+        let reference = match signature {
+            Some(signature) if request.is_single_use => Reference::of_signature(signature),
+            Some(signature) => Reference::of_call(context.call_id(), signature),
+            None => Reference::unique(),
+        };
+        tracing::info!(image, %reference, bytes = request.body_bytes, "build started");
         let in_flight = self.metrics.start_build(request.body_bytes);
         let span = trace::span("build");
         span.set("slipway.image", image.to_owned());
-        span.set("slipway.reference", reference.clone());
+        span.set("slipway.reference", reference.to_string());
         let secrets = self.open_secrets(request);
         let mask = secrets
             .as_ref()
@@ -282,7 +287,8 @@ impl Api {
 /// Returns the value of the metric's label `outcome`.
 fn outcome(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Unauthorized | ErrorKind::Invalid | ErrorKind::TooLarge => "refused",
+        ErrorKind::Unauthorized | ErrorKind::Invalid | ErrorKind::TooLarge | ErrorKind::Conflict => "refused",
+        ErrorKind::Superseded => "superseded",
         ErrorKind::BuildFailed => "failed",
         ErrorKind::Busy { .. } | ErrorKind::Draining => "busy",
         ErrorKind::NoSpace | ErrorKind::Platform => "platform",

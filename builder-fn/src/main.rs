@@ -10,6 +10,7 @@ use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
 use builder_fn::ready;
 use builder_fn::settings::Settings;
+use builder_fn::supersede::Supersession;
 use function_host::{App, SetupContext, SetupError};
 use tokio::sync::watch;
 
@@ -35,6 +36,7 @@ async fn setup(context: SetupContext) -> Result<App<Api>, SetupError> {
     let limits_itself = settings.slots.is_some();
     let slots = settings.slots.unwrap_or_default();
     let builder = Builder {
+        supersession: Supersession::new(settings.daemon.clone()),
         daemon: settings.daemon,
         credentials: Arc::new(settings.credentials),
         settings: settings.build,

@@ -17,8 +17,15 @@ const BUILD_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 3
 const QUEUE_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0];
 
 /// The values of the label `outcome`. All are exported from the start, so that the first failure is an increase from 0.
-const OUTCOMES: [&str; 7] = [
-    "success", "failed", "refused", "platform", "busy", ABANDONED, PANICKED,
+const OUTCOMES: [&str; 8] = [
+    "success",
+    "failed",
+    "refused",
+    "superseded",
+    "platform",
+    "busy",
+    ABANDONED,
+    PANICKED,
 ];
 
 /// The outcome of a build whose caller disconnected.

@@ -46,6 +46,9 @@ pub(crate) struct Report {
     /// Why the build or the deployment failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
+    /// The call of the newer build that replaces this one.
+    #[serde(rename = "supersededBy", skip_serializing_if = "Option::is_none")]
+    pub(crate) superseded_by: Option<String>,
     /// The deployer's answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deployment: Option<serde_json::Value>,
@@ -81,6 +84,7 @@ mod tests {
             digest: None,
             status: BuildStatus::Success,
             error: None,
+            superseded_by: None,
             deployment: None,
             duration: 0.843_21,
         };
@@ -99,6 +103,7 @@ mod tests {
             digest: None,
             status: BuildStatus::Failed,
             error: Some("no signature".into()),
+            superseded_by: None,
             deployment: None,
             duration: 0.0,
         };

@@ -37,6 +37,7 @@ use indexer::BodyIndexer;
 use pipeline::{BodyPipeline, run_blocking};
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
+pub(crate) use submitted_at::AHEAD_MAX;
 pub use submitted_at::{SubmissionSource, SubmittedAt};
 
 /// A build request whose signature and configuration have been checked.

@@ -24,6 +24,7 @@
 //! | `max_age` | | limit on the age of a request whose config has `submittedAt` |
 //! | `require_fresh` | `false` | whether a config without `submittedAt` is rejected; needs `max_age` |
 //! | `sbom_generator` | | the image that generates SBOMs, for a config's `sbom` |
+//! | `default_namespace` | `openfaas-fn` | the namespace of a function whose `deploy` names none |
 //! | `build_secrets_private_key_path` | | file with the private key that build secrets are sealed to: 32 bytes in base64, as written by `faas-cli secret keygen` |
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
 //! | `deploy_via` | `function` | how hand-overs reach it: `function`, `async-function` or `callback`, see [`DeployVia`] |
@@ -58,6 +59,9 @@ pub(crate) const PAYLOAD_SECRET: &str = "payload-secret";
 
 /// The secret with the credentials for registries.
 const REGISTRY_SECRET: &str = "registry-config";
+
+/// The namespace of functions where nothing else is said: OpenFaaS's own default.
+const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 
 /// The parsed settings, in the groups in which they are used.
 #[derive(Debug)]
@@ -223,6 +227,16 @@ fn build_settings(parser: &mut Parser<'_>) -> BuildSettings {
                 .map(|image| Some(image.to_string()))
                 .map_err(|error| format!("should be an image: {error}"))
         }),
+        default_namespace: parser.parse("default_namespace", DEFAULT_NAMESPACE.to_owned(), namespace),
+    }
+}
+
+/// Parses a namespace as Kubernetes names one.
+fn namespace(text: &str) -> Result<String, &'static str> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    match text.bytes().all(allowed) && (1..=63).contains(&text.len()) {
+        true => Ok(text.to_owned()),
+        false => Err("should be a namespace: lower-case letters, digits and hyphens"),
     }
 }
 
@@ -328,6 +342,7 @@ mod tests {
         assert_eq!((settings.requests.max_body, settings.max_log), (1 << 30, 4 << 20));
         assert_eq!(settings.requests.spool_limit, 4 << 30);
         assert_eq!(settings.build.compression, Compression::default());
+        assert_eq!(settings.build.default_namespace, "openfaas-fn");
         assert_eq!(settings.deployer.function, "deployer-fn");
         assert!(settings.slots.is_none(), "the host limits the requests");
     }
@@ -353,6 +368,7 @@ mod tests {
                 ("allowed_frontends", "team/Upper"),
                 ("sbom_generator", "a b"),
                 ("require_fresh", "true"),
+                ("default_namespace", "OpenFaaS.fn"),
                 ("spool_limit", "7"),
                 ("compression", "gzip"),
                 ("compression_level", "12"),
@@ -374,6 +390,7 @@ mod tests {
             "allowed_frontends should be images",
             "sbom_generator should be an image",
             "require_fresh needs max_age",
+            "default_namespace should be a namespace",
             "deploy_timeout",
             "spool_limit should be at least max_body",
             "compression_level should be a whole number from 1 to 9 for gzip",
@@ -386,7 +403,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 20);
+        assert_eq!(problems.0.len(), 21);
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use function_host::Shutdown;
-use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use crate::buildkit::Reference;
 use crate::redact::TraceMask;
 use crate::sealed::BuildSecrets;
 
@@ -17,8 +17,8 @@ const TIME_TO_ANSWER: Duration = Duration::from_secs(2);
 pub(crate) struct Call<'a> {
     /// `X-Call-Id`.
     pub(crate) id: &'a str,
-    /// The build's reference in BuildKit: see [`build_reference`].
-    pub(crate) reference: String,
+    /// The build's reference in BuildKit.
+    pub(crate) reference: Reference,
     /// When the host ends the call.
     pub(crate) deadline: Option<Instant>,
     /// Says when the process ends.
@@ -52,22 +52,6 @@ pub(super) async fn expiry(limit: Option<Duration>) -> Duration {
     }
 }
 
-/// Returns the reference of a build in BuildKit, which rejects a second build of the same reference while one is running.
-///
-/// A call that is delivered twice has the same reference. The signature is part of it, so that a call id that was chosen
-/// badly, or by somebody else, never leads to the build of another body. Without a signature every build has its own
-/// reference.
-pub(crate) fn build_reference(call_id: &str, signature: Option<&str>) -> String {
-    let Some(signature) = signature else {
-        return uuid::Uuid::new_v4().simple().to_string();
-    };
-    let mut hash = Sha256::new();
-    hash.update(call_id);
-    hash.update([0]);
-    hash.update(signature);
-    hex::encode(&hash.finalize()[..16])
-}
-
 fn shorter(timeout: Option<Duration>, deadline: Option<Instant>) -> Option<Duration> {
     let left = deadline.map(|deadline| {
         deadline
@@ -88,27 +72,6 @@ async fn interruption(shutdown: &Shutdown) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_same_body_of_the_same_call_has_the_same_reference() {
-        let reference = build_reference("id", Some("sha256=12"));
-        assert_eq!(reference, build_reference("id", Some("sha256=12")));
-        assert_ne!(
-            reference,
-            build_reference("id", Some("sha256=13")),
-            "another body"
-        );
-        assert_ne!(
-            reference,
-            build_reference("di", Some("sha256=12")),
-            "another call"
-        );
-        assert_ne!(
-            build_reference("id", None),
-            build_reference("id", None),
-            "without a signature, bodies cannot be told apart"
-        );
-    }
 
     #[tokio::test(start_paused = true)]
     async fn the_shorter_of_timeout_and_deadline_limits_a_build() {

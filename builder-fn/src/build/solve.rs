@@ -6,18 +6,23 @@ use function_host::{ErrorChain, trace};
 
 use super::Builder;
 use super::call::{Call, expiry};
-use crate::buildkit::{BuiltImage, CacheExport, Job, KeyLease, SOURCE_DATE_EPOCH, Services, Solve};
+use crate::buildkit::{
+    Attributes, BuiltImage, CacheExport, Job, KeyLease, SOURCE_DATE_EPOCH, Services, Solve,
+};
 use crate::error::Error;
+use crate::function_id::FunctionId;
 use crate::report::{LineFormatter, LogSink};
-use crate::request::{BuildRequest, CacheTo, Frontend, Provenance};
+use crate::request::{BuildRequest, CacheTo, Frontend, Provenance, VerifiedSignature};
+use crate::supersede::Registration;
 use crate::trace::StepSpans;
 
 impl Builder {
-    /// Solves and pushes, within the time limits of the config and the call.
+    /// Solves and pushes, within the time limits of the config and the call, unless the daemon knows a newer build.
     pub(super) async fn solve(
         &self,
         request: &BuildRequest,
         call: &Call<'_>,
+        registration: Option<&Registration>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
@@ -27,6 +32,9 @@ impl Builder {
         let mut step_spans = StepSpans::new(&span, call.trace_mask);
         let solving = span.run(async {
             let connection = self.daemon.connect().await?;
+            if let Some(registration) = registration {
+                registration.check_history(&connection).await?;
+            }
             let job = self.job(request, call);
             let on_event = |event| {
                 step_counter.event(&event);
@@ -60,6 +68,19 @@ impl Builder {
         })
     }
 
+    /// Returns what the solve says about its request.
+    pub(super) fn attributes(&self, request: &BuildRequest, call: &Call<'_>) -> Attributes {
+        let namespace = &self.settings.default_namespace;
+        let deploy = request.config.deploy.as_ref();
+        Attributes {
+            call_id: call.id.to_owned(),
+            signature: request.signature.as_ref().map(VerifiedSignature::fingerprint),
+            submitted_at: request.submitted_at.at,
+            function: deploy.and_then(|deploy| FunctionId::of_deploy(deploy, namespace)),
+            supersede: request.config.supersede,
+        }
+    }
+
     fn job(&self, request: &BuildRequest, call: &Call<'_>) -> Job {
         let lease = self.lease(request);
         let services = Services::new()
@@ -71,6 +92,7 @@ impl Builder {
         let settings = &self.settings;
         let solve = Solve {
             reference: call.reference.clone(),
+            attributes: Some(self.attributes(request, call)),
             names: [&config.image]
                 .into_iter()
                 .chain(&config.tags)

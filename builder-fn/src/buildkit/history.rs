@@ -1,30 +1,111 @@
-//! The daemon's history of finished builds.
+//! The daemon's history: the builds that run, and the records of finished ones.
+//!
+//! It is the memory that all builders of one daemon share. A daemon without a history, or whose history fails, counts as
+//! one without records: the history saves work and orders builds, and must not prevent one.
 
 use std::time::{Duration, SystemTime};
 
 use bollard_buildkit_proto::moby::buildkit::v1::{
-    BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
 };
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
 use tonic::{Code, Status};
 
 use super::Connection;
+use super::attributes::{Attributes, timestamp};
 use super::outcome::{BuiltImage, Outcome};
 
 /// The time between two requests for an outcome that is not recorded yet.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Returns the outcome of the build `reference`, if the daemon has a record of its end.
-///
-/// A daemon without a history, or whose history fails, counts as one without a record: the history saves work, and
-/// must not prevent it.
-pub(super) async fn outcome(connection: &Connection, reference: &str) -> Option<Outcome> {
-    match record(connection, reference).await {
-        Ok(record) => record.map(Outcome::from),
-        Err(status) => {
-            tracing::debug!(%status, "could not read BuildKit's history");
-            None
-        }
+/// The longest wait for one answer of the history.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest wait for the record of a build that the daemon reports to be running. BuildKit writes the record shortly
+/// after it has taken the reference.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The record of a finished build.
+#[derive(Debug)]
+pub(super) struct Finished {
+    /// The call that it belongs to, if the record says it.
+    pub(super) call_id: Option<String>,
+    /// Its outcome.
+    pub(super) outcome: Outcome,
+}
+
+/// A build of this or another builder, as the daemon knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownBuild {
+    /// The request behind it.
+    pub attributes: Attributes,
+    /// Its state.
+    pub state: BuildState,
+}
+
+/// The state of a build in the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BuildState {
+    /// It has started. The daemon reports it at its start, and to everyone that asks while it runs.
+    Running,
+    /// It ended with an image.
+    Succeeded,
+    /// It failed or was cancelled.
+    Failed,
+}
+
+/// Builds in the order in which the daemon reports them. Builds of other clients are left out.
+pub(crate) type KnownBuilds = BoxStream<'static, Result<KnownBuild, Status>>;
+
+impl Connection {
+    /// Returns the running builds and those that succeeded at or after `since`.
+    pub(crate) async fn known_builds(&self, since: SystemTime) -> Result<KnownBuilds, Status> {
+        self.listen_for_builds(since, true).await
     }
+
+    /// Returns the same builds as [`known_builds`](Self::known_builds), and then every build that starts or ends.
+    pub(crate) async fn watch_builds(&self, since: SystemTime) -> Result<KnownBuilds, Status> {
+        self.listen_for_builds(since, false).await
+    }
+
+    async fn listen_for_builds(&self, since: SystemTime, early_exit: bool) -> Result<KnownBuilds, Status> {
+        let since = timestamp(since);
+        let request = BuildHistoryRequest {
+            // The filter is for records only: running builds and later events come in any case.
+            filter: vec![format!("status==completed,completedAt>={since:.0}")],
+            early_exit,
+            ..BuildHistoryRequest::default()
+        };
+        let events = listen(self, request).await?;
+        Ok(events
+            .try_filter_map(|event| std::future::ready(Ok(KnownBuild::of(event))))
+            .boxed())
+    }
+}
+
+impl KnownBuild {
+    fn of(event: BuildHistoryEvent) -> Option<Self> {
+        let kind = event.r#type();
+        let record = event.record?;
+        let state = match kind {
+            BuildHistoryEventType::Started => BuildState::Running,
+            BuildHistoryEventType::Complete if record.error.is_none() => BuildState::Succeeded,
+            BuildHistoryEventType::Complete => BuildState::Failed,
+            BuildHistoryEventType::Deleted => return None,
+        };
+        let attributes = Attributes::of_record(&record.frontend_attrs)?;
+        Some(Self { attributes, state })
+    }
+}
+
+/// Returns the record of the build `reference`, if the daemon has one of its end.
+pub(super) async fn finished(connection: &Connection, reference: &str) -> Option<Finished> {
+    let complete = |(kind, record)| match kind {
+        BuildHistoryEventType::Complete => Some(Finished::from(record)),
+        _ => None,
+    };
+    find(connection, reference, complete).await
 }
 
 /// Waits up to `limit` until the outcome of a build that has just ended is recorded.
@@ -35,8 +116,8 @@ pub(super) async fn wait_for_outcome(
 ) -> Option<Outcome> {
     let recorded = async {
         loop {
-            if let Some(outcome) = outcome(connection, reference).await {
-                return outcome;
+            if let Some(finished) = finished(connection, reference).await {
+                return finished.outcome;
             }
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
@@ -44,34 +125,80 @@ pub(super) async fn wait_for_outcome(
     tokio::time::timeout(limit, recorded).await.ok()
 }
 
-async fn record(connection: &Connection, reference: &str) -> Result<Option<BuildHistoryRecord>, Status> {
-    // With a filter and not with the field `ref`: the daemon keeps a counter for every value of that field.
+/// Returns the call to which the running or finished build `reference` belongs. Waits briefly for its record.
+pub(super) async fn call_id(connection: &Connection, reference: &str) -> Option<String> {
+    let known = async {
+        loop {
+            let found = find(connection, reference, |(_, record)| Some(record)).await;
+            if let Some(record) = found {
+                return Attributes::of_record(&record.frontend_attrs).map(|attributes| attributes.call_id);
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(RECORD_TIMEOUT, known).await.ok().flatten()
+}
+
+/// Returns the first of a build's events for which `read` returns something.
+async fn find<T>(
+    connection: &Connection,
+    reference: &str,
+    read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
+) -> Option<T> {
     let request = BuildHistoryRequest {
+        // With a filter and not with the field `ref`: the daemon keeps a counter for every value of that field.
         filter: vec![format!("ref=={reference}")],
         early_exit: true,
         ..BuildHistoryRequest::default()
     };
-    let mut events = connection
-        .control()
-        .listen_build_history(request)
-        .await?
-        .into_inner();
-    while let Some(event) = events.message().await? {
-        // Builds that are running come first, whatever the filter.
-        let complete = event.r#type() == BuildHistoryEventType::Complete;
-        if let Some(record) = event.record
-            && complete
-            && record.r#ref == reference
-        {
-            return Ok(Some(record));
+    let finding = async {
+        let mut events = listen(connection, request).await?;
+        while let Some(event) = events.try_next().await? {
+            let kind = event.r#type();
+            // Builds that are running come first, whatever the filter.
+            if let Some(record) = event.record
+                && record.r#ref == reference
+                && let Some(found) = read((kind, record))
+            {
+                return Ok(Some(found));
+            }
+        }
+        Ok::<_, Status>(None)
+    };
+    match tokio::time::timeout(ANSWER_TIMEOUT, finding).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(status)) => {
+            tracing::debug!(%status, "could not read BuildKit's history");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(limit = ?ANSWER_TIMEOUT, "BuildKit's history did not answer in time");
+            None
         }
     }
-    Ok(None)
+}
+
+async fn listen(
+    connection: &Connection,
+    request: BuildHistoryRequest,
+) -> Result<BoxStream<'static, Result<BuildHistoryEvent, Status>>, Status> {
+    let mut control = connection.control();
+    let events = control.listen_build_history(request).await?.into_inner();
+    Ok(events.boxed())
 }
 
 fn time(seconds: i64, nanos: i32) -> Option<SystemTime> {
     let since = Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?);
     SystemTime::UNIX_EPOCH.checked_add(since)
+}
+
+impl From<BuildHistoryRecord> for Finished {
+    fn from(record: BuildHistoryRecord) -> Self {
+        Self {
+            call_id: Attributes::of_record(&record.frontend_attrs).map(|attributes| attributes.call_id),
+            outcome: record.into(),
+        }
+    }
 }
 
 impl From<BuildHistoryRecord> for Outcome {

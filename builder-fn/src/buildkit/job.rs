@@ -67,6 +67,12 @@ pub enum JobError {
     /// BuildKit, or the connection to it, went away.
     #[error("BuildKit was lost during the build")]
     Lost(#[source] Box<dyn StdError + Send + Sync>),
+    /// Another call built the same signed request, whose reference allows one call only.
+    #[error("this signed request was already built as call {call_id}")]
+    AlreadyBuilt {
+        /// The call that built it, or builds it.
+        call_id: String,
+    },
 }
 
 impl Job {
@@ -99,11 +105,12 @@ impl Job {
     ) -> Result<BuiltImage, JobError> {
         let mut reader = EventReader::default();
         for attempt in 1..=ATTEMPTS {
-            let reference = match attempt {
-                1 => self.solve.reference.clone(),
-                _ => format!("{}-{attempt}", self.solve.reference),
-            };
-            match history::outcome(connection, &reference).await {
+            let reference = self.solve.reference.attempt(attempt);
+            let finished = history::finished(connection, &reference).await;
+            if let Some(call_id) = finished.as_ref().and_then(|finished| finished.call_id.as_ref()) {
+                self.check_call(call_id)?;
+            }
+            match finished.map(|finished| finished.outcome) {
                 None => {}
                 Some(Outcome::Failed(_)) => continue,
                 Some(Outcome::Succeeded(image)) => {
@@ -124,6 +131,18 @@ impl Job {
         Err(JobError::Lost(
             "every build of this call was cancelled or has failed".into(),
         ))
+    }
+
+    /// Checks that a build of the same reference belongs to the same call.
+    fn check_call(&self, call_id: &str) -> Result<(), JobError> {
+        match &self.solve.attributes {
+            Some(attributes) if self.solve.reference.is_of_signature() && attributes.call_id != call_id => {
+                Err(JobError::AlreadyBuilt {
+                    call_id: call_id.to_owned(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Builds under one reference. Returns `None` if a build of that reference ran already and was cancelled.
@@ -157,6 +176,11 @@ impl Job {
         drop(session);
         let outcome = match solved {
             Err(status) if is_running(&status, reference) => {
+                if self.solve.reference.is_of_signature()
+                    && let Some(call_id) = history::call_id(connection, reference).await
+                {
+                    self.check_call(&call_id)?;
+                }
                 tracing::info!(
                     reference,
                     "following the build of an earlier delivery of this call"

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
 use serde_json::json;
 
+use super::{Attributes, Reference};
 use crate::compression::Compression;
 
 /// The build argument that makes an image independent of the time of its build.
@@ -16,8 +17,10 @@ const FRONTEND: &str = "dockerfile.v0";
 /// A build of an image from a Dockerfile.
 #[derive(Clone, Debug, Default)]
 pub struct Solve {
-    /// The reference of the build at the daemon, the same for each delivery of one call. Lower-case letters and digits.
-    pub reference: String,
+    /// The reference of the build at the daemon, the same for each delivery of one call.
+    pub reference: Reference,
+    /// The description of the request behind the build, for all builders of the daemon.
+    pub attributes: Option<Attributes>,
     /// All names of the image, in full.
     pub names: Vec<String>,
     /// Whether the image is pushed to the registries in `names`.
@@ -121,7 +124,9 @@ impl Solve {
             .labels
             .iter()
             .map(|(name, value)| (format!("label:{name}"), value.clone()));
-        let mut attrs: HashMap<_, _> = arguments.chain(labels).collect();
+        let attributes = self.attributes.iter().flat_map(Attributes::pairs);
+        let attributes = attributes.map(|(name, value)| (name.to_owned(), value));
+        let mut attrs: HashMap<_, _> = arguments.chain(labels).chain(attributes).collect();
         let mut set = |name: &str, value: String| attrs.insert(name.to_owned(), value);
         set(
             "filename",

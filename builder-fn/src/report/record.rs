@@ -131,6 +131,7 @@ mod tests {
             digest: None,
             status: BuildStatus::Failed,
             error: Some(error.into()),
+            superseded_by: None,
             deployment: None,
             duration: 1.5,
         }

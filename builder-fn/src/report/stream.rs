@@ -141,6 +141,7 @@ mod tests {
             digest: None,
             status,
             error: (status == BuildStatus::Failed).then(|| "internal error".into()),
+            superseded_by: None,
             deployment: None,
             duration: 0.0,
         }

@@ -1,14 +1,16 @@
 //! A fake BuildKit daemon in memory. Every call that reaches it goes to the test, which answers it or does not.
 
+mod history;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
-use bollard_buildkit_proto::google::rpc::Status as RpcStatus;
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, ControlServer};
 use bollard_buildkit_proto::moby::buildkit::v1::*;
 use builder_fn::buildkit::{Daemon, Dial, DialFuture};
 use futures_util::{Stream, StreamExt};
+pub(crate) use history::{Behaviour, History};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot};
@@ -24,13 +26,10 @@ pub(crate) struct Calls {
     pub(crate) solves: mpsc::UnboundedReceiver<SolveCall>,
     pub(crate) statuses: mpsc::UnboundedReceiver<StatusCall>,
     pub(crate) sessions: mpsc::UnboundedReceiver<SessionCall>,
-    history: History,
+    pub(crate) history: History,
     transports: Transports,
     server: tokio::task::JoinHandle<()>,
 }
-
-/// The records of finished builds.
-type History = Arc<Mutex<Vec<BuildHistoryRecord>>>;
 
 /// The tasks that carry the bytes of each connection, until they are aborted.
 type Transports = Arc<Mutex<JoinSet<()>>>;
@@ -138,31 +137,14 @@ impl Calls {
 
     /// Adds a finished build to the daemon's history: its digest, or its error.
     pub(crate) fn record(&self, reference: &str, outcome: Result<&str, Status>) {
-        let mut record = BuildHistoryRecord {
+        let record = BuildHistoryRecord {
             r#ref: reference.into(),
             ..BuildHistoryRecord::default()
         };
         match outcome {
-            Ok(digest) => {
-                let descriptor = Descriptor {
-                    digest: digest.into(),
-                    ..Descriptor::default()
-                };
-                let results = [(0, descriptor)].into();
-                record.result = Some(BuildResultInfo {
-                    results,
-                    ..BuildResultInfo::default()
-                });
-            }
-            Err(status) => {
-                record.error = Some(RpcStatus {
-                    code: status.code().into(),
-                    message: status.message().into(),
-                    details: Vec::new(),
-                });
-            }
+            Ok(digest) => self.history.add(record, Ok(digest)),
+            Err(status) => self.history.add(record, Err(&status)),
         }
-        self.history.lock().expect("no panic").push(record);
     }
 
     /// Cuts every connection, without closing it first.
@@ -207,18 +189,25 @@ impl Control for FakeControl {
 
     async fn solve(&self, request: Request<SolveRequest>) -> Result<Response<SolveResponse>, Status> {
         let (reply, replied) = oneshot::channel();
+        let headers = request.metadata().clone();
+        let request = request.into_inner();
+        let recording = self.history.start(&request)?;
         let call = SolveCall {
-            headers: request.metadata().clone(),
-            request: request.into_inner(),
+            headers,
+            request,
             reply,
         };
         self.solves
             .send(call)
             .map_err(|_| Status::unavailable("the test is over"))?;
-        replied
+        let answer = replied
             .await
-            .map_err(|_| Status::unknown("the test gave no answer"))?
-            .map(Response::new)
+            .map_err(|_| Status::unknown("the test gave no answer"))?;
+        match &answer {
+            Ok(answer) => recording.end(Ok(&answer.exporter_response["containerimage.digest"])),
+            Err(status) => recording.end(Err(status)),
+        }
+        answer.map(Response::new)
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<Self::StatusStream>, Status> {
@@ -309,23 +298,9 @@ impl Control for FakeControl {
 
     async fn listen_build_history(
         &self,
-        _: Request<BuildHistoryRequest>,
+        request: Request<BuildHistoryRequest>,
     ) -> Result<Response<Self::ListenBuildHistoryStream>, Status> {
-        // The history of a daemon contains other builds too.
-        let other = BuildHistoryRecord {
-            r#ref: "other".into(),
-            ..BuildHistoryRecord::default()
-        };
-        let records = [vec![other], self.history.lock().expect("no panic").clone()].concat();
-        let events = records.into_iter().map(|record| {
-            Ok(BuildHistoryEvent {
-                r#type: BuildHistoryEventType::Complete.into(),
-                record: Some(record),
-            })
-        });
-        Ok(Response::new(Box::pin(futures_util::stream::iter(
-            events.collect::<Vec<_>>(),
-        ))))
+        Ok(Response::new(Box::pin(self.history.listen(request.get_ref())?)))
     }
 
     async fn update_build_history(

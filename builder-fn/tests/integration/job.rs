@@ -10,7 +10,7 @@ use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
     BuiltImage, CredentialStore, Credentials, Daemon, Event, EventTimeouts, Failure, Fault, Job, JobError,
-    Services, Solve,
+    Reference, Services, Solve,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -42,13 +42,18 @@ pub(crate) struct Running {
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
 }
 
+/// Returns the reference of the job.
+pub(crate) fn reference() -> Reference {
+    Reference::of_call("call-1", "sha256=12")
+}
+
 /// Starts a job without files on `daemon`.
 pub(crate) fn build(daemon: Daemon) -> Running {
     let services = Services::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistry));
     let solve = Solve {
-        reference: "ref".into(),
+        reference: reference(),
         names: vec!["registry:5000/a:1".into()],
         ..Solve::default()
     };
@@ -106,7 +111,7 @@ pub(crate) fn text(event: Option<Event>) -> String {
 pub(crate) fn lost(result: Result<BuiltImage, JobError>) -> String {
     match result.expect_err("the daemon was lost") {
         JobError::Lost(source) => source.to_string(),
-        JobError::Failed(failure) => panic!("the build failed instead: {failure:?}"),
+        other => panic!("the build failed instead: {other:?}"),
     }
 }
 
@@ -116,8 +121,8 @@ async fn a_build_solves_and_follows_its_status_under_one_reference() {
     let mut running = build(daemon);
     let (solve, status, session) = calls.build().await;
 
-    assert_eq!(solve.request.r#ref, "ref");
-    assert_eq!(status.reference, "ref");
+    assert_eq!(solve.request.r#ref, reference().to_string());
+    assert_eq!(status.reference, reference().to_string());
     let id = session
         .headers
         .get("x-docker-expose-session-uuid")

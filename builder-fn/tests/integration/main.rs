@@ -12,6 +12,7 @@ mod redelivery;
 mod secrets;
 mod setting;
 mod streams;
+mod supersession;
 mod traces;
 
 use std::time::Duration;

@@ -5,11 +5,19 @@ use builder_fn::buildkit::{Failure, Fault, JobError};
 use tonic::Status;
 
 use crate::daemon;
-use crate::job::{build, log, text};
+use crate::job::{build, log, reference, text};
+
+/// Returns the name of an attempt to build the job.
+fn attempt(number: u32) -> String {
+    match number {
+        1 => reference().to_string(),
+        _ => format!("{}-{number}", reference()),
+    }
+}
 
 /// Returns the daemon's answer to a second solve of a reference.
 fn exists() -> Status {
-    Status::unknown("job ID ref exists")
+    Status::unknown(format!("job ID {} exists", reference()))
 }
 
 #[tokio::test(start_paused = true)]
@@ -26,7 +34,7 @@ async fn a_second_delivery_follows_the_running_build() {
         .expect("the client reads");
     assert_eq!(text(second.events.recv().await), "of the first\n");
     drop(status);
-    calls.record("ref", Ok("sha256:12"));
+    calls.record(&attempt(1), Ok("sha256:12"));
 
     let image = second.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:12"));
@@ -45,7 +53,7 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
         .await
         .expect("the client reads");
     drop(status);
-    calls.record("ref", Err(Status::unknown("exit code: 3")));
+    calls.record(&attempt(1), Err(Status::unknown("exit code: 3")));
 
     match second.build.await.expect("no panic").expect_err("it fails") {
         JobError::Failed(failure) => {
@@ -68,11 +76,11 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     let (solve, status, _session) = calls.build().await;
     solve.fail(exists());
     drop(status);
-    calls.record("ref", Err(Status::cancelled("context canceled")));
+    calls.record(&attempt(1), Err(Status::cancelled("context canceled")));
 
     let (solve, status, _session) = calls.build().await;
-    assert_eq!(solve.request.r#ref, "ref-2");
-    assert_eq!(status.reference, "ref-2");
+    assert_eq!(solve.request.r#ref, attempt(2));
+    assert_eq!(status.reference, attempt(2));
     drop(status);
     solve.succeed("sha256:34");
 
@@ -83,7 +91,7 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
 #[tokio::test]
 async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
     let (daemon, mut calls) = daemon::start();
-    calls.record("ref", Ok("sha256:12"));
+    calls.record(&attempt(1), Ok("sha256:12"));
     let mut second = build(daemon);
 
     let status = calls.statuses.recv().await.expect("a status");
@@ -103,12 +111,12 @@ async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
 #[tokio::test]
 async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
     let (daemon, mut calls) = daemon::start();
-    calls.record("ref", Err(Status::unknown("failed to push")));
-    calls.record("ref-2", Err(Status::unknown("failed to push")));
+    calls.record(&attempt(1), Err(Status::unknown("failed to push")));
+    calls.record(&attempt(2), Err(Status::unknown("failed to push")));
     let third = build(daemon);
 
     let (solve, status, _session) = calls.build().await;
-    assert_eq!(solve.request.r#ref, "ref-3");
+    assert_eq!(solve.request.r#ref, attempt(3));
     drop(status);
     solve.succeed("sha256:12");
 

@@ -13,6 +13,7 @@ use builder_fn::request::RequestLimits;
 use builder_fn::sealed::SealKey;
 use builder_fn::settings::SignatureSettings;
 use builder_fn::slots::BuildSlots;
+use builder_fn::supersede::Supersession;
 use function_host::http::Method;
 use function_host::prometheus::Registry;
 use function_host::signature::{HmacKeys, sign};
@@ -76,10 +77,12 @@ impl Setting {
         };
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
         let builder = Builder {
+            supersession: Supersession::new(daemon.clone()),
             daemon,
             credentials: Arc::new(OneRegistry),
             settings: BuildSettings {
                 insecure: true,
+                default_namespace: "openfaas-fn".into(),
                 ..BuildSettings::default()
             },
             keys: shared_keys(),
@@ -105,6 +108,20 @@ impl Setting {
             context: Context::new(CALL_ID, secrets, gateway, shutdown),
             secrets: Arc::new(folder),
             trigger: Arc::new(move |deadline| trigger.begin(deadline)),
+        }
+    }
+
+    /// Returns the same builder as another call reaches it.
+    pub(crate) fn called(&self, call_id: &str) -> Self {
+        let context = &self.context;
+        Self {
+            context: Context::new(
+                call_id,
+                context.secrets().clone(),
+                context.gateway().clone(),
+                context.shutdown().clone(),
+            ),
+            ..self.clone()
         }
     }
 

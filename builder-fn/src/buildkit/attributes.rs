@@ -1,0 +1,145 @@
+//! What a solve says about the request behind it, so that other builders of the same daemon know.
+//!
+//! The Dockerfile frontend ignores attributes that it does not know, and BuildKit keeps them in the build's record: in
+//! the events of running builds, and in the history afterwards, also over restarts of builder and daemon.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+
+use crate::function_id::FunctionId;
+
+const CALL_ID: &str = "slipway.call-id";
+const SIGNATURE: &str = "slipway.signature";
+const SUBMITTED_AT: &str = "slipway.submitted-at";
+const FUNCTION: &str = "slipway.function";
+const SUPERSEDE: &str = "slipway.supersede";
+
+/// The attributes of a solve that describe the request behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// The call that the build belongs to (`X-Call-Id`).
+    pub call_id: String,
+    /// The fingerprint of the verified signature, which is not stored itself; `None` where signatures are disabled.
+    pub signature: Option<String>,
+    /// The time at which the source was submitted.
+    pub submitted_at: SystemTime,
+    /// The function to deploy; `None` for a build without deployment.
+    pub function: Option<FunctionId>,
+    /// Whether the build supersedes older builds of its function, and newer ones supersede it.
+    pub supersede: bool,
+}
+
+impl Attributes {
+    /// Returns the attributes of a `SolveRequest`.
+    pub(super) fn pairs(&self) -> Vec<(&'static str, String)> {
+        let mut pairs = vec![
+            (CALL_ID, self.call_id.clone()),
+            (SUBMITTED_AT, format_nanoseconds(self.submitted_at)),
+        ];
+        if let Some(fingerprint) = &self.signature {
+            pairs.push((SIGNATURE, fingerprint.clone()));
+        }
+        if let Some(function) = &self.function {
+            pairs.push((FUNCTION, function.to_string()));
+            if !self.supersede {
+                pairs.push((SUPERSEDE, "false".into()));
+            }
+        }
+        pairs
+    }
+
+    /// Reads the attributes of a record, or returns `None` if no builder of ours made it.
+    pub(super) fn of_record(attrs: &HashMap<String, String>) -> Option<Self> {
+        Some(Self {
+            call_id: attrs.get(CALL_ID)?.clone(),
+            signature: attrs.get(SIGNATURE).cloned(),
+            submitted_at: attrs.get(SUBMITTED_AT)?.parse::<Timestamp>().ok()?.into(),
+            function: attrs.get(FUNCTION).and_then(|function| function.parse().ok()),
+            supersede: attrs.get(SUPERSEDE).is_none_or(|value| value != "false"),
+        })
+    }
+
+    /// Returns the function within which the build supersedes and is superseded, if it does.
+    pub fn superseding(&self) -> Option<&FunctionId> {
+        self.function.as_ref().filter(|_| self.supersede)
+    }
+}
+
+/// Formats a time as RFC 3339 in UTC, with nanoseconds.
+fn format_nanoseconds(time: SystemTime) -> String {
+    format!("{:.9}", timestamp(time))
+}
+
+/// Converts a time; one outside of jiff's years becomes the nearest that is inside.
+pub(super) fn timestamp(time: SystemTime) -> Timestamp {
+    let nearest = match time < SystemTime::UNIX_EPOCH {
+        true => Timestamp::MIN,
+        false => Timestamp::MAX,
+    };
+    Timestamp::try_from(time).unwrap_or(nearest)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn attributes() -> Attributes {
+        Attributes {
+            call_id: "call-1".into(),
+            signature: Some("0a1b".into()),
+            submitted_at: SystemTime::UNIX_EPOCH + Duration::new(1_795_951_610, 1),
+            function: Some(FunctionId::new("hello", "openfaas-fn")),
+            supersede: true,
+        }
+    }
+
+    fn record(attributes: &Attributes) -> HashMap<String, String> {
+        let pairs = attributes.pairs().into_iter();
+        pairs.map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    #[test]
+    fn a_record_gives_the_attributes_that_the_solve_had() {
+        let no_deployment = Attributes {
+            signature: None,
+            function: None,
+            ..attributes()
+        };
+        let opted_out = Attributes {
+            supersede: false,
+            ..attributes()
+        };
+        for attributes in [attributes(), no_deployment, opted_out] {
+            assert_eq!(Attributes::of_record(&record(&attributes)), Some(attributes));
+        }
+    }
+
+    #[test]
+    fn the_attributes_have_the_names_that_builders_share() {
+        let record = record(&Attributes {
+            supersede: false,
+            ..attributes()
+        });
+        for (name, value) in [
+            ("slipway.call-id", "call-1"),
+            ("slipway.signature", "0a1b"),
+            ("slipway.submitted-at", "2026-11-29T11:26:50.000000001Z"),
+            ("slipway.function", "hello.openfaas-fn"),
+            ("slipway.supersede", "false"),
+        ] {
+            assert_eq!(record[name], value);
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_client_has_no_attributes() {
+        let mut record = record(&attributes());
+        record.insert("slipway.submitted-at".into(), "yesterday".into());
+        assert_eq!(Attributes::of_record(&record), None);
+        assert_eq!(Attributes::of_record(&HashMap::new()), None);
+    }
+}

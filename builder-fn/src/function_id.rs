@@ -1,0 +1,110 @@
+//! The identity of a function: its name and its namespace.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+
+/// The identity of a function. A function without a namespace has the operator's default one, so that both forms of its
+/// name are one identity.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FunctionId {
+    name: String,
+    namespace: String,
+}
+
+/// A text that is not `NAME.NAMESPACE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("should be NAME.NAMESPACE")]
+pub struct NotFunctionId;
+
+impl FunctionId {
+    /// Creates the identity of the function `name` in `namespace`.
+    pub fn new(name: impl Into<String>, namespace: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            namespace: namespace.into(),
+        }
+    }
+
+    /// Returns the function that a request to deploy names, or `None` if it names none.
+    pub fn of_deploy(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {
+        let name = text(deploy, "service")?;
+        let namespace = text(deploy, "namespace").unwrap_or(default_namespace);
+        Some(Self::new(name, namespace))
+    }
+}
+
+/// Returns a text that is not empty. Keys match case-insensitively, as Go's own JSON reader does.
+fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+    let value = map.get(key).or_else(|| {
+        let mut values = map.iter();
+        values
+            .find(|(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| value)
+    });
+    value?.as_str().filter(|text| !text.is_empty())
+}
+
+impl fmt::Display for FunctionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.name, self.namespace)
+    }
+}
+
+impl FromStr for FunctionId {
+    type Err = NotFunctionId;
+
+    /// Parses `NAME.NAMESPACE`. A namespace contains no dot.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.rsplit_once('.') {
+            Some((name, namespace)) if !name.is_empty() && !namespace.is_empty() => {
+                Ok(Self::new(name, namespace))
+            }
+            _ => Err(NotFunctionId),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(deploy: Value) -> Option<String> {
+        let id = FunctionId::of_deploy(deploy.as_object().expect("an object"), "openfaas-fn");
+        id.map(|id| id.to_string())
+    }
+
+    #[test]
+    fn a_function_without_a_namespace_is_the_one_in_the_default_namespace() {
+        for deploy in [
+            json!({"service": "hello"}),
+            json!({"service": "hello", "namespace": ""}),
+            json!({"service": "hello", "namespace": null}),
+            json!({"service": "hello", "namespace": "openfaas-fn"}),
+            json!({"Service": "hello", "Namespace": "openfaas-fn"}),
+        ] {
+            assert_eq!(of(deploy).as_deref(), Some("hello.openfaas-fn"));
+        }
+        assert_eq!(
+            of(json!({"service": "hello", "namespace": "dev"})).as_deref(),
+            Some("hello.dev")
+        );
+        for deploy in [json!({}), json!({"service": ""}), json!({"service": 1})] {
+            assert_eq!(of(deploy), None);
+        }
+    }
+
+    #[test]
+    fn a_text_is_parsed_to_the_identity_that_it_was_made_of() {
+        for (name, namespace) in [("hello", "openfaas-fn"), ("hello.v2", "dev")] {
+            let id = FunctionId::new(name, namespace);
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        for text in ["", "hello", ".dev", "hello."] {
+            assert_eq!(text.parse::<FunctionId>(), Err(NotFunctionId), "{text:?}");
+        }
+    }
+}

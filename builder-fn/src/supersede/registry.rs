@@ -1,0 +1,242 @@
+//! The builds of this process that may be superseded, and the rule by which they are.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+use super::Submission;
+use crate::buildkit::{BuildState, KnownBuild};
+use crate::function_id::FunctionId;
+use crate::request::AHEAD_MAX;
+
+/// The registered builds, by function.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    builds: HashMap<FunctionId, Vec<Entry>>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: u64,
+    submission: Submission,
+    /// The newer build that has superseded this one.
+    newer: watch::Sender<Option<Submission>>,
+}
+
+impl Registry {
+    /// Adds a build. It supersedes the older builds of its function, and the newest of its function supersedes it.
+    ///
+    /// Returns its id and a receiver of the newer build.
+    pub(super) fn insert(&mut self, submission: Submission) -> (u64, watch::Receiver<Option<Submission>>) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.supersede_older_than(&submission);
+        let builds = self.builds.entry(submission.function.clone()).or_default();
+        let newest = builds.iter().map(|entry| &entry.submission);
+        let newest = newest
+            .filter(|other| other.is_newer_than(&submission))
+            .max_by_key(|other| other.submitted_at)
+            .cloned();
+        let (newer, receiver) = watch::channel(newest);
+        builds.push(Entry {
+            id,
+            submission,
+            newer,
+        });
+        (id, receiver)
+    }
+
+    /// Removes a build.
+    pub(super) fn remove(&mut self, id: u64) {
+        self.builds.retain(|_, builds| {
+            builds.retain(|entry| entry.id != id);
+            !builds.is_empty()
+        });
+    }
+
+    /// Returns whether no build is registered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.builds.is_empty()
+    }
+
+    /// Returns the earliest submission of a registered build.
+    pub(super) fn earliest(&self) -> Option<SystemTime> {
+        let entries = self.builds.values().flatten();
+        entries.map(|entry| entry.submission.submitted_at).min()
+    }
+
+    /// Lets a build that the daemon knows at the time `now` supersede older ones. A failed build supersedes none: there
+    /// is nothing newer than what the older ones make.
+    pub(super) fn note(&mut self, build: &KnownBuild, now: SystemTime) {
+        let attributes = &build.attributes;
+        let Some(function) = attributes.superseding() else {
+            return;
+        };
+        if build.state == BuildState::Failed {
+            return;
+        }
+        let submission = Submission {
+            function: function.clone(),
+            call_id: attributes.call_id.clone(),
+            submitted_at: attributes.submitted_at,
+        };
+        if submission.submitted_at > now + AHEAD_MAX {
+            tracing::warn!(
+                build = %submission,
+                "a build in BuildKit's history was submitted in the future and supersedes none"
+            );
+            return;
+        }
+        self.supersede_older_than(&submission);
+    }
+
+    fn supersede_older_than(&mut self, newer: &Submission) {
+        let builds = self.builds.get(&newer.function).into_iter().flatten();
+        for entry in builds.filter(|entry| newer.is_newer_than(&entry.submission)) {
+            entry.newer.send_if_modified(|known| {
+                let is_first = known.is_none();
+                if is_first {
+                    *known = Some(newer.clone());
+                }
+                is_first
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::buildkit::Attributes;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn submission(function: &str, call_id: &str, seconds: u64) -> Submission {
+        Submission {
+            function: FunctionId::new(function, "openfaas-fn"),
+            call_id: call_id.into(),
+            submitted_at: NOW + Duration::from_secs(seconds),
+        }
+    }
+
+    fn known(submission: &Submission, state: BuildState) -> KnownBuild {
+        KnownBuild {
+            attributes: Attributes {
+                call_id: submission.call_id.clone(),
+                signature: None,
+                submitted_at: submission.submitted_at,
+                function: Some(submission.function.clone()),
+                supersede: true,
+            },
+            state,
+        }
+    }
+
+    fn by(newer: &watch::Receiver<Option<Submission>>) -> Option<String> {
+        newer.borrow().as_ref().map(|newer| newer.call_id.clone())
+    }
+
+    #[test]
+    fn a_newer_build_supersedes_older_ones_of_its_function_only_and_whichever_came_first() {
+        let mut registry = Registry::default();
+        let (_, old) = registry.insert(submission("hello", "old", 1));
+        let (_, other) = registry.insert(submission("other", "other", 1));
+        let (_, new) = registry.insert(submission("hello", "new", 3));
+        let (_, late) = registry.insert(submission("hello", "late", 2));
+        let (_, same) = registry.insert(submission("hello", "same", 3));
+        let (_, redelivery) = registry.insert(submission("hello", "new", 4));
+
+        assert_eq!(by(&old).as_deref(), Some("new"));
+        assert_eq!(by(&late).as_deref(), Some("new"));
+        assert_eq!(
+            by(&same).as_deref(),
+            Some("new"),
+            "the redelivery has a later time"
+        );
+        for newer in [other, new, redelivery] {
+            assert_eq!(by(&newer), None);
+        }
+    }
+
+    #[test]
+    fn a_removed_build_supersedes_no_more() {
+        let mut registry = Registry::default();
+        let (new, _) = registry.insert(submission("hello", "new", 2));
+        registry.remove(new);
+        assert!(registry.is_empty());
+        let (_, old) = registry.insert(submission("hello", "old", 1));
+        assert_eq!(by(&old), None);
+        assert_eq!(registry.earliest(), Some(NOW + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_build_of_another_builder_supersedes_while_it_runs_and_after_its_success() {
+        let newer = submission("hello", "newer", 2);
+        let opted_out = |mut build: KnownBuild| {
+            build.attributes.supersede = false;
+            build
+        };
+        let undeployed = |mut build: KnownBuild| {
+            build.attributes.function = None;
+            build
+        };
+        for (build, supersedes) in [
+            (known(&newer, BuildState::Running), true),
+            (known(&newer, BuildState::Succeeded), true),
+            (known(&newer, BuildState::Failed), false),
+            (opted_out(known(&newer, BuildState::Running)), false),
+            (undeployed(known(&newer, BuildState::Running)), false),
+            (known(&submission("hello", "same", 1), BuildState::Running), false),
+            (
+                known(&submission("other", "newer", 2), BuildState::Running),
+                false,
+            ),
+            (
+                known(&submission("hello", "ahead", 301), BuildState::Running),
+                false,
+            ),
+            (
+                known(&submission("hello", "newer", 300), BuildState::Running),
+                true,
+            ),
+        ] {
+            let mut registry = Registry::default();
+            let (_, old) = registry.insert(submission("hello", "old", 1));
+            registry.note(&build, NOW);
+            assert_eq!(by(&old).as_deref(), supersedes.then_some("newer"), "{build:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever the order of arrival, and however the builds are spread over builders that report their own.
+        #[test]
+        fn only_the_newest_build_of_a_function_is_left(
+            builds in prop::collection::vec((0..3_usize, 0..20_u64), 1..12),
+        ) {
+            let mut builders = [Registry::default(), Registry::default(), Registry::default()];
+            let mut receivers = Vec::new();
+            for (at, (builder, seconds)) in builds.iter().enumerate() {
+                let arriving = submission("hello", &at.to_string(), *seconds);
+                let (_, newer) = builders[*builder].insert(arriving.clone());
+                receivers.push(newer);
+                for (before, (_, seconds)) in builds[..at].iter().enumerate() {
+                    let running = submission("hello", &before.to_string(), *seconds);
+                    builders[*builder].note(&known(&running, BuildState::Running), NOW);
+                }
+                for registry in &mut builders {
+                    registry.note(&known(&arriving, BuildState::Running), NOW);
+                }
+            }
+            let newest = builds.iter().map(|(_, seconds)| *seconds).max();
+            for ((_, seconds), newer) in builds.iter().zip(&receivers) {
+                prop_assert_eq!(newer.borrow().is_none(), Some(*seconds) == newest);
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Follows the daemon's history while builds are registered.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use function_host::ErrorChain;
+use futures_util::TryStreamExt;
+use tonic::Status;
+
+use super::{Shared, history_start};
+use crate::buildkit::ConnectError;
+
+/// The pause before the first attempt to reconnect; every further one is twice as long.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+
+/// The longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// The reason why the history is not followed any more.
+#[derive(Debug, thiserror::Error)]
+enum WatchError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("BuildKit's history cannot be followed")]
+    Listen(#[from] Status),
+    #[error("BuildKit ended the stream of its history")]
+    Ended,
+}
+
+/// Passes the builds of the daemon to the registry, and reconnects until it is aborted.
+pub(super) async fn watch(shared: Arc<Shared>) {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let error = match follow(&shared, &mut pause).await {
+            Ok(()) => WatchError::Ended,
+            Err(error) => error,
+        };
+        shared.log_history_failure(&ErrorChain(&error));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// Follows the history over one connection: first what runs and what has succeeded since the earliest registered build
+/// was submitted, then what happens.
+async fn follow(shared: &Shared, pause: &mut Duration) -> Result<(), WatchError> {
+    let connection = shared.daemon.connect().await?;
+    let mut builds = connection.watch_builds(history_start(earliest(shared))).await?;
+    shared.log_history_success();
+    *pause = PAUSE_MIN;
+    loop {
+        tokio::select! {
+            build = builds.try_next() => match build? {
+                Some(build) => shared.state().registry.note(&build, SystemTime::now()),
+                None => return Ok(()),
+            },
+            // What happened before the registration is in the history, and not among the events to come.
+            () = shared.registered.notified() => shared.read_history(&connection, earliest(shared)).await,
+        }
+    }
+}
+
+/// Returns the earliest submission of a registered build.
+fn earliest(shared: &Shared) -> SystemTime {
+    let earliest = shared.state().registry.earliest();
+    earliest.unwrap_or_else(SystemTime::now)
+}

@@ -1,0 +1,236 @@
+//! The history of a fake daemon: the builds that run, the records of finished ones, and those who listen.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use bollard_buildkit_proto::google::protobuf::Timestamp;
+use bollard_buildkit_proto::google::rpc::Status as RpcStatus;
+use bollard_buildkit_proto::moby::buildkit::v1::*;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{Code, Status};
+
+type Events = mpsc::UnboundedSender<Result<BuildHistoryEvent, Status>>;
+
+/// What BuildKit's `solver/llbsolver/history` keeps. Clones are the same history.
+#[derive(Clone, Default)]
+pub(crate) struct History(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    active: HashMap<String, BuildHistoryRecord>,
+    finished: Vec<BuildHistoryRecord>,
+    listeners: Vec<Events>,
+    behaviour: Behaviour,
+}
+
+/// How the history answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Behaviour {
+    /// As BuildKit's does.
+    #[default]
+    Kept,
+    /// Every question fails: a daemon without a history.
+    Unimplemented,
+    /// No question is ever answered.
+    Silent,
+}
+
+/// A build in the history. Dropping it before its end records it as cancelled, as BuildKit does for a client that left.
+pub(crate) struct Recording {
+    history: History,
+    record: Option<BuildHistoryRecord>,
+}
+
+impl History {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic")
+    }
+
+    /// Sets how the history answers.
+    pub(crate) fn behave(&self, behaviour: Behaviour) {
+        self.state().behaviour = behaviour;
+    }
+
+    /// Ends every stream of events, as a restart of the daemon does.
+    pub(crate) fn disconnect_listeners(&self) {
+        self.state().listeners.clear();
+    }
+
+    /// Returns how many clients listen.
+    pub(crate) fn listeners(&self) -> usize {
+        let mut state = self.state();
+        state.listeners.retain(|listener| !listener.is_closed());
+        state.listeners.len()
+    }
+
+    /// Records the start of a build, unless its reference is taken.
+    pub(crate) fn start(&self, request: &SolveRequest) -> Result<Recording, Status> {
+        let mut state = self.state();
+        if state.active.contains_key(&request.r#ref) {
+            return Err(Status::unknown(format!("job ID {} exists", request.r#ref)));
+        }
+        let record = BuildHistoryRecord {
+            r#ref: request.r#ref.clone(),
+            frontend: request.frontend.clone(),
+            frontend_attrs: request.frontend_attrs.clone(),
+            created_at: Some(now()),
+            ..BuildHistoryRecord::default()
+        };
+        state.active.insert(record.r#ref.clone(), record.clone());
+        state.send(BuildHistoryEventType::Started, &record);
+        Ok(Recording {
+            history: self.clone(),
+            record: Some(record),
+        })
+    }
+
+    /// Adds the record of a finished build.
+    pub(crate) fn add(&self, record: BuildHistoryRecord, outcome: Result<&str, &Status>) {
+        let record = ended(record, outcome);
+        let mut state = self.state();
+        state.finished.push(record.clone());
+        state.send(BuildHistoryEventType::Complete, &record);
+    }
+
+    /// Answers a client as BuildKit's `Listen` does: running builds, then the records that the filter allows, then events.
+    pub(super) fn listen(
+        &self,
+        request: &BuildHistoryRequest,
+    ) -> Result<impl Stream<Item = Result<BuildHistoryEvent, Status>> + Send + use<>, Status> {
+        let mut state = self.state();
+        match state.behaviour {
+            Behaviour::Kept => {}
+            Behaviour::Unimplemented => {
+                return Err(Status::unimplemented("unknown method ListenBuildHistory"));
+            }
+            Behaviour::Silent => return Ok(stream::pending().left_stream()),
+        }
+        // The history of a daemon contains other builds too.
+        let other = ended(
+            BuildHistoryRecord {
+                r#ref: "other".into(),
+                ..BuildHistoryRecord::default()
+            },
+            Ok("sha256:00"),
+        );
+        let filters: Vec<_> = request
+            .filter
+            .iter()
+            .flat_map(|filter| filter.split(','))
+            .collect();
+        let active = state.active.values();
+        let active = active.map(|record| event(BuildHistoryEventType::Started, record));
+        let finished = [&other].into_iter().chain(&state.finished);
+        let finished = finished
+            .filter(|record| filters.iter().all(|filter| allows(filter, record)))
+            .map(|record| event(BuildHistoryEventType::Complete, record));
+        let known: Vec<_> = active.chain(finished).map(Ok).collect();
+        let (listener, events) = mpsc::unbounded_channel();
+        if !request.early_exit {
+            state.listeners.push(listener);
+        }
+        let events = UnboundedReceiverStream::new(events);
+        Ok(stream::iter(known).chain(events).right_stream())
+    }
+}
+
+impl State {
+    fn send(&mut self, kind: BuildHistoryEventType, record: &BuildHistoryRecord) {
+        self.listeners
+            .retain(|listener| listener.send(Ok(event(kind, record))).is_ok());
+    }
+}
+
+impl Recording {
+    /// Records the outcome. BuildKit makes no record of a solve whose reference was taken.
+    pub(crate) fn end(mut self, outcome: Result<&str, &Status>) {
+        match outcome {
+            Err(status) if status.message().ends_with(" exists") => {
+                if let Some(record) = self.record.take() {
+                    self.history.state().active.remove(&record.r#ref);
+                }
+            }
+            outcome => self.finish(outcome),
+        }
+    }
+
+    fn finish(&mut self, outcome: Result<&str, &Status>) {
+        if let Some(record) = self.record.take() {
+            self.history.state().active.remove(&record.r#ref);
+            self.history.add(record, outcome);
+        }
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        self.finish(Err(&Status::cancelled("context canceled")));
+    }
+}
+
+fn ended(mut record: BuildHistoryRecord, outcome: Result<&str, &Status>) -> BuildHistoryRecord {
+    record.completed_at = Some(now());
+    match outcome {
+        Ok(digest) => {
+            let descriptor = Descriptor {
+                digest: digest.into(),
+                ..Descriptor::default()
+            };
+            record.result = Some(BuildResultInfo {
+                results: [(0, descriptor)].into(),
+                ..BuildResultInfo::default()
+            });
+        }
+        Err(status) => {
+            record.error = Some(RpcStatus {
+                code: status.code().into(),
+                message: status.message().into(),
+                details: Vec::new(),
+            });
+        }
+    }
+    record
+}
+
+/// Returns whether one part of a filter allows a finished build: BuildKit `solver/llbsolver/history/filter.go`.
+fn allows(filter: &str, record: &BuildHistoryRecord) -> bool {
+    if let Some(reference) = filter.strip_prefix("ref==") {
+        return record.r#ref == reference;
+    }
+    if let Some(status) = filter.strip_prefix("status==") {
+        let state = match &record.error {
+            None => "completed",
+            Some(error) if error.code == i32::from(Code::Cancelled) => "canceled",
+            Some(_) => "error",
+        };
+        return state == status;
+    }
+    if let Some(time) = filter.strip_prefix("completedAt>=") {
+        let since: jiff::Timestamp = time.parse().expect("RFC 3339");
+        return record
+            .completed_at
+            .as_ref()
+            .is_some_and(|at| at.seconds >= since.as_second());
+    }
+    panic!("the fake daemon does not know the filter {filter:?}");
+}
+
+fn event(kind: BuildHistoryEventType, record: &BuildHistoryRecord) -> BuildHistoryEvent {
+    BuildHistoryEvent {
+        r#type: kind.into(),
+        record: Some(record.clone()),
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970");
+    Timestamp {
+        seconds: since.as_secs().try_into().expect("not too far"),
+        nanos: since.subsec_nanos().try_into().expect("below a second"),
+    }
+}

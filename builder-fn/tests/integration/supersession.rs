@@ -1,0 +1,296 @@
+//! Newer builds of a function end older ones, in one builder and across builders of one daemon.
+
+use std::time::{Duration, SystemTime};
+
+use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
+use builder_fn::buildkit::Daemon;
+use builder_fn::slots::BuildSlots;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::daemon::{self, Behaviour, Calls};
+use crate::setting::{Answer, Setting, tar};
+
+/// Creates a builder that may deploy, whose gateway does not answer.
+fn builder(daemon: &Daemon) -> Setting {
+    let setting = Setting::new(daemon.clone());
+    setting.secret("deploy-secret", "deploy key\n");
+    setting
+}
+
+/// Sends a build that deploys `hello`, with `changes` to its config.
+fn send(setting: &Setting, call_id: &str, changes: Value) -> JoinHandle<Answer> {
+    let setting = setting.called(call_id);
+    let mut config = json!({"deploy": {"service": "hello"}});
+    for (key, value) in changes.as_object().expect("an object") {
+        config[key] = value.clone();
+    }
+    tokio::spawn(async move { setting.build(tar(config)).await })
+}
+
+/// Returns the solve of another builder: of `function`, submitted `ahead` after now.
+fn solve_of_another(call_id: &str, function: &str, ahead: Duration) -> SolveRequest {
+    let submitted_at = jiff::Timestamp::try_from(SystemTime::now() + ahead).expect("a time");
+    let attrs = [
+        ("slipway.call-id", call_id.to_owned()),
+        ("slipway.function", function.to_owned()),
+        ("slipway.submitted-at", submitted_at.to_string()),
+    ];
+    SolveRequest {
+        r#ref: format!("ref-of-{call_id}"),
+        frontend_attrs: attrs.map(|(name, value)| (name.to_owned(), value)).into(),
+        ..SolveRequest::default()
+    }
+}
+
+async fn superseded(answer: JoinHandle<Answer>, by: &str) {
+    let answer = answer.await.expect("no panic");
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert_eq!(answer.body["status"], "failed");
+    assert_eq!(answer.body["supersededBy"], by);
+    let error = answer.body["error"].as_str().expect("text");
+    let expected = format!("superseded by the build {by} of function hello.openfaas-fn, submitted at 20");
+    assert!(error.starts_with(&expected), "{error}");
+}
+
+/// Waits until the builder listens for builds of others.
+async fn listening(calls: &Calls) {
+    while calls.history.listeners() == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_it() {
+    for is_same_builder in [true, false] {
+        let (daemon, mut calls) = daemon::start();
+        let first = builder(&daemon);
+        let second = match is_same_builder {
+            true => first.clone(),
+            false => builder(&daemon),
+        };
+        let old = send(&first, "old", json!({}));
+        let (mut old_solve, _status, _session) = calls.build().await;
+
+        let new = send(
+            &second,
+            "new",
+            json!({"deploy": {"service": "hello", "namespace": "openfaas-fn"}}),
+        );
+        let (new_solve, status, _session) = calls.build().await;
+
+        superseded(old, "new").await;
+        old_solve.reply.closed().await;
+        drop(status);
+        new_solve.succeed("sha256:12");
+        // The gateway is nowhere, so the deployment fails.
+        assert_eq!(new.await.expect("no panic").body["digest"], "sha256:12");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_build_ends_an_older_one_that_waits_for_a_slot() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = builder(&daemon).with_slots(BuildSlots::new(1, Duration::from_secs(600), 8));
+    let other = send(&setting, "other", json!({"deploy": {"service": "other"}}));
+    let (solve, status, _session) = calls.build().await;
+    let old = send(&setting, "old", json!({}));
+
+    // As another builder runs it.
+    let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
+    let _running = calls.history.start(&request).expect("a free reference");
+
+    superseded(old, "new").await;
+    drop(status);
+    solve.succeed("sha256:12");
+    assert_eq!(other.await.expect("no panic").body["digest"], "sha256:12");
+}
+
+#[tokio::test]
+async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_on() {
+    for (first, second) in [
+        (json!({"deploy": null}), json!({})),
+        (json!({}), json!({"deploy": null})),
+        (json!({}), json!({"deploy": {"service": "other"}})),
+        (
+            json!({}),
+            json!({"deploy": {"service": "hello", "namespace": "dev"}}),
+        ),
+    ] {
+        let (daemon, mut calls) = daemon::start();
+        let setting = builder(&daemon);
+        let mut builds = Vec::new();
+        for (call_id, config) in [("first", &first), ("second", &second)] {
+            let build = send(&setting, call_id, config.clone());
+            builds.push((build, calls.build().await));
+        }
+        listening(&calls).await;
+
+        for (build, (solve, status, _session)) in builds {
+            drop(status);
+            solve.succeed("sha256:12");
+            let answer = build.await.expect("no panic");
+            assert_eq!(answer.body["digest"], "sha256:12", "{first} {second} {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_older_build_is_not_solved_once_a_newer_one_runs_or_has_succeeded() {
+    for is_finished in [false, true] {
+        let (daemon, mut calls) = daemon::start();
+        let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
+        let recording = calls.history.start(&request).expect("a free reference");
+        let _running = match is_finished {
+            true => {
+                recording.end(Ok("sha256:12"));
+                None
+            }
+            false => Some(recording),
+        };
+
+        superseded(send(&builder(&daemon), "old", json!({})), "new").await;
+        assert!(calls.solves.try_recv().is_err(), "nothing is solved");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_newer_build_supersedes_none() {
+    let (daemon, mut calls) = daemon::start();
+    let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
+    let recording = calls.history.start(&request).expect("a free reference");
+    recording.end(Err(&tonic::Status::unknown("exit code: 1")));
+    let old = send(&builder(&daemon), "old", json!({}));
+
+    let (solve, status, _session) = calls.build().await;
+    drop(status);
+    solve.succeed("sha256:12");
+    assert_eq!(old.await.expect("no panic").body["digest"], "sha256:12");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects() {
+    for is_finished in [false, true] {
+        let (daemon, mut calls) = daemon::start();
+        let old = send(&builder(&daemon), "old", json!({}));
+        let _solve = calls.build().await;
+        listening(&calls).await;
+
+        calls.history.behave(Behaviour::Unimplemented);
+        calls.history.disconnect_listeners();
+        let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
+        let recording = calls.history.start(&request).expect("a free reference");
+        let _running = match is_finished {
+            true => {
+                recording.end(Ok("sha256:12"));
+                None
+            }
+            false => Some(recording),
+        };
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!old.is_finished(), "nothing is known of the newer build");
+
+        calls.history.behave(Behaviour::Kept);
+        superseded(old, "new").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_history_that_fails_or_never_answers_prevents_no_build() {
+    for behaviour in [Behaviour::Unimplemented, Behaviour::Silent] {
+        let (daemon, mut calls) = daemon::start();
+        calls.history.behave(behaviour);
+        let build = send(&builder(&daemon), "call", json!({}));
+
+        let (solve, status, _session) = calls.build().await;
+        drop(status);
+        solve.succeed("sha256:12");
+
+        assert_eq!(
+            build.await.expect("no panic").body["digest"],
+            "sha256:12",
+            "{behaviour:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_deployer_decides_once_the_hand_over_was_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    setting.secret("deploy-secret", "deploy key\n");
+    let old = send(&setting, "old", json!({}));
+    let (solve, status, _session) = calls.build().await;
+    drop(status);
+    solve.succeed("sha256:12");
+    let hand_over = listener.accept().await.expect("a hand-over");
+
+    let new = send(&setting, "new", json!({}));
+    let (new_solve, ..) = calls.build().await;
+    drop(hand_over);
+
+    let answer = old.await.expect("no panic");
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_eq!(answer.body["digest"], "sha256:12");
+    drop(new_solve);
+    new.abort();
+}
+
+#[tokio::test]
+async fn deliveries_of_one_call_do_not_supersede_each_other() {
+    let (daemon, mut calls) = daemon::start();
+    let first = send(&builder(&daemon), "call", json!({}));
+    let (solve, status, _session) = calls.build().await;
+    let second = send(&builder(&daemon), "call", json!({}));
+    // The daemon has refused the second solve once its session has ended.
+    let _followed = calls.statuses.recv().await.expect("a status");
+    let ended = calls.session().await.ended_by_client;
+    ended.await.expect("the client ends the session");
+
+    drop((status, _followed));
+    solve.succeed("sha256:12");
+
+    for build in [first, second] {
+        let answer = build.await.expect("no panic");
+        assert_eq!(answer.body["digest"], "sha256:12", "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_solve_tells_other_builders_what_it_is_for() {
+    let (daemon, mut calls) = daemon::start();
+    let build = send(&builder(&daemon), "call", json!({}));
+    let (solve, ..) = calls.build().await;
+
+    let attrs = &solve.request.frontend_attrs;
+    assert_eq!(attrs["slipway.call-id"], "call");
+    assert_eq!(attrs["slipway.function"], "hello.openfaas-fn");
+    assert_eq!(attrs["slipway.signature"].len(), 64);
+    attrs["slipway.submitted-at"]
+        .parse::<jiff::Timestamp>()
+        .expect("RFC 3339");
+    build.abort();
+
+    let build = send(&builder(&daemon), "call-2", json!({"deploy": null}));
+    let (solve, ..) = calls.build().await;
+    assert!(!solve.request.frontend_attrs.contains_key("slipway.function"));
+    build.abort();
+}
+
+#[tokio::test]
+async fn nobody_listens_once_the_builds_have_ended() {
+    let (daemon, mut calls) = daemon::start();
+    let build = send(&builder(&daemon), "call", json!({}));
+    let (mut solve, ..) = calls.build().await;
+    listening(&calls).await;
+
+    build.abort();
+    solve.reply.closed().await;
+
+    while calls.history.listeners() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
