@@ -16,7 +16,8 @@
 //!
 //! An absent rule allows everything. `rules` apply to hand-overs that are signed with `deploy-secret`. `keys` names
 //! further secrets with signing keys, each with rules that apply instead. In a list of names, `*` at the end of an
-//! entry matches any rest; an entry of `images` is a prefix.
+//! entry matches any rest. An entry of `images` is a prefix that ends at a segment of the path: `registry.example/team` allows
+//! `registry.example/team:1` and `registry.example/team/hello`, and not `registry.example/team-b`.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::quantity::Quantity;
-use crate::request::{HandOver, Resources};
+use crate::request::{HandOver, PinnedImage, Resources};
 
 /// The label with the highest number of replicas.
 const SCALE_MAX: &str = "com.openfaas.scale.max";
@@ -64,11 +65,57 @@ impl Policy {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         // Parsed as an object first: serde would take an empty array for a policy without rules.
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        serde_json::from_value(object.into()).map_err(|error| error.to_string())
+        let policy: Self = serde_json::from_value(object.into()).map_err(|error| error.to_string())?;
+        let keys = policy.keys.iter().map(|(name, rules)| (name.as_str(), rules));
+        let problems: Vec<String> = [("deploy-secret", &policy.rules)]
+            .into_iter()
+            .chain(keys)
+            .flat_map(|(key, rules)| rules.problems(key))
+            .collect();
+        if problems.is_empty() {
+            return Ok(policy);
+        }
+        Err(problems.join("; "))
     }
 }
 
 impl Rules {
+    /// Returns the rules that would not do what they seem to say.
+    fn problems(&self, key: &str) -> Vec<String> {
+        let caps = [
+            ("maxCpu", self.max_cpu.as_ref().is_some_and(Quantity::is_zero)),
+            (
+                "maxMemory",
+                self.max_memory.as_ref().is_some_and(Quantity::is_zero),
+            ),
+            ("maxReplicas", self.max_replicas == Some(0)),
+        ];
+        let zero = caps.into_iter().filter(|(_, zero)| *zero);
+        let mut problems: Vec<String> = zero
+            .map(|(rule, _)| {
+                format!("{rule} of {key} must be more than 0; without the rule there is no limit")
+            })
+            .collect();
+        if self.images.iter().flatten().any(String::is_empty) {
+            problems.push(format!(
+                "images of {key} has an empty entry; without the rule every image is allowed"
+            ));
+        }
+        for (default, cap, rule) in [
+            (&self.default_cpu, &self.max_cpu, "defaultCpu"),
+            (&self.default_memory, &self.max_memory, "defaultMemory"),
+        ] {
+            if let (Some(default), Some(cap)) = (default, cap)
+                && (default.is_zero() || default.exceeds(cap))
+            {
+                problems.push(format!(
+                    "{rule} of {key} is {default}, which exceeds the maximum of {cap}"
+                ));
+            }
+        }
+        problems
+    }
+
     /// Sets the default limits in a hand-over that has none.
     pub(crate) fn apply_defaults(&self, hand_over: &mut HandOver) {
         if self.default_cpu.is_none() && self.default_memory.is_none() {
@@ -99,9 +146,7 @@ impl Rules {
             }
         }
         if let Some(allowed) = &self.images
-            && !allowed
-                .iter()
-                .any(|prefix| spec.image.as_str().starts_with(prefix.as_str()))
+            && !allowed.iter().any(|prefix| allows_image(prefix, &spec.image))
         {
             violations.push(format!("policy rule images does not allow {}", spec.image));
         }
@@ -142,6 +187,11 @@ impl Rules {
             if limit.is_none() {
                 violations.push(format!("policy rule {rule} requires a limit of at most {cap}"));
             }
+            if limit.as_ref().is_some_and(Quantity::is_zero) {
+                violations.push(format!(
+                    "policy rule {rule} allows {cap}, not 0, which means no limit"
+                ));
+            }
             for given in [limit, request].into_iter().flatten() {
                 if given.exceeds(cap) {
                     violations.push(format!("policy rule {rule} allows {cap}, not {given}"));
@@ -151,8 +201,11 @@ impl Rules {
         let Some(cap) = self.max_replicas else { return };
         for label in [SCALE_MIN, SCALE_MAX] {
             match spec.labels.get(label).map(|text| text.parse::<u32>()) {
-                Some(Ok(number)) if number <= cap => {}
-                Some(_) => violations.push(format!("policy rule maxReplicas allows {label} up to {cap}")),
+                // No replicas at most is no limit, too. No replicas at least is no more than the cap.
+                Some(Ok(number)) if number <= cap && (number > 0 || label == SCALE_MIN) => {}
+                Some(_) => violations.push(format!(
+                    "policy rule maxReplicas allows {label} from 1 up to {cap}"
+                )),
                 // Without the label, OpenFaaS scales up to 20.
                 None if label == SCALE_MAX => violations.push(format!(
                     "policy rule maxReplicas requires the label {label}, of at most {cap}"
@@ -161,6 +214,21 @@ impl Rules {
             }
         }
     }
+}
+
+/// Returns whether the image is in the repository `prefix`, or below it. The image may be spelled with or without the
+/// registry that is meant if there is none.
+fn allows_image(prefix: &str, image: &PinnedImage) -> bool {
+    [image.as_str(), image.repository()].into_iter().any(|name| {
+        let Some(rest) = name.strip_prefix(prefix) else {
+            return false;
+        };
+        prefix.ends_with('/')
+            || rest.is_empty()
+            || rest.starts_with(['/', '@'])
+            // After the registry alone, this is a port.
+            || rest.starts_with(':') && prefix.contains('/')
+    })
 }
 
 /// Adds a violation for every name that a rule does not allow.
@@ -230,7 +298,7 @@ mod tests {
             "rule maxCpu allows 1, not 1500m",
             "rule maxMemory requires a limit",
             "rule maxMemory allows 512Mi, not 1Gi",
-            "rule maxReplicas allows com.openfaas.scale.max up to 5",
+            "rule maxReplicas allows com.openfaas.scale.max from 1 up to 5",
             "rule readOnlyRootFilesystem",
         ] {
             assert!(
@@ -239,6 +307,58 @@ mod tests {
             );
         }
         assert_eq!(violations.len(), 11, "{violations:#?}");
+    }
+
+    #[test]
+    fn a_prefix_of_images_ends_at_a_segment() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        for (prefix, image, allowed) in [
+            ("registry.example/t", "registry.example/t", true),
+            ("registry.example/t", "registry.example/t:1", true),
+            ("registry.example/t", "registry.example/t/hello", true),
+            ("registry.example/t", "registry.example/t/hello:1", true),
+            ("registry.example/t", "registry.example/team-b/hello", false),
+            ("registry.example/t", "registry.example/t-b", false),
+            ("registry.example/t/", "registry.example/t/hello", true),
+            ("registry.example/t/", "registry.example/t", false),
+            ("registry.example/t:1", "registry.example/t:1", true),
+            ("registry.example/t:1", "registry.example/t:1.0", false),
+            ("registry.example/t:1", "registry.example/t:12", false),
+            ("registry.example", "registry.example/t", true),
+            ("registry.example", "registry.example.org/t", false),
+            ("registry.example", "registry.example:5000/t", false),
+            ("registry.example:500", "registry.example:5000/t", false),
+            ("registry.example:5000", "registry.example:5000/t", true),
+            ("localhost", "localhost:5000/t", false),
+            ("docker.io/library/", "nginx", true),
+            ("docker.io/library", "docker.io/library/nginx", true),
+            ("team", "team-b/hello", false),
+            ("team", "team/hello", true),
+        ] {
+            let image = PinnedImage::parse(&format!("{image}@{digest}")).unwrap();
+            assert_eq!(allows_image(prefix, &image), allowed, "{prefix} {image}");
+        }
+        let image = PinnedImage::parse(&format!("r.example/t@{digest}")).unwrap();
+        assert!(allows_image(&format!("r.example/t@{digest}"), &image));
+    }
+
+    #[test]
+    fn zero_exceeds_every_cap() {
+        let rules = rules(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
+        let given = |cpu: &str, memory: &str, replicas: &str| {
+            rules.violations(&hand_over(json!({
+                "service": "hello", "limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": "0"},
+                "labels": {"com.openfaas.scale.max": replicas, "com.openfaas.scale.min": "0"}
+            })))
+        };
+        assert_eq!(given("1", "512Mi", "5"), Vec::<String>::new());
+        for zero in ["0", "0m", "0.0", "0e3"] {
+            let violations = given(zero, zero, "0");
+            assert_eq!(violations.len(), 3, "{violations:#?}");
+            for (violation, rule) in violations.iter().zip(["maxCpu", "maxMemory", "maxReplicas"]) {
+                assert!(violation.contains(rule), "{violation}");
+            }
+        }
     }
 
     #[test]
@@ -254,11 +374,17 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_rule_is_an_error() {
+    fn a_rule_that_does_not_do_what_it_says_is_an_error() {
         for wrong in [
             json!({"rules": {"image": []}}),
             json!({"rules": {"maxMemory": "lots"}}),
             json!({"rule": {}}),
+            json!({"rules": {"maxCpu": "0"}}),
+            json!({"keys": {"a": {"maxMemory": "0Mi"}}}),
+            json!({"rules": {"maxReplicas": 0}}),
+            json!({"rules": {"images": [""]}}),
+            json!({"rules": {"maxCpu": "1", "defaultCpu": "2"}}),
+            json!({"rules": {"maxCpu": "1", "defaultCpu": "0"}}),
             json!([]),
         ] {
             assert!(Policy::parse(&wrong.to_string()).is_err(), "{wrong}");

@@ -41,6 +41,11 @@ impl Quantity {
         })
     }
 
+    /// Returns whether this is no amount at all, which Kubernetes takes for no limit.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.nanos == 0
+    }
+
     /// Returns whether this amount is larger than `other`, whatever their units.
     pub(crate) fn exceeds(&self, other: &Self) -> bool {
         self.nanos > other.nanos
@@ -144,6 +149,21 @@ mod tests {
             "1e99999999999999999999",
         ] {
             assert!(Quantity::parse(wrong).is_none(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn zero_has_many_spellings() {
+        for (text, zero) in [
+            ("0", true),
+            ("0Mi", true),
+            ("0.000m", true),
+            ("0e9", true),
+            (".0", true),
+            ("1n", false),
+            ("1e-400", false),
+        ] {
+            assert_eq!(quantity(text).is_zero(), zero, "{text}");
         }
     }
 

@@ -56,6 +56,11 @@ impl PinnedImage {
         &self.digest
     }
 
+    /// Returns the repository with its registry, without tag and digest.
+    pub(crate) fn repository(&self) -> &str {
+        &self.repository
+    }
+
     /// Returns the registry, and the path of the repository in it.
     pub(crate) fn registry_and_path(&self) -> (&str, &str) {
         self.repository
