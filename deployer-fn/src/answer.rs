@@ -9,12 +9,22 @@ use serde_json::json;
 use tracing::{error, info};
 
 use crate::error::{Error, ErrorKind};
-use crate::outcome::{DeploymentStatus, Fault, Outcome};
+use crate::outcome::{DeploymentStatus, DryRunOutcome, DryRunStatus, Fault, Outcome};
+
+/// What became of a hand-over.
+#[derive(Debug)]
+pub(crate) enum Handled {
+    /// It was deployed, or not.
+    Deployment(Box<Outcome>),
+    /// It was checked only.
+    DryRun(DryRunOutcome),
+}
 
 /// Returns the response to a hand-over, and logs an error.
-pub(crate) fn response(result: &Result<Outcome, Error>) -> Response {
+pub(crate) fn response(result: &Result<Handled, Error>) -> Response {
     let (status, body) = match result {
-        Ok(outcome) => (status_of_outcome(outcome), serde_json::to_vec(outcome)),
+        Ok(Handled::Deployment(outcome)) => (status_of_outcome(outcome), serde_json::to_vec(outcome)),
+        Ok(Handled::DryRun(outcome)) => (status_of_dry_run(outcome.status), serde_json::to_vec(outcome)),
         Err(error) => {
             let reasons = error.reasons();
             if error.kind() == ErrorKind::Internal {
@@ -27,13 +37,28 @@ pub(crate) fn response(result: &Result<Outcome, Error>) -> Response {
                 Error::Panicked(_) => DeploymentStatus::Failed,
                 _ => DeploymentStatus::Refused,
             };
-            let body = json!({"status": status, "error": error.to_string(), "reasons": reasons});
-            (status_of_error(error.kind()), serde_json::to_vec(&body))
+            let mut body = json!({"status": status, "error": error.to_string(), "reasons": reasons});
+            let status = match error {
+                Error::Invalid { dry_run: true, .. } => {
+                    body["dryRun"] = true.into();
+                    status_of_dry_run(DryRunStatus::Refused)
+                }
+                _ => status_of_error(error.kind()),
+            };
+            (status, serde_json::to_vec(&body))
         }
     };
     let mut response = reply::json(body.unwrap_or_default());
     *response.status_mut() = status;
     response
+}
+
+fn status_of_dry_run(status: DryRunStatus) -> StatusCode {
+    match status {
+        DryRunStatus::Accepted => StatusCode::OK,
+        DryRunStatus::Refused => StatusCode::UNPROCESSABLE_ENTITY,
+        DryRunStatus::Failed => StatusCode::BAD_GATEWAY,
+    }
 }
 
 fn status_of_outcome(outcome: &Outcome) -> StatusCode {

@@ -25,9 +25,14 @@ pub(crate) enum Error {
     /// The body is signed, but not JSON.
     #[error("could not parse the hand-over")]
     NotJson(#[source] serde_json::Error),
-    /// The body is JSON, but not a valid hand-over. One problem an entry.
+    /// The body is JSON, but not a valid hand-over.
     #[error("the hand-over is not valid")]
-    Invalid(Vec<String>),
+    Invalid {
+        /// The problems, one an entry.
+        problems: Vec<String>,
+        /// Whether it asks for a dry run.
+        dry_run: bool,
+    },
     /// The secret with the signing keys could not be read.
     #[error("could not read the key that checks signatures")]
     Key(#[source] SecretError),
@@ -64,7 +69,7 @@ impl Error {
             Self::Unsigned | Self::MalformedSignature(_) | Self::WrongSignature(_) => ErrorKind::Unauthorized,
             Self::Body(BodyError::TooLarge { .. }) => ErrorKind::TooLarge,
             Self::Body(BodyError::Stalled { .. }) => ErrorKind::Slow,
-            Self::Body(_) | Self::NotJson(_) | Self::Invalid(_) => ErrorKind::Invalid,
+            Self::Body(_) | Self::NotJson(_) | Self::Invalid { .. } => ErrorKind::Invalid,
             Self::Key(_) | Self::NoKey { .. } | Self::Panicked(_) => ErrorKind::Internal,
         }
     }
@@ -72,7 +77,7 @@ impl Error {
     /// Returns the reasons for the caller: each problem of an invalid hand-over, or the error with its causes.
     pub(crate) fn reasons(&self) -> Vec<String> {
         match self {
-            Self::Invalid(problems) => problems.clone(),
+            Self::Invalid { problems, .. } => problems.clone(),
             other => vec![ErrorChain(other).to_string()],
         }
     }

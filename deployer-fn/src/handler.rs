@@ -11,17 +11,17 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
-use crate::answer;
+use crate::answer::{self, Handled};
 use crate::error::Error;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{GatewayTransport, TokenExchange};
 use crate::metrics::Metrics;
-use crate::outcome::{DeploymentStatus, Outcome};
+use crate::outcome::{DeploymentStatus, DryRunOutcome, Outcome};
 use crate::policy::{Policy, Rules};
 use crate::queue::DeploymentQueue;
 use crate::registry::ImageLookup;
-use crate::request::{self, HandOver, PinnedImage, SIGNATURE_HEADER};
-use crate::rollout::{Deadline, RolloutContext, RolloutHistory, rollout};
+use crate::request::{self, DryRun, HandOver, PinnedImage, Received, SIGNATURE_HEADER};
+use crate::rollout::{self, Deadline, RolloutContext, RolloutHistory};
 use crate::settings::Settings;
 
 /// The secret with the keys that hand-overs are signed with: one key a line while they are rotated.
@@ -29,6 +29,9 @@ const KEY_SECRET: &str = "deploy-secret";
 
 /// The time in which a registry has to say whether it has an image.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The time for the whole of a dry run.
+const DRY_RUN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Deploys the images of signed hand-overs.
 ///
@@ -58,15 +61,56 @@ impl Deployer {
         }
     }
 
-    /// Receives the hand-over of a request, and deploys it in a task of its own.
-    async fn handle(&self, request: Request, context: &Context) -> Result<Outcome, Error> {
-        let (mut hand_over, rules) = self.receive(request, context).await?;
-        rules.apply_defaults(&mut hand_over);
-        let mut violations = rules.violations(&hand_over);
-        violations.extend(hand_over.time_problems(Timestamp::now()));
-        if !hand_over.unknown.is_empty() {
-            info!(fields = ?hand_over.unknown, "the hand-over has unknown fields");
+    /// Receives the hand-over of a request, and deploys it in a task of its own; or checks it, for a dry run.
+    async fn handle(&self, request: Request, context: &Context) -> Result<Handled, Error> {
+        let (mut received, rules) = self.receive(request, context).await?;
+        rules.apply_defaults(&mut received.hand_over_mut().spec);
+        let hand_over = received.hand_over();
+        if !hand_over.warnings.is_empty() {
+            info!(warnings = ?hand_over.warnings, "the hand-over has fields that are ignored or misspelt");
         }
+        let mut objections = hand_over.time_problems(Timestamp::now());
+        objections.extend(rules.violations(&hand_over.spec, received.image()));
+        match received {
+            Received::DryRun(dry_run) => {
+                Ok(Handled::DryRun(self.dry_run(&dry_run, objections, context).await))
+            }
+            Received::HandOver(hand_over) => {
+                let outcome = self.deploy_in_task(hand_over, objections, context).await?;
+                Ok(Handled::Deployment(Box::new(outcome)))
+            }
+        }
+    }
+
+    /// Checks a hand-over whose image is not built yet.
+    async fn dry_run(&self, dry_run: &DryRun, objections: Vec<String>, context: &Context) -> DryRunOutcome {
+        let transport = GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange);
+        let rollout_context = self.rollout_context(&transport);
+        let deadline = Deadline::new(DRY_RUN_TIMEOUT, context.deadline(), context.shutdown().clone());
+        let check = rollout::dry_run(&rollout_context, dry_run, objections, &deadline);
+        trace::span("dry run").run(check).await
+    }
+
+    /// Returns what rollouts work with.
+    fn rollout_context<'a>(
+        &'a self,
+        transport: &'a GatewayTransport<'a>,
+    ) -> RolloutContext<'a, GatewayTransport<'a>> {
+        RolloutContext {
+            transport,
+            timeouts: &self.settings.timeouts,
+            default_namespace: &self.settings.default_namespace,
+            history: &self.history,
+        }
+    }
+
+    /// Deploys a hand-over in a task of its own.
+    async fn deploy_in_task(
+        &self,
+        hand_over: HandOver,
+        objections: Vec<String>,
+        context: &Context,
+    ) -> Result<Outcome, Error> {
         let function = hand_over.spec.address().id(&self.settings.default_namespace);
         let log_span = tracing::info_span!(
             "deployment",
@@ -79,7 +123,7 @@ impl Deployer {
         let (deployer, context) = (self.clone(), context.clone());
         let deployment = async move {
             let outcome = span
-                .run(deployer.deploy(&hand_over, function, violations, &context))
+                .run(deployer.deploy(&hand_over, function, objections, &context))
                 .await;
             span.set("slipway.status", outcome.status.name());
             span.set("slipway.changed", outcome.changed);
@@ -97,7 +141,7 @@ impl Deployer {
     }
 
     /// Receives a hand-over, and returns it with the rules of the key that it is signed with.
-    async fn receive(&self, request: Request, context: &Context) -> Result<(HandOver, &Rules), Error> {
+    async fn receive(&self, request: Request, context: &Context) -> Result<(Received, &Rules), Error> {
         let keys = read_keys(context.secrets(), &self.settings.policy)?;
         let (head, body) = request.into_parts();
         let signature = head
@@ -118,7 +162,7 @@ impl Deployer {
         &self,
         hand_over: &HandOver,
         function: FunctionId,
-        violations: Vec<String>,
+        mut objections: Vec<String>,
         context: &Context,
     ) -> Outcome {
         let _in_progress = self.metrics.start();
@@ -132,16 +176,11 @@ impl Deployer {
             context.deadline(),
             context.shutdown().clone(),
         );
-        let mut objections = violations;
         objections.extend(self.check_image(&hand_over.spec.image, context).await);
-        let rollout_context = RolloutContext {
-            transport: &GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange),
-            timeouts: &self.settings.timeouts,
-            default_namespace: &self.settings.default_namespace,
-            history: &self.history,
-        };
+        let transport = GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange);
+        let rollout_context = self.rollout_context(&transport);
         let url = self.function_url(&hand_over.spec.address(), context);
-        let mut outcome = rollout(&rollout_context, hand_over, objections, &deadline, url).await;
+        let mut outcome = rollout::rollout(&rollout_context, hand_over, objections, &deadline, url).await;
         outcome.durations.queue = waited;
         self.metrics.record(&outcome);
         outcome

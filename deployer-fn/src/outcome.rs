@@ -78,6 +78,33 @@ impl DeploymentStatus {
     }
 }
 
+/// The outcome of a dry run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DryRunOutcome {
+    /// Always true. A deployer that does not know dry runs answers without it.
+    pub(crate) dry_run: bool,
+    /// Whether the hand-over would be deployed.
+    pub(crate) status: DryRunStatus,
+    /// The reasons for the status, for people.
+    pub(crate) reasons: Vec<String>,
+    /// What is ignored in the hand-over, or read in another way than it is written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The result of a dry run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DryRunStatus {
+    /// Nothing speaks against the hand-over.
+    Accepted,
+    /// The hand-over would be refused.
+    Refused,
+    /// The gateway did not answer all questions.
+    Failed,
+}
+
 /// The cause of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {

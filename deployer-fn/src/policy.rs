@@ -25,7 +25,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::quantity::Quantity;
-use crate::request::{HandOver, PinnedImage, Resources};
+use crate::request::{FunctionSpec, PinnedImage, Resources};
 
 /// The label with the highest number of replicas.
 const SCALE_MAX: &str = "com.openfaas.scale.max";
@@ -116,12 +116,12 @@ impl Rules {
         problems
     }
 
-    /// Sets the default limits in a hand-over that has none.
-    pub(crate) fn apply_defaults(&self, hand_over: &mut HandOver) {
+    /// Sets the default limits in a specification that has none.
+    pub(crate) fn apply_defaults(&self, spec: &mut FunctionSpec) {
         if self.default_cpu.is_none() && self.default_memory.is_none() {
             return;
         }
-        let limits = hand_over.spec.limits.get_or_insert_with(Resources::default);
+        let limits = spec.limits.get_or_insert_with(Resources::default);
         for (limit, default) in [
             (&mut limits.cpu, &self.default_cpu),
             (&mut limits.memory, &self.default_memory),
@@ -132,9 +132,9 @@ impl Rules {
         }
     }
 
-    /// Returns everything in a hand-over that the rules do not allow. Each entry names its rule.
-    pub(crate) fn violations(&self, hand_over: &HandOver) -> Vec<String> {
-        let spec = &hand_over.spec;
+    /// Returns everything in a specification that the rules do not allow. Each entry names its rule. `image` is the
+    /// specification's, if it is known.
+    pub(crate) fn violations(&self, spec: &FunctionSpec, image: Option<&PinnedImage>) -> Vec<String> {
         let mut violations = Vec::new();
         if let Some(allowed) = &self.namespaces {
             match &spec.namespace {
@@ -145,10 +145,10 @@ impl Rules {
                 None => violations.push("policy rule namespaces requires deploy.namespace".to_owned()),
             }
         }
-        if let Some(allowed) = &self.images
-            && !allowed.iter().any(|prefix| allows_image(prefix, &spec.image))
+        if let (Some(allowed), Some(image)) = (&self.images, image)
+            && !allowed.iter().any(|prefix| allows_image(prefix, image))
         {
-            violations.push(format!("policy rule images does not allow {}", spec.image));
+            violations.push(format!("policy rule images does not allow {image}"));
         }
         check_names("secrets", &self.secrets, spec.secrets.iter(), &mut violations);
         check_names(
@@ -164,7 +164,7 @@ impl Rules {
             spec.annotations.keys(),
             &mut violations,
         );
-        self.check_resources(hand_over, &mut violations);
+        self.check_resources(spec, &mut violations);
         if self.read_only_root_filesystem && !spec.read_only_root_filesystem {
             violations.push(
                 "policy rule readOnlyRootFilesystem requires deploy.readOnlyRootFilesystem to be true"
@@ -174,8 +174,7 @@ impl Rules {
         violations
     }
 
-    fn check_resources(&self, hand_over: &HandOver, violations: &mut Vec<String>) {
-        let spec = &hand_over.spec;
+    fn check_resources(&self, spec: &FunctionSpec, violations: &mut Vec<String>) {
         let none = Resources::default();
         let limits = spec.limits.as_ref().unwrap_or(&none);
         let requests = spec.requests.as_ref().unwrap_or(&none);
@@ -258,10 +257,15 @@ mod tests {
     use super::*;
     use crate::request;
 
-    fn hand_over(deploy: Value) -> HandOver {
+    fn spec(deploy: Value) -> FunctionSpec {
         let image = format!("registry.example/team/hello@sha256:{}", "0".repeat(64));
         let document = json!({"image": image, "deploy": deploy});
-        request::parse(document.to_string().as_bytes()).unwrap()
+        let received = request::parse(document.to_string().as_bytes()).unwrap();
+        received.hand_over().spec.clone()
+    }
+
+    fn violations(rules: &Rules, spec: &FunctionSpec) -> Vec<String> {
+        rules.violations(spec, Some(&spec.image))
     }
 
     fn rules(rules: Value) -> Rules {
@@ -271,8 +275,8 @@ mod tests {
 
     #[test]
     fn without_rules_everything_is_allowed() {
-        let anything = hand_over(json!({"service": "hello", "secrets": ["x"]}));
-        assert_eq!(Rules::default().violations(&anything), Vec::<String>::new());
+        let anything = spec(json!({"service": "hello", "secrets": ["x"]}));
+        assert_eq!(violations(&Rules::default(), &anything), Vec::<String>::new());
     }
 
     #[test]
@@ -282,12 +286,12 @@ mod tests {
             "environment": ["A"], "labels": ["com.openfaas.*"], "annotations": [], "maxCpu": "1",
             "maxMemory": "512Mi", "maxReplicas": 5, "readOnlyRootFilesystem": true
         }));
-        let hand_over = hand_over(json!({
+        let spec = spec(json!({
             "service": "hello", "namespace": "openfaas-fn", "secrets": ["api-key", "other"],
             "envVars": {"A": "1", "B": "2"}, "labels": {"com.openfaas.scale.max": "6", "x": "y"},
             "annotations": {"topic": "t"}, "limits": {"cpu": "1500m"}, "requests": {"memory": "1Gi"}
         }));
-        let violations = rules.violations(&hand_over);
+        let violations = violations(&rules, &spec);
         for rule in [
             "rule namespaces does not allow \"openfaas-fn\"",
             "rule images does not allow",
@@ -346,10 +350,13 @@ mod tests {
     fn zero_exceeds_every_cap() {
         let rules = rules(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
         let given = |cpu: &str, memory: &str, replicas: &str| {
-            rules.violations(&hand_over(json!({
-                "service": "hello", "limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": "0"},
-                "labels": {"com.openfaas.scale.max": replicas, "com.openfaas.scale.min": "0"}
-            })))
+            violations(
+                &rules,
+                &spec(json!({
+                    "service": "hello", "limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": "0"},
+                    "labels": {"com.openfaas.scale.max": replicas, "com.openfaas.scale.min": "0"}
+                })),
+            )
         };
         assert_eq!(given("1", "512Mi", "5"), Vec::<String>::new());
         for zero in ["0", "0m", "0.0", "0e3"] {
@@ -364,13 +371,13 @@ mod tests {
     #[test]
     fn absent_limits_get_the_policys_defaults() {
         let rules = rules(json!({"defaultMemory": "128Mi", "maxMemory": "256Mi", "defaultCpu": "500m"}));
-        let mut open = hand_over(json!({"service": "hello", "limits": {"cpu": "1"}}));
+        let mut open = spec(json!({"service": "hello", "limits": {"cpu": "1"}}));
         rules.apply_defaults(&mut open);
-        let limits = open.spec.limits.clone().unwrap();
+        let limits = open.limits.clone().unwrap();
         let text = |limit: Option<Quantity>| limit.map(|limit| limit.to_string());
         assert_eq!(text(limits.cpu).as_deref(), Some("1"));
         assert_eq!(text(limits.memory).as_deref(), Some("128Mi"));
-        assert!(rules.violations(&open).is_empty());
+        assert!(violations(&rules, &open).is_empty());
     }
 
     #[test]

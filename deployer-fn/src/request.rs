@@ -3,6 +3,7 @@
 //! The signature is checked over the bytes as received, before any of them is parsed. After that all problems with the
 //! content are reported at once.
 
+mod dry_run;
 mod fields;
 mod image;
 mod names;
@@ -15,6 +16,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
+pub(crate) use self::dry_run::{DryRun, Received};
 pub use self::image::PinnedImage;
 pub(crate) use self::image::same_image;
 pub(crate) use self::names::label as check_namespace;
@@ -24,7 +26,7 @@ pub use self::spec::{FunctionSpec, Resources, SPEC_ANNOTATION};
 use crate::build_times::BuildTimes;
 use crate::error::Error;
 use crate::time;
-use fields::Fields;
+use fields::{Fields, Remarks};
 
 /// The header with the signature of a hand-over.
 pub(crate) const SIGNATURE_HEADER: &str = "x-deploy-signature";
@@ -49,8 +51,8 @@ pub struct HandOver {
     pub expires_at: Option<Timestamp>,
     /// The request that checks that the function works.
     pub probe: Probe,
-    /// Names of unknown fields, which a newer builder may send.
-    pub unknown: Vec<String>,
+    /// What is ignored, or read in another way than it is written.
+    pub warnings: Vec<String>,
 }
 
 impl HandOver {
@@ -101,7 +103,7 @@ pub(crate) async fn receive<K: Copy>(
     body: Body,
     signature: Option<&str>,
     keys: &[(HmacKeys, K)],
-) -> Result<(HandOver, K), Error> {
+) -> Result<(Received, K), Error> {
     let signature = signature.ok_or(Error::Unsigned)?;
     let mut verifiers = Vec::with_capacity(keys.len());
     for (key, value) in keys {
@@ -121,25 +123,32 @@ pub(crate) async fn receive<K: Copy>(
 }
 
 /// Parses a hand-over, or the builder's result that contains it.
-pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
     let Value::Object(document) = serde_json::from_slice(bytes).map_err(Error::NotJson)? else {
-        return Err(Error::Invalid(vec![
-            "the hand-over is JSON, but not an object".to_owned(),
-        ]));
+        return Err(Error::Invalid {
+            problems: vec!["the hand-over is JSON, but not an object".to_owned()],
+            dry_run: false,
+        });
     };
     let document = unwrap_result(document);
-    let mut problems = Vec::new();
-    let mut fields = Fields::new("", document, &mut problems);
-    let image = fields
-        .required("image")
-        .and_then(|text| match PinnedImage::parse(&text) {
-            Ok(image) => Some(image),
-            Err(problem) => {
-                fields.report("image", problem);
-                None
-            }
-        });
+    let mut remarks = Remarks::default();
+    let mut fields = Fields::new("", document, &mut remarks);
+    let dry_run = fields.flag("dryRun").unwrap_or_default();
     let tag = fields.string("tag");
+    let given = match dry_run {
+        true => fields.string("image").filter(|text| !text.is_empty()),
+        false => fields.required("image"),
+    };
+    let names_repository = !dry_run || given.is_some() || tag.is_some();
+    let (key, image) = match &given {
+        Some(text) => ("image", PinnedImage::parse(text).map(Some)),
+        None if dry_run => ("tag", PinnedImage::unbuilt(tag.as_deref()).map(Some)),
+        None => ("image", Ok(None)),
+    };
+    let image = image.unwrap_or_else(|problem| {
+        fields.report(key, problem);
+        None
+    });
     let call_id = fields.string("callId");
     let submitted_at = read_time(&mut fields, "submittedAt");
     let built_at = read_time(&mut fields, "builtAt");
@@ -158,9 +167,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
     if let Some(Err(problem)) = spec.as_ref().map(|spec| probe.check_address(&spec.address())) {
         fields.report("probe.path", problem);
     }
-    let unknown = fields.into_unknown();
-    match spec {
-        Some(spec) if problems.is_empty() => Ok(HandOver {
+    fields.ignore_unknown();
+    let Remarks { problems, warnings } = remarks;
+    let hand_over = match spec {
+        Some(spec) if problems.is_empty() => HandOver {
             spec,
             tag,
             call_id,
@@ -168,10 +178,17 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<HandOver, Error> {
             built_at,
             expires_at,
             probe,
-            unknown,
+            warnings,
+        },
+        _ => return Err(Error::Invalid { problems, dry_run }),
+    };
+    Ok(match dry_run {
+        true => Received::DryRun(DryRun {
+            hand_over,
+            names_repository,
         }),
-        _ => Err(Error::Invalid(problems)),
-    }
+        false => Received::HandOver(hand_over),
+    })
 }
 
 fn read_time(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
@@ -212,8 +229,22 @@ mod tests {
 
     fn problems(document: &Value) -> Vec<String> {
         match parse(document.to_string().as_bytes()) {
-            Err(Error::Invalid(problems)) => problems,
+            Err(Error::Invalid { problems, .. }) => problems,
             other => panic!("expected problems, got {other:?}"),
+        }
+    }
+
+    fn hand_over(document: &Value) -> HandOver {
+        match parse(document.to_string().as_bytes()) {
+            Ok(Received::HandOver(hand_over)) => hand_over,
+            other => panic!("expected a hand-over, got {other:?}"),
+        }
+    }
+
+    fn dry_run(document: &Value) -> DryRun {
+        match parse(document.to_string().as_bytes()) {
+            Ok(Received::DryRun(dry_run)) => dry_run,
+            other => panic!("expected a dry run, got {other:?}"),
         }
     }
 
@@ -244,7 +275,7 @@ mod tests {
         let body = full().to_string();
         let signature = signature::sign(&key("k"), body.as_bytes());
 
-        let (hand_over, value) = receive(
+        let (received, value) = receive(
             Body::from(body),
             Some(&signature),
             &[(key("other"), 1), (key("k"), 2)],
@@ -253,6 +284,9 @@ mod tests {
         .unwrap();
 
         assert_eq!(value, 2);
+        let Received::HandOver(hand_over) = received else {
+            panic!("{received:?}");
+        };
         assert_eq!(hand_over.spec.image.as_str(), IMAGE);
         assert_eq!(hand_over.call_id.as_deref(), Some("b6a8d1c2"));
         assert!(hand_over.built_at.is_some());
@@ -265,10 +299,7 @@ mod tests {
     fn a_hand_over_is_found_in_the_builders_result() {
         let result = json!({"log": ["l: x"], "image": "registry.example/hello:1.0", "status": "success", "duration": 1.5,
             "deployment": {"status": "handed_over", "function": "hello", "handOver": full()}});
-        assert_eq!(
-            parse(result.to_string().as_bytes()).unwrap(),
-            parse(full().to_string().as_bytes()).unwrap()
-        );
+        assert_eq!(hand_over(&result), hand_over(&full()));
         // A result without a hand-over is not deployed.
         let result = json!({"image": "registry.example/hello:1.0", "status": "success", "duration": 1.5});
         assert!(
@@ -425,12 +456,51 @@ mod tests {
     #[test]
     fn null_and_empty_mean_absent_as_go_clients_send_them() {
         let document = json!({"image": IMAGE, "later": 1, "deploy": {
-            "service": "hello", "namespace": "", "image": "", "labels": null, "limits": {"memory": ""}, "secrets": null
+            "service": "hello", "namespace": "", "image": "", "labels": null, "limits": {"memory": ""},
+            "secrets": [null], "envVars": {"A": null}, "network": null, "registryAuth": ""
         }});
-        let hand_over = parse(document.to_string().as_bytes()).unwrap();
+        let hand_over = hand_over(&document);
         let spec = serde_json::to_value(&hand_over.spec).unwrap();
         assert_eq!(spec, json!({"service": "hello", "image": IMAGE}));
-        assert_eq!(hand_over.unknown, ["later"]);
+        assert_eq!(hand_over.warnings, ["later is not a known field, and is ignored"]);
+    }
+
+    #[test]
+    fn fields_that_gateways_ignore_are_ignored_with_a_warning() {
+        let hand_over = hand_over(&json!({"image": IMAGE, "deploy": {
+            "Service": "hello", "network": "func_functions", "envVars": {"A": "", "B": null}
+        }}));
+        assert_eq!(
+            serde_json::to_value(&hand_over.spec).unwrap(),
+            json!({"service": "hello", "image": IMAGE, "envVars": {"A": ""}})
+        );
+        assert_eq!(
+            hand_over.warnings,
+            [
+                "deploy.Service is read as service",
+                "deploy.network is ignored: gateways have not used it since Docker Swarm"
+            ]
+        );
+        let found =
+            problems(&json!({"image": IMAGE, "deploy": {"service": "hello", "registryAuth": "c2VjcmV0"}}));
+        assert_eq!(found.len(), 1);
+        assert!(found[0].starts_with("deploy.registryAuth is not used") && !found[0].contains("c2VjcmV0"));
+    }
+
+    #[test]
+    fn a_dry_run_needs_no_image() {
+        let unnamed = dry_run(&json!({"dryRun": true, "deploy": {"service": "hello"}}));
+        assert_eq!(unnamed.image(), None);
+        let tagged =
+            dry_run(&json!({"dryRun": true, "tag": "r.example/t:1", "deploy": {"service": "hello"}}));
+        assert_eq!(tagged.image().unwrap().repository(), "r.example/t");
+        // Whether it is one is known even if something else is wrong.
+        let wrong = json!({"dryRun": true, "tag": "R/t", "deploy": {"service": "0"}}).to_string();
+        let Err(Error::Invalid { problems, dry_run }) = parse(wrong.as_bytes()) else {
+            panic!("{wrong} is valid");
+        };
+        assert!(dry_run);
+        assert_eq!(problems.len(), 2, "{problems:?}");
     }
 
     /// A builder that finds a build finished hands it over again with another time of its end.
@@ -439,7 +509,7 @@ mod tests {
         let digest = |change: &dyn Fn(&mut Value)| {
             let mut document = full();
             change(&mut document);
-            parse(document.to_string().as_bytes()).unwrap().delivery_digest()
+            hand_over(&document).delivery_digest()
         };
         let submitted = |document: &mut Value| document["submittedAt"] = "2026-03-01T11:59:00Z".into();
         let first = digest(&submitted);
@@ -480,7 +550,7 @@ mod tests {
         let spec = |change: &dyn Fn(&mut Value)| {
             let mut document = full();
             change(&mut document);
-            parse(document.to_string().as_bytes()).unwrap().spec.digest()
+            hand_over(&document).spec.digest()
         };
         let plain = spec(&|_| ());
         assert_eq!(plain, spec(&|document| document["callId"] = "another".into()));

@@ -27,6 +27,7 @@ mod apply;
 mod backoff;
 mod check;
 mod deadline;
+mod dry_run;
 mod history;
 mod panic;
 mod read;
@@ -47,6 +48,7 @@ use self::apply::Applied;
 use self::backoff::Backoff;
 use self::check::NextStep;
 pub use self::deadline::Deadline;
+pub(crate) use self::dry_run::dry_run;
 pub use self::history::RolloutHistory;
 use self::panic::Panicked;
 use self::verdict::{Findings, Verdict};
@@ -113,27 +115,8 @@ pub async fn rollout<T: Transport>(
     url: String,
 ) -> Outcome {
     let spec = &hand_over.spec;
-    let address = spec.address();
     let started = Instant::now();
-    let mut rollout = Rollout {
-        context,
-        hand_over,
-        id: address.id(context.default_namespace),
-        address,
-        version: Version::of(hand_over),
-        deadline,
-        before: None,
-        last_good: None,
-        may_coexist: false,
-        provider: OnceCell::new(),
-        facts: Facts {
-            namespace: spec.namespace.clone(),
-            previous_image: None,
-            changed: false,
-            running: Running::Unknown,
-            durations: Durations::default(),
-        },
-    };
+    let mut rollout = Rollout::new(context, hand_over, deadline);
     info!(image = %spec.image, tag = hand_over.tag.as_deref(), "starting the deployment");
     let verdict = match panic::catch(rollout.run(objections)).await {
         Ok(verdict) => verdict,
@@ -230,7 +213,30 @@ enum Attempt {
     Failed,
 }
 
-impl<T: Transport> Rollout<'_, T> {
+impl<'a, T: Transport> Rollout<'a, T> {
+    fn new(context: &'a RolloutContext<'a, T>, hand_over: &'a HandOver, deadline: &'a Deadline) -> Self {
+        let address = hand_over.spec.address();
+        Self {
+            context,
+            hand_over,
+            id: address.id(context.default_namespace),
+            address,
+            version: Version::of(hand_over),
+            deadline,
+            before: None,
+            last_good: None,
+            may_coexist: false,
+            provider: OnceCell::new(),
+            facts: Facts {
+                namespace: hand_over.spec.namespace.clone(),
+                previous_image: None,
+                changed: false,
+                running: Running::Unknown,
+                durations: Durations::default(),
+            },
+        }
+    }
+
     async fn run(&mut self, objections: Vec<String>) -> Verdict {
         let started = Instant::now();
         let deadline = self.deadline;

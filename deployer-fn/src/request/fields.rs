@@ -4,28 +4,50 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// The fields of an object that were not read yet. `null` counts as absent, as in Go.
+/// What is to be said about the fields of a document.
+#[derive(Debug, Default)]
+pub(super) struct Remarks {
+    /// The problems, for which the document is rejected.
+    pub(super) problems: Vec<String>,
+    /// What is ignored, or read in another way than it is written.
+    pub(super) warnings: Vec<String>,
+}
+
+/// The fields of an object that were not read yet. `null` counts as absent, also within maps and lists. Names match
+/// whatever their case, as in Go, where no other field has the exact name.
 pub(super) struct Fields<'p> {
     path: String,
     unread: Map<String, Value>,
-    problems: &'p mut Vec<String>,
+    remarks: &'p mut Remarks,
 }
 
 impl<'p> Fields<'p> {
-    /// Makes a reader for the object at `path`, which is empty for the whole document. Problems are added to
-    /// `problems`.
-    pub(super) fn new(path: &str, object: Map<String, Value>, problems: &'p mut Vec<String>) -> Self {
+    /// Makes a reader for the object at `path`, which is empty for the whole document.
+    pub(super) fn new(path: &str, object: Map<String, Value>, remarks: &'p mut Remarks) -> Self {
         Self {
             path: path.to_owned(),
             unread: object,
-            problems,
+            remarks,
         }
     }
 
     /// Adds a problem with a field: the rest of a sentence that begins with the field's name.
     pub(super) fn report(&mut self, key: &str, problem: impl AsRef<str>) {
         let name = self.name(key);
-        self.problems.push(format!("{name} {}", problem.as_ref()));
+        self.remarks.problems.push(format!("{name} {}", problem.as_ref()));
+    }
+
+    /// Adds a warning about a field: the rest of a sentence that begins with the field's name.
+    fn warn(&mut self, key: &str, warning: impl AsRef<str>) {
+        let name = self.name(key);
+        self.remarks.warnings.push(format!("{name} {}", warning.as_ref()));
+    }
+
+    /// Ignores a field, with a warning if it is there.
+    pub(super) fn ignore(&mut self, key: &str, reason: &str) {
+        if self.take(key).is_some_and(|value| value != "") {
+            self.warn(key, format!("is ignored: {reason}"));
+        }
     }
 
     /// Reads a string. Returns `None` if it is absent, and reports a value of another type.
@@ -83,6 +105,7 @@ impl<'p> Fields<'p> {
                     }
                     strings.push(text);
                 }
+                Value::Null => {}
                 other => drop(self.wrong_type::<()>(&key, "a string", &other)),
             }
         }
@@ -97,6 +120,9 @@ impl<'p> Fields<'p> {
     ) -> BTreeMap<String, String> {
         let mut map = BTreeMap::new();
         for (name, value) in self.object(key).unwrap_or_default() {
+            if value.is_null() {
+                continue;
+            }
             if let Err(problem) = check(&name) {
                 self.report(key, format!("has a name that {problem}"));
             }
@@ -131,7 +157,7 @@ impl<'p> Fields<'p> {
         object: Map<String, Value>,
         read: impl FnOnce(&mut Fields<'_>) -> T,
     ) -> T {
-        let mut inner = Fields::new(&self.name(key), object, self.problems);
+        let mut inner = Fields::new(&self.name(key), object, self.remarks);
         read(&mut inner)
     }
 
@@ -145,17 +171,36 @@ impl<'p> Fields<'p> {
         }
     }
 
-    /// Returns the names of the fields that were not read.
-    pub(super) fn into_unknown(self) -> Vec<String> {
-        self.unread.into_iter().map(|(key, _)| key).collect()
+    /// Ignores the fields that were not read, with a warning for each: a newer builder may send them.
+    pub(super) fn ignore_unknown(mut self) {
+        for key in std::mem::take(&mut self.unread).keys() {
+            self.warn(key, "is not a known field, and is ignored");
+        }
     }
 
     fn has(&self, key: &str) -> bool {
-        self.unread.get(key).is_some_and(|value| !value.is_null())
+        let value = self.spelling(key).and_then(|name| self.unread.get(&name));
+        value.is_some_and(|value| !value.is_null())
     }
 
     fn take(&mut self, key: &str) -> Option<Value> {
-        self.unread.remove(key).filter(|value| !value.is_null())
+        let name = self.spelling(key)?;
+        let value = self.unread.remove(&name).filter(|value| !value.is_null())?;
+        if name != key {
+            self.warn(&name, format!("is read as {key}"));
+        }
+        Some(value)
+    }
+
+    /// Returns how the document writes a field's name: as it is, or else with letters of another case.
+    fn spelling(&self, key: &str) -> Option<String> {
+        if self.unread.contains_key(key) {
+            return Some(key.to_owned());
+        }
+        self.unread
+            .keys()
+            .find(|name| name.eq_ignore_ascii_case(key))
+            .cloned()
     }
 
     fn wrong_type<T>(&mut self, key: &str, expected: &str, found: &Value) -> Option<T> {

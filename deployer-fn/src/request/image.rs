@@ -45,6 +45,17 @@ impl PinnedImage {
         })
     }
 
+    /// Returns a stand-in for an image that is not built yet: the name that it will be pushed with, and a digest of
+    /// zeros.
+    ///
+    /// # Errors
+    /// The problem, as the rest of a sentence that begins with the field's name.
+    pub(super) fn unbuilt(tag: Option<&str>) -> Result<Self, String> {
+        let name = tag.unwrap_or("unbuilt");
+        Self::parse(&format!("{name}@sha256:{}", "0".repeat(DIGITS)))
+            .map_err(|_| format!("is not the name of an image: {name:?}"))
+    }
+
     /// Returns the reference as it was parsed.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -7,7 +7,18 @@ const LABEL_MAX: usize = 63;
 /// The longest name of a Kubernetes Secret, in characters.
 const SUBDOMAIN_MAX: usize = 253;
 
-/// Checks the name of a function or a namespace: an RFC 1123 label.
+/// Checks the name of a function: an RFC 1035 label, as Kubernetes wants for the name of a Service.
+pub(super) fn function(text: &str) -> Result<(), String> {
+    label(text)?;
+    if text.starts_with(|first: char| first.is_ascii_digit()) {
+        return Err(format!(
+            "must begin with a letter, because Kubernetes rejects a Service of the name {text:?}"
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the name of a namespace: an RFC 1123 label.
 pub(crate) fn label(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
@@ -93,7 +104,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_functions_name_is_a_dns_label() {
+    fn a_functions_name_is_that_of_a_service() {
+        for right in ["a", "hello-world", "a1-b2", &"x".repeat(63)] {
+            assert_eq!(function(right), Ok(()), "{right}");
+        }
+        for wrong in ["", "0", "2048-game", "-a", "a.b", &"x".repeat(64)] {
+            assert!(function(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_a_dns_label() {
         for right in ["a", "hello-world", "0", "a1-b2", &"x".repeat(63)] {
             assert_eq!(label(right), Ok(()), "{right}");
         }

@@ -205,11 +205,13 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::request::fields::Remarks;
 
     fn read(probe: Value) -> Result<Probe, Vec<String>> {
         let Value::Object(object) = probe else { panic!() };
-        let mut problems = Vec::new();
-        let probe = Probe::read(&mut Fields::new("probe", object, &mut problems));
+        let mut remarks = Remarks::default();
+        let probe = Probe::read(&mut Fields::new("probe", object, &mut remarks));
+        let problems = remarks.problems;
         if problems.is_empty() {
             Ok(probe)
         } else {

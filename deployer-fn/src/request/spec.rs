@@ -96,10 +96,19 @@ impl FunctionSpec {
     pub(super) fn read(fields: &mut Fields<'_>, image: Option<PinnedImage>) -> Option<Self> {
         let service = fields.required("service");
         let namespace = fields.string("namespace").filter(|text| !text.is_empty());
-        for (key, name) in [("service", &service), ("namespace", &namespace)] {
-            if let Some(Err(problem)) = name.as_deref().map(names::label) {
-                fields.report(key, problem);
-            }
+        if let Some(Err(problem)) = service.as_deref().map(names::function) {
+            fields.report("service", problem);
+        }
+        if let Some(Err(problem)) = namespace.as_deref().map(names::label) {
+            fields.report("namespace", problem);
+        }
+        // Fields that earlier gateways knew.
+        fields.ignore("network", "gateways have not used it since Docker Swarm");
+        if fields.string("registryAuth").is_some_and(|text| !text.is_empty()) {
+            fields.report(
+                "registryAuth",
+                "is not used by gateways any more: the provider has the credentials to pull with",
+            );
         }
         if fields.string("image").is_some_and(|text| !text.is_empty()) {
             fields.report("image", "must be left out: the image is the one that was built");

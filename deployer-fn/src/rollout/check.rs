@@ -85,13 +85,8 @@ impl<T: Transport> Rollout<'_, T> {
     }
 
     async fn decide(&mut self, mut objections: Vec<String>) -> Result<NextStep, ReadError> {
-        if let Some(namespace) = &self.address.namespace
-            && let Some(namespaces) = self.read_names(call::namespaces).await?
-            && !namespaces.contains(namespace)
-        {
-            objections.push(format!(
-                "the namespace {namespace:?} does not exist, or may not have functions"
-            ));
+        if let Some(objection) = self.missing_namespace().await? {
+            objections.push(objection);
             // All further checks would read from that namespace.
             return Ok(refuse(objections));
         }
@@ -218,8 +213,18 @@ impl<T: Transport> Rollout<'_, T> {
         })
     }
 
+    /// Returns an objection if the namespace does not exist.
+    pub(super) async fn missing_namespace(&self) -> Result<Option<String>, ReadError> {
+        let Some(namespace) = &self.address.namespace else {
+            return Ok(None);
+        };
+        let namespaces = self.read_names(call::namespaces).await?;
+        let missing = namespaces.is_some_and(|namespaces| !namespaces.contains(namespace));
+        Ok(missing.then(|| format!("the namespace {namespace:?} does not exist, or may not have functions")))
+    }
+
     /// Adds an objection for each secret that does not exist.
-    async fn check_secrets(&self, objections: &mut Vec<String>) -> Result<(), ReadError> {
+    pub(super) async fn check_secrets(&self, objections: &mut Vec<String>) -> Result<(), ReadError> {
         let wanted = &self.hand_over.spec.secrets;
         if wanted.is_empty() {
             return Ok(());
@@ -236,7 +241,7 @@ impl<T: Transport> Rollout<'_, T> {
     }
 
     /// Adds an objection if the annotations would be too large.
-    fn check_size(&self, objections: &mut Vec<String>) {
+    pub(super) fn check_size(&self, objections: &mut Vec<String>) {
         let largest = LastGood::Version(Box::new(
             self.last_good.clone().unwrap_or_else(|| self.version.clone()),
         ));

@@ -40,7 +40,7 @@ pub(crate) fn hand_over() -> HandOver {
         built_at: None,
         expires_at: None,
         probe: Probe::default(),
-        unknown: vec![],
+        warnings: vec![],
     }
 }
 

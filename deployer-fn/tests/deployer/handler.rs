@@ -311,6 +311,111 @@ async fn a_hand_over_that_expired_or_is_ahead_of_the_clock_is_refused() {
     }
 }
 
+fn dry_run(deploy: Value) -> Value {
+    json!({"dryRun": true, "tag": "registry.example/hello:2", "deploy": deploy})
+}
+
+#[tokio::test]
+async fn a_dry_run_checks_and_changes_nothing() {
+    let gateway = ScriptedGateway::new([
+        expect("GET /system/namespaces").reply(200, r#"["openfaas-fn","team"]"#),
+        expect("GET /system/secrets?namespace=team").reply(200, r#"[{"name":"api-key"}]"#),
+        expect("GET /system/function/hello?namespace=team").reply(404, ""),
+    ]);
+    let (status, answer) = deployer(&gateway.serve().await)
+        .hand_over(&dry_run(
+            json!({"service": "hello", "namespace": "team", "secrets": ["api-key"],
+            "network": "func_functions"}),
+        ))
+        .await;
+    gateway.finish();
+    assert_eq!(status, StatusCode::OK, "{answer:#}");
+    let warning = "deploy.network is ignored: gateways have not used it since Docker Swarm";
+    assert_eq!(
+        answer,
+        json!({"dryRun": true, "status": "accepted", "reasons": [], "warnings": [warning]})
+    );
+}
+
+#[tokio::test]
+async fn a_dry_run_reports_what_would_be_refused() {
+    let secrets = || expect("GET /system/secrets").reply(200, r#"[{"name":"api-key"}]"#);
+    let function = || expect("GET /system/function/hello").reply(404, "");
+    for (document, calls, reasons) in [
+        // Of a wrong field, nothing is asked.
+        (
+            dry_run(json!({"service": "1st", "envVars": {"A=B": ""}, "registryAuth": "x"})),
+            vec![],
+            vec!["deploy.service", "deploy.registryAuth", "deploy.envVars"],
+        ),
+        (
+            json!({"dryRun": true, "probe": {"path": "x"}, "deploy": {"service": "hello"}}),
+            vec![],
+            vec!["probe.path must be a path"],
+        ),
+        (
+            dry_run(json!({"service": "hello", "secrets": ["api-key", "other"]})),
+            vec![secrets(), function()],
+            vec!["the secret \"other\" does not exist"],
+        ),
+        (
+            dry_run(json!({"service": "hello", "namespace": "elsewhere"})),
+            vec![expect("GET /system/namespaces").reply(200, r#"["openfaas-fn"]"#)],
+            vec!["the namespace \"elsewhere\" does not exist"],
+        ),
+        (
+            json!({"dryRun": true, "submittedAt": "2999-01-01T00:00:00Z", "deploy": {"service": "hello"}}),
+            vec![function()],
+            vec!["submittedAt is"],
+        ),
+    ] {
+        let gateway = ScriptedGateway::new(calls);
+        let (status, answer) = deployer(&gateway.serve().await).hand_over(&document).await;
+        gateway.finish();
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer:#}");
+        assert_eq!(answer["dryRun"], true);
+        assert_eq!(answer["status"], "refused");
+        let given = answer["reasons"].as_array().unwrap();
+        assert_eq!(given.len(), reasons.len(), "{answer:#}");
+        for (given, reason) in given.iter().zip(reasons) {
+            assert!(given.as_str().unwrap().starts_with(reason), "{answer:#}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_without_a_gateway_is_neither_accepted_nor_refused() {
+    let (status, answer) = deployer("http://127.0.0.1:1")
+        .hand_over(&dry_run(json!({"service": "hello"})))
+        .await;
+    assert_eq!(status, StatusCode::BAD_GATEWAY);
+    assert_eq!(
+        (&answer["dryRun"], &answer["status"]),
+        (&json!(true), &json!("failed"))
+    );
+}
+
+#[tokio::test]
+async fn a_dry_run_waits_for_no_deployment_of_the_function() {
+    let (reached, mut events) = mpsc::unbounded_channel();
+    let gateway = ScriptedGateway::new([
+        expect("GET /system/function/hello")
+            .check(move |_| reached.send(()).unwrap())
+            .silent(),
+        expect("GET /system/function/hello").reply(404, ""),
+    ]);
+    let deployer = Arc::new(deployer(&gateway.serve().await));
+    let deployment = tokio::spawn({
+        let deployer = Arc::clone(&deployer);
+        async move { deployer.hand_over(&document()).await }
+    });
+    events.recv().await.unwrap();
+    let (status, answer) = deployer.hand_over(&dry_run(json!({"service": "hello"}))).await;
+    deployment.abort();
+    gateway.finish();
+    assert_eq!(status, StatusCode::OK, "{answer:#}");
+}
+
 #[tokio::test]
 async fn only_posts_to_the_root_are_accepted() {
     let deployer = deployer("http://127.0.0.1:1");

@@ -38,7 +38,7 @@ pub(crate) fn build(number: u64, behaviour: &str) -> HandOver {
         built_at: Some(Timestamp::from_second(1_700_001_000 - number as i64).unwrap()),
         expires_at: None,
         probe: Probe::default(),
-        unknown: vec![],
+        warnings: vec![],
     }
 }
 
