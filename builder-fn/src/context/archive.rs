@@ -3,8 +3,8 @@
 //! Only the two small files beside the context are kept here. The caller stores the pieces in a [`Spool`](super::Spool);
 //! the offsets in the index are offsets into it.
 //!
-//! Formats: v7, ustar, GNU (long names), PAX. An archive that two tar programs could read differently is rejected: sparse
-//! files, data after the end, folders with content.
+//! Formats: v7, ustar, GNU (long names), PAX. A tar that two tar programs could read differently is rejected: sparse files,
+//! data after the end, names of which some programs read only a part.
 
 mod error;
 mod header;
@@ -35,9 +35,9 @@ const IGNORED_SHOWN: usize = 5;
 pub struct ArchiveContents {
     /// The entries of `context/`.
     pub entries: Index,
-    /// The last `com.openfaas.docker.config`.
+    /// The `com.openfaas.docker.config`.
     pub config: Option<Vec<u8>>,
-    /// The last `com.openfaas.secrets`.
+    /// The `com.openfaas.secrets`.
     pub secrets: Option<Vec<u8>>,
     /// Warnings for the caller.
     pub warnings: Vec<String>,
@@ -278,6 +278,9 @@ impl ArchiveReader {
 
     /// Prepares to collect the content of an extended header.
     fn begin_extension(&mut self, header: &Header<'_>, purpose: Purpose) -> Result<(), EntryProblem> {
+        if matches!(purpose, Purpose::GlobalRecords) && !self.extended.is_empty() {
+            return Err(EntryProblem::MisplacedGlobal);
+        }
         let size = header.size().ok_or(EntryProblem::Number { field: "size" })?;
         match u64::try_from(size) {
             Ok(size) if size <= EXTENSION_MAX => {
@@ -316,6 +319,10 @@ impl ArchiveReader {
     fn add(&mut self, entry: TarEntry) -> Result<(), EntryProblem> {
         let size = entry.size;
         let mut purpose = None;
+        if entry.entry_type == EntryType::Label {
+            self.begin_content(size, None);
+            return Ok(());
+        }
         match EntryRole::of(&entry.name)? {
             EntryRole::Root | EntryRole::ContextRoot if entry.entry_type != EntryType::Folder => {
                 return Err(EntryProblem::NotAFolder);
@@ -391,6 +398,8 @@ impl ArchiveReader {
                 EntryRole::ContextRoot => Err(Conflict::FolderTarget),
                 _ => return Err(EntryProblem::HardLinkOutside { target }),
             },
+            // Labels are not in the tree.
+            EntryType::Label => return Ok(None),
         };
         let shown = |path: String| EntryName::new(format!("context/{path}").as_bytes());
         added.map_err(|conflict| match conflict {
@@ -423,6 +432,12 @@ impl ArchiveReader {
     /// Uses collected content for its purpose.
     fn interpret(&mut self, Collector { purpose, bytes }: Collector) -> Result<(), ArchiveError> {
         match purpose {
+            Purpose::Config if self.config.as_ref().is_some_and(|other| *other != bytes) => {
+                return Err(self.reject(EntryProblem::Contradictory));
+            }
+            Purpose::Secrets if self.secrets.as_ref().is_some_and(|other| *other != bytes) => {
+                return Err(self.reject(EntryProblem::Contradictory));
+            }
             Purpose::Config => self.config = Some(bytes),
             Purpose::Secrets => self.secrets = Some(bytes),
             Purpose::LongName => self.extend(ExtendedHeaders::with_name(unterminated(bytes)))?,
@@ -459,11 +474,10 @@ fn clamp(wanted: u64, available: usize) -> usize {
     usize::try_from(wanted).unwrap_or(usize::MAX).min(available)
 }
 
-/// Returns a long name without the NUL that GNU tar writes after it.
+/// Returns a long name without the NULs after it, of which GNU tar writes one.
 fn unterminated(mut bytes: Vec<u8>) -> Vec<u8> {
-    if bytes.last() == Some(&0) {
-        bytes.pop();
-    }
+    let end = bytes.iter().rposition(|byte| *byte != 0);
+    bytes.truncate(end.map_or(0, |at| at + 1));
     bytes
 }
 

@@ -3,16 +3,22 @@
 //!
 //! The output is limited, in total and in relation to the input, so that a small body cannot keep a builder busy.
 
+mod gzip;
+
 use std::io::{self, Write};
 
-use flate2::write::MultiGzDecoder;
+use zstd::stream::{raw, zio};
+
+use gzip::GzipStream;
 
 use super::RequestError;
 use crate::context::{ArchiveError, ArchiveReader, Spool};
 
 const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
-/// Length of the longer of both magic numbers.
+/// The magic number of a skippable frame, without its first byte, `0x50` to `0x5f`. `pzstd` puts such frames before others.
+const ZSTD_SKIPPABLE: &[u8] = b"\x2a\x4d\x18";
+/// Length of the longest magic number.
 const MAGIC_LENGTH: usize = 4;
 
 /// Largest window of a zstd body, as a power of two: 8 MiB of memory, as much as `zstd -19` uses.
@@ -29,8 +35,8 @@ pub(super) enum Decompressor {
     Undetected(TarOutput, Vec<u8>),
     /// A plain tar, or a format that the index will reject.
     Plain(TarOutput),
-    Gzip(MultiGzDecoder<TarOutput>),
-    Zstd(Box<zstd::stream::write::Decoder<'static, TarOutput>>),
+    Gzip(GzipStream),
+    Zstd(Box<zio::Writer<TarOutput, raw::Decoder<'static>>>),
 }
 
 impl Decompressor {
@@ -57,9 +63,20 @@ impl Decompressor {
                 }
                 Self::detect(output, &start)?.push(&start)
             }
-            mut detected => {
-                detected.write(piece)?;
-                Ok(detected)
+            Self::Plain(mut output) => {
+                output.bytes_in += piece.len() as u64;
+                match output.write_all(piece) {
+                    Ok(()) => Ok(Self::Plain(output)),
+                    Err(error) => Err(output.take_error("tar", error)),
+                }
+            }
+            Self::Gzip(stream) => Ok(Self::Gzip(stream.push(piece)?)),
+            Self::Zstd(mut decoder) => {
+                decoder.writer_mut().bytes_in += piece.len() as u64;
+                match decoder.write_all(piece) {
+                    Ok(()) => Ok(Self::Zstd(decoder)),
+                    Err(error) => Err(decoder.writer_mut().take_error("zstd", error)),
+                }
             }
         }
     }
@@ -76,14 +93,10 @@ impl Decompressor {
                 }
             }
             Self::Plain(output) => output,
-            Self::Gzip(mut decoder) => match decoder.try_finish() {
-                Ok(()) => decoder.finish().map_err(|source| broken("gzip", source))?,
-                Err(error) => return Err(decoder.get_mut().take_error("gzip", error)),
-            },
-            Self::Zstd(mut decoder) => match decoder.flush() {
-                // The reader reports a frame that is cut short, because the tar then lacks its end.
-                Ok(()) => decoder.into_inner(),
-                Err(error) => return Err(decoder.get_mut().take_error("zstd", error)),
+            Self::Gzip(stream) => stream.finish()?,
+            Self::Zstd(mut decoder) => match decoder.finish() {
+                Ok(()) => decoder.into_inner().0,
+                Err(error) => return Err(decoder.writer_mut().take_error("zstd", error)),
             },
         };
         Ok((output.spool, output.reader))
@@ -92,40 +105,18 @@ impl Decompressor {
     /// Returns the decoder for the format that begins with `start`.
     fn detect(output: TarOutput, start: &[u8]) -> Result<Self, RequestError> {
         if start.starts_with(GZIP) {
-            return Ok(Self::Gzip(MultiGzDecoder::new(output)));
+            return Ok(Self::Gzip(GzipStream::new(output)));
         }
-        if !start.starts_with(ZSTD) {
+        let is_skippable = matches!(start, [0x50..=0x5f, rest @ ..] if rest.starts_with(ZSTD_SKIPPABLE));
+        if !start.starts_with(ZSTD) && !is_skippable {
             return Ok(Self::Plain(output));
         }
-        let mut decoder =
-            zstd::stream::write::Decoder::new(output).map_err(|source| broken("zstd", source))?;
-        decoder
-            .window_log_max(ZSTD_WINDOW_LOG_MAX)
-            .map_err(|source| broken("zstd", source))?;
-        Ok(Self::Zstd(Box::new(decoder)))
-    }
-
-    fn write(&mut self, piece: &[u8]) -> Result<(), RequestError> {
-        let bytes_in = piece.len() as u64;
-        match self {
-            Self::Undetected(..) => Ok(()),
-            Self::Plain(output) => {
-                output.bytes_in += bytes_in;
-                output
-                    .write_all(piece)
-                    .map_err(|error| output.take_error("tar", error))
-            }
-            Self::Gzip(decoder) => {
-                decoder.get_mut().bytes_in += bytes_in;
-                let written = decoder.write_all(piece);
-                written.map_err(|error| decoder.get_mut().take_error("gzip", error))
-            }
-            Self::Zstd(decoder) => {
-                decoder.get_mut().bytes_in += bytes_in;
-                let written = decoder.write_all(piece);
-                written.map_err(|error| decoder.get_mut().take_error("zstd", error))
-            }
-        }
+        let decoder = raw::Decoder::new().and_then(|mut decoder| {
+            decoder.set_parameter(raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
+            Ok(decoder)
+        });
+        let decoder = decoder.map_err(|source| broken("zstd", source))?;
+        Ok(Self::Zstd(Box::new(zio::Writer::new(output, decoder))))
     }
 }
 
@@ -178,6 +169,11 @@ impl Write for TarOutput {
 }
 
 fn broken(format: &'static str, source: io::Error) -> RequestError {
+    // The library tells this error from others only by its text.
+    if format == "zstd" && source.to_string().contains("too much memory") {
+        let limit = 1 << ZSTD_WINDOW_LOG_MAX;
+        return ArchiveError::WindowTooLarge { limit }.into();
+    }
     ArchiveError::Decompression { format, source }.into()
 }
 
@@ -267,6 +263,120 @@ mod tests {
             let error = decompress(&body, 1000, 1 << 40).unwrap_err().to_string();
             assert!(error.contains("200 times"), "{error}");
         }
+    }
+
+    /// Returns a frame that zstd skips. `pzstd` writes the size of the next frame into one.
+    fn skippable(magic: u8, content: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(content.len()).unwrap().to_le_bytes();
+        [&[magic, 0x2a, 0x4d, 0x18], &length[..], content].concat()
+    }
+
+    /// Compresses with a program of the machine.
+    fn compressed_by(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tar");
+        std::fs::write(&path, bytes).unwrap();
+        let output = std::process::Command::new(program)
+            .args(arguments)
+            .arg(&path)
+            .output();
+        let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert!(
+            output.status.success(),
+            "{program}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output.stdout
+    }
+
+    #[test]
+    fn zeros_after_a_gzip_stream_are_ignored_as_by_tar() {
+        let tar = tar(b"FROM scratch\n");
+        let stream = compressed_by("gzip", &["--stdout"], &tar);
+        for zeros in [1, 7, 10_000] {
+            let body = [&stream[..], &vec![0; zeros]].concat();
+            for piece in [1, 100, body.len()] {
+                assert_eq!(decompress(&body, piece, 1 << 20).unwrap(), 1, "{zeros} zeros");
+            }
+            let listed = compressed_by("tar", &["--list", "--gzip", "--file"], &body);
+            assert_eq!(
+                String::from_utf8(listed).unwrap().lines().count(),
+                2,
+                "{zeros} zeros"
+            );
+            let another = [&body[..], &stream].concat();
+            let error = decompress(&another, 100, 1 << 20).unwrap_err().to_string();
+            assert!(error.contains("after the zeros"), "{error}");
+        }
+        for rest in [&b"x"[..], b"\x1f", b"\x1f\x8b\x08"] {
+            assert!(
+                decompress(&[&stream[..], rest].concat(), 100, 1 << 20).is_err(),
+                "{rest:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn skippable_frames_of_zstd_are_skipped() {
+        let tar = tar(b"FROM scratch\n");
+        let (first, second) = tar.split_at(700);
+        for magic in [0x50, 0x57, 0x5f] {
+            let skip = |content: &[u8]| skippable(magic, content);
+            for body in [
+                [skip(b""), zstd(&tar)].concat(),
+                [
+                    skip(b"1234"),
+                    zstd(first),
+                    skip(b"5678"),
+                    zstd(second),
+                    skip(&[0; 5000]),
+                ]
+                .concat(),
+                [skip(b"1"), skip(b"2"), zstd(&tar)].concat(),
+            ] {
+                for piece in [1, 100, body.len()] {
+                    assert_eq!(decompress(&body, piece, 1 << 20).unwrap(), 1);
+                }
+                let cut = [&body[..], &skip(b"1234")[..9]].concat();
+                assert!(
+                    decompress(&cut, 100, 1 << 20).is_err(),
+                    "a skippable frame that is cut short"
+                );
+            }
+        }
+        assert!(decompress(&[skippable(0x4f, b"1"), zstd(&tar)].concat(), 100, 1 << 20).is_err());
+        assert!(decompress(&[skippable(0x60, b"1"), zstd(&tar)].concat(), 100, 1 << 20).is_err());
+        let error = decompress(&skippable(0x50, b"1"), 100, 1 << 20)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("empty"), "{error}");
+    }
+
+    #[test]
+    fn a_zstd_window_above_the_limit_is_named_as_such() {
+        let tar = tar(&vec![7; 20 << 20]);
+        let packed = |window_log| {
+            let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.window_log(window_log).unwrap();
+            encoder.write_all(&tar).unwrap();
+            encoder.finish().unwrap()
+        };
+        assert_eq!(decompress(&packed(23), 1000, 1 << 30).unwrap(), 1);
+        let error = decompress(&packed(24), 1000, 1 << 30).unwrap_err().to_string();
+        assert!(error.contains("window of more than 8388608 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_compressed_stream_that_ends_between_two_entries_is_incomplete() {
+        let tar = tar(b"FROM scratch\n");
+        let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.write_all(&tar[..2048]).unwrap();
+        encoder.flush().unwrap();
+        assert!(decompress(encoder.get_ref(), 100, 1 << 20).is_err());
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(&tar[..2048]).unwrap();
+        encoder.flush().unwrap();
+        assert!(decompress(encoder.get_ref(), 100, 1 << 20).is_err());
     }
 
     #[test]

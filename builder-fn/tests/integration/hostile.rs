@@ -354,7 +354,7 @@ fn damaged() -> impl Strategy<Value = Vec<u8>> {
         "com.openfaas.secrets",
         "x",
     ]);
-    let kind = prop::sample::select(b"0157235xgLKS\0".to_vec());
+    let kind = prop::sample::select(b"0157235xgLKSV\0".to_vec());
     let one = (
         name,
         kind,

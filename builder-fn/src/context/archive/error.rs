@@ -25,6 +25,18 @@ pub enum ArchiveError {
         #[source]
         source: std::io::Error,
     },
+    /// Data follows the zeros at the end of a gzip stream.
+    #[error("the gzip stream has data after the zeros at its end; send one stream, with only zeros after it")]
+    AfterPadding,
+    /// A zstd frame needs a larger window than the limit.
+    #[error(
+        "the body is compressed by zstd with a window of more than {limit} bytes, which is the limit of this builder; \
+         compress it without --long and --ultra"
+    )]
+    WindowTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// The decompressed body exceeds the limit.
     #[error("the body decompresses to more than {limit} bytes, which is the limit of this builder")]
     DecompressedTooLarge {
@@ -156,8 +168,19 @@ pub enum EntryProblem {
     Special { kind: &'static str },
     #[error("has the unknown type {flag:?}; only files, folders and links can be sent")]
     UnknownType { flag: char },
-    #[error("is a folder or link with content")]
-    UnexpectedContent,
+    #[error(
+        "has a name that is continued where its header has no such field, so tar programs read different names; use the \
+         ustar, GNU or PAX format"
+    )]
+    StrayPrefix,
+    #[error(
+        "is a folder for some tar programs and a file for others; only the name of a folder may end with '/'"
+    )]
+    FolderOrFile,
+    #[error("is a global header between an entry and its extended header; it belongs before both")]
+    MisplacedGlobal,
+    #[error("is in the tar twice, with different contents; a request has only one")]
+    Contradictory,
     #[error("must be a regular file")]
     NotAFile,
     #[error("must be a folder")]

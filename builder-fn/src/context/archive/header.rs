@@ -1,9 +1,24 @@
 //! One header block of a tar, in any of the formats v7, ustar, GNU and PAX.
 
 use std::borrow::Cow;
+use std::ops::Range;
+
+use super::error::EntryProblem;
 
 /// Length of a block in bytes.
 pub(super) const BLOCK: usize = 512;
+
+/// The magic of the ustar format, and of PAX's, whose entries have ustar headers. Whatever the version after it is (`00`, NULs
+/// or blanks, depending on the program), tar programs read the prefix.
+const USTAR: &[u8] = b"ustar\0";
+/// The magic and version of GNU's format.
+const GNU: &[u8] = b"ustar  \0";
+/// Where the magic begins.
+const MAGIC: usize = 257;
+/// The prefix of the name, in ustar headers.
+const PREFIX: Range<usize> = 345..500;
+/// The times of the last access and change, in GNU headers, where ustar has the prefix.
+const GNU_TIMES: [Range<usize>; 2] = [345..357, 357..369];
 
 /// A header block whose checksum is correct.
 pub(super) struct Header<'a>(&'a tar::Header);
@@ -30,12 +45,44 @@ impl<'a> Header<'a> {
 
     /// Returns the name, including a ustar prefix.
     pub(super) fn name(&self) -> Cow<'a, [u8]> {
-        self.0.path_bytes()
+        let prefix = match self.has_magic(USTAR) {
+            true => until_nul(&self.0.as_bytes()[PREFIX]),
+            false => &[],
+        };
+        match prefix {
+            [] => Cow::Borrowed(self.name_field()),
+            prefix => Cow::Owned([prefix, b"/", self.name_field()].concat()),
+        }
+    }
+
+    /// Returns the name without a prefix.
+    pub(super) fn name_field(&self) -> &'a [u8] {
+        until_nul(&self.0.as_old().name)
+    }
+
+    /// Checks that all tar programs read the same name. Some of them read a prefix in headers of every format.
+    ///
+    /// # Errors
+    /// When something is where ustar has the prefix, and it belongs to no format.
+    pub(super) fn check_prefix(&self) -> Result<(), EntryProblem> {
+        let bytes = self.0.as_bytes();
+        let is_valid = if self.has_magic(USTAR) {
+            true
+        } else if self.has_magic(GNU) {
+            GNU_TIMES.into_iter().all(|time| number(&bytes[time]).is_some())
+        } else {
+            bytes[PREFIX].iter().all(|byte| *byte == 0)
+        };
+        is_valid.then_some(()).ok_or(EntryProblem::StrayPrefix)
+    }
+
+    fn has_magic(&self, magic: &[u8]) -> bool {
+        self.0.as_bytes()[MAGIC..].starts_with(magic)
     }
 
     /// Returns the target of a link.
-    pub(super) fn link_name(&self) -> Cow<'a, [u8]> {
-        self.0.link_name_bytes().unwrap_or_default()
+    pub(super) fn link_name(&self) -> &'a [u8] {
+        until_nul(&self.0.as_old().linkname)
     }
 
     /// Returns the length of the content in bytes.
@@ -54,8 +101,16 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Parses a number field: octal digits between blanks or NULs (empty is 0), or, if the top bit is set, big-endian two's
-/// complement.
+/// Returns the text in a field, which ends with the field or before a NUL.
+fn until_nul(field: &[u8]) -> &[u8] {
+    let end = field.iter().position(|byte| *byte == 0);
+    &field[..end.unwrap_or(field.len())]
+}
+
+/// Parses a number field: octal digits, after blanks, and before blanks or NULs (empty is 0), or, if the top bit is set,
+/// big-endian two's complement.
+///
+/// Digits after a NUL are rejected, because some tar programs read them and others do not.
 fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
@@ -68,7 +123,7 @@ fn number(field: &[u8]) -> Option<i64> {
         return i64::try_from(value).ok();
     }
     let blank = |byte: &u8| matches!(byte, b' ' | 0);
-    let start = field.iter().position(|byte| !blank(byte)).unwrap_or(field.len());
+    let start = field.iter().position(|byte| *byte != b' ').unwrap_or(field.len());
     let digits = &field[start..];
     let end = digits.iter().position(blank).unwrap_or(digits.len());
     let (digits, rest) = digits.split_at(end);
@@ -98,7 +153,15 @@ mod tests {
 
     #[test]
     fn other_text_than_an_octal_number_is_rejected() {
-        for field in [&b"00008\0"[..], b"-1\0", b"0x10\0", b"12\x0034\0", b"1.5\0"] {
+        for field in [
+            &b"00008\0"[..],
+            b"-1\0",
+            b"0x10\0",
+            b"12\x0034\0",
+            b"1.5\0",
+            b"\x0012\0",
+            b" \x0012\0",
+        ] {
             assert_eq!(number(field), None, "{field:?}");
         }
     }

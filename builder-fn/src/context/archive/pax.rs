@@ -38,6 +38,10 @@ impl PaxRecords {
     }
 
     fn set(&mut self, key: &str, value: &[u8]) -> Result<(), &'static str> {
+        // POSIX lets an empty value remove another one, and tar programs differ in which.
+        if value.is_empty() && matches!(key, "path" | "size") {
+            return Err("a record sets an empty path or size");
+        }
         // An empty value removes an earlier one.
         let given = (!value.is_empty()).then_some(value);
         match key {
@@ -179,12 +183,12 @@ mod tests {
         let data = [
             record("path", b"a"),
             record("path", b"b"),
-            record("size", b"1"),
-            record("size", b""),
+            record("mtime", b"1"),
+            record("mtime", b""),
         ]
         .concat();
         let records = PaxRecords::parse(&data).unwrap();
-        assert_eq!((records.path, records.size), (Some(b"b".to_vec()), None));
+        assert_eq!((records.path, records.mtime_ns), (Some(b"b".to_vec()), None));
     }
 
     #[test]
@@ -218,6 +222,8 @@ mod tests {
             b"2 \n",
             b"6 a=b\n\0",
             b"10 size=x\n",
+            b"8 size=\n",
+            b"8 path=\n",
         ] {
             assert!(PaxRecords::parse(data).is_err(), "{data:?}");
         }

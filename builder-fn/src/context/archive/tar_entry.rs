@@ -99,6 +99,8 @@ pub(super) enum EntryType {
     Folder,
     Symlink,
     HardLink,
+    /// The label of a volume, of which only the size has a meaning here.
+    Label,
 }
 
 /// An entry as its headers describe it.
@@ -130,26 +132,31 @@ impl TarEntry {
         if records.sparse {
             return Err(EntryProblem::Sparse);
         }
-        let entry_type = EntryType::from_flag(header.flag(), &name)?;
+        let entry_type = EntryType::read(header, &name)?;
+        // A long name replaces the prefix too.
+        if records.path.is_none() && extensions.name.is_none() {
+            header.check_prefix()?;
+        }
         let link = records.link_path.or(extensions.link);
         let number = |value: Option<i64>, field| value.ok_or(EntryProblem::Number { field });
         let in_header = number(header.size(), "size")?;
-        let declared = records.size.unwrap_or(in_header);
+        let declared = match entry_type {
+            EntryType::File | EntryType::Label => records.size.unwrap_or(in_header),
+            // Some programs write the size of the folder, or of the link's target. Nothing follows, all the same.
+            EntryType::Folder | EntryType::Symlink | EntryType::HardLink => 0,
+        };
         let size = u64::try_from(declared).ok().filter(|size| *size <= limit);
         let size = size.ok_or(EntryProblem::Size {
             size: declared,
             limit,
         })?;
-        if entry_type != EntryType::File && size > 0 {
-            return Err(EntryProblem::UnexpectedContent);
-        }
         let mode = number(header.mode(), "mode")? & 0o7777;
         let seconds = number(header.mtime(), "time")?;
         let overriding = records.mtime_ns.or(default_mtime_ns);
         Ok(Self {
             entry_type,
             name,
-            link: link.unwrap_or_else(|| header.link_name().into_owned()),
+            link: link.unwrap_or_else(|| header.link_name().to_vec()),
             size,
             mode: u32::try_from(mode).unwrap_or_default(),
             mtime_ns: overriding.unwrap_or(seconds.saturating_mul(1_000_000_000)),
@@ -159,19 +166,24 @@ impl TarEntry {
 }
 
 impl EntryType {
-    /// Returns the type for a header's flag.
-    fn from_flag(flag: u8, name: &[u8]) -> Result<Self, EntryProblem> {
-        match flag {
-            // Old tars mark a folder only by a slash after its name.
-            0 | b'0' | b'7' if name.ends_with(b"/") => Ok(Self::Folder),
+    /// Returns the type of the entry with this header, whose name may be in another one.
+    fn read(header: &Header<'_>, name: &[u8]) -> Result<Self, EntryProblem> {
+        let is_folder_name = name.ends_with(b"/");
+        match header.flag() {
+            // Old tars mark a folder only by a slash after its name. Tar programs differ in whether that is the name in the
+            // header, and in whether it makes folders of files of the newer type too.
+            0 if is_folder_name != header.name_field().ends_with(b"/") => Err(EntryProblem::FolderOrFile),
+            b'0' | b'7' if is_folder_name && header.size() != Some(0) => Err(EntryProblem::FolderOrFile),
+            0 | b'0' | b'7' if is_folder_name => Ok(Self::Folder),
             0 | b'0' | b'7' => Ok(Self::File),
             b'1' => Ok(Self::HardLink),
             b'2' => Ok(Self::Symlink),
             b'5' => Ok(Self::Folder),
             b'S' => Err(EntryProblem::Sparse),
+            b'V' => Ok(Self::Label),
             b'3' | b'4' => Err(EntryProblem::Special { kind: "device" }),
             b'6' => Err(EntryProblem::Special { kind: "fifo" }),
-            _ => Err(EntryProblem::UnknownType {
+            flag => Err(EntryProblem::UnknownType {
                 flag: char::from(flag),
             }),
         }

@@ -7,6 +7,7 @@ use super::*;
 mod cases;
 mod corpus;
 mod properties;
+mod readers;
 
 /// Builds a tar entry by entry, also one that no tar program would write.
 #[derive(Clone, Debug, Default)]

@@ -14,7 +14,7 @@ use crate::context::SourceContext;
 
 /// An entry in the index or in an extracted folder.
 #[derive(Debug, PartialEq, Eq)]
-struct Found {
+pub(super) struct Found {
     path: String,
     content: Content,
     mode: u32,
@@ -22,7 +22,7 @@ struct Found {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Content {
+pub(super) enum Content {
     Folder,
     File {
         bytes: Vec<u8>,
@@ -203,16 +203,16 @@ fn compare(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
     assert_eq!(indexed.len(), expected.len(), "{case}");
 }
 
-fn extract(archive: &Path, to: &Path) -> Result<(), String> {
+pub(super) fn extract(archive: &Path, to: &Path) -> Result<(), String> {
     let how = ["--extract", "--preserve-permissions", "--no-same-owner", "--file"];
     run(Command::new("tar").args(how).arg(archive).arg("-C").arg(to))
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+pub(super) fn run(command: &mut Command) -> Result<(), String> {
     let output = command
         .env("LC_ALL", "C")
         .output()
-        .expect("GNU tar is part of every Debian");
+        .expect("the tests need GNU tar and Python");
     output
         .status
         .success()
@@ -221,13 +221,13 @@ fn run(command: &mut Command) -> Result<(), String> {
 }
 
 /// Clears mode and time of folders: those that a tar only implies get them from the program that extracts it.
-fn ignore_folders(list: &mut [Found]) {
+pub(super) fn ignore_folders(list: &mut [Found]) {
     for found in list.iter_mut().filter(|found| found.content == Content::Folder) {
         (found.mode, found.mtime_ns) = (0, 0);
     }
 }
 
-fn from_index(context: &SourceContext) -> Vec<Found> {
+pub(super) fn from_index(context: &SourceContext) -> Vec<Found> {
     let mut firsts: Vec<(u64, String)> = Vec::new();
     let found = |(path, entry): (String, Entry<'_>)| {
         let content = match entry.kind {
@@ -265,7 +265,7 @@ fn from_index(context: &SourceContext) -> Vec<Found> {
 }
 
 /// Lists a folder in the order of Go's `filepath.WalkDir`, which BuildKit's own client uses.
-fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
+pub(super) fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
