@@ -1,25 +1,22 @@
 //! Credentials for registries, from a Docker `config.json`.
 //!
-//! The file is read again when it changes. Its format is that of `docker/cli` `cli/config/configfile/file.go`. A helper
-//! that it names for a registry (`credHelpers`, `credsStore`) is asked first, and `auths` is read for what the helper does
-//! not know.
+//! The file is read again when it changes, and parsed by [`function_host::registry`]. A helper that it names for a
+//! registry (`credHelpers`, `credsStore`) is asked first, and `auths` is read for what the helper does not know.
 
-mod file;
 mod helper;
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use function_host::ErrorChain;
+use function_host::registry::{Credentials, Logins, LoginsCache, MalformedLogins, UnusableLogin};
 use tokio::time::Instant;
 
-use crate::buildkit::{CredentialStore, Credentials};
-use file::RegistryLogins;
+use crate::buildkit::CredentialStore;
 pub use helper::{HelperError, Helpers};
 
 /// The largest file that is read, in bytes: more than any `config.json` needs.
@@ -44,13 +41,23 @@ pub enum DockerConfigError {
         source: io::Error,
     },
     /// The file is not a Docker `config.json`.
-    #[error("the registry credentials in {} should be a Docker config.json: {reason}", path.display())]
+    #[error("the registry credentials in {} should be a Docker config.json", path.display())]
     Malformed {
         /// The path of the file.
         path: PathBuf,
         /// The fault, and its place in the file.
-        reason: String,
+        #[source]
+        source: MalformedLogins,
     },
+    /// The file is larger than any `config.json`.
+    #[error("the registry credentials in {} are larger than {FILE_MAX} bytes", path.display())]
+    TooLarge {
+        /// The path of the file.
+        path: PathBuf,
+    },
+    /// The entry for the registry cannot be used.
+    #[error(transparent)]
+    Unusable(#[from] UnusableLogin),
     /// A helper that the file names failed.
     #[error(transparent)]
     Helper(#[from] HelperError),
@@ -61,8 +68,7 @@ pub enum DockerConfigError {
 pub struct DockerConfig {
     path: PathBuf,
     helpers: Helpers,
-    /// The content that was parsed last, with the version of the file that it came from.
-    parsed: Mutex<Option<(FileVersion, Arc<RegistryLogins>)>>,
+    logins: LoginsCache,
     /// The answers of helpers, by the helper's name and the registry.
     answers: Mutex<HashMap<(String, String), CachedAnswer>>,
 }
@@ -71,36 +77,14 @@ pub struct DockerConfig {
 /// one run.
 type CachedAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Option<Credentials>)>>>;
 
-/// The metadata that changes when a file is written or replaced. Kubernetes replaces a symbolic link, which changes the
-/// inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileVersion {
-    device: u64,
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl FileVersion {
-    fn of(metadata: &fs::Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            length: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-}
-
 impl DockerConfig {
     /// Creates the configuration at `path`, without reading it.
     pub fn at(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
         Self {
-            path: path.into(),
+            logins: LoginsCache::new(path.display().to_string()),
+            path,
             helpers: Helpers::default(),
-            parsed: Mutex::default(),
             answers: Mutex::default(),
         }
     }
@@ -115,17 +99,18 @@ impl DockerConfig {
     /// missing.
     ///
     /// # Errors
-    /// Fails if the file cannot be read or parsed, or if the helper that it names fails.
+    /// Fails if the file cannot be read or parsed, if its entry for `host` cannot be used, or if the helper that it names
+    /// fails.
     pub async fn lookup(&self, host: &str) -> Result<Credentials, DockerConfigError> {
         let Some(logins) = self.logins()? else {
             return Ok(Credentials::default());
         };
-        if let Some((name, server)) = logins.helper(host).filter(|_| is_safe_host(host))
+        if let Some((name, server)) = logins.helper(host)?.filter(|_| is_safe_host(host))
             && let Some(credentials) = self.ask_helper(name, server).await?
         {
             return Ok(credentials);
         }
-        Ok(logins.find(host))
+        Ok(logins.find(host)?)
     }
 
     /// Returns the answer of the helper `name` for `server`, from the cache if it is fresh.
@@ -161,41 +146,18 @@ impl DockerConfig {
         self.logins().map(|_| ())
     }
 
-    /// Returns the content of the file, read again if the file has changed; `None` if it is missing.
-    fn logins(&self) -> Result<Option<Arc<RegistryLogins>>, DockerConfigError> {
-        let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = |source| DockerConfigError::Read {
-            path: self.path.clone(),
-            source,
-        };
-        let version = match fs::metadata(&self.path) {
-            Ok(metadata) => FileVersion::of(&metadata),
+    /// Returns the content of the file; `None` if it is missing.
+    fn logins(&self) -> Result<Option<Arc<Logins>>, DockerConfigError> {
+        let path = || self.path.clone();
+        let content = match read(&self.path) {
+            Ok(content) => content.ok_or_else(|| DockerConfigError::TooLarge { path: path() })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(failed(error)),
+            Err(source) => return Err(DockerConfigError::Read { path: path(), source }),
         };
-        if let Some((known, logins)) = &*parsed
-            && *known == version
-        {
-            return Ok(Some(Arc::clone(logins)));
-        }
-        let malformed = |reason| DockerConfigError::Malformed {
-            path: self.path.clone(),
-            reason,
-        };
-        // The version of the file that is read, which may have replaced the one whose metadata was checked.
-        let (version, content) = read(&self.path).map_err(failed)?;
-        let content = content.ok_or_else(|| malformed(format!("it is larger than {FILE_MAX} bytes")))?;
-        let (logins, ignored) = RegistryLogins::parse(&content).map_err(malformed)?;
-        for key in ignored {
-            tracing::warn!(
-                file = %self.path.display(),
-                key,
-                "ignored a key of the registry credentials that is not supported"
-            );
-        }
-        let logins = Arc::new(logins);
-        *parsed = Some((version, Arc::clone(&logins)));
-        Ok(Some(logins))
+        let logins = self.logins.parse(&content);
+        logins
+            .map(Some)
+            .map_err(|source| DockerConfigError::Malformed { path: path(), source })
     }
 }
 
@@ -203,12 +165,15 @@ impl DockerConfig {
 impl CredentialStore for DockerConfig {
     async fn credentials(&self, host: &str) -> Credentials {
         self.lookup(host).await.unwrap_or_else(|error| {
-            // The registry will reject the anonymous request; this line names the cause.
-            tracing::error!(
-                host,
-                error = %ErrorChain(&error),
-                "could not get credentials for a registry; it is used anonymously"
-            );
+            // The registry will reject the anonymous request; this line names the cause. That of an unusable entry was
+            // logged when the file was parsed.
+            if !matches!(error, DockerConfigError::Unusable(_)) {
+                tracing::error!(
+                    host,
+                    error = %ErrorChain(&error),
+                    "could not get credentials for a registry; it is used anonymously"
+                );
+            }
             Credentials::default()
         })
     }
@@ -225,17 +190,14 @@ fn is_fresh(answer: Option<&(Instant, Option<Credentials>)>) -> bool {
     answer.is_some_and(|(at, _)| at.elapsed() < ANSWER_LIFETIME)
 }
 
-/// Reads a file and its version. The content is `None` if it is larger than [`FILE_MAX`].
-fn read(path: &Path) -> io::Result<(FileVersion, Option<Vec<u8>>)> {
+/// Reads a file. The content is `None` if it is larger than [`FILE_MAX`].
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     use io::Read;
-    let file = fs::File::open(path)?;
-    let version = FileVersion::of(&file.metadata()?);
     let mut content = Vec::new();
-    file.take(FILE_MAX + 1).read_to_end(&mut content)?;
-    Ok((
-        version,
-        Some(content).filter(|content| content.len() as u64 <= FILE_MAX),
-    ))
+    fs::File::open(path)?
+        .take(FILE_MAX + 1)
+        .read_to_end(&mut content)?;
+    Ok(Some(content).filter(|content| content.len() as u64 <= FILE_MAX))
 }
 
 #[cfg(test)]
@@ -282,7 +244,7 @@ mod tests {
     #[tokio::test]
     async fn the_error_of_an_unusable_file_names_the_file_and_quotes_nothing_of_it() {
         let (_dir, config) = config(r#"{"auths": {"example.com": {"auth": hunter2}}}"#);
-        let error = config.check().unwrap_err().to_string();
+        let error = ErrorChain(&config.check().unwrap_err()).to_string();
         assert!(
             error.contains(".dockerconfigjson") && error.contains("line 1"),
             "{error}"
@@ -294,6 +256,21 @@ mod tests {
         assert!(matches!(folder.check(), Err(DockerConfigError::Read { .. })));
         let (_dir, large) = self::config(&" ".repeat(2 << 20));
         assert!(large.check().unwrap_err().to_string().contains("bytes"));
+    }
+
+    #[tokio::test]
+    async fn an_unusable_entry_costs_its_own_registry_only() {
+        let (_dir, config) = config(
+            r#"{"credHelpers": {"helper.example": 1, "none.example": null},
+            "auths": {"bad.example": {"auth": "hunter2!"}, "good.example": {"auth": "dXNl\ncjpwYXNz"}}}"#,
+        );
+        assert!(config.check().is_ok());
+        assert_eq!(config.credentials("good.example").await.secret, "pass");
+        for host in ["bad.example", "helper.example"] {
+            let error = config.lookup(host).await.unwrap_err();
+            assert!(matches!(error, DockerConfigError::Unusable(_)), "{error:?}");
+            assert_eq!(config.credentials(host).await, Credentials::default());
+        }
     }
 
     /// A helper with credentials for `r.example`, which counts its runs.

@@ -251,7 +251,8 @@ fn credentials(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfig {
     }
     let config = DockerConfig::at(path);
     if let Err(error) = config.check() {
-        parser.problem("registry_config", format!("cannot be used: {error}"));
+        let problem = format!("cannot be used: {}", ErrorChain(&error));
+        parser.problem("registry_config", problem);
     }
     config.with_helpers(Helpers {
         folder,

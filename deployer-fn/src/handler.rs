@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use function_host::ErrorChain;
 use function_host::http::{HeaderValue, Method, StatusCode, header};
+use function_host::registry::LoginsCache;
 use function_host::signature::HmacKeys;
 use function_host::{Context, Handler, Request, Response, Secrets, reply, trace};
 use jiff::Timestamp;
@@ -19,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::outcome::{DeploymentStatus, DryRunOutcome, Outcome};
 use crate::policy::{Policy, Rules};
 use crate::queue::DeploymentQueue;
-use crate::registry::ImageLookup;
+use crate::registry::{CONFIG_SECRET, ImageLookup};
 use crate::request::{self, DryRun, HandOver, PinnedImage, Received, SIGNATURE_HEADER};
 use crate::rollout::{self, Deadline, RolloutContext, RolloutHistory};
 use crate::settings::Settings;
@@ -45,6 +46,7 @@ pub struct Deployer {
     history: RolloutHistory,
     metrics: Metrics,
     exchange: TokenExchange,
+    logins: Arc<LoginsCache>,
 }
 
 impl Deployer {
@@ -58,6 +60,7 @@ impl Deployer {
             queue: DeploymentQueue::default(),
             history: RolloutHistory::default(),
             exchange,
+            logins: Arc::new(LoginsCache::new(CONFIG_SECRET)),
         }
     }
 
@@ -192,11 +195,13 @@ impl Deployer {
         if !settings.check_image {
             return None;
         }
-        let lookup = ImageLookup::new(
-            context.secrets().clone(),
-            settings.insecure,
-            settings.platform.clone(),
-        );
+        let lookup = ImageLookup {
+            secrets: context.secrets().clone(),
+            logins: Arc::clone(&self.logins),
+            insecure: settings.insecure,
+            token_realms: settings.token_realms.clone(),
+            platform: settings.platform.clone(),
+        };
         let span = trace::span("check image");
         let objection = span.run(lookup.objection(image, REGISTRY_TIMEOUT)).await;
         if let Some(objection) = &objection {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use function_host::duration;
 use function_host::env::Parser;
+use function_host::registry::TokenRealms;
 
 use crate::policy::Policy;
 use crate::request::check_namespace;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub check_image: bool,
     /// `insecure`: whether registries speak plain HTTP.
     pub(crate) insecure: bool,
+    /// `token_realms`: the hosts that registries may have their token servers on, besides their own.
+    pub(crate) token_realms: TokenRealms,
     /// `platform`: the platform that functions run on, `os/architecture`.
     pub(crate) platform: String,
     /// `token_mount_path`: the directory with the service account's token, which is exchanged for one of the gateway's.
@@ -70,6 +73,7 @@ impl Settings {
             }),
             check_image: parser.flag("check_image", true),
             insecure: parser.flag("insecure", false),
+            token_realms: parser.parse("token_realms", TokenRealms::default(), str::parse),
             platform: parser.parse("platform", own_platform(), |text| match text.split_once('/') {
                 Some((os, rest)) if !os.is_empty() && !rest.is_empty() && !rest.contains('/') => {
                     Ok(text.to_owned())
@@ -174,6 +178,7 @@ mod tests {
             ("platform", "amd64"),
             ("default_namespace", "OpenFaaS"),
             ("insecure", "perhaps"),
+            ("token_realms", "https://auth.example/token"),
         ];
         let mut parser = Parser::new(&given);
         Settings::read(&mut parser);

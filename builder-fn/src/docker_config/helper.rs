@@ -8,11 +8,10 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use function_host::registry::Credentials;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
-
-use crate::buildkit::Credentials;
 
 /// The largest output that is read, in bytes: more than any token needs.
 const OUTPUT_MAX: u64 = 64 << 10;

@@ -1,23 +1,26 @@
-//! Lookups in registries on loopback that answer as docker-registry does, with passwords or with a token server.
+//! Lookups in registries on loopback.
 
 use std::convert::Infallible;
 use std::fs;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
+use bytes::Bytes;
+use function_host::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use function_host::http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::Full;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::credentials::CONFIG_SECRET;
 use super::*;
 
 const DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 const CONFIG: &str = "sha256:22";
 
-/// Returns status, body and challenge of the response to a request.
-type Answers = fn(path: &str, authorization: &str, host: &str) -> (u16, Value, Option<String>);
+/// Returns status and body of the response to a request.
+type Answers = fn(path: &str, authorization: &str) -> (u16, Value);
 
 struct Registry {
     host: String,
@@ -30,22 +33,20 @@ impl Registry {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let requests: Arc<Mutex<Vec<String>>> = Arc::default();
-        let (name, log) = (host.clone(), Arc::clone(&requests));
+        let log = Arc::clone(&requests);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (name, log) = (name.clone(), Arc::clone(&log));
+                let log = Arc::clone(&log);
                 let service = service_fn(move |request: Request<hyper::body::Incoming>| {
                     let path = request.uri().to_string();
                     let authorization = request.headers().get(AUTHORIZATION);
                     let authorization = authorization.map_or("", |value| value.to_str().unwrap());
-                    let (status, body, challenge) = answers(&path, authorization, &name);
+                    let (status, body) = answers(&path, authorization);
                     log.lock().unwrap().push(path);
                     let mut response = Response::new(Full::<Bytes>::from(body.to_string()));
                     *response.status_mut() = StatusCode::from_u16(status).unwrap();
-                    if let Some(challenge) = challenge {
-                        let challenge = challenge.parse().unwrap();
-                        response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
-                    }
+                    let challenge = HeaderValue::from_static("Basic realm=\"slipway\"");
+                    response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
                     async move { Ok::<_, Infallible>(response) }
                 });
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
@@ -58,33 +59,41 @@ impl Registry {
         }
     }
 
-    fn store_credentials(&self) {
-        let config = json!({"auths": {&self.host: {"username": "u", "password": "p"}}});
-        fs::write(self.secrets.path().join(CONFIG_SECRET), config.to_string()).unwrap();
+    fn store_config(&self, content: &str) {
+        fs::write(self.secrets.path().join(CONFIG_SECRET), content).unwrap();
     }
 
     async fn look_up(&self) -> Presence {
-        let secrets = Secrets::new(self.secrets.path());
-        let lookup = ImageLookup::new(secrets, true, "linux/amd64".to_owned());
         let image = format!("{}/team/hello:1@{DIGEST}", self.host);
+        let lookup = lookup(Secrets::new(self.secrets.path()));
         lookup.look_up(&PinnedImage::parse(&image).unwrap()).await
     }
 }
 
-fn one_image(path: &str, architecture: &str) -> (u16, Value, Option<String>) {
+fn lookup(secrets: Secrets) -> ImageLookup {
+    ImageLookup {
+        secrets,
+        logins: Arc::new(LoginsCache::new(CONFIG_SECRET)),
+        insecure: true,
+        token_realms: TokenRealms::default(),
+        platform: "linux/amd64".to_owned(),
+    }
+}
+
+fn one_image(path: &str, architecture: &str) -> (u16, Value) {
     if path == format!("/v2/team/hello/manifests/{DIGEST}") {
-        return (200, json!({"config": {"digest": CONFIG}}), None);
+        return (200, json!({"config": {"digest": CONFIG}}));
     }
     assert_eq!(path, format!("/v2/team/hello/blobs/{CONFIG}"));
-    (200, json!({"os": "linux", "architecture": architecture}), None)
+    (200, json!({"os": "linux", "architecture": architecture}))
 }
 
 #[tokio::test]
 async fn an_image_is_present_only_with_its_manifest_and_for_the_platform() {
-    let right = Registry::start(|path, _, _| one_image(path, "amd64")).await;
+    let right = Registry::start(|path, _| one_image(path, "amd64")).await;
     assert_eq!(right.look_up().await, Presence::Present);
 
-    let wrong = Registry::start(|path, _, _| one_image(path, "arm64")).await;
+    let wrong = Registry::start(|path, _| one_image(path, "arm64")).await;
     let Presence::Missing(reason) = wrong.look_up().await else {
         panic!()
     };
@@ -93,11 +102,11 @@ async fn an_image_is_present_only_with_its_manifest_and_for_the_platform() {
         "{reason}"
     );
 
-    let many = Registry::start(|_, _, _| {
+    let many = Registry::start(|_, _| {
         let platforms = json!([{"platform": {"os": "linux", "architecture": "arm64"}},
             {"platform": {"os": "linux", "architecture": "amd64"}},
             {"platform": {"os": "unknown", "architecture": "unknown"}}]);
-        (200, json!({"manifests": platforms}), None)
+        (200, json!({"manifests": platforms}))
     })
     .await;
     assert_eq!(many.look_up().await, Presence::Present);
@@ -105,8 +114,36 @@ async fn an_image_is_present_only_with_its_manifest_and_for_the_platform() {
 }
 
 #[tokio::test]
+async fn an_image_whose_platform_is_not_known_is_present() {
+    let redirected = Registry::start(|path, _| match path.contains("/blobs/") {
+        true => (307, json!({})),
+        false => one_image(path, ""),
+    })
+    .await;
+    assert_eq!(redirected.look_up().await, Presence::Present);
+    let unnamed = Registry::start(|path, _| one_image(path, "")).await;
+    assert_eq!(unnamed.look_up().await, Presence::Present);
+}
+
+#[tokio::test]
+async fn what_is_no_name_of_a_platform_is_not_repeated_to_the_caller() {
+    let registry = Registry::start(|_, _| {
+        let platform = json!({"os": "hunter2 hunter2", "architecture": "hunter2".repeat(9)});
+        (200, json!({"manifests": [{"platform": platform}]}))
+    })
+    .await;
+    let Presence::Missing(reason) = registry.look_up().await else {
+        panic!()
+    };
+    assert!(
+        reason.contains("is for ?/?,") && !reason.contains("hunter2"),
+        "{reason}"
+    );
+}
+
+#[tokio::test]
 async fn an_image_without_a_manifest_is_missing() {
-    let registry = Registry::start(|_, _, _| (404, json!({"errors": []}), None)).await;
+    let registry = Registry::start(|_, _| (404, json!({"errors": []}))).await;
     let Presence::Missing(reason) = registry.look_up().await else {
         panic!()
     };
@@ -117,58 +154,51 @@ async fn an_image_without_a_manifest_is_missing() {
 }
 
 #[tokio::test]
-async fn a_password_is_sent_to_a_registry_that_asks_for_it() {
-    let registry = Registry::start(|path, authorization, _| match authorization {
+async fn the_credentials_of_the_secret_are_used() {
+    let registry = Registry::start(|path, authorization| match authorization {
         "Basic dTpw" => one_image(path, "amd64"),
-        _ => (401, json!({}), Some("Basic realm=\"slipway\"".to_owned())),
+        _ => (401, json!({})),
     })
     .await;
-    let Presence::Unknown(reason) = registry.look_up().await else {
-        panic!()
-    };
-    assert!(reason.contains("there are none"), "{reason}");
-    registry.store_credentials();
-    assert_eq!(registry.look_up().await, Presence::Present);
-}
-
-#[tokio::test]
-async fn a_token_is_fetched_for_a_registry_that_asks_for_it() {
-    let registry = Registry::start(|path, authorization, host| match authorization {
-        "Bearer let-me-in" => one_image(path, "amd64"),
-        "Basic dTpw" => {
-            assert_eq!(path, "/token?scope=repository:team/hello:pull&service=a%20b");
-            (200, json!({"token": "let-me-in"}), None)
-        }
-        _ => (
-            401,
-            json!({}),
-            Some(format!("Bearer realm=\"http://{host}/token\",service=\"a b\"")),
+    let host = registry.host.clone();
+    for (config, reason) in [
+        (String::new(), "there are none for it"),
+        (
+            "hunter2".to_owned(),
+            "the secret registry-pull-config cannot be used: invalid at line 1",
         ),
-    })
-    .await;
-    registry.store_credentials();
+        (
+            format!(r#"{{"auths": {{"{host}": {{"auth": "hunter2"}}}}}}"#),
+            ".auth should be the base64 of a user name",
+        ),
+    ] {
+        registry.store_config(&config);
+        let Presence::Unknown(found) = registry.look_up().await else {
+            panic!("{config}")
+        };
+        assert!(found.contains(reason) && !found.contains("hunter2"), "{found}");
+    }
+    registry.store_config(&format!(
+        r#"{{"auths": {{"{host}": {{"auth": "dT\npw"}}, "other": 1}}}}"#
+    ));
     assert_eq!(registry.look_up().await, Presence::Present);
 }
 
 #[tokio::test]
 async fn a_failed_lookup_is_no_objection() {
-    for status in [403, 429, 500, 302] {
-        let answers: Answers = match status {
-            403 => |_, _, _| (403, json!({}), None),
-            429 => |_, _, _| (429, json!({}), None),
-            500 => |_, _, _| (500, json!({}), None),
-            _ => |_, _, _| (302, json!({}), None),
-        };
+    let answers: [Answers; 5] = [
+        |_, _| (403, json!({})),
+        |_, _| (429, json!({})),
+        |_, _| (500, json!({})),
+        |_, _| (302, json!({})),
+        |_, _| (200, json!("<html>")),
+    ];
+    for answers in answers {
         let registry = Registry::start(answers).await;
-        assert!(
-            matches!(registry.look_up().await, Presence::Unknown(_)),
-            "{status}"
-        );
+        let presence = registry.look_up().await;
+        assert!(matches!(presence, Presence::Unknown(_)), "{presence:?}");
     }
-    let html = Registry::start(|_, _, _| (200, json!("<html>"), None)).await;
-    assert!(matches!(html.look_up().await, Presence::Unknown(_)));
-
-    let unreachable = ImageLookup::new(Secrets::new("/nowhere"), true, "linux/amd64".to_owned());
     let image = PinnedImage::parse(&format!("127.0.0.1:9/hello@{DIGEST}")).unwrap();
+    let unreachable = lookup(Secrets::new("/nowhere"));
     assert_eq!(unreachable.objection(&image, Duration::from_secs(5)).await, None);
 }

@@ -7,27 +7,11 @@ use bollard_buildkit_proto::moby::filesync::v1::{
     CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
     GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse, auth_server,
 };
+pub use function_host::registry::Credentials;
 use tonic::{Request, Response, Status};
 
 /// The reason that BuildKit gets from the methods for tokens.
 const NO_TOKENS: &str = "this client serves credentials and no tokens";
-
-/// Credentials for a registry. Both fields are empty for anonymous access.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user name; empty if the secret is an identity token.
-    pub username: String,
-    /// A password or an identity token.
-    pub secret: String,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("username", &self.username)
-            .finish_non_exhaustive()
-    }
-}
 
 /// A source of credentials.
 #[tonic::async_trait]

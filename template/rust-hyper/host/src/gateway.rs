@@ -17,11 +17,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http_body_util::Full;
 use zeroize::Zeroizing;
 
+use crate::client::{ExchangeError, HttpClient};
 use crate::connector::{self, Connector};
 use crate::duration;
 use crate::env::{Environment, Parser};
@@ -54,8 +53,7 @@ const URL_FORMAT: &str = "should be http://HOST[:PORT]: this function was built 
 pub struct Gateway {
     base: Arc<str>,
     secrets: Secrets,
-    client: Client<Connector, Full<Bytes>>,
-    body_limit: usize,
+    client: HttpClient,
 }
 
 /// An error of a request to the gateway.
@@ -161,15 +159,10 @@ impl Gateway {
     }
 
     fn with_connector(url: &str, secrets: Secrets, connector: Connector) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .build(connector);
         Self {
             base: url.trim_end_matches('/').into(),
             secrets,
-            client,
-            body_limit: DEFAULT_BODY_LIMIT,
+            client: HttpClient::new(connector, DEFAULT_BODY_LIMIT),
         }
     }
 
@@ -184,7 +177,7 @@ impl Gateway {
     /// Sets the limit on the body of a response, in bytes.
     #[must_use]
     pub fn with_body_limit(mut self, bytes: usize) -> Self {
-        self.body_limit = bytes;
+        self.client = self.client.with_body_limit(bytes);
         self
     }
 
@@ -244,47 +237,15 @@ impl Gateway {
     ) -> Result<Response<Bytes>, GatewayError> {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
-        let exchange = async {
-            let response = self.client.request(request).await.map_err(|error| {
-                let (method, path) = (method.clone(), path.clone());
-                match error.is_connect() {
-                    true => GatewayError::Connect {
-                        method,
-                        path,
-                        source: error.into(),
-                    },
-                    false => GatewayError::Lost {
-                        method,
-                        path,
-                        source: error.into(),
-                    },
-                }
-            })?;
-            let (head, body) = response.into_parts();
-            let body = Limited::new(body, self.body_limit)
-                .collect()
-                .await
-                .map_err(|source| {
-                    let (method, path) = (method.clone(), path.clone());
-                    match source.is::<LengthLimitError>() {
-                        true => GatewayError::TooLarge {
-                            method,
-                            path,
-                            limit: self.body_limit,
-                        },
-                        false => GatewayError::Lost { method, path, source },
-                    }
-                })?;
-            Ok(Response::from_parts(head, body.to_bytes()))
-        };
-        match tokio::time::timeout(timeout, exchange).await {
-            Ok(response) => response,
-            Err(_) => Err(GatewayError::Timeout {
-                method,
-                path,
-                limit: timeout,
-            }),
-        }
+        self.client
+            .exchange(request, timeout)
+            .await
+            .map_err(|error| match error {
+                ExchangeError::Connect(source) => GatewayError::Connect { method, path, source },
+                ExchangeError::Lost(source) => GatewayError::Lost { method, path, source },
+                ExchangeError::Timeout(limit) => GatewayError::Timeout { method, path, limit },
+                ExchangeError::TooLarge(limit) => GatewayError::TooLarge { method, path, limit },
+            })
     }
 
     fn authorize(&self, request: &mut Request<Full<Bytes>>) -> Result<(), GatewayError> {

@@ -19,10 +19,12 @@
 //! port 8081, and reads the environment variables of of-watchdog (listed at [`run_with`]). A function that needs
 //! setup before it serves is started by [`run_with`].
 //!
-//! Two features are off by default, because they make a function larger: `tls`, for a gateway behind https, and
-//! `traces`, for OpenTelemetry (the module `trace`). A handler enables them in its `Cargo.toml`.
+//! Three features are off by default, because they make a function larger: `tls`, for a gateway behind https, `traces`,
+//! for OpenTelemetry (the module `trace`), and `registry`, for lookups in registries (the module `registry`). A handler
+//! enables them in its `Cargo.toml`.
 
 mod app;
+mod client;
 mod connection_state;
 mod connector;
 mod context;
@@ -34,6 +36,8 @@ pub mod gateway;
 mod handler;
 mod lifecycle;
 mod log;
+#[cfg(feature = "registry")]
+pub mod registry;
 pub mod reply;
 mod request;
 mod response;

@@ -1,0 +1,24 @@
+//! Registries: credentials from a Docker `config.json`, and lookups of manifests by digest.
+//!
+//! [`Logins`] reads the file as Docker does. [`RegistryClient`] asks a registry for a manifest or blob, with a password
+//! or a token.
+//!
+//! Protocol: <https://github.com/opencontainers/distribution-spec>; tokens:
+//! <https://distribution.github.io/distribution/spec/auth/token/> and `/oauth/` there.
+
+mod challenge;
+mod client;
+mod credentials;
+mod error;
+mod json;
+mod logins;
+mod realm;
+
+pub use client::{RegistryClient, Repository};
+pub use credentials::Credentials;
+pub use error::RegistryError;
+pub use logins::{Logins, LoginsCache, MalformedLogins, UnusableLogin};
+pub use realm::TokenRealms;
+
+/// The name of Docker Hub in images, and the host of its API.
+const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");

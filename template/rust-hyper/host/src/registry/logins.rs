@@ -1,0 +1,303 @@
+//! The content of a Docker `config.json`, and the lookup of the entry for a registry.
+//!
+//! The reference is `docker/cli` `cli/config/configfile/file.go`. Each entry stands alone: an unusable one disables its
+//! own registry only, whereas Docker then uses no entry.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::credentials::Credentials;
+use super::{DOCKER_HUB, json};
+use crate::secret::Secret;
+
+/// The key of Docker Hub in the file, as `docker login` writes it.
+const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
+/// The names of Docker Hub: in images, as the host of its API, and in the key above.
+const DOCKER_HUB_NAMES: [&str; 3] = [DOCKER_HUB.0, DOCKER_HUB.1, "index.docker.io"];
+
+/// Base64 as Go decodes it. Padding may be missing, which Go rejects.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The error for content that is not a Docker `config.json`. The text quotes nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct MalformedLogins(String);
+
+/// The error for the entry of a registry that cannot be used. The text quotes nothing but its key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{entry} should be {expected}")]
+pub struct UnusableLogin {
+    entry: String,
+    expected: &'static str,
+}
+
+/// The credentials and helpers that a `config.json` names.
+#[derive(Debug, Default)]
+pub struct Logins {
+    /// Credentials by their key in the file: `auths`.
+    auths: BTreeMap<String, Result<Credentials, UnusableLogin>>,
+    /// The names of helpers by registry: `credHelpers`.
+    helpers: BTreeMap<String, Result<String, UnusableLogin>>,
+    /// The name of the helper for all other registries: `credsStore`.
+    store: String,
+    /// The keys that are not supported.
+    ignored: Vec<String>,
+}
+
+impl Logins {
+    /// Parses the content of a file. Empty content is a file without entries.
+    ///
+    /// # Errors
+    /// Fails if the content is not a JSON object, or `auths`, `credHelpers` or `credsStore` has the wrong type.
+    pub fn parse(content: &[u8]) -> Result<Self, MalformedLogins> {
+        // Go replaces what is not UTF-8, and reads nothing after the first value.
+        let content = String::from_utf8_lossy(content);
+        let mut logins = Self::default();
+        if content.trim_ascii().is_empty() {
+            return Ok(logins);
+        }
+        let file = <&RawValue>::deserialize(&mut serde_json::Deserializer::from_str(&content));
+        let file = file.map_err(|error| {
+            // The error's own text may quote a value.
+            let place = format!("invalid at line {}, column {}", error.line(), error.column());
+            MalformedLogins(match content.starts_with('\u{feff}') {
+                true => format!("{place}: it begins with a byte order mark"),
+                false => place,
+            })
+        })?;
+        for (key, value) in object(file, "the content")? {
+            if json::is_field(&key, "auths") {
+                logins.read_auths(value)?;
+            } else if json::is_field(&key, "credHelpers") {
+                logins.read_helpers(value)?;
+            } else if json::is_field(&key, "credsStore") {
+                let store = json::text(value);
+                let store = store.map_err(|_| MalformedLogins("credsStore should be text".to_owned()))?;
+                logins.store = store.unwrap_or(logins.store);
+            }
+        }
+        Ok(logins)
+    }
+
+    /// Adds the entries of an object `auths`. Its `null` removes those of one before it.
+    fn read_auths(&mut self, value: &RawValue) -> Result<(), MalformedLogins> {
+        if value.get() == "null" {
+            self.auths.clear();
+        }
+        for (key, value) in object(value, "auths")? {
+            let (entry, has_registry_token) = Entry::parse(&key, value);
+            if has_registry_token {
+                self.ignored
+                    .push(format!("{}.registrytoken", path("auths", &key)));
+            }
+            self.auths.insert(key, entry);
+        }
+        Ok(())
+    }
+
+    fn read_helpers(&mut self, value: &RawValue) -> Result<(), MalformedLogins> {
+        if value.get() == "null" {
+            self.helpers.clear();
+        }
+        for (key, value) in object(value, "credHelpers")? {
+            let name = json::text(value).map(Option::unwrap_or_default);
+            let name = name.map_err(|_| UnusableLogin {
+                entry: path("credHelpers", &key),
+                expected: "the name of a credential helper",
+            });
+            self.helpers.insert(key, name);
+        }
+        Ok(())
+    }
+
+    /// Returns the name of the helper for `host`, and the name of the registry for the helper.
+    ///
+    /// A helper for the registry precedes the one for all registries. Its key is exactly the host, except for Docker Hub,
+    /// which has several names.
+    ///
+    /// # Errors
+    /// Fails if the helper's name is not text.
+    pub fn helper<'a>(&'a self, host: &'a str) -> Result<Option<(&'a str, &'a str)>, UnusableLogin> {
+        let is_hub = DOCKER_HUB_NAMES.contains(&host);
+        let server = if is_hub { DOCKER_HUB_KEY } else { host };
+        let hub = is_hub.then_some(DOCKER_HUB_NAMES).into_iter().flatten();
+        let own = [server, host]
+            .into_iter()
+            .chain(hub)
+            .find_map(|key| self.helpers.get(key));
+        let name = match own {
+            Some(own) => own.as_ref().map_err(Clone::clone)?,
+            None => &self.store,
+        };
+        Ok((!name.is_empty()).then_some((name, server)))
+    }
+
+    /// Returns the credentials for `host`, a host name with a port if it has one; empty ones if the file has none.
+    ///
+    /// The entry with exactly this key precedes those whose URL has this host.
+    ///
+    /// # Errors
+    /// Fails if the entry cannot be used.
+    pub fn find(&self, host: &str) -> Result<Credentials, UnusableLogin> {
+        let is_hub = DOCKER_HUB_NAMES.contains(&host);
+        let exact = if is_hub { DOCKER_HUB_KEY } else { host };
+        let is_wanted = |key: &str| {
+            let named = host_of(key);
+            named == host || is_hub && DOCKER_HUB_NAMES.contains(&named)
+        };
+        let others = || {
+            let mut named = self.auths.iter().filter(|(key, _)| is_wanted(key));
+            // `docker login` with a helper leaves empty entries in the file.
+            named.find(|(_, entry)| entry.as_ref().map_or(true, |found| !found.secret.is_empty()))
+        };
+        let found = self.auths.get(exact).or_else(|| others().map(|(_, entry)| entry));
+        found.cloned().unwrap_or_else(|| Ok(Credentials::default()))
+    }
+
+    /// Describes the entries and keys that cannot be used, without quoting more than their keys.
+    pub fn faults(&self) -> impl Iterator<Item = String> {
+        let auths = self.auths.values().filter_map(|entry| entry.as_ref().err());
+        let helpers = self.helpers.values().filter_map(|entry| entry.as_ref().err());
+        let ignored = self.ignored.iter().map(|key| format!("{key} is not supported"));
+        auths.chain(helpers).map(UnusableLogin::to_string).chain(ignored)
+    }
+}
+
+/// One entry of `auths`.
+#[derive(Default)]
+struct Entry {
+    auth: String,
+    username: String,
+    password: String,
+    identity_token: String,
+    registry_token: String,
+}
+
+impl Entry {
+    /// Parses the entry of `key`. Returns also whether it has a registry token.
+    fn parse(key: &str, value: &RawValue) -> (Result<Credentials, UnusableLogin>, bool) {
+        let unusable = |field: &str, expected| UnusableLogin {
+            entry: format!("{}{field}", path("auths", key)),
+            expected,
+        };
+        let Ok(members) = json::members(value) else {
+            return (Err(unusable("", "an object")), false);
+        };
+        let mut entry = Self::default();
+        for (name, value) in members.unwrap_or_default() {
+            let fields = [
+                ("auth", &mut entry.auth),
+                ("username", &mut entry.username),
+                ("password", &mut entry.password),
+                ("identitytoken", &mut entry.identity_token),
+                ("registrytoken", &mut entry.registry_token),
+            ];
+            let Some((known, field)) = fields.into_iter().find(|(known, _)| json::is_field(&name, known))
+            else {
+                continue;
+            };
+            match json::text(value) {
+                Ok(Some(text)) => *field = text,
+                Ok(None) => {}
+                Err(_) => return (Err(unusable(&format!(".{known}"), "text")), false),
+            }
+        }
+        let has_registry_token = !entry.registry_token.is_empty();
+        let expected = "the base64 of a user name, a colon and a password";
+        let credentials = entry.credentials().ok_or_else(|| unusable(".auth", expected));
+        (credentials, has_registry_token)
+    }
+
+    /// Returns the credentials of the entry; `None` if its `auth` is malformed.
+    fn credentials(self) -> Option<Credentials> {
+        let (mut username, mut secret) = (self.username, self.password);
+        if !self.auth.is_empty() {
+            let mut text = self.auth.into_bytes();
+            text.retain(|byte| !byte.is_ascii_whitespace());
+            let decoded = String::from_utf8(BASE64.decode(text).ok()?).ok()?;
+            let (user, password) = decoded.split_once(':').filter(|(user, _)| !user.is_empty())?;
+            (username, secret) = (user.to_owned(), password.trim_matches('\0').to_owned());
+        }
+        Some(match self.identity_token.is_empty() {
+            true => Credentials { username, secret },
+            false => Credentials {
+                username: String::new(),
+                secret: self.identity_token,
+            },
+        })
+    }
+}
+
+/// Parses a `config.json` that may change: each content once, with one log line for each of its faults.
+#[derive(Debug)]
+pub struct LoginsCache {
+    file: String,
+    /// The content that was parsed last.
+    parsed: Mutex<Option<(Secret, Arc<Logins>)>>,
+}
+
+impl LoginsCache {
+    /// Creates a cache for the content of `file`, which is its name in the log.
+    pub fn new(file: impl Into<String>) -> Self {
+        Self {
+            file: file.into(),
+            parsed: Mutex::default(),
+        }
+    }
+
+    /// Parses `content`, unless it is the same as the last time.
+    ///
+    /// # Errors
+    /// Fails as [`Logins::parse`] does.
+    pub fn parse(&self, content: &[u8]) -> Result<Arc<Logins>, MalformedLogins> {
+        let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, logins)) = &*parsed
+            && known.expose() == content
+        {
+            return Ok(Arc::clone(logins));
+        }
+        let logins = Arc::new(Logins::parse(content)?);
+        for fault in logins.faults() {
+            tracing::warn!(
+                file = self.file,
+                fault,
+                "ignored an entry of the registry credentials"
+            );
+        }
+        *parsed = Some((Secret::new(content), Arc::clone(&logins)));
+        Ok(logins)
+    }
+}
+
+/// Returns the members of an object, none for `null`.
+fn object<'a>(value: &'a RawValue, what: &str) -> Result<Vec<(String, &'a RawValue)>, MalformedLogins> {
+    let members = json::members(value).map_err(|_| MalformedLogins(format!("{what} should be an object")))?;
+    Ok(members.unwrap_or_default())
+}
+
+/// Returns the name of an entry in texts, without the user and password that a URL may have.
+fn path(object: &str, key: &str) -> String {
+    let name = if key.contains('@') { host_of(key) } else { key };
+    format!("{object}.{name}")
+}
+
+/// Returns the host and port of a key, which is a host or a URL, with or without a path.
+fn host_of(key: &str) -> &str {
+    let Some((_, rest)) = key.split_once("://") else {
+        return key.split('/').next().unwrap_or(key);
+    };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    let host = authority.rsplit('@').next().unwrap_or(authority);
+    host.strip_suffix(':').unwrap_or(host)
+}
