@@ -26,3 +26,4 @@ mod streamed_answers;
 mod synchronous;
 mod template;
 mod traces;
+mod two_builders;

@@ -1,0 +1,224 @@
+//! Two builders that share one BuildKit, and their restarts: which source runs, and what a request delivered again
+//! does.
+//!
+//! The builders and deployers run beside the stack; `kill -9` and a new process stand for a crash, so nothing that these
+//! tests show can depend on one process's memory.
+
+mod freshness;
+mod one_function;
+mod order;
+mod redelivery;
+
+use anyhow::{Context as _, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use slipway_e2e::{
+    build_context::{BuildContext, gated},
+    builder_process::BuilderProcess,
+    client::Reply,
+    deployer_process::DeployerProcess,
+    pausing_proxy::{PausingProxy, Route},
+    testbed::Testbed,
+};
+use tokio::{sync::RwLockReadGuard, task::JoinHandle};
+
+type Setting = (&'static str, &'static str);
+
+/// Long enough for a version that works, on a busy machine; short, for one that never becomes ready.
+const DEPLOYER_SETTINGS: &[Setting] = &[("ready_timeout", "15s")];
+
+/// Two builders, a deployer, and one function that they build and deploy.
+struct TwoBuilders {
+    testbed: Testbed,
+    builders: [BuilderProcess; 2],
+    deployer: DeployerProcess,
+    /// Between builders, deployer and gateway; hand-overs go to the deployer.
+    proxy: PausingProxy,
+    settings: Vec<Setting>,
+    function: String,
+    _parts: RwLockReadGuard<'static, ()>,
+}
+
+impl TwoBuilders {
+    /// Removes the function, and starts the builders and the deployer.
+    async fn open(function: &str, settings: &[Setting]) -> Result<Self> {
+        let testbed = Testbed::find()?;
+        let parts = testbed.share_parts().await;
+        testbed.functions.remove(function).await?;
+        let proxy = PausingProxy::to(&testbed.stack.gateway.url).await?;
+        let deployer = DeployerProcess::start(&testbed, proxy.url(), DEPLOYER_SETTINGS).await?;
+        let to_deployer = Route::Server(deployer.url().to_owned());
+        proxy.route("/function/deployer-fn", to_deployer);
+        let builders = [
+            start_builder(&testbed, &proxy, settings).await?,
+            start_builder(&testbed, &proxy, settings).await?,
+        ];
+        Ok(Self {
+            testbed,
+            builders,
+            deployer,
+            proxy,
+            settings: settings.to_vec(),
+            function: function.to_owned(),
+            _parts: parts,
+        })
+    }
+
+    /// Kills a builder and starts another one in its place.
+    async fn restart_builder(&mut self, index: usize) -> Result<()> {
+        let started = start_builder(&self.testbed, &self.proxy, &self.settings).await?;
+        std::mem::replace(&mut self.builders[index], started).kill()
+    }
+
+    /// Kills both builders and starts two others.
+    async fn restart_builders(&mut self) -> Result<()> {
+        self.restart_builder(0).await?;
+        self.restart_builder(1).await
+    }
+
+    /// Returns the repository of the function's images, without the registry's host.
+    fn repository(&self) -> String {
+        format!("e2e/two-builders/{}", self.function)
+    }
+
+    /// Returns a config that deploys the image with this tag.
+    fn config(&self, tag: &str) -> Value {
+        json!({
+            "image": self.testbed.image(&self.repository(), tag),
+            "deploy": { "service": self.function },
+        })
+    }
+
+    /// Returns a config that only builds the image with this tag.
+    fn config_without_deployment(&self, tag: &str) -> Value {
+        json!({ "image": self.testbed.image(&self.repository(), tag) })
+    }
+
+    /// Returns a tar of a function whose page is this text.
+    async fn pages(&self, page: &str, config: &Value) -> Result<Vec<u8>> {
+        BuildContext::pages(self.testbed.busybox().await?, page).tar(config)
+    }
+
+    /// Returns a tar of a function whose page is this text, and whose build runs until the gate is opened.
+    async fn gated_pages(&self, page: &str, gate: &str, config: &Value) -> Result<Vec<u8>> {
+        let base = self.testbed.busybox().await?;
+        let dockerfile = format!(
+            "FROM {base}\nRUN {}\nCOPY www /www\nUSER 1000\n\
+             CMD [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; httpd -f -p 8080 -h /www & wait\"]\n",
+            gated(gate)
+        );
+        BuildContext::pages(base, page)
+            .with_dockerfile(&dockerfile)
+            .tar(config)
+    }
+
+    /// Sends a build to one of the builders and waits for its answer.
+    async fn build(&self, index: usize, tar: &[u8], call_id: &str) -> Result<Reply> {
+        self.build_with(index, tar, &[("X-Call-Id", call_id)]).await
+    }
+
+    /// Like [`build`](Self::build), with these headers.
+    async fn build_with(&self, index: usize, tar: &[u8], headers: &[(&str, &str)]) -> Result<Reply> {
+        let client = self.builders[index].client()?;
+        client.post_with_headers(tar.to_vec(), headers).await
+    }
+
+    /// Sends a build with a gate to one of the builders, and waits until its step runs.
+    async fn start_gated(
+        &self,
+        index: usize,
+        tar: &[u8],
+        gate: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<JoinHandle<Result<Reply>>> {
+        let build = self.start(index, tar, headers)?;
+        self.testbed.wait_for_step(gate, true).await?;
+        Ok(build)
+    }
+
+    /// Sends a build to one of the builders in the background.
+    fn start(
+        &self,
+        index: usize,
+        tar: &[u8],
+        headers: &[(&'static str, &str)],
+    ) -> Result<JoinHandle<Result<Reply>>> {
+        let (client, tar) = (self.builders[index].client()?, tar.to_vec());
+        let headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()))
+            .collect();
+        Ok(tokio::spawn(async move {
+            let headers: Vec<_> = headers
+                .iter()
+                .map(|(name, value)| (*name, value.as_str()))
+                .collect();
+            client.post_with_headers(tar, &headers).await
+        }))
+    }
+
+    async fn page(&self) -> Result<(u16, String)> {
+        self.testbed.functions.page(&self.function).await
+    }
+
+    /// Asserts that no image was pushed under this tag.
+    async fn assert_not_pushed(&self, tag: &str) -> Result<()> {
+        let manifest = self.testbed.registry.manifest(&self.repository(), tag).await?;
+        ensure!(manifest.is_none(), "{tag} was pushed: {manifest:?}");
+        Ok(())
+    }
+
+    /// Removes the manifest of this tag, which an earlier run of the tests may have pushed.
+    async fn remove_image(&self, tag: &str) -> Result<()> {
+        let repository = self.repository();
+        let registry = &self.testbed.registry;
+        if let Some(manifest) = registry.manifest(&repository, tag).await? {
+            registry.delete_manifest(&repository, &manifest.digest).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(self) -> Result<()> {
+        self.testbed.functions.remove(&self.function).await
+    }
+}
+
+async fn start_builder(
+    testbed: &Testbed,
+    proxy: &PausingProxy,
+    settings: &[Setting],
+) -> Result<BuilderProcess> {
+    let mut all = vec![("gateway_url", proxy.url())];
+    all.extend_from_slice(settings);
+    BuilderProcess::with_settings(testbed, &all).await
+}
+
+/// Asserts that a build was successful and its version runs; returns the result.
+fn assert_ready(reply: &Reply) -> Result<Value> {
+    ensure!(reply.status == 200, "{} {}", reply.status, reply.text);
+    let result = reply.json();
+    assert_eq!(result["status"], "success", "{result:#}");
+    assert_eq!(result["deployment"]["status"], "ready", "{result:#}");
+    Ok(result)
+}
+
+/// Asserts that a build ended because the build with this call id is newer.
+fn assert_superseded(reply: &Reply, by: &str) -> Result<()> {
+    ensure!(reply.status == 409, "{} {}", reply.status, reply.text);
+    let result = reply.json();
+    assert_eq!(result["status"], "failed", "{result:#}");
+    assert_eq!(result["supersededBy"], by, "{result:#}");
+    Ok(())
+}
+
+/// Returns a call id that no earlier run has used: BuildKit remembers the builds of earlier runs.
+fn call_id(name: &str) -> Result<String> {
+    let now = Timestamp::now();
+    Ok(format!("{name}-{}", now.as_nanosecond()))
+}
+
+/// Returns the time so many seconds from now, in RFC 3339.
+fn seconds_from_now(seconds: i64) -> Result<String> {
+    let time = Timestamp::now().checked_add(SignedDuration::from_secs(seconds));
+    Ok(time.context("no such time")?.to_string())
+}

@@ -1,0 +1,154 @@
+//! The newest source runs, whenever and wherever its build ends.
+
+use anyhow::Result;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{TwoBuilders, assert_ready, assert_superseded, call_id, seconds_from_now};
+
+/// How a builder learns when a source was handed in.
+#[derive(Debug, Clone, Copy)]
+enum Submission {
+    /// By the config's key `submittedAt`.
+    Config,
+    /// By the gateway's header.
+    Gateway,
+    /// By the arrival of the request.
+    Arrival,
+}
+
+impl Submission {
+    /// Returns the config and the headers of a build that was handed in `seconds` ago.
+    fn of(
+        self,
+        mut config: Value,
+        seconds: i64,
+        call_id: &str,
+    ) -> Result<(Value, Vec<(&'static str, String)>)> {
+        let mut headers = vec![("X-Call-Id", call_id.to_owned())];
+        match self {
+            Self::Config => config["submittedAt"] = json!(seconds_from_now(-seconds)?),
+            Self::Gateway => {
+                let now = Timestamp::now().as_nanosecond();
+                let time = now - i128::from(seconds) * 1_000_000_000;
+                // The gateway appends a value each time a call passes it; the first one counts.
+                headers.push(("X-Start-Time", format!("{time}, {now}")));
+            }
+            Self::Arrival => {}
+        }
+        Ok((config, headers))
+    }
+}
+
+fn borrowed<'h>(headers: &'h [(&'static str, String)]) -> Vec<(&'static str, &'h str)> {
+    headers
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect()
+}
+
+/// Builds an older version slowly at the first builder and a newer one at the second, and asserts that the newer one
+/// runs, also after the older one is delivered again.
+async fn older_source_never_replaces_newer(name: &str, submission: Submission) -> Result<()> {
+    let mut two = TwoBuilders::open(name, &[]).await?;
+    two.remove_image("v1").await?;
+    let gate = format!("gate-of-{name}");
+    let (older, newer) = (call_id("v1")?, call_id("v2")?);
+
+    let (config, headers) = submission.of(two.config("v1"), 5, &older)?;
+    let v1 = two.gated_pages("v1", &gate, &config).await?;
+    let slow = two.start_gated(0, &v1, &gate, &borrowed(&headers)).await?;
+    let (config, newer_headers) = submission.of(two.config("v2"), 2, &newer)?;
+    let v2 = two.pages("v2", &config).await?;
+    let reply = two.build_with(1, &v2, &borrowed(&newer_headers)).await?;
+    assert_ready(&reply)?;
+
+    // The older build ends by itself, although nobody opens its gate.
+    assert_superseded(&slow.await??, &newer)?;
+    two.testbed.wait_for_step(&gate, false).await?;
+    two.assert_not_pushed("v1").await?;
+    assert_eq!(two.page().await?, (200, "v2".to_owned()));
+
+    // A queue delivers the older one again: to the other builder, and to builders without memory of either build.
+    if !matches!(submission, Submission::Arrival) {
+        assert_superseded(&two.build_with(1, &v1, &borrowed(&headers)).await?, &newer)?;
+        two.restart_builders().await?;
+        for index in [0, 1] {
+            let again = two.build_with(index, &v1, &borrowed(&headers)).await?;
+            assert_superseded(&again, &newer)?;
+        }
+        two.assert_not_pushed("v1").await?;
+        assert_eq!(two.page().await?, (200, "v2".to_owned()));
+    }
+    two.close().await
+}
+
+#[tokio::test]
+async fn an_older_source_never_replaces_a_newer_one_by_the_signed_time() -> Result<()> {
+    older_source_never_replaces_newer("ordered-by-config", Submission::Config).await
+}
+
+#[tokio::test]
+async fn an_older_source_never_replaces_a_newer_one_by_the_gateways_time() -> Result<()> {
+    older_source_never_replaces_newer("ordered-by-gateway", Submission::Gateway).await
+}
+
+#[tokio::test]
+async fn an_older_source_never_replaces_a_newer_one_by_arrival() -> Result<()> {
+    older_source_never_replaces_newer("ordered-by-arrival", Submission::Arrival).await
+}
+
+#[tokio::test]
+async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_again() -> Result<()> {
+    let mut two = TwoBuilders::open("ordered-after-kill", &[]).await?;
+    two.remove_image("v1").await?;
+    let gate = "gate-of-ordered-after-kill";
+    let (older, newer) = (call_id("v1")?, call_id("v2")?);
+    let mut config = two.config("v1");
+    config["submittedAt"] = json!(seconds_from_now(-5)?);
+    let v1 = two.gated_pages("v1", gate, &config).await?;
+    let slow = two.start_gated(0, &v1, gate, &[("X-Call-Id", &older)]).await?;
+
+    two.restart_builder(0).await?;
+    assert!(slow.await?.is_err(), "the killed builder answered");
+    two.testbed.wait_for_step(gate, false).await?;
+
+    config = two.config("v2");
+    config["submittedAt"] = json!(seconds_from_now(-2)?);
+    let v2 = two.pages("v2", &config).await?;
+    assert_ready(&two.build(1, &v2, &newer).await?)?;
+
+    for index in [0, 1] {
+        assert_superseded(&two.build(index, &v1, &older).await?, &newer)?;
+    }
+    two.assert_not_pushed("v1").await?;
+    assert_eq!(two.page().await?, (200, "v2".to_owned()));
+    two.close().await
+}
+
+#[tokio::test]
+async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing() -> Result<()> {
+    let two = TwoBuilders::open("clock-ahead", &[]).await?;
+    let mut config = two.config("ahead");
+    let ahead = seconds_from_now(60 * 60)?;
+    config["submittedAt"] = json!(ahead);
+    let tar = two.pages("ahead", &config).await?;
+    for index in [0, 1] {
+        let reply = two.build(index, &tar, &call_id("ahead")?).await?;
+        assert_eq!(reply.status, 400, "{}", reply.text);
+        let error = reply.field("error");
+        assert!(error.contains("submittedAt"), "{error}");
+    }
+    assert!(two.testbed.functions.status(&two.function).await?.is_none());
+
+    // A gateway's clock that runs ahead does not count, so the next build is not older.
+    let now = Timestamp::now().as_nanosecond() + 3_600_000_000_000;
+    let (first, second) = (call_id("first")?, call_id("second")?);
+    let headers = [("X-Call-Id", first.as_str()), ("X-Start-Time", &now.to_string())];
+    let tar = two.pages("first", &two.config("first")).await?;
+    assert_ready(&two.build_with(0, &tar, &headers).await?)?;
+    let tar = two.pages("second", &two.config("second")).await?;
+    assert_ready(&two.build(1, &tar, &second).await?)?;
+    assert_eq!(two.page().await?, (200, "second".to_owned()));
+    two.close().await
+}

@@ -1,0 +1,66 @@
+//! A request that a queue delivers again, with the same call id: it attaches to its build or gives the same result.
+
+use anyhow::{Context as _, Result};
+use slipway_e2e::client::Reply;
+
+use super::{TwoBuilders, assert_ready, call_id};
+
+/// Returns the digest in a result.
+fn digest(reply: &Reply) -> Result<String> {
+    let result = reply.json();
+    let digest = result["digest"].as_str();
+    Ok(digest
+        .with_context(|| format!("no digest in {result:#}"))?
+        .to_owned())
+}
+
+#[tokio::test]
+async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Result<()> {
+    let two = TwoBuilders::open("attached", &[("max_inflight", "1")]).await?;
+    let gate = "gate-of-attached";
+    let id = call_id("attached")?;
+    let tar = two.gated_pages("attached", gate, &two.config("1")).await?;
+    let headers = [("X-Call-Id", id.as_str())];
+    let first = two.start_gated(0, &tar, gate, &headers).await?;
+    let second = two.start(1, &tar, &headers)?;
+    // Its only slot is taken: the second builder has the request.
+    two.builders[1].wait_until_not_ready().await?;
+    two.testbed.open_gate(gate)?;
+    let (first, second) = (first.await??, second.await??);
+    assert_ready(&first)?;
+    assert_ready(&second)?;
+    assert_eq!(digest(&first)?, digest(&second)?);
+    two.close().await
+}
+
+#[tokio::test]
+async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder() -> Result<()> {
+    let mut two = TwoBuilders::open("delivered-again", &[]).await?;
+    let id = call_id("delivered-again")?;
+    let tar = two.pages("once", &two.config("1")).await?;
+    let first = two.build(0, &tar, &id).await?;
+    assert_eq!(assert_ready(&first)?["deployment"]["changed"], true);
+    let created = two.testbed.functions.status(&two.function).await?;
+
+    let again = async |two: &TwoBuilders, index| -> Result<()> {
+        two.proxy.clear_requests();
+        let reply = two.build(index, &tar, &id).await?;
+        assert_eq!(
+            assert_ready(&reply)?["deployment"]["changed"],
+            false,
+            "{}",
+            reply.text
+        );
+        assert_eq!(digest(&reply)?, digest(&first)?);
+        assert_eq!(two.proxy.writes(), Vec::<String>::new());
+        Ok(())
+    };
+    again(&two, 0).await?;
+    again(&two, 1).await?;
+    two.restart_builders().await?;
+    again(&two, 0).await?;
+    again(&two, 1).await?;
+    let status = two.testbed.functions.status(&two.function).await?;
+    assert_eq!(status, created);
+    two.close().await
+}
