@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde_json::json;
-use slipway_e2e::{build_context::BuildContext, client::Reply};
+use slipway_e2e::{build_context::BuildContext, client::Reply, deployer_process::DeployerProcess};
 
 use super::{TwoBuilders, assert_ready, call_id, seconds_from_now};
 
@@ -98,5 +98,34 @@ async fn with_max_age_clients_without_a_time_are_built_as_before() -> Result<()>
     for index in [0, 1] {
         assert_ready(&two.build(index, &tar, &call_id("timeless")?).await?)?;
     }
+    two.close().await
+}
+
+#[tokio::test]
+async fn every_deployer_refuses_a_hand_over_after_its_expiry() -> Result<()> {
+    let two = TwoBuilders::open("expired", &[]).await?;
+    let tar = two.pages("expired", &two.config_without_deployment("1")).await?;
+    let built = two.build(0, &tar, &call_id("expired")?).await?;
+    assert_eq!(built.status, 200, "{}", built.text);
+    let host = &two.testbed.stack.registry.host;
+    let image = format!("{host}/{}@{}", two.repository(), built.field("digest"));
+    let mut hand_over = json!({
+        "image": image, "callId": call_id("expired")?, "submittedAt": seconds_from_now(-60)?,
+        "builtAt": seconds_from_now(-30)?, "deploy": { "service": two.function },
+    });
+    let expired = seconds_from_now(-1)?;
+    hand_over["expiresAt"] = json!(expired);
+    let other = DeployerProcess::start(&two.testbed, two.proxy.url(), &[]).await?;
+    for deployer in [&two.deployer, &other] {
+        let reply = deployer.deploy(&hand_over).await?;
+        assert_eq!(reply.status, 422, "{}", reply.text);
+        assert_eq!(reply.field("status"), "refused", "{}", reply.text);
+        // The second, without its fraction.
+        assert!(reply.text.contains(&expired[..19]), "{}", reply.text);
+    }
+    assert!(two.testbed.functions.status(&two.function).await?.is_none());
+    hand_over["expiresAt"] = json!(seconds_from_now(60)?);
+    let reply = other.deploy(&hand_over).await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
     two.close().await
 }
