@@ -4,14 +4,24 @@ use super::frontend::DIRECTIVES_MAX;
 use super::{AllowedFrontends, Frontend, RequestError};
 use crate::context::{Kind, SourceContext};
 
-/// The names of the Dockerfile when the configuration names none, in the order in which BuildKit tries them.
-const DEFAULT_NAMES: [&str; 2] = ["Dockerfile", "dockerfile"];
+/// The name of the Dockerfile when the configuration names none.
+const DEFAULT_NAME: &str = "Dockerfile";
+
+/// Returns the path of the Dockerfile, and the one that BuildKit's frontend reads if it cannot read the first: for a file called
+/// `Dockerfile`, `dockerfile` in the same folder (`frontend/dockerui/config.go`, `ReadEntrypoint`).
+fn candidates(given: Option<&str>) -> (&str, Option<String>) {
+    let path = given.unwrap_or(DEFAULT_NAME);
+    let folder = path.strip_suffix(DEFAULT_NAME);
+    let folder = folder.filter(|folder| folder.is_empty() || folder.ends_with('/'));
+    let fallback = folder.map(|folder| format!("{folder}{}", DEFAULT_NAME.to_lowercase()));
+    (path, fallback)
+}
 
 /// Fails if the context has no Dockerfile, sooner and with a clearer text than BuildKit would.
 ///
 /// A Dockerfile that can be reached only through a symbolic link is left to BuildKit.
 pub(super) fn check_present(context: &SourceContext, given: Option<&str>) -> Result<(), RequestError> {
-    let candidates = given.as_ref().map_or(&DEFAULT_NAMES[..], std::slice::from_ref);
+    let (path, fallback) = candidates(given);
     let may_be_present = |path: &str| {
         let above = path.match_indices('/').map(|(at, _)| &path[..at]);
         let is_symlink = |path: &str| {
@@ -21,10 +31,10 @@ pub(super) fn check_present(context: &SourceContext, given: Option<&str>) -> Res
         };
         context.get(path).is_some_and(|entry| !entry.is_directory()) || above.into_iter().any(is_symlink)
     };
-    match candidates.iter().any(|path| may_be_present(path)) {
+    match may_be_present(path) || fallback.as_deref().is_some_and(may_be_present) {
         true => Ok(()),
         false => Err(RequestError::NoDockerfile {
-            path: candidates[0].to_owned(),
+            path: path.to_owned(),
             is_named: given.is_some(),
         }),
     }
@@ -41,11 +51,11 @@ pub(super) fn choose_frontend(
     given: Option<&str>,
     allowed: &AllowedFrontends,
 ) -> Result<Frontend, RequestError> {
-    let [upper, lower] = DEFAULT_NAMES;
-    let path = match given {
-        Some(path) => path,
-        None if context.get(upper).is_some() => upper,
-        None => lower,
+    let (path, fallback) = candidates(given);
+    let is_readable = |path: &str| context.get(path).is_some_and(|entry| !entry.is_directory());
+    let path = match &fallback {
+        Some(fallback) if !is_readable(path) => fallback,
+        _ => path,
     };
     let mut start = vec![0; DIRECTIVES_MAX];
     let mut length = 0;
@@ -86,6 +96,14 @@ mod tests {
             (&[("Dockerfile", &evil[..])][..], None, true),
             (&[("dockerfile", evil)], None, true),
             (&[("build/My", evil)], Some("build/My"), true),
+            (&[("dockerfile", evil)], Some("Dockerfile"), true),
+            (&[("build/dockerfile", evil)], Some("build/Dockerfile"), true),
+            (&[("Dockerfile/x", b""), ("dockerfile", evil)], None, true),
+            (
+                &[("build/Dockerfile", b"FROM x"), ("build/dockerfile", evil)],
+                Some("build/Dockerfile"),
+                false,
+            ),
             (&[("Dockerfile", b"FROM x"), ("dockerfile", evil)], None, false),
             (
                 &[("Dockerfile", evil), ("other", b"FROM x")],
@@ -130,7 +148,13 @@ mod tests {
             (&[("Dockerfile/x", None)], None, false),
             (&[("build/Dockerfile", None)], Some("build/Dockerfile"), true),
             (&[("build", Some("real"))], Some("build/Dockerfile"), true),
-            (&[("dockerfile", None)], Some("Dockerfile"), false),
+            (&[("dockerfile", None)], Some("Dockerfile"), true),
+            (&[("build/dockerfile", None)], Some("build/Dockerfile"), true),
+            (&[("Dockerfile/x", None), ("dockerfile", None)], None, true),
+            (&[("dockerfile", None)], Some("build/Dockerfile"), false),
+            (&[("mydockerfile", None)], Some("myDockerfile"), false),
+            (&[("Dockerfile", None)], Some("dockerfile"), false),
+            (&[("other", None)], Some("Other"), false),
             (&[("build/x", None)], Some("build"), false),
         ] {
             assert_eq!(
