@@ -109,7 +109,7 @@ impl Envelope {
             algorithm: Option<String>,
             key_id: Option<String>,
             public_key: Option<String>,
-            secrets: Option<BTreeMap<String, String>>,
+            secrets: Option<BTreeMap<String, Option<String>>>,
         }
         // The parser's own message repeats parts of the text.
         let fields: Fields = serde_saphyr::from_slice(text).map_err(|error| SealError::Envelope {
@@ -124,7 +124,9 @@ impl Envelope {
         }
         let sender = fields.public_key.and_then(|key| STANDARD.decode(key.trim()).ok());
         let sender = sender.and_then(|key| PublicKey::from_slice(&key).ok());
-        let secrets = fields.secrets.unwrap_or_default();
+        let secrets = fields.secrets.unwrap_or_default().into_iter();
+        // `null` counts as absent, as in the config.
+        let secrets: BTreeMap<_, _> = secrets.filter_map(|(name, value)| Some((name, value?))).collect();
         if secrets.len() > MAX_SECRETS {
             return Err(SealError::TooMany { count: secrets.len() });
         }
@@ -207,6 +209,17 @@ mod tests {
         );
         let without_id = ENVELOPE.replace("key_id: UWnDv86x\n", "");
         assert!(key.open(without_id.as_bytes()).is_ok());
+        for (from, to) in [
+            ("secrets:\n", "secrets:\n    none: null\n    nothing:\n"),
+            ("key_id: UWnDv86x", "key_id: null"),
+            ("version", "\u{feff}version"),
+        ] {
+            let changed = ENVELOPE.replace(from, to);
+            let secrets = key
+                .open(changed.as_bytes())
+                .unwrap_or_else(|error| panic!("{to}: {error}"));
+            assert_eq!(format!("{secrets:?}"), r#"{"npmrc", "pip_token"}"#);
+        }
     }
 
     #[test]

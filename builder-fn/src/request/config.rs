@@ -18,7 +18,7 @@ use super::image::ImageRef;
 use crate::compression::Compression;
 pub(crate) use cache::CacheTo;
 pub(super) use error::ConfigError;
-use fields::Fields;
+use fields::{Fields, Respelled};
 
 /// A build configuration whose every value has been checked.
 #[derive(Clone)]
@@ -67,6 +67,8 @@ pub struct BuildConfig {
     pub probe: Option<Map<String, Value>>,
     /// Keys that are unknown and ignored, for a warning.
     pub unknown: Vec<String>,
+    /// Keys whose letters have another case, for a warning.
+    pub(crate) respelled: Vec<Respelled>,
 }
 
 /// The level of detail of a provenance attestation.
@@ -81,11 +83,15 @@ pub enum Provenance {
 impl BuildConfig {
     /// Parses the content of `com.openfaas.docker.config`.
     ///
-    /// `null` counts as absent for every key: several clients write it for what they leave out.
+    /// `null` counts as absent for every key, and in maps and lists; so does the empty string, except in maps. Several clients
+    /// write them for what they leave out.
     ///
     /// # Errors
     /// When the content is not a JSON object, or with every key that is missing or wrong.
     pub fn parse(content: &[u8]) -> Result<Self, ConfigError> {
+        if let Some(encoding) = error::byte_order_mark(content) {
+            return Err(ConfigError::ByteOrderMark { encoding });
+        }
         let value = serde_json::from_slice(content).map_err(|error| ConfigError::Syntax {
             reason: error.to_string(),
         })?;
@@ -117,9 +123,11 @@ impl BuildConfig {
         let Some((image, image_as_given)) = image else {
             return Err(fields.into_error());
         };
+        let leftover = fields.finish()?;
         Ok(Self {
             tags: tags.into_iter().map(|tag| image.with_tag(tag)).collect(),
-            unknown: fields.finish()?,
+            unknown: leftover.unknown,
+            respelled: leftover.respelled,
             image,
             image_as_given,
             build_args,

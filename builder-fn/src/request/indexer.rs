@@ -93,6 +93,13 @@ impl BodyIndexer {
         dockerfile::check_present(&context, config.dockerfile.as_deref())?;
         let frontend = dockerfile::choose_frontend(&context, config.dockerfile.as_deref(), &frontends)?;
 
+        let respelled = config.respelled.iter().take(IGNORED_KEYS_SHOWN);
+        warnings.extend(respelled.map(|respelled| {
+            format!(
+                "key {:?} in com.openfaas.docker.config is read as \"{}\"",
+                respelled.given, respelled.key
+            )
+        }));
         let ignored = config.unknown.iter().take(IGNORED_KEYS_SHOWN);
         warnings.extend(ignored.map(|key| format!("key {key:?} in com.openfaas.docker.config is ignored")));
         Ok(BuildRequest {

@@ -18,6 +18,14 @@ pub enum ConfigError {
         /// The parser's message: a position, never content.
         reason: String,
     },
+    /// The content begins with a byte order mark, which JSON must not have (RFC 8259, section 8.1).
+    #[error(
+        "com.openfaas.docker.config: begins with a byte order mark ({encoding}); should be UTF-8 without one"
+    )]
+    ByteOrderMark {
+        /// The encoding that the mark is one of.
+        encoding: &'static str,
+    },
     /// The content is JSON, but not an object.
     #[error("com.openfaas.docker.config: should be a JSON object")]
     NotAnObject,
@@ -57,6 +65,20 @@ impl fmt::Display for KeyErrors {
             more => write!(f, "; and {more} more"),
         }
     }
+}
+
+/// Returns the encoding whose byte order mark `content` begins with.
+pub(super) fn byte_order_mark(content: &[u8]) -> Option<&'static str> {
+    // The mark of UTF-32 begins like that of UTF-16.
+    const MARKS: [(&[u8], &str); 5] = [
+        (b"\xef\xbb\xbf", "UTF-8"),
+        (b"\xff\xfe\0\0", "UTF-32"),
+        (b"\0\0\xfe\xff", "UTF-32"),
+        (b"\xff\xfe", "UTF-16"),
+        (b"\xfe\xff", "UTF-16"),
+    ];
+    let found = MARKS.iter().find(|(mark, _)| content.starts_with(mark));
+    found.map(|(_, encoding)| *encoding)
 }
 
 /// Returns a caller's key as it can be shown: escaped and shortened.

@@ -8,9 +8,29 @@ use serde_json::{Map, Value};
 use super::error::{ConfigError, KeyErrors, shown};
 
 /// The keys that have not been read yet, and the errors in those that have.
+///
+/// Keys are found whatever the case of their letters, as by the Go programs that wrote and read them before.
 pub(super) struct Fields {
     unread: Map<String, Value>,
     errors: KeyErrors,
+    respelled: Vec<Respelled>,
+}
+
+/// A key whose letters have another case than they should have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Respelled {
+    /// The key as it was given.
+    pub(crate) given: String,
+    /// The key as which it was read.
+    pub(crate) key: String,
+}
+
+/// The keys of a configuration that were not read as they were given.
+pub(super) struct Leftover {
+    /// The keys that are unknown.
+    pub(super) unknown: Vec<String>,
+    /// The keys that are spelled differently.
+    pub(super) respelled: Vec<Respelled>,
 }
 
 impl Fields {
@@ -18,6 +38,7 @@ impl Fields {
         Self {
             unread: map,
             errors: KeyErrors::default(),
+            respelled: Vec::new(),
         }
     }
 
@@ -28,12 +49,17 @@ impl Fields {
 
     /// Returns whether `key` has a value that has not been read yet.
     pub(super) fn has(&self, key: &str) -> bool {
-        self.unread.get(key).is_some_and(|value| !value.is_null())
+        let mut found = self
+            .unread
+            .iter()
+            .filter(|(given, _)| given.eq_ignore_ascii_case(key));
+        found.any(|(_, value)| !is_absent(value))
     }
 
-    /// Reads a key of any type. `null` counts as absent.
+    /// Reads a key of any type. `null` and the empty string count as absent: Go clients write them for what they leave out.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
-        self.unread.remove(key).filter(|value| !value.is_null())
+        let read = take(&mut self.unread, key, key, &mut self.respelled, &mut self.errors);
+        read.filter(|value| !is_absent(value))
     }
 
     /// Reads a string.
@@ -70,6 +96,21 @@ impl Fields {
         }
     }
 
+    /// Reads an object whose known keys may be spelled with letters of another case. `null` counts as absent in all of it.
+    pub(super) fn spelled(&mut self, key: &str, known: &[&str]) -> Option<Map<String, Value>> {
+        let mut given = self.object(key)?;
+        let mut map = Map::new();
+        for name in known {
+            let shown = format!("{key}.{name}");
+            if let Some(value) = take(&mut given, name, &shown, &mut self.respelled, &mut self.errors) {
+                map.insert((*name).to_owned(), value);
+            }
+        }
+        map.extend(given);
+        without_nulls(&mut map);
+        Some(map)
+    }
+
     /// Reads a list of strings, each with its index.
     pub(super) fn strings(&mut self, key: &str) -> Vec<(usize, String)> {
         let items = match self.take(key) {
@@ -83,6 +124,7 @@ impl Fields {
         let mut strings = Vec::new();
         for (at, item) in items.into_iter().enumerate() {
             match item {
+                Value::Null => {}
                 Value::String(text) => strings.push((at, text)),
                 _ => self.reject(format_args!("{key}[{at}]"), "should be a string"),
             }
@@ -90,11 +132,12 @@ impl Fields {
         strings
     }
 
-    /// Reads an object whose values are strings.
+    /// Reads an object whose values are strings, of which empty ones are kept.
     pub(super) fn string_map(&mut self, key: &str) -> BTreeMap<String, String> {
         let mut map = BTreeMap::new();
         for (name, value) in self.object(key).unwrap_or_default() {
             match value {
+                Value::Null => {}
                 Value::String(text) => {
                     map.insert(name, text);
                 }
@@ -107,13 +150,16 @@ impl Fields {
         map
     }
 
-    /// Returns the names of the keys that have not been read.
+    /// Returns the keys that have not been read, and those that are spelled differently.
     ///
     /// # Errors
     /// When a key was rejected.
-    pub(super) fn finish(self) -> Result<Vec<String>, ConfigError> {
+    pub(super) fn finish(self) -> Result<Leftover, ConfigError> {
         match self.errors.is_empty() {
-            true => Ok(self.unread.into_iter().map(|(key, _)| key).collect()),
+            true => Ok(Leftover {
+                unknown: self.unread.into_iter().map(|(key, _)| key).collect(),
+                respelled: self.respelled,
+            }),
             false => Err(self.into_error()),
         }
     }
@@ -122,4 +168,53 @@ impl Fields {
     pub(super) fn into_error(self) -> ConfigError {
         ConfigError::Keys(self.errors)
     }
+}
+
+/// Returns whether a value counts as absent.
+fn is_absent(value: &Value) -> bool {
+    value.is_null() || value.as_str() == Some("")
+}
+
+/// Removes every spelling of `key` from `map`, and returns its value. `shown` is the key in errors and warnings.
+fn take(
+    map: &mut Map<String, Value>,
+    key: &str,
+    shown: &str,
+    respelled: &mut Vec<Respelled>,
+    errors: &mut KeyErrors,
+) -> Option<Value> {
+    let is_another = |given: &&String| given.eq_ignore_ascii_case(key) && *given != key;
+    let others: Vec<String> = map.keys().filter(is_another).cloned().collect();
+    let mut found = map.remove(key).filter(|value| !value.is_null());
+    for given in others {
+        let value = map.remove(&given).filter(|value| !value.is_null());
+        if found.is_some() && value.is_some() && found != value {
+            errors.push(
+                shown,
+                "is given twice, in two spellings and with different values",
+            );
+        }
+        respelled.push(Respelled {
+            given,
+            key: shown.to_owned(),
+        });
+        found = found.or(value);
+    }
+    found
+}
+
+/// Removes `null` from an object, and from every object and list in it.
+fn without_nulls(map: &mut Map<String, Value>) {
+    fn clean(value: &mut Value) {
+        match value {
+            Value::Object(map) => without_nulls(map),
+            Value::Array(items) => {
+                items.retain(|item| !item.is_null());
+                items.iter_mut().for_each(clean);
+            }
+            _ => {}
+        }
+    }
+    map.retain(|_, value| !value.is_null());
+    map.values_mut().for_each(clean);
 }

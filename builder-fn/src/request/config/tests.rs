@@ -106,10 +106,125 @@ fn provenance_accepts_booleans_and_modes() {
 }
 
 #[test]
+fn null_counts_as_absent_in_maps_and_lists_too() {
+    let config = parse(&json!({
+        "image": "hello",
+        "buildArgs": {"A": null, "B": ""},
+        "labels": {"a": null, "b": ""},
+        "platforms": [null, "linux/amd64"],
+        "tags": [null, "v1"],
+        "cacheFrom": [null],
+        "deploy": {
+            "service": "hello",
+            "namespace": null,
+            "envVars": {"A": null, "B": ""},
+            "secrets": [null, "s"],
+            "limits": {"memory": null},
+        },
+        "probe": {"path": null, "method": "GET"},
+    }))
+    .unwrap();
+    assert_eq!(
+        config.build_args,
+        BTreeMap::from([("B".to_owned(), String::new())])
+    );
+    assert_eq!(config.labels, BTreeMap::from([("b".to_owned(), String::new())]));
+    assert_eq!(
+        (config.platforms.len(), config.tags.len(), config.cache_from.len()),
+        (1, 1, 0)
+    );
+    let deploy = json!({"service": "hello", "envVars": {"B": ""}, "secrets": ["s"], "limits": {}});
+    assert_eq!(Some(Value::Object(config.deploy.unwrap())), Some(deploy));
+    assert_eq!(Value::Object(config.probe.unwrap()), json!({"method": "GET"}));
+}
+
+#[test]
+fn an_empty_string_counts_as_absent_for_scalar_keys() {
+    for key in [
+        "skipPush",
+        "target",
+        "noCache",
+        "provenance",
+        "sbom",
+        "compression",
+        "compressionLevel",
+        "dockerfile",
+        "timeout",
+        "notAfter",
+        "submittedAt",
+        "supersede",
+    ] {
+        let config = parse(&with(key, json!(""))).unwrap_or_else(|error| panic!("{key}: {error}"));
+        assert!(
+            config.supersede && !config.skip_push && config.target.is_none() && config.unknown.is_empty()
+        );
+    }
+    assert!(parse(&json!({"image": ""})).is_err());
+    assert!(parse(&with("tags", json!([""]))).is_err());
+}
+
+#[test]
 fn unknown_keys_are_listed() {
-    let mut config = with("cachefrom", json!([]));
-    config["Image"] = json!("x");
-    assert_eq!(parse(&config).unwrap().unknown, ["Image", "cachefrom"]);
+    let mut config = with("cachefroms", json!([]));
+    config["Images"] = json!("x");
+    assert_eq!(parse(&config).unwrap().unknown, ["Images", "cachefroms"]);
+}
+
+#[test]
+fn keys_are_read_in_letters_of_any_case_with_a_warning() {
+    let config = parse(&json!({
+        "Image": "example.com/hello:v1",
+        "buildargs": {"a": "1"},
+        "SKIPPUSH": false,
+        "Deploy": {"Service": "hello", "envvars": {"Path": "x"}, "Unknown": 1},
+    }))
+    .unwrap();
+    assert_eq!(config.image_as_given, "example.com/hello:v1");
+    assert_eq!(config.build_args["a"], "1");
+    let deploy = json!({"service": "hello", "envVars": {"Path": "x"}, "Unknown": 1});
+    assert_eq!(Value::Object(config.deploy.unwrap()), deploy);
+    let respelled: Vec<_> = config
+        .respelled
+        .iter()
+        .map(|key| (key.given.as_str(), key.key.as_str()))
+        .collect();
+    let expected = [
+        ("Image", "image"),
+        ("buildargs", "buildArgs"),
+        ("SKIPPUSH", "skipPush"),
+        ("Deploy", "deploy"),
+        ("Service", "deploy.service"),
+        ("envvars", "deploy.envVars"),
+    ];
+    assert_eq!(respelled, expected);
+    assert!(config.unknown.is_empty());
+
+    let mut twice = with("IMAGE", json!("example.com/hello:v1"));
+    assert_eq!(parse(&twice).unwrap().respelled.len(), 1);
+    twice["IMAGE"] = json!("example.com/other:v1");
+    let error = parse(&twice).unwrap_err().to_string();
+    assert!(error.contains("image is given twice"), "{error}");
+    let error = parse(&with("deploy", json!({"service": "a", "Image": "x"})))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("deploy.image should be left out"), "{error}");
+}
+
+#[test]
+fn a_byte_order_mark_is_reported_as_such() {
+    let utf16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (content, encoding) in [
+        (&b"\xef\xbb\xbf{\"image\": \"hello\"}"[..], "UTF-8"),
+        (&utf16, "UTF-16"),
+        (b"\xfe\xff\0{\0}", "UTF-16"),
+        (b"\xff\xfe\0\0{\0\0\0}\0\0\0", "UTF-32"),
+    ] {
+        let error = BuildConfig::parse(content).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("byte order mark ({encoding})")),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -193,7 +308,7 @@ fn every_wrong_key_is_named_with_what_would_be_right() {
         ),
         (with("target", json!(" ")), "target", "stage"),
         (with("labels", json!({"": "x"})), "labels", "blank"),
-        (with("labels", json!({"a": null})), "labels.a", "string"),
+        (with("labels", json!({"a": 1})), "labels.a", "string"),
         (with("dockerfile", json!("/Dockerfile")), "dockerfile", "context/"),
         (
             with("dockerfile", json!("../Dockerfile")),
@@ -250,7 +365,7 @@ fn all_wrong_keys_are_reported_at_once() {
         "buildArgs": {"A": 1, "B C": "", "BUILDKIT_SYNTAX": "", "GOOD": ""},
         "platforms": ["linux/amd64", "a/b/c/d", 7],
         "skipPush": true,
-        "target": "",
+        "target": " ",
         "labels": {"": "", "a": 1},
         "noCache": "yes",
         "cacheFrom": ["A", "type=gha"],

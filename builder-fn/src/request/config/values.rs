@@ -14,6 +14,27 @@ use crate::request::time::parse_rfc3339;
 
 type JsonObject = Map<String, Value>;
 
+/// The keys of `deploy` that the gateway knows.
+const DEPLOY_KEYS: [&str; 14] = [
+    "service",
+    "image",
+    "namespace",
+    "envProcess",
+    "envVars",
+    "constraints",
+    "secrets",
+    "labels",
+    "annotations",
+    "limits",
+    "requests",
+    "readOnlyRootFilesystem",
+    "network",
+    "registryAuth",
+];
+
+/// The keys of `probe`.
+const PROBE_KEYS: [&str; 6] = ["path", "method", "body", "expectedStatus", "timeout", "successes"];
+
 /// Reads `image`, and returns it in full and as it was given.
 pub(super) fn image(fields: &mut Fields) -> Option<(ImageRef, String)> {
     if !fields.has("image") {
@@ -198,7 +219,7 @@ pub(super) fn time(fields: &mut Fields, key: &str) -> Option<SystemTime> {
 /// Reads `deploy` and `probe`. The deployer validates their other fields.
 pub(super) fn deployment(fields: &mut Fields, skip_push: bool) -> (Option<JsonObject>, Option<JsonObject>) {
     let has_deploy = fields.has("deploy");
-    let deploy = fields.object("deploy");
+    let deploy = fields.spelled("deploy", &DEPLOY_KEYS);
     if let Some(deploy) = &deploy {
         let service = deploy.get("service").and_then(Value::as_str);
         if service.is_none_or(str::is_empty) {
@@ -217,7 +238,7 @@ pub(super) fn deployment(fields: &mut Fields, skip_push: bool) -> (Option<JsonOb
             "should be false, or deploy left out: an image that is not pushed cannot be deployed",
         );
     }
-    let probe = fields.object("probe");
+    let probe = fields.spelled("probe", &PROBE_KEYS);
     if probe.is_some() && !has_deploy {
         fields.reject(
             "probe",
