@@ -1,6 +1,7 @@
 //! One build, from an authentic request to its end: slot, solve, push, deployment.
 
 mod call;
+mod control_character;
 mod deploy;
 mod solve;
 

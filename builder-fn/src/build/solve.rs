@@ -6,6 +6,7 @@ use function_host::{ErrorChain, trace};
 
 use super::Builder;
 use super::call::{Call, expiry};
+use super::control_character;
 use crate::buildkit::{
     Attributes, BuiltImage, CacheExport, Job, KeyLease, SOURCE_DATE_EPOCH, Services, Solve,
 };
@@ -48,6 +49,10 @@ impl Builder {
             limit = expiry(limit) => Err(Error::TimeLimit { limit }),
             () = call.interruption() => Err(Error::Interrupted),
         };
+        let result = result.map_err(|error| match error {
+            Error::Failed(failure) => Error::Failed(control_character::located(failure, request)),
+            error => error,
+        });
         lines.finish().into_iter().for_each(|line| log.push(line));
         if let Err(error) = &result {
             span.mark_failed(call.trace_mask.text(&ErrorChain(error).to_string()));

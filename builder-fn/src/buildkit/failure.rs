@@ -1,7 +1,8 @@
 //! The reason why a build failed, and whose fault it is.
 //!
 //! BuildKit gives nearly every failure the code `Unknown` and a text. What it does distinguish is the step that failed,
-//! so the step decides first; the text counts only where a step talks to a registry.
+//! so the step decides first; the text counts only where a registry or the daemon can fail. A failure is the platform's
+//! if a retry of the same build can succeed, and the caller's otherwise.
 
 use tonic::{Code, Status};
 
@@ -12,9 +13,6 @@ use super::status::{EventReader, without_rpc_prefix};
 const EXPORT: &str = "exporting to image";
 /// The name of the step that pushes cached steps: BuildKit `cache/remotecache/registry/registry.go`.
 const EXPORT_CACHE: &str = "exporting cache to registry";
-
-/// Prefixes of the names of steps that pull: base images, and images that a `# syntax=` line names.
-const PULL_PREFIXES: [&str; 2] = ["[internal] load metadata for ", "resolve image config for "];
 
 /// Whose fault a failed build is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +37,20 @@ impl Failure {
     /// Creates the failure for the answer to a solve whose events `events` has read.
     pub(super) fn new(status: &Status, events: &EventReader) -> Self {
         let message = status.message();
-        let fault = match (status.code(), events.failed_step(message)) {
+        let step = events.failed_step(message);
+        let fault = match (status.code(), step) {
+            _ if untransferable_header(message).is_some() => Fault::Caller,
+            // The frontend's own messages contain the Dockerfile and the ignore patterns.
+            (Code::ResourceExhausted, None) if message.contains(" message larger than max ") => Fault::Caller,
             (Code::Internal | Code::ResourceExhausted | Code::DeadlineExceeded, _) => Fault::Platform,
+            (_, Some(EXPORT)) if is_immutable(message) => Fault::Caller,
             (_, Some(EXPORT | EXPORT_CACHE)) => Fault::Platform,
             // The operator chooses the generator.
             (_, Some(step)) if generates_sbom(step) => Fault::Platform,
-            (_, Some(step)) if pulls(step) && registry_failed(message) => Fault::Platform,
+            _ if ran_and_failed(message) => Fault::Caller,
+            (_, step) if (step.is_some() && registry_failed(message)) || daemon_failed(message) => {
+                Fault::Platform
+            }
             _ => Fault::Caller,
         };
         Self {
@@ -52,6 +58,53 @@ impl Failure {
             fault,
         }
     }
+
+    /// Returns the header that the daemon could not send to this session, because a value in it has a control character.
+    pub(crate) fn untransferable_header(&self) -> Option<&str> {
+        untransferable_header(&self.message)
+    }
+}
+
+/// Returns the name of the header in an error of grpc-go, `internal/metadata/metadata.go`. The daemon sends ignore patterns
+/// and the sources of `COPY` as headers, so the values are the caller's.
+fn untransferable_header(message: &str) -> Option<&str> {
+    let (before, _) = message.split_once("\" contains value with non-printable ASCII characters")?;
+    let (_, header) = before.rsplit_once("header key \"")?;
+    Some(header)
+}
+
+/// Returns whether a process of a `RUN` step failed. What its command line contains is not BuildKit's text. BuildKit
+/// `solver/llbsolver/ops/exec.go`.
+fn ran_and_failed(message: &str) -> bool {
+    message.contains("process \"") && message.contains("\" did not complete successfully: ")
+}
+
+/// Returns whether a registry rejected a tag that it does not allow to be replaced. Only another tag helps.
+fn is_immutable(message: &str) -> bool {
+    ["412 Precondition Failed", "TAG_INVALID", "tag is immutable"]
+        .iter()
+        .any(|text| message.contains(text))
+}
+
+/// Returns whether the daemon itself failed: its disk, its caches, or the session with this builder.
+fn daemon_failed(message: &str) -> bool {
+    [
+        "no space left on device",
+        "disk quota exceeded",
+        "input/output error",
+        "read-only file system",
+        "too many open files",
+        "cannot allocate memory",
+        "no active session for ",
+        "failed to get edge: inconsistent graph state",
+        "frontend grpc server closed unexpectedly",
+        "database not open",
+        "unexpected commit digest",
+    ]
+    .iter()
+    .any(|text| message.contains(text))
+        || (message.contains("snapshot ") && message.contains(" does not exist: not found"))
+        || (message.contains("lease \"") && message.ends_with(": not found"))
 }
 
 /// Returns whether a step runs the SBOM generator. BuildKit `frontend/attestations/sbom/sbom.go` names such a step
@@ -62,12 +115,9 @@ fn generates_sbom(step: &str) -> bool {
         .is_some_and(|(_, rest)| rest.starts_with("generating sbom using "))
 }
 
-/// Returns whether a step pulls an image or its metadata.
-fn pulls(step: &str) -> bool {
-    PULL_PREFIXES.iter().any(|prefix| step.starts_with(prefix)) || step.contains("] FROM ")
-}
-
 /// Returns whether containerd's registry client got no answer, or one that says nothing about the image.
+///
+/// Base images are pulled when a step first needs them, so this can be the error of any step.
 ///
 /// The operator sets the credentials, so a 401 is the platform's fault. A registry that issues tokens answers `pull
 /// access denied` for an image that does not exist, which is the Dockerfile's fault.
@@ -82,7 +132,11 @@ fn registry_failed(message: &str) -> bool {
     unexpected
         || message.contains("failed to do request: ")
         || message.contains("failed to fetch oauth token")
+        || message.contains("failed to fetch anonymous token")
 }
+
+#[cfg(test)]
+mod cases;
 
 #[cfg(test)]
 mod tests {
@@ -104,52 +158,6 @@ mod tests {
             ..StatusResponse::default()
         });
         Failure::new(&Status::unknown(message), &events).fault
-    }
-
-    #[test]
-    fn a_failing_dockerfile_is_the_callers_fault() {
-        for (step, message) in [
-            (
-                Some((
-                    "[3/3] RUN exit 3",
-                    "process \"/bin/sh -c exit 3\" did not complete successfully: exit code: 3",
-                )),
-                "process \"/bin/sh -c exit 3\" did not complete successfully: exit code: 3",
-            ),
-            (
-                None,
-                "dockerfile parse error on line 2: unknown instruction: WHAT",
-            ),
-            (
-                None,
-                "failed to read dockerfile: open Dockerfile: no such file or directory",
-            ),
-            (
-                Some((
-                    "[1/1] COPY nothere /",
-                    "failed to calculate checksum of ref x::y: \"/nothere\": not found",
-                )),
-                "failed to compute cache key: failed to calculate checksum of ref x::y: \"/nothere\": not found",
-            ),
-            (
-                Some((
-                    "[internal] load metadata for registry:5000/nothere:1",
-                    "registry:5000/nothere:1: not found",
-                )),
-                "registry:5000/nothere:1: failed to resolve source metadata for registry:5000/nothere:1: \
-                 registry:5000/nothere:1: not found",
-            ),
-            (
-                Some((
-                    "[internal] load metadata for docker.io/library/nothere:1",
-                    "pull access denied, repository does not exist or may require authorization",
-                )),
-                "nothere:1: failed to resolve source metadata for docker.io/library/nothere:1: pull access denied, \
-                 repository does not exist or may require authorization",
-            ),
-        ] {
-            assert_eq!(fault(step, message), Fault::Caller, "{message}");
-        }
     }
 
     #[test]

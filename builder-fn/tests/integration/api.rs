@@ -344,6 +344,36 @@ async fn only_the_same_body_of_the_same_call_has_the_same_reference_in_buildkit(
 }
 
 #[tokio::test]
+async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is_located() {
+    let config = br#"{"image": "registry:5000/hello:1"}"#;
+    for (header, file, line) in [
+        ("exclude-patterns", "context/.dockerignore", 2),
+        ("followpaths", "context/Dockerfile", 3),
+    ] {
+        let (daemon, mut calls) = daemon::start();
+        let body = tar_of(&[
+            ("com.openfaas.docker.config", config),
+            (
+                "context/Dockerfile",
+                b"FROM scratch\nCOPY\ta /\nCOPY [\"a\\tb\", \"/\"]\n",
+            ),
+            ("context/.dockerignore", b"\ta\t\nb\tc\n"),
+        ]);
+        let answer = build(&Setting::new(daemon), body);
+        let (solve, status, _session) = calls.build().await;
+        drop(status);
+        solve.fail(Status::internal(format!(
+            "header key \"{header}\" contains value with non-printable ASCII characters"
+        )));
+
+        let answer = answer.await.expect("no panic");
+        assert_eq!(answer.status, 422, "{answer:?}");
+        let error = answer.body["error"].as_str().expect("text");
+        assert!(error.starts_with(&format!("{file}:{line}: ")), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
     let (daemon, _calls) = daemon::start();
     let setting = Setting::new(daemon);

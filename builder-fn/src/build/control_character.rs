@@ -1,0 +1,117 @@
+//! Finds the control character that keeps BuildKit from requesting the context.
+//!
+//! BuildKit requests a context with ignore patterns and the sources of `COPY` in headers, which cannot carry a tab or
+//! another control character. Its error names the header only.
+
+use crate::buildkit::Failure;
+use crate::context::{Kind, SourceContext};
+use crate::request::BuildRequest;
+
+/// The largest file that is searched, in bytes.
+const SEARCHED_MAX: u64 = 1 << 20;
+
+/// The names of the Dockerfile if the config names none, in the order in which BuildKit tries them.
+const DOCKERFILES: [&str; 2] = ["Dockerfile", "dockerfile"];
+
+/// Adds the file and the line to a failure that a control character caused.
+pub(super) fn located(failure: Failure, request: &BuildRequest) -> Failure {
+    let Some(header) = failure.untransferable_header() else {
+        return failure;
+    };
+    let context = &request.context;
+    let named = request.config.dockerfile.as_deref();
+    let dockerfile = named.or_else(|| DOCKERFILES.into_iter().find(|path| context.get(path).is_some()));
+    let dockerfile = dockerfile.unwrap_or(DOCKERFILES[0]);
+    let (path, has_control, what): (_, fn(&str) -> bool, _) = match header {
+        "exclude-patterns" => (ignore_file(context, dockerfile), in_pattern, "a pattern"),
+        _ => (dockerfile.to_owned(), in_source, "a source of COPY or ADD"),
+    };
+    let line = read(context, &path).and_then(|text| text.lines().position(has_control));
+    let line = line.map_or_else(String::new, |line| format!(":{}", line + 1));
+    Failure {
+        message: format!(
+            "context/{path}{line}: {what} contains a control character such as a tab, which BuildKit cannot transfer; \
+             remove it ({})",
+            failure.message
+        ),
+        ..failure
+    }
+}
+
+/// Returns the path of the ignore file that BuildKit reads.
+fn ignore_file(context: &SourceContext, dockerfile: &str) -> String {
+    let own = format!("{dockerfile}.dockerignore");
+    match context.get(&own) {
+        Some(_) => own,
+        None => ".dockerignore".into(),
+    }
+}
+
+/// Returns whether a line of an ignore file has a control character within its pattern.
+fn in_pattern(line: &str) -> bool {
+    !line.starts_with('#') && line.trim().contains(char::is_control)
+}
+
+/// Returns whether a line of a Dockerfile has a control character in a source: in a JSON string, where it may be escaped.
+/// Without JSON, blanks separate the sources.
+fn in_source(line: &str) -> bool {
+    let Some((instruction, arguments)) = line.trim().split_once(char::is_whitespace) else {
+        return false;
+    };
+    if !["COPY", "ADD"]
+        .iter()
+        .any(|name| name.eq_ignore_ascii_case(instruction))
+    {
+        return false;
+    }
+    let json = arguments.find('[').map(|start| &arguments[start..]);
+    match json.and_then(|json| serde_json::from_str::<Vec<String>>(json).ok()) {
+        Some(sources) => sources.iter().any(|source| source.contains(char::is_control)),
+        None => arguments.contains(|c: char| c.is_control() && !c.is_whitespace()),
+    }
+}
+
+fn read(context: &SourceContext, path: &str) -> Option<String> {
+    let entry = context.get(path)?;
+    let Kind::File { size, .. } = entry.kind else {
+        return None;
+    };
+    let mut content = vec![0; usize::try_from(size.min(SEARCHED_MAX)).ok()?];
+    context.read_exact(entry, 0, &mut content).ok()?;
+    Some(String::from_utf8_lossy(&content).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_character_is_found_only_in_a_pattern() {
+        for (line, found) in [
+            ("a\tb", true),
+            ("!a\u{1}b", true),
+            ("\ta b\t", false),
+            ("a\r", false),
+            ("# a\tb", false),
+            ("ä", false),
+        ] {
+            assert_eq!(in_pattern(line), found, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_control_character_is_found_only_in_a_source() {
+        for (line, found) in [
+            (r#"COPY ["a\tb", "/"]"#, true),
+            (r#"  add --chown=1 ["a\u0001b", "/"]"#, true),
+            ("COPY a\u{1}b /", true),
+            ("COPY\ta\tb", false),
+            (r#"COPY ["a", "/"]"#, false),
+            ("RUN echo a\u{1}b", false),
+            ("COPY", false),
+            ("", false),
+        ] {
+            assert_eq!(in_source(line), found, "{line:?}");
+        }
+    }
+}
