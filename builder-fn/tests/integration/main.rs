@@ -11,6 +11,7 @@ mod job;
 mod redelivery;
 mod secrets;
 mod setting;
+mod single_use;
 mod streams;
 mod supersession;
 mod traces;

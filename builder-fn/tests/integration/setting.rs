@@ -9,7 +9,7 @@ use builder_fn::context::SpoolQuota;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
-use builder_fn::request::RequestLimits;
+use builder_fn::request::{Freshness, RequestLimits};
 use builder_fn::sealed::SealKey;
 use builder_fn::settings::SignatureSettings;
 use builder_fn::slots::BuildSlots;
@@ -123,6 +123,15 @@ impl Setting {
             ),
             ..self.clone()
         }
+    }
+
+    /// Limits the age of requests whose config has `submittedAt`.
+    pub(crate) fn with_max_age(mut self, max_age: Duration) -> Self {
+        self.api.limits.freshness = Freshness::Limited {
+            max_age,
+            is_required: false,
+        };
+        self
     }
 
     /// Sets the build slots.

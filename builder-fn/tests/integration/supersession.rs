@@ -5,16 +5,19 @@ use std::time::{Duration, SystemTime};
 use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
 use builder_fn::buildkit::Daemon;
 use builder_fn::slots::BuildSlots;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::daemon::{self, Behaviour, Calls};
+use crate::hand_over::gateway;
 use crate::setting::{Answer, Setting, tar};
 
-/// Creates a builder that may deploy, whose gateway does not answer.
-fn builder(daemon: &Daemon) -> Setting {
-    let setting = Setting::new(daemon.clone());
+/// Creates a builder whose deployer deploys everything.
+async fn builder(daemon: &Daemon) -> Setting {
+    let (address, _received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+    let setting = Setting::with_gateway(daemon.clone(), &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
     setting
 }
@@ -54,6 +57,12 @@ async fn superseded(answer: JoinHandle<Answer>, by: &str) {
     assert!(error.starts_with(&expected), "{error}");
 }
 
+/// Returns a time of submission, as the config has it.
+fn submitted(seconds_ago: u64) -> String {
+    let time = SystemTime::now() - Duration::from_secs(seconds_ago);
+    jiff::Timestamp::try_from(time).expect("a time").to_string()
+}
+
 /// Waits until the builder listens for builds of others.
 async fn listening(calls: &Calls) {
     while calls.history.listeners() == 0 {
@@ -65,10 +74,10 @@ async fn listening(calls: &Calls) {
 async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_it() {
     for is_same_builder in [true, false] {
         let (daemon, mut calls) = daemon::start();
-        let first = builder(&daemon);
+        let first = builder(&daemon).await;
         let second = match is_same_builder {
             true => first.clone(),
-            false => builder(&daemon),
+            false => builder(&daemon).await,
         };
         let old = send(&first, "old", json!({}));
         let (mut old_solve, _status, _session) = calls.build().await;
@@ -84,7 +93,6 @@ async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_
         old_solve.reply.closed().await;
         drop(status);
         new_solve.succeed("sha256:12");
-        // The gateway is nowhere, so the deployment fails.
         assert_eq!(new.await.expect("no panic").body["digest"], "sha256:12");
     }
 }
@@ -92,7 +100,9 @@ async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_
 #[tokio::test]
 async fn a_newer_build_ends_an_older_one_that_waits_for_a_slot() {
     let (daemon, mut calls) = daemon::start();
-    let setting = builder(&daemon).with_slots(BuildSlots::new(1, Duration::from_secs(600), 8));
+    let setting = builder(&daemon)
+        .await
+        .with_slots(BuildSlots::new(1, Duration::from_secs(600), 8));
     let other = send(&setting, "other", json!({"deploy": {"service": "other"}}));
     let (solve, status, _session) = calls.build().await;
     let old = send(&setting, "old", json!({}));
@@ -119,7 +129,7 @@ async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_o
         ),
     ] {
         let (daemon, mut calls) = daemon::start();
-        let setting = builder(&daemon);
+        let setting = builder(&daemon).await;
         let mut builds = Vec::new();
         for (call_id, config) in [("first", &first), ("second", &second)] {
             let build = send(&setting, call_id, config.clone());
@@ -150,7 +160,7 @@ async fn an_older_build_is_not_solved_once_a_newer_one_runs_or_has_succeeded() {
             false => Some(recording),
         };
 
-        superseded(send(&builder(&daemon), "old", json!({})), "new").await;
+        superseded(send(&builder(&daemon).await, "old", json!({})), "new").await;
         assert!(calls.solves.try_recv().is_err(), "nothing is solved");
     }
 }
@@ -161,7 +171,7 @@ async fn a_failed_newer_build_supersedes_none() {
     let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
     let recording = calls.history.start(&request).expect("a free reference");
     recording.end(Err(&tonic::Status::unknown("exit code: 1")));
-    let old = send(&builder(&daemon), "old", json!({}));
+    let old = send(&builder(&daemon).await, "old", json!({}));
 
     let (solve, status, _session) = calls.build().await;
     drop(status);
@@ -173,7 +183,7 @@ async fn a_failed_newer_build_supersedes_none() {
 async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects() {
     for is_finished in [false, true] {
         let (daemon, mut calls) = daemon::start();
-        let old = send(&builder(&daemon), "old", json!({}));
+        let old = send(&builder(&daemon).await, "old", json!({}));
         let _solve = calls.build().await;
         listening(&calls).await;
 
@@ -201,7 +211,7 @@ async fn a_history_that_fails_or_never_answers_prevents_no_build() {
     for behaviour in [Behaviour::Unimplemented, Behaviour::Silent] {
         let (daemon, mut calls) = daemon::start();
         calls.history.behave(behaviour);
-        let build = send(&builder(&daemon), "call", json!({}));
+        let build = send(&builder(&daemon).await, "call", json!({}));
 
         let (solve, status, _session) = calls.build().await;
         drop(status);
@@ -242,9 +252,9 @@ async fn the_deployer_decides_once_the_hand_over_was_sent() {
 #[tokio::test]
 async fn deliveries_of_one_call_do_not_supersede_each_other() {
     let (daemon, mut calls) = daemon::start();
-    let first = send(&builder(&daemon), "call", json!({}));
+    let first = send(&builder(&daemon).await, "call", json!({}));
     let (solve, status, _session) = calls.build().await;
-    let second = send(&builder(&daemon), "call", json!({}));
+    let second = send(&builder(&daemon).await, "call", json!({}));
     // The daemon has refused the second solve once its session has ended.
     let _followed = calls.statuses.recv().await.expect("a status");
     let ended = calls.session().await.ended_by_client;
@@ -262,7 +272,7 @@ async fn deliveries_of_one_call_do_not_supersede_each_other() {
 #[tokio::test]
 async fn a_solve_tells_other_builders_what_it_is_for() {
     let (daemon, mut calls) = daemon::start();
-    let build = send(&builder(&daemon), "call", json!({}));
+    let build = send(&builder(&daemon).await, "call", json!({}));
     let (solve, ..) = calls.build().await;
 
     let attrs = &solve.request.frontend_attrs;
@@ -274,7 +284,7 @@ async fn a_solve_tells_other_builders_what_it_is_for() {
         .expect("RFC 3339");
     build.abort();
 
-    let build = send(&builder(&daemon), "call-2", json!({"deploy": null}));
+    let build = send(&builder(&daemon).await, "call-2", json!({"deploy": null}));
     let (solve, ..) = calls.build().await;
     assert!(!solve.request.frontend_attrs.contains_key("slipway.function"));
     build.abort();
@@ -283,7 +293,7 @@ async fn a_solve_tells_other_builders_what_it_is_for() {
 #[tokio::test]
 async fn nobody_listens_once_the_builds_have_ended() {
     let (daemon, mut calls) = daemon::start();
-    let build = send(&builder(&daemon), "call", json!({}));
+    let build = send(&builder(&daemon).await, "call", json!({}));
     let (mut solve, ..) = calls.build().await;
     listening(&calls).await;
 
@@ -292,5 +302,156 @@ async fn nobody_listens_once_the_builds_have_ended() {
 
     while calls.history.listeners() > 0 {
         tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
+    for (first, second) in [(true, false), (false, true)] {
+        let (daemon, mut calls) = daemon::start();
+        let setting = builder(&daemon).await;
+        let mut builds = Vec::new();
+        for (call_id, supersede) in [("first", first), ("second", second)] {
+            let build = send(&setting, call_id, json!({"supersede": supersede}));
+            builds.push((build, calls.build().await));
+        }
+        listening(&calls).await;
+
+        for (build, (solve, status, _session)) in builds {
+            drop(status);
+            solve.succeed("sha256:12");
+            assert_eq!(build.await.expect("no panic").status, 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
+    let (daemon, mut calls) = daemon::start();
+    let new = send(
+        &builder(&daemon).await,
+        "new",
+        json!({"submittedAt": submitted(10)}),
+    );
+    let (solve, status, _session) = calls.build().await;
+
+    let old = send(
+        &builder(&daemon).await,
+        "old",
+        json!({"submittedAt": submitted(20)}),
+    );
+    superseded(old, "new").await;
+
+    drop(status);
+    solve.succeed("sha256:12");
+    assert_eq!(new.await.expect("no panic").status, 200);
+    // Also after a restart of both builders.
+    let older = send(
+        &builder(&daemon).await,
+        "older",
+        json!({"submittedAt": submitted(30)}),
+    );
+    superseded(older, "new").await;
+}
+
+#[tokio::test]
+async fn a_streamed_answer_ends_with_a_record_that_names_the_newer_build() {
+    let (daemon, mut calls) = daemon::start();
+    let setting = builder(&daemon).await;
+    let config = json!({"deploy": {"service": "hello"}});
+    let records = setting
+        .called("old")
+        .stream(tar(config), "application/x-ndjson")
+        .await;
+    let _old = calls.build().await;
+    let new = send(&setting, "new", json!({"noCache": true}));
+
+    let (_, last) = records.rest().await;
+    assert_eq!(
+        (&last["status"], &last["supersededBy"]),
+        (&json!("failed"), &json!("new"))
+    );
+    new.abort();
+}
+
+/// One thing that happens: a build arrives at a builder, or the build that runs ends, with or without success.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Arrive { builder: usize, seconds_ago: u64 },
+    End { succeeds: bool },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let arrive =
+        (0..2_usize, 1..1000_u64).prop_map(|(builder, seconds_ago)| Step::Arrive { builder, seconds_ago });
+    let end = any::<bool>().prop_map(|succeeds| Step::End { succeeds });
+    prop::collection::vec(prop_oneof![4 => arrive, 1 => end], 1..10)
+}
+
+/// Runs the steps on two builders of one daemon, and checks that no build outlives a newer one.
+async fn run(steps: Vec<Step>) {
+    let (daemon, mut calls) = daemon::start();
+    let builders = [builder(&daemon).await, builder(&daemon).await];
+    let mut times = std::collections::HashSet::new();
+    // The call id and the age of the newest success, and of the build that runs.
+    let mut newest: Option<(String, u64)> = None;
+    let mut running: Option<(String, u64, JoinHandle<Answer>, _)> = None;
+    for (at, step) in steps.into_iter().enumerate() {
+        match step {
+            Step::Arrive { seconds_ago, .. } if !times.insert(seconds_ago) => {}
+            Step::Arrive { builder, seconds_ago } => {
+                let call_id = at.to_string();
+                let build = send(
+                    &builders[builder],
+                    &call_id,
+                    json!({"submittedAt": submitted(seconds_ago)}),
+                );
+                let newer = running.as_ref().map(|(id, ago, ..)| (id.clone(), *ago));
+                let newer = newer.into_iter().chain(newest.clone());
+                let newer: Vec<_> = newer.filter(|(_, ago)| *ago < seconds_ago).collect();
+                if !newer.is_empty() {
+                    let answer = build.await.expect("no panic");
+                    assert_eq!(answer.status, 409, "{answer:?}");
+                    let by = answer.body["supersededBy"].as_str().expect("a call id");
+                    assert!(newer.iter().any(|(id, _)| id == by), "{by} of {newer:?}");
+                    continue;
+                }
+                let call = calls.build().await;
+                if let Some((_, _, old, _)) = running.replace((call_id.clone(), seconds_ago, build, call)) {
+                    superseded(old, &call_id).await;
+                }
+            }
+            Step::End { succeeds } => {
+                let Some((call_id, seconds_ago, build, (solve, status, _session))) = running.take() else {
+                    continue;
+                };
+                drop(status);
+                match succeeds {
+                    true => solve.succeed("sha256:12"),
+                    false => solve.fail(tonic::Status::unknown("exit code: 1")),
+                }
+                let answer = build.await.expect("no panic");
+                assert_eq!(answer.status, if succeeds { 200 } else { 422 }, "{answer:?}");
+                if succeeds {
+                    newest = Some((call_id, seconds_ago));
+                }
+            }
+        }
+    }
+    if let Some((_, _, build, _)) = running {
+        build.abort();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn an_older_build_never_outlives_a_newer_one_whichever_builder_runs_them(steps in steps()) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(run(steps));
     }
 }

@@ -1,0 +1,119 @@
+//! A signed request is built by one call only, where the age of requests is limited: by whichever builder, and also after
+//! a restart.
+
+use std::time::{Duration, SystemTime};
+
+use builder_fn::buildkit::Daemon;
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+use crate::daemon;
+use crate::setting::{Answer, Setting, tar};
+
+fn builder(daemon: &Daemon) -> Setting {
+    Setting::new(daemon.clone()).with_max_age(Duration::from_secs(600))
+}
+
+/// Returns a request that says when it was signed.
+fn dated() -> Vec<u8> {
+    let now = jiff::Timestamp::try_from(SystemTime::now()).expect("a time");
+    tar(json!({"submittedAt": now.to_string()}))
+}
+
+fn send(setting: &Setting, call_id: &str, tar: &[u8]) -> JoinHandle<Answer> {
+    let (setting, tar) = (setting.called(call_id), tar.to_vec());
+    tokio::spawn(async move { setting.build(tar).await })
+}
+
+async fn rejected(answer: JoinHandle<Answer>) {
+    let answer = answer.await.expect("no panic");
+    assert_eq!(answer.status, 409, "{answer:?}");
+    assert_eq!(
+        answer.body["error"],
+        "this signed request was already built as call first; sign it again with a new submittedAt"
+    );
+    assert!(answer.body.get("supersededBy").is_none(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn while_a_request_is_built_another_call_with_it_is_rejected_and_a_redelivery_follows() {
+    let (daemon, mut calls) = daemon::start();
+    let request = dated();
+    let first = send(&builder(&daemon), "first", &request);
+    let (solve, status, _session) = calls.build().await;
+
+    rejected(send(&builder(&daemon), "second", &request)).await;
+    let _rejected = (calls.statuses.recv().await, calls.session().await);
+
+    let redelivery = send(&builder(&daemon), "first", &request);
+    let followed = calls.statuses.recv().await.expect("a status");
+    let ended = calls.session().await.ended_by_client;
+    ended.await.expect("the redelivery follows");
+    drop((status, followed));
+    solve.succeed("sha256:12");
+    for build in [first, redelivery] {
+        let answer = build.await.expect("no panic");
+        assert_eq!(
+            (answer.status, &answer.body["digest"]),
+            (200, &json!("sha256:12"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_was_built_is_rejected_for_another_call_also_by_a_builder_that_has_just_started() {
+    let (daemon, mut calls) = daemon::start();
+    let request = dated();
+    let first = send(&builder(&daemon), "first", &request);
+    let (solve, status, _session) = calls.build().await;
+    drop(status);
+    solve.succeed("sha256:12");
+    assert_eq!(first.await.expect("no panic").status, 200);
+
+    rejected(send(&builder(&daemon), "second", &request)).await;
+
+    let redelivery = send(&builder(&daemon), "first", &request);
+    drop(calls.statuses.recv().await.expect("a status"));
+    assert_eq!(redelivery.await.expect("no panic").body["digest"], "sha256:12");
+    assert!(calls.solves.try_recv().is_err(), "nothing is solved again");
+}
+
+#[tokio::test]
+async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
+    let (daemon, mut calls) = daemon::start();
+    let request = dated();
+    let first = send(&builder(&daemon), "first", &request);
+    let (solve, status, _session) = calls.build().await;
+    let reference = solve.request.r#ref.clone();
+    drop(status);
+    solve.fail(Status::unknown("exit code: 1"));
+    assert_eq!(first.await.expect("no panic").status, 422);
+
+    rejected(send(&builder(&daemon), "second", &request)).await;
+
+    let redelivery = send(&builder(&daemon), "first", &request);
+    let (solve, status, _session) = calls.build().await;
+    assert_eq!(solve.request.r#ref, format!("{reference}-2"));
+    drop(status);
+    solve.succeed("sha256:12");
+    assert_eq!(redelivery.await.expect("no panic").status, 200);
+}
+
+#[tokio::test]
+async fn a_request_without_a_time_or_a_builder_without_max_age_builds_for_every_call() {
+    let unlimited: fn(&Daemon) -> Setting = |daemon| Setting::new(daemon.clone());
+    for (builder, request) in [
+        (builder as fn(&Daemon) -> Setting, tar(json!({}))),
+        (unlimited, dated()),
+    ] {
+        let (daemon, mut calls) = daemon::start();
+        for call_id in ["first", "second"] {
+            let build = send(&builder(&daemon), call_id, &request);
+            let (solve, status, _session) = calls.build().await;
+            drop(status);
+            solve.succeed("sha256:12");
+            assert_eq!(build.await.expect("no panic").status, 200);
+        }
+    }
+}
