@@ -5,6 +5,7 @@
 
 pub mod blocking_client;
 pub mod build_context;
+pub mod buildctl;
 pub mod builder_process;
 pub mod buildkit;
 pub mod certificates;

@@ -24,6 +24,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{
+    buildctl::Buildctl,
     builder_process::BuilderProcess,
     buildkit::BuildkitDaemon,
     registry::{Manifest, Registry},
@@ -111,8 +112,9 @@ fn run(command: &mut Command) -> Result<()> {
 /// Both clients and a daemon of their own.
 struct Comparison {
     testbed: Testbed,
-    daemon: BuildkitDaemon,
     builder: BuilderProcess,
+    buildctl: Buildctl,
+    _daemon: BuildkitDaemon,
 }
 
 impl Comparison {
@@ -125,9 +127,10 @@ impl Comparison {
         let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
         let builder = BuilderProcess::start(&testbed, &credentials, &settings).await?;
         Ok(Self {
+            buildctl: Buildctl::new(&testbed, &daemon)?,
             testbed,
-            daemon,
             builder,
+            _daemon: daemon,
         })
     }
 
@@ -163,42 +166,18 @@ impl Comparison {
         Ok(())
     }
 
-    /// Builds with `buildctl`, after removing the daemon's copies of earlier folders: `buildctl` uses one key for
-    /// all of them, and a folder in which a file changed since gets the time of that change.
     fn buildctl(&self, folder: &Path, tag: &str, dockerfile: &str, compression: &str) -> Result<()> {
-        let registry = &self.testbed.stack.registry;
-        let docker = tempfile::tempdir()?;
-        let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
-        fs::write(docker.path().join("config.json"), credentials)?;
-        let buildctl = || {
-            let mut command = Command::new(&self.testbed.stack.tools.buildctl);
-            command
-                .env("DOCKER_CONFIG", docker.path())
-                .args(["--addr", &self.daemon.url()]);
-            command
-        };
-        run(buildctl().args(["prune", "--filter", "type==source.local"]))?;
-        let local = |name: &str| format!("{name}={}", folder.display());
-        let image = self.testbed.image(REPOSITORY, tag);
-        run(buildctl()
-            .args([
-                "build",
-                "--progress=plain",
-                "--no-cache",
-                "--frontend",
-                "dockerfile.v0",
-            ])
-            .args(["--opt", &format!("filename={dockerfile}")])
-            .args(["--local", &local("context"), "--local", &local("dockerfile")])
-            .args([
-                "--opt",
-                &format!("build-arg:SOURCE_DATE_EPOCH={EPOCH}"),
-                "--output",
-            ])
-            .arg(format!(
-                "type=image,name={image},push=true,registry.insecure=true,rewrite-timestamp=true,\
-                 oci-mediatypes=true,compression={compression}"
-            )))
+        let options = [
+            format!("filename={dockerfile}"),
+            format!("build-arg:SOURCE_DATE_EPOCH={EPOCH}"),
+        ];
+        let output = format!(",rewrite-timestamp=true,oci-mediatypes=true,compression={compression}");
+        self.buildctl.build_with_output(
+            folder,
+            &self.testbed.image(REPOSITORY, tag),
+            &options.each_ref().map(String::as_str),
+            &output,
+        )
     }
 
     /// Asserts that both images have the same digest; returns the manifest.

@@ -1,0 +1,84 @@
+//! `buildctl`, the reference for what BuildKit makes of a folder.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{buildkit::BuildkitDaemon, registry::Registry, testbed::Testbed};
+
+/// `buildctl` with one daemon and one Docker `config.json`.
+pub struct Buildctl {
+    program: std::path::PathBuf,
+    address: String,
+    docker: tempfile::TempDir,
+}
+
+impl Buildctl {
+    /// Returns `buildctl` with the credentials of the stack's registry.
+    pub fn new(testbed: &Testbed, daemon: &BuildkitDaemon) -> Result<Self> {
+        let registry = &testbed.stack.registry;
+        let credentials = Registry::docker_config(&registry.host, &registry.user, &registry.password);
+        Self::with_docker_config(testbed, daemon, &credentials)
+    }
+
+    /// Returns `buildctl` with this Docker `config.json`.
+    pub fn with_docker_config(testbed: &Testbed, daemon: &BuildkitDaemon, config: &str) -> Result<Self> {
+        let docker = tempfile::tempdir()?;
+        fs::write(docker.path().join("config.json"), config)?;
+        Ok(Self {
+            program: testbed.stack.tools.buildctl.clone(),
+            address: daemon.url(),
+            docker,
+        })
+    }
+
+    /// Builds the folder and pushes the image; `options` are those of the frontend, such as `filename=Dockerfile`.
+    ///
+    /// Removes the daemon's copies of earlier folders first: `buildctl` uses one key for all of them, and does not send
+    /// files that look like those of the folder before.
+    ///
+    /// # Errors
+    /// Fails with the output of `buildctl` if the build or the push fails.
+    pub fn build(&self, folder: &Path, image: &str, options: &[&str]) -> Result<()> {
+        self.build_with_output(folder, image, options, "")
+    }
+
+    /// Builds like [`build`](Self::build); `output` is appended to the output option and starts with a comma.
+    ///
+    /// # Errors
+    /// Fails with the output of `buildctl` if the build or the push fails.
+    pub fn build_with_output(
+        &self,
+        folder: &Path,
+        image: &str,
+        options: &[&str],
+        output: &str,
+    ) -> Result<()> {
+        self.run(&["prune", "--filter", "type==source.local"])?;
+        let folder = folder.to_str().context("the folder's path is not UTF-8")?;
+        let (context, dockerfile) = (format!("context={folder}"), format!("dockerfile={folder}"));
+        let output = format!("type=image,name={image},push=true,registry.insecure=true{output}");
+        let mut arguments = vec![
+            "build",
+            "--progress=plain",
+            "--no-cache",
+            "--frontend",
+            "dockerfile.v0",
+        ];
+        arguments.extend(["--local", &context, "--local", &dockerfile, "--output", &output]);
+        arguments.extend(options.iter().flat_map(|option| ["--opt", option]));
+        self.run(&arguments)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command
+            .env("DOCKER_CONFIG", self.docker.path())
+            .args(["--addr", &self.address])
+            .args(arguments);
+        let output = command.output().with_context(|| format!("running {command:?}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{command:?}: {said}");
+        Ok(())
+    }
+}
