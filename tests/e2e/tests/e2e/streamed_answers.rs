@@ -136,6 +136,32 @@ async fn every_failure_ends_with_a_terminal_record() -> Result<()> {
     Ok(())
 }
 
+/// Python's `splitlines`, for one, ends a line at each of these characters.
+#[tokio::test]
+async fn no_record_contains_a_line_end_of_unicode() -> Result<()> {
+    const LINE_ENDS: [char; 3] = ['\u{2028}', '\u{2029}', '\u{85}'];
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let printed = r"a\342\200\250b\342\200\251c\302\205d";
+    let step = format!("RUN printf '{printed}\\n'; exit 3");
+    let tar = source(base, &step).tar(&json!({ "image": testbed.image("e2e/stream-unicode", "1") }))?;
+    for accept in [LINES, EVENTS, "application/json"] {
+        let reply = builder
+            .client()?
+            .post_with_headers(tar.clone(), &[("Accept", accept)])
+            .await?;
+        assert!(!reply.text.contains(LINE_ENDS), "{accept}: {}", reply.text);
+        let line = r"a\u2028b\u2029c\u0085d";
+        assert!(reply.text.contains(line), "{accept}: {}", reply.text);
+    }
+    let (lines, _) = builder.client()?.stream(tar, LINES).await?.read_to_end().await?;
+    let line = "a\u{2028}b\u{2029}c\u{85}d";
+    assert!(lines.iter().any(|one| one.ends_with(line)), "{lines:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_terminated_builder_ends_its_stream_with_a_terminal_record() -> Result<()> {
     let testbed = Testbed::find()?;
