@@ -157,6 +157,12 @@ impl TwoBuilders {
         }))
     }
 
+    /// Returns when the provider created the version of the function that runs.
+    async fn created_at(&self) -> Result<Value> {
+        let status = self.testbed.functions.status(&self.function).await?;
+        Ok(status.context("there is no such function")?["createdAt"].take())
+    }
+
     async fn page(&self) -> Result<(u16, String)> {
         self.testbed.functions.page(&self.function).await
     }

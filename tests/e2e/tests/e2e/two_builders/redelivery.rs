@@ -40,7 +40,7 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
     let tar = two.pages("once", &two.config("1")).await?;
     let first = two.build(0, &tar, &id).await?;
     assert_eq!(assert_ready(&first)?["deployment"]["changed"], true);
-    let created = two.testbed.functions.status(&two.function).await?;
+    let created = two.created_at().await?;
 
     let again = async |two: &TwoBuilders, index| -> Result<()> {
         two.proxy.clear_requests();
@@ -60,7 +60,6 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
     two.restart_builders().await?;
     again(&two, 0).await?;
     again(&two, 1).await?;
-    let status = two.testbed.functions.status(&two.function).await?;
-    assert_eq!(status, created);
+    assert_eq!(two.created_at().await?, created);
     two.close().await
 }
