@@ -3,6 +3,7 @@
 mod call_id;
 mod connection;
 mod deadline;
+mod host_header;
 mod inflight;
 mod metrics;
 mod outgoing_body;
@@ -44,6 +45,7 @@ use timed_connection::Timeouts;
 /// A function that can be served, with its metrics.
 pub(crate) struct Server<H> {
     timeouts: Timeouts,
+    max_headers: usize,
     counters: Arc<RequestCounters>,
     service: Arc<Service<H>>,
     registry: Registry,
@@ -68,6 +70,7 @@ impl<H: Handler> Server<H> {
         let service = Arc::new(Service::new(settings, app, platform, counters.clone(), tracer));
         Ok(Self {
             timeouts: timeouts(settings),
+            max_headers: settings.max_headers,
             counters,
             service,
             registry,
@@ -76,12 +79,13 @@ impl<H: Handler> Server<H> {
 
     /// Serves the function.
     pub(crate) fn serve(&self, listener: TcpListener) -> ServedListener {
-        ServedListener::spawn(listener, self.timeouts, self.service.clone())
+        ServedListener::spawn(listener, self.timeouts, self.max_headers, self.service.clone())
     }
 
     /// Serves the page of metrics.
     pub(crate) fn serve_metrics(&self, listener: TcpListener) -> ServedListener {
-        ServedListener::spawn(listener, self.timeouts, MetricsPage(self.registry.clone()))
+        let page = MetricsPage(self.registry.clone());
+        ServedListener::spawn(listener, self.timeouts, self.max_headers, page)
     }
 
     /// Returns the number of requests in flight.
@@ -146,6 +150,14 @@ impl ConnectionService for MetricsPage {
     type Future = Ready<Result<Response<Full<Bytes>>, Infallible>>;
 
     fn respond(&self, request: Request<Incoming>, _connection: &Arc<ConnectionState>) -> Self::Future {
-        ready(Ok(self.response(request.uri().path())))
+        let response = match host_header::fault(request.version(), request.headers()) {
+            Some(_) => {
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = StatusCode::BAD_REQUEST;
+                response
+            }
+            None => self.response(request.uri().path()),
+        };
+        ready(Ok(response))
     }
 }

@@ -6,6 +6,10 @@ use http::HeaderValue;
 
 use crate::env::Parser;
 
+/// Go, in which the gateway is written, limits the size of all headers and not their number. Memory for this many is
+/// reserved for each request.
+const DEFAULT_MAX_HEADERS: usize = 256;
+
 /// The host's own settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -16,6 +20,7 @@ pub(crate) struct Settings {
     pub(crate) exec_timeout: Option<Duration>,
     pub(crate) healthcheck_interval: Duration,
     pub(crate) max_inflight: Option<usize>,
+    pub(crate) max_headers: usize,
     /// The version of the function, sent with every response.
     pub(crate) version: Option<HeaderValue>,
 }
@@ -37,12 +42,18 @@ impl Settings {
             exec_timeout: (!exec_timeout.is_zero()).then_some(exec_timeout),
             healthcheck_interval: parser.duration("healthcheck_interval", Duration::from_secs(5)),
             max_inflight: (max_inflight > 0).then_some(max_inflight),
+            max_headers: parser.parse("max_headers", DEFAULT_MAX_HEADERS, max_headers),
             version: parser.parse("slipway_version", None, |text| {
                 let wrong = |_| "should have visible ASCII characters only";
                 HeaderValue::from_str(text).map(Some).map_err(wrong)
             }),
         }
     }
+}
+
+fn max_headers(text: &str) -> Result<usize, &'static str> {
+    let number = text.parse().ok().filter(|number| (1..=10_000).contains(number));
+    number.ok_or("should be a number from 1 to 10000")
 }
 
 /// Reads a timeout that must not be zero.
@@ -67,6 +78,7 @@ mod tests {
         assert!(parser.finish().is_ok());
         assert_eq!((settings.port, settings.metrics_port), (8080, 8081));
         assert_eq!((settings.exec_timeout, settings.max_inflight), (None, None));
+        assert_eq!(settings.max_headers, 256);
     }
 
     #[test]
@@ -76,6 +88,7 @@ mod tests {
             ("read_timeout", "0"),
             ("write_timeout", "0s"),
             ("max_inflight", "-1"),
+            ("max_headers", "0"),
             ("slipway_version", "one\ntwo"),
         ];
         let mut parser = Parser::new(&variables);
@@ -89,6 +102,7 @@ mod tests {
                 "max_inflight",
                 "read_timeout",
                 "write_timeout",
+                "max_headers",
                 "slipway_version"
             ]
         );

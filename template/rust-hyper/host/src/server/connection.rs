@@ -48,16 +48,24 @@ enum Phase {
 }
 
 impl ServedListener {
-    pub(crate) fn spawn(listener: TcpListener, timeouts: Timeouts, service: impl ConnectionService) -> Self {
+    /// Serves `listener`. Requests with more than `max_headers` headers are answered with 431.
+    pub(crate) fn spawn(
+        listener: TcpListener,
+        timeouts: Timeouts,
+        max_headers: usize,
+        service: impl ConnectionService,
+    ) -> Self {
         // The kernel buffers up to 4 MiB that the client does not read, and writes succeed meanwhile. So that the write
         // timeout holds then too, the kernel enforces it. Connections inherit the option from their listener.
         if let Err(error) = SockRef::from(&listener).set_tcp_user_timeout(Some(timeouts.write)) {
             tracing::warn!(%error, "could not set TCP_USER_TIMEOUT: clients that stop reading are noticed late");
         }
         let (phase, receiver) = watch::channel(Phase::Open);
+        let mut http = http1::Builder::new();
+        http.max_headers(max_headers);
         Self {
             phase,
-            accepting: tokio::spawn(accept(listener, timeouts, service, receiver)),
+            accepting: tokio::spawn(accept(listener, timeouts, http, service, receiver)),
         }
     }
 
@@ -95,6 +103,7 @@ async fn reached(receiver: &mut watch::Receiver<Phase>, phase: Phase) {
 async fn accept(
     listener: TcpListener,
     timeouts: Timeouts,
+    http: http1::Builder,
     service: impl ConnectionService,
     mut phase: watch::Receiver<Phase>,
 ) {
@@ -105,7 +114,7 @@ async fn accept(
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(stream, timeouts, service.clone(), phase.clone()));
+                    connections.spawn(serve(stream, timeouts, http.clone(), service.clone(), phase.clone()));
                 }
                 Err(error) => {
                     // Probably out of file descriptors, until open connections end.
@@ -128,6 +137,7 @@ async fn accept(
 async fn serve(
     stream: TcpStream,
     timeouts: Timeouts,
+    http: http1::Builder,
     service: impl ConnectionService,
     mut phase: watch::Receiver<Phase>,
 ) {
@@ -135,7 +145,7 @@ async fn serve(
     let state = Arc::<ConnectionState>::default();
     let io = TokioIo::new(TimedConnection::new(stream, timeouts, state.clone()));
     let service = service_fn(move |request| service.respond(request, &state));
-    let mut connection = pin!(http1::Builder::new().serve_connection(io, service));
+    let mut connection = pin!(http.serve_connection(io, service));
 
     // The wait for the drain is polled only once and after changes: it stays registered with this task's waker.
     // Polling it with every part of a request, as a select would, costs more than reading the request's head.

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::CONNECTION;
 use http::{HeaderValue, StatusCode};
 use hyper::body::{Body as _, Incoming};
 
 use super::call_id::CallIds;
 use super::deadline::Deadline;
+use super::host_header;
 use super::record::{RequestCounters, RequestRecord};
 use super::response_future::{HandlerRun, HostHeaders, ResponseFuture};
 use crate::app::{App, ReadyCheck};
@@ -70,6 +72,14 @@ impl<H: Handler> Service<H> {
             call_id,
             version: self.version.clone(),
         };
+        if let Some(fault) = host_header::fault(request.version(), request.headers()) {
+            let mut response = reply::message(StatusCode::BAD_REQUEST, fault);
+            // Whoever forwarded such a request may take its end for elsewhere.
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+            return ResponseFuture::ready(response, headers, None);
+        }
         if let Some(response) = self.probe(request.uri().path()) {
             return ResponseFuture::ready(response, headers, None);
         }

@@ -102,6 +102,73 @@ async fn send(address: SocketAddr, request: &str) -> TcpStream {
     stream
 }
 
+/// Returns the status line of the response to a request.
+async fn status_line(address: SocketAddr, request: &str) -> String {
+    let response = read_until(&mut send(address, request).await, "\r\n\r\n").await;
+    response.lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_request_without_a_host_or_with_two_is_answered_with_400() {
+    let served = serve(&[], App::new(async |_, _| Ok::<_, Error>(reply::text("OK\n")))).await;
+    for (head, status) in [
+        ("GET / HTTP/1.1\r\nhost: a\r\n", "HTTP/1.1 200 OK"),
+        ("GET / HTTP/1.1\r\nhost:\r\n", "HTTP/1.1 200 OK"),
+        ("GET / HTTP/1.1\r\n", "HTTP/1.1 400 Bad Request"),
+        ("GET http://a/ HTTP/1.1\r\n", "HTTP/1.1 400 Bad Request"),
+        ("GET /_/health HTTP/1.1\r\n", "HTTP/1.1 400 Bad Request"),
+        (
+            "GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n",
+            "HTTP/1.1 400 Bad Request",
+        ),
+        ("GET / HTTP/1.1\r\nhost: a b\r\n", "HTTP/1.1 400 Bad Request"),
+        ("GET / HTTP/1.0\r\n", "HTTP/1.0 200 OK"),
+        (
+            "GET / HTTP/1.0\r\nhost: a\r\nhost: b\r\n",
+            "HTTP/1.0 400 Bad Request",
+        ),
+    ] {
+        let found = status_line(served.address, &format!("{head}\r\n")).await;
+        assert_eq!(found, status, "{head:?}");
+    }
+    let mut stream = send(served.address, "GET / HTTP/1.1\r\n\r\n").await;
+    let mut response = String::new();
+    within_timeout(stream.read_to_string(&mut response))
+        .await
+        .unwrap();
+    assert!(
+        response.ends_with("the request has no Host header\n"),
+        "{response}"
+    );
+}
+
+#[tokio::test]
+async fn a_request_may_have_as_many_headers_as_the_setting_allows() {
+    for (variables, limit) in [
+        (&[][..], 256),
+        (&[("max_headers", "300")], 300),
+        (&[("max_headers", "2")], 2),
+    ] {
+        let served = serve(
+            variables,
+            App::new(async |_, _| Ok::<_, Error>(reply::text("OK\n"))),
+        )
+        .await;
+        for (count, status) in [
+            (limit, "HTTP/1.1 200 OK"),
+            (limit + 1, "HTTP/1.1 431 Request Header Fields Too Large"),
+        ] {
+            let headers: String = (1..count).map(|number| format!("x-{number}: 1\r\n")).collect();
+            let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
+            assert_eq!(
+                status_line(served.address, &request).await,
+                status,
+                "{count} of {limit}"
+            );
+        }
+    }
+}
+
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
 /// Reads until the response contains `text`.
