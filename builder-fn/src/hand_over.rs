@@ -23,7 +23,7 @@ pub(crate) use deployment::{Deployment, DeploymentStatus};
 use crate::error::Error;
 
 /// The secret that hand-overs are signed with.
-const SECRET: &str = "deploy-secret";
+pub(crate) const SECRET: &str = "deploy-secret";
 
 /// The header with the signature.
 const SIGNATURE_HEADER: &str = "x-deploy-signature";

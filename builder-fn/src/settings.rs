@@ -42,6 +42,7 @@ use std::time::Duration;
 
 use function_host::env::Parser;
 use function_host::prometheus::IntGauge;
+use function_host::signature;
 use function_host::{ErrorChain, Secrets};
 
 use crate::build::BuildSettings;
@@ -49,7 +50,7 @@ use crate::buildkit::Daemon;
 use crate::compression::{Compression, Format};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{DockerConfig, Helpers};
-use crate::hand_over::{DeployVia, DeployerSettings};
+use crate::hand_over::{self, DeployVia, DeployerSettings};
 use crate::request::{AllowedFrontends, Freshness, ImageRef, RequestLimits};
 use crate::sealed::SealKey;
 use crate::slots::BuildSlots;
@@ -193,11 +194,13 @@ impl SignatureSettings {
             disable_hmac: parser.flag("disable_hmac", false),
             accept_sha1: parser.flag("accept_sha1", true),
         };
-        if !settings.disable_hmac
-            && let Err(error) = secrets.read(PAYLOAD_SECRET)
-        {
-            parser.problem("disable_hmac", format!("is not set, and {error}"));
+        if !settings.disable_hmac {
+            if let Err(error) = secrets.read(PAYLOAD_SECRET) {
+                parser.problem("disable_hmac", format!("is not set, and {error}"));
+            }
+            signature::check_secret(parser, secrets, PAYLOAD_SECRET);
         }
+        signature::check_secret(parser, secrets, hand_over::SECRET);
         settings
     }
 }
@@ -319,6 +322,8 @@ mod tests {
 
     use super::*;
 
+    const KEY: &str = "a key of 17 bytes\n";
+
     fn read(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
         let folder = tempfile::tempdir().expect("folder");
         if let Some(secret) = secret {
@@ -332,7 +337,7 @@ mod tests {
 
     #[test]
     fn an_address_and_a_secret_are_enough() {
-        let settings = read(&[("buildkit_url", "tcp://buildkit:1234")], Some("key")).expect("settings");
+        let settings = read(&[("buildkit_url", "tcp://buildkit:1234")], Some(KEY)).expect("settings");
 
         assert_eq!(settings.daemon.name(), "tcp://buildkit:1234");
         assert!(settings.is_exposed);
@@ -424,6 +429,26 @@ mod tests {
             .expect("slots");
         let _one = slots.admit().expect("admitted");
         assert!(slots.is_full());
+    }
+
+    #[test]
+    fn a_secret_that_is_not_fit_for_signatures_is_named() {
+        let address = [("buildkit_url", "unix:///run/b.sock")];
+        for (secret, fault) in [
+            (
+                "a key of 17 bytes\nshort",
+                "line 2 should be a key of at least 16 bytes",
+            ),
+            (
+                "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n",
+                "line 1 begins a PEM text",
+            ),
+        ] {
+            let problems = read(&address, Some(secret)).expect_err("the secret is not fit");
+            let expected = format!("secret payload-secret is not fit for signatures: {fault}");
+            assert!(problems.to_string().starts_with(&expected), "{problems}");
+            assert_eq!(problems.0.len(), 1);
+        }
     }
 
     #[test]

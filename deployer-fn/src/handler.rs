@@ -18,15 +18,12 @@ use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{GatewayTransport, TokenExchange};
 use crate::metrics::Metrics;
 use crate::outcome::{DeploymentStatus, DryRunOutcome, Outcome};
-use crate::policy::{Policy, Rules};
+use crate::policy::{KEY_SECRET, Policy, Rules};
 use crate::queue::DeploymentQueue;
 use crate::registry::{CONFIG_SECRET, ImageLookup};
 use crate::request::{self, DryRun, HandOver, PinnedImage, Received, SIGNATURE_HEADER};
 use crate::rollout::{self, Deadline, RolloutContext, RolloutHistory};
 use crate::settings::Settings;
-
-/// The secret with the keys that hand-overs are signed with: one key a line while they are rotated.
-const KEY_SECRET: &str = "deploy-secret";
 
 /// The time in which a registry has to say whether it has an image.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     function_host::run_with(async |context: SetupContext| {
         let mut parser = context.settings();
         let settings = Settings::read(&mut parser);
+        settings.check_keys(&mut parser, context.secrets());
         parser.finish()?;
         let deployer = Deployer::new(settings, Metrics::new(context.registry())?);
         Ok::<_, SetupError>(App::new(deployer).named("deployer-fn"))

@@ -27,6 +27,9 @@ use serde_json::{Map, Value};
 use crate::quantity::Quantity;
 use crate::request::{FunctionSpec, PinnedImage, Resources};
 
+/// The secret with the keys that hand-overs are signed with: one key a line while they are rotated.
+pub(crate) const KEY_SECRET: &str = "deploy-secret";
+
 /// The label with the highest number of replicas.
 const SCALE_MAX: &str = "com.openfaas.scale.max";
 /// The label with the lowest number of replicas.
@@ -67,7 +70,7 @@ impl Policy {
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let policy: Self = serde_json::from_value(object.into()).map_err(|error| error.to_string())?;
         let keys = policy.keys.iter().map(|(name, rules)| (name.as_str(), rules));
-        let problems: Vec<String> = [("deploy-secret", &policy.rules)]
+        let problems: Vec<String> = [(KEY_SECRET, &policy.rules)]
             .into_iter()
             .chain(keys)
             .flat_map(|(key, rules)| rules.problems(key))

@@ -7,8 +7,9 @@ use std::time::Duration;
 use function_host::duration;
 use function_host::env::Parser;
 use function_host::registry::TokenRealms;
+use function_host::{Secrets, signature};
 
-use crate::policy::Policy;
+use crate::policy::{KEY_SECRET, Policy};
 use crate::request::check_namespace;
 use crate::rollout::Timeouts;
 
@@ -111,6 +112,18 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Checks the secrets with the keys of hand-overs, so that one that is not fit for them ends the start.
+    pub fn check_keys(&self, parser: &mut Parser<'_>, secrets: &Secrets) {
+        for name in [KEY_SECRET]
+            .into_iter()
+            .chain(self.policy.keys.keys().map(String::as_str))
+        {
+            signature::check_secret(parser, secrets, name);
+        }
+    }
+}
+
 /// Returns the platform that this process runs on, in the form of registries.
 fn own_platform() -> String {
     let architecture = match std::env::consts::ARCH {
@@ -166,6 +179,30 @@ mod tests {
             problem.contains("exec_timeout should be at least 5m25s"),
             "{problem}"
         );
+    }
+
+    #[test]
+    fn every_secret_that_is_not_fit_for_signatures_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in [
+            ("deploy-secret", "short"),
+            ("team-a", "-----BEGIN PRIVATE KEY-----"),
+            ("team-b", "a key of 17 bytes"),
+            (
+                "policy",
+                r#"{"keys": {"team-a": {}, "team-b": {}, "missing": {}}}"#,
+            ),
+        ] {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        let policy = folder.path().join("policy");
+        let given = [("policy_file", policy.to_str().unwrap())];
+        let mut parser = Parser::new(&given);
+        let settings = Settings::read(&mut parser);
+        settings.check_keys(&mut parser, &Secrets::new(folder.path()));
+        let problems = parser.finish().unwrap_err();
+        let names: Vec<_> = problems.0.iter().map(|problem| &*problem.name).collect();
+        assert_eq!(names, ["secret deploy-secret", "secret team-a"]);
     }
 
     #[test]

@@ -7,13 +7,74 @@ use std::fmt;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use crate::secret::Secret;
+use crate::env::Parser;
+use crate::secret::{Secret, Secrets};
 
 /// The prefix of the hexadecimal digits.
 const PREFIX: &str = "sha256=";
 
 /// The length of a SHA-256 digest, in bytes.
 const DIGEST_LENGTH: usize = 32;
+
+/// The length of the shortest key that a function may start with, in bytes: half of the digest's, which NIST SP 800-107
+/// asks of a key for 128 bits of security.
+pub const MIN_KEY_LENGTH: usize = 16;
+
+/// The reason why a secret is not one with a key on each line. The text shows no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WeakKeys {
+    /// A line is too short for a key.
+    #[error("line {line} should be a key of at least {MIN_KEY_LENGTH} bytes, and has {length}")]
+    Short {
+        /// The number of the line, from 1.
+        line: usize,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The secret is a certificate or another kind of key, of which every line would be a key.
+    #[error("line {line} begins a PEM text; a secret for signatures should have random text on each line")]
+    Pem {
+        /// The number of the line, from 1.
+        line: usize,
+    },
+}
+
+/// Checks that every line of a secret is fit for a key. A function does this at its start.
+///
+/// # Errors
+/// Fails with the first line that is not.
+pub fn check_keys(secret: &Secret) -> Result<(), WeakKeys> {
+    for (index, line) in secret.expose().split(|byte| *byte == b'\n').enumerate() {
+        let (line, length) = (line.trim_ascii(), line.trim_ascii().len());
+        if is_pem(line) {
+            return Err(WeakKeys::Pem { line: index + 1 });
+        }
+        if (1..MIN_KEY_LENGTH).contains(&length) {
+            return Err(WeakKeys::Short {
+                line: index + 1,
+                length,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Adds a problem to `parser` if the secret `name` is not fit for signatures. A secret that cannot be read is none.
+pub fn check_secret(parser: &mut Parser<'_>, secrets: &Secrets, name: &str) {
+    if let Ok(secret) = secrets.read(name)
+        && let Err(weak) = check_keys(&secret)
+    {
+        parser.problem(
+            &format!("secret {name}"),
+            format!("is not fit for signatures: {weak}"),
+        );
+    }
+}
+
+/// Returns whether a line begins a PEM text (RFC 7468).
+fn is_pem(line: &[u8]) -> bool {
+    line.starts_with(b"-----BEGIN ")
+}
 
 /// The HMAC keys of one secret: all of them verify, the first one signs. `Debug` does not show them.
 #[derive(Clone)]
@@ -25,12 +86,16 @@ pub struct HmacKeys {
 impl HmacKeys {
     /// Reads the keys from a secret with one key per line; returns `None` if there is no key.
     ///
-    /// Empty lines are skipped.
+    /// Empty lines are skipped. A PEM text has no keys: some of its lines are known to everybody.
     pub fn new(secret: &Secret) -> Option<Self> {
-        let mut keys = secret
+        let lines = secret
             .expose()
             .split(|byte| *byte == b'\n')
-            .map(<[u8]>::trim_ascii)
+            .map(<[u8]>::trim_ascii);
+        if lines.clone().any(is_pem) {
+            return None;
+        }
+        let mut keys = lines
             .filter(|line| !line.is_empty())
             // HMAC accepts keys of any length, so this skips none.
             .filter_map(|line| Hmac::<Sha256>::new_from_slice(line).ok());
@@ -163,6 +228,38 @@ mod tests {
         ] {
             assert!(Verifier::new(&keys("key"), header).is_err(), "{header}");
         }
+    }
+
+    #[test]
+    fn short_lines_and_pem_texts_are_no_keys_and_the_fault_shows_none_of_them() {
+        let pem = "-----BEGIN PUBLIC KEY-----\nhunter2hunter2hunter2\n-----END PUBLIC KEY-----\n";
+        for (text, fault) in [
+            ("0123456789abcdef", None),
+            ("0123456789abcdef\r\n\n fedcba9876543210 \n", None),
+            (
+                "0123456789abcde",
+                Some("line 1 should be a key of at least 16 bytes, and has 15"),
+            ),
+            (
+                "0123456789abcdef\n\nhunter2\n",
+                Some("line 3 should be a key of at least 16 bytes, and has 7"),
+            ),
+            (pem, Some("line 1 begins a PEM text")),
+            (
+                &format!("0123456789abcdef\n {pem}"),
+                Some("line 2 begins a PEM text"),
+            ),
+        ] {
+            let found = check_keys(&Secret::new(text)).map_err(|weak| weak.to_string());
+            match fault {
+                None => assert_eq!(found, Ok(())),
+                Some(fault) => {
+                    let found = found.unwrap_err();
+                    assert!(found.starts_with(fault) && !found.contains("hunter2"), "{found}");
+                }
+            }
+        }
+        assert!(HmacKeys::new(&Secret::new(pem)).is_none());
     }
 
     #[test]

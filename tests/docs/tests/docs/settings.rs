@@ -97,7 +97,7 @@ fn the_settings_of_traces_are_documented_and_read() {
 #[test]
 fn the_settings_of_the_builder_are_documented_and_read() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("payload-secret"), "key").unwrap();
+    std::fs::write(folder.path().join("payload-secret"), "a key of 17 bytes").unwrap();
     let environment = Recorder::with(&[("buildkit_url", "tcp://buildkit:1234")]);
     let mut parser = Parser::new(&environment);
     builder_fn::settings::Settings::read(&mut parser, &Secrets::new(folder.path()), None);
