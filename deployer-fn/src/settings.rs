@@ -219,6 +219,6 @@ mod tests {
         ];
         let mut parser = Parser::new(&given);
         Settings::read(&mut parser);
-        assert_eq!(parser.finish().unwrap_err().0.len(), 7);
+        assert_eq!(parser.finish().unwrap_err().0.len(), 8);
     }
 }
