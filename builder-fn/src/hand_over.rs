@@ -82,7 +82,7 @@ impl Deployer {
     /// # Errors
     /// Fails if the secret is missing or unusable.
     pub(crate) fn signer(&self) -> Result<HandOverSigner<'_>, Error> {
-        match self.secrets.read(SECRET) {
+        match self.secrets.read_secret(SECRET) {
             Ok(secret) => {
                 let empty = || SecretError::Empty {
                     name: SECRET.to_owned(),

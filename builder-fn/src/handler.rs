@@ -273,7 +273,7 @@ impl Api {
         }
         let secret = context
             .secrets()
-            .read(PAYLOAD_SECRET)
+            .read_secret(PAYLOAD_SECRET)
             .map_err(Error::PayloadSecret)?;
         let empty = || SecretError::Empty {
             name: PAYLOAD_SECRET.to_owned(),

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
 }
 
 async fn setup(context: SetupContext) -> Result<App<Api>, SetupError> {
-    let mut parser = context.settings();
+    let mut parser = context.settings_parser();
     let settings = Settings::read(&mut parser, context.secrets(), context.max_inflight());
     parser.finish()?;
 

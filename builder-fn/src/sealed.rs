@@ -88,7 +88,7 @@ impl SealKey {
     }
 
     fn read(&self) -> Result<SecretKey, SealError> {
-        let text = self.folder.read(&self.name).map_err(SealError::Key)?;
+        let text = self.folder.read_secret(&self.name).map_err(SealError::Key)?;
         let bytes = Zeroizing::new(STANDARD.decode(text.expose()).map_err(|_| SealError::KeyFormat)?);
         SecretKey::from_slice(&bytes).map_err(|_| SealError::KeyFormat)
     }

@@ -195,7 +195,7 @@ impl SignatureSettings {
             accept_sha1: parser.flag("accept_sha1", true),
         };
         if !settings.disable_hmac {
-            if let Err(error) = secrets.read(PAYLOAD_SECRET) {
+            if let Err(error) = secrets.read_secret(PAYLOAD_SECRET) {
                 parser.problem("disable_hmac", format!("is not set, and {error}"));
             }
             signature::check_secret(parser, secrets, PAYLOAD_SECRET);

@@ -5,7 +5,7 @@
 use function_host::BodyError;
 use function_host::ErrorChain;
 use function_host::secret::SecretError;
-use function_host::signature::{Malformed, Mismatch};
+use function_host::signature::{MalformedSignature, SignatureMismatch};
 
 /// The reason why a hand-over was not acted on.
 #[derive(Debug, thiserror::Error)]
@@ -15,10 +15,10 @@ pub(crate) enum Error {
     Unsigned,
     /// The signature has another form.
     #[error("the header X-Deploy-Signature is malformed")]
-    MalformedSignature(#[source] Malformed),
+    MalformedSignature(#[source] MalformedSignature),
     /// The signature was made with none of the deployer's keys.
     #[error("the hand-over is not signed with a key of this deployer")]
-    WrongSignature(#[source] Mismatch),
+    WrongSignature(#[source] SignatureMismatch),
     /// The body is too large, too slow, or ended early.
     #[error("could not read the hand-over")]
     Body(#[source] BodyError),

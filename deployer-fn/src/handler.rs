@@ -242,11 +242,11 @@ impl Handler for Deployer {
 /// Reads the keys that hand-overs may be signed with, each with its rules. A further key of the policy that cannot be
 /// read does not affect hand-overs that are signed with another one.
 fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(HmacKeys, &'p Rules)>, Error> {
-    let secret = secrets.read(KEY_SECRET).map_err(Error::Key)?;
+    let secret = secrets.read_secret(KEY_SECRET).map_err(Error::Key)?;
     let first = HmacKeys::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;
     let mut keys = vec![(first, &policy.rules)];
     for (name, rules) in &policy.keys {
-        match secrets.read(name).map(|secret| HmacKeys::new(&secret)) {
+        match secrets.read_secret(name).map(|secret| HmacKeys::new(&secret)) {
             Ok(Some(key)) => keys.push((key, rules)),
             Ok(None) => warn!(secret = name, "a secret of the policy has no signing key"),
             Err(error) => {

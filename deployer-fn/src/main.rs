@@ -7,7 +7,7 @@ use function_host::{App, SetupContext, SetupError};
 
 fn main() -> ExitCode {
     function_host::run_with(async |context: SetupContext| {
-        let mut parser = context.settings();
+        let mut parser = context.settings_parser();
         let settings = Settings::read(&mut parser);
         settings.check_keys(&mut parser, context.secrets());
         parser.finish()?;

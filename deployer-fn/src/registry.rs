@@ -88,7 +88,7 @@ impl ImageLookup {
     fn credentials(&self, registry: &str) -> Result<Credentials, String> {
         let unusable =
             |error: &dyn std::fmt::Display| format!("the secret {CONFIG_SECRET} cannot be used: {error}");
-        let secret = match self.secrets.read(CONFIG_SECRET) {
+        let secret = match self.secrets.read_secret(CONFIG_SECRET) {
             Ok(secret) => secret,
             Err(SecretError::Missing { .. } | SecretError::Empty { .. }) => return Ok(Credentials::default()),
             Err(error) => return Err(ErrorChain(&error).to_string()),

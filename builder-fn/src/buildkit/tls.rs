@@ -138,7 +138,7 @@ impl TlsSecrets {
     }
 
     fn read(&self, name: &str) -> Result<Secret, TlsError> {
-        self.secrets.read(name).map_err(TlsError::Secret)
+        self.secrets.read_secret(name).map_err(TlsError::Secret)
     }
 
     fn unusable(&self, secret: &str, error: &rustls::Error) -> TlsError {

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use function_host::Secret;
-use function_host::signature::{HmacKeys, Malformed, Mismatch, Verifier};
+use function_host::signature::{HmacKeys, MalformedSignature, SignatureMismatch, Verifier};
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -81,12 +81,12 @@ enum BodyHmac {
 
 impl BodyVerifier {
     /// Returns a verifier that expects the signature in `header`.
-    pub(super) fn new(keys: &SignatureKeys, header: &str) -> Result<Self, Malformed> {
+    pub(super) fn new(keys: &SignatureKeys, header: &str) -> Result<Self, MalformedSignature> {
         let header = header.trim();
         let hmac = match header.strip_prefix(SHA1_PREFIX) {
             Some(digits) if !keys.sha1.is_empty() => {
                 let mut expected = [0; SHA1_LENGTH];
-                hex::decode_to_slice(digits, &mut expected).map_err(|_| Malformed)?;
+                hex::decode_to_slice(digits, &mut expected).map_err(|_| MalformedSignature)?;
                 BodyHmac::Sha1 {
                     expected,
                     macs: keys.sha1.clone(),
@@ -109,7 +109,7 @@ impl BodyVerifier {
     }
 
     /// Returns the signature if it matches the body. Takes the same time wherever it differs, and whichever key matches.
-    pub(super) fn finish(self) -> Result<VerifiedSignature, Mismatch> {
+    pub(super) fn finish(self) -> Result<VerifiedSignature, SignatureMismatch> {
         match self.hmac {
             BodyHmac::Sha256(verifier) => verifier.finish()?,
             BodyHmac::Sha1 { expected, macs } => {
@@ -117,7 +117,7 @@ impl BodyVerifier {
                     .into_iter()
                     .fold(false, |found, mac| found | mac.verify_slice(&expected).is_ok());
                 if !matches {
-                    return Err(Mismatch);
+                    return Err(SignatureMismatch);
                 }
             }
         }
@@ -149,7 +149,11 @@ mod tests {
         SignatureKeys::new(&Secret::new(lines), accept_sha1).unwrap()
     }
 
-    fn verify(keys: &SignatureKeys, header: &str, body: &[u8]) -> Result<VerifiedSignature, Mismatch> {
+    fn verify(
+        keys: &SignatureKeys,
+        header: &str,
+        body: &[u8],
+    ) -> Result<VerifiedSignature, SignatureMismatch> {
         let mut verifier = BodyVerifier::new(keys, header).unwrap();
         body.chunks(7).for_each(|piece| verifier.update(piece));
         verifier.finish()
@@ -162,10 +166,10 @@ mod tests {
             let header = format!("sha1={digits}");
             let verified = verify(&keys, &format!(" {header} "), body).unwrap();
             assert_eq!(verified.as_str(), header);
-            assert_eq!(verify(&keys, &header, &body[1..]), Err(Mismatch));
+            assert_eq!(verify(&keys, &header, &body[1..]), Err(SignatureMismatch));
             assert_eq!(
                 verify(&keys, &format!("sha1={}", "0".repeat(40)), body),
-                Err(Mismatch)
+                Err(SignatureMismatch)
             );
             assert!(BodyVerifier::new(&keys, "sha1=00").is_err());
             assert!(BodyVerifier::new(&keys, digits).is_err());

@@ -75,7 +75,7 @@ impl TokenExchange {
         {
             return Ok(Some(cached.token));
         }
-        let subject = self.directory.read(TOKEN_FILE)?;
+        let subject = self.directory.read_secret(TOKEN_FILE)?;
         let subject = subject.expose_text().map(percent::encode).unwrap_or_default();
         let form = format!(
             "grant_type={}&subject_token_type={}&subject_token={subject}",

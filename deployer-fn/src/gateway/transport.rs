@@ -40,7 +40,7 @@ impl<'a> GatewayTransport<'a> {
             return Ok(());
         }
         let token = match self.secrets.exists(TOKEN_SECRET) {
-            true => Some(self.secrets.read(TOKEN_SECRET)?),
+            true => Some(self.secrets.read_secret(TOKEN_SECRET)?),
             false => self.exchange.token(self.gateway, limit).await?,
         };
         let Some(token) = token else { return Ok(()) };

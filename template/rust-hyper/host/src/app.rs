@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use crate::handler::Handler;
 
-/// A handler, with its readiness checks and the paths of its probes.
+/// A function's handler, with its readiness checks and the paths of its probes.
 pub struct App<H> {
     pub(crate) handler: H,
     pub(crate) ready: Vec<ReadyCheck>,
@@ -18,7 +18,7 @@ pub struct App<H> {
 pub(crate) type ReadyCheck = Box<dyn Fn() -> bool + Send + Sync>;
 
 impl<H: Handler> App<H> {
-    /// Creates a function that is ready whenever the host is.
+    /// Creates a function from its handler; without readiness checks, it is ready until the shutdown.
     pub fn new(handler: H) -> Self {
         Self {
             handler,
@@ -30,7 +30,7 @@ impl<H: Handler> App<H> {
         }
     }
 
-    /// Sets the service name in traces. The environment takes precedence (`OTEL_SERVICE_NAME`).
+    /// Sets the function's service name in traces. The environment takes precedence (`OTEL_SERVICE_NAME`).
     #[must_use]
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = Some(name);
@@ -46,27 +46,28 @@ impl<H: Handler> App<H> {
         self
     }
 
-    /// Adds a readiness check. It runs for each probe and must not block.
+    /// Adds a readiness check of the function. The check runs for each readiness probe and must not block.
     #[must_use]
     pub fn ready_if(mut self, check: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         self.ready.push(Box::new(check));
         self
     }
 
-    /// Adds a readiness check that succeeds while `ready` holds true, for checks that run in the background.
+    /// Adds a readiness check of the function that succeeds while `ready` holds true, for checks that run in
+    /// the background.
     #[must_use]
     pub fn ready_while(self, ready: watch::Receiver<bool>) -> Self {
         self.ready_if(move || *ready.borrow())
     }
 
-    /// Adds a path that is answered like `/_/health`.
+    /// Adds a path at which the host answers health probes, besides `/_/health`.
     #[must_use]
     pub fn health_at(mut self, path: impl Into<String>) -> Self {
         self.health_paths.push(path.into());
         self
     }
 
-    /// Adds a path that is answered like `/_/ready`.
+    /// Adds a path at which the host answers readiness probes, besides `/_/ready`.
     #[must_use]
     pub fn ready_at(mut self, path: impl Into<String>) -> Self {
         self.ready_paths.push(path.into());

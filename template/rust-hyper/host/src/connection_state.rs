@@ -6,26 +6,26 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-/// The next bytes that the client is expected to send.
+/// The next bytes that the client of a connection is expected to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The head of a request, if the client sends another one.
+    /// The client may send the head of another request.
     Head,
-    /// More of a body.
+    /// The client should send more of the current request's body.
     Body,
-    /// Nothing: the handler is working.
+    /// The client should send nothing, because the handler is working.
     Nothing,
 }
 
-/// The state of one connection.
+/// The state of one connection: what the client should send next, and whether a body was left unread.
 ///
 /// It includes the number of the current request, so that a body that a handler kept from an earlier request does not
 /// change the state of a later one.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionState {
-    /// The request's number, with what is expected in the lowest two bits.
+    /// The number of the current request, with an [`Expected`] in the lowest two bits.
     packed: AtomicU32,
-    /// Whether the last request had a body that was not read to its end.
+    /// Whether the connection's last request had a body that the handler did not read to its end.
     unread_body: AtomicBool,
 }
 
@@ -36,7 +36,7 @@ const NOTHING: u32 = 2;
 const NEXT_REQUEST: u32 = 4;
 
 impl ConnectionState {
-    /// Returns what is expected, and a number that differs for each request.
+    /// Returns what the client should send next, and the number of the current request.
     pub(crate) fn current(&self) -> (Expected, u32) {
         let packed = self.packed.load(Ordering::Relaxed);
         let expected = match packed & EXPECTED_MASK {
@@ -47,7 +47,7 @@ impl ConnectionState {
         (expected, packed & !EXPECTED_MASK)
     }
 
-    /// Records that the head of a request has arrived; `has_body` if a body follows.
+    /// Records that the head of a request has arrived, and whether a body follows it.
     pub(crate) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
         let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_MASK;
         self.packed
@@ -56,7 +56,7 @@ impl ConnectionState {
         ActiveRequest(self.clone())
     }
 
-    /// Returns the handle of the current request's body.
+    /// Returns a handle that makes the connection expect the current request's body until it is dropped.
     pub(crate) fn active_body(self: &Arc<Self>) -> ActiveBody {
         ActiveBody {
             state: self.clone(),
@@ -83,7 +83,7 @@ impl Drop for ActiveRequest {
     }
 }
 
-/// A body that is being read. Dropping it makes the connection expect nothing more of the body.
+/// A request body that is being read. Dropping it makes the connection expect nothing more of the body.
 #[derive(Debug)]
 pub(crate) struct ActiveBody {
     state: Arc<ConnectionState>,
@@ -91,7 +91,7 @@ pub(crate) struct ActiveBody {
 }
 
 impl ActiveBody {
-    /// Records that the body was read to its end.
+    /// Records that the request's body was read to its end.
     pub(crate) fn finish(self) {
         if self.state.current() == (Expected::Body, self.number) {
             self.state.unread_body.store(false, Ordering::Relaxed);

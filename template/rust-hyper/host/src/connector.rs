@@ -1,10 +1,11 @@
-//! Connectors of HTTP clients: without TLS, and with TLS if the function is built with the feature `tls`.
+//! Connectors of the host's HTTP clients: without TLS, and with TLS if the function is built with the feature
+//! `tls`.
 
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
 
-/// The timeout for establishing a connection.
+/// The timeout for an HTTP client to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn http() -> HttpConnector {
@@ -41,12 +42,13 @@ mod kind {
 
     pub(crate) type Connector = HttpsConnector<HttpConnector>;
 
-    /// Returns a connector for a server without TLS, which trusts no certificate.
+    /// Returns an HTTP connector for a server without TLS; the connector trusts no certificate.
     pub(crate) fn plain() -> Result<Connector, BoxError> {
         connector(RootCertStore::empty())
     }
 
-    /// Returns a connector that trusts the system's certificate authorities, and `more` certificates in PEM.
+    /// Returns an HTTPS connector that trusts the system's certificate authorities, and `more` certificates
+    /// in PEM.
     pub(crate) fn trusting(more: Option<&[u8]>) -> Result<Connector, BoxError> {
         let mut roots = RootCertStore::empty();
         // The system's certificates that cannot be read are skipped, and the others trusted.
@@ -60,7 +62,7 @@ mod kind {
         connector(roots)
     }
 
-    /// Returns a connector that trusts `roots`.
+    /// Returns an HTTPS connector that trusts the certificate authorities in `roots`.
     ///
     /// It names its crypto provider instead of installing a default for the process, because the handler may use
     /// another.

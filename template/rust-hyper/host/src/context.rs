@@ -25,7 +25,7 @@ pub(crate) struct Platform {
 }
 
 impl Context {
-    /// Creates a context without a deadline, for calling a handler without the host (in a test).
+    /// Creates a request context without a deadline, for calling a handler without the host (in a test).
     pub fn new(call_id: &str, secrets: Secrets, gateway: Gateway, shutdown: Shutdown) -> Self {
         Self {
             call_id: call_id.into(),
@@ -38,7 +38,7 @@ impl Context {
         }
     }
 
-    /// Creates the context of a request.
+    /// Creates the context with which the host calls the handler for one request.
     pub(crate) fn for_request(call_id: Arc<str>, deadline: Option<Instant>, platform: Arc<Platform>) -> Self {
         Self {
             call_id,
@@ -47,14 +47,14 @@ impl Context {
         }
     }
 
-    /// Returns the caller's `X-Call-Id`, or the id generated for this request.
+    /// Returns the request's call id: the caller's `X-Call-Id`, or an id that the host generated.
     ///
     /// It is in the response and in every log line.
     pub fn call_id(&self) -> &str {
         &self.call_id
     }
 
-    /// Returns the time at which `exec_timeout` drops the handler, if it is set.
+    /// Returns the time at which the host drops the request's handler, if the setting `exec_timeout` is set.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
@@ -64,7 +64,7 @@ impl Context {
         &self.platform.secrets
     }
 
-    /// Returns the client of the gateway.
+    /// Returns the function's client for the OpenFaaS gateway.
     pub fn gateway(&self) -> &Gateway {
         &self.platform.gateway
     }

@@ -4,10 +4,10 @@
 use std::fmt;
 use std::time::Duration;
 
-/// An error in a duration. Its text says what would be right, and follows the name of a setting in a problem.
+/// An error of parsing a duration. Its text follows the name of a setting and says which format is right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    /// The text is neither a Go duration nor a whole number.
+    /// The duration's text is neither a Go duration nor a whole number of seconds.
     #[error("should be a duration such as 30s, 1m30s or 500ms")]
     Malformed,
     /// The duration is negative, which no setting allows.
@@ -21,7 +21,7 @@ pub enum DurationError {
 /// The longest `time.Duration` of Go, in nanoseconds.
 const MAX_NANOS: u128 = i64::MAX as u128;
 
-/// The units of `time.ParseDuration`, in nanoseconds.
+/// The units of Go's `time.ParseDuration`, with their lengths in nanoseconds.
 const UNITS: [(&str, u128); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -41,11 +41,11 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
         _ => (false, text),
     };
     let nanos = if !unsigned.is_empty() && unsigned.bytes().all(|byte| byte.is_ascii_digit()) {
-        digits(unsigned)?
+        parse_digits(unsigned)?
             .checked_mul(1_000_000_000)
             .ok_or(DurationError::TooLong)?
     } else {
-        go_nanos(unsigned)?
+        parse_go_nanos(unsigned)?
     };
     if nanos > MAX_NANOS {
         return Err(DurationError::TooLong);
@@ -58,8 +58,8 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
         .map_err(|_| DurationError::TooLong)
 }
 
-/// Returns the sum of pairs of a number and a unit, in nanoseconds.
-fn go_nanos(text: &str) -> Result<u128, DurationError> {
+/// Parses a Go duration, which is a list of numbers with units, to nanoseconds.
+fn parse_go_nanos(text: &str) -> Result<u128, DurationError> {
     if text.is_empty() {
         return Err(DurationError::Malformed);
     }
@@ -75,7 +75,7 @@ fn go_nanos(text: &str) -> Result<u128, DurationError> {
             return Err(DurationError::Malformed);
         }
         let (unit, after) = split_unit(after)?;
-        let nanos = digits(whole)?.checked_mul(unit).ok_or(DurationError::TooLong)?;
+        let nanos = parse_digits(whole)?.checked_mul(unit).ok_or(DurationError::TooLong)?;
         total = total
             .checked_add(nanos)
             .and_then(|total| total.checked_add(fraction_nanos(fraction, unit)))
@@ -86,7 +86,7 @@ fn go_nanos(text: &str) -> Result<u128, DurationError> {
     Ok(total)
 }
 
-/// Splits off the leading decimal digits.
+/// Splits a text after its leading decimal digits.
 fn split_digits(text: &str) -> (&str, &str) {
     let end = text
         .bytes()
@@ -95,7 +95,10 @@ fn split_digits(text: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// Splits off the leading unit, in nanoseconds. As in Go, the unit extends up to the next digit or dot.
+/// Splits off the leading unit of a Go duration, and returns its length in nanoseconds and the rest of the
+/// text.
+///
+/// As in Go, the unit extends up to the next digit or dot.
 fn split_unit(text: &str) -> Result<(u128, &str), DurationError> {
     let end = text
         .bytes()
@@ -109,15 +112,15 @@ fn split_unit(text: &str) -> Result<(u128, &str), DurationError> {
     Ok((unit.1, rest))
 }
 
-/// Returns the value of a run of digits; an empty one is 0.
-fn digits(text: &str) -> Result<u128, DurationError> {
+/// Parses decimal digits to a number; an empty text is 0.
+fn parse_digits(text: &str) -> Result<u128, DurationError> {
     if text.is_empty() {
         return Ok(0);
     }
     text.parse().map_err(|_| DurationError::TooLong)
 }
 
-/// Returns `0.fraction` of a unit, rounded down to whole nanoseconds.
+/// Returns the nanoseconds of a decimal fraction of a unit, rounded down.
 ///
 /// Digits after the 15th are ignored: even of an hour, they are less than a nanosecond.
 fn fraction_nanos(fraction: &str, unit: u128) -> u128 {
@@ -163,7 +166,7 @@ impl fmt::Display for GoDuration {
     }
 }
 
-/// Writes `nanos / unit` as a decimal without trailing zeros, then the name of the unit.
+/// Writes a duration in `unit`s as a decimal number without trailing zeros, then the name of the unit.
 fn write_decimal(f: &mut fmt::Formatter<'_>, nanos: u128, unit: u128, name: &str) -> fmt::Result {
     write!(f, "{}", nanos / unit)?;
     let fraction = nanos % unit;

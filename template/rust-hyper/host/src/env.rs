@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use crate::duration;
 
-/// Environment variables: those of the process, or a map in a test.
+/// A source of environment variables: the process's environment, or a map in a test.
 pub trait Environment: Send + Sync {
-    /// Returns the value of `name`, if it is set.
+    /// Returns the value of the environment variable `name`, if it is set.
     fn get(&self, name: &str) -> Option<String>;
 }
 
@@ -55,7 +55,7 @@ impl<const N: usize> Environment for [(&str, &str); N] {
     }
 }
 
-/// Parses settings and collects their problems.
+/// A parser of settings from environment variables, which collects their problems.
 ///
 /// For a wrong value, the default is returned; it must not be used before [`Parser::finish`] has succeeded.
 pub struct Parser<'a> {
@@ -64,7 +64,7 @@ pub struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    /// Creates a parser of `environment`.
+    /// Creates a parser of the settings in `environment`.
     pub fn new(environment: &'a dyn Environment) -> Self {
         Self {
             environment,
@@ -72,7 +72,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Creates a parser that already holds the problems of other settings.
+    /// Creates a parser of settings that already holds the problems of other settings.
     pub(crate) fn with_problems(environment: &'a dyn Environment, problems: Vec<Problem>) -> Self {
         Self {
             environment,
@@ -80,14 +80,14 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Returns the value of `name` without surrounding white space, if it is set and not empty.
+    /// Returns the value of the setting `name` without surrounding white space, if it is set and not empty.
     pub fn text(&mut self, name: &str) -> Option<String> {
         let value = self.environment.get(name)?;
         let value = value.trim();
         (!value.is_empty()).then(|| value.to_owned())
     }
 
-    /// Returns the value of `name`; adds a problem if it is not set.
+    /// Returns the value of the setting `name`; adds a problem if it is not set.
     pub fn required(&mut self, name: &str) -> String {
         self.text(name).unwrap_or_else(|| {
             self.problem(name, "is not set");
@@ -95,7 +95,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Returns the value of `name` as parsed by `parse`, or `default` if it is not set.
+    /// Returns the value of the setting `name` as parsed by `parse`, or `default` if it is not set.
     ///
     /// The problem reads `NAME ERROR, not "VALUE"`, so `parse` should fail with a text such as `should be true or
     /// false`. It contains the value: this must not be used for values that may be secret.
@@ -114,19 +114,20 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Returns the value of `name` as a Go duration (`1h2m3.5s`) or whole seconds.
+    /// Parses the setting `name` as a Go duration (`1h2m3.5s`) or whole seconds; returns `default` if it is
+    /// not set.
     pub fn duration(&mut self, name: &str, default: Duration) -> Duration {
         self.parse(name, default, duration::parse)
     }
 
-    /// Returns the value of `name` as a number.
+    /// Parses the setting `name` as a number; returns `default` if it is not set.
     pub fn number<T: FromStr>(&mut self, name: &str, default: T) -> T {
         self.parse(name, default, |value| {
             value.parse().map_err(|_| "should be a number in range")
         })
     }
 
-    /// Returns the value of `name` as a boolean, in the spellings that Go's `strconv.ParseBool` accepts.
+    /// Parses the setting `name` as a boolean, in the spellings that Go's `strconv.ParseBool` accepts.
     pub fn flag(&mut self, name: &str, default: bool) -> bool {
         self.parse(name, default, |value| match value {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
@@ -135,7 +136,7 @@ impl<'a> Parser<'a> {
         })
     }
 
-    /// Adds a problem of `name`; `what` follows the name in the report (`is not set`).
+    /// Adds a problem of the setting `name`; `what` follows the name in the report (`is not set`).
     pub fn problem(&mut self, name: &str, what: impl Into<String>) {
         self.problems.push(Problem {
             name: name.to_owned(),
@@ -143,7 +144,7 @@ impl<'a> Parser<'a> {
         });
     }
 
-    /// Fails with all collected problems, if there are any.
+    /// Fails with all problems of the settings that were collected, if there are any.
     pub fn finish(self) -> Result<(), Problems> {
         if self.problems.is_empty() {
             Ok(())
@@ -152,7 +153,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Returns the problems collected so far.
+    /// Returns the problems of the settings that were collected so far.
     pub(crate) fn into_problems(self) -> Vec<Problem> {
         self.problems
     }
@@ -161,9 +162,9 @@ impl<'a> Parser<'a> {
 /// A problem of one setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The environment variable.
+    /// The name of the environment variable that has the problem.
     pub name: String,
-    /// What is wrong with its value, and what would be right.
+    /// The fault in the variable's value, and the right format.
     pub what: String,
 }
 

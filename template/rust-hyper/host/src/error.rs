@@ -1,4 +1,4 @@
-//! The error of a handler, and its conversion to a response.
+//! The error that a handler returns, and its conversion to a response.
 
 use std::fmt;
 
@@ -9,19 +9,19 @@ use crate::reply;
 use crate::request::BodyError;
 use crate::response::Response;
 
-/// The error of a handler.
+/// The error that a handler returns.
 ///
 /// Every error type converts to it through `?`. The caller then gets status 500 with `internal error` and the call
 /// id, and the error is logged with its sources. [`Error::status`] sets the status and the message for the caller. A
 /// [`BodyError`] converts to 413, 408 or 400.
 pub struct Error {
-    /// The status and the message for the caller; `None` for an internal error.
+    /// The response's status and message for the caller; `None` for an internal error.
     for_caller: Option<(StatusCode, String)>,
     cause: Option<BoxError>,
 }
 
 impl Error {
-    /// Creates an internal error, of which the caller gets no details.
+    /// Creates an internal error, which the caller gets as status 500 without details.
     pub fn new(cause: impl Into<BoxError>) -> Self {
         Self {
             for_caller: None,
@@ -29,7 +29,7 @@ impl Error {
         }
     }
 
-    /// Creates an error with a status and a message for the caller.
+    /// Creates a handler error whose response has this status and message.
     pub fn status(status: StatusCode, message: impl Into<String>) -> Self {
         Self {
             for_caller: Some((status, message.into())),
@@ -37,19 +37,19 @@ impl Error {
         }
     }
 
-    /// Adds a cause, which is logged and not sent to the caller.
+    /// Adds a cause to the handler's error; it is logged and not sent to the caller.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
         self.cause = Some(cause.into());
         self
     }
 
-    /// Returns the cause, for the tests of a handler.
+    /// Returns the cause of the handler's error, for the tests of a handler.
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
         self.cause.as_deref()
     }
 
-    /// Returns the status and the message for the caller.
+    /// Returns the status and the message of the error's response.
     pub fn status_and_message(&self) -> (StatusCode, &str) {
         match &self.for_caller {
             Some((status, message)) => (*status, message),
@@ -57,7 +57,7 @@ impl Error {
         }
     }
 
-    /// Logs the error and converts it to a response.
+    /// Logs the handler's error and converts it to a response.
     pub(crate) fn into_response(self, call_id: &str) -> Response {
         let (status, message) = self.status_and_message();
         let cause = self.cause.as_deref().map(|cause| ErrorChain(cause).to_string());

@@ -1,4 +1,4 @@
-//! Boxed errors, and how an error is displayed with its sources.
+//! Boxed errors, and the display of an error with its sources.
 
 use std::error::Error;
 use std::fmt;

@@ -33,18 +33,18 @@ use crate::trace;
 /// The address of the gateway of OpenFaaS on Kubernetes.
 pub const DEFAULT_URL: &str = "http://gateway.openfaas:8080";
 
-/// The default limit on the body of a response, in bytes ([`Gateway::with_body_limit`]).
+/// The default limit on the body of a gateway's response, in bytes ([`Gateway::with_body_limit`]).
 pub const DEFAULT_BODY_LIMIT: usize = 4 * 1024 * 1024;
 
-/// The secret with further certificates (PEM) that authenticate the gateway, besides the system's.
+/// The name of the secret with certificates (PEM) that authenticate the gateway, in addition to the system's.
 ///
 /// Used with the feature `tls` only, and read once, at the start.
 pub const CA_SECRET: &str = "gateway-ca";
 
-/// The format of the gateway's address.
+/// The description of a valid gateway address, for error messages.
 #[cfg(feature = "tls")]
 const URL_FORMAT: &str = "should be http://HOST[:PORT] or https://HOST[:PORT]";
-/// The format of the gateway's address.
+/// The description of a valid gateway address, for error messages.
 #[cfg(not(feature = "tls"))]
 const URL_FORMAT: &str = "should be http://HOST[:PORT]: this function was built without https";
 
@@ -65,65 +65,66 @@ pub enum GatewayError {
     /// The certificates in the secret [`CA_SECRET`], or those of the system, cannot be used.
     #[error("could not load the certificates that authenticate the gateway")]
     Authority(#[source] BoxError),
-    /// The path is not valid in a URL, or does not begin with `/`.
+    /// The path of a request to the gateway is not valid in a URL, or does not begin with `/`.
     #[error(
         "{path:?} is not a path on the gateway: it should begin with / and have no characters that URLs exclude"
     )]
     Path {
-        /// The rejected path.
+        /// The path that was rejected.
         path: String,
     },
     /// The function has credentials for the gateway, but they cannot be read.
     #[error("could not read the gateway's credentials")]
     Credentials(#[from] SecretError),
-    /// No connection could be established: the gateway has not received the request.
+    /// No connection to the gateway could be established: the gateway has not received the request.
     #[error("could not reach the gateway for {method} {path}")]
     Connect {
-        /// The method of the request.
+        /// The method of the request to the gateway.
         method: Method,
-        /// The path of the request.
+        /// The path of the request to the gateway.
         path: String,
-        /// The cause.
+        /// The error of the HTTP client.
         #[source]
         source: BoxError,
     },
-    /// The connection was lost before the response was complete. The gateway may have received the request.
+    /// The connection to the gateway was lost before the response was complete. The gateway may have received
+    /// the request.
     #[error("lost the connection to the gateway during {method} {path}")]
     Lost {
-        /// The method of the request.
+        /// The method of the request to the gateway.
         method: Method,
-        /// The path of the request.
+        /// The path of the request to the gateway.
         path: String,
-        /// The cause.
+        /// The error of the HTTP client.
         #[source]
         source: BoxError,
     },
-    /// The response was not complete within the timeout. The gateway may have received the request.
+    /// The gateway's response was not complete within the timeout. The gateway may have received the request.
     #[error("the gateway did not answer {method} {path} within {}", duration::format(*limit))]
     Timeout {
-        /// The method of the request.
+        /// The method of the request to the gateway.
         method: Method,
-        /// The path of the request.
+        /// The path of the request to the gateway.
         path: String,
-        /// The timeout.
+        /// The timeout of the request to the gateway.
         limit: Duration,
     },
-    /// The response is larger than the limit.
+    /// The gateway's response is larger than the limit on its body.
     #[error("the gateway's response to {method} {path} is larger than {limit} bytes")]
     TooLarge {
-        /// The method of the request.
+        /// The method of the request to the gateway.
         method: Method,
-        /// The path of the request.
+        /// The path of the request to the gateway.
         path: String,
-        /// The limit in bytes.
+        /// The limit on the response's body, in bytes.
         limit: usize,
     },
 }
 
-/// Returns the client of the gateway named by `gateway_url`.
+/// Creates the client of the gateway from the setting `gateway_url`; problems are added to `parser`.
 ///
 /// If the setting is wrong, adds a problem to `parser` and returns the client of [`DEFAULT_URL`].
-pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway, GatewayError> {
+pub(crate) fn from_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway, GatewayError> {
     let url = parser
         .text("gateway_url")
         .unwrap_or_else(|| DEFAULT_URL.to_owned());
@@ -137,7 +138,8 @@ pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway
 }
 
 impl Gateway {
-    /// Creates a client of the gateway at `url`, with the credentials in `secrets`, if there are any.
+    /// Creates a client of the OpenFaaS gateway at `url`, which uses the credentials in `secrets`, if there
+    /// are any.
     pub fn new(url: &str, secrets: Secrets) -> Result<Self, GatewayError> {
         let url = url.trim();
         let uri: Uri = url.parse().map_err(|_| GatewayError::Url)?;
@@ -166,7 +168,7 @@ impl Gateway {
         }
     }
 
-    /// Creates a client of the gateway named by `gateway_url`, or of [`DEFAULT_URL`].
+    /// Creates a client of the OpenFaaS gateway at the URL in `gateway_url`, or at [`DEFAULT_URL`].
     pub fn from_env(environment: &dyn Environment, secrets: Secrets) -> Result<Self, GatewayError> {
         let url = environment
             .get("gateway_url")
@@ -174,7 +176,7 @@ impl Gateway {
         Self::new(url.as_deref().unwrap_or(DEFAULT_URL), secrets)
     }
 
-    /// Sets the limit on the body of a response, in bytes.
+    /// Sets the limit on the body of the gateway's responses, in bytes.
     #[must_use]
     pub fn with_body_limit(mut self, bytes: usize) -> Self {
         self.client = self.client.with_body_limit(bytes);
@@ -186,7 +188,7 @@ impl Gateway {
         &self.base
     }
 
-    /// Returns the URI of `path`, which must begin with `/`, on this gateway.
+    /// Returns the gateway's URI with `path`, which must begin with `/`.
     pub fn uri(&self, path: &str) -> Result<Uri, GatewayError> {
         let invalid = || GatewayError::Path {
             path: path.to_owned(),
@@ -197,7 +199,7 @@ impl Gateway {
         format!("{}{path}", self.base).parse().map_err(|_| invalid())
     }
 
-    /// Returns the URL at which a function is called.
+    /// Returns the gateway's URL for calling a function.
     pub fn function_url(&self, name: &str, namespace: Option<&str>) -> String {
         match namespace {
             Some(namespace) if !namespace.is_empty() => format!("{}/function/{name}.{namespace}", self.base),
@@ -205,7 +207,7 @@ impl Gateway {
         }
     }
 
-    /// Sends `request` and reads the whole response, both within `timeout`.
+    /// Sends a request to the gateway and reads the whole response, both within `timeout`.
     ///
     /// A URI without a host is one of this gateway.
     ///
@@ -221,8 +223,8 @@ impl Gateway {
             *request.uri_mut() = self.uri(&request.uri().to_string())?;
         }
         self.authorize(&mut request)?;
-        let span = trace::outgoing(&mut request);
-        let response = self.exchange(request, timeout).await;
+        let span = trace::open_outgoing_span(&mut request);
+        let response = self.send_and_receive(request, timeout).await;
         match &response {
             Ok(response) => span.set_status(response.status().as_u16()),
             Err(error) => span.mark_failed(ErrorChain(error)),
@@ -230,7 +232,7 @@ impl Gateway {
         response
     }
 
-    async fn exchange(
+    async fn send_and_receive(
         &self,
         request: Request<Full<Bytes>>,
         timeout: Duration,
@@ -259,8 +261,8 @@ impl Gateway {
         {
             return Ok(());
         }
-        let user = self.secrets.read("basic-auth-user")?;
-        let password = self.secrets.read("basic-auth-password")?;
+        let user = self.secrets.read_secret("basic-auth-user")?;
+        let password = self.secrets.read_secret("basic-auth-password")?;
         let pair = Zeroizing::new([user.expose(), b":", password.expose()].concat());
         let text = Zeroizing::new(format!("Basic {}", BASE64.encode(&pair)));
         if let Ok(mut value) = HeaderValue::from_str(&text) {
@@ -271,11 +273,11 @@ impl Gateway {
     }
 }
 
-/// Returns a connector that trusts the system's certificates, and those in [`CA_SECRET`].
+/// Returns an HTTPS connector that trusts the system's certificates and those in the secret [`CA_SECRET`].
 #[cfg(feature = "tls")]
 fn tls_connector(secrets: &Secrets) -> Result<Connector, BoxError> {
     let secret = match secrets.exists(CA_SECRET) {
-        true => Some(secrets.read(CA_SECRET)?),
+        true => Some(secrets.read_secret(CA_SECRET)?),
         false => None,
     };
     connector::trusting(secret.as_ref().map(Secret::expose))

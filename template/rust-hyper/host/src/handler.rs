@@ -1,4 +1,4 @@
-//! The trait of functions that answer requests.
+//! The trait of handlers, which answer requests.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::request::Request;
 use crate::response::Response;
 
-/// Answers requests. Implemented by every async function of a [`Request`] and a [`Context`].
+/// A handler, which answers requests. Every async function of a [`Request`] and a [`Context`] implements it.
 ///
 /// The host drops the future when the client disconnects and when `exec_timeout` has passed: everything it holds is
 /// released, and nothing that it awaits continues on its behalf. A panic is answered with status 500 and does not end
@@ -18,7 +18,7 @@ use crate::response::Response;
 /// The host notices that the client has disconnected while the handler reads the body, and after it has read the body
 /// to its end; not while part of the body is waiting to be read.
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one request.
+    /// Answers one request; the context has its call id, its deadline and the platform.
     fn call(
         &self,
         request: Request,
@@ -37,21 +37,23 @@ where
         request: Request,
         context: Context,
     ) -> impl Future<Output = Result<Response, Error>> + Send {
-        ErrorInto {
+        ConvertErrorFuture {
             future: self(request, context),
         }
     }
 }
 
 pin_project_lite::pin_project! {
-    /// The future of a function, with its error converted. An async block would hold the request and context once more.
-    struct ErrorInto<F> {
+    /// The future of a handler function, with its error converted to [`Error`].
+///
+/// An async block would hold the request and context once more.
+    struct ConvertErrorFuture<F> {
         #[pin]
         future: F,
     }
 }
 
-impl<F, E> Future for ErrorInto<F>
+impl<F, E> Future for ConvertErrorFuture<F>
 where
     F: Future<Output = Result<Response, E>>,
     E: Into<Error>,

@@ -18,27 +18,29 @@ use crate::server::Server;
 use crate::settings::Settings;
 use crate::shutdown::ShutdownTrigger;
 
-/// How long the drop of the remaining handlers may take. It should take no time at all.
+/// The time limit for dropping the remaining handlers at the drain deadline. The drop should take no time at
+/// all.
 const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How the process ends.
+/// The reason for which the function's process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// After a signal: the shutdown is complete.
+    /// The shutdown after a signal is complete.
     Clean,
-    /// A setting is wrong.
+    /// A setting of the function is wrong.
     WrongSettings,
-    /// The function could not start, for any other reason.
+    /// The function could not start, for another reason than a wrong setting.
     Failed,
     /// The serving thread panicked. That happens in the setup only, because the panics of handlers are caught.
     Panicked,
-    /// After a signal: a handler blocks the serving thread past the deadline.
+    /// A handler blocks the serving thread beyond the deadline of the shutdown.
     Blocked,
-    /// After a second signal: the shutdown is not complete.
+    /// A second signal ends the process before the shutdown is complete.
     Forced,
 }
 
-/// Forwards the first signal to the serving thread, and ensures that the process ends in time.
+/// Forwards the first stop signal to the serving thread, and returns the reason for the exit within the time
+/// limit.
 ///
 /// `serving` receives how the serving thread ended.
 pub(crate) async fn supervise(
@@ -64,21 +66,21 @@ pub(crate) async fn supervise(
     }
 }
 
-/// Returns how long requests may run after the port is closed.
+/// Returns the time for which requests may still run after the port is closed.
 fn drain_timeout(settings: &Settings) -> Duration {
     settings
         .write_timeout
         .max(settings.exec_timeout.unwrap_or_default())
 }
 
-/// Waits until the function should stop.
-pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+/// Waits until the function is asked to stop.
+pub(crate) async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
     // Fails if the sender was dropped, when the process exits.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Serves until the function should stop, and then drains it.
-pub(crate) async fn serve<H: Handler>(
+/// Serves the function until it is asked to stop, and then drains its requests.
+pub(crate) async fn serve_until_stopped<H: Handler>(
     server: &Server<H>,
     settings: &Settings,
     trigger: &ShutdownTrigger,
@@ -95,7 +97,7 @@ pub(crate) async fn serve<H: Handler>(
     let mut served = server.serve(listener);
     tracing::info!(port, metrics_port, "listening");
 
-    stopped(stop).await;
+    wait_for_stop(stop).await;
     let drain_start = Instant::now() + settings.healthcheck_interval;
     let deadline = drain_start + drain_timeout(settings);
     trigger.begin(deadline);
@@ -113,7 +115,7 @@ pub(crate) async fn serve<H: Handler>(
     );
     served.drain();
     let drained = tokio::select! {
-        () = served.ended() => true,
+        () = served.wait_until_ended() => true,
         () = sleep_until(deadline) => false,
     };
     if !drained {
@@ -122,13 +124,13 @@ pub(crate) async fn serve<H: Handler>(
             "drain deadline reached, dropping the remaining requests"
         );
         served.abort();
-        served.ended().await;
+        served.wait_until_ended().await;
     }
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Listens on all addresses of both families, as servers in Go do; on IPv4 alone if there is no IPv6.
+/// Listens at a port on all IPv6 and IPv4 addresses, as servers in Go do; on IPv4 alone if there is no IPv6.
 async fn listen(port: u16) -> std::io::Result<TcpListener> {
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
         Ok(listener) => Ok(listener),
@@ -150,7 +152,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next signal.
+    /// Waits for the next signal that stops the function.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -1,4 +1,5 @@
-//! Logs on standard output: one line per event, in JSON or text, with the call id and of bounded length.
+//! The function's log on standard output: one line of bounded length per event, in JSON or text, with the
+//! call id.
 
 mod fields;
 mod line;
@@ -15,9 +16,9 @@ use crate::env::Parser;
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// One JSON object.
+    /// Each log line is a JSON object.
     Json,
-    /// Text for people.
+    /// Each log line is text for people.
     Text,
 }
 
@@ -28,7 +29,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// Reads the settings; problems are added to `parser`.
+    /// Reads the settings of the log; problems are added to `parser`.
     pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
         let format = parser.parse("log_format", Format::Json, |value| match value {
             "json" => Ok(Format::Json),
@@ -46,7 +47,7 @@ impl Settings {
     }
 }
 
-/// The format of `log_level`.
+/// The description of a valid `log_level`, for error messages.
 const LEVEL_FORMAT: &str =
     "should be off, error, warn, info, debug or trace, or levels by target (info,hyper=debug)";
 

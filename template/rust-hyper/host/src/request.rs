@@ -1,4 +1,4 @@
-//! A request, whose body is read as it arrives.
+//! The request to a handler, whose body is read as it arrives.
 
 use std::fmt;
 use std::pin::Pin;
@@ -24,7 +24,8 @@ pub type Request = http::Request<Body>;
 /// sends nothing for `read_timeout`, reading fails with [`BodyError::Stalled`].
 pub struct Body {
     source: Source,
-    /// Makes the connection expect more of the body.
+    /// The handle that makes the connection expect more of the body; `None` without a connection or after the
+    /// end.
     active: Option<ActiveBody>,
     read_timeout: Duration,
 }
@@ -36,42 +37,42 @@ enum Source {
     Stream(Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>),
 }
 
-/// An error while reading a body.
+/// An error of reading a request's body.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The body is larger than the limit of the reader.
+    /// The request's body is larger than the limit of its reader.
     #[error("the body is larger than {limit} bytes")]
     TooLarge {
-        /// The limit in bytes.
+        /// The limit on the body, in bytes.
         limit: usize,
     },
-    /// The client sent nothing for longer than `read_timeout`.
+    /// The client sent nothing of the body for longer than `read_timeout`.
     #[error("the client sent nothing of the body for {}", duration::format(*limit))]
     Stalled {
-        /// The timeout between two pieces of the body.
+        /// The timeout between two chunks of the body (`read_timeout`).
         limit: Duration,
     },
-    /// The body should be text and is not UTF-8.
+    /// The request's body should be text and is not UTF-8.
     #[error("the body is not UTF-8")]
     NotUtf8,
-    /// The connection ended before the body, or the client sent invalid HTTP.
+    /// The connection ended before the end of the request's body, or the client sent invalid HTTP.
     #[error("the body ended early")]
     Broken(#[source] BoxError),
 }
 
 impl Body {
-    /// Creates an empty body.
+    /// Creates an empty request body.
     pub fn empty() -> Self {
         Self::from_source(Source::Empty)
     }
 
-    /// Creates a body from a stream of chunks, for calling a handler without a connection (in a test).
+    /// Creates a request body from a stream of chunks, for calling a handler without a connection (in a test).
     pub fn stream(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
         Self::from_source(Source::Stream(Box::pin(chunks)))
     }
 
-    /// Creates a body that is received from a client. The connection enforces `read_timeout`, which is only reported
-    /// here.
+    /// Creates a request body that is received from a client. The connection enforces `read_timeout`, which is
+    /// only reported here.
     pub(crate) fn incoming(incoming: Incoming, active: ActiveBody, read_timeout: Duration) -> Self {
         Self {
             source: Source::Incoming(incoming),
@@ -88,12 +89,13 @@ impl Body {
         }
     }
 
-    /// Reads the next chunk; returns `None` at the end of the body.
+    /// Reads the next chunk of the request's body; returns `None` at the end of the body.
     pub async fn chunk(&mut self) -> Option<Result<Bytes, BodyError>> {
         std::future::poll_fn(|cx| self.poll_chunk(cx)).await
     }
 
-    /// Reads the whole body. Fails as soon as it is known to have more than `limit` bytes, without reading further.
+    /// Reads the whole request body. Fails as soon as it is known to have more than `limit` bytes, without
+    /// reading further.
     pub fn collect(self, limit: usize) -> impl Future<Output = Result<Bytes, BodyError>> + Send {
         Collect {
             body: self,
@@ -103,7 +105,7 @@ impl Body {
         }
     }
 
-    /// Reads the whole body as UTF-8 text of at most `limit` bytes.
+    /// Reads the whole request body as UTF-8 text of at most `limit` bytes.
     pub fn text(self, limit: usize) -> impl Future<Output = Result<String, BodyError>> + Send {
         let mut collect = Collect {
             body: self,
@@ -117,7 +119,7 @@ impl Body {
         })
     }
 
-    /// Returns bounds on the number of bytes that are still to be read.
+    /// Returns bounds on the number of bytes of the request's body that are still to be read.
     pub fn remaining(&self) -> SizeHint {
         match &self.source {
             Source::Empty => SizeHint::with_exact(0),
@@ -163,7 +165,7 @@ impl Body {
     }
 }
 
-/// Converts an error of the connection: a timeout becomes [`BodyError::Stalled`], everything else
+/// Converts an error of reading from the connection: a timeout becomes [`BodyError::Stalled`], everything else
 /// [`BodyError::Broken`].
 fn read_error(error: hyper::Error, limit: Duration) -> BodyError {
     let mut next = std::error::Error::source(&error);
@@ -177,15 +179,16 @@ fn read_error(error: hyper::Error, limit: Duration) -> BodyError {
     BodyError::Broken(error.into())
 }
 
-/// A future that reads a whole body.
+/// A future that reads a whole request body.
 ///
 /// It is written by hand because async functions would be three nested futures, each with a copy of the body.
 struct Collect {
     body: Body,
     limit: usize,
-    /// The only chunk so far. Most bodies are a single chunk, which is returned without a copy.
+    /// The first chunk of the body, while there is no second one. Most bodies are a single chunk, which is
+    /// returned without a copy.
     first: Bytes,
-    /// All chunks so far, once there are two.
+    /// All chunks of the body so far, once there are two.
     all: BytesMut,
 }
 

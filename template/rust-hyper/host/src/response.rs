@@ -1,4 +1,4 @@
-//! A response, whose body is empty, bytes, or a stream that is sent as it is produced.
+//! The response of a handler, whose body is empty, bytes, or a stream that is sent as it is produced.
 
 use std::fmt;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use crate::error_chain::BoxError;
 /// The response that a handler returns.
 pub type Response = http::Response<ResponseBody>;
 
-/// The body of a response.
+/// The body of a handler's response.
 ///
 /// Each chunk of a stream is sent as soon as it is ready. If the stream fails or panics, the host closes the
 /// connection, so that the client can tell that the body is incomplete. If the client disconnects, the stream is
@@ -27,12 +27,12 @@ enum Kind {
 }
 
 impl ResponseBody {
-    /// Creates an empty body.
+    /// Creates an empty response body.
     pub fn empty() -> Self {
         Self(Kind::Empty)
     }
 
-    /// Creates a body with known content.
+    /// Creates a response body with known content.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
         if bytes.is_empty() {
@@ -42,12 +42,12 @@ impl ResponseBody {
         }
     }
 
-    /// Creates a body that is sent chunk by chunk, as `chunks` yields them.
+    /// Creates a response body that is sent chunk by chunk, as `chunks` yields them.
     pub fn stream(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
         Self(Kind::Stream(Box::pin(chunks)))
     }
 
-    /// Returns whether the body is a stream.
+    /// Returns whether the response's body is a stream.
     pub(crate) fn is_stream(&self) -> bool {
         matches!(self.0, Kind::Stream(_))
     }

@@ -34,8 +34,8 @@ const TERMINATED: u8 = 128 + 15;
 /// The exit code of a Rust process whose main thread panics.
 const PANICKED: u8 = 101;
 
-/// Serves `handler` until SIGTERM. This is the whole `main` of a simple function; see [`run_with`] for settings and
-/// details.
+/// Serves `handler` as a function until SIGTERM. This is the whole `main` of a simple function; see
+/// [`run_with`] for settings and details.
 pub fn run(handler: impl Handler) -> ExitCode {
     run_with(async |_setup| Ok(App::new(handler)))
 }
@@ -51,8 +51,8 @@ pub fn run(handler: impl Handler) -> ExitCode {
 /// | --- | --- | --- |
 /// | `port` | 8080 | the port of the function |
 /// | `metrics_port` | 8081 | the port of `/metrics` |
-/// | `read_timeout` | `10s` | the time for the head of a request, and between two pieces of its body |
-/// | `write_timeout` | `10s` | the time in which the client must read a piece of the response |
+/// | `read_timeout` | `10s` | the time for the head of a request, and between two chunks of its body |
+/// | `write_timeout` | `10s` | the time in which the client must read a chunk of the response |
 /// | `exec_timeout` | `0s` | the time from the head of the request to the last byte of the response; 0: no limit |
 /// | `healthcheck_interval` | `5s` | how long requests are still accepted after SIGTERM |
 /// | `max_inflight` | 0 | the number of requests at a time; 0: no limit |
@@ -96,14 +96,14 @@ where
     let gateway = match host.gateway {
         Ok(gateway) => gateway,
         Err(error) => {
-            failed("could not create the client of the gateway", &error);
+            log_failure("could not create the client of the gateway", &error);
             return ExitCode::FAILURE;
         }
     };
     let (settings, secrets, traces) = (host.server, host.secrets, host.traces);
     let flush_timeout = traces.flush_timeout();
     let problems = parser.into_problems();
-    let start = Start {
+    let thread = ServingThread {
         environment,
         settings: settings.clone(),
         secrets,
@@ -111,14 +111,14 @@ where
         traces,
         problems,
     };
-    match run_supervised(&settings, flush_timeout, move |stop| start.serve(setup, stop)) {
+    match run_supervised(&settings, flush_timeout, move |stop| thread.run(setup, stop)) {
         Ok(Exit::Clean | Exit::Blocked) => ExitCode::SUCCESS,
         Ok(Exit::WrongSettings) => ExitCode::from(WRONG_SETTINGS),
         Ok(Exit::Failed) => ExitCode::FAILURE,
         Ok(Exit::Panicked) => ExitCode::from(PANICKED),
         Ok(Exit::Forced) => ExitCode::from(TERMINATED),
         Err(error) => {
-            failed("could not start the serving thread", &error);
+            log_failure("could not start the serving thread", &error);
             ExitCode::FAILURE
         }
     }
@@ -144,20 +144,20 @@ struct HostSettings {
 }
 
 impl HostSettings {
-    /// Reads the settings; problems are added to `parser`.
+    /// Reads all settings of the host; problems are added to `parser`.
     fn read(parser: &mut Parser<'_>, environment: &dyn Environment) -> Self {
         let secrets = Secrets::from_env(environment);
         Self {
             log: log::Settings::read(parser),
             server: Settings::read(parser),
-            gateway: gateway::read(parser, &secrets),
+            gateway: gateway::from_settings(parser, &secrets),
             traces: trace::Settings::read(parser, &secrets),
             secrets,
         }
     }
 }
 
-/// Runs `serve` in a new thread, and supervises it in this one.
+/// Runs `serve` in a new thread, and returns the reason for the process's exit.
 fn run_supervised(
     settings: &Settings,
     flush_timeout: Duration,
@@ -181,11 +181,11 @@ fn run_supervised(
         })
 }
 
-/// Creates a runtime with a thread for each processor that the function may use.
+/// Creates the function's async runtime with a thread for each processor that the function may use.
 ///
 /// With one processor, a single thread does everything: a request then costs about 5 % less than on the multi-threaded
 /// scheduler (`tests/bench-host`).
-fn runtime() -> std::io::Result<Runtime> {
+fn create_runtime() -> std::io::Result<Runtime> {
     let processors = available_parallelism().map_or(1, NonZero::get);
     let mut builder = match processors {
         1 => Builder::new_current_thread(),
@@ -194,8 +194,8 @@ fn runtime() -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-/// Everything that the serving thread starts with.
-struct Start {
+/// The settings and resources that the serving thread starts with.
+struct ServingThread {
     environment: Arc<dyn Environment>,
     settings: Settings,
     secrets: Secrets,
@@ -204,16 +204,16 @@ struct Start {
     problems: Vec<Problem>,
 }
 
-impl Start {
-    /// Sets up the function and serves it, until it stops.
-    fn serve<H, S>(self, setup: S, stop: watch::Receiver<bool>) -> Exit
+impl ServingThread {
+    /// Sets up the function and serves it until it stops; returns the reason for the exit.
+    fn run<H, S>(self, setup: S, stop: watch::Receiver<bool>) -> Exit
     where
         H: Handler,
         S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
     {
-        let runtime = match runtime() {
+        let runtime = match create_runtime() {
             Ok(runtime) => runtime,
-            Err(error) => return failed("could not start the runtime", &error),
+            Err(error) => return log_failure("could not start the runtime", &error),
         };
         let exit = runtime.block_on(self.set_up_and_serve(setup, stop));
         // Does not wait for blocking work that handlers left behind.
@@ -247,13 +247,13 @@ impl Start {
         };
         let set_up = tokio::select! {
             set_up = setup(context) => set_up,
-            () = lifecycle::stopped(&mut stop) => return Exit::Clean,
+            () = lifecycle::wait_for_stop(&mut stop) => return Exit::Clean,
         };
         let app = match set_up {
-            Err(SetupError(Failure::Settings(all))) => return wrong_settings(&all.0),
-            _ if !problems.is_empty() => return wrong_settings(&problems),
+            Err(SetupError(Failure::Settings(all))) => return log_wrong_settings(&all.0),
+            _ if !problems.is_empty() => return log_wrong_settings(&problems),
             Err(SetupError(Failure::Other(error))) => {
-                return failed("could not set up the function", error.as_ref());
+                return log_failure("could not set up the function", error.as_ref());
             }
             Ok(app) => app,
         };
@@ -264,29 +264,29 @@ impl Start {
         });
         let tracer = match traces.start(app.name) {
             Ok(tracer) => tracer,
-            Err(error) => return failed("could not start the export of traces", error.as_ref()),
+            Err(error) => return log_failure("could not start the export of traces", error.as_ref()),
         };
         let server = match Server::new(&settings, app, platform, registry, tracer.clone()) {
             Ok(server) => server,
-            Err(error) => return failed("could not register the metrics", &error),
+            Err(error) => return log_failure("could not register the metrics", &error),
         };
-        let served = lifecycle::serve(&server, &settings, &trigger, &mut stop).await;
+        let served = lifecycle::serve_until_stopped(&server, &settings, &trigger, &mut stop).await;
         tracer.flush().await;
         match served {
             Ok(()) => Exit::Clean,
-            Err(error) => failed("could not listen", &error),
+            Err(error) => log_failure("could not listen for requests and metrics", &error),
         }
     }
 }
 
-/// Logs why the function could not start.
-fn failed(message: &'static str, error: &(dyn std::error::Error + 'static)) -> Exit {
+/// Logs why the function could not start, and returns [`Exit::Failed`].
+fn log_failure(message: &'static str, error: &(dyn std::error::Error + 'static)) -> Exit {
     tracing::error!(error = %ErrorChain(error), "{message}");
     Exit::Failed
 }
 
-/// Logs each problem of the settings.
-fn wrong_settings(problems: &[Problem]) -> Exit {
+/// Logs each problem of the settings, and returns [`Exit::WrongSettings`].
+fn log_wrong_settings(problems: &[Problem]) -> Exit {
     for Problem { name, what } in problems {
         tracing::error!(setting = name, problem = what, "wrong setting");
     }

@@ -1,4 +1,4 @@
-//! Secrets, which the provider mounts as files, one for each secret.
+//! Secrets of the function, which the provider mounts as files, one for each secret.
 //!
 //! A [`Secret`] is read when it is needed, and read again when its file changes, so that a rotated secret is used
 //! without a restart. Its bytes never appear in logs or errors.
@@ -17,7 +17,7 @@ use crate::env::Environment;
 /// The directory in which OpenFaaS mounts the secrets of a function.
 pub const DEFAULT_DIRECTORY: &str = "/var/openfaas/secrets";
 
-/// The largest secret, in bytes: more than any key, token or certificate bundle needs.
+/// The size of the largest secret, in bytes: more than any key, token or certificate bundle needs.
 const MAX_BYTES: u64 = 1024 * 1024;
 
 /// The bytes of a secret. `Debug` does not show them; they are overwritten when the last clone is dropped.
@@ -35,7 +35,7 @@ impl Secret {
         &self.0
     }
 
-    /// Returns the bytes as text, or `None` if they are not UTF-8.
+    /// Returns the secret as text, or `None` if it is not UTF-8.
     pub fn expose_text(&self) -> Option<&str> {
         std::str::from_utf8(&self.0).ok()
     }
@@ -50,44 +50,44 @@ impl fmt::Debug for Secret {
 /// An error while reading a secret. It contains the name of the secret, never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// There is no such file: the function was deployed without the secret.
+    /// The secret's file does not exist: the function was deployed without the secret.
     #[error("secret {name} is missing from {}", directory.display())]
     Missing {
-        /// The name of the secret.
+        /// The name of the missing secret.
         name: String,
-        /// The directory in which it should be.
+        /// The directory in which the secret's file should be.
         directory: PathBuf,
     },
-    /// The file is empty, or has only white space.
+    /// The secret's file is empty, or has only white space.
     #[error("secret {name} is empty")]
     Empty {
         /// The name of the secret.
         name: String,
     },
-    /// The file is larger than a secret may be.
+    /// The secret's file is larger than a secret may be.
     #[error("secret {name} is larger than {MAX_BYTES} bytes")]
     TooLarge {
         /// The name of the secret.
         name: String,
     },
-    /// The name could refer to a file outside the directory.
+    /// The secret's name could refer to a file outside the directory of secrets.
     #[error("{name:?} cannot be the name of a secret: it should not be empty, begin with '.' or contain '/'")]
     Name {
-        /// The rejected name.
+        /// The name that was rejected.
         name: String,
     },
-    /// The file exists and cannot be read.
+    /// The secret's file exists and cannot be read.
     #[error("could not read secret {name}")]
     Read {
         /// The name of the secret.
         name: String,
-        /// The error of the operating system.
+        /// The operating system's error of reading the file.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// The directory of secrets. Clones share a cache of the secrets that were read.
+/// A reader of the function's secrets. Clones share a cache of the secrets that were read.
 #[derive(Clone)]
 pub struct Secrets {
     directory: Arc<Path>,
@@ -127,7 +127,7 @@ impl Secrets {
         }
     }
 
-    /// Creates a reader of the secrets in `secret_mount_path`, or in [`DEFAULT_DIRECTORY`].
+    /// Creates a reader of the secrets in the directory `secret_mount_path`, or in [`DEFAULT_DIRECTORY`].
     pub fn from_env(environment: &dyn Environment) -> Self {
         let directory = environment
             .get("secret_mount_path")
@@ -135,12 +135,12 @@ impl Secrets {
         Self::new(directory.unwrap_or_else(|| DEFAULT_DIRECTORY.to_owned()))
     }
 
-    /// Returns the directory.
+    /// Returns the directory of the function's secrets.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Returns whether the function has a secret of this name.
+    /// Returns whether the function has a secret with this name.
     pub fn exists(&self, name: &str) -> bool {
         self.path(name).is_ok_and(|path| path.exists())
     }
@@ -155,8 +155,9 @@ impl Secrets {
         Ok(self.directory.join(name))
     }
 
-    /// Reads a secret, without surrounding white space. Takes one `stat` call if the file has not changed.
-    pub fn read(&self, name: &str) -> Result<Secret, SecretError> {
+    /// Reads the secret with this name, without surrounding white space. Takes one `stat` call if its file
+    /// has not changed.
+    pub fn read_secret(&self, name: &str) -> Result<Secret, SecretError> {
         let path = self.path(name)?;
         let failed = |source: std::io::Error| match source.kind() {
             std::io::ErrorKind::NotFound => SecretError::Missing {
@@ -225,14 +226,14 @@ mod tests {
     #[test]
     fn white_space_around_a_secret_is_trimmed() {
         let (_directory, secrets) = directory_with("payload-secret", "  key\n");
-        assert_eq!(secrets.read("payload-secret").unwrap().expose(), b"key");
+        assert_eq!(secrets.read_secret("payload-secret").unwrap().expose(), b"key");
     }
 
     #[test]
     fn an_empty_secret_is_rejected() {
         let (_directory, secrets) = directory_with("payload-secret", " \n");
         assert!(matches!(
-            secrets.read("payload-secret"),
+            secrets.read_secret("payload-secret"),
             Err(SecretError::Empty { .. })
         ));
     }
@@ -240,7 +241,7 @@ mod tests {
     #[test]
     fn the_error_of_a_missing_secret_names_the_directory() {
         let (directory, secrets) = directory_with("other", "x");
-        let error = secrets.read("payload-secret").unwrap_err();
+        let error = secrets.read_secret("payload-secret").unwrap_err();
         assert!(
             error
                 .to_string()
@@ -254,14 +255,14 @@ mod tests {
     #[test]
     fn a_rotated_secret_is_read_again() {
         let (directory, secrets) = directory_with("token", "first");
-        assert_eq!(secrets.read("token").unwrap().expose(), b"first");
+        assert_eq!(secrets.read_secret("token").unwrap().expose(), b"first");
 
         // Kubernetes rotates a secret by giving its name to a new file.
         let next = directory.path().join("next");
         std::fs::write(&next, "again").unwrap();
         std::fs::rename(&next, directory.path().join("token")).unwrap();
 
-        assert_eq!(secrets.clone().read("token").unwrap().expose(), b"again");
+        assert_eq!(secrets.clone().read_secret("token").unwrap().expose(), b"again");
     }
 
     #[test]
@@ -269,7 +270,7 @@ mod tests {
         let (_directory, secrets) = directory_with("token", "x");
         for name in ["", ".", "..", "../token", "a/b", ".hidden", "a\0b"] {
             assert!(
-                matches!(secrets.read(name), Err(SecretError::Name { .. })),
+                matches!(secrets.read_secret(name), Err(SecretError::Name { .. })),
                 "{name:?}"
             );
         }
@@ -278,7 +279,7 @@ mod tests {
     #[test]
     fn debug_output_does_not_contain_the_secret() {
         let (_directory, secrets) = directory_with("token", "hunter2");
-        let secret = secrets.read("token").unwrap();
+        let secret = secrets.read_secret("token").unwrap();
         assert!(!format!("{secret:?} {secrets:?}").contains("hunter2"));
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct Server<H> {
 }
 
 impl<H: Handler> Server<H> {
-    /// Creates a server of `app` with its metrics in `registry`.
+    /// Creates the HTTP server of the function `app`, and registers its metrics in `registry`.
     pub(crate) fn new(
         settings: &Settings,
         app: App<H>,
@@ -77,18 +77,18 @@ impl<H: Handler> Server<H> {
         })
     }
 
-    /// Serves the function.
+    /// Starts to serve the function on a listener.
     pub(crate) fn serve(&self, listener: TcpListener) -> ServedListener {
         ServedListener::spawn(listener, self.timeouts, self.max_headers, self.service.clone())
     }
 
-    /// Serves the page of metrics.
+    /// Starts to serve the page of metrics on a listener.
     pub(crate) fn serve_metrics(&self, listener: TcpListener) -> ServedListener {
         let page = MetricsPage(self.registry.clone());
         ServedListener::spawn(listener, self.timeouts, self.max_headers, page)
     }
 
-    /// Returns the number of requests in flight.
+    /// Returns the number of requests to the function that are in flight.
     pub(crate) fn running(&self) -> usize {
         self.counters.inflight.running()
     }
@@ -118,7 +118,7 @@ impl<H: Handler> ConnectionService for Arc<Service<H>> {
     }
 }
 
-/// The service that answers `/metrics`.
+/// The service that answers requests for the page of metrics, `/metrics`.
 #[derive(Clone)]
 struct MetricsPage(Registry);
 

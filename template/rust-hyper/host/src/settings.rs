@@ -21,12 +21,12 @@ pub(crate) struct Settings {
     pub(crate) healthcheck_interval: Duration,
     pub(crate) max_inflight: Option<usize>,
     pub(crate) max_headers: usize,
-    /// The version of the function, sent with every response.
+    /// The version of the function, which the host sends with every response.
     pub(crate) version: Option<HeaderValue>,
 }
 
 impl Settings {
-    /// Reads the settings; problems are added to `parser`.
+    /// Reads the host's own settings; problems are added to `parser`.
     pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
         let (port, metrics_port) = (parser.number("port", 8080), parser.number("metrics_port", 8081));
         if port == metrics_port && port != 0 {

@@ -1,4 +1,4 @@
-//! The setup of a function: what it is given, and how it fails.
+//! The setup of a function: its context and its error.
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ impl SetupContext {
     ///
     /// It already holds the problems of the host's settings, so that [`Parser::finish`] reports all problems at once:
     /// read all settings, and call `finish`, before doing anything else.
-    pub fn settings(&self) -> Parser<'_> {
+    pub fn settings_parser(&self) -> Parser<'_> {
         Parser::with_problems(&*self.environment, self.problems.clone())
     }
 
@@ -39,12 +39,12 @@ impl SetupContext {
         &self.secrets
     }
 
-    /// Returns the client of the gateway.
+    /// Returns the function's client for the OpenFaaS gateway.
     pub fn gateway(&self) -> &Gateway {
         &self.gateway
     }
 
-    /// Returns the registry for the function's own metrics.
+    /// Returns the Prometheus registry for the function's own metrics.
     pub fn registry(&self) -> &prometheus::Registry {
         &self.registry
     }
@@ -71,7 +71,7 @@ pub(crate) enum Failure {
 }
 
 impl SetupError {
-    /// Creates an error from its cause.
+    /// Creates the error of a failed setup from its cause.
     pub fn new(cause: impl Into<BoxError>) -> Self {
         let cause = cause.into();
         match cause.downcast::<Problems>() {

@@ -3,16 +3,16 @@
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Whether the function is shutting down (after SIGTERM), and its deadline. Clones share the same state.
+/// The state of the function's shutdown (after SIGTERM), with its deadline. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct Shutdown(watch::Receiver<Option<Instant>>);
 
-/// Begins the shutdown that a [`Shutdown`] observes.
+/// The trigger that begins the shutdown observed by a [`Shutdown`].
 #[derive(Debug)]
 pub struct ShutdownTrigger(watch::Sender<Option<Instant>>);
 
 impl Shutdown {
-    /// Creates a shutdown that has not begun, and its trigger.
+    /// Creates the state of a shutdown that has not begun, and its trigger.
     ///
     /// In a function, the host holds the trigger; in a test, the test does.
     pub fn new() -> (ShutdownTrigger, Self) {
@@ -20,19 +20,20 @@ impl Shutdown {
         (ShutdownTrigger(sender), Self(receiver))
     }
 
-    /// Returns whether the shutdown has begun.
+    /// Returns whether the function's shutdown has begun.
     pub fn begun(&self) -> bool {
         self.0.borrow().is_some()
     }
 
-    /// Returns when the host drops the requests that still run, or `None` before the shutdown has begun.
+    /// Returns the time at which the host drops the remaining requests, or `None` before the shutdown has
+    /// begun.
     ///
     /// A handler that would take longer should end before the deadline, with an answer that says so.
     pub fn deadline(&self) -> Option<Instant> {
         *self.0.borrow()
     }
 
-    /// Waits until the shutdown begins, and returns its deadline.
+    /// Waits until the function's shutdown begins, and returns its deadline.
     pub async fn wait(&self) -> Instant {
         let mut receiver = self.0.clone();
         match receiver.wait_for(Option::is_some).await.map(|deadline| *deadline) {
@@ -44,7 +45,7 @@ impl Shutdown {
 }
 
 impl ShutdownTrigger {
-    /// Begins the shutdown with this deadline.
+    /// Begins the function's shutdown with this deadline.
     pub fn begin(&self, deadline: Instant) {
         self.0.send_replace(Some(deadline));
     }

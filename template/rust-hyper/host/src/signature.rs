@@ -10,7 +10,7 @@ use sha2::Sha256;
 use crate::env::Parser;
 use crate::secret::{Secret, Secrets};
 
-/// The prefix of the hexadecimal digits.
+/// The prefix of a request signature, before the hexadecimal digits.
 const PREFIX: &str = "sha256=";
 
 /// The length of a SHA-256 digest, in bytes.
@@ -84,7 +84,7 @@ pub struct HmacKeys {
 }
 
 impl HmacKeys {
-    /// Reads the keys from a secret with one key per line; returns `None` if there is no key.
+    /// Parses HMAC keys from a secret with one key per line; returns `None` if there is no key.
     ///
     /// Empty lines are skipped. A PEM text has no keys: some of its lines are known to everybody.
     pub fn new(secret: &Secret) -> Option<Self> {
@@ -112,35 +112,35 @@ impl fmt::Debug for HmacKeys {
     }
 }
 
-/// Returns the signature of `body`, as the value of a header.
+/// Returns the HMAC signature of a request's body, as the value of a header.
 pub fn sign(keys: &HmacKeys, body: &[u8]) -> String {
     let mut mac = keys.first.clone();
     mac.update(body);
     format!("{PREFIX}{}", hex::encode(mac.finalize().into_bytes()))
 }
 
-/// The error for a header that is not a signature.
+/// The error for a signature header without `sha256=` and 64 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the signature should be sha256= and 64 hexadecimal digits")]
-pub struct Malformed;
+pub struct MalformedSignature;
 
-/// The error for a signature that none of the keys produces for the body.
+/// The error for a request signature that none of the HMAC keys produces for the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the signature does not match the body")]
-pub struct Mismatch;
+pub struct SignatureMismatch;
 
-/// Verifies the signature of a body that arrives in chunks.
+/// A verifier of the signature of a request body that arrives in chunks.
 pub struct Verifier {
     expected: [u8; DIGEST_LENGTH],
     macs: Vec<Hmac<Sha256>>,
 }
 
 impl Verifier {
-    /// Creates a verifier of the signature in `header`.
-    pub fn new(keys: &HmacKeys, header: &str) -> Result<Self, Malformed> {
-        let digits = header.trim().strip_prefix(PREFIX).ok_or(Malformed)?;
+    /// Creates a verifier of the request signature in `header`.
+    pub fn new(keys: &HmacKeys, header: &str) -> Result<Self, MalformedSignature> {
+        let digits = header.trim().strip_prefix(PREFIX).ok_or(MalformedSignature)?;
         let mut expected = [0; DIGEST_LENGTH];
-        hex::decode_to_slice(digits, &mut expected).map_err(|_| Malformed)?;
+        hex::decode_to_slice(digits, &mut expected).map_err(|_| MalformedSignature)?;
         let macs = std::iter::once(&keys.first)
             .chain(&keys.others)
             .cloned()
@@ -148,19 +148,20 @@ impl Verifier {
         Ok(Self { expected, macs })
     }
 
-    /// Adds the next chunk of the body.
+    /// Adds the next chunk of the request body to the verification.
     pub fn update(&mut self, chunk: &[u8]) {
         for mac in &mut self.macs {
             mac.update(chunk);
         }
     }
 
-    /// Verifies the signature. Takes the same time whichever key matches, and wherever a wrong signature differs.
-    pub fn finish(self) -> Result<(), Mismatch> {
+    /// Fails unless the request body has the signature. Takes the same time whichever key matches, and
+    /// wherever a wrong signature differs.
+    pub fn finish(self) -> Result<(), SignatureMismatch> {
         let matches = self.macs.into_iter().fold(false, |found, mac| {
             found | mac.verify_slice(&self.expected).is_ok()
         });
-        if matches { Ok(()) } else { Err(Mismatch) }
+        if matches { Ok(()) } else { Err(SignatureMismatch) }
     }
 }
 
@@ -178,7 +179,7 @@ mod tests {
         HmacKeys::new(&Secret::new(text)).unwrap()
     }
 
-    fn verify(keys: &HmacKeys, header: &str, body: &[u8]) -> Result<(), Mismatch> {
+    fn verify(keys: &HmacKeys, header: &str, body: &[u8]) -> Result<(), SignatureMismatch> {
         let mut verifier = Verifier::new(keys, header).unwrap();
         for chunk in body.chunks(3) {
             verifier.update(chunk);
@@ -200,8 +201,8 @@ mod tests {
         let keys = keys("key");
         let header = sign(&keys, b"body of some length");
         assert_eq!(verify(&keys, &header, b"body of some length"), Ok(()));
-        assert_eq!(verify(&keys, &header, b"body of some lengtH"), Err(Mismatch));
-        assert_eq!(verify(&keys, &header, b""), Err(Mismatch));
+        assert_eq!(verify(&keys, &header, b"body of some lengtH"), Err(SignatureMismatch));
+        assert_eq!(verify(&keys, &header, b""), Err(SignatureMismatch));
     }
 
     #[test]
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!(sign(&both, b"body"), sign(&keys("new"), b"body"));
         assert_eq!(
             verify(&both, &sign(&keys("other"), b"body"), b"body"),
-            Err(Mismatch)
+            Err(SignatureMismatch)
         );
     }
 

@@ -70,47 +70,47 @@ pub(crate) use settings::Settings;
 pub use span::Span;
 use span::{attribute, truncate};
 
-/// The secret with headers for the collector, such as an access token.
+/// The name of the secret with request headers for the trace collector, such as an access token.
 ///
 /// Its format is `NAME=VALUE`, with values percent-encoded, separated by commas or line ends. It is read again when its
 /// file changes.
 pub const HEADERS_SECRET: &str = "otel-headers";
 
-/// The timeout for exporting the queued spans at shutdown.
+/// The timeout for exporting the queued trace spans at shutdown.
 pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The name of the instrumentation scope, which identifies this crate in exported spans.
 const INSTRUMENTATION_SCOPE: &str = "function-host";
 
-/// Opens a child of the current span. The span is empty if the current request is not traced.
+/// Opens a child of the current trace span. The child is empty if the current request is not traced.
 pub fn span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
     Span::child_of(&Context::current(), name.into(), SpanKind::Internal)
 }
 
-/// Opens a child of the current span for a request to another service (OpenTelemetry's kind `client`).
+/// Opens a child of the current trace span for a request to another service (OpenTelemetry's kind `client`).
 ///
 /// [`Span::inject`] passes the trace on to that service.
 pub fn client_span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
     Span::child_of(&Context::current(), name.into(), SpanKind::Client)
 }
 
-/// Sets the route of the current request: a path pattern without parts that vary between callers.
+/// Sets the route of the current request in its trace: a path pattern without parts that vary between callers.
 pub fn set_route(route: &'static str) {
     span::set_route(&Context::current(), route);
 }
 
-/// Returns `future`, running in the current span wherever it is polled, for example in a new task.
+/// Wraps `future` so that it runs in the current trace span wherever it is polled, for example in a new task.
 pub fn in_current_span<F>(future: F) -> InSpan<F> {
     TraceContext::current().run(future)
 }
 
-/// Sets the headers that name the current span as the caller.
+/// Sets the trace headers of a request, which name the current span as the caller.
 pub fn inject(headers: &mut HeaderMap) {
     propagation::inject(&Context::current(), headers);
 }
 
-/// Opens the span of a request that the host sends, and sets the request's headers that name the span as the caller.
-pub(crate) fn outgoing<B>(request: &mut http::Request<B>) -> Span {
+/// Opens the trace span of a request that the host sends, and sets the request's trace headers.
+pub(crate) fn open_outgoing_span<B>(request: &mut http::Request<B>) -> Span {
     let (method, uri) = (request.method().as_str(), request.uri());
     let span = client_span(format!("{method} {}", path_prefix(uri.path())));
     if span.is_recording() {
@@ -125,7 +125,8 @@ pub(crate) fn outgoing<B>(request: &mut http::Request<B>) -> Span {
     span
 }
 
-/// Returns the name of a standard method. Other methods do not become span names, because clients choose them.
+/// Returns the name of a standard HTTP method. Other methods do not become span names, because clients choose
+/// them.
 fn standard_method(method: &Method) -> Option<&'static str> {
     const METHODS: [&str; 9] = [
         "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
@@ -142,7 +143,7 @@ fn path_prefix(path: &str) -> &str {
     }
 }
 
-/// Opens the spans of requests. Does nothing without a collector.
+/// The tracer of incoming requests. It does nothing without a collector.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RequestTracer(Option<Arc<ActiveTracer>>);
 
@@ -158,7 +159,7 @@ impl RequestTracer {
         Self(Some(Arc::new(ActiveTracer { provider, tracer })))
     }
 
-    /// Opens the span of a request.
+    /// Opens the trace span of an incoming request.
     pub(crate) fn open_span<B>(&self, request: &http::Request<B>, call_id: &str) -> Span {
         let Some(active) = &self.0 else {
             return Span::none();
@@ -181,7 +182,7 @@ impl RequestTracer {
         Span::for_request(&active.tracer, &caller, method.unwrap_or("HTTP"), attributes)
     }
 
-    /// Exports the queued spans and stops the export.
+    /// Exports the queued trace spans and stops the export.
     pub(crate) async fn flush(&self) {
         let Some(active) = self.0.clone() else {
             return;

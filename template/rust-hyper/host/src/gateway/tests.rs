@@ -1,4 +1,4 @@
-//! The client of the gateway, against servers in the test.
+//! Tests of the gateway client, against servers in the test's process.
 
 use std::collections::HashMap;
 
@@ -21,8 +21,8 @@ fn secrets(files: &[(&str, &str)]) -> (tempfile::TempDir, Secrets) {
     (directory, secrets)
 }
 
-/// Starts a gateway that answers one request with `response`. The task returns the head of the request.
-async fn one_response(response: &'static str) -> (String, JoinHandle<String>) {
+/// Starts a fake gateway that answers one request with `response`. The task returns the head of the request.
+async fn gateway_answering_once(response: &'static str) -> (String, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let seen = tokio::spawn(async move {
@@ -40,7 +40,7 @@ async fn one_response(response: &'static str) -> (String, JoinHandle<String>) {
     (url, seen)
 }
 
-fn get(path: &str) -> Request<Full<Bytes>> {
+fn get_request(path: &str) -> Request<Full<Bytes>> {
     Request::get(path).body(Full::default()).unwrap()
 }
 
@@ -52,11 +52,11 @@ async fn the_system_api_gets_the_credentials() {
         ("basic-auth-user", "admin\n"),
         ("basic-auth-password", "pass:word"),
     ]);
-    let (url, seen) = one_response(OK).await;
+    let (url, seen) = gateway_answering_once(OK).await;
     let gateway = Gateway::new(&url, secrets).unwrap();
 
     let response = gateway
-        .send(get("/system/functions?namespace=x"), TIMEOUT)
+        .send(get_request("/system/functions?namespace=x"), TIMEOUT)
         .await
         .unwrap();
 
@@ -76,12 +76,12 @@ async fn the_system_api_gets_the_credentials() {
 #[tokio::test]
 async fn functions_never_get_the_credentials() {
     let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
-    let (url, seen) = one_response(OK).await;
+    let (url, seen) = gateway_answering_once(OK).await;
     let gateway = Gateway::new(&url, secrets).unwrap();
     let function = gateway.function_url("env", Some("dev"));
     assert_eq!(function, format!("{url}function/env.dev"));
 
-    gateway.send(get(&function), TIMEOUT).await.unwrap();
+    gateway.send(get_request(&function), TIMEOUT).await.unwrap();
 
     assert!(!seen.await.unwrap().contains("authorization"));
 }
@@ -89,11 +89,11 @@ async fn functions_never_get_the_credentials() {
 #[tokio::test]
 async fn other_hosts_never_get_the_credentials() {
     let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
-    let (url, seen) = one_response(OK).await;
+    let (url, seen) = gateway_answering_once(OK).await;
     let gateway = Gateway::new("http://gateway.example:8080", secrets).unwrap();
 
     gateway
-        .send(get(&format!("{url}system/functions")), TIMEOUT)
+        .send(get_request(&format!("{url}system/functions")), TIMEOUT)
         .await
         .unwrap();
 
@@ -103,9 +103,9 @@ async fn other_hosts_never_get_the_credentials() {
 #[tokio::test]
 async fn an_authorization_header_of_the_request_is_kept() {
     let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
-    let (url, seen) = one_response(OK).await;
+    let (url, seen) = gateway_answering_once(OK).await;
     let gateway = Gateway::new(&url, secrets).unwrap();
-    let mut request = get("/system/info");
+    let mut request = get_request("/system/info");
     request
         .headers_mut()
         .insert(AUTHORIZATION, HeaderValue::from_static("Bearer token"));
@@ -119,7 +119,7 @@ async fn an_authorization_header_of_the_request_is_kept() {
 async fn a_user_without_a_password_is_an_error() {
     let (_directory, secrets) = secrets(&[("basic-auth-user", "admin")]);
     let gateway = Gateway::new("http://127.0.0.1:9", secrets).unwrap();
-    let error = gateway.send(get("/system/info"), TIMEOUT).await.unwrap_err();
+    let error = gateway.send(get_request("/system/info"), TIMEOUT).await.unwrap_err();
     assert!(
         matches!(error, GatewayError::Credentials(SecretError::Missing { .. })),
         "{error:?}"
@@ -130,10 +130,10 @@ async fn a_user_without_a_password_is_an_error() {
 async fn a_redirect_is_returned_and_not_followed() {
     let (_directory, secrets) = secrets(&[]);
     let (url, _seen) =
-        one_response("HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n").await;
+        gateway_answering_once("HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n").await;
     let response = Gateway::new(&url, secrets)
         .unwrap()
-        .send(get("/"), TIMEOUT)
+        .send(get_request("/"), TIMEOUT)
         .await
         .unwrap();
     assert_eq!(response.status(), StatusCode::FOUND);
@@ -142,9 +142,9 @@ async fn a_redirect_is_returned_and_not_followed() {
 #[tokio::test]
 async fn a_response_over_the_limit_is_rejected() {
     let (_directory, secrets) = secrets(&[]);
-    let (url, _seen) = one_response("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
+    let (url, _seen) = gateway_answering_once("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
     let gateway = Gateway::new(&url, secrets).unwrap().with_body_limit(8);
-    let error = gateway.send(get("/large"), TIMEOUT).await.unwrap_err();
+    let error = gateway.send(get_request("/large"), TIMEOUT).await.unwrap_err();
     assert!(
         matches!(error, GatewayError::TooLarge { limit: 8, .. }),
         "{error:?}"
@@ -154,10 +154,10 @@ async fn a_response_over_the_limit_is_rejected() {
 #[tokio::test]
 async fn a_truncated_response_is_a_lost_connection() {
     let (_directory, secrets) = secrets(&[]);
-    let (url, _seen) = one_response("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
+    let (url, _seen) = gateway_answering_once("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
     let error = Gateway::new(&url, secrets)
         .unwrap()
-        .send(get("/"), TIMEOUT)
+        .send(get_request("/"), TIMEOUT)
         .await
         .unwrap_err();
     assert!(matches!(error, GatewayError::Lost { .. }), "{error:?}");
@@ -172,7 +172,7 @@ async fn a_failed_connect_differs_from_a_lost_connection() {
         .local_addr()
         .unwrap();
     let gateway = Gateway::new(&format!("http://{free}"), secrets).unwrap();
-    let error = gateway.send(get("/system/info"), TIMEOUT).await.unwrap_err();
+    let error = gateway.send(get_request("/system/info"), TIMEOUT).await.unwrap_err();
     assert!(matches!(error, GatewayError::Connect { .. }), "{error:?}");
     assert_eq!(
         error.to_string(),
@@ -187,7 +187,7 @@ async fn a_gateway_that_does_not_answer_ends_the_request_at_its_timeout() {
     let gateway = Gateway::new(&format!("http://{}", listener.local_addr().unwrap()), secrets).unwrap();
     // The kernel accepts the connection, and nothing reads from it. The clock is paused: no time passes.
     let error = gateway
-        .send(get("/slow"), Duration::from_secs(3))
+        .send(get_request("/slow"), Duration::from_secs(3))
         .await
         .unwrap_err();
     assert_eq!(
@@ -219,12 +219,12 @@ fn the_address_has_a_default_and_a_wrong_one_is_a_problem() {
     let (_directory, secrets) = secrets(&[]);
     let nothing = HashMap::<String, String>::new();
     let mut parser = Parser::new(&nothing);
-    assert_eq!(read(&mut parser, &secrets).unwrap().url(), DEFAULT_URL);
+    assert_eq!(from_settings(&mut parser, &secrets).unwrap().url(), DEFAULT_URL);
     assert!(parser.finish().is_ok());
 
     let variables = [("gateway_url", "gateway:8080")];
     let mut parser = Parser::new(&variables);
-    read(&mut parser, &secrets).unwrap();
+    from_settings(&mut parser, &secrets).unwrap();
     let problems = parser.finish().unwrap_err();
     assert!(
         problems
@@ -269,7 +269,8 @@ mod tls {
 
     use super::*;
 
-    /// Starts a gateway with a self-signed certificate for `localhost`; returns its address and the certificate in PEM.
+    /// Starts a fake gateway with a self-signed certificate for `localhost`; returns its address and the
+    /// certificate in PEM.
     async fn https_gateway() -> (String, String) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
@@ -301,7 +302,7 @@ mod tls {
         let (_directory, with) = secrets(&[(CA_SECRET, &certificate)]);
         let response = Gateway::new(&url, with)
             .unwrap()
-            .send(get("/"), TIMEOUT)
+            .send(get_request("/"), TIMEOUT)
             .await
             .unwrap();
         assert_eq!(response.body(), "[]");
@@ -309,7 +310,7 @@ mod tls {
         let (_directory, without) = secrets(&[]);
         let error = Gateway::new(&url, without)
             .unwrap()
-            .send(get("/"), TIMEOUT)
+            .send(get_request("/"), TIMEOUT)
             .await
             .unwrap_err();
         assert!(matches!(error, GatewayError::Connect { .. }), "{error:?}");

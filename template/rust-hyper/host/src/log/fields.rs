@@ -1,26 +1,27 @@
-//! The fields of spans and events.
+//! The fields of `tracing` spans and events in the log.
 
 use std::fmt;
 
 use tracing::field::{Field, Visit};
 
-/// The fields of a span or an event. The first one is stored inline, because the span of a request has only one.
+/// The fields of a `tracing` span or event. The first one is stored inline, because the span of a request has
+/// only one.
 #[derive(Debug, Default)]
 pub(crate) struct Fields {
     first: Option<(&'static str, Value)>,
     others: Vec<(&'static str, Value)>,
 }
 
-/// The value of a field.
+/// The value of a `tracing` field in the log.
 #[derive(Debug)]
 pub(crate) enum Value {
     Text(String),
-    /// A number or boolean, already formatted.
+    /// A number or boolean, formatted for the log line.
     Literal(String),
 }
 
 impl Fields {
-    /// Returns the names and values in the order in which they were added.
+    /// Returns the names and values of the fields in the order in which they were added.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
         self.first
             .iter()
@@ -28,7 +29,7 @@ impl Fields {
             .map(|(name, value)| (*name, value))
     }
 
-    /// Sets a field, replacing one with the same name.
+    /// Sets a field of the span or event, replacing one with the same name.
     pub(crate) fn set(&mut self, name: &'static str, value: Value) {
         if let Some(existing) = self
             .first
@@ -44,7 +45,7 @@ impl Fields {
         }
     }
 
-    /// Sets all fields of `newer`.
+    /// Copies all fields of `newer` into these fields, replacing those with the same names.
     pub(crate) fn update(&mut self, newer: Self) {
         for (name, value) in newer.first.into_iter().chain(newer.others) {
             self.set(name, value);

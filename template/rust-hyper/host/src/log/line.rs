@@ -1,4 +1,4 @@
-//! One log line, of bounded length.
+//! The formatting of one log line, of bounded length.
 //!
 //! of-watchdog stops forwarding logs forever at a line of 64 KiB, and other programs split or drop such lines. So
 //! lines are much shorter: fields that do not fit are truncated, and the line says so (`cut`).
@@ -9,13 +9,14 @@ use tracing::Level;
 use super::Format;
 use super::fields::Value;
 
-/// The longest line, in bytes, including the newline.
+/// The length of the longest log line in bytes, including the newline.
 pub(crate) const MAX_LINE: usize = 32 * 1024;
 
-/// The bytes reserved for the mark of a truncated line and its end.
+/// The bytes of a log line that are reserved for the mark of truncation and the end of the line.
 const RESERVE: usize = 32;
 
-/// The names of the fields of every line. A field of an event with such a name gets the prefix `field_`.
+/// The names of the fields that every log line has. A field of an event with such a name gets the prefix
+/// `field_`.
 const LINE_FIELDS: [&str; 4] = ["time", "level", "target", "message"];
 
 /// A log line that is being written.
@@ -26,7 +27,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Starts a line with its time (RFC 3339, in microseconds), level and target.
+    /// Starts a log line with its time (RFC 3339, in microseconds), level and target.
     pub(crate) fn new(format: Format, time: Timestamp, level: Level, target: &str) -> Self {
         let mut line = Self {
             format,
@@ -44,20 +45,20 @@ impl Line {
         line
     }
 
-    /// Adds the message.
-    pub(crate) fn message(&mut self, text: &str) {
+    /// Adds the event's message to the log line.
+    pub(crate) fn add_message(&mut self, text: &str) {
         match self.format {
             Format::Json => self.push_field("message", text, true),
             Format::Text => {
                 self.text.push_str(": ");
-                let room = self.room();
+                let room = self.remaining_bytes();
                 self.push_truncated(text, room, escape_controls);
             }
         }
     }
 
-    /// Adds a field.
-    pub(crate) fn field(&mut self, name: &str, value: &Value) {
+    /// Adds a field of the event or its spans to the log line.
+    pub(crate) fn add_field(&mut self, name: &str, value: &Value) {
         let prefixed;
         let name = if LINE_FIELDS.contains(&name) {
             prefixed = format!("field_{name}");
@@ -71,7 +72,7 @@ impl Line {
         }
     }
 
-    /// Returns the line, including the newline.
+    /// Returns the finished log line, including the newline.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         match (self.format, self.cut) {
             (Format::Json, true) => self.text.push_str(",\"cut\":true}"),
@@ -83,33 +84,33 @@ impl Line {
         self.text.into_bytes()
     }
 
-    /// Returns how many bytes may still be added.
-    fn room(&self) -> usize {
+    /// Returns the number of bytes that may still be added to the log line.
+    fn remaining_bytes(&self) -> usize {
         (MAX_LINE - RESERVE).saturating_sub(self.text.len())
     }
 
-    /// Adds a field, or marks the line as truncated if there is no room.
+    /// Adds a field to the log line, or marks the line as truncated if there is no room.
     fn push_field(&mut self, name: &str, value: &str, quoted: bool) {
         let begin = match self.format {
-            Format::Json => format!(",{}:", json(name)),
+            Format::Json => format!(",{}:", json_string(name)),
             Format::Text => format!(" {name}="),
         };
         // A number is never truncated: it is written whole or not at all.
         let least = begin.len() + if quoted { 3 } else { value.len() };
-        if self.room() < least {
+        if self.remaining_bytes() < least {
             self.cut = true;
             return;
         }
         self.text.push_str(&begin);
-        let room = self.room();
+        let room = self.remaining_bytes();
         match (quoted, self.format) {
-            (true, Format::Json) => self.push_truncated(value, room, json),
+            (true, Format::Json) => self.push_truncated(value, room, json_string),
             (true, Format::Text) => self.push_truncated(value, room, |text| format!("{text:?}")),
             (false, _) => self.text.push_str(value),
         }
     }
 
-    /// Adds `value`, escaped by `escape` and truncated to `room` bytes.
+    /// Adds `value` to the log line, escaped by `escape` and truncated to `room` bytes.
     fn push_truncated(&mut self, value: &str, room: usize, escape: impl Fn(&str) -> String) {
         let mut kept = &value[..value.floor_char_boundary(room)];
         let mut escaped = escape(kept);
@@ -126,11 +127,11 @@ impl Line {
 }
 
 /// Returns `text` as a JSON string.
-fn json(text: &str) -> String {
+fn json_string(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// Escapes control characters, so that an event stays on one line and cannot control a terminal.
+/// Escapes the control characters of a text, so that its event stays on one line and cannot control a terminal.
 fn escape_controls(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
@@ -151,9 +152,9 @@ mod tests {
 
     fn line(format: Format, message: &str, fields: &[(&str, Value)]) -> String {
         let mut line = Line::new(format, Timestamp::UNIX_EPOCH, Level::WARN, "shop::cart");
-        line.message(message);
+        line.add_message(message);
         for (name, value) in fields {
-            line.field(name, value);
+            line.add_field(name, value);
         }
         String::from_utf8(line.finish()).unwrap()
     }
@@ -232,7 +233,7 @@ mod tests {
             let json = line(Format::Json, &message, &fields);
             prop_assert!(json.len() <= MAX_LINE);
             prop_assert_eq!(json.find('\n'), Some(json.len() - 1));
-            prop_assert!(serde_json::from_str::<Json>(&json).is_ok(), "{}", json);
+            prop_assert!(serde_json::from_str::<Json>(&json_string).is_ok(), "{}", json_string);
             let plain = line(Format::Text, &message, &fields);
             prop_assert!(plain.len() <= MAX_LINE);
             prop_assert_eq!(plain.find('\n'), Some(plain.len() - 1));

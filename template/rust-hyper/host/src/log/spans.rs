@@ -13,10 +13,10 @@ use tracing::span::Id;
 
 use super::fields::Fields;
 
-/// The number of shards, each with a lock, so that threads rarely wait for each other.
+/// The number of shards of the span store, each with a lock, so that threads rarely wait for each other.
 const SHARDS: usize = 16;
 
-/// The open spans by id. An id is `key * SHARDS + shard + 1`.
+/// The store of open `tracing` spans by id. An id is `key * SHARDS + shard + 1`.
 #[derive(Debug, Default)]
 pub(crate) struct SpanStore {
     shards: [Mutex<Slab<Span>>; SHARDS],
@@ -31,23 +31,24 @@ struct Span {
 }
 
 thread_local! {
-    /// The spans that are entered on this thread, the innermost last.
+    /// The `tracing` spans that this thread has entered, the innermost last.
     static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
-    /// The shard in which this thread opens spans, once it has opened one.
+    /// The shard of the span store in which this thread opens spans, once it has opened one.
     static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// Returns the innermost span that is entered on this thread.
+/// Returns the innermost `tracing` span that this thread has entered.
 pub(crate) fn current() -> Option<Id> {
     ENTERED.with_borrow(|entered| entered.last().cloned())
 }
 
-/// Enters a span on this thread. `tracing` keeps a reference to the span, so it stays open until it is exited.
+/// Enters a `tracing` span on this thread. `tracing` keeps a reference to the span, so it stays open until it
+/// is exited.
 pub(crate) fn enter(id: &Id) {
     ENTERED.with_borrow_mut(|entered| entered.push(id.clone()));
 }
 
-/// Exits a span on this thread, which need not be the innermost.
+/// Exits a `tracing` span on this thread, which need not be the innermost.
 pub(crate) fn exit(id: &Id) {
     ENTERED.with_borrow_mut(|entered| {
         if let Some(at) = entered.iter().rposition(|entered| entered == id) {
@@ -56,7 +57,8 @@ pub(crate) fn exit(id: &Id) {
     });
 }
 
-/// Returns the shard in which this thread opens spans. Threads are assigned to shards in turn.
+/// Returns the shard of the span store in which this thread opens spans. Threads are assigned to shards in
+/// turn.
 fn shard_of_thread() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     SHARD.with(|shard| {
@@ -68,8 +70,8 @@ fn shard_of_thread() -> usize {
 }
 
 impl SpanStore {
-    /// Opens a span with one reference. It holds a reference to its parent until it is closed.
-    pub(crate) fn open(
+    /// Opens a `tracing` span with one reference. The span holds a reference to its parent until it is closed.
+    pub(crate) fn open_span(
         &self,
         metadata: &'static Metadata<'static>,
         parent: Option<Id>,
@@ -89,17 +91,18 @@ impl SpanStore {
         Id::from_u64((key * SHARDS + shard) as u64 + 1)
     }
 
-    /// Adds a reference to a span.
+    /// Adds a reference to an open `tracing` span.
     pub(crate) fn add_reference(&self, id: &Id) {
-        let (shard, key) = locate(id);
+        let (shard, key) = split_id(id);
         if let Some(span) = self.lock(shard).get_mut(key) {
             span.references += 1;
         }
     }
 
-    /// Removes a reference to a span, and closes the span with the last one. Returns whether the span was closed.
-    pub(crate) fn release(&self, id: &Id) -> bool {
-        let (shard, key) = locate(id);
+    /// Removes a reference to a `tracing` span, and closes the span with the last one. Returns whether it was
+    /// closed.
+    pub(crate) fn remove_reference(&self, id: &Id) -> bool {
+        let (shard, key) = split_id(id);
         let mut spans = self.lock(shard);
         let Some(span) = spans.get_mut(key) else {
             return false;
@@ -112,31 +115,31 @@ impl SpanStore {
         // The lock is released because the parent may be in the same shard.
         drop(spans);
         if let Some(parent) = &closed.parent {
-            self.release(parent);
+            self.remove_reference(parent);
         }
         true
     }
 
-    /// Sets fields of a span.
-    pub(crate) fn record(&self, id: &Id, fields: Fields) {
-        let (shard, key) = locate(id);
+    /// Sets fields of an open `tracing` span.
+    pub(crate) fn record_fields(&self, id: &Id, fields: Fields) {
+        let (shard, key) = split_id(id);
         if let Some(span) = self.lock(shard).get_mut(key) {
             span.fields.update(fields);
         }
     }
 
-    /// Returns the metadata of a span.
+    /// Returns the metadata of an open `tracing` span.
     pub(crate) fn metadata(&self, id: &Id) -> Option<&'static Metadata<'static>> {
-        let (shard, key) = locate(id);
+        let (shard, key) = split_id(id);
         self.lock(shard).get(key).map(|span| span.metadata)
     }
 
-    /// Calls `visit` with the fields of a span and of its ancestors, the outermost first.
-    pub(crate) fn for_each(&self, id: &Id, visit: &mut impl FnMut(&Fields)) {
-        let (shard, key) = locate(id);
+    /// Calls `visit` with the fields of a `tracing` span and of its ancestors, the outermost first.
+    pub(crate) fn visit_fields(&self, id: &Id, visit: &mut impl FnMut(&Fields)) {
+        let (shard, key) = split_id(id);
         let parent = self.lock(shard).get(key).and_then(|span| span.parent.clone());
         if let Some(parent) = parent {
-            self.for_each(&parent, visit);
+            self.visit_fields(&parent, visit);
         }
         if let Some(span) = self.lock(shard).get(key) {
             visit(&span.fields);
@@ -148,8 +151,8 @@ impl SpanStore {
     }
 }
 
-/// Returns the shard of a span, and its key in the shard.
-fn locate(id: &Id) -> (usize, usize) {
+/// Splits a `tracing` span's id into its shard and its key in the shard.
+fn split_id(id: &Id) -> (usize, usize) {
     let number = (id.into_u64() - 1) as usize;
     (number % SHARDS, number / SHARDS)
 }

@@ -1,4 +1,4 @@
-//! The subscriber that writes events as log lines.
+//! The `tracing` subscriber that writes events as log lines.
 
 use std::io::Write;
 use std::time::SystemTime;
@@ -17,7 +17,7 @@ use super::fields::{Fields, Value};
 use super::line::Line;
 use super::spans::{self, SpanStore};
 
-/// A subscriber that writes each event as a line, with the fields of its spans.
+/// A `tracing` subscriber that writes each event as a log line, with the fields of its spans.
 pub(crate) struct LogSubscriber<W> {
     format: Format,
     filter: Targets,
@@ -25,7 +25,7 @@ pub(crate) struct LogSubscriber<W> {
     write: W,
 }
 
-/// The name that `tracing` gives to the message of an event.
+/// The field name that `tracing` gives to the message of an event.
 const MESSAGE: &str = "message";
 
 impl<W: Fn(&[u8]) + 'static> LogSubscriber<W> {
@@ -39,7 +39,7 @@ impl<W: Fn(&[u8]) + 'static> LogSubscriber<W> {
     }
 }
 
-/// Writes a line to standard output. Errors are ignored, because there is nowhere to report them.
+/// Writes a log line to standard output. Errors are ignored, because there is nowhere to report them.
 pub(crate) fn to_stdout(line: &[u8]) {
     let _ = std::io::stdout().lock().write_all(line);
 }
@@ -69,13 +69,13 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
             None if attributes.is_contextual() => spans::current(),
             None => None,
         };
-        self.spans.open(attributes.metadata(), parent, fields)
+        self.spans.open_span(attributes.metadata(), parent, fields)
     }
 
     fn record(&self, span: &Id, values: &Record<'_>) {
         let mut fields = Fields::default();
         values.record(&mut fields);
-        self.spans.record(span, fields);
+        self.spans.record_fields(span, fields);
     }
 
     fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
@@ -94,7 +94,7 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
             *metadata.level(),
             metadata.target(),
         );
-        line.message(message);
+        line.add_message(message);
         let span = match event.parent() {
             Some(parent) => Some(parent.clone()),
             None if event.is_contextual() => spans::current(),
@@ -103,14 +103,14 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
         if let Some(span) = span {
             // A field of the event takes precedence over one of a span.
             let in_event = |name: &str| fields.iter().any(|(field, _)| field == name);
-            self.spans.for_each(&span, &mut |outer| {
+            self.spans.visit_fields(&span, &mut |outer| {
                 for (name, value) in outer.iter().filter(|(name, _)| !in_event(name)) {
-                    line.field(name, value);
+                    line.add_field(name, value);
                 }
             });
         }
         for (name, value) in fields.iter().filter(|(name, _)| *name != MESSAGE) {
-            line.field(name, value);
+            line.add_field(name, value);
         }
         (self.write)(&line.finish());
     }
@@ -129,7 +129,7 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
     }
 
     fn try_close(&self, id: Id) -> bool {
-        self.spans.release(&id)
+        self.spans.remove_reference(&id)
     }
 
     fn current_span(&self) -> Current {
@@ -147,8 +147,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns the lines that `action` logs.
-    fn lines(filter: &str, action: impl FnOnce()) -> Vec<Value> {
+    /// Runs `action` and returns the lines that it logs, parsed as JSON.
+    fn logged_lines(filter: &str, action: impl FnOnce()) -> Vec<Value> {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let write = {
             let lines = lines.clone();
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_line_has_the_fields_of_its_event_and_its_spans() {
-        let lines = lines("info", || {
+        let lines = logged_lines("info", || {
             let _request = tracing::error_span!("request", call_id = "c-1").entered();
             let _build = tracing::info_span!("build", image = "a/b", tries = 2).entered();
             tracing::info!(seconds = 0.5, ok = true, tries = 3, "built {}", 3);
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_level_filter_never_removes_the_call_id() {
-        let lines = lines("error", || {
+        let lines = logged_lines("error", || {
             let _request = tracing::error_span!("request", call_id = "c-1").entered();
             tracing::warn!("not this");
             tracing::error!("this");
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn levels_can_be_set_for_each_target() {
-        let lines = lines("warn,shop=debug", || {
+        let lines = logged_lines("warn,shop=debug", || {
             tracing::info!("not this");
             tracing::debug!(target: "shop::cart", "this");
         });
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_task_in_the_span_of_a_request_logs_the_call_id() {
-        let lines = lines("info", || {
+        let lines = logged_lines("info", || {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 let span = tracing::error_span!("request", call_id = "c-1");
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn spans_may_be_recorded_exited_and_closed_in_any_order() {
-        let lines = lines("info", || {
+        let lines = logged_lines("info", || {
             let outer = tracing::info_span!("outer", found = tracing::field::Empty);
             let inner = tracing::info_span!(parent: &outer, "inner");
             outer.record("found", 7);

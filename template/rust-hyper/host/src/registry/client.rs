@@ -60,7 +60,7 @@ impl RegistryClient {
     /// Fails if there are no certificates to trust, and registries are not `insecure`.
     pub fn new(secrets: &Secrets, insecure: bool, realms: TokenRealms) -> Result<Self, RegistryError> {
         let more = match secrets.exists(CA_SECRET) {
-            true => secrets.read(CA_SECRET).map(Some),
+            true => secrets.read_secret(CA_SECRET).map(Some),
             false => Ok(None),
         };
         let connector = more

@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// The header with the call id, in requests and responses.
+/// The name of the header with the call id, in requests and responses.
 pub(crate) const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 
-/// The longest call id that is accepted from a caller, in bytes. It is in every log line.
+/// The length of the longest call id that is accepted from a caller, in bytes. The call id is in every log
+/// line.
 const MAX_LENGTH: usize = 128;
 
 /// A generator of call ids: random UUIDs, as the gateway generates them.
@@ -22,7 +23,8 @@ pub(crate) struct CallIds {
 }
 
 impl CallIds {
-    /// Returns the caller's id if it is visible ASCII and not too long, or else a new id.
+    /// Returns the call id of a request: the caller's, if it is visible ASCII and not too long, or else a new
+    /// one.
     pub(crate) fn for_request(&self, headers: &HeaderMap) -> HeaderValue {
         match headers.get(CALL_ID) {
             Some(id) if (1..=MAX_LENGTH).contains(&id.len()) && id.to_str().is_ok() => id.clone(),

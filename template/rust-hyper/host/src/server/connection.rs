@@ -1,4 +1,4 @@
-//! Connections: accepting, serving, draining and aborting them.
+//! Connections of clients: accepting, serving, draining and aborting them.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -22,7 +22,7 @@ use super::timed_connection::{TimedConnection, Timeouts};
 use crate::connection_state::ConnectionState;
 use crate::error_chain::BoxError;
 
-/// Answers the requests of connections.
+/// A service that answers the requests of connections.
 pub(crate) trait ConnectionService: Clone + Send + 'static {
     type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
     type Future: Future<Output = Result<http::Response<Self::Body>, Infallible>> + Send + 'static;
@@ -31,19 +31,19 @@ pub(crate) trait ConnectionService: Clone + Send + 'static {
     fn respond(&self, request: http::Request<Incoming>, connection: &Arc<ConnectionState>) -> Self::Future;
 }
 
-/// A listener that is being served. Dropping it drops all of its connections.
+/// A listener whose connections are being served. Dropping it drops all of its connections.
 pub(crate) struct ServedListener {
     phase: watch::Sender<Phase>,
     accepting: JoinHandle<()>,
 }
 
-/// The phases of a listener, in order.
+/// The phases of a served listener, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum Phase {
     Open,
-    /// No connection is accepted; existing ones end after their current request.
+    /// The listener accepts no connection; existing ones end after their current request.
     Draining,
-    /// All connections are dropped.
+    /// The listener has dropped all of its connections.
     Aborted,
 }
 
@@ -65,22 +65,22 @@ impl ServedListener {
         http.max_headers(max_headers);
         Self {
             phase,
-            accepting: tokio::spawn(accept(listener, timeouts, http, service, receiver)),
+            accepting: tokio::spawn(accept_connections(listener, timeouts, http, service, receiver)),
         }
     }
 
-    /// Closes the port, and each connection after its current request.
+    /// Closes the listener's port, and each connection after its current request.
     pub(crate) fn drain(&self) {
         self.phase.send_replace(Phase::Draining);
     }
 
-    /// Drops all connections and their handlers.
+    /// Drops all connections of the listener, with their handlers.
     pub(crate) fn abort(&self) {
         self.phase.send_replace(Phase::Aborted);
     }
 
-    /// Waits until the last connection has ended.
-    pub(crate) async fn ended(&mut self) {
+    /// Waits until the listener's last connection has ended.
+    pub(crate) async fn wait_until_ended(&mut self) {
         if let Err(error) = (&mut self.accepting).await {
             tracing::error!(%error, "the accept loop panicked");
         }
@@ -94,13 +94,13 @@ impl Drop for ServedListener {
 }
 
 /// Waits until the listener has reached `phase`.
-async fn reached(receiver: &mut watch::Receiver<Phase>, phase: Phase) {
+async fn wait_for_phase(receiver: &mut watch::Receiver<Phase>, phase: Phase) {
     // Fails if the sender was dropped, in which case this task is aborted.
     let _ = receiver.wait_for(|current| *current >= phase).await;
 }
 
-/// Accepts connections until the listener drains, and waits until all of them have ended.
-async fn accept(
+/// Accepts connections until the listener drains, and waits until all connections have ended.
+async fn accept_connections(
     listener: TcpListener,
     timeouts: Timeouts,
     http: http1::Builder,
@@ -110,11 +110,11 @@ async fn accept(
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = reached(&mut phase, Phase::Draining) => break,
+            () = wait_for_phase(&mut phase, Phase::Draining) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve(stream, timeouts, http.clone(), service.clone(), phase.clone()));
+                    connections.spawn(serve_connection(stream, timeouts, http.clone(), service.clone(), phase.clone()));
                 }
                 Err(error) => {
                     // Probably out of file descriptors, until open connections end.
@@ -128,13 +128,13 @@ async fn accept(
     loop {
         tokio::select! {
             joined = connections.join_next() => if joined.is_none() { return },
-            () = reached(&mut phase, Phase::Aborted) => return connections.shutdown().await,
+            () = wait_for_phase(&mut phase, Phase::Aborted) => return connections.shutdown().await,
         }
     }
 }
 
-/// Serves one connection to its end.
-async fn serve(
+/// Serves the requests of one connection until it ends.
+async fn serve_connection(
     stream: TcpStream,
     timeouts: Timeouts,
     http: http1::Builder,
@@ -150,7 +150,7 @@ async fn serve(
     // The wait for the drain is polled only once and after changes: it stays registered with this task's waker.
     // Polling it with every part of a request, as a select would, costs more than reading the request's head.
     let changes = phase.clone();
-    let mut draining = pin!(reached(&mut phase, Phase::Draining));
+    let mut draining = pin!(wait_for_phase(&mut phase, Phase::Draining));
     let mut registered = false;
     let mut drained = false;
     let served = poll_fn(|cx| {

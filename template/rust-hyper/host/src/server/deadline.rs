@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// A deadline whose timer is created when it is polled first: most handlers answer without waiting.
+/// A request's deadline, whose timer is created at the first poll: most handlers answer without waiting.
 pub(crate) struct Deadline {
     at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
@@ -16,8 +16,8 @@ impl Deadline {
         Self { at, timer: None }
     }
 
-    /// Polls for the end of the time.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Returns `Ready` once the request's deadline has passed.
+    pub(crate) fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.timer
             .get_or_insert_with(|| Box::pin(sleep_until(self.at)))
             .as_mut()

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A counter of requests in flight, from their head to the end of their response, that admits up to a limit.
+/// A counter of requests in flight, from their head to the end of their response, that limits their number.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     running: AtomicUsize,
@@ -17,8 +17,9 @@ impl InFlight {
         }
     }
 
-    /// Admits a request, which must [`leave`](InFlight::leave) later. Fails with the limit if it is reached.
-    pub(crate) fn enter(&self) -> Result<(), usize> {
+    /// Counts a request in; [`leave`](InFlight::leave) must count it out. Fails with the limit if it is
+    /// reached.
+    pub(crate) fn admit(&self) -> Result<(), usize> {
         let Some(limit) = self.limit else {
             self.running.fetch_add(1, Ordering::Relaxed);
             return Ok(());
@@ -32,7 +33,7 @@ impl InFlight {
         entered.map(drop).map_err(|_| limit)
     }
 
-    /// Removes a request that was admitted.
+    /// Counts out a request that was admitted by [`admit`](InFlight::admit).
     pub(crate) fn leave(&self) {
         self.running.fetch_sub(1, Ordering::Relaxed);
     }
@@ -42,8 +43,8 @@ impl InFlight {
         self.running.load(Ordering::Relaxed)
     }
 
-    /// Returns whether the limit is reached.
-    pub(crate) fn full(&self) -> bool {
+    /// Returns whether the limit on requests in flight is reached.
+    pub(crate) fn is_full(&self) -> bool {
         self.limit.is_some_and(|limit| self.running() >= limit)
     }
 }
@@ -55,23 +56,23 @@ mod tests {
     #[test]
     fn exactly_as_many_requests_as_the_limit_are_admitted_at_a_time() {
         let inflight = InFlight::new(Some(2));
-        assert_eq!(inflight.enter(), Ok(()));
-        assert!(!inflight.full());
-        assert_eq!(inflight.enter(), Ok(()));
-        assert!(inflight.full());
-        assert_eq!(inflight.enter(), Err(2));
+        assert_eq!(inflight.admit(), Ok(()));
+        assert!(!inflight.is_full());
+        assert_eq!(inflight.admit(), Ok(()));
+        assert!(inflight.is_full());
+        assert_eq!(inflight.admit(), Err(2));
         assert_eq!(inflight.running(), 2);
         inflight.leave();
-        assert_eq!(inflight.enter(), Ok(()));
+        assert_eq!(inflight.admit(), Ok(()));
     }
 
     #[test]
     fn every_request_is_admitted_without_a_limit() {
         let inflight = InFlight::new(None);
         for _ in 0..1000 {
-            assert_eq!(inflight.enter(), Ok(()));
+            assert_eq!(inflight.admit(), Ok(()));
         }
-        assert!(!inflight.full());
+        assert!(!inflight.is_full());
         assert_eq!(inflight.running(), 1000);
     }
 }

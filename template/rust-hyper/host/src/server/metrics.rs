@@ -12,7 +12,8 @@ use prometheus::{
 
 use super::inflight::InFlight;
 
-/// The methods with time series of their own, in lower case as in Go's `promhttp`. All others count as `unknown`.
+/// The HTTP methods with time series of their own, in lower case as in Go's `promhttp`. Others count as
+/// `unknown`.
 const METHODS: [&str; 8] = [
     "get", "post", "put", "delete", "head", "patch", "options", "unknown",
 ];
@@ -21,18 +22,18 @@ const METHODS: [&str; 8] = [
 pub(crate) struct Metrics {
     requests: IntCounterVec,
     durations: HistogramVec,
-    /// The time series of status 200 by method, cached because most requests end with it.
+    /// The time series of requests with status 200 by method, cached because most requests end with it.
     ok: [OnceLock<Series>; METHODS.len()],
 }
 
-/// The time series of one status and method.
+/// The counter and histogram of the requests with one status and method.
 struct Series {
     requests: IntCounter,
     durations: Histogram,
 }
 
 impl Metrics {
-    /// Registers the metrics.
+    /// Creates the metrics of requests and registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let labels = ["code", "method"];
         let total = Opts::new("http_requests_total", "total HTTP requests processed");
@@ -51,7 +52,7 @@ impl Metrics {
         })
     }
 
-    /// Counts a request that ended.
+    /// Counts a request that ended, and records its duration.
     pub(crate) fn observe(&self, status: u16, method: &Method, duration: Duration) {
         let method = method_index(method);
         if status == 200 {
@@ -79,7 +80,7 @@ impl Series {
     }
 }
 
-/// Returns the index of a method in [`METHODS`].
+/// Returns the index of an HTTP method in [`METHODS`], or of `unknown`.
 fn method_index(method: &Method) -> usize {
     match *method {
         Method::GET => 0,
@@ -133,7 +134,7 @@ mod tests {
         registry
             .register(Box::new(InFlightGauge::new(inflight.clone()).unwrap()))
             .unwrap();
-        inflight.enter().unwrap();
+        inflight.admit().unwrap();
         metrics.observe(200, &Method::POST, Duration::from_millis(30));
         metrics.observe(200, &Method::POST, Duration::from_millis(30));
         metrics.observe(404, &Method::from_bytes(b"BREW").unwrap(), Duration::from_secs(1));

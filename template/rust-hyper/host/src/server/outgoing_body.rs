@@ -1,4 +1,5 @@
-//! The body of a response that is being sent. It is recorded at its end, and aborted when it fails.
+//! The body of a response that is being sent. The request is recorded at its end; a failure aborts the
+//! response.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -14,11 +15,11 @@ use crate::error_chain::{BoxError, ErrorChain};
 use crate::response::ResponseBody;
 use crate::trace::TraceContext;
 
-/// A body for hyper. Dropping it ends the request's record: it was sent, it failed, or the client disconnected.
+/// A response body that hyper sends. Dropping it ends the request's record, however the sending ended.
 pub(crate) struct OutgoingBody {
     body: ResponseBody,
     _record: Option<RequestRecord>,
-    /// `None` for known content, which cannot exceed the deadline, fail or panic.
+    /// The state of a streamed body; `None` for known content, which cannot exceed the deadline, fail or panic.
     stream: Option<Box<StreamState>>,
 }
 
@@ -67,7 +68,7 @@ impl Body for OutgoingBody {
         let exceeded = stream
             .deadline
             .as_mut()
-            .is_some_and(|deadline| deadline.poll(cx).is_ready());
+            .is_some_and(|deadline| deadline.poll_expired(cx).is_ready());
         let polled = if exceeded {
             Poll::Ready(Some(Err("exec_timeout exceeded".into())))
         } else {

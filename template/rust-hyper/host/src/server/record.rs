@@ -10,13 +10,14 @@ use super::metrics::Metrics;
 use crate::connection_state::ActiveRequest;
 use crate::trace::Span;
 
-/// The counters of requests: those in flight, and the metrics of those that ended.
+/// The counter of requests in flight, and the metrics of requests that ended.
 pub(crate) struct RequestCounters {
     pub(crate) inflight: Arc<InFlight>,
     pub(crate) metrics: Metrics,
 }
 
-/// One request, from its head to the end of its response. Dropping it counts it, however the request ended.
+/// The record of one request, from its head to the end of its response. Dropping it counts and logs the
+/// request.
 pub(crate) struct RequestRecord {
     counters: Arc<RequestCounters>,
     start: Instant,
@@ -28,7 +29,7 @@ pub(crate) struct RequestRecord {
     _active: ActiveRequest,
 }
 
-/// The fields of the log line, if the level is enabled.
+/// The fields of a request's line in the log.
 struct LogFields {
     path: String,
     call_id: Arc<str>,
@@ -38,7 +39,8 @@ struct LogFields {
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 impl RequestRecord {
-    /// Opens the record of a request. The result is an error with the limit if the request is over `max_inflight`.
+    /// Opens the record of a request. The result has an error with the limit if the request is over
+    /// `max_inflight`.
     pub(crate) fn open(
         counters: &Arc<RequestCounters>,
         request: &http::Request<hyper::body::Incoming>,
@@ -46,7 +48,7 @@ impl RequestRecord {
         trace: Span,
         active: ActiveRequest,
     ) -> (Self, Result<(), usize>) {
-        let entered = counters.inflight.enter();
+        let entered = counters.inflight.admit();
         let log_fields = tracing::enabled!(tracing::Level::DEBUG).then(|| LogFields {
             path: request.uri().path().to_owned(),
             call_id: call_id.clone(),
@@ -64,12 +66,12 @@ impl RequestRecord {
         (record, entered)
     }
 
-    /// Returns when the request arrived.
+    /// Returns the time at which the request's head arrived.
     pub(crate) fn start(&self) -> Instant {
         self.start
     }
 
-    /// Sets the status of the response.
+    /// Records the status of the response to the request.
     pub(crate) fn set_status(&mut self, status: StatusCode) {
         self.status = status.as_u16();
     }

@@ -18,14 +18,14 @@ use crate::reply;
 use crate::response::Response;
 use crate::trace::TraceContext;
 
-/// The header with the version of the function.
+/// The name of the response header with the version of the function.
 pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-slipway-version");
 
 /// The headers that the host adds to every response.
 pub(crate) struct HostHeaders {
-    /// The call id, for [`CALL_ID`].
+    /// The request's call id, for the header [`CALL_ID`].
     pub(crate) call_id: HeaderValue,
-    /// The version of the function, for [`VERSION`], if it is set.
+    /// The version of the function, for the header [`VERSION`], if it is set.
     pub(crate) version: Option<HeaderValue>,
 }
 
@@ -37,27 +37,27 @@ impl HostHeaders {
         }
     }
 
-    /// Returns the call id as text.
+    /// Returns the request's call id as text.
     fn call_id_text(&self) -> &str {
         self.call_id.to_str().unwrap_or_default()
     }
 }
 
-/// The future of a handler.
+/// The boxed future of a handler's result.
 pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
 
-/// The future of a response. Dropping it drops the handler.
+/// The future of a response to hyper. Dropping it drops the handler.
 ///
 /// It is written by hand and keeps the handler's future in a box, because hyper moves it: an async function with the
 /// same state takes some thousand bytes.
 pub(crate) enum ResponseFuture {
-    /// A response that does not need the handler.
+    /// The host answers the request without the handler.
     Ready(Option<http::Response<OutgoingBody>>),
-    /// The handler's response.
+    /// The handler runs, and its response is sent.
     Running(HandlerRun),
 }
 
-/// A handler that runs for one request.
+/// A run of the handler for one request, with the request's deadline.
 pub(crate) struct HandlerRun {
     pub(crate) future: Option<HandlerFuture>,
     pub(crate) log_span: Span,
@@ -109,7 +109,7 @@ impl HandlerRun {
                 if self
                     .deadline
                     .as_mut()
-                    .is_none_or(|deadline| deadline.poll(cx).is_pending())
+                    .is_none_or(|deadline| deadline.poll_expired(cx).is_pending())
                 {
                     return Poll::Pending;
                 }
@@ -150,7 +150,7 @@ impl Drop for HandlerRun {
     }
 }
 
-/// Adds the host's headers to a response, and records its status.
+/// Adds the host's headers to a response, and records the response's status.
 fn finish(
     mut response: Response,
     headers: HostHeaders,

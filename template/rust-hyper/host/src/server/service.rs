@@ -60,7 +60,7 @@ impl<H: Handler> Service<H> {
         }
     }
 
-    /// Returns the future of the response to `request`.
+    /// Starts to answer a request; returns the future of the response.
     pub(crate) fn respond(
         self: &Arc<Self>,
         request: http::Request<Incoming>,
@@ -110,7 +110,7 @@ impl<H: Handler> Service<H> {
         })
     }
 
-    /// Returns the response to a probe; `None` if `path` is not one of a probe.
+    /// Returns the response to a health or readiness probe; `None` if `path` is not a probe's path.
     fn probe(&self, path: &str) -> Option<Response> {
         if path == "/_/health" || self.health_paths.iter().any(|health| health == path) {
             return Some(reply::text("OK\n"));
@@ -120,7 +120,7 @@ impl<H: Handler> Service<H> {
         }
         let reason = if self.platform.shutdown.begun() {
             "shutting down\n"
-        } else if self.counters.inflight.full() {
+        } else if self.counters.inflight.is_full() {
             "max_inflight reached\n"
         } else if !self.ready.iter().all(|check| check()) {
             "not ready\n"

@@ -1,4 +1,4 @@
-//! The server within the test process, so that tests and handlers can exchange messages over channels.
+//! Tests of the server within the test process, so that tests and handlers can exchange messages over channels.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -16,10 +16,11 @@ use crate::env::Parser;
 use crate::error_chain::BoxError;
 use crate::{BodyError, Context, Error, Gateway, ResponseBody, Secrets, Shutdown, ShutdownTrigger, reply};
 
-/// How long an event may take. No event should take nearly as long; a test fails instead of hanging.
+/// The time after which a test fails instead of waiting longer for an event. No event should take nearly as
+/// long.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits for `event`; fails after [`TIMEOUT`].
+/// Waits for `event`; panics after [`TIMEOUT`].
 async fn within_timeout<F: Future>(event: F) -> F::Output {
     tokio::time::timeout(TIMEOUT, event)
         .await
@@ -43,28 +44,28 @@ impl ManualClock {
         Self { _release: release }
     }
 
-    /// Advances the clock, so that timers of at most `duration` fire.
+    /// Advances the paused clock, so that timers of at most `duration` fire.
     async fn advance(&self, duration: Duration) {
         // Timers are rounded up to the next millisecond.
         tokio::time::advance(duration + Duration::from_millis(1)).await;
     }
 }
 
-/// A handler that is being served. Dropping it drops the server.
-struct Served {
+/// A function that is being served in the test's process. Dropping it drops the server.
+struct ServedApp {
     address: SocketAddr,
     listener: ServedListener,
     counters: Arc<RequestCounters>,
     _trigger: ShutdownTrigger,
 }
 
-impl Served {
+impl ServedApp {
     fn running(&self) -> usize {
         self.counters.inflight.running()
     }
 }
 
-async fn serve(variables: &[(&str, &str)], app: App<impl Handler>) -> Served {
+async fn serve_app(variables: &[(&str, &str)], app: App<impl Handler>) -> ServedApp {
     let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
     let mut parser = Parser::new(&variables);
     let settings = Settings::read(&mut parser);
@@ -87,7 +88,7 @@ async fn serve(variables: &[(&str, &str)], app: App<impl Handler>) -> Served {
     .unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    Served {
+    ServedApp {
         address,
         listener: server.serve(listener),
         counters: server.counters.clone(),
@@ -95,8 +96,8 @@ async fn serve(variables: &[(&str, &str)], app: App<impl Handler>) -> Served {
     }
 }
 
-/// Opens a connection and sends `request` as it is.
-async fn send(address: SocketAddr, request: &str) -> TcpStream {
+/// Opens a connection to the function and sends the text of `request` unchanged.
+async fn send_text(address: SocketAddr, request: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     stream
@@ -171,7 +172,7 @@ async fn a_request_may_have_as_many_headers_as_the_setting_allows() {
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-/// Reads until the response contains `text`.
+/// Reads from a connection until the response contains `text`.
 async fn read_until(stream: &mut TcpStream, text: &str) -> String {
     within_timeout(async {
         let mut received = Vec::new();
@@ -189,7 +190,7 @@ async fn read_until(stream: &mut TcpStream, text: &str) -> String {
     .await
 }
 
-/// Reads until the connection is closed.
+/// Reads from a connection until the function closes it.
 async fn read_all(stream: &mut TcpStream) -> String {
     let mut received = Vec::new();
     // A reset ends the connection as well.
@@ -213,18 +214,19 @@ impl Drop for DropGuard {
     }
 }
 
-/// Receives, for each call of a handler, what a test needs of it.
-struct Calls<T>(mpsc::Receiver<T>);
+/// The test's receiver of a message from each call of its handler.
+struct HandlerCalls<T>(mpsc::Receiver<T>);
 
-impl<T> Calls<T> {
-    /// Waits for the next call of the handler.
+impl<T> HandlerCalls<T> {
+    /// Waits for the next call of the handler and returns its message.
     async fn next(&mut self) -> T {
         within_timeout(self.0.recv()).await.unwrap()
     }
 }
 
-/// Returns a handler that reads its body and never answers. Each call sends a receiver of the handler's drop.
-fn never_answering() -> (App<impl Handler>, Calls<oneshot::Receiver<()>>) {
+/// Returns a function that reads the request's body and never answers. Each call sends a receiver of the
+/// handler's drop.
+fn app_that_never_answers() -> (App<impl Handler>, HandlerCalls<oneshot::Receiver<()>>) {
     let (calls, receiver) = mpsc::channel(8);
     let handler = move |request: crate::Request, _context: Context| {
         let calls = calls.clone();
@@ -236,12 +238,12 @@ fn never_answering() -> (App<impl Handler>, Calls<oneshot::Receiver<()>>) {
             Ok::<_, Error>(reply::text("never"))
         }
     };
-    (App::new(handler), Calls(receiver))
+    (App::new(handler), HandlerCalls(receiver))
 }
 
 type ChunkSender = mpsc::Sender<Result<Bytes, BoxError>>;
 
-/// A response stream that yields the chunks of a channel.
+/// A response stream that yields the chunks that the test sends to a channel.
 struct ChannelStream {
     chunks: mpsc::Receiver<Result<Bytes, BoxError>>,
     _guard: DropGuard,
@@ -255,9 +257,9 @@ impl Stream for ChannelStream {
     }
 }
 
-/// Returns a handler that answers with a stream. Each call sends the sender of chunks, and a receiver of the stream's
-/// drop.
-fn streaming() -> (App<impl Handler>, Calls<(ChunkSender, oneshot::Receiver<()>)>) {
+/// Returns a function that answers with a stream. Each call sends the sender of chunks, and a receiver of the
+/// stream's drop.
+fn app_that_streams() -> (App<impl Handler>, HandlerCalls<(ChunkSender, oneshot::Receiver<()>)>) {
     let (calls, receiver) = mpsc::channel(8);
     let handler = move |_request, _context| {
         let calls = calls.clone();
@@ -272,14 +274,14 @@ fn streaming() -> (App<impl Handler>, Calls<(ChunkSender, oneshot::Receiver<()>)
             Ok::<_, Error>(Response::new(body))
         }
     };
-    (App::new(handler), Calls(receiver))
+    (App::new(handler), HandlerCalls(receiver))
 }
 
 #[tokio::test]
 async fn a_client_that_disconnects_ends_the_handler() {
-    let (app, mut calls) = never_answering();
-    let served = serve(&[], app).await;
-    let client = send(served.address, GET).await;
+    let (app, mut calls) = app_that_never_answers();
+    let served = serve_app(&[], app).await;
+    let client = send_text(served.address, GET).await;
     let dropped = calls.next().await;
     assert_eq!(served.running(), 1);
 
@@ -290,10 +292,10 @@ async fn a_client_that_disconnects_ends_the_handler() {
 
 #[tokio::test]
 async fn a_client_that_disconnects_after_its_body_ends_the_handler() {
-    let (app, mut calls) = never_answering();
-    let served = serve(&[], app).await;
+    let (app, mut calls) = app_that_never_answers();
+    let served = serve_app(&[], app).await;
     let post = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 4\r\n\r\nbody";
-    let client = send(served.address, post).await;
+    let client = send_text(served.address, post).await;
     let dropped = calls.next().await;
 
     drop(client);
@@ -303,9 +305,9 @@ async fn a_client_that_disconnects_after_its_body_ends_the_handler() {
 
 #[tokio::test]
 async fn a_client_that_disconnects_ends_its_response_stream() {
-    let (app, mut calls) = streaming();
-    let served = serve(&[], app).await;
-    let mut client = send(served.address, GET).await;
+    let (app, mut calls) = app_that_streams();
+    let served = serve_app(&[], app).await;
+    let mut client = send_text(served.address, GET).await;
     let (chunks, dropped) = calls.next().await;
     chunks.send(Ok("first".into())).await.unwrap();
     read_until(&mut client, "first").await;
@@ -319,8 +321,8 @@ async fn a_client_that_disconnects_ends_its_response_stream() {
 // In real time, because the kernel enforces this timeout.
 #[tokio::test]
 async fn a_client_that_stops_reading_is_disconnected_even_if_the_kernel_buffers_the_response() {
-    let (app, mut calls) = streaming();
-    let served = serve(&[("write_timeout", "100ms"), ("max_inflight", "1")], app).await;
+    let (app, mut calls) = app_that_streams();
+    let served = serve_app(&[("write_timeout", "100ms"), ("max_inflight", "1")], app).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(served.address).await.unwrap();
@@ -344,18 +346,18 @@ async fn a_client_that_stops_reading_is_disconnected_even_if_the_kernel_buffers_
 // In real time, because a test cannot observe that the server has read half of a head.
 #[tokio::test]
 async fn a_client_that_stalls_in_the_head_is_disconnected() {
-    let (app, _calls) = never_answering();
-    let served = serve(&[("read_timeout", "50ms")], app).await;
-    let mut client = send(served.address, "GET / HTTP/1.1\r\nho").await;
+    let (app, _calls) = app_that_never_answers();
+    let served = serve_app(&[("read_timeout", "50ms")], app).await;
+    let mut client = send_text(served.address, "GET / HTTP/1.1\r\nho").await;
     let response = read_all(&mut client).await;
     assert!(!response.contains(" 200 "), "{response}");
 }
 
 #[tokio::test]
 async fn each_chunk_is_sent_as_soon_as_it_is_ready() {
-    let (app, mut calls) = streaming();
-    let served = serve(&[], app).await;
-    let mut client = send(served.address, GET).await;
+    let (app, mut calls) = app_that_streams();
+    let served = serve_app(&[], app).await;
+    let mut client = send_text(served.address, GET).await;
     let (chunks, _dropped) = calls.next().await;
     for chunk in ["first", "second", "third"] {
         chunks.send(Ok(chunk.into())).await.unwrap();
@@ -368,9 +370,9 @@ async fn each_chunk_is_sent_as_soon_as_it_is_ready() {
 
 #[tokio::test]
 async fn a_failing_stream_aborts_the_response() {
-    let (app, mut calls) = streaming();
-    let served = serve(&[], app).await;
-    let mut client = send(served.address, GET).await;
+    let (app, mut calls) = app_that_streams();
+    let served = serve_app(&[], app).await;
+    let mut client = send_text(served.address, GET).await;
     let (chunks, _dropped) = calls.next().await;
     chunks.send(Ok("first".into())).await.unwrap();
     read_until(&mut client, "first").await;
@@ -381,9 +383,9 @@ async fn a_failing_stream_aborts_the_response() {
 #[tokio::test]
 async fn exec_timeout_drops_the_handler_and_answers_504() {
     let clock = ManualClock::pause();
-    let (app, mut calls) = never_answering();
-    let served = serve(&[("exec_timeout", "10s")], app).await;
-    let mut client = send(served.address, GET).await;
+    let (app, mut calls) = app_that_never_answers();
+    let served = serve_app(&[("exec_timeout", "10s")], app).await;
+    let mut client = send_text(served.address, GET).await;
     let mut dropped = calls.next().await;
     clock.advance(Duration::from_secs(9)).await;
     assert!(dropped.try_recv().is_err(), "the handler was dropped early");
@@ -398,9 +400,9 @@ async fn exec_timeout_drops_the_handler_and_answers_504() {
 #[tokio::test]
 async fn exec_timeout_aborts_a_stream() {
     let clock = ManualClock::pause();
-    let (app, mut calls) = streaming();
-    let served = serve(&[("exec_timeout", "10s")], app).await;
-    let mut client = send(served.address, GET).await;
+    let (app, mut calls) = app_that_streams();
+    let served = serve_app(&[("exec_timeout", "10s")], app).await;
+    let mut client = send_text(served.address, GET).await;
     let (chunks, dropped) = calls.next().await;
     chunks.send(Ok("first".into())).await.unwrap();
     read_until(&mut client, "first").await;
@@ -414,14 +416,14 @@ async fn exec_timeout_aborts_a_stream() {
 
 #[tokio::test]
 async fn a_request_is_in_flight_until_its_stream_has_ended() {
-    let (app, mut calls) = streaming();
-    let served = serve(&[("max_inflight", "1")], app).await;
-    let mut first = send(served.address, GET).await;
+    let (app, mut calls) = app_that_streams();
+    let served = serve_app(&[("max_inflight", "1")], app).await;
+    let mut first = send_text(served.address, GET).await;
     let (chunks, _dropped) = calls.next().await;
     chunks.send(Ok("first".into())).await.unwrap();
     read_until(&mut first, "first").await;
 
-    let mut second = send(served.address, GET).await;
+    let mut second = send_text(served.address, GET).await;
     let rejected = read_until(&mut second, "requests: 1\n").await;
     assert!(rejected.starts_with("HTTP/1.1 429 "), "{rejected}");
 
@@ -434,13 +436,13 @@ async fn a_request_is_in_flight_until_its_stream_has_ended() {
 
 #[tokio::test]
 async fn a_function_that_limits_itself_is_called_for_every_request() {
-    let (app, mut calls) = streaming();
-    let served = serve(&[("max_inflight", "1")], app.limits_itself()).await;
-    let _first = send(served.address, GET).await;
+    let (app, mut calls) = app_that_streams();
+    let served = serve_app(&[("max_inflight", "1")], app.limits_itself()).await;
+    let _first = send_text(served.address, GET).await;
     let _first_chunks = calls.next().await;
-    let _second = send(served.address, GET).await;
+    let _second = send_text(served.address, GET).await;
     calls.next().await;
-    let mut probe = send(served.address, "GET /_/ready HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    let mut probe = send_text(served.address, "GET /_/ready HTTP/1.1\r\nhost: test\r\n\r\n").await;
     let response = read_until(&mut probe, "OK").await;
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
 }
@@ -451,8 +453,8 @@ async fn a_connection_serves_one_request_after_another() {
         let text = request.into_body().text(100).await?;
         Ok::<_, Error>(reply::text(format!("<{text}>")))
     };
-    let served = serve(&[], App::new(handler)).await;
-    let mut client = send(served.address, "").await;
+    let served = serve_app(&[], App::new(handler)).await;
+    let mut client = send_text(served.address, "").await;
     for text in ["one", "two", ""] {
         let request = format!(
             "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{text}",
@@ -472,9 +474,9 @@ async fn a_body_that_stalls_is_answered_with_408() {
         assert!(matches!(error, BodyError::Stalled { .. }), "{error:?}");
         Err::<crate::Response, _>(error)
     };
-    let served = serve(&[("read_timeout", "50ms")], App::new(handler)).await;
+    let served = serve_app(&[("read_timeout", "50ms")], App::new(handler)).await;
     let request = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\nhalf";
-    let mut client = send(served.address, request).await;
+    let mut client = send_text(served.address, request).await;
     let response = read_all(&mut client).await;
     assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
 }
@@ -484,9 +486,9 @@ async fn a_body_over_the_limit_is_rejected_before_it_is_sent() {
     let handler = async |request: crate::Request, _context: Context| {
         request.into_body().collect(10).await.map(|_| reply::text(""))
     };
-    let served = serve(&[], App::new(handler)).await;
+    let served = serve_app(&[], App::new(handler)).await;
     let request = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 999999\r\n\r\n";
-    let mut client = send(served.address, request).await;
+    let mut client = send_text(served.address, request).await;
     let response = read_all(&mut client).await;
     assert!(response.starts_with("HTTP/1.1 413 "), "{response}");
     assert!(
@@ -500,14 +502,14 @@ async fn a_client_that_reads_only_after_sending_its_whole_body_gets_the_rejectio
     let reject = |_request, _context| async {
         Err::<crate::Response, _>(Error::status(StatusCode::UNAUTHORIZED, "no signature"))
     };
-    let served = serve(&[], App::new(reject)).await;
+    let served = serve_app(&[], App::new(reject)).await;
     // Far more than the socket buffers of both sides.
     let body = vec![0; 64 << 20];
     let head = format!(
         "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    let mut stream = send(served.address, &head).await;
+    let mut stream = send_text(served.address, &head).await;
     within_timeout(stream.write_all(&body)).await.unwrap();
     let mut response = String::new();
     within_timeout(stream.read_to_string(&mut response))
@@ -519,10 +521,10 @@ async fn a_client_that_reads_only_after_sending_its_whole_body_gets_the_rejectio
 
 #[tokio::test]
 async fn draining_closes_idle_connections_and_finishes_running_requests() {
-    let (app, mut calls) = streaming();
-    let mut served = serve(&[], app).await;
-    let mut idle = send(served.address, "").await;
-    let mut busy = send(served.address, GET).await;
+    let (app, mut calls) = app_that_streams();
+    let mut served = serve_app(&[], app).await;
+    let mut idle = send_text(served.address, "").await;
+    let mut busy = send_text(served.address, GET).await;
     let (chunks, _dropped) = calls.next().await;
 
     served.listener.drain();
@@ -531,27 +533,27 @@ async fn draining_closes_idle_connections_and_finishes_running_requests() {
     chunks.send(Ok("last".into())).await.unwrap();
     drop(chunks);
     assert!(read_all(&mut busy).await.contains("last"));
-    within_timeout(served.listener.ended()).await;
+    within_timeout(served.listener.wait_until_ended()).await;
     assert!(TcpStream::connect(served.address).await.is_err());
 }
 
 #[tokio::test]
 async fn an_aborted_listener_has_dropped_its_handlers_when_it_has_ended() {
-    let (app, mut calls) = never_answering();
-    let mut served = serve(&[], app).await;
-    let _client = send(served.address, GET).await;
+    let (app, mut calls) = app_that_never_answers();
+    let mut served = serve_app(&[], app).await;
+    let _client = send_text(served.address, GET).await;
     let mut dropped = calls.next().await;
     served.listener.drain();
     assert!(dropped.try_recv().is_err());
     served.listener.abort();
-    within_timeout(served.listener.ended()).await;
+    within_timeout(served.listener.wait_until_ended()).await;
     assert_eq!(dropped.try_recv(), Ok(()));
 }
 
 #[tokio::test]
 async fn the_call_id_is_the_callers_if_valid_and_else_a_new_one() {
     let handler = async |_request, context: Context| Ok::<_, Error>(reply::text(context.call_id()));
-    let served = serve(&[], App::new(handler)).await;
+    let served = serve_app(&[], App::new(handler)).await;
     let stream = TcpStream::connect(served.address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await

@@ -17,27 +17,28 @@ use crate::connection_state::{ConnectionState, Expected};
 /// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Timeouts {
-    /// The time for the whole head of a request, and the time between two pieces of its body.
+    /// The time for the whole head of a request, and the time between two chunks of its body.
     pub(crate) read: Duration,
-    /// The time in which the client must read a piece of the response.
+    /// The time in which the client must read a chunk of the response.
     pub(crate) write: Duration,
-    /// The time until the client must begin its next request.
+    /// The time within which the client must begin its next request.
     pub(crate) idle: Duration,
 }
 
-/// How long the rest of an unread body is read and discarded after the response (see [`TimedConnection::linger`]).
+/// The time for which the rest of an unread request body is read and discarded after the response (see
+/// [`TimedConnection::linger`]).
 const LINGER: Duration = Duration::from_secs(30);
-/// The timeout between two pieces of that body.
+/// The timeout between two chunks of an unread body that is being discarded.
 const LINGER_IDLE: Duration = Duration::from_secs(2);
 
-/// A connection with [`Timeouts`].
+/// A client's connection with [`Timeouts`] for reading and writing.
 pub(crate) struct TimedConnection<C> {
     connection: C,
     timeouts: Timeouts,
     state: Arc<ConnectionState>,
     read_timer: LazyTimer,
     write_timer: LazyTimer,
-    /// Whether the sending side has been shut down.
+    /// Whether the sending side of the connection has been shut down.
     shut: bool,
     /// The number of the request whose head has begun to arrive.
     head_begun: Option<u32>,
@@ -56,8 +57,8 @@ impl<C> TimedConnection<C> {
         }
     }
 
-    /// Ends the wait for bytes after a read.
-    fn after_read(&mut self) {
+    /// Stops the read timer after bytes have arrived.
+    fn stop_read_timer(&mut self) {
         let (expected, request) = self.state.current();
         match expected {
             // The timeout is for the whole head, so a client cannot extend it by sending byte by byte.
@@ -70,7 +71,7 @@ impl<C> TimedConnection<C> {
         }
     }
 
-    /// Polls for the timeout of a read that has to wait.
+    /// Returns `Ready` with an error once a read has waited for longer than its timeout.
     fn poll_read_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let (expected, request) = self.state.current();
         let (timeout, message) = match expected {
@@ -96,7 +97,7 @@ impl<C> TimedConnection<C> {
             .map(|()| io::Error::new(io::ErrorKind::TimedOut, message))
     }
 
-    /// Returns the outcome of a write, or an error if it has been waiting for too long.
+    /// Returns the result of a write, or an error if the write has waited for longer than its timeout.
     fn with_write_timeout<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -156,7 +157,7 @@ impl<C: AsyncRead + Unpin> AsyncRead for TimedConnection<C> {
         let this = self.get_mut();
         match Pin::new(&mut this.connection).poll_read(cx, buffer) {
             Poll::Ready(read) => {
-                this.after_read();
+                this.stop_read_timer();
                 Poll::Ready(read)
             }
             Poll::Pending => this.poll_read_timeout(cx).map(Err),
@@ -179,7 +180,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
         let this = self.get_mut();
         // Copying a small response (head and body) into one buffer costs less than a vectored write of two.
         let mut buffer = [0; MAX_GATHERED];
-        let polled = match gather(slices, &mut buffer) {
+        let polled = match copy_slices(slices, &mut buffer) {
             Some(bytes) => Pin::new(&mut this.connection).poll_write(cx, bytes),
             None => Pin::new(&mut this.connection).poll_write_vectored(cx, slices),
         };
@@ -210,7 +211,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
 const MAX_GATHERED: usize = 1024;
 
 /// Copies all of `slices` into `buffer`; returns `None` if they do not fit.
-fn gather<'a>(slices: &[io::IoSlice<'_>], buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+fn copy_slices<'a>(slices: &[io::IoSlice<'_>], buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     let mut filled = 0;
     for slice in slices {
         buffer
@@ -224,21 +225,22 @@ fn gather<'a>(slices: &[io::IoSlice<'_>], buffer: &'a mut [u8]) -> Option<&'a [u
 /// A timer that is created and reset as late as possible.
 #[derive(Default)]
 struct LazyTimer {
-    /// What is being waited for, and until when, once that is known.
-    waiting: Option<(Purpose, Option<Instant>)>,
+    /// The purpose of the wait, and its end once that is known; `None` if the timer is stopped.
+    waiting: Option<(TimerPurpose, Option<Instant>)>,
     sleep: Option<Pin<Box<Sleep>>>,
-    /// Whether `sleep` will wake the task, which is always the same one.
+    /// Whether the timer's `sleep` will wake the connection's task, which is always the same one.
     registered: bool,
 }
 
-/// What a timer waits for, and the number of the request.
-type Purpose = (Expected, u32);
+/// The purpose of a timer: the bytes that it waits for, and the number of the request.
+type TimerPurpose = (Expected, u32);
 
-/// How long to wait.
+/// The length of a timer's wait.
 #[derive(Clone, Copy)]
 enum Timeout {
     Exactly(Duration),
-    /// Up to twice as long. Used for the wait after every request, because it does not need to read the clock.
+    /// The timer waits for up to twice this time. It need not read the clock, so it is used after every
+    /// request.
     AtLeast(Duration),
 }
 
@@ -247,8 +249,9 @@ impl LazyTimer {
         self.waiting = None;
     }
 
-    /// Polls for the end of the timeout. It continues if `purpose` is the same as before, and else starts anew.
-    fn poll(&mut self, cx: &mut Context<'_>, timeout: Timeout, purpose: Purpose) -> Poll<()> {
+    /// Returns `Ready` at the end of `timeout`. The wait continues if `purpose` is unchanged, and else starts
+    /// anew.
+    fn poll(&mut self, cx: &mut Context<'_>, timeout: Timeout, purpose: TimerPurpose) -> Poll<()> {
         let (Timeout::Exactly(duration) | Timeout::AtLeast(duration)) = timeout;
         let mut due = match self.waiting {
             Some((before, due)) if before == purpose => due,
@@ -315,7 +318,7 @@ mod tests {
         )
     }
 
-    /// Reads until an error; returns how long that took, and the kind of error.
+    /// Reads from a connection until an error; returns the time that it took, and the kind of error.
     async fn failed_read(server: &mut TimedConnection<DuplexStream>) -> (Duration, io::ErrorKind) {
         let begun = Instant::now();
         let kind = server.read_u8().await.unwrap_err().kind();
@@ -347,7 +350,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_timeout_of_a_body_starts_anew_with_each_piece() {
+    async fn the_timeout_of_a_body_starts_anew_with_each_chunk() {
         let (mut server, mut client, state) = connection(64);
         let _request = state.begin_request(true);
         let _body = state.active_body();

@@ -1,4 +1,4 @@
-//! The export of spans to the collector.
+//! The export of trace spans to an OpenTelemetry collector.
 
 use std::fmt;
 use std::sync::Arc;
@@ -22,11 +22,11 @@ use crate::connector::{self, Connector};
 use crate::error_chain::{BoxError, ErrorChain};
 use crate::secret::Secrets;
 
-/// The limit on the body of the collector's response, in bytes.
+/// The limit on the body of the trace collector's response, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
 
 impl Settings {
-    /// Starts to export spans, if the settings name a collector. The current runtime sends the requests.
+    /// Starts to export trace spans, if the settings name a collector. The current runtime sends the requests.
     ///
     /// `name` is the service name, unless the environment sets it.
     pub(crate) fn start(self, name: Option<&'static str>) -> Result<RequestTracer, BoxError> {
@@ -64,13 +64,14 @@ impl Settings {
     }
 }
 
-/// Returns the scheme, host and port of the endpoint. The rest may be secret and is not logged.
+/// Returns the scheme, host and port of the collector's URL for the log. The rest may be secret.
 fn origin(endpoint: &http::Uri) -> String {
     let authority = endpoint.authority().map_or("", |authority| authority.as_str());
     format!("{}://{authority}", endpoint.scheme_str().unwrap_or_default())
 }
 
-/// The HTTP client of the exporter. It sends on the function's runtime, because the exporter's thread has none.
+/// The HTTP client of the span exporter. It sends on the function's runtime, because the exporter's thread
+/// has none.
 struct CollectorClient {
     runtime: Handle,
     client: Client<Connector, Full<Bytes>>,
@@ -109,11 +110,11 @@ impl HttpClient for CollectorClient {
             }
         };
         add(self.headers.0.clone());
-        match settings::secret_headers(&self.secrets) {
+        match settings::read_secret_headers(&self.secrets) {
             Ok(headers) => add(headers),
             Err(problem) => {
                 self.status
-                    .failed(format_args!("secret {}: {problem}", super::HEADERS_SECRET));
+                    .record_failure(format_args!("secret {}: {problem}", super::HEADERS_SECRET));
                 return Err(problem.into());
             }
         }
@@ -123,13 +124,13 @@ impl HttpClient for CollectorClient {
             match sent.unwrap_or_else(|elapsed| Err(elapsed.into())) {
                 Ok(response) => {
                     match response.status().is_success() {
-                        true => status.succeeded(),
-                        false => status.failed(format_args!("the collector answered {}", response.status())),
+                        true => status.record_success(),
+                        false => status.record_failure(format_args!("the collector answered {}", response.status())),
                     }
                     Ok(response)
                 }
                 Err(error) => {
-                    status.failed(ErrorChain(error.as_ref()));
+                    status.record_failure(ErrorChain(error.as_ref()));
                     Err(error)
                 }
             }
@@ -156,15 +157,15 @@ impl fmt::Debug for CollectorClient {
     }
 }
 
-/// Logs when exports begin to fail, and when they succeed again.
+/// The outcome of the last export of spans. It logs when exports begin to fail, and when they succeed again.
 struct ExportStatus {
     collector: String,
     failing: AtomicBool,
 }
 
 impl ExportStatus {
-    /// Records a failed export; logs the first one.
-    fn failed(&self, error: impl fmt::Display) {
+    /// Records a failed export of spans, and logs the first one.
+    fn record_failure(&self, error: impl fmt::Display) {
         if !self.failing.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 collector = self.collector,
@@ -174,8 +175,8 @@ impl ExportStatus {
         }
     }
 
-    /// Records a successful export; logs the first one after a failure.
-    fn succeeded(&self) {
+    /// Records a successful export of spans, and logs the first one after a failure.
+    fn record_success(&self) {
         if self.failing.swap(false, Ordering::Relaxed) {
             tracing::info!(collector = self.collector, "exporting traces again");
         }

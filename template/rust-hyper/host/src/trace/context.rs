@@ -7,25 +7,25 @@ use std::task::{self, Poll};
 use opentelemetry::{Context, ContextGuard};
 use opentelemetry_sdk::trace::SdkTracer;
 
-/// The tracer of a context. Only a context with a tracer is traced.
+/// The tracer of an OpenTelemetry context. Only a context with a tracer is traced.
 struct ContextTracer(SdkTracer);
 
-/// Returns `context` with a tracer, so that spans can be opened within it.
+/// Returns an OpenTelemetry context with a tracer, so that spans can be opened within it.
 pub(super) fn with_tracer(context: &Context, tracer: SdkTracer) -> Context {
     context.with_value(ContextTracer(tracer))
 }
 
-/// Returns the tracer of `context`, if it is traced.
+/// Returns the tracer of an OpenTelemetry context, if the context is traced.
 pub(super) fn tracer(context: &Context) -> Option<&SdkTracer> {
     context.get::<ContextTracer>().map(|ContextTracer(tracer)| tracer)
 }
 
-/// The context of a span, or nothing if the request is not traced.
+/// The OpenTelemetry context of a span; empty if the request is not traced.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TraceContext(Option<Context>);
 
 /// A guard that keeps a [`TraceContext`] current on this thread until it is dropped.
-pub(crate) struct ContextEntered(
+pub(crate) struct EnteredContext(
     #[expect(dead_code, reason = "dropping it restores the previous context")] Option<ContextGuard>,
 );
 
@@ -34,18 +34,18 @@ impl TraceContext {
         Self(context)
     }
 
-    /// Returns the current context of this thread.
+    /// Returns the current trace context of this thread.
     pub(super) fn current() -> Self {
         let context = Context::current();
         Self(tracer(&context).is_some().then_some(context))
     }
 
-    /// Makes this the current context of this thread.
-    pub(crate) fn enter(&self) -> ContextEntered {
-        ContextEntered(self.0.clone().map(Context::attach))
+    /// Makes this trace context the current one of this thread, until the guard is dropped.
+    pub(crate) fn enter(&self) -> EnteredContext {
+        EnteredContext(self.0.clone().map(Context::attach))
     }
 
-    /// Returns `future` with this as the current context whenever it is polled.
+    /// Wraps `future` so that this trace context is the current one whenever it is polled.
     pub(super) fn run<F>(self, future: F) -> InSpan<F> {
         InSpan {
             future,
@@ -55,7 +55,7 @@ impl TraceContext {
 }
 
 pin_project_lite::pin_project! {
-    /// A future that runs in a span: spans that it opens are children of that span.
+    /// A future that runs in a trace span: spans that it opens are children of that span.
     #[derive(Debug)]
     pub struct InSpan<F> {
         #[pin]

@@ -1,4 +1,5 @@
-//! The replacement of `trace` in a function without that feature. It does nothing, at no cost.
+//! The replacement of the module `trace` in a function without the feature `traces`. It does nothing, at no
+//! cost.
 
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ impl Span {
     pub(crate) fn mark_failed(&self, _reason: impl std::fmt::Display) {}
 }
 
-pub(crate) fn outgoing<B>(_request: &mut http::Request<B>) -> Span {
+pub(crate) fn open_outgoing_span<B>(_request: &mut http::Request<B>) -> Span {
     Span(())
 }
 
@@ -62,10 +63,10 @@ pub(crate) fn outgoing<B>(_request: &mut http::Request<B>) -> Span {
 pub(crate) struct TraceContext(());
 
 /// A guard that keeps a [`TraceContext`] current on this thread until it is dropped.
-pub(crate) struct ContextEntered;
+pub(crate) struct EnteredContext;
 
 impl TraceContext {
-    pub(crate) fn enter(&self) -> ContextEntered {
-        ContextEntered
+    pub(crate) fn enter(&self) -> EnteredContext {
+        EnteredContext
     }
 }

@@ -14,14 +14,15 @@ const STATE: &str = "tracestate";
 /// The standard requires to pass on at least this length.
 const MAX_STATE: usize = 512;
 
-/// Returns a context with the caller's span, or an empty one if the headers name none.
+/// Returns an OpenTelemetry context with the span that the request's headers name as the caller, or an empty
+/// one.
 pub(super) fn extract(headers: &HeaderMap) -> Context {
     let mut parents = headers.get_all(PARENT).iter();
     match (parents.next(), parents.next()) {
-        (Some(parent), None) if is_well_formed(parent.as_bytes()) => {
+        (Some(parent), None) if is_valid_traceparent(parent.as_bytes()) => {
             let headers = TraceHeaders {
                 parent: parent.to_str().unwrap_or_default(),
-                state: state(headers),
+                state: joined_tracestate(headers),
             };
             TraceContextPropagator::new().extract_with_context(&Context::new(), &headers)
         }
@@ -29,7 +30,7 @@ pub(super) fn extract(headers: &HeaderMap) -> Context {
     }
 }
 
-/// Sets the headers that name the context's span as the caller.
+/// Sets the trace headers of a request, which name the context's span as the caller.
 pub(super) fn inject(context: &Context, headers: &mut HeaderMap) {
     TraceContextPropagator::new().inject_context(context, &mut HeaderInjector(headers));
     if headers.get(STATE).is_some_and(|state| state.is_empty()) {
@@ -37,7 +38,7 @@ pub(super) fn inject(context: &Context, headers: &mut HeaderMap) {
     }
 }
 
-/// The headers for the propagator, with several `tracestate` headers joined into one.
+/// The request headers for OpenTelemetry's propagator, with several `tracestate` headers joined into one.
 struct TraceHeaders<'a> {
     parent: &'a str,
     state: String,
@@ -57,7 +58,7 @@ impl Extractor for TraceHeaders<'_> {
     }
 }
 
-fn state(headers: &HeaderMap) -> String {
+fn joined_tracestate(headers: &HeaderMap) -> String {
     let headers = HeaderExtractor(headers);
     let state = headers.get_all(STATE).unwrap_or_default().join(",");
     match state.len() {
@@ -66,12 +67,12 @@ fn state(headers: &HeaderMap) -> String {
     }
 }
 
-/// Returns whether `parent` is a valid `traceparent`.
+/// Returns whether a text is a valid `traceparent` header.
 ///
 /// The format is `00-<32 hex digits>-<16>-<2>`. A later version may have further fields after another `-`.
 ///
 /// The propagator accepts more than the standard does.
-fn is_well_formed(parent: &[u8]) -> bool {
+fn is_valid_traceparent(parent: &[u8]) -> bool {
     const LENGTH: usize = 55;
     const DASHES: [usize; 3] = [2, 35, 52];
     let Some((fixed, more)) = parent.split_at_checked(LENGTH) else {

@@ -1,4 +1,4 @@
-//! The settings of traces.
+//! The settings of traces and their export.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,22 +16,22 @@ use crate::secret::{SecretError, Secrets};
 #[derive(Debug, Default)]
 pub(crate) struct Settings(pub(super) Option<ExporterSettings>);
 
-/// The collector, and what is exported to it.
+/// The settings of the export of spans to the collector.
 #[derive(Debug)]
 pub(super) struct ExporterSettings {
     pub(super) endpoint: Uri,
     pub(super) headers: Headers,
     pub(super) secrets: Secrets,
-    /// Certificates (PEM) that authenticate the collector, besides the system's.
+    /// Certificates (PEM) that authenticate the collector, in addition to the system's.
     pub(super) authorities: Option<Vec<u8>>,
     pub(super) compress: bool,
     pub(super) timeout: Duration,
     pub(super) sampler: Sampler,
-    /// Whether the environment sets the service name.
+    /// Whether the environment sets the function's service name in traces.
     pub(super) is_named: bool,
 }
 
-/// Headers. `Debug` shows their names only.
+/// Headers for requests to the collector. `Debug` shows their names only.
 #[derive(Clone, Default)]
 pub(super) struct Headers(pub(super) HeaderMap);
 
@@ -41,7 +41,7 @@ impl fmt::Debug for Headers {
     }
 }
 
-/// Two variables for one setting: for traces only, and for all signals. The first one takes precedence.
+/// The names of two variables for one setting: for traces only, which takes precedence, and for all signals.
 type Names = [&'static str; 2];
 
 const HEADERS: Names = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
@@ -59,22 +59,22 @@ const PROTOCOL: Names = [
 ];
 const TIMEOUT: Names = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
 
-/// The complete URL of the collector, and the URL without the path for traces.
+/// The variables with the collector's URL: complete, and without the path for traces.
 const ENDPOINT: Names = [
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
-/// The path for traces.
+/// The collector's URL path for traces.
 const PATH: &str = "/v1/traces";
 
-/// The format of the collector's URL.
+/// The description of a valid collector URL, for error messages.
 const ENDPOINT_FORMAT: &str = "should be like http://HOST:4318 or https://HOST:4318";
 
-/// The format of headers.
+/// The description of valid headers for the collector, for error messages.
 const HEADERS_FORMAT: &str = "should be NAME=VALUE, several separated by commas, values percent-encoded";
 
 impl Settings {
-    /// Reads the settings; problems are added to `parser`.
+    /// Reads the settings of traces; problems are added to `parser`.
     pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
         let exporter = parser.parse("OTEL_TRACES_EXPORTER", true, |value| match value {
             "otlp" => Ok(true),
@@ -84,7 +84,7 @@ impl Settings {
         if parser.flag("OTEL_SDK_DISABLED", false) || !exporter {
             return Self(None);
         }
-        let Some(endpoint) = endpoint(parser) else {
+        let Some(endpoint) = read_endpoint(parser) else {
             return Self(None);
         };
         let protocol = effective_name(parser, PROTOCOL);
@@ -96,27 +96,27 @@ impl Settings {
         let timeout = effective_name(parser, TIMEOUT);
         Self(Some(ExporterSettings {
             endpoint,
-            headers: headers(parser, secrets),
+            headers: read_headers(parser, secrets),
             secrets: secrets.clone(),
-            authorities: authorities(parser),
+            authorities: read_authorities(parser),
             compress: parser.parse(compression, false, |value| match value {
                 "gzip" => Ok(true),
                 "none" => Ok(false),
                 _ => Err("should be gzip or none"),
             }),
             timeout: Duration::from_millis(parser.number(timeout, 10_000)),
-            sampler: sampler(parser),
+            sampler: read_sampler(parser),
             is_named: is_named(parser),
         }))
     }
 
-    /// Returns how long the export of the queued spans may delay the end of the process.
+    /// Returns the time by which the export of queued spans may delay the end of the process.
     pub(crate) fn flush_timeout(&self) -> Duration {
         self.0.as_ref().map_or(Duration::ZERO, |_| super::FLUSH_TIMEOUT)
     }
 }
 
-/// Returns the name of the variable that takes effect.
+/// Returns which of two variables for one setting takes effect.
 fn effective_name(parser: &mut Parser<'_>, [traces, all]: Names) -> &'static str {
     match parser.text(traces) {
         Some(_) => traces,
@@ -124,7 +124,7 @@ fn effective_name(parser: &mut Parser<'_>, [traces, all]: Names) -> &'static str
     }
 }
 
-fn endpoint(parser: &mut Parser<'_>) -> Option<Uri> {
+fn read_endpoint(parser: &mut Parser<'_>) -> Option<Uri> {
     let name = effective_name(parser, ENDPOINT);
     let text = parser.text(name)?;
     let url = match name == ENDPOINT[0] {
@@ -147,7 +147,7 @@ fn endpoint(parser: &mut Parser<'_>) -> Option<Uri> {
     None
 }
 
-/// Returns what is wrong with the collector's URL, if anything.
+/// Returns the fault in the collector's URL, if there is one.
 fn endpoint_problem(uri: &Uri) -> Option<&'static str> {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
@@ -159,7 +159,7 @@ fn endpoint_problem(uri: &Uri) -> Option<&'static str> {
     uri.host().is_none_or(str::is_empty).then_some("it has no host")
 }
 
-fn headers(parser: &mut Parser<'_>, secrets: &Secrets) -> Headers {
+fn read_headers(parser: &mut Parser<'_>, secrets: &Secrets) -> Headers {
     let name = effective_name(parser, HEADERS);
     let mut headers = HeaderMap::new();
     if let Some(text) = parser.text(name) {
@@ -169,7 +169,7 @@ fn headers(parser: &mut Parser<'_>, secrets: &Secrets) -> Headers {
             None => parser.problem(name, HEADERS_FORMAT),
         }
     }
-    if let Err(problem) = secret_headers(secrets) {
+    if let Err(problem) = read_secret_headers(secrets) {
         parser.problem(
             name,
             format!("cannot be completed by the secret {HEADERS_SECRET}: {problem}"),
@@ -178,12 +178,12 @@ fn headers(parser: &mut Parser<'_>, secrets: &Secrets) -> Headers {
     Headers(headers)
 }
 
-/// Reads the headers in the secret [`HEADERS_SECRET`]; there are none if the secret does not exist.
+/// Reads the collector's headers from the secret [`HEADERS_SECRET`]; returns none if the secret does not exist.
 ///
 /// # Errors
 /// Fails if the secret cannot be read, or its format is wrong.
-pub(super) fn secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
-    let secret = match secrets.read(HEADERS_SECRET) {
+pub(super) fn read_secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
+    let secret = match secrets.read_secret(HEADERS_SECRET) {
         Ok(secret) => secret,
         Err(SecretError::Missing { .. }) => return Ok(HeaderMap::new()),
         Err(error) => return Err(ErrorChain(&error).to_string()),
@@ -192,7 +192,7 @@ pub(super) fn secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
     parsed.ok_or_else(|| format!("it {HEADERS_FORMAT}"))
 }
 
-/// Parses headers, separated by commas or line ends; returns `None` if the format is wrong.
+/// Parses the collector's headers, separated by commas or line ends; returns `None` if the format is wrong.
 ///
 /// The format is `NAME=VALUE,…` of <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>.
 fn parse_headers(text: &str) -> Option<HeaderMap> {
@@ -212,7 +212,7 @@ fn parse_headers(text: &str) -> Option<HeaderMap> {
     Some(headers)
 }
 
-fn authorities(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
+fn read_authorities(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
     let name = effective_name(parser, CERTIFICATE);
     parser.parse(name, None, |path| {
         let pem =
@@ -221,7 +221,7 @@ fn authorities(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
     })
 }
 
-fn sampler(parser: &mut Parser<'_>) -> Sampler {
+fn read_sampler(parser: &mut Parser<'_>) -> Sampler {
     let ratio = parser.parse("OTEL_TRACES_SAMPLER_ARG", 1.0, |value| {
         match value.parse::<f64>() {
             Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
@@ -247,7 +247,7 @@ fn sampler(parser: &mut Parser<'_>) -> Sampler {
     })
 }
 
-/// Returns whether the environment sets the service name.
+/// Returns whether the environment sets the function's service name in traces.
 ///
 /// Also checks the format of the attributes: the SDK reads them itself, and skips malformed ones without an error.
 fn is_named(parser: &mut Parser<'_>) -> bool {

@@ -1,4 +1,4 @@
-//! One span: an operation, with its start, its end and its outcome.
+//! One trace span: an operation, with its start, its end and its outcome.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,17 +12,18 @@ use opentelemetry_sdk::trace::SdkTracer;
 use super::context::{InSpan, TraceContext, tracer, with_tracer};
 use super::propagation;
 
-/// The longest text of an attribute, in bytes. Thousands of spans may be queued, with texts that callers choose.
+/// The length of the longest text in a span's attribute, in bytes. Thousands of spans may be queued, with
+/// texts that callers choose.
 const MAX_TEXT: usize = 512;
 
-/// A span, which ends when it is dropped. Without a collector it is empty, and its methods do nothing.
+/// A trace span, which ends when it is dropped. Without a collector it is empty, and its methods do nothing.
 #[derive(Debug, Default)]
 pub struct Span(Option<Context>);
 
-/// The method of the request that is being served, as a part of its context.
+/// The HTTP method of the request that is being served, stored in its OpenTelemetry context.
 struct RequestMethod(&'static str);
 
-/// Sets the route of the request whose span is the current one of `context`.
+/// Sets the route in the trace span of the request that `context` belongs to.
 pub(super) fn set_route(context: &Context, route: &'static str) {
     if let Some(RequestMethod(method)) = context.get() {
         let span = context.span();
@@ -32,12 +33,13 @@ pub(super) fn set_route(context: &Context, route: &'static str) {
 }
 
 impl Span {
-    /// Creates an empty span.
+    /// Creates an empty trace span, which is not exported.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// Opens the span of a request, as a child of the span in `caller`, or in a new trace if there is none.
+    /// Opens the trace span of a request, as a child of the span in `caller`, or in a new trace if `caller`
+    /// has none.
     pub(super) fn for_request(
         tracer: &SdkTracer,
         caller: &Context,
@@ -51,7 +53,7 @@ impl Span {
         Self::open(tracer, builder, &context)
     }
 
-    /// Opens a child of the span of `context`; an empty span if the context is not traced.
+    /// Opens a child of the trace span in `context`; returns an empty span if the context is not traced.
     pub(super) fn child_of(context: &Context, name: Cow<'static, str>, kind: SpanKind) -> Self {
         let Some(tracer) = tracer(context) else {
             return Self(None);
@@ -64,7 +66,7 @@ impl Span {
         Self(Some(context.with_span(span)))
     }
 
-    /// Opens a child of this span that started at an earlier time.
+    /// Opens a child of this trace span that started at an earlier time.
     pub fn child_started_at(&self, name: impl Into<Cow<'static, str>>, start: SystemTime) -> Self {
         let opened = self.0.as_ref().and_then(|context| {
             let builder = SpanBuilder::from_name(name).with_start_time(start);
@@ -73,14 +75,14 @@ impl Span {
         opened.unwrap_or_default()
     }
 
-    /// Returns whether the span will be exported. If not, its attributes need not be computed.
+    /// Returns whether the trace span will be exported. If not, its attributes need not be computed.
     pub fn is_recording(&self) -> bool {
         self.0
             .as_ref()
             .is_some_and(|context| context.span().is_recording())
     }
 
-    /// Sets an attribute. Text is truncated to 512 bytes.
+    /// Sets an attribute of the trace span. Text is truncated to 512 bytes.
     ///
     /// Common names are listed at <https://opentelemetry.io/docs/specs/semconv/>.
     pub fn set(&self, key: &'static str, value: impl Into<Value>) {
@@ -89,7 +91,7 @@ impl Span {
         }
     }
 
-    /// Marks the span as failed. The reason is exported, so it must not contain secrets.
+    /// Marks the trace span as failed. The reason is exported, so it must not contain secrets.
     pub fn mark_failed(&self, reason: impl fmt::Display) {
         if let Some(context) = self.0.as_ref().filter(|context| context.span().is_recording()) {
             context
@@ -98,26 +100,26 @@ impl Span {
         }
     }
 
-    /// Returns `future`, running in this span: spans that it opens are children of this one.
+    /// Wraps `future` so that it runs in this trace span: spans that it opens are children of this one.
     pub fn run<F>(&self, future: F) -> InSpan<F> {
         self.context().run(future)
     }
 
-    /// Sets the headers that name this span as the caller.
+    /// Sets the trace headers of a request, which name this span as the caller.
     pub fn inject(&self, headers: &mut HeaderMap) {
         if let Some(context) = &self.0 {
             propagation::inject(context, headers);
         }
     }
 
-    /// Ends the span at the given time instead of now.
+    /// Ends the trace span at the given time instead of now.
     pub fn end_at(self, end: SystemTime) {
         if let Some(context) = &self.0 {
             context.span().end_with_timestamp(end);
         }
     }
 
-    /// Returns the context in which this span is the current one.
+    /// Returns the trace context in which this span is the current one.
     pub(crate) fn context(&self) -> TraceContext {
         TraceContext::new(self.0.clone())
     }
@@ -140,7 +142,7 @@ impl Span {
         }
     }
 
-    /// Sets the status code of the response; marks the span as failed from 500 on.
+    /// Records the response's status code in the trace span; from 500 on, marks the span as failed.
     pub(crate) fn set_status(&self, status: u16) {
         self.set("http.response.status_code", i64::from(status));
         if status >= 500 {
@@ -149,14 +151,14 @@ impl Span {
         }
     }
 
-    /// Marks the span as failed because the client disconnected before the end of the response.
+    /// Marks the trace span as failed because the client disconnected before the end of the response.
     pub(crate) fn mark_abandoned(&self) {
         self.set("error.type", "abandoned");
         self.mark_failed("the client disconnected");
     }
 }
 
-/// Creates an attribute, with text truncated to [`MAX_TEXT`].
+/// Creates an attribute of a trace span, with text truncated to [`MAX_TEXT`].
 pub(super) fn attribute(key: &'static str, value: impl Into<Value>) -> KeyValue {
     let value = match value.into() {
         Value::String(text) if text.as_str().len() > MAX_TEXT => truncate(text.as_str()).to_owned().into(),
@@ -165,7 +167,7 @@ pub(super) fn attribute(key: &'static str, value: impl Into<Value>) -> KeyValue 
     KeyValue::new(key, value)
 }
 
-/// Truncates `text` to [`MAX_TEXT`], at the boundary of a character.
+/// Truncates `text` to at most [`MAX_TEXT`] bytes, at the boundary of a character.
 pub(super) fn truncate(text: &str) -> &str {
     &text[..text.floor_char_boundary(MAX_TEXT)]
 }

@@ -1,4 +1,4 @@
-//! The shutdown after SIGTERM.
+//! Tests of a function's shutdown after SIGTERM.
 
 use function_host::http::StatusCode;
 use tokio::net::TcpStream;
@@ -14,7 +14,7 @@ async fn a_function_without_requests_exits_with_0() {
         // An idle connection does not delay the exit.
         let _idle = TcpStream::connect(function.address).await.unwrap();
         assert_eq!(function.get("/_/ready").await.status, StatusCode::OK);
-        function.signal(signal);
+        function.send_signal(signal);
         assert_eq!(function.exit_code().await, 0, "{signal}");
     }
 }
@@ -22,8 +22,8 @@ async fn a_function_without_requests_exits_with_0() {
 #[tokio::test]
 async fn requests_are_accepted_while_load_balancers_notice_the_shutdown() {
     let mut function = Function::start(&[("healthcheck_interval", "1h")]).await;
-    function.signal("TERM");
-    function.line(SHUTTING_DOWN).await;
+    function.send_signal("TERM");
+    function.next_log_line(SHUTTING_DOWN).await;
     let ready = function.get("/_/ready").await;
     assert_eq!(
         (ready.status, ready.text.as_str()),
@@ -32,7 +32,7 @@ async fn requests_are_accepted_while_load_balancers_notice_the_shutdown() {
     assert_eq!(function.get("/_/health").await.status, StatusCode::OK);
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
     // A second signal ends the wait.
-    function.signal("TERM");
+    function.send_signal("TERM");
     assert_eq!(function.exit_code().await, 128 + 15);
 }
 
@@ -41,10 +41,10 @@ async fn running_requests_finish_after_the_port_is_closed() {
     let mut function = Function::start(&[("write_timeout", "1h")]).await;
     let address = function.address;
     let working = tokio::spawn(async move { get(address, "/until-shutdown").await });
-    function.line("working").await;
-    function.signal("TERM");
+    function.next_log_line("working").await;
+    function.send_signal("TERM");
     assert_eq!(working.await.unwrap().text, "interrupted");
-    function.line("stopped").await;
+    function.next_log_line("stopped").await;
     assert!(TcpStream::connect(address).await.is_err());
     assert_eq!(function.exit_code().await, 0);
 }
@@ -54,13 +54,13 @@ async fn requests_that_exceed_the_drain_deadline_are_dropped() {
     let mut function = Function::start(&[("write_timeout", "50ms")]).await;
     let address = function.address;
     let hanging = tokio::spawn(async move { try_get(address, "/forever").await });
-    function.line("started").await;
-    function.signal("TERM");
+    function.next_log_line("started").await;
+    function.send_signal("TERM");
     let line = function
-        .line("drain deadline reached, dropping the remaining requests")
+        .next_log_line("drain deadline reached, dropping the remaining requests")
         .await;
     assert_eq!(line["running"], 1);
-    function.line("dropped").await;
+    function.next_log_line("dropped").await;
     assert!(hanging.await.unwrap().is_err());
     assert_eq!(function.exit_code().await, 0);
 }
@@ -70,10 +70,10 @@ async fn a_handler_that_blocks_its_thread_does_not_prevent_the_exit() {
     let mut function = Function::start(&[("write_timeout", "50ms")]).await;
     let address = function.address;
     let blocked = tokio::spawn(async move { try_get(address, "/block").await });
-    function.line("blocking").await;
-    function.signal("TERM");
+    function.next_log_line("blocking").await;
+    function.send_signal("TERM");
     function
-        .line("a handler blocks its thread, exiting without waiting for it")
+        .next_log_line("a handler blocks its thread, exiting without waiting for it")
         .await;
     assert_eq!(function.exit_code().await, 0);
     blocked.abort();
@@ -84,10 +84,10 @@ async fn a_second_signal_ends_the_process_at_once() {
     let mut function = Function::start(&[("write_timeout", "1h")]).await;
     let address = function.address;
     let hanging = tokio::spawn(async move { try_get(address, "/forever").await });
-    function.line("started").await;
-    function.signal("TERM");
-    function.line("port closed, draining requests").await;
-    function.signal("TERM");
+    function.next_log_line("started").await;
+    function.send_signal("TERM");
+    function.next_log_line("port closed, draining requests").await;
+    function.send_signal("TERM");
     assert_eq!(function.exit_code().await, 128 + 15);
     assert!(hanging.await.unwrap().is_err());
 }

@@ -17,13 +17,14 @@ use tokio::process::{Child, ChildStdout, Command};
 
 use crate::handlers;
 
-/// How long an event may take. No event should take nearly as long; a test fails instead of hanging.
+/// The time after which a test fails instead of waiting longer for an event. No event should take nearly as
+/// long.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The environment variable that makes this process the function.
+/// The environment variable that makes the test program serve the function.
 const SERVE: &str = "FUNCTION_HOST_TEST_SERVE";
 
-/// Serves the function, in a process that [`Function::spawn`] started.
+/// Serves the function under test, in a process that [`Function::spawn`] started.
 ///
 /// In other processes it returns at once. It is not a test, but the entry point of the process under test.
 #[test]
@@ -38,17 +39,17 @@ fn serve() {
     }
 }
 
-/// A running function. Dropping it kills it.
+/// The running process of the function under test. Dropping it kills the process.
 pub(crate) struct Function {
     process: Child,
     log: Lines<BufReader<ChildStdout>>,
-    /// The address of the function.
+    /// The address at which the function answers requests.
     pub(crate) address: SocketAddr,
-    /// The address of its metrics.
+    /// The address at which the function serves its metrics.
     pub(crate) metrics_address: SocketAddr,
 }
 
-/// A complete response.
+/// A complete response of the function.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -57,17 +58,17 @@ pub(crate) struct Answer {
 }
 
 impl Function {
-    /// Starts a function with these settings and waits until it listens.
+    /// Starts the function under test with these settings and waits until it listens.
     pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
         let mut function = Self::spawn(settings);
-        let line = function.line("listening").await;
+        let line = function.next_log_line("listening").await;
         let port = |name: &str| u16::try_from(line[name].as_u64().unwrap()).unwrap();
         function.address = (Ipv4Addr::LOCALHOST, port("port")).into();
         function.metrics_address = (Ipv4Addr::LOCALHOST, port("metrics_port")).into();
         function
     }
 
-    /// Starts a function without waiting until it listens.
+    /// Starts the function under test without waiting until it listens.
     pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "function::serve", "--nocapture", "--quiet"])
@@ -94,8 +95,9 @@ impl Function {
         }
     }
 
-    /// Returns the next line of the log, or `None` at its end. Lines of the test harness are skipped.
-    pub(crate) async fn raw_line(&mut self) -> Option<String> {
+    /// Returns the next line of the function's log, or `None` at its end. Lines of the test harness are
+    /// skipped.
+    pub(crate) async fn next_raw_log_line(&mut self) -> Option<String> {
         loop {
             let line = tokio::time::timeout(TIMEOUT, self.log.next_line())
                 .await
@@ -107,9 +109,9 @@ impl Function {
         }
     }
 
-    /// Returns the next line of the log with this message.
-    pub(crate) async fn line(&mut self, message: &str) -> Value {
-        while let Some(line) = self.raw_line().await {
+    /// Returns the next line of the function's log with this message.
+    pub(crate) async fn next_log_line(&mut self, message: &str) -> Value {
+        while let Some(line) = self.next_raw_log_line().await {
             let line: Value = serde_json::from_str(&line).unwrap();
             if line["message"] == message {
                 return line;
@@ -118,28 +120,28 @@ impl Function {
         panic!("the log ended without {message:?}");
     }
 
-    /// Sends a GET request.
+    /// Sends a GET request to the function.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         get(self.address, path).await
     }
 
-    /// Returns the page of metrics.
+    /// Returns the function's page of metrics.
     pub(crate) async fn metrics(&self) -> String {
         let answer = get(self.metrics_address, "/metrics").await;
         assert_eq!(answer.status, StatusCode::OK);
         answer.text
     }
 
-    /// Returns the names of its threads that begin with `prefix`.
+    /// Returns the names of the function's threads that begin with `prefix`.
     #[cfg(feature = "traces")]
-    pub(crate) fn threads(&self, prefix: &str) -> Vec<String> {
+    pub(crate) fn thread_names(&self, prefix: &str) -> Vec<String> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id().unwrap())).unwrap();
         let names = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap());
         names.filter(|name| name.starts_with(prefix)).collect()
     }
 
-    /// Sends a signal to the process.
-    pub(crate) fn signal(&self, name: &str) {
+    /// Sends a signal to the function's process.
+    pub(crate) fn send_signal(&self, name: &str) {
         let pid = self.process.id().unwrap().to_string();
         let status = std::process::Command::new("kill")
             .args(["-s", name, &pid])
@@ -148,7 +150,7 @@ impl Function {
         assert!(status.success());
     }
 
-    /// Waits until the process exits; returns its exit code.
+    /// Waits until the function's process exits; returns its exit code.
     pub(crate) async fn exit_code(mut self) -> i32 {
         let status = tokio::time::timeout(TIMEOUT, self.process.wait())
             .await
@@ -165,7 +167,7 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
     try_get(address, path).await.unwrap()
 }
 
-/// Sends a GET request that may fail.
+/// Sends a GET request on a new connection, and returns its error if it fails.
 pub(crate) async fn try_get(address: SocketAddr, path: &str) -> Result<Answer, hyper::Error> {
     send(
         address,

@@ -1,4 +1,4 @@
-//! The handler of the function under test, which does something different for each path.
+//! The handler of the function under test, with a different behaviour for each path.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -14,16 +14,16 @@ use function_host::{
 use futures_core::Stream;
 use tokio::sync::Semaphore;
 
-/// The handler, with its state.
+/// The handler of the function under test, with its state.
 struct TestHandler {
-    /// Has a permit for each request to `/wait` that may continue.
+    /// A semaphore with a permit for each request to `/wait` that may continue.
     released: Semaphore,
     ready: Arc<AtomicBool>,
 }
 
-/// Sets up the function. Its own settings are `answer_is` and `setup`.
+/// Sets up the function under test. Its own settings are `answer_is` and `setup`.
 pub(crate) async fn set_up(context: SetupContext) -> Result<App<impl Handler>, SetupError> {
-    let mut settings = context.settings();
+    let mut settings = context.settings_parser();
     settings.number("answer_is", 42_u8);
     let setup = settings.text("setup");
     settings.finish()?;
@@ -111,7 +111,7 @@ impl Handler for TestHandler {
     }
 }
 
-/// Logs that it is dropped.
+/// A guard that logs its drop.
 struct LogOnDrop;
 
 impl Drop for LogOnDrop {
@@ -120,7 +120,7 @@ impl Drop for LogOnDrop {
     }
 }
 
-/// A stream that panics after its first chunk.
+/// A response stream that panics after its first chunk.
 struct PanickingStream {
     sent: bool,
 }

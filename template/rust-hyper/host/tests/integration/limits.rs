@@ -1,4 +1,4 @@
-//! The limit on concurrent requests, and the one on their time.
+//! Tests of the limits on concurrent requests and on the time of a request.
 
 use function_host::http::StatusCode;
 use function_host::http::header::RETRY_AFTER;
@@ -12,8 +12,8 @@ async fn a_request_over_the_limit_is_rejected_with_the_text_of_openfaas() {
     let waiting: Vec<_> = (0..2)
         .map(|_| tokio::spawn(async move { get(address, "/wait").await }))
         .collect();
-    function.line("waiting").await;
-    function.line("waiting").await;
+    function.next_log_line("waiting").await;
+    function.next_log_line("waiting").await;
 
     let rejected = function.get("/echo").await;
 
@@ -41,9 +41,9 @@ async fn a_client_that_disconnects_makes_room_for_another_request() {
     let mut function = Function::start(&[("max_inflight", "1")]).await;
     let address = function.address;
     let hanging = tokio::spawn(async move { get(address, "/forever").await });
-    function.line("started").await;
+    function.next_log_line("started").await;
     hanging.abort();
-    function.line("dropped").await;
+    function.next_log_line("dropped").await;
     // The request leaves the count right after its handler is dropped.
     let admitted = async { while function.get("/_/ready").await.status != StatusCode::OK {} };
     tokio::time::timeout(TIMEOUT, admitted)
@@ -57,7 +57,7 @@ async fn a_handler_that_exceeds_exec_timeout_is_dropped() {
     let mut function = Function::start(&[("exec_timeout", "100ms")]).await;
     let answer = function.get("/forever").await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
-    function.line("exec_timeout exceeded, handler dropped").await;
-    function.line("dropped").await;
+    function.next_log_line("exec_timeout exceeded, handler dropped").await;
+    function.next_log_line("dropped").await;
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
 }

@@ -1,10 +1,10 @@
-//! Lines of the log.
+//! Tests of the lines of a function's log.
 
 use function_host::http;
 
 use crate::function::{Function, send};
 
-/// The length of a line at which of-watchdog stops forwarding logs, in bytes.
+/// The length of a log line at which of-watchdog stops forwarding logs, in bytes.
 const TOO_LONG: usize = 64 * 1024;
 
 #[tokio::test]
@@ -17,7 +17,7 @@ async fn a_long_json_line_is_truncated_and_still_valid() {
         .await
         .unwrap();
 
-    let line = function.raw_line().await.unwrap();
+    let line = function.next_raw_log_line().await.unwrap();
 
     assert!(line.len() < TOO_LONG, "{} bytes", line.len());
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -31,7 +31,7 @@ async fn a_long_json_line_is_truncated_and_still_valid() {
 #[tokio::test]
 async fn a_long_text_line_is_truncated_and_has_the_call_id() {
     let mut function = Function::spawn(&[("log_format", "text")]);
-    let listening = function.raw_line().await.unwrap();
+    let listening = function.next_raw_log_line().await.unwrap();
     let port = listening
         .split(" port=")
         .nth(1)
@@ -45,7 +45,7 @@ async fn a_long_text_line_is_truncated_and_has_the_call_id() {
         .header("x-call-id", "l-2");
     send(address, request.body("".into()).unwrap()).await.unwrap();
 
-    let line = function.raw_line().await.unwrap();
+    let line = function.next_raw_log_line().await.unwrap();
 
     assert!(line.len() < TOO_LONG, "{} bytes", line.len());
     assert!(
@@ -64,7 +64,7 @@ async fn requests_are_logged_at_the_level_debug() {
         .await
         .unwrap();
 
-    let line = function.line("request").await;
+    let line = function.next_log_line("request").await;
 
     assert_eq!(
         (&line["method"], &line["path"], &line["status"]),

@@ -1,4 +1,4 @@
-//! A function as a process: its responses, its log, its exit codes.
+//! Tests of a function as a process: its responses, its log, its exit codes.
 //!
 //! The process is this test binary itself, run again with only the test `function::serve`, which serves. Each test
 //! starts its own process, and uses its ports, signals and log.

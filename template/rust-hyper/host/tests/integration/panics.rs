@@ -1,4 +1,5 @@
-//! Handlers that panic or fail: the response has no details, the log has them, and the process continues.
+//! Tests of handlers that panic or fail: the response has no details, the log has them, and the process
+//! continues.
 
 use function_host::http::{self, StatusCode};
 
@@ -16,7 +17,7 @@ async fn a_panic_is_answered_with_500_and_the_process_continues() {
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(answer.text, "internal error, call id p-1\n");
 
-    let line = function.line("panic").await;
+    let line = function.next_log_line("panic").await;
 
     assert_eq!(
         (&line["level"], &line["panic"], &line["call_id"]),
@@ -38,8 +39,8 @@ async fn a_panic_in_a_stream_aborts_the_response() {
         .header("x-call-id", "p-2");
     let outcome = send(function.address, request.body("".into()).unwrap()).await;
     assert!(outcome.unwrap_err().is_incomplete_message());
-    assert_eq!(function.line("panic").await["call_id"], "p-2");
-    assert_eq!(function.line("response aborted").await["call_id"], "p-2");
+    assert_eq!(function.next_log_line("panic").await["call_id"], "p-2");
+    assert_eq!(function.next_log_line("response aborted").await["call_id"], "p-2");
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
 }
 
@@ -50,7 +51,7 @@ async fn an_internal_error_is_logged_and_not_sent_to_the_caller() {
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     let call_id = answer.headers["x-call-id"].to_str().unwrap();
     assert_eq!(answer.text, format!("internal error, call id {call_id}\n"));
-    let line = function.line("handler failed").await;
+    let line = function.next_log_line("handler failed").await;
     assert_eq!(
         (&line["error"], &line["call_id"]),
         (&"invalid digit found in string".into(), &call_id.into())

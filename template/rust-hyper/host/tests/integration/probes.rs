@@ -1,4 +1,4 @@
-//! Health, readiness and metrics.
+//! Tests of a function's health probe, readiness probe and metrics.
 
 use function_host::http::StatusCode;
 
@@ -54,7 +54,7 @@ async fn metrics_include_those_of_of_watchdog_and_of_the_function() {
     function.get("/_/ready").await;
     let address = function.address;
     let waiting = tokio::spawn(async move { get(address, "/wait").await });
-    function.line("waiting").await;
+    function.next_log_line("waiting").await;
 
     let metrics = function.metrics().await;
 

@@ -1,4 +1,4 @@
-//! Wrong settings and failed setups, and the exit codes for them.
+//! Tests of wrong settings and failed setups, and of the exit codes for them.
 
 use crate::function::Function;
 
@@ -13,7 +13,7 @@ async fn all_wrong_settings_are_logged_and_the_exit_code_is_78() {
         ("answer_is", "1000"),
     ]);
     let mut named = Vec::new();
-    while let Some(line) = function.raw_line().await {
+    while let Some(line) = function.next_raw_log_line().await {
         assert!(!line.contains("hunter2"), "{line}");
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(line["message"], "wrong setting", "{line}");
@@ -40,7 +40,7 @@ async fn all_wrong_settings_are_logged_and_the_exit_code_is_78() {
 #[tokio::test]
 async fn a_failed_setup_exits_with_1() {
     let mut function = Function::spawn(&[("setup", "fails")]);
-    let line = function.line("could not set up the function").await;
+    let line = function.next_log_line("could not set up the function").await;
     assert_eq!(line["error"], "the disk is full");
     assert_eq!(function.exit_code().await, 1);
 }
@@ -48,7 +48,7 @@ async fn a_failed_setup_exits_with_1() {
 #[tokio::test]
 async fn a_panic_in_the_setup_exits_with_101() {
     let mut function = Function::spawn(&[("setup", "panics")]);
-    assert_eq!(function.line("panic").await["panic"], "panic in the setup");
+    assert_eq!(function.next_log_line("panic").await["panic"], "panic in the setup");
     assert_eq!(function.exit_code().await, 101);
 }
 
@@ -57,14 +57,14 @@ async fn a_port_in_use_exits_with_1() {
     let taken = Function::start(&[]).await;
     let port = taken.address.port().to_string();
     let mut function = Function::spawn(&[("port", &port)]);
-    function.line("could not listen").await;
+    function.next_log_line("could not listen for requests and metrics").await;
     assert_eq!(function.exit_code().await, 1);
 }
 
 #[tokio::test]
 async fn a_signal_during_the_setup_exits_with_0() {
     let mut function = Function::spawn(&[("setup", "hangs")]);
-    function.line("setting up").await;
-    function.signal("TERM");
+    function.next_log_line("setting up").await;
+    function.send_signal("TERM");
     assert_eq!(function.exit_code().await, 0);
 }

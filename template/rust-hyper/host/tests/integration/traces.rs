@@ -1,4 +1,4 @@
-//! The spans of requests, as a collector receives them.
+//! Tests of the trace spans of requests, as a collector receives them.
 
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -34,7 +34,7 @@ const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const EXPORT_FAILED: &str =
     "could not export traces; they are dropped until the collector accepts them, requests are not affected";
 
-/// A collector that passes on what it receives.
+/// A fake trace collector that passes the exports that it receives to the test.
 struct Collector {
     address: SocketAddr,
     exports: mpsc::UnboundedReceiver<(HeaderMap, ExportTraceServiceRequest)>,
@@ -45,7 +45,7 @@ impl Collector {
         Self::serve(0, None).await
     }
 
-    /// Starts a collector that rejects the first exports with 503.
+    /// Starts a fake trace collector that rejects the first `times` exports with 503.
     async fn rejecting(times: usize) -> Self {
         Self::serve(times, None).await
     }
@@ -111,7 +111,7 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// Waits for the next export; returns its headers, the attributes of its resource, and its spans.
+    /// Waits for the next export of spans; returns its headers, the attributes of its resource, and its spans.
     async fn export(&mut self) -> (HeaderMap, Vec<KeyValue>, Vec<Span>) {
         let export = tokio::time::timeout(TIMEOUT, self.exports.recv());
         let (headers, mut request) = export.await.unwrap().unwrap();
@@ -121,7 +121,7 @@ impl Collector {
     }
 }
 
-/// Returns an attribute as text.
+/// Returns the attribute with this key as text.
 fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
     let found = attributes.iter().find(|attribute| attribute.key == key)?;
     Some(match found.value.clone()?.value? {
@@ -164,11 +164,11 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
         &[("traceparent", CALLER), ("x-call-id", "t-1")],
     )
     .await;
-    assert_eq!(function.line("logged").await["trace_id"], TRACE);
+    assert_eq!(function.next_log_line("logged").await["trace_id"], TRACE);
     request(&function, "/fail", &[("traceparent", "00-not-a-parent")]).await;
     request(&function, "/healthz", &[]).await;
     // The schedule delay is an hour, so only the shutdown exports the spans.
-    function.signal("TERM");
+    function.send_signal("TERM");
     assert_eq!(function.exit_code().await, 0);
 
     let (headers, resource, spans) = collector.export().await;
@@ -226,9 +226,9 @@ async fn a_trace_that_its_caller_does_not_sample_is_not_exported() {
     .await;
     let caller = CALLER.replace("-01", "-00");
     request(&function, "/logged", &[("traceparent", &caller)]).await;
-    assert!(function.line("logged").await["trace_id"].is_null());
+    assert!(function.next_log_line("logged").await["trace_id"].is_null());
     request(&function, "/logged", &[]).await;
-    function.signal("TERM");
+    function.send_signal("TERM");
     assert_eq!(function.exit_code().await, 0);
     let (_, _, spans) = collector.export().await;
     assert_eq!(spans.len(), 1, "{spans:?}");
@@ -249,15 +249,15 @@ async fn a_collector_that_is_down_is_logged_once_and_delays_nothing() {
     for _ in 0..5 {
         assert_eq!(request(&function, "/logged", &[]).await.status, 200);
     }
-    let warning = function.line(EXPORT_FAILED).await;
+    let warning = function.next_log_line(EXPORT_FAILED).await;
     assert_eq!(warning["level"], "WARN");
     assert_eq!(warning["collector"], url);
     assert!(
         warning["error"].as_str().unwrap().contains("refused"),
         "{warning}"
     );
-    function.signal("TERM");
-    while let Some(line) = function.raw_line().await {
+    function.send_signal("TERM");
+    while let Some(line) = function.next_raw_log_line().await {
         assert!(!line.contains("WARN"), "{line}");
     }
     assert_eq!(function.exit_code().await, 0);
@@ -281,14 +281,14 @@ async fn a_collector_that_never_answers_delays_neither_requests_nor_the_exit() {
     let accepted = tokio::time::timeout(TIMEOUT, silent.accept()).await;
     let _connection = accepted.expect("nothing is exported").unwrap();
     // The timeout of an export is an hour, and the process exits earlier.
-    function.signal("TERM");
+    function.send_signal("TERM");
     assert_eq!(function.exit_code().await, 0);
 }
 
 #[tokio::test]
 async fn a_wrong_endpoint_exits_with_78_and_the_log_says_what_would_be_right() {
     let mut function = Function::spawn(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")]);
-    let line: serde_json::Value = serde_json::from_str(&function.raw_line().await.unwrap()).unwrap();
+    let line: serde_json::Value = serde_json::from_str(&function.next_raw_log_line().await.unwrap()).unwrap();
     assert_eq!(line["setting"], "OTEL_EXPORTER_OTLP_ENDPOINT");
     assert!(
         line["problem"]
@@ -306,7 +306,7 @@ async fn without_a_collector_there_is_no_exporter_thread() {
     let with = Function::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")]).await;
     // A thread sets its name shortly after its start.
     let named = async {
-        while with.threads("OpenTelemetry").is_empty() {
+        while with.thread_names("OpenTelemetry").is_empty() {
             request(&with, "/logged", &[]).await;
             request(&without, "/logged", &[]).await;
         }
@@ -314,7 +314,7 @@ async fn without_a_collector_there_is_no_exporter_thread() {
     tokio::time::timeout(TIMEOUT, named)
         .await
         .expect("there is no exporter thread with a collector");
-    assert!(without.threads("OpenTelemetry").is_empty());
+    assert!(without.thread_names("OpenTelemetry").is_empty());
 }
 
 #[tokio::test]
@@ -330,10 +330,10 @@ async fn the_recovery_of_a_collector_is_logged_and_a_rotated_token_is_used() {
     ])
     .await;
     request(&function, "/logged", &[]).await;
-    let warning = function.line(EXPORT_FAILED).await;
+    let warning = function.next_log_line(EXPORT_FAILED).await;
     assert_eq!(warning["error"], "the collector answered 503 Service Unavailable");
     // The SDK retries the export.
-    function.line("exporting traces again").await;
+    function.next_log_line("exporting traces again").await;
     let (headers, ..) = collector.export().await;
     assert_eq!(headers["api-key"], "first");
 
@@ -369,7 +369,7 @@ async fn a_collector_behind_tls_is_trusted_by_the_configured_certificate() {
     ];
     let mut untrusting = Function::start(&settings).await;
     request(&untrusting, "/logged", &[]).await;
-    let warning = untrusting.line(EXPORT_FAILED).await;
+    let warning = untrusting.next_log_line(EXPORT_FAILED).await;
     assert!(
         warning["error"].as_str().unwrap().contains("UnknownIssuer"),
         "{warning}"
