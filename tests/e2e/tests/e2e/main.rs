@@ -3,6 +3,7 @@
 //! it does not run.
 
 mod asynchronous;
+mod build_failures;
 mod build_secrets;
 mod clients;
 mod config;

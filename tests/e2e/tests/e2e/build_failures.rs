@@ -1,0 +1,506 @@
+//! Whose fault a failed build is: failures of the real BuildKit, each with its status and a part of its error.
+//!
+//! A queue retries a 502, and a retry does not change a Dockerfile. So what only the caller can fix is a 4xx.
+
+use std::{net::Ipv4Addr, path::Path, process::Command, sync::Arc};
+
+use anyhow::{Context as _, Result, ensure};
+use axum::{Router, http::StatusCode, routing::get};
+use futures_util::{StreamExt as _, stream};
+use serde_json::{Value, json};
+use slipway_e2e::{
+    build_context::BuildContext, builder_process::BuilderProcess, buildkit::BuildkitDaemon, testbed::Testbed,
+};
+
+/// Builds that run at the same time.
+const CONCURRENT: usize = 6;
+
+/// The caller's fault, found before the build.
+const INVALID: u16 = 400;
+/// The caller's fault, reported by BuildKit.
+const FAILED: u16 = 422;
+/// The platform's fault.
+const PLATFORM: u16 = 502;
+
+/// A build that fails.
+struct Case {
+    name: &'static str,
+    source: BuildContext,
+    /// Keys of the config in addition to the image.
+    config: Value,
+    status: u16,
+    /// A part of the error.
+    error: String,
+}
+
+impl Case {
+    /// Returns the case of a Dockerfile in a context with a file `a`.
+    fn new(name: &'static str, status: u16, error: &str, dockerfile: &str) -> Self {
+        Self {
+            name,
+            source: BuildContext::dockerfile(dockerfile).file("a", "a"),
+            config: json!({ "skipPush": true }),
+            status,
+            error: error.to_owned(),
+        }
+    }
+
+    fn file(mut self, path: &str, text: &str) -> Self {
+        self.source = self.source.file(path, text);
+        self
+    }
+
+    fn config(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.config[key] = value.into();
+        self
+    }
+}
+
+/// A web server on the loopback address: files below `/files`, and faults.
+struct WebServer {
+    url: String,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl WebServer {
+    async fn start(folder: &Path) -> Result<Self> {
+        let folder: Arc<Path> = folder.into();
+        let file = move |axum::extract::Path(path): axum::extract::Path<String>| {
+            let file = folder.join(path);
+            async move { std::fs::read(file).map_err(|_| StatusCode::NOT_FOUND) }
+        };
+        let app = Router::new().route("/files/{*path}", get(file));
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+        Ok(Self { url, serving })
+    }
+}
+
+impl Drop for WebServer {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+/// Creates a git repository with one commit that can be fetched as plain files.
+fn create_repository(folder: &Path) -> Result<()> {
+    for arguments in [
+        &["init", "--quiet", "--initial-branch=main"][..],
+        &["config", "user.email", "e2e@example.com"],
+        &["config", "user.name", "e2e"],
+        &["commit", "--quiet", "--allow-empty", "--message=first"],
+        &["update-server-info"],
+    ] {
+        let mut git = Command::new("git");
+        let status = git.current_dir(folder).args(arguments).status()?;
+        ensure!(status.success(), "git {arguments:?}: {status}");
+    }
+    Ok(())
+}
+
+/// Returns failures that are found by the parser of Dockerfiles or by the frontend.
+fn failures_of_the_dockerfile(base: &str) -> Vec<Case> {
+    let scratch = |instruction: &str| format!("FROM scratch\n{instruction}\nCOPY a /\n");
+    let failed = |name, error: &str, instruction: &str| Case::new(name, FAILED, error, &scratch(instruction));
+    vec![
+        Case::new("empty Dockerfile", FAILED, "empty", ""),
+        Case::new("only comments", FAILED, "no instructions", "# nothing\n"),
+        Case::new("no FROM", FAILED, "no build stage", "COPY a /\n"),
+        Case::new("only ARG", FAILED, "no stages", "ARG X\n"),
+        failed("unknown instruction", "unknown instruction: WHAT", "WHAT x"),
+        failed(
+            "unknown flag",
+            "unknown flag: --nonsense",
+            "COPY --nonsense=1 a /",
+        ),
+        failed("COPY without a target", "at least two arguments", "COPY a"),
+        failed(
+            "unterminated heredoc",
+            "unterminated heredoc",
+            "COPY <<EOF /x\nno end",
+        ),
+        failed("LABEL without a value", "two arguments", "LABEL x"),
+        failed("ENV without a value", "two arguments", "ENV x"),
+        failed("ONBUILD of ONBUILD", "ONBUILD ONBUILD", "ONBUILD ONBUILD RUN x"),
+        failed("ONBUILD of FROM", "FROM isn't allowed", "ONBUILD FROM x"),
+        failed("invalid port", "99999999", "EXPOSE 99999999"),
+        failed(
+            "invalid duration",
+            "invalid duration",
+            "HEALTHCHECK --interval=x CMD true",
+        ),
+        failed("invalid signal", "invalid signal: NONE", "STOPSIGNAL NONE"),
+        failed("SHELL that is not JSON", "JSON form", "SHELL bash"),
+        failed("empty VOLUME", "VOLUME", "VOLUME [\"\"]"),
+        failed("invalid chmod", "chmod", "COPY --chmod=99999 a /x"),
+        failed("open quote", "double-quote", "COPY \"a /x"),
+        failed("invalid substitution", "unsupported modifier", "COPY a /${y"),
+        Case::new(
+            "wrong escape",
+            FAILED,
+            "invalid escape token",
+            "# escape=x\nFROM scratch\n",
+        ),
+        Case::new(
+            "failing check",
+            FAILED,
+            "lint violation",
+            "# check=error=true\nFROM scratch\nmaintainer x\n",
+        ),
+        Case::new(
+            "invalid stage name",
+            FAILED,
+            "invalid name for build stage",
+            "FROM scratch AS 1a\nCOPY a /\n",
+        ),
+        Case::new(
+            "blank base image",
+            FAILED,
+            "should not be blank",
+            "ARG X\nFROM $X\n",
+        ),
+        Case::new(
+            "invalid base image",
+            FAILED,
+            "invalid reference format",
+            "FROM a:b:c\n",
+        ),
+        Case::new(
+            "wrong platform of FROM",
+            FAILED,
+            "failed to parse platform",
+            "FROM --platform=a/b/c/d scratch\n",
+        ),
+        Case::new(
+            "cyclic stages",
+            FAILED,
+            "circular dependency",
+            "FROM scratch AS a\nCOPY --from=b x /\nFROM scratch AS b\nCOPY --from=a x /\n",
+        ),
+        Case::new(
+            "unknown target",
+            FAILED,
+            "target stage \"nowhere\"",
+            "FROM scratch\nCOPY a /\n",
+        )
+        .config("target", "nowhere"),
+        Case::new(
+            "invalid time of the source",
+            FAILED,
+            "SOURCE_DATE_EPOCH",
+            "FROM scratch\nCOPY a /\n",
+        )
+        .config("buildArgs", json!({ "SOURCE_DATE_EPOCH": "yesterday" })),
+        Case::new(
+            "invalid platform",
+            INVALID,
+            "platforms",
+            "FROM scratch\nCOPY a /\n",
+        )
+        .config("platforms", json!(["a/b/c/d"])),
+        Case::new("missing Dockerfile", INVALID, "context/missing", "FROM scratch\n")
+            .config("dockerfile", "missing"),
+        Case::new(
+            "not allowed frontend",
+            INVALID,
+            "syntax=",
+            "# syntax=registry.invalid/x:1\nFROM scratch\n",
+        ),
+        failed(
+            "unknown type of mount",
+            "mount type",
+            &format!("FROM {base}\nRUN --mount=type=wrong,target=/x true"),
+        ),
+        failed(
+            "unknown key of a mount",
+            "nonsense",
+            &format!("FROM {base}\nRUN --mount=type=cache,nonsense=1 true"),
+        ),
+        failed(
+            "unknown network",
+            "network",
+            &format!("FROM {base}\nRUN --network=what true"),
+        ),
+        failed(
+            "network of the host",
+            "network.host",
+            &format!("FROM {base}\nRUN --network=host true"),
+        ),
+        failed(
+            "privileged step",
+            "security.insecure",
+            &format!("FROM {base}\nRUN --security=insecure true"),
+        ),
+    ]
+}
+
+/// Returns failures that are found while the build runs.
+fn failures_of_steps(base: &str) -> Vec<Case> {
+    let run =
+        |name, error: &str, step: &str| Case::new(name, FAILED, error, &format!("FROM {base}\n{step}\n"));
+    let comments = "# a line of a comment, in a file of 64 KiB\n".repeat(1500);
+    vec![
+        run("failing step", "exit code: 3", "RUN exit 3"),
+        run(
+            "failing step of a large Dockerfile",
+            "exit code: 3",
+            &format!("{comments}RUN exit 3"),
+        ),
+        run("killed step", "exit code: 137", "RUN sh -c 'kill -9 $$'; exit $?"),
+        run("unknown program", "exit code: 127", "RUN nosuchprogram"),
+        run("program that is not in the image", "/nosuch", "RUN [\"/nosuch\"]"),
+        run("unknown user", "nobodyatall", "USER nobodyatall\nRUN true"),
+        run("forbidden mount", "exit code: 1", "RUN mount -t tmpfs none /mnt"),
+        run(
+            "missing secret",
+            "secret s",
+            "RUN --mount=type=secret,id=s,required=true true",
+        ),
+        run(
+            "missing secret as a variable",
+            "secret s",
+            "RUN --mount=type=secret,id=s,env=X,required=true true",
+        ),
+        run(
+            "missing SSH key",
+            "SSH",
+            "RUN --mount=type=ssh,required=true true",
+        ),
+        run(
+            "missing source of a mount",
+            "/nowhere",
+            "RUN --mount=type=bind,source=nowhere,target=/x true",
+        ),
+        run("past its time limit", "time limit of 1s", "RUN sleep 30").config("timeout", "1s"),
+        Case::new(
+            "step without a shell",
+            FAILED,
+            "/bin/sh",
+            "FROM scratch\nRUN true\n",
+        ),
+    ]
+}
+
+/// Returns failures that are found when files of the context are needed.
+fn failures_of_the_context() -> Vec<Case> {
+    let copy = |name, error: &str, instruction: &str| {
+        Case::new(name, FAILED, error, &format!("FROM scratch\n{instruction}\n"))
+    };
+    vec![
+        copy("missing file", "/nowhere", "COPY nowhere /"),
+        copy("file outside of the context", "/x", "COPY ../../x /"),
+        copy("ignored file", "/a", "COPY a /").file(".dockerignore", "a\n"),
+        copy("file as a folder", "not a directory", "COPY a /x\nCOPY a /x/y"),
+        copy("unclosed class in a source", "a[", "COPY a[ /"),
+        copy("tab in a source", "Dockerfile:2", "COPY [\"a\\tb\", \"/\"]"),
+        copy(
+            "control character in a source",
+            "Dockerfile:2",
+            "COPY [\"a\\u0001b\", \"/\"]",
+        ),
+        Case::new(
+            "tab in an ignore pattern",
+            FAILED,
+            ".dockerignore:2",
+            "FROM scratch\nCOPY a /\n",
+        )
+        .file(".dockerignore", "# first\nx\ty\n"),
+        Case::new(
+            "control character in an ignore pattern",
+            FAILED,
+            ".dockerignore:1",
+            "FROM scratch\nCOPY a /\n",
+        )
+        .file(".dockerignore", "x\u{1}y\n"),
+    ]
+}
+
+/// Returns failures of what a build downloads.
+fn failures_of_downloads(registry: &str, web: &str) -> Vec<Case> {
+    let image =
+        |name, status, error: &str, image: &str| Case::new(name, status, error, &format!("FROM {image}\n"));
+    let add = |name, error: &str, instruction: &str| {
+        Case::new(
+            name,
+            FAILED,
+            error,
+            &format!("FROM scratch\nADD {instruction} /x\n"),
+        )
+    };
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    vec![
+        image(
+            "unknown base image",
+            FAILED,
+            "not found",
+            &format!("{registry}/e2e/nowhere:1"),
+        ),
+        image(
+            "unknown tag of a base image",
+            FAILED,
+            "not found",
+            &format!("{registry}/e2e/busybox:nowhere"),
+        ),
+        image(
+            "unknown digest of a base image",
+            FAILED,
+            "not found",
+            &format!("{registry}/e2e/busybox@{wrong}"),
+        ),
+        image(
+            "registry that refuses connections",
+            PLATFORM,
+            "connection refused",
+            "127.0.0.1:1/x:1",
+        ),
+        image(
+            "registry whose name does not resolve",
+            PLATFORM,
+            "registry.invalid",
+            "registry.invalid/x:1",
+        ),
+        Case::new(
+            "COPY from an unknown image",
+            FAILED,
+            "not found",
+            &format!("FROM scratch\nCOPY --from={registry}/e2e/nowhere:1 a /\n"),
+        ),
+        Case::new(
+            "COPY from an unreachable registry",
+            PLATFORM,
+            "connection refused",
+            "FROM scratch\nCOPY --from=127.0.0.1:1/x:1 a /\n",
+        ),
+        add("ADD of a missing page", "404", &format!("{web}/files/nowhere")),
+        add(
+            "ADD with a wrong checksum",
+            "digest mismatch",
+            &format!("--checksum={wrong} {web}/files/page"),
+        ),
+        add(
+            "ADD with an invalid checksum",
+            "checksum",
+            &format!("--checksum=what {web}/files/page"),
+        ),
+        add(
+            "ADD of a missing repository",
+            "repository",
+            &format!("{web}/files/nowhere.git"),
+        ),
+        add(
+            "ADD of a missing branch",
+            "nowhere",
+            &format!("{web}/files/repository/.git#nowhere"),
+        ),
+        Case::new(
+            "push to a registry that refuses",
+            PLATFORM,
+            "connection refused",
+            "FROM scratch\nCOPY a /\n",
+        )
+        .config("skipPush", false)
+        .config("image", "127.0.0.1:1/x:1"),
+        Case::new(
+            "push to a registry without a name",
+            PLATFORM,
+            "registry.invalid",
+            "FROM scratch\nCOPY a /\n",
+        )
+        .config("skipPush", false)
+        .config("image", "registry.invalid/x:1"),
+        Case::new(
+            "cache of an unreachable registry",
+            PLATFORM,
+            "connection refused",
+            "FROM scratch\nCOPY a /\n",
+        )
+        .config("cacheTo", json!(["type=registry,ref=127.0.0.1:1/cache:1"])),
+    ]
+}
+
+/// Builds all cases; returns a line for each one whose answer is another than expected.
+async fn differences(testbed: &Testbed, builder: &BuilderProcess, cases: Vec<Case>) -> Result<Vec<String>> {
+    let client = builder.client()?;
+    let default_image = testbed.image("e2e/build-failures", "1");
+    let (client, default_image) = (&client, &default_image);
+    let answers = stream::iter(cases).map(|case| async move {
+        let mut config = json!({ "image": default_image });
+        for (key, value) in case.config.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        let reply = client.post(case.source.tar(&config)?).await?;
+        let is_expected = reply.status == case.status
+            && reply.field("status") == "failed"
+            && reply.field("error").contains(&case.error)
+            && !reply.field("error").contains("rpc error");
+        anyhow::Ok((!is_expected).then(|| {
+            let expected = format!("{} with {:?}", case.status, case.error);
+            format!(
+                "{}: expected {expected}: {} {}",
+                case.name,
+                reply.status,
+                reply.field("error")
+            )
+        }))
+    });
+    let answers: Vec<Result<Option<String>>> = answers.buffer_unordered(CONCURRENT).collect().await;
+    answers.into_iter().filter_map(Result::transpose).collect()
+}
+
+#[tokio::test]
+async fn every_failure_of_a_build_is_the_callers_or_the_platforms() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let base = testbed.busybox().await?;
+    // A daemon of this machine, which reaches the web server.
+    let daemon = BuildkitDaemon::start(&testbed, "").await?;
+    let settings = [
+        ("buildkit_url", daemon.url()),
+        ("max_inflight", CONCURRENT.to_string()),
+    ];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("page"), "a page")?;
+    std::fs::create_dir(folder.path().join("repository"))?;
+    create_repository(&folder.path().join("repository"))?;
+    let web = WebServer::start(folder.path()).await?;
+
+    let cases: Vec<Case> = [
+        failures_of_the_dockerfile(base),
+        failures_of_steps(base),
+        failures_of_the_context(),
+        failures_of_downloads(&testbed.stack.registry.host, &web.url),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let differences = differences(&testbed, &builder, cases).await?;
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// The operator sets the credentials, so missing ones are not the caller's fault.
+#[tokio::test]
+async fn a_private_base_image_without_credentials_is_the_platforms_fault() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    if !testbed.stack.registry_requires_password() {
+        // A stack with faasd has a registry without a password, so this fault cannot occur there.
+        ensure!(testbed.stack.registry.user.is_empty());
+        return Ok(());
+    }
+    let base = testbed.busybox().await?;
+    let builder = BuilderProcess::start(&testbed, "{}", &[]).await?;
+    let config = json!({ "image": testbed.image("e2e/build-failures", "1"), "skipPush": true });
+    let source = BuildContext::dockerfile(format!("FROM {base}\n"));
+
+    let reply = builder.client()?.post(source.tar(&config)?).await?;
+
+    assert_eq!(reply.status, PLATFORM, "{}", reply.text);
+    assert!(reply.field("error").contains("401"), "{}", reply.text);
+    let repository = base.rsplit_once(':').context("no tag")?.0;
+    assert!(reply.field("error").contains(repository), "{}", reply.text);
+    Ok(())
+}
