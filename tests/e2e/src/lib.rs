@@ -12,6 +12,7 @@ pub mod certificates;
 pub mod client;
 pub mod collector;
 pub mod compare;
+pub mod comparison;
 pub mod context_tree;
 pub mod deployer_process;
 pub mod functions;
