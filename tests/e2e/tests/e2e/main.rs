@@ -13,6 +13,7 @@ mod credentials;
 mod deferred_updates;
 mod deployer;
 mod digests;
+mod docker_config;
 mod dockerfile_names;
 mod faas_cli;
 mod metrics;
