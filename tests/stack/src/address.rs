@@ -8,25 +8,25 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// The functions' network; the same as faasd's.
+/// The subnet of the functions' network; the same as faasd's.
 pub(crate) const FUNCTIONS: &str = "10.62.0.0/16";
 /// The stack's address on the functions' network; functions use it for the gateway and BuildKit.
 pub(crate) const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 62, 0, 1);
-/// The name of the bridge; the same as faasd's.
+/// The name of the bridge interface of the functions' network; the same as faasd's.
 pub(crate) const BRIDGE_INTERFACE: &str = "openfaas0";
-/// The stack's end of the pair of interfaces.
+/// The name of the stack's end of the pair of interfaces that connects the stack to the machine.
 pub(crate) const INNER_INTERFACE: &str = "host0";
-/// The interface that slirp4netns makes.
+/// The name of the interface that slirp4netns creates for the stack's outgoing connections.
 pub(crate) const EGRESS_INTERFACE: &str = "tap0";
-/// The resolver of slirp4netns, which forwards queries to the machine's resolver.
+/// The address of slirp4netns's resolver, which forwards queries to the machine's resolver.
 pub(crate) const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-/// The gateway's default port.
+/// The default port of the OpenFaaS gateway.
 pub(crate) const GATEWAY_PORT: u16 = 8080;
-/// The registry's port.
+/// The port of the stack's image registry.
 pub(crate) const REGISTRY_PORT: u16 = 5000;
-/// The provider's port.
+/// The port of the stack's OpenFaaS provider.
 pub(crate) const PROVIDER_PORT: u16 = 8081;
-/// BuildKit's port.
+/// The port of the stack's BuildKit daemon.
 pub(crate) const BUILDKIT_PORT: u16 = 1234;
 /// The port of NATS Streaming.
 pub(crate) const NATS_PORT: u16 = 4222;
@@ -36,10 +36,10 @@ pub(crate) const NATS_MONITOR_PORT: u16 = 8222;
 pub(crate) const BUILDER_PORT: u16 = 8090;
 /// The port of builder-fn as a plain process, before it is deployed as a function.
 pub(crate) const PLAIN_BUILDER_PORT: u16 = 8091;
-/// The port of that process's metrics.
+/// The metrics port of builder-fn as a plain process.
 pub(crate) const PLAIN_BUILDER_METRICS_PORT: u16 = 8092;
 
-/// The N in a stack's addresses; unique among the stacks of a machine.
+/// The number in a stack's addresses and interface names; unique among the stacks of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct StackNumber(u8);
@@ -48,30 +48,30 @@ impl StackNumber {
     /// The number of the first stack on a machine.
     pub(crate) const FIRST: Self = Self(1);
 
-    /// Returns the lowest number that is not taken.
-    pub(crate) fn free(taken: impl Fn(StackNumber) -> bool) -> Option<Self> {
+    /// Returns the lowest stack number that is not taken.
+    pub(crate) fn lowest_free(taken: impl Fn(StackNumber) -> bool) -> Option<Self> {
         (1..=254).map(Self).find(|number| !taken(*number))
     }
 
-    /// Returns the address of the machine's end of the pair.
-    pub(crate) fn outer(self) -> Ipv4Addr {
+    /// Returns the address of the machine's end of the pair of interfaces that connects it to the stack.
+    pub(crate) fn outer_address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 63, self.0, 1)
     }
 
-    /// Returns the address of the stack's end of the pair. It is the same for the machine, BuildKit, the
-    /// provider and functions.
-    pub(crate) fn inner(self) -> Ipv4Addr {
+    /// Returns the address of the stack's end of the pair of interfaces to the machine. It is the same for the
+    /// machine, BuildKit, the provider and functions.
+    pub(crate) fn inner_address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, 63, self.0, 2)
     }
 
-    /// Returns the name of the machine's end of the pair.
-    pub(crate) fn interface(self) -> String {
+    /// Returns the name of the machine's end of the pair of interfaces that connects it to the stack.
+    pub(crate) fn outer_interface(self) -> String {
         format!("slipway{}", self.0)
     }
 
-    /// Returns the registry's address for image references.
+    /// Returns the address of the stack's registry for image references.
     pub(crate) fn registry(self) -> SocketAddr {
-        (self.inner(), REGISTRY_PORT).into()
+        (self.inner_address(), REGISTRY_PORT).into()
     }
 
     /// Returns the registry's address for faasd, which uses plain HTTP only with loopback addresses. The
@@ -80,28 +80,28 @@ impl StackNumber {
         (Ipv4Addr::new(127, 63, self.0, 2), REGISTRY_PORT).into()
     }
 
-    /// Returns the gateway's URL for clients on the machine.
+    /// Returns the URL of the stack's gateway for clients on the machine.
     pub(crate) fn gateway_url(self) -> String {
-        format!("http://{}:{GATEWAY_PORT}", self.inner())
+        format!("http://{}:{GATEWAY_PORT}", self.inner_address())
     }
 
     /// Returns the URL of builder-fn without the gateway, for clients on the machine.
     pub(crate) fn builder_url(self) -> String {
-        format!("http://{}:{BUILDER_PORT}", self.inner())
+        format!("http://{}:{BUILDER_PORT}", self.inner_address())
     }
 
     /// Returns the URL of the builder-fn that runs as a plain process, for clients on the machine.
     pub(crate) fn plain_builder_url(self) -> String {
-        format!("http://{}:{PLAIN_BUILDER_PORT}", self.inner())
+        format!("http://{}:{PLAIN_BUILDER_PORT}", self.inner_address())
     }
 }
 
-/// Returns the gateway's URL for functions.
+/// Returns the URL of the stack's gateway for functions.
 pub(crate) fn gateway_for_functions() -> String {
     format!("http://{BRIDGE}:{GATEWAY_PORT}")
 }
 
-/// Returns BuildKit's URL for functions.
+/// Returns the URL of the stack's BuildKit daemon for functions.
 pub(crate) fn buildkit_for_functions() -> String {
     format!("tcp://{BRIDGE}:{BUILDKIT_PORT}")
 }
@@ -112,11 +112,11 @@ mod tests {
 
     #[test]
     fn stacks_get_different_addresses() {
-        let first = StackNumber::free(|_| false).unwrap();
-        let second = StackNumber::free(|number| number == first).unwrap();
+        let first = StackNumber::lowest_free(|_| false).unwrap();
+        let second = StackNumber::lowest_free(|number| number == first).unwrap();
         assert_eq!(first.registry().to_string(), "10.63.1.2:5000");
         assert!(second.loopback_registry().ip().is_loopback());
         assert_eq!(second.gateway_url(), "http://10.63.2.2:8080");
-        assert_eq!(StackNumber::free(|_| true), None);
+        assert_eq!(StackNumber::lowest_free(|_| true), None);
     }
 }

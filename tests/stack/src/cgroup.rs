@@ -14,27 +14,27 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::error::{IoResultExt as _, Result};
 
-/// The directory where hierarchies are mounted.
+/// The directory where cgroup hierarchies are mounted.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The longest time for the kernel to empty a group whose processes were killed.
+/// The longest time for the kernel to empty a control group whose processes were killed.
 const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A mounted cgroup hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Hierarchy {
-    /// The mount point.
+    /// The mount point of the cgroup hierarchy.
     mount: PathBuf,
-    /// The group of the hierarchy that is mounted there.
+    /// The path of the mounted control group within the hierarchy.
     root: PathBuf,
-    /// Whether this is the unified hierarchy of version 2.
+    /// Whether this is the unified cgroup hierarchy of version 2.
     unified: bool,
-    /// The controllers, such as `cpu,cpuacct` or `name=systemd`; empty for version 2.
+    /// The controllers of the cgroup hierarchy, such as `cpu,cpuacct` or `name=systemd`; empty for version 2.
     controllers: String,
 }
 
 impl Hierarchy {
-    /// Parses the mounted hierarchies from `/proc/self/mountinfo` (proc(5)).
+    /// Parses the mounted cgroup hierarchies from `/proc/self/mountinfo` (proc(5)).
     fn parse(mountinfo: &str) -> Vec<Self> {
         let mut found = mountinfo.lines().filter_map(Self::parse_line).collect::<Vec<_>>();
         found.dedup_by(|a, b| a.mount == b.mount);
@@ -66,7 +66,7 @@ impl Hierarchy {
             .filter(|_| kind == "cgroup" || kind == "cgroup2")
     }
 
-    /// Returns the directory of the group below which the stack's group is made.
+    /// Returns the directory of the control group below which the stack's group is created.
     ///
     /// In version 2 a group that has processes cannot delegate controllers, so this is the root. In version 1
     /// it is this process's own group, whose limits then apply.
@@ -91,12 +91,12 @@ impl Hierarchy {
 /// The control groups of one stack.
 #[derive(Debug)]
 pub(crate) struct ControlGroups {
-    /// The group's directory in each hierarchy.
+    /// The directory of the stack's control group in each hierarchy.
     dirs: Vec<PathBuf>,
 }
 
 impl ControlGroups {
-    /// Returns the groups of the named stack, as seen from outside its namespaces.
+    /// Returns the control groups of the named stack, as seen from outside its namespaces.
     pub(crate) fn of_stack(stack: &str) -> Result<Self> {
         let own = read("/proc/self/cgroup")?;
         let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
@@ -106,17 +106,17 @@ impl ControlGroups {
         })
     }
 
-    /// Returns the groups' directories, to be stored for the clean-up.
+    /// Returns the directories of the stack's control groups, which are stored for the clean-up.
     pub(crate) fn dirs(&self) -> &[PathBuf] {
         &self.dirs
     }
 
-    /// Returns the groups with these directories.
+    /// Creates the handle of control groups with these directories.
     pub(crate) fn from_dirs(dirs: Vec<PathBuf>) -> Self {
         Self { dirs }
     }
 
-    /// Creates the groups and moves this process into them.
+    /// Creates the stack's control groups and moves this process into them.
     pub(crate) fn enter(&self) -> Result<()> {
         for dir in &self.dirs {
             fs::create_dir_all(dir).at("create", dir)?;
@@ -136,8 +136,8 @@ impl ControlGroups {
         Ok(())
     }
 
-    /// Moves the holder into a subgroup: in version 2 a group that delegates controllers may not have
-    /// processes.
+    /// Moves the holder of the stack into a subgroup: in version 2 a group that delegates controllers may not
+    /// have processes.
     pub(crate) fn move_holder_aside(&self, holder: u32) -> Result<()> {
         for dir in self
             .dirs
@@ -152,7 +152,7 @@ impl ControlGroups {
         Ok(())
     }
 
-    /// Removes the groups and their subgroups, once their processes have ended.
+    /// Removes the stack's control groups and their subgroups, once their processes have ended.
     pub(crate) fn remove(&self) -> Result<()> {
         let end = Instant::now() + EMPTY_TIMEOUT;
         for dir in &self.dirs {
@@ -172,7 +172,7 @@ fn read(path: &str) -> Result<String> {
     fs::read_to_string(path).at("read", path)
 }
 
-/// Removes a group and its subgroups. The files in a group are the kernel's and disappear with it.
+/// Removes a control group and its subgroups. The files in a group are the kernel's and disappear with it.
 fn remove_tree(dir: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -187,7 +187,7 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
-/// Mounts the hierarchies again inside the namespaces, so that the stack's groups are the roots.
+/// Mounts the cgroup hierarchies again inside the namespaces, so that the stack's groups are the roots.
 pub(crate) fn mount() -> Result<()> {
     let hierarchies = Hierarchy::parse(&read("/proc/self/mountinfo")?);
     let links = controller_links(Path::new(ROOT));
@@ -221,7 +221,7 @@ pub(crate) fn mount() -> Result<()> {
     Ok(())
 }
 
-/// Reads the symbolic links for hierarchies with several controllers, such as `cpu` → `cpu,cpuacct`.
+/// Reads the symbolic links for cgroup hierarchies with several controllers, such as `cpu` → `cpu,cpuacct`.
 fn controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     entries
@@ -229,7 +229,7 @@ fn controller_links(root: &Path) -> Vec<(std::ffi::OsString, PathBuf)> {
         .collect()
 }
 
-/// Enables every controller for subgroups, inside the namespaces, where only version 2 is mounted.
+/// Enables every cgroup controller for subgroups, inside the namespaces, where only version 2 is mounted.
 ///
 /// The root's own processes have to move to a subgroup first.
 pub(crate) fn delegate() -> Result<()> {

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line of `slipway-stack`.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -99,7 +99,7 @@ struct Up {
 }
 
 impl Cli {
-    /// Runs the command.
+    /// Runs the command that the command line names.
     pub(crate) fn run(self) -> Result<ExitCode> {
         match self.command {
             // These two enter namespaces, which requires a process without threads.
@@ -155,7 +155,7 @@ impl Command {
                         State::Running => "running".to_owned(),
                         State::Ended { reason } => format!("ended by itself: {reason}"),
                     };
-                    console::line(&format!(
+                    console::print_line(&format!(
                         "{:<14}{state} for {} s",
                         status.part.name(),
                         status.seconds
@@ -163,7 +163,7 @@ impl Command {
                 }
             }
             Command::Logs { stack, part, lines } => {
-                console::line(&slipway_stack::log_tail(&stack.name, part, lines)?)
+                console::print_line(&slipway_stack::log_tail(&stack.name, part, lines)?)
             }
             Command::Stop { stack, part } => running(&stack)?.stop(part).await?,
             Command::Start { stack, part } => running(&stack)?.start(part).await?,
@@ -171,7 +171,7 @@ impl Command {
             Command::Packages { tests: true } => slipway_stack::install_missing_for_tests(&progress).await?,
             Command::Tool { module } => {
                 let dir = slipway_stack::build_tool(&Directories::from_env()?, &module, &progress).await?;
-                console::line(&dir.display().to_string());
+                console::print_line(&dir.display().to_string());
             }
             Command::Hold(_) | Command::Supervise(_) => {}
         }
@@ -190,9 +190,9 @@ fn running(name: &Name) -> Result<Stack> {
 
 fn print_environment(stack: &Stack) {
     for (name, value) in stack.environment() {
-        console::line(&format!("export {name}={}", quoted(&value)));
+        console::print_line(&format!("export {name}={}", quoted(&value)));
     }
-    console::line(&format!(
+    console::print_line(&format!(
         "export PATH={}:\"$PATH\"",
         quoted(&stack.bin().display().to_string())
     ));

@@ -1,4 +1,4 @@
-//! Runs other programs; the error of a failed program has the end of its output.
+//! Functions that run other programs; the error of a failed program has the end of its output.
 
 use std::{
     ffi::OsStr,
@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 /// The number of output lines in the error of a failed program.
 const TAIL_LINES: usize = 30;
 
-/// The longest line in an error, in bytes.
+/// The longest line of a program's output in an error, in bytes.
 const LONGEST_LINE: usize = 1000;
 
-/// Returns a command without standard input, whose process is killed when its future is dropped.
+/// Creates a command without standard input, whose process is killed when its future is dropped.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.kill_on_drop(true).stdin(Stdio::null());
@@ -25,13 +25,13 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
 
 /// Runs a program and returns its standard output; fails unless it exits successfully.
 pub(crate) async fn run(command: &mut Command) -> Result<Vec<u8>> {
-    let name = name(command.as_std());
-    finished(name, command.output().await)
+    let name = displayed_name(command.as_std());
+    check_output(name, command.output().await)
 }
 
 /// Runs a program with the given standard input and returns its standard output.
 pub(crate) async fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
-    let name = name(command.as_std());
+    let name = displayed_name(command.as_std());
     let failed = |source| Error::Spawn {
         program: name.clone(),
         source,
@@ -51,16 +51,16 @@ pub(crate) async fn run_with_input(command: &mut Command, input: &[u8]) -> Resul
         drop(stdin);
     };
     let ((), output) = tokio::join!(write, child.wait_with_output());
-    finished(name, output)
+    check_output(name, output)
 }
 
 /// Runs a program as [`run`] does, without an async runtime.
 pub(crate) fn run_blocking(command: &mut std::process::Command) -> Result<Vec<u8>> {
-    let name = name(command);
-    finished(name, command.stdin(Stdio::null()).output())
+    let name = displayed_name(command);
+    check_output(name, command.stdin(Stdio::null()).output())
 }
 
-fn finished(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {
+fn check_output(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {
     let output = output.map_err(|source| Error::Spawn {
         program: name.clone(),
         source,
@@ -77,8 +77,8 @@ fn finished(name: String, output: io::Result<Output>) -> Result<Vec<u8>> {
     })
 }
 
-/// Returns the program and its first four arguments: enough to identify the command.
-fn name(command: &std::process::Command) -> String {
+/// Returns a command's program and first four arguments, which identify the command in errors.
+fn displayed_name(command: &std::process::Command) -> String {
     let words = [command.get_program()]
         .into_iter()
         .chain(command.get_args().take(4));

@@ -5,12 +5,12 @@
     reason = "this is the output module of a command-line program"
 )]
 
-/// Prints a line of the result.
-pub(crate) fn line(text: &str) {
+/// Prints a line of a command's result to standard output.
+pub(crate) fn print_line(text: &str) {
     println!("{text}");
 }
 
-/// Prints the error of a failed command.
-pub(crate) fn error(text: &str) {
+/// Prints the error of a failed command to standard error.
+pub(crate) fn print_error(text: &str) {
     eprintln!("slipway-stack: {text}");
 }

@@ -16,69 +16,69 @@ use crate::{
     part::Part,
 };
 
-/// A command for the supervisor.
+/// A command of the launcher for the stack's supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "kebab-case")]
 pub(crate) enum Command {
-    /// Start every part that does not run.
+    /// Start every part of the stack that does not run.
     #[serde(rename = "begin")]
     StartAll,
-    /// Report the state of the parts.
+    /// Report the state of the stack's parts.
     Status,
-    /// Start one part.
+    /// Start one part of the stack.
     Start { part: Part },
-    /// Stop one part.
+    /// Stop one part of the stack.
     Stop { part: Part },
-    /// Stop every part, then end the supervisor.
+    /// Stop every part of the stack, then end the supervisor.
     #[serde(rename = "down")]
     Shutdown,
 }
 
-/// An event in the supervisor's answer.
+/// An event in the supervisor's answer to a command.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub(crate) enum Event {
-    /// A part is being started.
+    /// The supervisor is starting a part.
     Starting { part: Part },
-    /// A part is ready.
+    /// A part of the stack is ready.
     Ready { part: Part, seconds: f64 },
-    /// A part was stopped.
+    /// The supervisor has stopped a part.
     Stopped { part: Part },
-    /// A part did not become ready; final.
+    /// A part did not become ready. This event ends the answer.
     Failed { part: Part, reason: String },
-    /// The state of the parts; final.
+    /// The state of the stack's parts. This event ends the answer.
     Status { parts: Vec<PartStatus> },
-    /// The command succeeded; final.
+    /// The command succeeded. This event ends the answer.
     Done,
-    /// The command was rejected; final.
+    /// The supervisor rejected the command. This event ends the answer.
     #[serde(rename = "refused")]
     Rejected { reason: String },
 }
 
-/// The state of one part.
+/// The state of one part of the stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartStatus {
-    /// The part.
+    /// The part whose state this is.
     pub part: Part,
-    /// Its state.
+    /// The state of the part.
     pub state: State,
-    /// Time since the state last changed, in seconds.
+    /// The time since the part's state last changed, in seconds.
     pub seconds: u64,
 }
 
-/// The state of a part.
+/// The state of a part of the stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum State {
-    /// Stopped on request.
+    /// The part was stopped on request.
     Stopped,
-    /// Started, but not ready yet.
+    /// The part was started, but is not ready yet.
     Starting,
-    /// Started and ready.
+    /// The part was started and is ready.
     Running,
-    /// Ended without a request to stop.
+    /// The part ended without a request to stop.
     Ended {
-        /// The exit status, or the reason for which the start failed.
+        /// The exit status of the part, or the reason for which its start failed.
         #[serde(rename = "how")]
         reason: String,
     },
@@ -99,10 +99,9 @@ impl ControlClient {
         })
     }
 
-    /// Sends a command, passes progress events to `on_event`, and returns the final event.
+    /// Sends a command to the supervisor, passes progress events to `on_event`, and returns the final event.
     pub(crate) async fn send(&mut self, command: Command, mut on_event: impl FnMut(Event)) -> Result<Event> {
-        let lost =
-            |why: String| Error::Rejected(format!("lost the connection to the stack's supervisor: {why}"));
+        let lost = Error::ConnectionLost;
         let mut line = serde_json::to_string(&command).map_err(|error| lost(error.to_string()))?;
         line.push('\n');
         let stream = self.stream.get_mut();

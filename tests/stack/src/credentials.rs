@@ -1,4 +1,4 @@
-//! Credentials of a stack: generated at its first start and kept as long as its data.
+//! Credentials of a stack, which are generated at its first start and kept as long as its data.
 
 use std::{fmt, fs, io::Read as _, path::Path};
 
@@ -11,9 +11,9 @@ use crate::{
     error::{IoResultExt as _, Result},
 };
 
-/// The gateway's user name.
+/// The user name of the gateway's administrator.
 const GATEWAY_USER: &str = "admin";
-/// The registry's user name.
+/// The user name for the stack's registry.
 const REGISTRY_USER: &str = "slipway";
 
 /// The names of the secrets that Slipway's functions mount.
@@ -44,23 +44,27 @@ impl fmt::Debug for Login {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {
     pub(crate) gateway: Login,
-    /// `None` if the registry requires no password.
+    /// The login for the stack's registry; `None` if the registry requires no password.
     pub(crate) registry: Option<Login>,
 }
 
 impl Credentials {
-    /// Reads the stack's credentials and generates those that are missing.
+    /// Reads the stack's credentials, and generates and stores those that are missing.
     ///
     /// `registry` is the registry's host and port; `registry_requires_password` is whether it requires a password.
-    pub(crate) fn ensure(dir: &StackDir, registry: &str, registry_requires_password: bool) -> Result<Self> {
+    pub(crate) fn read_or_generate(
+        dir: &StackDir,
+        registry: &str,
+        registry_requires_password: bool,
+    ) -> Result<Self> {
         let secrets = dir.secrets();
-        let random = |name: &str| ensure(&secrets.join(name), random_hex);
+        let random = |name: &str| read_or_write(&secrets.join(name), random_hex);
         random("payload-secret")?;
         random("deploy-secret")?;
-        let password = ensure(&dir.config().join("registry-password"), random_hex)?;
+        let password = read_or_write(&dir.config().join("registry-password"), random_hex)?;
         let credentials = Self {
             gateway: Login {
-                user: ensure(&secrets.join("basic-auth-user"), || Ok(GATEWAY_USER.to_owned()))?,
+                user: read_or_write(&secrets.join("basic-auth-user"), || Ok(GATEWAY_USER.to_owned()))?,
                 password: random("basic-auth-password")?,
             },
             registry: registry_requires_password.then(|| Login {
@@ -102,7 +106,7 @@ impl Credentials {
         json!({ "auths": auths }).to_string()
     }
 
-    /// Returns the registry's password file: the user name and a bcrypt hash, the format that the registry
+    /// Generates the registry's password file: the user name and a bcrypt hash, the format that the registry
     /// reads.
     pub(crate) async fn htpasswd(login: &Login) -> Result<Vec<u8>> {
         run_with_input(
@@ -113,7 +117,7 @@ impl Credentials {
     }
 }
 
-fn ensure(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
+fn read_or_write(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
     match fs::read_to_string(path) {
         Ok(value) if !value.is_empty() => Ok(value),
         _ => {
@@ -124,7 +128,7 @@ fn ensure(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> 
     }
 }
 
-/// Returns 192 random bits in hexadecimal.
+/// Generates 192 random bits in hexadecimal.
 fn random_hex() -> Result<String> {
     let source = "/dev/urandom";
     let mut bytes = [0; 24];
@@ -151,8 +155,11 @@ mod tests {
     #[test]
     fn credentials_are_generated_once_and_kept() {
         let (_temp, dir) = stack_dir();
-        let first = Credentials::ensure(&dir, "10.63.1.2:5000", true).unwrap();
-        assert_eq!(Credentials::ensure(&dir, "10.63.1.2:5000", true).unwrap(), first);
+        let first = Credentials::read_or_generate(&dir, "10.63.1.2:5000", true).unwrap();
+        assert_eq!(
+            Credentials::read_or_generate(&dir, "10.63.1.2:5000", true).unwrap(),
+            first
+        );
         assert_eq!(Credentials::read(&dir, true).unwrap(), first);
         for name in SECRETS {
             assert!(
@@ -165,10 +172,13 @@ mod tests {
     #[test]
     fn two_stacks_have_different_credentials() {
         let ((_one, first), (_two, second)) = (stack_dir(), stack_dir());
-        let first = Credentials::ensure(&first, "r", true).unwrap();
+        let first = Credentials::read_or_generate(&first, "r", true).unwrap();
         assert_ne!(
             first.gateway.password,
-            Credentials::ensure(&second, "r", true).unwrap().gateway.password
+            Credentials::read_or_generate(&second, "r", true)
+                .unwrap()
+                .gateway
+                .password
         );
         assert_ne!(first.gateway.password, first.registry.unwrap().password);
     }
@@ -176,7 +186,10 @@ mod tests {
     #[test]
     fn an_open_registry_has_no_login() {
         let (_temp, dir) = stack_dir();
-        assert_eq!(Credentials::ensure(&dir, "r", false).unwrap().registry, None);
+        assert_eq!(
+            Credentials::read_or_generate(&dir, "r", false).unwrap().registry,
+            None
+        );
         assert_eq!(
             fs::read_to_string(dir.secrets().join("registry-config")).unwrap(),
             r#"{"auths":{}}"#

@@ -1,5 +1,5 @@
-//! Deploys Slipway on a stack: its secrets, its two functions, and a sample function that is built and
-//! deployed by them.
+//! The deployment of Slipway on a stack: its secrets, its two functions, and a sample function that is built
+//! and deployed by them.
 //!
 //! The two functions are built by builder-fn itself, running as a plain process: Slipway's first build is
 //! Slipway. The tag of each image is a hash of its context, so an image that is already in the registry is
@@ -34,22 +34,22 @@ use crate::{
     stack::Stack,
 };
 
-/// Slipway's functions.
+/// The names of Slipway's functions.
 const FUNCTIONS: [&str; 2] = ["builder-fn", "deployer-fn"];
 
-/// The repository of Slipway's images and of the sample's image.
+/// The registry's repository of Slipway's images and of the sample function's image.
 const REPOSITORY: &str = "slipway";
 
-/// The annotation with a hash of the deployment; it shows whether a deployed function is up to date.
+/// The annotation of a function with a hash of its deployment; it shows whether the function is up to date.
 const ANNOTATION: &str = "com.slipway.stack";
 
 /// The longest time from deploying a function to its readiness.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The interval between readiness checks.
+/// The interval between checks whether a deployed function is ready.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Deploys Slipway and the sample, except what is already up to date.
+/// Deploys Slipway's functions and the sample function, except those that are already up to date.
 pub(crate) async fn deploy(stack: &Stack, registry: &RegistryClient, progress: &Progress) -> Result<()> {
     let gateway = GatewayClient::new(http::client()?, stack);
     put_secrets(stack, &gateway).await?;
@@ -86,15 +86,15 @@ async fn put_secrets(stack: &Stack, gateway: &GatewayClient) -> Result<()> {
     Ok(())
 }
 
-/// A function of Slipway's, as it is to be deployed.
+/// One of Slipway's functions, with its build context and the identity of its deployment.
 #[derive(Debug)]
 struct PlannedFunction {
     name: &'static str,
     context: Context,
-    /// The image's tag: a hash of the context.
+    /// The tag of the function's image: a hash of its build context.
     tag: String,
     image: String,
-    /// A hash of the image reference and `stack.yml`.
+    /// A hash of the function's image reference and `stack.yml`.
     deployment_hash: String,
 }
 
@@ -119,7 +119,7 @@ impl PlannedFunction {
         values
     }
 
-    /// Deploys the function, unless the same deployment is there and ready.
+    /// Deploys the function, unless the same deployment already exists and is ready.
     async fn deploy(
         &self,
         stack: &Stack,
@@ -134,7 +134,7 @@ impl PlannedFunction {
             .status(self.name)
             .await?
             .is_some_and(|status| same(&status));
-        if up_to_date && gateway.ready(self.name).await {
+        if up_to_date && gateway.is_ready(self.name).await {
             return Ok(());
         }
         progress.step(self.name, "deploying");
@@ -154,7 +154,7 @@ impl PlannedFunction {
         }
         faas_cli.run(stack, &arguments, self.environment(stack)).await?;
         let began = Instant::now();
-        while !gateway.ready(self.name).await {
+        while !gateway.is_ready(self.name).await {
             if began.elapsed() > READY_TIMEOUT {
                 let log = gateway.log_tail(self.name).await;
                 return Err(Error::Timeout {
@@ -183,7 +183,7 @@ fn shared_environment(stack: &Stack) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Builds the images that the registry lacks, with builder-fn running as a plain process.
+/// Builds the functions' images that the registry lacks, with builder-fn running as a plain process.
 async fn build_missing(
     stack: &Stack,
     registry: &RegistryClient,

@@ -9,17 +9,17 @@ use std::{
 
 use crate::error::{Error, IoResultExt as _, Result};
 
-/// The launcher's directories (XDG base directory specification).
+/// The directories in which the launcher stores files (XDG base directory specification).
 #[derive(Debug, Clone)]
 pub struct Directories {
     /// The cache of tools and base images; safe to delete.
     pub cache: PathBuf,
-    /// The parent of the stacks' directories.
+    /// The parent directory of the stacks' directories.
     pub(crate) stacks: PathBuf,
 }
 
 impl Directories {
-    /// Reads the directories from `XDG_CACHE_HOME`, `XDG_STATE_HOME` and `HOME`.
+    /// Reads the launcher's directories from `XDG_CACHE_HOME`, `XDG_STATE_HOME` and `HOME`.
     pub fn from_env() -> Result<Self> {
         let home = |under: &str| env::var_os("HOME").map(|home| PathBuf::from(home).join(under));
         let base = |name: &str, under: &str| {
@@ -42,7 +42,7 @@ impl Directories {
         }
     }
 
-    /// Returns the directory of a stack; fails if the name is invalid.
+    /// Returns the directory of the stack with this name; fails if the name is invalid.
     pub fn stack(&self, name: &str) -> Result<StackDir> {
         let valid = !name.is_empty()
             && name.len() <= 32
@@ -73,17 +73,17 @@ pub(crate) fn repository() -> PathBuf {
 pub struct StackDir {
     /// The name of the stack.
     pub(crate) name: String,
-    /// The path of the directory.
+    /// The path of the stack's directory.
     pub root: PathBuf,
 }
 
 impl StackDir {
-    /// Returns the path of the plan. A directory with this file is a stack's.
+    /// Returns the path of the stack's plan. A directory with this file is a stack's.
     pub(crate) fn plan(&self) -> PathBuf {
         self.root.join("plan.json")
     }
 
-    /// Returns the path of the state of a running stack.
+    /// Returns the path of the file with the state of the running stack.
     pub(crate) fn running(&self) -> PathBuf {
         self.root.join("running.json")
     }
@@ -118,8 +118,8 @@ impl StackDir {
         self.root.join("bin")
     }
 
-    /// Returns the working folder of faas-cli, with the build contexts.
-    pub(crate) fn workshop(&self) -> PathBuf {
+    /// Returns the working directory of faas-cli, with the build contexts.
+    pub(crate) fn faas_cli_directory(&self) -> PathBuf {
         self.root.join("workshop")
     }
 
@@ -133,7 +133,7 @@ impl StackDir {
         self.root.join("log").join(format!("{of}.log"))
     }
 
-    /// Creates the directories, readable by their owner only.
+    /// Creates the stack's directories, with access for their owner only.
     pub(crate) fn create(&self) -> Result<()> {
         private_dir(&self.root)?;
         let parts =

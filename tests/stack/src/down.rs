@@ -1,4 +1,4 @@
-//! Stops a stack: first its parts, in order; the kernel then removes the namespaces; last, the launcher
+//! The stop of a stack: first its parts, in order; the kernel then removes the namespaces; last, the launcher
 //! removes the control groups and state files.
 
 use std::{
@@ -20,14 +20,14 @@ use crate::{
     stack::{Stack, external},
 };
 
-/// The longest time for the parts to stop.
+/// The longest time for the parts of a stack to stop.
 const PARTS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The longest time for the kernel to remove the namespaces. When it unmounts, it writes out dirty pages,
+/// The longest time for the kernel to remove a stack's namespaces. When it unmounts, it writes out dirty pages,
 /// which took over half a minute after all tests had run.
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The interval between checks of something that has no event.
+/// The interval between checks of a condition that has no event.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
@@ -66,11 +66,11 @@ pub(crate) async fn stop(dir: &StackDir, progress: &Progress) -> Result<()> {
     let Some(running) = RunningStack::read(dir)? else {
         return Ok(());
     };
-    if running.alive() {
+    if running.is_alive() {
         progress.step("stack", "stopping");
         // A supervisor that fails or does not answer in time is killed below.
         let _ = tokio::time::timeout(PARTS_TIMEOUT, stop_parts(dir, progress)).await;
-        if wait_until(Duration::from_secs(5), || !running.alive())
+        if wait_until(Duration::from_secs(5), || !running.is_alive())
             .await
             .is_err()
             && let Some(pid) = i32::try_from(running.holder).ok().and_then(Pid::from_raw)
@@ -78,13 +78,13 @@ pub(crate) async fn stop(dir: &StackDir, progress: &Progress) -> Result<()> {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
-    let removed = || !running.alive() && !interface_path(running.number).exists();
+    let removed = || !running.is_alive() && !interface_path(running.number).exists();
     let waited = wait_until(KERNEL_TIMEOUT, removed).await;
     waited.map_err(|()| Error::Timeout {
         operation: format!(
             "the end of process {} and of interface {}",
             running.holder,
-            running.number.interface()
+            running.number.outer_interface()
         ),
         seconds: KERNEL_TIMEOUT.as_secs(),
         details: "\nrun the command again: the kernel may still be writing data to disk".into(),
@@ -123,5 +123,5 @@ async fn wait_until(limit: Duration, condition: impl Fn() -> bool) -> Result<(),
 
 /// Returns the sysfs path of a stack's interface on this machine.
 pub(crate) fn interface_path(number: StackNumber) -> PathBuf {
-    Path::new("/sys/class/net").join(number.interface())
+    Path::new("/sys/class/net").join(number.outer_interface())
 }

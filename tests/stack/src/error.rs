@@ -10,103 +10,112 @@ pub enum Error {
     /// An operation on a file or directory failed.
     #[error("cannot {action} {}", path.display())]
     File {
-        /// The operation, as a verb.
+        /// The operation that failed, as a verb.
         action: &'static str,
-        /// The file or directory.
+        /// The file or directory that the operation was on.
         path: PathBuf,
-        /// The operating system's error.
+        /// The operating system's error for the operation.
         source: io::Error,
     },
-    /// A state file of the launcher's is not valid JSON.
+    /// A state file of the launcher is not valid JSON.
     #[error("{}: not a valid file of the launcher's", path.display())]
     InvalidFile {
-        /// The file.
+        /// The path of the invalid state file.
         path: PathBuf,
-        /// The position and the reason.
+        /// The JSON parser's error, with the position in the file.
         source: serde_json::Error,
     },
     /// A program could not be started.
     #[error("cannot run {program}")]
     Spawn {
-        /// The program.
+        /// The program that could not be started.
         program: String,
-        /// The operating system's error.
+        /// The operating system's error for the operation.
         source: io::Error,
     },
     /// A program did not exit successfully.
     #[error("{program} failed ({status})\n{output}")]
     Program {
-        /// The program and its first arguments.
+        /// The program that failed, with its first arguments.
         program: String,
-        /// The exit status.
+        /// The exit status of the program.
         status: String,
-        /// The end of its output.
+        /// The last lines of the program's output.
         output: String,
     },
-    /// A part did not become ready, or ended.
+    /// A part of the stack did not become ready, or ended.
     #[error("{part} did not become ready: {reason}\nlast lines of {}:\n{tail}", log.display())]
     NotReady {
-        /// The part.
+        /// The part that is not ready.
         part: Part,
-        /// The last observation of the part.
+        /// The last observed state of the part.
         reason: String,
-        /// The path of its log.
+        /// The path of the part's log.
         log: PathBuf,
-        /// The end of its log.
+        /// The last lines of the part's log.
         tail: String,
     },
-    /// The supervisor did not start, or ended.
+    /// The stack's supervisor did not start, or ended.
     #[error("the stack's supervisor {reason}\nlast lines of {}:\n{tail}", log.display())]
     Supervisor {
-        /// The state that was observed.
+        /// The observed state of the supervisor.
         reason: String,
-        /// The path of its log.
+        /// The path of the supervisor's log.
         log: PathBuf,
-        /// The end of its log.
+        /// The last lines of the supervisor's log.
         tail: String,
     },
-    /// The supervisor rejected a command, or there is no supervisor to send it to.
+    /// The supervisor rejected a command.
     #[error("{0}")]
     Rejected(String),
+    /// The connection to the supervisor was lost before its answer was complete.
+    #[error("lost the connection to the stack's supervisor: {0}")]
+    ConnectionLost(String),
+    /// The supervisor's answer does not fit the command.
+    #[error("unexpected answer: {0}")]
+    UnexpectedAnswer(String),
+    /// The stack is external: the launcher cannot start or stop its parts.
+    #[error("the parts of an external stack cannot be started or stopped from here")]
+    ExternalStack,
     /// An HTTP request got no complete answer.
     #[error("{request}: no answer")]
     NoAnswer {
-        /// Method and address.
+        /// The method and URL of the unanswered request.
         request: String,
-        /// The client's error.
+        /// The HTTP client's error.
         source: reqwest::Error,
     },
     /// An HTTP request was answered with an unexpected status.
     #[error("{request} was answered with {status}: {body}")]
     UnexpectedStatus {
-        /// Method and address.
+        /// The method and URL of the request.
         request: String,
-        /// The status.
+        /// The status of the answer.
         status: u16,
-        /// The beginning of the body.
+        /// The beginning of the answer's body.
         body: String,
     },
-    /// The machine or its environment does not meet a requirement.
+    /// The machine or its environment does not meet a requirement of the launcher.
     #[error("{0}")]
     Environment(String),
     /// An operation exceeded its time limit.
     #[error("{operation} took longer than {seconds} s{details}")]
     Timeout {
-        /// The operation.
+        /// The operation that took too long.
         operation: String,
-        /// The limit, in seconds.
+        /// The time limit of the operation, in seconds.
         seconds: u64,
         /// An explanation on lines of its own, such as the end of a log; may be empty.
         details: String,
     },
 }
 
-/// A result with the launcher's error.
+/// A result with an error of the launcher.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Adds the operation and the file to an [`io::Error`].
+/// An extension that adds the operation and the file to an [`io::Error`].
 pub(crate) trait IoResultExt<T> {
-    /// Converts the error to [`Error::File`].
+    /// Converts an I/O error to [`Error::File`], with the operation and the file.
     fn at(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T>;
 }
 

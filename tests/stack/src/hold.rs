@@ -14,7 +14,7 @@ use crate::{
     plan::{Plan, RunningStack, start_time},
 };
 
-/// Becomes the holder of a stack; returns only if that fails.
+/// Turns this process into the holder of a stack; returns only if that fails.
 pub fn hold(dir: &StackDir) -> Result<()> {
     // The stack outlives the command that started it, so it must not get signals of that command's terminal.
     rustix::process::setsid().at("start a session for", &dir.root)?;

@@ -9,7 +9,7 @@ use crate::error::{Error, Result, with_causes};
 /// The longest body of an unexpected answer in an error, in bytes.
 const LONGEST_BODY: usize = 2000;
 
-/// Returns a client that connects to the stack directly, without the machine's proxy.
+/// Creates an HTTP client that connects to the stack directly, without the machine's proxy.
 pub(crate) fn client() -> Result<Client> {
     let client = Client::builder()
         .no_proxy()
@@ -18,7 +18,7 @@ pub(crate) fn client() -> Result<Client> {
     client.map_err(|error| Error::Environment(format!("cannot make an HTTP client: {}", with_causes(error))))
 }
 
-/// Sends a request; an error names its method and URL.
+/// Sends an HTTP request; an error names its method and URL.
 pub(crate) async fn send(request: RequestBuilder) -> Result<Response> {
     let (client, request) = request.build_split();
     let request = request
@@ -30,7 +30,7 @@ pub(crate) async fn send(request: RequestBuilder) -> Result<Response> {
     })
 }
 
-/// Returns the answer if its status is among `expected`; otherwise fails with the status and the beginning of
+/// Returns the response if its status is among `expected`; otherwise fails with the status and the beginning of
 /// the body.
 pub(crate) async fn expect_status(response: Response, expected: &[StatusCode]) -> Result<Response> {
     if expected.contains(&response.status()) {

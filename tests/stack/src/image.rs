@@ -29,7 +29,7 @@ const DEBIAN: (&str, &str) = ("slipway/debian", "bookworm");
 /// The repository and tag of the Rust image, which has this workspace's toolchain.
 const RUST: (&str, &str) = ("slipway/rust", env!("CARGO_PKG_RUST_VERSION"));
 
-/// The toolchain's path in the image, and the path where the official Rust images have cargo's caches.
+/// The path of the toolchain in the Rust image; the official Rust images have cargo's caches there.
 const RUST_HOME: &str = "usr/local/rust";
 const CARGO_HOME: &str = "/usr/local/cargo";
 
@@ -40,7 +40,7 @@ pub(crate) fn rust(registry: &str) -> String {
     format!("{registry}/{}:{}", RUST.0, RUST.1)
 }
 
-/// The layers of the base images.
+/// The layers of the base images for sample functions.
 #[derive(Debug)]
 pub(crate) struct BaseImages {
     debian: Layer,
@@ -49,20 +49,20 @@ pub(crate) struct BaseImages {
 }
 
 impl BaseImages {
-    /// Returns the layers; makes those that are not in the cache.
+    /// Loads the layers of the base images from the cache, and makes those that are missing.
     pub(crate) async fn load_or_make(directories: &Directories, progress: &Progress) -> Result<Self> {
         let cache = directories.cache.join("images");
         fs::create_dir_all(&cache).at("create", &cache)?;
-        let debian = layer::debian(&cache, DEBIAN.1, progress).await?;
-        let toolchain = layer::toolchain(&cache, RUST_HOME, progress).await?;
+        let debian = layer::debian_layer(&cache, DEBIAN.1, progress).await?;
+        let toolchain = layer::toolchain_layer(&cache, RUST_HOME, progress).await?;
         Ok(Self {
             debian,
             toolchain,
-            machine: layer::from_files(network_files()?)?,
+            machine: layer::layer_from_files(network_files()?)?,
         })
     }
 
-    /// Pushes the images that the registry lacks.
+    /// Pushes the base images that the registry lacks.
     pub(crate) async fn push(&self, registry: &RegistryClient, progress: &Progress) -> Result<()> {
         let path = format!("/{RUST_HOME}/bin:{PATH}");
         let images = [
@@ -188,7 +188,8 @@ mod tests {
 
     #[test]
     fn an_image_has_its_layers_in_order_and_is_reproducible() {
-        let layers = ["a", "b"].map(|name| layer::from_files(vec![(name.to_owned(), name.into())]).unwrap());
+        let layers =
+            ["a", "b"].map(|name| layer::layer_from_files(vec![(name.to_owned(), name.into())]).unwrap());
         let make = || Image::new(&[&layers[0], &layers[1]], &["A=b".to_owned()]);
         let image = make();
         let manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();

@@ -33,7 +33,7 @@ pub use self::{
     down::down,
     error::{Error, Result},
     hold::hold,
-    packages::{install_missing, install_missing_for_tests, promtool},
+    packages::{ensure_promtool, install_missing, install_missing_for_tests},
     part::Part,
     plan::Options,
     progress::Progress,

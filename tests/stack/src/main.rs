@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
-            console::error(&format!("{:#}", anyhow::Error::from(error)));
+            console::print_error(&format!("{:#}", anyhow::Error::from(error)));
             ExitCode::FAILURE
         }
     }

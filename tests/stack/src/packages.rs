@@ -1,4 +1,4 @@
-//! Installs the Debian packages that the stack and its build need.
+//! The installation of the Debian packages that the stack and its build need.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use crate::{
     progress::Progress,
 };
 
-/// Packages that install files only: none of them starts a service.
+/// The Debian packages that the stack needs. They install files only: none of them starts a service.
 const PACKAGES: &[&str] = &[
     "apache2-utils",
     "busybox-static",
@@ -29,27 +29,27 @@ const PACKAGES: &[&str] = &[
     "zstd",
 ];
 
-/// The packages that the clients of `tests/clients` need, for the end-to-end tests.
+/// The Debian packages that the clients of `tests/clients` need, for the end-to-end tests.
 const CLIENTS: &[&str] = &["curl", "nodejs", "openssl", "php-cli", "python3", "python3-venv"];
 
-/// The packages of the registry and of promtool. Installing them would start servers that listen on every
-/// address, now and at each boot; they are unpacked into the cache instead, unless they are installed
+/// The Debian packages of the registry and of promtool. Installing them would start servers that listen on
+/// every address, now and at each boot; they are unpacked into the cache instead, unless they are installed
 /// already.
 const REGISTRY: &str = "docker-registry";
 const PROMETHEUS: &str = "prometheus";
 
 /// Installs the missing packages that the stack needs.
 pub async fn install_missing(progress: &Progress) -> Result<()> {
-    install(PACKAGES, progress).await
+    ensure_installed(PACKAGES, progress).await
 }
 
 /// Installs the missing packages that the stack and the end-to-end tests need.
 pub async fn install_missing_for_tests(progress: &Progress) -> Result<()> {
-    install(&[PACKAGES, CLIENTS].concat(), progress).await
+    ensure_installed(&[PACKAGES, CLIENTS].concat(), progress).await
 }
 
-async fn install(packages: &[&'static str], progress: &Progress) -> Result<()> {
-    let missing = missing(packages).await?;
+async fn ensure_installed(packages: &[&'static str], progress: &Progress) -> Result<()> {
+    let missing = missing_packages(packages).await?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -60,7 +60,7 @@ async fn install(packages: &[&'static str], progress: &Progress) -> Result<()> {
         )));
     }
     progress.step("packages", format_args!("installing {names}"));
-    apt(
+    run_apt(
         &[&["install", "-y", "--no-install-recommends"], missing.as_slice()].concat(),
         None,
     )
@@ -69,13 +69,14 @@ async fn install(packages: &[&'static str], progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// Returns the registry's program: the installed one, or the one unpacked into the cache.
-pub(crate) async fn registry(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
+/// Returns the path of the registry's program; downloads and unpacks its package if it is not installed.
+pub(crate) async fn ensure_registry(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
     unpack_if_missing(REGISTRY, "docker-registry", directories, progress).await
 }
 
-/// Returns `promtool`, which checks metrics: the installed one, or the one unpacked into the cache.
-pub async fn promtool(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
+/// Returns the path of `promtool`, which checks metrics; downloads and unpacks its package if it is not
+/// installed.
+pub async fn ensure_promtool(directories: &Directories, progress: &Progress) -> Result<PathBuf> {
     unpack_if_missing(PROMETHEUS, "promtool", directories, progress).await
 }
 
@@ -99,7 +100,7 @@ async fn unpack_if_missing(
     fs::create_dir_all(&tools).at("create", &tools)?;
     let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
     // apt downloads as a user of its own, which cannot write here; root avoids the warning about that.
-    apt(
+    run_apt(
         &["download", "-o", "APT::Sandbox::User=root", package],
         Some(new.path()),
     )
@@ -115,7 +116,7 @@ async fn unpack_if_missing(
 }
 
 /// Runs apt-get; if that fails, updates the package lists, which a new machine lacks, and runs it again.
-async fn apt(args: &[&str], dir: Option<&Path>) -> Result<()> {
+async fn run_apt(args: &[&str], dir: Option<&Path>) -> Result<()> {
     let apt = |args: &[&str]| {
         let mut apt = command("apt-get");
         apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-q").args(args);
@@ -131,7 +132,7 @@ async fn apt(args: &[&str], dir: Option<&Path>) -> Result<()> {
     run(&mut apt(args)).await.map(drop)
 }
 
-async fn missing(packages: &[&'static str]) -> Result<Vec<&'static str>> {
+async fn missing_packages(packages: &[&'static str]) -> Result<Vec<&'static str>> {
     let mut query = command("dpkg-query");
     query
         .args(["-W", "-f", "${Package} ${db:Status-Status}\n"])

@@ -1,23 +1,23 @@
-//! The parts of a stack and the order in which they start.
+//! The parts of a stack, which are its processes, and the order in which they start.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// One process of the stack.
+/// A part of the stack: one of its processes.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
 )]
 #[serde(rename_all = "kebab-case")]
 #[value(rename_all = "kebab-case")]
 pub enum Part {
-    /// slirp4netns: outgoing connections, for the package registries that builds need.
+    /// slirp4netns, which provides outgoing connections to the package registries that builds need.
     Egress,
-    /// The OCI registry.
+    /// The OCI image registry.
     Registry,
-    /// buildkitd.
+    /// buildkitd, the BuildKit daemon.
     Buildkit,
-    /// containerd.
+    /// containerd, which runs the functions' containers.
     Containerd,
     /// NATS Streaming, the gateway's queue.
     Nats,
@@ -27,7 +27,7 @@ pub enum Part {
     Gateway,
     /// The Community queue-worker.
     QueueWorker,
-    /// builder-fn as a plain process; it runs only to build the first builder-fn and deployer-fn images.
+    /// builder-fn as a plain process, which runs only to build the first builder-fn and deployer-fn images.
     Builder,
 }
 
@@ -47,7 +47,7 @@ impl Part {
         &[Part::QueueWorker],
     ];
 
-    /// Returns every part.
+    /// Returns every part of a stack.
     pub fn all() -> impl Iterator<Item = Part> {
         Self::GROUPS
             .iter()
@@ -57,7 +57,7 @@ impl Part {
             .chain([Part::Builder])
     }
 
-    /// Returns the name that the command line and the log files use.
+    /// Returns the part's name, which the command line and the log files use.
     pub fn name(self) -> &'static str {
         match self {
             Part::Egress => "egress",

@@ -1,4 +1,4 @@
-//! The plan of a stack and the state of a running one, stored for the supervisor and for later commands.
+//! The plan of a stack and the state of a running stack, stored for the supervisor and for later commands.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
 /// Options for starting a stack.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The stack's name; several stacks can run side by side.
+    /// The name of the stack; several stacks can run side by side.
     pub name: String,
     /// A `faasd` binary to use as the provider in place of the embedded one.
     pub faasd: Option<PathBuf>,
@@ -26,11 +26,11 @@ pub struct Options {
     pub gateway: Option<PathBuf>,
     /// A `faas-cli` binary to use in place of the one built from the pinned module.
     pub faas_cli: Option<PathBuf>,
-    /// The time after which the queue redelivers a call that was not acknowledged.
+    /// The time after which the gateway's queue redelivers a call that was not acknowledged.
     pub ack_wait: Duration,
-    /// Whether to push the base images that compile Rust.
+    /// Whether to push the base images that compile Rust to the stack's registry.
     pub images: bool,
-    /// Whether to deploy Slipway, which needs the base images.
+    /// Whether to deploy Slipway on the stack, which needs the base images.
     pub deploy: bool,
 }
 
@@ -55,23 +55,23 @@ impl Options {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Provider {
-    /// The embedded development provider.
+    /// The development provider of this repository.
     Embedded(ProgramFile),
-    /// `faasd provider`.
+    /// faasd, run as `faasd provider`.
     Faasd(ProgramFile),
 }
 
 /// A program's file, with a stamp that changes when a newer program replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProgramFile {
-    /// The program's path.
+    /// The path of the program.
     pub(crate) program: PathBuf,
-    /// The file's size in bytes and its modification time.
+    /// The size in bytes and the modification time of the program's file.
     stamp: (u64, SystemTime),
 }
 
 impl ProgramFile {
-    /// Returns the program with its current stamp.
+    /// Reads the current stamp of a program's file.
     pub(crate) fn read(program: &Path) -> Result<Self> {
         let stamp = fs::metadata(program).and_then(|metadata| Ok((metadata.len(), metadata.modified()?)));
         Ok(Self {
@@ -82,25 +82,25 @@ impl ProgramFile {
 }
 
 impl Provider {
-    /// Returns whether the registry requires a password. With faasd it cannot, because faasd pulls without
-    /// credentials.
+    /// Returns whether the stack's registry requires a password. With faasd it cannot, because faasd pulls
+    /// without credentials.
     pub(crate) fn registry_requires_password(&self) -> bool {
         matches!(self, Self::Embedded(_))
     }
 }
 
-/// The supervisor's input; contains no secret.
+/// The plan of a stack, which is the supervisor's input; it contains no secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) number: StackNumber,
-    /// The launcher that starts the supervisor; a supervisor of another build may not understand its
+    /// The launcher that starts the supervisor. A supervisor of another build may not understand its
     /// commands.
     pub(crate) launcher: ProgramFile,
     pub(crate) tools: Tools,
-    /// The docker-registry program.
+    /// The path of the docker-registry program.
     pub(crate) registry: PathBuf,
     pub(crate) provider: Provider,
-    /// The builder-fn program, which runs as a plain process.
+    /// The path of the builder-fn program that runs as a plain process.
     pub(crate) builder: PathBuf,
     pub(crate) ack_wait_seconds: u64,
 }
@@ -120,13 +120,12 @@ impl Plan {
         }
     }
 
-    /// Reads the plan of an earlier start; `None` if there is none, or if a launcher of another version wrote
-    /// it.
+    /// Reads the plan of an earlier start of the stack; returns `None` if it is missing or of another version.
     pub(crate) fn read_compatible(dir: &StackDir) -> Option<Self> {
         Self::read(dir).ok().flatten()
     }
 
-    /// Writes the plan.
+    /// Writes the plan to the stack's directory.
     pub(crate) fn write(&self, dir: &StackDir) -> Result<()> {
         write(dir.plan(), self)
     }
@@ -135,13 +134,13 @@ impl Plan {
 /// The state of a running stack.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunningStack {
-    /// The process id of the holder, whose end ends the stack.
+    /// The process id of the stack's holder, whose end ends the stack.
     pub(crate) holder: u32,
-    /// The holder's start time in kernel ticks, because process ids are reused.
+    /// The start time of the stack's holder in kernel ticks, because process ids are reused.
     pub(crate) started: u64,
-    /// The stack's number, which is also in its interface's name.
+    /// The number of the stack, which is also in the name of its interface.
     pub(crate) number: StackNumber,
-    /// The stack's control groups.
+    /// The directories of the stack's control groups.
     pub(crate) groups: Vec<PathBuf>,
 }
 
@@ -151,13 +150,13 @@ impl RunningStack {
         read(dir.running())
     }
 
-    /// Writes the state.
+    /// Writes the state of the running stack to its directory.
     pub(crate) fn write(&self, dir: &StackDir) -> Result<()> {
         write(dir.running(), self)
     }
 
-    /// Returns whether the holder still runs.
-    pub(crate) fn alive(&self) -> bool {
+    /// Returns whether the stack's holder still runs.
+    pub(crate) fn is_alive(&self) -> bool {
         start_time(self.holder) == Some(self.started)
     }
 }
@@ -211,8 +210,8 @@ mod tests {
             number: StackNumber::FIRST,
             groups: Vec::new(),
         };
-        assert!(running.alive());
+        assert!(running.is_alive());
         running.started += 1;
-        assert!(!running.alive());
+        assert!(!running.is_alive());
     }
 }

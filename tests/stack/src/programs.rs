@@ -1,4 +1,4 @@
-//! Builds the workspace's own programs with cargo.
+//! The build of the workspace's own programs with cargo.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,8 @@ use crate::{
     error::{Error, IoResultExt as _, Result},
 };
 
-/// Builds programs of this workspace and returns their paths in the given order. A program has the name of
-/// its package.
+/// Builds programs of this workspace with cargo and returns their paths in the given order. A program has the
+/// name of its package.
 pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; N]> {
     let mut cargo = command("cargo");
     cargo.current_dir(directories::repository());
@@ -31,7 +31,7 @@ pub(crate) async fn build<const N: usize>(names: [&str; N]) -> Result<[PathBuf; 
     Ok(found)
 }
 
-/// Returns the path of the launcher, whose `hold` command becomes the holder of a stack.
+/// Returns the path of the launcher's program, whose `hold` command becomes the holder of a stack.
 ///
 /// This is the current program, or, if the current program uses this crate as a library, `slipway-stack`
 /// beside it in cargo's directory.
@@ -49,7 +49,7 @@ pub(crate) fn launcher() -> Result<PathBuf> {
     })
 }
 
-/// A line of cargo's JSON output; most kinds of messages lack these fields.
+/// A message of cargo's JSON output, of which most kinds lack these fields.
 #[derive(Deserialize)]
 struct Message {
     target: Option<Target>,

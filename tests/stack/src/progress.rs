@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A sink for progress lines.
+/// A sink for progress lines, which are for people.
 #[derive(Clone)]
 pub struct Progress {
     start: Instant,
@@ -14,7 +14,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Returns a sink that passes each line, with the elapsed time in front, to `write`.
+    /// Creates a sink that passes each progress line, with the elapsed time in front, to `write`.
     pub fn new(write: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self {
             start: Instant::now(),
@@ -22,7 +22,7 @@ impl Progress {
         }
     }
 
-    /// Returns a sink that writes to standard error.
+    /// Creates a sink that writes progress lines to standard error.
     pub fn stderr() -> Self {
         use std::io::Write as _;
         Self::new(|line| {
@@ -31,12 +31,12 @@ impl Progress {
         })
     }
 
-    /// Returns a sink that discards all lines.
+    /// Creates a sink that discards all progress lines.
     pub fn silent() -> Self {
         Self::new(|_| ())
     }
 
-    /// Emits a line about `subject`.
+    /// Emits a progress line about `subject`.
     pub fn step(&self, subject: impl fmt::Display, message: impl fmt::Display) {
         (self.write)(&line(self.start.elapsed(), subject, message));
     }
@@ -50,7 +50,7 @@ impl fmt::Debug for Progress {
     }
 }
 
-/// Formats a line: `[ 12.3s] subject: message`. The time is as wide for ten minutes as for one second.
+/// Formats a progress line: `[ 12.3s] subject: message`. The time is as wide for ten minutes as for one second.
 fn line(elapsed: Duration, subject: impl fmt::Display, message: impl fmt::Display) -> String {
     format!("[{:6.1}s] {subject}: {message}", elapsed.as_secs_f64())
 }

@@ -21,58 +21,58 @@ use crate::{
     tools::Tools,
 };
 
-/// The number of log lines in an error.
+/// The number of log lines in the error about a part.
 const TAIL_LINES: usize = 30;
 
-/// A running stack: the addresses of its parts and its credentials.
+/// A running stack, with the addresses of its parts and its credentials.
 #[derive(Debug, Clone)]
 pub struct Stack {
-    /// The stack's directory.
+    /// The directory of the stack.
     pub dir: StackDir,
-    /// The OpenFaaS gateway.
+    /// The stack's OpenFaaS gateway.
     pub gateway: Gateway,
     /// The URL of builder-fn without the gateway, without a trailing slash.
     pub builder_url: String,
-    /// The registry.
+    /// The stack's image registry.
     pub registry: Registry,
-    /// BuildKit's address, in the notation of `buildctl` and builder-fn.
+    /// The address of the stack's BuildKit daemon, in the notation of `buildctl` and builder-fn.
     pub buildkit_host: String,
     /// The file with the key that signs build requests.
     pub payload_secret: PathBuf,
     /// The file with the key that signs hand-overs.
     pub deploy_secret: PathBuf,
-    /// The stack's programs.
+    /// The paths of the stack's programs.
     pub tools: Tools,
-    /// Returns the reference of the base image that compiles Rust.
+    /// The reference of the base image that compiles Rust.
     pub(crate) rust_image: String,
-    /// The plan; `None` for an external stack.
+    /// The plan of the stack; `None` for an external stack.
     pub(crate) plan: Option<Plan>,
 }
 
-/// The OpenFaaS gateway.
+/// The address and credentials of a stack's OpenFaaS gateway.
 #[derive(Clone)]
 pub struct Gateway {
-    /// The URL, without a trailing slash.
+    /// The URL of the gateway, without a trailing slash.
     pub url: String,
-    /// The administrator's user name.
+    /// The user name of the gateway's administrator.
     pub user: String,
-    /// The administrator's password.
+    /// The password of the gateway's administrator.
     pub password: String,
 }
 
-/// The registry, over plain HTTP.
+/// The address and credentials of a stack's registry, over plain HTTP.
 #[derive(Clone)]
 pub struct Registry {
-    /// Host and port, as in image references.
+    /// The host and port of the registry, as in image references.
     pub host: String,
-    /// The user name; empty if no password is required.
+    /// The user name for the registry; empty if no password is required.
     pub user: String,
-    /// The password; empty if none is required.
+    /// The password for the registry; empty if none is required.
     pub password: String,
 }
 
 impl Stack {
-    /// Returns the running stack with this name, or `None` if it does not run.
+    /// Loads the running stack with this name; returns `None` if the stack does not run.
     ///
     /// The name `external` stands for an OpenFaaS that was not started by this launcher; the environment
     /// describes it.
@@ -84,13 +84,13 @@ impl Stack {
         let (Some(plan), Some(running)) = (Plan::read(&dir)?, RunningStack::read(&dir)?) else {
             return Ok(None);
         };
-        if !running.alive() {
+        if !running.is_alive() {
             return Ok(None);
         }
         Self::from_plan(dir, plan).map(Some)
     }
 
-    /// Returns the registry's program, for tests that start a registry of their own.
+    /// Returns the path of the registry's program, for tests that start a registry of their own.
     pub fn registry_program(&self) -> PathBuf {
         match &self.plan {
             Some(plan) => plan.registry.clone(),
@@ -98,7 +98,7 @@ impl Stack {
         }
     }
 
-    /// Returns the stack of a plan; reads its credentials.
+    /// Creates the handle of the stack with this plan, and reads the stack's credentials.
     pub(crate) fn from_plan(dir: StackDir, plan: Plan) -> Result<Self> {
         let credentials = Credentials::read(&dir, plan.provider.registry_requires_password())?;
         let (user, password) = credentials
@@ -133,13 +133,13 @@ impl Stack {
         &self.dir.name
     }
 
-    /// Returns whether the parts can be stopped and started; `false` for an external stack.
+    /// Returns whether the stack's parts can be stopped and started; `false` for an external stack.
     pub fn has_parts(&self) -> bool {
         self.plan.is_some()
     }
 
-    /// Returns whether the registry requires a password. With faasd it does not, because faasd pulls without
-    /// credentials.
+    /// Returns whether the stack's registry requires a password. With faasd it does not, because faasd pulls
+    /// without credentials.
     pub fn registry_requires_password(&self) -> bool {
         !self.registry.user.is_empty()
     }
@@ -195,7 +195,7 @@ impl Stack {
         Ok(self.plan()?.number.plain_builder_url())
     }
 
-    /// Logs in with faas-cli and returns the directory for its `OPENFAAS_CONFIG`.
+    /// Logs in to the gateway with faas-cli, and returns the directory for faas-cli's `OPENFAAS_CONFIG`.
     pub async fn login(&self) -> Result<PathBuf> {
         let config_dir = self.dir.home().join("openfaas");
         // A stack that is started again may have another address, so an older login is replaced.
@@ -220,8 +220,8 @@ impl Stack {
         Ok(config_dir)
     }
 
-    /// Returns the supervisor's process id on this machine. `/proc/PID/net` is the stack's network,
-    /// `/proc/PID/root` the stack's file system.
+    /// Returns the process id of the stack's supervisor on this machine. `/proc/PID/net` is the stack's
+    /// network, `/proc/PID/root` the stack's file system.
     pub fn supervisor_pid(&self) -> Result<u32> {
         let socket = self.dir.control();
         let stream = UnixStream::connect(&socket).at("connect to", &socket)?;
@@ -230,7 +230,7 @@ impl Stack {
         Ok(peer.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
-    /// Returns the process id of the holder, whose end ends the stack.
+    /// Returns the process id of the stack's holder, whose end ends the stack.
     pub fn holder_pid(&self) -> Result<u32> {
         let running = RunningStack::read(&self.dir)?;
         running
@@ -238,20 +238,20 @@ impl Stack {
             .ok_or_else(|| Error::Environment(format!("stack {:?} is not running", self.name())))
     }
 
-    /// Returns the state of each part.
+    /// Asks the supervisor for the state of each part of the stack.
     pub async fn status(&self) -> Result<Vec<PartStatus>> {
         match self.send(Command::Status).await? {
             Event::Status { parts } => Ok(parts),
-            other => Err(Error::Rejected(format!("unexpected answer: {other:?}"))),
+            other => Err(Error::UnexpectedAnswer(format!("{other:?}"))),
         }
     }
 
-    /// Stops a part, which stays stopped until it is started.
+    /// Stops a part of the stack, which stays stopped until it is started.
     pub async fn stop(&self, part: Part) -> Result<()> {
         self.send(Command::Stop { part }).await.map(drop)
     }
 
-    /// Starts a part and waits until it is ready.
+    /// Starts a part of the stack and waits until it is ready.
     pub async fn start(&self, part: Part) -> Result<()> {
         self.send(Command::Start { part }).await.map(drop)
     }
@@ -270,21 +270,18 @@ impl Stack {
         check_answer(&self.dir, answer)
     }
 
-    /// Returns the credentials in the launcher's own form.
+    /// Reads the credentials of the stack from its directory.
     pub(crate) fn credentials(&self) -> Result<Credentials> {
         Credentials::read(&self.dir, self.plan()?.provider.registry_requires_password())
     }
 
-    /// Returns the plan; fails for an external stack.
+    /// Returns the stack's plan; fails for an external stack.
     pub(crate) fn plan(&self) -> Result<&Plan> {
-        let external = || {
-            Error::Rejected("the parts of an external stack cannot be started or stopped from here".into())
-        };
-        self.plan.as_ref().ok_or_else(external)
+        self.plan.as_ref().ok_or(Error::ExternalStack)
     }
 }
 
-/// Converts the failure of a part to an error with the end of the part's log.
+/// Converts a supervisor's answer that a part failed to an error with the end of the part's log.
 pub(crate) fn check_answer(dir: &StackDir, answer: Event) -> Result<Event> {
     match answer {
         Event::Failed { part, reason } => {

@@ -1,4 +1,4 @@
-//! Builds the stack's Go programs from pinned modules.
+//! The build of the stack's Go programs from pinned modules.
 //!
 //! Each directory of `tools/` is a Go module whose `tool` lines name programs; `go.mod` and `go.sum` pin
 //! every dependency with its checksum. The programs are cached in a directory whose name has a hash of these
@@ -19,29 +19,29 @@ use crate::{
     progress::Progress,
 };
 
-/// The programs that the stack runs or gives to its user.
+/// The paths of the Go programs that the stack runs or gives to its user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tools {
-    /// The BuildKit daemon.
+    /// The path of `buildkitd`, the BuildKit daemon.
     pub buildkitd: PathBuf,
-    /// BuildKit's own client.
+    /// The path of `buildctl`, BuildKit's own client.
     pub buildctl: PathBuf,
-    /// containerd; its shim is in the same directory.
+    /// The path of containerd; its shim is in the same directory.
     pub(crate) containerd: PathBuf,
-    /// containerd's own client.
+    /// The path of `ctr`, containerd's own client.
     pub(crate) ctr: PathBuf,
-    /// The OpenFaaS gateway.
+    /// The path of the OpenFaaS gateway.
     pub(crate) gateway: PathBuf,
-    /// The Community queue-worker.
+    /// The path of the Community queue-worker.
     pub(crate) queue_worker: PathBuf,
-    /// NATS Streaming.
+    /// The path of NATS Streaming, the gateway's queue.
     pub(crate) nats: PathBuf,
-    /// OpenFaaS' client.
+    /// The path of `faas-cli`, the client of OpenFaaS.
     pub faas_cli: PathBuf,
 }
 
 impl Tools {
-    /// Builds the modules that are not in the cache, one after the other, because `go build` uses every core
+    /// Builds the Go modules that are not in the cache, one after the other, because `go build` uses every core
     /// by itself.
     pub(crate) async fn build(directories: &Directories, progress: &Progress) -> Result<Self> {
         for module in ["openfaas", "faas-cli", "containerd", "buildkit"] {
@@ -50,10 +50,12 @@ impl Tools {
         Self::locate(directories)
     }
 
-    /// Returns the paths that the programs have once they are built.
+    /// Returns the paths that the Go programs have once they are built.
     pub(crate) fn locate(directories: &Directories) -> Result<Self> {
-        let [openfaas, faas_cli] = ["openfaas", "faas-cli"].map(|module| directory(directories, module));
-        let [containerd, buildkit] = ["containerd", "buildkit"].map(|module| directory(directories, module));
+        let [openfaas, faas_cli] =
+            ["openfaas", "faas-cli"].map(|module| programs_directory(directories, module));
+        let [containerd, buildkit] =
+            ["containerd", "buildkit"].map(|module| programs_directory(directories, module));
         let (openfaas, faas_cli, containerd, buildkit) = (openfaas?, faas_cli?, containerd?, buildkit?);
         Ok(Self {
             buildkitd: buildkit.join("buildkitd"),
@@ -68,9 +70,9 @@ impl Tools {
     }
 }
 
-/// Returns the directory with the programs of a module of `tools/`; builds it if needed.
+/// Builds a Go module of `tools/` unless it is in the cache, and returns the directory of its programs.
 pub async fn build(directories: &Directories, module: &str, progress: &Progress) -> Result<PathBuf> {
-    let (source, built) = (source(module), directory(directories, module)?);
+    let (source, built) = (module_source(module), programs_directory(directories, module)?);
     let tools = directories.cache.join("tools");
     if built.exists() {
         return Ok(built);
@@ -100,20 +102,20 @@ pub async fn build(directories: &Directories, module: &str, progress: &Progress)
     Ok(built)
 }
 
-fn source(module: &str) -> PathBuf {
+fn module_source(module: &str) -> PathBuf {
     directories::repository().join("tests/stack/tools").join(module)
 }
 
-/// Returns the directory of a module's programs, whether it exists or not.
-fn directory(directories: &Directories, module: &str) -> Result<PathBuf> {
+/// Returns the directory of a Go module's programs, whether it exists or not.
+fn programs_directory(directories: &Directories, module: &str) -> Result<PathBuf> {
     Ok(directories
         .cache
         .join("tools")
-        .join(format!("{module}-{}", fingerprint(&source(module))?)))
+        .join(format!("{module}-{}", module_hash(&module_source(module))?)))
 }
 
-/// Returns the hash in the directory's name.
-fn fingerprint(module: &Path) -> Result<String> {
+/// Returns the hash of a Go module, which is part of the name of its programs' directory.
+fn module_hash(module: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     for name in ["go.mod", "go.sum"] {
         let path = module.join(name);

@@ -1,4 +1,4 @@
-//! Starts a stack: makes what is missing and leaves running parts alone.
+//! The start of a stack: builds what is missing and leaves running parts alone.
 
 use std::{
     collections::HashSet,
@@ -27,14 +27,14 @@ use crate::{
     tools::Tools,
 };
 
-/// The longest time for the supervisor to accept connections.
+/// The longest time until the stack's supervisor accepts connections.
 const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The interval between checks of something that has no event.
+/// The interval between checks of a condition that has no event.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Stack {
-    /// Starts the stack or its missing parts, and deploys Slipway on it if the options say so.
+    /// Starts a stack or its missing parts, and deploys Slipway on the stack if the options say so.
     ///
     /// A stack that does not start is stopped again; so is one whose start is dropped before it is done.
     ///
@@ -70,7 +70,7 @@ impl Stack {
     }
 }
 
-/// Builds programs and images concurrently, and makes the plan.
+/// Builds the programs and images of a stack concurrently, and makes its plan.
 async fn prepare(
     options: &Options,
     directories: &Directories,
@@ -91,7 +91,7 @@ async fn prepare(
     };
     let (mut tools, registry, images, (provider, builder)) = tokio::try_join!(
         Tools::build(directories, progress),
-        packages::registry(directories, progress),
+        packages::ensure_registry(directories, progress),
         images,
         programs,
     )?;
@@ -123,7 +123,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).at("find", path)
 }
 
-/// Returns the stack's earlier number, or one that no other stack has.
+/// Returns the stack's number from an earlier start, or a number that no other stack has.
 fn choose_number(directories: &Directories, dir: &StackDir) -> Result<StackNumber> {
     let _one = directories::lock(&directories.stacks.join(".lock"))?;
     if let Some(plan) = Plan::read_compatible(dir) {
@@ -140,7 +140,8 @@ fn choose_number(directories: &Directories, dir: &StackDir) -> Result<StackNumbe
             taken.insert(plan.number);
         }
     }
-    let free = StackNumber::free(|number| taken.contains(&number) || down::interface_path(number).exists());
+    let free =
+        StackNumber::lowest_free(|number| taken.contains(&number) || down::interface_path(number).exists());
     free.ok_or_else(|| {
         Error::Environment(
             "all 254 stack numbers are taken; `slipway-stack down --purge --name NAME` frees one".into(),
@@ -148,10 +149,10 @@ fn choose_number(directories: &Directories, dir: &StackDir) -> Result<StackNumbe
     })
 }
 
-/// Starts the supervisor and the parts, or the parts that do not run.
+/// Starts the stack's supervisor, unless it runs, and the parts that do not run.
 async fn launch(dir: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack> {
     dir.create()?;
-    let alive = RunningStack::read(dir)?.is_some_and(|running| running.alive());
+    let alive = RunningStack::read(dir)?.is_some_and(|running| running.is_alive());
     let unchanged = Plan::read_compatible(dir).as_ref() == Some(&plan);
     if alive && unchanged {
         let stack = Stack::from_plan(dir.clone(), plan)?;
@@ -177,9 +178,9 @@ async fn launch(dir: &StackDir, plan: Plan, progress: &Progress) -> Result<Stack
     Ok(stack)
 }
 
-/// Writes the credentials, and links the programs for a user's `PATH`.
+/// Writes the stack's credentials, and links its programs for a user's `PATH`.
 async fn write_configuration(dir: &StackDir, plan: &Plan) -> Result<()> {
-    let credentials = Credentials::ensure(
+    let credentials = Credentials::read_or_generate(
         dir,
         &plan.registry_host(),
         plan.provider.registry_requires_password(),
@@ -201,7 +202,7 @@ async fn write_configuration(dir: &StackDir, plan: &Plan) -> Result<()> {
     Ok(())
 }
 
-/// Starts the parts that do not run and prints their progress.
+/// Starts the parts of the stack that do not run, and emits their progress.
 async fn start_parts(stack: &Stack, progress: &Progress) -> Result<()> {
     let mut supervisor = ControlClient::connect(&stack.dir.control()).await?;
     let mut started = 0;
@@ -221,7 +222,7 @@ async fn start_parts(stack: &Stack, progress: &Progress) -> Result<()> {
     Ok(())
 }
 
-/// A holder that was just started. Dropping it kills the holder, and with it the stack, unless
+/// The holder of a stack that was just started. Dropping it kills the holder, and with it the stack, unless
 /// [`Holder::keep`] was called.
 #[derive(Debug)]
 struct Holder {
@@ -248,7 +249,7 @@ impl Holder {
         Ok(Self { child: Some(child) })
     }
 
-    /// Waits until the supervisor accepts connections.
+    /// Waits until the stack's supervisor accepts connections.
     async fn wait_for_supervisor(&self, dir: &StackDir) -> Result<()> {
         let holder = self
             .child
@@ -281,8 +282,8 @@ impl Holder {
             .move_holder_aside(holder)
     }
 
-    /// Lets the stack outlive this process. As long as this process runs, a thread reaps the holder when it
-    /// ends.
+    /// Keeps the stack running after this process ends. As long as this process runs, a thread reaps the holder
+    /// when it ends.
     fn keep(mut self) {
         if let Some(mut child) = self.child.take() {
             std::thread::spawn(move || child.wait());

@@ -75,7 +75,9 @@ fn parse_go_nanos(text: &str) -> Result<u128, DurationError> {
             return Err(DurationError::Malformed);
         }
         let (unit, after) = split_unit(after)?;
-        let nanos = parse_digits(whole)?.checked_mul(unit).ok_or(DurationError::TooLong)?;
+        let nanos = parse_digits(whole)?
+            .checked_mul(unit)
+            .ok_or(DurationError::TooLong)?;
         total = total
             .checked_add(nanos)
             .and_then(|total| total.checked_add(fraction_nanos(fraction, unit)))

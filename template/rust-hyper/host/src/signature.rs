@@ -201,7 +201,10 @@ mod tests {
         let keys = keys("key");
         let header = sign(&keys, b"body of some length");
         assert_eq!(verify(&keys, &header, b"body of some length"), Ok(()));
-        assert_eq!(verify(&keys, &header, b"body of some lengtH"), Err(SignatureMismatch));
+        assert_eq!(
+            verify(&keys, &header, b"body of some lengtH"),
+            Err(SignatureMismatch)
+        );
         assert_eq!(verify(&keys, &header, b""), Err(SignatureMismatch));
     }
 

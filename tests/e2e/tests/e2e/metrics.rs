@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
-use slipway_stack::{Directories, Progress, promtool};
+use slipway_stack::{Directories, Progress, ensure_promtool};
 
 #[tokio::test]
 async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
@@ -58,7 +58,7 @@ async fn metrics_count_builds_and_steps_and_pass_promtool() -> Result<()> {
 
 /// Asserts that `promtool check metrics` reports nothing.
 async fn check(metrics: &str) -> Result<()> {
-    let promtool = promtool(&Directories::from_env()?, &Progress::stderr()).await?;
+    let promtool = ensure_promtool(&Directories::from_env()?, &Progress::stderr()).await?;
     let mut child = Command::new(promtool)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())

@@ -1,4 +1,4 @@
-//! Builds an image with builder-fn.
+//! The client that builds an image with builder-fn.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -16,16 +16,16 @@ use crate::{
     progress::Progress,
 };
 
-/// The header with the request's signature.
+/// The name of the header with the signature of a build request.
 pub(super) const SIGNATURE: &str = "X-Build-Signature";
 
 /// The number of log lines in the error of a failed build.
 const TAIL_LINES: usize = 40;
 
-/// The interval between progress lines of a build.
+/// The interval between progress lines during a build.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(20);
 
-/// builder-fn's answer to a build.
+/// The record of a build in builder-fn's answer.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct BuildRecord {
@@ -36,8 +36,8 @@ pub(super) struct BuildRecord {
 }
 
 impl BuildRecord {
-    /// Fails with the end of the build's log unless the build succeeded.
-    pub(super) fn succeeded(self, function: &str) -> Result<Self> {
+    /// Returns the record if its build succeeded; otherwise fails with the end of the build's log.
+    pub(super) fn check_success(self, function: &str) -> Result<Self> {
         if self.status == "success" {
             return Ok(self);
         }
@@ -63,12 +63,12 @@ impl BuildRecord {
     }
 }
 
-/// Returns the build configuration for a context made from the template.
+/// Returns the build configuration for a build context made from the template.
 pub(super) fn config(image: &str, rust_image: &str) -> Value {
     json!({ "image": image, "buildArgs": { "RUST_IMAGE": rust_image } })
 }
 
-/// Returns a request's signature: `sha256=` and the HMAC of its body.
+/// Returns the signature of a build request: `sha256=` and the HMAC of its body.
 pub(super) fn signature(key: &Path, body: &[u8]) -> Result<String> {
     let secret = fs::read(key).at("read", key)?;
     let mac = Hmac::<Sha256>::new_from_slice(secret.trim_ascii());
@@ -92,7 +92,7 @@ impl<'a> Builder<'a> {
         Self { client, url, key }
     }
 
-    /// Builds a context and prints a progress line from time to time.
+    /// Sends a build context to builder-fn and waits for the build, with a progress line from time to time.
     pub(super) async fn build(
         &self,
         function: &str,
@@ -104,7 +104,7 @@ impl<'a> Builder<'a> {
         let (name, status, body) = with_progress(function, progress, send_and_read(request)).await?;
         // The body of a failed build is a record too.
         match serde_json::from_slice::<BuildRecord>(&body) {
-            Ok(record) => record.succeeded(function),
+            Ok(record) => record.check_success(function),
             Err(_) => {
                 let body = String::from_utf8_lossy(&body).trim().to_owned();
                 Err(Error::UnexpectedStatus {
@@ -117,7 +117,8 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Sends a request and returns its name, the answer's status and the whole body, whatever the status is.
+/// Sends an HTTP request and returns its URL, and the status and whole body of the answer, whatever the
+/// status is.
 async fn send_and_read(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)> {
     let response = send(request).await?;
     let (name, status) = (response.url().to_string(), response.status().as_u16());
@@ -129,7 +130,7 @@ async fn send_and_read(request: RequestBuilder) -> Result<(String, u16, Vec<u8>)
     Ok((name, status, body.to_vec()))
 }
 
-/// Awaits `work` and prints a progress line at every interval until it is done.
+/// Awaits `work`, and emits a progress line at every interval until it is done.
 pub(super) async fn with_progress<T>(
     function: &str,
     progress: &Progress,
@@ -156,7 +157,7 @@ mod tests {
     fn a_failed_build_shows_the_output_of_its_steps() {
         let text = r#"{"log":["v: T step","l: T out"],"status":"failed","error":"exit code: 1"}"#;
         let record: BuildRecord = serde_json::from_str(text).unwrap();
-        let error = record.succeeded("x").unwrap_err().to_string();
+        let error = record.check_success("x").unwrap_err().to_string();
         assert_eq!(error, "the build of x failed (failed)\nT out\nexit code: 1");
     }
 

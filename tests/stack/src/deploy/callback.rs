@@ -1,4 +1,4 @@
-//! Receives the outcome of a queued call: one request to an address of this machine that only the stack
+//! The receiver of a queued call's outcome: one request to an address of this machine that only the stack
 //! reaches.
 
 use std::{convert::Infallible, net::Ipv4Addr};
@@ -10,19 +10,19 @@ use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::error::{IoResultExt as _, Result};
 
-/// The longest outcome that is read, in bytes.
+/// The longest outcome of a queued call that is read, in bytes.
 const LONGEST_OUTCOME: usize = 16 << 20;
 
-/// A listener for one outcome.
+/// A listener for the outcome of one queued call.
 #[derive(Debug)]
 pub(super) struct CallbackListener {
     listener: TcpListener,
-    /// The URL to give to the queue.
+    /// The callback URL to give to the queue.
     pub(super) url: String,
 }
 
 impl CallbackListener {
-    /// Listens at the machine's end of the stack's pair of interfaces.
+    /// Opens a listener at the machine's end of the pair of interfaces that connects it to the stack.
     pub(super) async fn listen(address: Ipv4Addr) -> Result<Self> {
         let listener = TcpListener::bind((address, 0))
             .await
@@ -34,7 +34,7 @@ impl CallbackListener {
         Ok(Self { listener, url })
     }
 
-    /// Waits for the outcome and returns its body.
+    /// Waits for the outcome of the queued call and returns its body.
     pub(super) async fn wait(&self) -> Result<Vec<u8>> {
         let (sender, mut bodies) = mpsc::channel(1);
         loop {

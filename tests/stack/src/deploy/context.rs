@@ -1,4 +1,4 @@
-//! A build context on disk: its hash, and the tar that builder-fn takes.
+//! A build context on disk: its hash, and the tar for builder-fn.
 
 use std::{
     fs,
@@ -19,23 +19,23 @@ pub(super) struct Context {
 
 #[derive(Debug)]
 struct File {
-    /// Relative to the context's root.
+    /// The path of the file, relative to the context's root.
     path: PathBuf,
     mode: u32,
     content: Vec<u8>,
 }
 
 impl Context {
-    /// Reads all files of a folder.
-    pub(super) fn read(folder: &Path) -> Result<Self> {
+    /// Reads the build context with all files of a directory.
+    pub(super) fn read(directory: &Path) -> Result<Self> {
         let mut files = Vec::new();
-        read(folder, Path::new(""), &mut files)?;
+        read(directory, Path::new(""), &mut files)?;
         files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(Self { files })
     }
 
-    /// Returns a hash of the files and of `inputs`, which are whatever else determines the image. The hash is
-    /// valid as a tag.
+    /// Returns a hash of the context's files and of `inputs`, the other inputs of the image's build. The hash
+    /// is valid as a tag.
     pub(super) fn hash(&self, inputs: &[&str]) -> String {
         let mut hash = Hash::new(inputs);
         for file in &self.files {
@@ -70,7 +70,7 @@ impl Context {
     }
 }
 
-/// Returns a hash of the texts.
+/// Returns a hash of texts, which changes if a boundary between them moves.
 pub(super) fn hash_of(texts: &[&str]) -> String {
     Hash::new(texts).finish()
 }
@@ -97,9 +97,9 @@ impl Hash {
     }
 }
 
-fn read(folder: &Path, below: &Path, files: &mut Vec<File>) -> Result<()> {
-    for entry in fs::read_dir(folder).at("read", folder)? {
-        let entry = entry.at("read", folder)?;
+fn read(directory: &Path, below: &Path, files: &mut Vec<File>) -> Result<()> {
+    for entry in fs::read_dir(directory).at("read", directory)? {
+        let entry = entry.at("read", directory)?;
         let (path, below) = (entry.path(), below.join(entry.file_name()));
         if path.is_dir() {
             read(&path, &below, files)?;
@@ -120,13 +120,13 @@ mod tests {
     use super::*;
 
     fn context(files: &[(&str, &str)]) -> Context {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for (path, content) in files {
-            let path = folder.path().join(path);
+            let path = directory.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, content).unwrap();
         }
-        Context::read(folder.path()).unwrap()
+        Context::read(directory.path()).unwrap()
     }
 
     #[test]

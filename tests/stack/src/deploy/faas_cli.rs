@@ -1,5 +1,5 @@
-//! faas-cli in a folder of its own, with copies of the template, the handlers and `stack.yml`, without
-//! cargo's output.
+//! faas-cli in a working directory of its own, with copies of the template, the handlers and `stack.yml`,
+//! without cargo's output.
 
 use std::{
     fs,
@@ -15,31 +15,31 @@ use crate::{
 
 use super::{FUNCTIONS, shared_environment};
 
-/// faas-cli with its working folder.
+/// The faas-cli program with its working directory.
 #[derive(Debug)]
 pub(super) struct FaasCli {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl FaasCli {
-    /// Copies the template, the handlers and `stack.yml` into a folder of the stack; replaces an earlier
+    /// Copies the template, the handlers and `stack.yml` into faas-cli's working directory; replaces an earlier
     /// copy.
     pub(super) fn open(stack: &Stack) -> Result<Self> {
-        let folder = stack.dir.workshop();
-        if folder.exists() {
-            fs::remove_dir_all(&folder).at("remove", &folder)?;
+        let directory = stack.dir.faas_cli_directory();
+        if directory.exists() {
+            fs::remove_dir_all(&directory).at("remove", &directory)?;
         }
         let repository = directories::repository();
         for name in ["template"].into_iter().chain(FUNCTIONS) {
-            copy(&repository.join(name), &folder.join(name))?;
+            copy(&repository.join(name), &directory.join(name))?;
         }
-        let faas_cli = Self { folder };
+        let faas_cli = Self { directory };
         let from = repository.join("stack.yml");
         fs::copy(&from, faas_cli.stack_yml()).at("copy", from)?;
         Ok(faas_cli)
     }
 
-    /// Writes the build contexts of Slipway's functions.
+    /// Writes the build contexts of Slipway's functions with faas-cli.
     pub(super) async fn write_function_contexts(&self, stack: &Stack) -> Result<()> {
         self.run(
             stack,
@@ -49,7 +49,7 @@ impl FaasCli {
         .await
     }
 
-    /// Creates a function from the template and writes its build context.
+    /// Creates a sample function from the template and writes its build context with faas-cli.
     pub(super) async fn write_sample_context(&self, stack: &Stack, name: &str) -> Result<()> {
         self.run(stack, &["new", "--lang", "rust-hyper", name], Vec::new())
             .await?;
@@ -58,9 +58,9 @@ impl FaasCli {
             .await
     }
 
-    /// Returns the folder of a function's build context.
+    /// Returns the directory of a function's build context.
     pub(super) fn context(&self, function: &str) -> PathBuf {
-        self.folder.join("build").join(function)
+        self.directory.join("build").join(function)
     }
 
     /// Returns the text of `stack.yml`.
@@ -80,18 +80,18 @@ impl FaasCli {
         let mut process = command(&stack.tools.faas_cli);
         process
             .args(arguments)
-            .current_dir(&self.folder)
+            .current_dir(&self.directory)
             .envs(environment);
         process.env("OPENFAAS_CONFIG", stack.login().await?);
         command::run(&mut process).await.map(drop)
     }
 
     fn stack_yml(&self) -> PathBuf {
-        self.folder.join("stack.yml")
+        self.directory.join("stack.yml")
     }
 }
 
-/// Copies a folder without cargo's `target` folders.
+/// Copies a directory without cargo's `target` directories.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).at("create", to)?;
     for entry in fs::read_dir(from).at("read", from)? {

@@ -13,7 +13,7 @@ use crate::{
     stack::Stack,
 };
 
-/// The timeout of a request.
+/// The timeout of a request to the gateway.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A client for the gateway with the administrator's credentials.
@@ -32,7 +32,7 @@ pub(super) struct FunctionStatus {
 }
 
 impl FunctionStatus {
-    /// Returns the value of an annotation.
+    /// Returns the value of an annotation of the function.
     pub(super) fn annotation(&self, name: &str) -> Option<&String> {
         self.annotations.as_ref()?.get(name)
     }
@@ -44,7 +44,7 @@ struct SecretName {
 }
 
 impl GatewayClient {
-    /// Returns a client for a stack's gateway.
+    /// Creates a client for a stack's gateway.
     pub(super) fn new(client: Client, stack: &Stack) -> Self {
         Self {
             client,
@@ -52,10 +52,10 @@ impl GatewayClient {
         }
     }
 
-    /// Returns the names of all secrets.
+    /// Returns the names of all secrets that the gateway lists.
     pub(super) async fn secrets(&self) -> Result<Vec<String>> {
         let response = expect_status(
-            send(self.system(Method::GET, "secrets")).await?,
+            send(self.system_request(Method::GET, "secrets")).await?,
             &[StatusCode::OK],
         )
         .await?;
@@ -68,19 +68,19 @@ impl GatewayClient {
         Ok(secrets.into_iter().flatten().map(|secret| secret.name).collect())
     }
 
-    /// Creates a secret, or updates it if `exists`.
+    /// Creates a secret through the gateway, or updates it if `exists`.
     pub(super) async fn put_secret(&self, name: &str, value: &str, exists: bool) -> Result<()> {
         let method = if exists { Method::PUT } else { Method::POST };
         let request = self
-            .system(method, "secrets")
+            .system_request(method, "secrets")
             .json(&json!({ "name": name, "value": value }));
         let expected = [StatusCode::OK, StatusCode::CREATED, StatusCode::ACCEPTED];
         expect_status(send(request).await?, &expected).await.map(drop)
     }
 
-    /// Returns the status of a function, or `None` if it does not exist.
+    /// Returns the gateway's status of a function, or `None` if the function does not exist.
     pub(super) async fn status(&self, name: &str) -> Result<Option<FunctionStatus>> {
-        let response = send(self.system(Method::GET, &format!("function/{name}"))).await?;
+        let response = send(self.system_request(Method::GET, &format!("function/{name}"))).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
@@ -93,10 +93,10 @@ impl GatewayClient {
             .map_err(|source| Error::NoAnswer { request, source })
     }
 
-    /// Removes a function.
+    /// Removes a function through the gateway.
     pub(super) async fn remove(&self, name: &str) -> Result<()> {
         let request = self
-            .system(Method::DELETE, "functions")
+            .system_request(Method::DELETE, "functions")
             .json(&json!({ "functionName": name }));
         expect_status(send(request).await?, &[StatusCode::OK, StatusCode::ACCEPTED])
             .await
@@ -104,7 +104,7 @@ impl GatewayClient {
     }
 
     /// Returns whether a function's readiness probe succeeds.
-    pub(super) async fn ready(&self, name: &str) -> bool {
+    pub(super) async fn is_ready(&self, name: &str) -> bool {
         let request = self
             .client
             .get(format!("{}/_/ready", self.url(name)))
@@ -115,7 +115,7 @@ impl GatewayClient {
             .is_ok_and(|answer| answer.status() == StatusCode::OK)
     }
 
-    /// Calls a function and returns the body of a successful answer.
+    /// Calls a function through the gateway and returns the body of a successful answer.
     pub(super) async fn call(&self, name: &str, body: &str) -> Option<String> {
         let request = self
             .client
@@ -139,7 +139,7 @@ impl GatewayClient {
         struct Line {
             text: String,
         }
-        let request = self.system(Method::GET, &format!("logs?name={name}&follow=false&tail=40"));
+        let request = self.system_request(Method::GET, &format!("logs?name={name}&follow=false&tail=40"));
         let Ok(answer) = send(request).await else {
             return String::new();
         };
@@ -150,19 +150,19 @@ impl GatewayClient {
         tail(&lines.map(|line| line.text).collect::<Vec<_>>().join("\n"), 40)
     }
 
-    /// Returns the URL of a function.
+    /// Returns the gateway's URL of a function.
     pub(super) fn url(&self, name: &str) -> String {
         format!("{}/function/{name}", self.stack.gateway.url)
     }
 
-    /// Returns a request that calls a function through the queue.
+    /// Creates a request that calls a function through the gateway's queue.
     pub(super) fn queued_call(&self, name: &str) -> RequestBuilder {
         self.client
             .post(format!("{}/async-function/{name}", self.stack.gateway.url))
             .timeout(REQUEST_TIMEOUT)
     }
 
-    fn system(&self, method: Method, path: &str) -> RequestBuilder {
+    fn system_request(&self, method: Method, path: &str) -> RequestBuilder {
         let gateway = &self.stack.gateway;
         let request = self
             .client

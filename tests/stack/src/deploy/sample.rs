@@ -1,4 +1,4 @@
-//! The sample: a function made from the template, sent to builder-fn through the queue and deployed by
+//! The sample function: made from the template, sent to builder-fn through the queue, and deployed by
 //! deployer-fn.
 
 use std::time::Duration;
@@ -26,20 +26,20 @@ use crate::{
 /// The sample function's name.
 const NAME: &str = "hello";
 
-/// The body of the call to the sample.
+/// The body of the call to the sample function.
 const BODY: &str = "Slipway";
 
 /// The longest body that the Community gateway accepts for its queue, in bytes
 /// (docs/pitfalls.md#size-limit-of-the-queue).
 const QUEUE_LIMIT: usize = 256_000;
 
-/// The longest time for the build and the deployment.
+/// The longest time for the build and the deployment of the sample function.
 const DEPLOYED_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
-/// The interval between checks whether the function was deployed.
+/// The interval between checks whether the sample function was deployed.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Builds, deploys and calls the sample.
+/// The sample function, with the clients that build, deploy and call it.
 #[derive(Debug)]
 pub(super) struct Sample<'a> {
     pub(super) stack: &'a Stack,
@@ -49,15 +49,15 @@ pub(super) struct Sample<'a> {
 }
 
 impl Sample<'_> {
-    /// Builds and deploys the sample unless it already runs, calls it, and prints its answer.
+    /// Builds and deploys the sample function unless it already runs, calls it, and reports its answer.
     pub(super) async fn run(&self, faas_cli: &FaasCli) -> Result<()> {
         faas_cli.write_sample_context(self.stack, NAME).await?;
         let context = Context::read(&faas_cli.context(NAME))?;
         let tag = context.hash(&[&self.stack.rust_image()]);
-        if !self.deployed(&tag).await? {
+        if !self.is_deployed(&tag).await? {
             // faasd keeps functions whose processes ended with an earlier stack, and would treat them as
             // deployed.
-            if self.gateway.status(NAME).await?.is_some() && !self.gateway.ready(NAME).await {
+            if self.gateway.status(NAME).await?.is_some() && !self.gateway.is_ready(NAME).await {
                 self.gateway.remove(NAME).await?;
             }
             self.send(&context, &tag).await?;
@@ -76,17 +76,17 @@ impl Sample<'_> {
         Ok(())
     }
 
-    /// Returns whether the function runs the image with this tag and is ready.
-    async fn deployed(&self, tag: &str) -> Result<bool> {
+    /// Returns whether the sample function runs the image with this tag and is ready.
+    async fn is_deployed(&self, tag: &str) -> Result<bool> {
         let built = self.registry.digest(&format!("{REPOSITORY}/{NAME}"), tag).await?;
         let image = self.gateway.status(NAME).await?.map(|status| status.image);
         let same = built
             .zip(image)
             .is_some_and(|(digest, image)| image.ends_with(&digest));
-        Ok(same && self.gateway.ready(NAME).await)
+        Ok(same && self.gateway.is_ready(NAME).await)
     }
 
-    /// Sends the source to builder-fn through the queue and waits for the outcome.
+    /// Sends the sample's build context to builder-fn through the queue and waits for the outcome.
     async fn send(&self, context: &Context, tag: &str) -> Result<()> {
         let image = format!("{}/{REPOSITORY}/{NAME}:{tag}", self.stack.registry.host);
         let mut config = build::config(&image, &self.stack.rust_image());
@@ -98,7 +98,7 @@ impl Sample<'_> {
                 "the source of {NAME} has {size} bytes; the queue accepts at most {QUEUE_LIMIT}"
             )));
         }
-        let callback = CallbackListener::listen(self.stack.plan()?.number.outer()).await?;
+        let callback = CallbackListener::listen(self.stack.plan()?.number.outer_address()).await?;
         let signature = build::signature(&self.stack.payload_secret, &body)?;
         let step = |what: String| self.progress.step(NAME, what);
         step(format!(
@@ -140,7 +140,7 @@ impl Sample<'_> {
     }
 
     async fn wait_until_deployed(&self, tag: &str) -> Result<()> {
-        while !self.deployed(tag).await? {
+        while !self.is_deployed(tag).await? {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
@@ -156,7 +156,7 @@ impl Sample<'_> {
                 output,
             });
         };
-        let deployment = record.succeeded(NAME)?.deployment.unwrap_or_default();
+        let deployment = record.check_success(NAME)?.deployment.unwrap_or_default();
         let status = deployment["status"].as_str().unwrap_or("not deployed").to_owned();
         self.progress
             .step(NAME, format_args!("built; deployment status: {status}"));

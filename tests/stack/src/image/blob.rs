@@ -29,7 +29,7 @@ impl Blob {
     }
 }
 
-/// Returns the digest of the bytes in the notation of registries.
+/// Returns the SHA-256 digest of bytes in the notation of registries.
 pub(super) fn bytes_digest(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }

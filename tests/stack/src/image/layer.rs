@@ -16,7 +16,7 @@ use crate::{
 const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
 const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
-/// The parts of a toolchain that builds do not need.
+/// The paths of a Rust toolchain that builds do not need.
 const EXCLUDED: &[&str] = &[
     "./share",
     "./libexec",
@@ -36,17 +36,17 @@ const EXCLUDED: &[&str] = &[
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub(super) media_type: &'static str,
-    /// The digest of the stored blob.
+    /// The digest of the layer's stored blob.
     pub(super) digest: String,
-    /// The size of the stored blob, in bytes.
+    /// The size of the layer's stored blob, in bytes.
     pub(super) size: u64,
-    /// The digest of the uncompressed tar.
+    /// The digest of the layer's uncompressed tar.
     pub(super) diff_id: String,
     content: Content,
 }
 
 impl Layer {
-    /// Returns the blob to push.
+    /// Returns the layer's blob for a push.
     pub(super) fn blob(&self) -> Blob {
         Blob {
             digest: self.digest.clone(),
@@ -56,7 +56,7 @@ impl Layer {
     }
 }
 
-/// The file beside a layer in the cache.
+/// The digests of a layer, stored in a file beside the layer in the cache.
 #[derive(Serialize, Deserialize)]
 struct Digests {
     digest: String,
@@ -64,8 +64,8 @@ struct Digests {
     diff_id: String,
 }
 
-/// Returns the Debian layer: essential packages, apt, certificates, a linker and the C library.
-pub(super) async fn debian(cache: &Path, release: &str, progress: &Progress) -> Result<Layer> {
+/// Loads or makes the Debian layer: essential packages, apt, certificates, a linker and the C library.
+pub(super) async fn debian_layer(cache: &Path, release: &str, progress: &Progress) -> Result<Layer> {
     let arguments = [
         "--variant=apt",
         "--include=ca-certificates,gcc,libc6-dev",
@@ -76,7 +76,7 @@ pub(super) async fn debian(cache: &Path, release: &str, progress: &Progress) -> 
         "--format=tar",
     ];
     let recipe = format!("{release} {}", arguments.join(" "));
-    cached(cache, "debian", &recipe, progress, |tar| {
+    load_or_make(cache, "debian", &recipe, progress, |tar| {
         let mut make = command("mmdebstrap");
         make.args(arguments).arg(release).arg(tar);
         make
@@ -84,8 +84,8 @@ pub(super) async fn debian(cache: &Path, release: &str, progress: &Progress) -> 
     .await
 }
 
-/// Returns the layer with this workspace's Rust toolchain.
-pub(super) async fn toolchain(cache: &Path, home: &str, progress: &Progress) -> Result<Layer> {
+/// Loads or makes the layer with this workspace's Rust toolchain.
+pub(super) async fn toolchain_layer(cache: &Path, home: &str, progress: &Progress) -> Result<Layer> {
     let rustc = |argument: &'static [&'static str]| {
         let mut rustc = command("rustc");
         rustc.current_dir(directories::repository()).args(argument);
@@ -95,7 +95,7 @@ pub(super) async fn toolchain(cache: &Path, home: &str, progress: &Progress) -> 
     let sysroot = run(&mut rustc(&["--print", "sysroot"])).await?;
     let sysroot = String::from_utf8_lossy(&sysroot).trim().to_owned();
     let recipe = format!("{home} {EXCLUDED:?} {}", String::from_utf8_lossy(&version));
-    cached(cache, "rust", &recipe, progress, |tar| {
+    load_or_make(cache, "rust", &recipe, progress, |tar| {
         let mut make = command("tar");
         make.args([
             "--sort=name",
@@ -114,8 +114,8 @@ pub(super) async fn toolchain(cache: &Path, home: &str, progress: &Progress) -> 
     .await
 }
 
-/// Returns a layer of small files, each with its path from the root.
-pub(super) fn from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
+/// Creates a layer of small files, each with its path from the root.
+pub(super) fn layer_from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {
         let mut header = tar::Header::new_gnu();
@@ -137,9 +137,9 @@ pub(super) fn from_files(files: Vec<(String, Vec<u8>)>) -> Result<Layer> {
     })
 }
 
-/// Returns the layer from the cache, or makes it with the program that `make` returns. A changed `recipe`
-/// makes a new layer.
-async fn cached(
+/// Loads a layer from the cache, or makes it with the program that `make` returns. A changed `recipe` makes a
+/// new layer.
+async fn load_or_make(
     cache: &Path,
     name: &str,
     recipe: &str,
@@ -182,13 +182,13 @@ async fn cached(
             );
         }
     }
-    read(&dir)
+    load(&dir)
 }
 
 const BLOB: &str = "layer.tar.zst";
 const DIGESTS: &str = "layer.json";
 
-fn read(dir: &Path) -> Result<Layer> {
+fn load(dir: &Path) -> Result<Layer> {
     let path = dir.join(DIGESTS);
     let text = fs::read(&path).at("read", &path)?;
     let Digests {
@@ -205,7 +205,7 @@ fn read(dir: &Path) -> Result<Layer> {
     })
 }
 
-/// Returns the digest of a large file. Uses the system's program, which is fast in every build profile.
+/// Returns the SHA-256 digest of a large file. Uses the system's program, which is fast in every build profile.
 async fn file_digest(path: &Path) -> Result<String> {
     let output = run(command("sha256sum").arg("--zero").arg(path)).await?;
     let hex = output.get(..64).map(String::from_utf8_lossy).unwrap_or_default();
@@ -225,11 +225,11 @@ mod tests {
             make
         };
         let progress = Progress::silent();
-        let first = cached(cache.path(), "x", "recipe", &progress, make)
+        let first = load_or_make(cache.path(), "x", "recipe", &progress, make)
             .await
             .unwrap();
         let never = |_: &Path| command("false");
-        let again = cached(cache.path(), "x", "recipe", &progress, never)
+        let again = load_or_make(cache.path(), "x", "recipe", &progress, never)
             .await
             .unwrap();
         assert_eq!((&first.digest, &first.diff_id), (&again.digest, &again.diff_id));
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_layer_of_files_is_reproducible() {
-        let make = || from_files(vec![("etc/a".to_owned(), b"a".to_vec())]).unwrap();
+        let make = || layer_from_files(vec![("etc/a".to_owned(), b"a".to_vec())]).unwrap();
         assert_eq!(make().digest, make().digest);
         assert_eq!(make().digest, make().diff_id);
     }

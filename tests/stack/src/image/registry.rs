@@ -40,12 +40,12 @@ pub(crate) struct RegistryClient {
 }
 
 impl RegistryClient {
-    /// Returns a client for the registry at `host`.
+    /// Creates a client for the registry at `host`.
     pub(crate) fn new(client: Client, host: String, login: Option<Login>) -> Self {
         Self { client, host, login }
     }
 
-    /// Returns the digest that a tag refers to, if the registry has every blob of that manifest too.
+    /// Returns the digest of the manifest with a tag, if the registry has every blob of that manifest too.
     ///
     /// A store that was cleaned by hand, or whose disk was full, can have a manifest without its layers.
     /// BuildKit would fail in the middle of a build.
@@ -74,7 +74,7 @@ impl RegistryClient {
         Ok(Some(digest))
     }
 
-    /// Returns the digest that a tag refers to, or `None` if the tag does not exist.
+    /// Returns the digest of the manifest with a tag, or `None` if the tag does not exist.
     pub(crate) async fn digest(&self, repository: &str, tag: &str) -> Result<Option<String>> {
         let request = self.request(Method::HEAD, &format!("/v2/{repository}/manifests/{tag}"))?;
         let response = send(request.header(ACCEPT, MANIFEST)).await?;
@@ -86,14 +86,14 @@ impl RegistryClient {
         Ok(digest.and_then(|digest| digest.to_str().ok()).map(str::to_owned))
     }
 
-    /// Pushes a blob to a repository unless it is there.
+    /// Pushes a blob to a repository of the registry, unless the repository has it.
     pub(super) async fn push_blob(&self, repository: &str, blob: &Blob) -> Result<()> {
         if self.has_blob(repository, &blob.digest, blob.size).await? {
             return Ok(());
         }
         let begin = self.request(Method::POST, &format!("/v2/{repository}/blobs/uploads/"))?;
         let response = expect_status(send(begin).await?, &[StatusCode::ACCEPTED]).await?;
-        let mut upload = self.location(&response)?;
+        let mut upload = self.upload_location(&response)?;
         upload.query_pairs_mut().append_pair("digest", &blob.digest);
         let body = match &blob.content {
             Content::Bytes(bytes) => reqwest::Body::from(bytes.to_vec()),
@@ -108,7 +108,7 @@ impl RegistryClient {
             .map(drop)
     }
 
-    /// Returns whether a repository has a blob with this size.
+    /// Returns whether a repository of the registry has a blob with this digest and size.
     async fn has_blob(&self, repository: &str, digest: &str, size: u64) -> Result<bool> {
         let head = self.request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}"))?;
         let response = send(head).await?;
@@ -121,7 +121,7 @@ impl RegistryClient {
         Ok(length == Some(size))
     }
 
-    /// Pushes a manifest with a tag.
+    /// Pushes an image's manifest with a tag to the registry.
     pub(super) async fn push_manifest(&self, repository: &str, tag: &str, manifest: Vec<u8>) -> Result<()> {
         let put = self.request(Method::PUT, &format!("/v2/{repository}/manifests/{tag}"))?;
         let put = put
@@ -133,10 +133,10 @@ impl RegistryClient {
     }
 
     fn request(&self, method: Method, path: &str) -> Result<RequestBuilder> {
-        Ok(self.authorized(
-            self.client
-                .request(method, self.base()?.join(path).map_err(|_| self.invalid_host())?),
-        ))
+        Ok(self.authorized(self.client.request(
+            method,
+            self.base_url()?.join(path).map_err(|_| self.invalid_host())?,
+        )))
     }
 
     fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
@@ -146,18 +146,19 @@ impl RegistryClient {
         }
     }
 
-    /// Returns the URL at which an upload continues; the header may be relative to the registry.
-    fn location(&self, response: &Response) -> Result<Url> {
+    /// Returns the URL at which a blob's upload continues: the header `Location`, which may be relative to
+    /// the registry.
+    fn upload_location(&self, response: &Response) -> Result<Url> {
         let location = response
             .headers()
             .get(LOCATION)
             .and_then(|location| location.to_str().ok());
-        self.base()?
+        self.base_url()?
             .join(location.unwrap_or_default())
             .map_err(|_| self.invalid_host())
     }
 
-    fn base(&self) -> Result<Url> {
+    fn base_url(&self) -> Result<Url> {
         Url::parse(&format!("http://{}/", self.host)).map_err(|_| self.invalid_host())
     }
 

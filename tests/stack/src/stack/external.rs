@@ -17,10 +17,10 @@ use crate::{
     tools::{self, Tools},
 };
 
-/// The reserved stack name.
+/// The stack name that selects the external stack.
 pub(crate) const NAME: &str = "external";
 
-/// The environment variables that must be set.
+/// The environment variables that describe an external stack and must be set.
 const REQUIRED: [&str; 7] = [
     "OPENFAAS_URL",
     "OPENFAAS_USER",
@@ -31,12 +31,12 @@ const REQUIRED: [&str; 7] = [
     "BUILDKIT_HOST",
 ];
 
-/// Returns the stack that the environment describes; fails if a variable is missing.
+/// Creates the handle of the external stack from environment variables; fails if one is missing.
 pub(crate) fn from_env() -> Result<Stack> {
     parse(&Directories::from_env()?, &env::vars().collect())
 }
 
-/// Builds the client programs that tests use, and checks the gateway's credentials.
+/// Builds the client programs that tests use, and checks the external stack's gateway credentials.
 pub(crate) async fn check(progress: &Progress) -> Result<Stack> {
     let stack = from_env()?;
     let directories = Directories::from_env()?;
@@ -129,7 +129,7 @@ mod tests {
         assert!(!stack.registry_requires_password());
         assert!(matches!(
             stack.stop(crate::Part::Gateway).await,
-            Err(Error::Rejected(_))
+            Err(Error::ExternalStack)
         ));
     }
 }

@@ -1,6 +1,6 @@
-//! Prepares the file system for faasd as the provider. faasd's paths are fixed, so the stack mounts writable
-//! overlays of its own over the machine's directories, in its own mount namespace, and puts the files there
-//! that faasd expects.
+//! The preparation of the file system for faasd as the provider. faasd's paths are fixed, so the stack mounts
+//! writable overlays of its own over the machine's directories, in its own mount namespace, and puts the files
+//! there that faasd expects.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
@@ -14,11 +14,12 @@ use crate::{
 /// The path of the faasd program inside the stack.
 pub(crate) const PROGRAM: &str = "/usr/local/bin/faasd";
 
-/// The covered directories: `/etc` for the CNI configuration that faasd writes, `/opt` for the plugins,
-/// `/usr/local/bin` for the program with which containerd collects a function's output.
+/// The directories that overlays cover for faasd: `/etc` for the CNI configuration that faasd writes, `/opt`
+/// for the plugins, `/usr/local/bin` for the program with which containerd collects a function's output.
 const OVERLAYS: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt"), ("/usr/local/bin", "bin")];
 
-/// Mounts the overlays and puts the plugins, the program and containerd's socket where faasd expects them.
+/// Mounts the overlays for faasd and puts the plugins, the program and containerd's socket where faasd
+/// expects them.
 pub(crate) fn prepare(dir: &StackDir, program: &Path, containerd: &Path) -> Result<()> {
     let data = dir.data("faasd");
     for (target, name) in OVERLAYS {

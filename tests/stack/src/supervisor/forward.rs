@@ -17,16 +17,16 @@ use crate::{
     supervisor::part_spec::StackConfig,
 };
 
-/// The function that is forwarded to.
+/// The name of the function to which connections are forwarded.
 const FUNCTION: &str = "builder-fn";
 
 /// The port on which every function listens.
 const FUNCTION_PORT: u16 = 8080;
 
-/// The timeout for connecting to a container, which is on a bridge of this machine.
+/// The timeout for a forwarder to connect to a container, which is on a bridge of this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A TCP forwarder.
+/// A TCP forwarder, from a listener to a container or a fixed address.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     listener: TcpListener,
@@ -36,13 +36,13 @@ pub(crate) struct Forwarder {
 /// The destination of a forwarder.
 #[derive(Debug, Clone)]
 enum Target {
-    /// A function's container.
+    /// The current container of a function.
     Function(Addresses),
-    /// A fixed address.
+    /// A fixed network address.
     Address(SocketAddr),
 }
 
-/// Listens at the registry's loopback address if the provider is faasd. A socket stays in the network
+/// Opens a listener at the registry's loopback address if the provider is faasd. A socket stays in the network
 /// namespace in which it was made, so this must run in the machine's.
 pub(crate) fn loopback_registry(config: &StackConfig) -> Result<Option<std::net::TcpListener>> {
     if matches!(config.plan.provider, Provider::Embedded(_)) {
@@ -56,13 +56,13 @@ pub(crate) fn loopback_registry(config: &StackConfig) -> Result<Option<std::net:
     Ok(Some(listener))
 }
 
-/// Returns the forwarders of a stack: to builder-fn and, if `loopback` is a listener, to the registry.
+/// Opens the forwarders of a stack: to builder-fn and, if `loopback` is a listener, to the registry.
 pub(crate) async fn forwarders(
     config: &StackConfig,
     loopback: Option<std::net::TcpListener>,
 ) -> Result<Vec<Forwarder>> {
     let number = config.plan.number;
-    let address = SocketAddr::from((number.inner(), BUILDER_PORT));
+    let address = SocketAddr::from((number.inner_address(), BUILDER_PORT));
     let listener = TcpListener::bind(address)
         .await
         .at("listen on", address.to_string())?;
@@ -86,7 +86,7 @@ pub(crate) async fn forwarders(
 }
 
 impl Forwarder {
-    /// Accepts connections and forwards each in a task of its own.
+    /// Accepts connections and forwards each one in a new task.
     pub(crate) async fn serve(&self) -> Result<()> {
         loop {
             let (client, _) = self
@@ -112,8 +112,8 @@ impl Target {
     }
 }
 
-/// Forwards one connection to the first address that accepts. If none does, the connection is closed, as the
-/// function's own address would refuse it.
+/// Forwards one connection to the first address that accepts a connection. If none does, the connection is
+/// closed, as the function's own address would refuse it.
 async fn forward(mut client: TcpStream, addresses: Vec<SocketAddr>) {
     for address in addresses {
         let connect = TcpStream::connect(address);
@@ -124,13 +124,14 @@ async fn forward(mut client: TcpStream, addresses: Vec<SocketAddr>) {
     }
 }
 
-/// The directory with the addresses of containers.
+/// The directory with files that name the addresses of containers.
 #[derive(Debug, Clone)]
 enum Addresses {
-    /// Written by the embedded provider: one file for each container, `NAME.…`, with the CNI plugins' result.
+    /// The directory that the embedded provider writes: one file for each container, `NAME.…`, with the CNI
+    /// plugins' result.
     Results(PathBuf),
-    /// Written by CNI's host-local plugin, as faasd uses it: one file for each address, with `NAME-PID` in
-    /// its first line.
+    /// The directory that CNI's host-local plugin writes, as faasd uses it: one file for each address, with
+    /// `NAME-PID` in its first line.
     Leases(PathBuf),
 }
 
@@ -144,8 +145,8 @@ impl Addresses {
                 let name = entry.file_name().into_string().ok()?;
                 let text = fs::read_to_string(entry.path()).ok()?;
                 let address = match self {
-                    Addresses::Results(_) => in_result(&name, &text, function),
-                    Addresses::Leases(_) => in_lease(&name, &text, function),
+                    Addresses::Results(_) => address_in_result(&name, &text, function),
+                    Addresses::Leases(_) => address_in_lease(&name, &text, function),
                 };
                 let modified = entry.metadata().and_then(|metadata| metadata.modified());
                 Some((modified.unwrap_or(SystemTime::UNIX_EPOCH), address?))
@@ -156,7 +157,7 @@ impl Addresses {
     }
 }
 
-fn in_result(id: &str, result: &str, function: &str) -> Option<Ipv4Addr> {
+fn address_in_result(id: &str, result: &str, function: &str) -> Option<Ipv4Addr> {
     id.strip_prefix(function)?.strip_prefix('.')?;
     let result: serde_json::Value = serde_json::from_str(result).ok()?;
     result["ips"][0]["address"]
@@ -167,7 +168,7 @@ fn in_result(id: &str, result: &str, function: &str) -> Option<Ipv4Addr> {
         .ok()
 }
 
-fn in_lease(address: &str, lease: &str, function: &str) -> Option<Ipv4Addr> {
+fn address_in_lease(address: &str, lease: &str, function: &str) -> Option<Ipv4Addr> {
     let pid = lease
         .lines()
         .next()?
@@ -186,20 +187,23 @@ mod tests {
     fn addresses_of_other_functions_are_ignored() {
         let result = r#"{"ips":[{"version":"4","address":"10.62.0.7/16"}]}"#;
         assert_eq!(
-            in_result("builder-fn.k3", result, FUNCTION),
+            address_in_result("builder-fn.k3", result, FUNCTION),
             Some(Ipv4Addr::new(10, 62, 0, 7))
         );
-        assert_eq!(in_result("builder-fn-two.k3", result, FUNCTION), None);
-        assert_eq!(in_result("builder-fn.k3", "", FUNCTION), None);
+        assert_eq!(address_in_result("builder-fn-two.k3", result, FUNCTION), None);
+        assert_eq!(address_in_result("builder-fn.k3", "", FUNCTION), None);
         assert_eq!(
-            in_lease("10.62.0.9", "builder-fn-621\r\neth0", FUNCTION),
+            address_in_lease("10.62.0.9", "builder-fn-621\r\neth0", FUNCTION),
             Some(Ipv4Addr::new(10, 62, 0, 9))
         );
         assert_eq!(
-            in_lease("10.62.0.9", "builder-fn-two-621\r\neth0", FUNCTION),
+            address_in_lease("10.62.0.9", "builder-fn-two-621\r\neth0", FUNCTION),
             None
         );
-        assert_eq!(in_lease("last_reserved_ip.0", "10.62.0.9", FUNCTION), None);
+        assert_eq!(
+            address_in_lease("last_reserved_ip.0", "10.62.0.9", FUNCTION),
+            None
+        );
     }
 
     #[test]

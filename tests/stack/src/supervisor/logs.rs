@@ -1,4 +1,4 @@
-//! Writes the log of a part: a file of bounded size, and one file with older lines.
+//! The log of a part: a file of bounded size, and one file with older lines.
 
 use std::{
     fs::{self, File},
@@ -11,13 +11,13 @@ use tokio::{
     net::unix::pipe::Receiver,
 };
 
-/// The size at which a log is rotated, in bytes.
+/// The size at which a part's log is rotated, in bytes.
 const SIZE_LIMIT: u64 = 8 << 20;
 
-/// The size of the read buffer, in bytes.
+/// The size of the buffer for reading a part's output, in bytes.
 const BUFFER_SIZE: usize = 64 << 10;
 
-/// A log file that is open for writing.
+/// A part's log file that is open for writing.
 #[derive(Debug)]
 struct Log {
     path: PathBuf,

@@ -19,7 +19,7 @@ pub(crate) const MACHINE_RESOLV_CONF: &str = "/run/slipway/resolv.conf";
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// Makes all mounts except the last one: [`Resolver::mount`] must follow any other mount over `/etc`.
+/// Mounts everything except `resolv.conf`: [`Resolver::mount`] must follow any other mount over `/etc`.
 pub(crate) fn mount_all_but_resolver() -> Result<Resolver> {
     let machine = fs::read_to_string(RESOLV_CONF).at("read", RESOLV_CONF)?;
     let target = fs::canonicalize(RESOLV_CONF).at("read", RESOLV_CONF)?;
@@ -51,7 +51,8 @@ impl Resolver {
     }
 }
 
-/// Returns the machine's search list and options, with the resolver that is reachable inside the stack.
+/// Returns the text of the stack's `resolv.conf`: the machine's search list and options, with the stack's
+/// resolver.
 fn stack_resolv_conf(machine: &str) -> String {
     let kept = machine
         .lines()

@@ -1,4 +1,4 @@
-//! The network of a stack, made from inside its PID and mount namespaces.
+//! The network of a stack, created from inside its PID and mount namespaces.
 //!
 //! The namespace and its pair of interfaces disappear with the last process of the stack.
 
@@ -21,47 +21,47 @@ pub(crate) const OWN: &str = "/run/netns/stack";
 /// The file of the machine's network namespace, for slirp4netns.
 pub(crate) const MACHINE: &str = "/run/netns/machine";
 
-/// Makes the namespace with its interfaces and rules, and moves this thread into it. Threads that start later
-/// inherit it, so this must run before any other thread starts.
+/// Creates the stack's network namespace with its interfaces and rules, and moves this thread into it. Threads
+/// that start later inherit it, so this must run before any other thread starts.
 pub(crate) fn enter(number: StackNumber) -> Result<()> {
-    let (outer, inner) = (number.outer(), number.inner());
-    let interface = number.interface();
-    ip("netns add stack")?;
+    let (outer, inner) = (number.outer_address(), number.inner_address());
+    let interface = number.outer_interface();
+    run_ip("netns add stack")?;
     File::create(MACHINE).at("create", MACHINE)?;
     rustix::mount::mount_bind("/proc/self/ns/net", MACHINE).at("mount", MACHINE)?;
-    ip(&format!(
+    run_ip(&format!(
         "link add {interface} type veth peer name {INNER_INTERFACE} netns stack"
     ))?;
-    ip(&format!("address add {outer}/30 dev {interface}"))?;
-    ip(&format!("link set {interface} up"))?;
+    run_ip(&format!("address add {outer}/30 dev {interface}"))?;
+    run_ip(&format!("link set {interface} up"))?;
 
     let own = File::open(OWN).at("open", OWN)?;
     move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network)).at("enter", OWN)?;
-    ip("link set lo up")?;
-    ip(&format!("address add {inner}/30 dev {INNER_INTERFACE}"))?;
-    ip(&format!("link set {INNER_INTERFACE} up"))?;
-    ip(&format!("link add {BRIDGE_INTERFACE} type bridge"))?;
-    ip(&format!("address add {BRIDGE}/16 dev {BRIDGE_INTERFACE}"))?;
-    ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
+    run_ip("link set lo up")?;
+    run_ip(&format!("address add {inner}/30 dev {INNER_INTERFACE}"))?;
+    run_ip(&format!("link set {INNER_INTERFACE} up"))?;
+    run_ip(&format!("link add {BRIDGE_INTERFACE} type bridge"))?;
+    run_ip(&format!("address add {BRIDGE}/16 dev {BRIDGE_INTERFACE}"))?;
+    run_ip(&format!("link set {BRIDGE_INTERFACE} up"))?;
     // This setting is per network namespace.
     let forward = "/proc/sys/net/ipv4/ip_forward";
     fs::write(forward, "1").at("write", forward)?;
 
     // The pair accepts connections from the machine itself only, and forwards none into the stack.
-    iptables(&format!("-A INPUT -i {INNER_INTERFACE} ! -s {outer} -j DROP"))?;
-    iptables(&format!(
+    run_iptables(&format!("-A INPUT -i {INNER_INTERFACE} ! -s {outer} -j DROP"))?;
+    run_iptables(&format!(
         "-A FORWARD -i {INNER_INTERFACE} -m conntrack ! --ctstate ESTABLISHED,RELATED -j DROP"
     ))?;
     // Packets that leave the functions' network get the stack's address.
-    iptables(&format!(
+    run_iptables(&format!(
         "-t nat -A POSTROUTING -s {FUNCTIONS} ! -o {BRIDGE_INTERFACE} -j MASQUERADE"
     ))
 }
 
-fn ip(arguments: &str) -> Result<()> {
+fn run_ip(arguments: &str) -> Result<()> {
     run_blocking(Command::new("ip").args(arguments.split(' '))).map(drop)
 }
 
-fn iptables(arguments: &str) -> Result<()> {
+fn run_iptables(arguments: &str) -> Result<()> {
     run_blocking(Command::new("iptables").arg("-w").args(arguments.split(' '))).map(drop)
 }

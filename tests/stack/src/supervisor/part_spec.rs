@@ -1,4 +1,4 @@
-//! Specifications of the parts: command, configuration files and readiness check.
+//! Specifications of the stack's parts: command, configuration files and readiness check.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,24 +25,24 @@ const CALL_TIMEOUT: &str = "35m";
 /// (docs/pitfalls.md#redelivery).
 const BUILDKIT_HISTORY: Duration = Duration::from_secs(48 * 60 * 60);
 
-/// The number of records of past builds that BuildKit keeps even if they are older than that.
+/// The number of records of past builds that BuildKit keeps even if they are older than its time limit.
 const BUILDKIT_HISTORY_ENTRIES: u32 = 10_000;
 
 /// The name of the NATS Streaming cluster.
 const NATS_CLUSTER: &str = "faas-cluster";
 
-/// The specification of one part.
+/// The specification of one part of the stack.
 #[derive(Debug)]
 pub(crate) struct PartSpec {
-    /// The command to run.
+    /// The command that starts the part.
     pub(crate) command: Command,
-    /// The readiness check.
+    /// The check whether the part is ready.
     pub(crate) ready: ReadyCheck,
-    /// Configuration files to write before the start.
+    /// The part's configuration files, which are written before its start.
     pub(crate) files: Vec<(PathBuf, String)>,
 }
 
-/// The input of the specifications: the stack's directory and plan.
+/// The stack's directory and plan, from which the specifications of its parts are made.
 #[derive(Debug, Clone)]
 pub(crate) struct StackConfig {
     pub(crate) dir: StackDir,
@@ -50,7 +50,7 @@ pub(crate) struct StackConfig {
 }
 
 impl StackConfig {
-    /// Returns the specification of a part.
+    /// Returns the specification of a part of the stack.
     pub(crate) fn spec(&self, part: Part) -> PartSpec {
         match part {
             Part::Egress => self.egress(),
@@ -75,7 +75,7 @@ impl StackConfig {
         self.dir.sockets().join("containerd.sock")
     }
 
-    /// Returns a command with the environment of every part: nothing of the launcher's own, except the
+    /// Creates a command with the environment of every part: nothing of the launcher's own, except the
     /// variables that locate the machine's certificates.
     pub(crate) fn program(&self, program: impl Into<PathBuf>) -> Command {
         let mut command = Command::new(program.into());
@@ -102,8 +102,8 @@ impl StackConfig {
         command
     }
 
-    /// slirp4netns runs in the machine's network namespace and serves the stack's. It uses the resolver in
-    /// `/etc/resolv.conf`, which has to be the machine's.
+    /// Returns the specification of slirp4netns, which runs in the machine's network namespace and serves the
+    /// stack's. It uses the resolver in `/etc/resolv.conf`, which has to be the machine's.
     fn egress(&self) -> PartSpec {
         let mut command = self.program("nsenter");
         command.arg(format!("--net={}", network::MACHINE));

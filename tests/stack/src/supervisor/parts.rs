@@ -1,4 +1,4 @@
-//! Starts, stops and watches the parts of a stack, inside the supervisor.
+//! The running parts of a stack, which the supervisor starts, stops and watches.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// The longest time for a part to become ready.
+/// The longest time for a part of the stack to become ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time for a part to end after SIGTERM, before SIGKILL.
@@ -33,32 +33,32 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// A function that receives events about parts.
 pub(crate) type OnEvent<'a> = &'a (dyn Fn(Event) + Send + Sync);
 
-/// The first event after a part was started.
+/// The outcome of starting a part.
 enum StartOutcome {
     Ready,
     Ended(String),
     Timeout,
 }
 
-/// The parts of a stack; cheap to clone.
+/// The supervisor's handle of the stack's parts; cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Parts {
     config: Arc<StackConfig>,
     reaper: Reaper,
-    entries: Arc<Mutex<BTreeMap<Part, Entry>>>,
-    /// Held while parts are started or stopped: one command at a time.
+    entries: Arc<Mutex<BTreeMap<Part, PartEntry>>>,
+    /// A lock that is held while parts are started or stopped: one command at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct PartEntry {
     state: State,
     since: Instant,
     child: Option<Child>,
 }
 
 impl Parts {
-    /// Returns the parts of a stack, none of which runs yet.
+    /// Creates the handle of a stack's parts, none of which runs yet.
     pub(crate) fn new(config: StackConfig, reaper: Reaper) -> Self {
         Self {
             config: Arc::new(config),
@@ -68,10 +68,10 @@ impl Parts {
         }
     }
 
-    /// Returns the state of every part that was started at least once.
+    /// Returns the state of every part of the stack that was started at least once.
     pub(crate) fn status(&self) -> Vec<PartStatus> {
-        let entries = self.entries();
-        let status = |(part, entry): (&Part, &Entry)| PartStatus {
+        let entries = self.lock_entries();
+        let status = |(part, entry): (&Part, &PartEntry)| PartStatus {
             part: *part,
             state: entry.state.clone(),
             seconds: entry.since.elapsed().as_secs(),
@@ -79,7 +79,8 @@ impl Parts {
         entries.iter().map(status).collect()
     }
 
-    /// Starts all parts that do not run, group by group; returns the first failure with its part.
+    /// Starts all parts of the stack that do not run, group by group; fails with the first failure and its
+    /// part.
     pub(crate) async fn start_all(&self, on_event: OnEvent<'_>) -> Result<(), (Part, String)> {
         let _one = self.changing.lock().await;
         for group in Part::GROUPS {
@@ -96,19 +97,19 @@ impl Parts {
         Ok(())
     }
 
-    /// Starts one part, unless it runs.
+    /// Starts one part of the stack, unless it runs.
     pub(crate) async fn start(&self, part: Part, on_event: OnEvent<'_>) -> Result<(), String> {
         let _one = self.changing.lock().await;
         self.start_one(part, on_event).await
     }
 
-    /// Stops one part.
+    /// Stops one part of the stack.
     pub(crate) async fn stop(&self, part: Part, on_event: OnEvent<'_>) {
         let _one = self.changing.lock().await;
         self.stop_one(part, on_event).await;
     }
 
-    /// Stops all parts, in the opposite order of their start.
+    /// Stops all parts of the stack, in the opposite order of their start.
     pub(crate) async fn stop_all(&self, on_event: OnEvent<'_>) {
         let _one = self.changing.lock().await;
         self.stop_one(Part::Builder, on_event).await;
@@ -119,7 +120,7 @@ impl Parts {
 
     async fn start_one(&self, part: Part, on_event: OnEvent<'_>) -> Result<(), String> {
         if self
-            .entries()
+            .lock_entries()
             .get(&part)
             .is_some_and(|entry| entry.state == State::Running)
         {
@@ -128,12 +129,12 @@ impl Parts {
         let spec = self.config.spec(part);
         on_event(Event::Starting { part });
         let began = Instant::now();
-        let (mut child, log, ready) = self.launch(part, spec)?;
-        self.set(part, State::Starting, Some(child.clone()));
+        let (mut child, log, ready) = self.start_process(part, spec)?;
+        self.set_state(part, State::Starting, Some(child.clone()));
         let mut last_failure = "the check was not done".to_owned();
         let outcome = tokio::select! {
             () = ready.wait(&self.reaper, &log, &mut last_failure) => StartOutcome::Ready,
-            status = child.ended() => StartOutcome::Ended(status),
+            status = child.wait_until_ended() => StartOutcome::Ended(status),
             () = tokio::time::sleep(READY_TIMEOUT) => StartOutcome::Timeout,
         };
         let result = match outcome {
@@ -146,7 +147,7 @@ impl Parts {
         };
         if let Err(reason) = &result {
             child.signal(Signal::KILL);
-            self.set(
+            self.set_state(
                 part,
                 State::Ended {
                     reason: reason.clone(),
@@ -155,8 +156,8 @@ impl Parts {
             );
             return result;
         }
-        self.set(part, State::Running, Some(child.clone()));
-        tokio::spawn(self.clone().watch(part, child));
+        self.set_state(part, State::Running, Some(child.clone()));
+        tokio::spawn(self.clone().record_end(part, child));
         on_event(Event::Ready {
             part,
             seconds: began.elapsed().as_secs_f64(),
@@ -164,8 +165,8 @@ impl Parts {
         result
     }
 
-    /// Writes the part's configuration, starts its process, and copies its output to the log.
-    fn launch(&self, part: Part, spec: PartSpec) -> Result<(Child, NewLogLines, ReadyCheck), String> {
+    /// Writes a part's configuration, starts its process, and copies its output to the part's log.
+    fn start_process(&self, part: Part, spec: PartSpec) -> Result<(Child, NewLogLines, ReadyCheck), String> {
         let PartSpec {
             mut command,
             ready,
@@ -196,15 +197,18 @@ impl Parts {
         Ok((child, NewLogLines { path: log, from }, ready))
     }
 
-    /// Records the end of a part that ended by itself.
-    async fn watch(self, part: Part, mut child: Child) {
-        let reason = child.ended().await;
-        let mut entries = self.entries();
+    /// Waits until a part's process ends, and records an end that was not requested.
+    async fn record_end(self, part: Part, mut child: Child) {
+        let reason = child.wait_until_ended().await;
+        let mut entries = self.lock_entries();
         if let Some(entry) = entries.get_mut(&part)
             && entry.state == State::Running
-            && entry.child.as_ref().is_some_and(|current| current.is(&child))
+            && entry
+                .child
+                .as_ref()
+                .is_some_and(|current| current.is_same_process(&child))
         {
-            *entry = Entry {
+            *entry = PartEntry {
                 state: State::Ended { reason },
                 since: Instant::now(),
                 child: None,
@@ -213,21 +217,27 @@ impl Parts {
     }
 
     async fn stop_one(&self, part: Part, on_event: OnEvent<'_>) {
-        let child = self.entries().get_mut(&part).and_then(|entry| entry.child.take());
+        let child = self
+            .lock_entries()
+            .get_mut(&part)
+            .and_then(|entry| entry.child.take());
         let Some(mut child) = child else { return };
-        self.set(part, State::Stopped, None);
+        self.set_state(part, State::Stopped, None);
         child.signal(Signal::TERM);
-        if tokio::time::timeout(END_TIMEOUT, child.ended()).await.is_err() {
+        if tokio::time::timeout(END_TIMEOUT, child.wait_until_ended())
+            .await
+            .is_err()
+        {
             child.signal(Signal::KILL);
-            child.ended().await;
+            child.wait_until_ended().await;
         }
         on_event(Event::Stopped { part });
     }
 
-    fn set(&self, part: Part, state: State, child: Option<Child>) {
-        self.entries().insert(
+    fn set_state(&self, part: Part, state: State, child: Option<Child>) {
+        self.lock_entries().insert(
             part,
-            Entry {
+            PartEntry {
                 state,
                 since: Instant::now(),
                 child,
@@ -235,7 +245,7 @@ impl Parts {
         );
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<Part, Entry>> {
+    fn lock_entries(&self) -> MutexGuard<'_, BTreeMap<Part, PartEntry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! Checks whether a part is ready.
+//! Checks whether a part of the stack is ready.
 
 use std::{
     fs::{self, File},
@@ -10,36 +10,36 @@ use std::{
 
 use crate::{error::with_causes, supervisor::reaper::Reaper};
 
-/// The timeout of one check.
+/// The timeout of one readiness check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The interval between checks.
+/// The interval between readiness checks of a part.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A condition that is true once a part is ready.
+/// A check whether a part of the stack is ready.
 #[derive(Debug)]
 pub(crate) enum ReadyCheck {
-    /// The default route uses this interface.
+    /// The part is ready if the default route uses this interface.
     DefaultRoute(&'static str),
-    /// A GET of this URL is answered with this status.
+    /// The part is ready if a GET request to this URL is answered with this status.
     Http { url: String, status: u16 },
-    /// A program exits successfully.
+    /// The part is ready if a program exits successfully.
     Command(Command),
-    /// The part's log contains this text.
+    /// The part is ready if its log contains this text.
     LogContains(&'static str),
 }
 
-/// The lines of a log since the part's start.
+/// The lines of a part's log since the part's start.
 #[derive(Debug, Clone)]
 pub(crate) struct NewLogLines {
-    /// The path of the log.
+    /// The path of the part's log.
     pub(crate) path: PathBuf,
-    /// The length of the log when the part started, in bytes.
+    /// The length of the part's log at its start, in bytes.
     pub(crate) from: u64,
 }
 
 impl ReadyCheck {
-    /// Checks until the condition is true; `reason` always has the last failure.
+    /// Repeats the check until the part is ready; `reason` always has the last failure.
     pub(crate) async fn wait(mut self, reaper: &Reaper, log: &NewLogLines, reason: &mut String) {
         while let Err(failure) = self.check(reaper, log).await {
             *reason = failure;
@@ -105,7 +105,7 @@ impl NewLogLines {
     }
 }
 
-/// Returns the interface of a line of the routing table if the line is a default route.
+/// Returns the interface in a line of the routing table if the line is a default route.
 fn default_route(line: &str) -> Option<&str> {
     let mut fields = line.split_whitespace();
     let interface = fields.next()?;

@@ -1,4 +1,4 @@
-//! Starts and reaps child processes, for a process that is PID 1.
+//! The start and reaping of child processes, for a process that is PID 1.
 //!
 //! A process that loses its parent in a PID namespace becomes a child of PID 1, which has to reap it. Doing
 //! so also reaps the children that the async runtime would wait for, so every child is started and reaped
@@ -17,13 +17,13 @@ use tokio::{
     sync::watch,
 };
 
-/// Starts children and reaps every process that ends.
+/// The reaper, which starts child processes and reaps every process that ends.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reaper {
     children: Arc<Mutex<HashMap<i32, watch::Sender<Option<String>>>>>,
 }
 
-/// A child that was started.
+/// A handle of a child process that the reaper started.
 #[derive(Debug, Clone)]
 pub(crate) struct Child {
     pid: Pid,
@@ -31,7 +31,7 @@ pub(crate) struct Child {
 }
 
 impl Reaper {
-    /// Starts a program.
+    /// Starts a program as a child process.
     pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
         // The lock is held until the child is registered, because it may end at once.
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
@@ -42,13 +42,13 @@ impl Reaper {
         Ok(Child { pid, ended })
     }
 
-    /// Runs a program until it exits; returns `None` for success, or the exit status.
+    /// Runs a program until it exits; returns `None` for success, or else the exit status.
     pub(crate) async fn run(&self, command: &mut Command) -> io::Result<Option<String>> {
-        let how = self.spawn(command)?.ended().await;
+        let how = self.spawn(command)?.wait_until_ended().await;
         Ok(Some(how).filter(|how| how != SUCCESS))
     }
 
-    /// Reaps processes until the future is dropped.
+    /// Reaps ended processes until the future is dropped.
     pub(crate) async fn reap(&self) -> io::Result<()> {
         let mut signals = signal(SignalKind::child())?;
         loop {
@@ -61,27 +61,27 @@ impl Reaper {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(child) = children.remove(&pid.as_raw_nonzero().get()) {
-                child.send_replace(Some(describe(status)));
+                child.send_replace(Some(describe_exit(status)));
             }
         }
     }
 }
 
 impl Child {
-    /// Waits until the child has ended and returns its exit status.
-    pub(crate) async fn ended(&mut self) -> String {
+    /// Waits until the child process has ended and returns its exit status.
+    pub(crate) async fn wait_until_ended(&mut self) -> String {
         let how = self.ended.wait_for(Option::is_some).await;
         how.ok()
             .and_then(|how| how.clone())
             .unwrap_or_else(|| "lost".to_owned())
     }
 
-    /// Returns whether both handles are for the same process.
-    pub(crate) fn is(&self, other: &Child) -> bool {
+    /// Returns whether both handles are for the same child process.
+    pub(crate) fn is_same_process(&self, other: &Child) -> bool {
         self.ended.same_channel(&other.ended)
     }
 
-    /// Sends a signal to the child and the processes of its group.
+    /// Sends a signal to the child process and the processes of its group.
     pub(crate) fn signal(&self, signal: Signal) {
         // The process id of an ended child may already be another process's.
         if self.ended.borrow().is_none() {
@@ -92,7 +92,7 @@ impl Child {
 
 const SUCCESS: &str = "exit status 0";
 
-fn describe(status: WaitStatus) -> String {
+fn describe_exit(status: WaitStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("signal {signal}"),

@@ -1,4 +1,4 @@
-//! Serves the supervisor's control socket: one task for each connection, one command after the other.
+//! The server of the supervisor's control socket: one task for each connection, one command after the other.
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -13,7 +13,7 @@ use crate::{
     supervisor::parts::Parts,
 };
 
-/// Serves connections until a shutdown command was executed and answered.
+/// Serves connections to the control socket until a shutdown command was executed and answered.
 pub(crate) async fn serve(listener: &UnixListener, parts: &Parts) -> Result<()> {
     let (end, mut ended) = watch::channel(false);
     loop {

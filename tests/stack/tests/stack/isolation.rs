@@ -1,27 +1,36 @@
-//! Stacks are isolated from each other and from other machines.
+//! Tests that stacks are isolated from each other and from other machines.
 
 use std::net::{IpAddr, UdpSocket};
 
 use reqwest::StatusCode;
 use slipway_stack::{Error, Stack};
 
-use crate::{fresh, machine::host_listeners, remove};
+use crate::{machine::host_listeners, remove_stack, start_fresh_stack};
 
 #[tokio::test]
 async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -> Result<(), Error> {
-    let (first, second) = (fresh("test-first").await?, fresh("test-second").await?);
+    let (first, second) = (
+        start_fresh_stack("test-first").await?,
+        start_fresh_stack("test-second").await?,
+    );
     assert_ne!(first.gateway.url, second.gateway.url);
     assert_ne!(first.gateway.password, second.gateway.password);
     assert_ne!(first.registry.host, second.registry.host);
     for (stack, other) in [(&first, &second), (&second, &first)] {
-        assert_eq!(functions(stack, &stack.gateway.password).await, StatusCode::OK);
         assert_eq!(
-            functions(stack, &other.gateway.password).await,
+            functions_status(stack, &stack.gateway.password).await,
+            StatusCode::OK
+        );
+        assert_eq!(
+            functions_status(stack, &other.gateway.password).await,
             StatusCode::UNAUTHORIZED
         );
-        assert_eq!(catalog(stack, &stack.registry.password).await, StatusCode::OK);
         assert_eq!(
-            catalog(stack, &other.registry.password).await,
+            catalog_status(stack, &stack.registry.password).await,
+            StatusCode::OK
+        );
+        assert_eq!(
+            catalog_status(stack, &other.registry.password).await,
             StatusCode::UNAUTHORIZED
         );
         assert_eq!(host_listeners(stack), Vec::<String>::new());
@@ -38,16 +47,16 @@ async fn stacks_have_separate_credentials_and_only_this_machine_reaches_them() -
     }
     first.down().await?;
     assert_eq!(
-        functions(&second, &second.gateway.password).await,
+        functions_status(&second, &second.gateway.password).await,
         StatusCode::OK,
         "stopping one stack leaves the other running"
     );
-    remove("test-first").await?;
-    remove("test-second").await
+    remove_stack("test-first").await?;
+    remove_stack("test-second").await
 }
 
-async fn functions(stack: &Stack, password: &str) -> StatusCode {
-    get(
+async fn functions_status(stack: &Stack, password: &str) -> StatusCode {
+    get_status(
         &format!("{}/system/functions", stack.gateway.url),
         &stack.gateway.user,
         password,
@@ -55,8 +64,8 @@ async fn functions(stack: &Stack, password: &str) -> StatusCode {
     .await
 }
 
-async fn catalog(stack: &Stack, password: &str) -> StatusCode {
-    get(
+async fn catalog_status(stack: &Stack, password: &str) -> StatusCode {
+    get_status(
         &format!("http://{}/v2/_catalog", stack.registry.host),
         &stack.registry.user,
         password,
@@ -64,7 +73,7 @@ async fn catalog(stack: &Stack, password: &str) -> StatusCode {
     .await
 }
 
-async fn get(url: &str, user: &str, password: &str) -> StatusCode {
+async fn get_status(url: &str, user: &str, password: &str) -> StatusCode {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     client
         .get(url)

@@ -1,4 +1,4 @@
-//! A stack leaves nothing behind, however it ends.
+//! Tests that a stack leaves nothing behind on the machine, however it ends.
 
 use std::time::{Duration, Instant};
 
@@ -6,16 +6,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use slipway_stack::{Error, Part, Stack, State};
 
 use crate::{
-    CLEAN_UP_TIMEOUT, fresh,
+    CLEAN_UP_TIMEOUT,
     machine::{Footprint, HostState},
-    remove, up,
+    remove_stack, start_fresh_stack, start_stack,
 };
 
 #[tokio::test]
 async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> Result<(), Error> {
     let name = "test-down";
     let before = HostState::now();
-    let stack = fresh(name).await?;
+    let stack = start_fresh_stack(name).await?;
     let footprint = Footprint::of(&stack);
     assert!(footprint.process_count() > 8, "{footprint:?}");
     assert_eq!(
@@ -29,13 +29,13 @@ async fn down_leaves_no_process_mount_namespace_interface_or_control_group() -> 
     assert_eq!(footprint.control_groups(), Vec::<std::path::PathBuf>::new());
     assert_eq!(HostState::now(), before, "after it was stopped");
     assert!(Stack::load(name)?.is_none());
-    remove(name).await
+    remove_stack(name).await
 }
 
 #[tokio::test]
 async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Result<(), Error> {
     let name = "test-kill";
-    let stack = fresh(name).await?;
+    let stack = start_fresh_stack(name).await?;
     let footprint = Footprint::of(&stack);
     kill(stack.holder_pid()?);
     assert_eq!(remaining_after_kill(&footprint).await, Vec::<String>::new());
@@ -44,14 +44,14 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
         "a stack whose holder was killed does not count as running"
     );
 
-    let again = up(name).await?;
+    let again = start_stack(name).await?;
     assert_eq!(
         again.gateway.password, stack.gateway.password,
         "credentials are kept as long as the data"
     );
     let all = again.status().await?;
     assert!(all.iter().all(|status| status.state == State::Running), "{all:?}");
-    remove(name).await?;
+    remove_stack(name).await?;
     assert_eq!(footprint.control_groups(), Vec::<std::path::PathBuf>::new());
     assert!(!stack.dir.root.exists());
     Ok(())
@@ -60,12 +60,12 @@ async fn killing_the_holder_ends_the_whole_stack_which_can_start_again() -> Resu
 #[tokio::test]
 async fn killing_the_supervisor_ends_the_whole_stack() -> Result<(), Error> {
     let name = "test-supervisor";
-    let stack = fresh(name).await?;
+    let stack = start_fresh_stack(name).await?;
     let footprint = Footprint::of(&stack);
     kill(stack.supervisor_pid()?);
     assert_eq!(remaining_after_kill(&footprint).await, Vec::<String>::new());
     assert!(stack.start(Part::Gateway).await.is_err());
-    remove(name).await
+    remove_stack(name).await
 }
 
 /// Waits until the kernel has cleaned up after a killed stack, and returns what remains of it.

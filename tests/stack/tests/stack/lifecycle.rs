@@ -1,15 +1,15 @@
-//! Parts stop, start and fail, and report it.
+//! Tests of parts that stop, start and fail, and of their reports.
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use slipway_stack::{Error, Options, Part, Progress, Stack, State};
 
-use crate::{STARTING, fresh, machine::Footprint, remove, up};
+use crate::{STARTING, machine::Footprint, remove_stack, start_fresh_stack, start_stack};
 
 #[tokio::test]
 async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(), Error> {
     let name = "test-parts";
-    let stack = fresh(name).await?;
+    let stack = start_fresh_stack(name).await?;
     let state = async |part| {
         let all = stack.status().await?;
         Ok::<_, Error>(
@@ -26,19 +26,19 @@ async fn each_part_can_be_stopped_and_started_while_the_others_run() -> Result<(
     }
     assert_eq!(stack.log_tail(Part::Buildkit, 5).lines().count(), 5);
     let footprint = Footprint::of(&stack);
-    up(name).await?;
+    start_stack(name).await?;
     assert_eq!(
         Footprint::of(&stack).process_count(),
         footprint.process_count(),
         "starting a running stack restarts no part"
     );
-    remove(name).await
+    remove_stack(name).await
 }
 
 #[tokio::test]
 async fn a_layer_lost_from_the_registrys_store_is_pushed_again_at_the_next_start() -> Result<(), Error> {
     let name = "test-lost-layer";
-    remove(name).await?;
+    remove_stack(name).await?;
     let with_images = async || {
         let _one = STARTING.lock().await;
         let mut options = Options::named(name);
@@ -68,7 +68,7 @@ async fn a_layer_lost_from_the_registrys_store_is_pushed_again_at_the_next_start
     with_images().await?;
 
     assert_eq!(largest(), (size, lost));
-    remove(name).await
+    remove_stack(name).await
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left(
     )
     .unwrap();
     fs::set_permissions(&gateway, fs::Permissions::from_mode(0o755)).unwrap();
-    remove(name).await?;
+    remove_stack(name).await?;
     let mut options = Options::named(name);
     (options.images, options.deploy, options.gateway) = (false, false, Some(gateway));
     let error = {
@@ -112,13 +112,13 @@ async fn a_failing_part_is_reported_with_the_end_of_its_log_and_nothing_is_left(
         !Path::new("/sys/class/net").join(&interface).exists(),
         "{interface} is left"
     );
-    remove(name).await
+    remove_stack(name).await
 }
 
 #[tokio::test]
 async fn a_dropped_start_leaves_no_running_stack() -> Result<(), Error> {
     let name = "test-given-up";
-    remove(name).await?;
+    remove_stack(name).await?;
     let _one = STARTING.lock().await;
     let mut options = Options::named(name);
     (options.images, options.deploy) = (false, false);
@@ -139,5 +139,5 @@ async fn a_dropped_start_leaves_no_running_stack() -> Result<(), Error> {
         () = gateway_starting => {}
     }
     assert!(Stack::load(name)?.is_none(), "the holder was killed");
-    remove(name).await
+    remove_stack(name).await
 }

@@ -1,4 +1,4 @@
-//! Inspects this machine for what a stack uses and could leave behind.
+//! The inspection of this machine for what a stack uses and could leave behind.
 
 use std::{
     collections::BTreeSet,
@@ -15,10 +15,10 @@ use slipway_stack::Stack;
 pub(crate) struct Footprint {
     name: String,
     dir: PathBuf,
-    /// `PID START` of every process of the stack.
+    /// The process id and start time (`PID START`) of every process of the stack.
     processes: BTreeSet<String>,
-    /// `PID START` of every process of the machine at that time. Namespace numbers are reused at once, so
-    /// only these processes can hold the stack's namespaces.
+    /// The `PID START` of every process of the machine at the time of the inspection. Namespace numbers are
+    /// reused at once, so only these processes can hold the stack's namespaces.
     all_processes: BTreeSet<String>,
     /// The namespaces of the stack's processes, except those that this process is in too.
     namespaces: BTreeSet<String>,
@@ -47,7 +47,7 @@ const DIRECTORIES: [&str; 10] = [
 ];
 
 impl HostState {
-    /// Returns the current state.
+    /// Reads the current state of the machine.
     pub(crate) fn now() -> Self {
         let firewall = Command::new("iptables-save").output().unwrap();
         let firewall = String::from_utf8(firewall.stdout).unwrap();
@@ -55,19 +55,19 @@ impl HostState {
             // Comments contain the time.
             firewall: firewall.lines().filter(|line| !line.starts_with('#')).collect(),
             forwarding: fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
-            directories: DIRECTORIES.map(|dir| (dir, names(Path::new(dir)))).to_vec(),
+            directories: DIRECTORIES.map(|dir| (dir, entry_names(Path::new(dir)))).to_vec(),
         }
     }
 }
 
 impl Footprint {
-    /// Returns the footprint of a running stack.
+    /// Inspects the machine for the footprint of a running stack.
     pub(crate) fn of(stack: &Stack) -> Self {
-        let own = processes()
+        let own = process_ids()
             .into_iter()
-            .filter(|pid| belongs(pid, stack.name()))
+            .filter(|pid| belongs_to_stack(pid, stack.name()))
             .collect::<Vec<_>>();
-        let here = namespaces("self");
+        let here = namespaces_of("self");
         let host = stack
             .gateway
             .url
@@ -79,18 +79,21 @@ impl Footprint {
         Self {
             name: stack.name().to_owned(),
             dir: stack.dir.root.clone(),
-            processes: own.iter().filter_map(|pid| identity(pid)).collect(),
-            all_processes: processes().iter().filter_map(|pid| identity(pid)).collect(),
+            processes: own.iter().filter_map(|pid| pid_and_start(pid)).collect(),
+            all_processes: process_ids()
+                .iter()
+                .filter_map(|pid| pid_and_start(pid))
+                .collect(),
             namespaces: own
                 .iter()
-                .flat_map(|pid| namespaces(pid))
+                .flat_map(|pid| namespaces_of(pid))
                 .filter(|ns| !here.contains(ns))
                 .collect(),
             interface: format!("slipway{host}"),
         }
     }
 
-    /// Returns the number of processes.
+    /// Returns the number of the stack's processes.
     pub(crate) fn process_count(&self) -> usize {
         self.processes.len()
     }
@@ -103,17 +106,19 @@ impl Footprint {
             .collect()
     }
 
-    /// Returns what still exists of the stack; empty once everything is removed.
+    /// Returns the remains of the stack on the machine; empty once everything is removed.
     pub(crate) fn remaining(&self) -> Vec<String> {
         let mut remaining = Vec::new();
-        for pid in processes() {
-            let Some(identity) = identity(&pid) else { continue };
-            if self.processes.contains(&identity) || belongs(&pid, &self.name) {
+        for pid in process_ids() {
+            let Some(identity) = pid_and_start(&pid) else {
+                continue;
+            };
+            if self.processes.contains(&identity) || belongs_to_stack(&pid, &self.name) {
                 remaining.push(format!("process {pid} {}", command_line(&pid)));
             }
             if self.all_processes.contains(&identity) {
                 remaining.extend(
-                    namespaces(&pid)
+                    namespaces_of(&pid)
                         .into_iter()
                         .filter(|namespace| self.namespaces.contains(namespace)),
                 );
@@ -135,7 +140,7 @@ impl Footprint {
     /// Returns the stack's control groups that still exist.
     pub(crate) fn control_groups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        find(
+        find_directories(
             Path::new("/sys/fs/cgroup"),
             &format!("slipway-{}", self.name),
             &mut found,
@@ -162,7 +167,10 @@ pub(crate) fn host_listeners(stack: &Stack) -> Vec<String> {
         );
     }
     let mut found = Vec::new();
-    for pid in processes().into_iter().filter(|pid| belongs(pid, stack.name())) {
+    for pid in process_ids()
+        .into_iter()
+        .filter(|pid| belongs_to_stack(pid, stack.name()))
+    {
         if fs::metadata(format!("/proc/{pid}/ns/net"))
             .map(|ns| ns.ino())
             .ok()
@@ -193,7 +201,7 @@ pub(crate) fn host_listeners(stack: &Stack) -> Vec<String> {
 }
 
 /// Returns whether a process is in a stack's control groups; the test itself never is.
-fn belongs(pid: &str, stack: &str) -> bool {
+fn belongs_to_stack(pid: &str, stack: &str) -> bool {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let group = format!("/slipway-{stack}");
     groups
@@ -201,15 +209,15 @@ fn belongs(pid: &str, stack: &str) -> bool {
         .any(|line| line.ends_with(&group) || line.contains(&format!("{group}/")))
 }
 
-fn processes() -> Vec<String> {
-    names(Path::new("/proc"))
+fn process_ids() -> Vec<String> {
+    entry_names(Path::new("/proc"))
         .into_iter()
         .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
         .collect()
 }
 
 /// Returns a process id with its start time, because ids are reused; `None` if the process has ended.
-fn identity(pid: &str) -> Option<String> {
+fn pid_and_start(pid: &str) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields = stat.rsplit_once(") ")?.1.split(' ').collect::<Vec<_>>();
     (fields[0] != "Z").then(|| format!("{pid} {}", fields[19]))
@@ -221,7 +229,7 @@ fn command_line(pid: &str) -> String {
         .replace('\0', " ")
 }
 
-fn namespaces(pid: &str) -> BTreeSet<String> {
+fn namespaces_of(pid: &str) -> BTreeSet<String> {
     let kinds = ["mnt", "pid", "net", "cgroup"];
     let link = |kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
     kinds
@@ -231,7 +239,7 @@ fn namespaces(pid: &str) -> BTreeSet<String> {
         .collect()
 }
 
-fn names(dir: &Path) -> Vec<String> {
+fn entry_names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names = entries
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -240,12 +248,12 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-fn find(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
+fn find_directories(dir: &Path, name: &str, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             match entry.file_name() == name {
                 true => found.push(entry.path()),
-                false => find(&entry.path(), name, found),
+                false => find_directories(&entry.path(), name, found),
             }
         }
     }

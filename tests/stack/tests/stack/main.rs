@@ -16,20 +16,20 @@ use std::time::Duration;
 use slipway_stack::{Error, Options, Progress, Stack, down};
 use tokio::sync::Mutex;
 
-/// Held while a stack starts: concurrent starts would only wait for each other's disk.
+/// A lock that is held while a stack starts: concurrent starts would only wait for each other's disk.
 static STARTING: Mutex<()> = Mutex::const_new(());
 
 /// The longest time for the kernel to clean up after a killed stack.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Starts a stack without base images and Slipway, after removing an earlier one with its data.
-async fn fresh(name: &str) -> Result<Stack, Error> {
+async fn start_fresh_stack(name: &str) -> Result<Stack, Error> {
     down(name, true, &Progress::silent()).await?;
-    up(name).await
+    start_stack(name).await
 }
 
 /// Starts a stack without base images and Slipway.
-async fn up(name: &str) -> Result<Stack, Error> {
+async fn start_stack(name: &str) -> Result<Stack, Error> {
     let _one = STARTING.lock().await;
     let mut options = Options::named(name);
     (options.images, options.deploy) = (false, false);
@@ -37,6 +37,6 @@ async fn up(name: &str) -> Result<Stack, Error> {
 }
 
 /// Stops a stack and removes its data.
-async fn remove(name: &str) -> Result<(), Error> {
+async fn remove_stack(name: &str) -> Result<(), Error> {
     down(name, true, &Progress::silent()).await
 }

@@ -119,7 +119,10 @@ async fn an_authorization_header_of_the_request_is_kept() {
 async fn a_user_without_a_password_is_an_error() {
     let (_directory, secrets) = secrets(&[("basic-auth-user", "admin")]);
     let gateway = Gateway::new("http://127.0.0.1:9", secrets).unwrap();
-    let error = gateway.send(get_request("/system/info"), TIMEOUT).await.unwrap_err();
+    let error = gateway
+        .send(get_request("/system/info"), TIMEOUT)
+        .await
+        .unwrap_err();
     assert!(
         matches!(error, GatewayError::Credentials(SecretError::Missing { .. })),
         "{error:?}"
@@ -129,8 +132,10 @@ async fn a_user_without_a_password_is_an_error() {
 #[tokio::test]
 async fn a_redirect_is_returned_and_not_followed() {
     let (_directory, secrets) = secrets(&[]);
-    let (url, _seen) =
-        gateway_answering_once("HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n").await;
+    let (url, _seen) = gateway_answering_once(
+        "HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n",
+    )
+    .await;
     let response = Gateway::new(&url, secrets)
         .unwrap()
         .send(get_request("/"), TIMEOUT)
@@ -142,7 +147,8 @@ async fn a_redirect_is_returned_and_not_followed() {
 #[tokio::test]
 async fn a_response_over_the_limit_is_rejected() {
     let (_directory, secrets) = secrets(&[]);
-    let (url, _seen) = gateway_answering_once("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
+    let (url, _seen) =
+        gateway_answering_once("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
     let gateway = Gateway::new(&url, secrets).unwrap().with_body_limit(8);
     let error = gateway.send(get_request("/large"), TIMEOUT).await.unwrap_err();
     assert!(
@@ -154,7 +160,8 @@ async fn a_response_over_the_limit_is_rejected() {
 #[tokio::test]
 async fn a_truncated_response_is_a_lost_connection() {
     let (_directory, secrets) = secrets(&[]);
-    let (url, _seen) = gateway_answering_once("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
+    let (url, _seen) =
+        gateway_answering_once("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
     let error = Gateway::new(&url, secrets)
         .unwrap()
         .send(get_request("/"), TIMEOUT)
@@ -172,7 +179,10 @@ async fn a_failed_connect_differs_from_a_lost_connection() {
         .local_addr()
         .unwrap();
     let gateway = Gateway::new(&format!("http://{free}"), secrets).unwrap();
-    let error = gateway.send(get_request("/system/info"), TIMEOUT).await.unwrap_err();
+    let error = gateway
+        .send(get_request("/system/info"), TIMEOUT)
+        .await
+        .unwrap_err();
     assert!(matches!(error, GatewayError::Connect { .. }), "{error:?}");
     assert_eq!(
         error.to_string(),

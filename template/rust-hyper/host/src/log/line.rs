@@ -233,7 +233,7 @@ mod tests {
             let json = line(Format::Json, &message, &fields);
             prop_assert!(json.len() <= MAX_LINE);
             prop_assert_eq!(json.find('\n'), Some(json.len() - 1));
-            prop_assert!(serde_json::from_str::<Json>(&json_string).is_ok(), "{}", json_string);
+            prop_assert!(serde_json::from_str::<Json>(&json).is_ok(), "{}", json);
             let plain = line(Format::Text, &message, &fields);
             prop_assert!(plain.len() <= MAX_LINE);
             prop_assert_eq!(plain.find('\n'), Some(plain.len() - 1));

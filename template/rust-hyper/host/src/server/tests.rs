@@ -259,7 +259,10 @@ impl Stream for ChannelStream {
 
 /// Returns a function that answers with a stream. Each call sends the sender of chunks, and a receiver of the
 /// stream's drop.
-fn app_that_streams() -> (App<impl Handler>, HandlerCalls<(ChunkSender, oneshot::Receiver<()>)>) {
+fn app_that_streams() -> (
+    App<impl Handler>,
+    HandlerCalls<(ChunkSender, oneshot::Receiver<()>)>,
+) {
     let (calls, receiver) = mpsc::channel(8);
     let handler = move |_request, _context| {
         let calls = calls.clone();

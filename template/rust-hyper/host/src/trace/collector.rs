@@ -125,7 +125,8 @@ impl HttpClient for CollectorClient {
                 Ok(response) => {
                     match response.status().is_success() {
                         true => status.record_success(),
-                        false => status.record_failure(format_args!("the collector answered {}", response.status())),
+                        false => status
+                            .record_failure(format_args!("the collector answered {}", response.status())),
                     }
                     Ok(response)
                 }

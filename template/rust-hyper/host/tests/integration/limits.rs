@@ -57,7 +57,9 @@ async fn a_handler_that_exceeds_exec_timeout_is_dropped() {
     let mut function = Function::start(&[("exec_timeout", "100ms")]).await;
     let answer = function.get("/forever").await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
-    function.next_log_line("exec_timeout exceeded, handler dropped").await;
+    function
+        .next_log_line("exec_timeout exceeded, handler dropped")
+        .await;
     function.next_log_line("dropped").await;
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
 }

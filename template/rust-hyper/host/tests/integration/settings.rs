@@ -48,7 +48,10 @@ async fn a_failed_setup_exits_with_1() {
 #[tokio::test]
 async fn a_panic_in_the_setup_exits_with_101() {
     let mut function = Function::spawn(&[("setup", "panics")]);
-    assert_eq!(function.next_log_line("panic").await["panic"], "panic in the setup");
+    assert_eq!(
+        function.next_log_line("panic").await["panic"],
+        "panic in the setup"
+    );
     assert_eq!(function.exit_code().await, 101);
 }
 
@@ -57,7 +60,9 @@ async fn a_port_in_use_exits_with_1() {
     let taken = Function::start(&[]).await;
     let port = taken.address.port().to_string();
     let mut function = Function::spawn(&[("port", &port)]);
-    function.next_log_line("could not listen for requests and metrics").await;
+    function
+        .next_log_line("could not listen for requests and metrics")
+        .await;
     assert_eq!(function.exit_code().await, 1);
 }
 
