@@ -15,10 +15,10 @@ use tokio::process::{Child, ChildStdout, Command};
 /// The limit on the request body in both servers, in bytes.
 pub(crate) const BODY_LIMIT: usize = 1024 * 1024;
 
-/// How long a server may take to start or to stop.
+/// The longest time for a measured server to start or to stop.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The kind of a server.
+/// The kind of a measured server: the function host, or hyper alone.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Host,
@@ -34,25 +34,25 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The handler of a function on the host.
+/// The handler of the measured function on the host.
 async fn hello(request: Request, _context: Context) -> Result<Response, Error> {
     let name = request.into_body().text(BODY_LIMIT).await?;
     Ok(reply::text(format!("Hello, {name}!\n")))
 }
 
-/// Serves the handler on the host, until SIGTERM.
+/// Serves the measured handler on the function host, until SIGTERM.
 pub(crate) fn serve_host() -> ExitCode {
     function_host::run(hello)
 }
 
-/// The processors of the server and of the load.
+/// The processors on which the measured server and the load run.
 pub(crate) struct Placement {
     server: CpuSet,
     load: CpuSet,
 }
 
 impl Placement {
-    /// Assigns the last `processors` of those that this process may use to the server, and the others to the load.
+    /// Assigns the last `processors` of this process's processors to the server, and the others to the load.
     pub(crate) fn choose(processors: usize) -> anyhow::Result<Self> {
         let all = sched_getaffinity(None).context("could not read the processors of this process")?;
         let usable: Vec<_> = (0..CpuSet::MAX_CPU)
@@ -85,7 +85,7 @@ fn set_of(numbers: &[usize]) -> CpuSet {
     set
 }
 
-/// A running server. Dropping it kills it.
+/// A measured server that runs in a process. Dropping it kills the process.
 pub(crate) struct Server {
     kind: Kind,
     process: Child,
@@ -96,7 +96,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server and waits until it listens.
+    /// Starts a measured server and waits until it listens.
     pub(crate) async fn start(kind: Kind, placement: &Placement) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("could not find this program")?;
         // A child inherits its parent's processors, and starts a thread for each. So this process moves to the server's
@@ -175,7 +175,7 @@ impl Server {
     }
 }
 
-/// Reads the log up to the line with the port, and returns the port.
+/// Reads the server's log up to the line with its port, and returns the port.
 async fn port_of(output: &mut BufReader<ChildStdout>) -> anyhow::Result<u16> {
     let mut line = String::new();
     while output.read_line(&mut line).await? > 0 {

@@ -1,4 +1,4 @@
-//! The load: persistent connections, each with one request after another.
+//! The load on a measured server: persistent connections, each with one request after another.
 //!
 //! It writes prepared bytes and parses as little of HTTP as possible, so that it takes less time than the servers.
 
@@ -13,19 +13,19 @@ use tokio::task::JoinSet;
 const REQUEST: &[u8] = b"POST / HTTP/1.1\r\nhost: bench\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\
     x-call-id: 6f2f1c2e-3f5e-4c0c-9c57-0f7a4f4d8a11\r\nuser-agent: bench\r\n\r\nworld";
 
-/// The expected body of the response.
+/// The expected body of the server's response.
 const BODY: &[u8] = b"Hello, world!\n";
 
 /// The size of the read buffer in bytes, which is more than a response.
 const BUFFER: usize = 4096;
 
-/// The number of answered requests, and the time that they took.
+/// The result of a run of load: the number of answered requests, and the time that they took.
 pub(crate) struct Load {
     pub(crate) requests: u64,
     pub(crate) duration: Duration,
 }
 
-/// Sends requests for `duration`.
+/// Sends requests to the server on several connections for `duration`.
 pub(crate) async fn run(address: SocketAddr, connections: usize, duration: Duration) -> anyhow::Result<Load> {
     let start = Instant::now();
     let end = start + duration;

@@ -24,10 +24,10 @@ use report::{Pair, Round};
 struct Arguments {
     #[command(subcommand)]
     serve: Option<Serve>,
-    /// Rounds of each server.
+    /// Number of rounds of load on each server.
     #[arg(long, default_value_t = 60)]
     rounds: usize,
-    /// Duration of a round, in milliseconds.
+    /// Duration of a round of load, in milliseconds.
     #[arg(long, default_value_t = 250)]
     milliseconds: u64,
     /// Number of connections, each with one request at a time.

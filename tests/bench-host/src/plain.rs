@@ -21,7 +21,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::child::BODY_LIMIT;
 use crate::report;
 
-/// Serves until SIGTERM.
+/// Serves the handler on hyper alone, until SIGTERM.
 pub(crate) fn serve() -> ExitCode {
     let served = runtime()
         .map_err(anyhow::Error::from)

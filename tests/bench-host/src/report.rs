@@ -1,4 +1,4 @@
-//! The printed report. Only this module prints.
+//! The printed report of the benchmark. Only this module prints.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::load::Load;
 
-/// One round of load on a server.
+/// The figures of one round of load on a server.
 pub(crate) struct Round {
     pub(crate) load: Load,
     pub(crate) processor_time: Duration,
@@ -21,7 +21,7 @@ impl Round {
     }
 }
 
-/// Two rounds, one right after the other.
+/// Two rounds of load on the two servers, one right after the other.
 pub(crate) struct Pair {
     pub(crate) plain: Round,
     pub(crate) host: Round,
@@ -49,7 +49,7 @@ pub(crate) fn print_summary(pairs: &[Pair], plain_peak: u64, host_peak: u64) {
     println!("peak memory: plain {plain_peak} KiB, host {host_peak} KiB, ratio {ratio:.3}");
 }
 
-/// Returns the processor time per request, in microseconds.
+/// Returns the mean processor time per request in several rounds, in microseconds.
 fn microseconds_per_request<'a>(rounds: impl Iterator<Item = &'a Round>) -> f64 {
     let (requests, time) = rounds.fold((0, Duration::ZERO), |(requests, time), round| {
         (requests + round.load.requests, time + round.processor_time)

@@ -23,10 +23,11 @@ use crate::{
     proxy::{self, Proxy},
 };
 
-/// The longest request body, in bytes. Calls of functions have no limit.
+/// The longest body of a request to the API, in bytes. Calls of functions have no limit.
 const BODY_LIMIT: usize = 4 << 20;
 
-/// Returns all routes. Those under `/system` require credentials; functions can be called without.
+/// Creates the router with all routes of the provider. Those under `/system` require credentials; functions
+/// can be called without.
 pub(crate) fn router(functions: Functions, credentials: Credentials) -> Router {
     let proxy = Router::new()
         .route("/function/{*rest}", any(proxy::call))
@@ -55,7 +56,10 @@ pub(crate) fn router(functions: Functions, credentials: Credentials) -> Router {
         .route("/system/namespace/{name}", get(namespaces::not_implemented))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(functions)
-        .layer(middleware::from_fn_with_state(credentials, auth::require));
+        .layer(middleware::from_fn_with_state(
+            credentials,
+            auth::require_credentials,
+        ));
     Router::new()
         .route("/healthz", get(async || ()))
         .route("/api/v1/query", get(invocations::empty_result))

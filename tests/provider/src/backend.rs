@@ -11,14 +11,14 @@ use std::{
 
 use tokio::sync::watch;
 
-/// The address of a running instance and its calls in progress.
+/// The address of a function's running instance, with the number of its calls in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Backend {
     address: RwLock<Option<SocketAddr>>,
     calls: watch::Sender<usize>,
 }
 
-/// A call in progress; dropping it ends the call.
+/// A guard for a call in progress; dropping it ends the call.
 #[derive(Debug)]
 pub(crate) struct CallGuard(Arc<Backend>);
 
@@ -31,13 +31,13 @@ impl Backend {
         *self.address.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a call.
+    /// Counts a call as in progress until the guard is dropped.
     pub(crate) fn begin_call(self: &Arc<Self>) -> CallGuard {
         self.calls.send_modify(|calls| *calls += 1);
         CallGuard(Arc::clone(self))
     }
 
-    /// Waits until no call is in progress.
+    /// Waits until no call of the instance is in progress.
     pub(crate) async fn idle(&self) {
         // This fails only if the sender is dropped, and `self` holds the sender.
         let _ = self.calls.subscribe().wait_for(|calls| *calls == 0).await;

@@ -30,7 +30,7 @@ pub(crate) use self::{
 };
 use crate::error::{ContainerdStatus, Error};
 
-/// The timeout of a call that looks something up or starts something.
+/// The timeout of a short call to containerd, such as a look-up or a start.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A connection to containerd, which reconnects by itself.
@@ -55,7 +55,7 @@ impl Containerd {
         })
     }
 
-    /// Returns a client for a namespace, on the same connection.
+    /// Creates a client for one of containerd's namespaces, on the same connection.
     pub(crate) fn namespace_client(&self, namespace: &str) -> Result<NamespaceClient, Error> {
         let header = namespace.parse().map_err(|_| Error::NamespaceInvalid)?;
         Ok(NamespaceClient {
@@ -77,7 +77,7 @@ pub(crate) struct NamespaceClient {
 }
 
 impl NamespaceClient {
-    /// Returns the namespace's name.
+    /// Returns the name of the client's namespace.
     pub(crate) fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -102,7 +102,7 @@ impl NamespaceClient {
     }
 }
 
-/// Awaits a short call, up to the timeout; an error names the operation and its subject.
+/// Awaits a short call to containerd, up to the timeout; an error names the operation and its subject.
 async fn call<T>(
     operation: &'static str,
     subject: &str,
@@ -115,10 +115,10 @@ async fn call<T>(
     });
     answer
         .map(Response::into_inner)
-        .map_err(failed(operation, subject))
+        .map_err(containerd_error(operation, subject))
 }
 
-fn failed(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> Error {
+fn containerd_error(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> Error {
     let subject = subject.to_owned();
     move |source| Error::Containerd {
         operation,
@@ -127,7 +127,7 @@ fn failed(operation: &'static str, subject: &str) -> impl FnOnce(Status) -> Erro
     }
 }
 
-/// Converts "not found" to success, for removals.
+/// Converts containerd's answer "not found" to success, for removals.
 fn ignore_not_found<T: Default>(answer: Result<T, Error>) -> Result<T, Error> {
     match answer {
         Err(error) if error.is_not_found() => Ok(T::default()),

@@ -7,17 +7,17 @@ use serde::Deserialize;
 
 use crate::error::Error;
 
-/// The key of Docker Hub's credentials, and the host that it answers at.
+/// The key of Docker Hub's credentials in a Docker `config.json`, and the host that they are for.
 const DOCKER_HUB_KEY: &str = "index.docker.io";
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 
-/// The credentials of registries by host; empty without a file.
+/// The credentials of registries by host, from a Docker `config.json`; empty without a file.
 #[derive(Clone, Default)]
 pub(crate) struct DockerConfig {
     by_host: Arc<HashMap<String, Credentials>>,
 }
 
-/// The credentials for one registry.
+/// The credentials for one image registry.
 #[derive(Clone, Eq, PartialEq)]
 pub(crate) enum Credentials {
     Password { user: String, password: String },
@@ -40,7 +40,7 @@ struct Entry {
 }
 
 impl DockerConfig {
-    /// Reads the file, which may have been replaced since the last time.
+    /// Reads the current content of a Docker `config.json`.
     pub(crate) async fn read(path: &Path) -> Result<Self, Error> {
         let bytes = tokio::fs::read(path).await.map_err(Error::io("read", path))?;
         Self::parse(&bytes)
@@ -64,7 +64,7 @@ impl DockerConfig {
         })
     }
 
-    /// Returns the credentials for a host.
+    /// Returns the credentials for a registry's host.
     pub(crate) fn for_host(&self, host: &str) -> Option<Credentials> {
         let key = if host == DOCKER_HUB_HOST {
             DOCKER_HUB_KEY
@@ -95,7 +95,7 @@ impl Entry {
     }
 }
 
-/// Returns the host of a key, which is a host or a URL.
+/// Returns the registry host in a key of the Docker `config.json`, which is a host or a URL.
 fn host_of(key: &str) -> &str {
     let key = key.trim_start_matches("https://").trim_start_matches("http://");
     key.split('/').next().unwrap_or(key)

@@ -4,10 +4,10 @@ use std::{fmt, io, time::Duration};
 
 use tonic::{Code, Status};
 
-/// An error of the provider: an operation and its subject.
+/// An error of the provider, with the operation and its subject.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No function has this name.
+    /// The function does not exist.
     #[error("service {0} not found")]
     FunctionNotFound(String),
 
@@ -15,7 +15,7 @@ pub enum Error {
     #[error("unable to create container: {0}, error: it already exists")]
     FunctionExists(String),
 
-    /// The namespace does not exist, or lacks the label `openfaas`.
+    /// The namespace of a function does not exist, or lacks the label `openfaas`.
     #[error("namespace not valid")]
     NamespaceInvalid,
 
@@ -34,86 +34,86 @@ pub enum Error {
     /// An image could not be pulled from its registry.
     #[error("unable to pull image {image}")]
     Pull {
-        /// The normalised reference.
+        /// The normalised reference of the image.
         image: String,
-        /// containerd's status.
+        /// containerd's status for the pull.
         source: ContainerdStatus,
     },
 
     /// An image is malformed or unsuitable.
     #[error("image {image}: {reason}")]
     Image {
-        /// The normalised reference, or a digest.
+        /// The normalised reference of the image, or a digest.
         image: String,
-        /// The reason.
+        /// The reason for which the image is rejected.
         reason: String,
     },
 
     /// A request to containerd failed.
     #[error("containerd: {operation} {subject}")]
     Containerd {
-        /// The operation.
+        /// The operation of containerd.
         operation: &'static str,
-        /// The id or name of its subject.
+        /// The id or name of the operation's subject.
         subject: String,
-        /// containerd's status.
+        /// containerd's status for the request.
         source: ContainerdStatus,
     },
 
     /// The connection to containerd failed.
     #[error("cannot connect to containerd at {socket}")]
     Unreachable {
-        /// The path of the socket.
+        /// The path of containerd's socket.
         socket: String,
-        /// The reason.
+        /// The reason for which the connection failed.
         source: tonic::transport::Error,
     },
 
     /// A CNI plugin, or a tool of the network, failed.
     #[error("network: {operation} {subject}: {reason}")]
     Network {
-        /// The plugin or step.
+        /// The CNI plugin or the step that failed.
         operation: String,
-        /// The container.
+        /// The id of the container to connect or disconnect.
         subject: String,
-        /// Its message.
+        /// The error message of the plugin or tool.
         reason: String,
     },
 
-    /// A runtime specification is invalid.
+    /// The runtime specification of a container is invalid.
     #[error("invalid runtime specification")]
     Spec(#[source] oci_spec::OciSpecError),
 
-    /// A file operation failed.
+    /// An operation on a file failed.
     #[error("cannot {operation} {path}")]
     Io {
-        /// The operation.
+        /// The operation on the file.
         operation: &'static str,
-        /// The file.
+        /// The path of the file.
         path: String,
-        /// The operating system's error.
+        /// The operating system's error for the file operation.
         source: io::Error,
     },
 
     /// The process of an updated function ended before it accepted connections.
     #[error("{instance} exited with status {status} before it listened on port 8080; its log has the reason")]
     Exited {
-        /// The instance's name, which is also its log's.
+        /// The name of the instance that ended, which is also its log's name.
         instance: String,
-        /// The exit status.
+        /// The exit status of the process.
         status: u32,
     },
 
     /// An updated function did not accept connections in time.
     #[error("{instance} did not listen on port 8080 within {} s", .limit.as_secs())]
     NotListening {
-        /// The instance's name, which is also its log's.
+        /// The name of the instance, which is also its log's name.
         instance: String,
-        /// The limit.
+        /// The time limit.
         limit: Duration,
     },
 
-    /// The provider is stopping.
+    /// The provider is stopping and accepts no operation.
     #[error("the provider is stopping")]
     Stopping,
 }
@@ -130,7 +130,7 @@ impl Error {
         }
     }
 
-    /// Returns whether containerd answered that the subject does not exist.
+    /// Returns whether the error is containerd's answer that a subject does not exist.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Containerd { source, .. } if source.code() == Code::NotFound)
     }

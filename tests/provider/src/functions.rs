@@ -1,4 +1,4 @@
-//! The functions of this machine, and the operations on them.
+//! The provider's functions on this machine, and the operations on them.
 //!
 //! The state of a function is stored with its containers in containerd, so that a restarted provider finds it
 //! again ([`restore`]). An operation runs to completion even if its caller disconnects, and operations on one
@@ -37,7 +37,7 @@ use crate::{
     logs::Logs,
     model::{FunctionDeployment, FunctionStatus},
     network::Network,
-    scratch::ScratchFolders,
+    scratch::ScratchDirectories,
     secrets::Secrets,
     settings::{Settings, UpdateStrategy},
 };
@@ -45,7 +45,7 @@ use crate::{
 /// The pauses between attempts to remove a replaced instance after containerd failed, in seconds.
 const RETIRE_BACKOFFS: [u64; 6] = [1, 2, 4, 8, 16, 32];
 
-/// All functions; cheap to clone.
+/// All functions of the provider, with the operations on them; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Functions(Arc<Inner>);
 
@@ -57,7 +57,7 @@ struct Inner {
     puller: Puller,
     secrets: Secrets,
     logs: Logs,
-    scratch: ScratchFolders,
+    scratch: ScratchDirectories,
     resolv_conf: PathBuf,
     hosts: PathBuf,
     /// The current instance of each function; the proxy routes by this table.
@@ -65,7 +65,7 @@ struct Inner {
     locks: Mutex<HashMap<FunctionKey, Arc<tokio::sync::Mutex<()>>>>,
     /// The accepted updates whose version does not serve yet.
     rollouts: Mutex<BTreeMap<FunctionKey, Rollout>>,
-    /// The removals of replaced instances.
+    /// The tasks that remove replaced instances in the background.
     retiring: TaskTracker,
 }
 
@@ -87,8 +87,8 @@ impl Functions {
         containerd.ensure_namespace(&settings.function_namespace).await?;
         let network = Arc::new(Network::open(&settings)?);
         let logs = Logs::open(settings.logs_dir())?;
-        let scratch = ScratchFolders::open(settings.scratch_dir())?;
-        let (resolv_conf, hosts) = hosts::write(&settings)?;
+        let scratch = ScratchDirectories::open(settings.scratch_dir())?;
+        let (resolv_conf, hosts) = hosts::write_resolver_files(&settings)?;
         Ok(Self(Arc::new(Inner {
             puller: Puller::new(&settings),
             containerd,
@@ -118,7 +118,7 @@ impl Functions {
         &self.0.logs
     }
 
-    /// Creates the bridge and restores the functions of an earlier provider.
+    /// Creates the bridge of the functions' network, and restores the functions of an earlier provider.
     pub(crate) async fn restore(&self) -> Result<(), Error> {
         self.0.network.self_test().await?;
         restore::restore(&self.0).await
@@ -135,7 +135,7 @@ impl Functions {
         Ok([default.clone()].into_iter().chain(others).collect())
     }
 
-    /// Fails if functions may not be in the namespace.
+    /// Fails if functions may not be in this namespace.
     pub(crate) async fn check_namespace(&self, namespace: &str) -> Result<(), Error> {
         if namespace == self.0.settings.function_namespace {
             return Ok(());
@@ -163,14 +163,14 @@ impl Functions {
         self.0.find(key).map(|instance| self.0.status_of(&instance))
     }
 
-    /// Returns the backend for a call of a function. The call is counted until the guard is dropped.
+    /// Returns the backend for a call of a function, and counts the call until the guard is dropped.
     pub(crate) fn route(&self, key: &FunctionKey) -> Option<(Arc<Backend>, CallGuard)> {
         let table = self.0.table.read().unwrap_or_else(PoisonError::into_inner);
         let backend = table.get(key)?.backend();
         Some((Arc::clone(backend), backend.begin_call()))
     }
 
-    /// Creates a function; does not wait until it listens.
+    /// Creates and starts a function, without waiting until it listens.
     pub(crate) async fn create(&self, deployment: FunctionDeployment) -> Result<(), Error> {
         let key = self.0.key_of(&deployment);
         let inner = Arc::clone(&self.0);
@@ -198,8 +198,8 @@ impl Functions {
         })
     }
 
-    /// Deletes a function. It gets no new calls and may finish those in progress; it is removed when this
-    /// returns.
+    /// Deletes a function after its calls in progress have finished; it gets no new calls, and is removed when
+    /// this returns.
     pub(crate) async fn delete(&self, key: FunctionKey) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
         let work = |key: FunctionKey| async move {
@@ -239,8 +239,8 @@ impl Functions {
         self.0.run_exclusively(key, work).await
     }
 
-    /// Waits until replaced instances are removed. Functions continue to run.
-    pub(crate) async fn close(&self) {
+    /// Waits until all replaced instances are removed. Functions continue to run.
+    pub(crate) async fn wait_for_removals(&self) {
         self.0.retiring.close();
         self.0.retiring.wait().await;
     }
@@ -317,7 +317,7 @@ impl Inner {
         }
     }
 
-    /// Stops an instance and removes everything that belongs to it, except its log.
+    /// Stops an instance of a function and removes everything that belongs to it, except its log.
     async fn discard(&self, instance: &Instance, grace: Duration) -> Result<(), Error> {
         let containerd = self.namespace_client(&instance.info().key)?;
         instance.stop(grace).await?;

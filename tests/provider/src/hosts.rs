@@ -1,11 +1,11 @@
-//! Writes the files with which functions resolve names: `/etc/hosts` and `/etc/resolv.conf`.
+//! The files with which functions resolve names: `/etc/hosts` and `/etc/resolv.conf`.
 
 use std::{fs, net::IpAddr, path::PathBuf};
 
 use crate::{error::Error, settings::Settings};
 
-/// Writes both files; returns the paths of `resolv.conf` and `hosts`.
-pub(crate) fn write(settings: &Settings) -> Result<(PathBuf, PathBuf), Error> {
+/// Writes the functions' `resolv.conf` and `hosts`, and returns the paths of the two files in this order.
+pub(crate) fn write_resolver_files(settings: &Settings) -> Result<(PathBuf, PathBuf), Error> {
     let servers = match settings.nameservers.as_slice() {
         [] => outside_servers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         given => given.to_vec(),

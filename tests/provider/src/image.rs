@@ -1,4 +1,4 @@
-//! Images: pulls the image of a deployment and reads its configuration.
+//! Images of functions: pulls the image of a deployment and reads its configuration.
 
 use std::time::Duration;
 
@@ -16,24 +16,24 @@ use crate::{
     settings::Settings,
 };
 
-/// An unpacked image in the store.
+/// An image that is unpacked in containerd's store.
 #[derive(Debug)]
 pub(crate) struct Image {
-    /// The normalised reference, which is also the name in the store.
+    /// The normalised reference of the image, which is also its name in the store.
     pub(crate) name: String,
     /// The snapshot on which a container's root file system is based; empty for an image without layers.
     pub(crate) top_snapshot: String,
     pub(crate) config: ImageConfiguration,
 }
 
-/// Returns a reference in full, by Docker's rules: `docker.io/library/NAME:latest`.
+/// Parses an image reference and completes it by Docker's rules: `docker.io/library/NAME:latest`.
 pub(crate) fn normalise(image: &str) -> Result<Reference, Error> {
     image
         .parse()
         .map_err(|error| Error::Invalid(format!("image: {image:?}: {error}")))
 }
 
-/// Pulls images with the configured credentials.
+/// The puller of images, which uses the configured registry credentials.
 #[derive(Clone, Debug)]
 pub(crate) struct Puller {
     registry_config: Option<std::path::PathBuf>,
@@ -50,7 +50,7 @@ impl Puller {
         }
     }
 
-    /// Resolves the reference at the registry, and fetches what is missing.
+    /// Resolves an image's reference at the registry, and pulls the content that is missing.
     pub(crate) async fn pull(
         &self,
         containerd: &NamespaceClient,
@@ -80,7 +80,7 @@ impl Puller {
         stored_image(containerd, name).await
     }
 
-    /// Returns the stored image with this name, and pulls only if there is none.
+    /// Returns the stored image with this reference, or pulls the image if it is not stored.
     pub(crate) async fn pull_if_missing(
         &self,
         containerd: &NamespaceClient,
@@ -130,7 +130,7 @@ fn choose<'a>(index: &'a ImageIndex, architecture: &str) -> Option<&'a Descripto
     index.manifests().iter().filter(is_manifest).find(fits)
 }
 
-/// Returns the name of the snapshot with all these layers: the chain ID of the image specification.
+/// Returns the name of the snapshot with all these image layers: the chain ID of the image specification.
 fn chain_id(diff_ids: &[String]) -> String {
     let mut layers = diff_ids.iter();
     let Some(first) = layers.next() else {

@@ -4,7 +4,8 @@ use std::fmt;
 
 use crate::error::Error;
 
-/// The longest name, in characters. A container's id is made from it and has at most 76 characters.
+/// The longest name of a function, in characters. A container's id is made from it and has at most 76
+/// characters.
 const MAX_NAME: usize = 63;
 
 /// The name and namespace that identify a function.
@@ -22,7 +23,7 @@ impl FunctionKey {
         }
     }
 
-    /// Parses `name` or `name.namespace`, the forms in a proxied path.
+    /// Parses a function's key from the path of a call: `name` or `name.namespace`.
     pub(crate) fn from_path(name: &str, default_namespace: &str) -> Self {
         match name.rsplit_once('.') {
             Some((name, namespace)) => Self::new(name, namespace),
@@ -30,8 +31,8 @@ impl FunctionKey {
         }
     }
 
-    /// Fails if the name is not a valid identifier for containerd, or has a dot, which separates name and
-    /// namespace.
+    /// Fails if the function's name is not a valid identifier for containerd, or has a dot, which separates
+    /// name and namespace.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());

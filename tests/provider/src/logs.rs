@@ -1,8 +1,8 @@
-//! Logs of functions.
+//! The logs of functions, which are stored in files.
 //!
 //! containerd's shim sends the output of a function to a separate process of this program ([`mod@collect`]),
 //! as faasd does: every line gets its time, the files stay bounded, and nothing is lost while the provider is
-//! not running. Each function has a folder with one file for each instance. The API reads the files
+//! not running. Each function has a directory with one file for each instance. The API reads the files
 //! ([`read`]) and can wait for more lines ([`follow`]).
 
 mod collect;
@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, time::Instant};
 
 pub use self::collect::collect;
-use self::{follow::FolderWatch, read::LogReader};
+use self::{follow::DirectoryWatch, read::LogReader};
 use crate::{error::Error, key::FunctionKey};
 
 /// The number of instances of a function whose logs are kept.
 const INSTANCES: usize = 5;
 
-/// A line in a log file.
+/// A line of a function's output, as stored in a log file.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct LogRecord {
     timestamp: Timestamp,
@@ -33,7 +33,7 @@ struct LogRecord {
     text: String,
 }
 
-/// The stream that a line was written to.
+/// The output stream that a line was written to.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Stream {
@@ -41,7 +41,7 @@ enum Stream {
     Stderr,
 }
 
-/// A line in an answer of the API (faas-provider's `logs.Message`).
+/// A log line in an answer of the API (faas-provider's `logs.Message`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct LogMessage {
     name: String,
@@ -51,21 +51,21 @@ pub(crate) struct LogMessage {
     text: String,
 }
 
-/// A query for log lines (faas-provider's `logs.Request`).
+/// A query for a function's log lines (faas-provider's `logs.Request`).
 #[derive(Clone, Debug)]
 pub(crate) struct LogQuery {
     pub(crate) function: FunctionKey,
-    /// The only instance whose lines are returned; `None` for all.
+    /// The name of the only instance whose lines are returned; `None` for all instances.
     pub(crate) instance: Option<String>,
-    /// The time of the oldest line.
+    /// The time of the oldest log line to return.
     pub(crate) since: Timestamp,
-    /// The number of existing lines, from the end; 0 for all.
+    /// The number of existing log lines to return, from the end; 0 for all.
     pub(crate) tail: usize,
-    /// Whether to wait for more lines.
+    /// Whether to wait for more log lines.
     pub(crate) follow: bool,
 }
 
-/// The logs of all functions.
+/// The store of the logs of all functions.
 #[derive(Clone, Debug)]
 pub(crate) struct Logs {
     root: PathBuf,
@@ -74,7 +74,7 @@ pub(crate) struct Logs {
 }
 
 impl Logs {
-    /// Opens the folder with the logs; creates it if it does not exist.
+    /// Opens the directory with the functions' logs; creates the directory if it does not exist.
     pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
         fs::create_dir_all(&root).map_err(Error::io("create", &root))?;
         let root = root.canonicalize().map_err(Error::io("resolve", &root))?;
@@ -84,14 +84,14 @@ impl Logs {
 
     /// Returns the URI to which containerd's shim sends the output of a function's instance: a program to
     /// run.
-    pub(crate) fn sink(&self, function: &FunctionKey) -> String {
-        let folder = escaped(&self.folder(function));
-        format!("binary://{}?collect={folder}", escaped(&self.program))
+    pub(crate) fn sink_uri(&self, function: &FunctionKey) -> String {
+        let directory = escaped(&self.directory(function));
+        format!("binary://{}?collect={directory}", escaped(&self.program))
     }
 
-    /// Removes the oldest logs, so that one more instance's log fits the limit.
+    /// Removes the oldest logs of a function, so that one more instance's log fits the limit.
     pub(crate) fn prune(&self, function: &FunctionKey) {
-        let mut instances = read::instances(&self.folder(function));
+        let mut instances = read::instances(&self.directory(function));
         // The names of later instances sort after those of earlier ones.
         instances.sort_unstable();
         let too_many = (instances.len() + 1).saturating_sub(INSTANCES);
@@ -103,14 +103,14 @@ impl Logs {
 
     /// Deletes all logs of a function.
     pub(crate) fn delete(&self, function: &FunctionKey) {
-        let _ = fs::remove_dir_all(self.folder(function));
+        let _ = fs::remove_dir_all(self.directory(function));
     }
 
-    /// Returns a channel of lines. It ends after the last line, or, if the query follows the log, at the
-    /// deadline or when the receiver is dropped.
+    /// Returns a channel of the log lines that a query selects. It ends after the last line, or, if the query
+    /// follows the log, at the deadline or when the receiver is dropped.
     pub(crate) fn stream(&self, query: LogQuery, deadline: Instant) -> mpsc::Receiver<LogMessage> {
         let (sender, receiver) = mpsc::channel(64);
-        let reader = LogReader::new(self.folder(&query.function), query);
+        let reader = LogReader::new(self.directory(&query.function), query);
         tokio::spawn(async move {
             let finished = tokio::time::timeout_at(deadline, send(reader, &sender));
             if let Ok(Err(error)) = finished.await {
@@ -120,7 +120,7 @@ impl Logs {
         receiver
     }
 
-    fn folder(&self, function: &FunctionKey) -> PathBuf {
+    fn directory(&self, function: &FunctionKey) -> PathBuf {
         self.root.join(&function.namespace).join(&function.name)
     }
 }
@@ -128,12 +128,12 @@ impl Logs {
 async fn send(mut reader: LogReader, sender: &mpsc::Sender<LogMessage>) -> Result<(), Error> {
     // The watch starts before the first read, so that no line is missed in between.
     let mut watch = if reader.query().follow {
-        FolderWatch::new(reader.folder()).ok()
+        DirectoryWatch::new(reader.directory()).ok()
     } else {
         None
     };
     loop {
-        let (back, lines) = read_on(reader).await?;
+        let (back, lines) = read_in_background(reader).await?;
         reader = back;
         for line in lines {
             if sender.send(line).await.is_err() {
@@ -148,7 +148,7 @@ async fn send(mut reader: LogReader, sender: &mpsc::Sender<LogMessage>) -> Resul
     }
 }
 
-async fn read_on(mut reader: LogReader) -> Result<(LogReader, Vec<LogMessage>), Error> {
+async fn read_in_background(mut reader: LogReader) -> Result<(LogReader, Vec<LogMessage>), Error> {
     let task = tokio::task::spawn_blocking(move || {
         let lines = reader.read();
         (reader, lines)
@@ -156,7 +156,7 @@ async fn read_on(mut reader: LogReader) -> Result<(LogReader, Vec<LogMessage>), 
     task.await.map_err(|_| Error::Stopping)
 }
 
-/// Escapes a path for a URI: all bytes except unreserved ones and slashes.
+/// Percent-encodes a path for a URI: all bytes except unreserved ones and slashes.
 fn escaped(path: &Path) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
     let bytes = path.as_os_str().as_encoded_bytes().iter();
@@ -172,28 +172,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sink_is_this_program_and_the_functions_folder() {
+    fn the_sink_is_this_program_and_the_functions_directory() {
         let logs = Logs {
             root: "/state dir/logs".into(),
             program: "/bin/provider".into(),
         };
         assert_eq!(
-            logs.sink(&FunctionKey::new("hello", "fn")),
+            logs.sink_uri(&FunctionKey::new("hello", "fn")),
             "binary:///bin/provider?collect=/state%20dir/logs/fn/hello"
         );
     }
 
     #[test]
     fn the_logs_of_the_oldest_instances_are_removed_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let logs = Logs::open(folder.path().into()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::open(directory.path().into()).unwrap();
         let key = FunctionKey::new("hello", "fn");
-        fs::create_dir_all(logs.folder(&key)).unwrap();
+        fs::create_dir_all(logs.directory(&key)).unwrap();
         for generation in 1..=7 {
-            fs::write(logs.folder(&key).join(format!("hello.{generation}.log")), "").unwrap();
+            fs::write(logs.directory(&key).join(format!("hello.{generation}.log")), "").unwrap();
         }
         logs.prune(&key);
-        let mut left: Vec<_> = read::instances(&logs.folder(&key));
+        let mut left: Vec<_> = read::instances(&logs.directory(&key));
         left.sort_unstable();
         let names: Vec<_> = left
             .iter()
@@ -204,15 +204,15 @@ mod tests {
             ["hello.4.log", "hello.5.log", "hello.6.log", "hello.7.log"]
         );
         logs.delete(&key);
-        assert!(!logs.folder(&key).exists());
+        assert!(!logs.directory(&key).exists());
     }
 
     #[tokio::test]
     async fn a_followed_log_includes_lines_that_are_written_later() {
-        let folder = tempfile::tempdir().unwrap();
-        let logs = Logs::open(folder.path().into()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let logs = Logs::open(directory.path().into()).unwrap();
         let key = FunctionKey::new("hello", "fn");
-        fs::create_dir_all(logs.folder(&key)).unwrap();
+        fs::create_dir_all(logs.directory(&key)).unwrap();
         let write = |file: &str, text: &str| {
             let record = LogRecord {
                 timestamp: Timestamp::now(),
@@ -220,7 +220,7 @@ mod tests {
                 text: text.into(),
             };
             let line = format!("{}\n", serde_json::to_string(&record).unwrap());
-            let path = logs.folder(&key).join(file);
+            let path = logs.directory(&key).join(file);
             let before = fs::read_to_string(&path).unwrap_or_default();
             fs::write(path, before + &line).unwrap();
         };

@@ -25,8 +25,8 @@ enum Task {
     /// Collect the output of a function; containerd's shim runs this.
     #[command(hide = true)]
     Collect {
-        /// The folder of the function's logs.
-        folder: PathBuf,
+        /// The directory of the function's logs.
+        directory: PathBuf,
     },
 }
 
@@ -69,7 +69,7 @@ fn run(task: Task) -> anyhow::Result<()> {
                 serve(*settings, stop).await?;
             }
             Task::Cleanup(settings) => cleanup(*settings).await?,
-            Task::Collect { folder } => collect(&folder).await?,
+            Task::Collect { directory } => collect(&directory).await?,
         }
         Ok(())
     })

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// A map of names to values: environment, labels, annotations.
+/// A map of names to values, for environments, labels and annotations.
 pub(crate) type Map = BTreeMap<String, String>;
 
 /// A request to create or update a function (`FunctionDeployment`).
@@ -117,7 +117,7 @@ pub(crate) struct VersionInfo {
     pub(crate) release: &'static str,
 }
 
-/// The name of a secret, in answers (`Secret` without its value).
+/// The name of a secret in an answer (`Secret` without its value).
 #[derive(Debug, Serialize)]
 pub(crate) struct SecretName {
     pub(crate) name: String,

@@ -26,13 +26,13 @@ use tokio::{process::Command, sync::Mutex};
 use self::plugin::{CniCommand, Invocation, Plugins};
 use crate::{error::Error, settings::Settings};
 
-/// The name of the interface inside a function's namespace.
+/// The name of the network interface inside a function's namespace.
 const INTERFACE: &str = "eth0";
 
-/// The file system type of namespace files (linux/magic.h).
+/// The file system type of the files on which namespaces are mounted (linux/magic.h).
 const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
-/// Connects containers to the bridge, and disconnects them.
+/// The functions' network, which connects containers to the bridge.
 #[derive(Debug)]
 pub(crate) struct Network {
     plugins: Plugins,
@@ -40,14 +40,14 @@ pub(crate) struct Network {
     loopback_conf: Value,
     namespaces: PathBuf,
     results: PathBuf,
-    /// The plugins change the same firewall, so they run one after the other.
+    /// A lock for running CNI plugins one after the other, because they change the same firewall.
     one_at_a_time: Mutex<()>,
 }
 
 impl Network {
-    /// Writes the CNI configuration and creates the state folders.
+    /// Writes the CNI configuration and creates the state directories of the network.
     pub(crate) fn open(settings: &Settings) -> Result<Self, Error> {
-        let list = conf::list(
+        let list = conf::plugin_list(
             &settings.bridge,
             &settings.subnet,
             &settings.state_dir.join("cni/ipam"),
@@ -55,20 +55,20 @@ impl Network {
         let file = settings.cni_conf_dir().join(conf::FILE);
         let network = Self {
             plugins: Plugins::new(&settings.cni_bin_dir),
-            plugin_confs: conf::plugins(&list),
-            loopback_conf: conf::loopback(),
+            plugin_confs: conf::plugin_inputs(&list),
+            loopback_conf: conf::loopback_conf(),
             namespaces: settings.state_dir.join("netns"),
             results: settings.state_dir.join("cni/results"),
             one_at_a_time: Mutex::new(()),
         };
-        for folder in [&settings.cni_conf_dir(), &network.namespaces, &network.results] {
-            fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        for directory in [&settings.cni_conf_dir(), &network.namespaces, &network.results] {
+            fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
         }
         fs::write(&file, format!("{list:#}\n")).map_err(Error::io("write", &file))?;
         Ok(network)
     }
 
-    /// Connects and disconnects a namespace. This creates the bridge, with the host's address on it, and
+    /// Connects and disconnects a test namespace. This creates the bridge, with the host's address on it, and
     /// shows whether the plugins work on this machine.
     pub(crate) async fn self_test(&self) -> Result<(), Error> {
         self.attach("self-test").await?;
@@ -81,7 +81,7 @@ impl Network {
         self.namespaces.join(id)
     }
 
-    /// Creates a container's network namespace, connects it, and returns its address.
+    /// Creates a container's network namespace, connects it to the bridge, and returns the container's address.
     pub(crate) async fn attach(&self, id: &str) -> Result<IpAddr, Error> {
         self.detach(id).await;
         let attached = self.attach_new(id).await;
@@ -115,15 +115,15 @@ impl Network {
             let file = self.results.join(id);
             fs::write(&file, bytes).map_err(Error::io("write", &file))?;
         }
-        result.as_ref().and_then(address).ok_or_else(|| Error::Network {
+        result.as_ref().and_then(first_address).ok_or_else(|| Error::Network {
             operation: "add".to_owned(),
             subject: id.to_owned(),
             reason: "the plugins returned no address".to_owned(),
         })
     }
 
-    /// Disconnects a container and removes its namespace, if it has one. Errors are logged only, because no
-    /// caller could handle them.
+    /// Disconnects a container from the bridge and removes its network namespace, if it has one. Errors are
+    /// logged only, because no caller could handle them.
     pub(crate) async fn detach(&self, id: &str) {
         let namespace = self.namespace_file(id);
         let result_file = self.results.join(id);
@@ -160,15 +160,15 @@ impl Network {
         }
     }
 
-    /// Returns the address of a container, if it is connected.
+    /// Returns the address of a container, if the container is connected to the bridge.
     pub(crate) fn address_of(&self, id: &str) -> Option<IpAddr> {
-        address(&read_result(&self.results.join(id))?)
+        first_address(&read_result(&self.results.join(id))?)
     }
 
-    /// Disconnects everything that belongs to no known container.
+    /// Disconnects every container that is not known, and removes its network namespace.
     pub(crate) async fn keep_only(&self, is_known: impl Fn(&str) -> bool) {
-        for folder in [&self.results, &self.namespaces] {
-            let Ok(entries) = fs::read_dir(folder) else {
+        for directory in [&self.results, &self.namespaces] {
+            let Ok(entries) = fs::read_dir(directory) else {
                 continue;
             };
             let names = entries
@@ -218,8 +218,8 @@ fn read_result(file: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
-/// Returns the first address in a plugin's result, where it is followed by the length of its prefix.
-fn address(result: &Value) -> Option<IpAddr> {
+/// Returns the first address in a CNI plugin's result, where it is followed by the length of its prefix.
+fn first_address(result: &Value) -> Option<IpAddr> {
     let address = result["ips"][0]["address"].as_str()?;
     address.split('/').next()?.parse().ok()
 }
@@ -234,7 +234,7 @@ mod tests {
     fn the_address_is_the_first_one_in_the_result() {
         let result = json!({"cniVersion": "0.4.0", "interfaces": [{"name": "openfaas0"}],
             "ips": [{"version": "4", "interface": 2, "address": "10.62.0.7/16", "gateway": "10.62.0.1"}]});
-        assert_eq!(address(&result), Some([10, 62, 0, 7].into()));
-        assert_eq!(address(&json!({"ips": []})), None);
+        assert_eq!(first_address(&result), Some([10, 62, 0, 7].into()));
+        assert_eq!(first_address(&json!({"ips": []})), None);
     }
 }

@@ -34,17 +34,18 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 
 use crate::{backend::CallGuard, functions::Functions, key::FunctionKey};
 
-/// The prefix of proxied paths.
+/// The prefix of the paths that are forwarded to functions.
 const PREFIX: &str = "/function/";
 
-/// The longest time for which an idle connection is kept.
+/// The longest time for which an idle connection to a function is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The timeout for connecting.
+/// The timeout for connecting to a function.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The limits, in bytes and in time, on reading a body for which there is no function.
+/// The limit on reading the body of a call to a missing function, in bytes.
 const DISCARDED_BODY_LIMIT: usize = 256 << 10;
+/// The timeout for reading the body of a call to a missing function.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The header that distinguishes the proxy's own answers from a function's.
@@ -53,7 +54,7 @@ const INTERNAL: HeaderName = HeaderName::from_static("x-openfaas-internal");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Headers that are not forwarded, because they concern one connection.
+/// The headers that are not forwarded, because they concern one connection only.
 const HOP_BY_HOP: [HeaderName; 8] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -65,7 +66,7 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     UPGRADE,
 ];
 
-/// Forwards calls to functions.
+/// The proxy that forwards calls to functions.
 #[derive(Clone, Debug)]
 pub(crate) struct Proxy {
     functions: Functions,
@@ -94,7 +95,7 @@ impl Proxy {
     }
 }
 
-/// Forwards a call.
+/// Forwards a call to the function that its path names.
 pub(crate) async fn call(
     State(proxy): State<Proxy>,
     ConnectInfo(caller): ConnectInfo<SocketAddr>,
@@ -103,7 +104,7 @@ pub(crate) async fn call(
     if matches!(*request.method(), Method::CONNECT | Method::TRACE) || is_unsupported(request.method()) {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
-    let Some((name, path)) = split(request.uri()) else {
+    let Some((name, path)) = split_uri(request.uri()) else {
         return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
     };
     let name = name.to_owned();
@@ -181,8 +182,8 @@ fn error_response(status: StatusCode, text: String) -> Response {
     (status, [(INTERNAL, "proxy")], text + "\n").into_response()
 }
 
-/// Splits a path into the function's name and the path and query for the function.
-fn split(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
+/// Splits the URI of a call into the function's name, and the path and query for the function.
+fn split_uri(uri: &Uri) -> Option<(&str, Option<PathAndQuery>)> {
     let rest = uri.path().strip_prefix(PREFIX)?;
     let (name, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let in_names = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -238,7 +239,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// A response's body. The call is in progress until the body ends; at the deadline the body fails.
+/// The body of a function's response. The call is in progress until the body ends; at the deadline the body
+/// fails.
 struct CountedBody<B> {
     body: B,
     _guard: CallGuard,
@@ -286,7 +288,7 @@ mod tests {
 
     fn parts(path: &str) -> Option<(String, String)> {
         let uri: Uri = path.parse().unwrap();
-        split(&uri).map(|(name, path)| (name.to_owned(), path.unwrap().to_string()))
+        split_uri(&uri).map(|(name, path)| (name.to_owned(), path.unwrap().to_string()))
     }
 
     #[test]

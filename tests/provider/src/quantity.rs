@@ -1,6 +1,6 @@
-//! Parses Kubernetes quantities (`128Mi`, `1.5G`, `1e3`) of memory.
+//! The parser of Kubernetes quantities (`128Mi`, `1.5G`, `1e3`) of memory.
 
-/// Parses a quantity as a whole number of bytes, rounded up as `resource.Quantity` does.
+/// Parses a Kubernetes quantity as a whole number of bytes, rounded up as `resource.Quantity` does.
 pub(crate) fn parse(text: &str) -> Option<i64> {
     let text = text.trim();
     let number_end = text

@@ -1,4 +1,4 @@
-//! Reads the user names from a container's root file system before the container runs.
+//! The reading of user names from a container's root file system before the container runs.
 //!
 //! Files are opened relative to the root, and links are resolved inside it, so that an image cannot refer to
 //! files outside.
@@ -18,18 +18,18 @@ use rustix::{
 
 use crate::{containerd::Mounts, error::Error, spec::user::UserFiles};
 
-/// The number of bytes that are read of a file with users or groups.
+/// The number of bytes that are read of an image's file with users or groups.
 const LONGEST: u64 = 1 << 20;
 
-/// Reads an image's user and group files. A missing file is empty.
-pub(crate) async fn users(mounts: Mounts) -> Result<UserFiles, Error> {
-    let read = tokio::task::spawn_blocking(move || read_users(&mounts)).await;
+/// Mounts an image's root file system and reads its user and group files. A missing file counts as empty.
+pub(crate) async fn read_user_files(mounts: Mounts) -> Result<UserFiles, Error> {
+    let read = tokio::task::spawn_blocking(move || mount_and_read(&mounts)).await;
     read.unwrap_or(Err(Error::Stopping))
 }
 
-fn read_users(mounts: &[Mount]) -> Result<UserFiles, Error> {
-    let folder = tempfile::tempdir().map_err(Error::io("create", "a temporary folder"))?;
-    let mounted = Mounted::new(mounts, folder.path())?;
+fn mount_and_read(mounts: &[Mount]) -> Result<UserFiles, Error> {
+    let directory = tempfile::tempdir().map_err(Error::io("create", "a temporary directory"))?;
+    let mounted = MountedRoot::mount(mounts, directory.path())?;
     let root = openat2(
         CWD,
         &mounted.0,
@@ -39,12 +39,12 @@ fn read_users(mounts: &[Mount]) -> Result<UserFiles, Error> {
     )
     .map_err(|errno| Error::io("open", &mounted.0)(errno.into()))?;
     Ok(UserFiles {
-        passwd: read_in(&root, "etc/passwd"),
-        group: read_in(&root, "etc/group"),
+        passwd: read_within_root(&root, "etc/passwd"),
+        group: read_within_root(&root, "etc/group"),
     })
 }
 
-fn read_in(root: &OwnedFd, path: &str) -> String {
+fn read_within_root(root: &OwnedFd, path: &str) -> String {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mut text = String::new();
     if let Ok(file) = openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT) {
@@ -55,13 +55,13 @@ fn read_in(root: &OwnedFd, path: &str) -> String {
     text
 }
 
-/// A mounted root file system, unmounted when dropped.
-struct Mounted(PathBuf);
+/// A mounted root file system, which is unmounted when dropped.
+struct MountedRoot(PathBuf);
 
-impl Mounted {
-    fn new(mounts: &[Mount], target: &Path) -> Result<Self, Error> {
+impl MountedRoot {
+    fn mount(mounts: &[Mount], target: &Path) -> Result<Self, Error> {
         for one in mounts {
-            let (flags, data) = options(&one.options);
+            let (flags, data) = parse_mount_options(&one.options);
             let data = CString::new(data).unwrap_or_default();
             mount(
                 one.source.as_str(),
@@ -76,7 +76,7 @@ impl Mounted {
     }
 }
 
-impl Drop for Mounted {
+impl Drop for MountedRoot {
     fn drop(&mut self) {
         if let Err(error) = unmount(&self.0, UnmountFlags::DETACH) {
             tracing::warn!(%error, path = %self.0.display(), "cannot unmount a snapshot");
@@ -84,7 +84,7 @@ impl Drop for Mounted {
     }
 }
 
-fn options(options: &[String]) -> (MountFlags, String) {
+fn parse_mount_options(options: &[String]) -> (MountFlags, String) {
     let mut flags = MountFlags::empty();
     let mut data = Vec::new();
     for option in options {
@@ -107,11 +107,11 @@ mod tests {
     fn mount_options_become_flags_or_data() {
         let given = ["workdir=/w", "rw", "upperdir=/u", "lowerdir=/l"].map(str::to_owned);
         assert_eq!(
-            options(&given),
+            parse_mount_options(&given),
             (MountFlags::empty(), "workdir=/w,upperdir=/u,lowerdir=/l".into())
         );
         assert_eq!(
-            options(&["rbind".to_owned()]),
+            parse_mount_options(&["rbind".to_owned()]),
             (MountFlags::BIND | MountFlags::REC, String::new())
         );
     }
@@ -130,7 +130,7 @@ mod tests {
             ResolveFlags::empty(),
         )
         .unwrap();
-        assert_eq!(read_in(&fd, "etc/passwd"), "");
-        assert_eq!(read_in(&fd, "etc/group"), "app:x:1:\n");
+        assert_eq!(read_within_root(&fd, "etc/passwd"), "");
+        assert_eq!(read_within_root(&fd, "etc/group"), "app:x:1:\n");
     }
 }

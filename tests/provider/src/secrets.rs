@@ -1,6 +1,6 @@
-//! Secrets of functions: one file each, in one folder for each namespace.
+//! The secrets of functions: one file each, in one directory for each namespace.
 //!
-//! The files are readable by every user, because functions with any user have them mounted; the folders
+//! The files are readable by every user, because functions with any user have them mounted; the directories
 //! around them are not accessible. A value is changed in place, because functions have the file itself
 //! mounted and would not see a new one; it is never empty in between.
 
@@ -13,31 +13,31 @@ use std::{
 
 use crate::error::Error;
 
-/// The secrets of all namespaces.
+/// The store of the secrets of all namespaces.
 #[derive(Clone, Debug)]
 pub(crate) struct Secrets {
     root: PathBuf,
 }
 
 impl Secrets {
-    /// Opens the folder; creates it if it does not exist.
+    /// Opens the directory of all secrets; creates it if it does not exist.
     pub(crate) fn open(root: PathBuf) -> Result<Self, Error> {
-        create_folder(&root)?;
+        create_directory(&root)?;
         Ok(Self { root })
     }
 
-    /// Returns the folder with a namespace's secrets.
-    pub(crate) fn folder(&self, namespace: &str) -> PathBuf {
+    /// Returns the directory with a namespace's secrets.
+    pub(crate) fn directory(&self, namespace: &str) -> PathBuf {
         self.root.join(namespace)
     }
 
     /// Returns the names of a namespace's secrets, sorted.
     pub(crate) fn names(&self, namespace: &str) -> Result<Vec<String>, Error> {
-        let folder = self.folder(namespace);
-        let entries = match fs::read_dir(&folder) {
+        let directory = self.directory(namespace);
+        let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(Error::io("list", &folder)(error)),
+            Err(error) => return Err(Error::io("list", &directory)(error)),
         };
         let mut names: Vec<String> = entries
             .flatten()
@@ -47,11 +47,11 @@ impl Secrets {
         Ok(names)
     }
 
-    /// Creates a secret, or changes its value.
+    /// Stores a secret, or changes its value.
     pub(crate) fn set(&self, namespace: &str, name: &str, value: &[u8]) -> Result<(), Error> {
-        let folder = self.folder(namespace);
-        let path = folder.join(checked(name)?);
-        create_folder(&folder)?;
+        let directory = self.directory(namespace);
+        let path = directory.join(checked_name(name)?);
+        create_directory(&directory)?;
         let opened = OpenOptions::new()
             .write(true)
             .create(true)
@@ -67,17 +67,17 @@ impl Secrets {
             .map_err(Error::io("write", &path))
     }
 
-    /// Deletes a secret; fails if it does not exist.
+    /// Deletes a secret from the store; fails if the secret does not exist.
     pub(crate) fn delete(&self, namespace: &str, name: &str) -> Result<(), Error> {
-        let path = self.folder(namespace).join(checked(name)?);
+        let path = self.directory(namespace).join(checked_name(name)?);
         fs::remove_file(&path).map_err(Error::io("delete", &path))
     }
 
-    /// Fails if one of the secrets does not exist.
-    pub(crate) fn check(&self, namespace: &str, names: &[String]) -> Result<(), Error> {
-        let folder = self.folder(namespace);
+    /// Fails if one of the named secrets does not exist.
+    pub(crate) fn check_exist(&self, namespace: &str, names: &[String]) -> Result<(), Error> {
+        let directory = self.directory(namespace);
         for name in names {
-            if checked(name).is_err() || !folder.join(name).is_file() {
+            if checked_name(name).is_err() || !directory.join(name).is_file() {
                 return Err(Error::SecretMissing(name.clone()));
             }
         }
@@ -85,7 +85,7 @@ impl Secrets {
     }
 }
 
-fn checked(name: &str) -> Result<&str, Error> {
+fn checked_name(name: &str) -> Result<&str, Error> {
     if name.trim().is_empty() {
         return Err(Error::Invalid("non-empty name is required".to_owned()));
     }
@@ -95,7 +95,7 @@ fn checked(name: &str) -> Result<&str, Error> {
     Ok(name)
 }
 
-fn create_folder(path: &Path) -> Result<(), Error> {
+fn create_directory(path: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -111,15 +111,15 @@ mod tests {
     use super::*;
 
     fn secrets() -> (tempfile::TempDir, Secrets) {
-        let folder = tempfile::tempdir().unwrap();
-        let secrets = Secrets::open(folder.path().join("secrets")).unwrap();
-        (folder, secrets)
+        let directory = tempfile::tempdir().unwrap();
+        let secrets = Secrets::open(directory.path().join("secrets")).unwrap();
+        (directory, secrets)
     }
 
     #[test]
     fn changing_a_secret_keeps_its_inode() {
-        let (_folder, secrets) = secrets();
-        let path = secrets.folder("fn").join("key");
+        let (_directory, secrets) = secrets();
+        let path = secrets.directory("fn").join("key");
         secrets.set("fn", "key", b"a longer value").unwrap();
         let inode = fs::metadata(&path).unwrap().ino();
         secrets.set("fn", "key", b"short").unwrap();
@@ -128,34 +128,34 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_readable_by_every_user_in_a_folder_that_only_its_owner_can_enter() {
-        let (_folder, secrets) = secrets();
+    fn a_secret_is_readable_by_every_user_in_a_directory_that_only_its_owner_can_enter() {
+        let (_directory, secrets) = secrets();
         secrets.set("fn", "key", b"v").unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!(mode(&secrets.folder("fn").join("key")), 0o644);
+        assert_eq!(mode(&secrets.directory("fn").join("key")), 0o644);
         assert_eq!(mode(&secrets.root), 0o700);
     }
 
     #[test]
     fn each_namespace_has_its_own_secrets() {
-        let (_folder, secrets) = secrets();
+        let (_directory, secrets) = secrets();
         secrets.set("a", "two", b"v").unwrap();
         secrets.set("a", "one", b"v").unwrap();
         assert_eq!(secrets.names("a").unwrap(), ["one", "two"]);
         assert!(secrets.names("b").unwrap().is_empty());
-        secrets.check("a", &["one".into()]).unwrap();
-        let error = secrets.check("b", &["one".into()]).unwrap_err();
+        secrets.check_exist("a", &["one".into()]).unwrap();
+        let error = secrets.check_exist("b", &["one".into()]).unwrap_err();
         assert_eq!(error.to_string(), "unable to find secret: one");
         secrets.delete("a", "one").unwrap();
         assert!(secrets.delete("a", "one").is_err());
     }
 
     #[test]
-    fn names_cannot_lead_out_of_the_folder() {
-        let (_folder, secrets) = secrets();
+    fn names_cannot_lead_out_of_the_directory() {
+        let (_directory, secrets) = secrets();
         for name in ["", " ", "../key", "a/b", "..", "."] {
             assert!(secrets.set("fn", name, b"v").is_err(), "{name}");
-            assert!(secrets.check("fn", &[name.to_owned()]).is_err(), "{name}");
+            assert!(secrets.check_exist("fn", &[name.to_owned()]).is_err(), "{name}");
         }
     }
 }

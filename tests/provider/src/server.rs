@@ -1,4 +1,4 @@
-//! Runs the provider: opens its resources, serves the API, and stops.
+//! The run of the provider: opens its resources, serves the API, and stops.
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 
@@ -13,10 +13,11 @@ use crate::{
     settings::Settings,
 };
 
-/// The longest time for calls in progress after the provider is asked to stop.
+/// The longest time for calls in progress to finish after the provider is asked to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves until `stop` resolves. Functions continue to run without the provider; the next one restores them.
+/// Serves the provider's API until `stop` resolves. Functions continue to run without the provider; the next
+/// one restores them.
 ///
 /// # Errors
 ///
@@ -56,7 +57,7 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
     stopping.cancel();
     let finished = async {
         let _ = (&mut server).await;
-        functions.close().await;
+        functions.wait_for_removals().await;
     };
     if tokio::time::timeout(STOP_TIMEOUT, finished).await.is_err() {
         tracing::warn!("stopped before all calls and removals were done");

@@ -25,7 +25,7 @@ pub struct Settings {
     #[arg(long, env = "listen_address", default_value = "10.62.0.1:8081")]
     pub(crate) listen_address: SocketAddr,
 
-    /// containerd's socket.
+    /// The path of containerd's socket.
     #[arg(long, env = "sock", default_value = "/run/containerd/containerd.sock")]
     pub(crate) sock: PathBuf,
 
@@ -33,20 +33,20 @@ pub struct Settings {
     #[arg(long, env = "function_namespace", default_value = "openfaas-fn")]
     pub(crate) function_namespace: String,
 
-    /// containerd's snapshotter.
+    /// The name of containerd's snapshotter.
     #[arg(long, env = "snapshotter", default_value = "overlayfs")]
     pub(crate) snapshotter: String,
 
-    /// The folder for logs, network leases and the mounted files of functions.
+    /// The directory for logs, network leases and the mounted files of functions.
     #[arg(long, env = "state_dir", default_value = "/var/lib/slipway-dev")]
     pub(crate) state_dir: PathBuf,
 
-    /// The folder for secrets, with one folder for each namespace. Default: `secrets` under the state
+    /// The directory for secrets, with one directory for each namespace. Default: `secrets` under the state
     /// directory.
     #[arg(long, env = "secrets_dir")]
     pub(crate) secrets_dir: Option<PathBuf>,
 
-    /// The folder with the API's credentials: files `basic-auth-user` and `basic-auth-password`.
+    /// The directory with the API's credentials: files `basic-auth-user` and `basic-auth-password`.
     #[arg(long, env = "secret_mount_path", default_value = "/run/secrets")]
     pub(crate) secret_mount_path: PathBuf,
 
@@ -58,11 +58,11 @@ pub struct Settings {
     #[arg(long, env = "plain_http_registries", value_delimiter = ',')]
     pub(crate) plain_http_registries: Vec<String>,
 
-    /// The folder of the CNI plugins.
+    /// The directory of the CNI plugins.
     #[arg(long, env = "cni_bin_dir", default_value = "/usr/lib/cni")]
     pub(crate) cni_bin_dir: PathBuf,
 
-    /// The folder to which the CNI configuration is written, for inspection only. Default: `cni/net.d` under
+    /// The directory to which the CNI configuration is written, for inspection only. Default: `cni/net.d` under
     /// the state directory.
     #[arg(long, env = "cni_conf_dir")]
     pub(crate) cni_conf_dir: Option<PathBuf>,
@@ -79,7 +79,7 @@ pub struct Settings {
     #[arg(long, env = "nameservers", value_delimiter = ',')]
     pub(crate) nameservers: Vec<IpAddr>,
 
-    /// More lines for the functions' `/etc/hosts`: `name=address`, comma-separated.
+    /// Additional lines for the functions' `/etc/hosts`: `name=address`, comma-separated.
     #[arg(long, env = "extra_hosts", value_delimiter = ',', value_parser = host_alias)]
     pub(crate) extra_hosts: Vec<(String, IpAddr)>,
 
@@ -87,8 +87,8 @@ pub struct Settings {
     #[arg(long, env = "cgroup_parent", default_value = "/slipway-dev")]
     pub(crate) cgroup_parent: String,
 
-    /// How functions are updated. The annotation `dev.slipway.update-strategy` overrides this for one
-    /// function.
+    /// The strategy with which functions are updated. The annotation `dev.slipway.update-strategy` overrides
+    /// this for one function.
     #[arg(long, env = "update_strategy", value_enum, default_value_t = UpdateStrategy::Rolling)]
     pub(crate) update_strategy: UpdateStrategy,
 
@@ -109,15 +109,15 @@ pub struct Settings {
     pub(crate) grace_period: Duration,
 }
 
-/// How a function is updated, and whether it is restarted when it ends by itself.
+/// The strategy for updating a function, and for restarting it when it ends by itself.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 pub(crate) enum UpdateStrategy {
-    /// Starts the new version beside the old one, and routes calls to it once it listens; a failed update
-    /// changes nothing. A function that ends by itself is restarted.
+    /// The provider starts the new version beside the old one, and routes calls to it once it listens; a failed
+    /// update changes nothing. A function that ends by itself is restarted.
     Rolling,
-    /// As faasd 0.19 does: deletes the old version, then creates the new one, so that a failed update leaves
-    /// no running function. A function counts as available once its process runs, and is not restarted when
-    /// it ends by itself.
+    /// The provider deletes the old version, then creates the new one, as faasd 0.19 does, so that a failed
+    /// update leaves no running function. A function counts as available once its process runs, and is not
+    /// restarted when it ends by itself.
     Recreate,
     /// As faas-netes does: accepts an update and reports the new version at once, while the old version keeps
     /// answering, and counts as available, until the new one listens; if it never does, for ever. A function
@@ -126,12 +126,12 @@ pub(crate) enum UpdateStrategy {
 }
 
 impl Settings {
-    /// Creates the state and secrets directories and makes their paths absolute, because containers refer to
-    /// them.
+    /// Creates the directories for state and secrets and makes their paths absolute, because containers refer
+    /// to them.
     pub(crate) fn prepared(mut self) -> Result<Self, Error> {
-        let absolute = |folder: PathBuf| {
-            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-            folder.canonicalize().map_err(Error::io("resolve", &folder))
+        let absolute = |directory: PathBuf| {
+            fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+            directory.canonicalize().map_err(Error::io("resolve", &directory))
         };
         let secrets_dir = self.secrets_dir();
         self.state_dir = absolute(self.state_dir)?;
@@ -146,26 +146,26 @@ impl Settings {
         own.unwrap_or(self.update_strategy)
     }
 
-    /// Returns the folder for secrets.
+    /// Returns the directory for functions' secrets.
     pub(crate) fn secrets_dir(&self) -> PathBuf {
         self.secrets_dir
             .clone()
             .unwrap_or_else(|| self.state_dir.join("secrets"))
     }
 
-    /// Returns the folder to which the CNI configuration is written.
+    /// Returns the directory to which the CNI configuration is written.
     pub(crate) fn cni_conf_dir(&self) -> PathBuf {
         self.cni_conf_dir
             .clone()
             .unwrap_or_else(|| self.state_dir.join("cni/net.d"))
     }
 
-    /// Returns the parent folder of the `/tmp` of functions with a read-only root.
+    /// Returns the parent directory of the `/tmp` of functions with a read-only root.
     pub(crate) fn scratch_dir(&self) -> PathBuf {
         self.state_dir.join("tmp")
     }
 
-    /// Returns the folder for the functions' logs.
+    /// Returns the directory for the functions' logs.
     pub(crate) fn logs_dir(&self) -> PathBuf {
         self.state_dir.join("logs")
     }

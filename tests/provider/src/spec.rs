@@ -1,4 +1,4 @@
-//! Builds the OCI runtime specification of a function's container from the deployment and the image's
+//! The OCI runtime specification of a function's container, built from the deployment and the image's
 //! configuration, without side effects.
 //!
 //! It is faasd's specification, which is containerd's default with one capability, with these differences:
@@ -25,30 +25,30 @@ use crate::{
     quantity,
 };
 
-/// The folder where functions find their secrets.
+/// The directory of secrets inside a function's container.
 pub(crate) const SECRETS: &str = "/var/openfaas/secrets";
 
-/// The search path if the image has none.
+/// The variable `PATH` of a function whose image has none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The input of a specification.
+/// The input for the runtime specification of a container.
 #[derive(Debug)]
 pub(crate) struct SpecInput<'a> {
     pub(crate) deployment: &'a FunctionDeployment,
     pub(crate) config: &'a Config,
     pub(crate) user: User,
-    /// The file on which the network namespace is mounted.
+    /// The file on which the container's network namespace is mounted.
     pub(crate) network: &'a Path,
     pub(crate) cgroup: String,
     pub(crate) resolv_conf: &'a Path,
     pub(crate) hosts: &'a Path,
-    /// The folder with the namespace's secrets.
+    /// The directory with the secrets of the function's namespace.
     pub(crate) secrets: &'a Path,
-    /// The folder to mount at `/tmp`, if the root is read-only.
+    /// The directory to mount at `/tmp`, if the container's root is read-only.
     pub(crate) scratch: Option<&'a Path>,
 }
 
-/// Returns the memory limit of a deployment, in bytes.
+/// Parses the memory limit of a deployment, in bytes.
 pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64>, Error> {
     let memory = deployment
         .limits
@@ -63,7 +63,7 @@ pub(crate) fn memory_limit(deployment: &FunctionDeployment) -> Result<Option<i64
     }
 }
 
-/// Builds the specification.
+/// Builds the runtime specification of a function's container.
 pub(crate) fn build(input: SpecInput<'_>) -> Result<Spec, Error> {
     let memory = memory_limit(input.deployment)?;
     let args = command(input.config);
@@ -177,7 +177,7 @@ fn added_env(deployment: &FunctionDeployment) -> Map {
     env
 }
 
-/// Returns the environment for the status, without `PATH` and `fprocess`, and the value of `fprocess`.
+/// Returns the environment for a function's status, without `PATH` and `fprocess`, and the value of `fprocess`.
 pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (Map, String) {
     let from_image = config
         .env()
@@ -196,14 +196,14 @@ pub(crate) fn status_env(config: &Config, deployment: &FunctionDeployment) -> (M
 fn mounts(input: &SpecInput<'_>) -> Vec<Mount> {
     let mut mounts = get_default_mounts();
     mounts.retain(|mount| mount.destination() != Path::new("/sys/fs/cgroup"));
-    mounts.push(in_memory("/run", "mode=755"));
+    mounts.push(tmpfs_mount("/run", "mode=755"));
     if let Some(scratch) = input.scratch {
-        mounts.push(bind(scratch, "/tmp".into(), &["rbind", "nosuid", "nodev"]));
+        mounts.push(bind_mount(scratch, "/tmp".into(), &["rbind", "nosuid", "nodev"]));
     }
-    mounts.push(read_only(input.resolv_conf, "/etc/resolv.conf".into()));
-    mounts.push(read_only(input.hosts, "/etc/hosts".into()));
+    mounts.push(read_only_bind_mount(input.resolv_conf, "/etc/resolv.conf".into()));
+    mounts.push(read_only_bind_mount(input.hosts, "/etc/hosts".into()));
     for name in &input.deployment.secrets {
-        mounts.push(read_only(
+        mounts.push(read_only_bind_mount(
             &input.secrets.join(name),
             Path::new(SECRETS).join(name),
         ));
@@ -211,11 +211,11 @@ fn mounts(input: &SpecInput<'_>) -> Vec<Mount> {
     mounts
 }
 
-fn read_only(source: &Path, destination: PathBuf) -> Mount {
-    bind(source, destination, &["rbind", "ro"])
+fn read_only_bind_mount(source: &Path, destination: PathBuf) -> Mount {
+    bind_mount(source, destination, &["rbind", "ro"])
 }
 
-fn bind(source: &Path, destination: PathBuf, options: &[&str]) -> Mount {
+fn bind_mount(source: &Path, destination: PathBuf, options: &[&str]) -> Mount {
     let mut mount = Mount::default();
     mount
         .set_destination(destination)
@@ -225,7 +225,7 @@ fn bind(source: &Path, destination: PathBuf, options: &[&str]) -> Mount {
     mount
 }
 
-fn in_memory(destination: &str, mode: &str) -> Mount {
+fn tmpfs_mount(destination: &str, mode: &str) -> Mount {
     let mut mount = Mount::default();
     mount
         .set_destination(destination.into())

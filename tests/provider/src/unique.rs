@@ -1,4 +1,4 @@
-//! Generates names that are unique on this machine.
+//! The generation of names that are unique on this machine.
 
 use std::{
     process,
@@ -8,14 +8,14 @@ use std::{
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
-/// Returns a unique name with a prefix.
-pub(crate) fn name(prefix: &str) -> String {
+/// Generates a name with this prefix that is unique on the machine.
+pub(crate) fn unique_name(prefix: &str) -> String {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{prefix}-{}-{}-{count}", process::id(), milliseconds())
 }
 
-/// Returns a short suffix for an instance's name; later suffixes sort after earlier ones.
-pub(crate) fn generation() -> String {
+/// Generates a short suffix for an instance's name; later suffixes sort after earlier ones.
+pub(crate) fn instance_suffix() -> String {
     format!("{:011x}", milliseconds())
 }
 

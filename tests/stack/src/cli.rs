@@ -25,30 +25,30 @@ enum Command {
     Down {
         #[command(flatten)]
         stack: Name,
-        /// Remove the stack's data too.
+        /// Also remove the stack's data.
         #[arg(long)]
         purge: bool,
     },
     /// Print the environment for using the stack from a shell: eval "$(slipway-stack env)".
     Env(Name),
-    /// Print the state of each part.
+    /// Print the state of each part of the stack.
     Status(Name),
     /// Print the last lines of a part's log.
     Logs {
         #[command(flatten)]
         stack: Name,
         part: Part,
-        /// Number of lines.
+        /// Number of log lines to print.
         #[arg(short = 'n', long, default_value_t = 50)]
         lines: usize,
     },
-    /// Stop one part.
+    /// Stop one part of the stack.
     Stop {
         #[command(flatten)]
         stack: Name,
         part: Part,
     },
-    /// Start one part.
+    /// Start one part of the stack.
     Start {
         #[command(flatten)]
         stack: Name,

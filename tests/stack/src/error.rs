@@ -90,7 +90,7 @@ pub enum Error {
     UnexpectedStatus {
         /// The method and URL of the request.
         request: String,
-        /// The status of the answer.
+        /// The HTTP status of the answer.
         status: u16,
         /// The beginning of the answer's body.
         body: String,

@@ -83,7 +83,7 @@ pub enum GatewayError {
         method: Method,
         /// The path of the request to the gateway.
         path: String,
-        /// The error of the HTTP client.
+        /// The HTTP client's error for the request to the gateway.
         #[source]
         source: BoxError,
     },
@@ -95,7 +95,7 @@ pub enum GatewayError {
         method: Method,
         /// The path of the request to the gateway.
         path: String,
-        /// The error of the HTTP client.
+        /// The HTTP client's error for the request to the gateway.
         #[source]
         source: BoxError,
     },

@@ -1,4 +1,4 @@
-//! Converts errors to HTTP responses: the only module that chooses statuses.
+//! The conversion of errors to HTTP responses: the only module that chooses statuses.
 //!
 //! The statuses are faasd's, which differ by operation: create answers every failure with 400; update does
 //! too, except for a function that does not exist (404) and an image that cannot be pulled (500).
@@ -8,7 +8,7 @@ use http::{StatusCode, header};
 
 use crate::error::Error;
 
-/// The operation of a request.
+/// The operation that a request to the API asks for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Operation {
     Read,
@@ -19,7 +19,7 @@ pub(super) enum Operation {
     Secret,
 }
 
-/// The response for a failed operation.
+/// The HTTP response for an operation that failed.
 #[derive(Debug)]
 pub(super) struct ErrorResponse(Operation, Error);
 

@@ -1,4 +1,4 @@
-//! Basic authentication of the API.
+//! Basic authentication of requests to the API.
 
 use std::{fmt, fs, path::Path, sync::Arc};
 
@@ -18,10 +18,10 @@ use crate::error::Error;
 pub(crate) struct Credentials(Arc<(String, String)>);
 
 impl Credentials {
-    /// Reads the files `basic-auth-user` and `basic-auth-password`.
-    pub(crate) fn read(folder: &Path) -> Result<Self, Error> {
+    /// Reads the API's credentials from the files `basic-auth-user` and `basic-auth-password`.
+    pub(crate) fn read(directory: &Path) -> Result<Self, Error> {
         let read = |name: &str| {
-            let path = folder.join(name);
+            let path = directory.join(name);
             let text = fs::read_to_string(&path).map_err(Error::io("read", &path))?;
             match text.trim() {
                 "" => Err(Error::Invalid(format!("{}: the file is empty", path.display()))),
@@ -34,8 +34,8 @@ impl Credentials {
         ))))
     }
 
-    fn accept(&self, headers: &HeaderMap) -> bool {
-        let Some((user, password)) = basic(headers) else {
+    fn authorize(&self, headers: &HeaderMap) -> bool {
+        let Some((user, password)) = parse_basic_auth(headers) else {
             return false;
         };
         let (expected_user, expected_password) = &*self.0;
@@ -50,7 +50,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-fn basic(headers: &HeaderMap) -> Option<(String, String)> {
+fn parse_basic_auth(headers: &HeaderMap) -> Option<(String, String)> {
     let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, encoded) = value.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {
@@ -61,13 +61,13 @@ fn basic(headers: &HeaderMap) -> Option<(String, String)> {
     Some((user.to_owned(), password.to_owned()))
 }
 
-/// Rejects requests without the right credentials.
-pub(super) async fn require(
+/// Rejects requests to the API without the right credentials.
+pub(super) async fn require_credentials(
     State(credentials): State<Credentials>,
     request: Request,
     next: Next,
 ) -> Response {
-    if credentials.accept(request.headers()) {
+    if credentials.authorize(request.headers()) {
         return next.run(request).await;
     }
     let challenge = [(header::WWW_AUTHENTICATE, r#"Basic realm="Restricted""#)];
@@ -79,10 +79,10 @@ mod tests {
     use super::*;
 
     fn credentials() -> Credentials {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("basic-auth-user"), "admin\n").unwrap();
-        fs::write(folder.path().join("basic-auth-password"), "pass:word\n").unwrap();
-        Credentials::read(folder.path()).unwrap()
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("basic-auth-user"), "admin\n").unwrap();
+        fs::write(directory.path().join("basic-auth-password"), "pass:word\n").unwrap();
+        Credentials::read(directory.path()).unwrap()
     }
 
     fn headers(value: &str) -> HeaderMap {
@@ -93,20 +93,20 @@ mod tests {
     fn only_the_right_user_and_password_are_accepted() {
         let credentials = credentials();
         let basic = |text: &str| headers(&format!("Basic {}", STANDARD.encode(text)));
-        assert!(credentials.accept(&basic("admin:pass:word")));
+        assert!(credentials.authorize(&basic("admin:pass:word")));
         for wrong in ["admin:pass", "other:pass:word", "admin", ""] {
-            assert!(!credentials.accept(&basic(wrong)), "{wrong}");
+            assert!(!credentials.authorize(&basic(wrong)), "{wrong}");
         }
-        assert!(!credentials.accept(&headers("Bearer x")));
-        assert!(!credentials.accept(&HeaderMap::new()));
+        assert!(!credentials.authorize(&headers("Bearer x")));
+        assert!(!credentials.authorize(&HeaderMap::new()));
     }
 
     #[test]
     fn debug_output_has_no_password_and_an_empty_password_is_rejected() {
         assert_eq!(format!("{:?}", credentials()), "Credentials(…)");
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("basic-auth-user"), "admin").unwrap();
-        fs::write(folder.path().join("basic-auth-password"), "\n").unwrap();
-        assert!(Credentials::read(folder.path()).is_err());
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("basic-auth-user"), "admin").unwrap();
+        fs::write(directory.path().join("basic-auth-password"), "\n").unwrap();
+        assert!(Credentials::read(directory.path()).is_err());
     }
 }

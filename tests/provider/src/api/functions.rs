@@ -1,4 +1,4 @@
-//! `/system/functions` and `/system/function/NAME`.
+//! The routes `/system/functions` and `/system/function/NAME`.
 
 use axum::{
     Json,
@@ -24,7 +24,7 @@ pub(super) struct NamespaceQuery {
     pub(super) namespace: String,
 }
 
-/// Returns the namespace of a request: the given one, or the default if none is given; fails if functions may
+/// Returns the namespace of a request: the given one, or the default if it is empty; fails if functions may
 /// not be in it.
 pub(super) async fn resolve_namespace(functions: &Functions, given: String) -> Result<String, Error> {
     if given.is_empty() {
@@ -34,7 +34,7 @@ pub(super) async fn resolve_namespace(functions: &Functions, given: String) -> R
     Ok(given)
 }
 
-/// Parses a body as JSON, whatever its content type is.
+/// Parses a request's body as JSON, whatever its content type is.
 pub(super) fn json<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
     serde_json::from_slice(body).map_err(|error| Error::Invalid(error.to_string()))
 }

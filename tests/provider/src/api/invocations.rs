@@ -1,4 +1,4 @@
-//! `/api/v1/query`: a Prometheus response without results.
+//! The route `/api/v1/query`: a Prometheus response without results.
 //!
 //! Whenever functions are listed, the gateway asks Prometheus for the number of calls, and loses the whole
 //! list if there is no response (version 2023: `mixIn` dereferences the missing response, a nil pointer).

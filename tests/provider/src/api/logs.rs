@@ -1,4 +1,4 @@
-//! `/system/logs`: streams the lines of a function's log as NDJSON, each as soon as it is written.
+//! The route `/system/logs`: streams the lines of a function's log as NDJSON, each as soon as it is written.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,10 +20,10 @@ use crate::{
     logs::{LogMessage, LogQuery},
 };
 
-/// The age of the oldest line if the request has no `since`; the same as faasd's.
+/// The age of the oldest log line in an answer if the request has no `since`; the same as faasd's.
 const DEFAULT_SINCE: Duration = Duration::from_secs(300);
 
-/// The query parameters as they are sent, all of them text.
+/// The query parameters of a request for logs, all of them as text.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Parameters {
@@ -36,7 +36,8 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Parses the query as faas-provider does; returns `None` if a number, a time or a name is malformed.
+    /// Parses the query parameters as faas-provider does; returns `None` if a number, a time or a name is
+    /// malformed.
     fn parse(self, default_namespace: &str, now: Timestamp) -> Option<LogQuery> {
         let tail: i64 = if self.tail.is_empty() {
             0

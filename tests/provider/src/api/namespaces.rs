@@ -1,4 +1,5 @@
-//! `/system/namespaces`: the containerd namespaces with the label `openfaas`. The API cannot create any.
+//! The route `/system/namespaces`: the containerd namespaces with the label `openfaas`. The API cannot create
+//! any.
 
 use axum::{Json, extract::State};
 use http::StatusCode;
@@ -14,7 +15,7 @@ pub(super) async fn list(State(functions): State<Functions>) -> Result<Json<Vec<
         .map_err(Operation::Read.failed())
 }
 
-/// Returns faas-provider's answer of a provider that cannot change namespaces.
+/// Answers, as faas-provider does, that the provider cannot change namespaces.
 pub(super) async fn not_implemented() -> (StatusCode, &'static str) {
     (
         StatusCode::NOT_IMPLEMENTED,

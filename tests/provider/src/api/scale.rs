@@ -1,4 +1,4 @@
-//! `/system/scale-function/NAME`. As in faasd, the name in the body is used, not the one in the path.
+//! The route `/system/scale-function/NAME`. As in faasd, the name in the body is used, not the one in the path.
 
 use axum::{body::Bytes, extract::State};
 

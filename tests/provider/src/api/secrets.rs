@@ -1,4 +1,4 @@
-//! `/system/secrets`. Values can be written, never read.
+//! The route `/system/secrets`. Secrets' values can be written, never read.
 
 use axum::{
     Json,

@@ -1,4 +1,4 @@
-//! containerd's containers: metadata only. The processes of a container are its task.
+//! The part of containerd's API for containers, which are metadata. The processes of a container are its task.
 
 use std::{collections::HashMap, time::SystemTime};
 
@@ -11,23 +11,23 @@ use prost_types::{Any, FieldMask};
 use super::{NamespaceClient, call, ignore_not_found};
 use crate::error::Error;
 
-/// The runtime of the tasks.
+/// The name of the runtime for functions' tasks.
 const RUNTIME: &str = "io.containerd.runc.v2";
 
 /// containerd's type URL of a runtime specification in JSON.
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
-/// A container to create.
+/// The description of a container to create.
 #[derive(Debug)]
 pub(crate) struct NewContainer<'a> {
     pub(crate) id: &'a str,
     pub(crate) image: &'a str,
-    /// The key of its snapshot.
+    /// The key of the container's snapshot.
     pub(crate) snapshot: &'a str,
     pub(crate) labels: HashMap<String, String>,
-    /// The runtime specification, as JSON.
+    /// The container's runtime specification, as JSON.
     pub(crate) spec: Vec<u8>,
-    /// The type and the bytes of its only extension.
+    /// The type and the bytes of the container's only extension.
     pub(crate) extension: (&'a str, Vec<u8>),
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Returns the bytes of an extension.
+    /// Returns the bytes of the container's extension with this name.
     pub(crate) fn extension(&self, name: &str) -> Option<&[u8]> {
         self.extensions.get(name).map(|any| any.value.as_slice())
     }
@@ -60,7 +60,7 @@ impl Container {
 }
 
 impl NamespaceClient {
-    /// Creates a container.
+    /// Creates a container in containerd's store, without a task.
     pub(crate) async fn create_container(&self, new: NewContainer<'_>) -> Result<Container, Error> {
         let id = new.id;
         let (extension, bytes) = new.extension;

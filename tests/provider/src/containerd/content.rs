@@ -3,14 +3,14 @@
 use containerd_client::services::v1::{ReadContentRequest, content_client::ContentClient};
 use serde::de::DeserializeOwned;
 
-use super::{NamespaceClient, call, failed};
+use super::{NamespaceClient, call, containerd_error};
 use crate::error::Error;
 
-/// The longest manifest or image configuration, in bytes.
+/// The longest manifest or image configuration that is read, in bytes.
 const LONGEST: usize = 4 << 20;
 
 impl NamespaceClient {
-    /// Reads a JSON blob.
+    /// Reads a blob with JSON content from containerd's content store.
     pub(crate) async fn read_json<T: DeserializeOwned>(&self, digest: &str) -> Result<T, Error> {
         let mut client = ContentClient::new(self.channel());
         let request = self.request(ReadContentRequest {
@@ -20,7 +20,11 @@ impl NamespaceClient {
         });
         let mut stream = call("read content", digest, client.read(request)).await?;
         let mut bytes = Vec::new();
-        while let Some(part) = stream.message().await.map_err(failed("read content", digest))? {
+        while let Some(part) = stream
+            .message()
+            .await
+            .map_err(containerd_error("read content", digest))?
+        {
             bytes.extend_from_slice(&part.data);
             if bytes.len() > LONGEST {
                 return Err(Error::Image {

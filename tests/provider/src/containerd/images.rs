@@ -7,7 +7,7 @@ use super::{NamespaceClient, call};
 use crate::error::Error;
 
 impl NamespaceClient {
-    /// Returns the target of an image's name: a manifest or an index.
+    /// Returns the descriptor that an image's name refers to: a manifest or an index.
     pub(crate) async fn image_target(&self, name: &str) -> Result<Descriptor, Error> {
         let mut client = ImagesClient::new(self.channel());
         let request = self.request(GetImageRequest {

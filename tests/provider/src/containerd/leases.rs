@@ -15,10 +15,10 @@ use containerd_client::services::v1::{CreateRequest, DeleteRequest, leases_clien
 use super::{NamespaceClient, call};
 use crate::{error::Error, unique};
 
-/// The time after which a lease expires if its holder died.
+/// The time after which a containerd lease expires if its holder died.
 const EXPIRY: Duration = Duration::from_secs(3600);
 
-/// A lease; call [`Lease::release`] when it is no longer needed.
+/// A containerd lease; call [`Lease::release`] when it is no longer needed.
 #[derive(Debug)]
 pub(crate) struct Lease {
     id: String,
@@ -26,9 +26,9 @@ pub(crate) struct Lease {
 }
 
 impl NamespaceClient {
-    /// Creates a lease.
+    /// Creates a containerd lease.
     pub(crate) async fn lease(&self) -> Result<Lease, Error> {
-        let id = unique::name("slipway-dev");
+        let id = unique::unique_name("slipway-dev");
         let expiry = jiff::Timestamp::try_from(SystemTime::now() + EXPIRY).unwrap_or_default();
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expiry.to_string())]);
         let mut leases = LeasesClient::new(self.channel());
@@ -44,12 +44,12 @@ impl NamespaceClient {
 }
 
 impl Lease {
-    /// Returns the client whose requests are under this lease.
+    /// Returns the containerd client whose requests are under this lease.
     pub(crate) fn client(&self) -> &NamespaceClient {
         &self.client
     }
 
-    /// Releases the lease. If that fails, the lease expires later.
+    /// Releases the containerd lease. If that fails, the lease expires later.
     pub(crate) async fn release(self) {
         let mut leases = LeasesClient::new(self.client.channel());
         let request = DeleteRequest {

@@ -10,11 +10,11 @@ use tonic::Request;
 use super::{Containerd, already_exists, call};
 use crate::error::Error;
 
-/// The label of namespaces that may hold functions.
+/// The label of containerd namespaces that may hold functions.
 const LABEL: &str = "openfaas";
 
 impl Containerd {
-    /// Returns the namespaces that may hold functions, each with the value of its label.
+    /// Returns the containerd namespaces that may hold functions, each with the value of its label.
     pub(crate) async fn function_namespaces(&self) -> Result<Vec<(String, String)>, Error> {
         let mut client = NamespacesClient::new(self.channel.clone());
         let request = Request::new(ListNamespacesRequest::default());
@@ -28,7 +28,7 @@ impl Containerd {
         Ok(answer.namespaces.into_iter().filter_map(labelled).collect())
     }
 
-    /// Creates a namespace for functions, unless it exists.
+    /// Creates a containerd namespace for functions, unless it exists.
     pub(crate) async fn ensure_namespace(&self, name: &str) -> Result<(), Error> {
         let labels = HashMap::from([(LABEL.to_owned(), "true".to_owned())]);
         let namespace = Some(Namespace {

@@ -24,7 +24,7 @@ impl NamespaceClient {
             .mounts)
     }
 
-    /// Returns the mounts of a snapshot.
+    /// Returns the mounts of a container's snapshot.
     pub(crate) async fn snapshot_mounts(&self, key: &str) -> Result<Mounts, Error> {
         let mut client = SnapshotsClient::new(self.channel());
         let request = MountsRequest {
@@ -37,7 +37,7 @@ impl NamespaceClient {
             .mounts)
     }
 
-    /// Removes a snapshot. Succeeds if it does not exist.
+    /// Removes a container's snapshot. Succeeds if the snapshot does not exist.
     pub(crate) async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         let mut client = SnapshotsClient::new(self.channel());
         let request = RemoveSnapshotRequest {

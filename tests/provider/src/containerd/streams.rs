@@ -1,4 +1,4 @@
-//! containerd's streams, over which it sends requests to its client during a call.
+//! containerd's streams, over which containerd sends requests to its client during a call.
 //!
 //! The client opens and names a stream, and passes the name to the call that uses it.
 
@@ -13,25 +13,25 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{NamespaceClient, call, failed};
+use super::{NamespaceClient, call, containerd_error};
 use crate::{docker_config::Credentials, error::Error, unique};
 
-/// A stream that answers requests for credentials until it is dropped.
+/// A stream that answers containerd's requests for registry credentials until it is dropped.
 pub(super) struct CredentialStream {
     pub(super) name: String,
-    /// Answers requests; resolves when containerd closes the stream.
+    /// The future that answers containerd's requests, and resolves when containerd closes the stream.
     pub(super) answering: BoxFuture<'static, Result<(), Status>>,
 }
 
 impl NamespaceClient {
-    /// Opens a stream that sends containerd the credentials for the hosts that it asks for.
+    /// Opens a stream that answers containerd's requests for the credentials of registry hosts.
     ///
     /// `credentials` is called with the host's name, such as `registry-1.docker.io` or `registry:5000`.
     pub(super) async fn credential_stream(
         &self,
         credentials: impl Fn(&str) -> Option<Credentials> + Send + 'static,
     ) -> Result<CredentialStream, Error> {
-        let name = unique::name("creds");
+        let name = unique::unique_name("creds");
         let (sender, receiver) = mpsc::channel(1);
         let open = to_any(&StreamInit { id: name.clone() });
         // The channel has capacity for this one message.
@@ -40,7 +40,10 @@ impl NamespaceClient {
         let request = self.request(ReceiverStream::new(receiver));
         let mut requests = call("open stream", &name, client.stream(request)).await?;
         // The name may be used only after containerd has confirmed the stream.
-        requests.message().await.map_err(failed("open stream", &name))?;
+        requests
+            .message()
+            .await
+            .map_err(containerd_error("open stream", &name))?;
         let answering = Box::pin(answer(requests, sender, credentials));
         Ok(CredentialStream { name, answering })
     }

@@ -8,10 +8,10 @@ use containerd_client::{
     types::v1::Status,
 };
 
-use super::{Mounts, NamespaceClient, call, failed, ignore_not_found};
+use super::{Mounts, NamespaceClient, call, containerd_error, ignore_not_found};
 use crate::error::Error;
 
-/// The exit of a task.
+/// The exit status of a container's task.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Exit {
     pub(crate) status: u32,
@@ -22,9 +22,9 @@ pub(crate) struct Exit {
 pub(crate) enum TaskState {
     /// The container has no task.
     None,
-    /// Created, running or paused.
+    /// The container's task is created, running or paused.
     Alive,
-    /// Ended, but not deleted yet.
+    /// The container's task has ended, but is not deleted yet.
     Ended(Exit),
 }
 
@@ -44,7 +44,7 @@ impl NamespaceClient {
         call("create task", id, client.create(request)).await.map(drop)
     }
 
-    /// Starts a created task.
+    /// Starts the process of a container's task that was created.
     pub(crate) async fn start_task(&self, id: &str) -> Result<(), Error> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request(StartRequest {
@@ -74,7 +74,7 @@ impl NamespaceClient {
         })
     }
 
-    /// Waits without a timeout until a task ends.
+    /// Waits without a timeout until a container's task ends.
     pub(crate) async fn wait_task(&self, id: &str) -> Result<Exit, Error> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request(WaitRequest {
@@ -84,14 +84,14 @@ impl NamespaceClient {
         let answer = client
             .wait(request)
             .await
-            .map_err(failed("wait for task", id))?
+            .map_err(containerd_error("wait for task", id))?
             .into_inner();
         Ok(Exit {
             status: answer.exit_status,
         })
     }
 
-    /// Sends a signal to a task's first process, or to all its processes. Succeeds if the task has ended.
+    /// Sends a signal to the first process of a container's task, or to all. Succeeds if the task has ended.
     pub(crate) async fn kill_task(&self, id: &str, signal: u32, all: bool) -> Result<(), Error> {
         let mut client = TasksClient::new(self.channel());
         let container_id = id.to_owned();
@@ -104,7 +104,7 @@ impl NamespaceClient {
         ignore_not_found(call("kill task", id, client.kill(request)).await)
     }
 
-    /// Deletes an ended task. Succeeds if it does not exist.
+    /// Deletes a container's ended task. Succeeds if the task does not exist.
     pub(crate) async fn delete_task(&self, id: &str) -> Result<(), Error> {
         let mut client = TasksClient::new(self.channel());
         let request = self.request(DeleteTaskRequest {

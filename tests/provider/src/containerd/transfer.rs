@@ -16,17 +16,17 @@ use crate::{
     error::{ContainerdStatus, Error},
 };
 
-/// The source of a pull.
+/// The image to pull, with its registry's credentials and protocol.
 #[derive(Debug)]
 pub(crate) struct PullSource<'a> {
-    /// The normalised reference, which also becomes the name in the image store.
+    /// The image's normalised reference, which also becomes its name in the image store.
     pub(crate) image: &'a str,
     pub(crate) plain_http: bool,
     pub(crate) credentials: &'a DockerConfig,
 }
 
 impl NamespaceClient {
-    /// Pulls an image and unpacks it for the snapshotter.
+    /// Pulls an image from its registry and unpacks it for the snapshotter.
     pub(crate) async fn pull(&self, source: PullSource<'_>) -> Result<(), Error> {
         let image = source.image;
         let credentials = source.credentials.clone();

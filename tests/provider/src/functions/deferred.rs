@@ -1,5 +1,5 @@
-//! Updates with [`UpdateStrategy::Deferred`](crate::settings::UpdateStrategy::Deferred): accepted at once, and rolled
-//! out in the background.
+//! Updates of functions with [`UpdateStrategy::Deferred`](crate::settings::UpdateStrategy::Deferred): accepted
+//! at once, and rolled out in the background.
 //!
 //! A rollout ends when its version listens, or when another operation on the function replaces it. It ends with the
 //! provider too: a restarted one knows only the old version.
@@ -22,7 +22,7 @@ use crate::{error::Error, image::normalise, key::FunctionKey, model::FunctionDep
 /// The pause before another attempt to pull an image or to start a process.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An accepted update whose version does not serve yet.
+/// The rollout of an accepted update whose new version does not serve yet.
 #[derive(Debug)]
 pub(super) struct Rollout {
     image: String,
@@ -32,15 +32,15 @@ pub(super) struct Rollout {
 }
 
 impl Inner {
-    /// Accepts an update and starts its rollout, which replaces one that is in progress.
+    /// Accepts an update of a function and starts its rollout, which replaces a rollout in progress.
     pub(super) async fn deferred_update(
         self: &Arc<Self>,
         key: &FunctionKey,
         deployment: FunctionDeployment,
     ) -> Result<(), Error> {
         self.find(key)?;
-        self.check(key, &deployment)?;
-        self.secrets.check(&key.namespace, &deployment.secrets)?;
+        self.check_deployment(key, &deployment)?;
+        self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
         let image = normalise(&deployment.image)?.to_string();
         self.stop_rollout(key).await;
         let stop = CancellationToken::new();
@@ -73,7 +73,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Stops the rollout of a function, if one is in progress, and removes its version. Waits for a pull in progress.
+    /// Stops the rollout of a function, if one is in progress, and removes the rollout's version. Waits for a
+    /// pull in progress.
     pub(super) async fn stop_rollout(&self, key: &FunctionKey) {
         let rollout = self.rollouts().remove(key);
         if let Some(Rollout { stop, task, .. }) = rollout {
@@ -84,15 +85,15 @@ impl Inner {
         }
     }
 
-    /// Returns the image and the data of the version that an update in progress announces.
+    /// Returns the image and the data of the version that a function's rollout in progress announces.
     pub(super) fn accepted_version(&self, key: &FunctionKey) -> Option<(String, StoredFunction)> {
         let rollouts = self.rollouts();
         let Rollout { image, record, .. } = rollouts.get(key)?;
         Some((image.clone(), record.clone()))
     }
 
-    /// Starts a version beside the old one, and routes calls to it once it listens. A failed pull or start is
-    /// retried until `stop`.
+    /// Starts a function's new version beside the old one, and routes calls to it once it listens. A failed
+    /// pull or start is retried until `stop`.
     async fn roll_out(
         self: &Arc<Self>,
         key: &FunctionKey,

@@ -1,4 +1,4 @@
-//! Creates functions, and makes containers from deployments.
+//! The creation of functions, and of containers from deployments.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,29 +18,30 @@ use crate::{
     unique,
 };
 
-/// A container's label with the function's name.
+/// The label of a container with its function's name.
 pub(super) const LABEL_FUNCTION: &str = "slipway.dev/function";
 
-/// A container's label with the desired number of replicas: `0` or `1`.
+/// The label of a container with the desired number of replicas: `0` or `1`.
 pub(super) const LABEL_REPLICAS: &str = "slipway.dev/replicas";
 
-/// A container's label with its [`ContainerStage`].
+/// The label of a container with its [`ContainerStage`].
 pub(super) const LABEL_STAGE: &str = "slipway.dev/stage";
 
 /// The extension of a container that holds its [`Record`], as JSON.
 pub(super) const EXTENSION: &str = "slipway.dev/function.v1";
 
-/// The grace period of an instance that never served.
+/// The grace period for stopping an instance that never served.
 const FAILED_GRACE: Duration = Duration::from_secs(2);
 
-/// The stage of a container in its function's life; a restarted provider decides by it.
+/// The stage of a container in its function's life; a restarted provider uses it to decide which containers
+/// to keep.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum ContainerStage {
-    /// Created by an update that has not succeeded yet.
+    /// An update created the container and has not succeeded yet.
     Pending,
-    /// Serving the function's calls.
+    /// The container serves the function's calls.
     Serving,
-    /// Replaced, and to be removed.
+    /// The container was replaced and is being removed.
     Retiring,
 }
 
@@ -60,8 +61,8 @@ impl Inner {
         key: &FunctionKey,
         deployment: &FunctionDeployment,
     ) -> Result<(), Error> {
-        self.check(key, deployment)?;
-        self.secrets.check(&key.namespace, &deployment.secrets)?;
+        self.check_deployment(key, deployment)?;
+        self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
         if self.find(key).is_ok() {
             return Err(Error::FunctionExists(key.name.clone()));
         }
@@ -76,12 +77,12 @@ impl Inner {
         };
         let made = made.await;
         lease.release().await;
-        self.start_first(made?).await
+        self.start_only_instance(made?).await
     }
 
-    /// Starts the only instance of a function. If that fails, the function is removed, unless the strategy is
-    /// [`UpdateStrategy::Recreate`]: faasd keeps it.
-    pub(super) async fn start_first(&self, instance: Arc<Instance>) -> Result<(), Error> {
+    /// Starts the only instance of a function and adds the function. If the start fails, the instance is
+    /// removed instead, unless the strategy is [`UpdateStrategy::Recreate`]: faasd keeps it.
+    pub(super) async fn start_only_instance(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let started = instance.start().await;
         if started.is_ok() || self.strategy_of(&instance.info().record) == UpdateStrategy::Recreate {
             self.insert(instance);
@@ -91,14 +92,18 @@ impl Inner {
         started
     }
 
-    /// Fails for a deployment that cannot be made, before anything is changed.
-    pub(super) fn check(&self, key: &FunctionKey, deployment: &FunctionDeployment) -> Result<(), Error> {
+    /// Fails if a deployment is invalid, before anything is changed.
+    pub(super) fn check_deployment(
+        &self,
+        key: &FunctionKey,
+        deployment: &FunctionDeployment,
+    ) -> Result<(), Error> {
         key.check()?;
         normalise(&deployment.image)?;
         spec::memory_limit(deployment).map(drop)
     }
 
-    /// Creates a container without starting it.
+    /// Creates an instance of a function, with its container, without starting it.
     pub(super) async fn make_instance(
         &self,
         containerd: &NamespaceClient,
@@ -107,7 +112,7 @@ impl Inner {
         image: &Image,
         stage: ContainerStage,
     ) -> Result<Arc<Instance>, Error> {
-        let id = format!("{}.{}", key.name, unique::generation());
+        let id = format!("{}.{}", key.name, unique::instance_suffix());
         let made = self
             .make_container(containerd, &id, key, deployment, image, stage)
             .await;
@@ -155,7 +160,7 @@ impl Inner {
         let user_spec = UserSpec::new(config.user().as_deref().unwrap_or_default());
         let user = match user_spec.numeric() {
             Some(user) => user,
-            None => user_spec.resolve(&rootfs::users(mounts).await?)?,
+            None => user_spec.resolve(&rootfs::read_user_files(mounts).await?)?,
         };
         let scratch = match deployment.read_only_root_filesystem {
             true => Some(self.scratch.create(id)?),
@@ -169,7 +174,7 @@ impl Inner {
             cgroup: format!("{}/{id}", self.settings.cgroup_parent.trim_end_matches('/')),
             resolv_conf: &self.resolv_conf,
             hosts: &self.hosts,
-            secrets: &self.secrets.folder(&key.namespace),
+            secrets: &self.secrets.directory(&key.namespace),
             scratch: scratch.as_deref(),
         })?;
         let (env, env_process) = spec::status_env(&config, deployment);

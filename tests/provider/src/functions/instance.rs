@@ -32,7 +32,7 @@ const PORT: u16 = 8080;
 pub(super) const SIGTERM: u32 = 15;
 pub(super) const SIGKILL: u32 = 9;
 
-/// The longest time for a process to end after SIGKILL.
+/// The longest time for a function's process to end after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The interval between connection attempts to an instance that does not listen yet.
@@ -43,25 +43,25 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(25);
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 
-/// The data that is stored with a container.
+/// The data about a function that is stored with its container.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct StoredFunction {
     pub(super) deployment: FunctionDeployment,
-    /// The environment as a status reports it.
+    /// The function's environment as its status reports it.
     pub(super) env: Map,
     pub(super) env_process: String,
 }
 
-/// The status of an instance.
+/// The status of a function's instance.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Status {
-    /// Stopped on request.
+    /// The instance was stopped on request.
     Stopped,
-    /// The process runs, but does not accept connections yet.
+    /// The instance's process runs, but does not accept connections yet.
     Starting,
-    /// The process accepts connections.
+    /// The instance's process accepts connections.
     Listening,
-    /// The process ended by itself.
+    /// The instance's process ended by itself.
     Ended(Exit),
 }
 
@@ -75,17 +75,17 @@ pub(super) struct InstanceInfo {
     pub(super) record: StoredFunction,
 }
 
-/// The services that an instance uses.
+/// The clients and settings that an instance uses.
 #[derive(Clone, Debug)]
 pub(super) struct InstanceContext {
     pub(super) containerd: NamespaceClient,
     pub(super) network: Arc<Network>,
     pub(super) logs: Logs,
-    /// Whether to restart a process that ended by itself.
+    /// Whether to restart the instance's process if it ends by itself.
     pub(super) restart: bool,
 }
 
-/// A handle of an instance.
+/// A handle of a function's instance and its supervisor.
 #[derive(Debug)]
 pub(crate) struct Instance {
     info: InstanceInfo,
@@ -102,17 +102,17 @@ enum Command {
     Stop(Duration, Reply),
 }
 
-/// The initial state of a supervisor.
+/// The initial state of an instance's supervisor.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum InitialState {
-    /// There is no process, and none is to be started.
+    /// The instance has no process, and none is started.
     Stopped,
-    /// There may be a process, which is kept; otherwise one is started.
+    /// The instance's process is kept if it exists; otherwise a process is started.
     Running,
 }
 
 impl Instance {
-    /// Starts a supervisor for a container.
+    /// Spawns the supervisor of a container, and returns the handle of the instance.
     pub(super) fn supervise(info: InstanceInfo, context: InstanceContext, initial: InitialState) -> Self {
         let backend = Arc::new(Backend::default());
         let first_status = if initial == InitialState::Stopped {
@@ -156,18 +156,18 @@ impl Instance {
         *self.status.borrow()
     }
 
-    /// Starts the process unless it runs.
+    /// Starts the instance's process, unless it runs.
     pub(super) async fn start(&self) -> Result<(), Error> {
-        self.ask(Command::Start).await
+        self.send_command(Command::Start).await
     }
 
-    /// Stops the process with SIGTERM and, after `grace`, SIGKILL.
+    /// Stops the instance's process with SIGTERM and, after `grace`, SIGKILL.
     pub(super) async fn stop(&self, grace: Duration) -> Result<(), Error> {
-        self.ask(|reply| Command::Stop(grace, reply)).await
+        self.send_command(|reply| Command::Stop(grace, reply)).await
     }
 
-    /// Waits up to `limit` until the process accepts connections; fails if it ends.
-    pub(super) async fn listening(&self, limit: Duration) -> Result<(), Error> {
+    /// Waits up to `limit` until the instance's process accepts connections; fails if the process ends.
+    pub(super) async fn wait_until_listening(&self, limit: Duration) -> Result<(), Error> {
         let mut status = self.status.clone();
         let settled = status.wait_for(|status| !matches!(status, Status::Starting));
         let instance = self.info.id.clone();
@@ -191,7 +191,7 @@ impl Instance {
         listening.map(drop).map_err(|_| Error::Stopping)
     }
 
-    async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Error> {
+    async fn send_command(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         self.commands
             .send(command(reply))
@@ -211,7 +211,7 @@ struct Supervisor {
     backoff: Duration,
 }
 
-/// The state of a supervisor.
+/// The state of an instance's supervisor.
 enum SupervisorState {
     Stopped,
     Running { address: SocketAddr },
@@ -226,14 +226,14 @@ impl Supervisor {
         };
         while let Some(state) = next {
             next = match state {
-                SupervisorState::Stopped => self.stopped().await,
-                SupervisorState::Running { address } => self.running(address).await,
-                SupervisorState::BackingOff => self.backing_off().await,
+                SupervisorState::Stopped => self.run_while_stopped().await,
+                SupervisorState::Running { address } => self.run_while_running(address).await,
+                SupervisorState::BackingOff => self.run_while_backing_off().await,
             };
         }
     }
 
-    /// Keeps the process of an earlier provider, or starts one.
+    /// Keeps the instance's process from an earlier provider, or starts one.
     async fn keep_or_start(&mut self) -> SupervisorState {
         let state = self.context.containerd.task_state(&self.id).await;
         if let (Ok(TaskState::Alive), Some(ip)) = (&state, self.context.network.address_of(&self.id)) {
@@ -242,8 +242,8 @@ impl Supervisor {
             };
         }
         if let Ok(TaskState::Ended(exit)) = state {
-            self.clear().await;
-            return self.ended(exit, Duration::ZERO);
+            self.remove_task_and_network().await;
+            return self.record_end(exit, Duration::ZERO);
         }
         match self.start().await {
             Ok(address) => SupervisorState::Running { address },
@@ -253,12 +253,12 @@ impl Supervisor {
                     error = &error as &dyn std::error::Error,
                     "cannot start an instance"
                 );
-                self.ended(Exit { status: 128 }, Duration::ZERO)
+                self.record_end(Exit { status: 128 }, Duration::ZERO)
             }
         }
     }
 
-    async fn stopped(&mut self) -> Option<SupervisorState> {
+    async fn run_while_stopped(&mut self) -> Option<SupervisorState> {
         self.backend.set_address(None);
         self.status.send_replace(Status::Stopped);
         loop {
@@ -273,21 +273,21 @@ impl Supervisor {
         }
     }
 
-    async fn running(&mut self, address: SocketAddr) -> Option<SupervisorState> {
+    async fn run_while_running(&mut self, address: SocketAddr) -> Option<SupervisorState> {
         let began = Instant::now();
         self.backend.set_address(Some(address));
         self.status.send_replace(Status::Starting);
         let (context, id) = (self.context.clone(), self.id.clone());
-        let mut exit = Box::pin(async move { wait(&context.containerd, &id).await });
-        let mut probe = Box::pin(accepts(address));
+        let mut exit = Box::pin(async move { wait_for_exit(&context.containerd, &id).await });
+        let mut probe = Box::pin(wait_until_accepting(address));
         let mut listens = false;
         loop {
             tokio::select! {
                 exit = &mut exit => {
                     self.backend.set_address(None);
                     tracing::warn!(instance = self.id, status = exit.status, "an instance ended by itself");
-                    self.clear().await;
-                    return Some(self.ended(exit, began.elapsed()));
+                    self.remove_task_and_network().await;
+                    return Some(self.record_end(exit, began.elapsed()));
                 }
                 () = &mut probe, if !listens => {
                     listens = true;
@@ -312,8 +312,8 @@ impl Supervisor {
         }
     }
 
-    /// Waits after the process ended by itself: for the backoff if it is to be restarted, or for a command.
-    async fn backing_off(&mut self) -> Option<SupervisorState> {
+    /// Waits, after the process ended by itself, for a command, or for the backoff before a restart.
+    async fn run_while_backing_off(&mut self) -> Option<SupervisorState> {
         let until = Instant::now() + self.backoff;
         self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
         loop {
@@ -347,7 +347,7 @@ impl Supervisor {
         }
     }
 
-    fn ended(&mut self, exit: Exit, after: Duration) -> SupervisorState {
+    fn record_end(&mut self, exit: Exit, after: Duration) -> SupervisorState {
         self.status.send_replace(Status::Ended(exit));
         if after >= LONGEST_BACKOFF {
             self.backoff = FIRST_BACKOFF;
@@ -374,14 +374,14 @@ impl Supervisor {
         let started = async {
             let rootfs = containerd.snapshot_mounts(&self.id).await?;
             containerd
-                .create_task(&self.id, rootfs, &self.context.logs.sink(&self.key))
+                .create_task(&self.id, rootfs, &self.context.logs.sink_uri(&self.key))
                 .await?;
             containerd.start_task(&self.id).await
         };
         match started.await {
             Ok(()) => Ok(SocketAddr::new(ip, PORT)),
             Err(error) => {
-                self.clear().await;
+                self.remove_task_and_network().await;
                 Err(error)
             }
         }
@@ -394,7 +394,7 @@ impl Supervisor {
             .await
     }
 
-    /// Waits until a process ends after SIGTERM; sends SIGKILL after the grace period.
+    /// Waits until a signalled process ends; sends SIGKILL after the grace period.
     async fn wait_or_kill(
         &self,
         grace: Duration,
@@ -414,8 +414,8 @@ impl Supervisor {
         deleted
     }
 
-    /// Removes the task and the network of a process that has ended.
-    async fn clear(&self) {
+    /// Removes the task and the network of an instance whose process has ended.
+    async fn remove_task_and_network(&self) {
         if let Err(error) = self.context.containerd.delete_task(&self.id).await {
             tracing::warn!(
                 instance = self.id,
@@ -427,8 +427,8 @@ impl Supervisor {
     }
 }
 
-/// Waits until a process ends, even if containerd is unreachable for a while.
-async fn wait(containerd: &NamespaceClient, id: &str) -> Exit {
+/// Waits until a container's process ends, even if containerd is unreachable for a while.
+async fn wait_for_exit(containerd: &NamespaceClient, id: &str) -> Exit {
     loop {
         if let Ok(exit) = containerd.wait_task(id).await {
             return exit;
@@ -446,8 +446,8 @@ async fn wait(containerd: &NamespaceClient, id: &str) -> Exit {
     }
 }
 
-/// Waits until the address accepts connections.
-async fn accepts(address: SocketAddr) {
+/// Waits until connections to an address are accepted.
+async fn wait_until_accepting(address: SocketAddr) {
     while !matches!(
         timeout(FIRST_BACKOFF, TcpStream::connect(address)).await,
         Ok(Ok(_))

@@ -1,4 +1,4 @@
-//! Restores functions after a restart of the provider, and removes all functions.
+//! The restoration of functions after a restart of the provider, and the removal of all functions.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ use crate::{
 /// Restores the functions of an earlier provider: keeps the serving instance of each function, and removes
 /// the instances of unfinished updates and replaced ones.
 pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
-    let found = find(&inner.containerd, &inner.settings).await?;
+    let found = find_containers(&inner.containerd, &inner.settings).await?;
     inner
         .network
         .keep_only(|id| found.iter().any(|(_, container, _)| container.id == id))
@@ -32,14 +32,14 @@ pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
     inner
         .scratch
         .keep_only(|id| found.iter().any(|(_, container, _)| container.id == id));
-    let (serving, rest) = choose(found);
+    let (serving, rest) = choose_serving(found);
     for (key, (container, record)) in serving {
         let initial = match container.labels.get(LABEL_REPLICAS).map(String::as_str) {
             Some("0") => InitialState::Stopped,
             _ => InitialState::Running,
         };
         tracing::info!(function = %key, instance = container.id, "restored a function");
-        inner.insert(Arc::new(inner.adopt(key, container, record, initial)?));
+        inner.insert(Arc::new(inner.restore_instance(key, container, record, initial)?));
     }
     for (key, Container { id, .. }, _) in rest {
         tracing::info!(function = %key, instance = id, "removing a leftover instance");
@@ -60,7 +60,7 @@ pub(super) async fn restore(inner: &Arc<Inner>) -> Result<(), Error> {
 }
 
 impl Inner {
-    fn adopt(
+    fn restore_instance(
         &self,
         key: FunctionKey,
         container: Container,
@@ -90,7 +90,7 @@ impl Inner {
 
 type Found = (FunctionKey, Container, StoredFunction);
 
-async fn find(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>, Error> {
+async fn find_containers(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>, Error> {
     let mut namespaces = containerd.function_namespaces().await?;
     namespaces.retain(|(name, _)| *name != settings.function_namespace);
     namespaces.push((settings.function_namespace.clone(), String::new()));
@@ -112,7 +112,7 @@ async fn find(containerd: &Containerd, settings: &Settings) -> Result<Vec<Found>
 }
 
 /// Returns the serving container of each function, the youngest if there are two, and all other containers.
-fn choose(found: Vec<Found>) -> (BTreeMap<FunctionKey, (Container, StoredFunction)>, Vec<Found>) {
+fn choose_serving(found: Vec<Found>) -> (BTreeMap<FunctionKey, (Container, StoredFunction)>, Vec<Found>) {
     let mut serving: BTreeMap<FunctionKey, (Container, StoredFunction)> = BTreeMap::new();
     let mut rest = Vec::new();
     for (key, container, record) in found {
@@ -138,9 +138,9 @@ pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
     let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
     let network = Network::open(&settings)?;
     let mut worst = Ok(());
-    for (key, container, _) in find(&containerd, &settings).await? {
+    for (key, container, _) in find_containers(&containerd, &settings).await? {
         let client = containerd.namespace_client(&key.namespace)?;
-        if let Err(error) = remove(&client, &container.id).await {
+        if let Err(error) = remove_container(&client, &container.id).await {
             tracing::error!(
                 instance = container.id,
                 error = &error as &dyn std::error::Error,
@@ -157,17 +157,17 @@ pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
     worst
 }
 
-/// Stops a process, waits up to the grace period, and removes its container.
+/// Stops a container's process within the grace period, and removes the container.
 async fn stop_and_remove(containerd: &NamespaceClient, id: &str, grace: Duration) -> Result<(), Error> {
     if containerd.task_state(id).await? == TaskState::Alive {
         containerd.kill_task(id, SIGTERM, false).await?;
         // After the limit, `remove` kills it.
         let _ = tokio::time::timeout(grace, containerd.wait_task(id)).await;
     }
-    remove(containerd, id).await
+    remove_container(containerd, id).await
 }
 
-async fn remove(containerd: &NamespaceClient, id: &str) -> Result<(), Error> {
+async fn remove_container(containerd: &NamespaceClient, id: &str) -> Result<(), Error> {
     if containerd.task_state(id).await? == TaskState::Alive {
         containerd.kill_task(id, SIGKILL, true).await?;
         containerd.wait_task(id).await?;
@@ -185,21 +185,21 @@ fn remove_cgroups(parent: &str) {
     }
     let root = Path::new("/sys/fs/cgroup");
     remove_cgroup(&root.join(name));
-    for hierarchy in folders(root) {
+    for hierarchy in subdirectories(root) {
         remove_cgroup(&hierarchy.join(name));
     }
 }
 
-/// Removes a cgroup and its subgroups. Removing the folder is enough; its files are the kernel's.
-fn remove_cgroup(folder: &Path) {
-    for inner in folders(folder) {
+/// Removes a cgroup and its subgroups. Removing the directory is enough; its files are the kernel's.
+fn remove_cgroup(directory: &Path) {
+    for inner in subdirectories(directory) {
         remove_cgroup(&inner);
     }
-    let _ = fs::remove_dir(folder);
+    let _ = fs::remove_dir(directory);
 }
 
-fn folders(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+fn subdirectories(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
         .map(|entry| entry.path())

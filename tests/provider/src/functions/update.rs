@@ -1,4 +1,4 @@
-//! Updates a function before the update is answered: rolling, or by recreating it.
+//! The update of a function before the request is answered: rolling, or by recreating the function.
 
 use std::sync::Arc;
 
@@ -6,16 +6,16 @@ use super::{Inner, deploy::ContainerStage, instance::Instance};
 use crate::{error::Error, image::normalise, key::FunctionKey, model::FunctionDeployment};
 
 impl Inner {
-    /// Starts the new version beside the old one, and routes calls to it once it listens. If anything fails
-    /// before that, the old version continues to serve.
+    /// Starts a function's new version beside the old one, and routes calls to it once it listens. If anything
+    /// fails before that, the old version continues to serve.
     pub(super) async fn rolling_update(
         self: &Arc<Self>,
         key: &FunctionKey,
         deployment: &FunctionDeployment,
     ) -> Result<(), Error> {
         self.find(key)?;
-        self.check(key, deployment)?;
-        self.secrets.check(&key.namespace, &deployment.secrets)?;
+        self.check_deployment(key, deployment)?;
+        self.secrets.check_exist(&key.namespace, &deployment.secrets)?;
         self.stop_rollout(key).await;
         let new = self.make_pending(key, deployment).await?;
         if let Err(error) = self.start_and_wait(&new).await {
@@ -47,7 +47,7 @@ impl Inner {
 
     async fn start_and_wait(&self, new: &Instance) -> Result<(), Error> {
         new.start().await?;
-        new.listening(self.settings.ready_timeout).await
+        new.wait_until_listening(self.settings.ready_timeout).await
     }
 
     /// Routes calls to a new version that listens, and removes the old one. If that fails, the old version
@@ -78,8 +78,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Deletes the old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls the
-    /// image beforehand, but continues if that fails: the caller gets the first error, and the running
+    /// Deletes a function's old version, then creates the new one. Like faasd 0.19, it checks secrets and pulls
+    /// the image beforehand, but continues if that fails: the caller gets the first error, and the running
     /// function is removed nevertheless (docs/pitfalls.md#a-failed-update-removes-the-function).
     pub(super) async fn recreate(
         &self,
@@ -88,7 +88,10 @@ impl Inner {
     ) -> Result<(), Error> {
         self.stop_rollout(key).await;
         let old = self.find(key)?;
-        let mut first_error = self.secrets.check(&key.namespace, &deployment.secrets).err();
+        let mut first_error = self
+            .secrets
+            .check_exist(&key.namespace, &deployment.secrets)
+            .err();
         // Removing the old instance makes containerd collect garbage; without a lease, that could include the
         // new instance's content.
         let lease = self.namespace_client(key)?.lease().await?;
@@ -106,7 +109,7 @@ impl Inner {
         self.remove(key);
         let made = async {
             self.discard(&old, self.settings.grace_period).await?;
-            self.check(key, deployment)?;
+            self.check_deployment(key, deployment)?;
             let image = self.puller.pull_if_missing(containerd, &reference?).await?;
             self.make_instance(containerd, key, deployment, &image, ContainerStage::Serving)
                 .await
@@ -114,7 +117,7 @@ impl Inner {
         let made = made.await;
         lease.release().await;
         let created = match made {
-            Ok(instance) => self.start_first(instance).await,
+            Ok(instance) => self.start_only_instance(instance).await,
             Err(error) => Err(error),
         };
         first_error.map_or(created, Err)

@@ -1,4 +1,4 @@
-//! Collects the output of a function, line by line, in a process beside it.
+//! The collection of a function's output, line by line, in a process beside the function.
 //!
 //! containerd's shim starts this process with the read ends of two pipes as descriptors 3 and 4, a third pipe
 //! as descriptor 5, on which it waits for a byte, and the container's id in `CONTAINER_ID`. When the function
@@ -23,23 +23,23 @@ use tokio::{
 use super::{LogRecord, Stream, read};
 use crate::error::Error;
 
-/// The size at which a file is rotated, in bytes; one older file is kept.
+/// The size at which a log file is rotated, in bytes; one older file is kept.
 const FILE_LIMIT: u64 = 8 << 20;
 
-/// The longest line in bytes; a longer line continues in the next record.
+/// The longest line in a log record, in bytes; a longer line continues in the next record.
 const LINE_LIMIT: usize = 32 << 10;
 
-/// The time for each remaining record after SIGTERM.
+/// The time limit for collecting each remaining record after SIGTERM.
 const REST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Collects a container's output into a file in `folder` until the container has ended.
+/// Collects a container's output into a file in `directory` until the container has ended.
 ///
 /// # Errors
 ///
 /// Fails if containerd's shim did not start this process, or if the file cannot be written.
-pub async fn collect(folder: &Path) -> Result<(), Error> {
+pub async fn collect(directory: &Path) -> Result<(), Error> {
     let id = std::env::var("CONTAINER_ID").map_err(|_| Error::Invalid("CONTAINER_ID is not set".into()))?;
-    let mut file = LogFile::open(folder, &id, FILE_LIMIT)?;
+    let mut file = LogFile::open(directory, &id, FILE_LIMIT)?;
     let (sender, mut records) = mpsc::channel(256);
     for (descriptor, stream) in [(3, Stream::Stdout), (4, Stream::Stderr)] {
         tokio::spawn(read_lines(inherited(descriptor)?, stream, sender.clone()));
@@ -63,7 +63,7 @@ pub async fn collect(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens an inherited pipe by its name in `/proc`, which makes a second descriptor of it.
+/// Opens an inherited pipe for reading by its name in `/proc`, which makes a second descriptor of it.
 fn inherited(descriptor: u32) -> Result<pipe::Receiver, Error> {
     let path = format!("/proc/self/fd/{descriptor}");
     pipe::OpenOptions::new()
@@ -109,16 +109,16 @@ async fn read_lines(mut pipe: pipe::Receiver, stream: Stream, records: mpsc::Sen
     }
 }
 
-/// Assembles lines from pieces of output.
+/// An assembler of lines from chunks of output.
 #[derive(Default)]
 struct LineAssembler {
     partial: Vec<u8>,
 }
 
 impl LineAssembler {
-    fn push(&mut self, piece: &[u8]) -> Vec<Vec<u8>> {
+    fn push(&mut self, chunk: &[u8]) -> Vec<Vec<u8>> {
         let mut complete = Vec::new();
-        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+        for part in chunk.split_inclusive(|byte| *byte == b'\n') {
             self.partial.extend_from_slice(part);
             if self.partial.last() == Some(&b'\n') {
                 self.partial.pop();
@@ -145,9 +145,9 @@ struct LogFile {
 }
 
 impl LogFile {
-    fn open(folder: &Path, id: &str, limit: u64) -> Result<Self, Error> {
-        fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let path = read::log_file(folder, id);
+    fn open(directory: &Path, id: &str, limit: u64) -> Result<Self, Error> {
+        fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+        let path = read::log_file(directory, id);
         let file = append_to(&path)?;
         let length = file
             .metadata()
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_assembled_from_pieces() {
+    fn lines_are_assembled_from_chunks() {
         let mut lines = LineAssembler::default();
         assert!(lines.push(b"on").is_empty());
         assert_eq!(texts(lines.push(b"e\ntwo\n\nth")), ["one", "two", ""]);
@@ -218,8 +218,8 @@ mod tests {
 
     #[test]
     fn a_full_file_is_rotated() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut file = LogFile::open(folder.path(), "hello.1", 200).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let mut file = LogFile::open(directory.path(), "hello.1", 200).unwrap();
         for number in 0..5 {
             let text = format!("line {number}");
             file.append(&LogRecord {
@@ -229,7 +229,7 @@ mod tests {
             })
             .unwrap();
         }
-        let path = read::log_file(folder.path(), "hello.1");
+        let path = read::log_file(directory.path(), "hello.1");
         let (new, old) = (
             fs::read_to_string(&path).unwrap(),
             fs::read_to_string(read::rotated(&path)).unwrap(),

@@ -1,4 +1,4 @@
-//! Waits until files in a folder change.
+//! The wait for a change of files in a directory.
 
 use std::{io, os::fd::OwnedFd, path::Path};
 
@@ -7,17 +7,17 @@ use tokio::io::unix::AsyncFd;
 
 use crate::error::Error;
 
-/// A watch on the files of a folder.
-pub(super) struct FolderWatch {
+/// A watch for changes of the files in a directory.
+pub(super) struct DirectoryWatch {
     events: AsyncFd<OwnedFd>,
 }
 
-impl FolderWatch {
-    pub(super) fn new(folder: &Path) -> Result<Self, Error> {
-        let failed = || Error::io("watch", folder);
+impl DirectoryWatch {
+    pub(super) fn new(directory: &Path) -> Result<Self, Error> {
+        let failed = || Error::io("watch", directory);
         let events = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|e| failed()(e.into()))?;
         let what = WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::MOVED_TO;
-        add_watch(&events, folder, what).map_err(|e| failed()(e.into()))?;
+        add_watch(&events, directory, what).map_err(|e| failed()(e.into()))?;
         #[expect(
             deprecated,
             reason = "the replacement is unsafe, and an OwnedFd already guarantees what it requires"
@@ -26,7 +26,7 @@ impl FolderWatch {
         Ok(Self { events })
     }
 
-    /// Waits for a change since the last call, or since the watch was created.
+    /// Waits for a change of the directory's files since the last call, or since the watch was created.
     pub(super) async fn changed(&mut self) -> Result<(), Error> {
         let failed = || Error::io("watch", "logs");
         let mut buffer = [0; 4096];

@@ -1,4 +1,4 @@
-//! Reads the logs of a function: first the existing lines, then those that were added since.
+//! The reading of a function's logs: first the existing lines, then those that were added since.
 
 use std::{
     collections::HashMap,
@@ -14,20 +14,20 @@ use super::{LogMessage, LogQuery, LogRecord};
 const SUFFIX: &str = ".log";
 
 /// Returns the path of an instance's log.
-pub(super) fn log_file(folder: &Path, instance: &str) -> PathBuf {
-    folder.join(format!("{instance}{SUFFIX}"))
+pub(super) fn log_file(directory: &Path, instance: &str) -> PathBuf {
+    directory.join(format!("{instance}{SUFFIX}"))
 }
 
-/// Returns the path of a log's rotated part.
+/// Returns the path of a log file's rotated predecessor.
 pub(super) fn rotated(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");
     name.into()
 }
 
-/// Returns the log files in a folder, one for each instance, in no particular order.
-pub(super) fn instances(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder)
+/// Returns the log files in a directory, one for each instance, in no particular order.
+pub(super) fn instances(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory)
         .into_iter()
         .flatten()
         .flatten()
@@ -37,39 +37,39 @@ pub(super) fn instances(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Reads the logs of one function repeatedly.
+/// A reader of one function's logs, which returns new lines at each call.
 #[derive(Debug)]
 pub(super) struct LogReader {
-    folder: PathBuf,
+    directory: PathBuf,
     query: LogQuery,
-    /// The number of bytes read of each file, by inode.
+    /// The number of bytes that were read of each log file, by inode.
     read: HashMap<u64, u64>,
     started: bool,
 }
 
 impl LogReader {
-    pub(super) fn new(folder: PathBuf, query: LogQuery) -> Self {
+    pub(super) fn new(directory: PathBuf, query: LogQuery) -> Self {
         Self {
-            folder,
+            directory,
             query,
             read: HashMap::new(),
             started: false,
         }
     }
 
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
     }
 
     pub(super) fn query(&self) -> &LogQuery {
         &self.query
     }
 
-    /// Returns the lines that were not read yet, sorted by time. The first time, returns only the last `tail`
-    /// lines if the query has a `tail`.
+    /// Returns the log lines that were not read yet, sorted by time. The first time, returns only the last
+    /// `tail` lines if the query has a `tail`.
     pub(super) fn read(&mut self) -> Vec<LogMessage> {
         let mut lines = Vec::new();
-        for path in instances(&self.folder) {
+        for path in instances(&self.directory) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let instance = name.trim_end_matches(SUFFIX).to_owned();
             if self
@@ -176,12 +176,12 @@ mod tests {
 
     #[test]
     fn lines_of_all_instances_are_sorted_by_time() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = log_file(folder.path(), "hello.1");
+        let directory = tempfile::tempdir().unwrap();
+        let first = log_file(directory.path(), "hello.1");
         write(&rotated(&first), &[1]);
         write(&first, &[2, 4]);
-        write(&log_file(folder.path(), "hello.2"), &[3, 5]);
-        let read = |query| LogReader::new(folder.path().into(), query).read();
+        write(&log_file(directory.path(), "hello.2"), &[3, 5]);
+        let read = |query| LogReader::new(directory.path().into(), query).read();
         assert_eq!(texts(&read(query(0, 0, None))), ["1", "2", "3", "4", "5"]);
         assert_eq!(texts(&read(query(2, 0, None))), ["4", "5"]);
         assert_eq!(texts(&read(query(0, 3, None))), ["3", "4", "5"]);
@@ -190,10 +190,10 @@ mod tests {
 
     #[test]
     fn only_new_and_complete_lines_are_read_even_after_a_rotation() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = log_file(folder.path(), "hello.1");
+        let directory = tempfile::tempdir().unwrap();
+        let file = log_file(directory.path(), "hello.1");
         write(&file, &[1, 2]);
-        let mut reader = LogReader::new(folder.path().into(), query(1, 0, None));
+        let mut reader = LogReader::new(directory.path().into(), query(1, 0, None));
         assert_eq!(texts(&reader.read()), ["2"]);
         assert!(reader.read().is_empty());
         write(&file, &[3]);

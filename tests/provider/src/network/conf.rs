@@ -4,17 +4,17 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-/// The name of the configuration file.
+/// The name of the CNI configuration file.
 pub(super) const FILE: &str = "10-openfaas.conflist";
 
-/// The network's name, which appears in comments of firewall rules.
+/// The name of the functions' network, which appears in comments of firewall rules.
 const NAME: &str = "openfaas-cni-bridge";
 
-/// The CNI version that both Debian's plugins and faasd's support.
+/// The version of CNI that both Debian's plugins and faasd's support.
 const VERSION: &str = "0.4.0";
 
-/// Returns the list of plugins, as written to the file.
-pub(super) fn list(bridge: &str, subnet: &str, leases: &Path) -> Value {
+/// Returns the CNI configuration: the list of plugins with their settings.
+pub(super) fn plugin_list(bridge: &str, subnet: &str, leases: &Path) -> Value {
     json!({
         "cniVersion": VERSION,
         "name": NAME,
@@ -36,8 +36,8 @@ pub(super) fn list(bridge: &str, subnet: &str, leases: &Path) -> Value {
     })
 }
 
-/// Returns the input of each plugin in a list: its own section, with the list's name and version.
-pub(super) fn plugins(list: &Value) -> Vec<Value> {
+/// Returns the input of each CNI plugin in a list: its own section, with the list's name and version.
+pub(super) fn plugin_inputs(list: &Value) -> Vec<Value> {
     let with_name = |plugin: &Value| {
         let mut conf = plugin.clone();
         conf["cniVersion"] = list["cniVersion"].clone();
@@ -52,8 +52,8 @@ pub(super) fn plugins(list: &Value) -> Vec<Value> {
         .collect()
 }
 
-/// Returns the configuration of the loopback interface.
-pub(super) fn loopback() -> Value {
+/// Returns the CNI configuration of the loopback interface.
+pub(super) fn loopback_conf() -> Value {
     json!({"cniVersion": VERSION, "name": "cni-loopback", "type": "loopback"})
 }
 
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn the_bridge_is_that_of_faasd() {
-        let list = list("openfaas0", "10.62.0.0/16", Path::new("/state/ipam"));
+        let list = plugin_list("openfaas0", "10.62.0.0/16", Path::new("/state/ipam"));
         let bridge = &list["plugins"][0];
         assert_eq!(
             (&bridge["bridge"], &bridge["ipMasq"]),
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn every_plugin_gets_the_networks_name_and_version() {
-        let confs = plugins(&list("b", "10.0.0.0/24", Path::new("/")));
+        let confs = plugin_inputs(&plugin_list("b", "10.0.0.0/24", Path::new("/")));
         assert_eq!(confs.len(), 2);
         for conf in &confs {
             assert_eq!(

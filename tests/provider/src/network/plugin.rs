@@ -1,5 +1,4 @@
-//! Runs CNI plugins: programs that get the command in their environment and the configuration on standard
-//! input.
+//! CNI plugins: programs that get the command in their environment and the configuration on standard input.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,37 +10,37 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::error::Error;
 
-/// The plugins in a folder.
+/// The CNI plugins in a directory.
 #[derive(Debug)]
 pub(super) struct Plugins {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
-/// A CNI command.
+/// A command for a CNI plugin.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum CniCommand {
     Add,
     Del,
 }
 
-/// The environment of a plugin's invocation.
+/// The environment of a CNI plugin's invocation.
 #[derive(Debug)]
 pub(super) struct Invocation<'a> {
     pub(super) command: CniCommand,
-    /// The container's id.
+    /// The id of the container that the plugin connects or disconnects.
     pub(super) id: &'a str,
     pub(super) namespace: &'a Path,
     pub(super) interface: &'a str,
 }
 
 impl Plugins {
-    pub(super) fn new(folder: &Path) -> Self {
+    pub(super) fn new(directory: &Path) -> Self {
         Self {
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
         }
     }
 
-    /// Runs the plugin that the configuration names. `previous` is the result of the plugin before it.
+    /// Runs the CNI plugin that the configuration names. `previous` is the result of the plugin before it.
     pub(super) async fn run(
         &self,
         invocation: &Invocation<'_>,
@@ -58,13 +57,13 @@ impl Plugins {
             subject: invocation.id.to_owned(),
             reason,
         };
-        let program = self.folder.join(name);
+        let program = self.directory.join(name);
         let mut child = Command::new(&program)
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", invocation.id)
             .env("CNI_NETNS", invocation.namespace)
             .env("CNI_IFNAME", invocation.interface)
-            .env("CNI_PATH", &self.folder)
+            .env("CNI_PATH", &self.directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -97,7 +96,8 @@ fn input_of(conf: &Value, previous: Option<&Value>) -> Value {
     input
 }
 
-/// Returns a plugin's error message: from the JSON on standard output, or else from standard error.
+/// Returns the error message in a CNI plugin's output: from the JSON on standard output, or else from
+/// standard error.
 fn error_message(stdout: &[u8], stderr: &[u8]) -> String {
     let error: Value = serde_json::from_slice(stdout).unwrap_or_else(|_| json!({}));
     match (error["msg"].as_str(), error["details"].as_str()) {
@@ -139,8 +139,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_plugin_gets_the_command_in_its_environment_and_the_configuration_on_its_input() {
-        let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("echo");
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("echo");
         let script = "#!/bin/sh\nread conf\n\
             echo \"{\\\"said\\\": \\\"$CNI_COMMAND $CNI_CONTAINERID $CNI_NETNS $CNI_IFNAME\\\", \\\"conf\\\": $conf}\"\n";
         fs::write(&program, script).unwrap();
@@ -152,7 +152,7 @@ mod tests {
             interface: "eth0",
         };
         let conf = json!({"type": "echo"});
-        let answer = Plugins::new(folder.path())
+        let answer = Plugins::new(directory.path())
             .run(&invocation, &conf, None)
             .await
             .unwrap()

@@ -32,7 +32,7 @@ impl<'a> UserSpec<'a> {
         }
     }
 
-    /// Returns the user if it needs no lookup in the image's files.
+    /// Returns the numeric user of the process, if it needs no lookup in the image's files.
     pub(crate) fn numeric(&self) -> Option<User> {
         if self.user.is_empty() && self.group.is_none() {
             return Some(numeric(0, 0));
@@ -40,7 +40,7 @@ impl<'a> UserSpec<'a> {
         Some(numeric(self.user.parse().ok()?, self.group?.parse().ok()?))
     }
 
-    /// Returns the user after a lookup in the image's files. An unknown number is used as it is, with group
+    /// Looks up the user of the process in the image's files. An unknown number is used as it is, with group
     /// 0.
     pub(crate) fn resolve(&self, files: &UserFiles) -> Result<User, Error> {
         let entry = lines(&files.passwd).find(|line| line[0] == self.user || line.get(2) == Some(&self.user));
@@ -83,7 +83,7 @@ impl<'a> UserSpec<'a> {
     }
 }
 
-/// Returns a user from numeric ids.
+/// Creates a process's user from numeric ids.
 pub(crate) fn numeric(uid: u32, gid: u32) -> User {
     let mut user = User::default();
     user.set_uid(uid).set_gid(gid);
