@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use crate::connector::Connector;
 use crate::error_chain::BoxError;
 
-/// A client for any server. Clones share connections.
+/// An HTTP client for any server. It follows no redirects. Clones share connections.
 #[derive(Clone)]
 pub(crate) struct HttpClient {
     client: Client<Connector, Full<Bytes>>,
@@ -19,16 +19,16 @@ pub(crate) struct HttpClient {
     body_limit: usize,
 }
 
-/// The reason why there is no complete response.
+/// An error of an HTTP exchange: the reason why there is no complete response.
 #[derive(Debug)]
 pub(crate) enum ExchangeError {
-    /// No connection could be established: the server has not received the request.
+    /// No connection to the server could be established: the server has not received the request.
     Connect(BoxError),
-    /// The connection was lost before the response was complete.
+    /// The connection to the server was lost before the response was complete.
     Lost(BoxError),
-    /// The response was not complete within this time.
+    /// The server's response was not complete within this time.
     Timeout(Duration),
-    /// The body is larger than this limit, in bytes.
+    /// The response's body is larger than this limit, in bytes.
     TooLarge(usize),
 }
 
@@ -45,7 +45,7 @@ impl HttpClient {
         Self { body_limit, ..self }
     }
 
-    /// Sends `request` and reads the whole response, both within `timeout`.
+    /// Sends an HTTP request and reads the whole response, both within `timeout`.
     pub(crate) async fn exchange(
         &self,
         request: Request<Full<Bytes>>,

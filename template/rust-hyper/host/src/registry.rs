@@ -1,4 +1,4 @@
-//! Registries: credentials from a Docker `config.json`, and lookups of manifests by digest.
+//! Access to image registries: credentials from a Docker `config.json`, and lookups of manifests by digest.
 //!
 //! [`Logins`] reads the file as Docker does. [`RegistryClient`] asks a registry for a manifest or blob, with a password
 //! or a token.
@@ -20,5 +20,5 @@ pub use error::RegistryError;
 pub use logins::{Logins, LoginsCache, MalformedLogins, UnusableLogin};
 pub use realm::TokenRealms;
 
-/// The name of Docker Hub in images, and the host of its API.
+/// The name of Docker Hub in image references, and the host of its registry API.
 const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");

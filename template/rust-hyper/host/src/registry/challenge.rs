@@ -1,21 +1,21 @@
 //! Authentication challenges of a registry, from `WWW-Authenticate` (RFC 9110, section 11.6.1).
 
-/// The authentication that a registry requires.
+/// The authentication that a registry requires of its clients.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
-    /// User and password.
+    /// The registry requires a user name and password.
     Basic,
-    /// A token from another server.
+    /// The registry requires a token from a token server.
     Bearer {
-        /// The address of the token server.
+        /// The URL of the token server.
         realm: String,
-        /// The service that the token is for.
+        /// The name of the service that the token is for.
         service: Option<String>,
     },
 }
 
 impl Challenge {
-    /// Parses the value of the header. Returns `None` for another scheme, or if there is no realm.
+    /// Parses a header `WWW-Authenticate`. Returns `None` for an unknown scheme, or if the realm is missing.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
         match scheme.to_ascii_lowercase().as_str() {
@@ -29,7 +29,8 @@ impl Challenge {
     }
 }
 
-/// Returns the value of a parameter, quoted or not. Escaped quotes are not supported: registries use none.
+/// Returns the value of a challenge's parameter, quoted or not. Escaped quotes are not supported: registries
+/// use none.
 fn parameter(parameters: &str, name: &str) -> Option<String> {
     let mut rest = parameters;
     loop {

@@ -1,4 +1,4 @@
-//! A client that looks up manifests and blobs.
+//! A client that looks up manifests and blobs in image registries.
 
 use std::fmt;
 use std::time::Duration;
@@ -26,23 +26,23 @@ const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json",
 );
-/// The largest response in bytes: registries limit manifests to this.
+/// The size of a registry's largest response, in bytes: registries limit manifests to this.
 const RESPONSE_MAX: usize = 4 * 1024 * 1024;
-/// The limit for one response. A question may take several requests.
+/// The time limit for one response of a registry. A look-up may take several requests.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The name of this client for token servers.
+/// The name by which this client identifies itself to token servers.
 const CLIENT_ID: &str = "slipway";
 
-/// A client of registries. It follows no redirects. Clones share connections.
+/// A client of image registries. It follows no redirects. Clones share connections.
 #[derive(Clone)]
 pub struct RegistryClient {
     http: HttpClient,
-    /// Whether registries speak plain HTTP.
+    /// Whether the client uses plain HTTP with registries.
     insecure: bool,
     realms: TokenRealms,
 }
 
-/// A repository of a registry, with the token that was fetched for it.
+/// A repository of an image registry, with the token that was fetched for it.
 pub struct Repository {
     client: RegistryClient,
     host: String,
@@ -52,7 +52,7 @@ pub struct Repository {
 }
 
 impl RegistryClient {
-    /// Creates a client that trusts the system's certificates, and those in the secret `gateway-ca`.
+    /// Creates a registry client that trusts the system's certificates, and those in the secret `gateway-ca`.
     ///
     /// With `insecure`, registries speak plain HTTP. `realms` are the hosts that tokens may be fetched from.
     ///
@@ -75,7 +75,8 @@ impl RegistryClient {
         })
     }
 
-    /// Returns the repository `name` of `registry`, which is the registry's name in images.
+    /// Returns the handle of the repository `name` of `registry`, which is the registry's name in image
+    /// references.
     pub fn repository(&self, registry: &str, name: &str, credentials: Credentials) -> Repository {
         let host = if registry == DOCKER_HUB.0 {
             DOCKER_HUB.1
@@ -97,7 +98,7 @@ impl RegistryClient {
             .authority()
             .map(ToString::to_string)
             .unwrap_or_default();
-        let span = trace::outgoing(&mut request);
+        let span = trace::open_outgoing_span(&mut request);
         let response = self.http.exchange(request, RESPONSE_TIMEOUT).await;
         let response = response.map_err(|error| RegistryError::exchange(error, &host));
         match &response {
@@ -109,12 +110,12 @@ impl RegistryClient {
 }
 
 impl Repository {
-    /// Returns the host of the registry.
+    /// Returns the host of the repository's registry.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Returns whether the repository has the manifest `digest`.
+    /// Asks the registry whether the repository has the manifest with this digest.
     ///
     /// # Errors
     /// Fails if the registry's answer is neither yes nor no.
@@ -123,7 +124,7 @@ impl Repository {
         Ok(self.found(response)?.is_some())
     }
 
-    /// Returns the manifest `digest`, if the repository has it.
+    /// Fetches the manifest with this digest, if the repository has it.
     ///
     /// # Errors
     /// Fails if the registry's answer is neither the manifest nor that there is none.
@@ -132,7 +133,7 @@ impl Repository {
         self.found(response)
     }
 
-    /// Returns the blob `digest`, if the repository has it. A redirect is not followed.
+    /// Fetches the blob with this digest, if the repository has it. A redirect is not followed.
     ///
     /// # Errors
     /// Fails if the registry's answer is neither the blob nor that there is none.
@@ -152,7 +153,7 @@ impl Repository {
         }
     }
 
-    /// Sends a request, and again with authentication if the registry asks for it.
+    /// Sends a request to the registry, and repeats it with authentication if the registry asks for it.
     async fn request(
         &mut self,
         method: Method,
@@ -192,7 +193,8 @@ impl Repository {
         response
     }
 
-    /// Returns the `Authorization` header for the challenge in a response with status 401.
+    /// Answers the challenge in a response with status 401: returns the `Authorization` header, and may fetch
+    /// a token.
     async fn authorize(&self, response: &Response<Bytes>) -> Result<HeaderValue, RegistryError> {
         let registry = || self.host.clone();
         let challenge = response
@@ -217,7 +219,7 @@ impl Repository {
         self.header(&text)
     }
 
-    /// Fetches a token for pulling from the server at `realm`.
+    /// Fetches a token for pulling images from the token server at `realm`.
     async fn token(&self, realm: &Uri, service: Option<&str>) -> Result<String, RegistryError> {
         let mut query = format!("scope=repository:{}:pull", self.name);
         if let Some(service) = service {

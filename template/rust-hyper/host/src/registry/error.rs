@@ -1,4 +1,4 @@
-//! Failed requests to a registry.
+//! Errors of requests to an image registry.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::client::ExchangeError;
 use crate::duration;
 use crate::error_chain::BoxError;
 
-/// The reason why a registry gave no answer to a question. No text quotes the body of a response.
+/// An error of a look-up in an image registry. Its text never quotes the body of a response.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The certificates in the secret `gateway-ca`, or those of the system, cannot be used.
@@ -17,90 +17,90 @@ pub enum RegistryError {
     /// The registry, the repository or the digest is not valid in a URL.
     #[error("{name:?} is not valid in the address of a registry")]
     Name {
-        /// The rejected text.
+        /// The registry, repository or digest that was rejected.
         name: String,
     },
-    /// No connection could be established.
+    /// No connection to the registry or its token server could be established.
     #[error("could not reach {host}")]
     Connect {
-        /// The host of the request.
+        /// The host that the request was sent to.
         host: String,
-        /// The cause.
+        /// The error of the HTTP client.
         #[source]
         source: BoxError,
     },
-    /// The connection was lost before the response was complete.
+    /// The connection was lost before the registry's response was complete.
     #[error("lost the connection to {host}")]
     Lost {
-        /// The host of the request.
+        /// The host that the request was sent to.
         host: String,
-        /// The cause.
+        /// The error of the HTTP client.
         #[source]
         source: BoxError,
     },
-    /// The response was not complete in time.
+    /// The registry's response was not complete within the time limit.
     #[error("{host} did not answer within {}", duration::format(*limit))]
     Timeout {
-        /// The host of the request.
+        /// The host that the request was sent to.
         host: String,
-        /// The time limit.
+        /// The time limit for the response.
         limit: Duration,
     },
-    /// The response is too large.
+    /// The registry's response is larger than the limit.
     #[error("the answer of {host} is larger than {limit} bytes")]
     TooLarge {
-        /// The host of the request.
+        /// The host that the request was sent to.
         host: String,
-        /// The limit in bytes.
+        /// The limit on the response, in bytes.
         limit: usize,
     },
-    /// The response has a status that answers neither yes nor no.
+    /// The registry's response has an unexpected status.
     #[error("the registry {registry} answered {status}")]
     Status {
         /// The host of the registry.
         registry: String,
-        /// The status of its response.
+        /// The status of the registry's response.
         status: StatusCode,
     },
-    /// The registry wants an authentication that is not supported.
+    /// The registry requires an authentication that is not supported.
     #[error("the registry {registry} wants neither basic authentication nor a bearer token")]
     Challenge {
         /// The host of the registry.
         registry: String,
     },
-    /// The registry wants credentials.
+    /// The registry requires credentials, and none are configured.
     #[error("the registry {registry} wants credentials, and there are none for it")]
     NoCredentials {
         /// The host of the registry.
         registry: String,
     },
-    /// The credentials contain characters that a header excludes.
+    /// The registry's credentials contain characters that a header excludes.
     #[error("the credentials for the registry {registry} are not valid in a header")]
     Credentials {
         /// The host of the registry.
         registry: String,
     },
-    /// The realm is not a URL.
+    /// The realm in the registry's challenge is not a URL.
     #[error("the token realm of the registry {registry} is not an address")]
     Realm {
         /// The host of the registry.
         registry: String,
     },
-    /// The realm would receive credentials in plain text.
+    /// The token server in the registry's challenge would receive the credentials in plain text.
     #[error("the token realm of the registry {registry} is not https")]
     PlainRealm {
         /// The host of the registry.
         registry: String,
     },
-    /// The realm is on a host that neither the registry nor the operator vouches for.
+    /// The token server is on another host than the registry, and the operator has not allowed that host.
     #[error("the registry {registry} has its token realm on {realm}, which token_realms does not name")]
     ForeignRealm {
         /// The host of the registry.
         registry: String,
-        /// The host of the realm.
+        /// The host of the token server.
         realm: String,
     },
-    /// The token server gave no token.
+    /// The token server's response has no token.
     #[error("the token server of the registry {registry} answered {status} without a token")]
     Token {
         /// The host of the registry.
@@ -111,7 +111,7 @@ pub enum RegistryError {
 }
 
 impl RegistryError {
-    /// Names the host that an exchange failed with.
+    /// Converts the error of an HTTP exchange to one that names the host.
     pub(super) fn exchange(error: ExchangeError, host: &str) -> Self {
         let host = host.to_owned();
         match error {

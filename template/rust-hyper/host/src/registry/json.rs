@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The keys and values of an object, in their order.
+/// The keys and values of a JSON object, in their order.
 pub(super) struct Members<'a>(pub(super) Vec<(String, &'a RawValue)>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
@@ -35,18 +35,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
-/// Returns the members of an object, `None` for `null`, and an error for another value.
+/// Parses a JSON object to its members; returns `None` for `null`, and an error for another value.
 pub(super) fn members(value: &RawValue) -> Result<Option<Vec<(String, &RawValue)>>, serde_json::Error> {
     let members: Option<Members<'_>> = serde_json::from_str(value.get())?;
     Ok(members.map(|members| members.0))
 }
 
-/// Returns a text, `None` for `null`, and an error for another value.
+/// Parses a JSON string; returns `None` for `null`, and an error for another value.
 pub(super) fn text(value: &RawValue) -> Result<Option<String>, serde_json::Error> {
     serde_json::from_str(value.get())
 }
 
-/// Returns whether `key` is the field `name`, in upper or lower case. Go folds two more letters to ASCII.
+/// Returns whether a JSON key is the field `name`, in upper or lower case. Go folds two more letters to ASCII.
 pub(super) fn is_field(key: &str, name: &str) -> bool {
     let folded = key.chars().map(|letter| match letter {
         'ſ' => 's',

@@ -16,12 +16,12 @@ use super::credentials::Credentials;
 use super::{DOCKER_HUB, json};
 use crate::secret::Secret;
 
-/// The key of Docker Hub in the file, as `docker login` writes it.
+/// The key of Docker Hub in a Docker `config.json`, as `docker login` writes it.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-/// The names of Docker Hub: in images, as the host of its API, and in the key above.
+/// The names of Docker Hub: in image references, as the host of its API, and in [`DOCKER_HUB_KEY`].
 const DOCKER_HUB_NAMES: [&str; 3] = [DOCKER_HUB.0, DOCKER_HUB.1, "index.docker.io"];
 
-/// Base64 as Go decodes it. Padding may be missing, which Go rejects.
+/// The Base64 decoder, which decodes as Go does. Padding may be missing, which Go rejects.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
@@ -29,12 +29,12 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// The error for content that is not a Docker `config.json`. The text quotes nothing of it.
+/// The error for content that is not a Docker `config.json`. Its text quotes nothing of the content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct MalformedLogins(String);
 
-/// The error for the entry of a registry that cannot be used. The text quotes nothing but its key.
+/// The error for a registry's unusable entry in a Docker `config.json`. Its text quotes only the entry's key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{entry} should be {expected}")]
 pub struct UnusableLogin {
@@ -42,21 +42,21 @@ pub struct UnusableLogin {
     expected: &'static str,
 }
 
-/// The credentials and helpers that a `config.json` names.
+/// The credentials and credential helpers of registries in a Docker `config.json`.
 #[derive(Debug, Default)]
 pub struct Logins {
-    /// Credentials by their key in the file: `auths`.
+    /// The credentials in `auths`, by their keys in the file.
     auths: BTreeMap<String, Result<Credentials, UnusableLogin>>,
-    /// The names of helpers by registry: `credHelpers`.
+    /// The names of credential helpers in `credHelpers`, by registry.
     helpers: BTreeMap<String, Result<String, UnusableLogin>>,
-    /// The name of the helper for all other registries: `credsStore`.
+    /// The name of the credential helper for all other registries (`credsStore`).
     store: String,
-    /// The keys that are not supported.
+    /// The keys of the `config.json` that are not supported.
     ignored: Vec<String>,
 }
 
 impl Logins {
-    /// Parses the content of a file. Empty content is a file without entries.
+    /// Parses the content of a Docker `config.json`. Empty content has no entries.
     ///
     /// # Errors
     /// Fails if the content is not a JSON object, or `auths`, `credHelpers` or `credsStore` has the wrong type.
@@ -90,7 +90,7 @@ impl Logins {
         Ok(logins)
     }
 
-    /// Adds the entries of an object `auths`. Its `null` removes those of one before it.
+    /// Adds the credentials in an object `auths`. A value `null` removes those of an earlier `auths`.
     fn read_auths(&mut self, value: &RawValue) -> Result<(), MalformedLogins> {
         if value.get() == "null" {
             self.auths.clear();
@@ -121,7 +121,7 @@ impl Logins {
         Ok(())
     }
 
-    /// Returns the name of the helper for `host`, and the name of the registry for the helper.
+    /// Returns the name of the credential helper for a registry's host, and the registry's name for the helper.
     ///
     /// A helper for the registry precedes the one for all registries. Its key is exactly the host, except for Docker Hub,
     /// which has several names.
@@ -143,7 +143,7 @@ impl Logins {
         Ok((!name.is_empty()).then_some((name, server)))
     }
 
-    /// Returns the credentials for `host`, a host name with a port if it has one; empty ones if the file has none.
+    /// Returns the credentials for a registry's `host[:port]`; they are empty if the file has none.
     ///
     /// The entry with exactly this key precedes those whose URL has this host.
     ///
@@ -165,7 +165,7 @@ impl Logins {
         found.cloned().unwrap_or_else(|| Ok(Credentials::default()))
     }
 
-    /// Describes the entries and keys that cannot be used, without quoting more than their keys.
+    /// Describes the unusable entries and keys of the `config.json`, quoting only their keys.
     pub fn faults(&self) -> impl Iterator<Item = String> {
         let auths = self.auths.values().filter_map(|entry| entry.as_ref().err());
         let helpers = self.helpers.values().filter_map(|entry| entry.as_ref().err());
@@ -174,7 +174,7 @@ impl Logins {
     }
 }
 
-/// One entry of `auths`.
+/// One entry of `auths` in a Docker `config.json`.
 #[derive(Default)]
 struct Entry {
     auth: String,
@@ -185,7 +185,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Parses the entry of `key`. Returns also whether it has a registry token.
+    /// Parses the credentials of one `auths` entry, and returns whether the entry has a registry token.
     fn parse(key: &str, value: &RawValue) -> (Result<Credentials, UnusableLogin>, bool) {
         let unusable = |field: &str, expected| UnusableLogin {
             entry: format!("{}{field}", path("auths", key)),
@@ -219,7 +219,7 @@ impl Entry {
         (credentials, has_registry_token)
     }
 
-    /// Returns the credentials of the entry; `None` if its `auth` is malformed.
+    /// Returns the credentials of the `auths` entry, or `None` if its `auth` is malformed.
     fn credentials(self) -> Option<Credentials> {
         let (mut username, mut secret) = (self.username, self.password);
         if !self.auth.is_empty() {
@@ -239,16 +239,16 @@ impl Entry {
     }
 }
 
-/// Parses a `config.json` that may change: each content once, with one log line for each of its faults.
+/// A cache of the last parsed Docker `config.json`, which may change. Each fault of a content is logged once.
 #[derive(Debug)]
 pub struct LoginsCache {
     file: String,
-    /// The content that was parsed last.
+    /// The content that was parsed last, with its result.
     parsed: Mutex<Option<(Secret, Arc<Logins>)>>,
 }
 
 impl LoginsCache {
-    /// Creates a cache for the content of `file`, which is its name in the log.
+    /// Creates a cache for a `config.json` that the log calls `file`.
     pub fn new(file: impl Into<String>) -> Self {
         Self {
             file: file.into(),
@@ -256,7 +256,7 @@ impl LoginsCache {
         }
     }
 
-    /// Parses `content`, unless it is the same as the last time.
+    /// Parses the content of a `config.json`, unless it is the same as the last time.
     ///
     /// # Errors
     /// Fails as [`Logins::parse`] does.
@@ -280,19 +280,19 @@ impl LoginsCache {
     }
 }
 
-/// Returns the members of an object, none for `null`.
+/// Parses a JSON object to its members; returns no members for `null`.
 fn object<'a>(value: &'a RawValue, what: &str) -> Result<Vec<(String, &'a RawValue)>, MalformedLogins> {
     let members = json::members(value).map_err(|_| MalformedLogins(format!("{what} should be an object")))?;
     Ok(members.unwrap_or_default())
 }
 
-/// Returns the name of an entry in texts, without the user and password that a URL may have.
+/// Returns the name of an entry for error texts, without the user and password that a URL may have.
 fn path(object: &str, key: &str) -> String {
     let name = if key.contains('@') { host_of(key) } else { key };
     format!("{object}.{name}")
 }
 
-/// Returns the host and port of a key, which is a host or a URL, with or without a path.
+/// Returns the host and port in an entry's key, which is a host or a URL, with or without a path.
 fn host_of(key: &str) -> &str {
     let Some((_, rest)) = key.split_once("://") else {
         return key.split('/').next().unwrap_or(key);

@@ -1,4 +1,4 @@
-//! The hosts that tokens are fetched from.
+//! The hosts of token servers, from which tokens for registries are fetched.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use http::Uri;
 
 use super::error::RegistryError;
 
-/// The token servers of well-known registries that are on another host.
+/// The well-known registries whose token servers are on another host, with those hosts.
 ///
 /// <https://distribution.github.io/distribution/spec/auth/token/> shows the first, and
 /// <https://metacpan.org/pod/Docker::Registry::Auth::Gitlab> the second.
@@ -16,10 +16,10 @@ const WELL_KNOWN: [(&str, &str); 2] = [
     ("registry.gitlab.com", "gitlab.com"),
 ];
 
-/// The longest host name, in bytes (RFC 1035).
+/// The length of the longest host name, in bytes (RFC 1035).
 const HOST_MAX: usize = 255;
 
-/// The hosts on which registries may have their token servers, besides their own.
+/// The hosts on which registries may have their token servers, in addition to their own hosts.
 ///
 /// A registry names the server, its realm, in a header. Whoever chooses the registry of an image would otherwise choose
 /// which addresses are requested from inside the cluster, and would receive the token from there.
@@ -31,7 +31,8 @@ pub struct TokenRealms(BTreeSet<String>);
 impl FromStr for TokenRealms {
     type Err = String;
 
-    /// Parses `HOST` or `HOST:PORT`, separated by commas. A host without a port is one on any port.
+    /// Parses a list of `HOST` or `HOST:PORT`, separated by commas. A host without a port stands for every
+    /// port.
     fn from_str(text: &str) -> Result<Self, String> {
         let hosts = text.split(',').map(str::trim).filter(|host| !host.is_empty());
         let hosts = hosts.map(|host| match host.parse::<http::uri::Authority>() {
@@ -45,7 +46,7 @@ impl FromStr for TokenRealms {
 }
 
 impl TokenRealms {
-    /// Parses the realm that the registry at `registry` names, if it may be used.
+    /// Parses the token server's URL that a registry names; fails if its host is not allowed.
     pub(super) fn check(&self, registry: &str, realm: &str, insecure: bool) -> Result<Uri, RegistryError> {
         let host = || registry.to_owned();
         let uri: Uri = realm
