@@ -115,11 +115,14 @@ impl Network {
             let file = self.results.join(id);
             fs::write(&file, bytes).map_err(Error::io("write", &file))?;
         }
-        result.as_ref().and_then(first_address).ok_or_else(|| Error::Network {
-            operation: "add".to_owned(),
-            subject: id.to_owned(),
-            reason: "the plugins returned no address".to_owned(),
-        })
+        result
+            .as_ref()
+            .and_then(first_address)
+            .ok_or_else(|| Error::Network {
+                operation: "add".to_owned(),
+                subject: id.to_owned(),
+                reason: "the plugins returned no address".to_owned(),
+            })
     }
 
     /// Disconnects a container from the bridge and removes its network namespace, if it has one. Errors are

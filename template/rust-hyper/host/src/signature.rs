@@ -61,7 +61,7 @@ pub fn check_keys(secret: &Secret) -> Result<(), WeakKeys> {
 
 /// Adds a problem to `parser` if the secret `name` is not fit for signatures. A secret that cannot be read is none.
 pub fn check_secret(parser: &mut Parser<'_>, secrets: &Secrets, name: &str) {
-    if let Ok(secret) = secrets.read(name)
+    if let Ok(secret) = secrets.read_secret(name)
         && let Err(weak) = check_keys(&secret)
     {
         parser.problem(

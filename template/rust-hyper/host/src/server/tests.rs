@@ -105,13 +105,13 @@ async fn send_text(address: SocketAddr, request: &str) -> TcpStream {
 
 /// Returns the status line of the response to a request.
 async fn status_line(address: SocketAddr, request: &str) -> String {
-    let response = read_until(&mut send(address, request).await, "\r\n\r\n").await;
+    let response = read_until(&mut send_text(address, request).await, "\r\n\r\n").await;
     response.lines().next().unwrap_or_default().to_owned()
 }
 
 #[tokio::test]
 async fn a_request_without_a_host_or_with_two_is_answered_with_400() {
-    let served = serve(&[], App::new(async |_, _| Ok::<_, Error>(reply::text("OK\n")))).await;
+    let served = serve_app(&[], App::new(async |_, _| Ok::<_, Error>(reply::text("OK\n")))).await;
     for (head, status) in [
         ("GET / HTTP/1.1\r\nhost: a\r\n", "HTTP/1.1 200 OK"),
         ("GET / HTTP/1.1\r\nhost:\r\n", "HTTP/1.1 200 OK"),
@@ -132,7 +132,7 @@ async fn a_request_without_a_host_or_with_two_is_answered_with_400() {
         let found = status_line(served.address, &format!("{head}\r\n")).await;
         assert_eq!(found, status, "{head:?}");
     }
-    let mut stream = send(served.address, "GET / HTTP/1.1\r\n\r\n").await;
+    let mut stream = send_text(served.address, "GET / HTTP/1.1\r\n\r\n").await;
     let mut response = String::new();
     within_timeout(stream.read_to_string(&mut response))
         .await
@@ -150,7 +150,7 @@ async fn a_request_may_have_as_many_headers_as_the_setting_allows() {
         (&[("max_headers", "300")], 300),
         (&[("max_headers", "2")], 2),
     ] {
-        let served = serve(
+        let served = serve_app(
             variables,
             App::new(async |_, _| Ok::<_, Error>(reply::text("OK\n"))),
         )
