@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
 use crate::answer::{self, Handled};
+use crate::build_times::BuildTimes;
 use crate::error::Error;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{GatewayTransport, TokenExchange};
@@ -24,6 +25,7 @@ use crate::registry::{CONFIG_SECRET, ImageLookup};
 use crate::request::{self, DryRun, HandOver, PinnedImage, Received, SIGNATURE_HEADER};
 use crate::rollout::{self, Deadline, RolloutContext, RolloutHistory};
 use crate::settings::Settings;
+use crate::succession::Succession;
 
 /// The time in which a registry has to say whether it has an image.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -85,7 +87,8 @@ impl Deployer {
     /// Checks a hand-over whose image is not built yet.
     async fn dry_run(&self, dry_run: &DryRun, objections: Vec<String>, context: &Context) -> DryRunOutcome {
         let transport = GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange);
-        let rollout_context = self.rollout_context(&transport);
+        let succession = Succession::none();
+        let rollout_context = self.rollout_context(&transport, &succession);
         let deadline = Deadline::new(DRY_RUN_TIMEOUT, context.deadline(), context.shutdown().clone());
         let check = rollout::dry_run(&rollout_context, dry_run, objections, &deadline);
         trace::span("dry run").run(check).await
@@ -95,12 +98,14 @@ impl Deployer {
     fn rollout_context<'a>(
         &'a self,
         transport: &'a GatewayTransport<'a>,
+        succession: &'a Succession,
     ) -> RolloutContext<'a, GatewayTransport<'a>> {
         RolloutContext {
             transport,
             timeouts: &self.settings.timeouts,
             default_namespace: &self.settings.default_namespace,
             history: &self.history,
+            succession,
         }
     }
 
@@ -166,19 +171,26 @@ impl Deployer {
         context: &Context,
     ) -> Outcome {
         let _in_progress = self.metrics.start();
+        objections.extend(self.check_image(&hand_over.spec.image, context).await);
+        // Another deployment does not yield to one that is rejected.
+        let times = match objections.is_empty() {
+            true => hand_over.times(),
+            false => BuildTimes::default(),
+        };
         let queued = Instant::now();
-        let permit = self.queue.acquire(function, hand_over.times());
-        let _permit = trace::span("queue").run(permit).await;
+        let permit = self.queue.acquire(function, times, hand_over.call_id.clone());
+        let permit = trace::span("queue").run(permit).await;
         let waited = queued.elapsed();
+        // The time in the queue is not the new version's: a rollout continues after its caller has gone.
+        let request_deadline = context.deadline().map(|at| at + waited);
         let deadline = Deadline::with_reserve(
             self.settings.ready_timeout,
             self.settings.timeouts.rollback,
-            context.deadline(),
+            request_deadline,
             context.shutdown().clone(),
         );
-        objections.extend(self.check_image(&hand_over.spec.image, context).await);
         let transport = GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange);
-        let rollout_context = self.rollout_context(&transport);
+        let rollout_context = self.rollout_context(&transport, permit.succession());
         let url = self.function_url(&hand_over.spec.address(), context);
         let mut outcome = rollout::rollout(&rollout_context, hand_over, objections, &deadline, url).await;
         outcome.durations.queue = waited;

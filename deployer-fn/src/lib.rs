@@ -19,6 +19,7 @@ mod registry;
 mod request;
 mod rollout;
 mod settings;
+mod succession;
 mod time;
 mod version;
 
@@ -29,3 +30,4 @@ pub use self::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running, Su
 pub use self::request::{FunctionSpec, HandOver, MAX_BODY, PinnedImage, Probe, Resources, SPEC_ANNOTATION};
 pub use self::rollout::{Deadline, RolloutContext, RolloutHistory, Timeouts, rollout};
 pub use self::settings::Settings;
+pub use self::succession::{Announcer, Succession};

@@ -1,8 +1,9 @@
 //! A queue for each function: one deployment at a time, and of those that wait the newest build next.
 //!
-//! Once the newest build runs, the older ones that wait are rejected without being tried; if it fails, the next
-//! newest is tried. This holds within one process. Between processes, the times of the build in the function's annotations
-//! keep an older build from replacing a newer one, and a restored version is checked by the next deployment.
+//! The deployment that runs is told when a newer build waits, and yields to it ([`Succession`]). Once the newest build
+//! runs, the older ones that wait are rejected without being tried; if it fails, the next newest is tried. This holds
+//! within one process. Between processes, the times of the build in the function's annotations keep an older build from
+//! replacing a newer one, and a restored version is checked by the next deployment.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,18 +13,68 @@ use tokio::sync::oneshot;
 
 use crate::build_times::BuildTimes;
 use crate::function::FunctionId;
+use crate::outcome::Successor;
+use crate::succession::{Announcer, Succession};
 
 /// The queues of all functions. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct DeploymentQueue(Arc<Mutex<HashMap<FunctionId, Waiters>>>);
+pub(crate) struct DeploymentQueue(Arc<Mutex<HashMap<FunctionId, Turns>>>);
 
-/// The deployments that wait for another one of the same function.
-#[derive(Debug, Default)]
-struct Waiters {
+/// The deployment of one function that runs, and those that wait for it.
+#[derive(Debug)]
+struct Turns {
+    /// The times of the build that runs.
+    running: BuildTimes,
+    /// Announces newer builds to the deployment that runs.
+    announcer: Announcer,
     /// The number of waiters so far.
     arrivals: u64,
     /// By the time of submission or else of the end of the build, then by arrival. The last one is next.
-    waiting: BTreeMap<(Option<Timestamp>, u64), oneshot::Sender<DeploymentPermit>>,
+    waiting: BTreeMap<(Option<Timestamp>, u64), Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    times: BuildTimes,
+    successor: Successor,
+    grant: oneshot::Sender<DeploymentPermit>,
+}
+
+impl Turns {
+    fn new(running: BuildTimes) -> (Self, Succession) {
+        let (announcer, succession) = Succession::new(None);
+        let turns = Self {
+            running,
+            announcer,
+            arrivals: 0,
+            waiting: BTreeMap::new(),
+        };
+        (turns, succession)
+    }
+
+    /// Adds a waiter, and announces it if its build is newer than the one that runs.
+    fn add(&mut self, waiter: Waiter) {
+        if self.running.is_older_than(&waiter.times) {
+            self.announcer.send_replace(Some(waiter.successor.clone()));
+        }
+        self.arrivals += 1;
+        let position = (waiter.times.sort_key(), self.arrivals);
+        self.waiting.insert(position, waiter);
+    }
+
+    /// Removes the next waiter, whose turn begins.
+    fn next(&mut self) -> Option<(Waiter, Succession)> {
+        let (_, next) = self.waiting.pop_last()?;
+        self.running = next.times;
+        let newer = self.waiting.values().rev();
+        let newer = newer
+            .into_iter()
+            .find(|waiter| next.times.is_older_than(&waiter.times))
+            .map(|waiter| waiter.successor.clone());
+        let (announcer, succession) = Succession::new(newer);
+        self.announcer = announcer;
+        Some((next, succession))
+    }
 }
 
 /// Permission to deploy a function, which only one deployment has at a time. On drop it goes to the next one.
@@ -32,27 +83,45 @@ struct Waiters {
 pub(crate) struct DeploymentPermit {
     queue: DeploymentQueue,
     function: FunctionId,
+    succession: Succession,
+}
+
+impl DeploymentPermit {
+    /// Returns the news of newer builds that wait.
+    pub(crate) fn succession(&self) -> &Succession {
+        &self.succession
+    }
 }
 
 impl DeploymentQueue {
     /// Waits until no other deployment of the function runs, and none with a newer build waits.
     ///
-    /// Dropping the future leaves the queue.
-    pub(crate) async fn acquire(&self, function: FunctionId, times: BuildTimes) -> DeploymentPermit {
+    /// The deployment that runs yields if its build is older. Dropping the future leaves the queue.
+    pub(crate) async fn acquire(
+        &self,
+        function: FunctionId,
+        times: BuildTimes,
+        call_id: Option<String>,
+    ) -> DeploymentPermit {
+        let successor = Successor { call_id };
         loop {
             let granted = {
                 let mut queues = self.lock();
-                let Some(waiters) = queues.get_mut(&function) else {
-                    queues.insert(function.clone(), Waiters::default());
+                let Some(turns) = queues.get_mut(&function) else {
+                    let (turns, succession) = Turns::new(times);
+                    queues.insert(function.clone(), turns);
                     return DeploymentPermit {
                         queue: self.clone(),
                         function,
+                        succession,
                     };
                 };
                 let (grant, granted) = oneshot::channel();
-                waiters.arrivals += 1;
-                let position = (times.sort_key(), waiters.arrivals);
-                waiters.waiting.insert(position, grant);
+                turns.add(Waiter {
+                    times,
+                    successor: successor.clone(),
+                    grant,
+                });
                 granted
             };
             // The sender is dropped unused only together with the queue.
@@ -62,35 +131,33 @@ impl DeploymentQueue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, Waiters>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, Turns>> {
         // Every operation leaves the map consistent, so that a panic elsewhere does not matter.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes the next waiter and returns its sender. Without a waiter, removes the function's queue.
-    fn next(&self, function: &FunctionId) -> Option<oneshot::Sender<DeploymentPermit>> {
+    /// Begins the turn of the next waiter, and returns it. Without a waiter, removes the function's queue.
+    fn next(&self, function: &FunctionId) -> Option<(Waiter, Succession)> {
         let mut queues = self.lock();
-        let waiters = queues.get_mut(function)?;
-        match waiters.waiting.pop_last() {
-            Some((_, grant)) => Some(grant),
-            None => {
-                queues.remove(function);
-                None
-            }
+        let next = queues.get_mut(function)?.next();
+        if next.is_none() {
+            queues.remove(function);
         }
+        next
     }
 }
 
 impl Drop for DeploymentPermit {
     fn drop(&mut self) {
-        if let Some(grant) = self.queue.next(&self.function) {
+        if let Some((waiter, succession)) = self.queue.next(&self.function) {
             let permit = Self {
                 queue: self.queue.clone(),
                 function: self.function.clone(),
+                succession,
             };
             // If the waiter has gone, the returned permit is dropped, which goes on with the one after it. The lock
             // is free by now.
-            drop(grant.send(permit));
+            drop(waiter.grant.send(permit));
         }
     }
 }
@@ -128,11 +195,11 @@ mod tests {
     async fn the_newest_build_that_waits_is_next() {
         let queue = DeploymentQueue::default();
         let (done, mut order) = mpsc::unbounded_channel();
-        let first = queue.acquire(hello(), at(1)).await;
+        let first = queue.acquire(hello(), at(1), None).await;
         for number in [3, 5, 2, 4] {
             let (queue, done) = (queue.clone(), done.clone());
             tokio::spawn(async move {
-                let permit = queue.acquire(hello(), at(number)).await;
+                let permit = queue.acquire(hello(), at(number), None).await;
                 done.send(number).unwrap();
                 drop(permit);
             });
@@ -152,7 +219,7 @@ mod tests {
         let acquired = async |function| {
             timeout(
                 Duration::from_secs(1),
-                queue.acquire(function, BuildTimes::default()),
+                queue.acquire(function, BuildTimes::default(), None),
             )
             .await
         };
@@ -167,14 +234,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_waiter_that_has_gone_is_skipped() {
         let queue = DeploymentQueue::default();
-        let first = queue.acquire(hello(), BuildTimes::default()).await;
+        let first = queue.acquire(hello(), BuildTimes::default(), None).await;
         let gone = tokio::spawn({
             let queue = queue.clone();
-            async move { queue.acquire(hello(), at(9)).await }
+            async move { queue.acquire(hello(), at(9), None).await }
         });
         let stays = tokio::spawn({
             let queue = queue.clone();
-            async move { queue.acquire(hello(), at(1)).await }
+            async move { queue.acquire(hello(), at(1), None).await }
         });
         tokio::task::yield_now().await;
         gone.abort();
@@ -183,5 +250,21 @@ mod tests {
         let permit = timeout(Duration::from_secs(1), stays).await.unwrap();
         drop(permit.unwrap());
         assert!(queue.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_newer_build_that_waits_is_announced() {
+        let queue = DeploymentQueue::default();
+        let first = queue.acquire(hello(), at(2), None).await;
+        for (number, announced) in [(1, None), (2, None), (3, Some("3"))] {
+            let queue = queue.clone();
+            let call_id = Some(number.to_string());
+            tokio::spawn(async move { queue.acquire(hello(), at(number), call_id).await });
+            tokio::task::yield_now().await;
+            let current = first.succession().current();
+            let current = current.and_then(|successor| successor.call_id);
+            assert_eq!(current.as_deref(), announced, "{number}");
+        }
+        assert_eq!(first.succession().successor().await.call_id.as_deref(), Some("3"));
     }
 }

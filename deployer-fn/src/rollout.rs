@@ -50,13 +50,16 @@ use self::check::NextStep;
 pub use self::deadline::Deadline;
 pub(crate) use self::dry_run::dry_run;
 pub use self::history::RolloutHistory;
+use self::history::Unsettled;
 use self::panic::Panicked;
 use self::verdict::{Findings, Verdict};
 use self::watch::{Ready, WaitingFor, Watched};
+use crate::build_times::BuildTimes;
 use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, ProviderName, ReadError, Transport};
-use crate::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running};
-use crate::request::HandOver;
+use crate::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running, Successor};
+use crate::request::{HandOver, OWN_ANNOTATIONS};
+use crate::succession::Succession;
 use crate::version::{LastGood, Version};
 
 /// Timeouts of the parts of a rollout.
@@ -99,6 +102,8 @@ pub struct RolloutContext<'a, T> {
     pub default_namespace: &'a str,
     /// What this process knows of earlier rollouts.
     pub history: &'a RolloutHistory,
+    /// The news of newer builds that wait.
+    pub succession: &'a Succession,
 }
 
 /// Rolls out the version of a hand-over, and returns the outcome.
@@ -168,6 +173,8 @@ struct Rollout<'a, T> {
     id: FunctionId,
     /// The new version.
     version: Version,
+    /// The times of the version that is rolled out. What is newer belongs to another rollout.
+    times: BuildTimes,
     deadline: &'a Deadline,
     /// The function's state before the rollout; `None` if it did not exist.
     before: Option<FunctionStatus>,
@@ -207,10 +214,20 @@ enum Attempt {
     Unverified,
     /// The provider rejected the specification.
     Rejected,
+    /// A newer build waits, and the new version is not ready.
+    Superseded(Successor),
     /// The provider has this state instead of the new version, perhaps because of a transient failure.
     NotTaken(Option<FunctionStatus>),
     /// The new version does not run.
     Failed,
+}
+
+/// How applying the new version ended.
+enum Change {
+    /// The verdict is known.
+    Ended(Verdict),
+    /// The function was changed by another client before the new version was applied, or by an older build after it.
+    Outdated,
 }
 
 impl<'a, T: Transport> Rollout<'a, T> {
@@ -222,6 +239,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
             id: address.id(context.default_namespace),
             address,
             version: Version::of(hand_over),
+            times: hand_over.times(),
             deadline,
             before: None,
             last_good: None,
@@ -237,26 +255,76 @@ impl<'a, T: Transport> Rollout<'a, T> {
         }
     }
 
-    async fn run(&mut self, objections: Vec<String>) -> Verdict {
+    async fn run(&mut self, mut objections: Vec<String>) -> Verdict {
+        loop {
+            let next = match self.next_step(std::mem::take(&mut objections)).await {
+                Ok(next) => next,
+                Err(verdict) => return verdict,
+            };
+            return match next {
+                NextStep::End(verdict) => self.settle(verdict).await,
+                NextStep::Watch => self.watch_unchanged().await,
+                NextStep::Repeat(failure) => self.repeat(failure).await,
+                NextStep::FinishNewer { older, newer } => self.finish_newer(older, &newer).await,
+                NextStep::Apply => match self.change().await {
+                    Change::Ended(verdict) => verdict,
+                    Change::Outdated => {
+                        info!("the function has changed since it was read: checking again");
+                        continue;
+                    }
+                },
+            };
+        }
+    }
+
+    /// Checks the hand-over within the deadline, and while no newer build waits. Nothing is changed yet, so that the
+    /// check may be dropped at any point.
+    async fn next_step(&mut self, objections: Vec<String>) -> Result<NextStep, Verdict> {
         let started = Instant::now();
-        let deadline = self.deadline;
+        let (deadline, succession) = (self.deadline, self.context.succession);
         let span = trace::span("check");
-        let next = span.run(deadline.run(self.check(objections))).await;
-        self.facts.durations.check = started.elapsed();
-        match &next {
-            Some(NextStep::End(verdict)) => span.mark_failed(verdict.reasons.join("; ")),
-            None => span.mark_failed(deadline.reason()),
-            Some(_) => {}
-        }
-        drop(span);
+        let check = span.run(deadline.run(self.check(objections)));
+        let next = tokio::select! {
+            biased;
+            next = check => Ok(next),
+            successor = succession.successor() => Err(successor),
+        };
+        self.facts.durations.check += started.elapsed();
         match next {
-            Some(NextStep::End(verdict)) => verdict,
-            Some(NextStep::Watch) => self.watch_unchanged().await,
-            Some(NextStep::Repeat(failure)) => self.repeat(failure).await,
-            Some(NextStep::Apply) => self.change().await,
-            Some(NextStep::FinishNewer { older, newer }) => self.finish_newer(older, &newer).await,
-            None => self.check_timed_out().await,
+            Ok(Some(next)) => {
+                if let NextStep::End(verdict) = &next {
+                    span.mark_failed(verdict.reasons.join("; "));
+                }
+                Ok(next)
+            }
+            Ok(None) => {
+                span.mark_failed(deadline.reason());
+                Err(self.check_timed_out().await)
+            }
+            Err(successor) => Err(self.yield_to(successor, Findings::default())),
         }
+    }
+
+    /// Ends the rollout for a newer build that waits. That one inherits the version to restore.
+    fn yield_to(&mut self, successor: Successor, findings: Findings) -> Verdict {
+        let call = successor.call_id.as_deref();
+        let call = call
+            .map(|call| format!(", of the call {call},"))
+            .unwrap_or_default();
+        let mut reason = format!("a newer build{call} waits, and takes the place of this one");
+        if self.facts.changed {
+            self.context.history.record_unsettled(
+                &self.id,
+                Some(Unsettled {
+                    last_good: self.last_good.clone(),
+                    spec_digest: self.version.spec_digest().map(str::to_owned),
+                }),
+            );
+            self.facts.running = Running::Unknown;
+        } else {
+            reason.push_str(": nothing was changed");
+        }
+        Verdict::superseded(successor, findings.because(reason))
     }
 
     /// Ends a rollout that panicked, with the state that the function has. The next hand-over continues from there.
@@ -279,7 +347,10 @@ impl<'a, T: Transport> Rollout<'a, T> {
     /// Ends a rollout whose check took too long. The check retried its reads, so that their errors are not known; one
     /// more read provides the error.
     async fn check_timed_out(&self) -> Verdict {
-        let reason = format!("nothing was changed: {}", self.deadline.reason());
+        let mut reason = self.deadline.reason();
+        if !self.facts.changed {
+            reason = format!("nothing was changed: {reason}");
+        }
         let mut findings = Findings::new(Fault::Platform, reason);
         if let Err(error) = self.final_read().await {
             findings = findings.because(ErrorChain(&error).to_string());
@@ -299,6 +370,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
         match attempt {
             Attempt::Ready => Verdict::ready(findings.because("nothing was changed")),
             Attempt::Unverified => Verdict::unverified(findings.because("nothing was changed")),
+            Attempt::Superseded(successor) => self.yield_to(successor, findings),
             _ => self.restore(findings).await,
         }
     }
@@ -307,9 +379,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
     ///
     /// A change that had no effect by a failure that may be transient is sent again: it carries the complete
     /// specification, so that repeating it is harmless.
-    async fn change(&mut self) -> Verdict {
-        self.facts.changed = true;
-        self.facts.running = Running::Unknown;
+    async fn change(&mut self) -> Change {
         self.may_coexist = self.before.is_some();
         let last_good = match self.last_good.clone() {
             Some(version) => LastGood::Version(Box::new(version)),
@@ -319,15 +389,34 @@ impl<'a, T: Transport> Rollout<'a, T> {
         let mut backoff = Backoff::new();
         let mut findings = Findings::default();
         loop {
+            if let Some(successor) = self.context.succession.current() {
+                return Change::Ended(self.yield_to(successor, findings));
+            }
+            match self.is_as_before().await {
+                Ok(true) => {}
+                Ok(false) => return Change::Outdated,
+                Err(reason) if self.facts.changed => {
+                    findings = findings.then(reason);
+                    break;
+                }
+                Err(reason) => return Change::Ended(Verdict::failed(reason)),
+            }
+            self.facts.changed = true;
+            self.facts.running = Running::Unknown;
             let (attempt, found) = self.attempt(&deployment).await;
             findings = findings.then(found);
             let now = match attempt {
-                Attempt::Ready => return Verdict::ready(findings),
-                Attempt::Unverified => return Verdict::unverified(findings),
+                Attempt::Ready => return Change::Ended(Verdict::ready(findings)),
+                Attempt::Unverified => return Change::Ended(Verdict::unverified(findings)),
                 Attempt::Rejected => return self.rejected(findings).await,
+                Attempt::Superseded(successor) => return Change::Ended(self.yield_to(successor, findings)),
                 Attempt::Failed => break,
                 Attempt::NotTaken(now) => now,
             };
+            // Another deployer had read the function before this version was applied.
+            if now.as_ref().is_some_and(|now| self.is_older_build(now)) {
+                return Change::Outdated;
+            }
             let retry = backoff.waits() + 1 < ATTEMPTS
                 && now == self.before
                 && findings.fault() == Some(Fault::Platform)
@@ -337,7 +426,50 @@ impl<'a, T: Transport> Rollout<'a, T> {
             }
             info!(attempt = backoff.waits() + 1, "applying the specification again");
         }
-        self.restore(findings).await
+        Change::Ended(self.restore(findings).await)
+    }
+
+    /// Reads the function's state again, and returns whether its version is the one that was checked. There may be
+    /// another deployer, and the check may have taken some time. An error is the reason why it is not known.
+    async fn is_as_before(&self) -> Result<bool, Findings> {
+        let reading = self.read(self.context.timeouts.read_retries);
+        let reason = match self.deadline.run(reading).await {
+            Some(Ok(now)) => {
+                let identity = |status: &Option<FunctionStatus>| {
+                    let status = status.as_ref()?;
+                    let own = status.annotations().iter();
+                    let own = own.filter(|(name, _)| name.starts_with(OWN_ANNOTATIONS));
+                    let own: Vec<_> = own.map(|(name, value)| (name.clone(), value.clone())).collect();
+                    Some((status.image.clone(), own))
+                };
+                return Ok(identity(&now) == identity(&self.before));
+            }
+            Some(Err(error)) => ErrorChain(&error).to_string(),
+            None => self.deadline.reason(),
+        };
+        let prefix = match self.facts.changed {
+            true => "",
+            false => "nothing was changed: ",
+        };
+        Err(Findings::new(Fault::Platform, format!("{prefix}{reason}")))
+    }
+
+    /// Returns whether the function has a version of another rollout that is older than this one's, and came after the
+    /// state before this rollout.
+    fn is_older_build(&self, status: &FunctionStatus) -> bool {
+        let is_before = self
+            .before
+            .as_ref()
+            .is_some_and(|before| Version::deployed(before).matches(status));
+        !is_before && Version::deployed(status).times().is_older_than(&self.times)
+    }
+
+    /// Returns the build that the function has, if it is newer than the one that is rolled out.
+    fn newer_build(&self, status: &FunctionStatus) -> Option<Successor> {
+        let deployed = Version::deployed(status);
+        self.times.is_older_than(&deployed.times()).then(|| Successor {
+            call_id: deployed.call_id().map(str::to_owned),
+        })
     }
 
     /// Applies the new version once, and watches it.
@@ -389,14 +521,16 @@ impl<'a, T: Transport> Rollout<'a, T> {
 
     /// Ends a rollout whose specification the provider rejected. If the rejected update has deleted the function, as
     /// with faasd (docs/pitfalls.md#a-failed-update-removes-the-function), restores it.
-    async fn rejected(&mut self, findings: Findings) -> Verdict {
-        match self.final_read().await {
+    async fn rejected(&mut self, findings: Findings) -> Change {
+        Change::Ended(match self.final_read().await {
             Ok(now) if now == self.before && self.before_is_last_good() => {
                 self.facts.changed = false;
                 Verdict::refused(findings.then(self.observe(Ok(now))))
             }
+            // faasd answers 400 to the creation of a function that another deployer has created in the meantime.
+            Ok(Some(now)) if self.is_older_build(&now) => return Change::Outdated,
             _ => self.restore(findings).await,
-        }
+        })
     }
 
     /// Returns whether the function's state before the rollout is the one that would be restored.
@@ -439,6 +573,14 @@ impl<'a, T: Transport> Rollout<'a, T> {
                 };
                 (Attempt::NotTaken(found), Findings::new(Fault::Platform, reason))
             }
+            Some(Watched::Superseded(successor)) => {
+                let reason = waiting_for.to_string();
+                span.mark_failed(&reason);
+                (
+                    Attempt::Superseded(successor),
+                    Findings::default().because(reason),
+                )
+            }
             None => {
                 let reason = format!("{}: {waiting_for}", self.deadline.reason());
                 span.mark_failed(&reason);
@@ -459,6 +601,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
             &self.address,
             version,
             self.context.timeouts,
+            self.context.succession,
             waiting_for,
         )
         .await
@@ -506,7 +649,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
     /// become the last good one.
     fn record_unverified(&mut self, status: &FunctionStatus) {
         self.context.history.record_failure(&self.id, None);
-        self.context.history.record_unrestored(&self.id, None);
+        self.context.history.record_unsettled(&self.id, None);
         self.facts.observe(Some(status));
     }
 
@@ -517,7 +660,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
             history.record_ready(&self.id, digest);
         }
         history.record_failure(&self.id, None);
-        history.record_unrestored(&self.id, None);
+        history.record_unsettled(&self.id, None);
         self.facts.observe(Some(status));
     }
 

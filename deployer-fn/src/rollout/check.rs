@@ -13,6 +13,7 @@ use super::watch::{self, Ready, WaitingFor, Watched};
 use super::{Rollout, Timeouts};
 use crate::gateway::{self, FunctionStatus, ReadError, Transport, call};
 use crate::outcome::{Fault, Successor};
+use crate::succession::Succession;
 use crate::version::{FailureRecord, LastGood, SIZE_MAX, Version};
 
 /// Timeout of one request to a version that was deployed before: several of them have to fit the check.
@@ -121,10 +122,12 @@ impl<T: Transport> Rollout<'_, T> {
             objections.extend(self.older_than_deployed().map(|older| older.reason));
         }
         self.check_secrets(&mut objections).await?;
-        self.last_good = match &self.before {
-            Some(status) => Some(self.last_good_of(status).await),
-            // A version that could not be restored after an earlier rollout is the one to restore now.
-            None => self.context.history.unrestored(&self.id),
+        let unsettled = self.context.history.unsettled(&self.id);
+        self.last_good = match (&self.before, unsettled) {
+            // What an earlier rollout left unfinished is not worth another look.
+            (before, Some(unsettled)) if unsettled.describes(before.as_ref()) => unsettled.last_good,
+            (Some(status), _) => Some(self.last_good_of(status).await),
+            (None, _) => None,
         };
         self.check_size(&mut objections);
         if objections.is_empty() {
@@ -294,17 +297,20 @@ impl<T: Transport> Rollout<'_, T> {
             request: self.context.timeouts.request.min(REQUEST_TIMEOUT),
             ..*self.context.timeouts
         };
+        // The check as a whole ends when a newer build waits.
+        let succession = Succession::none();
         let mut waiting_for = WaitingFor::default();
         let watching = watch::watch(
             self.context.transport,
             &self.address,
             version,
             &timeouts,
+            &succession,
             &mut waiting_for,
         );
         match tokio::time::timeout(timeouts.settle, watching).await {
             Ok(Watched::Ready(ready)) => Some(ready),
-            Ok(Watched::NotTaken(_)) | Err(_) => None,
+            Ok(Watched::NotTaken(_) | Watched::Superseded(_)) | Err(_) => None,
         }
     }
 

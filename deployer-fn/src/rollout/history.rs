@@ -1,5 +1,5 @@
-//! What this process remembers of earlier rollouts: for each function the last ready version, the last failure, and a
-//! version that could not be restored yet.
+//! What this process remembers of earlier rollouts: for each function the last ready version, the last failure, and what
+//! is left to settle after a rollout that ended before the function worked.
 //!
 //! The first two only save requests: after a restart, the function's annotations or its probe give the same
 //! information. The third is lost with the process if the provider has deleted the function, and its annotations with
@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::function::FunctionId;
+use crate::gateway::FunctionStatus;
+use crate::request::SPEC_ANNOTATION;
 use crate::version::{FailureRecord, Version};
 
 /// The history of all functions. Clones share it.
@@ -20,7 +22,29 @@ struct Entry {
     /// The digest of the specification that was ready last.
     ready: Option<String>,
     failure: Option<FailureRecord>,
-    unrestored: Option<Version>,
+    unsettled: Option<Unsettled>,
+}
+
+/// What is left of a rollout that ended before the function worked: it yielded to a newer build, or ran out of time.
+#[derive(Clone, Debug)]
+pub(super) struct Unsettled {
+    /// The version to restore; `None` if there was no function.
+    pub(super) last_good: Option<Version>,
+    /// The digest of the version that may be deployed, and was not seen to work.
+    pub(super) spec_digest: Option<String>,
+}
+
+impl Unsettled {
+    /// Returns whether the function is still as the rollout left it.
+    pub(super) fn describes(&self, status: Option<&FunctionStatus>) -> bool {
+        match status {
+            None => self.last_good.is_some(),
+            Some(status) => {
+                let digest = status.annotations().get(SPEC_ANNOTATION);
+                digest.is_some() && digest == self.spec_digest.as_ref()
+            }
+        }
+    }
 }
 
 impl RolloutHistory {
@@ -46,14 +70,14 @@ impl RolloutHistory {
         self.lock().get(function)?.failure.clone()
     }
 
-    /// Records a version that should run and could not be restored; `None` once that is settled.
-    pub(super) fn record_unrestored(&self, function: &FunctionId, version: Option<Version>) {
-        self.lock().entry(function.clone()).or_default().unrestored = version;
+    /// Records what is left to settle; `None` once the function works, or another rollout is responsible.
+    pub(super) fn record_unsettled(&self, function: &FunctionId, unsettled: Option<Unsettled>) {
+        self.lock().entry(function.clone()).or_default().unsettled = unsettled;
     }
 
-    /// Returns the version that should run and could not be restored.
-    pub(super) fn unrestored(&self, function: &FunctionId) -> Option<Version> {
-        self.lock().get(function)?.unrestored.clone()
+    /// Returns what is left to settle.
+    pub(super) fn unsettled(&self, function: &FunctionId) -> Option<Unsettled> {
+        self.lock().get(function)?.unsettled.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, Entry>> {

@@ -10,10 +10,11 @@ use super::apply::{self, Applied};
 use super::backoff::Backoff;
 use super::check::Older;
 use super::deadline::Deadline;
+use super::history::Unsettled;
 use super::verdict::{Findings, Restoration, Verdict};
 use super::watch::{WaitingFor, Watched};
 use crate::gateway::{FunctionStatus, Transport, call};
-use crate::outcome::Fault;
+use crate::outcome::{DeploymentStatus, Fault, Successor};
 use crate::version::{FailureRecord, LastGood, Version};
 
 /// The function's state after restoring it, if the time was not up.
@@ -22,6 +23,10 @@ enum Restored {
     LastGood(Option<FunctionStatus>),
     /// Another client's version, which is kept.
     Other(FunctionStatus),
+    /// A newer build, which is kept.
+    Newer(Successor, FunctionStatus),
+    /// Left to a newer build that waits.
+    Yielded(Successor),
 }
 
 impl<T: Transport> Rollout<'_, T> {
@@ -51,6 +56,9 @@ impl<T: Transport> Rollout<'_, T> {
             self.facts.observe(Some(&ready.status));
             return Verdict::rolled_back(findings);
         }
+        if let Some(Watched::Superseded(successor)) = watched {
+            return self.yield_to(successor, findings);
+        }
         let broken = Findings::new(
             Fault::Platform,
             format!("the deployed version does not work: {waiting_for}"),
@@ -63,6 +71,7 @@ impl<T: Transport> Rollout<'_, T> {
     /// the version before it if it does not. The hand-over itself is rejected as `older`.
     pub(super) async fn finish_newer(&mut self, older: Older, newer: &Version) -> Verdict {
         let findings = older.findings();
+        self.times = newer.times();
         let mut waiting_for = WaitingFor::default();
         let watched = self
             .deadline
@@ -76,6 +85,7 @@ impl<T: Transport> Rollout<'_, T> {
             Some(Watched::NotTaken(_)) => {
                 return older.verdict(findings.because("another client is deploying the function"));
             }
+            Some(Watched::Superseded(successor)) => return self.yield_to(successor, findings),
             None if self.deadline.is_shutting_down() => return older.verdict(findings),
             None => {}
         }
@@ -87,6 +97,49 @@ impl<T: Transport> Rollout<'_, T> {
         );
         let (restoration, findings) = self.restore_last_good(findings.then(broken)).await;
         Verdict::after_failure_of_newer(older.newer, restoration, findings)
+    }
+
+    /// Ends a rollout that has changed nothing. If an earlier rollout yielded to this one or ran out of time, and the
+    /// function still does not work, restores what that one would have restored.
+    pub(super) async fn settle(&mut self, verdict: Verdict) -> Verdict {
+        let unsettled = self.context.history.unsettled(&self.id);
+        let unsettled = unsettled.filter(|unsettled| unsettled.describes(self.before.as_ref()));
+        let (DeploymentStatus::Refused, Some(unsettled)) = (verdict.status, unsettled) else {
+            return verdict;
+        };
+        info!("finishing the rollout before this one");
+        self.last_good = unsettled.last_good;
+        let mut findings = Findings::new(Fault::Caller, verdict.reasons.join("; "));
+        if let Some(deployed) = self.before.as_ref().map(Version::deployed) {
+            let mut waiting_for = WaitingFor::default();
+            let watching = self.watch_version(&deployed, &mut waiting_for);
+            match self.deadline.run(watching).await {
+                Some(Watched::Ready(ready)) => {
+                    self.context.history.record_unsettled(&self.id, None);
+                    self.facts.observe(Some(&ready.status));
+                    return Verdict {
+                        reasons: findings.reasons().to_vec(),
+                        ..verdict
+                    };
+                }
+                Some(Watched::Superseded(successor)) => return self.yield_to(successor, findings),
+                Some(Watched::NotTaken(_)) => return verdict,
+                None => {}
+            }
+            findings = findings.because(format!("the build before this one does not work: {waiting_for}"));
+        }
+        self.facts.changed = true;
+        let (restoration, findings) = self
+            .restore_last_good(findings.then(Findings::of(Fault::Platform)))
+            .await;
+        let newer = verdict.superseded_by.clone();
+        match (restoration, newer) {
+            (Restoration::TimedOut, _) => Verdict::failed(findings),
+            (Restoration::Superseded(successor), _) | (_, Some(successor)) => {
+                Verdict::superseded(successor, findings)
+            }
+            _ => Verdict::refused(findings),
+        }
     }
 
     /// Restores the last good version within a timeout of its own, and returns the findings with those about the end.
@@ -120,7 +173,7 @@ impl<T: Transport> Rollout<'_, T> {
             Some(Restored::LastGood(now)) => {
                 let history = self.context.history;
                 history.record_failure(&self.id, failure);
-                history.record_unrestored(&self.id, None);
+                history.record_unsettled(&self.id, None);
                 self.facts.observe(now.as_ref());
                 (
                     Restoration::Restored,
@@ -131,7 +184,19 @@ impl<T: Transport> Rollout<'_, T> {
                 let findings = findings
                     .because("another client has deployed the function in the meantime: its version is kept");
                 let findings = findings.then(self.observe(Ok(Some(now))));
-                (Restoration::Superseded, findings)
+                (Restoration::Overtaken, findings)
+            }
+            Some(Restored::Newer(successor, now)) => {
+                let findings = findings.because("a newer build is deployed in the meantime: it is kept");
+                let findings = findings.then(self.observe(Ok(Some(now))));
+                (Restoration::Superseded(successor), findings)
+            }
+            Some(Restored::Yielded(successor)) => {
+                let verdict = self.yield_to(successor.clone(), findings);
+                (
+                    Restoration::Superseded(successor),
+                    Findings::from(verdict.reasons),
+                )
             }
             None => {
                 let reason = match &self.last_good {
@@ -142,9 +207,11 @@ impl<T: Transport> Rollout<'_, T> {
                     None => "the new version could not be deleted within rollback_timeout".to_owned(),
                 };
                 warn!(reason, "could not restore the previous version");
-                self.context
-                    .history
-                    .record_unrestored(&self.id, self.last_good.clone());
+                let unsettled = Unsettled {
+                    last_good: self.last_good.clone(),
+                    spec_digest: self.version.spec_digest().map(str::to_owned),
+                };
+                self.context.history.record_unsettled(&self.id, Some(unsettled));
                 let findings = findings.then(Findings::new(Fault::Platform, reason));
                 let now = self.final_read().await;
                 (Restoration::TimedOut, findings.then(self.observe(now)))
@@ -188,6 +255,9 @@ impl<T: Transport> Rollout<'_, T> {
         let rollback = self.context.timeouts.rollback;
         let mut backoff = Backoff::new();
         loop {
+            if let Some(successor) = self.context.succession.current() {
+                return Restored::Yielded(successor);
+            }
             let now = match self.read(rollback).await {
                 Ok(now) => now,
                 Err(error) => {
@@ -196,6 +266,11 @@ impl<T: Transport> Rollout<'_, T> {
                     continue;
                 }
             };
+            if let Some(status) = &now
+                && let Some(successor) = self.newer_build(status)
+            {
+                return Restored::Newer(successor, status.clone());
+            }
             match (&now, &last_good) {
                 (None, None) => return Restored::LastGood(None),
                 (Some(status), Some(version)) if version.matches(status) => {
@@ -204,7 +279,7 @@ impl<T: Transport> Rollout<'_, T> {
                     let watching = self.watch_version(version, waiting_for);
                     match timeout(rollback / 2, watching).await {
                         Ok(Watched::Ready(ready)) => return Restored::LastGood(Some(ready.status)),
-                        Ok(Watched::NotTaken(_)) => continue,
+                        Ok(Watched::NotTaken(_) | Watched::Superseded(_)) => continue,
                         Err(_) => self.apply_again(version, true, failure, waiting_for).await,
                     }
                 }

@@ -54,7 +54,7 @@ impl From<Vec<String>> for Findings {
 }
 
 /// The result of restoring the previous version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Restoration {
     /// It was not tried, because the process ends.
     ShuttingDown,
@@ -63,7 +63,9 @@ pub(super) enum Restoration {
     /// The previous version runs again; or there is no function if there was none before.
     Restored,
     /// Another client has deployed the function in the meantime.
-    Superseded,
+    Overtaken,
+    /// It was left to a newer build, which waits or is deployed.
+    Superseded(Successor),
     /// The time was up.
     TimedOut,
 }
@@ -129,7 +131,8 @@ impl Verdict {
         match restoration {
             Restoration::NewVersionReady => Self::ready(findings),
             Restoration::Restored => Self::rolled_back(findings),
-            Restoration::ShuttingDown | Restoration::Superseded | Restoration::TimedOut => {
+            Restoration::Superseded(successor) => Self::superseded(successor, findings),
+            Restoration::ShuttingDown | Restoration::Overtaken | Restoration::TimedOut => {
                 Self::failed(findings)
             }
         }
@@ -143,7 +146,8 @@ impl Verdict {
     ) -> Self {
         match restoration {
             Restoration::NewVersionReady => Self::ready(findings),
-            Restoration::Restored | Restoration::Superseded | Restoration::ShuttingDown => {
+            Restoration::Superseded(successor) => Self::superseded(successor, findings),
+            Restoration::Restored | Restoration::Overtaken | Restoration::ShuttingDown => {
                 Self::superseded(newer, findings)
             }
             Restoration::TimedOut => Self::failed(findings),
@@ -191,13 +195,19 @@ mod tests {
             (Restoration::ShuttingDown, Failed, Refused),
             (Restoration::NewVersionReady, Ready, Ready),
             (Restoration::Restored, RolledBack, Refused),
-            (Restoration::Superseded, Failed, Refused),
+            (Restoration::Overtaken, Failed, Refused),
+            (
+                Restoration::Superseded(Successor { call_id: None }),
+                Refused,
+                Refused,
+            ),
             (Restoration::TimedOut, Failed, Failed),
         ] {
             let findings = Findings::new(Fault::Platform, "x");
-            let verdict = Verdict::after_failure(restoration, findings.clone());
+            let verdict = Verdict::after_failure(restoration.clone(), findings.clone());
             assert_eq!(verdict.status, of_this, "{restoration:?}");
-            let verdict = Verdict::after_failure_of_newer(Successor { call_id: None }, restoration, findings);
+            let verdict =
+                Verdict::after_failure_of_newer(Successor { call_id: None }, restoration.clone(), findings);
             assert_eq!(verdict.status, of_newer, "{restoration:?}");
         }
     }

@@ -14,7 +14,9 @@ use super::Timeouts;
 use super::backoff::Backoff;
 use crate::function::FunctionAddress;
 use crate::gateway::{self, FunctionStatus, Transport, call, summary};
+use crate::outcome::Successor;
 use crate::request::Probe;
+use crate::succession::Succession;
 use crate::version::Version;
 
 /// The header in which a function may repeat its version, the value of its variable `slipway_version`. Only this
@@ -28,6 +30,8 @@ pub(super) enum Watched {
     Ready(Ready),
     /// The provider still has another version, or none, after its settle time.
     NotTaken(Option<FunctionStatus>),
+    /// A newer build waits, and the version is not ready yet.
+    Superseded(Successor),
 }
 
 /// A version that is ready.
@@ -105,7 +109,7 @@ impl fmt::Display for WaitingFor {
     }
 }
 
-/// Watches a version until it is ready or is not taken.
+/// Watches a version until it is ready or is not taken, or until a newer build waits while it is not ready.
 ///
 /// There is no time limit: the caller sets one, and finds in `waiting_for` what was missing when it passed.
 pub(super) async fn watch(
@@ -113,6 +117,7 @@ pub(super) async fn watch(
     function: &FunctionAddress,
     version: &Version,
     timeouts: &Timeouts,
+    succession: &Succession,
     waiting_for: &mut WaitingFor,
 ) -> Watched {
     let mut backoff = Backoff::new();
@@ -167,7 +172,10 @@ pub(super) async fn watch(
             info!(reason = %missing, "waiting for the function");
             *waiting_for = missing;
         }
-        backoff.wait().await;
+        tokio::select! {
+            () = backoff.wait() => {}
+            successor = succession.successor() => return Watched::Superseded(successor),
+        }
     }
 }
 

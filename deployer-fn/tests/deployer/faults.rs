@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use deployer_fn::{
-    Deadline, DeploymentStatus as Status, Fault, RolloutContext, RolloutHistory, Running, Timeouts, rollout,
+    Deadline, DeploymentStatus as Status, Fault, RolloutContext, RolloutHistory, Running, Succession,
+    Timeouts, rollout,
 };
 use function_host::Shutdown;
 use tokio::time::Instant;
@@ -47,7 +48,7 @@ async fn only_the_state_of_the_function_counts_as_an_answer_to_a_read() {
 #[tokio::test(start_paused = true)]
 async fn an_update_whose_answer_was_lost_is_read_back() {
     let outcome = run([
-        read().reply(200, old(1)),
+        read().times(2).reply(200, old(1)),
         put().lost(),
         read().reply(200, new(0)),
         read().reply(200, new(1)),
@@ -66,7 +67,7 @@ async fn an_update_whose_answer_was_lost_is_read_back() {
 async fn an_unanswered_update_ends_within_the_timeouts() {
     let begun = Instant::now();
     let outcome = run([
-        read().reply(200, old(1)),
+        read().times(2).reply(200, old(1)),
         put().silent(),
         read().times(ALWAYS).refused(),
     ])
@@ -105,7 +106,7 @@ async fn a_gateway_without_credentials_route_or_capacity_is_the_platforms_fault(
 #[tokio::test(start_paused = true)]
 async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
     let outcome = run([
-        read().reply(200, old(1)),
+        read().times(2).reply(200, old(1)),
         put().reply(202, ""),
         read().times(5).refused(),
         read().reply(502, ""),
@@ -118,7 +119,7 @@ async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
     assert_ended(&outcome, Status::Ready, None, &[]);
 
     let unavailable = run([
-        read().reply(200, old(1)),
+        read().times(2).reply(200, old(1)),
         put().reply(202, ""),
         read().times(ALWAYS).refused(),
     ])
@@ -136,7 +137,7 @@ async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
     let (trigger, shutdown) = Shutdown::new();
     let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
     let gateway = ScriptedGateway::new([
-        read().reply(404, ""),
+        read().times(2).reply(404, ""),
         put().reply(404, ""),
         post()
             .check(move |_| trigger.begin(Instant::now() + Duration::from_secs(10)))
@@ -150,6 +151,7 @@ async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
         timeouts: &Timeouts::default(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
+        succession: &Succession::none(),
     };
     let outcome = rollout(&context, &hand_over(), vec![], &deadline, String::new()).await;
 

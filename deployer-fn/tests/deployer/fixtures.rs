@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deployer_fn::{
     Deadline, DeploymentStatus, Fault, FunctionSpec, HandOver, Outcome, PinnedImage, Probe, RolloutContext,
-    RolloutHistory, Running, SPEC_ANNOTATION, Timeouts, rollout,
+    RolloutHistory, Running, SPEC_ANNOTATION, Succession, Timeouts, rollout,
 };
 use function_host::Shutdown;
 use serde_json::json;
@@ -95,6 +95,7 @@ pub(crate) async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item
         timeouts: &Timeouts::default(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
+        succession: &Succession::none(),
     };
     let outcome = rollout(&context, hand_over, vec![], &deadline, url).await;
     gateway.finish();

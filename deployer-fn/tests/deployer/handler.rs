@@ -18,7 +18,7 @@ use function_host::{Body, Context, Gateway, Handler as _, ResponseBody, Secret, 
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::script::{ScriptedGateway, expect};
 
@@ -28,6 +28,7 @@ const IMAGE: &str =
 struct TestDeployer {
     deployer: Deployer,
     context: Context,
+    registry: Registry,
     secrets: TempDir,
 }
 
@@ -50,9 +51,11 @@ fn deployer(gateway: &str) -> TestDeployer {
     settings.check_image = false;
     settings.token_mount_path = directory.path().join("tokens");
     let context = Context::new("call-1", secrets, gateway, shutdown);
+    let registry = Registry::new();
     TestDeployer {
-        deployer: Deployer::new(settings, Metrics::new(&Registry::new()).unwrap()),
+        deployer: Deployer::new(settings, Metrics::new(&registry).unwrap()),
         context,
+        registry,
         secrets: directory,
     }
 }
@@ -66,6 +69,15 @@ impl TestDeployer {
                 .insert("X-Deploy-Signature", signature.parse().unwrap());
         }
         read(self.deployer.call(request, self.context.clone()).await.unwrap()).await
+    }
+
+    /// Returns the number of deployments that run or wait.
+    fn in_progress(&self) -> usize {
+        let families = self.registry.gather();
+        let family = families
+            .iter()
+            .find(|family| family.name() == "slipway_deployments_in_progress");
+        family.unwrap().get_metric()[0].get_gauge().get_value() as usize
     }
 
     async fn hand_over(&self, document: &Value) -> (StatusCode, Value) {
@@ -105,8 +117,11 @@ fn packed(version: &Value) -> String {
 
 /// Returns the digest of the specification in [`document`].
 fn digest() -> String {
+    digest_of(&format!("{{\"service\":\"hello\",\"image\":\"{IMAGE}\"}}"))
+}
+
+fn digest_of(spec: &str) -> String {
     use sha2::Digest as _;
-    let spec = format!("{{\"service\":\"hello\",\"image\":\"{IMAGE}\"}}");
     format!("sha256:{}", hex::encode(sha2::Sha256::digest(spec)))
 }
 
@@ -116,6 +131,7 @@ async fn a_signed_hand_over_is_deployed_with_the_gateways_credentials() {
         expect("GET /system/function/hello")
             .check(|request| assert_eq!(request.headers()["authorization"], "Basic YWRtaW46cHc="))
             .reply(404, ""),
+        expect("GET /system/function/hello").reply(404, ""),
         expect("PUT /system/functions")
             .check(|request| assert_eq!(request.headers()["content-type"], "application/json"))
             .reply(404, "service hello not found\n"),
@@ -256,6 +272,62 @@ async fn an_invalid_hand_over_is_rejected_with_all_problems() {
         deployer.post(body, Some(signature)).await.0,
         StatusCode::PAYLOAD_TOO_LARGE
     );
+    gateway.finish();
+}
+
+/// It has the time of its own, however long the older one would have gone on.
+#[tokio::test]
+async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
+    let (reached, mut events) = mpsc::unbounded_channel();
+    let gate = Arc::new(Notify::new());
+    let mut newer = document();
+    newer["callId"] = "call-2".into();
+    newer["submittedAt"] = "2026-03-01T12:00:02Z".into();
+    newer["deploy"]["envVars"] = json!({"A": "1"});
+    let newer_digest = digest_of(&format!(
+        "{{\"service\":\"hello\",\"image\":\"{IMAGE}\",\"envVars\":{{\"A\":\"1\"}}}}"
+    ));
+    let starting = state(&digest()).replace("\"availableReplicas\":1", "\"availableReplicas\":0");
+    let function = || expect("GET /system/function/hello");
+    let gateway = ScriptedGateway::new([
+        function().times(2).reply(404, ""),
+        expect("PUT /system/functions").reply(404, ""),
+        expect("POST /system/functions").reply(202, ""),
+        // The newer one arrives during this request.
+        function()
+            .check(move |_| reached.send(()).unwrap())
+            .after(&gate)
+            .reply(200, starting.clone()),
+        // Checked by the newer one, and read again before it is applied.
+        function().times(2).reply(200, starting),
+        expect("PUT /system/functions").reply(202, ""),
+        function().reply(200, state(&newer_digest)),
+        expect("GET /function/hello/_/health").reply(200, "OK"),
+    ]);
+    let deployer = Arc::new(deployer(&gateway.serve().await));
+    let older = tokio::spawn({
+        let deployer = Arc::clone(&deployer);
+        let mut older = document();
+        older["submittedAt"] = "2026-03-01T12:00:01Z".into();
+        async move { deployer.hand_over(&older).await }
+    });
+    events.recv().await.unwrap();
+    let newer = tokio::spawn({
+        let deployer = Arc::clone(&deployer);
+        async move { deployer.hand_over(&newer).await }
+    });
+    while deployer.in_progress() < 2 {
+        tokio::task::yield_now().await;
+    }
+    gate.notify_one();
+    let (status, answer) = older.await.unwrap();
+    assert_eq!(status, StatusCode::CONFLICT, "{answer:#}");
+    assert_eq!(
+        (&answer["status"], &answer["supersededBy"]),
+        (&json!("refused"), &json!("call-2"))
+    );
+    let (status, answer) = newer.await.unwrap();
+    assert_eq!(status, StatusCode::OK, "{answer:#}");
     gateway.finish();
 }
 
@@ -466,6 +538,7 @@ async fn an_unreachable_gateway_gives_a_status_that_is_retried() {
 async fn a_rejection_by_the_provider_gives_a_status_that_is_not_retried() {
     let gateway = ScriptedGateway::new([
         expect("GET /system/function/hello").reply(404, ""),
+        expect("GET /system/function/hello").reply(404, ""),
         expect("PUT /system/functions").reply(404, ""),
         expect("POST /system/functions").reply(400, "unable to find secret: x\n"),
         expect("GET /system/function/hello").reply(404, ""),
@@ -485,6 +558,7 @@ async fn a_rollout_continues_when_its_caller_disconnects() {
         expect("GET /system/function/hello")
             .check(move |_| reached.send("read").unwrap())
             .reply(404, ""),
+        expect("GET /system/function/hello").reply(404, ""),
         expect("PUT /system/functions").reply(202, ""),
         expect("GET /system/function/hello").reply(200, state(&digest())),
         expect("GET /function/hello/_/health")

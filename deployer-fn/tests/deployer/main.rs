@@ -8,5 +8,6 @@ mod fixtures;
 mod handler;
 mod model;
 mod providers;
+mod replicas;
 mod scenarios;
 mod script;

@@ -22,7 +22,7 @@ const NO_ENDPOINTS: &str = "No endpoints available for: hello.";
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_kubernetes() {
     let outcome = run([
-        read().reply(404, ""),
+        read().times(2).reply(404, ""),
         put().reply(404, NO_DEPLOYMENT),
         post().reply(202, ""),
         // faas-netes answers from a cache that lags behind.
@@ -45,7 +45,7 @@ async fn a_new_function_is_created_on_kubernetes() {
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_faasd() {
     let outcome = run([
-        read().reply(404, ""),
+        read().times(2).reply(404, ""),
         put().reply(404, "service hello not found\n"),
         post().reply(200, ""),
         read().reply(200, new(1)),
@@ -60,7 +60,7 @@ async fn a_new_function_is_created_on_faasd() {
 #[tokio::test(start_paused = true)]
 async fn an_update_carries_the_complete_specification_and_its_digest() {
     let outcome = run([
-        read().reply(200, old(1)),
+        read().times(2).reply(200, old(1)),
         put()
             .check(|request| {
                 let mut sent: Value = serde_json::from_slice(request.body()).unwrap();
@@ -105,7 +105,7 @@ async fn the_same_image_with_another_environment_is_a_change() {
     let mut other = hand_over();
     other.spec.env_vars.clear();
     let outcome = run([
-        read().reply(200, deployed(&other.spec, 1)),
+        read().times(2).reply(200, deployed(&other.spec, 1)),
         put().reply(200, ""),
         read().reply(200, new(1)),
         health().reply(200, "OK"),
@@ -119,7 +119,7 @@ async fn the_same_image_with_another_environment_is_a_change() {
 async fn without_annotations_the_image_alone_is_compared() {
     let plain = json!({"name": "hello", "image": NEW, "replicas": 1, "availableReplicas": 1}).to_string();
     let outcome = run([
-        read().reply(200, plain.clone()),
+        read().times(2).reply(200, plain.clone()),
         put().reply(200, ""),
         read().reply(200, plain),
         health().reply(200, "OK"),
@@ -137,7 +137,9 @@ async fn all_requests_carry_the_namespace() {
         &elsewhere,
         [
             expect("GET /system/namespaces").reply(200, "[\"openfaas-fn\",\"team\"]"),
-            expect("GET /system/function/hello?namespace=team").reply(404, ""),
+            expect("GET /system/function/hello?namespace=team")
+                .times(2)
+                .reply(404, ""),
             put().reply(404, ""),
             post().check(|request| {
                 assert!(
@@ -158,7 +160,7 @@ async fn all_requests_carry_the_namespace() {
 #[tokio::test(start_paused = true)]
 async fn a_secret_that_kubernetes_does_not_have_is_refused_without_a_change() {
     let outcome = run([
-        read().reply(200, old(1)),
+        read().times(2).reply(200, old(1)),
         put().reply(400, NO_K8S_SECRET),
         read().reply(200, old(1)),
     ])
@@ -177,7 +179,7 @@ async fn a_secret_that_kubernetes_does_not_have_is_refused_without_a_change() {
 async fn a_creation_that_faasd_rejects_is_refused() {
     for text in [NOT_PULLED, NO_FAASD_SECRET] {
         let outcome = run([
-            read().reply(404, ""),
+            read().times(2).reply(404, ""),
             put().reply(404, "service hello not found\n"),
             post().reply(400, text),
             read().reply(404, ""),
@@ -201,7 +203,7 @@ async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_first()
         (500, ""),
     ] {
         let outcome = run([
-            read().reply(200, old(1)),
+            read().times(2).reply(200, old(1)),
             put().reply(202, ""),
             read().reply(200, new(1)),
             health().reply(200, "OK"),

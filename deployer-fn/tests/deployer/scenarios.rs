@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deployer_fn::{
     Deadline, DeploymentStatus as Status, Fault, FunctionSpec, HandOver, Outcome, PinnedImage, Probe,
-    RolloutContext, RolloutHistory, Running, Successor, Timeouts, rollout,
+    RolloutContext, RolloutHistory, Running, Succession, Successor, Timeouts, rollout,
 };
 use function_host::Shutdown;
 use jiff::{SignedDuration, Timestamp};
@@ -47,6 +47,7 @@ pub(crate) fn image(number: u64, behaviour: &str) -> String {
 }
 
 /// A process of the deployer, with a history of its own.
+#[derive(Clone)]
 pub(crate) struct Process(RolloutHistory);
 
 impl Process {
@@ -55,6 +56,16 @@ impl Process {
     }
 
     pub(crate) async fn deploy(&self, fake: &FakeGateway, hand_over: &HandOver) -> Outcome {
+        self.deploy_before(fake, hand_over, &Succession::none()).await
+    }
+
+    /// Deploys, and yields to the newer build that is announced.
+    pub(crate) async fn deploy_before(
+        &self,
+        fake: &FakeGateway,
+        hand_over: &HandOver,
+        succession: &Succession,
+    ) -> Outcome {
         let (_trigger, shutdown) = Shutdown::new();
         let deadline = Deadline::new(Duration::from_secs(50), None, shutdown);
         let context = RolloutContext {
@@ -62,6 +73,7 @@ impl Process {
             timeouts: &Timeouts::default(),
             default_namespace: "openfaas-fn",
             history: &self.0,
+            succession,
         };
         rollout(&context, hand_over, vec![], &deadline, String::new()).await
     }

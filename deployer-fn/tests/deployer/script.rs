@@ -17,12 +17,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 /// An expected call, and its answer.
 pub(crate) struct ExpectedCall {
     line: String,
     times: usize,
     check: Option<Check>,
+    gate: Option<Arc<Notify>>,
     answer: Answer,
 }
 
@@ -46,6 +48,7 @@ pub(crate) fn expect(line: impl Into<String>) -> ExpectedCall {
         line: line.into(),
         times: 1,
         check: None,
+        gate: None,
         answer: Answer::Reply(200, String::new()),
     }
 }
@@ -61,6 +64,12 @@ impl ExpectedCall {
 
     pub(crate) fn check(mut self, check: impl Fn(&Request<Bytes>) + Send + 'static) -> Self {
         self.check = Some(Box::new(check));
+        self
+    }
+
+    /// Delays the answer over HTTP until `gate` is notified.
+    pub(crate) fn after(mut self, gate: &Arc<Notify>) -> Self {
+        self.gate = Some(Arc::clone(gate));
         self
     }
 
@@ -116,7 +125,7 @@ impl ScriptedGateway {
         assert!(left.is_empty(), "missing calls: {left:#?}");
     }
 
-    fn take(&self, request: &Request<Bytes>) -> Answer {
+    fn take(&self, request: &Request<Bytes>) -> (Answer, Option<Arc<Notify>>) {
         let state = &mut *self.0.lock().unwrap();
         let path = request.uri().path_and_query().map_or("", |path| path.as_str());
         let line = format!("{} {path}", request.method());
@@ -127,24 +136,23 @@ impl ScriptedGateway {
         };
         // Most rollouts list the secrets, and few tests are about that.
         if position.is_none() && line.starts_with("GET /system/secrets") {
-            return Answer::Reply(
-                200,
-                r#"[{"name":"api-key","namespace":"openfaas-fn"}]"#.to_owned(),
-            );
+            let secrets = r#"[{"name":"api-key","namespace":"openfaas-fn"}]"#;
+            return (Answer::Reply(200, secrets.to_owned()), None);
         }
         // Most answers in scripts do not name a version, and few tests are about that.
         if position.is_none() && line == "GET /system/info" {
-            return Answer::Reply(200, r#"{"provider":{"provider":"faasd"}}"#.to_owned());
+            let info = r#"{"provider":{"provider":"faasd"}}"#;
+            return (Answer::Reply(200, info.to_owned()), None);
         }
         let Some(call) = position.and_then(|position| state.expected.get_mut(position)) else {
             let next = state.expected.front().map_or("nothing", |call| &call.line);
             state.problems.push(format!("got {line}, expected {next}"));
-            return Answer::Reply(500, "not in the script".to_owned());
+            return (Answer::Reply(500, "not in the script".to_owned()), None);
         };
         if let Some(check) = &call.check {
             check(request);
         }
-        let answer = call.answer.clone();
+        let answer = (call.answer.clone(), call.gate.clone());
         if call.times != ALWAYS {
             call.times -= 1;
             if call.times == 0 {
@@ -179,7 +187,11 @@ impl ScriptedGateway {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        match self.take(&Request::from_parts(head, body)) {
+        let (answer, gate) = self.take(&Request::from_parts(head, body));
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
+        match answer {
             Answer::Reply(status, body) => Response::builder().status(status).body(Full::from(body)).unwrap(),
             _ => std::future::pending().await,
         }
@@ -191,7 +203,7 @@ impl Transport for ScriptedGateway {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         // Every call takes some time, so that paused time advances.
         tokio::time::sleep(Duration::from_millis(1)).await;
-        match self.take(&request) {
+        match self.take(&request).0 {
             Answer::Reply(status, body) => Ok(Response::builder().status(status).body(body.into()).unwrap()),
             Answer::Lost => Err(GatewayError::Lost {
                 method,
