@@ -10,7 +10,7 @@ use std::sync::Arc;
 use function_host::trace;
 use tokio::time::Instant;
 
-use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, SharedKeys};
+use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestStore, SharedKeys};
 use crate::compression::Compression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment};
@@ -42,6 +42,8 @@ pub struct Builder {
     pub daemon: Daemon,
     /// The credentials for registries.
     pub credentials: Arc<dyn CredentialStore>,
+    /// The registries, for questions about pushed images.
+    pub manifests: Arc<dyn ManifestStore>,
     /// The operator's settings.
     pub settings: BuildSettings,
     /// The keys under which BuildKit keeps transferred contexts.

@@ -16,6 +16,7 @@ pub mod handler;
 pub mod metrics;
 pub mod ready;
 mod redact;
+pub mod registry;
 mod report;
 pub mod request;
 pub mod sealed;

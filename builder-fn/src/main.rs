@@ -9,6 +9,7 @@ use builder_fn::hand_over::Deployer;
 use builder_fn::handler::Api;
 use builder_fn::metrics::Metrics;
 use builder_fn::ready;
+use builder_fn::registry::Registries;
 use builder_fn::settings::Settings;
 use builder_fn::supersede::Supersession;
 use function_host::{App, SetupContext, SetupError};
@@ -35,10 +36,17 @@ async fn setup(context: SetupContext) -> Result<App<Api>, SetupError> {
     let metrics = Metrics::register(context.registry())?;
     let limits_itself = settings.slots.is_some();
     let slots = settings.slots.unwrap_or_default();
+    let credentials = Arc::new(settings.credentials);
     let builder = Builder {
+        manifests: Arc::new(Registries {
+            credentials: credentials.clone(),
+            secrets: context.secrets().clone(),
+            insecure: settings.build.insecure,
+            token_realms: settings.token_realms,
+        }),
         supersession: Supersession::new(settings.daemon.clone()),
         daemon: settings.daemon,
-        credentials: Arc::new(settings.credentials),
+        credentials,
         settings: settings.build,
         keys: SharedKeys::new(metrics.sent_bytes()),
         deployer: Deployer {

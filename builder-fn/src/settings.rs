@@ -20,6 +20,7 @@
 //! | `compression_level` | BuildKit's | from 1, the fastest, to 22 (`zstd`) or 9 (`gzip`) |
 //! | `registry_config` | `registry-config` in `secret_mount_path` | a Docker `config.json`; the file may be missing |
 //! | `credential_helpers` | those in `PATH` | directory of the helpers (`docker-credential-NAME`) that `registry_config` names |
+//! | `token_realms` | | hosts on which registries may have their token servers, besides their own |
 //! | `allowed_frontends` | | images that a Dockerfile's `# syntax=` line may name, besides the built-in `docker/dockerfile` |
 //! | `max_age` | | limit on the age of a request whose config has `submittedAt` |
 //! | `require_fresh` | `false` | whether a config without `submittedAt` is rejected; needs `max_age` |
@@ -42,6 +43,7 @@ use std::time::Duration;
 
 use function_host::env::Parser;
 use function_host::prometheus::IntGauge;
+use function_host::registry::TokenRealms;
 use function_host::signature;
 use function_host::{ErrorChain, Secrets};
 
@@ -73,6 +75,8 @@ pub struct Settings {
     pub is_exposed: bool,
     /// The credentials for registries.
     pub credentials: DockerConfig,
+    /// The hosts that tokens may be fetched from, besides those of the registries.
+    pub token_realms: TokenRealms,
     /// For every build.
     pub build: BuildSettings,
     /// Limits on requests.
@@ -127,6 +131,7 @@ impl Settings {
             daemon,
             is_exposed,
             credentials: credentials(parser, secrets),
+            token_realms: parser.parse("token_realms", TokenRealms::default(), str::parse),
             build: build_settings(parser),
             requests: RequestSettings::read(parser),
             signatures: SignatureSettings::read(parser, secrets),
@@ -371,6 +376,7 @@ mod tests {
                 ("deploy_via", "carrier pigeon"),
                 ("registry_config", "/proc/version"),
                 ("credential_helpers", "/nowhere/at/all"),
+                ("token_realms", "https://auth.example/token"),
                 ("allowed_frontends", "team/Upper"),
                 ("sbom_generator", "a b"),
                 ("require_fresh", "true"),
@@ -393,6 +399,7 @@ mod tests {
             "spool_dir should name a directory",
             "deployer should be the name",
             "credential_helpers should name a directory",
+            "token_realms should be hosts",
             "allowed_frontends should be images",
             "sbom_generator should be an image",
             "require_fresh needs max_age",
@@ -409,7 +416,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 21);
+        assert_eq!(problems.0.len(), 22);
     }
 
     #[test]

@@ -125,6 +125,7 @@ impl Builder {
             services,
             shared_key: lease,
             solve,
+            manifests: self.manifests.clone(),
             timeouts: self.timeouts,
         }
     }

@@ -2,8 +2,9 @@
 //!
 //! A call can be delivered again, while its build runs or after it. The reference of the build shows it: for a second
 //! delivery the daemon reports that the reference exists, and the second delivery follows the first one's build, or
-//! reads its outcome from the daemon's history. A build that failed is built again under the next reference, because
-//! the daemon returns the log of a reference's first build to everyone that asks for the reference.
+//! reads its outcome from the daemon's history. A build that failed, or whose image has left its registry, is built
+//! again under the next reference, because the daemon returns the log of a reference's first build to everyone that asks
+//! for the reference.
 
 use std::error::Error as StdError;
 use std::pin::pin;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use bollard_buildkit_proto::moby::buildkit::v1::SolveRequest;
 use function_host::http::HeaderMap;
-use function_host::trace;
+use function_host::{ErrorChain, trace};
 use futures_util::StreamExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Request, Status};
@@ -21,7 +22,7 @@ use super::outcome::{BuiltImage, Outcome};
 use super::session::{Services, Session};
 use super::shared_key::KeyLease;
 use super::status::{self, Event, EventReader, Responses};
-use super::{Connection, Failure, Fault, Solve, history};
+use super::{Connection, Failure, Fault, ManifestStore, Solve, history};
 
 /// The most references that are tried for one call. Each delivery of a call whose builds have failed takes one more.
 const ATTEMPTS: u32 = 16;
@@ -54,6 +55,8 @@ pub struct Job {
     pub shared_key: Arc<KeyLease>,
     /// The description of the build.
     pub solve: Solve,
+    /// The registries, which may have lost the image of an earlier delivery.
+    pub manifests: Arc<dyn ManifestStore>,
     /// How long to wait for the last events.
     pub timeouts: EventTimeouts,
 }
@@ -113,6 +116,7 @@ impl Job {
             match finished.map(|finished| finished.outcome) {
                 None => {}
                 Some(Outcome::Failed(_)) => continue,
+                Some(Outcome::Succeeded(image)) if self.has_left_registry(&image, sink).await => continue,
                 Some(Outcome::Succeeded(image)) => {
                     tracing::info!(
                         reference,
@@ -131,6 +135,37 @@ impl Job {
         Err(JobError::Lost(
             "every build of this call was cancelled or has failed".into(),
         ))
+    }
+
+    /// Returns whether the image of an earlier delivery was pushed and is certainly not in its registry any more. If that is
+    /// not known, the result stays, with a warning.
+    async fn has_left_registry(&self, image: &BuiltImage, sink: &mut impl FnMut(Event)) -> bool {
+        let (Some(digest), Some(name), true) = (&image.digest, self.solve.names.first(), self.solve.push)
+        else {
+            return false;
+        };
+        match self.manifests.has_manifest(name, digest).await {
+            Ok(true) => false,
+            Ok(false) => {
+                tracing::info!(
+                    name,
+                    digest,
+                    "the registry has no longer the image of an earlier delivery"
+                );
+                true
+            }
+            Err(error) => {
+                let error = ErrorChain(&*error);
+                tracing::warn!(name, digest, %error, "could not check that the registry still has an image");
+                sink(Event::Warning {
+                    text: format!(
+                        "this call was built before, and whether the registry still has {name} with {digest} could not be \
+                         checked: {error}"
+                    ),
+                });
+                false
+            }
+        }
     }
 
     /// Checks that a build of the same reference belongs to the same call.

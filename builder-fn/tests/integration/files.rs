@@ -16,6 +16,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::daemon::{self, Calls, SessionCall};
+use crate::job::Manifests;
 use crate::shared_keys;
 
 /// Waits for `future`, and fails the test if it hangs.
@@ -42,6 +43,7 @@ async fn serve(tar: Vec<u8>) -> Served {
             services: Services::new().with_health().with_files(context, lease.clone()),
             shared_key: lease,
             solve: Solve::default(),
+            manifests: Arc::new(Manifests::Present),
             timeouts: EventTimeouts::default(),
         };
         job.run(&connection, |_| ()).await

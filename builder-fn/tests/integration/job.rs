@@ -1,5 +1,6 @@
 //! One build as a group of three calls, which end together.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
     BuiltImage, CredentialStore, Credentials, Daemon, Event, EventTimeouts, Failure, Fault, Job, JobError,
-    Reference, Services, Solve,
+    ManifestStore, Reference, Services, Solve,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -36,6 +37,25 @@ impl CredentialStore for OneRegistry {
     }
 }
 
+/// Registries that answer every question about a manifest in the same way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Manifests {
+    Present,
+    Missing,
+    Unknown,
+}
+
+#[tonic::async_trait]
+impl ManifestStore for Manifests {
+    async fn has_manifest(&self, _: &str, _: &str) -> Result<bool, Box<dyn Error + Send + Sync>> {
+        match self {
+            Self::Present => Ok(true),
+            Self::Missing => Ok(false),
+            Self::Unknown => Err("the registry answered 503".into()),
+        }
+    }
+}
+
 /// A job that runs.
 pub(crate) struct Running {
     pub(crate) build: JoinHandle<Result<BuiltImage, JobError>>,
@@ -49,18 +69,25 @@ pub(crate) fn reference() -> Reference {
 
 /// Starts a job without files on `daemon`.
 pub(crate) fn build(daemon: Daemon) -> Running {
+    build_with(daemon, Manifests::Present)
+}
+
+/// Starts a job whose image is pushed to these registries.
+pub(crate) fn build_with(daemon: Daemon, manifests: Manifests) -> Running {
     let services = Services::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistry));
     let solve = Solve {
         reference: reference(),
         names: vec!["registry:5000/a:1".into()],
+        push: true,
         ..Solve::default()
     };
     let job = Job {
         services,
         shared_key: Arc::new(shared_keys().lease_single_use()),
         solve,
+        manifests: Arc::new(manifests),
         timeouts: EventTimeouts::default(),
     };
     let (sender, events) = mpsc::unbounded_channel();

@@ -1,11 +1,17 @@
 //! A call that is delivered again: it is built once, and both deliveries get the outcome.
 
+use std::sync::Arc;
+
 use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
-use builder_fn::buildkit::{Failure, Fault, JobError};
+use builder_fn::buildkit::{Event, Failure, Fault, JobError, ManifestStore};
+use builder_fn::registry::Registries;
+use function_host::Secrets;
+use function_host::registry::TokenRealms;
 use tonic::Status;
 
 use crate::daemon;
-use crate::job::{build, log, reference, text};
+use crate::hand_over::gateway;
+use crate::job::{Manifests, OneRegistry, build, build_with, log, reference, text};
 
 /// Returns the name of an attempt to build the job.
 fn attempt(number: u32) -> String {
@@ -121,4 +127,64 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
     solve.succeed("sha256:12");
 
     third.build.await.expect("no panic").expect("it succeeds");
+}
+
+#[tokio::test]
+async fn an_image_that_has_left_its_registry_is_built_again() {
+    let (daemon, mut calls) = daemon::start();
+    calls.record(&attempt(1), Ok("sha256:12"));
+    let second = build_with(daemon, Manifests::Missing);
+
+    let (solve, status, _session) = calls.build().await;
+    assert_eq!(solve.request.r#ref, attempt(2));
+    drop(status);
+    solve.succeed("sha256:34");
+
+    let image = second.build.await.expect("no panic").expect("it succeeds");
+    assert_eq!(image.digest.as_deref(), Some("sha256:34"));
+}
+
+#[tokio::test]
+async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
+    let (daemon, mut calls) = daemon::start();
+    calls.record(&attempt(1), Ok("sha256:12"));
+    let mut second = build_with(daemon, Manifests::Unknown);
+
+    drop(calls.statuses.recv().await.expect("a status"));
+
+    match second.events.recv().await.expect("an event") {
+        Event::Warning { text } => assert!(
+            text.contains("registry:5000/a:1") && text.ends_with("the registry answered 503"),
+            "{text}"
+        ),
+        other => panic!("not a warning: {other:?}"),
+    }
+    let image = second.build.await.expect("no panic").expect("it succeeds");
+    assert_eq!(image.digest.as_deref(), Some("sha256:12"));
+    assert!(calls.solves.is_empty(), "nothing is solved");
+}
+
+#[tokio::test]
+async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository() {
+    for (status, expected) in [(200, Some(true)), (404, Some(false)), (503, None)] {
+        let (address, mut received) = gateway(status, "").await;
+        let folder = tempfile::tempdir().expect("folder");
+        let registries = Registries {
+            credentials: Arc::new(OneRegistry),
+            secrets: Secrets::new(folder.path()),
+            insecure: true,
+            token_realms: TokenRealms::default(),
+        };
+
+        let answer = registries
+            .has_manifest(&format!("{address}/team/a:1"), "sha256:12")
+            .await;
+
+        assert_eq!(answer.ok(), expected);
+        let request = received.recv().await.expect("a request");
+        assert_eq!(
+            (request.method().as_str(), request.uri().path()),
+            ("HEAD", "/v2/team/a/manifests/sha256:12")
+        );
+    }
 }

@@ -24,7 +24,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::job::OneRegistry;
+use crate::job::{Manifests, OneRegistry};
 use crate::shared_keys;
 
 pub(crate) const CALL_ID: &str = "call-1";
@@ -80,6 +80,7 @@ impl Setting {
             supersession: Supersession::new(daemon.clone()),
             daemon,
             credentials: Arc::new(OneRegistry),
+            manifests: Arc::new(Manifests::Present),
             settings: BuildSettings {
                 insecure: true,
                 default_namespace: "openfaas-fn".into(),

@@ -1,0 +1,14 @@
+//! Whether a registry still has the image of a finished build.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// A view of the registries that images are pushed to.
+#[tonic::async_trait]
+pub trait ManifestStore: fmt::Debug + Send + Sync + 'static {
+    /// Returns whether the repository of the image `name` has the manifest `digest`.
+    ///
+    /// # Errors
+    /// Fails if the registry's answer is neither yes nor no.
+    async fn has_manifest(&self, name: &str, digest: &str) -> Result<bool, Box<dyn StdError + Send + Sync>>;
+}
