@@ -25,7 +25,9 @@ pub use index::Index;
 pub use quota::SpoolQuota;
 pub use spool::{Spool, SpoolSettings};
 pub(crate) use spool::{SpoolError, check_spool};
-pub(crate) use view::{Filter, View, ViewEntry, view};
+#[cfg(test)]
+pub(crate) use view::view;
+pub(crate) use view::{Filter, View, ViewEntry, pattern_problems, view_while};
 
 /// The entries of a source context, and the bytes of their files.
 #[derive(Debug)]

@@ -4,12 +4,21 @@
 //! second request (`docs/pitfalls.md#file-sync`). This module does what fsutil's `FilterFS` and
 //! `WithHardlinkReset` do, on the index.
 
+mod effort;
 mod follow;
 mod glob;
+mod go_match;
+mod ignore_file;
 mod patterns;
 
 use super::{Kind, SourceContext};
+use effort::Effort;
+pub(crate) use ignore_file::pattern_problems;
 use patterns::{MatchedPatterns, Pattern, Patterns};
+
+/// Largest effort of matching patterns, in bytes of paths that are compared with a pattern: seconds. It is enough for a hundred
+/// patterns with wildcards on 200,000 files.
+const EFFORT_MAX: usize = 2 << 30;
 
 /// The patterns of a file-sync request, as they are in its metadata.
 #[derive(Clone, Debug, Default)]
@@ -50,14 +59,36 @@ pub(crate) struct PatternError {
     pub(crate) reason: &'static str,
 }
 
-/// Returns the part of the context that `filter` selects.
+/// Returns the part of the context that `filter` selects, as long as `is_wanted`.
 ///
 /// # Errors
-/// When a pattern is malformed, or there are too many or too long patterns.
+/// When a pattern is malformed, when there are too many or too long patterns or matching them takes too much effort, and when
+/// the result is no longer wanted.
+pub(crate) fn view_while(
+    is_wanted: &dyn Fn() -> bool,
+    context: &SourceContext,
+    filter: &Filter,
+) -> Result<View, PatternError> {
+    view_within(EFFORT_MAX, is_wanted, context, filter)
+}
+
+/// Returns the part of the context that `filter` selects.
+#[cfg(test)]
 pub(crate) fn view(context: &SourceContext, filter: &Filter) -> Result<View, PatternError> {
+    view_while(&|| true, context, filter)
+}
+
+fn view_within(
+    effort: usize,
+    is_wanted: &dyn Fn() -> bool,
+    context: &SourceContext,
+    filter: &Filter,
+) -> Result<View, PatternError> {
+    let limit = "the patterns up to this one are too many or too complex for so many files";
+    let mut effort = Effort::new(effort, limit, is_wanted);
     let mut include = Some(filter.include.clone());
     if !filter.follow.is_empty()
-        && let Some(targets) = follow::follow(context, &filter.follow)?
+        && let Some(targets) = follow::follow(is_wanted, context, &filter.follow)?
     {
         include = follow::without_nested(filter.include.iter().cloned().chain(targets));
     }
@@ -65,7 +96,7 @@ pub(crate) fn view(context: &SourceContext, filter: &Filter) -> Result<View, Pat
     let include = include.as_deref().map(Selection::include).transpose()?;
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
     let exclude = exclude.map(Selection::exclude).transpose()?;
-    let entries = select(context, include.as_ref(), exclude.as_ref());
+    let entries = select(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
     let links = links(context, &entries);
     Ok(View { entries, links })
 }
@@ -160,12 +191,24 @@ impl Selection {
 }
 
 /// Returns the entries that the patterns select, and the folders above them.
-fn select(context: &SourceContext, include: Option<&Selection>, exclude: Option<&Selection>) -> Vec<u32> {
+///
+/// # Errors
+/// When a malformed pattern is tried, and as [`Effort`].
+fn select(
+    context: &SourceContext,
+    include: Option<&Selection>,
+    exclude: Option<&Selection>,
+    effort: &mut Effort<'_>,
+) -> Result<Vec<u32>, PatternError> {
     let index = context.index();
     let mut selected = Vec::new();
     let mut folders: Vec<Folder> = Vec::new();
     let mut walk = index.walk();
     while let Some((at, path)) = walk.next_entry() {
+        effort.check_wanted().map_err(|reason| PatternError {
+            pattern: String::new(),
+            reason,
+        })?;
         let above = index.folder(at);
         while folders.last().is_some_and(|folder| Some(folder.at) != above) {
             folders.pop();
@@ -180,7 +223,7 @@ fn select(context: &SourceContext, include: Option<&Selection>, exclude: Option<
         let mut is_excluded = false;
         if let Some(include) = include {
             let inherited = folders.last().map_or(&[][..], |folder| &folder.include);
-            let (matches, each) = include.patterns.matches(path, inherited);
+            let (matches, each) = include.patterns.matches(path, inherited, effort)?;
             folder.include = each;
             if !matches {
                 if is_directory && include.rules_out(path) {
@@ -192,7 +235,7 @@ fn select(context: &SourceContext, include: Option<&Selection>, exclude: Option<
         }
         if let Some(exclude) = exclude {
             let inherited = folders.last().map_or(&[][..], |folder| &folder.exclude);
-            let (matches, each) = exclude.patterns.matches(path, inherited);
+            let (matches, each) = exclude.patterns.matches(path, inherited, effort)?;
             folder.exclude = each;
             if matches {
                 if is_directory && (!exclude.patterns.has_exceptions() || exclude.rules_out(path)) {
@@ -214,7 +257,7 @@ fn select(context: &SourceContext, include: Option<&Selection>, exclude: Option<
             folders.push(folder);
         }
     }
-    selected
+    Ok(selected)
 }
 
 /// Returns the hard links among `entries`, by position, each with the first entry that is the same file.

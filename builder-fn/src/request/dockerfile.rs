@@ -2,7 +2,13 @@
 
 use super::frontend::DIRECTIVES_MAX;
 use super::{AllowedFrontends, Frontend, RequestError};
-use crate::context::{Kind, SourceContext};
+use crate::context::{Kind, SourceContext, pattern_problems};
+
+/// Number of malformed patterns that are named in warnings.
+const PATTERNS_SHOWN: usize = 20;
+
+/// Length of the part of an ignore file that is checked, in bytes.
+const IGNORE_FILE_MAX: usize = 1 << 20;
 
 /// The name of the Dockerfile when the configuration names none.
 const DEFAULT_NAME: &str = "Dockerfile";
@@ -57,40 +63,73 @@ pub(super) fn choose_frontend(
         Some(fallback) if !is_readable(path) => fallback,
         _ => path,
     };
-    let mut start = vec![0; DIRECTIVES_MAX];
-    let mut length = 0;
-    if let Some(entry) = context
-        .get(path)
-        .filter(|entry| matches!(entry.kind, Kind::File { .. }))
-    {
-        while length < DIRECTIVES_MAX {
-            let read = context.read(entry, length as u64, &mut start[length..]);
-            match read.map_err(RequestError::ReadSpool)? {
-                0 => break,
-                count => length += count,
-            }
+    let start = read_start(context, path, DIRECTIVES_MAX)?.unwrap_or_default();
+    Ok(allowed.choose(&start)?)
+}
+
+/// Returns a warning for each malformed pattern in the ignore file that BuildKit's frontend reads: the Dockerfile's own
+/// (`Dockerfile.dockerignore`), or else `.dockerignore`.
+///
+/// # Errors
+/// When the file cannot be read back from the spool.
+pub(super) fn ignore_file_warnings(
+    context: &SourceContext,
+    given: Option<&str>,
+) -> Result<Vec<String>, RequestError> {
+    let own = format!("{}.dockerignore", given.unwrap_or(DEFAULT_NAME));
+    let (path, content) = match read_start(context, &own, IGNORE_FILE_MAX)? {
+        Some(content) => (own.as_str(), content),
+        None => {
+            let shared = ".dockerignore";
+            (
+                shared,
+                read_start(context, shared, IGNORE_FILE_MAX)?.unwrap_or_default(),
+            )
         }
-    }
-    Ok(allowed.choose(&start[..length])?)
+    };
+    let problems = pattern_problems(&content).take(PATTERNS_SHOWN);
+    let warnings = problems.map(|problem| {
+        let pattern: String = problem.pattern.chars().take(100).collect();
+        format!(
+            "context/{path}, line {}: the pattern {pattern:?} is malformed: {}",
+            problem.line, problem.reason
+        )
+    });
+    Ok(warnings.collect())
+}
+
+/// Returns up to `limit` bytes from the start of the file at `path`, or `None` if there is no such file.
+fn read_start(context: &SourceContext, path: &str, limit: usize) -> Result<Option<Vec<u8>>, RequestError> {
+    let entry = context.get(path);
+    let Some(entry) = entry.filter(|entry| matches!(entry.kind, Kind::File { .. })) else {
+        return Ok(None);
+    };
+    let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
+    let mut start = vec![0; size.min(limit)];
+    context
+        .read_exact(entry, 0, &mut start)
+        .map_err(RequestError::ReadSpool)?;
+    Ok(Some(start))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn context(files: &[(&str, &[u8])]) -> SourceContext {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            tar.append_data(&mut header, format!("context/{path}"), *content)
+                .unwrap();
+        }
+        SourceContext::from_tar(&tar.into_inner().unwrap()).unwrap()
+    }
+
     #[test]
     fn the_frontend_is_that_of_the_dockerfile_that_buildkit_reads() {
         let evil = b"# syntax=evil/frontend\n";
-        let context = |files: &[(&str, &[u8])]| {
-            let mut tar = tar::Builder::new(Vec::new());
-            for (path, content) in files {
-                let mut header = tar::Header::new_gnu();
-                header.set_size(content.len() as u64);
-                tar.append_data(&mut header, format!("context/{path}"), *content)
-                    .unwrap();
-            }
-            SourceContext::from_tar(&tar.into_inner().unwrap()).unwrap()
-        };
         let none = AllowedFrontends::default();
         for (files, given, is_rejected) in [
             (&[("Dockerfile", &evil[..])][..], None, true),
@@ -120,6 +159,36 @@ mod tests {
             choose_frontend(&context, None, &allowed).unwrap(),
             Frontend::Named
         );
+    }
+
+    #[test]
+    fn malformed_patterns_of_the_ignore_file_in_use_are_warned_of() {
+        let shared = (".dockerignore", &b"*.md\n![z-a]\n"[..]);
+        let own = ("build/Dockerfile.dockerignore", &b"a*/b\\\n"[..]);
+        for (files, given, expected) in [
+            (
+                &[shared][..],
+                None,
+                Some("context/.dockerignore, line 2: the pattern \"![z-a]\""),
+            ),
+            (&[shared, own], None, Some("context/.dockerignore, line 2")),
+            (
+                &[shared, own],
+                Some("build/Dockerfile"),
+                Some("context/build/Dockerfile.dockerignore, line 1: the pattern \"a*/b\\\\\""),
+            ),
+            (&[(".dockerignore", b"*.md\n!README.md\n")], None, None),
+            (&[("other", b"")], None, None),
+        ] {
+            let warnings = ignore_file_warnings(&context(files), given).unwrap();
+            assert_eq!(warnings.len(), usize::from(expected.is_some()), "{warnings:?}");
+            assert!(
+                warnings
+                    .iter()
+                    .all(|warning| warning.starts_with(expected.unwrap())),
+                "{warnings:?}"
+            );
+        }
     }
 
     #[test]

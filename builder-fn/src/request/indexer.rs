@@ -93,6 +93,10 @@ impl BodyIndexer {
         dockerfile::check_present(&context, config.dockerfile.as_deref())?;
         let frontend = dockerfile::choose_frontend(&context, config.dockerfile.as_deref(), &frontends)?;
 
+        warnings.extend(dockerfile::ignore_file_warnings(
+            &context,
+            config.dockerfile.as_deref(),
+        )?);
         let respelled = config.respelled.iter().take(IGNORED_KEYS_SHOWN);
         warnings.extend(respelled.map(|respelled| {
             format!(

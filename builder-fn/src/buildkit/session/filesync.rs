@@ -51,7 +51,11 @@ impl file_sync_server::FileSync for FileSync {
     async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<Packets>, Status> {
         let folder = request::FolderRequest::from_metadata(request.metadata())?;
         let sync = self.clone();
-        let transfer = tokio::task::spawn_blocking(move || Transfer::new(&sync, &folder))
+        // Dropped with this future, when BuildKit gives the request up.
+        let caller = Arc::new(());
+        let waiting = Arc::downgrade(&caller);
+        let is_wanted = move || waiting.strong_count() > 0;
+        let transfer = tokio::task::spawn_blocking(move || Transfer::new(&sync, &folder, &is_wanted))
             .await
             .map_err(|_| Status::internal("listing the context failed"))??;
         Ok(Response::new(packets(transfer, request.into_inner())))
@@ -73,8 +77,12 @@ struct Transfer {
 }
 
 impl Transfer {
-    fn new(sync: &FileSync, folder: &request::FolderRequest) -> Result<Self, Status> {
-        let entries = context::view(&sync.context, &folder.filter)
+    fn new(
+        sync: &FileSync,
+        folder: &request::FolderRequest,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Self, Status> {
+        let entries = context::view_while(is_wanted, &sync.context, &folder.filter)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         tracing::debug!(
             folder = folder.name,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::PatternError;
+use super::effort::Effort;
 use super::glob::{self, Glob};
 use crate::context::{Kind, SourceContext};
 
@@ -17,12 +18,17 @@ const EFFORT_MAX: usize = 256 << 20;
 ///
 /// # Errors
 /// When links lead to a path that is too long, or following them takes too much effort.
-pub(super) fn follow(context: &SourceContext, paths: &[String]) -> Result<Option<Vec<String>>, PatternError> {
-    follow_within(EFFORT_MAX, context, paths)
+pub(super) fn follow(
+    is_wanted: &dyn Fn() -> bool,
+    context: &SourceContext,
+    paths: &[String],
+) -> Result<Option<Vec<String>>, PatternError> {
+    let limit = "too many links have to be followed from it";
+    follow_within(Effort::new(EFFORT_MAX, limit, is_wanted), context, paths)
 }
 
 fn follow_within(
-    effort: usize,
+    effort: Effort<'_>,
     context: &SourceContext,
     paths: &[String],
 ) -> Result<Option<Vec<String>>, PatternError> {
@@ -47,8 +53,7 @@ fn follow_within(
 struct Follower<'a> {
     context: &'a SourceContext,
     resolved: BTreeSet<String>,
-    /// The effort that is left.
-    effort: usize,
+    effort: Effort<'a>,
 }
 
 impl Follower<'_> {
@@ -74,7 +79,8 @@ impl Follower<'_> {
 
     /// Returns the target of the link at `path` as a path from the root; for a pattern, the targets of all links that match.
     fn link_targets(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
-        self.spend(path.len())?;
+        self.effort.check_wanted()?;
+        self.effort.spend(path.len())?;
         let (folder, name) = glob::split(path);
         if !glob::has_wildcards(name) {
             return Ok(self.link_target(path).into_iter().collect());
@@ -93,7 +99,7 @@ impl Follower<'_> {
         let mut targets = Vec::new();
         for at in index.children(within) {
             let name = index.name(at);
-            self.spend(4 * name.len())?;
+            self.effort.spend(4 * name.len())?;
             if pattern.matches(name) {
                 targets.extend(self.target_of(at, folder));
             }
@@ -117,13 +123,6 @@ impl Follower<'_> {
             return Some(target);
         }
         Some(glob::join("/", &glob::join(folder, &target)))
-    }
-
-    /// Deducts from the effort that is left.
-    fn spend(&mut self, effort: usize) -> Result<(), &'static str> {
-        let left = self.effort.checked_sub(effort);
-        self.effort = left.ok_or("too many links have to be followed from it")?;
-        Ok(())
     }
 }
 
@@ -149,7 +148,8 @@ mod tests {
 
     fn rejection(entries: &[String], path: &str) -> &'static str {
         let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
-        let error = follow_within(1 << 20, &context(&entries), &[path.to_owned()]).unwrap_err();
+        let effort = Effort::new(1 << 20, "too many links", &|| true);
+        let error = follow_within(effort, &context(&entries), &[path.to_owned()]).unwrap_err();
         assert!(error.pattern.len() <= 100, "{}", error.pattern.len());
         error.reason
     }

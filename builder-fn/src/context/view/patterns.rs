@@ -7,8 +7,8 @@
 
 use regex::{Regex, RegexBuilder};
 
-use super::PatternError;
-use super::glob::{self, Glob};
+use super::effort::Effort;
+use super::{PatternError, glob, go_match};
 
 /// Memory of one compiled pattern in bytes, more than any real pattern needs.
 const COMPILED_MAX: usize = 1 << 20;
@@ -22,6 +22,9 @@ const EXPRESSIONS_MAX: usize = 40 << 10;
 
 /// The part of [`EXPRESSIONS_MAX`] that a pattern with wildcards counts for, in addition to its length.
 const EXPRESSION_MIN: usize = 16;
+
+/// What a pattern without wildcards counts for, each time that it is tried, in bytes.
+const TRY_MIN: usize = 16;
 
 /// A list of patterns, of which the last that matches decides.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ enum Rule {
     Prefix(String),
     Suffix(String),
     Regex(Regex),
+    /// The pattern is malformed, which matters only once it is tried.
+    Malformed(&'static str),
 }
 
 /// Whether each pattern matches a folder, for the entries in it. Empty for the root.
@@ -49,8 +54,8 @@ impl Patterns {
     /// Parses `patterns`. Blank ones are left out.
     ///
     /// # Errors
-    /// When a pattern is malformed, or there are too many or too long ones. The original reports some malformed patterns only
-    /// when it matches them.
+    /// When a pattern is malformed, or there are too many or too long ones. Some malformed patterns are rejected only when they
+    /// are tried, as in the original.
     pub(super) fn parse(patterns: &[String]) -> Result<Self, PatternError> {
         if let Some(one_more) = patterns.get(PATTERNS_MAX) {
             return Err(PatternError {
@@ -87,7 +92,15 @@ impl Patterns {
     }
 
     /// Returns whether the patterns match `path`, and which do. `folder` says which match its folder.
-    pub(super) fn matches(&self, path: &str, folder: &[bool]) -> (bool, MatchedPatterns) {
+    ///
+    /// # Errors
+    /// When a malformed pattern has to be tried, or too much was tried before.
+    pub(super) fn matches(
+        &self,
+        path: &str,
+        folder: &[bool],
+        effort: &mut Effort<'_>,
+    ) -> Result<(bool, MatchedPatterns), PatternError> {
         let mut matched = false;
         let mut each = vec![false; self.0.len()];
         for (at, pattern) in self.0.iter().enumerate() {
@@ -96,17 +109,20 @@ impl Patterns {
             if !inherited && pattern.is_exception != matched {
                 continue;
             }
-            each[at] = inherited || pattern.matches(path);
+            each[at] = inherited
+                || pattern
+                    .matches(path, effort)
+                    .map_err(|reason| pattern.error(reason))?;
             if each[at] {
                 matched = !pattern.is_exception;
             }
         }
-        (matched, each)
+        Ok((matched, each))
     }
 }
 
 impl Pattern {
-    fn parse(given: &str) -> Result<Self, PatternError> {
+    pub(super) fn parse(given: &str) -> Result<Self, PatternError> {
         let reject = |reason| PatternError {
             pattern: given.to_owned(),
             reason,
@@ -117,8 +133,10 @@ impl Pattern {
             Some(rest) => (true, rest.to_owned()),
             None => (false, cleaned),
         };
-        Glob::parse(&text).ok_or_else(|| reject("a '[' is not closed, or it ends with a '\\'"))?;
-        let rule = Rule::compile(&text).map_err(reject)?;
+        if !go_match::accepts(&text) {
+            return Err(reject("a '[' is not closed, or it ends with a '\\'"));
+        }
+        let rule = Rule::compile(&text).unwrap_or_else(Rule::Malformed);
         Ok(Self {
             text,
             is_exception,
@@ -137,14 +155,35 @@ impl Pattern {
         text.strip_suffix("/*").unwrap_or(text)
     }
 
-    fn matches(&self, path: &str) -> bool {
+    /// Returns why the pattern fails once it is tried, or that it has another meaning than it seems.
+    pub(super) fn problem(&self) -> Option<&'static str> {
         match &self.rule {
+            Rule::Malformed(reason) => Some(reason),
+            _ if ends_with_backslash(&self.text) => Some("it ends with a '\\'"),
+            _ => None,
+        }
+    }
+
+    fn error(&self, reason: &'static str) -> PatternError {
+        PatternError {
+            pattern: self.text.chars().take(100).collect(),
+            reason,
+        }
+    }
+
+    fn matches(&self, path: &str, effort: &mut Effort<'_>) -> Result<bool, &'static str> {
+        effort.spend(TRY_MIN)?;
+        Ok(match &self.rule {
+            Rule::Malformed(reason) => return Err(reason),
             Rule::Exact => path == self.text,
             Rule::Prefix(prefix) => path.starts_with(prefix),
             // `**/a` also matches `a`.
             Rule::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
-            Rule::Regex(regex) => regex.is_match(path),
-        }
+            Rule::Regex(regex) => {
+                effort.spend(path.len())?;
+                regex.is_match(path)
+            }
+        })
     }
 }
 
@@ -195,7 +234,11 @@ impl Rule {
                     shape = Shape::Regex;
                 }
                 '\\' => {
-                    expression.push_escaped(rest.next().ok_or("it ends with a '\\'")?)?;
+                    match rest.next() {
+                        Some(escaped) => expression.push_escaped(escaped)?,
+                        // The original leaves it there, so that it escapes the end of the expression.
+                        None => expression.text.push('\\'),
+                    }
                     shape = Shape::Regex;
                 }
                 '[' | ']' => {
@@ -214,6 +257,12 @@ impl Rule {
             Shape::Regex => Self::Regex(expression.compile()?),
         })
     }
+}
+
+/// Returns whether the last character is a `\` that escapes nothing.
+fn ends_with_backslash(pattern: &str) -> bool {
+    let backslashes = pattern.chars().rev().take_while(|character| *character == '\\');
+    backslashes.count() % 2 == 1
 }
 
 /// Translates a regular expression from Go's syntax to that of the `regex` crate.

@@ -356,9 +356,88 @@ fn hard_links_of_different_files_are_kept_apart() {
     );
 }
 
+/// The outcomes were recorded with fsutil 6d9dc2ebad62 and patternmatcher 0.6.1 on Go 1.26: `Walk` of `NewFilterFS` with these
+/// `ExcludePatterns` on a folder with these files; `None` where either fails.
+#[test]
+fn a_malformed_pattern_fails_only_where_it_fails_in_go() {
+    let context = context(&["a/b", "ab$", "b", "z"]);
+    for (patterns, expected) in [
+        (&["a*/b\\"][..], Some("a a/b ab$ b z")),
+        (&["*b\\"][..], None),
+        (&["a*b\\"][..], Some("a a/b b z")),
+        (&["x/**\\"][..], Some("a a/b ab$ b z")),
+        (&["a**\\"][..], Some("a a/b ab$ b z")),
+        (&["b*c*\\"][..], Some("a a/b ab$ b z")),
+        (&["a\\"][..], None),
+        (&["*\\"][..], None),
+        (&["**\\"][..], None),
+        (&["\\"][..], None),
+        (&["[z-a]"][..], None),
+        (&["![z-a]"][..], Some("a a/b ab$ b z")),
+        (&["a*["][..], None),
+        (&["!a*["][..], Some("a a/b ab$ b z")),
+        (&["a*/[z-a]"][..], None),
+        (&["**/[z-a]"][..], None),
+        (&["!a/["][..], None),
+        (&["*/a["][..], None),
+        (&["a["][..], None),
+        (&["[]"][..], None),
+        (&["["][..], None),
+        (&["*["][..], None),
+        (&["?["][..], None),
+        (&["?*["][..], None),
+        (&[".["][..], None),
+        (&[".*["][..], None),
+        (&["[.]*["][..], None),
+        (&["a/**["][..], None),
+        (&["!"][..], None),
+        (&["]"][..], Some("a a/b ab$ b z")),
+        (&["a]"][..], Some("a a/b ab$ b z")),
+        (&["[a]]"][..], Some("a a/b ab$ b z")),
+        (&["[^a"][..], None),
+        (&["[^"][..], None),
+        (&["[-a]"][..], None),
+        (&["[a-]"][..], None),
+        (&["[]a]"][..], None),
+        (&["[a-b-c]"][..], None),
+        (&["[\\]]"][..], Some("a a/b ab$ b z")),
+        (&["[\\"][..], None),
+        (&["[a\\"][..], None),
+        (&["\\p"][..], None),
+        (&["!\\p"][..], Some("a a/b ab$ b z")),
+        (&["\\é"][..], None),
+        (&["\\d"][..], Some("a a/b ab$ b z")),
+        (&["é*["][..], None),
+        (&["*.["][..], None),
+        (&["*.*["][..], None),
+        (&["[!-~]*["][..], None),
+        (&["[a-z]*["][..], None),
+        (&["z", "![z-a]"][..], None),
+        (&["![z-a]", "z"][..], Some("a a/b ab$ b")),
+        (&["**", "![z-a]"][..], None),
+        (&["z", "a*["][..], None),
+        (&["*", "a*["][..], Some("")),
+        (&["nothing", "!a*["][..], Some("a a/b ab$ b z")),
+        (&["b", "!a*/b\\"][..], Some("a a/b ab$ z")),
+        (&["b", "["][..], None),
+        (&["a", "!x*["][..], None),
+    ] {
+        let filter = Filter {
+            exclude: strings(patterns),
+            ..Filter::default()
+        };
+        let paths = |view: View| {
+            let paths: Vec<_> = view.iter().map(|seen| context.index().path(seen.entry)).collect();
+            paths.join(" ")
+        };
+        let selected = view(&context, &filter).map(paths);
+        assert_eq!(selected.as_deref().ok(), expected, "{patterns:?}: {selected:?}");
+    }
+}
+
 #[test]
 fn a_malformed_pattern_is_named_in_the_error() {
-    let context = context(&["a"]);
+    let context = context(&["b"]);
     for (pattern, reason) in [
         ("!", "'!'"),
         ("a[", "'['"),
@@ -380,6 +459,57 @@ fn a_malformed_pattern_is_named_in_the_error() {
             assert_eq!(error.pattern, pattern);
             assert!(error.reason.contains(reason), "{error}");
         }
+    }
+}
+
+#[test]
+fn the_effort_of_patterns_is_limited_and_the_last_one_is_named() {
+    let folder = "folder/".repeat(20);
+    let files: Vec<String> = (0..100).map(|at| format!("{folder}{at}")).collect();
+    let context = context(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    let patterns: Vec<String> = (0..100).map(|at| format!("**/x*{at}/**/y?")).collect();
+    let within = |effort: usize, exclude: Vec<String>| {
+        let filter = Filter {
+            exclude,
+            ..Filter::default()
+        };
+        view_within(effort, &|| true, &context, &filter).map(|view| view.len())
+    };
+    assert_eq!(within(4 << 20, patterns.clone()), Ok(120));
+    let error = within(1 << 20, patterns.clone()).unwrap_err();
+    assert!(
+        patterns.contains(&error.pattern) && error.reason.contains("too many"),
+        "{error}"
+    );
+    let plain = (0..100).map(|at| format!("x{at}")).collect();
+    assert_eq!(
+        within(1 << 20, plain),
+        Ok(120),
+        "patterns without wildcards cost little"
+    );
+}
+
+#[test]
+fn matching_stops_when_nobody_waits_for_it_any_more() {
+    let files: Vec<String> = (0..100).map(|at| at.to_string()).collect();
+    let folder = context(&files.iter().map(String::as_str).collect::<Vec<_>>());
+    let links = context(&["0 -> 1", "1 -> 2", "2 -> 3"]);
+    let exclude = Filter {
+        exclude: strings(&["*x"]),
+        ..Filter::default()
+    };
+    let follow = Filter {
+        follow: strings(&["0"]),
+        ..Filter::default()
+    };
+    for (context, filter) in [(&folder, &exclude), (&links, &follow)] {
+        let asked = std::cell::Cell::new(0);
+        let is_wanted = || {
+            asked.set(asked.get() + 1);
+            asked.get() < 3
+        };
+        let error = view_while(&is_wanted, context, filter).unwrap_err();
+        assert_eq!((error.reason, asked.get()), ("the request was cancelled", 3));
     }
 }
 

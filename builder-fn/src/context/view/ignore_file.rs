@@ -1,0 +1,68 @@
+//! The lines of a `.dockerignore`, with the rules of `github.com/moby/patternmatcher/ignorefile`.
+
+use super::glob;
+use super::patterns::Pattern;
+
+/// A malformed pattern of an ignore file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PatternProblem {
+    /// Number of the line, from 1.
+    pub(crate) line: usize,
+    /// The pattern, as it is sent to BuildKit's clients.
+    pub(crate) pattern: String,
+    /// Why it is malformed.
+    pub(crate) reason: &'static str,
+}
+
+/// Returns the malformed patterns of an ignore file.
+///
+/// BuildKit's clients reject some of them, and do not notice others, or only when they try them.
+pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternProblem> {
+    let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+    let lines = (1..).zip(content.split(|byte| *byte == b'\n'));
+    lines.filter_map(|(line, text)| {
+        let pattern = pattern(&String::from_utf8_lossy(text))?;
+        let reason = match Pattern::parse(&pattern) {
+            Ok(parsed) => parsed.problem()?,
+            Err(error) => error.reason,
+        };
+        Some(PatternProblem {
+            line,
+            pattern,
+            reason,
+        })
+    })
+}
+
+/// Returns the pattern in a line, if it has one.
+fn pattern(line: &str) -> Option<String> {
+    if line.starts_with('#') {
+        return None;
+    }
+    let text = line.trim();
+    let (sign, text) = match text.strip_prefix('!') {
+        Some(rest) => ("!", rest.trim()),
+        None => ("", text),
+    };
+    if text.is_empty() {
+        return (!sign.is_empty()).then(|| sign.to_owned());
+    }
+    let cleaned = glob::clean(text);
+    let relative = cleaned.strip_prefix('/').filter(|rest| !rest.is_empty());
+    Some(format!("{sign}{}", relative.unwrap_or(&cleaned)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_patterns_are_found_with_their_lines() {
+        let content = b"\xef\xbb\xbf# [\n\n*.md\r\n ![z-a]\n!\na*/b\\\n/a[\nx\\\\\n[a]\n";
+        let found: Vec<_> = pattern_problems(content)
+            .map(|problem| (problem.line, problem.pattern))
+            .collect();
+        let expected = [(4, "![z-a]"), (5, "!"), (6, "a*/b\\"), (7, "a[")];
+        assert_eq!(found, expected.map(|(line, pattern)| (line, pattern.to_owned())));
+    }
+}
