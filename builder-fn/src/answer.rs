@@ -7,14 +7,28 @@
 mod response;
 
 use function_host::http::StatusCode;
+use serde_json::Value;
 
 use crate::build::Built;
 use crate::error::{Error, ErrorKind};
-use crate::hand_over::{AnswerSigner, DeploymentStatus};
+use crate::hand_over::{DeploymentStatus, EnclosedHandOver};
 use crate::redact::Mask;
 use crate::report::{BuildStatus, Report};
 
 pub(crate) use response::{not_found, public_key, stream, wrong_method};
+
+/// The fields of a deployer's answer that programs read: words of a fixed set, and names that the config has in clear text.
+/// A secret with the value `ready` must not change the status.
+const DEPLOYMENT_DATA: [&str; 8] = [
+    "status",
+    "function",
+    "namespace",
+    "image",
+    "previousImage",
+    "running",
+    "url",
+    "supersededBy",
+];
 
 /// The fields of an answer that do not depend on the outcome.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,8 +50,8 @@ pub(crate) struct Answer {
     closes_connection: bool,
     /// Set if the request is rejected for now only.
     retry: Option<Retry>,
-    /// Signs the body, if that contains a hand-over.
-    signer: Option<AnswerSigner>,
+    /// The hand-over that the body is to contain. It is added after everything else was masked.
+    enclosed: Option<EnclosedHandOver>,
 }
 
 /// Why a request is to be sent again later.
@@ -57,7 +71,10 @@ impl Answer {
             None => (StatusCode::OK, None),
             Some(deployment) => {
                 let status = match deployment.status {
-                    DeploymentStatus::Ready | DeploymentStatus::Sent => StatusCode::OK,
+                    DeploymentStatus::Ready | DeploymentStatus::Unverified | DeploymentStatus::Sent => {
+                        StatusCode::OK
+                    }
+                    DeploymentStatus::Superseded => StatusCode::CONFLICT,
                     DeploymentStatus::Rejected => StatusCode::UNPROCESSABLE_ENTITY,
                     DeploymentStatus::Failed => StatusCode::BAD_GATEWAY,
                 };
@@ -71,7 +88,11 @@ impl Answer {
             }
         };
         let deployment = built.deployment.as_mut();
-        let signer = deployment.and_then(|deployment| deployment.signer.take());
+        let superseded_by = deployment
+            .as_ref()
+            .and_then(|deployment| deployment.superseded_by());
+        let superseded_by = superseded_by.map(str::to_owned);
+        let enclosed = deployment.and_then(|deployment| deployment.enclosed.take());
         Self {
             status,
             report: Report {
@@ -83,13 +104,13 @@ impl Answer {
                     Some(_) => BuildStatus::Failed,
                 },
                 error,
-                superseded_by: None,
+                superseded_by,
                 deployment: built.deployment.map(|deployment| deployment.answer),
                 duration: fields.seconds,
             },
             closes_connection: false,
             retry: None,
-            signer,
+            enclosed,
         }
     }
 
@@ -100,7 +121,7 @@ impl Answer {
             ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
             ErrorKind::Invalid => StatusCode::BAD_REQUEST,
             ErrorKind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            ErrorKind::BuildFailed => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::BuildFailed | ErrorKind::DeploymentRejected => StatusCode::UNPROCESSABLE_ENTITY,
             ErrorKind::Superseded | ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
             ErrorKind::Busy { .. } | ErrorKind::Draining => StatusCode::TOO_MANY_REQUESTS,
@@ -108,6 +129,7 @@ impl Answer {
         };
         let report = Report {
             superseded_by: error.superseded_by().map(str::to_owned),
+            deployment: error.deployment().map(|deployment| deployment.answer.clone()),
             ..failure(error.to_string(), fields)
         };
         Self {
@@ -119,18 +141,23 @@ impl Answer {
                 ErrorKind::Draining => Some(Retry::Draining),
                 _ => None,
             },
-            signer: None,
+            enclosed: None,
         }
     }
 
-    /// Masks secrets in the error and in the deployer's answer. The log is masked line by line, as it is written.
+    /// Masks secrets in the error and in the texts of the deployer's answer. The log is masked line by line, as it is
+    /// written.
     #[must_use]
     pub(crate) fn masked(mut self, mask: &Mask) -> Self {
         if let Some(error) = &mut self.report.error {
             *error = mask.text(error).into_owned();
         }
-        if let Some(deployment) = &mut self.report.deployment {
-            mask.json(deployment);
+        if let Some(Value::Object(deployment)) = &mut self.report.deployment {
+            let is_text = |key: &str| !DEPLOYMENT_DATA.contains(&key);
+            deployment
+                .iter_mut()
+                .filter(|(key, _)| is_text(key))
+                .for_each(|(_, value)| mask.json(value));
         }
         self
     }

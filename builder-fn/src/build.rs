@@ -3,6 +3,7 @@
 mod call;
 mod control_character;
 mod deploy;
+mod dry_run;
 mod solve;
 
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestStore, SharedKeys};
 use crate::compression::Compression;
 use crate::error::Error;
-use crate::hand_over::{Deployer, Deployment};
+use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::BuildRequest;
@@ -69,6 +70,15 @@ pub(crate) struct Built {
     pub(crate) deployment: Option<Deployment>,
 }
 
+impl Built {
+    /// Returns whether the deployer found a newer build of the function.
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.deployment
+            .as_ref()
+            .is_some_and(|deployment| deployment.status == DeploymentStatus::Superseded)
+    }
+}
+
 impl Builder {
     /// Builds, pushes and deploys the image of `request`. Writes to `log` what happens, also if it fails.
     ///
@@ -94,6 +104,10 @@ impl Builder {
             Some(deploy) => Some((self.deployer.signer()?, deploy)),
             None => None,
         };
+        // Before the registration, so that a build that is refused supersedes no other.
+        if let Some((signer, deploy)) = &deployment {
+            dry_run::check(signer, deploy, request, call, &lines, log).await?;
+        }
         let registration = self.register(request, call);
         let solving = async {
             let _slot = self.wait_for_slot(call).await?;

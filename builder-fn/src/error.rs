@@ -7,6 +7,7 @@ use function_host::duration;
 use function_host::secret::SecretError;
 
 use crate::buildkit::{ConnectError, Failure, Fault, JobError};
+use crate::hand_over::{Deployment, DeploymentStatus};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
 use crate::slots::AllTaken;
@@ -47,6 +48,9 @@ pub(crate) enum Error {
         "this builder makes no SBOM, because its setting sbom_generator is not set; leave \"sbom\" out of the config"
     )]
     NoSbomGenerator,
+    /// The deployer would refuse the image's hand-over, so that none is built.
+    #[error("the image was not built, because its deployment would be refused: {}", .0.reason())]
+    DeploymentRefused(Box<Deployment>),
     /// All build slots are taken.
     #[error("{limit} builds are running, which is this builder's limit; try again")]
     Busy {
@@ -102,6 +106,8 @@ pub(crate) enum ErrorKind {
     TooLarge,
     /// The request is valid, and its build fails however often it is run.
     BuildFailed,
+    /// The request is valid, and its deployment is refused however often it is sent.
+    DeploymentRejected,
     /// A newer build of the same function replaces this one.
     Superseded,
     /// Another call brought the same request before.
@@ -137,6 +143,10 @@ impl Error {
             Self::Seal(error) if error.is_platforms() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
             Self::TimeLimit { .. } => ErrorKind::BuildFailed,
+            Self::DeploymentRefused(deployment) => match deployment.status {
+                DeploymentStatus::Superseded => ErrorKind::Superseded,
+                _ => ErrorKind::DeploymentRejected,
+            },
             Self::Busy { limit } => ErrorKind::Busy { limit: *limit },
             Self::Draining => ErrorKind::Draining,
             Self::Failed(failure) => match failure.fault {
@@ -158,6 +168,15 @@ impl Error {
     pub(crate) fn superseded_by(&self) -> Option<&str> {
         match self {
             Self::Superseded(Superseded(newer)) => Some(&newer.call_id),
+            Self::DeploymentRefused(deployment) => deployment.superseded_by(),
+            _ => None,
+        }
+    }
+
+    /// Returns the deployer's answer, if that is the reason.
+    pub(crate) fn deployment(&self) -> Option<&Deployment> {
+        match self {
+            Self::DeploymentRefused(deployment) => Some(deployment),
             _ => None,
         }
     }

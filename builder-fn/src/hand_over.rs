@@ -1,32 +1,42 @@
 //! The hand-over of a built image to the deployer: the image by digest, and the config's `deploy` and `probe`.
 //!
 //! It reaches the deployer in one of three ways ([`DeployVia`]). It is signed in each of them, and the deployer accepts it
-//! from anybody who delivers it.
+//! from anybody who delivers it. Delivered again it changes nothing, so it is sent again when the gateway fails.
 
 mod deployment;
+mod document;
+mod dry_run;
+mod retry;
 
 use std::str::FromStr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use bytes::Bytes;
 use function_host::ErrorChain;
+use function_host::duration;
 use function_host::gateway::{Gateway, GatewayError};
 use function_host::http::{Request, StatusCode, header};
 use function_host::secret::{SecretError, Secrets};
 use function_host::signature::{self, HmacKeys};
 use http_body_util::Full;
-use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
-
-pub(crate) use deployment::{Deployment, DeploymentStatus};
+use serde_json::json;
+use tokio::time::Instant;
 
 use crate::error::Error;
+pub(crate) use deployment::{Deployment, DeploymentStatus, EnclosedHandOver};
+pub(crate) use document::{DryRun, HandOver};
+pub(crate) use dry_run::DryRunOutcome;
+use retry::{Backoff, Reply, transient_failure};
 
 /// The secret that hand-overs are signed with.
 pub(crate) const SECRET: &str = "deploy-secret";
 
 /// The header with the signature.
 const SIGNATURE_HEADER: &str = "x-deploy-signature";
+
+/// The shortest time in which another attempt may succeed.
+const MIN_ATTEMPT: Duration = Duration::from_secs(1);
 
 /// The settings of the deployer.
 #[derive(Clone, Debug)]
@@ -37,6 +47,8 @@ pub struct DeployerSettings {
     pub via: DeployVia,
     /// How long a deployment may take, until the new version is ready or the old one is restored.
     pub timeout: Duration,
+    /// How long the deployer may accept a hand-over.
+    pub hand_over_ttl: Duration,
 }
 
 /// How a hand-over reaches the deployer.
@@ -96,26 +108,6 @@ impl Deployer {
     }
 }
 
-/// The document that the deployer gets.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct HandOver<'a> {
-    /// The image by digest. Its tags may name another image when it is pulled.
-    pub(crate) image: &'a str,
-    /// The image by tag, for people.
-    pub(crate) tag: &'a str,
-    /// The call id of the build request.
-    pub(crate) call_id: &'a str,
-    /// When the build ended.
-    #[serde(serialize_with = "serialize_rfc3339")]
-    pub(crate) built_at: SystemTime,
-    /// The config's `deploy`.
-    pub(crate) deploy: &'a Map<String, Value>,
-    /// The config's `probe`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) probe: Option<&'a Map<String, Value>>,
-}
-
 /// Signs hand-overs and sends them to the deployer.
 #[derive(Debug)]
 pub(crate) struct HandOverSigner<'a> {
@@ -123,58 +115,129 @@ pub(crate) struct HandOverSigner<'a> {
     key: HmacKeys,
 }
 
+/// A signed document on its way to the deployer.
+#[derive(Debug)]
+struct Message<'a> {
+    path: String,
+    call_id: &'a str,
+    body: Bytes,
+    signature: String,
+}
+
 impl HandOverSigner<'_> {
-    /// Hands an image over, and waits for the outcome if the deployer is called directly.
+    /// Hands an image over, and waits for the outcome if the deployer is called directly. `on_retry` gets the reason of
+    /// every attempt that failed and is followed by another one.
     ///
     /// A deployer that cannot be reached is an outcome too, and not an error: the image exists.
-    pub(crate) async fn hand_over(&self, hand_over: &HandOver<'_>) -> Deployment {
+    pub(crate) async fn hand_over(
+        &self,
+        hand_over: &HandOver<'_>,
+        on_retry: impl FnMut(&str) + Send,
+    ) -> Deployment {
         let settings = &self.deployer.settings;
         let route = match settings.via {
             DeployVia::Function => "function",
             DeployVia::AsyncFunction => "async-function",
-            DeployVia::Callback => return self.hand_back(hand_over),
+            DeployVia::Callback => return self.enclose(hand_over),
         };
-        match self.send(route, hand_over).await {
+        let message = self.message(route, hand_over.call_id, hand_over);
+        let (result, attempts) = self.deliver(&message, on_retry).await;
+        let reason = match result {
             Ok((StatusCode::ACCEPTED, _)) if settings.via == DeployVia::AsyncFunction => {
-                Deployment::sent("queued", hand_over)
+                return Deployment::sent("queued", hand_over);
             }
-            Ok((status, body)) => Deployment::from_answer(status, &body),
+            Ok((status, body)) if deployment::is_deployers(&body) => {
+                return Deployment::from_answer(status, &body);
+            }
+            Ok((status, body)) => deployment::reply_text(status, &body),
             Err(error) => {
                 tracing::error!(deployer = settings.function, error = %ErrorChain(&error), "hand-over failed");
-                Deployment::failed(error.to_string())
+                error.to_string()
             }
-        }
+        };
+        Deployment::failed(match attempts {
+            1 => reason,
+            _ => format!(
+                "{reason}; the hand-over was tried {attempts} times within {}",
+                duration::format(settings.timeout)
+            ),
+        })
+    }
+
+    /// Returns how long the deployer may accept a hand-over.
+    pub(crate) fn ttl(&self) -> Duration {
+        self.deployer.settings.hand_over_ttl
     }
 
     /// Makes the hand-over part of the builder's own answer.
-    fn hand_back(&self, hand_over: &HandOver<'_>) -> Deployment {
+    fn enclose(&self, hand_over: &HandOver<'_>) -> Deployment {
         let mut deployment = Deployment::sent("handed_over", hand_over);
-        deployment.answer["handOver"] = json!(hand_over);
-        deployment.signer = Some(AnswerSigner(self.key.clone()));
+        deployment.enclosed = Some(EnclosedHandOver {
+            document: json!(hand_over),
+            signer: AnswerSigner(self.key.clone()),
+        });
         deployment
     }
 
-    async fn send(
+    /// Sends a message, again after every failure that may be over soon, until `deploy_timeout` has passed. Returns the
+    /// last result, and the number of attempts.
+    async fn deliver(
         &self,
-        route: &str,
-        hand_over: &HandOver<'_>,
-    ) -> Result<(StatusCode, Vec<u8>), GatewayError> {
-        let Deployer {
-            gateway, settings, ..
-        } = self.deployer;
-        let path = format!("/{route}/{}", settings.function);
+        message: &Message<'_>,
+        mut on_retry: impl FnMut(&str) + Send,
+    ) -> (Result<Reply, GatewayError>, usize) {
+        let settings = &self.deployer.settings;
+        let deadline = Instant::now() + settings.timeout;
+        let mut backoff = Backoff::new();
+        let mut attempt = 1;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let result = self.send(message, left).await;
+            let wait = backoff.next();
+            let has_time = Instant::now() + wait + MIN_ATTEMPT < deadline;
+            let Some(reason) = transient_failure(&result).filter(|_| has_time) else {
+                return (result, attempt);
+            };
+            tracing::warn!(
+                deployer = settings.function,
+                attempt,
+                ?wait,
+                reason,
+                "hand-over is retried"
+            );
+            on_retry(&reason);
+            tokio::time::sleep(wait).await;
+            attempt += 1;
+        }
+    }
+
+    /// Signs a document for the deployer.
+    fn message<'a>(&self, route: &str, call_id: &'a str, document: &impl Serialize) -> Message<'a> {
         // Maps with text keys and plain values: this cannot fail. The deployer would reject an empty body.
-        let body = serde_json::to_vec(hand_over).unwrap_or_default();
-        let mut request = Request::post(gateway.uri(&path)?)
+        let body = serde_json::to_vec(document).unwrap_or_default();
+        Message {
+            path: format!("/{route}/{}", self.deployer.settings.function),
+            call_id,
+            signature: signature::sign(&self.key, &body),
+            body: body.into(),
+        }
+    }
+
+    /// Sends a message once.
+    async fn send(&self, message: &Message<'_>, timeout: Duration) -> Result<Reply, GatewayError> {
+        let gateway = &self.deployer.gateway;
+        let mut request = Request::post(gateway.uri(&message.path)?)
             .header(header::CONTENT_TYPE, "application/json")
-            .header(SIGNATURE_HEADER, signature::sign(&self.key, &body));
+            .header(SIGNATURE_HEADER, &message.signature);
         // A call id that no header can contain is left out here. The body has it as well.
-        if let Ok(call_id) = header::HeaderValue::from_str(hand_over.call_id) {
+        if let Ok(call_id) = header::HeaderValue::from_str(message.call_id) {
             request = request.header("x-call-id", call_id);
         }
-        let invalid = |_| GatewayError::Path { path: path.clone() };
-        let request = request.body(Full::from(body)).map_err(invalid)?;
-        let response = gateway.send(request, settings.timeout).await?;
+        let invalid = |_| GatewayError::Path {
+            path: message.path.clone(),
+        };
+        let request = request.body(Full::new(message.body.clone())).map_err(invalid)?;
+        let response = gateway.send(request, timeout).await?;
         Ok((response.status(), response.into_body().to_vec()))
     }
 }
@@ -193,39 +256,9 @@ impl AnswerSigner {
     }
 }
 
-/// Serializes a time as RFC 3339 in milliseconds. Times that RFC 3339 cannot express become 1970.
-fn serialize_rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let time = Timestamp::try_from(*time).unwrap_or(Timestamp::UNIX_EPOCH);
-    serializer.collect_str(&format_args!("{time:.3}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_hand_over_has_the_fields_that_the_deployer_reads() {
-        let deploy = json!({"service": "hello"});
-        let hand_over = HandOver {
-            image: "registry/hello@sha256:12",
-            tag: "registry/hello:1",
-            call_id: "id",
-            built_at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_500),
-            deploy: deploy.as_object().expect("object"),
-            probe: None,
-        };
-
-        assert_eq!(
-            serde_json::to_value(hand_over).expect("JSON"),
-            json!({
-                "image": "registry/hello@sha256:12",
-                "tag": "registry/hello:1",
-                "callId": "id",
-                "builtAt": "2026-01-02T03:04:05.500Z",
-                "deploy": {"service": "hello"}
-            })
-        );
-    }
 
     #[test]
     fn a_builder_without_the_secret_fails_before_it_builds() {
@@ -239,6 +272,7 @@ mod tests {
                 function: "deployer-fn".into(),
                 via: DeployVia::Function,
                 timeout: Duration::from_secs(1),
+                hand_over_ttl: Duration::from_secs(1),
             },
         };
 

@@ -13,7 +13,7 @@ use crate::build::{Builder, Call};
 use crate::buildkit::Reference;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::DeployVia;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SUPERSEDED};
 use crate::redact::{Mask, TraceMask};
 use crate::report::{BoundedLog, LogFeed, LogSink, StreamFormat, stream_records};
 use crate::request::{
@@ -243,7 +243,10 @@ impl Api {
                     .map(|deployment| deployment.status.as_str());
                 let seconds = fields.seconds;
                 tracing::info!(image, digest, deployment, seconds, "build succeeded");
-                in_flight.end("success");
+                in_flight.end(match built.is_superseded() {
+                    true => SUPERSEDED,
+                    false => "success",
+                });
                 span.set("slipway.digest", digest.to_owned());
                 Answer::built(built, fields).masked(&mask)
             }
@@ -287,8 +290,12 @@ impl Api {
 /// Returns the value of the metric's label `outcome`.
 fn outcome(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::Unauthorized | ErrorKind::Invalid | ErrorKind::TooLarge | ErrorKind::Conflict => "refused",
-        ErrorKind::Superseded => "superseded",
+        ErrorKind::Unauthorized
+        | ErrorKind::Invalid
+        | ErrorKind::TooLarge
+        | ErrorKind::Conflict
+        | ErrorKind::DeploymentRejected => "refused",
+        ErrorKind::Superseded => SUPERSEDED,
         ErrorKind::BuildFailed => "failed",
         ErrorKind::Busy { .. } | ErrorKind::Draining => "busy",
         ErrorKind::NoSpace | ErrorKind::Platform => "platform",

@@ -18,15 +18,11 @@ const QUEUE_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.
 
 /// The values of the label `outcome`. All are exported from the start, so that the first failure is an increase from 0.
 const OUTCOMES: [&str; 8] = [
-    "success",
-    "failed",
-    "refused",
-    "superseded",
-    "platform",
-    "busy",
-    ABANDONED,
-    PANICKED,
+    "success", "failed", "refused", SUPERSEDED, "platform", "busy", ABANDONED, PANICKED,
 ];
+
+/// The outcome of a build in whose place a newer one of the same function was built or deployed.
+pub(crate) const SUPERSEDED: &str = "superseded";
 
 /// The outcome of a build whose caller disconnected.
 const ABANDONED: &str = "abandoned";

@@ -30,6 +30,7 @@
 //! | `deployer` | `deployer-fn` | the function that deploys, `NAME` or `NAME.NAMESPACE` |
 //! | `deploy_via` | `function` | how hand-overs reach it: `function`, `async-function` or `callback`, see [`DeployVia`] |
 //! | `deploy_timeout` | `5m` | timeout of a deployment |
+//! | `hand_over_ttl` | `1h` | how long the deployer may accept a hand-over |
 //! | `enable_lchown` | | accepted and ignored: nothing is extracted |
 //!
 //! Traces have settings of their own: `OTEL_…`, see [`function_host::trace`].
@@ -140,6 +141,7 @@ impl Settings {
                 function: parser.parse("deployer", "deployer-fn".to_owned(), function_name),
                 via: parser.parse("deploy_via", DeployVia::default(), str::parse),
                 timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
+                hand_over_ttl: hand_over_ttl(parser),
             },
             max_log: parser.parse("max_log", 4 << 20, max_log),
             seal_key: seal_key(parser),
@@ -311,6 +313,17 @@ fn slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<BuildSl
     Some(BuildSlots::new(limit, wait, queue_length))
 }
 
+fn hand_over_ttl(parser: &mut Parser<'_>) -> Duration {
+    let ttl = parser.duration("hand_over_ttl", Duration::from_secs(3600));
+    if ttl.is_zero() {
+        parser.problem(
+            "hand_over_ttl",
+            "should be longer than 0s, so that hand-overs can arrive",
+        );
+    }
+    ttl
+}
+
 fn function_name(text: &str) -> Result<String, &'static str> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     match text.bytes().all(is_allowed) && text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
@@ -370,6 +383,7 @@ mod tests {
                 ("spool_dir", "/nowhere/at/all"),
                 ("deployer", "../system/functions"),
                 ("deploy_timeout", "soon"),
+                ("hand_over_ttl", "0s"),
                 ("max_entries", "many"),
                 ("max_config", "1k"),
                 ("queue_wait", "5m"),
@@ -405,6 +419,7 @@ mod tests {
             "require_fresh needs max_age",
             "default_namespace should be a namespace",
             "deploy_timeout",
+            "hand_over_ttl should be longer than 0s",
             "spool_limit should be at least max_body",
             "compression_level should be a whole number from 1 to 9 for gzip",
             "max_entries should be",

@@ -7,6 +7,7 @@ use function_host::{Response, ResponseBody, reply, trace};
 use futures_util::{Stream, StreamExt};
 
 use super::{Answer, AnswerFields, Retry, failure};
+use crate::hand_over::EnclosedHandOver;
 use crate::report::{Report, StreamFormat, to_json};
 
 /// Tells nginx not to buffer the answer.
@@ -26,11 +27,17 @@ impl Answer {
             }
             None => {}
         }
-        if let (Some(_), Some(log)) = (&self.signer, &mut self.report.log) {
-            keep_end(log, MAX_CALLBACK_LOG);
-        }
+        let signer = self.enclosed.map(|EnclosedHandOver { document, signer }| {
+            if let Some(deployment) = &mut self.report.deployment {
+                deployment["handOver"] = document;
+            }
+            if let Some(log) = &mut self.report.log {
+                keep_end(log, MAX_CALLBACK_LOG);
+            }
+            signer
+        });
         let body = to_line(&self.report);
-        let signature = self.signer.map(|signer| signer.header(&body));
+        let signature = signer.map(|signer| signer.header(&body));
         let mut response = json(self.status, body);
         if let Some((name, signature)) = signature
             && let Ok(signature) = HeaderValue::from_str(&signature)

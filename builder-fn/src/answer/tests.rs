@@ -60,7 +60,7 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
         let deployment = Deployment {
             status: deployment,
             answer: json!({"status": "x", "reasons": ["it crashed"]}),
-            signer: None,
+            enclosed: None,
         };
         let answer = Answer::built(
             Built {

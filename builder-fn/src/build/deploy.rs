@@ -29,12 +29,15 @@ pub(super) async fn deploy(
     let config = &request.config;
     let digest = built.digest.as_deref().ok_or(Error::NoDigest)?;
     let image = config.image.with_digest(digest);
+    let now = SystemTime::now();
     let hand_over = HandOver {
         image: &image,
         tag: &config.image.to_string(),
         call_id: call.id,
+        submitted_at: request.submitted_at.at,
         // A redelivered call must not make its image look newer.
-        built_at: built.completed_at.unwrap_or_else(SystemTime::now),
+        built_at: built.completed_at.unwrap_or(now),
+        expires_at: now.checked_add(signer.ttl()).unwrap_or(now),
         deploy,
         probe: config.probe.as_ref(),
     };
@@ -44,8 +47,11 @@ pub(super) async fn deploy(
     log.push(lines.step_started(&step));
     let span = trace::span("deploy");
     span.set("slipway.function", function.to_owned());
+    let on_retry = |reason: &str| {
+        log.push(lines.warning(&format!("the hand-over failed and is sent again: {reason}")));
+    };
     let deployment = tokio::select! {
-        deployment = span.run(signer.hand_over(&hand_over)) => deployment,
+        deployment = span.run(signer.hand_over(&hand_over, on_retry)) => deployment,
         _ = expiry(call.time_limit(None)) => Deployment::failed(
             "the call's time limit was reached before the deployment's outcome was known".into(),
         ),

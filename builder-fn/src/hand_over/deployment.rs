@@ -15,8 +15,19 @@ pub(crate) struct Deployment {
     pub(crate) status: DeploymentStatus,
     /// The deployer's answer, for the caller.
     pub(crate) answer: Value,
-    /// Signs the builder's answer, if that contains the hand-over.
-    pub(crate) signer: Option<AnswerSigner>,
+    /// The hand-over, if the builder's answer is to contain it.
+    pub(crate) enclosed: Option<EnclosedHandOver>,
+}
+
+/// A hand-over that reaches the deployer as part of the builder's answer.
+///
+/// It is not part of the text that is masked: it is the caller's own configuration, and the deployer must get it unchanged.
+#[derive(Clone, Debug)]
+pub(crate) struct EnclosedHandOver {
+    /// The hand-over.
+    pub(crate) document: Value,
+    /// Signs the answer.
+    pub(crate) signer: AnswerSigner,
 }
 
 /// The outcome of a deployment.
@@ -24,8 +35,12 @@ pub(crate) struct Deployment {
 pub(crate) enum DeploymentStatus {
     /// The new version is ready.
     Ready,
+    /// The new version was applied, and nothing tells whether it is what answers.
+    Unverified,
     /// The hand-over was sent, and its outcome will not be known here.
     Sent,
+    /// A newer build of the function is deployed, or is about to be.
+    Superseded,
     /// The deployment is invalid, or the new version does not work. Only the caller can fix it.
     Rejected,
     /// The deployer, the gateway or the provider failed. A retry may succeed.
@@ -37,7 +52,9 @@ impl DeploymentStatus {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
+            Self::Unverified => "unverified",
             Self::Sent => "sent",
+            Self::Superseded => "superseded",
             Self::Rejected => "rejected",
             Self::Failed => "failed",
         }
@@ -47,23 +64,21 @@ impl DeploymentStatus {
 impl Deployment {
     /// Interprets the answer of the deployer, or of a gateway that could not reach it.
     pub(super) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
+        let Some(answer) = deployers_answer(body) else {
+            return Self::failed(reply_text(status, body));
+        };
         let outcome = match status {
+            StatusCode::OK if answer["status"] == "unverified" => DeploymentStatus::Unverified,
             StatusCode::OK => DeploymentStatus::Ready,
+            StatusCode::CONFLICT => DeploymentStatus::Superseded,
             // All of a hand-over but the caller's `deploy` and `probe` is the builder's, and valid.
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => DeploymentStatus::Rejected,
             _ => DeploymentStatus::Failed,
         };
-        match serde_json::from_slice(body) {
-            Ok(answer @ Value::Object(_)) => Self {
-                status: outcome,
-                answer,
-                signer: None,
-            },
-            _ => {
-                let body = String::from_utf8_lossy(body);
-                let start: String = body.trim().chars().take(MAX_REPEATED).collect();
-                Self::failed(format!("the deployer answered {status} with {start:?}"))
-            }
+        Self {
+            status: outcome,
+            answer,
+            enclosed: None,
         }
     }
 
@@ -72,7 +87,7 @@ impl Deployment {
         Self {
             status: DeploymentStatus::Failed,
             answer: json!({"status": "failed", "reasons": [reason]}),
-            signer: None,
+            enclosed: None,
         }
     }
 
@@ -83,8 +98,13 @@ impl Deployment {
         Self {
             status: DeploymentStatus::Sent,
             answer,
-            signer: None,
+            enclosed: None,
         }
+    }
+
+    /// Returns the call of the newer build, if the deployer named it.
+    pub(crate) fn superseded_by(&self) -> Option<&str> {
+        self.answer["supersededBy"].as_str()
     }
 
     /// Returns the deployer's reasons on one line; its status if it gave none.
@@ -95,12 +115,28 @@ impl Deployment {
             .flatten()
             .filter_map(Value::as_str)
             .collect();
-        match (reasons.is_empty(), self.answer["status"].as_str()) {
-            (false, _) => reasons.join("; "),
-            (true, Some(status)) => format!("it is {status}"),
-            (true, None) => "the deployer gave no reason".into(),
+        match reasons.is_empty() {
+            false => reasons.join("; "),
+            true => format!("it is {}", self.answer["status"].as_str().unwrap_or_default()),
         }
     }
+}
+
+/// Returns whether an answer is the deployer's. Those of a gateway are no JSON objects with a `status`.
+pub(super) fn is_deployers(body: &[u8]) -> bool {
+    deployers_answer(body).is_some()
+}
+
+/// Returns an answer that is not the deployer's as part of a sentence.
+pub(super) fn reply_text(status: StatusCode, body: &[u8]) -> String {
+    let body = String::from_utf8_lossy(body);
+    let start: String = body.trim().chars().take(MAX_REPEATED).collect();
+    format!("the deployer answered {status} with {start:?}")
+}
+
+fn deployers_answer(body: &[u8]) -> Option<Value> {
+    let answer: Value = serde_json::from_slice(body).ok()?;
+    answer["status"].is_string().then_some(answer)
 }
 
 #[cfg(test)]
@@ -115,6 +151,7 @@ mod tests {
     fn the_http_status_tells_the_callers_mistakes_from_the_platforms_failures() {
         for (http, status) in [
             (200, DeploymentStatus::Ready),
+            (409, DeploymentStatus::Superseded),
             (422, DeploymentStatus::Rejected),
             (400, DeploymentStatus::Rejected),
             (401, DeploymentStatus::Failed),
@@ -123,6 +160,16 @@ mod tests {
             (502, DeploymentStatus::Failed),
         ] {
             assert_eq!(answered(http, r#"{"status":"x"}"#).status, status, "{http}");
+        }
+    }
+
+    #[test]
+    fn an_unverified_version_is_told_from_a_ready_one() {
+        for (answer, status) in [
+            (r#"{"status":"ready"}"#, DeploymentStatus::Ready),
+            (r#"{"status":"unverified"}"#, DeploymentStatus::Unverified),
+        ] {
+            assert_eq!(answered(200, answer).status, status, "{answer}");
         }
     }
 
@@ -142,7 +189,6 @@ mod tests {
         for (body, reason) in [
             (r#"{"status":"refused","reasons":["a","b"]}"#, "a; b"),
             (r#"{"status":"rolled_back"}"#, "it is rolled_back"),
-            ("{}", "the deployer gave no reason"),
         ] {
             assert_eq!(answered(422, body).reason(), reason);
         }

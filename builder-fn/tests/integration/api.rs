@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::hand_over::gateway;
+use crate::gateway::gateway;
 use crate::job::log;
 use crate::setting::{Answer, Setting, key, post, tar, tar_of};
 use crate::{daemon, soon};

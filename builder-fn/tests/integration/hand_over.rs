@@ -1,52 +1,14 @@
 //! Hand-overs to the deployer, through a fake gateway on loopback.
 
-use std::net::SocketAddr;
-
 use builder_fn::hand_over::DeployVia;
-use bytes::Bytes;
-use function_host::http;
 use function_host::signature::Verifier;
-use http_body_util::{BodyExt, Full};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::daemon::{self, Calls};
+use crate::gateway::{self, gateway};
 use crate::setting::{Answer, CALL_ID, Setting, key, post, tar};
-
-type Received = http::Request<Bytes>;
-
-/// Starts a gateway that gives every request the same answer. Returns its address and the requests that it receives.
-pub(crate) async fn gateway(
-    status: u16,
-    answer: &'static str,
-) -> (SocketAddr, mpsc::UnboundedReceiver<Received>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
-    let (sender, received) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let sender = sender.clone();
-            let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                let sender = sender.clone();
-                async move {
-                    let (head, body) = request.into_parts();
-                    let body = body.collect().await?.to_bytes();
-                    let _ = sender.send(http::Request::from_parts(head, body));
-                    let mut response = http::Response::new(Full::new(Bytes::from_static(answer.as_bytes())));
-                    *response.status_mut() = status.try_into().expect("status");
-                    Ok::<_, hyper::Error>(response)
-                }
-            });
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-        }
-    });
-    (address, received)
-}
 
 fn build(setting: &Setting) -> JoinHandle<Answer> {
     let setting = setting.clone();
@@ -88,19 +50,21 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
     verifier.update(request.body());
     verifier.finish().expect("the right one");
     let mut body: Value = serde_json::from_slice(request.body()).expect("JSON");
-    assert!(
-        body["builtAt"]
-            .take()
-            .as_str()
-            .is_some_and(|time| time.ends_with('Z'))
-    );
+    for time in ["submittedAt", "builtAt", "expiresAt"] {
+        assert!(
+            body[time].take().as_str().is_some_and(|time| time.ends_with('Z')),
+            "{time}"
+        );
+    }
     assert_eq!(
         body,
         json!({
             "image": "registry:5000/hello@sha256:12",
             "tag": "registry:5000/hello:1",
             "callId": CALL_ID,
+            "submittedAt": null,
             "builtAt": null,
+            "expiresAt": null,
             "deploy": {"service": "hello", "envVars": {"A": "b"}}
         })
     );
@@ -108,7 +72,14 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
 
 #[tokio::test]
 async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() {
-    for (deployer, status) in [(422, 422), (400, 422), (401, 502), (502, 502), (404, 502)] {
+    for (deployer, status) in [
+        (409, 409),
+        (422, 422),
+        (400, 422),
+        (401, 502),
+        (502, 502),
+        (404, 502),
+    ] {
         let (address, _received) =
             gateway(deployer, r#"{"status":"refused","reasons":["it crashed"]}"#).await;
         let (daemon, mut calls) = daemon::start();
@@ -254,4 +225,89 @@ async fn a_builder_without_the_deploy_secret_rejects_deployments_before_the_buil
         "{answer:?}"
     );
     assert!(calls.solves.try_recv().is_err());
+}
+
+/// The gateway fails in every way that may be over soon.
+#[tokio::test]
+async fn a_hand_over_that_the_gateway_fails_to_deliver_is_sent_again_unchanged() {
+    let (address, mut received) = gateway::manual().await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    setting.secret("deploy-secret", "deploy key");
+
+    let answer = build(&setting);
+    let dry_run = received.recv().await.expect("a dry run");
+    dry_run.answer(200, gateway::ACCEPTED);
+    succeed(&mut calls).await;
+    let failures = [Some(503), Some(502), Some(504), Some(429), None];
+    let mut bodies = Vec::new();
+    for failure in failures {
+        let call = received.recv().await.expect("a hand-over");
+        bodies.push(call.body());
+        match failure {
+            Some(status) => call.answer(status, "upstream failed"),
+            None => drop(call),
+        }
+    }
+    let call = received.recv().await.expect("a hand-over");
+    bodies.push(call.body());
+    call.answer(200, r#"{"status":"ready"}"#);
+
+    let answer = answer.await.expect("no panic");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(bodies.iter().all(|body| *body == bodies[0]), "{bodies:?}");
+    let log = answer.body["log"].to_string();
+    let notices = log
+        .matches("warning: the hand-over failed and is sent again: ")
+        .count();
+    assert_eq!(notices, failures.len(), "{log}");
+}
+
+#[tokio::test]
+async fn the_deployers_own_failure_is_not_sent_again() {
+    let (address, mut received) = gateway(502, r#"{"status":"failed","reasons":["x"]}"#).await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    setting.secret("deploy-secret", "deploy key");
+
+    let answer = build(&setting);
+    succeed(&mut calls).await;
+
+    assert_eq!(answer.await.expect("no panic").status, 502);
+    received.recv().await.expect("a hand-over");
+    assert!(received.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_deployer_that_deployed_a_newer_build_makes_the_answer_409_with_its_call() {
+    let newer = r#"{"status":"refused","supersededBy":"call-2","reasons":["call-2 is newer"]}"#;
+    let (address, _received) = gateway(409, newer).await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    setting.secret("deploy-secret", "deploy key");
+
+    let answer = build(&setting);
+    succeed(&mut calls).await;
+
+    let answer = answer.await.expect("no panic");
+    assert_eq!((answer.status, &answer.body["status"]), (409, &json!("failed")));
+    assert_eq!(answer.body["supersededBy"], "call-2");
+    assert_eq!(answer.body["digest"], "sha256:12", "the image exists");
+}
+
+#[tokio::test]
+async fn an_unverified_version_is_a_success_that_says_so() {
+    let unverified = r#"{"status":"unverified","reasons":["the old version may be what answers"]}"#;
+    let (address, _received) = gateway(200, unverified).await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    setting.secret("deploy-secret", "deploy key");
+
+    let answer = build(&setting);
+    succeed(&mut calls).await;
+
+    let answer = answer.await.expect("no panic");
+    assert_eq!((answer.status, &answer.body["status"]), (200, &json!("success")));
+    assert_eq!(answer.body["deployment"]["status"], "unverified");
+    assert!(answer.body["error"].is_null());
 }

@@ -3,7 +3,9 @@
 
 mod api;
 mod daemon;
+mod dry_run;
 mod files;
+mod gateway;
 mod hand_over;
 mod harness;
 mod hostile;

@@ -10,7 +10,7 @@ use function_host::registry::TokenRealms;
 use tonic::Status;
 
 use crate::daemon;
-use crate::hand_over::gateway;
+use crate::gateway::gateway;
 use crate::job::{Manifests, OneRegistry, build, build_with, log, reference, text};
 
 /// Returns the name of an attempt to build the job.

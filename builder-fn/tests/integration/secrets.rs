@@ -2,12 +2,14 @@
 
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
+use builder_fn::hand_over::DeployVia;
 use function_host::Body;
 use function_host::http::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use crate::daemon;
+use crate::hand_over::succeed;
 use crate::job::log;
 use crate::setting::{Answer, Setting, post, tar_of};
 
@@ -83,6 +85,43 @@ async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
 
     assert_eq!(answer.body["log"][0], "l: 1970-01-01T00:00:00Z the token is ***!");
     assert_eq!(answer.body["error"], "process \"echo ***\" failed");
+}
+
+/// The values of secrets are also values of the configuration, which is in the tar in clear text.
+#[tokio::test]
+async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read() {
+    let recorded = recorded();
+    let secret = "s3cr3t";
+    let deploy = json!({"service": secret, "envVars": {"TOKEN": secret}, "labels": {secret: secret}});
+    let config = json!({"image": "registry:5000/s3cr3t:1", "deploy": deploy, "probe": {"path": "/s3cr3t"}})
+        .to_string();
+    let body = tar_of(&[
+        ("context/Dockerfile", b"FROM scratch\n"),
+        ("com.openfaas.docker.config", config.as_bytes()),
+        (
+            "com.openfaas.secrets",
+            recorded["sealed"].as_str().expect("an envelope").as_bytes(),
+        ),
+    ]);
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::new(daemon)
+        .via(DeployVia::Callback)
+        .with_seal(recorded["private_key"].as_str().expect("a key"));
+    setting.secret("deploy-secret", "deploy key");
+
+    let answer = tokio::spawn(async move { setting.build(body).await });
+    succeed(&mut calls).await;
+
+    let Answer { status, body } = answer.await.expect("no panic");
+    assert_eq!(status, 200, "{body}");
+    let deployment = &body["deployment"];
+    assert_eq!(deployment["function"], secret);
+    assert_eq!(deployment["image"], "registry:5000/s3cr3t@sha256:12");
+    assert_eq!(deployment["handOver"]["image"], "registry:5000/s3cr3t@sha256:12");
+    assert_eq!(deployment["handOver"]["deploy"], deploy);
+    assert_eq!(deployment["handOver"]["probe"], json!({"path": "/s3cr3t"}));
+    let log = body["log"].to_string();
+    assert!(log.contains("[deploy] ***") && !log.contains(secret), "{log}");
 }
 
 #[tokio::test]

@@ -54,9 +54,9 @@ pub(crate) struct Answer {
 }
 
 impl Setting {
-    /// Creates a builder with `daemon`, and with a gateway that does not answer.
+    /// Creates a builder with `daemon`, and with a gateway that does not answer, which is tried only once.
     pub(crate) fn new(daemon: Daemon) -> Self {
-        Self::with_gateway(daemon, "http://127.0.0.1:9")
+        Self::with_gateway(daemon, "http://127.0.0.1:9").with_deploy_timeout(Duration::from_millis(500))
     }
 
     /// Creates a builder with `daemon`, and with the gateway at `gateway`.
@@ -73,6 +73,7 @@ impl Setting {
                 function: "deployer-fn".into(),
                 via: DeployVia::default(),
                 timeout: Duration::from_secs(60),
+                hand_over_ttl: Duration::from_secs(3600),
             },
         };
         let metrics = Metrics::register(&Registry::new()).expect("metrics");
@@ -144,6 +145,12 @@ impl Setting {
     /// Sets how hand-overs reach the deployer.
     pub(crate) fn via(mut self, via: DeployVia) -> Self {
         self.api.builder.deployer.settings.via = via;
+        self
+    }
+
+    /// Sets how long a deployment may take.
+    pub(crate) fn with_deploy_timeout(mut self, timeout: Duration) -> Self {
+        self.api.builder.deployer.settings.timeout = timeout;
         self
     }
 

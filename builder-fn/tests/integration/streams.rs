@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use function_host::signature::sign;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::hand_over::{gateway, succeed};
+use crate::gateway::{self, gateway};
+use crate::hand_over::succeed;
 use crate::job::log;
 use crate::setting::{Answer, Setting, key, post, tar, tar_of};
 use crate::{daemon, soon};
@@ -204,17 +204,21 @@ async fn a_deployment_is_in_the_log_and_in_the_terminal_record() {
 
 #[tokio::test]
 async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
+    let (address, mut received) = gateway::manual().await;
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
     let records = setting
         .stream(tar(json!({"deploy": {"service": "hello"}})), LINES)
         .await;
+    received
+        .recv()
+        .await
+        .expect("a dry run")
+        .answer(200, gateway::ACCEPTED);
     succeed(&mut calls).await;
     // The gateway accepts the request and never answers.
-    let _connection = listener.accept().await.expect("a hand-over");
+    let _hand_over = received.recv().await.expect("a hand-over");
 
     // The time that is reserved for the answer: the deployment is ended immediately.
     setting.begin_shutdown(Instant::now() + Duration::from_secs(2));

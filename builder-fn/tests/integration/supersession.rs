@@ -7,11 +7,10 @@ use builder_fn::buildkit::Daemon;
 use builder_fn::slots::BuildSlots;
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::daemon::{self, Behaviour, Calls};
-use crate::hand_over::gateway;
+use crate::gateway::{self, gateway};
 use crate::setting::{Answer, Setting, tar};
 
 /// Creates a builder whose deployer deploys everything.
@@ -227,20 +226,29 @@ async fn a_history_that_fails_or_never_answers_prevents_no_build() {
 
 #[tokio::test]
 async fn the_deployer_decides_once_the_hand_over_was_sent() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-    let address = listener.local_addr().expect("address");
+    let (address, mut received) = gateway::manual().await;
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
     let old = send(&setting, "old", json!({}));
+    received
+        .recv()
+        .await
+        .expect("a dry run")
+        .answer(200, gateway::ACCEPTED);
     let (solve, status, _session) = calls.build().await;
     drop(status);
     solve.succeed("sha256:12");
-    let hand_over = listener.accept().await.expect("a hand-over");
+    let hand_over = received.recv().await.expect("a hand-over");
 
     let new = send(&setting, "new", json!({}));
+    received
+        .recv()
+        .await
+        .expect("a dry run")
+        .answer(200, gateway::ACCEPTED);
     let (new_solve, ..) = calls.build().await;
-    drop(hand_over);
+    hand_over.answer(502, r#"{"status":"failed","reasons":["a test"]}"#);
 
     let answer = old.await.expect("no panic");
     assert_eq!(answer.status, 502, "{answer:?}");

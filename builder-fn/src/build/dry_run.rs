@@ -1,0 +1,53 @@
+//! The first step of a build with `deploy`: the dry run, before the build takes a slot.
+
+use function_host::trace;
+use serde_json::{Map, Value};
+
+use super::call::{Call, expiry};
+use crate::error::Error;
+use crate::hand_over::{DryRun, DryRunOutcome, HandOverSigner};
+use crate::report::{LineFormatter, LogSink};
+use crate::request::BuildRequest;
+
+/// Asks the deployer whether it would deploy the image. The build goes on, with a warning, if it gives no answer.
+///
+/// # Errors
+/// Fails if the deployer would refuse the hand-over, or the call's time ends.
+pub(super) async fn check(
+    signer: &HandOverSigner<'_>,
+    deploy: &Map<String, Value>,
+    request: &BuildRequest,
+    call: &Call<'_>,
+    lines: &LineFormatter,
+    log: &mut dyn LogSink,
+) -> Result<(), Error> {
+    let config = &request.config;
+    let tag = config.image.to_string();
+    let dry_run = DryRun::new(
+        &tag,
+        call.id,
+        request.submitted_at.at,
+        deploy,
+        config.probe.as_ref(),
+    );
+    let span = trace::span("dry run");
+    let outcome = tokio::select! {
+        outcome = span.run(signer.dry_run(&dry_run)) => outcome,
+        limit = expiry(call.time_limit(None)) => return Err(Error::TimeLimit { limit }),
+        () = call.interruption() => return Err(Error::Interrupted),
+    };
+    match outcome {
+        DryRunOutcome::Accepted | DryRunOutcome::NotAsked => Ok(()),
+        DryRunOutcome::Refused(deployment) => {
+            span.mark_failed(call.trace_mask.text(&deployment.reason()));
+            Err(Error::DeploymentRefused(deployment))
+        }
+        DryRunOutcome::Unanswered { reason } => {
+            span.mark_failed(call.trace_mask.text(&reason));
+            log.push(lines.warning(&format!(
+                "\"deploy\" and \"probe\" could not be checked before the build: {reason}"
+            )));
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The documents that the deployer gets.
+
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// The hand-over of an image.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HandOver<'a> {
+    /// The image by digest. Its tags may name another image when it is pulled.
+    pub(crate) image: &'a str,
+    /// The image by tag, for people.
+    pub(crate) tag: &'a str,
+    /// The call id of the build request.
+    pub(crate) call_id: &'a str,
+    /// When the source was submitted. It orders the versions of a function.
+    #[serde(serialize_with = "in_nanoseconds")]
+    pub(crate) submitted_at: SystemTime,
+    /// When the build ended. Deployers from before `submitted_at` order by it.
+    #[serde(serialize_with = "in_milliseconds")]
+    pub(crate) built_at: SystemTime,
+    /// When the deployer stops accepting the hand-over.
+    #[serde(serialize_with = "in_milliseconds")]
+    pub(crate) expires_at: SystemTime,
+    /// The config's `deploy`.
+    pub(crate) deploy: &'a Map<String, Value>,
+    /// The config's `probe`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) probe: Option<&'a Map<String, Value>>,
+}
+
+/// The question whether an image could be deployed, before there is one.
+///
+/// It has no image, so that a deployer from before dry runs cannot take it for a hand-over.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DryRun<'a> {
+    /// Always true.
+    pub(super) dry_run: bool,
+    /// The image by tag, for people.
+    pub(super) tag: &'a str,
+    /// The call id of the build request.
+    pub(super) call_id: &'a str,
+    /// When the source was submitted.
+    #[serde(serialize_with = "in_nanoseconds")]
+    pub(super) submitted_at: SystemTime,
+    /// The config's `deploy`.
+    pub(super) deploy: &'a Map<String, Value>,
+    /// The config's `probe`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) probe: Option<&'a Map<String, Value>>,
+}
+
+impl<'a> DryRun<'a> {
+    /// Creates the question for an image that is built from the source submitted at `submitted_at`.
+    pub(crate) fn new(
+        tag: &'a str,
+        call_id: &'a str,
+        submitted_at: SystemTime,
+        deploy: &'a Map<String, Value>,
+        probe: Option<&'a Map<String, Value>>,
+    ) -> Self {
+        Self {
+            dry_run: true,
+            tag,
+            call_id,
+            submitted_at,
+            deploy,
+            probe,
+        }
+    }
+}
+
+/// Serializes a time as RFC 3339 in milliseconds.
+fn in_milliseconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{:.3}", timestamp(*time)))
+}
+
+/// Serializes a time as RFC 3339 in nanoseconds: two times in one millisecond keep their order.
+fn in_nanoseconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{:.9}", timestamp(*time)))
+}
+
+/// Returns a time for formatting. Times that RFC 3339 cannot express become 1970.
+fn timestamp(time: SystemTime) -> Timestamp {
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn time(milliseconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn a_hand_over_has_the_fields_that_the_deployer_reads() {
+        let deploy = json!({"service": "hello"});
+        let hand_over = HandOver {
+            image: "registry/hello@sha256:12",
+            tag: "registry/hello:1",
+            call_id: "id",
+            submitted_at: time(1_767_323_045_500) + Duration::from_nanos(1),
+            built_at: time(1_767_323_046_500),
+            expires_at: time(1_767_326_646_500),
+            deploy: deploy.as_object().expect("object"),
+            probe: None,
+        };
+
+        assert_eq!(
+            serde_json::to_value(hand_over).expect("JSON"),
+            json!({
+                "image": "registry/hello@sha256:12",
+                "tag": "registry/hello:1",
+                "callId": "id",
+                "submittedAt": "2026-01-02T03:04:05.500000001Z",
+                "builtAt": "2026-01-02T03:04:06.500Z",
+                "expiresAt": "2026-01-02T04:04:06.500Z",
+                "deploy": {"service": "hello"}
+            })
+        );
+    }
+
+    #[test]
+    fn a_dry_run_has_no_image_so_that_an_older_deployer_cannot_deploy_it() {
+        let deploy = json!({"service": "hello"});
+        let probe = json!({"path": "/"});
+        let dry_run = DryRun::new(
+            "registry/hello:1",
+            "id",
+            time(0),
+            deploy.as_object().expect("object"),
+            probe.as_object(),
+        );
+
+        assert_eq!(
+            serde_json::to_value(dry_run).expect("JSON"),
+            json!({
+                "dryRun": true,
+                "tag": "registry/hello:1",
+                "callId": "id",
+                "submittedAt": "1970-01-01T00:00:00.000000000Z",
+                "deploy": {"service": "hello"},
+                "probe": {"path": "/"}
+            })
+        );
+    }
+}

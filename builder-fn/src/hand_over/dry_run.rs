@@ -1,0 +1,153 @@
+//! The dry run: before the build, the deployer is asked whether the deployment could succeed.
+//!
+//! A wrong field, a policy or a missing secret then costs no build. Nothing depends on the answer otherwise: the deployer
+//! checks the hand-over itself again, and a deployer that cannot be asked prevents no build.
+
+use std::time::Duration;
+
+use function_host::http::StatusCode;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::deployment::reply_text;
+use super::retry::{Backoff, transient_failure};
+use super::{DeployVia, Deployment, DryRun, HandOverSigner};
+
+/// The longest wait for one answer. A deployer that runs answers in well under a second.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Attempts to ask.
+const ATTEMPTS: usize = 2;
+
+/// The outcome of a dry run.
+#[derive(Debug)]
+pub(crate) enum DryRunOutcome {
+    /// Nothing that could be checked prevents the deployment.
+    Accepted,
+    /// The deployer would refuse the hand-over.
+    Refused(Box<Deployment>),
+    /// The deployer is not asked: the setting `deploy_via` excludes calls of it, or it is of a release without dry runs.
+    NotAsked,
+    /// The deployer gave no answer.
+    Unanswered {
+        /// The reason.
+        reason: String,
+    },
+}
+
+impl HandOverSigner<'_> {
+    /// Asks the deployer whether it would accept the hand-over of an image.
+    pub(crate) async fn dry_run(&self, dry_run: &DryRun<'_>) -> DryRunOutcome {
+        let settings = &self.deployer.settings;
+        if settings.via == DeployVia::Callback {
+            return DryRunOutcome::NotAsked;
+        }
+        let message = self.message("function", dry_run.call_id, dry_run);
+        let mut backoff = Backoff::new();
+        let mut attempt = 1;
+        loop {
+            let started = Instant::now();
+            let result = self.send(&message, TIMEOUT.min(settings.timeout)).await;
+            let seconds = started.elapsed().as_secs_f64();
+            if let Some(reason) = transient_failure(&result) {
+                tracing::warn!(
+                    deployer = settings.function,
+                    attempt,
+                    seconds,
+                    reason,
+                    "dry run failed"
+                );
+                if attempt < ATTEMPTS {
+                    attempt += 1;
+                    tokio::time::sleep(backoff.next()).await;
+                    continue;
+                }
+            }
+            return match result {
+                Ok((status, body)) => outcome(status, &body),
+                Err(error) => DryRunOutcome::Unanswered {
+                    reason: error.to_string(),
+                },
+            };
+        }
+    }
+}
+
+/// Interprets the answer to a dry run.
+fn outcome(status: StatusCode, body: &[u8]) -> DryRunOutcome {
+    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    let is_dry_run = answer["dryRun"] == true;
+    match status {
+        StatusCode::OK if is_dry_run => DryRunOutcome::Accepted,
+        StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY if is_dry_run => {
+            DryRunOutcome::Refused(Box::new(Deployment::from_answer(status, body)))
+        }
+        // A deployer from before dry runs misses the image.
+        StatusCode::BAD_REQUEST if answer["status"] == "refused" => DryRunOutcome::NotAsked,
+        _ => DryRunOutcome::Unanswered {
+            reason: reply_text(status, body),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_answer_to_a_dry_run_prevents_a_build() {
+        for (status, body, expected) in [
+            (
+                200,
+                r#"{"dryRun":true,"status":"accepted","reasons":[]}"#,
+                "accepted",
+            ),
+            (
+                422,
+                r#"{"dryRun":true,"status":"refused","reasons":["a"]}"#,
+                "refused",
+            ),
+            (
+                400,
+                r#"{"dryRun":true,"status":"refused","reasons":["a"]}"#,
+                "refused",
+            ),
+            (
+                409,
+                r#"{"dryRun":true,"status":"refused","reasons":["a"]}"#,
+                "refused",
+            ),
+            (
+                502,
+                r#"{"dryRun":true,"status":"failed","reasons":["a"]}"#,
+                "unanswered",
+            ),
+            (
+                400,
+                r#"{"status":"refused","reasons":["image is missing"]}"#,
+                "not asked",
+            ),
+            (
+                401,
+                r#"{"status":"refused","reasons":["wrong signature"]}"#,
+                "unanswered",
+            ),
+            (200, r#"{"status":"ready"}"#, "unanswered"),
+            (200, "", "unanswered"),
+            (404, "error finding function", "unanswered"),
+            (503, "", "unanswered"),
+        ] {
+            let status = StatusCode::from_u16(status).expect("status");
+            let found = match outcome(status, body.as_bytes()) {
+                DryRunOutcome::Accepted => "accepted",
+                DryRunOutcome::Refused(deployment) => {
+                    assert_eq!(deployment.reason(), "a");
+                    "refused"
+                }
+                DryRunOutcome::NotAsked => "not asked",
+                DryRunOutcome::Unanswered { .. } => "unanswered",
+            };
+            assert_eq!(found, expected, "{status} {body}");
+        }
+    }
+}

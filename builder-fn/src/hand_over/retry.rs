@@ -1,0 +1,112 @@
+//! Which failures of a request to the deployer are worth another attempt, and when it follows.
+
+use std::time::Duration;
+
+use function_host::ErrorChain;
+use function_host::gateway::GatewayError;
+use function_host::http::StatusCode;
+
+use super::deployment::is_deployers;
+
+/// The wait before the second attempt.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+
+/// The longest wait before an attempt.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// The answer to a request, as the gateway passes it on.
+pub(super) type Reply = (StatusCode, Vec<u8>);
+
+/// A growing sequence of waits.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    /// Creates a sequence that begins with the shortest wait.
+    pub(super) fn new() -> Self {
+        Self { next: FIRST_WAIT }
+    }
+
+    /// Returns the next wait: between half of the planned one and all of it, so that several builders do not retry at the
+    /// same moment.
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.next.mul_f64(0.5 + 0.5 * fastrand::f64());
+        self.next = (self.next * 2).min(LONGEST_WAIT);
+        wait
+    }
+}
+
+/// Returns why the same request may succeed later; `None` if its result is final.
+///
+/// The deployer's own answer is final, except a 429 or 503, with which a function rejects a request before it reads it.
+pub(super) fn transient_failure(result: &Result<Reply, GatewayError>) -> Option<String> {
+    match result {
+        Err(
+            error @ (GatewayError::Connect { .. } | GatewayError::Lost { .. } | GatewayError::Timeout { .. }),
+        ) => Some(ErrorChain(error).to_string()),
+        Err(_) => None,
+        Ok((status, body)) => {
+            let is_transient = match *status {
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => true,
+                StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => !is_deployers(body),
+                _ => false,
+            };
+            is_transient.then(|| format!("the answer was {status}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use function_host::http::Method;
+
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_longest_with_jitter() {
+        let mut backoff = Backoff::new();
+        let mut planned = FIRST_WAIT;
+        for _ in 0..10 {
+            let wait = backoff.next();
+            assert!(wait >= planned / 2 && wait <= planned, "{wait:?} of {planned:?}");
+            planned = (planned * 2).min(LONGEST_WAIT);
+        }
+        assert_eq!(planned, LONGEST_WAIT);
+    }
+
+    #[test]
+    fn a_deployers_answer_is_final_and_a_gateways_failure_is_not() {
+        let answer = r#"{"status":"failed","reasons":["x"]}"#;
+        for (status, body, transient) in [
+            (200, answer, false),
+            (409, answer, false),
+            (422, answer, false),
+            (500, answer, false),
+            (502, answer, false),
+            (504, answer, false),
+            (429, "Concurrent request limit exceeded", true),
+            (503, "", true),
+            (502, "", true),
+            (502, "{}", true),
+            (502, "<html>", true),
+            (504, "upstream timed out", true),
+            (401, "", false),
+            (404, "error finding function deployer-fn", false),
+            (500, "", false),
+        ] {
+            let status = StatusCode::from_u16(status).expect("status");
+            let result = Ok((status, body.as_bytes().to_vec()));
+            assert_eq!(transient_failure(&result).is_some(), transient, "{status} {body}");
+        }
+        let path = || "/".to_owned();
+        let lost = Err(GatewayError::Lost {
+            method: Method::POST,
+            path: path(),
+            source: "reset".into(),
+        });
+        assert!(transient_failure(&lost).is_some_and(|reason| reason.ends_with(": reset")));
+        assert_eq!(transient_failure(&Err(GatewayError::Path { path: path() })), None);
+    }
+}
