@@ -175,7 +175,10 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
         &["build", "deploy", "POST /function", "POST /", "deployment"],
     )?;
     assert_eq!(deployment.service, "deployer-fn");
-    assert_eq!(deployment.attribute("slipway.function").as_deref(), Some(name));
+    assert_eq!(
+        deployment.attribute("slipway.function"),
+        Some(format!("{name}.openfaas-fn"))
+    );
     assert_eq!(deployment.attribute("slipway.status").as_deref(), Some("ready"));
     for step in ["queue", "check image", "check", "apply", "watch"] {
         assert_eq!(trace.child(deployment, step)?.service, "deployer-fn");
