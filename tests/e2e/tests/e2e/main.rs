@@ -18,6 +18,7 @@ mod dockerfile_names;
 mod faas_cli;
 mod metrics;
 mod mutual_tls;
+mod odd_tars;
 mod openapi;
 mod platform_faults;
 mod provider;
