@@ -1,0 +1,133 @@
+//! Ignore patterns, well-formed and malformed: builder-fn ignores what `buildctl` ignores, and rejects what it rejects.
+
+use anyhow::Result;
+use slipway_e2e::{build_context::BuildContext, comparison::Comparison};
+
+/// Patterns that moby's matcher takes apart in different ways. Some are malformed only where a path gets as far as the
+/// malformed part; the context has such paths.
+const PATTERNS: [&str; 40] = [
+    // A malformed part that no path reaches, or that every path does.
+    "a*/b\\",
+    "!a*/b\\",
+    "a\\",
+    "*/a[",
+    "!a/[",
+    "!*/a[",
+    "[",
+    "![",
+    "a[",
+    "a/[b",
+    "**/[",
+    "!**/x\\",
+    "nothing/[",
+    "!nothing/[",
+    "zzz[",
+    // Classes that are empty, reversed or open.
+    "[]",
+    "[^]",
+    "[z-a]",
+    "![z-a]",
+    "[a-]",
+    "[-a]",
+    "[!a]",
+    "[^a]",
+    "[a-c]*",
+    "*/[a-",
+    // Stars and separators.
+    "**",
+    "***",
+    "a**b",
+    "**/b",
+    "a/**",
+    "*/*",
+    "?",
+    // Characters that mean something to a regular expression.
+    "{a,b}",
+    "a+b",
+    "(a|b)",
+    "a.b",
+    "$",
+    // Paths that are cleaned first.
+    "/a/../b/",
+    "./a//b",
+    "..",
+];
+
+/// Returns a context that the patterns match in parts.
+fn context(ignore: &str) -> BuildContext {
+    [
+        "a", "b", "aab", "a+b", "a.b", "axb", "{a,b}", "(a|b)", "$", "[", "a[", "x", "-", "!a",
+    ]
+    .iter()
+    .fold(
+        BuildContext::dockerfile("FROM scratch\nCOPY . /\n").file(".dockerignore", ignore),
+        |context, name| context.file(name, *name).file(&format!("folder/{name}"), *name),
+    )
+    .file("ab/b/c", "deep")
+    .file("ab/a/b", "deep")
+}
+
+#[tokio::test]
+async fn every_ignore_pattern_has_the_effect_that_it_has_for_buildctl() -> Result<()> {
+    let comparison = Comparison::start("e2e/ignore-patterns").await?;
+    let _parts = comparison.testbed.share_parts().await;
+    let mut differences = Vec::new();
+    // An exception is looked at only where an earlier pattern matches.
+    let after_another = PATTERNS.iter().filter(|pattern| pattern.starts_with('!'));
+    let after_another = after_another.map(|pattern| format!("folder\n{pattern}\n"));
+    let files: Vec<String> = PATTERNS
+        .iter()
+        .map(|pattern| format!("{pattern}\n"))
+        .chain(after_another)
+        .collect();
+    for (number, ignore) in files.iter().enumerate() {
+        let source = context(ignore);
+        let folder = tempfile::tempdir()?;
+        let theirs = comparison
+            .buildctl(
+                &source.extract(folder.path())?,
+                &format!("buildctl-{number}"),
+                &[],
+            )
+            .await?;
+        let tag = number.to_string();
+        let (reply, ours) = comparison
+            .post(source.tar(&comparison.config(&tag))?, &tag)
+            .await?;
+        let is_same = match (&ours, &theirs) {
+            (Ok(ours), Ok(theirs)) => ours == theirs,
+            (Err(_), Err(_)) => (400..500).contains(&reply.status),
+            _ => false,
+        };
+        if !is_same {
+            let short = |outcome: &slipway_e2e::comparison::Outcome| match outcome {
+                Ok(files) => format!("{:?}", files.keys().collect::<Vec<_>>()),
+                Err(error) => error.clone(),
+            };
+            differences.push(format!(
+                "{ignore:?}: {}\n    buildctl: {}",
+                short(&ours),
+                short(&theirs)
+            ));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    Ok(())
+}
+
+/// A malformed pattern that has no effect is likely a mistake, so the log names it.
+#[tokio::test]
+async fn a_malformed_pattern_is_a_warning_that_names_it() -> Result<()> {
+    let comparison = Comparison::start("e2e/ignore-patterns").await?;
+    let _parts = comparison.testbed.share_parts().await;
+    for pattern in ["a*/b\\", "![z-a]"] {
+        let source = context(&format!("{pattern}\n"));
+        let (reply, _) = comparison
+            .post(source.tar(&comparison.config("warned"))?, "warned")
+            .await?;
+        assert_eq!(reply.status, 200, "{pattern}: {}", reply.text);
+        let log = reply.json()["log"].to_string();
+        assert!(log.contains("warning: context/.dockerignore, line 1: "), "{log}");
+    }
+    Ok(())
+}
