@@ -15,6 +15,7 @@ pub mod compare;
 pub mod comparison;
 pub mod context_tree;
 pub mod deployer_process;
+pub mod deployer_route;
 pub mod functions;
 pub mod outage;
 pub mod pausing_proxy;

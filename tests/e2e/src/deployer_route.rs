@@ -1,0 +1,114 @@
+//! A gateway for builder-fn that routes calls of deployer-fn to a process beside the stack, and that can fail.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Result;
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use serde_json::Value;
+
+/// A client timeout, longer than any rollout of a test.
+const LONGEST: Duration = Duration::from_secs(180);
+
+/// A running server with the one route `/function/deployer-fn`; it stops on drop.
+pub struct DeployerRoute {
+    url: String,
+    inner: Arc<Inner>,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+struct Inner {
+    deployer: String,
+    http: reqwest::Client,
+    state: Mutex<Recorded>,
+}
+
+#[derive(Default)]
+struct Recorded {
+    hand_overs: Vec<Value>,
+    faults: VecDeque<StatusCode>,
+}
+
+impl DeployerRoute {
+    /// Starts a server that forwards calls to the deployer at this URL.
+    pub async fn to(deployer: &str) -> Result<Self> {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let inner = Arc::new(Inner {
+            deployer: format!("{deployer}/"),
+            http: reqwest::Client::builder().no_proxy().timeout(LONGEST).build()?,
+            state: Mutex::default(),
+        });
+        let app = Router::new()
+            .route("/function/deployer-fn", post(forward))
+            .with_state(Arc::clone(&inner));
+        let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+        Ok(Self { url, inner, serving })
+    }
+
+    /// Returns the URL, for use as the gateway's.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Answers the next calls that deploy with these statuses, without a deployer's JSON; dry runs are forwarded.
+    pub fn fail_next(&self, statuses: &[StatusCode]) {
+        self.inner.lock().faults.extend(statuses);
+    }
+
+    /// Returns all hand-overs so far, failed ones and dry runs included.
+    pub fn hand_overs(&self) -> Vec<Value> {
+        self.inner.lock().hand_overs.clone()
+    }
+}
+
+impl Drop for DeployerRoute {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Recorded> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn forward(State(inner): State<Arc<Inner>>, headers: HeaderMap, body: Bytes) -> Response {
+    let hand_over: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let fault = {
+        let mut state = inner.lock();
+        let fault = match hand_over["dryRun"] == true {
+            true => None,
+            false => state.faults.pop_front(),
+        };
+        state.hand_overs.push(hand_over);
+        fault
+    };
+    if let Some(status) = fault {
+        return (status, "a fault of the test").into_response();
+    }
+    let signature = headers.get("x-deploy-signature").cloned();
+    let mut request = inner.http.post(&inner.deployer).body(body);
+    if let Some(signature) = signature {
+        request = request.header("X-Deploy-Signature", signature);
+    }
+    let answer = async {
+        let answer = request.send().await?;
+        Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await?))
+    };
+    match answer.await {
+        Ok(answer) => answer.into_response(),
+        Err(error) => (StatusCode::BAD_GATEWAY, error.to_string()).into_response(),
+    }
+}

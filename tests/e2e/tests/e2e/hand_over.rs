@@ -1,0 +1,210 @@
+//! What happens between builder-fn and deployer-fn: the dry run before a build, and the hand-over after it.
+//!
+//! Both are processes beside the stack, with its gateway, its provider and its registry.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use axum::http::StatusCode;
+use serde_json::{Value, json};
+use slipway_e2e::{
+    build_context::BuildContext, builder_process::BuilderProcess, client::Reply,
+    deployer_process::DeployerProcess, deployer_route::DeployerRoute, pausing_proxy::PausingProxy,
+    testbed::Testbed,
+};
+
+/// A builder, its route to a deployer, and the deployer with a recording proxy to the gateway.
+struct Fixture {
+    testbed: Testbed,
+    builder: BuilderProcess,
+    route: DeployerRoute,
+    gateway: PausingProxy,
+    _deployer: DeployerProcess,
+}
+
+impl Fixture {
+    async fn start() -> Result<Self> {
+        let testbed = Testbed::find()?;
+        let gateway = PausingProxy::to(&testbed.stack.gateway.url).await?;
+        let deployer = DeployerProcess::start(&testbed, gateway.url(), &[]).await?;
+        let route = DeployerRoute::to(deployer.url()).await?;
+        let builder = BuilderProcess::with_settings(&testbed, &[("gateway_url", route.url())]).await?;
+        Ok(Self {
+            testbed,
+            builder,
+            route,
+            gateway,
+            _deployer: deployer,
+        })
+    }
+
+    /// Builds pages with this text; the image is `e2e/hand-over:TAG`.
+    async fn build(&self, tag: &str, text: &str, deploy: Value) -> Result<Reply> {
+        let config = json!({ "image": self.testbed.image("e2e/hand-over", tag), "deploy": deploy });
+        let source = BuildContext::pages(self.testbed.busybox().await?, text);
+        self.builder.client()?.post(source.tar(&config)?).await
+    }
+
+    async fn has_image(&self, tag: &str) -> Result<bool> {
+        Ok(self
+            .testbed
+            .registry
+            .manifest("e2e/hand-over", tag)
+            .await?
+            .is_some())
+    }
+}
+
+/// A Dockerfile whose step would run for minutes, so an early answer can only come from before the build.
+#[tokio::test]
+async fn a_deployment_that_would_be_refused_costs_no_build() -> Result<()> {
+    let fixture = Fixture::start().await?;
+    let _parts = fixture.testbed.share_parts().await;
+    let base = fixture.testbed.busybox().await?;
+    let tag = format!("refused-{}", std::process::id());
+    let valid = "never-built";
+    for (what, deploy, part) in [
+        (
+            "an upper-case name",
+            json!({ "service": "Not_A_Service" }),
+            "service",
+        ),
+        (
+            "an overlong name",
+            json!({ "service": "n".repeat(64) }),
+            "service",
+        ),
+        (
+            "an unknown secret",
+            json!({ "service": valid, "secrets": ["no-such-secret"] }),
+            "no-such-secret",
+        ),
+        (
+            "an unknown namespace",
+            json!({ "service": valid, "namespace": "nowhere" }),
+            "nowhere",
+        ),
+        (
+            "a quantity that is none",
+            json!({ "service": valid, "limits": { "memory": "a lot" } }),
+            "memory",
+        ),
+    ] {
+        fixture.gateway.clear_requests();
+        let image = fixture.testbed.image("e2e/hand-over", &tag);
+        let source = BuildContext::dockerfile(format!("FROM {base}\nRUN sleep 317\n"));
+        let tar =
+            source.tar(&json!({ "image": image, "deploy": deploy, "noCache": true, "timeout": "40s" }))?;
+        let started = Instant::now();
+        let reply = fixture.builder.client()?.post(tar).await?;
+
+        assert_eq!(reply.status, 422, "{what}: {}", reply.text);
+        assert!(reply.field("error").contains(part), "{what}: {}", reply.text);
+        assert_eq!(reply.field("status"), "failed", "{what}: {}", reply.text);
+        // The step alone takes minutes. Other tests use the machine too, so the limit is generous.
+        assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(!reply.text.contains("sleep 317"), "{what}: built: {}", reply.text);
+        assert!(!fixture.has_image(&tag).await?, "{what}: pushed");
+        assert_eq!(fixture.gateway.writes(), Vec::<String>::new(), "{what}");
+        let last = fixture.route.hand_overs().pop().context("no dry run")?;
+        assert_eq!(last["dryRun"], true, "{what}: {last}");
+        assert_eq!(last.get("image"), None, "{what}: {last}");
+    }
+    assert!(fixture.testbed.functions.status(valid).await?.is_none());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing_and_the_deployment_follows_it() -> Result<()> {
+    let fixture = Fixture::start().await?;
+    let _parts = fixture.testbed.share_parts().await;
+    let name = "after-a-dry-run";
+    fixture.testbed.functions.remove(name).await?;
+
+    let reply = fixture
+        .build("dry", "after a dry run", json!({ "service": name }))
+        .await?;
+
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let [dry, real] = fixture
+        .route
+        .hand_overs()
+        .try_into()
+        .map_err(|all| anyhow::anyhow!("not a dry run and a hand-over: {all:?}"))?;
+    assert_eq!(dry["dryRun"], true, "{dry}");
+    assert_eq!(dry["deploy"], real["deploy"]);
+    assert_eq!(dry["callId"], real["callId"]);
+    assert_ne!(real["dryRun"], true, "{real}");
+    assert!(
+        real["image"]
+            .as_str()
+            .is_some_and(|image| image.contains("@sha256:")),
+        "{real}"
+    );
+    let page = fixture.testbed.functions.page(name).await?;
+    assert_eq!(page, (200, "after a dry run".to_owned()));
+    // One creation, by the hand-over: the dry run wrote nothing.
+    let creations = fixture.gateway.writes();
+    let creations = creations
+        .iter()
+        .filter(|write| write.starts_with("POST "))
+        .count();
+    assert_eq!(creations, 1, "{:?}", fixture.gateway.writes());
+    fixture.testbed.functions.remove(name).await
+}
+
+/// Gateways answer so while their provider or the deployer starts. The hand-over changes nothing when it is repeated.
+#[tokio::test]
+async fn a_hand_over_is_retried_until_the_deployer_answers() -> Result<()> {
+    let fixture = Fixture::start().await?;
+    let _parts = fixture.testbed.share_parts().await;
+    let name = "retried-hand-over";
+    fixture.testbed.functions.remove(name).await?;
+    let faults = [
+        StatusCode::SERVICE_UNAVAILABLE,
+        StatusCode::TOO_MANY_REQUESTS,
+        StatusCode::BAD_GATEWAY,
+        StatusCode::GATEWAY_TIMEOUT,
+    ];
+    fixture.route.fail_next(&faults);
+
+    let reply = fixture
+        .build("retried", "retried", json!({ "service": name }))
+        .await?;
+
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.json()["deployment"]["status"], "ready", "{}", reply.text);
+    assert_eq!(
+        fixture.testbed.functions.page(name).await?,
+        (200, "retried".to_owned())
+    );
+    let all = fixture.route.hand_overs();
+    let real: Vec<&Value> = all.iter().filter(|one| one["dryRun"] != true).collect();
+    assert_eq!(real.len(), faults.len() + 1, "{all:#?}");
+    assert!(real.iter().all(|one| *one == real[0]), "{real:#?}");
+    let log = reply.json()["log"].to_string();
+    assert!(log.contains("503"), "the log does not show the retries: {log}");
+    fixture.testbed.functions.remove(name).await
+}
+
+/// A deployer's own refusal is final, whatever the status.
+#[tokio::test]
+async fn a_refused_hand_over_is_not_retried() -> Result<()> {
+    let fixture = Fixture::start().await?;
+    let _parts = fixture.testbed.share_parts().await;
+    fixture.route.fail_next(&[StatusCode::BAD_REQUEST]);
+
+    let reply = fixture
+        .build("not-retried", "x", json!({ "service": "not-retried" }))
+        .await?;
+
+    assert_ne!(reply.status, 200, "{}", reply.text);
+    let all = fixture.route.hand_overs();
+    assert_eq!(
+        all.iter().filter(|one| one["dryRun"] != true).count(),
+        1,
+        "{all:#?}"
+    );
+    assert!(fixture.testbed.functions.status("not-retried").await?.is_none());
+    Ok(())
+}
