@@ -1,6 +1,7 @@
 //! A request that a queue delivers again, with the same call id: it attaches to its build or gives the same result.
 
 use anyhow::{Context as _, Result};
+use jiff::Timestamp;
 use slipway_e2e::client::Reply;
 
 use super::{TwoBuilders, assert_ready, call_id};
@@ -20,7 +21,9 @@ async fn a_redelivery_to_another_builder_attaches_to_the_running_build() -> Resu
     let gate = "gate-of-attached";
     let id = call_id("attached")?;
     let tar = two.gated_pages("attached", gate, &two.config("1")).await?;
-    let headers = [("X-Call-Id", id.as_str())];
+    // A queue sends the gateway's time with each delivery.
+    let time = Timestamp::now().as_nanosecond().to_string();
+    let headers = [("X-Call-Id", id.as_str()), ("X-Start-Time", time.as_str())];
     let first = two.start_gated(0, &tar, gate, &headers).await?;
     let second = two.start(1, &tar, &headers)?;
     // Its only slot is taken: the second builder has the request.
@@ -61,5 +64,31 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
     again(&two, 0).await?;
     again(&two, 1).await?;
     assert_eq!(two.created_at().await?, created);
+    two.close().await
+}
+
+#[tokio::test]
+async fn a_finished_build_whose_manifest_left_the_registry_is_built_again() -> Result<()> {
+    let mut two = TwoBuilders::open("built-again", &[]).await?;
+    let id = call_id("built-again")?;
+    let tar = two.pages("again", &two.config_without_deployment("1")).await?;
+    let built = two.build(0, &tar, &id).await?;
+    assert_eq!(built.status, 200, "{}", built.text);
+    let (registry, repository) = (&two.testbed.registry.clone(), two.repository());
+    for restart in [false, true] {
+        if restart {
+            two.restart_builders().await?;
+        }
+        for index in [0, 1] {
+            let pushed = digest(&two.build(index, &tar, &id).await?)?;
+            assert!(registry.manifest(&repository, &pushed).await?.is_some());
+            registry.delete_manifest(&repository, &pushed).await?;
+            let again = two.build(index, &tar, &id).await?;
+            assert_eq!(again.status, 200, "{}", again.text);
+            let manifest = registry.manifest(&repository, &digest(&again)?).await?;
+            assert!(manifest.is_some(), "{}", again.text);
+            assert!(registry.manifest(&repository, "1").await?.is_some());
+        }
+    }
     two.close().await
 }
