@@ -127,6 +127,46 @@ async fn an_older_build_whose_builder_was_killed_does_not_run_when_delivered_aga
 }
 
 #[tokio::test]
+async fn a_build_without_a_deployment_and_one_that_opts_out_are_not_superseded() -> Result<()> {
+    let two = TwoBuilders::open("not-superseded", &[]).await?;
+    let undeployed = two.config_without_deployment("undeployed");
+    let mut opted_out = two.config("opted-out");
+    opted_out["supersede"] = json!(false);
+    let mut running = Vec::new();
+    for (gate, mut config) in [
+        ("gate-of-undeployed", undeployed),
+        ("gate-of-opted-out", opted_out),
+    ] {
+        config["submittedAt"] = json!(seconds_from_now(-5)?);
+        let tar = two.gated_pages(gate, gate, &config).await?;
+        let id = call_id(gate)?;
+        let build = two.start_gated(0, &tar, gate, &[("X-Call-Id", &id)]).await?;
+        running.push((gate, build));
+    }
+    let newer = call_id("newer")?;
+    let tar = two.pages("newer", &two.config("newer")).await?;
+    assert_ready(&two.build(1, &tar, &newer).await?)?;
+
+    let mut replies = Vec::new();
+    for (gate, build) in running {
+        two.testbed.open_gate(gate)?;
+        replies.push(build.await??);
+    }
+    assert_eq!(replies[0].status, 200, "{}", replies[0].text);
+    assert_eq!(replies[0].json()["status"], "success", "{}", replies[0].text);
+    // It was built; the deployer does not replace a newer source with it.
+    let manifest = two
+        .testbed
+        .registry
+        .manifest(&two.repository(), "opted-out")
+        .await?;
+    assert!(manifest.is_some());
+    assert_superseded(&replies[1], &newer)?;
+    assert_eq!(two.page().await?, (200, "newer".to_owned()));
+    two.close().await
+}
+
+#[tokio::test]
 async fn a_clock_that_runs_ahead_is_rejected_by_every_builder_and_locks_nothing() -> Result<()> {
     let two = TwoBuilders::open("clock-ahead", &[]).await?;
     let mut config = two.config("ahead");

@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
-use slipway_e2e::client::Reply;
+use serde_json::{Value, json};
+use slipway_e2e::{build_context::BuildContext, client::Reply};
 
 use super::{TwoBuilders, assert_ready, call_id};
 
@@ -65,6 +66,43 @@ async fn a_redelivery_gives_the_same_result_and_changes_nothing_at_any_builder()
     again(&two, 1).await?;
     assert_eq!(two.created_at().await?, created);
     two.close().await
+}
+
+/// With the strategy `recreate`, the provider takes a version that does not start, and the deployer rolls it back.
+#[tokio::test]
+async fn a_deployment_that_failed_is_not_tried_again_when_it_is_delivered_again() -> Result<()> {
+    let mut two = TwoBuilders::open("failed-once", &[]).await?;
+    let mut config = two.config("1");
+    let annotations = json!({ "dev.slipway.update-strategy": "recreate" });
+    config["deploy"]["annotations"] = annotations.clone();
+    let tar = two.pages("good", &config).await?;
+    assert_ready(&two.build(0, &tar, &call_id("good")?).await?)?;
+
+    let base = two.testbed.busybox().await?;
+    let crash = format!("FROM {base}\nUSER 1000\nCMD [\"/bin/sh\", \"-c\", \"exit 3\"]\n");
+    let mut config = two.config("2");
+    config["deploy"]["annotations"] = annotations;
+    let tar = BuildContext::dockerfile(crash).tar(&config)?;
+    let (id, time) = (call_id("bad")?, Timestamp::now().as_nanosecond().to_string());
+    let headers = [("X-Call-Id", id.as_str()), ("X-Start-Time", time.as_str())];
+    let first = two.build_with(0, &tar, &headers).await?;
+    assert_eq!(first.status, 422, "{}", first.text);
+    assert_eq!(deployment_status(&first), "rolled_back", "{}", first.text);
+
+    two.restart_builder(0).await?;
+    for index in [0, 1] {
+        two.proxy.clear_requests();
+        let again = two.build_with(index, &tar, &headers).await?;
+        assert_eq!(again.status, 422, "{}", again.text);
+        assert_eq!(deployment_status(&again), "rolled_back", "{}", again.text);
+        assert_eq!(two.proxy.writes(), Vec::<String>::new());
+    }
+    assert_eq!(two.page().await?, (200, "good".to_owned()));
+    two.close().await
+}
+
+fn deployment_status(reply: &Reply) -> Value {
+    reply.json()["deployment"]["status"].take()
 }
 
 #[tokio::test]
