@@ -132,7 +132,8 @@ begin "another release and other namespaces" --set functionNamespace=fn,gateway.
 has 'name: other-slipway-buildkit'
 has 'value: "tcp://other-slipway-buildkit.openfaas:1234"'
 count 6 'namespace: fn$'
-count 1 'value: "fn"$'
+count 2 '- name: default_namespace$'
+count 2 'value: "fn"$'
 has 'kubernetes.io/metadata.name: faas'
 has 'kubernetes.io/metadata.name: fn'
 release=slipway
@@ -221,6 +222,8 @@ has 'replicas: 0'
 
 begin "fresh requests only" --set builder.maxAge=1h30m,builder.requireFresh=true
 has 'value: "1h30m"'
+begin "hand-overs that wait longer" --set builder.handOverTtl=6h
+has 'value: "6h"'
 begin "requests as old as BuildKit's records" --set builder.maxAge=2880m,buildkit.history.maxAge=48h
 begin "an existing BuildKit with records of its own" --set builder.maxAge=72h,buildkit.enabled=false,buildkit.url=tcp://buildkit.build:1234
 
