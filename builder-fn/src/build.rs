@@ -22,6 +22,7 @@ use crate::slots::{BuildSlots, Slot};
 use crate::supersede::{Registration, Submission, Supersession};
 
 pub(crate) use call::Call;
+use call::expiry;
 
 /// The operator's settings for every build.
 #[derive(Clone, Debug, Default)]
@@ -146,12 +147,13 @@ impl Builder {
         }))
     }
 
-    /// Waits for a build slot.
+    /// Waits for a build slot, until the call's time ends.
     async fn wait_for_slot(&self, call: &Call<'_>) -> Result<Slot, Error> {
         let start = Instant::now();
         let span = trace::span("queue");
         let slot = tokio::select! {
             slot = self.slots.take() => slot.map_err(Error::from),
+            limit = expiry(call.time_limit(None)) => Err(Error::TimeLimit { limit }),
             () = call.interruption() => Err(Error::Interrupted),
         };
         match &slot {

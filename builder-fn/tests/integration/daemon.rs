@@ -86,6 +86,20 @@ impl Dial for InMemory {
     }
 }
 
+/// Dials a daemon that is never reached.
+struct Unreachable;
+
+impl Dial for Unreachable {
+    fn dial(&self) -> DialFuture {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// Returns a daemon to which no connection is ever established.
+pub(crate) fn unreachable() -> Daemon {
+    Daemon::with_dial("the daemon in this test", Unreachable)
+}
+
 /// Starts a daemon, and returns it with the calls that reach it.
 pub(crate) fn start() -> (Daemon, Calls) {
     let history = History::default();

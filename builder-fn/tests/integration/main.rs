@@ -14,6 +14,7 @@ mod redelivery;
 mod secrets;
 mod setting;
 mod single_use;
+mod stalls;
 mod streams;
 mod supersession;
 mod traces;

@@ -154,6 +154,12 @@ impl Setting {
         self
     }
 
+    /// Sets the end of `exec_timeout`.
+    pub(crate) fn with_deadline(mut self, deadline: Instant) -> Self {
+        self.context = self.context.with_deadline(deadline);
+        self
+    }
+
     /// Writes a secret.
     pub(crate) fn secret(&self, name: &str, content: &str) {
         std::fs::write(self.secrets.path().join(name), content).expect("secret");

@@ -38,6 +38,13 @@ impl Context {
         }
     }
 
+    /// Sets the time at which the handler is dropped, for calling a handler without the host (in a test).
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
     /// Creates the context with which the host calls the handler for one request.
     pub(crate) fn for_request(call_id: Arc<str>, deadline: Option<Instant>, platform: Arc<Platform>) -> Self {
         Self {

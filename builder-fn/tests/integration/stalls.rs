@@ -1,0 +1,108 @@
+//! Streamed builds that stall: each ends in a terminal record before the host or the process ends it.
+
+use std::any::Any;
+use std::time::Duration;
+
+use builder_fn::slots::BuildSlots;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::hand_over::succeed;
+use crate::setting::{Setting, tar};
+use crate::{daemon, gateway};
+
+const LINES: &str = "application/x-ndjson";
+
+/// The time until the end of the call, or of the process.
+const TIME: Duration = Duration::from_secs(600);
+
+/// A step at which a build waits for somebody else.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Stall {
+    DryRun,
+    Slot,
+    Connection,
+    Solve,
+    LogAfterSolve,
+    HandOver,
+    Retries,
+}
+
+/// Runs a streamed build that stalls, until its terminal record.
+async fn terminal_record(stall: Stall, is_shutdown: bool) -> Value {
+    let (address, mut received) = gateway::manual().await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(
+        match stall {
+            Stall::Connection => daemon::unreachable(),
+            _ => daemon,
+        },
+        &format!("http://{address}"),
+    )
+    .with_deploy_timeout(TIME * 2)
+    .with_slots(BuildSlots::new(1, TIME * 2, 1));
+    setting.secret("deploy-secret", "deploy key\n");
+    // What must not be dropped while the build stalls.
+    let mut held: Vec<Box<dyn Any>> = Vec::new();
+    if stall == Stall::Slot {
+        held.push(Box::new(setting.stream(tar(json!({})), LINES).await));
+        held.push(Box::new(calls.build().await));
+    }
+    let end = Instant::now() + TIME;
+    let limited = match is_shutdown {
+        true => setting.clone(),
+        false => setting.clone().with_deadline(end),
+    };
+    let config = json!({"deploy": {"service": "hello"}, "noCache": true});
+    let records = limited.stream(tar(config), LINES).await;
+    let dry_run = received.recv().await.expect("a dry run");
+    match stall {
+        Stall::DryRun => held.push(Box::new(dry_run)),
+        _ => dry_run.answer(200, gateway::ACCEPTED),
+    }
+    match stall {
+        Stall::DryRun | Stall::Slot | Stall::Connection => {}
+        Stall::Solve => held.push(Box::new(calls.build().await)),
+        Stall::LogAfterSolve => {
+            let (solve, status, session) = calls.build().await;
+            solve.succeed("sha256:12");
+            held.push(Box::new((status, session)));
+        }
+        Stall::HandOver => {
+            succeed(&mut calls).await;
+            held.push(Box::new(received.recv().await));
+        }
+        Stall::Retries => {
+            succeed(&mut calls).await;
+            received.recv().await.expect("a hand-over").answer(503, "");
+        }
+    }
+    // From here on, time passes while everything waits.
+    tokio::time::pause();
+    if is_shutdown {
+        setting.begin_shutdown(end);
+    }
+    let (_, last) = records.rest().await;
+    assert!(Instant::now() < end, "{stall:?}");
+    last
+}
+
+#[tokio::test]
+async fn every_stalled_build_ends_in_a_terminal_record_before_the_call_or_the_process_ends() {
+    for stall in [
+        Stall::DryRun,
+        Stall::Slot,
+        Stall::Connection,
+        Stall::Solve,
+        Stall::LogAfterSolve,
+        Stall::HandOver,
+        Stall::Retries,
+    ] {
+        for is_shutdown in [false, true] {
+            let last = terminal_record(stall, is_shutdown).await;
+            assert_eq!(last["status"], "failed", "{stall:?}, shutdown: {is_shutdown}");
+            assert!(last["error"].is_string(), "{stall:?}, shutdown: {is_shutdown}");
+            tokio::time::resume();
+        }
+    }
+}
