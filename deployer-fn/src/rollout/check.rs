@@ -7,6 +7,7 @@ use function_host::gateway::GatewayError;
 use function_host::{Bytes, http::Request};
 use tracing::{info, warn};
 
+use super::history::Resubmission;
 use super::read;
 use super::verdict::{Findings, Verdict};
 use super::watch::{self, Ready, WaitingFor, Watched};
@@ -160,6 +161,18 @@ impl<T: Transport> Rollout<'_, T> {
                 .version
                 .spec_digest()
                 .is_some_and(|digest| history.was_ready(&self.id, digest));
+            if let Some(digest) = self.version.spec_digest()
+                && Version::deployed(status)
+                    .times()
+                    .is_older_than(&self.hand_over.times())
+            {
+                let resubmission = Resubmission {
+                    spec_digest: digest.to_owned(),
+                    times: self.hand_over.times(),
+                    call_id: self.hand_over.call_id.clone(),
+                };
+                history.record_resubmission(&self.id, resubmission);
+            }
             self.last_good = match LastGood::from_annotations(status.annotations()) {
                 // If it has stopped working, that is not because it is new: no older version is restored.
                 _ if was_ready => Some(self.version.clone()),
@@ -198,21 +211,26 @@ impl<T: Transport> Rollout<'_, T> {
     /// Returns a reason to reject the hand-over if it is an older build than the deployed one.
     fn older_than_deployed(&self) -> Option<Older> {
         let deployed = Version::deployed(self.before.as_ref()?);
-        let (theirs, ours) = (deployed.times(), self.hand_over.times());
+        let resubmission = deployed
+            .spec_digest()
+            .and_then(|digest| self.context.history.resubmission(&self.id, digest));
+        let (theirs, call_id) = match resubmission {
+            Some(newest) => (newest.times, newest.call_id),
+            None => (deployed.times(), deployed.call_id().map(str::to_owned)),
+        };
+        let ours = self.hand_over.times();
         ours.is_older_than(&theirs).then(|| Older {
             reason: format!(
                 "a newer build is deployed: {}, {}{}; this one was {}",
                 deployed.image(),
                 theirs.describe(),
-                deployed
-                    .call_id()
+                call_id
+                    .as_ref()
                     .map(|call| format!(" by the call {call}"))
                     .unwrap_or_default(),
                 ours.describe()
             ),
-            newer: Successor {
-                call_id: deployed.call_id().map(str::to_owned),
-            },
+            newer: Successor { call_id },
         })
     }
 

@@ -1,13 +1,16 @@
-//! What this process remembers of earlier rollouts: for each function the last ready version, the last failure, and what
-//! is left to settle after a rollout that ended before the function worked.
+//! What this process remembers of earlier rollouts: for each function the last ready version, the last failure, what
+//! is left to settle after a rollout that ended before the function worked, and the newest submission of the deployed
+//! version.
 //!
 //! The first two only save requests: after a restart, the function's annotations or its probe give the same
 //! information. The third is lost with the process if the provider has deleted the function, and its annotations with
-//! it.
+//! it. The fourth is lost with the process, too: to write it down would restart a function that does not change. The
+//! builder's own check for newer builds then remains.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::build_times::BuildTimes;
 use crate::function::FunctionId;
 use crate::gateway::FunctionStatus;
 use crate::request::SPEC_ANNOTATION;
@@ -23,6 +26,18 @@ struct Entry {
     ready: Option<String>,
     failure: Option<FailureRecord>,
     unsettled: Option<Unsettled>,
+    resubmission: Option<Resubmission>,
+}
+
+/// A newer build that gave exactly the deployed version, and so changed nothing.
+#[derive(Clone, Debug)]
+pub(super) struct Resubmission {
+    /// The digest of the deployed version.
+    pub(super) spec_digest: String,
+    /// The times of the newer build.
+    pub(super) times: BuildTimes,
+    /// The call that made the newer build.
+    pub(super) call_id: Option<String>,
 }
 
 /// What is left of a rollout that ended before the function worked: it yielded to a newer build, or ran out of time.
@@ -78,6 +93,24 @@ impl RolloutHistory {
     /// Returns what is left to settle.
     pub(super) fn unsettled(&self, function: &FunctionId) -> Option<Unsettled> {
         self.lock().get(function)?.unsettled.clone()
+    }
+
+    /// Records that a newer build gave exactly the deployed version.
+    pub(super) fn record_resubmission(&self, function: &FunctionId, resubmission: Resubmission) {
+        let mut functions = self.lock();
+        let newest = &mut functions.entry(function.clone()).or_default().resubmission;
+        let replaces = newest.as_ref().is_none_or(|known| {
+            known.spec_digest != resubmission.spec_digest || known.times.is_older_than(&resubmission.times)
+        });
+        if replaces {
+            *newest = Some(resubmission);
+        }
+    }
+
+    /// Returns the newest build that gave exactly the version with this digest, if it is newer than its deployment.
+    pub(super) fn resubmission(&self, function: &FunctionId, spec_digest: &str) -> Option<Resubmission> {
+        let newest = self.lock().get(function)?.resubmission.clone()?;
+        (newest.spec_digest == spec_digest).then_some(newest)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, Entry>> {

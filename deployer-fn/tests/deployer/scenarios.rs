@@ -474,6 +474,31 @@ async fn an_older_build_does_not_replace_an_unverified_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_build_older_than_the_newest_submission_of_the_deployed_version_is_refused() {
+    for provider in PROVIDERS {
+        let (fake, process) = (FakeGateway::new(provider), Process::start());
+        process.deploy(&fake, &build(1, "good")).await;
+        // The source of build 1 again, for example because a change was undone: the same image.
+        let mut undone = build(1, "good");
+        undone.call_id = Some("call-3".to_owned());
+        undone.submitted_at = build(3, "good").submitted_at;
+        let outcome = process.deploy(&fake, &undone).await;
+        assert_ended(&outcome, Status::Ready, None);
+        assert!(!outcome.changed);
+
+        let outcome = process.deploy(&fake, &build(2, "good")).await;
+        assert_ended(&outcome, Status::Refused, Some(Fault::Caller));
+        let newer = outcome.superseded_by.and_then(|newer| newer.call_id);
+        assert_eq!(newer.as_deref(), Some("call-3"));
+        assert_eq!(answering(&fake), Some(1));
+
+        let outcome = process.deploy(&fake, &build(4, "good")).await;
+        assert_ended(&outcome, Status::Ready, None);
+        assert_eq!(answering(&fake), Some(4));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_update_is_verified_by_a_provider_that_replaces_before_it_answers() {
     for provider in [Provider::Faasd, Provider::Rolling] {
         let fake = FakeGateway::new(provider).without_versions();
