@@ -38,7 +38,7 @@ check: ## check format, lints, the handlers' lock files and licences
 	tests/licences
 
 unit: ## run all tests that need no stack
-	@$(stack) packages
+	@$(stack) packages --tests
 	cargo test --quiet --locked --workspace --exclude slipway-e2e
 	cargo test --quiet --locked --workspace $(template)
 	cargo test --quiet --locked --package function-host --all-features $(template)
