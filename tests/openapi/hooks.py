@@ -30,6 +30,9 @@ CONFIGS = [
     {"buildArgs": {"BUILDKIT_SYNTAX": "x"}},
     {"platforms": "linux/amd64"},
     {"notAfter": "2001-01-01T00:00:00Z"},
+    {"submittedAt": "2099-01-01T00:00:00Z"},
+    {"supersede": "no"},
+    {"noCache": None, "tags": None, "labels": {"a": None}, "target": ""},
     {"timeout": "soon"},
     {"deploy": {"service": "x", "image": "y"}},
     {"sbom": True},
@@ -53,6 +56,8 @@ EVERY = {
     "sbom": False,
     "timeout": "1m",
     "notAfter": "2099-01-01T00:00:00Z",
+    "submittedAt": "2026-01-01T00:00:00Z",
+    "supersede": False,
 }
 CONFIGS.append(EVERY)
 with open(os.environ["DESCRIPTION"], encoding="utf-8") as file:
