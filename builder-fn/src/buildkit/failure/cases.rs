@@ -1,4 +1,4 @@
-//! Failures as buildkitd 0.32.2 reports them, and whose fault each is.
+//! Failures in the words of buildkitd 0.32.2, and whose fault each is.
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use tonic::{Code, Status};
@@ -43,7 +43,8 @@ fn step_error(message: &str) -> &str {
 const CONTEXT: &str = "[internal] load build context";
 const EXPORT: &str = "exporting to image";
 
-/// What only another Dockerfile, context or config changes. Each message but those of registries was recorded.
+/// Failures that only another Dockerfile, context or config can change. Messages about parsing, ignore patterns, sources
+/// of `COPY` and commands of `RUN` were recorded from the daemon; the others follow its sources and reports of users.
 const CALLER: &[Case] = &[
     // The Dockerfile cannot be parsed, or makes no sense.
     (
@@ -245,7 +246,8 @@ const CALLER: &[Case] = &[
     ),
 ];
 
-/// What a retry of the same build can change.
+/// Failures that a retry of the same build can change. That of an unreachable registry was recorded from the daemon; the
+/// others follow its sources and reports of users.
 const PLATFORM: &[Case] = &[
     // Registries during a pull, whichever step needs the image.
     (
