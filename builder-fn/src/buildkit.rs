@@ -40,7 +40,7 @@ pub(crate) use tls::{TlsDialer, TlsSecrets};
 /// The largest message that BuildKit's own client and daemon accept, in bytes; tonic's default is 4 MiB.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// Bytes that the daemon may send ahead on one stream, before they are read.
+/// The HTTP/2 flow-control window of one stream: the bytes that the daemon may send before the builder reads them.
 ///
 /// Nearly all that the daemon sends are small frames: requests for the files of a context, all at once. h2 closes a
 /// connection whose unread small frames exceed a budget: half of the connection's window, at 256 bytes a frame. A window
@@ -48,5 +48,5 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// and its connection is not closed.
 const STREAM_WINDOW: u32 = 64 << 10;
 
-/// Bytes that the daemon may send ahead on all streams of a connection. It sets the budget: see [`STREAM_WINDOW`].
+/// The HTTP/2 flow-control window of one connection to the daemon, in bytes. It sets the budget: see [`STREAM_WINDOW`].
 const CONNECTION_WINDOW: u32 = 16 << 20;

@@ -1,4 +1,4 @@
-//! The source context of one build: the folder `context/` of a tar, as it is sent to BuildKit.
+//! The source context of one build: the folder `context/` of the request's tar, which is sent to BuildKit.
 //!
 //! The tar is never extracted. Its bytes are in a [`Spool`], and the [`Index`] maps each file to its range of bytes. So no
 //! path can escape, a crash leaves nothing to clean up, and a file that BuildKit does not request is never read again.
@@ -37,12 +37,12 @@ pub struct SourceContext {
 }
 
 impl SourceContext {
-    /// Returns the context whose entries refer to offsets in `spool`.
+    /// Combines an index of entries with the spool that holds the contents of their files.
     pub fn new(index: Index, spool: Spool) -> Self {
         Self { index, spool }
     }
 
-    /// Parses a tar that is in memory, such as one of a test. No signature is checked.
+    /// Parses a tar in memory, without checking a signature; for tests.
     ///
     /// # Errors
     /// When the tar has no usable context.
@@ -53,22 +53,22 @@ impl SourceContext {
         Ok(Self::new(reader.finish()?.entries, spool))
     }
 
-    /// Returns the index of all entries.
+    /// Returns the index of the context's entries.
     pub fn index(&self) -> &Index {
         &self.index
     }
 
-    /// Returns the entry with the number `at`.
+    /// Returns the context's entry with the number `at`.
     pub fn entry(&self, at: u32) -> Entry<'_> {
         self.index.entry(at)
     }
 
-    /// Returns the entry at `path`, which is relative to the context, without `./` and without a trailing slash.
+    /// Returns the context's entry at `path`, which is relative, without `./` and without a trailing slash.
     pub fn get(&self, path: &str) -> Option<Entry<'_>> {
         self.index.get(path)
     }
 
-    /// Returns whether the content is in memory, so that reading never waits for a disk.
+    /// Returns whether the contents of all files are in memory, so that reading never waits for a disk.
     pub(crate) fn is_in_memory(&self) -> bool {
         !self.spool.on_disk()
     }

@@ -1,4 +1,4 @@
-//! Credentials for registries, from a Docker `config.json`.
+//! Credentials for registries, from a Docker `config.json` and credential helpers.
 //!
 //! The file is read again when it changes, and parsed by [`function_host::registry`]. A helper that it names for a
 //! registry (`credHelpers`, `credsStore`) is asked first, and `auths` is read for what the helper does not know.
@@ -19,46 +19,47 @@ use tokio::time::Instant;
 use crate::buildkit::CredentialStore;
 pub use helper::{HelperError, Helpers};
 
-/// The largest file that is read, in bytes: more than any `config.json` needs.
+/// The limit on the size of a `config.json`, in bytes: more than any needs.
 const FILE_MAX: u64 = 1 << 20;
 
-/// How long the answer of a helper is reused. BuildKit asks several times in a build, and a helper may be slow.
+/// The time for which the answer of a credential helper is cached. BuildKit asks several times in a build, and a helper
+/// may be slow.
 const ANSWER_LIFETIME: Duration = Duration::from_secs(30);
 
-/// The longest registry name that is passed to a helper, in bytes.
+/// The limit on the registry name that is passed to a credential helper, in bytes.
 const HOST_MAX: usize = 300;
 
 /// The reason why a `config.json` gives no credentials. The texts quote nothing of its content.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerConfigError {
-    /// The file exists and cannot be read.
+    /// The `config.json` exists and cannot be read.
     #[error("could not read the registry credentials in {}", path.display())]
     Read {
-        /// The path of the file.
+        /// The path of the `config.json`.
         path: PathBuf,
-        /// The error of the system.
+        /// The I/O error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// The file is not a Docker `config.json`.
+    /// The file is not a valid Docker `config.json`.
     #[error("the registry credentials in {} should be a Docker config.json", path.display())]
     Malformed {
-        /// The path of the file.
+        /// The path of the `config.json`.
         path: PathBuf,
-        /// The fault, and its place in the file.
+        /// The syntax error, and its place in the file.
         #[source]
         source: MalformedLogins,
     },
-    /// The file is larger than any `config.json`.
+    /// The `config.json` is larger than the limit.
     #[error("the registry credentials in {} are larger than {FILE_MAX} bytes", path.display())]
     TooLarge {
-        /// The path of the file.
+        /// The path of the `config.json`.
         path: PathBuf,
     },
-    /// The entry for the registry cannot be used.
+    /// The `config.json` entry for the registry cannot be used.
     #[error(transparent)]
     Unusable(#[from] UnusableLogin),
-    /// A helper that the file names failed.
+    /// The credential helper that the `config.json` names failed.
     #[error(transparent)]
     Helper(#[from] HelperError),
 }
@@ -69,16 +70,16 @@ pub struct DockerConfig {
     path: PathBuf,
     helpers: Helpers,
     logins: LoginsCache,
-    /// The answers of helpers, by the helper's name and the registry.
+    /// The cached answers of credential helpers, by the helper's name and the registry.
     answers: Mutex<HashMap<(String, String), CachedAnswer>>,
 }
 
-/// The answer of a helper, and the time of it. It is locked while the helper runs, so that concurrent requests wait for
-/// one run.
+/// The cached answer of a credential helper, with its time. It is locked while the helper runs, so that concurrent
+/// requests wait for one run.
 type CachedAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Option<Credentials>)>>>;
 
 impl DockerConfig {
-    /// Creates the configuration at `path`, without reading it.
+    /// Returns a handle of the `config.json` at `path`, without reading it.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         Self {
@@ -89,14 +90,14 @@ impl DockerConfig {
         }
     }
 
-    /// Sets where the helpers are that the file names.
+    /// Sets the place and the time limit of the credential helpers.
     #[must_use]
     pub fn with_helpers(self, helpers: Helpers) -> Self {
         Self { helpers, ..self }
     }
 
-    /// Returns the credentials for `host`, a host name with a port if it has one; empty ones if the file has none or is
-    /// missing.
+    /// Reads the credentials for the registry `host` from the file or a credential helper. They are empty if there are
+    /// none.
     ///
     /// # Errors
     /// Fails if the file cannot be read or parsed, if its entry for `host` cannot be used, or if the helper that it names
@@ -113,7 +114,7 @@ impl DockerConfig {
         Ok(logins.find(host)?)
     }
 
-    /// Returns the answer of the helper `name` for `server`, from the cache if it is fresh.
+    /// Returns the answer of the credential helper `name` for `server`, from the cache if it is fresh.
     async fn ask_helper(&self, name: &str, server: &str) -> Result<Option<Credentials>, HelperError> {
         let answer: CachedAnswer = {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,7 +139,7 @@ impl DockerConfig {
         Ok(credentials)
     }
 
-    /// Reads the file, to find out early if it is unusable. A missing file is valid.
+    /// Checks that the `config.json` can be read and parsed. A missing file is valid.
     ///
     /// # Errors
     /// Fails if the file cannot be read or parsed.
@@ -146,7 +147,7 @@ impl DockerConfig {
         self.logins().map(|_| ())
     }
 
-    /// Returns the content of the file; `None` if it is missing.
+    /// Reads and parses the `config.json`; returns `None` if it is missing.
     fn logins(&self) -> Result<Option<Arc<Logins>>, DockerConfigError> {
         let path = || self.path.clone();
         let content = match read(&self.path) {
@@ -179,7 +180,7 @@ impl CredentialStore for DockerConfig {
     }
 }
 
-/// Returns whether `host`, which a Dockerfile names, may be passed to a helper.
+/// Returns whether the registry name `host`, which a Dockerfile chooses, may be passed to a credential helper.
 fn is_safe_host(host: &str) -> bool {
     let allowed =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
@@ -190,7 +191,7 @@ fn is_fresh(answer: Option<&(Instant, Option<Credentials>)>) -> bool {
     answer.is_some_and(|(at, _)| at.elapsed() < ANSWER_LIFETIME)
 }
 
-/// Reads a file. The content is `None` if it is larger than [`FILE_MAX`].
+/// Reads a file of at most [`FILE_MAX`] bytes; returns `None` for a larger one.
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     use io::Read;
     let mut content = Vec::new();
@@ -273,7 +274,7 @@ mod tests {
         }
     }
 
-    /// A helper with credentials for `r.example`, which counts its runs.
+    /// The script of a credential helper that has credentials for `r.example` and counts its runs.
     const COUNTING: &str = "#!/bin/sh
 read -r server; echo asked >> \"$(dirname \"$0\")/count\"
 case $server in

@@ -1,4 +1,4 @@
-//! Readiness: whether the daemon answers. It is probed in the background, so that readiness probes need not wait for it.
+//! Readiness: the daemon is probed in the background, so that requests for readiness need not wait for it.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::buildkit::Daemon;
 
-/// The time between two probes.
+/// The time between two probes of the daemon.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Probes `daemon` at once and then every 5 s, and sends the result to `ready`, until all receivers are dropped.

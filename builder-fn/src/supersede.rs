@@ -1,4 +1,4 @@
-//! Supersession: the newest source of a function is the one that is built.
+//! Supersession: a build with a newer source of a function ends older builds of it.
 //!
 //! Builds of one function are ordered by the time at which their source was submitted. While a build waits for a slot or
 //! is solved, it is registered here, and a newer build ends it: one that is registered in the same process, or one that
@@ -29,16 +29,17 @@ use crate::function_id::FunctionId;
 use crate::request::time::format_rfc3339_nanos;
 use registry::Registry;
 
-/// The longest wait for the history before a solve.
+/// The longest wait for BuildKit's history before a solve.
 const HISTORY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much earlier than the submission of a build the history is read.
+/// The allowance for differences between clocks, by which the history is read from before a build's submission.
 ///
 /// A newer build ends after its submission. But its caller's clock may be five minutes ahead, and the clocks of builders
 /// and daemon may differ.
 const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 
-/// The builds of one process that may supersede each other, and the watcher of the daemon. Clones share them.
+/// The registry of this process's builds that may supersede each other, and the watcher of the daemon's history. Clones
+/// share both.
 #[derive(Clone, Debug)]
 pub struct Supersession(Arc<Shared>);
 
@@ -46,36 +47,36 @@ pub struct Supersession(Arc<Shared>);
 struct Shared {
     daemon: Daemon,
     state: Mutex<State>,
-    /// Tells the watcher of a new registration.
+    /// The notification that wakes the watcher after a new registration.
     registered: Notify,
-    /// Whether the last attempt to read the history failed, so that this is logged once.
+    /// Whether the last attempt to read BuildKit's history failed, so that the failure is logged once.
     history_fails: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     registry: Registry,
-    /// The running watcher. There is one while builds are registered.
+    /// The handle of the running watcher task; `Some` while builds are registered.
     watcher: Option<AbortHandle>,
 }
 
-/// A build as other builds of its function see it.
+/// A build's function, call and time of submission, by which builds supersede each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Submission {
-    /// The function that it deploys.
+    /// The function that the build deploys.
     pub function: FunctionId,
-    /// The call that it belongs to.
+    /// The id of the call that the build belongs to.
     pub call_id: String,
-    /// The time at which its source was submitted.
+    /// The time at which the source of the build was submitted.
     pub submitted_at: SystemTime,
 }
 
-/// The newer build that ended an older one.
+/// The error of a build that a newer build has superseded; contains the newer build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("superseded by the build {}", .0)]
 pub struct Superseded(pub Submission);
 
-/// A registered build. Dropping it ends the registration.
+/// The registration of a build. Dropping it ends the registration.
 #[derive(Debug)]
 pub struct Registration {
     shared: Arc<Shared>,
@@ -85,7 +86,7 @@ pub struct Registration {
 }
 
 impl Supersession {
-    /// Creates the supersession of the builds on `daemon`, without builds.
+    /// Creates an empty registry for the builds on `daemon`.
     pub fn new(daemon: Daemon) -> Self {
         Self(Arc::new(Shared {
             daemon,
@@ -122,8 +123,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets the builds in the history supersede older ones here: those that run, and those that may be newer than a build
-    /// submitted at `submitted_at` and have succeeded.
+    /// Reads BuildKit's history, and lets its running and its newer successful builds supersede older builds of this
+    /// process. Only successful builds that may be newer than one submitted at `submitted_at` are read.
     async fn read_history(&self, connection: &Connection, submitted_at: SystemTime) {
         let reading = async {
             let mut builds = connection.known_builds(history_start(submitted_at)).await?;
@@ -139,7 +140,7 @@ impl Shared {
         }
     }
 
-    /// Logs that the history cannot be read, once until it can.
+    /// Logs that BuildKit's history cannot be read: a warning for the first failure, debug messages for further ones.
     fn log_history_failure(&self, reason: &dyn fmt::Display) {
         match self.history_fails.swap(true, Ordering::Relaxed) {
             false => tracing::warn!(
@@ -158,7 +159,7 @@ impl Shared {
 }
 
 impl Registration {
-    /// Waits until a newer build supersedes this one.
+    /// Waits until a newer build supersedes the registered build.
     pub async fn superseded(&self) -> Superseded {
         let mut newer = self.newer.clone();
         let newer = newer
@@ -173,7 +174,7 @@ impl Registration {
         }
     }
 
-    /// Checks that no newer build is known.
+    /// Checks that no known newer build has superseded the registered build.
     ///
     /// # Errors
     /// Fails if a newer build has superseded this one.
@@ -184,8 +185,8 @@ impl Registration {
         }
     }
 
-    /// Checks that neither this process nor the daemon knows a newer build that runs or has succeeded. A history that
-    /// cannot be read in time is logged and does not prevent the build.
+    /// Reads BuildKit's history, and checks that no newer build that runs or has succeeded supersedes the registered
+    /// build. A history that cannot be read in time is logged and does not prevent the build.
     ///
     /// # Errors
     /// Fails if there is a newer build.
@@ -207,7 +208,7 @@ impl Drop for Registration {
     }
 }
 
-/// Returns the earliest time at which a build that is newer than one submitted at `submitted_at` can have ended.
+/// Returns the earliest time at which a build can have ended that is newer than one submitted at `submitted_at`.
 fn history_start(submitted_at: SystemTime) -> SystemTime {
     submitted_at
         .checked_sub(CLOCK_MARGIN)
@@ -215,7 +216,8 @@ fn history_start(submitted_at: SystemTime) -> SystemTime {
 }
 
 impl Submission {
-    /// Returns whether a build was submitted later than `other`. Deliveries of one call are one build, whatever their times.
+    /// Returns whether the build was submitted later than `other`. Deliveries of one call are one build, whatever their
+    /// times.
     fn is_newer_than(&self, other: &Self) -> bool {
         self.submitted_at > other.submitted_at && self.call_id != other.call_id
     }

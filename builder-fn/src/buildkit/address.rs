@@ -1,30 +1,30 @@
-//! The address of a daemon, as the environment names it.
+//! The address of a BuildKit daemon, as the environment names it.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// An address: `unix:///run/buildkit/buildkitd.sock` or `tcp://buildkit.openfaas:1234`.
+/// The address of a BuildKit daemon: `unix:///run/buildkit/buildkitd.sock` or `tcp://buildkit.openfaas:1234`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// The path of a Unix socket.
+    /// The path of the daemon's Unix socket.
     Unix(PathBuf),
-    /// A host and a port.
+    /// The TCP host and port of the daemon.
     Tcp {
-        /// A host name or IP address; an IPv6 address without its brackets.
+        /// The daemon's host name or IP address; an IPv6 address without its brackets.
         host: String,
-        /// The port, which has no default.
+        /// The daemon's TCP port, which has no default.
         port: u16,
     },
 }
 
-/// The reason why an address is invalid. The texts follow the name of the setting.
+/// The reason why the address of a daemon is invalid. The texts follow the name of the setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// The scheme is neither of the two.
+    /// The scheme of the address is neither `unix` nor `tcp`.
     #[error("should be unix://PATH or tcp://HOST:PORT")]
     Scheme,
-    /// The path after `unix://` is missing or not absolute.
+    /// The socket path after `unix://` is missing or not absolute.
     #[error("should have an absolute path, as in unix:///run/buildkit/buildkitd.sock")]
     Path,
     /// The host or the port after `tcp://` is missing.

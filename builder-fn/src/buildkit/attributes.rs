@@ -1,4 +1,4 @@
-//! What a solve says about the request behind it, so that other builders of the same daemon know.
+//! The attributes by which a solve describes its build request to other builders of the same daemon.
 //!
 //! The Dockerfile frontend ignores attributes that it does not know, and BuildKit keeps them in the build's record: in
 //! the events of running builds, and in the history afterwards, also over restarts of builder and daemon.
@@ -16,23 +16,23 @@ const SUBMITTED_AT: &str = "slipway.submitted-at";
 const FUNCTION: &str = "slipway.function";
 const SUPERSEDE: &str = "slipway.supersede";
 
-/// The attributes of a solve that describe the request behind it.
+/// The attributes by which a solve describes its build request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// The call that the build belongs to (`X-Call-Id`).
+    /// The id of the OpenFaaS call that the build belongs to (`X-Call-Id`).
     pub call_id: String,
-    /// The fingerprint of the verified signature, which is not stored itself; `None` where signatures are disabled.
+    /// The fingerprint of the request's verified signature; `None` if signatures are disabled.
     pub signature: Option<String>,
-    /// The time at which the source was submitted.
+    /// The time at which the source of the build was submitted.
     pub submitted_at: SystemTime,
-    /// The function to deploy; `None` for a build without deployment.
+    /// The function that the build deploys; `None` for a build without deployment.
     pub function: Option<FunctionId>,
     /// Whether the build supersedes older builds of its function, and newer ones supersede it.
     pub supersede: bool,
 }
 
 impl Attributes {
-    /// Returns the attributes of a `SolveRequest`.
+    /// Returns the names and values of the attributes, for a `SolveRequest`.
     pub(super) fn pairs(&self) -> Vec<(&'static str, String)> {
         let mut pairs = vec![
             (CALL_ID, self.call_id.clone()),
@@ -50,7 +50,7 @@ impl Attributes {
         pairs
     }
 
-    /// Reads the attributes of a record, or returns `None` if no builder of ours made it.
+    /// Parses the attributes in a record of the daemon's history. Returns `None` if another client made the record.
     pub(super) fn of_record(attrs: &HashMap<String, String>) -> Option<Self> {
         Some(Self {
             call_id: attrs.get(CALL_ID)?.clone(),
@@ -61,7 +61,8 @@ impl Attributes {
         })
     }
 
-    /// Returns the function within which the build supersedes and is superseded, if it does.
+    /// Returns the function whose builds supersede each other, this one included; `None` for a build that takes no
+    /// part.
     pub fn superseding(&self) -> Option<&FunctionId> {
         self.function.as_ref().filter(|_| self.supersede)
     }
@@ -72,7 +73,7 @@ fn format_nanoseconds(time: SystemTime) -> String {
     format!("{:.9}", timestamp(time))
 }
 
-/// Converts a time; one outside of jiff's years becomes the nearest that is inside.
+/// Converts a time to a `Timestamp`; a time outside of jiff's range becomes the nearest in range.
 pub(super) fn timestamp(time: SystemTime) -> Timestamp {
     let nearest = match time < SystemTime::UNIX_EPOCH {
         true => Timestamp::MIN,

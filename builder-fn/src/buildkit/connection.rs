@@ -1,4 +1,4 @@
-//! One connection to one daemon.
+//! A BuildKit daemon, and one gRPC connection to it.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -13,55 +13,57 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{Address, CONNECTION_WINDOW, Dial, MAX_MESSAGE, STREAM_WINDOW, TlsError};
 
-/// How long a daemon may take to accept a connection, and to answer a probe on it.
+/// The longest wait for a daemon to accept a connection, and to answer a probe on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of headers and trailers in an answer. A failed solve's trailers contain the Dockerfile, several times. A daemon
-/// that may not send so much, 16 KiB in hyper's default, resets the call, which looks like a lost daemon.
+/// The limit on the headers and trailers of a daemon's answer, in bytes. A failed solve's trailers contain the
+/// Dockerfile, several times. A daemon that may not send so much, 16 KiB in hyper's default, resets the call, which
+/// looks like a lost daemon.
 const MAX_HEADERS: u32 = 16 << 20;
 
-/// A BuildKit daemon, and the way to reach it.
+/// A BuildKit daemon: its address, and the transport that reaches it.
 #[derive(Clone)]
 pub struct Daemon {
     name: Arc<str>,
     dial: Arc<dyn Dial>,
 }
 
-/// The reason why there is no connection.
+/// The reason why the daemon cannot be connected to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The daemon did not answer, or the peer is no BuildKit daemon.
     #[error("BuildKit at {daemon} does not answer")]
     Unreachable {
-        /// The daemon's address.
+        /// The address of the daemon, for messages.
         daemon: Arc<str>,
-        /// The error of the transport or of the call.
+        /// The error of the transport or of the gRPC call.
         #[source]
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// One side does not trust the other.
+    /// The daemon or the builder does not trust the other's certificate.
     #[error("the connection to BuildKit at {daemon} is not secure: {reason}")]
     NotSecure {
-        /// The daemon's address.
+        /// The address of the daemon, for messages.
         daemon: Arc<str>,
-        /// Which side does not trust the other, and why. It is part of the text, because a caller sees nothing else.
+        /// The reason why one side does not trust the other. It is part of the error's text, because a caller sees
+        /// nothing else.
         reason: Box<TlsError>,
     },
 }
 
-/// One connection to a daemon. It is never re-established: Session, Solve and Status must reach the same daemon.
+/// A gRPC connection to a daemon. It is never re-established: Session, Solve and Status must reach the same daemon.
 #[derive(Clone)]
 pub struct Connection {
     channel: Channel,
 }
 
 impl Daemon {
-    /// Creates the daemon that listens at `address`.
+    /// Returns a handle of the daemon at `address`, without connecting.
     pub fn at(address: Address) -> Self {
         Self::with_dial(address.to_string(), address)
     }
 
-    /// Creates the daemon that `dial` leads to; `name` is its address in messages.
+    /// Returns a handle of the daemon that `dial` connects to, without connecting; `name` is its address in messages.
     pub fn with_dial(name: impl Into<Arc<str>>, dial: impl Dial) -> Self {
         Self {
             name: name.into(),
@@ -74,7 +76,7 @@ impl Daemon {
         &self.name
     }
 
-    /// Connects, within 10 s.
+    /// Connects to the daemon, or fails after 10 s.
     ///
     /// # Errors
     /// Fails if nothing listens at the address, or does not answer in time, or one side does not trust the other.
@@ -102,7 +104,7 @@ impl Daemon {
         }
     }
 
-    /// Checks that the daemon answers requests now.
+    /// Connects to the daemon and checks that it answers a request.
     ///
     /// # Errors
     /// Fails if the daemon cannot be reached or answers with an error.

@@ -1,4 +1,4 @@
-//! The transport of a connection: how bytes get to a daemon.
+//! The transport of a connection to a daemon: a socket, TLS, or a pipe in memory.
 
 use std::io;
 use std::pin::Pin;
@@ -27,12 +27,12 @@ pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
 
-/// A transport that is being established.
+/// A future that establishes a transport to a daemon.
 pub type DialFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
 
-/// A way to reach a daemon: a socket, TLS, or, in tests, a pipe in memory.
+/// A transport that can be established to a daemon: a socket, TLS, or, in tests, a pipe in memory.
 pub trait Dial: Send + Sync + 'static {
-    /// Establishes a new transport.
+    /// Establishes a new transport to the daemon.
     fn dial(&self) -> DialFuture;
 }
 
@@ -49,7 +49,7 @@ impl Dial for Address {
     }
 }
 
-/// Connects over TCP, without Nagle's delay and with keepalive.
+/// Connects over TCP, with `TCP_NODELAY` and keepalive.
 pub(super) async fn dial_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;

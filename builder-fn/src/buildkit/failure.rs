@@ -1,4 +1,4 @@
-//! The reason why a build failed, and whose fault it is.
+//! The failure of a build, and whether the caller or the platform is to blame.
 //!
 //! BuildKit gives nearly every failure the code `Unknown` and a text. What it does distinguish is the step that failed,
 //! so the step decides first; the text counts only where a registry or the daemon can fail. A failure is the platform's
@@ -14,12 +14,12 @@ const EXPORT: &str = "exporting to image";
 /// The name of the step that pushes cached steps: BuildKit `cache/remotecache/registry/registry.go`.
 const EXPORT_CACHE: &str = "exporting cache to registry";
 
-/// Whose fault a failed build is.
+/// The party that is to blame for a failed build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The Dockerfile's or the context's: the same build would fail again.
+    /// The caller is to blame: the Dockerfile or the context is wrong, and the same build would fail again.
     Caller,
-    /// A registry's, the operator's credentials', or the daemon's.
+    /// The platform is to blame: a registry, the operator's credentials, or the daemon.
     Platform,
 }
 
@@ -27,14 +27,14 @@ pub enum Fault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// BuildKit's text, without the prefix of a gRPC error.
+    /// The text of BuildKit's error, without the prefix of a gRPC error.
     pub message: String,
-    /// Whose fault it is.
+    /// The party that is to blame for the failed build.
     pub fault: Fault,
 }
 
 impl Failure {
-    /// Creates the failure for the answer to a solve whose events `events` has read.
+    /// Returns the failure that `status`, the answer to a solve, describes; the failed step is looked up in `events`.
     pub(super) fn new(status: &Status, events: &EventReader) -> Self {
         let message = status.message();
         let step = events.failed_step(message);
@@ -59,34 +59,35 @@ impl Failure {
         }
     }
 
-    /// Returns the header that the daemon could not send to this session, because a value in it has a control character.
+    /// Returns the name of the gRPC header that the daemon could not send to this session because its value has a
+    /// control character.
     pub(crate) fn untransferable_header(&self) -> Option<&str> {
         untransferable_header(&self.message)
     }
 }
 
-/// Returns the name of the header in an error of grpc-go, `internal/metadata/metadata.go`. The daemon sends ignore patterns
-/// and the sources of `COPY` as headers, so the values are the caller's.
+/// Parses the name of the header in grpc-go's error about a control character, `internal/metadata/metadata.go`. The
+/// daemon sends ignore patterns and the sources of `COPY` as headers, so the values are the caller's.
 fn untransferable_header(message: &str) -> Option<&str> {
     let (before, _) = message.split_once("\" contains value with non-printable ASCII characters")?;
     let (_, header) = before.rsplit_once("header key \"")?;
     Some(header)
 }
 
-/// Returns whether a process of a `RUN` step failed. What its command line contains is not BuildKit's text. BuildKit
-/// `solver/llbsolver/ops/exec.go`.
+/// Returns whether the error is that a process of a `RUN` step failed: BuildKit `solver/llbsolver/ops/exec.go`. The
+/// command line in it is the caller's text.
 fn ran_and_failed(message: &str) -> bool {
     message.contains("process \"") && message.contains("\" did not complete successfully: ")
 }
 
-/// Returns whether a registry rejected a tag that it does not allow to be replaced. Only another tag helps.
+/// Returns whether the error is that a registry does not allow the tag to be replaced. Only another tag helps.
 fn is_immutable(message: &str) -> bool {
     ["412 Precondition Failed", "TAG_INVALID", "tag is immutable"]
         .iter()
         .any(|text| message.contains(text))
 }
 
-/// Returns whether the daemon itself failed: its disk, its caches, or the session with this builder.
+/// Returns whether the error is the daemon's own: of its disk, its caches, or the session with this builder.
 fn daemon_failed(message: &str) -> bool {
     [
         "no space left on device",
@@ -107,15 +108,16 @@ fn daemon_failed(message: &str) -> bool {
         || (message.contains("lease \"") && message.ends_with(": not found"))
 }
 
-/// Returns whether a step runs the SBOM generator. BuildKit `frontend/attestations/sbom/sbom.go` names such a step
-/// `[PLATFORM] generating sbom using IMAGE`.
+/// Returns whether the step with this name runs the SBOM generator. BuildKit `frontend/attestations/sbom/sbom.go` names
+/// such a step `[PLATFORM] generating sbom using IMAGE`.
 fn generates_sbom(step: &str) -> bool {
     step.strip_prefix('[')
         .and_then(|rest| rest.split_once("] "))
         .is_some_and(|(_, rest)| rest.starts_with("generating sbom using "))
 }
 
-/// Returns whether containerd's registry client got no answer, or one that says nothing about the image.
+/// Returns whether the error is that containerd's registry client got no answer, or one that says nothing about the
+/// image.
 ///
 /// Base images are pulled when a step first needs them, so this can be the error of any step.
 ///
@@ -144,7 +146,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns whose fault a failure of buildkitd 0.32.2 is, from the failed step, its error, and the solve's message.
+    /// Decides who is to blame for a failure of buildkitd 0.32.2, from the failed step, its error, and the solve's
+    /// message.
     fn fault(step: Option<(&str, &str)>, message: &str) -> Fault {
         let steps = [("[2/9] RUN slow", "context canceled")].into_iter().chain(step);
         let vertexes = steps.map(|(name, error)| Vertex {

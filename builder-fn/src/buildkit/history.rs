@@ -1,4 +1,4 @@
-//! The daemon's history: the builds that run, and the records of finished ones.
+//! The daemon's build history: the running builds, and the records of finished ones.
 //!
 //! It is the memory that all builders of one daemon share. A daemon without a history, or whose history fails, counts as
 //! one without records: the history saves work and orders builds, and must not prevent one.
@@ -16,55 +16,55 @@ use super::Connection;
 use super::attributes::{Attributes, timestamp};
 use super::outcome::{BuiltImage, Outcome};
 
-/// The time between two requests for an outcome that is not recorded yet.
+/// The time between two requests to the history for a build's outcome that is not recorded yet.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The longest wait for one answer of the history.
+/// The longest wait for one answer of the daemon's history.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest wait for the record of a build that the daemon reports to be running. BuildKit writes the record shortly
 /// after it has taken the reference.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The record of a finished build.
+/// The record of a finished build in the daemon's history.
 #[derive(Debug)]
 pub(super) struct Finished {
-    /// The call that it belongs to, if the record says it.
+    /// The id of the call that the build belongs to, if the record has one.
     pub(super) call_id: Option<String>,
-    /// Its outcome.
+    /// The outcome of the finished build.
     pub(super) outcome: Outcome,
 }
 
-/// A build of this or another builder, as the daemon knows it.
+/// A build of this or another builder, as the daemon's history has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownBuild {
-    /// The request behind it.
+    /// The description of the build's request.
     pub attributes: Attributes,
-    /// Its state.
+    /// The state of the build.
     pub state: BuildState,
 }
 
-/// The state of a build in the history.
+/// The state of a build in the daemon's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BuildState {
-    /// It has started. The daemon reports it at its start, and to everyone that asks while it runs.
+    /// The build is running. The daemon reports it at its start, and to every client that asks while it runs.
     Running,
-    /// It ended with an image.
+    /// The build ended with an image.
     Succeeded,
-    /// It failed or was cancelled.
+    /// The build failed or was cancelled.
     Failed,
 }
 
-/// Builds in the order in which the daemon reports them. Builds of other clients are left out.
+/// A stream of builds in the order in which the daemon reports them. Builds of other clients are left out.
 pub(crate) type KnownBuilds = BoxStream<'static, Result<KnownBuild, Status>>;
 
 impl Connection {
-    /// Returns the running builds and those that succeeded at or after `since`.
+    /// Requests the running builds, and those that succeeded at or after `since`.
     pub(crate) async fn known_builds(&self, since: SystemTime) -> Result<KnownBuilds, Status> {
         self.listen_for_builds(since, true).await
     }
 
-    /// Returns the same builds as [`known_builds`](Self::known_builds), and then every build that starts or ends.
+    /// Subscribes to builds: those that run or succeeded at or after `since`, and then every build that starts or ends.
     pub(crate) async fn watch_builds(&self, since: SystemTime) -> Result<KnownBuilds, Status> {
         self.listen_for_builds(since, false).await
     }
@@ -99,7 +99,7 @@ impl KnownBuild {
     }
 }
 
-/// Returns the record of the build `reference`, if the daemon has one of its end.
+/// Requests the record of the finished build `reference`; `None` if the daemon has none.
 pub(super) async fn finished(connection: &Connection, reference: &str) -> Option<Finished> {
     let complete = |(kind, record)| match kind {
         BuildHistoryEventType::Complete => Some(Finished::from(record)),
@@ -125,7 +125,7 @@ pub(super) async fn wait_for_outcome(
     tokio::time::timeout(limit, recorded).await.ok()
 }
 
-/// Returns the call to which the running or finished build `reference` belongs. Waits briefly for its record.
+/// Requests the id of the call that the running or finished build `reference` belongs to. Waits briefly for its record.
 pub(super) async fn call_id(connection: &Connection, reference: &str) -> Option<String> {
     let known = async {
         loop {
@@ -139,7 +139,7 @@ pub(super) async fn call_id(connection: &Connection, reference: &str) -> Option<
     tokio::time::timeout(RECORD_TIMEOUT, known).await.ok().flatten()
 }
 
-/// Returns the first of a build's events for which `read` returns something.
+/// Returns the result of `read` for the first of a build's history events for which it is not `None`.
 async fn find<T>(
     connection: &Connection,
     reference: &str,

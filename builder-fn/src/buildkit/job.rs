@@ -1,4 +1,4 @@
-//! One build on a daemon: Session, Solve and Status as a group that ends together.
+//! One build on a daemon: its calls of Session, Solve and Status, which end together.
 //!
 //! A call can be delivered again, while its build runs or after it. The reference of the build shows it: for a second
 //! delivery the daemon reports that the reference exists, and the second delivery follows the first one's build, or
@@ -24,20 +24,21 @@ use super::shared_key::KeyLease;
 use super::status::{self, Event, EventReader, Responses};
 use super::{Connection, Failure, Fault, ManifestStore, Solve, history};
 
-/// The most references that are tried for one call. Each delivery of a call whose builds have failed takes one more.
+/// The largest number of references that are tried for one call. Each delivery of a call whose builds failed takes one
+/// more.
 const ATTEMPTS: u32 = 16;
 
-/// How long to wait for the events of a build whose solve has ended.
+/// The timeouts for the remaining events of a build whose solve has ended.
 #[derive(Clone, Copy, Debug)]
 pub struct EventTimeouts {
-    /// The longest wait between two events; the rest of the log should come at once.
+    /// The longest wait between two events of an ended build; the rest of its log should come at once.
     pub idle: Duration,
-    /// The longest wait for all events, and for the outcome of a build that another delivery began.
+    /// The longest wait for all events of an ended build, and for the outcome of a build that another delivery began.
     pub total: Duration,
 }
 
 impl Default for EventTimeouts {
-    /// Returns 5 s between two events and 30 s in total.
+    /// Returns timeouts of 5 s between two events and 30 s in total.
     fn default() -> Self {
         Self {
             idle: Duration::from_secs(5),
@@ -49,15 +50,15 @@ impl Default for EventTimeouts {
 /// A build that has not begun.
 #[derive(Debug)]
 pub struct Job {
-    /// The services that answer the daemon while it builds.
+    /// The session's services, which answer the daemon while it builds.
     pub services: Services,
     /// The key under which the daemon keeps transferred folders. Another build may use it once this one has ended.
     pub shared_key: Arc<KeyLease>,
     /// The description of the build.
     pub solve: Solve,
-    /// The registries, which may have lost the image of an earlier delivery.
+    /// The registries, which are asked whether they still have the image of an earlier delivery.
     pub manifests: Arc<dyn ManifestStore>,
-    /// How long to wait for the last events.
+    /// The timeouts for the last events of the build.
     pub timeouts: EventTimeouts,
 }
 
@@ -67,19 +68,19 @@ pub enum JobError {
     /// BuildKit reported that the build failed.
     #[error(transparent)]
     Failed(Failure),
-    /// BuildKit, or the connection to it, went away.
+    /// BuildKit shut down, or the connection to it broke.
     #[error("BuildKit was lost during the build")]
     Lost(#[source] Box<dyn StdError + Send + Sync>),
-    /// Another call built the same signed request, whose reference allows one call only.
+    /// Another call builds or has built the same signed request, which only one call may build.
     #[error("this signed request was already built as call {call_id}")]
     AlreadyBuilt {
-        /// The call that built it, or builds it.
+        /// The id of the call that builds or has built the signed request.
         call_id: String,
     },
 }
 
 impl Job {
-    /// Builds, and passes every event to `sink` on the way, also those of a build that fails.
+    /// Runs the build to its end, and passes every event to `sink`, also those of a build that fails.
     ///
     /// Dropping the future cancels the build: the daemon sees its streams reset and stops.
     ///
@@ -100,7 +101,7 @@ impl Job {
         result
     }
 
-    /// Attempts the build under one reference after the other, until one gives an outcome.
+    /// Attempts the build under one reference after another, until an attempt has an outcome.
     async fn attempts(
         &self,
         connection: &Connection,
@@ -137,8 +138,8 @@ impl Job {
         ))
     }
 
-    /// Returns whether the image of an earlier delivery was pushed and is certainly not in its registry any more. If that is
-    /// not known, the result stays, with a warning.
+    /// Asks the registry whether the pushed image of an earlier delivery has been removed. If the registry gives no
+    /// answer, passes a warning to `sink` and returns `false`.
     async fn has_left_registry(&self, image: &BuiltImage, sink: &mut impl FnMut(Event)) -> bool {
         let (Some(digest), Some(name), true) = (&image.digest, self.solve.names.first(), self.solve.push)
         else {
@@ -168,7 +169,7 @@ impl Job {
         }
     }
 
-    /// Checks that a build of the same reference belongs to the same call.
+    /// Checks that `call_id`, the call of an existing build with this job's reference, is the call of this job.
     fn check_call(&self, call_id: &str) -> Result<(), JobError> {
         match &self.solve.attributes {
             Some(attributes) if self.solve.reference.is_of_signature() && attributes.call_id != call_id => {
@@ -180,7 +181,8 @@ impl Job {
         }
     }
 
-    /// Builds under one reference. Returns `None` if a build of that reference ran already and was cancelled.
+    /// Attempts the build under one reference. Returns `None` if a build of that reference ran already and was
+    /// cancelled.
     async fn attempt(
         &self,
         connection: &Connection,
@@ -254,14 +256,16 @@ impl Job {
     }
 }
 
-/// Adds the current trace context, which the daemon continues: BuildKit `cmd/buildkitd/main.go` (`propagators`).
+/// Adds the current trace context to a solve request. The daemon continues it: BuildKit `cmd/buildkitd/main.go`
+/// (`propagators`).
 fn with_trace_context(request: SolveRequest) -> Request<SolveRequest> {
     let mut headers = HeaderMap::new();
     trace::inject(&mut headers);
     Request::from_parts(MetadataMap::from_headers(headers), Extensions::default(), request)
 }
 
-/// Passes the rest of the events to `sink`. Events that come too late are dropped, and do not fail a finished build.
+/// Passes the remaining events of an ended build to `sink`. Events after the timeout are dropped, and do not fail the
+/// build.
 async fn drain(
     mut responses: Responses,
     timeouts: EventTimeouts,
@@ -286,7 +290,8 @@ fn is_lost(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
 }
 
-/// Returns whether the daemon rejected a second build of the reference: BuildKit `solver/jobs.go`. It has no code.
+/// Returns whether the daemon rejected a second build of `reference` while one runs: BuildKit `solver/jobs.go`. The
+/// error has no code.
 fn is_running(status: &Status, reference: &str) -> bool {
     status.message().ends_with(&format!("job ID {reference} exists"))
 }

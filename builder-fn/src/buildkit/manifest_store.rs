@@ -1,9 +1,9 @@
-//! Whether a registry still has the image of a finished build.
+//! Lookup of manifests in registries, to find out whether they still have the image of a finished build.
 
 use std::error::Error as StdError;
 use std::fmt;
 
-/// A view of the registries that images are pushed to.
+/// The registries that images are pushed to, which can be asked for a manifest.
 #[tonic::async_trait]
 pub trait ManifestStore: fmt::Debug + Send + Sync + 'static {
     /// Returns whether the repository of the image `name` has the manifest `digest`.

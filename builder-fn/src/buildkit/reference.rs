@@ -1,4 +1,4 @@
-//! The names of builds at the daemon.
+//! References: the names of builds at the daemon.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Creates the reference of a call with this signature.
+    /// Derives the reference of a build from the id of its call and the signature of its request.
     ///
     /// The signature is part of it, so that a call id that was chosen badly, or by somebody else, never leads to the build
     /// of another body.
@@ -25,7 +25,8 @@ impl Reference {
         }
     }
 
-    /// Creates the reference of a signed request, whichever call delivers it. The daemon thus remembers the signature.
+    /// Derives the reference of a build from the signature of its request alone, so that the daemon remembers the
+    /// signature.
     pub fn of_signature(signature: &str) -> Self {
         Self {
             // No call id begins with a NUL.
@@ -34,7 +35,7 @@ impl Reference {
         }
     }
 
-    /// Creates a reference that no other build has: without a signature nothing tells whether two bodies are the same.
+    /// Creates a random reference that no other build has, for requests without a signature.
     pub fn unique() -> Self {
         Self {
             text: uuid::Uuid::new_v4().simple().to_string(),
@@ -42,12 +43,13 @@ impl Reference {
         }
     }
 
-    /// Returns whether another call with the same signature has the same reference.
+    /// Returns whether the reference was derived from a signature alone, so that other calls of the same request share
+    /// it.
     pub(super) fn is_of_signature(&self) -> bool {
         self.of_signature
     }
 
-    /// Returns the name of an attempt, counted from 1. The first has the reference itself.
+    /// Returns the name of the build's attempt number `attempt`, from 1 on. The first has the reference itself.
     pub(super) fn attempt(&self, attempt: u32) -> String {
         match attempt {
             1 => self.text.clone(),

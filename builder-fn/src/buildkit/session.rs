@@ -26,16 +26,17 @@ pub use services::Services;
 
 use super::connection::Connection;
 
-/// The headers that open a session: BuildKit `session/session.go`. gRPC metadata is lower case.
+/// The header with the id of the session that a call opens: BuildKit `session/session.go`. gRPC metadata is lower case.
 const ID: &str = "x-docker-expose-session-uuid";
 const NAME: &str = "x-docker-expose-session-name";
 const SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
 const METHOD: &str = "x-docker-expose-session-grpc-method";
 
-/// Messages that may wait until they are sent. Each is at most as large as one write of the HTTP/2 server.
+/// The number of session messages that may wait until they are sent. Each is at most as large as one write of the
+/// HTTP/2 server.
 const PIPE_DEPTH: usize = 2;
 
-/// A session that is not open yet.
+/// A session of a build, before it is opened.
 #[derive(Debug)]
 pub(super) struct Session {
     id: String,
@@ -43,7 +44,7 @@ pub(super) struct Session {
     services: Services,
 }
 
-/// The reason why a session ended. None is the caller's fault.
+/// The reason why a session ended, for none of which the caller is to blame.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
     /// The daemon did not accept the session.

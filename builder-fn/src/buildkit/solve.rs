@@ -1,4 +1,4 @@
-//! The description of a build, as one `SolveRequest`.
+//! The description of a build, and its conversion to a `SolveRequest`.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,65 +8,65 @@ use serde_json::json;
 use super::{Attributes, Reference};
 use crate::compression::Compression;
 
-/// The build argument that makes an image independent of the time of its build.
+/// The name of the build argument that makes an image independent of the time of its build.
 pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
-/// The name of the frontend that is built into BuildKit.
+/// The name of the Dockerfile frontend that is built into BuildKit.
 const FRONTEND: &str = "dockerfile.v0";
 
-/// A build of an image from a Dockerfile.
+/// A description of a build of an image from a Dockerfile.
 #[derive(Clone, Debug, Default)]
 pub struct Solve {
     /// The reference of the build at the daemon, the same for each delivery of one call.
     pub reference: Reference,
-    /// The description of the request behind the build, for all builders of the daemon.
+    /// The attributes of the request behind the build, for all builders of the daemon.
     pub attributes: Option<Attributes>,
-    /// All names of the image, in full.
+    /// The full names of the image, each with registry and tag.
     pub names: Vec<String>,
     /// Whether the image is pushed to the registries in `names`.
     pub push: bool,
-    /// Whether registries are used with plain HTTP.
+    /// Whether registries are accessed over plain HTTP.
     pub insecure: bool,
-    /// The path of the Dockerfile; `Dockerfile` by default.
+    /// The path of the Dockerfile in the context; `Dockerfile` by default.
     pub dockerfile: Option<String>,
-    /// The stage to build; the last one by default.
+    /// The Dockerfile stage to build; the last one by default.
     pub target: Option<String>,
-    /// Build arguments.
+    /// The build arguments, by name.
     pub build_args: BTreeMap<String, String>,
-    /// Labels of the image.
+    /// The labels of the image, by name.
     pub labels: BTreeMap<String, String>,
     /// The platforms to build for; the daemon's own if empty.
     pub platforms: Vec<String>,
-    /// Whether every step runs, even if its result is cached.
+    /// Whether every build step runs, even if its result is cached.
     pub no_cache: bool,
-    /// The images to import cached steps from.
+    /// The names of the images to import cached steps from.
     pub cache_from: Vec<String>,
     /// The images to export cached steps to.
     pub cache_to: Vec<CacheExport>,
-    /// Whether the Dockerfile may name a frontend, which reads it instead of the built-in one.
+    /// Whether the Dockerfile may name another frontend (`# syntax=`) to be used instead of the built-in one.
     pub named_frontend: bool,
     /// The level of detail of the provenance attestation: `min` or `max`.
     pub provenance: Option<&'static str>,
-    /// The image of the generator that makes the SBOM, if there should be one.
+    /// The image of the generator that makes the SBOM; `None` for a build without an SBOM.
     pub sbom_generator: Option<String>,
     /// The compression of the layers that this build makes.
     pub compression: Compression,
 }
 
-/// An image to export cached steps to.
+/// A cache export: an image to export cached steps to.
 #[derive(Clone, Debug, Default)]
 pub struct CacheExport {
-    /// The name of the image, in full.
+    /// The full name of the image that cached steps are exported to.
     pub name: String,
-    /// Whether the steps of all stages are exported.
+    /// Whether the cache export contains the steps of all stages.
     pub max: bool,
-    /// Whether the build succeeds even if this export fails.
+    /// Whether the build succeeds even if this cache export fails.
     pub ignore_error: bool,
 }
 
 impl Solve {
-    /// Returns the request. The names of the attributes are those of BuildKit `frontend/dockerfile/dockerui/config.go`
-    /// and `exporter/containerimage/exptypes/keys.go`.
+    /// Returns the `SolveRequest` for this build. The names of its attributes are those of BuildKit
+    /// `frontend/dockerfile/dockerui/config.go` and `exporter/containerimage/exptypes/keys.go`.
     pub(super) fn request(&self, reference: &str, session: &str) -> SolveRequest {
         let exporter = Exporter {
             r#type: "image".into(),
@@ -87,7 +87,8 @@ impl Solve {
         }
     }
 
-    /// Returns the caches to import. The attributes are those of BuildKit `cache/remotecache/registry/registry.go`.
+    /// Returns the caches to import cached steps from. The names of their attributes are those of BuildKit
+    /// `cache/remotecache/registry/registry.go`.
     fn cache_imports(&self) -> impl Iterator<Item = CacheOptionsEntry> {
         self.cache_from.iter().map(|name| self.registry_cache(name))
     }

@@ -1,4 +1,4 @@
-//! The status of a build: what its steps do, while they do it.
+//! The status of a build: events of its steps, from BuildKit's Status stream.
 //!
 //! [`follow`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into [`Event`]s. BuildKit
 //! repeats itself: it sends a step again whenever anything about it changes, reports steps that merely wait, and sends
@@ -18,72 +18,73 @@ use super::Connection;
 
 pub(super) use reader::EventReader;
 
-/// A change in a build.
+/// An event in a running build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A step of the build (a vertex of its graph) began.
     StepStarted {
-        /// The digest of the step.
+        /// The digest that identifies the step in its build.
         digest: String,
         /// The name of the step, such as `[2/3] RUN make`.
         name: String,
-        /// The time at which it began.
+        /// The time at which the step began.
         at: SystemTime,
         /// Whether the step had ended before in the same build and runs again.
         is_rerun: bool,
     },
-    /// A step ended. Of a step whose result was cached, this is often the only event.
+    /// A build step ended. For a step with a cached result, this is often the only event.
     StepEnded {
-        /// The digest of the step.
+        /// The digest that identifies the step in its build.
         digest: String,
         /// The name of the step, such as `[2/3] RUN make`.
         name: String,
-        /// The time at which it began, if BuildKit sent one.
+        /// The time at which the step began, if BuildKit sent one.
         started: Option<SystemTime>,
-        /// The time at which it ended.
+        /// The time at which the step ended.
         ended: SystemTime,
-        /// Whether its result came from the cache.
+        /// Whether the result of the step came from the cache.
         cached: bool,
-        /// The reason why it failed, without the prefix of a gRPC error; empty if it succeeded.
+        /// The error of a failed step, without the prefix of a gRPC error; empty if the step succeeded.
         error: String,
         /// Whether the step had ended before in the same build.
         is_rerun: bool,
     },
-    /// Part of a step progressed. At most one event a second for each part, besides its first and its last.
+    /// A part of a step progressed. Besides its first and its last event, each part has at most one a second.
     Progress {
-        /// The name of the part, such as `exporting layers`.
+        /// The name of the step's part, such as `exporting layers`.
         id: String,
-        /// The amount that is complete, mostly in bytes; for some parts it stays 0.
+        /// The amount of the part that is complete, mostly in bytes; for some parts it stays 0.
         current: i64,
-        /// The time of the progress.
+        /// The time at which BuildKit measured the progress.
         at: SystemTime,
-        /// Whether the part is complete.
+        /// Whether the part of the step is complete.
         done: bool,
-        /// Whether the part was complete before in the same build.
+        /// Whether the part of the step was complete before in the same build.
         is_rerun: bool,
     },
-    /// A step wrote output.
+    /// A build step wrote output.
     Output {
-        /// The digest of the step.
+        /// The digest that identifies the step in its build.
         step: String,
-        /// 1 for standard output, 2 for standard error.
+        /// The number of the output stream: The number of the output stream: 1 for standard output, 2 for standard
+        /// error.
         stream: i64,
-        /// The time of the write.
+        /// The time at which the step wrote the output.
         at: SystemTime,
-        /// The output: part of a line, or several lines.
+        /// The bytes of the output: a part of a line, or several lines.
         text: Vec<u8>,
     },
-    /// A warning about the Dockerfile.
+    /// BuildKit warned about the Dockerfile.
     Warning {
-        /// The warning, in one line.
+        /// The text of the warning, in one line.
         text: String,
     },
 }
 
-/// The status responses of one build, in the daemon's order. Ends with the build.
+/// The stream of one build's status responses, in the daemon's order. It ends with the build.
 pub(super) type Responses = BoxStream<'static, Result<StatusResponse, Status>>;
 
-/// Follows the build `reference` from its beginning, even if it began before the call.
+/// Subscribes to the status of the build `reference`, from the beginning of the build.
 ///
 /// The daemon waits 6 s for a build that has not begun.
 pub(super) fn follow(connection: &Connection, reference: String) -> Responses {
@@ -98,8 +99,8 @@ pub(super) fn follow(connection: &Connection, reference: String) -> Responses {
     stream::once(opened).try_flatten().fuse().boxed()
 }
 
-/// Returns `text` without the prefixes that Go's gRPC puts before an error's own text:
-/// `rpc error: code = Unknown desc = `.
+/// Strips from `text` the prefixes that Go's gRPC puts before the text of an error: `rpc error: code = Unknown desc =
+/// `.
 pub(super) fn without_rpc_prefix(mut text: &str) -> &str {
     while let Some((_, message)) = text
         .strip_prefix("rpc error: code = ")

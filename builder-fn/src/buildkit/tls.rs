@@ -1,4 +1,4 @@
-//! TLS to a daemon, with the daemon's certificate and one of this builder's.
+//! TLS connections to a daemon, with certificates of the daemon and of this builder.
 //!
 //! The certificates are secrets, which are read again for every connection, so that rotated ones are used at once.
 
@@ -22,33 +22,34 @@ use super::dial::dial_tcp;
 use super::{Dial, DialFuture, Io};
 pub use error::TlsError;
 
-/// How long to wait for the daemon's first bytes, which it sends unasked: either its half of the connection begins, or
-/// it rejects the builder's certificate, which in TLS 1.3 it can do only after the handshake is over on this side.
+/// The longest wait for the daemon's first bytes after the TLS handshake, which it sends unasked: either its half of
+/// the connection begins, or it rejects the builder's certificate, which in TLS 1.3 it can do only after the handshake
+/// is over on this side.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The names of the secrets with certificates and keys.
+/// The OpenFaaS secrets with the TLS certificates and keys.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsSecrets {
-    /// The secrets of the function.
+    /// The folder with the secrets of this function.
     pub(crate) secrets: Secrets,
-    /// The secret with the certificates of the authority that signed the daemon's certificate, in PEM.
+    /// The name of the secret with the certificates of the authority that signed the daemon's certificate, in PEM.
     pub(crate) authority: String,
-    /// The secret with the builder's certificate, followed by the intermediate ones, in PEM.
+    /// The name of the secret with the builder's certificate, followed by the intermediate ones, in PEM.
     pub(crate) certificate: String,
-    /// The secret with the key of the builder's certificate, in PEM.
+    /// The name of the secret with the private key of the builder's certificate, in PEM.
     pub(crate) key: String,
 }
 
-/// Dials a daemon over TLS.
+/// A dialer that connects to a daemon over TLS.
 #[derive(Clone, Debug)]
 pub(crate) struct TlsDialer {
-    /// The host to connect to.
+    /// The daemon's host to connect to.
     pub(crate) host: String,
-    /// The port to connect to.
+    /// The daemon's port to connect to.
     pub(crate) port: u16,
     /// The name that the daemon's certificate must be valid for.
     pub(crate) name: ServerName<'static>,
-    /// The certificate authority, and the builder's own certificate.
+    /// The secrets with the certificate authority, and with the builder's own certificate.
     pub(crate) secrets: TlsSecrets,
 }
 
@@ -66,7 +67,7 @@ impl Dial for TlsDialer {
 }
 
 impl TlsSecrets {
-    /// Checks that the secrets exist and fit together.
+    /// Checks that the TLS secrets exist and fit together.
     ///
     /// # Errors
     /// Fails with what is missing or does not fit.
@@ -74,7 +75,7 @@ impl TlsSecrets {
         self.config().map(drop)
     }
 
-    /// Reads the secrets into a client configuration.
+    /// Reads the TLS secrets, and returns the client configuration.
     fn config(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let mut roots = RootCertStore::empty();
@@ -108,7 +109,8 @@ impl TlsSecrets {
         Ok(config)
     }
 
-    /// Reads the builder's certificate and its key, both or none: a daemon may not ask for one.
+    /// Reads the builder's certificate and its key from their secrets. Returns `None` if neither exists: not every
+    /// daemon asks for one.
     fn identity(&self) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsError> {
         if !self.secrets.exists(&self.certificate) && !self.secrets.exists(&self.key) {
             return Ok(None);
@@ -146,8 +148,8 @@ impl TlsSecrets {
     }
 }
 
-/// Checks the period and the version of the builder's own certificate, of which the daemon would only report that it
-/// rejects it. The daemon checks who signed it and what it may be used for.
+/// Checks the period and the version of the builder's own certificate, because a daemon that rejects it does not say
+/// why. The daemon checks who signed it and what it may be used for.
 fn check_validity(
     chain: &[CertificateDer<'_>],
     roots: Arc<RootCertStore>,

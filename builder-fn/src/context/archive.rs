@@ -1,4 +1,4 @@
-//! Indexes the tar of a build request as it arrives, in pieces of any size.
+//! A streaming reader that indexes the tar of a build request as it arrives, in pieces of any size.
 //!
 //! Only the two small files beside the context are kept here. The caller stores the pieces in a [`Spool`](super::Spool);
 //! the offsets in the index are offsets into it.
@@ -26,41 +26,41 @@ use super::content::ContentHasher;
 use super::tree::{Conflict, Tree};
 use super::{Attributes, ContentHash, Entry, Index, Kind};
 
-/// Longest extended header, or long name, in bytes.
+/// The limit on the length of an extended header or a long name, in bytes.
 const EXTENSION_MAX: u64 = 1 << 20;
-/// Number of ignored entries that are named in the warning.
+/// The number of ignored entries that the warning names.
 const IGNORED_SHOWN: usize = 5;
 
-/// The content of a tar.
+/// The content of a build request's tar.
 pub struct ArchiveContents {
-    /// The entries of `context/`.
+    /// The index of the entries in `context/`.
     pub entries: Index,
-    /// The `com.openfaas.docker.config`.
+    /// The content of the file `com.openfaas.docker.config`.
     pub config: Option<Vec<u8>>,
-    /// The `com.openfaas.secrets`.
+    /// The content of the file `com.openfaas.secrets`.
     pub secrets: Option<Vec<u8>>,
-    /// Warnings for the caller.
+    /// The warnings about the tar, for the caller.
     pub warnings: Vec<String>,
 }
 
-/// Reads a tar in pieces, and builds its index.
+/// A reader of a tar that arrives in pieces; it builds the index of the context.
 pub struct ArchiveReader {
     limits: ArchiveLimits,
     offset: u64,
     state: State,
     block: Box<[u8; BLOCK]>,
-    /// The extended headers of the next entry.
+    /// The extended headers that apply to the next entry.
     extended: ExtendedHeaders,
-    /// The modification time in a global header, for entries that have none in their own extended headers.
+    /// The modification time in a global header, for entries without one in their own extended headers.
     global_mtime_ns: Option<i64>,
-    /// The entry whose header was read last.
+    /// The name of the entry whose header was read last.
     current: EntryName,
-    /// Number of entries so far, without implied folders.
+    /// The number of entries so far, without implied folders.
     headers: usize,
     seen_context: bool,
     tree: Tree,
     hasher: Box<ContentHasher>,
-    /// The file of the context whose content is being read.
+    /// The number of the context's file whose content is being read.
     file: Option<u32>,
     config: Option<Vec<u8>>,
     secrets: Option<Vec<u8>>,
@@ -69,19 +69,19 @@ pub struct ArchiveReader {
 }
 
 enum State {
-    /// In a header block, of which this many bytes have been read.
+    /// The reader is in a header block, of which this many bytes have been read.
     Header(usize),
-    /// In the content of an entry and its padding.
+    /// The reader is in the content of an entry, or in the padding after it.
     Content {
         left: u64,
         padding: u64,
         collector: Option<Collector>,
     },
-    /// After the end-of-archive block.
+    /// The reader is after the end-of-archive block.
     End,
 }
 
-/// Content that is kept here, and its purpose.
+/// The collected content of an entry that is not a file of the context, and its purpose.
 struct Collector {
     purpose: Purpose,
     bytes: Vec<u8>,
@@ -98,7 +98,7 @@ enum Purpose {
 }
 
 impl ArchiveReader {
-    /// Returns a reader at the start of a tar.
+    /// Creates a reader at the start of a tar.
     pub fn new(limits: ArchiveLimits) -> Self {
         Self {
             limits: limits.clamped_to_index(),
@@ -120,7 +120,7 @@ impl ArchiveReader {
         }
     }
 
-    /// Reads the next piece.
+    /// Parses the next piece of the tar.
     ///
     /// # Errors
     /// As soon as the tar turns out to be unusable. After that, nothing may be fed.
@@ -165,7 +165,7 @@ impl ArchiveReader {
         Ok(())
     }
 
-    /// Ends the tar, and returns its content.
+    /// Checks that the tar is complete, and returns its content.
     ///
     /// # Errors
     /// When the tar ends within an entry, or has no context. A missing end-of-archive block is only a warning, as for other
@@ -315,7 +315,7 @@ impl ArchiveReader {
         Ok(())
     }
 
-    /// Adds an entry to the index if it is in the context, and prepares for its content.
+    /// Adds an entry to the index if it is in the context, and prepares to read its content.
     fn add(&mut self, entry: TarEntry) -> Result<(), EntryProblem> {
         let size = entry.size;
         let mut purpose = None;
@@ -415,7 +415,7 @@ impl ArchiveReader {
         })
     }
 
-    /// Prepares for the content of an entry.
+    /// Prepares to read the content of an entry.
     fn begin_content(&mut self, size: u64, purpose: Option<Purpose>) {
         let padding = size.next_multiple_of(BLOCK as u64) - size;
         let collector = purpose.map(|purpose| Collector {
@@ -429,7 +429,7 @@ impl ArchiveReader {
         };
     }
 
-    /// Uses collected content for its purpose.
+    /// Interprets the collected content of an entry by its purpose.
     fn interpret(&mut self, Collector { purpose, bytes }: Collector) -> Result<(), ArchiveError> {
         match purpose {
             Purpose::Config if self.config.as_ref().is_some_and(|other| *other != bytes) => {

@@ -7,10 +7,10 @@ use std::fmt;
 pub struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Attributes<'a> {
-    /// No attributes.
+    /// An empty set of extended attributes.
     pub(crate) const NONE: Self = Self(&[]);
 
-    /// Returns the packed form of `attributes`.
+    /// Packs extended attributes, given as names and values.
     pub(crate) fn pack<'b>(attributes: impl IntoIterator<Item = (&'b str, &'b [u8])>) -> Vec<u8> {
         let mut packed = Vec::new();
         for (name, value) in attributes {
@@ -24,22 +24,22 @@ impl<'a> Attributes<'a> {
         packed
     }
 
-    /// Returns the attributes in a packed form, as [`pack`](Self::pack) returns it.
+    /// Returns the extended attributes in a packed form, which [`pack`](Self::pack) has made.
     pub(crate) fn from_packed(packed: &'a [u8]) -> Self {
         Self(packed)
     }
 
-    /// Returns the packed form.
+    /// Returns the packed form of the extended attributes.
     pub(crate) fn as_packed(self) -> &'a [u8] {
         self.0
     }
 
-    /// Returns whether there are no attributes.
+    /// Returns whether there are no extended attributes.
     pub fn is_empty(self) -> bool {
         self.0.is_empty()
     }
 
-    /// Returns names and values.
+    /// Returns an iterator over the names and values of the extended attributes.
     pub fn iter(self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         let mut rest = self.0;
         std::iter::from_fn(move || {
@@ -49,7 +49,7 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// Splits off a length and as many bytes, and returns those.
+/// Splits a length and that many bytes off the front of `rest`, and returns the bytes.
 fn split_part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     let (length, after) = rest.split_first_chunk()?;
     let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;

@@ -1,16 +1,16 @@
-//! Short hashes that tell the contents of files apart.
+//! Short hashes of file contents, which tell different contents apart.
 
 use std::fmt;
 use std::sync::LazyLock;
 
-/// The key of this process, random and never shown.
+/// The random key of this process's content hashes, which is never shown.
 static KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
     // 244 random bits, hashed to the length of a key.
     let random = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
     *blake3::hash(&random.map(uuid::Uuid::into_bytes).concat()).as_bytes()
 });
 
-/// A hash of a file's content. Two files with the same hash have the same content.
+/// A hash of a file's content. Files with the same hash have the same content.
 ///
 /// It is 96 bits of BLAKE3 under a key that only this process has; hashes of different processes cannot be compared. There
 /// is one for each file of a context and one for each file that is remembered, so it is no longer than necessary. 96 bits are
@@ -20,7 +20,7 @@ static KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct ContentHash(pub [u8; 12]);
 
-/// Hashes content that arrives in pieces.
+/// A hasher for the content of a file that arrives in pieces.
 #[derive(Clone)]
 pub(crate) struct ContentHasher(blake3::Hasher);
 
@@ -40,12 +40,12 @@ impl Default for ContentHasher {
 }
 
 impl ContentHasher {
-    /// Adds the next piece.
+    /// Adds the next piece of the content.
     pub(crate) fn update(&mut self, piece: &[u8]) {
         self.0.update(piece);
     }
 
-    /// Returns the hash of all pieces since the last call, and starts anew.
+    /// Returns the hash of all pieces, and resets the hasher for the next file.
     pub(crate) fn finish(&mut self) -> ContentHash {
         let mut hash = ContentHash::default();
         self.0.finalize_xof().fill(&mut hash.0);

@@ -8,43 +8,45 @@ use super::{Attributes, ContentHash};
 /// without `--chown` relies on it), so the owners in the tar are not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry<'a> {
-    /// The kind of entry.
+    /// The kind of the entry, with the data of that kind.
     pub kind: Kind<'a>,
-    /// The lower twelve bits of a Unix mode: permissions, set-user-id, set-group-id, sticky. `0o777` for links.
+    /// The lower twelve bits of the entry's Unix mode: permissions, set-user-id, set-group-id, sticky. `0o777` for
+    /// links.
     pub mode: u32,
-    /// Modification time in nanoseconds since 1970.
+    /// The modification time of the entry, in nanoseconds since 1970.
     pub mtime_ns: i64,
-    /// Extended attributes.
+    /// The extended attributes of the entry.
     pub xattrs: Attributes<'a>,
-    /// The hash of a file's content; the default for other entries.
+    /// The hash of the file's content; the default for other entries.
     pub content: ContentHash,
 }
 
-/// The kind of an entry.
+/// The kind of an entry in a source context.
 ///
 /// Hard links are files that share their `offset`. Which of them is sent as the file and which as links to it depends on
 /// what is sent at all, so [`view`](super::view) decides that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<'a> {
-    /// A folder.
+    /// The entry is a folder.
     Directory,
-    /// A regular file.
+    /// The entry is a regular file.
     File {
-        /// Offset of the content in the spool, in bytes. Two files have the same offset exactly if they are hard links of
-        /// each other.
+        /// The offset of the file's content in the spool, in bytes. Two files have the same offset exactly if they are
+        /// hard links of each other.
         offset: u64,
-        /// Length of the content in bytes.
+        /// The length of the file's content in bytes.
         size: u64,
     },
-    /// A symbolic link.
+    /// The entry is a symbolic link.
     Symlink {
-        /// The target, as it is in the tar.
+        /// The target of the symbolic link, as it is in the tar.
         target: &'a str,
     },
 }
 
 impl Entry<'_> {
-    /// Returns the size as `lstat` shows it: the length of a file's content or of a link's target; but 0 for folders.
+    /// Returns the size of the entry as `lstat` shows it: the length of a file's content or of a link's target; but 0
+    /// for folders.
     pub fn size(&self) -> u64 {
         match &self.kind {
             Kind::Directory => 0,
@@ -53,7 +55,7 @@ impl Entry<'_> {
         }
     }
 
-    /// Returns whether this is a folder.
+    /// Returns whether the entry is a folder.
     pub fn is_directory(&self) -> bool {
         matches!(self.kind, Kind::Directory)
     }

@@ -32,22 +32,22 @@ use walk::Walk;
 pub struct Index {
     entries: ChunkedVec<PackedEntry>,
     texts: Arena,
-    /// Number of entries directly in the context.
+    /// The number of entries directly in the context.
     top_level: u32,
 }
 
 impl Index {
-    /// Returns the number of entries.
+    /// Returns the number of entries in the index.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Returns whether there are no entries.
+    /// Returns whether the index has no entries.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Walks all entries in the order in which BuildKit expects them.
+    /// Returns a walk through all entries, in the order in which BuildKit expects them.
     pub fn walk(&self) -> Walk<'_> {
         Walk::new(self)
     }
@@ -84,7 +84,7 @@ impl Index {
         path
     }
 
-    /// Replaces the content of `path` by the path of an entry.
+    /// Writes the path of an entry to `path`, replacing its previous value.
     pub(crate) fn write_path(&self, at: u32, path: &mut String) {
         let mut bytes = std::mem::take(path).into_bytes();
         bytes.clear();
@@ -101,7 +101,7 @@ impl Index {
         *path = String::from_utf8(bytes).unwrap_or_default();
     }
 
-    /// Returns whether `path` is the path of an entry. Compares from the end, up to the first difference.
+    /// Returns whether the entry with the number `at` is at `path`. Compares from the end, up to the first difference.
     pub(super) fn has_path(&self, at: u32, path: &str) -> bool {
         let mut rest = path.as_bytes();
         let mut at = at;
@@ -117,12 +117,12 @@ impl Index {
         }
     }
 
-    /// Returns the folder of an entry, or `None` if it is directly in the context.
+    /// Returns the number of an entry's folder, or `None` if the entry is directly in the context.
     pub(super) fn folder(&self, at: u32) -> Option<u32> {
         Some(self.packed(at).folder).filter(|folder| *folder != PackedEntry::TOP_LEVEL)
     }
 
-    /// Returns the entries directly in a folder, or in the context, sorted by name.
+    /// Returns the numbers of the entries directly in a folder, or in the context, sorted by name.
     pub(super) fn children(&self, folder: Option<u32>) -> Range<u32> {
         let (start, count) = match folder {
             None => (0, u64::from(self.top_level)),
@@ -167,13 +167,13 @@ impl Index {
     }
 }
 
-/// Construction, which is for [`Tree`](super::tree::Tree) alone. Until [`sort`](Self::sort), entries are numbered in the order
-/// in which they were added, and cannot be looked up.
+/// Construction of an index, which is for [`Tree`](super::tree::Tree) alone. Until [`sort`](Self::sort), entries are
+/// numbered in the order in which they were added, and cannot be looked up.
 impl Index {
-    /// Largest size in bytes before the last entry is added.
+    /// The limit on the size of the index in bytes, before the last entry is added.
     pub(super) const MAX: usize = Arena::MAX;
 
-    /// Returns the size in bytes, including the texts of entries that were replaced.
+    /// Returns the size of the index in bytes, including the texts of replaced entries.
     pub(super) fn bytes(&self) -> usize {
         self.len() * PackedEntry::BYTES + self.texts.bytes()
     }

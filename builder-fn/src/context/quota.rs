@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use function_host::prometheus::IntGauge;
 
-/// A counter that admits bytes to spools up to a limit. Clones share the counter; a metric mirrors it.
+/// A quota: a counter that admits bytes to spools up to a limit. Clones share the counter; a metric mirrors it.
 #[derive(Clone)]
 pub struct SpoolQuota {
     limit: u64,
@@ -15,7 +15,7 @@ pub struct SpoolQuota {
 }
 
 impl SpoolQuota {
-    /// Returns a quota of `limit` bytes; `metric` shows how many are in use.
+    /// Creates a quota of `limit` bytes; `metric` shows how many are in use.
     pub fn new(limit: u64, metric: IntGauge) -> Self {
         Self {
             limit,
@@ -24,7 +24,7 @@ impl SpoolQuota {
         }
     }
 
-    /// Admits `bytes`, or returns `false` if they would exceed the limit.
+    /// Adds `bytes` to those in use, or returns `false` if they would exceed the limit.
     pub(super) fn admit(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         let within_limit = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
@@ -38,18 +38,18 @@ impl SpoolQuota {
         is_admitted
     }
 
-    /// Releases bytes that were admitted.
+    /// Releases bytes that were admitted to a spool.
     pub(super) fn release(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         self.metric.sub(for_metric(bytes));
     }
 
-    /// Returns the limit in bytes.
+    /// Returns the limit of the quota in bytes.
     pub(super) fn limit(&self) -> u64 {
         self.limit
     }
 
-    /// Returns the bytes in use.
+    /// Returns the number of bytes that all spools hold.
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! The bytes of a body: in memory while it is small, then in an unnamed file.
+//! A spool: the bytes of a request's body, in memory while it is small, then in an unnamed file.
 
 use std::fmt;
 use std::fs::File;
@@ -8,18 +8,19 @@ use std::path::{Path, PathBuf};
 
 use super::SpoolQuota;
 
-/// Where a spool keeps its bytes, and the quota that it counts against.
+/// The settings of a spool: its folder, its memory and its quota.
 #[derive(Clone, Debug)]
 pub struct SpoolSettings {
-    /// Folder for the file. The file has no name there (`O_TMPFILE`, or it is removed as soon as it is created).
+    /// The folder for the spool's file. The file has no name there (`O_TMPFILE`, or it is removed as soon as it is
+    /// created).
     pub dir: PathBuf,
-    /// Bytes that are kept in memory before the file is created.
+    /// The number of bytes that are kept in memory before a file is created.
     pub memory: usize,
-    /// The quota that all spools share.
+    /// The quota on bytes that all spools share.
     pub quota: SpoolQuota,
 }
 
-/// Checks that an unnamed file can be created in `dir`, so that a failure shows before a body arrives.
+/// Checks that a spool file can be created in `dir`, so that a failure shows before a body arrives.
 ///
 /// # Errors
 /// When it cannot be created.
@@ -42,7 +43,7 @@ pub enum SpoolError {
     /// The file system of the spool folder, or its quota there, is full.
     #[error("no space left in the spool folder {dir}")]
     Full {
-        /// The folder.
+        /// The spool folder.
         dir: PathBuf,
     },
     /// All requests together would exceed the builder's own quota.
@@ -50,25 +51,25 @@ pub enum SpoolError {
         "the requests in progress use all of the {limit} bytes that this builder may spool (spool_limit)"
     )]
     Quota {
-        /// The quota in bytes.
+        /// The builder's quota in bytes.
         limit: u64,
     },
-    /// Another I/O error.
+    /// Spooling failed with another I/O error.
     #[error("could not write to the spool folder {dir}")]
     Io {
-        /// The folder.
+        /// The spool folder.
         dir: PathBuf,
-        /// The system's error.
+        /// The I/O error of the operating system.
         #[source]
         source: io::Error,
     },
 }
 
-/// Bytes that are appended once and read at any offset. Dropping the spool frees them; so does the kernel when the process
-/// dies.
+/// A spool of bytes that are appended once and read at any offset. Dropping the spool frees them; so does the kernel
+/// when the process dies.
 #[derive(Debug)]
 pub struct Spool {
-    /// `None` for bytes that were in memory already: they count against no quota.
+    /// The settings of the spool; `None` for bytes that were in memory already, which count against no quota.
     settings: Option<SpoolSettings>,
     store: Store,
     len: u64,
@@ -116,7 +117,7 @@ impl fmt::Debug for Store {
 }
 
 impl Spool {
-    /// Returns an empty spool. No file is created yet.
+    /// Creates an empty spool, without a file at first.
     pub fn new(settings: SpoolSettings) -> Self {
         Self {
             settings: Some(settings),
@@ -125,7 +126,7 @@ impl Spool {
         }
     }
 
-    /// Returns a spool that holds `bytes`.
+    /// Creates a spool that holds `bytes` in memory, and counts against no quota.
     pub fn in_memory(bytes: Vec<u8>) -> Self {
         Self {
             settings: None,
@@ -134,22 +135,22 @@ impl Spool {
         }
     }
 
-    /// Returns the number of bytes.
+    /// Returns the number of bytes in the spool.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Returns whether nothing has been appended.
+    /// Returns whether the spool holds no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Returns whether the bytes are in a file.
+    /// Returns whether the bytes of the spool are in a file.
     pub fn on_disk(&self) -> bool {
         matches!(self.store, Store::File(_))
     }
 
-    /// Appends bytes. Blocks while the file is written.
+    /// Appends bytes to the spool, and counts them against the quota. Blocks while the file is written.
     ///
     /// # Errors
     /// When the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay readable.
@@ -170,7 +171,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Reads into `buffer` from `offset` on, and returns the number of bytes read.
+    /// Reads bytes of the spool from `offset` on into `buffer`, and returns the number of bytes read.
     ///
     /// # Errors
     /// When the file cannot be read.

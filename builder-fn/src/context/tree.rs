@@ -1,4 +1,4 @@
-//! Builds an index entry by entry, with the result that extracting them one after the other would have.
+//! A tree that builds an index entry by entry, with the same result as extracting the entries one after another.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -6,7 +6,7 @@ use hashbrown::HashTable;
 
 use super::{Attributes, ContentHash, Entry, Index, Kind};
 
-/// A folder that a tar implies by an entry in it and does not contain itself.
+/// The metadata of a folder that a tar implies by an entry in it and does not contain itself.
 const IMPLIED_FOLDER: Entry<'static> = Entry {
     kind: Kind::Directory,
     mode: 0o755,
@@ -15,17 +15,18 @@ const IMPLIED_FOLDER: Entry<'static> = Entry {
     content: ContentHash([0; 12]),
 };
 
-/// Memory of an entry outside of the index, in bytes: its slot in the table while the tree grows, and less afterwards.
+/// The memory that an entry takes outside of the index, in bytes: its slot in the table while the tree grows, and less
+/// afterwards.
 const SLOT_BYTES: usize = 12;
 
-/// The reason why an entry cannot be added at its path.
+/// The reason why an entry cannot be added to the tree at its path.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Conflict {
-    /// The path leads through this file.
+    /// The path of the entry leads through this file.
     InFile(String),
-    /// The path leads through this symbolic link.
+    /// The path of the entry leads through this symbolic link.
     ThroughLink(String),
-    /// The path is a folder that is not empty.
+    /// The entry would replace a folder that is not empty.
     ReplacesFolder,
     /// The target of a hard link does not exist.
     NoTarget,
@@ -33,21 +34,23 @@ pub(super) enum Conflict {
     FolderTarget,
 }
 
-/// An entry's number, and half of its path's hash. With the hash, the table can grow without computing every path again.
+/// A slot of the path table: an entry's number, and half of its path's hash. With the hash, the table can grow without
+/// computing every path again.
 struct Slot {
     at: u32,
     half_hash: u32,
 }
 
-/// A tree of entries, in which the folders of every entry exist.
+/// A tree of a context's entries, in which the folders of every entry exist.
 #[derive(Default)]
 pub(super) struct Tree {
     index: Index,
-    /// All entries by path.
+    /// The numbers of all entries, by path.
     by_path: HashTable<Slot>,
-    /// Randomly keyed, so that nobody can construct many paths with the same hash.
+    /// The hasher of paths, with a random key so that nobody can construct many paths with the same hash.
     hasher: RandomState,
-    /// The folder that was looked up last, and its number: most entries of a tar are in the folder of the entry before.
+    /// The path and the number of the folder that was looked up last: most entries of a tar are in the folder of the
+    /// entry before.
     last_folder: (String, Option<u32>),
 }
 
@@ -57,12 +60,12 @@ impl Tree {
         self.index.bytes() + self.len() * SLOT_BYTES
     }
 
-    /// Returns the number of entries, including implied folders.
+    /// Returns the number of entries in the tree, including implied folders.
     pub(super) fn len(&self) -> usize {
         self.index.len()
     }
 
-    /// Adds `entry` at `path`, or replaces the entry there, and returns its number.
+    /// Adds `entry` at `path` with missing folders, or replaces the entry there, and returns its number.
     ///
     /// # Errors
     /// When the path leads through something else than folders, or the entry would replace a folder that is not empty.
@@ -123,12 +126,12 @@ impl Tree {
         Ok(())
     }
 
-    /// Sets the hash of a file's content, which is known only after it has been read.
+    /// Sets the content hash of the file with the number `at`, after its content has been read.
     pub(super) fn set_content(&mut self, at: u32, content: ContentHash) {
         self.index.set_content(at, content);
     }
 
-    /// Returns the index of all entries.
+    /// Sorts the entries, and returns their index.
     pub(super) fn into_index(self) -> Index {
         let Self {
             mut index, by_path, ..
@@ -139,7 +142,7 @@ impl Tree {
         index
     }
 
-    /// Returns the folder at `path`, and adds missing folders.
+    /// Returns the number of the folder at `path`, and adds missing folders; `None` for the context itself.
     fn make_folder(&mut self, path: &str) -> Result<Option<u32>, Conflict> {
         let (known, at) = &self.last_folder;
         if known == path && at.is_some_and(|at| self.index.is_directory(at)) {

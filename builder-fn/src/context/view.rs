@@ -1,4 +1,4 @@
-//! The part of a source context that is sent to BuildKit, given the patterns in its request.
+//! The part of a source context that the patterns of a file-sync request select.
 //!
 //! The client applies `.dockerignore`: BuildKit's frontend reads the file, and sends its lines back as exclude patterns of a
 //! second request (`docs/pitfalls.md#file-sync`). This module does what fsutil's `FilterFS` and
@@ -20,42 +20,44 @@ use patterns::{MatchedPatterns, Pattern, Patterns};
 /// patterns with wildcards on 200,000 files.
 const EFFORT_MAX: usize = 2 << 30;
 
-/// The patterns of a file-sync request, as they are in its metadata.
+/// The patterns in the metadata of a file-sync request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    /// `include-patterns`: if there are any, only entries that one of them matches are sent.
+    /// The `include-patterns`: if there are any, only entries that one of them matches are sent.
     pub(crate) include: Vec<String>,
-    /// `exclude-patterns`: entries that they match are not sent; `!` makes an exception. `.dockerignore` arrives here.
+    /// The `exclude-patterns`, including those of `.dockerignore`: entries that they match are not sent; `!` makes an
+    /// exception.
     pub(crate) exclude: Vec<String>,
-    /// `followpaths`: paths to include, together with the targets of symbolic links on the way to them.
+    /// The `followpaths`: paths to include, together with the targets of symbolic links on the way to them.
     pub(crate) follow: Vec<String>,
 }
 
-/// The entries to send, in the order in which they are sent.
+/// The selected entries of a context, in the order in which they are sent.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    /// Numbers in the [`Index`](super::Index).
+    /// The numbers of the selected entries in the [`Index`](super::Index).
     entries: Vec<u32>,
-    /// The hard links among the entries: the position of each in `entries`, and the entry that it is a link of.
+    /// The hard links among the selected entries: the position of each in `entries`, and the number of the entry that
+    /// it is a link of.
     links: Vec<(u32, u32)>,
 }
 
 /// An entry of a view. Numbers are those of the [`Index`](super::Index).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ViewEntry {
-    /// Number of the entry.
+    /// The number of the entry in the index.
     pub(crate) entry: u32,
-    /// For each of several hard links except the first that is sent: that first one.
+    /// The number of the first sent hard link to the same file; `None` for that link itself and for other entries.
     pub(crate) link: Option<u32>,
 }
 
-/// An invalid pattern.
+/// The error for an invalid pattern in a file-sync request.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("invalid pattern {pattern:?}: {reason}")]
 pub(crate) struct PatternError {
-    /// The pattern.
+    /// The invalid pattern.
     pub(crate) pattern: String,
-    /// The reason why it is invalid.
+    /// The reason why the pattern is invalid.
     pub(crate) reason: &'static str,
 }
 
@@ -72,7 +74,7 @@ pub(crate) fn view_while(
     view_within(EFFORT_MAX, is_wanted, context, filter)
 }
 
-/// Returns the part of the context that `filter` selects.
+/// Selects the entries of a context that match `filter`.
 #[cfg(test)]
 pub(crate) fn view(context: &SourceContext, filter: &Filter) -> Result<View, PatternError> {
     view_while(&|| true, context, filter)
@@ -102,12 +104,12 @@ fn view_within(
 }
 
 impl View {
-    /// Returns the number of entries.
+    /// Returns the number of entries in the view.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Returns the entry at `position`.
+    /// Returns the entry of the view at `position`.
     pub(crate) fn get(&self, position: usize) -> Option<ViewEntry> {
         let entry = *self.entries.get(position)?;
         let link = self
@@ -120,19 +122,19 @@ impl View {
         })
     }
 
-    /// Returns all entries.
+    /// Returns an iterator over the entries of the view.
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = ViewEntry> {
         (0..self.len()).filter_map(|position| self.get(position))
     }
 
-    /// Returns the numbers of all entries.
+    /// Returns the numbers of the view's entries in the index.
     pub(crate) fn entries(&self) -> &[u32] {
         &self.entries
     }
 }
 
-/// The include patterns or the exclude patterns.
+/// A list of include or of exclude patterns.
 struct Selection {
     patterns: Patterns,
     /// Whether the patterns that select something have no wildcards before the end. Then folders in which none of them can
@@ -142,7 +144,7 @@ struct Selection {
     selects: fn(&Pattern) -> bool,
 }
 
-/// A folder above the current entry.
+/// The state of the selection for a folder above the current entry.
 struct Folder {
     at: u32,
     include: MatchedPatterns,
@@ -174,7 +176,7 @@ impl Selection {
         })
     }
 
-    /// Returns whether nothing below a folder that is not selected itself can be selected.
+    /// Returns whether the patterns can select nothing below `folder`, which they do not select itself.
     fn rules_out(&self, folder: &str) -> bool {
         let leads_here = |pattern: &Pattern| {
             let prefix = pattern.without_trailing_glob();
@@ -190,7 +192,7 @@ impl Selection {
     }
 }
 
-/// Returns the entries that the patterns select, and the folders above them.
+/// Returns the numbers of the entries that the patterns select, and of the folders above them.
 ///
 /// # Errors
 /// When a malformed pattern is tried, and as [`Effort`].

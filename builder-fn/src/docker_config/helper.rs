@@ -13,26 +13,26 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-/// The largest output that is read, in bytes: more than any token needs.
+/// The limit on the output of a credential helper, in bytes: more than any token needs.
 const OUTPUT_MAX: u64 = 64 << 10;
 
-/// The output of a helper, with exit code 1, for a registry that it has no credentials for.
+/// The output of a credential helper, with exit code 1, for a registry that it has no credentials for.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
-/// The user name that marks the secret as an identity token.
+/// The user name that marks a helper's secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
 /// The place of credential helpers, and their time limit.
 #[derive(Clone, Debug)]
 pub struct Helpers {
-    /// The folder with the helpers; `None` for those in `PATH`.
+    /// The folder with the credential helpers; `None` for those in `PATH`.
     pub folder: Option<PathBuf>,
-    /// How long a helper may take.
+    /// The longest time that a credential helper may run.
     pub timeout: Duration,
 }
 
 impl Default for Helpers {
-    /// Returns the helpers in `PATH`, with 20 s for each.
+    /// Returns the credential helpers in `PATH`, with a timeout of 20 s.
     fn default() -> Self {
         Self {
             folder: None,
@@ -41,46 +41,47 @@ impl Default for Helpers {
     }
 }
 
-/// The reason why a helper gave no credentials. The texts quote nothing of its output, which may contain secrets.
+/// The reason why a credential helper gave no credentials. The texts quote nothing of its output, which may contain
+/// secrets.
 #[derive(Debug, thiserror::Error)]
 pub enum HelperError {
-    /// The name is invalid.
+    /// The name of the credential helper is invalid.
     #[error(
         "{name:?} is not the name of a credential helper: allowed are letters, digits, \"-\", \"_\" and \".\""
     )]
     Name {
-        /// The name in the file.
+        /// The helper's name in the `config.json`.
         name: String,
     },
-    /// The helper cannot be run.
+    /// The credential helper cannot be run.
     #[error("could not run {program}")]
     Run {
-        /// The name of the program.
+        /// The file name of the helper's program.
         program: String,
-        /// The error of the system.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// The helper took too long and was killed.
+    /// The credential helper took too long and was killed.
     #[error("{program} did not answer within {}", function_host::duration::format(*timeout))]
     Timeout {
-        /// The name of the program.
+        /// The file name of the helper's program.
         program: String,
-        /// How long it may take.
+        /// The time limit that the helper exceeded.
         timeout: Duration,
     },
-    /// The helper failed.
+    /// The credential helper exited with an error.
     #[error("{program} failed ({status}); run it by hand to see why")]
     Failed {
-        /// The name of the program.
+        /// The file name of the helper's program.
         program: String,
-        /// The status that it exited with.
+        /// The exit status of the helper.
         status: ExitStatus,
     },
-    /// The output is not JSON with credentials, or too large.
+    /// The output of the credential helper is not JSON with credentials, or is too large.
     #[error("{program} did not answer with credentials in JSON")]
     Malformed {
-        /// The name of the program.
+        /// The file name of the helper's program.
         program: String,
     },
 }
@@ -93,7 +94,7 @@ struct Answer {
 }
 
 impl Helpers {
-    /// Asks the helper `name` for the credentials of `server`. Returns `None` if the helper has none.
+    /// Runs the credential helper `name` to get the credentials for `server`. Returns `None` if the helper has none.
     ///
     /// Dropping the future kills the program.
     ///
@@ -179,7 +180,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Makes an executable file of `script`.
+    /// Writes `script` to an executable file at `path`.
     ///
     /// Another process writes it: if this one had the file open for writing, so would every child that another test
     /// starts meanwhile, and the system runs no file that is open for writing.
@@ -194,7 +195,7 @@ pub(super) mod tests {
         assert!(shell.wait().unwrap().success());
     }
 
-    /// Makes a helper that runs `script`.
+    /// Creates a credential helper that runs `script`, in a temporary folder.
     fn helper(script: &str) -> (tempfile::TempDir, Helpers) {
         let folder = tempfile::tempdir().unwrap();
         install(

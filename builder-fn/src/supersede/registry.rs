@@ -1,4 +1,4 @@
-//! The builds of this process that may be superseded, and the rule by which they are.
+//! The registry of this process's builds that may be superseded, and the rule of supersession.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -10,7 +10,7 @@ use crate::buildkit::{BuildState, KnownBuild};
 use crate::function_id::FunctionId;
 use crate::request::AHEAD_MAX;
 
-/// The registered builds, by function.
+/// The registry of builds that may be superseded, by function.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     builds: HashMap<FunctionId, Vec<Entry>>,
@@ -26,7 +26,8 @@ struct Entry {
 }
 
 impl Registry {
-    /// Adds a build. It supersedes the older builds of its function, and the newest of its function supersedes it.
+    /// Adds a build, which supersedes the older builds of its function, or is superseded by the newest. Returns the
+    /// build's number, and a receiver of the build that supersedes it.
     ///
     /// Returns its id and a receiver of the newer build.
     pub(super) fn insert(&mut self, submission: Submission) -> (u64, watch::Receiver<Option<Submission>>) {
@@ -48,7 +49,7 @@ impl Registry {
         (id, receiver)
     }
 
-    /// Removes a build.
+    /// Removes the build with the number `id`.
     pub(super) fn remove(&mut self, id: u64) {
         self.builds.retain(|_, builds| {
             builds.retain(|entry| entry.id != id);
@@ -61,14 +62,14 @@ impl Registry {
         self.builds.is_empty()
     }
 
-    /// Returns the earliest submission of a registered build.
+    /// Returns the time of the earliest submission of a registered build.
     pub(super) fn earliest(&self) -> Option<SystemTime> {
         let entries = self.builds.values().flatten();
         entries.map(|entry| entry.submission.submitted_at).min()
     }
 
-    /// Lets a build that the daemon knows at the time `now` supersede older ones. A failed build supersedes none: there
-    /// is nothing newer than what the older ones make.
+    /// Lets a build in the daemon's history supersede older registered builds of its function; `now` is the current
+    /// time. A failed build supersedes none.
     pub(super) fn note(&mut self, build: &KnownBuild, now: SystemTime) {
         let attributes = &build.attributes;
         let Some(function) = attributes.superseding() else {
@@ -214,7 +215,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order of arrival, and however the builds are spread over builders that report their own.
+        /// Generates builds in any order of arrival, on this builder and on others that report their own.
         #[test]
         fn only_the_newest_build_of_a_function_is_left(
             builds in prop::collection::vec((0..3_usize, 0..20_u64), 1..12),

@@ -1,4 +1,4 @@
-//! Follows the daemon's history while builds are registered.
+//! The watcher: follows the daemon's history while builds are registered.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,13 +10,13 @@ use tonic::Status;
 use super::{Shared, history_start};
 use crate::buildkit::ConnectError;
 
-/// The pause before the first attempt to reconnect; every further one is twice as long.
+/// The pause before the watcher's first attempt to reconnect; every further pause is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 
-/// The longest pause between two attempts.
+/// The longest pause between two of the watcher's attempts to reconnect.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The reason why the history is not followed any more.
+/// The reason why the watcher stopped following the history.
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
     #[error(transparent)]
@@ -27,7 +27,7 @@ enum WatchError {
     Ended,
 }
 
-/// Passes the builds of the daemon to the registry, and reconnects until it is aborted.
+/// Passes the builds in the daemon's history to the registry, and reconnects until the task is aborted.
 pub(super) async fn watch(shared: Arc<Shared>) {
     let mut pause = PAUSE_MIN;
     loop {
@@ -41,8 +41,8 @@ pub(super) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// Follows the history over one connection: first what runs and what has succeeded since the earliest registered build
-/// was submitted, then what happens.
+/// Passes builds to the registry over one connection: first those that run or have succeeded since the earliest
+/// registered build was submitted, then each that starts or ends.
 async fn follow(shared: &Shared, pause: &mut Duration) -> Result<(), WatchError> {
     let connection = shared.daemon.connect().await?;
     let mut builds = connection.watch_builds(history_start(earliest(shared))).await?;
@@ -60,7 +60,7 @@ async fn follow(shared: &Shared, pause: &mut Duration) -> Result<(), WatchError>
     }
 }
 
-/// Returns the earliest submission of a registered build.
+/// Returns the time of the earliest submission of a registered build.
 fn earliest(shared: &Shared) -> SystemTime {
     let earliest = shared.state().registry.earliest();
     earliest.unwrap_or_else(SystemTime::now)

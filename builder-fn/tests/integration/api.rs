@@ -1,4 +1,4 @@
-//! Build requests, from their bytes to their answers.
+//! Tests of `POST /build`, from the bytes of a request to those of its answer.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::job::log;
 use crate::setting::{Answer, Setting, key, post, tar, tar_of};
 use crate::{daemon, soon};
 
-/// Sends `tar` in the background.
+/// Sends a build request with `tar` in a background task.
 fn build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
     let setting = setting.clone();
     tokio::spawn(async move { setting.build(tar).await })
@@ -406,7 +406,7 @@ async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
     }
 }
 
-/// The secret is in a warning, in BuildKit's events and in the deployer's answer.
+/// The secret is repeated by a warning, by BuildKit's events and by the deployer's answer.
 #[tokio::test]
 async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
     let recorded: Value =

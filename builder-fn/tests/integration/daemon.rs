@@ -1,4 +1,4 @@
-//! A fake BuildKit daemon in memory. Every call that reaches it goes to the test, which answers it or does not.
+//! A fake BuildKit daemon in memory. It passes every gRPC call to the test, which may answer it.
 
 mod history;
 
@@ -21,7 +21,7 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-/// The calls that reach the daemon. Dropping them ends the daemon.
+/// The gRPC calls that reach the fake daemon. Dropping them ends the daemon.
 pub(crate) struct Calls {
     pub(crate) solves: mpsc::UnboundedReceiver<SolveCall>,
     pub(crate) statuses: mpsc::UnboundedReceiver<StatusCall>,
@@ -31,33 +31,33 @@ pub(crate) struct Calls {
     server: tokio::task::JoinHandle<()>,
 }
 
-/// The tasks that carry the bytes of each connection, until they are aborted.
+/// The tasks that carry the bytes of each connection to the fake daemon, until they are aborted.
 type Transports = Arc<Mutex<JoinSet<()>>>;
 
-/// A call of `Control.Solve`. `reply.closed()` completes when the client no longer waits.
+/// A received call of `Control.Solve`. `reply.closed()` completes when the client no longer waits.
 pub(crate) struct SolveCall {
     pub(crate) request: SolveRequest,
     pub(crate) headers: MetadataMap,
     pub(crate) reply: oneshot::Sender<Result<SolveResponse, Status>>,
 }
 
-/// A call of `Control.Status`. `events.closed()` completes when the client no longer reads.
+/// A received call of `Control.Status`. `events.closed()` completes when the client no longer reads.
 pub(crate) struct StatusCall {
     pub(crate) reference: String,
     pub(crate) events: mpsc::Sender<Result<StatusResponse, Status>>,
 }
 
-/// A call of `Control.Session`, with a channel to the services that the client serves over it.
+/// A received call of `Control.Session`, with a channel to the services that the client serves over it.
 pub(crate) struct SessionCall {
     pub(crate) headers: MetadataMap,
     pub(crate) services: Channel,
-    /// Completes when the client ends the session.
+    /// The receiver that completes when the client ends the session.
     pub(crate) ended_by_client: oneshot::Receiver<()>,
-    /// Ends the session from the daemon's side, with an error if one is sent.
+    /// The sender that ends the session from the daemon's side, with an error if one is sent.
     pub(crate) end: oneshot::Sender<Option<Status>>,
 }
 
-/// The server side of the daemon.
+/// The gRPC server of the fake daemon.
 struct FakeControl {
     history: History,
     solves: mpsc::UnboundedSender<SolveCall>,
@@ -65,7 +65,7 @@ struct FakeControl {
     sessions: mpsc::UnboundedSender<SessionCall>,
 }
 
-/// Dials the daemon in memory.
+/// A dialer that connects to the fake daemon over a pipe in memory.
 struct InMemory {
     dials: mpsc::UnboundedSender<DuplexStream>,
     transports: Transports,
@@ -100,7 +100,7 @@ pub(crate) fn unreachable() -> Daemon {
     Daemon::with_dial("the daemon in this test", Unreachable)
 }
 
-/// Starts a daemon, and returns it with the calls that reach it.
+/// Starts a fake daemon, and returns it with the calls that reach it.
 pub(crate) fn start() -> (Daemon, Calls) {
     let history = History::default();
     let (dials, dialled) = mpsc::unbounded_channel();
@@ -138,7 +138,7 @@ pub(crate) fn start() -> (Daemon, Calls) {
 }
 
 impl Calls {
-    /// Waits for all three calls of one build.
+    /// Waits for the Solve, Status and Session calls of one build.
     pub(crate) async fn build(&mut self) -> (SolveCall, StatusCall, SessionCall) {
         let (solve, status, session) =
             tokio::join!(self.solves.recv(), self.statuses.recv(), self.sessions.recv());
@@ -149,7 +149,7 @@ impl Calls {
         )
     }
 
-    /// Adds a finished build to the daemon's history: its digest, or its error.
+    /// Adds a finished build to the fake daemon's history, with its digest or its error.
     pub(crate) fn record(&self, reference: &str, outcome: Result<&str, Status>) {
         let record = BuildHistoryRecord {
             r#ref: reference.into(),
@@ -161,12 +161,12 @@ impl Calls {
         }
     }
 
-    /// Cuts every connection, without closing it first.
+    /// Cuts every connection to the fake daemon, without closing it first.
     pub(crate) fn cut(&self) {
         self.transports.lock().expect("no panic").abort_all();
     }
 
-    /// Waits for the session of one build.
+    /// Waits for the Session call of one build.
     pub(crate) async fn session(&mut self) -> SessionCall {
         self.sessions.recv().await.expect("a session")
     }

@@ -1,4 +1,4 @@
-//! The file-sync service as BuildKit uses it: announcements, contents, and the end of a transfer.
+//! Tests of the file-sync service as BuildKit uses it: announcements, contents, and the end of a transfer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ async fn within<T>(future: impl Future<Output = T>, what_hangs: &str) -> T {
     result.unwrap_or_else(|_| panic!("{what_hangs}"))
 }
 
-/// A build whose session waits for transfers.
+/// A running build whose session serves files to the test.
 struct Served {
     session: SessionCall,
     _calls: Calls,
@@ -56,11 +56,11 @@ async fn serve(tar: Vec<u8>) -> Served {
     }
 }
 
-/// The daemon's side of a transfer.
+/// The daemon's side of a file transfer, played by the test.
 struct Transfer {
     requests: mpsc::UnboundedSender<Packet>,
     answers: Streaming<Packet>,
-    /// Number of requests that the transport has accepted.
+    /// The number of requests that the transport has accepted.
     accepted: watch::Receiver<u32>,
 }
 
@@ -109,7 +109,7 @@ impl Transfer {
         within(self.answers.message(), "no packet arrives").await
     }
 
-    /// Returns the announcements, up to the empty packet that ends them.
+    /// Receives the announced entries, up to the empty packet that ends them.
     async fn stats(&mut self) -> Vec<Stat> {
         let mut stats = Vec::new();
         while let Some(packet) = self.next().await.expect("a packet") {
@@ -122,7 +122,7 @@ impl Transfer {
         panic!("the stats do not end");
     }
 
-    /// Requests the files `ids` and reads until all are complete. Returns contents, and the order of completion.
+    /// Requests the files with the numbers `ids`, and receives them. Returns the contents, and the order of completion.
     async fn contents(&mut self, ids: &[u32]) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
         for id in ids {
             self.send(PacketType::PacketReq, *id);
@@ -130,7 +130,7 @@ impl Transfer {
         self.read_files(ids.len() as u32).await
     }
 
-    /// Reads until `count` files are complete.
+    /// Receives the contents of `count` files. Returns the contents, and the order of completion.
     async fn read_files(&mut self, count: u32) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
         let mut contents: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         let mut done = Vec::new();

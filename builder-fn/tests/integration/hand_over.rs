@@ -1,4 +1,4 @@
-//! Hand-overs to the deployer, through a fake gateway on loopback.
+//! Tests of hand-overs to the deployer, through a fake gateway on loopback.
 
 use builder_fn::hand_over::DeployVia;
 use function_host::signature::Verifier;

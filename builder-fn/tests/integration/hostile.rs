@@ -1,4 +1,4 @@
-//! Malformed and malicious tars: each is rejected with the entry and the reason, and nothing is left of it.
+//! Tests of malformed and malicious tars: each is rejected with the entry and the reason, and nothing is left of it.
 
 use std::io::Write as _;
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ use crate::harness;
 
 const BLOCK: usize = 512;
 
-/// Returns an entry whose header `change` may make invalid.
+/// Returns the bytes of a tar entry, whose header `change` may make invalid.
 fn entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
     let mut header = Header::new_ustar();
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
@@ -49,7 +49,7 @@ fn pax(records: &str) -> Vec<u8> {
     })
 }
 
-/// Returns a valid request with `more` entries in it.
+/// Returns the tar of a valid request, with `more` entries added.
 fn with(more: &[Vec<u8>]) -> Vec<u8> {
     let config = entry(
         b"com.openfaas.docker.config",
@@ -60,7 +60,7 @@ fn with(more: &[Vec<u8>]) -> Vec<u8> {
     [config, dockerfile, more.concat(), vec![0; 2 * BLOCK]].concat()
 }
 
-/// Returns the error of a request, and checks that no file and no byte of the quota is left.
+/// Sends a tar that must be rejected, checks that no file and no byte of the quota is left, and returns the error.
 async fn rejection(
     body: Vec<u8>,
     limits: impl FnOnce(&mut ArchiveLimits),

@@ -1,4 +1,4 @@
-//! One build as a group of three calls, which end together.
+//! Tests of a build as a group of three gRPC calls, which end together.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tonic::Status;
 
 use crate::{daemon, shared_keys};
 
-/// A store with credentials for `registry:5000` only.
+/// A credential store that has credentials for `registry:5000` only.
 #[derive(Debug)]
 pub(crate) struct OneRegistry;
 
@@ -37,7 +37,7 @@ impl CredentialStore for OneRegistry {
     }
 }
 
-/// Registries that answer every question about a manifest in the same way.
+/// A fake of registries that answer every lookup of a manifest in the same way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Manifests {
     Present,
@@ -56,13 +56,13 @@ impl ManifestStore for Manifests {
     }
 }
 
-/// A job that runs.
+/// A running job, with its events and its result.
 pub(crate) struct Running {
     pub(crate) build: JoinHandle<Result<BuiltImage, JobError>>,
     pub(crate) events: mpsc::UnboundedReceiver<Event>,
 }
 
-/// Returns the reference of the job.
+/// Returns the reference of the tests' job.
 pub(crate) fn reference() -> Reference {
     Reference::of_call("call-1", "sha256=12")
 }
@@ -72,7 +72,7 @@ pub(crate) fn build(daemon: Daemon) -> Running {
     build_with(daemon, Manifests::Present)
 }
 
-/// Starts a job whose image is pushed to these registries.
+/// Starts a job without files on `daemon`, whose image is pushed to the registries `manifests`.
 pub(crate) fn build_with(daemon: Daemon, manifests: Manifests) -> Running {
     let services = Services::new()
         .with_health()
@@ -99,7 +99,7 @@ pub(crate) fn build_with(daemon: Daemon, manifests: Manifests) -> Running {
     Running { build, events }
 }
 
-/// Returns a response with output of a step.
+/// Returns a status response with output of a step.
 pub(crate) fn log(text: &str) -> StatusResponse {
     let log = VertexLog {
         vertex: "step".into(),
@@ -113,7 +113,7 @@ pub(crate) fn log(text: &str) -> StatusResponse {
     }
 }
 
-/// Returns a response with a step that failed.
+/// Returns a status response with a failed step.
 fn failed_step(name: &str, error: &str) -> StatusResponse {
     let vertex = Vertex {
         name: name.into(),
@@ -126,7 +126,7 @@ fn failed_step(name: &str, error: &str) -> StatusResponse {
     }
 }
 
-/// Returns the text of an output event.
+/// Returns the text of an output event; fails the test for any other event.
 pub(crate) fn text(event: Option<Event>) -> String {
     match event.expect("an event") {
         Event::Output { text, .. } => String::from_utf8(text).expect("text"),
@@ -134,7 +134,7 @@ pub(crate) fn text(event: Option<Event>) -> String {
     }
 }
 
-/// Returns the cause of a [`JobError::Lost`].
+/// Returns the text of the cause of a [`JobError::Lost`]; fails the test for any other result.
 pub(crate) fn lost(result: Result<BuiltImage, JobError>) -> String {
     match result.expect_err("the daemon was lost") {
         JobError::Lost(source) => source.to_string(),

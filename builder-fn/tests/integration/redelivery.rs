@@ -1,4 +1,4 @@
-//! A call that is delivered again: it is built once, and both deliveries get the outcome.
+//! Tests of calls that are delivered twice: they are built once, and both deliveries get the outcome.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::daemon;
 use crate::gateway::gateway;
 use crate::job::{Manifests, OneRegistry, build, build_with, log, reference, text};
 
-/// Returns the name of an attempt to build the job.
+/// Returns the name of the job's attempt with this number.
 fn attempt(number: u32) -> String {
     match number {
         1 => reference().to_string(),
@@ -21,7 +21,7 @@ fn attempt(number: u32) -> String {
     }
 }
 
-/// Returns the daemon's answer to a second solve of a reference.
+/// Returns the status with which the daemon rejects a second solve of a reference.
 fn exists() -> Status {
     Status::unknown(format!("job ID {} exists", reference()))
 }

@@ -1,4 +1,4 @@
-//! Sealed secrets: the build gets them, and no log or answer contains them.
+//! Tests of sealed secrets: the build gets them, and no log or answer contains them.
 
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::GetSecretRequest;
 use bollard_buildkit_proto::moby::buildkit::secrets::v1::secrets_client::SecretsClient;
@@ -13,7 +13,7 @@ use crate::hand_over::succeed;
 use crate::job::log;
 use crate::setting::{Answer, Setting, post, tar_of};
 
-/// Secrets that faas-cli generated and sealed.
+/// Returns recorded secrets that faas-cli generated and sealed.
 fn recorded() -> Value {
     let text = include_str!("../../../tests/clients/recorded/secrets.json");
     serde_json::from_str(text).expect("JSON")

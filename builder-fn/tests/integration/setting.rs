@@ -1,4 +1,4 @@
-//! The setting of a test: secrets, a builder with a fake daemon, signed tars.
+//! The setting of a test: a builder with secrets and a fake daemon, and signed tars.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,13 +31,13 @@ pub(crate) const CALL_ID: &str = "call-1";
 
 const PAYLOAD_KEY: &str = "payload key";
 
-/// Limit on bodies, in bytes.
+/// The limit on request bodies in tests, in bytes.
 const MAX_BODY: u64 = 1 << 20;
 
-/// Limit on logs, in bytes.
+/// The limit on build logs in tests, in bytes.
 const MAX_LOG: usize = 1 << 20;
 
-/// A builder and everything it needs. Clones share the builder.
+/// A builder under test, with its secrets and folders. Clones share the builder.
 #[derive(Clone)]
 pub(crate) struct Setting {
     api: Api,
@@ -46,7 +46,7 @@ pub(crate) struct Setting {
     trigger: Arc<dyn Fn(Instant) + Send + Sync>,
 }
 
-/// A status and its JSON body.
+/// An answer of the builder: its status, and its JSON body.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -59,7 +59,7 @@ impl Setting {
         Self::with_gateway(daemon, "http://127.0.0.1:9").with_deploy_timeout(Duration::from_millis(500))
     }
 
-    /// Creates a builder with `daemon`, and with the gateway at `gateway`.
+    /// Creates a builder with the daemon `daemon`, and with the gateway at `gateway`.
     pub(crate) fn with_gateway(daemon: Daemon, gateway: &str) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::write(folder.path().join("payload-secret"), format!("{PAYLOAD_KEY}\n")).expect("secret");
@@ -113,7 +113,7 @@ impl Setting {
         }
     }
 
-    /// Returns the same builder as another call reaches it.
+    /// Returns the same builder, with requests sent as part of the call `call_id`.
     pub(crate) fn called(&self, call_id: &str) -> Self {
         let context = &self.context;
         Self {
@@ -127,7 +127,7 @@ impl Setting {
         }
     }
 
-    /// Limits the age of requests whose config has `submittedAt`.
+    /// Sets the maximum age of requests whose config has `submittedAt`.
     pub(crate) fn with_max_age(mut self, max_age: Duration) -> Self {
         self.api.limits.freshness = Freshness::Limited {
             max_age,
@@ -136,13 +136,13 @@ impl Setting {
         self
     }
 
-    /// Sets the build slots.
+    /// Sets the build slots of the builder.
     pub(crate) fn with_slots(mut self, slots: BuildSlots) -> Self {
         self.api.builder.slots = slots;
         self
     }
 
-    /// Sets how hand-overs reach the deployer.
+    /// Sets the way in which the builder's hand-overs reach the deployer.
     pub(crate) fn via(mut self, via: DeployVia) -> Self {
         self.api.builder.deployer.settings.via = via;
         self
@@ -160,12 +160,12 @@ impl Setting {
         self
     }
 
-    /// Writes a secret.
+    /// Writes a secret of the builder.
     pub(crate) fn secret(&self, name: &str, content: &str) {
         std::fs::write(self.secrets.path().join(name), content).expect("secret");
     }
 
-    /// Gives the builder a key for sealed secrets.
+    /// Gives the builder a private key for sealed secrets.
     pub(crate) fn with_seal(mut self, key: &str) -> Self {
         self.secret("build-secrets-key", key);
         let path = self.secrets.path().join("build-secrets-key");
@@ -184,7 +184,7 @@ impl Setting {
             .expect("an answer")
     }
 
-    /// Sends `tar`, signed, and returns its streamed answer.
+    /// Sends a signed build request with `tar`, and returns its streamed answer.
     pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> Records {
         let signature = sign(&key(PAYLOAD_KEY), &tar);
         let mut request = post(tar, Some(&signature));
@@ -196,12 +196,12 @@ impl Setting {
         Records(response.into_body())
     }
 
-    /// Sends `tar`, signed, and returns its answer.
+    /// Sends a signed build request with `tar`, and returns its answer.
     pub(crate) async fn build(&self, tar: Vec<u8>) -> Answer {
         Answer::read(self.answer(tar).await).await
     }
 
-    /// Sends `tar`, signed, and returns its answer unread.
+    /// Sends a signed build request with `tar`, and returns its response with an unread body.
     pub(crate) async fn answer(&self, tar: Vec<u8>) -> Response {
         let signature = sign(&key(PAYLOAD_KEY), &tar);
         self.send(post(tar, Some(&signature))).await
@@ -223,11 +223,11 @@ impl Answer {
     }
 }
 
-/// A streamed answer.
+/// The records of a streamed answer.
 pub(crate) struct Records(ResponseBody);
 
 impl Records {
-    /// Reads the next record, with its framing.
+    /// Reads the bytes of the streamed answer's next record, with its framing.
     pub(crate) async fn bytes(&mut self) -> Option<Bytes> {
         let frame = self.0.frame().await?.expect("no error");
         let bytes = frame.into_data().expect("data");
@@ -242,7 +242,7 @@ impl Records {
         Some(serde_json::from_slice(line).expect("one JSON value"))
     }
 
-    /// Reads to the end. Returns the remaining lines and the terminal record.
+    /// Reads the streamed answer to its end. Returns the remaining log lines and the terminal record.
     pub(crate) async fn rest(mut self) -> (Vec<String>, Value) {
         let mut lines = Vec::new();
         while let Some(mut record) = self.next().await {
@@ -272,7 +272,7 @@ pub(crate) fn post(body: impl Into<Body>, signature: Option<&str>) -> Request {
     request
 }
 
-/// Returns a tar with a minimal config and `changes` to it.
+/// Returns the tar of a build request, with `changes` to a minimal config.
 pub(crate) fn tar(changes: Value) -> Vec<u8> {
     let mut config = json!({"image": "registry:5000/hello:1"});
     for (key, value) in changes.as_object().expect("an object") {
@@ -285,7 +285,7 @@ pub(crate) fn tar(changes: Value) -> Vec<u8> {
     ])
 }
 
-/// Returns a tar with these files.
+/// Returns a tar with the files `files`, as paths and contents.
 pub(crate) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {

@@ -1,5 +1,5 @@
-//! A signed request is built by one call only, where the age of requests is limited: by whichever builder, and also after
-//! a restart.
+//! Tests of single use: if the age of requests is limited, a signed request is built by one call only, by any builder
+//! and also after a restart.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ fn builder(daemon: &Daemon) -> Setting {
     Setting::new(daemon.clone()).with_max_age(Duration::from_secs(600))
 }
 
-/// Returns a request that says when it was signed.
+/// Returns the tar of a request whose config has the time of signing.
 fn dated() -> Vec<u8> {
     let now = jiff::Timestamp::try_from(SystemTime::now()).expect("a time");
     tar(json!({"submittedAt": now.to_string()}))

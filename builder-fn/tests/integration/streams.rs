@@ -1,4 +1,4 @@
-//! Streamed answers.
+//! Tests of streamed answers to build requests.
 
 use std::time::Duration;
 

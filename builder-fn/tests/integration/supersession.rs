@@ -1,4 +1,4 @@
-//! Newer builds of a function end older ones, in one builder and across builders of one daemon.
+//! Tests of supersession: newer builds of a function end older ones, in one builder and across builders of one daemon.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use crate::daemon::{self, Behaviour, Calls};
 use crate::gateway::{self, gateway};
 use crate::setting::{Answer, Setting, tar};
 
-/// Creates a builder whose deployer deploys everything.
+/// Creates a builder whose deployer accepts every hand-over.
 async fn builder(daemon: &Daemon) -> Setting {
     let (address, _received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
     let setting = Setting::with_gateway(daemon.clone(), &format!("http://{address}"));
@@ -21,7 +21,7 @@ async fn builder(daemon: &Daemon) -> Setting {
     setting
 }
 
-/// Sends a build that deploys `hello`, with `changes` to its config.
+/// Sends a build request that deploys `hello`, with `changes` to its config, in a background task.
 fn send(setting: &Setting, call_id: &str, changes: Value) -> JoinHandle<Answer> {
     let setting = setting.called(call_id);
     let mut config = json!({"deploy": {"service": "hello"}});
@@ -31,7 +31,7 @@ fn send(setting: &Setting, call_id: &str, changes: Value) -> JoinHandle<Answer> 
     tokio::spawn(async move { setting.build(tar(config)).await })
 }
 
-/// Returns the solve of another builder: of `function`, submitted `ahead` after now.
+/// Returns a solve request of another builder for `function`, submitted `ahead` after now.
 fn solve_of_another(call_id: &str, function: &str, ahead: Duration) -> SolveRequest {
     let submitted_at = jiff::Timestamp::try_from(SystemTime::now() + ahead).expect("a time");
     let attrs = [
@@ -56,13 +56,13 @@ async fn superseded(answer: JoinHandle<Answer>, by: &str) {
     assert!(error.starts_with(&expected), "{error}");
 }
 
-/// Returns a time of submission, as the config has it.
+/// Returns the time `seconds_ago` in the format of the config's `submittedAt`.
 fn submitted(seconds_ago: u64) -> String {
     let time = SystemTime::now() - Duration::from_secs(seconds_ago);
     jiff::Timestamp::try_from(time).expect("a time").to_string()
 }
 
-/// Waits until the builder listens for builds of others.
+/// Waits until a builder listens to the fake daemon's history.
 async fn listening(calls: &Calls) {
     while calls.history.listeners() == 0 {
         tokio::task::yield_now().await;
@@ -382,7 +382,8 @@ async fn a_streamed_answer_ends_with_a_record_that_names_the_newer_build() {
     new.abort();
 }
 
-/// One thing that happens: a build arrives at a builder, or the build that runs ends, with or without success.
+/// A generated step of a supersession test: a build arrives at a builder, or the running build ends, with or without
+/// success.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Arrive { builder: usize, seconds_ago: u64 },
@@ -396,7 +397,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(prop_oneof![4 => arrive, 1 => end], 1..10)
 }
 
-/// Runs the steps on two builders of one daemon, and checks that no build outlives a newer one.
+/// Runs generated steps on two builders of one daemon, and checks that no build outlives a newer one.
 async fn run(steps: Vec<Step>) {
     let (daemon, mut calls) = daemon::start();
     let builders = [builder(&daemon).await, builder(&daemon).await];

@@ -1,4 +1,4 @@
-//! Propagation of the trace context to BuildKit and to the deployer.
+//! Tests of the propagation of the trace context to BuildKit and to the deployer.
 
 use builder_fn::hand_over::DeployVia;
 use opentelemetry::Context;

@@ -6,10 +6,10 @@ use tonic::{Code, Status};
 use super::{Failure, Fault};
 use crate::buildkit::status::EventReader;
 
-/// A failure: the failed step, or an empty text if it is not of a step, and the message of the solve.
+/// A failed solve: its gRPC code, the name of the failed step (empty if no step failed), and its message.
 type Case = (Code, &'static str, &'static str);
 
-/// Returns whose fault a failure is.
+/// Returns the party that is blamed for a failed solve.
 fn fault((code, step, message): Case) -> Fault {
     let mut events = EventReader::default();
     let step_error = step_error(message);
@@ -27,7 +27,7 @@ fn fault((code, step, message): Case) -> Fault {
     Failure::new(&Status::new(code, message), &events).fault
 }
 
-/// Returns the part of a solve's message that is the error of the step: without what the solve puts before it.
+/// Returns the error of the failed step, which is the end of the solve's message.
 fn step_error(message: &str) -> &str {
     for prefix in ["failed to compute cache key: ", "failed to load cache key: "] {
         if let Some(rest) = message.strip_prefix(prefix) {

@@ -10,19 +10,19 @@ use bollard_buildkit_proto::moby::filesync::v1::{
 pub use function_host::registry::Credentials;
 use tonic::{Request, Response, Status};
 
-/// The reason that BuildKit gets from the methods for tokens.
+/// The error text with which the token methods of the auth service answer BuildKit.
 const NO_TOKENS: &str = "this client serves credentials and no tokens";
 
-/// A source of credentials.
+/// A source of credentials for registries.
 #[tonic::async_trait]
 pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
-    /// Returns the credentials for `host`, a host name with a port if it has one.
+    /// Returns the credentials for the registry `host`, a host name with a port if it has one.
     ///
     /// Returns empty ones if none are known. That is not an error: the registry may allow anonymous access.
     async fn credentials(&self, host: &str) -> Credentials;
 }
 
-/// Serves the credentials of a [`CredentialStore`].
+/// The auth service of a session, with the credentials of a [`CredentialStore`].
 ///
 /// BuildKit fetches tokens itself: it asks for a token authority first, and if there is none (`Unimplemented`), it
 /// asks for credentials and fetches the token with them (`util/resolver/authorizer.go`).

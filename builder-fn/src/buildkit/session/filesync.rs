@@ -24,12 +24,12 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::buildkit::shared_key::{KeyLease, TransferGuard};
 use crate::context::{self, SourceContext, View};
 
-/// Batches that are read ahead of sending. Times [`content::BATCH`], this is the memory of one transfer.
+/// The number of batches that are read ahead of sending. Times [`content::BATCH`], this is the memory of one transfer.
 const READS_AHEAD: usize = 2;
 
 type Packets = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
 
-/// Serves the files of one context.
+/// The file-sync service of a session, with the files of one context.
 #[derive(Clone, Debug)]
 pub struct FileSync {
     context: Arc<SourceContext>,
@@ -37,7 +37,7 @@ pub struct FileSync {
 }
 
 impl FileSync {
-    /// Creates the service for `context`, in a session with the key of `lease`.
+    /// Creates the file-sync service for `context`, in a session with the shared key of `lease`.
     pub fn new(context: Arc<SourceContext>, lease: Arc<KeyLease>) -> Self {
         Self { context, lease }
     }
@@ -66,7 +66,7 @@ impl file_sync_server::FileSync for FileSync {
     }
 }
 
-/// One transfer. Clones share it.
+/// One transfer of files to the daemon. Clones share the transfer.
 #[derive(Clone)]
 struct Transfer {
     context: Arc<SourceContext>,
@@ -97,7 +97,7 @@ impl Transfer {
         })
     }
 
-    /// Returns the STAT packets of all entries, and the one that ends them.
+    /// Returns the STAT packets of all announced entries, and the packet that ends the announcement.
     fn stats(&self) -> impl Iterator<Item = Packet> + use<> {
         let transfer = self.clone();
         let stat = move |number: usize| {
@@ -108,7 +108,7 @@ impl Transfer {
         (0..self.entries.len()).filter_map(stat).chain([stat::end()])
     }
 
-    /// Completes the transfer and returns its FIN packet.
+    /// Marks the transfer as complete, and returns its FIN packet.
     fn finish(&self) -> Packet {
         self.with_guard(TransferGuard::complete);
         Packet {
@@ -122,7 +122,7 @@ impl Transfer {
     }
 }
 
-/// Returns all packets of the answer to `received`, the packets of the receiver.
+/// Returns the packets that answer `received`, the packets of the daemon.
 fn packets(
     transfer: Transfer,
     received: impl Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,

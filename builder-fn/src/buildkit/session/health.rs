@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: BuildKit asks every 5 s, and drops the session after two failures.
+//! `grpc.health.v1`: the health check that BuildKit calls every 5 s. It drops the session after two failures.
 
 use bollard_buildkit_proto::health::health_check_response::ServingStatus;
 use bollard_buildkit_proto::health::{
@@ -6,7 +6,7 @@ use bollard_buildkit_proto::health::{
 };
 use tonic::{Request, Response, Status};
 
-/// Answers that the session is being served, which holds whenever an answer can be sent.
+/// The health service of a session, which always answers that the session is being served.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Health;
 

@@ -14,7 +14,7 @@ use tonic::codegen::Service;
 #[derive(Clone, Debug, Default)]
 pub(super) struct PathRecorder(Arc<Mutex<Option<String>>>);
 
-/// Returns the path of the method that `call` calls, such as `/moby.filesync.v1.FileSync/DiffCopy`.
+/// Returns the path of the gRPC method that `call` calls, such as `/moby.filesync.v1.FileSync/DiffCopy`.
 ///
 /// `call` makes one call with a generated client over the recorder. Returns `None` if it makes none.
 pub(super) fn path<F: Future>(call: impl FnOnce(PathRecorder) -> F) -> Option<String> {

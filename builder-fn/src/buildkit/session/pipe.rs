@@ -1,4 +1,4 @@
-//! Two streams of messages, one in each direction, as one stream of bytes.
+//! A stream of bytes in both directions, over the two message streams of a session.
 
 use std::io;
 
@@ -12,7 +12,8 @@ use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 use tokio_util::sync::PollSender;
 use tonic::Streaming;
 
-/// Bytes that are collected for one message: the HTTP/2 server writes frame headers and frames of 16 KiB one by one.
+/// The bytes that are buffered for one session message: the HTTP/2 server writes frame headers and frames of 16 KiB one
+/// by one.
 const WRITE_BUFFER: usize = 64 << 10;
 
 /// Returns a stream of bytes that reads from `incoming` and writes to `outgoing`, one message for each flush and each

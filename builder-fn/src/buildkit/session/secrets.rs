@@ -8,7 +8,7 @@ use bollard_buildkit_proto::moby::buildkit::secrets::v1::{
 };
 use tonic::{Request, Response, Status};
 
-/// The secrets of one build.
+/// A source of the secrets of one build.
 pub trait SecretStore: fmt::Debug + Send + Sync + 'static {
     /// Returns the value of the secret `id`.
     fn secret(&self, id: &str) -> Option<&[u8]>;
@@ -17,7 +17,7 @@ pub trait SecretStore: fmt::Debug + Send + Sync + 'static {
     fn is_empty(&self) -> bool;
 }
 
-/// Serves the secrets of a [`SecretStore`].
+/// The secrets service of a session, with the secrets of a [`SecretStore`].
 #[derive(Clone, Debug)]
 pub(super) struct Secrets {
     store: Arc<dyn SecretStore>,

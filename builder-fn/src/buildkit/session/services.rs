@@ -1,4 +1,4 @@
-//! The services of a session. One registration adds a service and announces its method.
+//! The gRPC services of a session. Adding a service also announces its method.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -36,14 +36,14 @@ use crate::buildkit::shared_key::KeyLease;
 use crate::buildkit::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
 use crate::context::SourceContext;
 
-/// Bytes of headers in a request. The patterns of a large `.dockerignore` come as headers; this is the default of Go's
-/// server, where hyper's is 16 KiB.
+/// The limit on the headers of a daemon's request, in bytes. The patterns of a large `.dockerignore` come as headers;
+/// this is the default of Go's server, where hyper's is 16 KiB.
 const MAX_HEADERS: u32 = 1 << 20;
 
-/// Bytes of an answer that may wait until the daemon takes them.
+/// The bytes of one service's answer that may wait until the daemon reads them.
 const SEND_BUFFER: usize = 128 << 10;
 
-/// The services that answer a daemon while it builds.
+/// The gRPC services of a session, which answer the daemon while it builds.
 #[derive(Clone, Default)]
 pub struct Services {
     routes: Routes,
@@ -51,12 +51,13 @@ pub struct Services {
 }
 
 impl Services {
-    /// Creates an empty set. The daemon drops a session without [`with_health`](Self::with_health) after 10 s.
+    /// Creates an empty set of services. The daemon drops a session without [`with_health`](Self::with_health) after 10
+    /// s.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds the health check.
+    /// Adds the health service.
     #[must_use]
     pub fn with_health(self) -> Self {
         let check = method::path(|recorder| async move {
@@ -67,7 +68,8 @@ impl Services {
         self.with(HealthServer::new(Health), check)
     }
 
-    /// Adds the files of `context`, under both names that the Dockerfile frontend asks for.
+    /// Adds the file-sync service with the files of `context`, under both folder names that the Dockerfile frontend
+    /// requests.
     #[must_use]
     pub fn with_files(self, context: Arc<SourceContext>, lease: Arc<KeyLease>) -> Self {
         let server =
@@ -80,7 +82,7 @@ impl Services {
         self.with(server, diff_copy)
     }
 
-    /// Adds credentials for registries.
+    /// Adds the auth service, with credentials for registries.
     #[must_use]
     pub fn with_credentials(self, store: Arc<dyn CredentialStore>) -> Self {
         let credentials = method::path(|recorder| async move {
@@ -91,7 +93,7 @@ impl Services {
         self.with(AuthServer::new(Auth::new(store)), credentials)
     }
 
-    /// Adds secrets. If there are none, no service is added, from which the daemon learns that there are none.
+    /// Adds the secrets service, unless `store` is empty: the daemon learns from its absence that there are no secrets.
     #[must_use]
     pub fn with_secrets(self, store: Arc<dyn SecretStore>) -> Self {
         if store.is_empty() {
@@ -105,7 +107,7 @@ impl Services {
         self.with(SecretsServer::new(Secrets::new(store)), get_secret)
     }
 
-    /// Adds `service` and announces `method`, the only one of its methods that is implemented.
+    /// Adds a gRPC service, and announces `method`, the only one of its methods that is implemented.
     fn with<S>(mut self, service: S, method: Option<String>) -> Self
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
@@ -117,12 +119,12 @@ impl Services {
         self
     }
 
-    /// Returns the paths of the methods to announce, such as `/moby.filesync.v1.FileSync/DiffCopy`.
+    /// Returns the paths of the announced gRPC methods, such as `/moby.filesync.v1.FileSync/DiffCopy`.
     pub(super) fn methods(&self) -> &[String] {
         &self.methods
     }
 
-    /// Serves one connection until the other side ends it. Dropping the future cancels every request on it.
+    /// Serves the services on one connection until the daemon ends it. Dropping the future cancels every request on it.
     pub(super) async fn serve(
         self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,

@@ -1,32 +1,32 @@
-//! Everything that was announced under one shared key: a hash of each path and stat, and one of each content.
+//! The entries that were announced under one shared key, as a hash of each path and stat, and one of each content.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::context::{ContentHash, ContentHasher, Entry, Kind};
 
-/// The times that every file system can hold unchanged: whole seconds from 1970 on, in 31 bits. BuildKit compares the
-/// time that its file system has kept; two times that could become the same there count as the same here.
+/// The modification times that every file system stores unchanged, in seconds since 1970. BuildKit compares the time
+/// that its file system has kept; two times that could become the same there count as the same here.
 const SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
 
-/// The average number of entries in one list, if there are as many entries as were expected.
+/// The average length of one list of fingerprints, if there are as many entries as were expected.
 const LIST_LEN: usize = 1024;
 
-/// Replaces the content hash of an entry that was announced with different contents. A content with this very hash,
-/// of which there is one in 2⁹⁶, counts as different too.
+/// The content hash that marks an entry that was announced with different contents. A content with this very hash, of
+/// which there is one in 2⁹⁶, counts as different too.
 const DIFFERENT_CONTENTS: ContentHash = ContentHash([0xff; 12]);
 
-/// How an entry compares with the daemon's possible copies of it.
+/// The result of comparing an entry of a context with the daemon's possible copies of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
-    /// No copy that the daemon could take for the entry was ever announced.
+    /// The entry is new: no copy that the daemon could take for it was ever announced.
     New,
-    /// Every copy that the daemon could take for the entry has the same content.
+    /// The entry is unchanged: every copy that the daemon could take for it has the same content.
     Same,
-    /// A copy may have the same stat and another content.
+    /// The entry may have changed unnoticed: a copy may have the same stat and another content.
     MayDiffer,
 }
 
-/// Everything that was ever announced under a key.
+/// The entries that were announced under one shared key.
 ///
 /// It only grows: the daemon can have several folders under one key (one that was in use when the next transfer
 /// began, one for each hint, one on each of several daemons behind one address), each with another part of this.
@@ -39,23 +39,25 @@ pub(super) enum Comparison {
 /// hash map would take 10.5 MiB, and half as much again while it grows to that.
 #[derive(Debug)]
 pub(super) struct Announcements {
-    /// A power of two of lists, chosen by the first bits of the identity, each sorted by identity. The lists are short,
-    /// so that their growth takes little more memory than the new entries.
+    /// The fingerprints, in a power of two of lists. The first bits of an identity choose the list, which is sorted by
+    /// identity. The lists are short, so that their growth takes little more memory than the new entries.
     lists: Vec<Vec<Fingerprint>>,
     hasher: RandomState,
 }
 
-/// The identity and the content of one entry, in 20 bytes.
+/// The hashes of one announced entry, in 20 bytes.
 #[derive(Clone, Copy, Debug)]
 struct Fingerprint {
-    /// A hash of what BuildKit compares. Two halves, so that the size is not rounded up to a multiple of 8 bytes.
+    /// The hash of those parts of the entry that BuildKit compares. Two halves, so that the size is not rounded up to a
+    /// multiple of 8 bytes.
     identity: [u32; 2],
-    /// A hash of what BuildKit does not compare.
+    /// The hash of those parts of the entry that BuildKit does not compare.
     content: ContentHash,
 }
 
 impl Announcements {
-    /// Creates an empty set with the number of lists that suits `entries`. It reserves no memory for them.
+    /// Creates an empty set of announcements with the number of lists that suits `entries`. It reserves no memory for
+    /// them.
     pub(super) fn with_expected(entries: usize) -> Self {
         let lists = (entries / LIST_LEN).next_power_of_two();
         Self {
@@ -64,18 +66,18 @@ impl Announcements {
         }
     }
 
-    /// Returns the memory that `entries` more entries take, in bytes.
+    /// Returns the memory that `entries` more announcements take, in bytes.
     pub(super) fn bytes_of(entries: usize) -> usize {
         entries.saturating_mul(size_of::<Fingerprint>())
     }
 
-    /// Returns the memory in use, in bytes.
+    /// Returns the memory that the announcements take, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let lists = self.lists.iter().map(|list| Self::bytes_of(list.capacity()));
         self.lists.len() * size_of::<Vec<Fingerprint>>() + lists.sum::<usize>()
     }
 
-    /// Compares `entry`, which is at `path`, with everything that was announced.
+    /// Compares `entry`, which is at `path`, with the announced entries.
     pub(super) fn compare(&self, path: &str, entry: &Entry<'_>) -> Comparison {
         let Some(fingerprint) = self.fingerprint(path, entry) else {
             return Comparison::Same;
@@ -92,8 +94,8 @@ impl Announcements {
         }
     }
 
-    /// Adds the entries that are being announced. `each` calls the function that it is given for every one of them, and
-    /// is called twice.
+    /// Adds the entries of a new announcement. `each` calls the function that it is given for every one of them, and is
+    /// called twice.
     pub(super) fn add(&mut self, each: impl Fn(&mut dyn FnMut(&str, &Entry<'_>))) {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
@@ -139,8 +141,8 @@ impl Announcements {
         usize::try_from(u64::from(fingerprint.identity[0]) << bits >> u32::BITS).unwrap_or_default()
     }
 
-    /// Hashes what BuildKit compares of an entry, and what it does not. Returns `None` for symbolic links, of which it
-    /// compares everything.
+    /// Hashes the parts of an entry that BuildKit compares, and those that it does not. Returns `None` for symbolic
+    /// links, of which it compares everything.
     ///
     /// Of a file it compares size and time, and also mode, owner and link name. It compares neither the content nor
     /// extended attributes. Of a folder it compares everything but attributes and time; but a folder that was changed
@@ -174,7 +176,7 @@ impl Announcements {
 }
 
 impl Fingerprint {
-    /// Combines two fingerprints with the same identity.
+    /// Merges another fingerprint with the same identity into this one.
     fn merge(&mut self, other: &Self) {
         if self.content != other.content {
             self.content = DIFFERENT_CONTENTS;
@@ -233,7 +235,7 @@ mod tests {
         )
     }
 
-    /// Compares an entry with others that were announced before, one after the other.
+    /// Announces `announced` one after another, and compares an entry with them.
     fn compare_after(announced: &[Placed], (path, entry): Placed) -> Comparison {
         let mut announcements = Announcements::with_expected(0);
         for (path, entry) in announced {

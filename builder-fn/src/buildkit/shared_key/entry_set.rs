@@ -1,6 +1,6 @@
 //! A set of a context's entries.
 
-/// A set of entries by number, one bit each. An empty set takes no memory.
+/// A set of a context's entries by number, one bit each. An empty set takes no memory.
 #[derive(Debug, Default)]
 pub(super) struct EntrySet {
     words: Vec<u64>,
@@ -8,7 +8,7 @@ pub(super) struct EntrySet {
 }
 
 impl EntrySet {
-    /// Inserts `entry`, one of `total` entries of the context.
+    /// Inserts the number `entry`, one of the `total` entries of the context.
     pub(super) fn insert(&mut self, entry: u32, total: usize) {
         if self.words.is_empty() {
             self.words = vec![0; total.div_ceil(64)];
@@ -31,7 +31,7 @@ impl EntrySet {
     }
 }
 
-/// Returns the word that holds the bit of `entry`, and the bit.
+/// Returns the index of the word that holds the bit of `entry`, and the bit.
 fn position(entry: u32) -> (usize, u64) {
     ((entry / 64) as usize, 1 << (entry % 64))
 }

@@ -1,4 +1,4 @@
-//! The use of a key by one build.
+//! The lease of a shared key to one build.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,21 +12,21 @@ use crate::context::{SourceContext, View};
 pub struct KeyLease {
     keys: SharedKeys,
     pub(super) key: String,
-    /// The files that the daemon has to request in any case.
+    /// The numbers of the files that the daemon is made to request, whatever copies it has.
     forced: EntrySet,
     state: Mutex<State>,
 }
 
 struct State {
-    /// The record to return to the pool; `None` for a key that must not be used again.
+    /// The record of the key, for the pool; `None` for a key that must not be used again.
     record: Option<(KeyRecord, Reservation)>,
-    /// Transfers that have begun and not ended.
+    /// The number of transfers that have begun and not ended.
     open_transfers: usize,
-    /// Whether a transfer was broken off.
+    /// Whether a transfer under the key was broken off.
     is_broken: bool,
 }
 
-/// One transfer of files. If it is dropped before [`complete`](Self::complete), the transfer was broken off.
+/// A guard of one file transfer. Dropping it before [`complete`](Self::complete) marks the transfer as broken off.
 pub(in crate::buildkit) struct TransferGuard {
     lease: Arc<KeyLease>,
     is_complete: bool,
@@ -35,7 +35,7 @@ pub(in crate::buildkit) struct TransferGuard {
 }
 
 impl SharedKeys {
-    /// Leases a key for a build of `context` that only builds of the same `image` have used before.
+    /// Leases a shared key that only builds of the same `image` have used before, for a build of `context`.
     ///
     /// If there is no memory for what will be announced under it, the key is for [single use](Self::lease_single_use).
     pub fn lease(&self, image: &str, context: &SourceContext) -> KeyLease {
@@ -57,21 +57,22 @@ impl SharedKeys {
         )
     }
 
-    /// Leases a key that no build has used and none will use again. What is announced under it is not remembered.
+    /// Leases a new shared key for one build only. What is announced under it is not remembered.
     pub fn lease_single_use(&self) -> KeyLease {
         KeyLease::new(self.clone(), None, EntrySet::default())
     }
 }
 
-/// How a context compares with what was announced under a key.
+/// A plan for the reuse of a shared key by a context.
 struct Reuse {
-    /// Files that the daemon has to request in any case.
+    /// The numbers of the files that the daemon must be made to request, whatever copies it has.
     forced: EntrySet,
-    /// The number of entries that were never announced.
+    /// The number of the context's entries that were never announced under the key.
     new_entries: usize,
 }
 
-/// Compares `context` with what was announced under the key of `record`. Returns `None` if a new key is better.
+/// Plans the reuse of the key of `record` by `context`, and adds the forced files to the record. Returns `None` if a
+/// new key is better.
 ///
 /// That is so if a folder has changed, and if the forced files of all builds so far amount to half of the context. A
 /// file that was forced once is forced in all later builds under the key; a new key costs the other half once, and
@@ -126,7 +127,8 @@ impl KeyLease {
         }
     }
 
-    /// Returns the key for the next session of the build, a new one if a transfer of an earlier session was broken off.
+    /// Returns the shared key for the build's next session; a new key if a transfer of an earlier session was broken
+    /// off.
     pub(in crate::buildkit) fn key(&self) -> String {
         let state = self.lock();
         match state.is_broken || state.open_transfers > 0 || state.record.is_none() {
@@ -136,12 +138,12 @@ impl KeyLease {
         }
     }
 
-    /// Returns whether the daemon has to request the entry with this number, whatever it has.
+    /// Returns whether the daemon is made to request the entry with this number, whatever copy it has.
     pub(in crate::buildkit) fn is_forced(&self, entry: u32) -> bool {
         self.forced.contains(entry)
     }
 
-    /// Begins a transfer that announces `view` of `context`, and remembers what it announces.
+    /// Begins a file transfer that announces `view` of `context`, and records the announced entries.
     pub(in crate::buildkit) fn begin(
         self: &Arc<Self>,
         context: &SourceContext,
@@ -167,8 +169,8 @@ impl KeyLease {
         }
     }
 
-    /// Makes the key available to the next build. To be called only after a build that the daemon has ended itself,
-    /// with success or failure: a lease that is dropped without this call discards its key.
+    /// Returns the shared key to the pool for the next build. To be called only after a build that the daemon has ended
+    /// itself, with success or failure: a lease that is dropped without this call discards its key.
     pub(in crate::buildkit) fn release(&self) {
         let mut state = self.lock();
         let record = state
@@ -195,14 +197,14 @@ impl fmt::Debug for KeyLease {
 }
 
 impl TransferGuard {
-    /// Counts file content that is sent.
+    /// Counts files and bytes that were sent, in the transfer and in the metric.
     pub(in crate::buildkit) fn count_sent(&mut self, files: u64, bytes: u64) {
         self.bytes += bytes;
         self.files += files;
         self.lease.keys.sent_bytes.inc_by(bytes);
     }
 
-    /// Notes that the daemon has everything that it requested.
+    /// Marks the transfer as complete: the daemon has everything that it requested.
     pub(in crate::buildkit) fn complete(&mut self) {
         if !std::mem::replace(&mut self.is_complete, true) {
             self.lease.lock().open_transfers -= 1;

@@ -1,4 +1,4 @@
-//! The keys that no build uses, and the memory that all keys take.
+//! The pool of shared keys, and the memory that all of them take.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,13 +7,14 @@ use function_host::prometheus::IntCounter;
 
 use super::announcements::Announcements;
 
-/// The most memory for announcements of running and earlier builds, in bytes: 300,000 files of one or many contexts.
+/// The limit on the memory for announcements of running and earlier builds, in bytes: 300,000 files of one or many
+/// contexts.
 pub(super) const MEMORY_MAX: usize = 6 << 20;
 
-/// The most idle keys, however little is remembered of each.
+/// The limit on the number of idle keys in the pool.
 const IDLE_MAX: usize = 256;
 
-/// The pool of shared keys. Clones share it.
+/// A pool of shared keys. Clones share the pool.
 #[derive(Clone)]
 pub struct SharedKeys {
     pool: Arc<Mutex<Pool>>,
@@ -23,30 +24,30 @@ pub struct SharedKeys {
 
 #[derive(Default)]
 pub(super) struct Pool {
-    /// Keys that no build uses, the most recently used at the end.
+    /// The keys that no build uses, the most recently used last.
     pub(super) idle: Vec<KeyRecord>,
-    /// Bytes that are reserved for the keys in use.
+    /// The memory that is reserved for the keys in use, in bytes.
     pub(super) reserved: usize,
 }
 
-/// A key, and the entries that were announced under it.
+/// A shared key, and the entries that were announced under it.
 pub(super) struct KeyRecord {
     /// The image whose builds may use the key.
     pub(super) image: String,
     pub(super) key: String,
     pub(super) announcements: Announcements,
-    /// Bytes of the files that were forced so far.
+    /// The size of all files that were forced under the key so far, in bytes.
     pub(super) forced_bytes: u64,
 }
 
-/// Memory that is reserved for a key in use. Dropping it releases the memory.
+/// A reservation of memory for a key in use. Dropping it releases the memory.
 pub(super) struct Reservation {
     keys: SharedKeys,
     bytes: usize,
 }
 
 impl SharedKeys {
-    /// Creates an empty pool. `sent_bytes` counts the bytes of files that are sent to daemons.
+    /// Creates an empty pool of shared keys. `sent_bytes` counts the bytes of files that are sent to daemons.
     pub fn new(sent_bytes: IntCounter) -> Self {
         Self {
             pool: Arc::default(),
@@ -55,7 +56,7 @@ impl SharedKeys {
         }
     }
 
-    /// Takes the most recently used key of `image` out of the pool, with the memory that it takes.
+    /// Takes the most recently used key of `image` out of the pool, and reserves its memory.
     pub(super) fn take(&self, image: &str) -> Option<(KeyRecord, Reservation)> {
         let mut pool = self.lock();
         let at = pool.idle.iter().rposition(|record| record.image == image)?;
@@ -66,7 +67,8 @@ impl SharedKeys {
         Some((record, Reservation { keys, bytes }))
     }
 
-    /// Returns a key to the pool, and evicts the least recently used ones if there are too many or they are too large.
+    /// Puts a key back into the pool, and evicts the least recently used keys if there are too many or they are too
+    /// large.
     pub(super) fn put_back(&self, record: KeyRecord, reservation: Reservation) {
         drop(reservation);
         let mut pool = self.lock();
@@ -82,9 +84,9 @@ impl SharedKeys {
 }
 
 impl Pool {
-    /// Evicts as many of the least recently used idle keys as `more` bytes within `limit` need.
+    /// Evicts the least recently used idle keys until `more` bytes fit within `limit` or no key is left.
     ///
-    /// Returns whether the bytes are available then.
+    /// Returns whether the bytes fit then.
     fn evict(&mut self, more: usize, limit: usize) -> bool {
         let needed = self.reserved.saturating_add(more);
         let mut idle: usize = self.idle.iter().map(|record| record.announcements.bytes()).sum();
@@ -102,13 +104,13 @@ impl Pool {
 }
 
 impl Reservation {
-    /// Reserves `bytes`, or returns `None` if the memory is in use by other keys.
+    /// Reserves `bytes` of memory, or returns `None` if other keys in use leave too little.
     pub(super) fn new(keys: &SharedKeys, bytes: usize) -> Option<Self> {
         let keys = keys.clone();
         Self { keys, bytes: 0 }.grow(bytes)
     }
 
-    /// Reserves `more` bytes; on failure releases the whole reservation and returns `None`.
+    /// Adds `more` bytes to the reservation; on failure releases all of it and returns `None`.
     pub(super) fn grow(mut self, more: usize) -> Option<Self> {
         {
             let mut pool = self.keys.lock();

@@ -1,4 +1,4 @@
-//! After any history of builds, the daemon has exactly the files that it was last sent.
+//! Tests of shared keys: after any sequence of builds, the daemon has exactly the files that it was last sent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ fn keys_with_limit(memory_max: usize) -> SharedKeys {
     keys
 }
 
-/// Returns the memory of the idle keys, in bytes.
+/// Returns the memory of a pool's idle keys, in bytes.
 fn idle_bytes(keys: &SharedKeys) -> usize {
     let pool = keys.lock();
     pool.idle.iter().map(|record| record.announcements.bytes()).sum()
@@ -45,24 +45,25 @@ struct StoredEntry {
 
 type Folder = BTreeMap<String, StoredEntry>;
 
-/// A model of the daemon: folders by shared key, several for a key that was in use.
+/// A model of the daemon: its folders by shared key, several for a key that two builds used at the same time.
 #[derive(Debug, Default)]
 struct DaemonModel {
     folders: Vec<(String, Folder)>,
 }
 
-/// The course of a transfer.
+/// The way in which a transfer ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum TransferEnd {
     Complete,
-    /// Broken off after this number of entries.
+    /// The transfer is broken off after this number of entries.
     BrokenOff(usize),
-    /// Complete, and then the daemon is lost.
+    /// The transfer is complete, and then the daemon is lost.
     DaemonLost,
 }
 
 impl DaemonModel {
-    /// Receives a transfer as fsutil's receiver does. If the folder is in use, it makes a new one.
+    /// Receives a transfer into a folder as fsutil's receiver does. If every folder of the key is in use, makes a new
+    /// one.
     fn receive(
         &mut self,
         context: &SourceContext,
@@ -146,7 +147,8 @@ impl StoredEntry {
         of_file && (self.kind, self.mode, &self.link) == (other.kind, other.mode, &other.link)
     }
 
-    /// Returns what a step can see of the entry. Times of folders are not guaranteed.
+    /// Returns the properties of the entry that a build step can see, without the times of folders, which are not
+    /// guaranteed.
     fn visible_state(&self) -> String {
         let seconds = if self.kind == "folder" { 0 } else { self.seconds };
         format!(
@@ -156,11 +158,12 @@ impl StoredEntry {
     }
 }
 
-/// The description of an entry in a test.
+/// A description of a context's entry, from which a test builds a context.
 #[derive(Clone, Debug)]
 struct EntrySpec {
     path: String,
-    /// 0 for a folder, 1 for a symbolic link, 2 for a file with hard links, else a file.
+    /// The kind of the entry: The kind of the entry: 0 for a folder, 1 for a symbolic link, 2 for a file with hard
+    /// links, else a file.
     what: u8,
     content: u8,
     time: u8,
@@ -252,8 +255,8 @@ fn transfer_ends() -> impl Strategy<Value = TransferEnd> {
     ]
 }
 
-/// One build: its context, whether part of that is excluded, which of the daemon's folders is free, how the transfer
-/// ends, and whether the build is of another image.
+/// One generated build: its context, whether a part of it is excluded, the number of the daemon's folder that is free,
+/// the end of its transfer, and whether the build is of another image.
 type Build = (SourceContext, bool, usize, TransferEnd, bool);
 
 fn builds() -> impl Strategy<Value = Vec<Build>> {
@@ -304,7 +307,7 @@ proptest! {
     }
 }
 
-/// Runs a build that succeeds, and returns its key.
+/// Runs a successful build of `context`, and returns its shared key.
 fn build(keys: &SharedKeys, image: &str, context: &SourceContext) -> String {
     let lease = Arc::new(keys.lease(image, context));
     lease

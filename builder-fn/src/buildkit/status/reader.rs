@@ -1,4 +1,4 @@
-//! Turns status responses into events, and drops what was sent before.
+//! Conversion of status responses into events, without repeated ones.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
@@ -8,16 +8,18 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexS
 
 use super::{Event, without_rpc_prefix};
 
-/// The most steps, and the most parts of steps, that are remembered of one build. Events of further ones may repeat.
+/// The limit on the steps, and on the parts of steps, that are remembered for one build. Events of further ones may
+/// repeat.
 const REMEMBERED_MAX: usize = 10_000;
 
-/// The most failed steps that are remembered. One failure cancels the other steps, so there are never many.
+/// The limit on the failed steps that are remembered for one build. One failure cancels the other steps, so there are
+/// never many.
 const FAILED_MAX: usize = 32;
 
 /// The shortest time between two events about the progress of one part.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Turns the status responses of one build into events, and remembers its steps.
+/// A reader that converts the status responses of one build into events, and remembers its steps.
 #[derive(Debug, Default)]
 pub(in crate::buildkit) struct EventReader {
     steps: HashMap<String, StepState>,
@@ -51,7 +53,7 @@ struct FailedStep {
 }
 
 impl EventReader {
-    /// Returns the events in `response`: steps, then progress, then output, then warnings.
+    /// Converts a status response into its new events: steps, then progress, then output, then warnings.
     pub(in crate::buildkit) fn read(&mut self, response: StatusResponse) -> Vec<Event> {
         let mut events = Vec::new();
         events.extend(
@@ -89,12 +91,12 @@ impl EventReader {
         Some(&step.name)
     }
 
-    /// Forgets the failed steps, before the same build is attempted again.
+    /// Forgets all failed steps, before the same build is attempted again.
     pub(in crate::buildkit) fn forget_failures(&mut self) {
         self.failed.clear();
     }
 
-    /// Returns the event of a step that has begun or ended, unless it was returned before.
+    /// Returns the event for the start or the end of a step, unless it was returned before.
     fn step(&mut self, vertex: Vertex) -> Option<Event> {
         self.note_failure(&vertex);
         let started = vertex.started.as_ref().map(time);
@@ -149,7 +151,8 @@ impl EventReader {
         }
     }
 
-    /// Returns the event of a part that began, completed, began again, or moved after [`PROGRESS_INTERVAL`].
+    /// Returns the event for a part of a step that began, completed, began again, or progressed after
+    /// [`PROGRESS_INTERVAL`].
     fn progress(&mut self, status: VertexStatus) -> Option<Event> {
         let at = time_or_epoch(status.timestamp.as_ref());
         let (current, done) = (status.current, status.completed.is_some());
@@ -185,7 +188,7 @@ impl EventReader {
     }
 }
 
-/// Stores `state` under `key`, unless that is new and `states` is full.
+/// Stores `state` under `key`, unless the key is new and `states` is full.
 fn remember<T>(states: &mut HashMap<String, T>, key: &str, state: T) {
     if let Some(known) = states.get_mut(key) {
         *known = state;
@@ -198,7 +201,7 @@ fn time_or_epoch(timestamp: Option<&Timestamp>) -> SystemTime {
     timestamp.map_or(SystemTime::UNIX_EPOCH, time)
 }
 
-/// Converts a timestamp; what lies before 1970, as no time of a build does, becomes the epoch.
+/// Converts a protobuf timestamp to a `SystemTime`; a time before 1970 becomes the epoch.
 fn time(timestamp: &Timestamp) -> SystemTime {
     let seconds = u64::try_from(timestamp.seconds).unwrap_or_default();
     let nanos = u32::try_from(timestamp.nanos).unwrap_or_default();

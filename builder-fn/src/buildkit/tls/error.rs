@@ -5,52 +5,53 @@ use std::io;
 use function_host::secret::SecretError;
 use rustls::{AlertDescription, CertificateError, Error, InconsistentKeys};
 
-/// The reason why there is no TLS connection. The texts follow "the connection to BuildKit at … is not secure: ".
+/// The reason why a TLS connection to the daemon is impossible. The texts follow "the connection to BuildKit at … is
+/// not secure: ".
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A secret cannot be read.
+    /// A TLS secret cannot be read.
     #[error(transparent)]
     Secret(SecretError),
-    /// A secret does not hold PEM of the expected kind.
+    /// A TLS secret does not contain PEM of the expected kind.
     #[error("secret {secret} should hold a {expected} in PEM")]
     NotPem {
-        /// The name of the secret.
+        /// The name of the TLS secret.
         secret: String,
-        /// What the secret should hold.
+        /// The kind of PEM that the secret should contain.
         expected: &'static str,
     },
     /// The builder's key belongs to another certificate.
     #[error("the key in secret {key} does not belong to the certificate in secret {certificate}")]
     KeyMismatch {
-        /// The secret with the certificate.
+        /// The name of the secret with the certificate.
         certificate: String,
-        /// The secret with the key.
+        /// The name of the secret with the key.
         key: String,
     },
     /// The builder's certificate has expired.
     #[error("the certificate in secret {secret} has expired")]
     OwnExpired {
-        /// The secret with the certificate.
+        /// The name of the secret with the builder's certificate.
         secret: String,
     },
     /// The builder's certificate is not valid yet.
     #[error("the certificate in secret {secret} is not valid yet")]
     OwnNotYetValid {
-        /// The secret with the certificate.
+        /// The name of the secret with the builder's certificate.
         secret: String,
     },
     /// The builder's certificate is X.509 version 1.
     #[error("the certificate in secret {secret} is X.509 version 1; issue it again as version 3")]
     OwnVersion1 {
-        /// The secret with the certificate.
+        /// The name of the secret with the builder's certificate.
         secret: String,
     },
-    /// Another fault of a certificate or key of the builder.
+    /// The builder's certificate or key is unusable for another reason.
     #[error("secret {secret} is not usable: {reason}")]
     OwnUnusable {
-        /// The name of the secret.
+        /// The name of the TLS secret.
         secret: String,
-        /// The error of rustls.
+        /// The text of the error from rustls.
         reason: String,
     },
     /// The daemon's certificate has expired.
@@ -65,7 +66,7 @@ pub enum TlsError {
     /// The daemon's certificate is valid for other names.
     #[error("the daemon's certificate is not for the name {name:?}")]
     WrongName {
-        /// The name that it should be valid for.
+        /// The name that the daemon's certificate should be valid for.
         name: String,
     },
     /// The daemon's certificate is X.509 version 1.
@@ -73,7 +74,7 @@ pub enum TlsError {
         "the daemon's certificate is X.509 version 1; issue it again as version 3, with subject alternative names"
     )]
     Version1,
-    /// Another fault of the daemon's certificate.
+    /// The daemon's certificate is invalid for another reason.
     #[error("the daemon's certificate cannot be trusted: {0}")]
     Certificate(CertificateError),
     /// The daemon asks for a certificate, and the builder has none.
@@ -82,7 +83,7 @@ pub enum TlsError {
     /// The daemon does not trust the authority of the builder's certificate.
     #[error("the daemon does not trust the authority that this builder's certificate is signed by")]
     OwnUnknownAuthority,
-    /// For the daemon, the builder's certificate has expired or is not valid yet.
+    /// The daemon considers the builder's certificate expired or not valid yet.
     #[error("the daemon reports this builder's certificate as expired or not valid yet")]
     OwnOutsideValidity,
     /// The daemon rejects the builder's certificate without a reason.
@@ -91,15 +92,15 @@ pub enum TlsError {
     /// The server at the address does not speak TLS.
     #[error("the server at that address does not speak TLS")]
     NoTls,
-    /// Another error of the handshake.
+    /// The TLS handshake failed for another reason.
     #[error("{0}")]
     Handshake(Error),
-    /// The connection broke during the handshake.
+    /// The connection broke during the TLS handshake.
     #[error("the connection broke during the TLS handshake")]
     Broken(#[source] io::Error),
 }
 
-/// Returns whether the fault of a certificate is its period, its version or its encoding, and not its signature.
+/// Returns whether the error is about a certificate's period, version or encoding, and not about its signature.
 pub(super) fn is_about_validity(error: &Error) -> bool {
     use CertificateError::{BadEncoding, Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     match error {
@@ -117,7 +118,7 @@ fn is_version_1(error: &CertificateError) -> bool {
 }
 
 impl TlsError {
-    /// Converts an error about the certificate or key in `secret`; the builder's key is in the secret `key`.
+    /// Converts an error of rustls about the certificate or key in `secret`; the builder's key is in the secret `key`.
     pub(super) fn from_secret(secret: &str, key: &str, error: &Error) -> Self {
         use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
         let secret = secret.to_owned();
@@ -138,8 +139,8 @@ impl TlsError {
         }
     }
 
-    /// Converts an error of the handshake with the daemon called `name`. `has_identity` is whether the builder presented
-    /// a certificate.
+    /// Converts an error of the TLS handshake with the daemon called `name`. `has_identity` is whether the builder
+    /// presented a certificate.
     pub(super) fn from_handshake(error: io::Error, name: &str, has_identity: bool) -> Self {
         let Some(tls) = error.get_ref().and_then(|error| error.downcast_ref::<Error>()) else {
             return Self::Broken(error);

@@ -18,7 +18,7 @@ use super::*;
 /// A self-signed certificate of X.509 version 1, as `openssl x509 -req` makes without extensions.
 const VERSION_1: &str = include_str!("version1.pem");
 
-/// A certificate authority.
+/// A certificate authority, generated for a test.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
@@ -28,7 +28,7 @@ struct Identity {
     key: String,
 }
 
-/// The period in which a certificate is valid.
+/// The validity period of a test certificate.
 #[derive(Clone, Copy)]
 enum Validity {
     Now,
@@ -68,7 +68,7 @@ impl Authority {
     }
 }
 
-/// The folder with the builder's secrets.
+/// A temporary folder with the builder's TLS secrets.
 struct SecretFolder {
     folder: tempfile::TempDir,
 }
@@ -102,13 +102,13 @@ impl SecretFolder {
         }
     }
 
-    /// Returns the error of secrets that are not usable.
+    /// Checks the TLS secrets in the folder, and returns the text of the expected error.
     fn error(&self) -> String {
         self.tls_secrets().check().expect_err("an error").to_string()
     }
 }
 
-/// Presents a certificate without checking it.
+/// A certificate resolver that presents a certificate without checking it.
 #[derive(Debug)]
 struct Unchecked(Arc<CertifiedKey>);
 
@@ -118,7 +118,7 @@ impl ResolvesServerCert for Unchecked {
     }
 }
 
-/// Returns a daemon that presents `identity`, and asks for a certificate of `authority` if there is one.
+/// Returns a TLS server that presents `identity`, and asks for a client certificate of `authority` if that is given.
 fn daemon(identity: &Identity, authority: Option<&Authority>) -> TlsAcceptor {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
@@ -144,7 +144,8 @@ fn daemon(identity: &Identity, authority: Option<&Authority>) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// Connects to `daemon`, which greets a client that it trusts.
+/// Connects to `daemon` over TLS with the secrets in `folder`, and returns the text of the error if one side rejects
+/// the other.
 async fn connect(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), String> {
     let config = folder.tls_secrets().config().map_err(|error| error.to_string())?;
     let (ours, theirs) = tokio::io::duplex(64 << 10);

@@ -1,11 +1,11 @@
-//! Errors in the tar of a build request. All of them are the caller's to fix.
+//! Errors in the tar of a build request, which the caller has to fix.
 
 use std::fmt;
 
-/// The reason why a tar is rejected.
+/// The reason why the tar of a build request is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// The body is empty.
+    /// The body of the request is empty.
     #[error("the body is empty; it must be a tar with com.openfaas.docker.config and context/")]
     Empty,
     /// The tar itself begins like a compressed file.
@@ -13,22 +13,22 @@ pub enum ArchiveError {
         "the body is compressed with {format}; send a plain tar, or one compressed once with gzip or zstd"
     )]
     Compressed {
-        /// Name of the format.
+        /// The name of the compression format.
         format: &'static str,
     },
     /// The body cannot be decompressed.
     #[error("the body looks compressed with {format} and cannot be decompressed")]
     Decompression {
-        /// Name of the format.
+        /// The name of the compression format.
         format: &'static str,
-        /// The error of the decoder.
+        /// The error of the decompressor.
         #[source]
         source: std::io::Error,
     },
     /// Data follows the zeros at the end of a gzip stream.
     #[error("the gzip stream has data after the zeros at its end; send one stream, with only zeros after it")]
     AfterPadding,
-    /// A zstd frame needs a larger window than the limit.
+    /// A zstd frame of the body needs a larger window than the limit.
     #[error(
         "the body is compressed by zstd with a window of more than {limit} bytes, which is the limit of this builder; \
          compress it without --long and --ultra"
@@ -43,43 +43,43 @@ pub enum ArchiveError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The body compresses better than source code does, like a decompression bomb.
+    /// The body's compression ratio exceeds the limit, like that of a decompression bomb.
     #[error("the body decompresses to more than {ratio} times its size; send the tar without compression")]
     DecompressionBomb {
-        /// The largest ratio that is accepted.
+        /// The largest compression ratio that is accepted.
         ratio: u64,
     },
-    /// The first block is not a header.
+    /// The first block of the body is not a tar header.
     #[error("the body is not a tar: its first 512 bytes are not a tar header")]
     NotTar,
-    /// A later block is not a header.
+    /// A later block of the tar is not a header.
     #[error("the tar is damaged: the header at byte {offset}, after {after}, has a wrong checksum")]
     Checksum {
-        /// Offset of the header.
+        /// The offset in the tar at which a header was expected.
         offset: u64,
-        /// The entry before it.
+        /// The name of the entry before the damaged header.
         after: EntryName,
     },
     /// The tar ends within an entry.
     #[error("the tar is cut short at byte {offset}, within {within}")]
     Truncated {
-        /// Length of what was received.
+        /// The length of the received part of the tar, in bytes.
         offset: u64,
-        /// The entry in which it ends.
+        /// The name of the entry within which the tar ends.
         within: EntryName,
     },
     /// Data follows the end of the tar.
     #[error("the tar has data at byte {offset}, after its end; send one archive, with only zeros after it")]
     AfterEnd {
-        /// Offset of the data.
+        /// The offset in the tar at which the data begins.
         offset: u64,
     },
-    /// An entry is unusable.
+    /// An entry of the tar is unusable.
     #[error("entry \"{entry}\" {problem}")]
     Entry {
-        /// The entry.
+        /// The name of the unusable entry.
         entry: EntryName,
-        /// The problem, and what would be right.
+        /// The problem of the entry, and what would be right.
         problem: EntryProblem,
     },
     /// The tar has too many entries.
@@ -96,12 +96,12 @@ pub enum ArchiveError {
         /// The limit.
         limit: usize,
     },
-    /// The tar has no context.
+    /// The tar has no folder `context/`.
     #[error("context/: not in the tar; the files to build from belong there")]
     NoContext,
 }
 
-/// The name of an entry as it can be shown: escaped and shortened.
+/// The name of a tar entry, escaped and shortened for messages.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EntryName(String);
 
@@ -133,7 +133,7 @@ impl fmt::Debug for EntryName {
     }
 }
 
-/// The reason why an entry is unusable. The texts follow the name of the entry.
+/// The reason why a tar entry is unusable. The texts follow the name of the entry.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EntryProblem {
     #[error("has no name")]

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::error::EntryProblem;
 
-/// Length of a block in bytes.
+/// The length of a tar block, in bytes.
 pub(super) const BLOCK: usize = 512;
 
 /// The magic of the ustar format, and of PAX's, whose entries have ustar headers. Whatever the version after it is (`00`, NULs
@@ -13,19 +13,19 @@ pub(super) const BLOCK: usize = 512;
 const USTAR: &[u8] = b"ustar\0";
 /// The magic and version of GNU's format.
 const GNU: &[u8] = b"ustar  \0";
-/// Where the magic begins.
+/// The offset of the magic in a header block.
 const MAGIC: usize = 257;
-/// The prefix of the name, in ustar headers.
+/// The field of a ustar header with the prefix of the name.
 const PREFIX: Range<usize> = 345..500;
-/// The times of the last access and change, in GNU headers, where ustar has the prefix.
+/// The fields of a GNU header with the times of the last access and change, where ustar has the prefix.
 const GNU_TIMES: [Range<usize>; 2] = [345..357, 357..369];
 
-/// A header block whose checksum is correct.
+/// A tar header whose checksum is correct.
 pub(super) struct Header<'a>(&'a tar::Header);
 
 impl<'a> Header<'a> {
-    /// Returns the header in `block`, or `None` if its checksum is wrong. The sum of signed bytes is accepted too, as by
-    /// other tar readers.
+    /// Parses the header in `block`. Returns `None` if its checksum is wrong. The sum of signed bytes is accepted too,
+    /// as by other tar readers.
     pub(super) fn parse(block: &'a [u8; BLOCK]) -> Option<Self> {
         let header = tar::Header::from_byte_slice(block);
         let stored = number(&header.as_old().cksum)?;
@@ -38,12 +38,12 @@ impl<'a> Header<'a> {
         (stored == unsigned || stored == signed).then_some(Self(header))
     }
 
-    /// Returns the type flag.
+    /// Returns the type flag of the entry.
     pub(super) fn flag(&self) -> u8 {
         self.0.as_old().linkflag[0]
     }
 
-    /// Returns the name, including a ustar prefix.
+    /// Returns the name of the entry, including a ustar prefix.
     pub(super) fn name(&self) -> Cow<'a, [u8]> {
         let prefix = match self.has_magic(USTAR) {
             true => until_nul(&self.0.as_bytes()[PREFIX]),
@@ -55,12 +55,12 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// Returns the name without a prefix.
+    /// Returns the name field of the header, without a ustar prefix.
     pub(super) fn name_field(&self) -> &'a [u8] {
         until_nul(&self.0.as_old().name)
     }
 
-    /// Checks that all tar programs read the same name. Some of them read a prefix in headers of every format.
+    /// Checks that all tar programs read the same name from the header. Some read a prefix in headers of every format.
     ///
     /// # Errors
     /// When something is where ustar has the prefix, and it belongs to no format.
@@ -80,35 +80,35 @@ impl<'a> Header<'a> {
         self.0.as_bytes()[MAGIC..].starts_with(magic)
     }
 
-    /// Returns the target of a link.
+    /// Returns the link target in the header.
     pub(super) fn link_name(&self) -> &'a [u8] {
         until_nul(&self.0.as_old().linkname)
     }
 
-    /// Returns the length of the content in bytes.
+    /// Returns the length of the entry's content in bytes; `None` if the field is malformed.
     pub(super) fn size(&self) -> Option<i64> {
         number(&self.0.as_old().size)
     }
 
-    /// Returns the mode bits.
+    /// Returns the mode bits of the entry; `None` if the field is malformed.
     pub(super) fn mode(&self) -> Option<i64> {
         number(&self.0.as_old().mode)
     }
 
-    /// Returns the modification time in seconds since 1970.
+    /// Returns the modification time of the entry in seconds since 1970; `None` if the field is malformed.
     pub(super) fn mtime(&self) -> Option<i64> {
         number(&self.0.as_old().mtime)
     }
 }
 
-/// Returns the text in a field, which ends with the field or before a NUL.
+/// Returns the text in a header field, up to the first NUL or the end of the field.
 fn until_nul(field: &[u8]) -> &[u8] {
     let end = field.iter().position(|byte| *byte == 0);
     &field[..end.unwrap_or(field.len())]
 }
 
-/// Parses a number field: octal digits, after blanks, and before blanks or NULs (empty is 0), or, if the top bit is set,
-/// big-endian two's complement.
+/// Parses the number in a header field: octal digits, after blanks, and before blanks or NULs (empty is 0), or, if the
+/// top bit is set, big-endian two's complement.
 ///
 /// Digits after a NUL are rejected, because some tar programs read them and others do not.
 fn number(field: &[u8]) -> Option<i64> {

@@ -1,26 +1,27 @@
-//! Limits on a tar.
+//! Limits on the tar of a build request.
 
 use crate::context::Index;
 
-/// Memory per entry in bytes: 56 that every entry takes, and the rest for its name, link target and attributes, which mostly
-/// take less than 20. So 200,000 entries take at most 16 MiB, and everything else in a build fits into as much.
+/// The index memory per entry, in bytes: 56 that every entry takes, and the rest for its name, link target and
+/// attributes, which mostly take less than 20. So 200,000 entries take at most 16 MiB, and everything else in a build
+/// fits into as much.
 const ENTRY_BYTES: usize = 84;
 
-/// Limits on a tar and on the memory of its index.
+/// The limits on a tar, and on the memory of its index.
 #[derive(Clone, Debug)]
 pub struct ArchiveLimits {
-    /// Length of the tar in bytes.
+    /// The limit on the length of the decompressed tar, in bytes.
     pub body: u64,
-    /// Number of entries, including folders that are only implied.
+    /// The limit on the number of entries, including implied folders.
     pub entries: usize,
-    /// Memory of the index in bytes, including names, link targets and attributes.
+    /// The limit on the memory of the index, in bytes, including names, link targets and attributes.
     pub index: usize,
-    /// Length of `com.openfaas.docker.config`, and of `com.openfaas.secrets`, in bytes.
+    /// The limit on the length of `com.openfaas.docker.config`, and of `com.openfaas.secrets`, in bytes.
     pub small_file: usize,
 }
 
 impl Default for ArchiveLimits {
-    /// Returns 1 GiB, 200,000 entries with an index of 16 MiB, and 1 MiB for each of the two small files.
+    /// Returns limits of 1 GiB, 200,000 entries with an index of 16 MiB, and 1 MiB for each of the two small files.
     fn default() -> Self {
         Self {
             body: 1 << 30,
@@ -32,13 +33,14 @@ impl Default for ArchiveLimits {
 }
 
 impl ArchiveLimits {
-    /// Sets the number of entries, and raises the memory of the index if that is more than the default.
+    /// Sets the limit on the number of entries, and raises that on the index memory if more entries than by default are
+    /// allowed.
     pub fn set_entries(&mut self, entries: usize) {
         self.entries = entries;
         self.index = self.index.max(entries.saturating_mul(ENTRY_BYTES));
     }
 
-    /// Returns the limits with the memory of the index lowered to what an index can hold.
+    /// Returns the limits, with that on the index memory lowered to the most that an index can hold.
     pub(super) fn clamped_to_index(self) -> Self {
         Self {
             index: self.index.min(Index::MAX),

@@ -1,31 +1,31 @@
-//! Names in a tar: their validation, and the role that each gives its entry.
+//! Names of tar entries: their validation, and the role that each gives its entry.
 
 use super::error::EntryProblem;
 
-/// Longest path in bytes: that of Linux.
+/// The limit on the length of a path in bytes, which is that of Linux.
 const PATH_MAX: usize = 4095;
-/// Longest component of a path in bytes: that of common file systems.
+/// The limit on the length of a path component in bytes, which is that of common file systems.
 const NAME_MAX: usize = 255;
 
-/// The role of an entry in a build request.
+/// The role of a tar entry in a build request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum EntryRole {
-    /// The root of the tar (`./`).
+    /// The entry is the root of the tar (`./`).
     Root,
-    /// The configuration, `com.openfaas.docker.config`.
+    /// The entry is the build configuration, `com.openfaas.docker.config`.
     Config,
-    /// The sealed secrets, `com.openfaas.secrets`.
+    /// The entry contains the sealed secrets, `com.openfaas.secrets`.
     Secrets,
-    /// The folder `context` itself.
+    /// The entry is the folder `context` itself.
     ContextRoot,
-    /// An entry in the context, at this path.
+    /// The entry belongs to the context, at this path.
     InContext(String),
-    /// An entry outside of the context, which is ignored.
+    /// The entry is outside of the context, and is ignored.
     Ignored,
 }
 
 impl EntryRole {
-    /// Returns the role of the entry with this name.
+    /// Validates the name of a tar entry, and returns the entry's role.
     ///
     /// # Errors
     /// When the name is absolute, contains `..` or a NUL, is not UTF-8, or is too long.
@@ -69,7 +69,7 @@ impl EntryRole {
     }
 }
 
-/// Validates the target of a symbolic link. It may lead anywhere: only BuildKit follows it, within the context.
+/// Validates the text of a symbolic link's target. It may lead anywhere: only BuildKit follows it, within the context.
 ///
 /// # Errors
 /// When the target is empty, too long, not UTF-8, or contains a NUL.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Fields in extended headers. They override those of the entry's own header.
+/// The fields of a PAX extended header, which override those of the entry's own header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PaxRecords {
     pub(super) path: Option<Vec<u8>>,
@@ -17,7 +17,7 @@ pub(super) struct PaxRecords {
 const XATTR: &str = "SCHILY.xattr.";
 
 impl PaxRecords {
-    /// Parses the content of an extended header.
+    /// Parses the content of a PAX extended header.
     ///
     /// # Errors
     /// With the reason why it is malformed.
@@ -73,14 +73,14 @@ impl PaxRecords {
     }
 }
 
-/// Whether an attribute is kept: those that tar restores for an ordinary user, and file capabilities.
+/// Returns whether an extended attribute is kept: one that tar restores for an ordinary user, or file capabilities.
 ///
 /// Others, such as `trusted.overlay.…`, would control the file system under BuildKit.
 fn is_kept(xattr: &str) -> bool {
     xattr.starts_with("user.") || xattr == "security.capability"
 }
 
-/// Splits off the first record: `<length> <key>=<value>\n`, where the length counts the whole record.
+/// Splits the first PAX record off: `<length> <key>=<value>\n`, where the length counts the whole record.
 fn split_record(data: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
     let digits = data
         .iter()

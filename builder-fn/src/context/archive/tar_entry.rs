@@ -4,13 +4,13 @@ use super::error::EntryProblem;
 use super::header::Header;
 use super::pax::PaxRecords;
 
-/// The extended headers before an entry.
+/// The content of the extended headers before a tar entry.
 #[derive(Default)]
 pub(super) struct ExtendedHeaders {
     pub(super) records: Option<PaxRecords>,
-    /// GNU's long name.
+    /// The entry's name from a GNU long-name header.
     pub(super) name: Option<Vec<u8>>,
-    /// GNU's long link target.
+    /// The link target from a GNU long-link header.
     pub(super) link: Option<Vec<u8>>,
 }
 
@@ -40,7 +40,7 @@ impl ExtendedHeaders {
         self.records.is_none() && self.name.is_none() && self.link.is_none()
     }
 
-    /// Adds one more extended header.
+    /// Adds another extended header of the same entry; fails if both set one field.
     ///
     /// # Errors
     /// When it sets a field that another one has set for the same entry. Some readers take the first, some the last, some
@@ -67,7 +67,7 @@ impl ExtendedHeaders {
         Ok(())
     }
 
-    /// Returns the name of the entry with this header.
+    /// Returns the name of the entry: from the extended headers, or else from `header`.
     pub(super) fn name(&self, header: &Header<'_>) -> Vec<u8> {
         let in_records = self.records.as_ref().and_then(|records| records.path.as_ref());
         in_records
@@ -77,7 +77,7 @@ impl ExtendedHeaders {
     }
 }
 
-/// Sets `current` to `value`, if there is one.
+/// Sets `current` to `value` if that is given; fails if both are.
 ///
 /// # Errors
 /// When `current` is set already.
@@ -92,23 +92,23 @@ fn set_once<T>(current: &mut Option<T>, value: Option<T>, field: &'static str) -
     }
 }
 
-/// The type of an entry.
+/// The type of a tar entry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum EntryType {
     File,
     Folder,
     Symlink,
     HardLink,
-    /// The label of a volume, of which only the size has a meaning here.
+    /// A GNU volume label, which is ignored except for its size.
     Label,
 }
 
-/// An entry as its headers describe it.
+/// A tar entry as its headers describe it, without its content.
 pub(super) struct TarEntry {
     pub(super) entry_type: EntryType,
     pub(super) name: Vec<u8>,
     pub(super) link: Vec<u8>,
-    /// Length of the content in bytes.
+    /// The length of the entry's content in bytes.
     pub(super) size: u64,
     pub(super) mode: u32,
     pub(super) mtime_ns: i64,
@@ -116,8 +116,8 @@ pub(super) struct TarEntry {
 }
 
 impl TarEntry {
-    /// Combines a header with its extended headers. `default_mtime_ns` is the time in a global header, and `limit` the
-    /// largest size.
+    /// Combines a header with its extended headers to an entry. `default_mtime_ns` is the time in a global header, and
+    /// `limit` the largest size.
     ///
     /// # Errors
     /// When a context cannot have such an entry.
@@ -166,7 +166,7 @@ impl TarEntry {
 }
 
 impl EntryType {
-    /// Returns the type of the entry with this header, whose name may be in another one.
+    /// Returns the type of the entry with this header and this full name.
     fn read(header: &Header<'_>, name: &[u8]) -> Result<Self, EntryProblem> {
         let is_folder_name = name.ends_with(b"/");
         match header.flag() {

@@ -9,7 +9,7 @@ mod corpus;
 mod properties;
 mod readers;
 
-/// Builds a tar entry by entry, also one that no tar program would write.
+/// A builder of tars, also of ones that no tar program would write.
 #[derive(Clone, Debug, Default)]
 struct Tar(Vec<u8>);
 
@@ -111,7 +111,7 @@ fn small() -> Tar {
         .file("context/Dockerfile", b"FROM scratch\n")
 }
 
-/// Returns paths and entries, in order.
+/// Returns the paths and entries of an index, in order.
 fn listed(index: &Index) -> Vec<(String, Entry<'_>)> {
     let mut listed = Vec::new();
     let mut walk = index.walk();

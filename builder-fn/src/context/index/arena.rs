@@ -1,13 +1,13 @@
 //! An arena of byte strings, each identified by a position of 32 bits.
 
-/// Length of a chunk in bytes. A longer text has a chunk of its own. [`ChunkedVec`](super::chunked_vec::ChunkedVec) says why
-/// there are chunks.
+/// The length of a chunk in bytes. A longer text has a chunk of its own. [`ChunkedVec`](super::chunked_vec::ChunkedVec)
+/// says why there are chunks.
 const CHUNK: usize = 1 << OFFSET_BITS;
 
-/// Bits of a position that are the offset in a chunk; the bits above are the chunk's number.
+/// The number of low bits of a position that are the offset in a chunk; the bits above are the chunk's number.
 const OFFSET_BITS: u32 = 16;
 
-/// Byte strings in chunks. None is ever removed.
+/// An arena of byte strings, stored in chunks. None is ever removed.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
     chunks: Vec<Vec<u8>>,
@@ -15,16 +15,16 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// Largest total length in bytes. Two adjacent chunks together are longer than one can be, so that even with twice as much
-    /// every position fits into 32 bits.
+    /// The limit on the total length of the byte strings, in bytes. Two adjacent chunks together are longer than one
+    /// can be, so that even with twice as much every position fits into 32 bits.
     pub(super) const MAX: usize = 1 << 30;
 
-    /// Returns the total length in bytes.
+    /// Returns the total length of the byte strings, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Adds the concatenation of `parts`, and returns its position.
+    /// Adds the concatenation of `parts` to the arena, and returns its position.
     pub(super) fn add(&mut self, parts: &[&[u8]]) -> u32 {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         self.bytes += length;

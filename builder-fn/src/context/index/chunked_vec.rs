@@ -2,10 +2,10 @@
 
 use std::ops::{Index, IndexMut};
 
-/// Number of elements in a chunk.
+/// The number of elements in a chunk.
 const CHUNK: usize = 1024;
 
-/// A vector in chunks.
+/// A vector that is stored in chunks, and so never moves its elements when it grows.
 ///
 /// A contiguous vector is copied when it grows, and takes up to three times its size meanwhile. Chunks are not copied, and
 /// the allocator can reuse memory of their size for other things.

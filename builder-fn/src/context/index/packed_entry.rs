@@ -3,24 +3,25 @@
 use super::arena::Arena;
 use crate::context::{Attributes, ContentHash, Entry, Kind};
 
-/// An entry in 44 bytes.
+/// An entry of a source context, packed into 44 bytes.
 ///
 /// Parts without a fixed length are in its text, which is in the arena: the length of the name in one byte, the name, a
 /// link's target, and, if there are attributes, their length in four bytes and the attributes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PackedEntry {
-    /// Number of its folder; [`TOP_LEVEL`](Self::TOP_LEVEL) if it is directly in the context.
+    /// The number of the entry's folder; [`TOP_LEVEL`](Self::TOP_LEVEL) if it is directly in the context.
     pub(super) folder: u32,
-    /// Position of its text in the arena.
+    /// The position of the entry's text in the arena.
     pub(super) text: u32,
-    /// High and low half of the time. A single number of 64 bits would pad the entry to a multiple of 8 bytes.
+    /// The high and the low half of the modification time. A single number of 64 bits would pad the entry to a multiple
+    /// of 8 bytes.
     mtime_ns: [u32; 2],
-    /// Offset of a file's content, or number of the first entry in a folder.
+    /// The offset of a file's content, or the number of the first entry in a folder.
     start: Uint48,
-    /// Length of a file's content or of a link's target, or number of entries in a folder.
+    /// The length of a file's content or of a link's target, or the number of entries in a folder.
     size: Uint48,
     content: ContentHash,
-    /// Twelve bits of mode, and the flags below.
+    /// The twelve bits of the mode, and flags in the upper bits.
     flags: u16,
 }
 
@@ -31,19 +32,19 @@ const LOW: u64 = u32::MAX as u64;
 
 const FILE: u16 = 1 << 12;
 const SYMLINK: u16 = 1 << 13;
-/// The text ends with attributes.
+/// The flag of an entry whose text ends with extended attributes.
 const ATTRIBUTES: u16 = 1 << 14;
-/// The entry is a hard link of another one, or was until that was replaced.
+/// The flag of an entry that is a hard link of another one, or was until that was replaced.
 const LINKED: u16 = 1 << 15;
 
 impl PackedEntry {
-    /// Size in bytes, without the text.
+    /// The size of a packed entry in bytes, without its text.
     pub(super) const BYTES: usize = size_of::<Self>();
 
-    /// The folder of entries that are directly in the context.
+    /// The folder number of entries that are directly in the context.
     pub(super) const TOP_LEVEL: u32 = u32::MAX;
 
-    /// Returns the packed form of `entry`, whose text is at `text`. A folder is empty.
+    /// Packs `entry`, whose text is at the position `text`. A folder is empty at first.
     pub(super) fn new(folder: u32, text: u32, entry: &Entry<'_>) -> Self {
         let (kind, start, size) = match entry.kind {
             Kind::Directory => (0, 0, 0),
@@ -64,7 +65,7 @@ impl PackedEntry {
         }
     }
 
-    /// Returns whether the text of an entry is only its name, so that the text of another entry of this name can be reused.
+    /// Returns whether the arena text of an entry is only its name, and can be shared with other entries of that name.
     pub(super) fn text_is_name(entry: &Entry<'_>) -> bool {
         !matches!(entry.kind, Kind::Symlink { .. }) && entry.xattrs.is_empty()
     }
@@ -92,12 +93,12 @@ impl PackedEntry {
         ])
     }
 
-    /// Returns the name at the beginning of a text.
+    /// Returns the entry name at the beginning of an arena text.
     pub(super) fn name(text: &[u8]) -> &[u8] {
         split_name(text).0
     }
 
-    /// Returns the entry, whose text is `text`.
+    /// Unpacks the entry, whose arena text is `text`.
     pub(super) fn unpack<'a>(&self, text: &'a [u8]) -> Entry<'a> {
         let mut rest = split_name(text).1;
         let kind = match self.flags & (FILE | SYMLINK) {
@@ -166,7 +167,7 @@ impl PackedEntry {
     }
 }
 
-/// Splits a text into the name and the rest.
+/// Splits an arena text into the entry's name and the rest.
 fn split_name(text: &[u8]) -> (&[u8], &[u8]) {
     let (length, rest) = text.split_first().unwrap_or((&0, &[]));
     rest.split_at_checked(usize::from(*length)).unwrap_or_default()

@@ -4,7 +4,7 @@ use super::Index;
 use super::packed_entry::PackedEntry;
 
 impl Index {
-    /// Makes the entries of each folder adjacent and sorted by name, and notes in each folder which they are.
+    /// Makes the entries of each folder adjacent and sorted by name, and stores their range in the folder.
     ///
     /// Needs eight bytes per entry meanwhile. Compares only names within one folder, so the depth of folders does not matter.
     pub(in crate::context) fn sort(&mut self) {
@@ -20,7 +20,7 @@ impl Index {
         self.rearrange(&sorted);
     }
 
-    /// Returns all numbers, grouped by folder.
+    /// Returns the numbers of all entries, grouped by folder.
     fn by_folder(&mut self) -> Vec<u32> {
         let mut next = u64::from(self.top_level);
         for folder in self.entries.iter_mut().filter(|entry| entry.is_directory()) {
@@ -54,7 +54,7 @@ impl Index {
         numbers.sort_unstable_by(|one, other| self.name_bytes(*one).cmp(self.name_bytes(*other)));
     }
 
-    /// Moves each entry to its position in `sorted`.
+    /// Moves each entry to the position of its number in `sorted`.
     fn rearrange(&mut self, sorted: &[u32]) {
         let mut positions = vec![0u32; sorted.len()];
         for (position, at) in (0..).zip(sorted) {

@@ -1,4 +1,4 @@
-//! Lookup and order of entries.
+//! Tests of the lookup and the order of an index's entries.
 
 use std::collections::BTreeMap;
 

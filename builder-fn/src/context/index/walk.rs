@@ -1,17 +1,17 @@
-//! A walk through all entries in the order in which BuildKit expects them.
+//! A walk through the entries of an index, in the order in which BuildKit expects them.
 //!
 //! Paths are ordered by component, and a folder comes directly before its entries. This differs from the order of strings:
 //! here `a/b` comes before `a.txt`.
 
 use super::Index;
 
-/// Walks through entries and their paths, in constant memory.
+/// A walk through the entries of an index and their paths, in constant memory.
 #[derive(Debug)]
 pub struct Walk<'a> {
     index: &'a Index,
     at: Option<u32>,
     path: String,
-    /// Whether the entries in the current folder are skipped.
+    /// Whether the walk skips the entries in the current folder.
     skips_children: bool,
 }
 
@@ -45,12 +45,12 @@ impl<'a> Walk<'a> {
         Some((at, &self.path))
     }
 
-    /// Skips the entries in the current folder.
+    /// Makes the walk skip the entries in the current folder.
     pub(crate) fn skip_children(&mut self) {
         self.skips_children = true;
     }
 
-    /// Returns the first entry after those in the current one, and sets the path to that of its folder.
+    /// Returns the first entry after those in the current one, and sets the walk's path to that of its folder.
     fn after(&mut self) -> Option<u32> {
         let mut left = self.at;
         while let Some(at) = left {

@@ -7,13 +7,14 @@ use super::effort::Effort;
 use super::glob::{self, Glob};
 use crate::context::{Kind, SourceContext};
 
-/// Longest path in bytes. For a longer one, the original gets an error from the file system.
+/// The limit on the length of a path in bytes. For a longer path, the original gets an error from the file system.
 const PATH_MAX: usize = 4095;
 
-/// Largest effort of following, in bytes that are compared. It takes seconds; a chain of links can be made to take days.
+/// The limit on the effort of following links, in compared bytes. It takes seconds; a chain of links can be made to
+/// take days.
 const EFFORT_MAX: usize = 256 << 20;
 
-/// Returns the paths to include so that each of `paths` can be reached, sorted. `None` if one of them is the root: then
+/// Returns the sorted paths to include so that each of `paths` can be reached through links. `None` means the root:
 /// everything is included.
 ///
 /// # Errors
@@ -57,7 +58,7 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    /// Follows `path`, which is clean, to its end or to the first link, and returns the paths to resolve next.
+    /// Follows the clean path `path` to its end or to the first symbolic link, and returns the paths to resolve next.
     fn resolve(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         if path.len() > PATH_MAX {
             return Err("links lead to it, and it is longer than 4095 bytes");
@@ -77,7 +78,8 @@ impl Follower<'_> {
         Ok(Vec::new())
     }
 
-    /// Returns the target of the link at `path` as a path from the root; for a pattern, the targets of all links that match.
+    /// Returns the target of the symbolic link at `path`, as a path from the root; for a pattern, the targets of all
+    /// matching links.
     fn link_targets(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         self.effort.check_wanted()?;
         self.effort.spend(path.len())?;
@@ -107,13 +109,13 @@ impl Follower<'_> {
         Ok(targets)
     }
 
-    /// Returns the target of the link at `path`.
+    /// Returns the target of the symbolic link at `path`, without resolving patterns.
     fn link_target(&self, path: &str) -> Option<String> {
         let (folder, _) = glob::split(path);
         self.target_of(self.context.index().find(path)?, folder)
     }
 
-    /// Returns the target of the link with the number `at`, which is in `folder`.
+    /// Returns the target of the symbolic link with the number `at`, which is in `folder`.
     fn target_of(&self, at: u32, folder: &str) -> Option<String> {
         let Kind::Symlink { target } = self.context.index().entry(at).kind else {
             return None;
@@ -126,7 +128,7 @@ impl Follower<'_> {
     }
 }
 
-/// Leaves out paths in a folder that is the path before them. `None` if the root is among the paths.
+/// Removes the paths that are below another path. Returns `None` if the root is among the paths.
 pub(super) fn without_nested(paths: impl IntoIterator<Item = String>) -> Option<Vec<String>> {
     let mut kept: Vec<String> = Vec::new();
     for path in paths {

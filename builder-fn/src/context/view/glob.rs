@@ -1,6 +1,6 @@
 //! The parts of Go's `path/filepath` that patterns use: `Clean`, `Join` and `Match`, for Unix.
 
-/// Returns the shortest equivalent path, as `filepath.Clean` does.
+/// Returns the shortest equivalent of a path, as Go's `filepath.Clean` does.
 pub(super) fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut components: Vec<&str> = Vec::new();
@@ -25,7 +25,7 @@ pub(super) fn clean(path: &str) -> String {
     }
 }
 
-/// Returns `left/right`, cleaned, as `filepath.Join` does.
+/// Joins two paths and cleans the result, as Go's `filepath.Join` does.
 pub(super) fn join(left: &str, right: &str) -> String {
     match (left.is_empty(), right.is_empty()) {
         (true, true) => String::new(),
@@ -40,7 +40,7 @@ pub(super) fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or((".", path))
 }
 
-/// Returns whether a name is a pattern.
+/// Returns whether a name contains wildcards of a pattern.
 pub(super) fn has_wildcards(name: &str) -> bool {
     let mut characters = name.chars();
     while let Some(character) = characters.next() {
@@ -55,19 +55,19 @@ pub(super) fn has_wildcards(name: &str) -> bool {
     false
 }
 
-/// A pattern of `filepath.Match`.
+/// A parsed pattern of Go's `filepath.Match`.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Glob(Vec<Token>);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Token {
-    /// Any number of characters except `/`.
+    /// The wildcard `*`: any number of characters except `/`.
     Star,
-    /// One character except `/`.
+    /// The wildcard `?`: one character except `/`.
     AnyCharacter,
-    /// This character.
+    /// A literal character.
     Literal(char),
-    /// A character in, or outside of, these ranges.
+    /// A character class: one character in, or outside of, the ranges.
     Class {
         negated: bool,
         ranges: Vec<(char, char)>,
@@ -75,7 +75,7 @@ enum Token {
 }
 
 impl Glob {
-    /// Parses a pattern; `None` where Go returns `ErrBadPattern`.
+    /// Parses a glob pattern. Returns `None` for a malformed one, like Go's `ErrBadPattern`.
     pub(super) fn parse(pattern: &str) -> Option<Self> {
         let mut tokens = Vec::new();
         let mut rest = pattern.chars().peekable();
@@ -104,7 +104,7 @@ impl Glob {
         Some(Self(tokens))
     }
 
-    /// Returns whether the pattern matches all of `name`.
+    /// Returns whether the glob pattern matches the whole of `name`.
     pub(super) fn matches(&self, name: &str) -> bool {
         let name: Vec<char> = name.chars().collect();
         let (mut token, mut at) = (0, 0);
@@ -137,7 +137,7 @@ impl Glob {
 }
 
 impl Token {
-    /// Returns whether the token matches one character.
+    /// Returns whether the token of a pattern matches `character`.
     fn matches(&self, character: char) -> bool {
         match self {
             Self::Star => false,
@@ -153,7 +153,7 @@ impl Token {
     }
 }
 
-/// Parses one character of a class.
+/// Parses one character of a character class in a pattern.
 fn class_member(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char> {
     let member = match rest.next()? {
         '-' | ']' => return None,

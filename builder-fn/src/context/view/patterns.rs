@@ -1,4 +1,4 @@
-//! Lists of patterns as in `.dockerignore`, with the rules of `github.com/moby/patternmatcher`.
+//! Lists of patterns in the syntax of `.dockerignore`, with the rules of `github.com/moby/patternmatcher`.
 //!
 //! BuildKit leaves the matching to its client, and every client uses that Go module with its peculiarities. A context must
 //! not have other files here than with `docker build`, and no crate has exactly these rules, so they are written out. In
@@ -10,23 +10,24 @@ use regex::{Regex, RegexBuilder};
 use super::effort::Effort;
 use super::{PatternError, glob, go_match};
 
-/// Memory of one compiled pattern in bytes, more than any real pattern needs.
+/// The limit on the memory of one compiled pattern, in bytes: more than any real pattern needs.
 const COMPILED_MAX: usize = 1 << 20;
 
-/// Number of patterns. Each is matched against each entry.
+/// The limit on the number of patterns. Each is matched against each entry.
 const PATTERNS_MAX: usize = 10_000;
 
-/// Total length of the patterns with wildcards, as regular expressions, in bytes. Compiled and with the state of matching,
-/// each byte takes from 200 to 600 bytes of memory: this is about 12 MB, and enough for a thousand ordinary patterns.
+/// The limit on the total length of the patterns with wildcards, as regular expressions, in bytes. Compiled and with
+/// the state of matching, each byte takes from 200 to 600 bytes of memory: this is about 12 MB, and enough for a
+/// thousand ordinary patterns.
 const EXPRESSIONS_MAX: usize = 40 << 10;
 
-/// The part of [`EXPRESSIONS_MAX`] that a pattern with wildcards counts for, in addition to its length.
+/// The bytes that each pattern with wildcards takes of [`EXPRESSIONS_MAX`], in addition to its length.
 const EXPRESSION_MIN: usize = 16;
 
 /// What a pattern without wildcards counts for, each time that it is tried, in bytes.
 const TRY_MIN: usize = 16;
 
-/// A list of patterns, of which the last that matches decides.
+/// A list of include or exclude patterns, of which the last that matches decides.
 #[derive(Debug)]
 pub(super) struct Patterns(Vec<Pattern>);
 
@@ -47,11 +48,11 @@ enum Rule {
     Malformed(&'static str),
 }
 
-/// Whether each pattern matches a folder, for the entries in it. Empty for the root.
+/// The patterns that match a folder, as one flag each, for the entries in the folder. Empty for the root.
 pub(super) type MatchedPatterns = Vec<bool>;
 
 impl Patterns {
-    /// Parses `patterns`. Blank ones are left out.
+    /// Parses a list of patterns, without the blank ones.
     ///
     /// # Errors
     /// When a pattern is malformed, or there are too many or too long ones. Some malformed patterns are rejected only when they
@@ -86,12 +87,13 @@ impl Patterns {
         self.0.iter()
     }
 
-    /// Returns whether any pattern is an exception.
+    /// Returns whether any pattern of the list is an exception (`!`).
     pub(super) fn has_exceptions(&self) -> bool {
         self.0.iter().any(|pattern| pattern.is_exception)
     }
 
-    /// Returns whether the patterns match `path`, and which do. `folder` says which match its folder.
+    /// Returns whether the list of patterns matches `path`, and a flag for each pattern. `folder` has the flags for the
+    /// path's folder.
     ///
     /// # Errors
     /// When a malformed pattern has to be tried, or too much was tried before.
@@ -144,7 +146,7 @@ impl Pattern {
         })
     }
 
-    /// Returns whether the pattern begins with `!`.
+    /// Returns whether the pattern is an exception, which begins with `!`.
     pub(super) fn is_exception(&self) -> bool {
         self.is_exception
     }
@@ -188,7 +190,7 @@ impl Pattern {
 }
 
 impl Rule {
-    /// Returns what the rule counts for in [`EXPRESSIONS_MAX`].
+    /// Returns the bytes that the rule takes of [`EXPRESSIONS_MAX`].
     fn length(&self) -> usize {
         match self {
             Self::Regex(regex) => EXPRESSION_MIN + regex.as_str().len(),
@@ -265,7 +267,7 @@ fn ends_with_backslash(pattern: &str) -> bool {
     backslashes.count() % 2 == 1
 }
 
-/// Translates a regular expression from Go's syntax to that of the `regex` crate.
+/// A translation of a regular expression from Go's syntax to that of the `regex` crate.
 ///
 /// In patterns the two differ only inside classes, where `[`, `&`, `~` and a first `]` are literals in Go. The original
 /// applies the same substitutions inside classes as outside (so `[*]` has an odd meaning), so classes can be recognised only
@@ -275,12 +277,12 @@ struct GoRegex {
     class: ClassState,
 }
 
-/// Whether the end of the expression is inside a class.
+/// The state of the expression's end: inside or outside of a character class.
 enum ClassState {
     Outside,
-    /// Directly after `[`.
+    /// The expression ends directly after the `[` of a class.
     Opened,
-    /// Directly after `[^`.
+    /// The expression ends directly after the `[^` of a class.
     Negated,
     Inside,
 }
@@ -293,7 +295,7 @@ impl GoRegex {
         }
     }
 
-    /// Appends an expression in Go's syntax.
+    /// Appends a part of a regular expression in Go's syntax.
     fn push(&mut self, go: &str) {
         for character in go.chars() {
             let (next, literal) = match (&self.class, character) {
@@ -335,7 +337,7 @@ impl GoRegex {
         Ok(())
     }
 
-    /// Compiles the expression.
+    /// Compiles the translated regular expression.
     fn compile(mut self) -> Result<Regex, &'static str> {
         self.text.push('$');
         let compiled = RegexBuilder::new(&self.text).size_limit(COMPILED_MAX).build();

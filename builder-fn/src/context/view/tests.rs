@@ -1,4 +1,4 @@
-//! The entries that patterns select, as `docker build` and `buildctl` do.
+//! Tests of views: patterns select the same entries as with `docker build` and `buildctl`.
 
 use super::*;
 use crate::context::tree::Tree;
@@ -39,7 +39,7 @@ fn strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|item| (*item).to_owned()).collect()
 }
 
-/// Returns the selected paths; a hard link as `path = first path`.
+/// Returns the paths in the view of a context; a hard link as `path = first path`.
 fn selected(context: &SourceContext, filter: &Filter) -> Vec<String> {
     let view = view(context, filter).unwrap_or_else(|error| panic!("{error}"));
     let path = |at: u32| context.index().path(at);

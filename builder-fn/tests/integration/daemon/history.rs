@@ -1,4 +1,4 @@
-//! The history of a fake daemon: the builds that run, the records of finished ones, and those who listen.
+//! The build history of a fake daemon: running builds, records of finished ones, and the clients that listen.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 type Events = mpsc::UnboundedSender<Result<BuildHistoryEvent, Status>>;
 
-/// What BuildKit's `solver/llbsolver/history` keeps. Clones are the same history.
+/// A fake of BuildKit's build history (`solver/llbsolver/history`). Clones share the history.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<State>>);
 
@@ -26,19 +26,20 @@ struct State {
     behaviour: Behaviour,
 }
 
-/// How the history answers.
+/// The way in which the fake history answers its clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Behaviour {
-    /// As BuildKit's does.
+    /// The history answers as BuildKit's does.
     #[default]
     Kept,
-    /// Every question fails: a daemon without a history.
+    /// The history rejects every request, like a daemon without a history.
     Unimplemented,
-    /// No question is ever answered.
+    /// The history never answers a request.
     Silent,
 }
 
-/// A build in the history. Dropping it before its end records it as cancelled, as BuildKit does for a client that left.
+/// A running build in the fake history. Dropping it before its end records it as cancelled, as BuildKit does for a
+/// client that left.
 pub(crate) struct Recording {
     history: History,
     record: Option<BuildHistoryRecord>,
@@ -49,24 +50,24 @@ impl History {
         self.0.lock().expect("no panic")
     }
 
-    /// Sets how the history answers.
+    /// Sets the way in which the history answers its clients.
     pub(crate) fn behave(&self, behaviour: Behaviour) {
         self.state().behaviour = behaviour;
     }
 
-    /// Ends every stream of events, as a restart of the daemon does.
+    /// Ends every client's stream of history events, as a restart of the daemon does.
     pub(crate) fn disconnect_listeners(&self) {
         self.state().listeners.clear();
     }
 
-    /// Returns how many clients listen.
+    /// Returns the number of clients that listen to the history.
     pub(crate) fn listeners(&self) -> usize {
         let mut state = self.state();
         state.listeners.retain(|listener| !listener.is_closed());
         state.listeners.len()
     }
 
-    /// Records the start of a build, unless its reference is taken.
+    /// Records the start of a build in the history, unless its reference is taken.
     pub(crate) fn start(&self, request: &SolveRequest) -> Result<Recording, Status> {
         let mut state = self.state();
         if state.active.contains_key(&request.r#ref) {
@@ -87,7 +88,7 @@ impl History {
         })
     }
 
-    /// Adds the record of a finished build.
+    /// Adds the record of a finished build to the history.
     pub(crate) fn add(&self, record: BuildHistoryRecord, outcome: Result<&str, &Status>) {
         let record = ended(record, outcome);
         let mut state = self.state();
@@ -95,7 +96,8 @@ impl History {
         state.send(BuildHistoryEventType::Complete, &record);
     }
 
-    /// Answers a client as BuildKit's `Listen` does: running builds, then the records that the filter allows, then events.
+    /// Answers a client of the history as BuildKit's `Listen` does: running builds, then the records that the filter
+    /// allows, then events.
     pub(super) fn listen(
         &self,
         request: &BuildHistoryRequest,
@@ -145,7 +147,7 @@ impl State {
 }
 
 impl Recording {
-    /// Records the outcome. BuildKit makes no record of a solve whose reference was taken.
+    /// Records the outcome of the build. BuildKit makes no record of a solve whose reference was taken.
     pub(crate) fn end(mut self, outcome: Result<&str, &Status>) {
         match outcome {
             Err(status) if status.message().ends_with(" exists") => {
@@ -195,7 +197,7 @@ fn ended(mut record: BuildHistoryRecord, outcome: Result<&str, &Status>) -> Buil
     record
 }
 
-/// Returns whether one part of a filter allows a finished build: BuildKit `solver/llbsolver/history/filter.go`.
+/// Returns whether one part of a history filter allows a finished build: BuildKit `solver/llbsolver/history/filter.go`.
 fn allows(filter: &str, record: &BuildHistoryRecord) -> bool {
     if let Some(reference) = filter.strip_prefix("ref==") {
         return record.r#ref == reference;

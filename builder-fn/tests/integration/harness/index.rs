@@ -1,4 +1,4 @@
-//! Invariants of the index of a tar.
+//! Checks of the invariants of a tar's index, for any bytes.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,10 +17,10 @@ const LIMITS: ArchiveLimits = ArchiveLimits {
     small_file: 4 << 10,
 };
 
-/// The comparable content of a tar, or the text of the error.
+/// The comparable content of a tar, or the text of the error that rejects it.
 type Read = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
 
-/// Reads `bytes` as a tar, and checks the index and the content of every file.
+/// Reads `bytes` as a tar, and checks the invariants of its index and the content of every file.
 ///
 /// The first byte says whether checksums are corrected before, so that changed headers are parsed; the second is the length of
 /// the pieces.
@@ -67,7 +67,7 @@ fn read(tar: &[u8], piece: usize) -> Read {
     ))
 }
 
-/// Corrects the checksum of each block that could be a header.
+/// Corrects the checksum of each block in `tar` that could be a header.
 pub(crate) fn fix_checksums(tar: &mut [u8]) {
     for block in tar.chunks_exact_mut(BLOCK) {
         if block[257..262] == *b"ustar" {
@@ -81,7 +81,7 @@ pub(crate) fn fix_checksums(tar: &mut [u8]) {
     }
 }
 
-/// Checks that the limits hold, and that files are in the tar and do not overlap.
+/// Checks that an index keeps the limits, and that its files are in the tar and do not overlap.
 fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
     assert!(entries.len() <= LIMITS.entries);
     let texts = |(path, entry): &(String, Entry<'_>)| {
@@ -112,7 +112,8 @@ fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
     }
 }
 
-/// Checks that no path leads out, and that each is there once, in order and after its folder.
+/// Checks that no path in an index leads out of the context, and that each is there once, in order and after its
+/// folder.
 fn check_paths(entries: &[(String, Entry<'_>)]) {
     let mut folders = std::collections::HashSet::new();
     for (at, (path, entry)) in entries.iter().enumerate() {
@@ -131,7 +132,7 @@ fn check_paths(entries: &[(String, Entry<'_>)]) {
     }
 }
 
-/// Checks that the `tar` crate sees the same files, or rejects the tar.
+/// Checks that the `tar` crate reads the same files as the index, or rejects the tar.
 fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
     let mut archive = tar::Archive::new(tar);
     let Ok(others) = archive.entries() else { return };

@@ -1,4 +1,4 @@
-//! Invariants of the file-sync service, against a daemon that sends anything.
+//! Checks of the invariants of the file-sync service, with a daemon that sends any bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -16,7 +16,7 @@ use function_host::prometheus::{IntCounter, IntGauge};
 use http_body_util::{BodyExt, Full};
 use tonic::codegen::Service;
 
-/// Runs one transfer with `bytes` as the daemon's side.
+/// Runs one file transfer with `bytes` as the daemon's side, and checks the builder's packets.
 ///
 /// The first byte selects the mode. Then come lines of patterns up to an empty one (`i`nclude, `e`xclude or `f`ollow, and the
 /// pattern), and then what the daemon sends: packets, or any bytes.
@@ -64,7 +64,7 @@ fn split_at_newline(bytes: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Returns a packet with the type and the id in these bytes.
+/// Decodes fuzz bytes to a packet, with the type and the id in them.
 fn packet(bytes: &[u8]) -> Packet {
     let id = bytes.get(1).map_or(0, |number| match number {
         0xff => u32::MAX,
@@ -77,7 +77,7 @@ fn packet(bytes: &[u8]) -> Packet {
     }
 }
 
-/// The daemon's side of a transfer.
+/// The daemon's side of a file transfer.
 #[derive(Default)]
 struct Daemon {
     patterns: Vec<(&'static str, String)>,
@@ -87,7 +87,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Sends `frames`, which may be malformed.
+    /// Sends gRPC frames, which may be malformed, as the daemon's side of the transfer.
     async fn send_frames(self, mut server: FileSyncServer<FileSync>, frames: &[u8]) {
         let mut request = http::Request::post("http://session/moby.filesync.v1.FileSync/DiffCopy")
             .header("content-type", "application/grpc")
@@ -118,7 +118,7 @@ impl Daemon {
         );
     }
 
-    /// Sends packets, and checks the answers.
+    /// Sends packets as the daemon's side of the transfer, and checks the builder's answers.
     async fn send_packets(self, server: FileSyncServer<FileSync>, context: &SourceContext) {
         let packets = self.packets.clone();
         let mut request = tonic::Request::new(tokio_stream::iter(packets));
@@ -154,12 +154,12 @@ impl Daemon {
     }
 }
 
-/// What a daemon has received.
+/// The packets that the daemon has received in a transfer.
 #[derive(Default)]
 struct Received {
     stats: Vec<Stat>,
     all_announced: bool,
-    /// By the number of the file: bytes, and how often its end was sent.
+    /// The received bytes and ends of each file, by the number of the file.
     files: HashMap<u32, (u64, u64)>,
     bytes: u64,
     finished: bool,
@@ -243,7 +243,7 @@ impl Received {
     }
 }
 
-/// Paths and sizes of the files in the context.
+/// The paths and sizes of the files in the harness's context.
 const FILES: [(&str, u64); 6] = [
     ("a", 0),
     ("b/c", 10),
@@ -253,7 +253,7 @@ const FILES: [(&str, u64); 6] = [
     ("g", 140_000),
 ];
 
-/// Returns the byte that fills the file at `path`; no other file has it.
+/// Returns the byte that fills the file at `path`, different for each file.
 fn fill(path: &str) -> u8 {
     path.bytes()
         .fold(1u8, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))

@@ -1,4 +1,4 @@
-//! Invariants of the body of a request.
+//! Checks of the invariants of receiving a request's body, for any bytes.
 
 use std::io::Write as _;
 use std::time::SystemTime;

@@ -1,4 +1,4 @@
-//! The content of the files that the receiver requests, read from the spool many files at a time.
+//! The content of the files that the daemon requests, read from the spool in batches.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,27 +10,30 @@ use tonic::Status;
 
 use super::{Transfer, stat};
 
-/// The most bytes in one DATA packet.
+/// The largest content of one DATA packet, in bytes.
 const PACKET: u64 = 64 << 10;
 
-/// The most bytes in one batch. A batch is read on another thread, so it should be worth the switch.
+/// The largest content of one batch of packets, in bytes. A batch is read on another thread, so it should be worth the
+/// switch.
 pub(super) const BATCH: u64 = 2 * PACKET;
 
-/// The most packets in one batch, for small files.
+/// The largest number of packets in one batch, which limits batches of small files.
 const BATCH_PACKETS: usize = 512;
 
-/// Files that are sent at the same time, so that a large one does not delay small ones. The daemon keeps each open.
+/// The number of files that are sent at the same time, so that a large file does not delay small ones. The daemon keeps
+/// each open.
 const FILES_AT_ONCE: usize = 4;
 
-/// The most requests that wait here, at a few bytes each. Further ones stay in the stream, so that the daemon pauses.
+/// The largest number of the daemon's requests that are queued. Further ones stay in the stream, so that the daemon
+/// pauses.
 const WAITING_MAX: usize = 16 << 10;
 
-/// A request of the receiver.
+/// A request of the daemon in a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ReceiverRequest {
-    /// The content of the file with this number.
+    /// The daemon requests the content of the file with this number.
     File(u32),
-    /// The end of the transfer.
+    /// The daemon has everything and ends the transfer.
     Finish,
 }
 
@@ -51,7 +54,7 @@ impl TryFrom<Packet> for ReceiverRequest {
     }
 }
 
-/// A part of a file, sent in one packet.
+/// A part of a file, which is sent in one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
     /// The number of the file's STAT.
@@ -64,9 +67,9 @@ struct Piece {
 /// The requested files that have not been read to their end.
 #[derive(Debug, Default)]
 struct ReadQueue {
-    /// Number and size of the files that have not been begun.
+    /// The number and the size of each requested file of which nothing has been read.
     waiting: VecDeque<(u32, u64)>,
-    /// Number, size, and offset of the next piece.
+    /// The number, the size and the next offset of each file that has been read in part.
     begun: VecDeque<(u32, u64, u64)>,
 }
 
@@ -83,7 +86,7 @@ impl ReadQueue {
         self.waiting.len() < WAITING_MAX
     }
 
-    /// Returns the next batch of pieces, which alternates between the files that have been begun.
+    /// Takes the next batch of pieces off the queue, alternating between the files that have been begun.
     fn next(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let mut left = BATCH;
@@ -114,18 +117,19 @@ impl ReadQueue {
     }
 }
 
-/// The state of the sender.
+/// The sender of file contents in one transfer.
 struct Sender<S> {
     transfer: Transfer,
-    /// The packets of the receiver.
+    /// The packets that the daemon sends.
     received: S,
     queue: ReadQueue,
     is_finished: bool,
-    /// Sent after everything that was requested before it.
+    /// The error that ends the transfer, after everything that was requested before it has been sent.
     error: Option<Status>,
 }
 
-/// Returns the content of the files that `received` requests, in batches of packets, until the receiver has everything.
+/// Returns a stream of the file contents that `received` requests, in batches of packets, until the daemon has
+/// everything.
 ///
 /// An empty packet ends each file.
 pub(super) fn batches<S>(
@@ -167,7 +171,7 @@ where
 }
 
 impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Sender<S> {
-    /// Queues the requests that have arrived; waits for one if there is nothing to read.
+    /// Queues the daemon's requests that have arrived; waits for one if no file is left to read.
     async fn receive(&mut self) {
         while !self.is_finished && self.queue.has_room() {
             let next = match self.queue.is_empty() {
@@ -198,14 +202,14 @@ impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Sender<S> {
 }
 
 impl Transfer {
-    /// Returns the size of the file with this number; `None` if no entry has it or the entry is not a file.
+    /// Returns the size of the announced file with this number; `None` if there is no such entry or it is not a file.
     fn size(&self, number: u32) -> Option<u64> {
         let visible = self.entries.get(number as usize)?;
         let entry = self.context.entry(visible.entry);
         stat::has_content(&entry).then(|| entry.size())
     }
 
-    /// Reads a batch into packets.
+    /// Reads a batch of pieces from the spool into packets, on another thread if the spool is on disk.
     fn read(&self, pieces: Vec<Piece>) -> impl Future<Output = Result<Vec<Packet>, Status>> + Send + use<> {
         let transfer = self.clone();
         // A read from memory is a copy, which is not worth another thread.
@@ -258,7 +262,7 @@ impl Transfer {
 mod tests {
     use super::*;
 
-    /// Returns all batches that are left.
+    /// Returns all batches that are left in a queue.
     fn all(queue: &mut ReadQueue) -> Vec<Vec<Piece>> {
         std::iter::from_fn(|| Some(queue.next()).filter(|pieces| !pieces.is_empty())).collect()
     }

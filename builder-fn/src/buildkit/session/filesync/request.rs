@@ -5,19 +5,19 @@ use tonic::metadata::MetadataMap;
 
 use crate::context::Filter;
 
-/// The folder that is requested, and the part of it.
+/// The folder that a file-sync request asks for, and the patterns that select a part of it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FolderRequest {
     pub(super) name: String,
     pub(super) filter: Filter,
 }
 
-/// The folders that the Dockerfile frontend requests: the source, and the one with the Dockerfile. Here both are the
-/// context.
+/// The names of the folders that the Dockerfile frontend requests: of the source, and of the Dockerfile. Here both are
+/// the context.
 const FOLDERS: [&str; 2] = ["context", "dockerfile"];
 
 impl FolderRequest {
-    /// Parses the metadata of a request.
+    /// Parses the gRPC metadata of a file-sync request.
     pub(super) fn from_metadata(metadata: &MetadataMap) -> Result<Self, Status> {
         let name = values(metadata, "dir-name")?
             .into_iter()
@@ -38,7 +38,8 @@ impl FolderRequest {
     }
 }
 
-/// Returns all values of `key`, in order. If one of them is not ASCII, all are URL-encoded and `KEY-encoded` is set.
+/// Returns all metadata values of `key`, in order. If one of them is not ASCII, all are URL-encoded and `KEY-encoded`
+/// is set.
 fn values(metadata: &MetadataMap, key: &str) -> Result<Vec<String>, Status> {
     let invalid = || Status::invalid_argument(format!("metadata {key}: not UTF-8"));
     let marker = metadata.get(format!("{key}-encoded"));

@@ -8,7 +8,7 @@ use crate::context::{Entry, Kind, SourceContext, ViewEntry};
 /// Bits of Go's `os.FileMode`, which differ from those of Unix.
 mod mode {
     pub(super) const DIRECTORY: u32 = 1 << 31;
-    /// "Temporary file; Plan 9 only".
+    /// Go's mode bit for a temporary file, which only Plan 9 has.
     pub(super) const TEMPORARY: u32 = 1 << 28;
     pub(super) const SYMLINK: u32 = 1 << 27;
     pub(super) const SET_USER_ID: u32 = 1 << 23;
@@ -16,7 +16,7 @@ mod mode {
     pub(super) const STICKY: u32 = 1 << 20;
 }
 
-/// Returns the STAT packet of `visible`. Files belong to 0:0, as with BuildKit's own clients.
+/// Returns the STAT packet that announces `visible`. Files belong to 0:0, as with BuildKit's own clients.
 ///
 /// With `is_forced`, the daemon requests the file whatever it has: the mode gets a bit that no file on Linux can have,
 /// and the daemon compares modes before it writes anything. The bit has no effect when the daemon writes the file (Go's
@@ -56,12 +56,13 @@ pub(super) fn end() -> Packet {
     }
 }
 
-/// Returns whether BuildKit may request the content. Must agree with the receiver: fsutil `fileCanRequestData`.
+/// Returns whether BuildKit may request the content of an entry. Must agree with the receiver: fsutil
+/// `fileCanRequestData`.
 pub(super) fn has_content(entry: &Entry<'_>) -> bool {
     matches!(entry.kind, Kind::File { .. })
 }
 
-/// Returns the mode as Go's `os.FileMode`.
+/// Returns the type and the mode of an entry as Go's `os.FileMode`.
 fn file_mode(entry: &Entry<'_>) -> u32 {
     let kind = match entry.kind {
         Kind::Directory => mode::DIRECTORY,

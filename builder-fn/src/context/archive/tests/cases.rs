@@ -1,4 +1,4 @@
-//! Tars that each have one peculiarity.
+//! Tests of tars that each have one peculiarity.
 
 use tar::EntryType;
 

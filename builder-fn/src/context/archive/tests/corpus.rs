@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::context::SourceContext;
 
-/// An entry in the index or in an extracted folder.
+/// An entry that a test found in an index or in an extracted folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Found {
     path: String,
@@ -26,7 +26,7 @@ pub(super) enum Content {
     Folder,
     File {
         bytes: Vec<u8>,
-        /// Path of the first entry that is the same file.
+        /// The path of the first entry that is a hard link to the same file.
         same_as: String,
     },
     Symlink(String),
@@ -109,7 +109,7 @@ proptest! {
     }
 }
 
-/// Creates a folder with everything that a context may have, except names that `format` cannot hold.
+/// Creates a folder with every kind of entry that a context may have, except names that `format` cannot hold.
 fn source(format: &str) -> TempDir {
     let source = TempDir::new().unwrap();
     let context = source.path().join("context");
@@ -220,7 +220,7 @@ pub(super) fn run(command: &mut Command) -> Result<(), String> {
         .ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// Clears mode and time of folders: those that a tar only implies get them from the program that extracts it.
+/// Clears the modes and times of folders, because implied folders get theirs from the extracting program.
 pub(super) fn ignore_folders(list: &mut [Found]) {
     for found in list.iter_mut().filter(|found| found.content == Content::Folder) {
         (found.mode, found.mtime_ns) = (0, 0);
@@ -311,7 +311,7 @@ pub(super) fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
     }
 }
 
-/// Sets `same_as` of files that are hard links of an earlier one.
+/// Sets `same_as` in the entries that are hard links of an earlier entry.
 fn mark_hard_links(root: &Path, found: &mut [Found]) {
     let mut firsts: Vec<(u64, String)> = Vec::new();
     for Found { path, content, .. } in found {

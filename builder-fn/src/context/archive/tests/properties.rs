@@ -1,4 +1,4 @@
-//! Properties that hold for every tar and for any other bytes.
+//! Properties of the tar reader, for generated tars and for any other bytes.
 
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ pub(super) fn tars(extended: bool) -> impl Strategy<Value = Tar> {
     })
 }
 
-/// The comparable parts of a tar's content.
+/// The comparable parts of a tar's content: index, configuration and warnings.
 type Outcome = (Index, Option<Vec<u8>>, Vec<String>);
 
 fn outcome(tar: &[u8], cuts: &[usize]) -> Result<Outcome, String> {

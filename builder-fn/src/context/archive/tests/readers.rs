@@ -1,4 +1,5 @@
-//! Peculiar headers: what GNU tar and Python's `tarfile` extract is what the index has, or the tar is rejected.
+//! Tars with peculiar headers: the index has the files that GNU tar and Python's `tarfile` extract, or the tar is
+//! rejected.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +8,7 @@ use super::corpus::{Found, extract, from_index, ignore_folders, run, walk};
 use super::*;
 use crate::context::SourceContext;
 
-/// What becomes of a tar with a peculiar header.
+/// The expected result of reading a tar with a peculiar header.
 enum Expected {
     /// The index has the files that GNU tar and Python extract.
     AsExtracted,
@@ -19,7 +20,7 @@ enum Expected {
 
 use Expected::{AsExtracted, MalformedRecords, Rejected};
 
-/// 99 bytes, so that a name needs a prefix.
+/// A folder path of 99 bytes, so that the name of a file in it needs a ustar prefix.
 const FOLDERS: &str =
     "context/ffffffffffffffffffffffffffffff/gggggggggggggggggggggggggggggg/hhhhhhhhhhhhhhhhhhhhhhhhhhhhh";
 
@@ -33,7 +34,7 @@ impl Tar {
         })
     }
 
-    /// Adds an entry whose header has a size, and nothing after it.
+    /// Adds an entry whose header has a size, without the content.
     fn sized(self, flag: u8, name: &str) -> Self {
         self.entry(name, b"", |header| {
             header.as_old_mut().linkflag = [flag];
@@ -44,7 +45,7 @@ impl Tar {
         })
     }
 
-    /// Adds a file whose header has these bytes as its size, with content of 512 bytes.
+    /// Adds a file with 512 bytes of content, whose header has `field` as its size.
     fn with_size(self, field: &[u8; 12]) -> Self {
         self.entry("context/sized", b"", |header| header.as_old_mut().size = *field)
             .raw(&[b'y'; BLOCK])
@@ -303,7 +304,7 @@ fn a_volume_label_is_ignored() {
     }
 }
 
-/// Returns the files of the context as `extract` writes them.
+/// Extracts a tar with `extract`, and returns the entries of the context.
 fn extracted(tar: &[u8], extract: fn(&Path, &Path) -> Result<(), String>) -> Vec<Found> {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("archive.tar");
@@ -314,7 +315,7 @@ fn extracted(tar: &[u8], extract: fn(&Path, &Path) -> Result<(), String>) -> Vec
     without_folders(found)
 }
 
-/// Extracts everything as it is in the archive, whatever the version's own default filter is.
+/// Extracts a tar with Python's `tarfile`, without the filters that some versions apply by default.
 fn extract_with_python(archive: &Path, to: &Path) -> Result<(), String> {
     const PROGRAM: &str = "import sys, tarfile
 tarfile.TarFile.extraction_filter = staticmethod(lambda member, path: member)
@@ -323,7 +324,7 @@ with tarfile.open(sys.argv[1]) as archive:
     run(Command::new("python3").args(["-c", PROGRAM]).arg(archive).arg(to))
 }
 
-/// Clears modes and times of folders, because Python extracts implied ones in another way.
+/// Returns the entries with cleared modes and times of folders, because Python extracts implied folders in another way.
 fn without_folders(mut found: Vec<Found>) -> Vec<Found> {
     ignore_folders(&mut found);
     found
