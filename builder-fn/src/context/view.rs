@@ -23,12 +23,12 @@ const EFFORT_MAX: usize = 2 << 30;
 /// The patterns in the metadata of a file-sync request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    /// The `include-patterns`: if there are any, only entries that one of them matches are sent.
+    /// The The `include-patterns`: if there are any, only entries that one of them matches are sent.
     pub(crate) include: Vec<String>,
     /// The `exclude-patterns`, including those of `.dockerignore`: entries that they match are not sent; `!` makes an
     /// exception.
     pub(crate) exclude: Vec<String>,
-    /// The `followpaths`: paths to include, together with the targets of symbolic links on the way to them.
+    /// The The `followpaths`: paths to include, together with the targets of symbolic links on the way to them.
     pub(crate) follow: Vec<String>,
 }
 

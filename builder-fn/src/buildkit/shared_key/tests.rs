@@ -162,8 +162,8 @@ impl StoredEntry {
 #[derive(Clone, Debug)]
 struct EntrySpec {
     path: String,
-    /// The kind of the entry: The kind of the entry: 0 for a folder, 1 for a symbolic link, 2 for a file with hard
-    /// links, else a file.
+    /// The kind of the entry: The kind of the entry: The kind of the entry: 0 for a folder, 1 for a symbolic link, 2
+    /// for a file with hard links, else a file.
     what: u8,
     content: u8,
     time: u8,

@@ -85,7 +85,7 @@ pub enum ArchiveError {
     /// The tar has too many entries.
     #[error("the tar has more than {limit} entries")]
     TooManyEntries {
-        /// The limit.
+        /// The limit on the number of entries.
         limit: usize,
     },
     /// The index of the tar takes too much memory.
@@ -93,7 +93,7 @@ pub enum ArchiveError {
         "the entries of the tar, with their names, link targets and attributes, take more than {limit} bytes"
     )]
     IndexTooLarge {
-        /// The limit.
+        /// The limit on the memory of the index, in bytes.
         limit: usize,
     },
     /// The tar has no folder `context/`.
