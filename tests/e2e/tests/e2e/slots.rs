@@ -95,3 +95,32 @@ async fn a_call_that_gets_no_slot_within_queue_wait_is_rejected_like_one_that_do
     running.abort();
     testbed.wait_for_step(gate, false).await
 }
+
+/// The terminal record needs time too, so the wait ends before `exec_timeout` cuts the answer.
+#[tokio::test]
+async fn a_stream_that_gets_no_slot_before_its_deadline_ends_with_a_terminal_record() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let settings = [
+        ("max_inflight", "1"),
+        ("queue_wait", "5m"),
+        ("exec_timeout", "8s"),
+    ];
+    let builder = BuilderProcess::with_settings(&testbed, &settings).await?;
+    let gate = "gate-of-a-deadline";
+    let running = start_gated_build(&testbed, &builder, gate).await?;
+    // The first build ends at its own deadline, so the second may get the slot for a moment. It would not end either.
+    let context = BuildContext::gated(testbed.busybox().await?, "gate-of-a-later-deadline");
+    let config = json!({ "image": testbed.image("e2e/slots", "2"), "skipPush": true });
+
+    let waiting = builder
+        .client()?
+        .stream(context.tar(&config)?, "application/x-ndjson")
+        .await?;
+    let (_, last) = waiting.read_to_end().await?;
+
+    assert_eq!(last["status"], "failed", "{last}");
+    assert!(last["error"].is_string(), "{last}");
+    running.abort();
+    testbed.wait_for_step(gate, false).await
+}
