@@ -1,4 +1,4 @@
-//! The one conversion of an outcome or an error to an HTTP response.
+//! Converts the result of handling a hand-over, an outcome or an error, to the HTTP response.
 //!
 //! The status decides whether a queue retries: it does on 500 and 502. The body always has `status` and `reasons`.
 
@@ -11,12 +11,12 @@ use tracing::{error, info};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{DeploymentStatus, DryRunOutcome, DryRunStatus, Fault, Outcome};
 
-/// What became of a hand-over.
+/// The result of handling a valid hand-over.
 #[derive(Debug)]
 pub(crate) enum Handled {
-    /// It was deployed, or not.
+    /// The hand-over was deployed, or its deployment ended without success; see the outcome.
     Deployment(Box<Outcome>),
-    /// It was checked only.
+    /// The hand-over was a dry run: it was checked and nothing was deployed.
     DryRun(DryRunOutcome),
 }
 

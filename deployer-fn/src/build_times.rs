@@ -4,11 +4,11 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::time;
 
-/// How far a time may be ahead of the deployer's clock. Clocks differ by less; a time further ahead would keep a
-/// function from being updated until it has passed.
+/// How far a build's time may be ahead of the deployer's clock. Clocks differ by less; a time further ahead
+/// would keep a function from being updated until it has passed.
 const AHEAD_MAX: SignedDuration = SignedDuration::from_mins(5);
 
-/// When the source of a build was submitted, and when the build ended.
+/// The times of a build: when its source was submitted, and when the build ended.
 ///
 /// Builds are ordered by submission. Builders before that field, and the versions that they deployed, have the end of
 /// the build alone. A submission is never compared with an end: a short build that was submitted later ends earlier
@@ -28,12 +28,12 @@ impl BuildTimes {
         matches!((self.built_at, other.built_at), (Some(ours), Some(theirs)) if ours < theirs)
     }
 
-    /// Returns one time to sort builds by, where times of different kinds have to be in one order.
+    /// Returns one time to sort builds by: the time of submission, or else the end of the build.
     pub(crate) fn sort_key(&self) -> Option<Timestamp> {
         self.submitted_at.or(self.built_at)
     }
 
-    /// Returns the times without those that are too far ahead of `now`.
+    /// Returns the build's times without those that are too far ahead of `now`.
     pub(crate) fn not_ahead_of(self, now: Timestamp) -> Self {
         let plausible = |at: Option<Timestamp>| at.filter(|at| !is_ahead(*at, now));
         Self {
@@ -42,7 +42,7 @@ impl BuildTimes {
         }
     }
 
-    /// Returns the problem with the time that orders this build, if that is too far ahead of `now`.
+    /// Returns the problem with the time that orders this build if that time is too far ahead of `now`.
     pub(crate) fn problem(&self, now: Timestamp) -> Option<String> {
         let (field, at) = match (self.submitted_at, self.built_at) {
             (Some(at), _) => ("submittedAt", at),
@@ -59,7 +59,7 @@ impl BuildTimes {
         })
     }
 
-    /// Returns the times as part of a sentence: `submitted at …`, or else `built at …`.
+    /// Returns the build's times as part of a sentence: `submitted at …`, or else `built at …`.
     pub(crate) fn describe(&self) -> String {
         match (self.submitted_at, self.built_at) {
             (Some(at), _) => format!("submitted at {}", time::format_millis(at)),
@@ -69,6 +69,7 @@ impl BuildTimes {
     }
 }
 
+/// Returns whether a build's time is too far ahead of `now`.
 fn is_ahead(at: Timestamp, now: Timestamp) -> bool {
     at.duration_since(now) > AHEAD_MAX
 }

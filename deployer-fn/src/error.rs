@@ -1,4 +1,4 @@
-//! Errors before a rollout: the hand-over is not acted on, and nothing has been changed.
+//! Errors before a rollout: the hand-over is rejected, and nothing has been changed.
 //!
 //! A failure after that is not an error of this kind: it is part of the outcome.
 
@@ -7,39 +7,39 @@ use function_host::ErrorChain;
 use function_host::secret::SecretError;
 use function_host::signature::{MalformedSignature, SignatureMismatch};
 
-/// The reason why a hand-over was not acted on.
+/// The reason why a hand-over was rejected before its rollout.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// There is no signature.
+    /// The request has no signature header.
     #[error("the header X-Deploy-Signature is missing")]
     Unsigned,
-    /// The signature has another form.
+    /// The signature header does not have the form of an HMAC signature.
     #[error("the header X-Deploy-Signature is malformed")]
     MalformedSignature(#[source] MalformedSignature),
-    /// The signature was made with none of the deployer's keys.
+    /// The hand-over's signature was made with none of the deployer's keys.
     #[error("the hand-over is not signed with a key of this deployer")]
     WrongSignature(#[source] SignatureMismatch),
-    /// The body is too large, too slow, or ended early.
+    /// The hand-over's body is too large, too slow, or ended early.
     #[error("could not read the hand-over")]
     Body(#[source] BodyError),
-    /// The body is signed, but not JSON.
+    /// The hand-over's body is correctly signed, but is not JSON.
     #[error("could not parse the hand-over")]
     NotJson(#[source] serde_json::Error),
-    /// The body is JSON, but not a valid hand-over.
+    /// The hand-over's body is JSON, but not a valid hand-over.
     #[error("the hand-over is not valid")]
     Invalid {
-        /// The problems, one an entry.
+        /// The problems of the hand-over, one an entry.
         problems: Vec<String>,
-        /// Whether it asks for a dry run.
+        /// Whether the invalid hand-over asks for a dry run.
         dry_run: bool,
     },
     /// The secret with the signing keys could not be read.
     #[error("could not read the key that checks signatures")]
     Key(#[source] SecretError),
-    /// The secret with the signing keys has none.
+    /// The secret for the signing keys contains no key.
     #[error("the secret {name} has no signing key")]
     NoKey {
-        /// The secret's name.
+        /// The name of the secret that contains no key.
         name: &'static str,
     },
     /// The deployment panicked before or after its rollout.
@@ -47,23 +47,23 @@ pub(crate) enum Error {
     Panicked(#[source] tokio::task::JoinError),
 }
 
-/// Kinds of errors, by what the caller can do.
+/// Kinds of hand-over errors, by what the caller can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorKind {
-    /// Sign with the right key.
+    /// An unauthorized hand-over: the caller has to sign it with the right key.
     Unauthorized,
-    /// Send a smaller body.
+    /// A hand-over that is too large: the caller has to send a smaller body.
     TooLarge,
-    /// Send the same body faster.
+    /// A hand-over that arrived too slowly: the caller has to send the same body faster.
     Slow,
-    /// Send another hand-over.
+    /// An invalid hand-over: the caller has to send another one.
     Invalid,
-    /// Nothing: the operator has to act.
+    /// An error inside the deployer: the caller can do nothing, the operator has to act.
     Internal,
 }
 
 impl Error {
-    /// Returns the kind of the error.
+    /// Returns the kind of this hand-over error.
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::Unsigned | Self::MalformedSignature(_) | Self::WrongSignature(_) => ErrorKind::Unauthorized,

@@ -1,8 +1,8 @@
-//! The identity of a function, and its address.
+//! The identity of a function, and the name and namespace that a hand-over gives it.
 
 use std::fmt;
 
-/// The identity of a function: its name and its namespace, which a hand-over may leave to the provider.
+/// The identity of a function: its name, and the namespace that it certainly has.
 ///
 /// Deployments are queued and remembered by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,13 +17,13 @@ impl fmt::Display for FunctionId {
     }
 }
 
-/// Name and namespace of a function, as the hand-over gives them. Requests are made from it, so that the provider
-/// decides which namespace is its default.
+/// The name of a function and its namespace, as the hand-over gives them. Requests are made from it, so that
+/// the provider decides which namespace is its default.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FunctionAddress {
     /// The function's name.
     pub(crate) name: String,
-    /// The namespace; the provider's default if absent.
+    /// The function's namespace; absent for the provider's default namespace.
     pub(crate) namespace: Option<String>,
 }
 

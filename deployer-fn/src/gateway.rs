@@ -1,5 +1,5 @@
 //! The gateway's REST API: requests as pure functions ([`call`]), a function's state as it is returned
-//! ([`FunctionStatus`]), and the trait of the one place that sends ([`Transport`]).
+//! ([`FunctionStatus`]), and the trait of what sends requests ([`Transport`]).
 
 pub(crate) mod call;
 mod info;
@@ -21,10 +21,10 @@ pub(crate) use self::token::TokenExchange;
 pub(crate) use self::transport::GatewayTransport;
 use crate::function::FunctionAddress;
 
-/// Bytes of a response's text that are quoted in a message.
+/// The most bytes of a gateway response's text that are quoted in a message.
 const QUOTE_MAX: usize = 300;
 
-/// Sends one request to the gateway and receives the whole response, both within a time limit.
+/// A connection to the gateway that sends a request and receives the whole response within a time limit.
 ///
 /// Addresses of requests have no host, and the transport adds the credentials.
 pub trait Transport: Send + Sync {
@@ -39,22 +39,22 @@ pub trait Transport: Send + Sync {
 /// The reason why a read from the gateway gave no result.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
-    /// The gateway gave no response.
+    /// The gateway gave no response to a read.
     #[error(transparent)]
     NoResponse(GatewayError),
-    /// The gateway's response has another status or form than expected.
+    /// The gateway answered a read with an unexpected status or form.
     #[error("the gateway answered GET {path} with {response}")]
     Response {
-        /// The path that was read.
+        /// The path of the failed read.
         path: String,
-        /// The status of the response.
+        /// The status of the unexpected response.
         status: StatusCode,
-        /// Status and text, from [`summary`].
+        /// Status and text of the unexpected response, from [`summary`].
         response: String,
     },
 }
 
-/// Reads the state of a function; `None` if it does not exist.
+/// Reads the state of a function from the gateway; `None` if the function does not exist.
 pub(crate) async fn read(
     transport: &impl Transport,
     function: &FunctionAddress,
@@ -76,8 +76,8 @@ pub(crate) async fn read(
     }
 }
 
-/// Reads the names in a list: of namespaces, which are strings, or of secrets, which are objects with a name. `None` if
-/// the provider does not implement the list.
+/// Reads a list of names from the gateway: of namespaces, which are strings, or of secrets, which are objects
+/// with a name. `None` if the provider does not implement the list.
 pub(crate) async fn read_names(
     transport: &impl Transport,
     request: Result<Request<Bytes>, GatewayError>,
@@ -115,7 +115,7 @@ pub(crate) async fn read_names(
     }
 }
 
-/// Returns the error for a response of another status or form than expected.
+/// Returns the error for a gateway response with an unexpected status or form.
 fn unexpected(path: String, response: &Response<Bytes>) -> ReadError {
     ReadError::Response {
         path,
@@ -125,7 +125,7 @@ fn unexpected(path: String, response: &Response<Bytes>) -> ReadError {
 }
 
 impl ReadError {
-    /// Returns whether a retry may succeed.
+    /// Returns whether a retry of the failed read may succeed.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::NoResponse(error) => !matches!(
@@ -143,7 +143,7 @@ impl ReadError {
     }
 }
 
-/// Returns the status and the beginning of the text of a response, on one line.
+/// Returns the status and the beginning of the text of a gateway response, on one line.
 pub(crate) fn summary(response: &Response<Bytes>) -> String {
     let text = String::from_utf8_lossy(response.body());
     let words: Vec<&str> = text

@@ -27,13 +27,13 @@ use crate::rollout::{self, Deadline, RolloutContext, RolloutHistory};
 use crate::settings::Settings;
 use crate::succession::Succession;
 
-/// The time in which a registry has to say whether it has an image.
+/// Timeout of all requests to a registry for finding out whether it has an image.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time for the whole of a dry run.
+/// Timeout of a whole dry run.
 const DRY_RUN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Deploys the images of signed hand-overs.
+/// The handler of the deployer function: deploys the images of signed hand-overs.
 ///
 /// A rollout that has begun continues when its caller disconnects: a gateway that stops waiting must not leave a
 /// function half-deployed. It ends by its own timeouts, or with the process. Its outcome is then in the log, and in
@@ -49,7 +49,7 @@ pub struct Deployer {
 }
 
 impl Deployer {
-    /// Makes a deployer with these settings. Secrets and gateway come with each request.
+    /// Makes a deployer with these settings. Secrets and the gateway come with each request.
     #[must_use]
     pub fn new(settings: Settings, metrics: Metrics) -> Self {
         let exchange = TokenExchange::new(Secrets::new(&settings.token_mount_path));
@@ -63,7 +63,7 @@ impl Deployer {
         }
     }
 
-    /// Receives the hand-over of a request, and deploys it in a task of its own; or checks it, for a dry run.
+    /// Receives the hand-over in a request, and deploys it in a task of its own; a dry run is only checked.
     async fn handle(&self, request: Request, context: &Context) -> Result<Handled, Error> {
         let (mut received, rules) = self.receive(request, context).await?;
         rules.apply_defaults(&mut received.hand_over_mut().spec);
@@ -94,7 +94,7 @@ impl Deployer {
         trace::span("dry run").run(check).await
     }
 
-    /// Returns what rollouts work with.
+    /// Returns the context that rollouts work with: the gateway, the timeouts and the history.
     fn rollout_context<'a>(
         &'a self,
         transport: &'a GatewayTransport<'a>,
@@ -109,7 +109,7 @@ impl Deployer {
         }
     }
 
-    /// Deploys a hand-over in a task of its own.
+    /// Deploys a hand-over in a task of its own, which continues if the caller disconnects.
     async fn deploy_in_task(
         &self,
         hand_over: HandOver,
@@ -145,7 +145,7 @@ impl Deployer {
             .map_err(Error::Panicked)
     }
 
-    /// Receives a hand-over, and returns it with the rules of the key that it is signed with.
+    /// Receives and verifies a hand-over, and returns it with the rules of the key that it is signed with.
     async fn receive(&self, request: Request, context: &Context) -> Result<(Received, &Rules), Error> {
         let keys = read_keys(context.secrets(), &self.settings.policy)?;
         let (head, body) = request.into_parts();
@@ -162,7 +162,7 @@ impl Deployer {
         received
     }
 
-    /// Waits for other deployments of the function, checks the image, and rolls it out.
+    /// Waits for other deployments of the function, checks the image, and rolls out the hand-over.
     async fn deploy(
         &self,
         hand_over: &HandOver,
@@ -198,7 +198,7 @@ impl Deployer {
         outcome
     }
 
-    /// Returns why the image cannot be deployed, if the registry says so.
+    /// Returns why the image cannot be deployed, if its registry says so.
     async fn check_image(&self, image: &PinnedImage, context: &Context) -> Option<String> {
         let settings = &self.settings;
         if !settings.check_image {
@@ -219,7 +219,7 @@ impl Deployer {
         objection
     }
 
-    /// Returns the address of the function for callers.
+    /// Returns the function's URL for callers.
     fn function_url(&self, function: &FunctionAddress, context: &Context) -> String {
         match &self.settings.public_url {
             Some(base) => format!("{base}{}", function.path()),
@@ -251,8 +251,8 @@ impl Handler for Deployer {
     }
 }
 
-/// Reads the keys that hand-overs may be signed with, each with its rules. A further key of the policy that cannot be
-/// read does not affect hand-overs that are signed with another one.
+/// Reads the keys that hand-overs may be signed with, each with its rules. If a further key of the policy
+/// cannot be read, hand-overs that are signed with another one are not affected.
 fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(HmacKeys, &'p Rules)>, Error> {
     let secret = secrets.read_secret(KEY_SECRET).map_err(Error::Key)?;
     let first = HmacKeys::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;

@@ -6,11 +6,11 @@ use function_host::prometheus::{
 
 use crate::outcome::{DeploymentStatus, Outcome};
 
-/// Upper bounds of the histogram's buckets in seconds: from a read that takes milliseconds to an image that is pulled
-/// for minutes.
+/// Upper bounds, in seconds, of the buckets of the duration histograms: from a read that takes milliseconds to
+/// an image that is pulled for minutes.
 const BUCKETS: [f64; 12] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
-/// Metrics of deployments.
+/// The deployer's metrics of deployments.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     ended: IntCounterVec,
@@ -19,7 +19,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes the metrics and registers them.
+    /// Makes the metrics of deployments and registers them.
     ///
     /// # Errors
     /// If the registry has metrics of the same names.
@@ -90,7 +90,7 @@ impl Metrics {
     }
 }
 
-/// Counts one deployment as in progress while it lives.
+/// A guard that counts one deployment as in progress until it is dropped.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct InProgress(IntGauge);

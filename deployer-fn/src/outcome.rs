@@ -12,61 +12,62 @@ use crate::gateway::FunctionStatus;
 pub struct Outcome {
     /// The function's name.
     pub function: String,
-    /// The namespace; absent if neither the caller nor the provider named one.
+    /// The function's namespace; absent if neither the caller nor the provider named one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The image that was to be deployed.
+    /// The image that the hand-over wanted to deploy.
     pub image: String,
-    /// The image that the function had before; `None` if there was no function, or it is not known.
+    /// The image that the function had before the deployment; `None` if there was no function, or it is not
+    /// known.
     pub previous_image: Option<String>,
     /// How the deployment ended.
     pub status: DeploymentStatus,
-    /// Whether a change was sent to the provider.
+    /// Whether the deployment sent a change to the provider.
     pub changed: bool,
-    /// The function's state at the end; absent if it is unknown.
+    /// The function's state at the end of the deployment; absent if it is unknown.
     #[serde(skip_serializing_if = "Running::is_unknown")]
     pub running: Running,
-    /// The address of the function.
+    /// The function's URL for callers.
     pub url: String,
-    /// The time that each step took.
+    /// The time that each step of the deployment took.
     pub durations: Durations,
-    /// The reasons for the status, for people.
+    /// The reasons for the deployment's status, for people.
     pub reasons: Vec<String>,
-    /// The newer build for which this one was rejected; `None` if there is none.
+    /// The newer build for which this deployment was rejected; `None` if there is none.
     #[serde(flatten)]
     pub superseded_by: Option<Successor>,
-    /// The cause of a failure; `None` if there is none.
+    /// Who has to act on the failed deployment; `None` if it did not fail.
     #[serde(skip)]
     pub fault: Option<Fault>,
 }
 
-/// A newer build of the same function.
+/// A newer build of the same function, which supersedes a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Successor {
-    /// The call that made it, if it is known.
+    /// The ID of the call that made the newer build, if it is known.
     #[serde(rename = "supersededBy", skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
 }
 
-/// How a deployment ended.
+/// How a deployment ended, as it is reported to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeploymentStatus {
     /// The new image runs and answered its probe.
     Ready,
-    /// The new image was applied and the function answers, but nothing shows that the new version is what answers.
+    /// The new image was applied and the function answers, but nothing proves that the new version answers.
     Unverified,
     /// The new image does not run, and neither may the previous version.
     Failed,
-    /// The hand-over is not valid, not allowed, or rejected by the provider, and nothing was changed; or a newer build
-    /// takes its place.
+    /// The deployment was rejected and nothing was changed: the hand-over is not valid, not allowed, or
+    /// rejected by the provider; or a newer build supersedes it.
     Refused,
     /// The new image does not run. The previous version runs again, or there is no function if there was none before.
     RolledBack,
 }
 
 impl DeploymentStatus {
-    /// Returns the status as it is written in responses, metrics and traces.
+    /// Returns the deployment's status as it is written in responses, metrics and traces.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -78,17 +79,18 @@ impl DeploymentStatus {
     }
 }
 
-/// The outcome of a dry run.
+/// The outcome of a dry run, which is its response body.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DryRunOutcome {
-    /// Always true. A deployer that does not know dry runs answers without it.
+    /// Marks the response as that of a dry run; always true. A deployer that does not know dry runs answers
+    /// without it.
     pub(crate) dry_run: bool,
-    /// Whether the hand-over would be deployed.
+    /// Whether the checked hand-over would be deployed.
     pub(crate) status: DryRunStatus,
-    /// The reasons for the status, for people.
+    /// The reasons for the dry run's status, for people.
     pub(crate) reasons: Vec<String>,
-    /// What is ignored in the hand-over, or read in another way than it is written.
+    /// Warnings about fields of the hand-over that are ignored, or read in another way than they are written.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) warnings: Vec<String>,
 }
@@ -97,35 +99,35 @@ pub(crate) struct DryRunOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum DryRunStatus {
-    /// Nothing speaks against the hand-over.
+    /// The dry run found nothing against the hand-over.
     Accepted,
-    /// The hand-over would be refused.
+    /// The dry run found that the hand-over would be refused.
     Refused,
-    /// The gateway did not answer all questions.
+    /// The dry run could not be completed: the gateway did not answer all requests.
     Failed,
 }
 
-/// The cause of a failure.
+/// Who is to blame for a failed deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The caller: the same hand-over would fail again.
+    /// The caller is to blame: the same hand-over would fail again.
     Caller,
-    /// The gateway, the provider or the deployer: the same hand-over may succeed later.
+    /// The gateway, the provider or the deployer is to blame: the same hand-over may succeed later.
     Platform,
 }
 
 /// The state of the function at the end of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Running {
-    /// The state could not be read.
+    /// The function's state could not be read.
     Unknown,
     /// The function does not exist.
     Nothing,
     /// The function exists.
     Function {
-        /// The image of its specification.
+        /// The image in the function's specification.
         image: String,
-        /// The number of replicas that can be called.
+        /// The number of the function's replicas that can be called.
         available_replicas: u64,
     },
 }
@@ -170,30 +172,30 @@ impl Serialize for Running {
     }
 }
 
-/// The time that each step took; in seconds in JSON.
+/// The time that each step of a deployment took; in seconds in JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Durations {
-    /// Reading the previous state, and checking the hand-over against it.
+    /// The time for reading the previous state and checking the hand-over against it.
     #[serde(serialize_with = "seconds")]
     pub check: Duration,
-    /// Until the provider answered the update or the creation.
+    /// The time until the provider answered the update or the creation.
     #[serde(serialize_with = "seconds")]
     pub apply: Duration,
-    /// From there until the function answered its probe, or the time was up.
+    /// The time from the provider's answer until the function answered its probe, or the timeout.
     #[serde(serialize_with = "seconds")]
     pub watch: Duration,
-    /// Until the previous version ran again, or the time was up.
+    /// The time for restoring the previous version, or until the timeout.
     #[serde(serialize_with = "seconds")]
     pub restore: Duration,
-    /// Waiting for another deployment of the same function.
+    /// The time for which the deployment waited for another one of the same function.
     #[serde(serialize_with = "seconds")]
     pub queue: Duration,
-    /// All steps except `queue`.
+    /// The time of all steps of the deployment except `queue`.
     #[serde(serialize_with = "seconds")]
     pub total: Duration,
 }
 
-/// Writes seconds, rounded to milliseconds.
+/// Serializes a duration as seconds, rounded to milliseconds.
 fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((duration.as_secs_f64() * 1000.0).round() / 1000.0)
 }

@@ -1,6 +1,6 @@
 //! Percent-encoding of values in queries and forms (RFC 3986, section 2.1).
 
-/// Encodes every byte of `text` except RFC 3986's unreserved characters.
+/// Percent-encodes every byte of `text` except RFC 3986's unreserved characters.
 pub(crate) fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -27,15 +27,15 @@ use serde_json::{Map, Value};
 use crate::quantity::Quantity;
 use crate::request::{FunctionSpec, PinnedImage, Resources};
 
-/// The secret with the keys that hand-overs are signed with: one key a line while they are rotated.
+/// The name of the secret with the keys that hand-overs are signed with: one key a line while keys are rotated.
 pub(crate) const KEY_SECRET: &str = "deploy-secret";
 
-/// The label with the highest number of replicas.
+/// The label with a function's highest number of replicas.
 const SCALE_MAX: &str = "com.openfaas.scale.max";
-/// The label with the lowest number of replicas.
+/// The label with a function's lowest number of replicas.
 const SCALE_MIN: &str = "com.openfaas.scale.min";
 
-/// The rules for each signing key.
+/// The operator's policy: rules for the hand-overs of each signing key.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Policy {
@@ -45,7 +45,7 @@ pub(crate) struct Policy {
     pub(crate) keys: BTreeMap<String, Rules>,
 }
 
-/// Rules on what may be deployed. An absent rule allows everything.
+/// Rules on what a hand-over may deploy. An absent rule allows everything.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Rules {
@@ -64,7 +64,7 @@ pub(crate) struct Rules {
 }
 
 impl Policy {
-    /// Parses a policy. An unknown rule is an error.
+    /// Parses the operator's policy. An unknown rule is an error.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         // Parsed as an object first: serde would take an empty array for a policy without rules.
         let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
@@ -83,7 +83,7 @@ impl Policy {
 }
 
 impl Rules {
-    /// Returns the rules that would not do what they seem to say.
+    /// Returns the problems of rules that would not do what they seem to say.
     fn problems(&self, key: &str) -> Vec<String> {
         let caps = [
             ("maxCpu", self.max_cpu.as_ref().is_some_and(Quantity::is_zero)),
@@ -119,7 +119,7 @@ impl Rules {
         problems
     }
 
-    /// Sets the default limits in a specification that has none.
+    /// Sets the default resource limits in a specification that has no limits.
     pub(crate) fn apply_defaults(&self, spec: &mut FunctionSpec) {
         if self.default_cpu.is_none() && self.default_memory.is_none() {
             return;
@@ -135,8 +135,8 @@ impl Rules {
         }
     }
 
-    /// Returns everything in a specification that the rules do not allow. Each entry names its rule. `image` is the
-    /// specification's, if it is known.
+    /// Returns every violation of the rules in a specification, each with the name of its rule. `image` is the
+    /// specification's image, if it is known.
     pub(crate) fn violations(&self, spec: &FunctionSpec, image: Option<&PinnedImage>) -> Vec<String> {
         let mut violations = Vec::new();
         if let Some(allowed) = &self.namespaces {
@@ -177,6 +177,7 @@ impl Rules {
         violations
     }
 
+    /// Adds a violation for each amount of memory or CPU over its maximum.
     fn check_resources(&self, spec: &FunctionSpec, violations: &mut Vec<String>) {
         let none = Resources::default();
         let limits = spec.limits.as_ref().unwrap_or(&none);
@@ -218,8 +219,8 @@ impl Rules {
     }
 }
 
-/// Returns whether the image is in the repository `prefix`, or below it. The image may be spelled with or without the
-/// registry that is meant if there is none.
+/// Returns whether an image is in the repository `prefix` or below it. The reference may leave out the default
+/// registry.
 fn allows_image(prefix: &str, image: &PinnedImage) -> bool {
     [image.as_str(), image.repository()].into_iter().any(|name| {
         let Some(rest) = name.strip_prefix(prefix) else {
@@ -233,7 +234,7 @@ fn allows_image(prefix: &str, image: &PinnedImage) -> bool {
     })
 }
 
-/// Adds a violation for every name that a rule does not allow.
+/// Adds a violation for every name that is not in a rule's list of allowed names.
 fn check_names<'n>(
     rule: &str,
     allowed: &Option<Vec<String>>,
@@ -245,7 +246,7 @@ fn check_names<'n>(
     violations.extend(rejected.map(|name| format!("policy rule {rule} does not allow {name:?}")));
 }
 
-/// Returns whether a name equals an entry, or begins with one that ends in `*`.
+/// Returns whether a name equals an entry of `allowed`, or begins with an entry that ends in `*`.
 fn matches_any(allowed: &[String], name: &str) -> bool {
     allowed.iter().any(|entry| match entry.strip_suffix('*') {
         Some(prefix) => name.starts_with(prefix),

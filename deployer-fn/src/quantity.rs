@@ -7,9 +7,10 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// The number of significant digits that are kept. With the largest binary unit, they fit 128 bits.
+/// The number of significant digits of a quantity that are kept. With the largest binary unit, they fit 128
+/// bits.
 const DIGITS_MAX: usize = 20;
-/// Amounts are counted in 10⁻⁹, as in Kubernetes.
+/// The number of decimal places of an amount: quantities are counted in 10⁻⁹, as in Kubernetes.
 const NANO_DIGITS: i64 = 9;
 
 /// An amount of memory or CPU, with the text that it was parsed from.
@@ -19,12 +20,12 @@ const NANO_DIGITS: i64 = 9;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Quantity {
     text: String,
-    /// The amount in 10⁻⁹, rounded up; [`u128::MAX`] if it is larger.
+    /// The quantity's amount in 10⁻⁹, rounded up; [`u128::MAX`] if it is larger.
     nanos: u128,
 }
 
 impl Quantity {
-    /// Parses a decimal number followed by a unit or an exponent.
+    /// Parses a quantity: a decimal number followed by a unit or an exponent.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let end = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -41,18 +42,18 @@ impl Quantity {
         })
     }
 
-    /// Returns whether this is no amount at all, which Kubernetes takes for no limit.
+    /// Returns whether the quantity is zero, which Kubernetes takes for no limit.
     pub(crate) fn is_zero(&self) -> bool {
         self.nanos == 0
     }
 
-    /// Returns whether this amount is larger than `other`, whatever their units.
+    /// Returns whether this quantity is larger than `other`, whatever their units.
     pub(crate) fn exceeds(&self, other: &Self) -> bool {
         self.nanos > other.nanos
     }
 }
 
-/// Returns the factor that a unit or an exponent stands for, as powers of ten and of two.
+/// Returns the factor of a quantity's unit or exponent, as powers of ten and of two.
 fn powers(unit: &str) -> Option<(i32, u32)> {
     Some(match unit {
         "n" => (-9, 0),

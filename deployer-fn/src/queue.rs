@@ -1,4 +1,4 @@
-//! A queue for each function: one deployment at a time, and of those that wait the newest build next.
+//! A queue for each function: one deployment runs at a time, and the newest build that waits is next.
 //!
 //! The deployment that runs is told when a newer build waits, and yields to it ([`Succession`]). Once the newest build
 //! runs, the older ones that wait are rejected without being tried; if it fails, the next newest is tried. This holds
@@ -16,23 +16,24 @@ use crate::function::FunctionId;
 use crate::outcome::Successor;
 use crate::succession::{Announcer, Succession};
 
-/// The queues of all functions. Clones share them.
+/// The queues of deployments of all functions. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DeploymentQueue(Arc<Mutex<HashMap<FunctionId, Turns>>>);
 
-/// The deployment of one function that runs, and those that wait for it.
+/// The queue of one function: the deployment that runs, and those that wait for it.
 #[derive(Debug)]
 struct Turns {
-    /// The times of the build that runs.
+    /// The times of the build whose deployment runs.
     running: BuildTimes,
     /// Announces newer builds to the deployment that runs.
     announcer: Announcer,
-    /// The number of waiters so far.
+    /// The number of deployments that have waited so far.
     arrivals: u64,
-    /// By the time of submission or else of the end of the build, then by arrival. The last one is next.
+    /// The deployments that wait, sorted by the time of their build, then by arrival. The last one is next.
     waiting: BTreeMap<(Option<Timestamp>, u64), Waiter>,
 }
 
+/// A deployment that waits in a function's queue.
 #[derive(Debug)]
 struct Waiter {
     times: BuildTimes,
@@ -52,7 +53,7 @@ impl Turns {
         (turns, succession)
     }
 
-    /// Adds a waiter, and announces it if its build is newer than the one that runs.
+    /// Adds a waiting deployment, and announces its build if that is newer than the one that runs.
     fn add(&mut self, waiter: Waiter) {
         if self.running.is_older_than(&waiter.times) {
             self.announcer.send_replace(Some(waiter.successor.clone()));
@@ -62,7 +63,7 @@ impl Turns {
         self.waiting.insert(position, waiter);
     }
 
-    /// Removes the next waiter, whose turn begins.
+    /// Removes the next waiting deployment from the queue, and makes it the one that runs.
     fn next(&mut self) -> Option<(Waiter, Succession)> {
         let (_, next) = self.waiting.pop_last()?;
         self.running = next.times;
@@ -77,7 +78,8 @@ impl Turns {
     }
 }
 
-/// Permission to deploy a function, which only one deployment has at a time. On drop it goes to the next one.
+/// Permission to deploy a function, which only one deployment has at a time. When it is dropped, the next
+/// deployment gets it.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct DeploymentPermit {
@@ -87,14 +89,15 @@ pub(crate) struct DeploymentPermit {
 }
 
 impl DeploymentPermit {
-    /// Returns the news of newer builds that wait.
+    /// Returns the receiver that learns of newer builds that wait.
     pub(crate) fn succession(&self) -> &Succession {
         &self.succession
     }
 }
 
 impl DeploymentQueue {
-    /// Waits until no other deployment of the function runs, and none with a newer build waits.
+    /// Waits until no other deployment of the function runs, and none with a newer build waits; then returns
+    /// the permit.
     ///
     /// The deployment that runs yields if its build is older. Dropping the future leaves the queue.
     pub(crate) async fn acquire(
@@ -136,7 +139,8 @@ impl DeploymentQueue {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins the turn of the next waiter, and returns it. Without a waiter, removes the function's queue.
+    /// Removes the function's next waiting deployment, and returns it. If none waits, removes the function's
+    /// queue.
     fn next(&self, function: &FunctionId) -> Option<(Waiter, Succession)> {
         let mut queues = self.lock();
         let next = queues.get_mut(function)?.next();

@@ -17,40 +17,41 @@ use tracing::info;
 
 use crate::request::PinnedImage;
 
-/// The secret with the Docker `config.json`. It is not the builder's, so that deployer-fn needs no credentials that may
-/// push. Helpers that it names are not run.
+/// The name of the secret with the Docker `config.json` for pulling. It is not the builder's, so that
+/// deployer-fn needs no credentials that may push. Helpers that it names are not run.
 pub(crate) const CONFIG_SECRET: &str = "registry-pull-config";
 
-/// The longest `os` or `architecture` that is repeated to the caller, in bytes.
+/// The longest `os` or `architecture` of an image that is repeated to the caller, in bytes.
 const PLATFORM_PART_MAX: usize = 32;
 
-/// Looks images up in their registries.
+/// Checks whether images are in their registries.
 #[derive(Clone, Debug)]
 pub(crate) struct ImageLookup {
     pub(crate) secrets: Secrets,
-    /// The content of [`CONFIG_SECRET`].
+    /// The parsed registry logins from [`CONFIG_SECRET`].
     pub(crate) logins: Arc<LoginsCache>,
     /// Whether registries speak plain HTTP.
     pub(crate) insecure: bool,
-    /// The hosts that tokens may be fetched from.
+    /// The hosts that registry tokens may be fetched from.
     pub(crate) token_realms: TokenRealms,
-    /// `os/architecture` of the node.
+    /// The platform of the node, as `os/architecture`.
     pub(crate) platform: String,
 }
 
-/// The result of a lookup.
+/// Whether a registry has an image.
 #[derive(Debug, PartialEq, Eq)]
 enum Presence {
     /// The registry has the image.
     Present,
-    /// The registry does not have the image, or not for the platform, as this text says.
+    /// The registry does not have the image, or not for the platform; with the reason.
     Missing(String),
-    /// The lookup failed, for this reason.
+    /// The registry could not be asked for the image; with the reason.
     Unknown(String),
 }
 
 impl ImageLookup {
-    /// Returns why the image certainly cannot be deployed, if so. `limit` is the time for all requests together.
+    /// Returns why the image certainly cannot be deployed; `None` if it may be. `limit` is the timeout of all
+    /// requests together.
     pub(crate) async fn objection(&self, image: &PinnedImage, limit: Duration) -> Option<String> {
         let looked_up = tokio::time::timeout(limit, self.look_up(image)).await;
         let presence =
@@ -65,6 +66,7 @@ impl ImageLookup {
         }
     }
 
+    /// Asks the image's registry whether it has the image.
     async fn look_up(&self, image: &PinnedImage) -> Presence {
         let (registry, name) = image.registry_and_path();
         let credentials = match self.credentials(registry) {
@@ -81,7 +83,7 @@ impl ImageLookup {
             .unwrap_or_else(|error| Presence::Unknown(ErrorChain(&error).to_string()))
     }
 
-    /// Returns the credentials for a registry; empty ones if there are none.
+    /// Returns the credentials for a registry; empty ones if the secret has none.
     ///
     /// # Errors
     /// The reason why the secret, or its entry for the registry, cannot be used, without any of its content.
@@ -100,6 +102,7 @@ impl ImageLookup {
         logins.find(registry).map_err(|error| unusable(&error))
     }
 
+    /// Finds the image in its repository, and compares its platform.
     async fn find(&self, mut repository: Repository, image: &PinnedImage) -> Result<Presence, RegistryError> {
         let Some(manifest) = repository.manifest(image.digest()).await? else {
             let reason = format!("the registry {} has no image {image}", repository.host());
@@ -132,7 +135,7 @@ impl ImageLookup {
     }
 }
 
-/// Returns the platform of a single-platform image, which only the image's configuration has; `None` if it is not known.
+/// Returns the platform of a single-platform image from the image's configuration; `None` if it is not known.
 ///
 /// The blob may be on another host. The manifest shows that the image exists, and the platform is not worth a request to
 /// a further host.
@@ -147,7 +150,8 @@ async fn platform_of(repository: &mut Repository, config: &str) -> Result<Option
     Ok(platform.filter(|platform| !platform.contains('?')))
 }
 
-/// Returns `os/architecture` of a JSON object with these fields; `?` for one that is missing or no such name.
+/// Returns `os/architecture` from the JSON of an image's platform or configuration, with `?` for a missing or
+/// malformed part.
 fn platform(object: &Value) -> String {
     let is_name = |text: &&str| {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');

@@ -28,10 +28,10 @@ use crate::error::Error;
 use crate::time;
 use fields::{Fields, Remarks};
 
-/// The header with the signature of a hand-over.
+/// The name of the header with a hand-over's signature.
 pub(crate) const SIGNATURE_HEADER: &str = "x-deploy-signature";
 
-/// The largest hand-over in bytes. Providers store far less of it, above all in annotations.
+/// The size limit of a hand-over, in bytes. Providers store far less of it, above all in annotations.
 pub const MAX_BODY: usize = 1024 * 1024;
 
 /// An image to deploy, with its specification, as the builder hands it over.
@@ -39,24 +39,24 @@ pub const MAX_BODY: usize = 1024 * 1024;
 pub struct HandOver {
     /// The function's specification.
     pub spec: FunctionSpec,
-    /// The tag that the image was pushed with. It is reported and never deployed.
+    /// The tag that the image was pushed with. The tag is reported and never deployed.
     pub tag: Option<String>,
-    /// The call that built the image.
+    /// The ID of the call that built the image.
     pub call_id: Option<String>,
-    /// When the source was submitted. It orders the builds of one function.
+    /// When the build's source was submitted. This time orders the builds of one function.
     pub submitted_at: Option<Timestamp>,
-    /// When the build ended. It orders builds where one has no time of submission.
+    /// When the build ended. This time orders builds if one of them has no time of submission.
     pub built_at: Option<Timestamp>,
     /// The time from which the hand-over is rejected, so that a recorded one cannot be replayed later.
     pub expires_at: Option<Timestamp>,
-    /// The request that checks that the function works.
+    /// The probe: the request that checks that the function works.
     pub probe: Probe,
-    /// What is ignored, or read in another way than it is written.
+    /// Warnings about fields of the hand-over that are ignored, or read in another way than they are written.
     pub warnings: Vec<String>,
 }
 
 impl HandOver {
-    /// Returns the times of the build.
+    /// Returns the times of the hand-over's build.
     pub(crate) fn times(&self) -> BuildTimes {
         BuildTimes {
             submitted_at: self.submitted_at,
@@ -76,8 +76,8 @@ impl HandOver {
         expired.into_iter().chain(self.times().problem(now)).collect()
     }
 
-    /// Returns a digest that is the same for every delivery of one hand-over, and another for any other hand-over.
-    /// `None` if neither call nor time identify the build.
+    /// Returns a digest that identifies the hand-over in all its deliveries. `None` if neither call nor time
+    /// identify the build.
     ///
     /// A build that is found finished may be handed over with another `builtAt` than the first time, which therefore
     /// counts only if there is no `submittedAt`. `expiresAt` differs with each delivery.
@@ -94,7 +94,8 @@ impl HandOver {
     }
 }
 
-/// Receives a hand-over that is signed with one of `keys`, and returns it with the value that belongs to the key.
+/// Reads a request's hand-over, checks that it is signed with one of `keys`, and returns it with the value that
+/// belongs to the key.
 ///
 /// # Errors
 /// [`Error::Unsigned`], [`Error::MalformedSignature`] and [`Error::WrongSignature`] if the hand-over is not the
@@ -122,7 +123,7 @@ pub(crate) async fn receive<K: Copy>(
     Err(error)
 }
 
-/// Parses a hand-over, or the builder's result that contains it.
+/// Parses the JSON of a hand-over, or of a builder's result that contains one.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
     let Value::Object(document) = serde_json::from_slice(bytes).map_err(Error::NotJson)? else {
         return Err(Error::Invalid {
@@ -191,6 +192,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
     })
 }
 
+/// Reads a field with a time in RFC 3339, and reports other text.
 fn read_time(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
     let text = fields.string(key).filter(|text| !text.is_empty())?;
     let time = time::parse(&text);
@@ -203,8 +205,8 @@ fn read_time(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
     time
 }
 
-/// Returns the hand-over in a result of the builder, which a queue-worker posts to its callback; any other document is
-/// returned as it is.
+/// Returns the hand-over inside a result of the builder, which a queue-worker posts to its callback; returns
+/// any other document as it is.
 fn unwrap_result(mut document: Map<String, Value>) -> Map<String, Value> {
     let deployment = document.get_mut("deployment");
     match deployment.and_then(|deployment| deployment.get_mut("handOver")) {
@@ -503,7 +505,7 @@ mod tests {
         assert_eq!(problems.len(), 2, "{problems:?}");
     }
 
-    /// A builder that finds a build finished hands it over again with another time of its end.
+    /// A builder that learns that a build has finished hands it over again, with a later end of the build.
     #[test]
     fn deliveries_of_one_hand_over_have_one_digest() {
         let digest = |change: &dyn Fn(&mut Value)| {

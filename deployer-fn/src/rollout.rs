@@ -61,16 +61,17 @@ use crate::request::HandOver;
 use crate::succession::Succession;
 use crate::version::Version;
 
-/// Timeouts of the parts of a rollout.
+/// The timeouts of the parts of a rollout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For one request to the gateway or to the function.
+    /// The timeout of one request to the gateway or to the function.
     pub request: Duration,
-    /// For the provider to name the new image: it may answer from a cache that still has the previous one.
+    /// The time that the provider has to report the new image: it may answer from a cache that still has the
+    /// previous one.
     pub settle: Duration,
-    /// For the retries of a read while the gateway is unavailable.
+    /// The time for which a read is retried while the gateway is unavailable.
     pub read_retries: Duration,
-    /// For restoring the previous version.
+    /// The timeout for restoring the previous version.
     pub rollback: Duration,
 }
 
@@ -85,27 +86,27 @@ impl Default for Timeouts {
     }
 }
 
-/// Timeout of a read at the end of a rollout, for which little time is left.
+/// The timeout of a read at the end of a rollout, for which little time is left.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// The number of times that a specification is sent if the provider does not take it.
+/// How often a rollout sends a specification that the provider does not take.
 const ATTEMPTS: usize = 3;
 
-/// What a rollout works with, beside its hand-over.
+/// The context of a rollout: the gateway, the timeouts, and the knowledge about other rollouts.
 #[derive(Debug)]
 pub struct RolloutContext<'a, T> {
     /// The connection to the gateway.
     pub transport: &'a T,
-    /// The timeouts of its parts.
+    /// The timeouts of the rollout's parts.
     pub timeouts: &'a Timeouts,
-    /// The namespace of functions whose hand-over names none.
+    /// The namespace of functions whose hand-over names no namespace.
     pub default_namespace: &'a str,
-    /// What this process knows of earlier rollouts.
+    /// What this process remembers of earlier rollouts.
     pub history: &'a RolloutHistory,
-    /// The news of newer builds that wait.
+    /// The receiver that learns of a newer build of the function that waits.
     pub succession: &'a Succession,
 }
 
-/// Rolls out the version of a hand-over, and returns the outcome.
+/// Rolls out the version of a hand-over, and returns the outcome of the deployment.
 ///
 /// `objections` are the reasons to reject the hand-over that were found before; `url` is the function's address in
 /// the outcome. No other rollout of the function may run in this process.
@@ -170,23 +171,23 @@ struct Rollout<'a, T> {
     hand_over: &'a HandOver,
     address: FunctionAddress,
     id: FunctionId,
-    /// The new version.
+    /// The new version, which is rolled out.
     version: Version,
-    /// The times of the version that is rolled out. What is newer belongs to another rollout.
+    /// The times of the version that is rolled out. Anything newer belongs to another rollout.
     times: BuildTimes,
     deadline: &'a Deadline,
-    /// The function's state before the rollout; `None` if it did not exist.
+    /// The function's state before the rollout; `None` if the function did not exist.
     before: Option<FunctionStatus>,
-    /// The version to restore on failure; `None` if there was no function.
+    /// The version to restore if the new one fails; `None` if there was no function.
     last_good: Option<Version>,
-    /// Whether an older version may answer beside the new one.
+    /// Whether an older version may answer calls beside the new one.
     may_coexist: bool,
-    /// The provider's name, once it was asked for; `None` if the gateway does not tell it.
+    /// The provider's name, after it was asked for; `None` if the gateway does not give it.
     provider: OnceCell<Option<ProviderName>>,
     facts: Facts,
 }
 
-/// What a rollout has seen and done so far, whatever its verdict will be.
+/// The facts that a rollout has found so far, for its outcome, whatever its verdict will be.
 struct Facts {
     namespace: Option<String>,
     previous_image: Option<String>,
@@ -196,7 +197,7 @@ struct Facts {
 }
 
 impl Facts {
-    /// Records the current state of the function.
+    /// Records the current state of the function for the outcome.
     fn observe(&mut self, status: Option<&FunctionStatus>) {
         if let Some(namespace) = status.and_then(|status| status.namespace.clone()) {
             self.namespace = Some(namespace);
@@ -205,17 +206,18 @@ impl Facts {
     }
 }
 
-/// The result of one attempt to bring the new version up.
+/// The result of one attempt to apply the new version.
 enum Attempt {
-    /// The new version runs.
+    /// The new version runs and answered its probe.
     Ready,
-    /// The function answers, but it may be the previous version that does.
+    /// The function answers, but perhaps with the previous version.
     Unverified,
-    /// The provider rejected the specification.
+    /// The provider rejected the new version's specification.
     Rejected,
     /// A newer build waits, and the new version is not ready.
     Superseded(Successor),
-    /// The provider has this state instead of the new version, perhaps because of a transient failure.
+    /// The provider has this state of the function instead of the new version, perhaps because of a transient
+    /// failure.
     NotTaken(Option<FunctionStatus>),
     /// The new version does not run.
     Failed,
@@ -268,8 +270,8 @@ impl<'a, T: Transport> Rollout<'a, T> {
         }
     }
 
-    /// Checks the hand-over within the deadline, and while no newer build waits. Nothing is changed yet, so that the
-    /// check may be dropped at any point.
+    /// Runs the check of the hand-over until the deadline, or until a newer build waits. Nothing is changed
+    /// yet, so that the check may be dropped at any point.
     async fn next_step(&mut self, objections: Vec<String>) -> Result<NextStep, Verdict> {
         let started = Instant::now();
         let (deadline, succession) = (self.deadline, self.context.succession);
@@ -296,7 +298,8 @@ impl<'a, T: Transport> Rollout<'a, T> {
         }
     }
 
-    /// Ends the rollout for a newer build that waits. That one inherits the version to restore.
+    /// Ends the rollout in favour of a newer build that waits. The newer build's rollout inherits the version
+    /// to restore.
     fn yield_to(&mut self, successor: Successor, findings: Findings) -> Verdict {
         let call = successor.call_id.as_deref();
         let call = call
@@ -318,7 +321,8 @@ impl<'a, T: Transport> Rollout<'a, T> {
         Verdict::superseded(successor, findings.because(reason))
     }
 
-    /// Ends a rollout that panicked, with the state that the function has. The next hand-over continues from there.
+    /// Ends a rollout that panicked, and reports the function's present state. The next hand-over continues
+    /// from there.
     async fn after_panic(&mut self) -> Verdict {
         error!("the rollout panicked");
         let mut reason = "the rollout ended unexpectedly, by a defect of deployer-fn".to_owned();
@@ -335,8 +339,8 @@ impl<'a, T: Transport> Rollout<'a, T> {
         }
     }
 
-    /// Ends a rollout whose check took too long. The check retried its reads, so that their errors are not known; one
-    /// more read provides the error.
+    /// Ends a rollout whose check took too long. The check retried its reads, so that their errors are not
+    /// known; one more read provides the error.
     async fn check_timed_out(&self) -> Verdict {
         let mut reason = self.deadline.reason();
         if !self.facts.changed {
@@ -349,7 +353,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
         Verdict::failed(findings)
     }
 
-    /// Watches the new version if it is deployed already.
+    /// Watches the new version, which is deployed already, and returns the verdict.
     async fn watch_unchanged(&mut self) -> Verdict {
         info!("the function already has this image and specification");
         let deployed = Findings::new(
@@ -431,7 +435,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
         .await
     }
 
-    /// Returns why it is not certain that the new version is what answers; `None` if it is.
+    /// Returns why it is not certain that the new version answers; `None` if it is certain.
     async fn doubt(&self, ready: &Ready) -> Option<String> {
         if !self.may_coexist || ready.recognized || self.replaces_before_answering().await {
             return None;
@@ -452,7 +456,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
         provider.is_some_and(ProviderName::replaces_before_answering)
     }
 
-    /// Returns the provider's name, which is read once.
+    /// Returns the provider's name, which is read from the gateway only once.
     async fn provider(&self) -> Option<&ProviderName> {
         let timeouts = self.context.timeouts;
         let limit = timeouts.request.min(FINAL_READ_TIMEOUT);
@@ -469,15 +473,15 @@ impl<'a, T: Transport> Rollout<'a, T> {
         self.provider.get_or_init(read).await.as_ref()
     }
 
-    /// Records that the function answers, and that it may not be the new version that does. The version does not
-    /// become the last good one.
+    /// Records that the function answers, but perhaps not with the new version. The version does not become the
+    /// last good one.
     fn record_unverified(&mut self, status: &FunctionStatus) {
         self.context.history.record_failure(&self.id, None);
         self.context.history.record_unsettled(&self.id, None);
         self.facts.observe(Some(status));
     }
 
-    /// Records that the new version runs.
+    /// Records that the new version runs, in the outcome and in the process's history.
     fn record_ready(&mut self, status: &FunctionStatus) {
         let history = self.context.history;
         if let Some(digest) = self.version.spec_digest() {
@@ -500,13 +504,13 @@ impl<'a, T: Transport> Rollout<'a, T> {
         .await
     }
 
-    /// Reads the function's state once, when the time is up.
+    /// Reads the function's state once with a short timeout, at the end of a rollout.
     async fn final_read(&self) -> Result<Option<FunctionStatus>, ReadError> {
         let limit = self.context.timeouts.request.min(FINAL_READ_TIMEOUT);
         gateway::read(self.context.transport, &self.address, limit).await
     }
 
-    /// Records the current state of the function, and returns it as a reason.
+    /// Records the current state of the function, and returns a description of it as findings.
     fn observe(&mut self, now: Result<Option<FunctionStatus>, ReadError>) -> Findings {
         let reason = match now {
             Ok(now) => {

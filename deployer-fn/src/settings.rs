@@ -13,24 +13,25 @@ use crate::policy::{KEY_SECRET, Policy};
 use crate::request::check_namespace;
 use crate::rollout::Timeouts;
 
-/// Together with the rollback this is less than a minute, after which the community edition's gateway ends a call by
-/// default.
+/// The default of `ready_timeout`. With the rollback it is less than a minute, after which the community
+/// edition's gateway ends a call by default.
 const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The part of `exec_timeout` that is reserved for a last read of the function's state, and for the response.
 const RESPONSE_RESERVE: Duration = Duration::from_secs(5);
 
-/// The namespace that providers use for a function without one.
+/// The default of `default_namespace`: the namespace that providers use for a function without one.
 const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 
-/// The directory in which OpenFaaS's own programs look for a service account's token.
+/// The default of `token_mount_path`: the directory in which OpenFaaS's own programs look for a service
+/// account's token.
 const TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
 
 /// The deployer's settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `ready_timeout`: the time from the end of the queue until the function answers. The host's `exec_timeout`
-    /// bounds it, too.
+    /// `ready_timeout`: the time from the end of the queue until the function answers. The host's
+    /// `exec_timeout` bounds it, too.
     pub(crate) ready_timeout: Duration,
     /// `gateway_timeout`: the time for one request to the gateway. `rollback_timeout`: the time to restore the
     /// previous version after the new one has failed.
@@ -55,7 +56,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the settings. Problems are collected by `parser`.
+    /// Reads the deployer's settings. Problems are collected by `parser`.
     pub fn read(parser: &mut Parser<'_>) -> Self {
         let timeouts = Timeouts::default();
         let positive = |text: &str| match duration::parse(text) {
@@ -113,7 +114,7 @@ impl Settings {
 }
 
 impl Settings {
-    /// Checks the secrets with the keys of hand-overs, so that one that is not fit for them ends the start.
+    /// Checks that the secrets for signatures contain usable keys, so that an unusable one prevents the start.
     pub fn check_keys(&self, parser: &mut Parser<'_>, secrets: &Secrets) {
         for name in [KEY_SECRET]
             .into_iter()

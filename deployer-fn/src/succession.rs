@@ -1,4 +1,4 @@
-//! The news that a newer build of a function waits for its turn.
+//! Announces to a rollout that a newer build of its function waits for its turn.
 
 use std::future::pending;
 
@@ -6,33 +6,33 @@ use tokio::sync::watch;
 
 use crate::outcome::Successor;
 
-/// Tells a rollout that a newer build waits. Clones tell the same.
+/// The receiver from which a rollout learns that a newer build waits. Clones receive the same.
 #[derive(Clone, Debug)]
 pub struct Succession(watch::Receiver<Option<Successor>>);
 
-/// The end of a [`Succession`] that announces the newer build.
+/// The sender that announces a newer build to a [`Succession`].
 pub type Announcer = watch::Sender<Option<Successor>>;
 
 impl Succession {
-    /// Makes a succession without a newer build.
+    /// Makes a receiver to which no newer build is ever announced.
     #[must_use]
     pub fn none() -> Self {
         Self::new(None).1
     }
 
-    /// Makes a succession, and its other end.
+    /// Makes a sender and a receiver of newer builds; `successor` is announced already.
     #[must_use]
     pub fn new(successor: Option<Successor>) -> (Announcer, Self) {
         let (announcer, receiver) = watch::channel(successor);
         (announcer, Self(receiver))
     }
 
-    /// Returns the newer build that waits.
+    /// Returns the newer build that waits, if one was announced.
     pub(crate) fn current(&self) -> Option<Successor> {
         self.0.borrow().clone()
     }
 
-    /// Waits until a newer build waits, and returns it.
+    /// Waits until a newer build is announced, and returns it.
     pub(crate) async fn successor(&self) -> Successor {
         let mut receiver = self.0.clone();
         let found = match receiver.wait_for(Option::is_some).await {

@@ -1,8 +1,8 @@
-//! Points in time, as RFC 3339 writes them in UTC.
+//! Points in time, written in UTC as RFC 3339.
 
 use jiff::Timestamp;
 
-/// The shortest form, without a fraction of a second.
+/// The length of the shortest time in text, without a fraction of a second.
 const SHORTEST: usize = "2026-01-01T00:00:00Z".len();
 
 /// Parses a time such as `2026-03-01T12:00:00.5Z`. Returns `None` for other forms, other offsets than `Z` among them.
@@ -14,7 +14,7 @@ pub(crate) fn parse(text: &str) -> Option<Timestamp> {
     text.parse().ok()
 }
 
-/// Formats a time with nanoseconds. Always nine digits: digests are made of the text.
+/// Formats a time with nanoseconds. There always are nine digits, because digests are made of the text.
 pub(crate) fn format(at: Timestamp) -> String {
     format!("{at:.9}")
 }

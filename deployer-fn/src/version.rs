@@ -24,12 +24,12 @@ use crate::time;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Version {
-    /// The gateway's `FunctionDeployment`, without the deployer's own annotations.
+    /// The version's `FunctionDeployment` for the gateway, without the deployer's own annotations.
     deployment: Map<String, Value>,
-    /// The digest of the specification; absent if the version was not deployed by Slipway.
+    /// The digest of the version's specification; absent if the version was not deployed by Slipway.
     #[serde(rename = "mark", skip_serializing_if = "Option::is_none")]
     spec_digest: Option<String>,
-    /// `None` if the stored probe cannot be used: it was valid in an earlier release.
+    /// The version's probe; `None` if the stored probe cannot be used: it was valid in an earlier release.
     #[serde(default = "default_probe", deserialize_with = "usable_probe")]
     probe: Option<Probe>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,14 +42,14 @@ pub(crate) struct Version {
     built_at: Option<String>,
 }
 
-/// The version to restore if the version that carries it fails.
+/// The version to restore if a deployed version fails, as the deployed version's annotations name it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum LastGood {
-    /// None: there was no function before.
+    /// No version is restored: there was no function before.
     Nothing,
-    /// The version that carries it: it was good.
+    /// The deployed version itself is restored: it was good.
     Itself,
-    /// Another version.
+    /// Another version than the deployed one is restored.
     Version(Box<Version>),
 }
 
@@ -71,8 +71,8 @@ impl Version {
         }
     }
 
-    /// Returns the version that is deployed: the one in the function's annotations if it still matches the status, or
-    /// else what the status shows.
+    /// Returns the version that is deployed: the one in the function's annotations if it still matches the
+    /// status, or else the version that the status shows.
     pub(crate) fn deployed(status: &FunctionStatus) -> Self {
         if let Some(version) = Self::from_annotations(status.annotations())
             && version.matches(status)
@@ -115,7 +115,7 @@ impl Version {
         self.spec_digest.is_some() || self.deployment.contains_key("envVars")
     }
 
-    /// Returns the image.
+    /// Returns the version's image.
     pub(crate) fn image(&self) -> &str {
         self.deployment
             .get("image")
@@ -123,23 +123,23 @@ impl Version {
             .unwrap_or_default()
     }
 
-    /// Returns the digest of the specification; `None` if the version was not deployed by Slipway.
+    /// Returns the digest of the version's specification; `None` if the version was not deployed by Slipway.
     pub(crate) fn spec_digest(&self) -> Option<&str> {
         self.spec_digest.as_deref()
     }
 
-    /// Returns the request that checks that the version works; `None` if there is none that can be sent.
+    /// Returns the version's probe; `None` if it has none that can be sent.
     pub(crate) fn probe(&self) -> Option<&Probe> {
         self.probe.as_ref()
     }
 
-    /// Returns the call that built the image.
+    /// Returns the ID of the call that built the version's image.
     pub(crate) fn call_id(&self) -> Option<&str> {
         self.call_id.as_deref()
     }
 
-    /// Returns the times of the build. Times that are too far ahead do not order: a clock that ran ahead once must not
-    /// keep the function from being updated.
+    /// Returns the times of the version's build. Times that are too far ahead do not order: a clock that ran
+    /// ahead once must not keep the function from being updated.
     pub(crate) fn times(&self) -> BuildTimes {
         let parse = |text: &Option<String>| time::parse(text.as_deref()?);
         let stored = BuildTimes {
@@ -162,7 +162,7 @@ fn default_probe() -> Option<Probe> {
     Some(Probe::default())
 }
 
-/// Reads a stored probe; `None` if it cannot be used. The rest of the version can.
+/// Deserializes a stored probe; `None` if it cannot be used. The rest of the version can.
 fn usable_probe<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Probe>, D::Error> {
     let stored = Option::<Value>::deserialize(deserializer)?;
     Ok(stored.and_then(|stored| {

@@ -17,17 +17,19 @@ use crate::request::Probe;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const FUNCTIONS: &str = "/system/functions";
 
-/// Creates a function: 200, 201 or 202. If it exists, faas-netes answers 500 and faasd 400, never 409.
+/// Returns the request that creates a function. Answers are 200, 201 or 202; if the function exists, faas-netes
+/// answers 500 and faasd 400, never 409.
 pub(crate) fn create(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
     with_body(Method::POST, FUNCTIONS, deployment)
 }
 
-/// Replaces the whole specification of a function: 200 or 202; 404 if it does not exist.
+/// Returns the request that replaces the whole specification of a function. Answers are 200 or 202, or 404 if
+/// the function does not exist.
 pub(crate) fn update(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
     with_body(Method::PUT, FUNCTIONS, deployment)
 }
 
-/// Deletes a function: 200 or 202; 404 if it does not exist.
+/// Returns the request that deletes a function. Answers are 200 or 202, or 404 if the function does not exist.
 pub(crate) fn delete(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
     let FunctionAddress { name, namespace } = function;
     let body = match namespace {
@@ -41,39 +43,42 @@ pub(crate) fn delete(function: &FunctionAddress) -> Result<Request<Bytes>, Gatew
     )
 }
 
-/// Reads the state of a function: 200; 404 if it does not exist.
+/// Returns the request that reads the state of a function. Answers are 200, or 404 if the function does not
+/// exist.
 pub(crate) fn read(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
     let path = format!("/system/function/{}", function.name);
     get(&in_namespace(&path, function.namespace.as_deref()))
 }
 
-/// Lists the secrets of a namespace.
+/// Returns the request that lists the secrets of a namespace.
 pub(crate) fn secrets(namespace: Option<&str>) -> Result<Request<Bytes>, GatewayError> {
     get(&in_namespace("/system/secrets", namespace))
 }
 
-/// Lists the namespaces that may have functions.
+/// Returns the request that lists the namespaces that may have functions.
 pub(crate) fn namespaces() -> Result<Request<Bytes>, GatewayError> {
     get("/system/namespaces")
 }
 
-/// Reads what the gateway says about itself and its provider.
+/// Returns the request that reads the information about the gateway and its provider.
 pub(crate) fn info() -> Result<Request<Bytes>, GatewayError> {
     get("/system/info")
 }
 
-/// Calls a function, through the gateway, as its probe says.
+/// Returns the request that sends a function's probe through the gateway.
 pub(crate) fn probe(function: &FunctionAddress, probe: &Probe) -> Result<Request<Bytes>, GatewayError> {
     let body = Bytes::from(probe.body.clone());
     request(probe.method.clone(), &probe.address(function), body)
 }
 
+/// Returns a GET request of the REST API.
 fn get(path: &str) -> Result<Request<Bytes>, GatewayError> {
     let mut request = request(Method::GET, path, Bytes::new())?;
     request.headers_mut().insert(ACCEPT, JSON);
     Ok(request)
 }
 
+/// Returns a request of the REST API with a JSON body.
 fn with_body(method: Method, path: &str, body: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
     let body = serde_json::to_vec(body).unwrap_or_default();
     let mut request = request(method, path, body.into())?;
@@ -81,8 +86,8 @@ fn with_body(method: Method, path: &str, body: &impl Serialize) -> Result<Reques
     Ok(request)
 }
 
-/// Makes a request. Names, namespaces and probes were checked when the hand-over was parsed, so that it fails only for
-/// those that earlier releases stored.
+/// Makes a request of the gateway. Names, namespaces and probes were checked when the hand-over was parsed, so
+/// that it fails only for those that earlier releases stored.
 fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, GatewayError> {
     let uri = path.parse().map_err(|_| GatewayError::Path {
         path: path.to_owned(),
@@ -93,6 +98,7 @@ fn request(method: Method, path: &str, body: Bytes) -> Result<Request<Bytes>, Ga
     Ok(request)
 }
 
+/// Returns `path` with the namespace in its query.
 fn in_namespace(path: &str, namespace: Option<&str>) -> String {
     match namespace {
         Some(namespace) => format!("{path}?namespace={namespace}"),

@@ -1,4 +1,4 @@
-//! What the gateway says about itself: the name of the provider behind it.
+//! Finds out from the gateway's `/system/info` which provider is behind it.
 
 use std::time::Duration;
 
@@ -7,22 +7,23 @@ use serde_json::Value;
 
 use super::{ReadError, Transport, call, unexpected};
 
-/// Providers that remove the old version before they answer an update, by the names that they give themselves: faasd
+/// The names of providers that remove the old version before they answer an update: faasd
 /// (`pkg/provider/handlers/info.go`) and its predecessor, and the development provider of this repository.
 const REPLACE_BEFORE_ANSWERING: [&str; 4] = ["faasd", "faasd-ce", "faas-containerd", "slipway-dev"];
 
-/// The name of a provider.
+/// The name that a provider gives itself, for example `faasd`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ProviderName(pub(crate) String);
 
 impl ProviderName {
-    /// Returns whether only the new version can answer after an update.
+    /// Returns whether this provider removes the old version before it answers an update, so that only the new
+    /// one can answer afterwards.
     pub(crate) fn replaces_before_answering(&self) -> bool {
         REPLACE_BEFORE_ANSWERING.contains(&self.0.as_str())
     }
 }
 
-/// Reads the provider's name; `None` if the gateway does not tell it.
+/// Reads the provider's name from the gateway; `None` if the gateway does not give it.
 pub(crate) async fn read_provider(
     transport: &impl Transport,
     limit: Duration,
@@ -39,7 +40,8 @@ pub(crate) async fn read_provider(
     }
 }
 
-/// Returns the provider's name in an answer of the gateway, or in that of a provider without a gateway.
+/// Returns the provider's name from the JSON of `/system/info`, as a gateway or a provider without a gateway
+/// answers it.
 fn provider_of(info: &Value) -> Option<ProviderName> {
     let provider = &info["provider"];
     let name = provider.as_str().or_else(|| provider["provider"].as_str())?;

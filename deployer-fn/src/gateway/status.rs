@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::request::OWN_ANNOTATIONS;
 
-/// Fields of a status that a deployment has under the same name.
+/// Fields that a function's status and its deployment have under the same name.
 const SHARED_FIELDS: [&str; 8] = [
     "envProcess",
     "envVars",
@@ -21,39 +21,40 @@ const SHARED_FIELDS: [&str; 8] = [
     "requests",
     "readOnlyRootFilesystem",
 ];
-/// Labels that faas-netes adds by itself with each deployment.
+/// Labels that faas-netes adds by itself to each deployment.
 const PROVIDER_LABELS: [&str; 2] = ["faas_function", "uid"];
 
 static NO_ANNOTATIONS: BTreeMap<String, String> = BTreeMap::new();
 
-/// The state of a function.
+/// The state of a function, as the gateway returns it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct FunctionStatus {
     /// The function's name.
     pub(crate) name: String,
-    /// The image of the specification. On Kubernetes it is the new one from the moment of an update, while the old
-    /// version still answers (docs/pitfalls.md#old-replicas-count-as-available).
+    /// The image in the function's specification. On Kubernetes it is the new one from the moment of an update,
+    /// while the old version still answers (docs/pitfalls.md#old-replicas-count-as-available).
     pub(crate) image: String,
-    /// The namespace.
+    /// The function's namespace.
     pub(crate) namespace: Option<String>,
-    /// The desired number of replicas.
+    /// The desired number of the function's replicas.
     pub(crate) replicas: u64,
-    /// The number of replicas that can be called, of any version.
+    /// The number of the function's replicas that can be called, of any version.
     pub(crate) available_replicas: u64,
     annotations: Option<BTreeMap<String, String>>,
-    /// All other fields.
+    /// All other fields of the function's status.
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
 impl FunctionStatus {
-    /// Returns the annotations; none if the provider does not return them.
+    /// Returns the function's annotations; an empty map if the provider does not return them.
     pub(crate) fn annotations(&self) -> &BTreeMap<String, String> {
         self.annotations.as_ref().unwrap_or(&NO_ANNOTATIONS)
     }
 
-    /// Returns a deployment that restores this state. It lacks what the provider does not return.
+    /// Returns a deployment that restores this state of the function. It lacks what the provider does not
+    /// return.
     pub(crate) fn to_deployment(&self) -> Map<String, Value> {
         let mut deployment = Map::new();
         deployment.insert("service".to_owned(), self.name.clone().into());

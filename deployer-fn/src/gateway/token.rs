@@ -1,4 +1,4 @@
-//! OpenFaaS IAM: exchanges the service account's token, which Kubernetes issued, for one of the gateway's.
+//! OpenFaaS IAM: exchanges the service account's token, which Kubernetes issued, for a token of the gateway.
 //!
 //! Protocol: RFC 8693, as openfaas/go-sdk `exchange.go` uses it.
 
@@ -17,19 +17,20 @@ use tracing::warn;
 use super::summary;
 use crate::percent;
 
-/// The file with the service account's token. Kubernetes replaces it before the token expires.
+/// The name of the file with the service account's token. Kubernetes replaces it before the token expires.
 const TOKEN_FILE: &str = "openfaas-token";
 
 const TOKEN_PATH: &str = "/oauth/token";
 const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const SUBJECT_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:id_token";
-/// Time before its expiry from which a token is not used any more: clocks differ.
+/// How long before its expiry a token of the gateway is no longer used: clocks differ.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(10);
 
-/// Exchanges tokens, and caches the gateway's token until shortly before it expires. Clones share the cache.
+/// Exchanges service account tokens for gateway tokens, and caches the gateway's token until shortly before it
+/// expires. Clones share the cache.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenExchange {
-    /// The directory that may have [`TOKEN_FILE`].
+    /// The directory with the service account's token, [`TOKEN_FILE`], if the deployer has one.
     directory: Secrets,
     cached: Arc<Mutex<Option<CachedToken>>>,
 }
@@ -37,20 +38,20 @@ pub(crate) struct TokenExchange {
 #[derive(Clone, Debug)]
 struct CachedToken {
     token: Secret,
-    /// `None` if the token does not expire.
+    /// When the cached token expires; `None` if it does not.
     expires: Option<Instant>,
 }
 
 #[derive(Deserialize)]
 struct TokenResponse {
     access_token: String,
-    /// Seconds; 0 if the token does not expire.
+    /// The lifetime of the gateway's token in seconds; 0 if the token does not expire.
     #[serde(default)]
     expires_in: u64,
 }
 
 impl TokenExchange {
-    /// Makes an exchange for the token in `directory`, which need not exist.
+    /// Makes a token exchange for the service account's token in `directory`, which need not exist.
     pub(crate) fn new(directory: Secrets) -> Self {
         Self {
             directory,
@@ -58,7 +59,8 @@ impl TokenExchange {
         }
     }
 
-    /// Returns the gateway's token; `None` if there is no token to exchange, or if the gateway rejects it.
+    /// Returns the gateway's token, cached or newly exchanged; `None` if there is no token to exchange, or if
+    /// the gateway rejects it.
     pub(crate) async fn token(
         &self,
         gateway: &Gateway,
@@ -115,7 +117,7 @@ impl TokenExchange {
         }
     }
 
-    /// Drops the cached token, because the gateway rejected it.
+    /// Drops the cached gateway token, because the gateway rejected it.
     pub(crate) fn forget(&self) {
         self.cache(None);
     }

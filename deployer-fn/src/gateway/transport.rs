@@ -1,4 +1,4 @@
-//! The transport of production: the host's client for the gateway, with a bearer token if the deployer has one.
+//! The connection to the gateway in production: the host's client, with a bearer token if the deployer has one.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use http_body_util::Full;
 
 use super::{TokenExchange, Transport};
 
-/// The secret with the gateway's bearer token. It is read again when its file changes.
+/// The name of the secret with the gateway's bearer token. The token is read again when its file changes.
 const TOKEN_SECRET: &str = "gateway-token";
 
-/// Sends requests to the gateway.
+/// Sends requests to the gateway with the host's client.
 ///
 /// Requests to `/system/` carry a bearer token: that of the secret [`TOKEN_SECRET`] if it exists, or else that of the
 /// token exchange. Without either, the host's client adds basic authentication. Calls of functions carry no
@@ -26,7 +26,7 @@ pub(crate) struct GatewayTransport<'a> {
 }
 
 impl<'a> GatewayTransport<'a> {
-    /// Makes a transport that takes its token from `secrets` or `exchange`.
+    /// Makes a connection to the gateway that takes its bearer token from `secrets` or `exchange`.
     pub(crate) fn new(gateway: &'a Gateway, secrets: &'a Secrets, exchange: &'a TokenExchange) -> Self {
         Self {
             gateway,

@@ -1,4 +1,4 @@
-//! Lookups in registries on loopback.
+//! Tests of image lookups in registries on loopback.
 
 use std::convert::Infallible;
 use std::fs;
@@ -19,9 +19,10 @@ use super::*;
 const DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 const CONFIG: &str = "sha256:22";
 
-/// Returns status and body of the response to a request.
+/// A function that returns status and body of the fake registry's response to a request.
 type Answers = fn(path: &str, authorization: &str) -> (u16, Value);
 
+/// A fake registry on a loopback port, and the secrets for a lookup in it.
 struct Registry {
     host: String,
     secrets: tempfile::TempDir,

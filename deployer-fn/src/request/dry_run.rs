@@ -3,33 +3,33 @@
 use super::HandOver;
 use super::image::PinnedImage;
 
-/// A hand-over that is checked and never deployed.
+/// A dry run's hand-over, which is checked and never deployed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DryRun {
-    /// The hand-over. The digest of its image is a stand-in.
+    /// The dry run's hand-over. The digest of its image is a stand-in.
     pub(crate) hand_over: HandOver,
-    /// Whether the repository of the image is known.
+    /// Whether the repository of the dry run's image is known.
     pub(super) names_repository: bool,
 }
 
 impl DryRun {
-    /// Returns the image without its digest, if its repository is known.
+    /// Returns the dry run's image without its digest, if its repository is known.
     pub(crate) fn image(&self) -> Option<&PinnedImage> {
         self.names_repository.then_some(&self.hand_over.spec.image)
     }
 }
 
-/// What was received.
+/// A valid request of the builder: to deploy a hand-over, or to check it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// A hand-over to deploy.
+    /// A request to deploy a hand-over.
     HandOver(HandOver),
-    /// A hand-over to check.
+    /// A request to check a hand-over.
     DryRun(DryRun),
 }
 
 impl Received {
-    /// Returns the hand-over, for the checks that apply to both.
+    /// Returns the hand-over of either kind of request.
     pub(crate) fn hand_over(&self) -> &HandOver {
         match self {
             Self::HandOver(hand_over) => hand_over,
@@ -37,7 +37,7 @@ impl Received {
         }
     }
 
-    /// Returns the hand-over, to complete it.
+    /// Returns the mutable hand-over of either kind of request, to set its defaults.
     pub(crate) fn hand_over_mut(&mut self) -> &mut HandOver {
         match self {
             Self::HandOver(hand_over) => hand_over,
@@ -45,7 +45,8 @@ impl Received {
         }
     }
 
-    /// Returns the image to check against the operator's rules; `None` if its repository is not known.
+    /// Returns the hand-over's image, to check it against the operator's rules; `None` if its repository is not
+    /// known.
     pub(crate) fn image(&self) -> Option<&PinnedImage> {
         match self {
             Self::HandOver(hand_over) => Some(&hand_over.spec.image),

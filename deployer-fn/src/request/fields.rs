@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-/// What is to be said about the fields of a document.
+/// The problems and warnings that were collected while the fields of a document were read.
 #[derive(Debug, Default)]
 pub(super) struct Remarks {
-    /// The problems, for which the document is rejected.
+    /// The problems for which the document is rejected.
     pub(super) problems: Vec<String>,
-    /// What is ignored, or read in another way than it is written.
+    /// The warnings about fields that are ignored, or read in another way than they are written.
     pub(super) warnings: Vec<String>,
 }
 
-/// The fields of an object that were not read yet. `null` counts as absent, also within maps and lists. Names match
-/// whatever their case, as in Go, where no other field has the exact name.
+/// The fields of a JSON object that were not read yet. `null` counts as absent, also within maps and lists.
+/// Names match whatever their case, as in Go, where no other field has the exact name.
 pub(super) struct Fields<'p> {
     path: String,
     unread: Map<String, Value>,
@@ -22,7 +22,7 @@ pub(super) struct Fields<'p> {
 }
 
 impl<'p> Fields<'p> {
-    /// Makes a reader for the object at `path`, which is empty for the whole document.
+    /// Makes a reader for the fields of the object at `path`, which is empty for the whole document.
     pub(super) fn new(path: &str, object: Map<String, Value>, remarks: &'p mut Remarks) -> Self {
         Self {
             path: path.to_owned(),
@@ -43,14 +43,14 @@ impl<'p> Fields<'p> {
         self.remarks.warnings.push(format!("{name} {}", warning.as_ref()));
     }
 
-    /// Ignores a field, with a warning if it is there.
+    /// Ignores a field, and adds a warning if the document has it.
     pub(super) fn ignore(&mut self, key: &str, reason: &str) {
         if self.take(key).is_some_and(|value| value != "") {
             self.warn(key, format!("is ignored: {reason}"));
         }
     }
 
-    /// Reads a string. Returns `None` if it is absent, and reports a value of another type.
+    /// Reads a string field. Returns `None` if it is absent, and reports a value of another type.
     pub(super) fn string(&mut self, key: &str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
@@ -58,7 +58,7 @@ impl<'p> Fields<'p> {
         }
     }
 
-    /// Reads a string, and reports its absence.
+    /// Reads a string field, and reports its absence.
     pub(super) fn required(&mut self, key: &str) -> Option<String> {
         if !self.has(key) {
             self.report(key, "is missing");
@@ -66,7 +66,7 @@ impl<'p> Fields<'p> {
         self.string(key)
     }
 
-    /// Reads `true` or `false`.
+    /// Reads a field that is `true` or `false`.
     pub(super) fn flag(&mut self, key: &str) -> Option<bool> {
         match self.take(key)? {
             Value::Bool(flag) => Some(flag),
@@ -74,7 +74,7 @@ impl<'p> Fields<'p> {
         }
     }
 
-    /// Reads a whole number that is not negative.
+    /// Reads a field with a whole number that is not negative.
     pub(super) fn number(&mut self, key: &str) -> Option<u64> {
         let value = self.take(key)?;
         match value.as_u64() {
@@ -87,7 +87,7 @@ impl<'p> Fields<'p> {
         }
     }
 
-    /// Reads an array of strings, and reports those that fail `check`.
+    /// Reads a field with an array of strings, and reports the strings that fail `check`.
     pub(super) fn strings(&mut self, key: &str, check: impl Fn(&str) -> Result<(), String>) -> Vec<String> {
         let Some(value) = self.take(key) else {
             return Vec::new();
@@ -112,7 +112,7 @@ impl<'p> Fields<'p> {
         strings
     }
 
-    /// Reads an object of strings, and reports those whose names fail `check`.
+    /// Reads a field with an object of strings, and reports the names that fail `check`.
     pub(super) fn map(
         &mut self,
         key: &str,
@@ -134,7 +134,7 @@ impl<'p> Fields<'p> {
         map
     }
 
-    /// Reads an object. Its fields are read with [`within`](Self::within).
+    /// Reads a field with an object, whose own fields are then read with [`within`](Self::within).
     pub(super) fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
         match self.take(key)? {
             Value::Object(object) => Some(object),
@@ -142,7 +142,7 @@ impl<'p> Fields<'p> {
         }
     }
 
-    /// Reads an object, and reports its absence.
+    /// Reads a field with an object, and reports its absence.
     pub(super) fn required_object(&mut self, key: &str) -> Option<Map<String, Value>> {
         if !self.has(key) {
             self.report(key, "is missing");
@@ -150,7 +150,7 @@ impl<'p> Fields<'p> {
         self.object(key)
     }
 
-    /// Reads the fields of an object in this one.
+    /// Reads the fields of a nested object with `read`, and reports those that are left over.
     pub(super) fn within<T>(
         &mut self,
         key: &str,
@@ -171,18 +171,20 @@ impl<'p> Fields<'p> {
         }
     }
 
-    /// Ignores the fields that were not read, with a warning for each: a newer builder may send them.
+    /// Ignores the fields that were not read, and adds a warning for each: a newer builder may send them.
     pub(super) fn ignore_unknown(mut self) {
         for key in std::mem::take(&mut self.unread).keys() {
             self.warn(key, "is not a known field, and is ignored");
         }
     }
 
+    /// Returns whether the document has a field.
     fn has(&self, key: &str) -> bool {
         let value = self.spelling(key).and_then(|name| self.unread.get(&name));
         value.is_some_and(|value| !value.is_null())
     }
 
+    /// Removes a field and returns its value; `None` if it is absent or `null`.
     fn take(&mut self, key: &str) -> Option<Value> {
         let name = self.spelling(key)?;
         let value = self.unread.remove(&name).filter(|value| !value.is_null())?;
@@ -192,7 +194,7 @@ impl<'p> Fields<'p> {
         Some(value)
     }
 
-    /// Returns how the document writes a field's name: as it is, or else with letters of another case.
+    /// Returns the name of a field as the document writes it: exactly, or else with letters of another case.
     fn spelling(&self, key: &str) -> Option<String> {
         if self.unread.contains_key(key) {
             return Some(key.to_owned());
@@ -203,6 +205,7 @@ impl<'p> Fields<'p> {
             .cloned()
     }
 
+    /// Reports that a field has a value of the wrong type, and returns `None`.
     fn wrong_type<T>(&mut self, key: &str, expected: &str, found: &Value) -> Option<T> {
         let found = match found {
             Value::Null => "null",
@@ -216,6 +219,7 @@ impl<'p> Fields<'p> {
         None
     }
 
+    /// Returns a field's name with the path of its object.
     fn name(&self, key: &str) -> String {
         if self.path.is_empty() {
             key.to_owned()

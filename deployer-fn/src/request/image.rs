@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-/// The registry of a reference that names none.
+/// The registry of an image reference that names none.
 const DEFAULT_REGISTRY: &str = "docker.io";
 /// The number of hex digits of a SHA-256 digest.
 const DIGITS: usize = 64;
@@ -45,8 +45,8 @@ impl PinnedImage {
         })
     }
 
-    /// Returns a stand-in for an image that is not built yet: the name that it will be pushed with, and a digest of
-    /// zeros.
+    /// Returns a stand-in for the reference of an image that is not built yet: the name that it will be pushed
+    /// with, and a digest of zeros.
     ///
     /// # Errors
     /// The problem, as the rest of a sentence that begins with the field's name.
@@ -56,31 +56,31 @@ impl PinnedImage {
             .map_err(|_| format!("is not the name of an image: {name:?}"))
     }
 
-    /// Returns the reference as it was parsed.
+    /// Returns the image reference as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Returns the digest, `sha256:…`.
+    /// Returns the image's digest, `sha256:…`.
     pub(crate) fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// Returns the repository with its registry, without tag and digest.
+    /// Returns the image's repository with its registry, without tag and digest.
     pub(crate) fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// Returns the registry, and the path of the repository in it.
+    /// Returns the image's registry, and the path of its repository in that registry.
     pub(crate) fn registry_and_path(&self) -> (&str, &str) {
         self.repository
             .split_once('/')
             .unwrap_or((DEFAULT_REGISTRY, &self.repository))
     }
 
-    /// Returns whether a reference in a provider's answer names this image. Providers write the same image
-    /// differently: faasd adds `docker.io/library/`, faas-netes returns the text that it was given.
+    /// Returns whether an image reference in a provider's answer names this image. Providers write the same
+    /// image differently: faasd adds `docker.io/library/`, faas-netes returns the text that it was given.
     fn is_named_by(&self, reference: &str) -> bool {
         reference == self.text
             || Self::parse(reference)
@@ -88,8 +88,8 @@ impl PinnedImage {
     }
 }
 
-/// Returns whether two references, as providers write them, name the same image. References without a digest are the
-/// same only if their texts are: a tag does not identify an image.
+/// Returns whether two image references, as providers write them, name the same image. References without a
+/// digest are the same only if their texts are: a tag does not identify an image.
 pub(crate) fn same_image(one: &str, other: &str) -> bool {
     one == other || PinnedImage::parse(one).is_ok_and(|image| image.is_named_by(other))
 }
@@ -104,7 +104,8 @@ fn is_hex(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
 
-/// Returns the repository with its registry and without its tag; `None` if the name is not valid.
+/// Returns the repository, with its registry and without its tag, of an image name; `None` if the name is not
+/// valid.
 ///
 /// The grammar, and the rule for which first component is a registry, are those of
 /// <https://github.com/distribution/reference>.
@@ -156,7 +157,8 @@ fn is_tag(text: &str) -> bool {
         && text.bytes().all(|b| is_word(b) || b == b'.' || b == b'-')
 }
 
-/// Returns whether `text` is lower-case letters and digits, separated by one `.`, one or two `_`, or any number of `-`.
+/// Returns whether `text` is a valid component of a repository's path: lower-case letters and digits, separated
+/// by one `.`, one or two `_`, or any number of `-`.
 fn is_component(text: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     text.starts_with(is_word)

@@ -1,4 +1,4 @@
-//! Checks of names: only those pass that both faas-netes and faasd accept.
+//! Checks of names in a hand-over: a name passes only if both faas-netes and faasd accept it.
 //!
 //! An error is the rest of a sentence that begins with the field's name.
 

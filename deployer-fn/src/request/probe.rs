@@ -1,4 +1,4 @@
-//! The request that checks that a function works: `GET /_/health` unless the hand-over says otherwise.
+//! The probe: the request that checks that a function works, by default `GET /_/health`.
 
 use std::fmt;
 use std::time::Duration;
@@ -11,33 +11,33 @@ use serde::{Deserialize, Serialize};
 use super::fields::Fields;
 use crate::function::FunctionAddress;
 
-/// The health path of the function host and of OpenFaaS's watchdogs.
+/// The default path of a probe: the health path of the function host and of OpenFaaS's watchdogs.
 const HEALTH_PATH: &str = "/_/health";
-/// The longest timeout: the community edition's gateway does not wait longer.
+/// The longest timeout of a probe: the community edition's gateway does not wait longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
-/// The most bytes of path and query of the request to the gateway, `/function/NAME[.NAMESPACE]` included. Web servers
-/// that accept less than 8 KiB are rare, and no probe needs as much.
+/// The most bytes of path and query of a probe's request to the gateway, `/function/NAME[.NAMESPACE]` included.
+/// Web servers that accept less than 8 KiB are rare, and no probe needs as much.
 const ADDRESS_MAX: usize = 4096;
-/// The most successes in a row: more would not prove more.
+/// The largest number of successes in a row that a probe may demand: more would not prove more.
 const SUCCESSES_MAX: u64 = 20;
 
-/// A request to a function, and the responses that count as success.
+/// A probe: a request to a function, and the responses that count as success.
 ///
 /// It is stored with its version, so that a restored version is checked as it was when it was deployed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "StoredProbe", into = "StoredProbe")]
 pub struct Probe {
-    /// Path and query, relative to the function.
+    /// Path and query of the probe, relative to the function.
     pub(crate) path: PathAndQuery,
-    /// The method.
+    /// The HTTP method of the probe.
     pub(crate) method: Method,
-    /// The body; empty for none.
+    /// The request body of the probe; may be empty.
     pub(crate) body: String,
-    /// The one status that counts as success; any 2xx if absent.
+    /// The one response status that counts as success; any 2xx if absent.
     pub(crate) expected_status: Option<StatusCode>,
-    /// The time limit for one response; the setting `gateway_timeout` if absent.
+    /// The timeout of one response to the probe; the setting `gateway_timeout` if absent.
     pub(crate) timeout: Option<Duration>,
-    /// The number of successes in a row after which the function counts as ready.
+    /// The number of successful responses in a row after which the function counts as ready.
     pub(crate) successes: u32,
 }
 
@@ -60,8 +60,8 @@ impl Probe {
         format!("{}{}", function.path(), self.path)
     }
 
-    /// Checks that the probe of this function is a valid request. An error is the rest of a sentence that begins with
-    /// the path's name.
+    /// Checks that this probe of `function` is a valid request. An error is the rest of a sentence that begins
+    /// with the path's name.
     pub(super) fn check_address(&self, function: &FunctionAddress) -> Result<(), String> {
         let address = self.address(function);
         check_length(&address)?;
@@ -71,7 +71,7 @@ impl Probe {
         }
     }
 
-    /// Returns whether a response with this status is a success.
+    /// Returns whether a response with this status counts as a success of the probe.
     pub(crate) fn accepts(&self, status: StatusCode) -> bool {
         self.expected_status
             .map_or_else(|| status.is_success(), |expected| status == expected)
@@ -122,7 +122,7 @@ impl fmt::Display for Probe {
     }
 }
 
-/// The stored form of a probe.
+/// The form in which a probe is stored in annotations.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct StoredProbe {

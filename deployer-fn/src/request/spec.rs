@@ -16,9 +16,9 @@ use super::names;
 use crate::function::FunctionAddress;
 use crate::quantity::Quantity;
 
-/// The prefix of the deployer's own annotations.
+/// The prefix of the names of the deployer's own annotations.
 pub(crate) const OWN_ANNOTATIONS: &str = "slipway/";
-/// The annotation with the digest of the specification.
+/// The annotation with the digest of the function's specification.
 pub const SPEC_ANNOTATION: &str = "slipway/spec";
 
 /// A complete specification of a function, with valid fields.
@@ -30,34 +30,34 @@ pub struct FunctionSpec {
     /// The image, pinned by digest.
     #[serde(serialize_with = "serialize_image")]
     pub image: PinnedImage,
-    /// The namespace; the provider's default if absent.
+    /// The function's namespace; absent for the provider's default namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// The process that the classic watchdog starts.
+    /// The command that the classic watchdog runs for each call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env_process: Option<String>,
-    /// Environment variables.
+    /// The function's environment variables.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env_vars: BTreeMap<String, String>,
-    /// Placement constraints, in the provider's own syntax.
+    /// The function's placement constraints, in the provider's own syntax.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<String>,
-    /// Names of secrets to mount.
+    /// Names of the secrets that the function mounts.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
-    /// Labels.
+    /// The function's labels.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Annotations.
+    /// The function's annotations.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// The most memory and CPU that a replica may use.
+    /// The most memory and CPU that one replica may use.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Resources>,
-    /// The memory and CPU that are reserved for a replica.
+    /// The memory and CPU that are reserved for one replica.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<Resources>,
-    /// Whether the root file system is read-only.
+    /// Whether the function's root file system is read-only.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only_root_filesystem: bool,
 }
@@ -74,7 +74,7 @@ pub struct Resources {
 }
 
 impl FunctionSpec {
-    /// Returns the name and the namespace of the function.
+    /// Returns the function's name and namespace, as the specification gives them.
     pub(crate) fn address(&self) -> FunctionAddress {
         FunctionAddress {
             name: self.service.clone(),
@@ -90,7 +90,7 @@ impl FunctionSpec {
         format!("sha256:{}", hex::encode(Sha256::digest(json)))
     }
 
-    /// Reads the object `deploy` of a hand-over, and reports every problem.
+    /// Reads the specification from the object `deploy` of a hand-over, and reports every problem.
     ///
     /// Without an `image`, whose problem has been reported, all other fields are checked and the result is `None`.
     pub(super) fn read(fields: &mut Fields<'_>, image: Option<PinnedImage>) -> Option<Self> {
@@ -147,7 +147,7 @@ impl FunctionSpec {
     }
 }
 
-/// Reports requests that exceed their limits, which Kubernetes rejects.
+/// Reports amounts in `requests` that exceed `limits`, which Kubernetes rejects.
 fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limits: Option<&Resources>) {
     let (Some(requests), Some(limits)) = (requests, limits) else {
         return;
@@ -164,7 +164,8 @@ fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limi
     }
 }
 
-/// Reads `limits` or `requests`. A quantity that cannot be parsed is reported: faasd would take it for no limit at all.
+/// Reads the object `limits` or `requests` of a specification. A quantity that cannot be parsed is reported:
+/// faasd would take it for no limit at all.
 fn read_resources(fields: &mut Fields<'_>, key: &str) -> Option<Resources> {
     let object: Map<String, Value> = fields.object(key)?;
     let resources = fields.within(key, object, |fields| {

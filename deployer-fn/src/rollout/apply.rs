@@ -13,10 +13,10 @@ use crate::function::FunctionAddress;
 use crate::gateway::{Transport, call, summary};
 use crate::outcome::Fault;
 
-/// The number of retries of a request that certainly had no effect.
+/// The number of retries of a change that certainly had no effect.
 const RETRIES: usize = 6;
 
-/// Texts in a provider's answer that say why an image cannot be pulled, if a retry would not help.
+/// Texts in a provider's answer that say that an image cannot be pulled, and that a retry would not help.
 const PERMANENT_PULL_ERRORS: [&str; 6] = [
     "not found",
     "manifest unknown",
@@ -26,10 +26,10 @@ const PERMANENT_PULL_ERRORS: [&str; 6] = [
     "invalid reference",
 ];
 
-/// The result of sending a version.
+/// The provider's answer to a version that was sent to it.
 #[derive(Debug)]
 pub(super) enum Applied {
-    /// The provider answered that it took the version. Only what is read afterwards shows whether it did.
+    /// The provider answered that it took the version. Only a later read shows whether it did.
     Accepted(String),
     /// The provider rejected the specification, for this reason.
     Rejected(String),
@@ -37,7 +37,7 @@ pub(super) enum Applied {
     Unclear(Fault, String),
 }
 
-/// Updates the function, or creates it if the answer is that it does not exist.
+/// Sends a version as an update of the function, or as a creation if the function does not exist.
 ///
 /// A request that the provider may have acted on is not repeated: an unanswered update may still be in progress, and
 /// the function's state has to be read first.
@@ -102,7 +102,8 @@ fn is_server_error(response: &Result<Response<Bytes>, GatewayError>) -> bool {
         .is_ok_and(|response| response.status().is_server_error())
 }
 
-/// Sends a request, and retries it if it certainly had no effect: the gateway was not reached, or was too busy.
+/// Sends a change to the gateway, and retries it if it certainly had no effect: the gateway was not reached, or
+/// was too busy.
 ///
 /// Its only time limit is the deadline: faasd pulls the image before it answers.
 pub(super) async fn send(
@@ -124,7 +125,7 @@ pub(super) async fn send(
     }
 }
 
-/// Decides what the response to an update or a creation means. `update` is the summary of the response to the update
+/// Interprets the response to an update or a creation. `update` is the summary of the response to the update
 /// before a creation.
 fn judge(method: &str, response: Result<Response<Bytes>, GatewayError>, update: Option<&str>) -> Applied {
     let response = match response {
@@ -161,7 +162,7 @@ fn judge(method: &str, response: Result<Response<Bytes>, GatewayError>, update: 
     }
 }
 
-/// Returns whether the provider says that the image does not exist, or may not be pulled.
+/// Returns whether a provider's response says that the image does not exist, or may not be pulled.
 fn is_permanent_pull_error(response: &Response<Bytes>) -> bool {
     let text = String::from_utf8_lossy(response.body()).to_lowercase();
     text.contains("pull") && PERMANENT_PULL_ERRORS.iter().any(|words| text.contains(words))

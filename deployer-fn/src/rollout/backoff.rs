@@ -5,7 +5,7 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// A growing sequence of waiting times.
+/// The waiting times between requests, which grow to a maximum.
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,
@@ -21,12 +21,13 @@ impl Backoff {
         }
     }
 
-    /// Returns the number of waits so far.
+    /// Returns how often this backoff has waited so far.
     pub(super) fn waits(&self) -> usize {
         self.waits
     }
 
-    /// Waits for the next time, give or take a fifth, so that several deployers do not retry at the same moment.
+    /// Waits for the backoff's next waiting time, give or take a fifth, so that several deployers do not retry
+    /// at the same moment.
     pub(super) async fn wait(&mut self) {
         tokio::time::sleep(self.next.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
         self.next = (self.next * 3 / 2).min(LONGEST);

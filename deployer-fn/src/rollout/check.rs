@@ -1,4 +1,5 @@
-//! The check before anything is changed: reads the function's state, and collects all objections to the change.
+//! Checks a hand-over before anything is changed: reads the function's state, and collects all objections to
+//! the deployment.
 
 use std::time::Duration;
 
@@ -17,16 +18,17 @@ use crate::outcome::{Fault, Successor};
 use crate::succession::Succession;
 use crate::version::{FailureRecord, LastGood, SIZE_MAX, Version};
 
-/// Timeout of one request to a version that was deployed before: several of them have to fit the check.
+/// The timeout of one request to a version that was deployed before: several requests have to fit the check.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The step after the check.
+/// The step of a rollout that follows its check.
 pub(super) enum NextStep {
-    /// Nothing is changed: the verdict is known.
+    /// The rollout ends with this verdict, and nothing is changed.
     End(Verdict),
     /// The new version is deployed already, and is watched.
     Watch,
-    /// The same hand-over failed before, as recorded. The version that was restored then may not be up yet.
+    /// The rollout ends, because the same hand-over failed before, as recorded. The version that was restored
+    /// then may not be up yet.
     Repeat(FailureRecord),
     /// The new version may be applied.
     Apply,
@@ -40,42 +42,42 @@ pub(super) enum NextStep {
     },
 }
 
-/// The reason to reject a hand-over that is older than the deployed version.
+/// The rejection of a hand-over that is older than the deployed version.
 pub(super) struct Older {
     reason: String,
     pub(super) newer: Successor,
 }
 
-/// The state of the deployed version.
+/// The assessment of the deployed version before the rollout.
 enum Assessment {
-    /// It works.
+    /// The deployed version works.
     Good,
-    /// The function answers, but it may be another version that does.
+    /// The function answers, but perhaps with another version than the deployed one.
     Unverified {
-        /// The version that was good before it.
+        /// The version that was good before the unverified one.
         last_good: Version,
     },
-    /// It does not work.
+    /// The deployed version does not work.
     Broken {
-        /// The version that was good before it.
+        /// The version that was good before the broken one.
         last_good: Version,
     },
 }
 
 impl Older {
-    /// Returns the reason as findings.
+    /// Returns the reason for the rejection as findings.
     pub(super) fn findings(&self) -> Findings {
         Findings::new(Fault::Caller, self.reason.clone())
     }
 
-    /// Returns the verdict on the hand-over, with findings about the newer version.
+    /// Returns the verdict on the rejected hand-over, with findings about the newer version.
     pub(super) fn verdict(self, findings: Findings) -> Verdict {
         Verdict::superseded(self.newer, findings)
     }
 }
 
 impl<T: Transport> Rollout<'_, T> {
-    /// Checks whether the hand-over may be applied, and decides what follows.
+    /// Checks whether the hand-over may be applied, and decides the rollout's next step.
     pub(super) async fn check(&mut self, objections: Vec<String>) -> NextStep {
         match self.decide(objections).await {
             Ok(next) => next,
@@ -137,7 +139,8 @@ impl<T: Transport> Rollout<'_, T> {
         Ok(refuse(objections))
     }
 
-    /// Warns if the provider's default namespace is another one than the setting's: the function then has two identities.
+    /// Logs a warning if the provider's default namespace differs from the setting's: the function then has two
+    /// identities.
     fn warn_of_other_default(&self, status: Option<&FunctionStatus>) {
         if self.address.namespace.is_none()
             && let Some(namespace) = status.and_then(|status| status.namespace.as_deref())
@@ -151,7 +154,7 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Returns what follows if the same hand-over was delivered before.
+    /// Returns the next step if the same hand-over was delivered before.
     fn repeated_delivery(&mut self) -> Option<NextStep> {
         let history = self.context.history;
         if let Some(status) = &self.before
@@ -199,7 +202,7 @@ impl<T: Transport> Rollout<'_, T> {
             .map(NextStep::Repeat)
     }
 
-    /// Returns the last good version, if the deployed one came after it and does not work. A version that answers is
+    /// Returns the last good version if the version deployed after it does not work. A version that answers is
     /// not broken, even if it may be the last good one that answers in its place.
     async fn last_good_before_broken(&self) -> Option<Version> {
         match self.assess(self.before.as_ref()?).await {
@@ -234,7 +237,7 @@ impl<T: Transport> Rollout<'_, T> {
         })
     }
 
-    /// Returns an objection if the namespace does not exist.
+    /// Returns an objection if the hand-over's namespace does not exist.
     pub(super) async fn missing_namespace(&self) -> Result<Option<String>, ReadError> {
         let Some(namespace) = &self.address.namespace else {
             return Ok(None);
@@ -244,7 +247,7 @@ impl<T: Transport> Rollout<'_, T> {
         Ok(missing.then(|| format!("the namespace {namespace:?} does not exist, or may not have functions")))
     }
 
-    /// Adds an objection for each secret that does not exist.
+    /// Adds an objection for each secret of the hand-over that does not exist.
     pub(super) async fn check_secrets(&self, objections: &mut Vec<String>) -> Result<(), ReadError> {
         let wanted = &self.hand_over.spec.secrets;
         if wanted.is_empty() {
@@ -261,7 +264,7 @@ impl<T: Transport> Rollout<'_, T> {
         Ok(())
     }
 
-    /// Adds an objection if the annotations would be too large.
+    /// Adds an objection if the function's annotations would be too large.
     pub(super) fn check_size(&self, objections: &mut Vec<String>) {
         let largest = LastGood::Version(Box::new(
             self.last_good.clone().unwrap_or_else(|| self.version.clone()),
@@ -275,8 +278,9 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Returns the version to restore if the new one fails: the deployed version if it certainly works, or else the
-    /// last good one that it carries. If it carries none, it is the deployed version all the same.
+    /// Returns the version to restore if the new one fails: the deployed version if it certainly works, or else
+    /// the last good one that its annotations carry. If they carry none, returns the deployed version all the
+    /// same.
     async fn last_good_of(&self, status: &FunctionStatus) -> Version {
         match self.assess(status).await {
             Assessment::Good => Version::deployed(status),
@@ -290,7 +294,8 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Finds out whether the deployed version works. If it carries no last good version, it counts as good.
+    /// Assesses whether the deployed version works. If its annotations carry no last good version, it counts as
+    /// good.
     async fn assess(&self, status: &FunctionStatus) -> Assessment {
         let deployed = Version::deployed(status);
         let Some(digest) = deployed.spec_digest() else {
@@ -309,7 +314,7 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Watches a version for the settle time, which allows for a gateway that is briefly unavailable.
+    /// Watches a deployed version for the settle time, which allows for a gateway that is briefly unavailable.
     async fn becomes_ready(&self, version: &Version) -> Option<Ready> {
         let timeouts = Timeouts {
             request: self.context.timeouts.request.min(REQUEST_TIMEOUT),
@@ -332,7 +337,7 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Reads the names in a list, with retries.
+    /// Reads a list of names from the gateway, with retries.
     async fn read_names(
         &self,
         request: impl Fn() -> Result<Request<Bytes>, GatewayError>,
@@ -345,6 +350,7 @@ impl<T: Transport> Rollout<'_, T> {
     }
 }
 
+/// Returns the rollout's end as refused, for these objections.
 fn refuse(objections: Vec<String>) -> NextStep {
     NextStep::End(Verdict::refused(Findings::from(objections)))
 }

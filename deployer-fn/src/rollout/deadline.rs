@@ -1,4 +1,5 @@
-//! The deadline of a rollout: its own timeout, the host's for the request, and the end of the process.
+//! The deadline of a rollout: the earliest of its own timeout, the host's timeout for the request, and the end
+//! of the process.
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,8 +8,8 @@ use function_host::Shutdown;
 use function_host::duration;
 use tokio::time::{Instant, sleep_until};
 
-/// The time between the end of a rollout and that of the request or the process: for a last read of the function's
-/// state, and for the response.
+/// The time between the end of a rollout and the end of the request or the process: for a last read of the
+/// function's state, and for the response.
 const MARGIN: Duration = Duration::from_secs(3);
 
 /// The deadline of a rollout, or of a part of it.
@@ -20,8 +21,8 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// Makes a deadline as [`new`](Self::new), which leaves `reserve` of the request's time for restoring the
-    /// previous version. The new version gets at least half of the request's time.
+    /// Makes the deadline of a rollout that leaves `reserve` of the request's time for restoring the previous
+    /// version. The new version gets at least half of the request's time.
     #[must_use]
     pub(crate) fn with_reserve(
         limit: Duration,
@@ -52,7 +53,7 @@ impl Deadline {
         Self::new(limit, None, self.shutdown.clone())
     }
 
-    /// Runs `work` and returns its result. If the time is up first, drops it and returns `None`.
+    /// Runs `work` until the deadline and returns its result. At the deadline, drops it and returns `None`.
     pub(super) async fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -61,7 +62,7 @@ impl Deadline {
         }
     }
 
-    /// Returns the time that is left, if the process does not end.
+    /// Returns the time that is left until the deadline, if the process does not end.
     pub(super) fn remaining(&self) -> Duration {
         self.end.saturating_duration_since(Instant::now())
     }
@@ -71,7 +72,7 @@ impl Deadline {
         self.shutdown.begun()
     }
 
-    /// Returns the reason that the time is up, for people.
+    /// Returns the reason why the deadline has passed, for people.
     pub(super) fn reason(&self) -> String {
         if self.is_shutting_down() {
             return "the deployer is shutting down".to_owned();
@@ -83,7 +84,7 @@ impl Deadline {
         )
     }
 
-    /// Waits until the time is up.
+    /// Waits until the deadline has passed.
     async fn wait(&self) {
         tokio::select! {
             () = sleep_until(self.end) => {}

@@ -1,4 +1,4 @@
-//! Checks what can be checked before the image is built, and changes nothing.
+//! The rollout's dry run: checks what can be checked before the image is built, and changes nothing.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::outcome::{DryRunOutcome, DryRunStatus};
 use crate::request::DryRun;
 use crate::version::{LastGood, Version};
 
-/// Timeout of one request. A build waits for the answer, and is not worth less if there is none.
+/// The timeout of one request of a dry run. A build waits for the answer, and is not worth less if there is
+/// none.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Checks a hand-over whose image is not built yet. `objections` are those that were found before.
@@ -58,7 +59,7 @@ pub(crate) async fn dry_run<T: Transport>(
 }
 
 impl<T: Transport> Rollout<'_, T> {
-    /// Adds every objection that does not depend on the image or on other builds.
+    /// Adds every objection to the hand-over that does not depend on the image or on other builds.
     async fn object(&mut self, objections: &mut Vec<String>) -> Result<(), ReadError> {
         if let Some(objection) = self.missing_namespace().await? {
             objections.push(objection);

@@ -16,10 +16,11 @@ use crate::gateway::FunctionStatus;
 use crate::request::SPEC_ANNOTATION;
 use crate::version::{FailureRecord, Version};
 
-/// The history of all functions. Clones share it.
+/// The history of the rollouts of all functions. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct RolloutHistory(Arc<Mutex<HashMap<FunctionId, Entry>>>);
 
+/// The history of the rollouts of one function.
 #[derive(Debug, Default)]
 struct Entry {
     /// The digest of the specification that was ready last.
@@ -40,17 +41,18 @@ pub(super) struct Resubmission {
     pub(super) call_id: Option<String>,
 }
 
-/// What is left of a rollout that ended before the function worked: it yielded to a newer build, or ran out of time.
+/// The unfinished work of a rollout that ended before the function worked: it yielded to a newer build, or ran
+/// out of time.
 #[derive(Clone, Debug)]
 pub(super) struct Unsettled {
-    /// The version to restore; `None` if there was no function.
+    /// The version to restore for the unfinished rollout; `None` if there was no function.
     pub(super) last_good: Option<Version>,
-    /// The digest of the version that may be deployed, and was not seen to work.
+    /// The digest of the version that the unfinished rollout may have deployed, and that was not seen to work.
     pub(super) spec_digest: Option<String>,
 }
 
 impl Unsettled {
-    /// Returns whether the function is still as the rollout left it.
+    /// Returns whether the function's state still is as the unfinished rollout left it.
     pub(super) fn describes(&self, status: Option<&FunctionStatus>) -> bool {
         match status {
             None => self.last_good.is_some(),
@@ -63,7 +65,7 @@ impl Unsettled {
 }
 
 impl RolloutHistory {
-    /// Records that the version with this digest was ready.
+    /// Records that the version with this digest was the last one of the function that was ready.
     pub(super) fn record_ready(&self, function: &FunctionId, spec_digest: &str) {
         self.lock().entry(function.clone()).or_default().ready = Some(spec_digest.to_owned());
     }
@@ -75,22 +77,23 @@ impl RolloutHistory {
             .is_some_and(|entry| entry.ready.as_deref() == Some(spec_digest))
     }
 
-    /// Records how the last deployment failed; `None` if it succeeded.
+    /// Records how the function's last deployment failed; `None` if it succeeded.
     pub(super) fn record_failure(&self, function: &FunctionId, failure: Option<FailureRecord>) {
         self.lock().entry(function.clone()).or_default().failure = failure;
     }
 
-    /// Returns how the last deployment failed.
+    /// Returns how the function's last deployment failed.
     pub(super) fn failure(&self, function: &FunctionId) -> Option<FailureRecord> {
         self.lock().get(function)?.failure.clone()
     }
 
-    /// Records what is left to settle; `None` once the function works, or another rollout is responsible.
+    /// Records what an unfinished rollout left to settle; `None` once the function works, or another rollout is
+    /// responsible.
     pub(super) fn record_unsettled(&self, function: &FunctionId, unsettled: Option<Unsettled>) {
         self.lock().entry(function.clone()).or_default().unsettled = unsettled;
     }
 
-    /// Returns what is left to settle.
+    /// Returns what an unfinished rollout of the function left to settle.
     pub(super) fn unsettled(&self, function: &FunctionId) -> Option<Unsettled> {
         self.lock().get(function)?.unsettled.clone()
     }

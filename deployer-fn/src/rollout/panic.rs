@@ -5,11 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::task::Poll;
 
-/// The work panicked. The panic's text is in the process's log.
+/// The error for a rollout that panicked. The panic's text is in the process's log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Panicked;
 
-/// Runs `work`, and returns its result unless it panics.
+/// Runs `work`, and returns its result, or an error if it panics.
 pub(super) async fn catch<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     let mut work = pin!(work);
     // Nothing of the work is used after a panic, except for facts that are recorded one by one.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use crate::gateway::ReadError;
 
-/// Repeats a read while its error is transient and `limit` has not passed.
+/// Repeats a read from the gateway while its error is transient and `limit` has not passed.
 pub(super) async fn with_retries<A, F>(limit: Duration, read: impl Fn() -> F) -> Result<A, ReadError>
 where
     F: Future<Output = Result<A, ReadError>>,

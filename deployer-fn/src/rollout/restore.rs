@@ -17,27 +17,27 @@ use crate::gateway::{FunctionStatus, Transport, call};
 use crate::outcome::{DeploymentStatus, Fault, Successor};
 use crate::version::{FailureRecord, LastGood, Version};
 
-/// The function's state after restoring it, if the time was not up.
+/// The function's state after a restoration that was in time.
 enum Restored {
-    /// The version to restore, which answers; or nothing if there was no function.
+    /// The version to restore answers; or the function is deleted, if there was none before.
     LastGood(Option<FunctionStatus>),
-    /// Another client's version, which is kept.
+    /// Another client's version is deployed, and is kept.
     Other(FunctionStatus),
-    /// A newer build, which is kept.
+    /// A newer build is deployed, and is kept.
     Newer(Successor, FunctionStatus),
-    /// Left to a newer build that waits.
+    /// The restoration was left to a newer build that waits.
     Yielded(Successor),
 }
 
 impl<T: Transport> Rollout<'_, T> {
-    /// Restores the previous version after the findings about the new one.
+    /// Restores the previous version after the new one has failed with `findings`, and returns the verdict.
     pub(super) async fn restore(&mut self, findings: Findings) -> Verdict {
         let (restoration, findings) = self.restore_last_good(findings).await;
         Verdict::after_failure(restoration, findings)
     }
 
-    /// Ends a rollout whose hand-over failed before, once the version that was restored then is up: the process that
-    /// restored it may have ended before it was.
+    /// Ends a rollout whose hand-over failed before, once the version that was restored then is up: the process
+    /// that restored it may have ended before it was.
     pub(super) async fn repeat(&mut self, failure: FailureRecord) -> Verdict {
         info!("this hand-over failed before");
         self.facts.previous_image = failure.previous_image;
@@ -67,8 +67,8 @@ impl<T: Transport> Rollout<'_, T> {
         Verdict::failed(findings.then(broken).then(self.observe(now)))
     }
 
-    /// Finishes the rollout of a newer version, which another process began: gives it time to come up, and restores
-    /// the version before it if it does not. The hand-over itself is rejected as `older`.
+    /// Finishes the rollout of a newer version, which another process began: waits for it to come up, and
+    /// restores the version before it if it does not. The hand-over itself is rejected as `older`.
     pub(super) async fn finish_newer(&mut self, older: Older, newer: &Version) -> Verdict {
         let findings = older.findings();
         self.times = newer.times();
@@ -99,8 +99,8 @@ impl<T: Transport> Rollout<'_, T> {
         Verdict::after_failure_of_newer(older.newer, restoration, findings)
     }
 
-    /// Ends a rollout that has changed nothing. If an earlier rollout yielded to this one or ran out of time, and the
-    /// function still does not work, restores what that one would have restored.
+    /// Ends a rollout that has changed nothing. If an earlier rollout yielded to this one or ran out of time,
+    /// and the function still does not work, restores the version that the earlier rollout would have restored.
     pub(super) async fn settle(&mut self, verdict: Verdict) -> Verdict {
         let unsettled = self.context.history.unsettled(&self.id);
         let unsettled = unsettled.filter(|unsettled| unsettled.describes(self.before.as_ref()));
@@ -142,7 +142,8 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Restores the last good version within a timeout of its own, and returns the findings with those about the end.
+    /// Restores the last good version within a timeout of its own, and returns the findings with those about
+    /// the restoration.
     ///
     /// Nothing is restored while the process is shutting down: the new version may only need more time, and it may be
     /// the deployer's own. The next delivery finds it and continues.
@@ -219,7 +220,7 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Returns the restored state as reasons.
+    /// Returns a description of the restored state as findings.
     fn restored_state(&self, now: Option<&FunctionStatus>) -> Findings {
         let (Some(now), Some(version)) = (now, &self.last_good) else {
             return Findings::default().because("the function does not exist, as before");
@@ -234,7 +235,7 @@ impl<T: Transport> Rollout<'_, T> {
         )
     }
 
-    /// Returns the record of a failure that would happen again if the same hand-over were delivered again.
+    /// Returns a record of the failure if the same hand-over would fail again when it is delivered again.
     fn failure_record(&self, findings: &Findings) -> Option<FailureRecord> {
         (findings.fault() == Some(Fault::Caller)).then_some(())?;
         Some(FailureRecord {
@@ -244,7 +245,8 @@ impl<T: Transport> Rollout<'_, T> {
         })
     }
 
-    /// Restores without a time limit. Before each step it reads the function's state, and acts on that.
+    /// Restores the last good version without a timeout. Before each step it reads the function's state, and
+    /// acts on that.
     async fn restore_until_done(
         &mut self,
         deadline: &Deadline,
@@ -331,7 +333,7 @@ impl<T: Transport> Rollout<'_, T> {
         }
     }
 
-    /// Deletes the new version, because there was no function before.
+    /// Deletes the function, because there was none before the rollout.
     async fn delete(&mut self, deadline: &Deadline) {
         info!("deleting the new version: there was no function before");
         self.facts.changed = true;

@@ -2,7 +2,7 @@
 
 use crate::outcome::{DeploymentStatus, Fault, Successor};
 
-/// Findings of one or more phases: the reasons in order, and the fault, if one was found.
+/// The findings of one or more phases of a rollout: the reasons in order, and the fault, if one was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Findings {
     fault: Option<Fault>,
@@ -23,25 +23,26 @@ impl Findings {
         }
     }
 
-    /// Adds a reason.
+    /// Returns the findings with one more reason.
     pub(super) fn because(mut self, reason: impl Into<String>) -> Self {
         self.reasons.push(reason.into());
         self
     }
 
-    /// Adds the findings of a later phase. If it found a fault, that replaces the earlier one: it knows more.
+    /// Returns the findings followed by those of a later phase. If that phase found a fault, its fault replaces
+    /// the earlier one: it knows more.
     pub(super) fn then(mut self, later: Self) -> Self {
         self.fault = later.fault.or(self.fault);
         self.reasons.extend(later.reasons);
         self
     }
 
-    /// Returns the fault.
+    /// Returns the fault of the findings, if there is one.
     pub(super) fn fault(&self) -> Option<Fault> {
         self.fault
     }
 
-    /// Returns the reasons.
+    /// Returns the reasons of the findings.
     pub(super) fn reasons(&self) -> &[String] {
         &self.reasons
     }
@@ -53,24 +54,24 @@ impl From<Vec<String>> for Findings {
     }
 }
 
-/// The result of restoring the previous version.
+/// The result of restoring the previous version after a failure.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Restoration {
-    /// It was not tried, because the process ends.
+    /// The restoration was not tried, because the process ends.
     ShuttingDown,
-    /// The new version runs after all.
+    /// The new version was found to run after all.
     NewVersionReady,
     /// The previous version runs again; or there is no function if there was none before.
     Restored,
-    /// Another client has deployed the function in the meantime.
+    /// The restoration ended because another client has deployed the function in the meantime.
     Overtaken,
-    /// It was left to a newer build, which waits or is deployed.
+    /// The restoration was left to a newer build, which waits or is deployed.
     Superseded(Successor),
-    /// The time was up.
+    /// The restoration exceeded its timeout.
     TimedOut,
 }
 
-/// Status, fault and reasons of an outcome.
+/// The verdict on a rollout: status, fault and reasons of its outcome.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) status: DeploymentStatus,
@@ -89,17 +90,17 @@ impl Verdict {
         }
     }
 
-    /// Makes the verdict that the new version runs. The reasons are those of earlier attempts.
+    /// Makes the verdict that the new version runs. The findings are those of earlier attempts.
     pub(super) fn ready(findings: Findings) -> Self {
         Self::new(DeploymentStatus::Ready, None, findings)
     }
 
-    /// Makes the verdict that the function answers, and that it may be the previous version that does.
+    /// Makes the verdict that the function answers, but perhaps with the previous version.
     pub(super) fn unverified(findings: Findings) -> Self {
         Self::new(DeploymentStatus::Unverified, None, findings)
     }
 
-    /// Makes the verdict that a newer build takes the place of the new version.
+    /// Makes the verdict that a newer build supersedes the new version.
     pub(super) fn superseded(successor: Successor, findings: Findings) -> Self {
         Self {
             superseded_by: Some(successor),
@@ -107,7 +108,7 @@ impl Verdict {
         }
     }
 
-    /// Makes the verdict that nothing was changed, by the caller's fault.
+    /// Makes the verdict that the hand-over was refused and nothing was changed, by the caller's fault.
     pub(super) fn refused(findings: Findings) -> Self {
         Self::new(DeploymentStatus::Refused, Some(Fault::Caller), findings)
     }

@@ -1,5 +1,5 @@
-//! Watches a version until it is ready: the provider names it and has an available replica, and the function answers
-//! its probe.
+//! Watches a version until it is ready: the provider names it and has an available replica, and the function
+//! answers its probe.
 
 use std::fmt;
 
@@ -19,67 +19,67 @@ use crate::request::Probe;
 use crate::succession::Succession;
 use crate::version::Version;
 
-/// The header in which a function may repeat its version, the value of its variable `slipway_version`. Only this
-/// header distinguishes the answers of two versions that run at the same time
+/// The name of the header in which a function may repeat its version, the value of its variable
+/// `slipway_version`. Only this header distinguishes the answers of two versions that run at the same time
 /// (docs/pitfalls.md#old-replicas-count-as-available).
 const VERSION_HEADER: &str = "x-slipway-version";
 
-/// How watching ended, unless the time was up.
+/// How watching a version ended before its timeout.
 pub(super) enum Watched {
-    /// The version is ready.
+    /// The watched version is ready.
     Ready(Ready),
-    /// The provider still has another version, or none, after its settle time.
+    /// The provider still has another version, or none, after the time that it has to report the watched one.
     NotTaken(Option<FunctionStatus>),
-    /// A newer build waits, and the version is not ready yet.
+    /// A newer build waits, and the watched version is not ready yet.
     Superseded(Successor),
 }
 
 /// A version that is ready.
 pub(super) struct Ready {
-    /// The function's state.
+    /// The state of the function that is ready.
     pub(super) status: FunctionStatus,
-    /// Whether an answer named the version. Otherwise another version may have answered.
+    /// Whether an answer to the probe named the version. Otherwise another version may have answered.
     pub(super) recognized: bool,
 }
 
-/// What watching waits for: the reason for a failure if the time is up.
+/// The condition that a watched version has not met yet: the reason for a failure at the timeout.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum WaitingFor {
-    /// The first answer of the gateway.
+    /// The gateway has not answered yet.
     #[default]
     FirstAnswer,
-    /// The provider to take the version.
+    /// The provider has not taken the version's specification yet.
     Specification {
         /// The image that the provider has now; `None` if the function does not exist.
         current: Option<String>,
     },
-    /// An available replica.
+    /// The version has no available replica yet.
     Replica {
-        /// Whether there was one before.
+        /// Whether the version had an available replica before.
         was_available: bool,
     },
-    /// A response that the probe accepts.
+    /// The function has not given a response that the probe accepts.
     Success {
-        /// The probe.
+        /// The probe that did not succeed.
         probe: String,
-        /// The response, or how there was none.
+        /// The function's response to the probe, or how there was none.
         response: String,
     },
-    /// More successes in a row.
+    /// The probe has not succeeded often enough in a row.
     MoreSuccesses {
-        /// The successes so far.
+        /// The probe's successes so far.
         seen: u32,
-        /// The successes that the probe wants.
+        /// The number of successes that the probe demands.
         wanted: u32,
     },
-    /// The new version to answer in place of another one, which this names.
+    /// Another version, which this names, still answers in place of the new one.
     NewVersion(String),
-    /// The gateway to work, which failed in this way.
+    /// The gateway does not work; with the description of its failure.
     Gateway(String),
 }
 
 impl WaitingFor {
-    /// Returns whether the gateway, and not the version, is waited for.
+    /// Returns whether watching waits for the gateway, and not for the version.
     pub(super) fn is_platform(&self) -> bool {
         matches!(self, Self::FirstAnswer | Self::Gateway(_))
     }
@@ -179,7 +179,8 @@ pub(super) async fn watch(
     }
 }
 
-/// Reads the function's state and probes it once. Returns the state if the probe succeeded, or else what is missing.
+/// Reads the function's state and probes the function once. Returns the state if the probe succeeded, or else
+/// the condition that is not met.
 async fn look(
     transport: &impl Transport,
     function: &FunctionAddress,
@@ -209,7 +210,8 @@ async fn look(
     }
 }
 
-/// Probes the function once. Returns whether the answer names the version, or as the error what is missing.
+/// Probes the function once. Returns whether the answer names the version, or as the error the condition that
+/// is not met.
 async fn send_probe(
     transport: &impl Transport,
     function: &FunctionAddress,

@@ -1,4 +1,4 @@
-//! Versions as annotations of a function.
+//! Stores versions of a function in its annotations, and reads them.
 //!
 //! A version is stored as JSON, deflated, in base64, split into pieces: faasd keeps annotations as containerd labels,
 //! whose name and value together may have 4096 bytes, and Kubernetes allows 256 KiB of annotations in all.
@@ -17,28 +17,31 @@ use serde_json::{Map, Value, json};
 use super::{LastGood, Version};
 use crate::request::{MAX_BODY, SPEC_ANNOTATION};
 
-/// The tag that the image was pushed with.
+/// The annotation with the tag that the image was pushed with.
 const TAG: &str = "slipway/tag";
-/// The call that built the image.
+/// The annotation with the ID of the call that built the image.
 const CALL_ID: &str = "slipway/call-id";
-/// When the source was submitted.
+/// The annotation with the time when the source was submitted.
 const SUBMITTED_AT: &str = "slipway/submitted-at";
-/// When the build ended.
+/// The annotation with the time when the build ended.
 const BUILT_AT: &str = "slipway/built-at";
-/// The complete version; `.0`, `.1`… are added for its pieces.
+/// The annotation with the complete version; `.0`, `.1`… are added to the name for its pieces.
 const VERSION: &str = "slipway/version";
-/// The version to restore if this one fails: pieces as above, or [`NOTHING`] or [`ITSELF`] under the name alone.
+/// The annotation with the version to restore if this one fails: in pieces as the version, or [`NOTHING`] or
+/// [`ITSELF`] under the name alone.
 const LAST_GOOD: &str = "slipway/last-good";
-/// The deployment that failed last, after which this version was restored.
+/// The annotation with the deployment that failed last, after which this version was restored.
 const FAILED: &str = "slipway/failed";
-/// The environment variable with the digest of a function's specification, which its responses repeat in a header.
+/// The environment variable with the digest of a function's specification, which the function's responses
+/// repeat in a header.
 const VERSION_VARIABLE: &str = "slipway_version";
 
 /// The most bytes that all annotations of a function may have together: Kubernetes' limit, less a reserve for those
 /// that providers add.
 pub(crate) const SIZE_MAX: usize = 250 * 1024;
 
-/// The length of a piece in bytes. With the longest name, and faasd's prefix for it, it stays below 4096.
+/// The length in bytes of the pieces that a version is stored in. With the longest name, and faasd's prefix for
+/// it, a piece stays below 4096.
 const PIECE: usize = 3900;
 const NOTHING: &str = "none";
 const ITSELF: &str = "itself";
@@ -49,21 +52,21 @@ const REASONS_MAX: usize = 2000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FailureRecord {
-    /// The [`delivery_digest`](crate::request::HandOver::delivery_digest) of the hand-over.
+    /// The [`delivery_digest`](crate::request::HandOver::delivery_digest) of the hand-over that failed.
     pub(crate) delivery: String,
-    /// The reasons for the failure.
+    /// The reasons why the deployment failed.
     pub(crate) reasons: Vec<String>,
-    /// The image before the deployment; absent if there was no function.
+    /// The image before the failed deployment; absent if there was no function.
     pub(crate) previous_image: Option<String>,
 }
 
 impl FailureRecord {
-    /// Returns the failure after which the deployed version was restored.
+    /// Returns the recorded failure after which the deployed version was restored.
     pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
         serde_json::from_str(annotations.get(FAILED)?).ok()
     }
 
-    /// Returns the value of the annotation, with the reasons shortened to [`REASONS_MAX`].
+    /// Returns the failure record as an annotation's value, with the reasons shortened to [`REASONS_MAX`].
     fn to_annotation(&self) -> String {
         let mut record = self.clone();
         let mut left = REASONS_MAX;
@@ -77,8 +80,8 @@ impl FailureRecord {
 }
 
 impl Version {
-    /// Returns the `FunctionDeployment` for the provider, with everything that later deployments have to know in
-    /// annotations.
+    /// Returns the version's `FunctionDeployment` for the provider, with everything that later deployments have
+    /// to know in annotations.
     pub(crate) fn to_deployment(&self, last_good: &LastGood, failure: Option<&FailureRecord>) -> Value {
         let mut deployment = self.deployment.clone();
         let mut own = Map::new();
@@ -117,7 +120,8 @@ impl Version {
         Value::Object(deployment)
     }
 
-    /// Returns the size in bytes of all annotations of a deployment with `last_good`, as Kubernetes counts it.
+    /// Returns the size in bytes of all annotations of the version's deployment with `last_good`, as Kubernetes
+    /// counts it.
     pub(crate) fn size_of_annotations(&self, last_good: &LastGood) -> usize {
         let deployment = self.to_deployment(last_good, None);
         let annotations = deployment["annotations"].as_object().into_iter().flatten();
@@ -133,7 +137,8 @@ impl Version {
 }
 
 impl LastGood {
-    /// Returns what is to be restored if the version with these annotations fails; `None` if they do not say.
+    /// Returns the version to restore if the version with these annotations fails; `None` if they do not name
+    /// one.
     pub(crate) fn from_annotations(annotations: &BTreeMap<String, String>) -> Option<Self> {
         match annotations.get(LAST_GOOD).map(String::as_str) {
             Some(NOTHING) => Some(Self::Nothing),
@@ -143,7 +148,7 @@ impl LastGood {
     }
 }
 
-/// Adds the annotations `NAME.0`, `NAME.1`… with a version.
+/// Adds the annotations `NAME.0`, `NAME.1`… with the pieces of a version.
 fn pack(annotations: &mut Map<String, Value>, name: &str, version: &Version) {
     let json = serde_json::to_vec(version).unwrap_or_default();
     let mut deflate = DeflateEncoder::new(Vec::new(), Compression::best());

@@ -17,7 +17,7 @@ use function_host::http::{Method, Request, Response};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-/// The provider behind the gateway.
+/// The kind of provider behind the fake gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Provider {
     Kubernetes,
@@ -27,10 +27,10 @@ pub(crate) enum Provider {
     Rolling,
 }
 
-/// A fault in the handling of one request.
+/// A disruption in the handling of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disruption {
-    /// No fault.
+    /// The request is handled without a disruption.
     None,
     /// The gateway cannot be reached.
     Refused,
@@ -46,7 +46,7 @@ pub(crate) enum Disruption {
     Unanswered,
 }
 
-/// The fake gateway. Clones share its state.
+/// The fake gateway with its provider. Clones share its state.
 #[derive(Clone)]
 pub(crate) struct FakeGateway(Arc<Inner>);
 
@@ -60,7 +60,7 @@ struct State {
     functions: BTreeMap<String, Function>,
     secrets: Vec<String>,
     disruptions: VecDeque<Disruption>,
-    /// The number of requests until the deployer is killed, and whether the last one takes effect.
+    /// The number of requests until the deployer is killed, and whether the last request takes effect.
     kill: Option<(usize, bool)>,
     /// The number of requests until the deployer panics.
     panic: Option<usize>,
@@ -74,9 +74,9 @@ struct State {
 #[derive(Clone)]
 struct Function {
     deployment: Value,
-    /// The deployment that answers while the new one comes up. Only on Kubernetes.
+    /// The old deployment that answers while the new one comes up. Only on Kubernetes.
     old: Option<Value>,
-    /// The number of reads until it is up.
+    /// The number of status reads until the new deployment is up.
     reads_left: usize,
     service: bool,
 }
@@ -105,33 +105,34 @@ impl FakeGateway {
         self.0.state.lock().unwrap().overlap = false;
     }
 
-    /// Makes all functions ones that do not repeat their version in their answers.
+    /// Makes all functions leave out their version in their answers.
     pub(crate) fn without_versions(self) -> Self {
         self.0.state.lock().unwrap().versions = false;
         self
     }
 
-    /// Sets the faults of the next requests, one each.
+    /// Sets the disruptions of the next requests, one each.
     pub(crate) fn disrupt(&self, disruptions: impl IntoIterator<Item = Disruption>) {
         self.0.state.lock().unwrap().disruptions = disruptions.into_iter().collect();
     }
 
-    /// Kills the deployer at this request from now, before or after the request takes effect; `None` for never.
+    /// Kills the deployer at the request with this number from now, before or after the request takes effect;
+    /// `None` for never.
     pub(crate) fn kill_at(&self, kill: Option<(usize, bool)>) {
         self.0.state.lock().unwrap().kill = kill;
     }
 
-    /// Lets the deployer panic at this request from now, before it takes effect.
+    /// Lets the deployer panic at the request with this number from now, before the request takes effect.
     pub(crate) fn panic_at(&self, panic: Option<usize>) {
         self.0.state.lock().unwrap().panic = panic;
     }
 
-    /// Waits until the deployer is to be killed.
+    /// Waits until the deployer has to be killed.
     pub(crate) async fn killed(&self) {
         self.0.killed.notified().await;
     }
 
-    /// Returns the deployment that answers calls of the function, if it answers 200.
+    /// Returns the deployment that answers calls of the function, if it answers with 200.
     pub(crate) fn answers(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
@@ -148,7 +149,7 @@ impl FakeGateway {
             .map(|function| function.deployment.clone())
     }
 
-    /// Deploys without the deployer, as faas-cli does.
+    /// Deploys a function without the deployer, as faas-cli does.
     pub(crate) fn put(&self, deployment: Value) {
         let name = deployment["service"].as_str().unwrap().to_owned();
         self.0
@@ -171,7 +172,7 @@ impl FakeGateway {
             .service = false;
     }
 
-    /// Returns the number of requests that were not reads.
+    /// Returns the number of requests so far that were not reads.
     pub(crate) fn changes(&self) -> usize {
         let state = self.0.state.lock().unwrap();
         state
@@ -193,7 +194,7 @@ impl Function {
     }
 }
 
-/// Returns the behaviour of the image.
+/// Returns the behaviour of a deployment's image.
 fn behaviour(deployment: &Value) -> String {
     let image = deployment["image"].as_str().unwrap();
     let (name, _) = image.split_once(['@', ':']).unwrap();
@@ -201,7 +202,7 @@ fn behaviour(deployment: &Value) -> String {
 }
 
 impl State {
-    /// Returns the deployment whose process gets the calls.
+    /// Returns the deployment whose process receives the function's calls.
     fn serving(&self, function: &Function) -> Option<Value> {
         let listens = matches!(behaviour(&function.deployment).as_str(), "good" | "bad");
         if !function.service {

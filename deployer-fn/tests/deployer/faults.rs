@@ -1,4 +1,5 @@
-//! Rollouts with a gateway that is unavailable, slow, loses connections or is another server; and during a shutdown.
+//! Tests of rollouts with a gateway that is unavailable, slow, loses connections or is another server; and
+//! during a shutdown.
 
 use std::time::Duration;
 

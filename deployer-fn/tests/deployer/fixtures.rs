@@ -44,19 +44,19 @@ pub(crate) fn hand_over() -> HandOver {
     }
 }
 
-/// The state of the function before the rollout, with this number of available replicas.
+/// Returns the JSON of the function's state before the rollout, with this number of available replicas.
 pub(crate) fn old(available: u64) -> String {
     json!({"name": "hello", "image": OLD, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "labels": {"faas_function": "hello"}, "annotations": {"prometheus.io.scrape": "false"}})
     .to_string()
 }
 
-/// The state of the function after the rollout.
+/// Returns the JSON of the function's state after the rollout, with this number of available replicas.
 pub(crate) fn new(available: u64) -> String {
     deployed(&hand_over().spec, available)
 }
 
-/// The state of a function with the new image and this specification.
+/// Returns the JSON of the state of a function with the new image and this specification.
 pub(crate) fn deployed(spec: &FunctionSpec, available: u64) -> String {
     json!({"name": "hello", "image": NEW, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "annotations": {SPEC_ANNOTATION: spec.digest(), "topic": "orders"}})
@@ -79,7 +79,7 @@ pub(crate) fn health() -> ExpectedCall {
     expect("GET /function/hello/_/health")
 }
 
-/// Rolls out [`hand_over`] on a gateway that expects these calls.
+/// Rolls out the shared [`hand_over`] on a gateway that expects these calls.
 pub(crate) async fn run(calls: impl IntoIterator<Item = ExpectedCall>) -> Outcome {
     run_with(&hand_over(), calls).await
 }

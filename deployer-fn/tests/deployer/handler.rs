@@ -1,4 +1,4 @@
-//! The handler: signed requests in, HTTP responses out, with a gateway on a loopback port.
+//! Tests of the deployer's handler: signed requests in, HTTP responses out, with a gateway on a loopback port.
 
 use std::fs;
 use std::io::Write as _;
@@ -101,21 +101,21 @@ fn document() -> Value {
     json!({"image": IMAGE, "tag": "registry.example/hello:2", "deploy": {"service": "hello"}})
 }
 
-/// The state of the function with a specification of this digest.
+/// Returns the JSON of the function's state with a specification of this digest.
 fn state(digest: &str) -> String {
     json!({"name": "hello", "namespace": "openfaas-fn", "image": IMAGE, "replicas": 1, "availableReplicas": 1,
         "annotations": {SPEC_ANNOTATION: digest}})
     .to_string()
 }
 
-/// Returns a version in the form of its annotation.
+/// Returns a version in the packed form of its annotation.
 fn packed(version: &Value) -> String {
     let mut deflate = DeflateEncoder::new(Vec::new(), Compression::default());
     deflate.write_all(version.to_string().as_bytes()).unwrap();
     STANDARD_NO_PAD.encode(deflate.finish().unwrap())
 }
 
-/// Returns the digest of the specification in [`document`].
+/// Returns the digest of the specification in the hand-over [`document`].
 fn digest() -> String {
     digest_of(&format!("{{\"service\":\"hello\",\"image\":\"{IMAGE}\"}}"))
 }
@@ -275,7 +275,7 @@ async fn an_invalid_hand_over_is_rejected_with_all_problems() {
     gateway.finish();
 }
 
-/// It has the time of its own, however long the older one would have gone on.
+/// The newer hand-over has the timeout of its own, however long the older one would have gone on.
 #[tokio::test]
 async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
     let (reached, mut events) = mpsc::unbounded_channel();
@@ -331,7 +331,7 @@ async fn a_newer_hand_over_takes_the_place_of_an_older_one_that_is_not_ready() {
     gateway.finish();
 }
 
-/// Another status than that of a hand-over that was never deployable; queues retry neither.
+/// The status differs from that of a hand-over that was never deployable; queues retry neither.
 #[tokio::test]
 async fn an_older_build_conflicts_with_the_newer_one() {
     let newer = json!({"deployment": {"service": "hello", "image": IMAGE}, "mark": "sha256:00", "callId": "call-8",

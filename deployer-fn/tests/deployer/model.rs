@@ -1,4 +1,4 @@
-//! Random sequences of deployments, faults, kills and restarts, compared with a model after each: the newest good
+//! Tests random sequences of deployments, disruptions, kills and restarts against a model: the newest good
 //! version that was handed over answers, or the one before it, and the outcome says which.
 
 use std::collections::BTreeSet;
@@ -22,17 +22,17 @@ const DISRUPTIONS: [Disruption; 7] = [
     Disruption::Unanswered,
 ];
 
-/// One sequence, and what is known of it.
+/// A random sequence of deployments, and what the model knows of it.
 struct Sequence {
     fake: FakeGateway,
     process: Process,
     rng: Rng,
     provider: Provider,
-    /// The behaviour of each build.
+    /// The behaviour of each build in the sequence.
     builds: Vec<&'static str>,
     /// The builds that may answer now; `None` for no function.
     may_answer: BTreeSet<Option<u64>>,
-    /// The steps so far, for the message of a failure.
+    /// The steps of the sequence so far, for the message of a failure.
     steps: Vec<String>,
 }
 
@@ -49,7 +49,7 @@ impl Sequence {
         }
     }
 
-    /// Picks a new build, or sometimes one that was delivered before.
+    /// Picks a new build for the next step, or sometimes one that was delivered before.
     fn pick(&mut self) -> u64 {
         if !self.builds.is_empty() && self.rng.u8(..4) == 0 {
             return self.rng.u64(1..=self.builds.len() as u64);
@@ -65,12 +65,12 @@ impl Sequence {
         self.builds.len() as u64
     }
 
-    /// Returns the behaviour of a build.
+    /// Returns the behaviour of the build with this number.
     fn behaviour(&self, number: u64) -> &'static str {
         self.builds[number as usize - 1]
     }
 
-    /// Deploys while requests fail, or until the deployer is killed.
+    /// Deploys a build while requests are disrupted, or until the deployer is killed.
     async fn deploy_disrupted(&mut self, number: u64) {
         let behaviour = self.behaviour(number);
         // A version is lost with the process if faasd has deleted it for an image that it then could not pull, and
@@ -107,7 +107,7 @@ impl Sequence {
         }
     }
 
-    /// Deploys without faults, and compares the outcome with the model.
+    /// Deploys a build without disruptions, and compares the outcome with the model.
     async fn deploy(&mut self, number: u64, step: &str) {
         let behaviour = self.behaviour(number);
         let outcome = self.process.deploy(&self.fake, &build(number, behaviour)).await;
@@ -163,7 +163,8 @@ impl Sequence {
     }
 }
 
-/// Functions that do not name their version, on a provider that keeps the old one until the new one is ready.
+/// Uses functions that do not name their version, on a provider that keeps the old one until the new one is
+/// ready.
 #[tokio::test(start_paused = true)]
 async fn only_a_version_that_was_seen_to_work_is_reported_ready_or_restored() {
     for seed in 0..SEQUENCES {

@@ -1,5 +1,5 @@
-//! Rollouts with the answers of real providers. Status codes and bodies are those of faas-netes (`pkg/handlers`), faasd
-//! 0.19 (`pkg/provider/handlers`) and faas-provider (`proxy/proxy.go`).
+//! Tests of rollouts with the answers of real providers. Status codes and bodies are those of faas-netes
+//! (`pkg/handlers`), faasd 0.19 (`pkg/provider/handlers`) and faas-provider (`proxy/proxy.go`).
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Several deployers on one gateway: newer builds that wait in one process, and processes that know nothing of each
-//! other.
+//! Tests of several deployers on one gateway: newer builds that wait in one process, and processes that know
+//! nothing of each other.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn call(number: u64) -> Option<Successor> {
     Some(Successor { call_id })
 }
 
-/// Deploys build 2, while which build 3 arrives after some seconds.
+/// Deploys build 2, and lets build 3 arrive after some seconds.
 async fn deploy_until_build_3_waits(fake: &FakeGateway, process: &Process, behaviour: &str) -> Outcome {
     let (announcer, succession) = Succession::new(None);
     let older = build(2, behaviour);
@@ -90,7 +90,7 @@ async fn a_build_that_became_ready_in_time_does_not_yield() {
     }
 }
 
-/// Otherwise nobody would restore what the older one left.
+/// If the newer build did not restore the older one's function, nobody would.
 #[tokio::test(start_paused = true)]
 async fn a_newer_build_that_is_refused_restores_what_the_older_one_left() {
     let refused = |number| {
@@ -145,7 +145,7 @@ async fn another_replicas_newer_build_is_neither_overwritten_nor_rolled_back() {
     }
 }
 
-/// Random histories of replicas that deploy at the same time.
+/// Runs random histories of replicas that deploy at the same time.
 #[tokio::test(start_paused = true)]
 async fn replicas_end_with_the_newest_build_that_works() {
     for provider in PROVIDERS {

@@ -1,4 +1,4 @@
-//! Sequences of deployments on a gateway that keeps state, each for every kind of provider.
+//! Tests sequences of deployments on a gateway that keeps state, each for every kind of provider.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crate::fake::{Disruption, FakeGateway, Provider};
 
 const PROVIDERS: [Provider; 3] = [Provider::Kubernetes, Provider::Faasd, Provider::Rolling];
 
-/// The hand-over of the build with this number, whose image has this behaviour. Higher numbers are newer builds.
+/// Returns the hand-over of the build with this number, whose image has this behaviour. Higher numbers are
+/// newer builds.
 pub(crate) fn build(number: u64, behaviour: &str) -> HandOver {
     HandOver {
         spec: FunctionSpec {
@@ -59,7 +60,7 @@ impl Process {
         self.deploy_before(fake, hand_over, &Succession::none()).await
     }
 
-    /// Deploys, and yields to the newer build that is announced.
+    /// Deploys a hand-over, and yields to the newer build that is announced.
     pub(crate) async fn deploy_before(
         &self,
         fake: &FakeGateway,
@@ -78,7 +79,7 @@ impl Process {
         rollout(&context, hand_over, vec![], &deadline, String::new()).await
     }
 
-    /// Deploys until the end, or until the process is killed, which gives `None`.
+    /// Deploys a hand-over until the end; returns `None` if the process is killed before.
     pub(crate) async fn deploy_until_killed(
         &self,
         fake: &FakeGateway,
@@ -104,7 +105,7 @@ fn assert_reason(outcome: &Outcome, text: &str) {
     );
 }
 
-/// Returns the number of the build that answers; `None` if none does.
+/// Returns the number of the build that answers calls; `None` if no build answers.
 pub(crate) fn answering(fake: &FakeGateway) -> Option<u64> {
     let deployment = fake.answers("hello")?;
     Some(deployment["envVars"]["BUILD"].as_str()?.parse().unwrap())
@@ -265,7 +266,7 @@ async fn builders_of_different_releases_are_ordered_by_the_end_of_the_build() {
     }
 }
 
-/// A clock that ran ahead once must not lock the function.
+/// A clock that was ahead once must not lock the function.
 #[tokio::test(start_paused = true)]
 async fn a_deployed_version_from_the_future_is_replaced() {
     let fake = FakeGateway::new(Provider::Kubernetes);

@@ -19,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-/// An expected call, and its answer.
+/// A call that the scripted gateway expects, and its answer.
 pub(crate) struct ExpectedCall {
     line: String,
     times: usize,
@@ -28,21 +28,21 @@ pub(crate) struct ExpectedCall {
     answer: Answer,
 }
 
-/// Panics if a request is not as expected.
+/// A function that panics if a request is not as expected.
 type Check = Box<dyn Fn(&Request<Bytes>) + Send>;
 
 #[derive(Clone)]
 enum Answer {
     Reply(u16, String),
-    /// The connection ends before the answer.
+    /// The gateway takes the request, and the connection ends before the answer.
     Lost,
     /// The gateway cannot be reached.
     Refused,
-    /// No answer.
+    /// The gateway never answers.
     Silence,
 }
 
-/// Expects a request line, such as `GET /system/function/hello`, once.
+/// Makes the expectation of one request with this line, such as `GET /system/function/hello`.
 pub(crate) fn expect(line: impl Into<String>) -> ExpectedCall {
     ExpectedCall {
         line: line.into(),
@@ -53,7 +53,7 @@ pub(crate) fn expect(line: impl Into<String>) -> ExpectedCall {
     }
 }
 
-/// Any number of times; only for the end of a script.
+/// A number of times for a call that is expected any number of times; only for the end of a script.
 pub(crate) const ALWAYS: usize = usize::MAX;
 
 impl ExpectedCall {
@@ -94,7 +94,7 @@ impl ExpectedCall {
     }
 }
 
-/// The fake gateway. Clones share the script.
+/// The fake gateway with its script of expected calls. Clones share the script.
 #[derive(Clone)]
 pub(crate) struct ScriptedGateway(Arc<Mutex<State>>);
 
