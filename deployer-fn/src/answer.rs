@@ -21,7 +21,7 @@ pub(crate) enum Handled {
 }
 
 /// Returns the response to a hand-over, and logs an error.
-pub(crate) fn response(result: &Result<Handled, Error>) -> Response {
+pub(crate) fn log_and_respond(result: &Result<Handled, Error>) -> Response {
     let (status, body) = match result {
         Ok(Handled::Deployment(outcome)) => (status_of_outcome(outcome), serde_json::to_vec(outcome)),
         Ok(Handled::DryRun(outcome)) => (status_of_dry_run(outcome.status), serde_json::to_vec(outcome)),

@@ -55,12 +55,12 @@ pub(crate) enum ReadError {
 }
 
 /// Reads the state of a function from the gateway; `None` if the function does not exist.
-pub(crate) async fn read(
+pub(crate) async fn read_function(
     transport: &impl Transport,
     function: &FunctionAddress,
     limit: Duration,
 ) -> Result<Option<FunctionStatus>, ReadError> {
-    let request = call::read(function).map_err(ReadError::NoResponse)?;
+    let request = call::status_request(function).map_err(ReadError::NoResponse)?;
     let path = request.uri().path().to_owned();
     let response = transport
         .send(request, limit)

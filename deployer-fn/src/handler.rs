@@ -25,7 +25,7 @@ use crate::registry::{CONFIG_SECRET, ImageLookup};
 use crate::request::{self, DryRun, HandOver, PinnedImage, Received, SIGNATURE_HEADER};
 use crate::rollout::{self, Deadline, RolloutContext, RolloutHistory};
 use crate::settings::Settings;
-use crate::succession::Succession;
+use crate::succession::SuccessorReceiver;
 
 /// Timeout of all requests to a registry for finding out whether it has an image.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ impl Deployer {
     /// Checks a hand-over whose image is not built yet.
     async fn dry_run(&self, dry_run: &DryRun, objections: Vec<String>, context: &Context) -> DryRunOutcome {
         let transport = GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange);
-        let succession = Succession::none();
+        let succession = SuccessorReceiver::none();
         let rollout_context = self.rollout_context(&transport, &succession);
         let deadline = Deadline::new(DRY_RUN_TIMEOUT, context.deadline(), context.shutdown().clone());
         let check = rollout::dry_run(&rollout_context, dry_run, objections, &deadline);
@@ -98,7 +98,7 @@ impl Deployer {
     fn rollout_context<'a>(
         &'a self,
         transport: &'a GatewayTransport<'a>,
-        succession: &'a Succession,
+        succession: &'a SuccessorReceiver,
     ) -> RolloutContext<'a, GatewayTransport<'a>> {
         RolloutContext {
             transport,
@@ -212,7 +212,7 @@ impl Deployer {
             platform: settings.platform.clone(),
         };
         let span = trace::span("check image");
-        let objection = span.run(lookup.objection(image, REGISTRY_TIMEOUT)).await;
+        let objection = span.run(lookup.find_objection(image, REGISTRY_TIMEOUT)).await;
         if let Some(objection) = &objection {
             span.mark_failed(objection);
         }
@@ -247,7 +247,7 @@ impl Handler for Deployer {
             return Ok(response);
         }
         trace::set_route("/");
-        Ok(answer::response(&self.handle(request, &context).await))
+        Ok(answer::log_and_respond(&self.handle(request, &context).await))
     }
 }
 

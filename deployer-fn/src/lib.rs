@@ -30,4 +30,4 @@ pub use self::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running, Su
 pub use self::request::{FunctionSpec, HandOver, MAX_BODY, PinnedImage, Probe, Resources, SPEC_ANNOTATION};
 pub use self::rollout::{Deadline, RolloutContext, RolloutHistory, Timeouts, rollout};
 pub use self::settings::Settings;
-pub use self::succession::{Announcer, Succession};
+pub use self::succession::{SuccessorReceiver, SuccessorSender};

@@ -1,9 +1,10 @@
 //! A queue for each function: one deployment runs at a time, and the newest build that waits is next.
 //!
-//! The deployment that runs is told when a newer build waits, and yields to it ([`Succession`]). Once the newest build
-//! runs, the older ones that wait are rejected without being tried; if it fails, the next newest is tried. This holds
-//! within one process. Between processes, the times of the build in the function's annotations keep an older build from
-//! replacing a newer one, and a restored version is checked by the next deployment.
+//! The deployment that runs is told when a newer build waits, and yields to it ([`SuccessorReceiver`]). Once
+//! the newest build runs, the older ones that wait are rejected without being tried; if it fails, the next
+//! newest is tried. This holds within one process. Between processes, the times of the build in the function's
+//! annotations keep an older build from replacing a newer one, and a restored version is checked by the next
+//! deployment.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,19 +15,19 @@ use tokio::sync::oneshot;
 use crate::build_times::BuildTimes;
 use crate::function::FunctionId;
 use crate::outcome::Successor;
-use crate::succession::{Announcer, Succession};
+use crate::succession::{SuccessorReceiver, SuccessorSender};
 
 /// The queues of deployments of all functions. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct DeploymentQueue(Arc<Mutex<HashMap<FunctionId, Turns>>>);
+pub(crate) struct DeploymentQueue(Arc<Mutex<HashMap<FunctionId, FunctionQueue>>>);
 
 /// The queue of one function: the deployment that runs, and those that wait for it.
 #[derive(Debug)]
-struct Turns {
+struct FunctionQueue {
     /// The times of the build whose deployment runs.
     running: BuildTimes,
     /// Announces newer builds to the deployment that runs.
-    announcer: Announcer,
+    announcer: SuccessorSender,
     /// The number of deployments that have waited so far.
     arrivals: u64,
     /// The deployments that wait, sorted by the time of their build, then by arrival. The last one is next.
@@ -41,16 +42,16 @@ struct Waiter {
     grant: oneshot::Sender<DeploymentPermit>,
 }
 
-impl Turns {
-    fn new(running: BuildTimes) -> (Self, Succession) {
-        let (announcer, succession) = Succession::new(None);
-        let turns = Self {
+impl FunctionQueue {
+    fn new(running: BuildTimes) -> (Self, SuccessorReceiver) {
+        let (announcer, succession) = SuccessorReceiver::channel(None);
+        let queue = Self {
             running,
             announcer,
             arrivals: 0,
             waiting: BTreeMap::new(),
         };
-        (turns, succession)
+        (queue, succession)
     }
 
     /// Adds a waiting deployment, and announces its build if that is newer than the one that runs.
@@ -64,7 +65,7 @@ impl Turns {
     }
 
     /// Removes the next waiting deployment from the queue, and makes it the one that runs.
-    fn next(&mut self) -> Option<(Waiter, Succession)> {
+    fn begin_next(&mut self) -> Option<(Waiter, SuccessorReceiver)> {
         let (_, next) = self.waiting.pop_last()?;
         self.running = next.times;
         let newer = self.waiting.values().rev();
@@ -72,7 +73,7 @@ impl Turns {
             .into_iter()
             .find(|waiter| next.times.is_older_than(&waiter.times))
             .map(|waiter| waiter.successor.clone());
-        let (announcer, succession) = Succession::new(newer);
+        let (announcer, succession) = SuccessorReceiver::channel(newer);
         self.announcer = announcer;
         Some((next, succession))
     }
@@ -85,12 +86,12 @@ impl Turns {
 pub(crate) struct DeploymentPermit {
     queue: DeploymentQueue,
     function: FunctionId,
-    succession: Succession,
+    succession: SuccessorReceiver,
 }
 
 impl DeploymentPermit {
     /// Returns the receiver that learns of newer builds that wait.
-    pub(crate) fn succession(&self) -> &Succession {
+    pub(crate) fn succession(&self) -> &SuccessorReceiver {
         &self.succession
     }
 }
@@ -110,9 +111,9 @@ impl DeploymentQueue {
         loop {
             let granted = {
                 let mut queues = self.lock();
-                let Some(turns) = queues.get_mut(&function) else {
-                    let (turns, succession) = Turns::new(times);
-                    queues.insert(function.clone(), turns);
+                let Some(queue) = queues.get_mut(&function) else {
+                    let (queue, succession) = FunctionQueue::new(times);
+                    queues.insert(function.clone(), queue);
                     return DeploymentPermit {
                         queue: self.clone(),
                         function,
@@ -120,7 +121,7 @@ impl DeploymentQueue {
                     };
                 };
                 let (grant, granted) = oneshot::channel();
-                turns.add(Waiter {
+                queue.add(Waiter {
                     times,
                     successor: successor.clone(),
                     grant,
@@ -134,16 +135,16 @@ impl DeploymentQueue {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, Turns>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<FunctionId, FunctionQueue>> {
         // Every operation leaves the map consistent, so that a panic elsewhere does not matter.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the function's next waiting deployment, and returns it. If none waits, removes the function's
     /// queue.
-    fn next(&self, function: &FunctionId) -> Option<(Waiter, Succession)> {
+    fn begin_next(&self, function: &FunctionId) -> Option<(Waiter, SuccessorReceiver)> {
         let mut queues = self.lock();
-        let next = queues.get_mut(function)?.next();
+        let next = queues.get_mut(function)?.begin_next();
         if next.is_none() {
             queues.remove(function);
         }
@@ -153,7 +154,7 @@ impl DeploymentQueue {
 
 impl Drop for DeploymentPermit {
     fn drop(&mut self) {
-        if let Some((waiter, succession)) = self.queue.next(&self.function) {
+        if let Some((waiter, succession)) = self.queue.begin_next(&self.function) {
             let permit = Self {
                 queue: self.queue.clone(),
                 function: self.function.clone(),
@@ -265,10 +266,13 @@ mod tests {
             let call_id = Some(number.to_string());
             tokio::spawn(async move { queue.acquire(hello(), at(number), call_id).await });
             tokio::task::yield_now().await;
-            let current = first.succession().current();
+            let current = first.succession().current_successor();
             let current = current.and_then(|successor| successor.call_id);
             assert_eq!(current.as_deref(), announced, "{number}");
         }
-        assert_eq!(first.succession().successor().await.call_id.as_deref(), Some("3"));
+        assert_eq!(
+            first.succession().wait_for_successor().await.call_id.as_deref(),
+            Some("3")
+        );
     }
 }

@@ -52,7 +52,7 @@ enum Presence {
 impl ImageLookup {
     /// Returns why the image certainly cannot be deployed; `None` if it may be. `limit` is the timeout of all
     /// requests together.
-    pub(crate) async fn objection(&self, image: &PinnedImage, limit: Duration) -> Option<String> {
+    pub(crate) async fn find_objection(&self, image: &PinnedImage, limit: Duration) -> Option<String> {
         let looked_up = tokio::time::timeout(limit, self.look_up(image)).await;
         let presence =
             looked_up.unwrap_or_else(|_| Presence::Unknown("the registry did not answer in time".to_owned()));

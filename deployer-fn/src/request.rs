@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 pub(crate) use self::dry_run::{DryRun, Received};
 pub use self::image::PinnedImage;
 pub(crate) use self::image::same_image;
-pub(crate) use self::names::label as check_namespace;
+pub(crate) use self::names::check_label as check_namespace;
 pub use self::probe::Probe;
 pub(crate) use self::spec::OWN_ANNOTATIONS;
 pub use self::spec::{FunctionSpec, Resources, SPEC_ANNOTATION};
@@ -134,11 +134,11 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
     let document = unwrap_result(document);
     let mut remarks = Remarks::default();
     let mut fields = Fields::new("", document, &mut remarks);
-    let dry_run = fields.flag("dryRun").unwrap_or_default();
-    let tag = fields.string("tag");
+    let dry_run = fields.read_flag("dryRun").unwrap_or_default();
+    let tag = fields.read_string("tag");
     let given = match dry_run {
-        true => fields.string("image").filter(|text| !text.is_empty()),
-        false => fields.required("image"),
+        true => fields.read_string("image").filter(|text| !text.is_empty()),
+        false => fields.read_required_string("image"),
     };
     let names_repository = !dry_run || given.is_some() || tag.is_some();
     let (key, image) = match &given {
@@ -150,16 +150,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
         fields.report(key, problem);
         None
     });
-    let call_id = fields.string("callId");
+    let call_id = fields.read_string("callId");
     let submitted_at = read_time(&mut fields, "submittedAt");
     let built_at = read_time(&mut fields, "builtAt");
     let expires_at = read_time(&mut fields, "expiresAt");
-    let probe = match fields.object("probe") {
-        Some(probe) => fields.within("probe", probe, Probe::read),
+    let probe = match fields.read_object("probe") {
+        Some(probe) => fields.read_within("probe", probe, Probe::read),
         None => Probe::default(),
     };
-    let spec: Option<FunctionSpec> = fields.required_object("deploy").and_then(|deploy| {
-        fields.within("deploy", deploy, |fields| {
+    let spec: Option<FunctionSpec> = fields.read_required_object("deploy").and_then(|deploy| {
+        fields.read_within("deploy", deploy, |fields| {
             let spec = FunctionSpec::read(fields, image);
             fields.reject_unknown();
             spec
@@ -194,7 +194,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
 
 /// Reads a field with a time in RFC 3339, and reports other text.
 fn read_time(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
-    let text = fields.string(key).filter(|text| !text.is_empty())?;
+    let text = fields.read_string(key).filter(|text| !text.is_empty())?;
     let time = time::parse(&text);
     if time.is_none() {
         fields.report(

@@ -58,7 +58,7 @@ use crate::function::{FunctionAddress, FunctionId};
 use crate::gateway::{self, FunctionStatus, ProviderName, ReadError, Transport};
 use crate::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running, Successor};
 use crate::request::HandOver;
-use crate::succession::Succession;
+use crate::succession::SuccessorReceiver;
 use crate::version::Version;
 
 /// The timeouts of the parts of a rollout.
@@ -103,7 +103,7 @@ pub struct RolloutContext<'a, T> {
     /// What this process remembers of earlier rollouts.
     pub history: &'a RolloutHistory,
     /// The receiver that learns of a newer build of the function that waits.
-    pub succession: &'a Succession,
+    pub succession: &'a SuccessorReceiver,
 }
 
 /// Rolls out the version of a hand-over, and returns the outcome of the deployment.
@@ -123,7 +123,7 @@ pub async fn rollout<T: Transport>(
     let started = Instant::now();
     let mut rollout = Rollout::new(context, hand_over, deadline);
     info!(image = %spec.image, tag = hand_over.tag.as_deref(), "starting the deployment");
-    let verdict = match panic::catch(rollout.run(objections)).await {
+    let verdict = match panic::catch_panic(rollout.run(objections)).await {
         Ok(verdict) => verdict,
         Err(Panicked) => rollout.after_panic().await,
     };
@@ -198,7 +198,7 @@ struct Facts {
 
 impl Facts {
     /// Records the current state of the function for the outcome.
-    fn observe(&mut self, status: Option<&FunctionStatus>) {
+    fn record_state(&mut self, status: Option<&FunctionStatus>) {
         if let Some(namespace) = status.and_then(|status| status.namespace.clone()) {
             self.namespace = Some(namespace);
         }
@@ -255,11 +255,11 @@ impl<'a, T: Transport> Rollout<'a, T> {
                 Err(verdict) => return verdict,
             };
             return match next {
-                NextStep::End(verdict) => self.settle(verdict).await,
+                NextStep::End(verdict) => self.settle_earlier_rollout(verdict).await,
                 NextStep::Watch => self.watch_unchanged().await,
-                NextStep::Repeat(failure) => self.repeat(failure).await,
+                NextStep::Repeat(failure) => self.end_repeated_failure(failure).await,
                 NextStep::FinishNewer { older, newer } => self.finish_newer(older, &newer).await,
-                NextStep::Apply => match self.change().await {
+                NextStep::Apply => match self.apply_or_restore().await {
                     Change::Ended(verdict) => verdict,
                     Change::Outdated => {
                         info!("the function has changed since it was read: checking again");
@@ -280,7 +280,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
         let next = tokio::select! {
             biased;
             next = check => Ok(next),
-            successor = succession.successor() => Err(successor),
+            successor = succession.wait_for_successor() => Err(successor),
         };
         self.facts.durations.check += started.elapsed();
         match next {
@@ -318,7 +318,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
         } else {
             reason.push_str(": nothing was changed");
         }
-        Verdict::superseded(successor, findings.because(reason))
+        Verdict::superseded(successor, findings.with_reason(reason))
     }
 
     /// Ends a rollout that panicked, and reports the function's present state. The next hand-over continues
@@ -330,11 +330,11 @@ impl<'a, T: Transport> Rollout<'a, T> {
             reason.push_str(": nothing was changed");
         }
         let findings = Findings::new(Fault::Platform, reason);
-        match panic::catch(self.final_read()).await {
-            Ok(now) => Verdict::failed(findings.then(self.observe(now))),
+        match panic::catch_panic(self.final_read_status()).await {
+            Ok(now) => Verdict::failed(findings.followed_by(self.record_and_describe(now))),
             Err(Panicked) => {
                 self.facts.running = Running::Unknown;
-                Verdict::failed(findings.because("the function's state is unknown"))
+                Verdict::failed(findings.with_reason("the function's state is unknown"))
             }
         }
     }
@@ -347,8 +347,8 @@ impl<'a, T: Transport> Rollout<'a, T> {
             reason = format!("nothing was changed: {reason}");
         }
         let mut findings = Findings::new(Fault::Platform, reason);
-        if let Err(error) = self.final_read().await {
-            findings = findings.because(ErrorChain(&error).to_string());
+        if let Err(error) = self.final_read_status().await {
+            findings = findings.with_reason(ErrorChain(&error).to_string());
         }
         Verdict::failed(findings)
     }
@@ -361,17 +361,17 @@ impl<'a, T: Transport> Rollout<'a, T> {
             "the function already has this image and specification",
         );
         let (attempt, watched) = self.watch(None).await;
-        let findings = deployed.then(watched);
+        let findings = deployed.followed_by(watched);
         match attempt {
-            Attempt::Ready => Verdict::ready(findings.because("nothing was changed")),
-            Attempt::Unverified => Verdict::unverified(findings.because("nothing was changed")),
+            Attempt::Ready => Verdict::ready(findings.with_reason("nothing was changed")),
+            Attempt::Unverified => Verdict::unverified(findings.with_reason("nothing was changed")),
             Attempt::Superseded(successor) => self.yield_to(successor, findings),
             _ => self.restore(findings).await,
         }
     }
 
-    /// Watches the new version until it is ready, is not taken, or the time is up. `answer` is the gateway's to the
-    /// change.
+    /// Watches the new version until it is ready, is not taken, or the timeout. `answer` is the gateway's
+    /// answer to the change.
     async fn watch(&mut self, answer: Option<String>) -> (Attempt, Findings) {
         const NOT_TAKEN: &str = "the provider did not take the new specification";
         let started = Instant::now();
@@ -383,14 +383,14 @@ impl<'a, T: Transport> Rollout<'a, T> {
         let watched = span.run(watching).await;
         self.facts.durations.watch += started.elapsed();
         match watched {
-            Some(Watched::Ready(ready)) => match self.doubt(&ready).await {
+            Some(Watched::Ready(ready)) => match self.reason_unverified(&ready).await {
                 None => {
                     self.record_ready(&ready.status);
                     (Attempt::Ready, Findings::default())
                 }
                 Some(reason) => {
                     self.record_unverified(&ready.status);
-                    (Attempt::Unverified, Findings::default().because(reason))
+                    (Attempt::Unverified, Findings::default().with_reason(reason))
                 }
             },
             Some(Watched::NotTaken(found)) => {
@@ -406,7 +406,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
                 span.mark_failed(&reason);
                 (
                     Attempt::Superseded(successor),
-                    Findings::default().because(reason),
+                    Findings::default().with_reason(reason),
                 )
             }
             None => {
@@ -415,14 +415,14 @@ impl<'a, T: Transport> Rollout<'a, T> {
                 let findings = if self.deadline.is_shutting_down() || waiting_for.is_platform() {
                     Findings::new(Fault::Platform, reason)
                 } else {
-                    Findings::default().because(reason)
+                    Findings::default().with_reason(reason)
                 };
                 (Attempt::Failed, findings)
             }
         }
     }
 
-    /// Watches a version without a time limit.
+    /// Watches a version without a timeout of its own.
     async fn watch_version(&self, version: &Version, waiting_for: &mut WaitingFor) -> Watched {
         watch::watch(
             self.context.transport,
@@ -436,7 +436,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
     }
 
     /// Returns why it is not certain that the new version answers; `None` if it is certain.
-    async fn doubt(&self, ready: &Ready) -> Option<String> {
+    async fn reason_unverified(&self, ready: &Ready) -> Option<String> {
         if !self.may_coexist || ready.recognized || self.replaces_before_answering().await {
             return None;
         }
@@ -478,7 +478,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
     fn record_unverified(&mut self, status: &FunctionStatus) {
         self.context.history.record_failure(&self.id, None);
         self.context.history.record_unsettled(&self.id, None);
-        self.facts.observe(Some(status));
+        self.facts.record_state(Some(status));
     }
 
     /// Records that the new version runs, in the outcome and in the process's history.
@@ -489,13 +489,13 @@ impl<'a, T: Transport> Rollout<'a, T> {
         }
         history.record_failure(&self.id, None);
         history.record_unsettled(&self.id, None);
-        self.facts.observe(Some(status));
+        self.facts.record_state(Some(status));
     }
 
-    /// Reads the function's state, with retries for `limit`.
-    async fn read(&self, limit: Duration) -> Result<Option<FunctionStatus>, ReadError> {
+    /// Reads the function's state from the gateway, with retries for `limit`.
+    async fn read_status(&self, limit: Duration) -> Result<Option<FunctionStatus>, ReadError> {
         read::with_retries(limit, || {
-            gateway::read(
+            gateway::read_function(
                 self.context.transport,
                 &self.address,
                 self.context.timeouts.request,
@@ -505,16 +505,16 @@ impl<'a, T: Transport> Rollout<'a, T> {
     }
 
     /// Reads the function's state once with a short timeout, at the end of a rollout.
-    async fn final_read(&self) -> Result<Option<FunctionStatus>, ReadError> {
+    async fn final_read_status(&self) -> Result<Option<FunctionStatus>, ReadError> {
         let limit = self.context.timeouts.request.min(FINAL_READ_TIMEOUT);
-        gateway::read(self.context.transport, &self.address, limit).await
+        gateway::read_function(self.context.transport, &self.address, limit).await
     }
 
     /// Records the current state of the function, and returns a description of it as findings.
-    fn observe(&mut self, now: Result<Option<FunctionStatus>, ReadError>) -> Findings {
+    fn record_and_describe(&mut self, now: Result<Option<FunctionStatus>, ReadError>) -> Findings {
         let reason = match now {
             Ok(now) => {
-                self.facts.observe(now.as_ref());
+                self.facts.record_state(now.as_ref());
                 match (now, &self.before) {
                     (None, Some(_)) => "the function no longer exists: the provider deleted it".to_owned(),
                     (None, None) => "the function does not exist, as before".to_owned(),
@@ -529,6 +529,6 @@ impl<'a, T: Transport> Rollout<'a, T> {
                 format!("the function's state is unknown: {}", ErrorChain(&error))
             }
         };
-        Findings::default().because(reason)
+        Findings::default().with_reason(reason)
     }
 }

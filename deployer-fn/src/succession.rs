@@ -8,32 +8,32 @@ use crate::outcome::Successor;
 
 /// The receiver from which a rollout learns that a newer build waits. Clones receive the same.
 #[derive(Clone, Debug)]
-pub struct Succession(watch::Receiver<Option<Successor>>);
+pub struct SuccessorReceiver(watch::Receiver<Option<Successor>>);
 
-/// The sender that announces a newer build to a [`Succession`].
-pub type Announcer = watch::Sender<Option<Successor>>;
+/// The sender that announces a newer build to a [`SuccessorReceiver`].
+pub type SuccessorSender = watch::Sender<Option<Successor>>;
 
-impl Succession {
+impl SuccessorReceiver {
     /// Makes a receiver to which no newer build is ever announced.
     #[must_use]
     pub fn none() -> Self {
-        Self::new(None).1
+        Self::channel(None).1
     }
 
     /// Makes a sender and a receiver of newer builds; `successor` is announced already.
     #[must_use]
-    pub fn new(successor: Option<Successor>) -> (Announcer, Self) {
+    pub fn channel(successor: Option<Successor>) -> (SuccessorSender, Self) {
         let (announcer, receiver) = watch::channel(successor);
         (announcer, Self(receiver))
     }
 
     /// Returns the newer build that waits, if one was announced.
-    pub(crate) fn current(&self) -> Option<Successor> {
+    pub(crate) fn current_successor(&self) -> Option<Successor> {
         self.0.borrow().clone()
     }
 
     /// Waits until a newer build is announced, and returns it.
-    pub(crate) async fn successor(&self) -> Successor {
+    pub(crate) async fn wait_for_successor(&self) -> Successor {
         let mut receiver = self.0.clone();
         let found = match receiver.wait_for(Option::is_some).await {
             Ok(successor) => successor.clone(),

@@ -19,18 +19,18 @@ const FUNCTIONS: &str = "/system/functions";
 
 /// Returns the request that creates a function. Answers are 200, 201 or 202; if the function exists, faas-netes
 /// answers 500 and faasd 400, never 409.
-pub(crate) fn create(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn create_request(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
     with_body(Method::POST, FUNCTIONS, deployment)
 }
 
 /// Returns the request that replaces the whole specification of a function. Answers are 200 or 202, or 404 if
 /// the function does not exist.
-pub(crate) fn update(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn update_request(deployment: &impl Serialize) -> Result<Request<Bytes>, GatewayError> {
     with_body(Method::PUT, FUNCTIONS, deployment)
 }
 
 /// Returns the request that deletes a function. Answers are 200 or 202, or 404 if the function does not exist.
-pub(crate) fn delete(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn delete_request(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
     let FunctionAddress { name, namespace } = function;
     let body = match namespace {
         Some(namespace) => json!({"functionName": name, "namespace": namespace}),
@@ -45,28 +45,31 @@ pub(crate) fn delete(function: &FunctionAddress) -> Result<Request<Bytes>, Gatew
 
 /// Returns the request that reads the state of a function. Answers are 200, or 404 if the function does not
 /// exist.
-pub(crate) fn read(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn status_request(function: &FunctionAddress) -> Result<Request<Bytes>, GatewayError> {
     let path = format!("/system/function/{}", function.name);
     get(&in_namespace(&path, function.namespace.as_deref()))
 }
 
 /// Returns the request that lists the secrets of a namespace.
-pub(crate) fn secrets(namespace: Option<&str>) -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn secrets_request(namespace: Option<&str>) -> Result<Request<Bytes>, GatewayError> {
     get(&in_namespace("/system/secrets", namespace))
 }
 
 /// Returns the request that lists the namespaces that may have functions.
-pub(crate) fn namespaces() -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn namespaces_request() -> Result<Request<Bytes>, GatewayError> {
     get("/system/namespaces")
 }
 
 /// Returns the request that reads the information about the gateway and its provider.
-pub(crate) fn info() -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn info_request() -> Result<Request<Bytes>, GatewayError> {
     get("/system/info")
 }
 
 /// Returns the request that sends a function's probe through the gateway.
-pub(crate) fn probe(function: &FunctionAddress, probe: &Probe) -> Result<Request<Bytes>, GatewayError> {
+pub(crate) fn probe_request(
+    function: &FunctionAddress,
+    probe: &Probe,
+) -> Result<Request<Bytes>, GatewayError> {
     let body = Bytes::from(probe.body.clone());
     request(probe.method.clone(), &probe.address(function), body)
 }
@@ -128,31 +131,40 @@ mod tests {
     fn requests_have_the_paths_and_bodies_of_the_gateways_api() {
         let spec = json!({"service": "hello"});
         for (request, expected) in [
-            (create(&spec), r#"POST /system/functions {"service":"hello"}"#),
-            (update(&spec), r#"PUT /system/functions {"service":"hello"}"#),
             (
-                delete(&hello(None)),
+                create_request(&spec),
+                r#"POST /system/functions {"service":"hello"}"#,
+            ),
+            (
+                update_request(&spec),
+                r#"PUT /system/functions {"service":"hello"}"#,
+            ),
+            (
+                delete_request(&hello(None)),
                 r#"DELETE /system/functions {"functionName":"hello"}"#,
             ),
             (
-                delete(&hello(Some("team"))),
+                delete_request(&hello(Some("team"))),
                 r#"DELETE /system/functions?namespace=team {"functionName":"hello","namespace":"team"}"#,
             ),
-            (read(&hello(None)), "GET /system/function/hello"),
+            (status_request(&hello(None)), "GET /system/function/hello"),
             (
-                read(&hello(Some("team"))),
+                status_request(&hello(Some("team"))),
                 "GET /system/function/hello?namespace=team",
             ),
-            (secrets(None), "GET /system/secrets"),
-            (secrets(Some("team")), "GET /system/secrets?namespace=team"),
-            (namespaces(), "GET /system/namespaces"),
-            (info(), "GET /system/info"),
+            (secrets_request(None), "GET /system/secrets"),
             (
-                probe(&hello(None), &Probe::default()),
+                secrets_request(Some("team")),
+                "GET /system/secrets?namespace=team",
+            ),
+            (namespaces_request(), "GET /system/namespaces"),
+            (info_request(), "GET /system/info"),
+            (
+                probe_request(&hello(None), &Probe::default()),
                 "GET /function/hello/_/health",
             ),
             (
-                probe(
+                probe_request(
                     &hello(Some("team")),
                     &Probe {
                         path: "/orders?dry=1".parse().unwrap(),
@@ -170,10 +182,10 @@ mod tests {
 
     #[test]
     fn only_requests_of_the_rest_api_have_json_headers() {
-        let request = update(&json!({})).unwrap();
+        let request = update_request(&json!({})).unwrap();
         assert_eq!(request.headers()[CONTENT_TYPE], "application/json");
         assert!(
-            !probe(&hello(None), &Probe::default())
+            !probe_request(&hello(None), &Probe::default())
                 .unwrap()
                 .headers()
                 .contains_key(ACCEPT)

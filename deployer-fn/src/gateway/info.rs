@@ -28,7 +28,7 @@ pub(crate) async fn read_provider(
     transport: &impl Transport,
     limit: Duration,
 ) -> Result<Option<ProviderName>, ReadError> {
-    let request = call::info().map_err(ReadError::NoResponse)?;
+    let request = call::info_request().map_err(ReadError::NoResponse)?;
     let path = request.uri().path().to_owned();
     let response = transport
         .send(request, limit)

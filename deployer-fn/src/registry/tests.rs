@@ -201,5 +201,8 @@ async fn a_failed_lookup_is_no_objection() {
     }
     let image = PinnedImage::parse(&format!("127.0.0.1:9/hello@{DIGEST}")).unwrap();
     let unreachable = lookup(Secrets::new("/nowhere"));
-    assert_eq!(unreachable.objection(&image, Duration::from_secs(5)).await, None);
+    assert_eq!(
+        unreachable.find_objection(&image, Duration::from_secs(5)).await,
+        None
+    );
 }

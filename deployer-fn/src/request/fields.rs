@@ -51,7 +51,7 @@ impl<'p> Fields<'p> {
     }
 
     /// Reads a string field. Returns `None` if it is absent, and reports a value of another type.
-    pub(super) fn string(&mut self, key: &str) -> Option<String> {
+    pub(super) fn read_string(&mut self, key: &str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
             other => self.wrong_type(key, "a string", &other),
@@ -59,15 +59,15 @@ impl<'p> Fields<'p> {
     }
 
     /// Reads a string field, and reports its absence.
-    pub(super) fn required(&mut self, key: &str) -> Option<String> {
+    pub(super) fn read_required_string(&mut self, key: &str) -> Option<String> {
         if !self.has(key) {
             self.report(key, "is missing");
         }
-        self.string(key)
+        self.read_string(key)
     }
 
     /// Reads a field that is `true` or `false`.
-    pub(super) fn flag(&mut self, key: &str) -> Option<bool> {
+    pub(super) fn read_flag(&mut self, key: &str) -> Option<bool> {
         match self.take(key)? {
             Value::Bool(flag) => Some(flag),
             other => self.wrong_type(key, "true or false", &other),
@@ -75,7 +75,7 @@ impl<'p> Fields<'p> {
     }
 
     /// Reads a field with a whole number that is not negative.
-    pub(super) fn number(&mut self, key: &str) -> Option<u64> {
+    pub(super) fn read_number(&mut self, key: &str) -> Option<u64> {
         let value = self.take(key)?;
         match value.as_u64() {
             Some(number) => Some(number),
@@ -88,7 +88,11 @@ impl<'p> Fields<'p> {
     }
 
     /// Reads a field with an array of strings, and reports the strings that fail `check`.
-    pub(super) fn strings(&mut self, key: &str, check: impl Fn(&str) -> Result<(), String>) -> Vec<String> {
+    pub(super) fn read_checked_strings(
+        &mut self,
+        key: &str,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Vec<String> {
         let Some(value) = self.take(key) else {
             return Vec::new();
         };
@@ -113,13 +117,13 @@ impl<'p> Fields<'p> {
     }
 
     /// Reads a field with an object of strings, and reports the names that fail `check`.
-    pub(super) fn map(
+    pub(super) fn read_checked_map(
         &mut self,
         key: &str,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> BTreeMap<String, String> {
         let mut map = BTreeMap::new();
-        for (name, value) in self.object(key).unwrap_or_default() {
+        for (name, value) in self.read_object(key).unwrap_or_default() {
             if value.is_null() {
                 continue;
             }
@@ -134,8 +138,8 @@ impl<'p> Fields<'p> {
         map
     }
 
-    /// Reads a field with an object, whose own fields are then read with [`within`](Self::within).
-    pub(super) fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
+    /// Reads a field with an object, whose own fields are then read with [`read_within`](Self::read_within).
+    pub(super) fn read_object(&mut self, key: &str) -> Option<Map<String, Value>> {
         match self.take(key)? {
             Value::Object(object) => Some(object),
             other => self.wrong_type(key, "an object", &other),
@@ -143,15 +147,15 @@ impl<'p> Fields<'p> {
     }
 
     /// Reads a field with an object, and reports its absence.
-    pub(super) fn required_object(&mut self, key: &str) -> Option<Map<String, Value>> {
+    pub(super) fn read_required_object(&mut self, key: &str) -> Option<Map<String, Value>> {
         if !self.has(key) {
             self.report(key, "is missing");
         }
-        self.object(key)
+        self.read_object(key)
     }
 
     /// Reads the fields of a nested object with `read`, and reports those that are left over.
-    pub(super) fn within<T>(
+    pub(super) fn read_within<T>(
         &mut self,
         key: &str,
         object: Map<String, Value>,

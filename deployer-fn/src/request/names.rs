@@ -8,8 +8,8 @@ const LABEL_MAX: usize = 63;
 const SUBDOMAIN_MAX: usize = 253;
 
 /// Checks the name of a function: an RFC 1035 label, as Kubernetes wants for the name of a Service.
-pub(super) fn function(text: &str) -> Result<(), String> {
-    label(text)?;
+pub(super) fn check_function(text: &str) -> Result<(), String> {
+    check_label(text)?;
     if text.starts_with(|first: char| first.is_ascii_digit()) {
         return Err(format!(
             "must begin with a letter, because Kubernetes rejects a Service of the name {text:?}"
@@ -19,7 +19,7 @@ pub(super) fn function(text: &str) -> Result<(), String> {
 }
 
 /// Checks the name of a namespace: an RFC 1123 label.
-pub(crate) fn label(text: &str) -> Result<(), String> {
+pub(crate) fn check_label(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("is empty".to_owned());
     }
@@ -35,7 +35,7 @@ pub(crate) fn label(text: &str) -> Result<(), String> {
 }
 
 /// Checks the name of a secret: an RFC 1123 subdomain, which cannot be a path.
-pub(super) fn secret(text: &str) -> Result<(), String> {
+pub(super) fn check_secret(text: &str) -> Result<(), String> {
     if text.is_empty() || text.len() > SUBDOMAIN_MAX || !text.split('.').all(is_label) {
         return Err(format!(
             "must be lower-case letters, digits, hyphens and dots, with a letter or a digit at both ends, and at most \
@@ -46,7 +46,7 @@ pub(super) fn secret(text: &str) -> Result<(), String> {
 }
 
 /// Checks the name of an environment variable, by Kubernetes' rule.
-pub(super) fn variable(text: &str) -> Result<(), String> {
+pub(super) fn check_variable(text: &str) -> Result<(), String> {
     let may_be_first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'-' | b'.');
     let first_is_valid = text.bytes().next().is_some_and(may_be_first);
     if !first_is_valid || !text.bytes().all(|b| may_be_first(b) || b.is_ascii_digit()) {
@@ -56,12 +56,12 @@ pub(super) fn variable(text: &str) -> Result<(), String> {
 }
 
 /// Checks the name of a label or an annotation, by Kubernetes' rule: `[prefix/]name`, with a domain as the prefix.
-pub(super) fn qualified(text: &str) -> Result<(), String> {
+pub(super) fn check_qualified(text: &str) -> Result<(), String> {
     let (prefix, name) = match text.split_once('/') {
         Some((prefix, name)) => (Some(prefix), name),
         None => (None, text),
     };
-    let prefix_is_valid = prefix.is_none_or(|prefix| secret(&prefix.to_ascii_lowercase()).is_ok());
+    let prefix_is_valid = prefix.is_none_or(|prefix| check_secret(&prefix.to_ascii_lowercase()).is_ok());
     if !prefix_is_valid || name.is_empty() || !is_value(name) {
         return Err(format!(
             "is not a name such as \"topic\" or \"example.com/topic\", of at most {LABEL_MAX} letters, digits, hyphens, dots and \
@@ -72,7 +72,7 @@ pub(super) fn qualified(text: &str) -> Result<(), String> {
 }
 
 /// Checks the value of a label.
-pub(super) fn label_value(text: &str) -> Result<(), String> {
+pub(super) fn check_label_value(text: &str) -> Result<(), String> {
     if is_value(text) {
         return Ok(());
     }
@@ -106,30 +106,30 @@ mod tests {
     #[test]
     fn a_functions_name_is_that_of_a_service() {
         for right in ["a", "hello-world", "a1-b2", &"x".repeat(63)] {
-            assert_eq!(function(right), Ok(()), "{right}");
+            assert_eq!(check_function(right), Ok(()), "{right}");
         }
         for wrong in ["", "0", "2048-game", "-a", "a.b", &"x".repeat(64)] {
-            assert!(function(wrong).is_err(), "{wrong:?}");
+            assert!(check_function(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
     fn a_namespace_is_a_dns_label() {
         for right in ["a", "hello-world", "0", "a1-b2", &"x".repeat(63)] {
-            assert_eq!(label(right), Ok(()), "{right}");
+            assert_eq!(check_label(right), Ok(()), "{right}");
         }
         for wrong in ["", "-a", "a-", "A", "a.b", "a/b", "a_b", "ä", &"x".repeat(64)] {
-            assert!(label(wrong).is_err(), "{wrong:?}");
+            assert!(check_label(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
     fn a_secrets_name_is_never_a_path() {
         for right in ["api-key", "tls.crt", "a.b.c"] {
-            assert_eq!(secret(right), Ok(()), "{right}");
+            assert_eq!(check_secret(right), Ok(()), "{right}");
         }
         for wrong in ["", "..", "../key", "a/b", "a..b", ".a", "A"] {
-            assert!(secret(wrong).is_err(), "{wrong:?}");
+            assert!(check_secret(wrong).is_err(), "{wrong:?}");
         }
     }
 
@@ -141,7 +141,7 @@ mod tests {
             "Example.com/a_B-c.1",
             &"x".repeat(63),
         ] {
-            assert_eq!(qualified(right), Ok(()), "{right}");
+            assert_eq!(check_qualified(right), Ok(()), "{right}");
         }
         for wrong in [
             "",
@@ -155,23 +155,23 @@ mod tests {
             "under_score/x",
             &"x".repeat(64),
         ] {
-            assert!(qualified(wrong).is_err(), "{wrong:?}");
+            assert!(check_qualified(wrong).is_err(), "{wrong:?}");
         }
         for right in ["", "1", "a_B-c.1", &"x".repeat(63)] {
-            assert_eq!(label_value(right), Ok(()), "{right}");
+            assert_eq!(check_label_value(right), Ok(()), "{right}");
         }
         for wrong in ["-", "a b", "a/b", "a.", &"x".repeat(64)] {
-            assert!(label_value(wrong).is_err(), "{wrong:?}");
+            assert!(check_label_value(wrong).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
     fn a_variables_name_has_no_equals_sign() {
         for right in ["PATH", "write_timeout", "_x", "a.b-c1"] {
-            assert_eq!(variable(right), Ok(()), "{right}");
+            assert_eq!(check_variable(right), Ok(()), "{right}");
         }
         for wrong in ["", "1a", "A=B", "a b", "ä"] {
-            assert!(variable(wrong).is_err(), "{wrong:?}");
+            assert!(check_variable(wrong).is_err(), "{wrong:?}");
         }
     }
 }

@@ -80,32 +80,32 @@ impl Probe {
     /// Reads the object `probe` of a hand-over, and reports every problem.
     pub(super) fn read(fields: &mut Fields<'_>) -> Self {
         let mut probe = Self::default();
-        if let Some(text) = fields.string("path") {
+        if let Some(text) = fields.read_string("path") {
             match path(&text) {
                 Ok(path) => probe.path = path,
                 Err(problem) => fields.report("path", problem),
             }
         }
-        if let Some(text) = fields.string("method") {
+        if let Some(text) = fields.read_string("method") {
             match method(&text) {
                 Ok(method) => probe.method = method,
                 Err(problem) => fields.report("method", problem),
             }
         }
-        probe.body = fields.string("body").unwrap_or_default();
-        if let Some(number) = fields.number("expectedStatus") {
+        probe.body = fields.read_string("body").unwrap_or_default();
+        if let Some(number) = fields.read_number("expectedStatus") {
             match u16::try_from(number).map(StatusCode::from_u16) {
                 Ok(Ok(status)) => probe.expected_status = Some(status),
                 _ => fields.report("expectedStatus", "must be an HTTP status from 100 to 999"),
             }
         }
-        if let Some(text) = fields.string("timeout") {
+        if let Some(text) = fields.read_string("timeout") {
             match duration::parse(&text) {
                 Ok(time) if !time.is_zero() && time <= TIMEOUT_MAX => probe.timeout = Some(time),
                 _ => fields.report("timeout", "must be a duration of at most 1m, such as \"5s\""),
             }
         }
-        if let Some(number) = fields.number("successes") {
+        if let Some(number) = fields.read_number("successes") {
             match number {
                 1..=SUCCESSES_MAX => probe.successes = number.try_into().unwrap_or(1),
                 _ => fields.report("successes", format!("must be from 1 to {SUCCESSES_MAX}")),

@@ -94,28 +94,31 @@ impl FunctionSpec {
     ///
     /// Without an `image`, whose problem has been reported, all other fields are checked and the result is `None`.
     pub(super) fn read(fields: &mut Fields<'_>, image: Option<PinnedImage>) -> Option<Self> {
-        let service = fields.required("service");
-        let namespace = fields.string("namespace").filter(|text| !text.is_empty());
-        if let Some(Err(problem)) = service.as_deref().map(names::function) {
+        let service = fields.read_required_string("service");
+        let namespace = fields.read_string("namespace").filter(|text| !text.is_empty());
+        if let Some(Err(problem)) = service.as_deref().map(names::check_function) {
             fields.report("service", problem);
         }
-        if let Some(Err(problem)) = namespace.as_deref().map(names::label) {
+        if let Some(Err(problem)) = namespace.as_deref().map(names::check_label) {
             fields.report("namespace", problem);
         }
         // Fields that earlier gateways knew.
         fields.ignore("network", "gateways have not used it since Docker Swarm");
-        if fields.string("registryAuth").is_some_and(|text| !text.is_empty()) {
+        if fields
+            .read_string("registryAuth")
+            .is_some_and(|text| !text.is_empty())
+        {
             fields.report(
                 "registryAuth",
                 "is not used by gateways any more: the provider has the credentials to pull with",
             );
         }
-        if fields.string("image").is_some_and(|text| !text.is_empty()) {
+        if fields.read_string("image").is_some_and(|text| !text.is_empty()) {
             fields.report("image", "must be left out: the image is the one that was built");
         }
-        let labels = fields.map("labels", names::qualified);
+        let labels = fields.read_checked_map("labels", names::check_qualified);
         for (name, value) in &labels {
-            if let Err(problem) = names::label_value(value) {
+            if let Err(problem) = names::check_label_value(value) {
                 fields.report(&format!("labels.{name}"), problem);
             }
         }
@@ -125,13 +128,13 @@ impl FunctionSpec {
         let spec = Self {
             service: service.unwrap_or_default(),
             namespace,
-            env_process: fields.string("envProcess").filter(|text| !text.is_empty()),
-            env_vars: fields.map("envVars", names::variable),
-            constraints: fields.strings("constraints", |_| Ok(())),
-            secrets: fields.strings("secrets", names::secret),
+            env_process: fields.read_string("envProcess").filter(|text| !text.is_empty()),
+            env_vars: fields.read_checked_map("envVars", names::check_variable),
+            constraints: fields.read_checked_strings("constraints", |_| Ok(())),
+            secrets: fields.read_checked_strings("secrets", names::check_secret),
             labels,
-            annotations: fields.map("annotations", |name| {
-                names::qualified(name)?;
+            annotations: fields.read_checked_map("annotations", |name| {
+                names::check_qualified(name)?;
                 if name.starts_with(OWN_ANNOTATIONS) {
                     return Err(format!("is reserved for deployer-fn: {name:?}"));
                 }
@@ -139,7 +142,7 @@ impl FunctionSpec {
             }),
             limits,
             requests,
-            read_only_root_filesystem: fields.flag("readOnlyRootFilesystem").unwrap_or_default(),
+            read_only_root_filesystem: fields.read_flag("readOnlyRootFilesystem").unwrap_or_default(),
             // Last, so that all other fields have been read.
             image: image?,
         };
@@ -167,10 +170,10 @@ fn compare_resources(fields: &mut Fields<'_>, requests: Option<&Resources>, limi
 /// Reads the object `limits` or `requests` of a specification. A quantity that cannot be parsed is reported:
 /// faasd would take it for no limit at all.
 fn read_resources(fields: &mut Fields<'_>, key: &str) -> Option<Resources> {
-    let object: Map<String, Value> = fields.object(key)?;
-    let resources = fields.within(key, object, |fields| {
+    let object: Map<String, Value> = fields.read_object(key)?;
+    let resources = fields.read_within(key, object, |fields| {
         let mut quantity = |key| {
-            let text = fields.string(key).filter(|text| !text.is_empty())?;
+            let text = fields.read_string(key).filter(|text| !text.is_empty())?;
             let quantity = Quantity::parse(&text);
             if quantity.is_none() {
                 fields.report(

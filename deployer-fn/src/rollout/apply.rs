@@ -64,35 +64,35 @@ async fn update_or_create(
     exists: bool,
     deadline: &Deadline,
 ) -> Applied {
-    let update = match send(transport, || call::update(deployment), deadline).await {
+    let update = match send(transport, || call::update_request(deployment), deadline).await {
         Ok(response) if response.status() == StatusCode::NOT_FOUND => response,
-        response => return judge("PUT", response, None),
+        response => return interpret_response("PUT", response, None),
     };
     let update = summary(&update);
     info!(
         response = update,
         "creating the function: there is none to update"
     );
-    let created = send(transport, || call::create(deployment), deadline).await;
+    let created = send(transport, || call::create_request(deployment), deadline).await;
     if !exists || !is_server_error(&created) {
-        return judge("POST", created, Some(&update));
+        return interpret_response("POST", created, Some(&update));
     }
     // The function cannot be updated and yet exists: a part of it is missing, on Kubernetes the Service
     // (docs/pitfalls.md#no-conflict-status). Such a function cannot be called, so that deleting it loses nothing.
     info!("deleting and creating the function: a part of it is missing");
-    let deleted = send(transport, || call::delete(function), deadline).await;
+    let deleted = send(transport, || call::delete_request(function), deadline).await;
     if let Err(error) = deleted {
         return Applied::Unclear(Fault::Platform, ErrorChain(&error).to_string());
     }
     let mut backoff = Backoff::new();
     loop {
-        let created = send(transport, || call::create(deployment), deadline).await;
+        let created = send(transport, || call::create_request(deployment), deadline).await;
         // The function exists until its deletion is complete.
         if is_server_error(&created) && backoff.waits() < RETRIES {
             backoff.wait().await;
             continue;
         }
-        return judge("POST", created, Some(&update));
+        return interpret_response("POST", created, Some(&update));
     }
 }
 
@@ -127,7 +127,11 @@ pub(super) async fn send(
 
 /// Interprets the response to an update or a creation. `update` is the summary of the response to the update
 /// before a creation.
-fn judge(method: &str, response: Result<Response<Bytes>, GatewayError>, update: Option<&str>) -> Applied {
+fn interpret_response(
+    method: &str,
+    response: Result<Response<Bytes>, GatewayError>,
+    update: Option<&str>,
+) -> Applied {
     let response = match response {
         Ok(response) => response,
         Err(error) => return Applied::Unclear(Fault::Platform, ErrorChain(&error).to_string()),

@@ -15,7 +15,7 @@ use super::watch::{self, Ready, WaitingFor, Watched};
 use super::{Rollout, Timeouts};
 use crate::gateway::{self, FunctionStatus, ReadError, Transport, call};
 use crate::outcome::{Fault, Successor};
-use crate::succession::Succession;
+use crate::succession::SuccessorReceiver;
 use crate::version::{FailureRecord, LastGood, SIZE_MAX, Version};
 
 /// The timeout of one request to a version that was deployed before: several requests have to fit the check.
@@ -94,9 +94,9 @@ impl<T: Transport> Rollout<'_, T> {
             // All further checks would read from that namespace.
             return Ok(refuse(objections));
         }
-        let before = self.read(self.context.timeouts.read_retries).await?;
+        let before = self.read_status(self.context.timeouts.read_retries).await?;
         self.facts.previous_image = before.as_ref().map(|status| status.image.clone());
-        self.facts.observe(before.as_ref());
+        self.facts.record_state(before.as_ref());
         self.warn_of_other_default(before.as_ref());
         self.before = before;
 
@@ -128,7 +128,7 @@ impl<T: Transport> Rollout<'_, T> {
         let unsettled = self.context.history.unsettled(&self.id);
         self.last_good = match (&self.before, unsettled) {
             // What an earlier rollout left unfinished is not worth another look.
-            (before, Some(unsettled)) if unsettled.describes(before.as_ref()) => unsettled.last_good,
+            (before, Some(unsettled)) if unsettled.still_applies_to(before.as_ref()) => unsettled.last_good,
             (Some(status), _) => Some(self.last_good_of(status).await),
             (None, _) => None,
         };
@@ -242,7 +242,7 @@ impl<T: Transport> Rollout<'_, T> {
         let Some(namespace) = &self.address.namespace else {
             return Ok(None);
         };
-        let namespaces = self.read_names(call::namespaces).await?;
+        let namespaces = self.read_names(call::namespaces_request).await?;
         let missing = namespaces.is_some_and(|namespaces| !namespaces.contains(namespace));
         Ok(missing.then(|| format!("the namespace {namespace:?} does not exist, or may not have functions")))
     }
@@ -254,7 +254,7 @@ impl<T: Transport> Rollout<'_, T> {
             return Ok(());
         }
         let namespace = self.address.namespace.as_deref();
-        match self.read_names(|| call::secrets(namespace)).await? {
+        match self.read_names(|| call::secrets_request(namespace)).await? {
             Some(existing) => {
                 let missing = wanted.iter().filter(|name| !existing.contains(name));
                 objections.extend(missing.map(|name| format!("the secret {name:?} does not exist")));
@@ -321,7 +321,7 @@ impl<T: Transport> Rollout<'_, T> {
             ..*self.context.timeouts
         };
         // The check as a whole ends when a newer build waits.
-        let succession = Succession::none();
+        let succession = SuccessorReceiver::none();
         let mut waiting_for = WaitingFor::default();
         let watching = watch::watch(
             self.context.transport,

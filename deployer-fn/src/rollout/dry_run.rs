@@ -36,7 +36,7 @@ pub(crate) async fn dry_run<T: Transport>(
         ..*context
     };
     let mut rollout = Rollout::new(&context, &dry_run.hand_over, deadline);
-    let read = deadline.run(rollout.object(&mut objections)).await;
+    let read = deadline.run(rollout.add_objections(&mut objections)).await;
     let trouble = match read {
         Some(Ok(())) => None,
         Some(Err(error)) => Some(ErrorChain(&error).to_string()),
@@ -60,14 +60,14 @@ pub(crate) async fn dry_run<T: Transport>(
 
 impl<T: Transport> Rollout<'_, T> {
     /// Adds every objection to the hand-over that does not depend on the image or on other builds.
-    async fn object(&mut self, objections: &mut Vec<String>) -> Result<(), ReadError> {
+    async fn add_objections(&mut self, objections: &mut Vec<String>) -> Result<(), ReadError> {
         if let Some(objection) = self.missing_namespace().await? {
             objections.push(objection);
             // All further checks would read from that namespace.
             return Ok(());
         }
         self.check_secrets(objections).await?;
-        let status = self.read(Duration::ZERO).await?;
+        let status = self.read_status(Duration::ZERO).await?;
         // Either of them may be the one to restore. Which one, only a probe shows.
         let deployed = status.as_ref().map(Version::deployed);
         let carried =

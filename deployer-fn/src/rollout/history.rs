@@ -53,7 +53,7 @@ pub(super) struct Unsettled {
 
 impl Unsettled {
     /// Returns whether the function's state still is as the unfinished rollout left it.
-    pub(super) fn describes(&self, status: Option<&FunctionStatus>) -> bool {
+    pub(super) fn still_applies_to(&self, status: Option<&FunctionStatus>) -> bool {
         match status {
             None => self.last_good.is_some(),
             Some(status) => {

@@ -10,7 +10,7 @@ use std::task::Poll;
 pub(super) struct Panicked;
 
 /// Runs `work`, and returns its result, or an error if it panics.
-pub(super) async fn catch<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+pub(super) async fn catch_panic<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     let mut work = pin!(work);
     // Nothing of the work is used after a panic, except for facts that are recorded one by one.
     poll_fn(
@@ -28,11 +28,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_after_an_await_is_caught() {
-        assert_eq!(catch(async { 1 }).await, Ok(1));
+        assert_eq!(catch_panic(async { 1 }).await, Ok(1));
         let panicking = async {
             tokio::task::yield_now().await;
             panic!("as the test wants");
         };
-        assert_eq!(catch::<()>(panicking).await, Err(Panicked));
+        assert_eq!(catch_panic::<()>(panicking).await, Err(Panicked));
     }
 }

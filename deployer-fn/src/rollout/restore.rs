@@ -38,12 +38,12 @@ impl<T: Transport> Rollout<'_, T> {
 
     /// Ends a rollout whose hand-over failed before, once the version that was restored then is up: the process
     /// that restored it may have ended before it was.
-    pub(super) async fn repeat(&mut self, failure: FailureRecord) -> Verdict {
+    pub(super) async fn end_repeated_failure(&mut self, failure: FailureRecord) -> Verdict {
         info!("this hand-over failed before");
         self.facts.previous_image = failure.previous_image;
-        let findings = Findings::of(Fault::Caller)
-            .then(Findings::from(failure.reasons))
-            .because("this hand-over failed before: nothing was changed");
+        let findings = Findings::with_fault(Fault::Caller)
+            .followed_by(Findings::from(failure.reasons))
+            .with_reason("this hand-over failed before: nothing was changed");
         let Some(deployed) = self.before.as_ref().map(Version::deployed) else {
             return Verdict::rolled_back(findings);
         };
@@ -53,7 +53,7 @@ impl<T: Transport> Rollout<'_, T> {
             .run(self.watch_version(&deployed, &mut waiting_for))
             .await;
         if let Some(Watched::Ready(ready)) = watched {
-            self.facts.observe(Some(&ready.status));
+            self.facts.record_state(Some(&ready.status));
             return Verdict::rolled_back(findings);
         }
         if let Some(Watched::Superseded(successor)) = watched {
@@ -63,8 +63,12 @@ impl<T: Transport> Rollout<'_, T> {
             Fault::Platform,
             format!("the deployed version does not work: {waiting_for}"),
         );
-        let now = self.final_read().await;
-        Verdict::failed(findings.then(broken).then(self.observe(now)))
+        let now = self.final_read_status().await;
+        Verdict::failed(
+            findings
+                .followed_by(broken)
+                .followed_by(self.record_and_describe(now)),
+        )
     }
 
     /// Finishes the rollout of a newer version, which another process began: waits for it to come up, and
@@ -79,11 +83,11 @@ impl<T: Transport> Rollout<'_, T> {
             .await;
         match watched {
             Some(Watched::Ready(ready)) => {
-                self.facts.observe(Some(&ready.status));
+                self.facts.record_state(Some(&ready.status));
                 return older.verdict(findings);
             }
             Some(Watched::NotTaken(_)) => {
-                return older.verdict(findings.because("another client is deploying the function"));
+                return older.verdict(findings.with_reason("another client is deploying the function"));
             }
             Some(Watched::Superseded(successor)) => return self.yield_to(successor, findings),
             None if self.deadline.is_shutting_down() => return older.verdict(findings),
@@ -95,15 +99,15 @@ impl<T: Transport> Rollout<'_, T> {
             Fault::Platform,
             format!("the newer build does not work: {waiting_for}"),
         );
-        let (restoration, findings) = self.restore_last_good(findings.then(broken)).await;
+        let (restoration, findings) = self.restore_last_good(findings.followed_by(broken)).await;
         Verdict::after_failure_of_newer(older.newer, restoration, findings)
     }
 
     /// Ends a rollout that has changed nothing. If an earlier rollout yielded to this one or ran out of time,
     /// and the function still does not work, restores the version that the earlier rollout would have restored.
-    pub(super) async fn settle(&mut self, verdict: Verdict) -> Verdict {
+    pub(super) async fn settle_earlier_rollout(&mut self, verdict: Verdict) -> Verdict {
         let unsettled = self.context.history.unsettled(&self.id);
-        let unsettled = unsettled.filter(|unsettled| unsettled.describes(self.before.as_ref()));
+        let unsettled = unsettled.filter(|unsettled| unsettled.still_applies_to(self.before.as_ref()));
         let (DeploymentStatus::Refused, Some(unsettled)) = (verdict.status, unsettled) else {
             return verdict;
         };
@@ -116,7 +120,7 @@ impl<T: Transport> Rollout<'_, T> {
             match self.deadline.run(watching).await {
                 Some(Watched::Ready(ready)) => {
                     self.context.history.record_unsettled(&self.id, None);
-                    self.facts.observe(Some(&ready.status));
+                    self.facts.record_state(Some(&ready.status));
                     return Verdict {
                         reasons: findings.reasons().to_vec(),
                         ..verdict
@@ -126,11 +130,12 @@ impl<T: Transport> Rollout<'_, T> {
                 Some(Watched::NotTaken(_)) => return verdict,
                 None => {}
             }
-            findings = findings.because(format!("the build before this one does not work: {waiting_for}"));
+            findings =
+                findings.with_reason(format!("the build before this one does not work: {waiting_for}"));
         }
         self.facts.changed = true;
         let (restoration, findings) = self
-            .restore_last_good(findings.then(Findings::of(Fault::Platform)))
+            .restore_last_good(findings.followed_by(Findings::with_fault(Fault::Platform)))
             .await;
         let newer = verdict.superseded_by.clone();
         match (restoration, newer) {
@@ -149,9 +154,12 @@ impl<T: Transport> Rollout<'_, T> {
     /// the deployer's own. The next delivery finds it and continues.
     async fn restore_last_good(&mut self, findings: Findings) -> (Restoration, Findings) {
         if self.deadline.is_shutting_down() {
-            let now = self.final_read().await;
-            let findings = findings.then(Findings::of(Fault::Platform));
-            return (Restoration::ShuttingDown, findings.then(self.observe(now)));
+            let now = self.final_read_status().await;
+            let findings = findings.followed_by(Findings::with_fault(Fault::Platform));
+            return (
+                Restoration::ShuttingDown,
+                findings.followed_by(self.record_and_describe(now)),
+            );
         }
         let failure = self.failure_record(&findings);
         let deadline = self.deadline.renewed(self.context.timeouts.rollback);
@@ -175,21 +183,22 @@ impl<T: Transport> Rollout<'_, T> {
                 let history = self.context.history;
                 history.record_failure(&self.id, failure);
                 history.record_unsettled(&self.id, None);
-                self.facts.observe(now.as_ref());
+                self.facts.record_state(now.as_ref());
                 (
                     Restoration::Restored,
-                    findings.then(self.restored_state(now.as_ref())),
+                    findings.followed_by(self.restored_state(now.as_ref())),
                 )
             }
             Some(Restored::Other(now)) => {
-                let findings = findings
-                    .because("another client has deployed the function in the meantime: its version is kept");
-                let findings = findings.then(self.observe(Ok(Some(now))));
+                let findings = findings.with_reason(
+                    "another client has deployed the function in the meantime: its version is kept",
+                );
+                let findings = findings.followed_by(self.record_and_describe(Ok(Some(now))));
                 (Restoration::Overtaken, findings)
             }
             Some(Restored::Newer(successor, now)) => {
-                let findings = findings.because("a newer build is deployed in the meantime: it is kept");
-                let findings = findings.then(self.observe(Ok(Some(now))));
+                let findings = findings.with_reason("a newer build is deployed in the meantime: it is kept");
+                let findings = findings.followed_by(self.record_and_describe(Ok(Some(now))));
                 (Restoration::Superseded(successor), findings)
             }
             Some(Restored::Yielded(successor)) => {
@@ -213,9 +222,12 @@ impl<T: Transport> Rollout<'_, T> {
                     spec_digest: self.version.spec_digest().map(str::to_owned),
                 };
                 self.context.history.record_unsettled(&self.id, Some(unsettled));
-                let findings = findings.then(Findings::new(Fault::Platform, reason));
-                let now = self.final_read().await;
-                (Restoration::TimedOut, findings.then(self.observe(now)))
+                let findings = findings.followed_by(Findings::new(Fault::Platform, reason));
+                let now = self.final_read_status().await;
+                (
+                    Restoration::TimedOut,
+                    findings.followed_by(self.record_and_describe(now)),
+                )
             }
         }
     }
@@ -223,13 +235,14 @@ impl<T: Transport> Rollout<'_, T> {
     /// Returns a description of the restored state as findings.
     fn restored_state(&self, now: Option<&FunctionStatus>) -> Findings {
         let (Some(now), Some(version)) = (now, &self.last_good) else {
-            return Findings::default().because("the function does not exist, as before");
+            return Findings::default().with_reason("the function does not exist, as before");
         };
-        let findings = Findings::default().because(format!("the previous version runs again: {}", now.image));
+        let findings =
+            Findings::default().with_reason(format!("the previous version runs again: {}", now.image));
         if version.is_complete() {
             return findings;
         }
-        findings.because(
+        findings.with_reason(
             "the previous version was not deployed by Slipway, and the gateway does not return all of it: environment \
              variables may have been lost if it had to be restored",
         )
@@ -257,10 +270,10 @@ impl<T: Transport> Rollout<'_, T> {
         let rollback = self.context.timeouts.rollback;
         let mut backoff = Backoff::new();
         loop {
-            if let Some(successor) = self.context.succession.current() {
+            if let Some(successor) = self.context.succession.current_successor() {
                 return Restored::Yielded(successor);
             }
-            let now = match self.read(rollback).await {
+            let now = match self.read_status(rollback).await {
                 Ok(now) => now,
                 Err(error) => {
                     *waiting_for = WaitingFor::Gateway(ErrorChain(&error).to_string());
@@ -337,7 +350,13 @@ impl<T: Transport> Rollout<'_, T> {
     async fn delete(&mut self, deadline: &Deadline) {
         info!("deleting the new version: there was no function before");
         self.facts.changed = true;
-        match apply::send(self.context.transport, || call::delete(&self.address), deadline).await {
+        match apply::send(
+            self.context.transport,
+            || call::delete_request(&self.address),
+            deadline,
+        )
+        .await
+        {
             Ok(response) => info!(
                 status = response.status().as_u16(),
                 "the gateway answered the deletion"

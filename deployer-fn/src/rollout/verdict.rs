@@ -12,11 +12,11 @@ pub(super) struct Findings {
 impl Findings {
     /// Makes findings with a fault and its reason.
     pub(super) fn new(fault: Fault, reason: impl Into<String>) -> Self {
-        Self::of(fault).because(reason)
+        Self::with_fault(fault).with_reason(reason)
     }
 
     /// Makes findings with a fault, for which a later phase gives the reason.
-    pub(super) fn of(fault: Fault) -> Self {
+    pub(super) fn with_fault(fault: Fault) -> Self {
         Self {
             fault: Some(fault),
             reasons: Vec::new(),
@@ -24,14 +24,14 @@ impl Findings {
     }
 
     /// Returns the findings with one more reason.
-    pub(super) fn because(mut self, reason: impl Into<String>) -> Self {
+    pub(super) fn with_reason(mut self, reason: impl Into<String>) -> Self {
         self.reasons.push(reason.into());
         self
     }
 
     /// Returns the findings followed by those of a later phase. If that phase found a fault, its fault replaces
     /// the earlier one: it knows more.
-    pub(super) fn then(mut self, later: Self) -> Self {
+    pub(super) fn followed_by(mut self, later: Self) -> Self {
         self.fault = later.fault.or(self.fault);
         self.reasons.extend(later.reasons);
         self
@@ -166,19 +166,19 @@ mod tests {
         let caller = || Findings::new(Fault::Caller, "applied");
         let platform = || Findings::new(Fault::Platform, "unreachable");
         for (findings, fault, reasons) in [
-            (none().then(caller()), Some(Fault::Caller), vec!["applied"]),
+            (none().followed_by(caller()), Some(Fault::Caller), vec!["applied"]),
             (
-                caller().then(none().because("crashed")),
+                caller().followed_by(none().with_reason("crashed")),
                 Some(Fault::Caller),
                 vec!["applied", "crashed"],
             ),
             (
-                caller().then(platform()),
+                caller().followed_by(platform()),
                 Some(Fault::Platform),
                 vec!["applied", "unreachable"],
             ),
             (
-                platform().then(caller()),
+                platform().followed_by(caller()),
                 Some(Fault::Caller),
                 vec!["unreachable", "applied"],
             ),
@@ -215,11 +215,14 @@ mod tests {
 
     #[test]
     fn only_a_version_that_failed_has_a_fault() {
-        assert_eq!(Verdict::ready(Findings::of(Fault::Platform)).fault, None);
-        assert_eq!(Verdict::unverified(Findings::of(Fault::Platform)).fault, None);
+        assert_eq!(Verdict::ready(Findings::with_fault(Fault::Platform)).fault, None);
+        assert_eq!(
+            Verdict::unverified(Findings::with_fault(Fault::Platform)).fault,
+            None
+        );
         assert_eq!(Verdict::refused(Findings::default()).fault, Some(Fault::Caller));
         assert_eq!(
-            Verdict::rolled_back(Findings::of(Fault::Caller)).fault,
+            Verdict::rolled_back(Findings::with_fault(Fault::Caller)).fault,
             Some(Fault::Caller)
         );
         assert_eq!(Verdict::failed(Findings::default()).fault, Some(Fault::Platform));

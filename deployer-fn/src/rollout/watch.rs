@@ -16,7 +16,7 @@ use crate::function::FunctionAddress;
 use crate::gateway::{self, FunctionStatus, Transport, call, summary};
 use crate::outcome::Successor;
 use crate::request::Probe;
-use crate::succession::Succession;
+use crate::succession::SuccessorReceiver;
 use crate::version::Version;
 
 /// The name of the header in which a function may repeat its version, the value of its variable
@@ -117,7 +117,7 @@ pub(super) async fn watch(
     function: &FunctionAddress,
     version: &Version,
     timeouts: &Timeouts,
-    succession: &Succession,
+    succession: &SuccessorReceiver,
     waiting_for: &mut WaitingFor,
 ) -> Watched {
     let mut backoff = Backoff::new();
@@ -127,7 +127,7 @@ pub(super) async fn watch(
     let mut recognized = false;
     loop {
         let wanted = version.probe().map_or(1, |probe| probe.successes);
-        let (mut missing, found) = match look(transport, function, version, timeouts).await {
+        let (mut missing, found) = match read_and_probe(transport, function, version, timeouts).await {
             Ok(ready) if successes + 1 >= wanted => {
                 return Watched::Ready(Ready {
                     recognized: recognized || ready.recognized,
@@ -174,20 +174,20 @@ pub(super) async fn watch(
         }
         tokio::select! {
             () = backoff.wait() => {}
-            successor = succession.successor() => return Watched::Superseded(successor),
+            successor = succession.wait_for_successor() => return Watched::Superseded(successor),
         }
     }
 }
 
 /// Reads the function's state and probes the function once. Returns the state if the probe succeeded, or else
 /// the condition that is not met.
-async fn look(
+async fn read_and_probe(
     transport: &impl Transport,
     function: &FunctionAddress,
     version: &Version,
     timeouts: &Timeouts,
 ) -> Result<Ready, (WaitingFor, Option<FunctionStatus>)> {
-    let status = match gateway::read(transport, function, timeouts.request).await {
+    let status = match gateway::read_function(transport, function, timeouts.request).await {
         Ok(Some(status)) => status,
         Ok(None) => return Err((WaitingFor::Specification { current: None }, None)),
         Err(error) => return Err((WaitingFor::Gateway(ErrorChain(&error).to_string()), None)),
@@ -221,7 +221,7 @@ async fn send_probe(
 ) -> Result<bool, WaitingFor> {
     let span = trace::span("probe");
     let limit = probe.timeout.unwrap_or(timeouts.request);
-    let sent = async { transport.send(call::probe(function, probe)?, limit).await };
+    let sent = async { transport.send(call::probe_request(function, probe)?, limit).await };
     let response = match span.run(sent).await {
         Ok(response) => response,
         Err(error) => {

@@ -33,7 +33,7 @@ pub(crate) enum Disruption {
     /// The request is handled without a disruption.
     None,
     /// The gateway cannot be reached.
-    Refused,
+    Unreachable,
     /// The connection is lost before the request takes effect.
     LostBefore,
     /// The request takes effect, and the connection is lost before the answer.
@@ -133,7 +133,7 @@ impl FakeGateway {
     }
 
     /// Returns the deployment that answers calls of the function, if it answers with 200.
-    pub(crate) fn answers(&self, name: &str) -> Option<Value> {
+    pub(crate) fn answering_deployment(&self, name: &str) -> Option<Value> {
         let state = self.0.state.lock().unwrap();
         let function = state.functions.get(name)?;
         let serving = state.serving(function)?;
@@ -150,7 +150,7 @@ impl FakeGateway {
     }
 
     /// Deploys a function without the deployer, as faas-cli does.
-    pub(crate) fn put(&self, deployment: Value) {
+    pub(crate) fn deploy_directly(&self, deployment: Value) {
         let name = deployment["service"].as_str().unwrap().to_owned();
         self.0
             .state
@@ -433,7 +433,7 @@ impl Transport for FakeGateway {
         }
         let reply = |status, body: String| Ok(Response::builder().status(status).body(body.into()).unwrap());
         match (disruption, answer) {
-            (Disruption::Refused, _) => Err(GatewayError::Connect {
+            (Disruption::Unreachable, _) => Err(GatewayError::Connect {
                 method,
                 path,
                 source: "connection refused".into(),

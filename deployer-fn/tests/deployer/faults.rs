@@ -4,18 +4,21 @@
 use std::time::Duration;
 
 use deployer_fn::{
-    Deadline, DeploymentStatus as Status, Fault, RolloutContext, RolloutHistory, Running, Succession,
+    Deadline, DeploymentStatus as Status, Fault, RolloutContext, RolloutHistory, Running, SuccessorReceiver,
     Timeouts, rollout,
 };
 use function_host::Shutdown;
 use tokio::time::Instant;
 
-use crate::fixtures::{READY_TIMEOUT, assert_ended, hand_over, health, new, old, post, put, read, run};
+use crate::fixtures::{
+    READY_TIMEOUT, assert_ended, expect_health, expect_post, expect_put, expect_read, hand_over, new_state,
+    old_state, roll_out,
+};
 use crate::script::{ALWAYS, ScriptedGateway};
 
 #[tokio::test(start_paused = true)]
 async fn an_unreachable_gateway_fails_the_deployment_before_any_change() {
-    let outcome = run([read().times(ALWAYS).refused()]).await;
+    let outcome = roll_out([expect_read().times(ALWAYS).unreachable()]).await;
     assert_ended(
         &outcome,
         Status::Failed,
@@ -36,7 +39,7 @@ async fn only_the_state_of_the_function_counts_as_an_answer_to_a_read() {
         (401, "invalid credentials\n"),
         (502, ""),
     ] {
-        let outcome = run([read().times(ALWAYS).reply(status, text)]).await;
+        let outcome = roll_out([expect_read().times(ALWAYS).reply(status, text)]).await;
         assert_ended(
             &outcome,
             Status::Failed,
@@ -48,12 +51,12 @@ async fn only_the_state_of_the_function_counts_as_an_answer_to_a_read() {
 
 #[tokio::test(start_paused = true)]
 async fn an_update_whose_answer_was_lost_is_read_back() {
-    let outcome = run([
-        read().times(2).reply(200, old(1)),
-        put().lost(),
-        read().reply(200, new(0)),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
+    let outcome = roll_out([
+        expect_read().times(2).reply(200, old_state(1)),
+        expect_put().lost(),
+        expect_read().reply(200, new_state(0)),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(
@@ -67,10 +70,10 @@ async fn an_update_whose_answer_was_lost_is_read_back() {
 #[tokio::test(start_paused = true)]
 async fn an_unanswered_update_ends_within_the_timeouts() {
     let begun = Instant::now();
-    let outcome = run([
-        read().times(2).reply(200, old(1)),
-        put().silent(),
-        read().times(ALWAYS).refused(),
+    let outcome = roll_out([
+        expect_read().times(2).reply(200, old_state(1)),
+        expect_put().silent(),
+        expect_read().times(ALWAYS).unreachable(),
     ])
     .await;
     assert_ended(
@@ -91,12 +94,14 @@ async fn a_gateway_without_credentials_route_or_capacity_is_the_platforms_fault(
         (429, None, "busy"),
     ] {
         let mut calls = vec![
-            read().times(ALWAYS).reply(404, ""),
-            put().times(ALWAYS).reply(put_status, ""),
+            expect_read().times(ALWAYS).reply(404, ""),
+            expect_put().times(ALWAYS).reply(put_status, ""),
         ];
-        calls.extend(post_status.map(|status| post().times(ALWAYS).reply(status, "404 page not found\n")));
+        calls.extend(
+            post_status.map(|status| expect_post().times(ALWAYS).reply(status, "404 page not found\n")),
+        );
         assert_ended(
-            &run(calls).await,
+            &roll_out(calls).await,
             Status::RolledBack,
             Some(Fault::Platform),
             &[reason],
@@ -106,23 +111,23 @@ async fn a_gateway_without_credentials_route_or_capacity_is_the_platforms_fault(
 
 #[tokio::test(start_paused = true)]
 async fn a_rollout_survives_a_gateway_that_is_briefly_unavailable() {
-    let outcome = run([
-        read().times(2).reply(200, old(1)),
-        put().reply(202, ""),
-        read().times(5).refused(),
-        read().reply(502, ""),
-        read().reply(200, new(1)),
-        health().lost(),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
+    let outcome = roll_out([
+        expect_read().times(2).reply(200, old_state(1)),
+        expect_put().reply(202, ""),
+        expect_read().times(5).unreachable(),
+        expect_read().reply(502, ""),
+        expect_read().reply(200, new_state(1)),
+        expect_health().lost(),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);
 
-    let unavailable = run([
-        read().times(2).reply(200, old(1)),
-        put().reply(202, ""),
-        read().times(ALWAYS).refused(),
+    let unavailable = roll_out([
+        expect_read().times(2).reply(200, old_state(1)),
+        expect_put().reply(202, ""),
+        expect_read().times(ALWAYS).unreachable(),
     ])
     .await;
     assert_ended(
@@ -138,12 +143,12 @@ async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
     let (trigger, shutdown) = Shutdown::new();
     let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
     let gateway = ScriptedGateway::new([
-        read().times(2).reply(404, ""),
-        put().reply(404, ""),
-        post()
+        expect_read().times(2).reply(404, ""),
+        expect_put().reply(404, ""),
+        expect_post()
             .check(move |_| trigger.begin(Instant::now() + Duration::from_secs(10)))
             .reply(202, ""),
-        read().times(ALWAYS).reply(200, new(0)),
+        expect_read().times(ALWAYS).reply(200, new_state(0)),
     ]);
     let begun = Instant::now();
 
@@ -152,7 +157,7 @@ async fn a_shutdown_ends_a_rollout_with_a_failure_that_is_retried() {
         timeouts: &Timeouts::default(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
-        succession: &Succession::none(),
+        succession: &SuccessorReceiver::none(),
     };
     let outcome = rollout(&context, &hand_over(), vec![], &deadline, String::new()).await;
 

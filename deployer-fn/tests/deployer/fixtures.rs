@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deployer_fn::{
     Deadline, DeploymentStatus, Fault, FunctionSpec, HandOver, Outcome, PinnedImage, Probe, RolloutContext,
-    RolloutHistory, Running, SPEC_ANNOTATION, Succession, Timeouts, rollout,
+    RolloutHistory, Running, SPEC_ANNOTATION, SuccessorReceiver, Timeouts, rollout,
 };
 use function_host::Shutdown;
 use serde_json::json;
@@ -45,47 +45,50 @@ pub(crate) fn hand_over() -> HandOver {
 }
 
 /// Returns the JSON of the function's state before the rollout, with this number of available replicas.
-pub(crate) fn old(available: u64) -> String {
+pub(crate) fn old_state(available: u64) -> String {
     json!({"name": "hello", "image": OLD, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "labels": {"faas_function": "hello"}, "annotations": {"prometheus.io.scrape": "false"}})
     .to_string()
 }
 
 /// Returns the JSON of the function's state after the rollout, with this number of available replicas.
-pub(crate) fn new(available: u64) -> String {
-    deployed(&hand_over().spec, available)
+pub(crate) fn new_state(available: u64) -> String {
+    deployed_state(&hand_over().spec, available)
 }
 
 /// Returns the JSON of the state of a function with the new image and this specification.
-pub(crate) fn deployed(spec: &FunctionSpec, available: u64) -> String {
+pub(crate) fn deployed_state(spec: &FunctionSpec, available: u64) -> String {
     json!({"name": "hello", "image": NEW, "namespace": "openfaas-fn", "replicas": 1, "availableReplicas": available,
         "annotations": {SPEC_ANNOTATION: spec.digest(), "topic": "orders"}})
     .to_string()
 }
 
-pub(crate) fn read() -> ExpectedCall {
+pub(crate) fn expect_read() -> ExpectedCall {
     expect("GET /system/function/hello")
 }
 
-pub(crate) fn put() -> ExpectedCall {
+pub(crate) fn expect_put() -> ExpectedCall {
     expect("PUT /system/functions")
 }
 
-pub(crate) fn post() -> ExpectedCall {
+pub(crate) fn expect_post() -> ExpectedCall {
     expect("POST /system/functions")
 }
 
-pub(crate) fn health() -> ExpectedCall {
+pub(crate) fn expect_health() -> ExpectedCall {
     expect("GET /function/hello/_/health")
 }
 
 /// Rolls out the shared [`hand_over`] on a gateway that expects these calls.
-pub(crate) async fn run(calls: impl IntoIterator<Item = ExpectedCall>) -> Outcome {
-    run_with(&hand_over(), calls).await
+pub(crate) async fn roll_out(calls: impl IntoIterator<Item = ExpectedCall>) -> Outcome {
+    roll_out_with(&hand_over(), calls).await
 }
 
 /// Rolls out a hand-over on a gateway that expects these calls.
-pub(crate) async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item = ExpectedCall>) -> Outcome {
+pub(crate) async fn roll_out_with(
+    hand_over: &HandOver,
+    calls: impl IntoIterator<Item = ExpectedCall>,
+) -> Outcome {
     let (_trigger, shutdown) = Shutdown::new();
     let deadline = Deadline::new(READY_TIMEOUT, None, shutdown);
     let gateway = ScriptedGateway::new(calls);
@@ -95,7 +98,7 @@ pub(crate) async fn run_with(hand_over: &HandOver, calls: impl IntoIterator<Item
         timeouts: &Timeouts::default(),
         default_namespace: "openfaas-fn",
         history: &RolloutHistory::default(),
-        succession: &Succession::none(),
+        succession: &SuccessorReceiver::none(),
     };
     let outcome = rollout(&context, hand_over, vec![], &deadline, url).await;
     gateway.finish();
@@ -118,7 +121,7 @@ pub(crate) fn assert_ended(
     }
 }
 
-pub(crate) fn running(image: &str, available_replicas: u64) -> Running {
+pub(crate) fn running_image(image: &str, available_replicas: u64) -> Running {
     Running::Function {
         image: image.to_owned(),
         available_replicas,

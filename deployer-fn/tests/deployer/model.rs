@@ -13,7 +13,7 @@ const SEQUENCES: u64 = 60;
 const DEPLOYMENTS: usize = 12;
 
 const DISRUPTIONS: [Disruption; 7] = [
-    Disruption::Refused,
+    Disruption::Unreachable,
     Disruption::LostBefore,
     Disruption::LostAfter,
     Disruption::Status(502),

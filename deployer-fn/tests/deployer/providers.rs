@@ -7,7 +7,8 @@ use deployer_fn::{DeploymentStatus as Status, Fault};
 use serde_json::{Value, json};
 
 use crate::fixtures::{
-    NEW, OLD, assert_ended, deployed, hand_over, health, new, old, post, put, read, run, run_with, running,
+    NEW, OLD, assert_ended, deployed_state, expect_health, expect_post, expect_put, expect_read, hand_over,
+    new_state, old_state, roll_out, roll_out_with, running_image,
 };
 use crate::script::{ALWAYS, expect};
 
@@ -21,22 +22,22 @@ const NO_ENDPOINTS: &str = "No endpoints available for: hello.";
 
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_kubernetes() {
-    let outcome = run([
-        read().times(2).reply(404, ""),
-        put().reply(404, NO_DEPLOYMENT),
-        post().reply(202, ""),
+    let outcome = roll_out([
+        expect_read().times(2).reply(404, ""),
+        expect_put().reply(404, NO_DEPLOYMENT),
+        expect_post().reply(202, ""),
         // faas-netes answers from a cache that lags behind.
-        read().reply(404, ""),
-        read().times(3).reply(200, new(0)),
-        read().reply(200, new(1)),
-        health().reply(503, NO_ENDPOINTS),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
+        expect_read().reply(404, ""),
+        expect_read().times(3).reply(200, new_state(0)),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(503, NO_ENDPOINTS),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);
     assert_eq!(outcome.previous_image, None);
-    assert_eq!(outcome.running, running(NEW, 1));
+    assert_eq!(outcome.running, running_image(NEW, 1));
     assert_eq!(outcome.namespace.as_deref(), Some("openfaas-fn"));
     assert!(outcome.changed);
     assert!(outcome.durations.watch > Duration::ZERO && outcome.durations.total >= outcome.durations.watch);
@@ -44,14 +45,14 @@ async fn a_new_function_is_created_on_kubernetes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_function_is_created_on_faasd() {
-    let outcome = run([
-        read().times(2).reply(404, ""),
-        put().reply(404, "service hello not found\n"),
-        post().reply(200, ""),
-        read().reply(200, new(1)),
-        health().reply(500, "Can't reach service for: hello."),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
+    let outcome = roll_out([
+        expect_read().times(2).reply(404, ""),
+        expect_put().reply(404, "service hello not found\n"),
+        expect_post().reply(200, ""),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(500, "Can't reach service for: hello."),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);
@@ -59,9 +60,9 @@ async fn a_new_function_is_created_on_faasd() {
 
 #[tokio::test(start_paused = true)]
 async fn an_update_carries_the_complete_specification_and_its_digest() {
-    let outcome = run([
-        read().times(2).reply(200, old(1)),
-        put()
+    let outcome = roll_out([
+        expect_read().times(2).reply(200, old_state(1)),
+        expect_put()
             .check(|request| {
                 let mut sent: Value = serde_json::from_slice(request.body()).unwrap();
                 let annotations = sent["annotations"].as_object_mut().unwrap();
@@ -78,9 +79,9 @@ async fn an_update_carries_the_complete_specification_and_its_digest() {
                 assert_eq!(sent, expected);
             })
             .reply(202, ""),
-        read().reply(200, old(1)),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
+        expect_read().reply(200, old_state(1)),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);
@@ -89,10 +90,10 @@ async fn an_update_carries_the_complete_specification_and_its_digest() {
 
 #[tokio::test(start_paused = true)]
 async fn a_repeated_delivery_changes_nothing() {
-    let outcome = run([
-        read().reply(200, new(1)),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
+    let outcome = roll_out([
+        expect_read().reply(200, new_state(1)),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &["nothing was changed"]);
@@ -104,11 +105,11 @@ async fn a_repeated_delivery_changes_nothing() {
 async fn the_same_image_with_another_environment_is_a_change() {
     let mut other = hand_over();
     other.spec.env_vars.clear();
-    let outcome = run([
-        read().times(2).reply(200, deployed(&other.spec, 1)),
-        put().reply(200, ""),
-        read().reply(200, new(1)),
-        health().reply(200, "OK"),
+    let outcome = roll_out([
+        expect_read().times(2).reply(200, deployed_state(&other.spec, 1)),
+        expect_put().reply(200, ""),
+        expect_read().reply(200, new_state(1)),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);
@@ -118,11 +119,11 @@ async fn the_same_image_with_another_environment_is_a_change() {
 #[tokio::test(start_paused = true)]
 async fn without_annotations_the_image_alone_is_compared() {
     let plain = json!({"name": "hello", "image": NEW, "replicas": 1, "availableReplicas": 1}).to_string();
-    let outcome = run([
-        read().times(2).reply(200, plain.clone()),
-        put().reply(200, ""),
-        read().reply(200, plain),
-        health().reply(200, "OK"),
+    let outcome = roll_out([
+        expect_read().times(2).reply(200, plain.clone()),
+        expect_put().reply(200, ""),
+        expect_read().reply(200, plain),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);
@@ -132,16 +133,16 @@ async fn without_annotations_the_image_alone_is_compared() {
 async fn all_requests_carry_the_namespace() {
     let mut elsewhere = hand_over();
     elsewhere.spec.namespace = Some("team".to_owned());
-    let state = deployed(&elsewhere.spec, 1);
-    let outcome = run_with(
+    let state = deployed_state(&elsewhere.spec, 1);
+    let outcome = roll_out_with(
         &elsewhere,
         [
             expect("GET /system/namespaces").reply(200, "[\"openfaas-fn\",\"team\"]"),
             expect("GET /system/function/hello?namespace=team")
                 .times(2)
                 .reply(404, ""),
-            put().reply(404, ""),
-            post().check(|request| {
+            expect_put().reply(404, ""),
+            expect_post().check(|request| {
                 assert!(
                     request
                         .body()
@@ -159,10 +160,10 @@ async fn all_requests_carry_the_namespace() {
 
 #[tokio::test(start_paused = true)]
 async fn a_secret_that_kubernetes_does_not_have_is_refused_without_a_change() {
-    let outcome = run([
-        read().times(2).reply(200, old(1)),
-        put().reply(400, NO_K8S_SECRET),
-        read().reply(200, old(1)),
+    let outcome = roll_out([
+        expect_read().times(2).reply(200, old_state(1)),
+        expect_put().reply(400, NO_K8S_SECRET),
+        expect_read().reply(200, old_state(1)),
     ])
     .await;
     assert_ended(
@@ -172,17 +173,17 @@ async fn a_secret_that_kubernetes_does_not_have_is_refused_without_a_change() {
         &["secrets \"api-key\" not found"],
     );
     assert!(!outcome.changed);
-    assert_eq!(outcome.running, running(OLD, 1));
+    assert_eq!(outcome.running, running_image(OLD, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_creation_that_faasd_rejects_is_refused() {
     for text in [NOT_PULLED, NO_FAASD_SECRET] {
-        let outcome = run([
-            read().times(2).reply(404, ""),
-            put().reply(404, "service hello not found\n"),
-            post().reply(400, text),
-            read().reply(404, ""),
+        let outcome = roll_out([
+            expect_read().times(2).reply(404, ""),
+            expect_put().reply(404, "service hello not found\n"),
+            expect_post().reply(400, text),
+            expect_read().reply(404, ""),
         ])
         .await;
         assert_ended(
@@ -202,11 +203,11 @@ async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_first()
         (404, ""),
         (500, ""),
     ] {
-        let outcome = run([
-            read().times(2).reply(200, old(1)),
-            put().reply(202, ""),
-            read().reply(200, new(1)),
-            health().reply(200, "OK"),
+        let outcome = roll_out([
+            expect_read().times(2).reply(200, old_state(1)),
+            expect_put().reply(202, ""),
+            expect_read().reply(200, new_state(1)),
+            expect_health().reply(200, "OK"),
             expect("GET /system/info").times(ALWAYS).reply(status, info),
         ])
         .await;
@@ -216,11 +217,11 @@ async fn an_update_is_unverified_if_the_provider_is_not_known_to_replace_first()
 
 #[tokio::test(start_paused = true)]
 async fn a_function_scaled_to_zero_is_probed() {
-    let scaled_to_zero = new(0).replace("\"replicas\":1", "\"replicas\":0");
-    let outcome = run([
-        read().reply(200, scaled_to_zero.clone()),
-        read().reply(200, scaled_to_zero),
-        health().reply(200, "OK"),
+    let scaled_to_zero = new_state(0).replace("\"replicas\":1", "\"replicas\":0");
+    let outcome = roll_out([
+        expect_read().reply(200, scaled_to_zero.clone()),
+        expect_read().reply(200, scaled_to_zero),
+        expect_health().reply(200, "OK"),
     ])
     .await;
     assert_ended(&outcome, Status::Ready, None, &[]);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use deployer_fn::{DeploymentStatus as Status, Fault, Outcome, Succession, Successor};
+use deployer_fn::{DeploymentStatus as Status, Fault, Outcome, Successor, SuccessorReceiver};
 use fastrand::Rng;
 use tokio::time::{Instant, sleep};
 
@@ -21,7 +21,7 @@ fn call(number: u64) -> Option<Successor> {
 
 /// Deploys build 2, and lets build 3 arrive after some seconds.
 async fn deploy_until_build_3_waits(fake: &FakeGateway, process: &Process, behaviour: &str) -> Outcome {
-    let (announcer, succession) = Succession::new(None);
+    let (announcer, succession) = SuccessorReceiver::channel(None);
     let older = build(2, behaviour);
     let arrival = async {
         sleep(Duration::from_secs(5)).await;
@@ -71,7 +71,7 @@ async fn a_build_that_is_not_applied_yet_yields_without_a_change() {
     let (fake, process) = (FakeGateway::new(Provider::Faasd), Process::start());
     process.deploy(&fake, &build(1, "good")).await;
     let changes = fake.changes();
-    let (_announcer, succession) = Succession::new(call(3));
+    let (_announcer, succession) = SuccessorReceiver::channel(call(3));
     let outcome = process.deploy_before(&fake, &build(2, "good"), &succession).await;
     assert_eq!(
         (outcome.status, outcome.superseded_by),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use deployer_fn::{
     Deadline, DeploymentStatus as Status, Fault, FunctionSpec, HandOver, Outcome, PinnedImage, Probe,
-    RolloutContext, RolloutHistory, Running, Succession, Successor, Timeouts, rollout,
+    RolloutContext, RolloutHistory, Running, Successor, SuccessorReceiver, Timeouts, rollout,
 };
 use function_host::Shutdown;
 use jiff::{SignedDuration, Timestamp};
@@ -57,7 +57,8 @@ impl Process {
     }
 
     pub(crate) async fn deploy(&self, fake: &FakeGateway, hand_over: &HandOver) -> Outcome {
-        self.deploy_before(fake, hand_over, &Succession::none()).await
+        self.deploy_before(fake, hand_over, &SuccessorReceiver::none())
+            .await
     }
 
     /// Deploys a hand-over, and yields to the newer build that is announced.
@@ -65,7 +66,7 @@ impl Process {
         &self,
         fake: &FakeGateway,
         hand_over: &HandOver,
-        succession: &Succession,
+        succession: &SuccessorReceiver,
     ) -> Outcome {
         let (_trigger, shutdown) = Shutdown::new();
         let deadline = Deadline::new(Duration::from_secs(50), None, shutdown);
@@ -107,7 +108,7 @@ fn assert_reason(outcome: &Outcome, text: &str) {
 
 /// Returns the number of the build that answers calls; `None` if no build answers.
 pub(crate) fn answering(fake: &FakeGateway) -> Option<u64> {
-    let deployment = fake.answers("hello")?;
+    let deployment = fake.answering_deployment("hello")?;
     Some(deployment["envVars"]["BUILD"].as_str()?.parse().unwrap())
 }
 
@@ -291,7 +292,7 @@ async fn a_function_not_deployed_by_slipway_is_restored_from_its_status() {
         // Otherwise its answers would be taken for the new version's, as they have no version header
         // (docs/pitfalls.md#old-replicas-count-as-available).
         fake.without_overlap();
-        fake.put(
+        fake.deploy_directly(
             json!({"service": "hello", "image": "registry.example/hello-good:1",
             "envVars": {"BUILD": "0"}, "annotations": {"topic": "x"}, "secrets": ["api-key"]}),
         );
@@ -369,7 +370,7 @@ async fn another_clients_deployment_in_the_meantime_is_kept() {
     let other_client = async {
         // While the bad version is watched.
         tokio::time::sleep(Duration::from_secs(20)).await;
-        fake.put(
+        fake.deploy_directly(
             json!({"service": "hello", "image": "registry.example/hello-good:9", "envVars": {"BUILD": "9"}}),
         );
     };
@@ -517,7 +518,7 @@ async fn an_update_is_verified_by_a_provider_that_replaces_before_it_answers() {
 async fn a_good_version_runs_whichever_single_request_is_disrupted() {
     for provider in PROVIDERS {
         for disruption in [
-            Disruption::Refused,
+            Disruption::Unreachable,
             Disruption::LostBefore,
             Disruption::LostAfter,
             Disruption::Status(502),

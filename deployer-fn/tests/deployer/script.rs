@@ -37,7 +37,7 @@ enum Answer {
     /// The gateway takes the request, and the connection ends before the answer.
     Lost,
     /// The gateway cannot be reached.
-    Refused,
+    Unreachable,
     /// The gateway never answers.
     Silence,
 }
@@ -83,8 +83,8 @@ impl ExpectedCall {
         self
     }
 
-    pub(crate) fn refused(mut self) -> Self {
-        self.answer = Answer::Refused;
+    pub(crate) fn unreachable(mut self) -> Self {
+        self.answer = Answer::Unreachable;
         self
     }
 
@@ -210,7 +210,7 @@ impl Transport for ScriptedGateway {
                 path,
                 source: "connection closed".into(),
             }),
-            Answer::Refused => Err(GatewayError::Connect {
+            Answer::Unreachable => Err(GatewayError::Connect {
                 method,
                 path,
                 source: "connection refused".into(),
