@@ -64,7 +64,7 @@ pub enum DockerConfigError {
     Helper(#[from] HelperError),
 }
 
-/// A `config.json` that may be created, changed and removed at any time.
+/// A handle of a Docker `config.json` that may be created, changed and removed at any time.
 #[derive(Debug)]
 pub struct DockerConfig {
     path: PathBuf,

@@ -96,8 +96,8 @@ impl Supersession {
         }))
     }
 
-    /// Registers a build, which supersedes older builds of its function that are registered, or is superseded by newer
-    /// ones. Starts the watcher.
+    /// Registers a build, which supersedes registered older builds of its function or is superseded by a newer one.
+    /// Starts the watcher.
     ///
     /// Must be called within a Tokio runtime.
     pub fn register(&self, submission: Submission) -> Registration {

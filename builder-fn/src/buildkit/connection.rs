@@ -31,7 +31,7 @@ pub struct Daemon {
 /// The reason why the daemon cannot be connected to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The daemon did not answer, or the peer is no BuildKit daemon.
+    /// The daemon did not answer, or the peer is not a BuildKit daemon.
     #[error("BuildKit at {daemon} does not answer")]
     Unreachable {
         /// The address of the daemon, for messages.
@@ -143,7 +143,7 @@ impl fmt::Debug for Daemon {
 }
 
 impl Connection {
-    /// Returns a client for the daemon's main service.
+    /// Returns a client for the daemon's gRPC service `Control`.
     pub(super) fn control(&self) -> ControlClient<Channel> {
         ControlClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
     }

@@ -8,10 +8,9 @@ use tonic::{Code, Status};
 
 use super::status::{EventReader, without_rpc_prefix};
 
-/// The name of the step in which the exporter makes the image and pushes it: BuildKit
-/// `exporter/containerimage/export.go`.
+/// The name of the build step that makes the image and pushes it: BuildKit `exporter/containerimage/export.go`.
 const EXPORT: &str = "exporting to image";
-/// The name of the step that pushes cached steps: BuildKit `cache/remotecache/registry/registry.go`.
+/// The name of the build step that pushes the cache: BuildKit `cache/remotecache/registry/registry.go`.
 const EXPORT_CACHE: &str = "exporting cache to registry";
 
 /// The party that is to blame for a failed build.

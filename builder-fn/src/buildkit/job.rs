@@ -47,14 +47,15 @@ impl Default for EventTimeouts {
     }
 }
 
-/// A build that has not begun.
+/// A description of a build that has not begun, with everything that it needs.
 #[derive(Debug)]
 pub struct Job {
     /// The session's services, which answer the daemon while it builds.
     pub services: Services,
-    /// The key under which the daemon keeps transferred folders. Another build may use it once this one has ended.
+    /// The shared key under which the daemon keeps transferred folders. Another build may use it once this one has
+    /// ended.
     pub shared_key: Arc<KeyLease>,
-    /// The description of the build.
+    /// The description of the build for the daemon.
     pub solve: Solve,
     /// The registries, which are asked whether they still have the image of an earlier delivery.
     pub manifests: Arc<dyn ManifestStore>,
@@ -62,7 +63,7 @@ pub struct Job {
     pub timeouts: EventTimeouts,
 }
 
-/// The reason why a build did not succeed.
+/// The reason why a job did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     /// BuildKit reported that the build failed.
@@ -285,7 +286,7 @@ async fn drain(
     }
 }
 
-/// Returns whether a status means that the connection broke, or comes from a daemon that shuts down.
+/// Returns whether a gRPC status means that the connection broke or the daemon shuts down.
 fn is_lost(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
 }

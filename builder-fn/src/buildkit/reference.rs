@@ -4,7 +4,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// The name of a build at the daemon, which refuses to run two builds of the same name at a time.
+/// The reference of a build: its name at the daemon, which refuses to run two builds of one name at a time.
 ///
 /// The deliveries of one call have the same reference. Only lower-case letters and digits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

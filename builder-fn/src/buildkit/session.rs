@@ -67,7 +67,7 @@ impl Session {
         }
     }
 
-    /// Returns the id by which a solve names this session.
+    /// Returns the session's id, by which a solve names the session.
     pub(super) fn id(&self) -> &str {
         &self.id
     }

@@ -1,4 +1,4 @@
-//! Shared keys: the keys under which the daemon keeps transferred folders, and what it may reuse of them.
+//! Shared keys: the keys under which the daemon keeps transferred folders, to reuse them for later builds.
 //!
 //! BuildKit keeps the folder that it was last sent under (name, hint, shared key). The next time it requests only the
 //! files that differ from it in size, time, mode, owner or link name, and never those that differ in content alone. So

@@ -35,13 +35,13 @@ pub struct Solve {
     pub build_args: BTreeMap<String, String>,
     /// The labels of the image, by name.
     pub labels: BTreeMap<String, String>,
-    /// The platforms to build for; the daemon's own if empty.
+    /// The platforms to build the image for; the daemon's own if empty.
     pub platforms: Vec<String>,
     /// Whether every build step runs, even if its result is cached.
     pub no_cache: bool,
     /// The names of the images to import cached steps from.
     pub cache_from: Vec<String>,
-    /// The images to export cached steps to.
+    /// The images to export cached steps to, with options.
     pub cache_to: Vec<CacheExport>,
     /// Whether the Dockerfile may name another frontend (`# syntax=`) to be used instead of the built-in one.
     pub named_frontend: bool,
@@ -49,7 +49,7 @@ pub struct Solve {
     pub provenance: Option<&'static str>,
     /// The image of the generator that makes the SBOM; `None` for a build without an SBOM.
     pub sbom_generator: Option<String>,
-    /// The compression of the layers that this build makes.
+    /// The compression of the image layers that this build makes.
     pub compression: Compression,
 }
 

@@ -21,7 +21,7 @@ pub(super) use reader::EventReader;
 /// An event in a running build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A step of the build (a vertex of its graph) began.
+    /// A build step (a vertex of the build's graph) began.
     StepStarted {
         /// The digest that identifies the step in its build.
         digest: String,
@@ -29,7 +29,7 @@ pub enum Event {
         name: String,
         /// The time at which the step began.
         at: SystemTime,
-        /// Whether the step had ended before in the same build and runs again.
+        /// Whether the step had already ended once in the same build and runs again.
         is_rerun: bool,
     },
     /// A build step ended. For a step with a cached result, this is often the only event.
@@ -46,7 +46,7 @@ pub enum Event {
         cached: bool,
         /// The error of a failed step, without the prefix of a gRPC error; empty if the step succeeded.
         error: String,
-        /// Whether the step had ended before in the same build.
+        /// Whether the step had already ended once in the same build.
         is_rerun: bool,
     },
     /// A part of a step progressed. Besides its first and its last event, each part has at most one a second.
@@ -66,8 +66,8 @@ pub enum Event {
     Output {
         /// The digest that identifies the step in its build.
         step: String,
-        /// The number of the output stream: The number of the output stream: The number of the output stream: 1 for
-        /// standard output, 2 for standard error.
+        /// The number of the output stream: The number of the output stream: 1 for standard output, 2 for standard
+        /// error.
         stream: i64,
         /// The time at which the step wrote the output.
         at: SystemTime,

@@ -167,7 +167,7 @@ fn check_validity(
     }
 }
 
-/// Performs the handshake over `stream`, and waits until the daemon has sent its first bytes.
+/// Performs the TLS handshake over `stream`, and waits until the daemon has sent its first bytes.
 async fn handshake<S>(stream: S, name: ServerName<'static>, config: ClientConfig) -> Result<impl Io, TlsError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,

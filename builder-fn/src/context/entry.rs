@@ -2,7 +2,7 @@
 
 use super::{Attributes, ContentHash};
 
-/// The metadata of an entry, without its path.
+/// The metadata of an entry in a source context, without its path.
 ///
 /// There is no owner: BuildKit's clients send every local file as owned by 0:0 (`buildctl` resets both ids, and `COPY`
 /// without `--chown` relies on it), so the owners in the tar are not used.

@@ -52,7 +52,8 @@ impl Index {
         Walk::new(self)
     }
 
-    /// Returns the number of the entry at `path`, which is relative to the context, without `./` and without a trailing slash.
+    /// Finds the number of the entry at `path`, which is relative to the context, without `./` and without a trailing
+    /// slash.
     pub fn find(&self, path: &str) -> Option<u32> {
         let mut at = None;
         for name in path.split('/') {
@@ -72,7 +73,7 @@ impl Index {
         packed.unpack(self.texts.from(packed.text))
     }
 
-    /// Returns the last component of an entry's path.
+    /// Returns the name of an entry, which is the last component of its path.
     pub fn name(&self, at: u32) -> &str {
         std::str::from_utf8(self.name_bytes(at)).unwrap_or_default()
     }
@@ -161,7 +162,7 @@ impl Index {
         &self.entries[at as usize]
     }
 
-    /// Returns the last component of an entry's path as bytes.
+    /// Returns the name of an entry as bytes.
     pub(super) fn name_bytes(&self, at: u32) -> &[u8] {
         PackedEntry::name(self.texts.from(self.packed(at).text))
     }
@@ -219,7 +220,7 @@ impl Index {
         self.packed(at).is_directory() && self.packed(at).size() > 0
     }
 
-    /// Sets the hash of a file's content.
+    /// Sets the content hash of the file with the number `at`.
     pub(super) fn set_content(&mut self, at: u32, content: ContentHash) {
         self.entries[at as usize].set_content(content);
     }

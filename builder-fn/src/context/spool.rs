@@ -37,7 +37,7 @@ fn error(dir: &Path, source: io::Error) -> SpoolError {
     }
 }
 
-/// An error of the spool.
+/// The reason why bytes cannot be spooled.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// The file system of the spool folder, or its quota there, is full.
@@ -46,7 +46,7 @@ pub enum SpoolError {
         /// The spool folder.
         dir: PathBuf,
     },
-    /// All requests together would exceed the builder's own quota.
+    /// The bytes of all requests together would exceed the builder's spool quota.
     #[error(
         "the requests in progress use all of the {limit} bytes that this builder may spool (spool_limit)"
     )]

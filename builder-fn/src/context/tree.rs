@@ -181,7 +181,7 @@ impl Tree {
         self.lookup(path, |at| self.index.has_path(at, path))
     }
 
-    /// Returns the number of the entry at `path`. `matches` decides among entries with the same hash.
+    /// Looks up the number of the entry at `path`. `matches` decides among entries with the same hash.
     fn lookup(&self, path: &str, matches: impl Fn(u32) -> bool) -> Option<u32> {
         let half_hash = self.half_hash(path);
         let matches = |slot: &Slot| slot.half_hash == half_hash && matches(slot.at);
@@ -206,7 +206,7 @@ impl Tree {
     }
 }
 
-/// Spreads `half_hash` over 64 bits: the table uses the first and the last bits of a hash.
+/// Spreads the half of a path's hash over 64 bits: the table uses the first and the last bits of a hash.
 fn table_hash(half_hash: u32) -> u64 {
     u64::from(half_hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

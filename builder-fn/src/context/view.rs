@@ -16,19 +16,19 @@ use effort::Effort;
 pub(crate) use ignore_file::pattern_problems;
 use patterns::{MatchedPatterns, Pattern, Patterns};
 
-/// Largest effort of matching patterns, in bytes of paths that are compared with a pattern: seconds. It is enough for a hundred
-/// patterns with wildcards on 200,000 files.
+/// The limit on the effort of matching patterns, in bytes of paths that are compared with a pattern: seconds. It is
+/// enough for a hundred patterns with wildcards on 200,000 files.
 const EFFORT_MAX: usize = 2 << 30;
 
 /// The patterns in the metadata of a file-sync request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Filter {
-    /// The The `include-patterns`: if there are any, only entries that one of them matches are sent.
+    /// The `include-patterns`: if there are any, only entries that one of them matches are sent.
     pub(crate) include: Vec<String>,
     /// The `exclude-patterns`, including those of `.dockerignore`: entries that they match are not sent; `!` makes an
     /// exception.
     pub(crate) exclude: Vec<String>,
-    /// The The `followpaths`: paths to include, together with the targets of symbolic links on the way to them.
+    /// The `followpaths`: paths to include, together with the targets of symbolic links on the way to them.
     pub(crate) follow: Vec<String>,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct View {
     links: Vec<(u32, u32)>,
 }
 
-/// An entry of a view. Numbers are those of the [`Index`](super::Index).
+/// An entry of a view, by its number in the [`Index`](super::Index).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ViewEntry {
     /// The number of the entry in the index.
@@ -61,7 +61,7 @@ pub(crate) struct PatternError {
     pub(crate) reason: &'static str,
 }
 
-/// Returns the part of the context that `filter` selects, as long as `is_wanted`.
+/// Selects the entries of a context that match `filter`; fails once `is_wanted` returns `false`.
 ///
 /// # Errors
 /// When a pattern is malformed, when there are too many or too long patterns or matching them takes too much effort, and when
@@ -137,10 +137,10 @@ impl View {
 /// A list of include or of exclude patterns.
 struct Selection {
     patterns: Patterns,
-    /// Whether the patterns that select something have no wildcards before the end. Then folders in which none of them can
-    /// match are skipped.
+    /// Whether all selecting patterns have wildcards at most at the end. Then folders in which none of them can match
+    /// are skipped.
     only_prefixes: bool,
-    /// Whether a pattern selects something: in the exclude patterns, only exceptions do.
+    /// The predicate for patterns that select entries: of the exclude patterns, only exceptions do.
     selects: fn(&Pattern) -> bool,
 }
 
@@ -262,7 +262,8 @@ fn select(
     Ok(selected)
 }
 
-/// Returns the hard links among `entries`, by position, each with the first entry that is the same file.
+/// Finds the hard links among `entries`. Returns the position of each, and the number of the first entry that is the
+/// same file.
 fn links(context: &SourceContext, entries: &[u32]) -> Vec<(u32, u32)> {
     let index = context.index();
     let linked = (0..).zip(entries).filter(|(_, at)| index.is_linked(**at));

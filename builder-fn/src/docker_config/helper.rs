@@ -22,7 +22,7 @@ const NOT_FOUND: &str = "credentials not found in native keychain";
 /// The user name that marks a helper's secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
-/// The place of credential helpers, and their time limit.
+/// The folder of the credential helpers, and their time limit.
 #[derive(Clone, Debug)]
 pub struct Helpers {
     /// The folder with the credential helpers; `None` for those in `PATH`.

@@ -21,7 +21,7 @@ pub(super) struct Registry {
 struct Entry {
     id: u64,
     submission: Submission,
-    /// The newer build that has superseded this one.
+    /// The sender of the newer build that supersedes this one.
     newer: watch::Sender<Option<Submission>>,
 }
 

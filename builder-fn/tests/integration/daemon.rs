@@ -86,7 +86,7 @@ impl Dial for InMemory {
     }
 }
 
-/// Dials a daemon that is never reached.
+/// A dialer that never establishes a connection.
 struct Unreachable;
 
 impl Dial for Unreachable {

@@ -1,4 +1,4 @@
-//! The dry run at the deployer, before a build takes a slot.
+//! Tests of the dry run at the deployer, before a build takes a slot.
 
 use std::time::Duration;
 

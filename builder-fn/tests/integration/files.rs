@@ -252,8 +252,8 @@ async fn all_files_arrive_when_more_are_requested_than_are_sent_at_once() {
     transfer.finish().await;
 }
 
-/// BuildKit's receiver requests every file as soon as it has its STAT, in a small frame each, however slowly it reads the
-/// contents.
+/// BuildKit's receiver requests every file as soon as it has the file's STAT packet, in a small frame each, however
+/// slowly it reads the contents.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_files_of_a_large_context_may_be_requested_before_any_is_read() {
     const COUNT: u32 = 20_000;

@@ -1,4 +1,4 @@
-//! A fake gateway on loopback, with the deployer behind it.
+//! A fake OpenFaaS gateway on loopback, which answers for the deployer behind it.
 
 use std::net::SocketAddr;
 
@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) type Received = http::Request<Bytes>;
 
-/// The answer of a deployer that finds nothing wrong.
+/// The deployer's answer to a dry run that it accepts.
 pub(crate) const ACCEPTED: &str = r#"{"dryRun":true,"status":"accepted","reasons":[]}"#;
 
-/// A request that waits for the test's answer. Dropping it cuts the connection.
+/// A request at the fake gateway that waits for the test's answer. Dropping it cuts the connection.
 pub(crate) struct Call {
     pub(crate) request: Received,
     reply: oneshot::Sender<(u16, String)>,
@@ -38,7 +38,7 @@ impl Call {
     }
 }
 
-/// Starts a gateway whose requests the test answers. Returns its address and the requests that it receives.
+/// Starts a fake gateway whose requests the test answers. Returns its address and the requests that it receives.
 pub(crate) async fn manual() -> (SocketAddr, mpsc::UnboundedReceiver<Call>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
@@ -66,8 +66,8 @@ pub(crate) async fn manual() -> (SocketAddr, mpsc::UnboundedReceiver<Call>) {
     (address, received)
 }
 
-/// Starts a gateway that accepts every dry run, and gives every hand-over the same answer. Returns its address and the
-/// hand-overs that it receives.
+/// Starts a fake gateway that accepts every dry run, and gives every hand-over the same answer. Returns its address and
+/// the hand-overs that it receives.
 pub(crate) async fn gateway(
     status: u16,
     answer: &'static str,

@@ -54,7 +54,7 @@ pub(crate) struct Answer {
 }
 
 impl Setting {
-    /// Creates a builder with `daemon`, and with a gateway that does not answer, which is tried only once.
+    /// Creates a builder with the daemon `daemon`, and with a gateway that does not answer, which is tried only once.
     pub(crate) fn new(daemon: Daemon) -> Self {
         Self::with_gateway(daemon, "http://127.0.0.1:9").with_deploy_timeout(Duration::from_millis(500))
     }
@@ -148,13 +148,13 @@ impl Setting {
         self
     }
 
-    /// Sets how long a deployment may take.
+    /// Sets the longest time that a deployment may take.
     pub(crate) fn with_deploy_timeout(mut self, timeout: Duration) -> Self {
         self.api.builder.deployer.settings.timeout = timeout;
         self
     }
 
-    /// Sets the end of `exec_timeout`.
+    /// Sets the deadline of the call, which is the end of its `exec_timeout`.
     pub(crate) fn with_deadline(mut self, deadline: Instant) -> Self {
         self.context = self.context.with_deadline(deadline);
         self

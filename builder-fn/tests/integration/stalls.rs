@@ -1,4 +1,4 @@
-//! Streamed builds that stall: each ends in a terminal record before the host or the process ends it.
+//! Tests of streamed builds that stall: each ends in a terminal record before the host or the process ends it.
 
 use std::any::Any;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use crate::{daemon, gateway};
 
 const LINES: &str = "application/x-ndjson";
 
-/// The time until the end of the call, or of the process.
+/// The time until the deadline of the call, or until the end of the process.
 const TIME: Duration = Duration::from_secs(600);
 
-/// A step at which a build waits for somebody else.
+/// The step at which a stalled build waits for another party.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stall {
     DryRun,
@@ -28,7 +28,7 @@ enum Stall {
     Retries,
 }
 
-/// Runs a streamed build that stalls, until its terminal record.
+/// Runs a streamed build that stalls at a step, and returns its terminal record.
 async fn terminal_record(stall: Stall, is_shutdown: bool) -> Value {
     let (address, mut received) = gateway::manual().await;
     let (daemon, mut calls) = daemon::start();

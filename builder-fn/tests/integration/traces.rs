@@ -10,7 +10,7 @@ use crate::setting::{Setting, tar};
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Returns the context in which a request with the header [`PARENT`] is served.
+/// Returns the function context of a request with the trace header [`PARENT`].
 fn traced() -> Context {
     Context::new().with_remote_span_context(SpanContext::new(
         TraceId::from_hex(&PARENT[3..35]).expect("an id"),

@@ -1,4 +1,4 @@
-//! Failures in the words of buildkitd 0.32.2, and whose fault each is.
+//! Failed solves in the words of buildkitd 0.32.2, and the party that is to blame for each.
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use tonic::{Code, Status};
@@ -43,8 +43,9 @@ fn step_error(message: &str) -> &str {
 const CONTEXT: &str = "[internal] load build context";
 const EXPORT: &str = "exporting to image";
 
-/// Failures that only another Dockerfile, context or config can change. Messages about parsing, ignore patterns, sources
-/// of `COPY` and commands of `RUN` were recorded from the daemon; the others follow its sources and reports of users.
+/// The failed solves for which the caller is to blame: only another Dockerfile, context or config helps. Messages about
+/// parsing, ignore patterns, sources of `COPY` and commands of `RUN` were recorded from the daemon; the others follow
+/// its sources and reports of users.
 const CALLER: &[Case] = &[
     // The Dockerfile cannot be parsed, or makes no sense.
     (
@@ -246,8 +247,8 @@ const CALLER: &[Case] = &[
     ),
 ];
 
-/// Failures that a retry of the same build can change. That of an unreachable registry was recorded from the daemon; the
-/// others follow its sources and reports of users.
+/// The failed solves for which the platform is to blame: a retry of the same build may succeed. That of an unreachable
+/// registry was recorded from the daemon; the others follow its sources and reports of users.
 const PLATFORM: &[Case] = &[
     // Registries during a pull, whichever step needs the image.
     (

@@ -71,7 +71,7 @@ impl file_sync_server::FileSync for FileSync {
 struct Transfer {
     context: Arc<SourceContext>,
     lease: Arc<KeyLease>,
-    /// The announced entries of the context, by the number of their STAT.
+    /// The announced entries of the context, by the number of their STAT packets.
     entries: Arc<View>,
     guard: Arc<Mutex<TransferGuard>>,
 }

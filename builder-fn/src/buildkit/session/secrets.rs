@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 /// A source of the secrets of one build.
 pub trait SecretStore: fmt::Debug + Send + Sync + 'static {
-    /// Returns the value of the secret `id`.
+    /// Returns the value of the build's secret `id`.
     fn secret(&self, id: &str) -> Option<&[u8]>;
 
     /// Returns whether the build has no secrets.

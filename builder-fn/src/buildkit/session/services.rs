@@ -147,7 +147,7 @@ impl fmt::Debug for Services {
     }
 }
 
-/// An executor for the requests of one connection that cancels them with the connection.
+/// An executor for the requests of one session, which cancels them when the session ends.
 #[derive(Clone, Debug, Default)]
 struct RequestTasks {
     cancelled: CancellationToken,

@@ -29,7 +29,7 @@ fn idle_bytes(keys: &SharedKeys) -> usize {
 
 const IMAGE: &str = "registry/image";
 
-/// An entry in the daemon's file system.
+/// An entry in a folder of the daemon model.
 #[derive(Clone, Debug, PartialEq)]
 struct StoredEntry {
     kind: &'static str,
@@ -162,8 +162,8 @@ impl StoredEntry {
 #[derive(Clone, Debug)]
 struct EntrySpec {
     path: String,
-    /// The kind of the entry: The kind of the entry: The kind of the entry: 0 for a folder, 1 for a symbolic link, 2
-    /// for a file with hard links, else a file.
+    /// The kind of the entry: The kind of the entry: 0 for a folder, 1 for a symbolic link, 2 for a file with hard
+    /// links, else a file.
     what: u8,
     content: u8,
     time: u8,

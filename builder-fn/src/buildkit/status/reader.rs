@@ -16,7 +16,7 @@ const REMEMBERED_MAX: usize = 10_000;
 /// never many.
 const FAILED_MAX: usize = 32;
 
-/// The shortest time between two events about the progress of one part.
+/// The shortest time between two progress events of one part of a step.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A reader that converts the status responses of one build into events, and remembers its steps.
@@ -42,7 +42,7 @@ struct ProgressState {
     at: SystemTime,
     current: i64,
     done: bool,
-    /// Whether the part has ever been complete.
+    /// Whether the part of the step has ever been complete.
     was_done: bool,
 }
 

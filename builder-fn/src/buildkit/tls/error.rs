@@ -1,4 +1,4 @@
-//! The reasons why a daemon and this builder do not trust each other.
+//! Errors of TLS connections to a daemon.
 
 use std::io;
 
@@ -20,7 +20,7 @@ pub enum TlsError {
         /// The kind of PEM that the secret should contain.
         expected: &'static str,
     },
-    /// The builder's key belongs to another certificate.
+    /// The builder's private key does not belong to its certificate.
     #[error("the key in secret {key} does not belong to the certificate in secret {certificate}")]
     KeyMismatch {
         /// The name of the secret with the certificate.

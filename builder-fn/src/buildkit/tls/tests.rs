@@ -1,4 +1,4 @@
-//! Handshakes between a builder and a daemon, with every kind of faulty certificate.
+//! Tests of TLS handshakes between a builder and a daemon, with every kind of faulty certificate.
 
 use std::path::Path;
 

@@ -45,7 +45,8 @@ impl Arena {
         u32::try_from(position).unwrap_or(u32::MAX)
     }
 
-    /// Returns the bytes from `position` to the end of the chunk. The caller knows the length of the text there.
+    /// Returns the bytes of the arena from `position` to the end of the chunk. The caller knows the length of the text
+    /// there.
     pub(super) fn from(&self, position: u32) -> &[u8] {
         let position = position as usize;
         let chunk = self.chunks.get(position >> OFFSET_BITS);

@@ -25,7 +25,7 @@ pub(super) struct PackedEntry {
     flags: u16,
 }
 
-/// A number below 2⁴⁸. No spool has 256 TiB.
+/// An unsigned number of 48 bits, for offsets and sizes in a spool, which never has 256 TiB.
 type Uint48 = [u8; 6];
 
 const LOW: u64 = u32::MAX as u64;
@@ -173,7 +173,7 @@ fn split_name(text: &[u8]) -> (&[u8], &[u8]) {
     rest.split_at_checked(usize::from(*length)).unwrap_or_default()
 }
 
-/// Returns `number` in 48 bits; a larger one becomes the largest of 48 bits.
+/// Packs `number` into 48 bits; a larger number becomes the largest of 48 bits.
 fn packed(number: u64) -> Uint48 {
     let [bytes @ .., _, _] = number.min((1 << 48) - 1).to_le_bytes();
     bytes

@@ -9,7 +9,7 @@ use crate::context::tree::Tree;
 use crate::context::{Attributes, Kind};
 
 impl Index {
-    /// Returns an index of `entries`. Files with the same offset are hard links of each other.
+    /// Builds an index of `entries`. Files with the same offset are hard links of each other.
     pub(crate) fn of<'a, P: AsRef<str>>(entries: impl IntoIterator<Item = (P, Entry<'a>)>) -> Self {
         let mut tree = Tree::default();
         let mut files = BTreeMap::new();

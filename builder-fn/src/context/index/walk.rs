@@ -25,7 +25,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Returns the number and the path of the next entry; `None` after the last, and then starts anew.
+    /// Moves to the next entry, and returns its number and path; `None` after the last, and then starts anew.
     pub fn next_entry(&mut self) -> Option<(u32, &str)> {
         let skips_children = std::mem::take(&mut self.skips_children);
         let inside = match skips_children {

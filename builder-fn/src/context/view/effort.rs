@@ -1,16 +1,17 @@
-//! The limit on the work for one request of BuildKit.
+//! The limit on the work for one file-sync request of BuildKit.
 
-/// The work that may still be done, and whether somebody waits for it.
+/// The remaining work that a file-sync request may cause, and whether the daemon still waits for the result.
 pub(super) struct Effort<'a> {
-    /// Work in bytes that are compared.
+    /// The remaining work, in compared bytes.
     left: usize,
-    /// Why there may be no more.
+    /// The error for work beyond the limit.
     limit: &'static str,
     is_wanted: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Effort<'a> {
-    /// Allows work of `bytes` compared bytes while `is_wanted`. `limit` is the error of more work.
+    /// Creates an allowance of `bytes` compared bytes, valid while `is_wanted` returns `true`. `limit` is the error for
+    /// more work.
     pub(super) fn new(bytes: usize, limit: &'static str, is_wanted: &'a dyn Fn() -> bool) -> Self {
         Self {
             left: bytes,
@@ -19,7 +20,7 @@ impl<'a> Effort<'a> {
         }
     }
 
-    /// Deducts from the work that is left.
+    /// Deducts `bytes` from the remaining work; fails if too little is left.
     ///
     /// # Errors
     /// With the reason, when there is not as much left.
@@ -28,7 +29,7 @@ impl<'a> Effort<'a> {
         Ok(())
     }
 
-    /// Checks that somebody waits for the result.
+    /// Checks that the daemon still waits for the result.
     ///
     /// # Errors
     /// With the reason, when nobody does.

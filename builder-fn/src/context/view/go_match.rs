@@ -1,13 +1,13 @@
-//! Whether Go's `filepath.Match` accepts a pattern.
+//! Validation of patterns: a port of the syntax check in Go's `filepath.Match`.
 //!
 //! `github.com/moby/patternmatcher` rejects a pattern exactly if `filepath.Match(pattern, ".")` fails. That function stops at
 //! the first part that does not match, so it accepts patterns that are malformed behind it, such as `a*/b\`. Therefore this is
 //! the same algorithm.
 
-/// The error of Go's `ErrBadPattern`.
+/// The error for a malformed pattern, as Go's `ErrBadPattern`.
 struct BadPattern;
 
-/// Returns whether `filepath.Match(pattern, ".")` returns without an error.
+/// Returns whether Go's `filepath.Match(pattern, ".")` returns without an error.
 pub(super) fn accepts(pattern: &str) -> bool {
     match_name(pattern, ".").is_ok()
 }
@@ -41,7 +41,7 @@ fn match_name(mut pattern: &str, mut name: &str) -> Result<bool, BadPattern> {
     Ok(name.is_empty())
 }
 
-/// Splits off a part without stars, and says whether a star is before it.
+/// Splits the next part without stars off a pattern. Returns whether a star precedes the part, the part, and the rest.
 fn scan_chunk(pattern: &str) -> (bool, &str, &str) {
     let without_stars = pattern.trim_start_matches('*');
     let has_star = without_stars.len() < pattern.len();
@@ -64,7 +64,8 @@ fn scan_chunk(pattern: &str) -> (bool, &str, &str) {
     (has_star, without_stars, "")
 }
 
-/// Returns what is left of `name` after `chunk`, or `None` if it does not begin with it. All of `chunk` is checked.
+/// Matches the beginning of `name` with a part of a pattern, and returns the rest; `None` if it does not match. Checks
+/// all of `chunk`.
 fn match_chunk<'a>(chunk: &str, name: &'a str) -> Result<Option<&'a str>, BadPattern> {
     let mut has_failed = false;
     let mut chunk = chunk.chars();
@@ -83,7 +84,7 @@ fn match_chunk<'a>(chunk: &str, name: &'a str) -> Result<Option<&'a str>, BadPat
     Ok((!has_failed).then_some(name.as_str()))
 }
 
-/// Parses the rest of a class, and returns whether it matches `name`.
+/// Parses the rest of a character class, and returns whether the class matches `name`.
 fn matches_class(chunk: &mut std::str::Chars<'_>, name: Option<char>) -> Result<bool, BadPattern> {
     let mut peek = chunk.clone();
     let is_negated = peek.next() == Some('^');
@@ -112,7 +113,7 @@ fn matches_class(chunk: &mut std::str::Chars<'_>, name: Option<char>) -> Result<
     }
 }
 
-/// Parses one character of a class, after which more has to follow.
+/// Parses one character of a character class, after which more has to follow.
 fn class_member(chunk: &mut std::str::Chars<'_>) -> Result<char, BadPattern> {
     let member = match chunk.next() {
         None | Some('-' | ']') => return Err(BadPattern),

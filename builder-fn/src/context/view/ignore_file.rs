@@ -1,20 +1,20 @@
-//! The lines of a `.dockerignore`, with the rules of `github.com/moby/patternmatcher/ignorefile`.
+//! Validation of `.dockerignore` files, with the rules of `github.com/moby/patternmatcher/ignorefile`.
 
 use super::glob;
 use super::patterns::Pattern;
 
-/// A malformed pattern of an ignore file.
+/// A malformed pattern in an ignore file, and its line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct PatternProblem {
-    /// Number of the line, from 1.
+    /// The number of the pattern's line, from 1 on.
     pub(crate) line: usize,
-    /// The pattern, as it is sent to BuildKit's clients.
+    /// The malformed pattern, as BuildKit sends it to its clients.
     pub(crate) pattern: String,
-    /// Why it is malformed.
+    /// The reason why the pattern is malformed.
     pub(crate) reason: &'static str,
 }
 
-/// Returns the malformed patterns of an ignore file.
+/// Finds the malformed patterns in the content of an ignore file.
 ///
 /// BuildKit's clients reject some of them, and do not notice others, or only when they try them.
 pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternProblem> {
@@ -34,7 +34,7 @@ pub(crate) fn pattern_problems(content: &[u8]) -> impl Iterator<Item = PatternPr
     })
 }
 
-/// Returns the pattern in a line, if it has one.
+/// Parses the pattern in a line of an ignore file; `None` for a blank line or a comment.
 fn pattern(line: &str) -> Option<String> {
     if line.starts_with('#') {
         return None;

@@ -24,7 +24,7 @@ const EXPRESSIONS_MAX: usize = 40 << 10;
 /// The bytes that each pattern with wildcards takes of [`EXPRESSIONS_MAX`], in addition to its length.
 const EXPRESSION_MIN: usize = 16;
 
-/// What a pattern without wildcards counts for, each time that it is tried, in bytes.
+/// The effort of trying a pattern without wildcards once, in bytes.
 const TRY_MIN: usize = 16;
 
 /// A list of include or exclude patterns, of which the last that matches decides.
@@ -44,7 +44,7 @@ enum Rule {
     Prefix(String),
     Suffix(String),
     Regex(Regex),
-    /// The pattern is malformed, which matters only once it is tried.
+    /// The rule of a malformed pattern, which fails once it is tried.
     Malformed(&'static str),
 }
 
@@ -157,7 +157,7 @@ impl Pattern {
         text.strip_suffix("/*").unwrap_or(text)
     }
 
-    /// Returns why the pattern fails once it is tried, or that it has another meaning than it seems.
+    /// Returns the reason why the pattern fails once it is tried, or that its meaning differs from its appearance.
     pub(super) fn problem(&self) -> Option<&'static str> {
         match &self.rule {
             Rule::Malformed(reason) => Some(reason),
@@ -261,7 +261,7 @@ impl Rule {
     }
 }
 
-/// Returns whether the last character is a `\` that escapes nothing.
+/// Returns whether a pattern ends with a `\` that escapes nothing.
 fn ends_with_backslash(pattern: &str) -> bool {
     let backslashes = pattern.chars().rev().take_while(|character| *character == '\\');
     backslashes.count() % 2 == 1
@@ -314,7 +314,7 @@ impl GoRegex {
         }
     }
 
-    /// Appends an escaped character, which for some letters has a special meaning.
+    /// Appends an escaped character to a regular expression; after `\`, some letters have a special meaning.
     fn push_escaped(&mut self, character: char) -> Result<(), &'static str> {
         let inside = !matches!(self.class, ClassState::Outside);
         match character {

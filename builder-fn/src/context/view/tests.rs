@@ -4,7 +4,7 @@ use super::*;
 use crate::context::tree::Tree;
 use crate::context::{Attributes, Entry, Spool};
 
-/// Returns a context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
+/// Builds a context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
 pub(super) fn context(entries: &[&str]) -> SourceContext {
     let mut tree = Tree::default();
     for (at, entry) in entries.iter().enumerate() {
@@ -80,7 +80,7 @@ fn following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
     )
 }
 
-/// Returns whether `patterns` exclude `path` from a context that has nothing else.
+/// Returns whether the exclude patterns `patterns` exclude `path` from a context that has nothing else.
 fn is_excluded(path: &str, patterns: &[&str]) -> bool {
     !excluding(&context(&[path]), patterns)
         .iter()

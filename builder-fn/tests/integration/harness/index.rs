@@ -178,7 +178,8 @@ fn check_against_another_reader(entries: &[(String, Entry<'_>)], tar: &[u8]) {
     }
 }
 
-/// Checks that the content of every file has the hash in the index, and that different contents have different hashes.
+/// Checks that the content of every file in the context has the hash in the index, and that different contents have
+/// different hashes.
 fn check_content(index: Index, tar: Vec<u8>) {
     let context = SourceContext::new(index, Spool::in_memory(tar));
     let mut hashes = HashMap::new();

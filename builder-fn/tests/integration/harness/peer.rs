@@ -260,7 +260,7 @@ fn fill(path: &str) -> u8 {
         | 1
 }
 
-/// Returns a context with files of several sizes and all kinds of links, in memory or on disk.
+/// Returns a shared context with files of several sizes and all kinds of links, spooled in memory or on disk.
 fn contexts(on_disk: bool) -> Arc<SourceContext> {
     static CONTEXTS: OnceLock<[Arc<SourceContext>; 2]> = OnceLock::new();
     let contexts = CONTEXTS.get_or_init(|| {

@@ -12,7 +12,8 @@ use http_body_util::Full;
 
 use super::{fix_checksums, listed};
 
-/// Receives `bytes` as the body of a request, once without signatures and once from a caller without the key.
+/// Receives `bytes` as the body of a request, and checks the outcome: once without signatures, and once from a caller
+/// without the key.
 ///
 /// The first byte says whether checksums are corrected first, and whether the body is compressed then.
 pub(crate) async fn request(bytes: &[u8]) {

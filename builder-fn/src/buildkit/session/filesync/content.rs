@@ -57,14 +57,14 @@ impl TryFrom<Packet> for ReceiverRequest {
 /// A part of a file, which is sent in one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
-    /// The number of the file's STAT.
+    /// The number of the file's STAT packet.
     number: u32,
     offset: u64,
     bytes: u64,
     is_last: bool,
 }
 
-/// The requested files that have not been read to their end.
+/// The queue of requested files that have not been read to their end.
 #[derive(Debug, Default)]
 struct ReadQueue {
     /// The number and the size of each requested file of which nothing has been read.

@@ -1,11 +1,11 @@
-//! Entries of the context as fsutil's `Stat`.
+//! Conversion of a context's entries to fsutil's `Stat`.
 
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 
 use crate::context::{Entry, Kind, SourceContext, ViewEntry};
 
-/// Bits of Go's `os.FileMode`, which differ from those of Unix.
+/// The mode bits of Go's `os.FileMode`, which differ from those of Unix.
 mod mode {
     pub(super) const DIRECTORY: u32 = 1 << 31;
     /// Go's mode bit for a temporary file, which only Plan 9 has.
