@@ -27,7 +27,7 @@ const FILE_MAX: u64 = 1 << 20;
 const ANSWER_LIFETIME: Duration = Duration::from_secs(30);
 
 /// The limit on the registry name that is passed to a credential helper, in bytes.
-const HOST_MAX: usize = 300;
+const HOST_LENGTH_MAX: usize = 300;
 
 /// The reason why a `config.json` gives no credentials. The texts quote nothing of its content.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +103,7 @@ impl DockerConfig {
     /// Fails if the file cannot be read or parsed, if its entry for `host` cannot be used, or if the helper that it names
     /// fails.
     pub async fn lookup(&self, host: &str) -> Result<Credentials, DockerConfigError> {
-        let Some(logins) = self.logins()? else {
+        let Some(logins) = self.read_logins()? else {
             return Ok(Credentials::default());
         };
         if let Some((name, server)) = logins.helper(host)?.filter(|_| is_safe_host(host))
@@ -144,13 +144,13 @@ impl DockerConfig {
     /// # Errors
     /// Fails if the file cannot be read or parsed.
     pub fn check(&self) -> Result<(), DockerConfigError> {
-        self.logins().map(|_| ())
+        self.read_logins().map(|_| ())
     }
 
     /// Reads and parses the `config.json`; returns `None` if it is missing.
-    fn logins(&self) -> Result<Option<Arc<Logins>>, DockerConfigError> {
+    fn read_logins(&self) -> Result<Option<Arc<Logins>>, DockerConfigError> {
         let path = || self.path.clone();
-        let content = match read(&self.path) {
+        let content = match read_limited(&self.path) {
             Ok(content) => content.ok_or_else(|| DockerConfigError::TooLarge { path: path() })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(DockerConfigError::Read { path: path(), source }),
@@ -184,7 +184,7 @@ impl CredentialStore for DockerConfig {
 fn is_safe_host(host: &str) -> bool {
     let allowed =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-    host.len() <= HOST_MAX && host.bytes().all(allowed)
+    host.len() <= HOST_LENGTH_MAX && host.bytes().all(allowed)
 }
 
 fn is_fresh(answer: Option<&(Instant, Option<Credentials>)>) -> bool {
@@ -192,7 +192,7 @@ fn is_fresh(answer: Option<&(Instant, Option<Credentials>)>) -> bool {
 }
 
 /// Reads a file of at most [`FILE_MAX`] bytes; returns `None` for a larger one.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+fn read_limited(path: &Path) -> io::Result<Option<Vec<u8>>> {
     use io::Read;
     let mut content = Vec::new();
     fs::File::open(path)?

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::buildkit::Daemon;
 
 /// The time between two probes of the daemon.
-const INTERVAL: Duration = Duration::from_secs(5);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Probes `daemon` at once and then every 5 s, and sends the result to `ready`, until all receivers are dropped.
 pub async fn watch(daemon: Daemon, ready: watch::Sender<bool>) {
@@ -23,7 +23,7 @@ pub async fn watch(daemon: Daemon, ready: watch::Sender<bool>) {
             }
             _ => {}
         }
-        tokio::time::sleep(INTERVAL).await;
+        tokio::time::sleep(PROBE_INTERVAL).await;
     }
 }
 
@@ -48,7 +48,7 @@ mod tests {
         let (sender, receiver) = watch::channel(false);
         let watching = tokio::spawn(watch(Daemon::with_dial("down", Down(dials.clone())), sender));
 
-        tokio::time::sleep(INTERVAL * 3).await;
+        tokio::time::sleep(PROBE_INTERVAL * 3).await;
         assert!(!*receiver.borrow());
         assert!(dials.load(Ordering::Relaxed) >= 3);
 

@@ -96,7 +96,7 @@ impl RequestLimits {
         Self {
             archive,
             spool: SpoolSettings {
-                dir: spool_dir.into(),
+                folder: spool_dir.into(),
                 memory: 256 << 10,
                 quota,
             },

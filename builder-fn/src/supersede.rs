@@ -102,8 +102,8 @@ impl Supersession {
     /// Must be called within a Tokio runtime.
     pub fn register(&self, submission: Submission) -> Registration {
         let submitted_at = submission.submitted_at;
-        let mut state = self.0.state();
-        let (id, newer) = state.registry.insert(submission);
+        let mut state = self.0.lock_state();
+        let (id, newer) = state.registry.insert_and_supersede(submission);
         if state.watcher.is_none() {
             let watching = tokio::spawn(watcher::watch(self.0.clone()));
             state.watcher = Some(watching.abort_handle());
@@ -119,17 +119,19 @@ impl Supersession {
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn lock_state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads BuildKit's history, and lets its running and its newer successful builds supersede older builds of this
     /// process. Only successful builds that may be newer than one submitted at `submitted_at` are read.
-    async fn read_history(&self, connection: &Connection, submitted_at: SystemTime) {
+    async fn apply_history(&self, connection: &Connection, submitted_at: SystemTime) {
         let reading = async {
             let mut builds = connection.known_builds(history_start(submitted_at)).await?;
             while let Some(build) = builds.try_next().await? {
-                self.state().registry.note(&build, SystemTime::now());
+                self.lock_state()
+                    .registry
+                    .supersede_by_known_build(&build, SystemTime::now());
             }
             Ok::<_, Status>(())
         };
@@ -191,14 +193,14 @@ impl Registration {
     /// # Errors
     /// Fails if there is a newer build.
     pub async fn check_history(&self, connection: &Connection) -> Result<(), Superseded> {
-        self.shared.read_history(connection, self.submitted_at).await;
+        self.shared.apply_history(connection, self.submitted_at).await;
         self.check()
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.lock_state();
         state.registry.remove(self.id);
         if state.registry.is_empty()
             && let Some(watcher) = state.watcher.take()

@@ -7,4 +7,4 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../builder-fn/tests/integration/harness/mod.rs"]
 mod harness;
 
-fuzz_target!(|bytes: &[u8]| harness::index(bytes));
+fuzz_target!(|bytes: &[u8]| harness::check_index(bytes));

@@ -14,4 +14,4 @@ thread_local! {
         .expect("a runtime");
 }
 
-fuzz_target!(|bytes: &[u8]| RUNTIME.with(|runtime| runtime.block_on(harness::request(bytes))));
+fuzz_target!(|bytes: &[u8]| RUNTIME.with(|runtime| runtime.block_on(harness::check_request(bytes))));

@@ -9,9 +9,9 @@ use tonic::{Code, Status};
 use super::status::{EventReader, without_rpc_prefix};
 
 /// The name of the build step that makes the image and pushes it: BuildKit `exporter/containerimage/export.go`.
-const EXPORT: &str = "exporting to image";
+const EXPORT_STEP: &str = "exporting to image";
 /// The name of the build step that pushes the cache: BuildKit `cache/remotecache/registry/registry.go`.
-const EXPORT_CACHE: &str = "exporting cache to registry";
+const EXPORT_CACHE_STEP: &str = "exporting cache to registry";
 
 /// The party that is to blame for a failed build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,12 +42,12 @@ impl Failure {
             // The frontend's own messages contain the Dockerfile and the ignore patterns.
             (Code::ResourceExhausted, None) if message.contains(" message larger than max ") => Fault::Caller,
             (Code::Internal | Code::ResourceExhausted | Code::DeadlineExceeded, _) => Fault::Platform,
-            (_, Some(EXPORT)) if is_immutable(message) => Fault::Caller,
-            (_, Some(EXPORT | EXPORT_CACHE)) => Fault::Platform,
+            (_, Some(EXPORT_STEP)) if is_immutable_tag_error(message) => Fault::Caller,
+            (_, Some(EXPORT_STEP | EXPORT_CACHE_STEP)) => Fault::Platform,
             // The operator chooses the generator.
             (_, Some(step)) if generates_sbom(step) => Fault::Platform,
-            _ if ran_and_failed(message) => Fault::Caller,
-            (_, step) if (step.is_some() && registry_failed(message)) || daemon_failed(message) => {
+            _ if is_process_failure(message) => Fault::Caller,
+            (_, step) if (step.is_some() && is_registry_failure(message)) || is_daemon_failure(message) => {
                 Fault::Platform
             }
             _ => Fault::Caller,
@@ -75,19 +75,19 @@ fn untransferable_header(message: &str) -> Option<&str> {
 
 /// Returns whether the error is that a process of a `RUN` step failed: BuildKit `solver/llbsolver/ops/exec.go`. The
 /// command line in it is the caller's text.
-fn ran_and_failed(message: &str) -> bool {
+fn is_process_failure(message: &str) -> bool {
     message.contains("process \"") && message.contains("\" did not complete successfully: ")
 }
 
 /// Returns whether the error is that a registry does not allow the tag to be replaced. Only another tag helps.
-fn is_immutable(message: &str) -> bool {
+fn is_immutable_tag_error(message: &str) -> bool {
     ["412 Precondition Failed", "TAG_INVALID", "tag is immutable"]
         .iter()
         .any(|text| message.contains(text))
 }
 
 /// Returns whether the error is the daemon's own: of its disk, its caches, or the session with this builder.
-fn daemon_failed(message: &str) -> bool {
+fn is_daemon_failure(message: &str) -> bool {
     [
         "no space left on device",
         "disk quota exceeded",
@@ -122,7 +122,7 @@ fn generates_sbom(step: &str) -> bool {
 ///
 /// The operator sets the credentials, so a 401 is the platform's fault. A registry that issues tokens answers `pull
 /// access denied` for an image that does not exist, which is the Dockerfile's fault.
-fn registry_failed(message: &str) -> bool {
+fn is_registry_failure(message: &str) -> bool {
     let statuses = ["401 ", "408 ", "429 ", "5"];
     let unexpected = message.split("unexpected status").skip(1).any(|rest| {
         // "unexpected status from HEAD request to http://registry:5000/v2/…: 401 Unauthorized"
@@ -170,7 +170,11 @@ mod tests {
             "failed to push registry:5000/x:1: failed to do request: Head \
              \"https://registry:5000/v2/x/blobs/sha256:2270\": dial tcp 10.0.0.1:5000: connect: connection refused",
         ] {
-            assert_eq!(fault(Some((EXPORT, error)), error), Fault::Platform, "{error}");
+            assert_eq!(
+                fault(Some((EXPORT_STEP, error)), error),
+                Fault::Platform,
+                "{error}"
+            );
         }
     }
 

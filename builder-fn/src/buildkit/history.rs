@@ -105,7 +105,7 @@ pub(super) async fn finished(connection: &Connection, reference: &str) -> Option
         BuildHistoryEventType::Complete => Some(Finished::from(record)),
         _ => None,
     };
-    find(connection, reference, complete).await
+    find_event(connection, reference, complete).await
 }
 
 /// Waits up to `limit` until the outcome of a build that has just ended is recorded.
@@ -129,7 +129,7 @@ pub(super) async fn wait_for_outcome(
 pub(super) async fn call_id(connection: &Connection, reference: &str) -> Option<String> {
     let known = async {
         loop {
-            let found = find(connection, reference, |(_, record)| Some(record)).await;
+            let found = find_event(connection, reference, |(_, record)| Some(record)).await;
             if let Some(record) = found {
                 return Attributes::of_record(&record.frontend_attrs).map(|attributes| attributes.call_id);
             }
@@ -140,7 +140,7 @@ pub(super) async fn call_id(connection: &Connection, reference: &str) -> Option<
 }
 
 /// Returns the result of `read` for the first of a build's history events for which it is not `None`.
-async fn find<T>(
+async fn find_event<T>(
     connection: &Connection,
     reference: &str,
     read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,

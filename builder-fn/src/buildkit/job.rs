@@ -26,7 +26,7 @@ use super::{Connection, Failure, Fault, ManifestStore, Solve, history};
 
 /// The largest number of references that are tried for one call. Each delivery of a call whose builds failed takes one
 /// more.
-const ATTEMPTS: u32 = 16;
+const ATTEMPTS_MAX: u32 = 16;
 
 /// The timeouts for the remaining events of a build whose solve has ended.
 #[derive(Clone, Copy, Debug)]
@@ -109,7 +109,7 @@ impl Job {
         sink: &mut impl FnMut(Event),
     ) -> Result<BuiltImage, JobError> {
         let mut reader = EventReader::default();
-        for attempt in 1..=ATTEMPTS {
+        for attempt in 1..=ATTEMPTS_MAX {
             let reference = self.solve.reference.attempt(attempt);
             let finished = history::finished(connection, &reference).await;
             if let Some(call_id) = finished.as_ref().and_then(|finished| finished.call_id.as_ref()) {
@@ -118,14 +118,16 @@ impl Job {
             match finished.map(|finished| finished.outcome) {
                 None => {}
                 Some(Outcome::Failed(_)) => continue,
-                Some(Outcome::Succeeded(image)) if self.has_left_registry(&image, sink).await => continue,
+                Some(Outcome::Succeeded(image)) if self.ask_whether_image_is_gone(&image, sink).await => {
+                    continue;
+                }
                 Some(Outcome::Succeeded(image)) => {
                     tracing::info!(
                         reference,
                         "an earlier delivery of this call has built the image already"
                     );
                     let responses = status::follow(connection, reference);
-                    drain(responses, self.timeouts, &mut reader, sink).await;
+                    drain_events(responses, self.timeouts, &mut reader, sink).await;
                     return Ok(image);
                 }
             }
@@ -141,7 +143,7 @@ impl Job {
 
     /// Asks the registry whether the pushed image of an earlier delivery has been removed. If the registry gives no
     /// answer, passes a warning to `sink` and returns `false`.
-    async fn has_left_registry(&self, image: &BuiltImage, sink: &mut impl FnMut(Event)) -> bool {
+    async fn ask_whether_image_is_gone(&self, image: &BuiltImage, sink: &mut impl FnMut(Event)) -> bool {
         let (Some(digest), Some(name), true) = (&image.digest, self.solve.names.first(), self.solve.push)
         else {
             return false;
@@ -213,7 +215,7 @@ impl Job {
         };
         drop(session);
         let outcome = match solved {
-            Err(status) if is_running(&status, reference) => {
+            Err(status) if is_already_running_error(&status, reference) => {
                 if self.solve.reference.is_of_signature()
                     && let Some(call_id) = history::call_id(connection, reference).await
                 {
@@ -231,7 +233,7 @@ impl Job {
             }
             solved => {
                 if following {
-                    drain(responses, self.timeouts, reader, sink).await;
+                    drain_events(responses, self.timeouts, reader, sink).await;
                 }
                 match solved {
                     Ok(response) => Some(Outcome::Succeeded(BuiltImage {
@@ -241,7 +243,7 @@ impl Job {
                             .remove("containerimage.digest"),
                         completed_at: None,
                     })),
-                    Err(status) if is_lost(&status) => return Err(JobError::Lost(status.into())),
+                    Err(status) if is_connection_loss(&status) => return Err(JobError::Lost(status.into())),
                     Err(status) => Some(Outcome::Failed(status)),
                 }
             }
@@ -267,7 +269,7 @@ fn with_trace_context(request: SolveRequest) -> Request<SolveRequest> {
 
 /// Passes the remaining events of an ended build to `sink`. Events after the timeout are dropped, and do not fail the
 /// build.
-async fn drain(
+async fn drain_events(
     mut responses: Responses,
     timeouts: EventTimeouts,
     reader: &mut EventReader,
@@ -287,12 +289,12 @@ async fn drain(
 }
 
 /// Returns whether a gRPC status means that the connection broke or the daemon shuts down.
-fn is_lost(status: &Status) -> bool {
+fn is_connection_loss(status: &Status) -> bool {
     status.source().is_some() || matches!(status.code(), Code::Unavailable | Code::Cancelled)
 }
 
 /// Returns whether the daemon rejected a second build of `reference` while one runs: BuildKit `solver/jobs.go`. The
 /// error has no code.
-fn is_running(status: &Status, reference: &str) -> bool {
+fn is_already_running_error(status: &Status, reference: &str) -> bool {
     status.message().ends_with(&format!("job ID {reference} exists"))
 }

@@ -27,10 +27,10 @@ pub use services::Services;
 use super::connection::Connection;
 
 /// The header with the id of the session that a call opens: BuildKit `session/session.go`. gRPC metadata is lower case.
-const ID: &str = "x-docker-expose-session-uuid";
-const NAME: &str = "x-docker-expose-session-name";
-const SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
-const METHOD: &str = "x-docker-expose-session-grpc-method";
+const ID_HEADER: &str = "x-docker-expose-session-uuid";
+const NAME_HEADER: &str = "x-docker-expose-session-name";
+const SHARED_KEY_HEADER: &str = "x-docker-expose-session-sharedkey";
+const METHOD_HEADER: &str = "x-docker-expose-session-grpc-method";
 
 /// The number of session messages that may wait until they are sent. Each is at most as large as one write of the
 /// HTTP/2 server.
@@ -97,11 +97,11 @@ impl Session {
             .services
             .methods()
             .iter()
-            .map(|method| (METHOD, method.as_str()));
+            .map(|method| (METHOD_HEADER, method.as_str()));
         let attributes = [
-            (ID, self.id.as_str()),
-            (NAME, "slipway"),
-            (SHARED_KEY, self.shared_key.as_str()),
+            (ID_HEADER, self.id.as_str()),
+            (NAME_HEADER, "slipway"),
+            (SHARED_KEY_HEADER, self.shared_key.as_str()),
         ];
         for (name, value) in attributes.into_iter().chain(methods) {
             // All values are made here, of ASCII. One that is not would be left out, and not fail a build.
@@ -122,10 +122,10 @@ mod tests {
         let session = Session::new("key".into(), Services::new().with_health());
         let headers = session.headers();
 
-        assert_eq!(headers.get(ID).expect("id"), session.id());
-        assert_eq!(headers.get(SHARED_KEY).expect("key"), "key");
+        assert_eq!(headers.get(ID_HEADER).expect("id"), session.id());
+        assert_eq!(headers.get(SHARED_KEY_HEADER).expect("key"), "key");
         let methods: Vec<_> = headers
-            .get_all(METHOD)
+            .get_all(METHOD_HEADER)
             .iter()
             .map(|value| value.to_str().expect("ascii"))
             .collect();

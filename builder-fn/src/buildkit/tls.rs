@@ -58,7 +58,7 @@ impl Dial for TlsDialer {
         let this = self.clone();
         Box::pin(async move {
             // Before the connection, so that unusable secrets are not reported as an error of the network.
-            let config = this.secrets.config()?;
+            let config = this.secrets.read_config()?;
             let stream = dial_tcp(&this.host, this.port).await?;
             let stream = handshake(stream, this.name, config).await?;
             Ok(Box::new(stream) as Box<dyn Io>)
@@ -72,14 +72,14 @@ impl TlsSecrets {
     /// # Errors
     /// Fails with what is missing or does not fit.
     pub(crate) fn check(&self) -> Result<(), TlsError> {
-        self.config().map(drop)
+        self.read_config().map(drop)
     }
 
     /// Reads the TLS secrets, and returns the client configuration.
-    fn config(&self) -> Result<ClientConfig, TlsError> {
+    fn read_config(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let mut roots = RootCertStore::empty();
-        for certificate in self.certificates(&self.authority)? {
+        for certificate in self.read_certificates(&self.authority)? {
             roots
                 .add(certificate)
                 .map_err(|error| self.unusable(&self.authority, &error))?;
@@ -95,7 +95,7 @@ impl TlsSecrets {
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Handshake)?
             .with_webpki_verifier(verifier);
-        let mut config = match self.identity()? {
+        let mut config = match self.read_identity()? {
             None => config.with_no_client_auth(),
             Some((chain, key)) => {
                 check_validity(&chain, roots, provider)
@@ -111,12 +111,14 @@ impl TlsSecrets {
 
     /// Reads the builder's certificate and its key from their secrets. Returns `None` if neither exists: not every
     /// daemon asks for one.
-    fn identity(&self) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsError> {
+    fn read_identity(
+        &self,
+    ) -> Result<Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>, TlsError> {
         if !self.secrets.exists(&self.certificate) && !self.secrets.exists(&self.key) {
             return Ok(None);
         }
-        let chain = self.certificates(&self.certificate)?;
-        let key = self.read(&self.key)?;
+        let chain = self.read_certificates(&self.certificate)?;
+        let key = self.read_secret(&self.key)?;
         let key = PrivateKeyDer::from_pem_slice(key.expose()).map_err(|_| TlsError::NotPem {
             secret: self.key.clone(),
             expected: "private key",
@@ -125,12 +127,12 @@ impl TlsSecrets {
     }
 
     /// Reads the certificates in the secret `name`.
-    fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    fn read_certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let nothing = || TlsError::NotPem {
             secret: name.to_owned(),
             expected: "certificate",
         };
-        let secret = self.read(name)?;
+        let secret = self.read_secret(name)?;
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(secret.expose()).collect();
         let certificates = certificates.map_err(|_| nothing())?;
         if certificates.is_empty() {
@@ -139,7 +141,7 @@ impl TlsSecrets {
         Ok(certificates)
     }
 
-    fn read(&self, name: &str) -> Result<Secret, TlsError> {
+    fn read_secret(&self, name: &str) -> Result<Secret, TlsError> {
         self.secrets.read_secret(name).map_err(TlsError::Secret)
     }
 

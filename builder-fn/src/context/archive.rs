@@ -160,7 +160,7 @@ impl ArchiveReader {
             };
             self.offset += used as u64;
             piece = &piece[used..];
-            self.advance()?;
+            self.interpret_complete_part()?;
         }
         Ok(())
     }
@@ -177,7 +177,7 @@ impl ArchiveReader {
             return Err(ArchiveError::Empty);
         }
         if self.offset < BLOCK as u64 {
-            return Err(compressed(&self.block[..]).unwrap_or(ArchiveError::NotTar));
+            return Err(compression_error(&self.block[..]).unwrap_or(ArchiveError::NotTar));
         }
         if within_header || within_content || !self.extended.is_empty() {
             return Err(ArchiveError::Truncated {
@@ -212,7 +212,7 @@ impl ArchiveReader {
     }
 
     /// Interprets a header or an entry's content once it is complete.
-    fn advance(&mut self) -> Result<(), ArchiveError> {
+    fn interpret_complete_part(&mut self) -> Result<(), ArchiveError> {
         if let State::Header(BLOCK) = self.state {
             self.read_header()?;
         }
@@ -233,7 +233,7 @@ impl ArchiveReader {
     /// Stores the hash of a file whose content is complete.
     fn finish_file(&mut self) {
         if let Some(file) = self.file.take() {
-            self.tree.set_content(file, self.hasher.finish());
+            self.tree.set_content(file, self.hasher.finish_and_reset());
         }
     }
 
@@ -252,14 +252,14 @@ impl ArchiveReader {
         let start = self.offset - BLOCK as u64;
         let Some(header) = Header::parse(&block) else {
             return Err(match start {
-                0 => compressed(&block[..]).unwrap_or(ArchiveError::NotTar),
+                0 => compression_error(&block[..]).unwrap_or(ArchiveError::NotTar),
                 _ => ArchiveError::Checksum {
                     offset: start,
                     after: self.current.clone(),
                 },
             });
         };
-        let extension = match header.flag() {
+        let extension = match header.type_flag() {
             b'x' => Some(Purpose::Records),
             b'g' => Some(Purpose::GlobalRecords),
             b'L' => Some(Purpose::LongName),
@@ -270,7 +270,7 @@ impl ArchiveReader {
             Some(purpose) => {
                 self.current = EntryName::new(&header.name());
                 self.begin_extension(&header, purpose)
-                    .map_err(|problem| self.reject(problem))
+                    .map_err(|problem| self.entry_error(problem))
             }
             None => self.begin_entry(&header),
         }
@@ -300,7 +300,7 @@ impl ArchiveReader {
         self.current = EntryName::new(&name);
         TarEntry::read(name, header, extended, self.global_mtime_ns, self.limits.body)
             .and_then(|entry| self.add(entry))
-            .map_err(|problem| self.reject(problem))?;
+            .map_err(|problem| self.entry_error(problem))?;
         self.headers += 1;
         if self.headers.max(self.tree.len()) > self.limits.entries {
             return Err(ArchiveError::TooManyEntries {
@@ -379,16 +379,13 @@ impl ArchiveReader {
         };
         let offset = self.offset;
         let added = match entry_type {
-            EntryType::Folder => self
-                .tree
-                .insert(path, &entry(Kind::Directory, mode))
-                .map(|_| None),
+            EntryType::Folder => self.tree.insert(path, &entry(Kind::Folder, mode)).map(|_| None),
             EntryType::File => self
                 .tree
                 .insert(path, &entry(Kind::File { offset, size }, mode))
                 .map(Some),
             EntryType::Symlink => {
-                let target = name::symlink_target(&link)?;
+                let target = name::validate_symlink_target(&link)?;
                 self.tree
                     .insert(path, &entry(Kind::Symlink { target: &target }, 0o777))
                     .map(|_| None)
@@ -433,20 +430,20 @@ impl ArchiveReader {
     fn interpret(&mut self, Collector { purpose, bytes }: Collector) -> Result<(), ArchiveError> {
         match purpose {
             Purpose::Config if self.config.as_ref().is_some_and(|other| *other != bytes) => {
-                return Err(self.reject(EntryProblem::Contradictory));
+                return Err(self.entry_error(EntryProblem::Contradictory));
             }
             Purpose::Secrets if self.secrets.as_ref().is_some_and(|other| *other != bytes) => {
-                return Err(self.reject(EntryProblem::Contradictory));
+                return Err(self.entry_error(EntryProblem::Contradictory));
             }
             Purpose::Config => self.config = Some(bytes),
             Purpose::Secrets => self.secrets = Some(bytes),
-            Purpose::LongName => self.extend(ExtendedHeaders::with_name(unterminated(bytes)))?,
-            Purpose::LongLink => self.extend(ExtendedHeaders::with_link(unterminated(bytes)))?,
+            Purpose::LongName => self.extend(ExtendedHeaders::with_name(without_trailing_nuls(bytes)))?,
+            Purpose::LongLink => self.extend(ExtendedHeaders::with_link(without_trailing_nuls(bytes)))?,
             Purpose::Records => self.extend(ExtendedHeaders::with_records(self.parse_records(&bytes)?))?,
             Purpose::GlobalRecords => {
                 let records = self.parse_records(&bytes)?;
                 if let Some(field) = records.per_entry_field() {
-                    return Err(self.reject(EntryProblem::GlobalField { field }));
+                    return Err(self.entry_error(EntryProblem::GlobalField { field }));
                 }
                 self.global_mtime_ns = records.mtime_ns;
             }
@@ -455,14 +452,16 @@ impl ArchiveReader {
     }
 
     fn extend(&mut self, more: ExtendedHeaders) -> Result<(), ArchiveError> {
-        self.extended.add(more).map_err(|problem| self.reject(problem))
+        self.extended
+            .add(more)
+            .map_err(|problem| self.entry_error(problem))
     }
 
     fn parse_records(&self, bytes: &[u8]) -> Result<PaxRecords, ArchiveError> {
-        PaxRecords::parse(bytes).map_err(|reason| self.reject(EntryProblem::Extension { reason }))
+        PaxRecords::parse(bytes).map_err(|reason| self.entry_error(EntryProblem::Extension { reason }))
     }
 
-    fn reject(&self, problem: EntryProblem) -> ArchiveError {
+    fn entry_error(&self, problem: EntryProblem) -> ArchiveError {
         ArchiveError::Entry {
             entry: self.current.clone(),
             problem,
@@ -475,14 +474,14 @@ fn clamp(wanted: u64, available: usize) -> usize {
 }
 
 /// Returns a long name without the NULs after it, of which GNU tar writes one.
-fn unterminated(mut bytes: Vec<u8>) -> Vec<u8> {
+fn without_trailing_nuls(mut bytes: Vec<u8>) -> Vec<u8> {
     let end = bytes.iter().rposition(|byte| *byte != 0);
     bytes.truncate(end.map_or(0, |at| at + 1));
     bytes
 }
 
 /// Returns the error for a file that begins with the magic number of a compression format.
-fn compressed(start: &[u8]) -> Option<ArchiveError> {
+fn compression_error(start: &[u8]) -> Option<ArchiveError> {
     const MAGICS: [(&[u8], &str); 4] = [
         (b"\x1f\x8b", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),

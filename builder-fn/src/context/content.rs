@@ -29,7 +29,7 @@ impl ContentHash {
     pub fn of(content: &[u8]) -> Self {
         let mut hasher = ContentHasher::default();
         hasher.update(content);
-        hasher.finish()
+        hasher.finish_and_reset()
     }
 }
 
@@ -46,7 +46,7 @@ impl ContentHasher {
     }
 
     /// Returns the hash of all pieces, and resets the hasher for the next file.
-    pub(crate) fn finish(&mut self) -> ContentHash {
+    pub(crate) fn finish_and_reset(&mut self) -> ContentHash {
         let mut hash = ContentHash::default();
         self.0.finalize_xof().fill(&mut hash.0);
         self.0.reset();
@@ -69,7 +69,7 @@ mod tests {
         let mut hasher = ContentHasher::default();
         for (pieces, other) in [(["", "abc"], "ab"), (["a", "bc"], "abcd"), (["ab", "c"], "")] {
             pieces.iter().for_each(|piece| hasher.update(piece.as_bytes()));
-            let hash = hasher.finish();
+            let hash = hasher.finish_and_reset();
             assert_eq!(hash, ContentHash::of(b"abc"));
             assert_ne!(hash, ContentHash::of(other.as_bytes()));
         }

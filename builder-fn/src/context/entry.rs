@@ -28,7 +28,7 @@ pub struct Entry<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind<'a> {
     /// The entry is a folder.
-    Directory,
+    Folder,
     /// The entry is a regular file.
     File {
         /// The offset of the file's content in the spool, in bytes. Two files have the same offset exactly if they are
@@ -49,14 +49,14 @@ impl Entry<'_> {
     /// for folders.
     pub fn size(&self) -> u64 {
         match &self.kind {
-            Kind::Directory => 0,
+            Kind::Folder => 0,
             Kind::File { size, .. } => *size,
             Kind::Symlink { target } => target.len() as u64,
         }
     }
 
     /// Returns whether the entry is a folder.
-    pub fn is_directory(&self) -> bool {
-        matches!(self.kind, Kind::Directory)
+    pub fn is_folder(&self) -> bool {
+        matches!(self.kind, Kind::Folder)
     }
 }

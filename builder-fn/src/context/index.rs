@@ -127,7 +127,7 @@ impl Index {
     pub(super) fn children(&self, folder: Option<u32>) -> Range<u32> {
         let (start, count) = match folder {
             None => (0, u64::from(self.top_level)),
-            Some(at) if self.packed(at).is_directory() => (self.packed(at).start(), self.packed(at).size()),
+            Some(at) if self.packed(at).is_folder() => (self.packed(at).start(), self.packed(at).size()),
             Some(_) => (0, 0),
         };
         let number = |number| u32::try_from(number).unwrap_or_default();
@@ -154,8 +154,8 @@ impl Index {
     }
 
     /// Returns whether an entry is a folder.
-    pub(super) fn is_directory(&self, at: u32) -> bool {
-        self.packed(at).is_directory()
+    pub(super) fn is_folder(&self, at: u32) -> bool {
+        self.packed(at).is_folder()
     }
 
     fn packed(&self, at: u32) -> &PackedEntry {
@@ -209,7 +209,7 @@ impl Index {
             }
         };
         let mut packed = PackedEntry::new(before.folder, text, entry);
-        if before.is_directory() && packed.is_directory() {
+        if before.is_folder() && packed.is_folder() {
             packed.set_size(before.size());
         }
         self.entries[at as usize] = packed;
@@ -217,7 +217,7 @@ impl Index {
 
     /// Returns whether an entry is a folder that is not empty.
     pub(super) fn has_children(&self, at: u32) -> bool {
-        self.packed(at).is_directory() && self.packed(at).size() > 0
+        self.packed(at).is_folder() && self.packed(at).size() > 0
     }
 
     /// Sets the content hash of the file with the number `at`.

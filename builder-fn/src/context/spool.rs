@@ -13,27 +13,27 @@ use super::SpoolQuota;
 pub struct SpoolSettings {
     /// The folder for the spool's file. The file has no name there (`O_TMPFILE`, or it is removed as soon as it is
     /// created).
-    pub dir: PathBuf,
+    pub folder: PathBuf,
     /// The number of bytes that are kept in memory before a file is created.
     pub memory: usize,
     /// The quota on bytes that all spools share.
     pub quota: SpoolQuota,
 }
 
-/// Checks that a spool file can be created in `dir`, so that a failure shows before a body arrives.
+/// Checks that a spool file can be created in `folder`, so that a failure shows before a body arrives.
 ///
 /// # Errors
 /// When it cannot be created.
-pub(crate) fn check_spool(dir: &Path) -> Result<(), SpoolError> {
-    tempfile::tempfile_in(dir).map_err(|source| error(dir, source))?;
+pub(crate) fn check_spool(folder: &Path) -> Result<(), SpoolError> {
+    tempfile::tempfile_in(folder).map_err(|source| error(folder, source))?;
     Ok(())
 }
 
-fn error(dir: &Path, source: io::Error) -> SpoolError {
-    let dir = dir.to_owned();
+fn error(folder: &Path, source: io::Error) -> SpoolError {
+    let folder = folder.to_owned();
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full { dir },
-        _ => SpoolError::Io { dir, source },
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full { folder },
+        _ => SpoolError::Io { folder, source },
     }
 }
 
@@ -41,10 +41,10 @@ fn error(dir: &Path, source: io::Error) -> SpoolError {
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// The file system of the spool folder, or its quota there, is full.
-    #[error("no space left in the spool folder {dir}")]
+    #[error("no space left in the spool folder {folder}")]
     Full {
         /// The spool folder.
-        dir: PathBuf,
+        folder: PathBuf,
     },
     /// The bytes of all requests together would exceed the builder's spool quota.
     #[error(
@@ -55,10 +55,10 @@ pub enum SpoolError {
         limit: u64,
     },
     /// Spooling failed with another I/O error.
-    #[error("could not write to the spool folder {dir}")]
+    #[error("could not write to the spool folder {folder}")]
     Io {
         /// The spool folder.
-        dir: PathBuf,
+        folder: PathBuf,
         /// The I/O error of the operating system.
         #[source]
         source: io::Error,
@@ -97,7 +97,7 @@ impl Store {
             }
             Self::Memory(held) => {
                 // `O_TMPFILE`, or created and removed at once on file systems without it.
-                let mut file = tempfile::tempfile_in(&settings.dir)?;
+                let mut file = tempfile::tempfile_in(&settings.folder)?;
                 file.write_all(held)?;
                 file.write_all(bytes)?;
                 *self = Self::File(file);
@@ -162,7 +162,7 @@ impl Spool {
             }
             if let Err(source) = self.store.append(settings, bytes) {
                 settings.quota.release(bytes.len() as u64);
-                return Err(error(&settings.dir, source));
+                return Err(error(&settings.folder, source));
             }
         } else if let Store::Memory(held) = &mut self.store {
             held.extend_from_slice(bytes);
@@ -206,7 +206,7 @@ mod tests {
     fn settings(memory: usize) -> (tempfile::TempDir, SpoolSettings) {
         let dir = tempfile::tempdir().unwrap();
         let settings = SpoolSettings {
-            dir: dir.path().to_owned(),
+            folder: dir.path().to_owned(),
             memory,
             quota: quota(u64::MAX),
         };
@@ -250,7 +250,7 @@ mod tests {
             3,
             "bytes appended before stay readable"
         );
-        assert!(check_spool(&settings.dir).is_err());
+        assert!(check_spool(&settings.folder).is_err());
     }
 
     #[test]
@@ -276,15 +276,15 @@ mod tests {
     #[test]
     fn a_full_disk_is_distinguished_from_other_errors() {
         let (_dir, settings) = settings(0);
-        assert!(check_spool(&settings.dir).is_ok());
+        assert!(check_spool(&settings.folder).is_ok());
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
             assert!(matches!(
-                error(&settings.dir, kind.into()),
+                error(&settings.folder, kind.into()),
                 SpoolError::Full { .. }
             ));
         }
         assert!(matches!(
-            error(&settings.dir, io::ErrorKind::PermissionDenied.into()),
+            error(&settings.folder, io::ErrorKind::PermissionDenied.into()),
             SpoolError::Io { .. }
         ));
     }

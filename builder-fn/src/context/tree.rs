@@ -8,7 +8,7 @@ use super::{Attributes, ContentHash, Entry, Index, Kind};
 
 /// The metadata of a folder that a tar implies by an entry in it and does not contain itself.
 const IMPLIED_FOLDER: Entry<'static> = Entry {
-    kind: Kind::Directory,
+    kind: Kind::Folder,
     mode: 0o755,
     mtime_ns: 0,
     xattrs: Attributes::NONE,
@@ -77,7 +77,7 @@ impl Tree {
         let matches = |at| self.index.folder(at) == folder && self.index.name_bytes(at) == name.as_bytes();
         match self.lookup(path, matches) {
             None => Ok(self.add(path, folder, entry)),
-            Some(at) if !entry.is_directory() && self.index.has_children(at) => Err(Conflict::ReplacesFolder),
+            Some(at) if !entry.is_folder() && self.index.has_children(at) => Err(Conflict::ReplacesFolder),
             Some(at) => {
                 self.index.replace(at, entry);
                 Ok(at)
@@ -102,7 +102,7 @@ impl Tree {
         let attributes = xattrs.as_packed().to_vec();
         let copied_target;
         let kind = match kind {
-            Kind::Directory => return Err(Conflict::FolderTarget),
+            Kind::Folder => return Err(Conflict::FolderTarget),
             Kind::File { offset, size } => Kind::File { offset, size },
             Kind::Symlink { target } => {
                 copied_target = target.to_owned();
@@ -145,7 +145,7 @@ impl Tree {
     /// Returns the number of the folder at `path`, and adds missing folders; `None` for the context itself.
     fn make_folder(&mut self, path: &str) -> Result<Option<u32>, Conflict> {
         let (known, at) = &self.last_folder;
-        if known == path && at.is_some_and(|at| self.index.is_directory(at)) {
+        if known == path && at.is_some_and(|at| self.index.is_folder(at)) {
             return Ok(*at);
         }
         // From the bottom up to a folder that exists, and down again. So there is one lookup per folder that is added, and one
@@ -163,7 +163,7 @@ impl Tree {
         }
         if let Some(at) = folder {
             match self.index.entry(at).kind {
-                Kind::Directory => {}
+                Kind::Folder => {}
                 Kind::File { .. } => return Err(Conflict::InFile(self.index.path(at))),
                 Kind::Symlink { .. } => return Err(Conflict::ThroughLink(self.index.path(at))),
             }

@@ -99,7 +99,7 @@ fn view_within(
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
     let exclude = exclude.map(Selection::exclude).transpose()?;
     let entries = select(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
-    let links = links(context, &entries);
+    let links = hard_links(context, &entries);
     Ok(View { entries, links })
 }
 
@@ -215,7 +215,7 @@ fn select(
         while folders.last().is_some_and(|folder| Some(folder.at) != above) {
             folders.pop();
         }
-        let is_directory = index.is_directory(at);
+        let is_folder = index.is_folder(at);
         let mut folder = Folder {
             at,
             include: MatchedPatterns::new(),
@@ -228,7 +228,7 @@ fn select(
             let (matches, each) = include.patterns.matches(path, inherited, effort)?;
             folder.include = each;
             if !matches {
-                if is_directory && include.rules_out(path) {
+                if is_folder && include.rules_out(path) {
                     walk.skip_children();
                     continue;
                 }
@@ -240,7 +240,7 @@ fn select(
             let (matches, each) = exclude.patterns.matches(path, inherited, effort)?;
             folder.exclude = each;
             if matches {
-                if is_directory && (!exclude.patterns.has_exceptions() || exclude.rules_out(path)) {
+                if is_folder && (!exclude.patterns.has_exceptions() || exclude.rules_out(path)) {
                     walk.skip_children();
                     continue;
                 }
@@ -255,7 +255,7 @@ fn select(
             folder.is_selected = true;
             selected.push(at);
         }
-        if is_directory {
+        if is_folder {
             folders.push(folder);
         }
     }
@@ -264,7 +264,7 @@ fn select(
 
 /// Finds the hard links among `entries`. Returns the position of each, and the number of the first entry that is the
 /// same file.
-fn links(context: &SourceContext, entries: &[u32]) -> Vec<(u32, u32)> {
+fn hard_links(context: &SourceContext, entries: &[u32]) -> Vec<(u32, u32)> {
     let index = context.index();
     let linked = (0..).zip(entries).filter(|(_, at)| index.is_linked(**at));
     let offset = |at: u32| match index.entry(at).kind {

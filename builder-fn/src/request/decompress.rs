@@ -209,7 +209,7 @@ mod tests {
 
     fn decompress(body: &[u8], piece: usize, limit: u64) -> Result<usize, RequestError> {
         let settings = SpoolSettings {
-            dir: std::env::temp_dir(),
+            folder: std::env::temp_dir(),
             memory: 1 << 20,
             quota: SpoolQuota::new(u64::MAX, IntGauge::new("used", "used").unwrap()),
         };

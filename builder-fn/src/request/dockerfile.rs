@@ -35,7 +35,7 @@ pub(super) fn check_present(context: &SourceContext, given: Option<&str>) -> Res
                 .get(path)
                 .is_some_and(|entry| matches!(entry.kind, Kind::Symlink { .. }))
         };
-        context.get(path).is_some_and(|entry| !entry.is_directory()) || above.into_iter().any(is_symlink)
+        context.get(path).is_some_and(|entry| !entry.is_folder()) || above.into_iter().any(is_symlink)
     };
     match may_be_present(path) || fallback.as_deref().is_some_and(may_be_present) {
         true => Ok(()),
@@ -58,7 +58,7 @@ pub(super) fn choose_frontend(
     allowed: &AllowedFrontends,
 ) -> Result<Frontend, RequestError> {
     let (path, fallback) = candidates(given);
-    let is_readable = |path: &str| context.get(path).is_some_and(|entry| !entry.is_directory());
+    let is_readable = |path: &str| context.get(path).is_some_and(|entry| !entry.is_folder());
     let path = match &fallback {
         Some(fallback) if !is_readable(path) => fallback,
         _ => path,

@@ -30,7 +30,10 @@ impl Registry {
     /// build's number, and a receiver of the build that supersedes it.
     ///
     /// Returns its id and a receiver of the newer build.
-    pub(super) fn insert(&mut self, submission: Submission) -> (u64, watch::Receiver<Option<Submission>>) {
+    pub(super) fn insert_and_supersede(
+        &mut self,
+        submission: Submission,
+    ) -> (u64, watch::Receiver<Option<Submission>>) {
         let id = self.next_id;
         self.next_id += 1;
         self.supersede_older_than(&submission);
@@ -63,14 +66,14 @@ impl Registry {
     }
 
     /// Returns the time of the earliest submission of a registered build.
-    pub(super) fn earliest(&self) -> Option<SystemTime> {
+    pub(super) fn earliest_submission(&self) -> Option<SystemTime> {
         let entries = self.builds.values().flatten();
         entries.map(|entry| entry.submission.submitted_at).min()
     }
 
     /// Lets a build in the daemon's history supersede older registered builds of its function; `now` is the current
     /// time. A failed build supersedes none.
-    pub(super) fn note(&mut self, build: &KnownBuild, now: SystemTime) {
+    pub(super) fn supersede_by_known_build(&mut self, build: &KnownBuild, now: SystemTime) {
         let attributes = &build.attributes;
         let Some(function) = attributes.superseding() else {
             return;
@@ -139,41 +142,41 @@ mod tests {
         }
     }
 
-    fn by(newer: &watch::Receiver<Option<Submission>>) -> Option<String> {
+    fn superseding_call(newer: &watch::Receiver<Option<Submission>>) -> Option<String> {
         newer.borrow().as_ref().map(|newer| newer.call_id.clone())
     }
 
     #[test]
     fn a_newer_build_supersedes_older_ones_of_its_function_only_and_whichever_came_first() {
         let mut registry = Registry::default();
-        let (_, old) = registry.insert(submission("hello", "old", 1));
-        let (_, other) = registry.insert(submission("other", "other", 1));
-        let (_, new) = registry.insert(submission("hello", "new", 3));
-        let (_, late) = registry.insert(submission("hello", "late", 2));
-        let (_, same) = registry.insert(submission("hello", "same", 3));
-        let (_, redelivery) = registry.insert(submission("hello", "new", 4));
+        let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1));
+        let (_, other) = registry.insert_and_supersede(submission("other", "other", 1));
+        let (_, new) = registry.insert_and_supersede(submission("hello", "new", 3));
+        let (_, late) = registry.insert_and_supersede(submission("hello", "late", 2));
+        let (_, same) = registry.insert_and_supersede(submission("hello", "same", 3));
+        let (_, redelivery) = registry.insert_and_supersede(submission("hello", "new", 4));
 
-        assert_eq!(by(&old).as_deref(), Some("new"));
-        assert_eq!(by(&late).as_deref(), Some("new"));
+        assert_eq!(superseding_call(&old).as_deref(), Some("new"));
+        assert_eq!(superseding_call(&late).as_deref(), Some("new"));
         assert_eq!(
-            by(&same).as_deref(),
+            superseding_call(&same).as_deref(),
             Some("new"),
             "the redelivery has a later time"
         );
         for newer in [other, new, redelivery] {
-            assert_eq!(by(&newer), None);
+            assert_eq!(superseding_call(&newer), None);
         }
     }
 
     #[test]
     fn a_removed_build_supersedes_no_more() {
         let mut registry = Registry::default();
-        let (new, _) = registry.insert(submission("hello", "new", 2));
+        let (new, _) = registry.insert_and_supersede(submission("hello", "new", 2));
         registry.remove(new);
         assert!(registry.is_empty());
-        let (_, old) = registry.insert(submission("hello", "old", 1));
-        assert_eq!(by(&old), None);
-        assert_eq!(registry.earliest(), Some(NOW + Duration::from_secs(1)));
+        let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1));
+        assert_eq!(superseding_call(&old), None);
+        assert_eq!(registry.earliest_submission(), Some(NOW + Duration::from_secs(1)));
     }
 
     #[test]
@@ -208,9 +211,13 @@ mod tests {
             ),
         ] {
             let mut registry = Registry::default();
-            let (_, old) = registry.insert(submission("hello", "old", 1));
-            registry.note(&build, NOW);
-            assert_eq!(by(&old).as_deref(), supersedes.then_some("newer"), "{build:?}");
+            let (_, old) = registry.insert_and_supersede(submission("hello", "old", 1));
+            registry.supersede_by_known_build(&build, NOW);
+            assert_eq!(
+                superseding_call(&old).as_deref(),
+                supersedes.then_some("newer"),
+                "{build:?}"
+            );
         }
     }
 
@@ -224,14 +231,14 @@ mod tests {
             let mut receivers = Vec::new();
             for (at, (builder, seconds)) in builds.iter().enumerate() {
                 let arriving = submission("hello", &at.to_string(), *seconds);
-                let (_, newer) = builders[*builder].insert(arriving.clone());
+                let (_, newer) = builders[*builder].insert_and_supersede(arriving.clone());
                 receivers.push(newer);
                 for (before, (_, seconds)) in builds[..at].iter().enumerate() {
                     let running = submission("hello", &before.to_string(), *seconds);
-                    builders[*builder].note(&known(&running, BuildState::Running), NOW);
+                    builders[*builder].supersede_by_known_build(&known(&running, BuildState::Running), NOW);
                 }
                 for registry in &mut builders {
-                    registry.note(&known(&arriving, BuildState::Running), NOW);
+                    registry.supersede_by_known_build(&known(&arriving, BuildState::Running), NOW);
                 }
             }
             let newest = builds.iter().map(|(_, seconds)| *seconds).max();

@@ -45,23 +45,25 @@ pub(super) async fn watch(shared: Arc<Shared>) {
 /// registered build was submitted, then each that starts or ends.
 async fn follow(shared: &Shared, pause: &mut Duration) -> Result<(), WatchError> {
     let connection = shared.daemon.connect().await?;
-    let mut builds = connection.watch_builds(history_start(earliest(shared))).await?;
+    let mut builds = connection
+        .watch_builds(history_start(earliest_submission(shared)))
+        .await?;
     shared.log_history_success();
     *pause = PAUSE_MIN;
     loop {
         tokio::select! {
             build = builds.try_next() => match build? {
-                Some(build) => shared.state().registry.note(&build, SystemTime::now()),
+                Some(build) => shared.lock_state().registry.supersede_by_known_build(&build, SystemTime::now()),
                 None => return Ok(()),
             },
             // What happened before the registration is in the history, and not among the events to come.
-            () = shared.registered.notified() => shared.read_history(&connection, earliest(shared)).await,
+            () = shared.registered.notified() => shared.apply_history(&connection, earliest_submission(shared)).await,
         }
     }
 }
 
 /// Returns the time of the earliest submission of a registered build.
-fn earliest(shared: &Shared) -> SystemTime {
-    let earliest = shared.state().registry.earliest();
+fn earliest_submission(shared: &Shared) -> SystemTime {
+    let earliest = shared.lock_state().registry.earliest_submission();
     earliest.unwrap_or_else(SystemTime::now)
 }

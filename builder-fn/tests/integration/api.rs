@@ -422,7 +422,7 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
     let (address, _received) = gateway(502, answer).await;
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"))
-        .with_seal(recorded["private_key"].as_str().expect("a key"));
+        .with_seal_key(recorded["private_key"].as_str().expect("a key"));
     setting.secret("deploy-secret", "deploy key");
 
     let answer = build(&setting, body);

@@ -157,7 +157,7 @@ async fn a_dry_run_is_sent_directly_if_hand_overs_go_through_the_queue_and_not_a
     ] {
         let (address, mut received) = gateway::manual().await;
         let (daemon, mut calls) = daemon::start();
-        let setting = Setting::with_gateway(daemon, &format!("http://{address}")).via(via);
+        let setting = Setting::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(via);
         setting.secret("deploy-secret", "deploy key");
 
         let building = build(&setting);

@@ -124,8 +124,8 @@ async fn a_hand_over_through_the_queue_is_not_waited_for() {
     for (gateway_status, status, deployment) in [(202, 200, "queued"), (500, 502, "failed")] {
         let (address, mut received) = gateway(gateway_status, "").await;
         let (daemon, mut calls) = daemon::start();
-        let setting =
-            Setting::with_gateway(daemon, &format!("http://{address}")).via(DeployVia::AsyncFunction);
+        let setting = Setting::with_gateway(daemon, &format!("http://{address}"))
+            .with_deploy_via(DeployVia::AsyncFunction);
         setting.secret("deploy-secret", "deploy key");
 
         let answer = build(&setting);
@@ -145,7 +145,8 @@ async fn a_hand_over_through_the_queue_is_not_waited_for() {
 async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signed() {
     let (address, mut received) = gateway(200, "{}").await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}")).via(DeployVia::Callback);
+    let setting =
+        Setting::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
 
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
@@ -178,7 +179,7 @@ async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signe
 #[tokio::test]
 async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_build() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).via(DeployVia::Callback);
+    let setting = Setting::new(daemon).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
     let tar = tar(json!({"deploy": {"service": "hello"}}));
     let signature = function_host::signature::sign(&key("payload key"), &tar);

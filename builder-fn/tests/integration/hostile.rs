@@ -34,7 +34,7 @@ fn file(name: &str) -> Vec<u8> {
     entry(name.as_bytes(), b"content", |_| ())
 }
 
-fn typed(name: &str, kind: EntryType, target: &str) -> Vec<u8> {
+fn entry_of_type(name: &str, kind: EntryType, target: &str) -> Vec<u8> {
     entry(name.as_bytes(), b"", |header| {
         header.set_entry_type(kind);
         if !target.is_empty() {
@@ -50,7 +50,7 @@ fn pax(records: &str) -> Vec<u8> {
 }
 
 /// Returns the tar of a valid request, with `more` entries added.
-fn with(more: &[Vec<u8>]) -> Vec<u8> {
+fn request_with_entries(more: &[Vec<u8>]) -> Vec<u8> {
     let config = entry(
         b"com.openfaas.docker.config",
         br#"{"image": "example.com/a"}"#,
@@ -61,7 +61,7 @@ fn with(more: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// Sends a tar that must be rejected, checks that no file and no byte of the quota is left, and returns the error.
-async fn rejection(
+async fn rejection_of_tar(
     body: Vec<u8>,
     limits: impl FnOnce(&mut ArchiveLimits),
 ) -> Option<(RequestErrorKind, String)> {
@@ -126,7 +126,7 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
         (
             "a file below a symlink",
             vec![
-                typed("context/out", EntryType::Symlink, "/etc"),
+                entry_of_type("context/out", EntryType::Symlink, "/etc"),
                 file("context/out/passwd"),
             ],
             "context/out/passwd",
@@ -135,33 +135,33 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
         (
             "a symlink below a symlink",
             vec![
-                typed("context/out", EntryType::Symlink, ".."),
-                typed("context/out/a/b", EntryType::Symlink, "x"),
+                entry_of_type("context/out", EntryType::Symlink, ".."),
+                entry_of_type("context/out/a/b", EntryType::Symlink, "x"),
             ],
             "context/out/a/b",
             "symbolic link",
         ),
         (
             "a hard link to an absolute path",
-            vec![typed("context/hard", EntryType::Link, "/etc/passwd")],
+            vec![entry_of_type("context/hard", EntryType::Link, "/etc/passwd")],
             "context/hard",
             "absolute",
         ),
         (
             "a hard link with dots",
-            vec![typed("context/hard", EntryType::Link, "context/../x")],
+            vec![entry_of_type("context/hard", EntryType::Link, "context/../x")],
             "context/hard",
             "'..'",
         ),
         (
             "a hard link to nothing",
-            vec![typed("context/hard", EntryType::Link, "context/no")],
+            vec![entry_of_type("context/hard", EntryType::Link, "context/no")],
             "context/hard",
             "not in the tar",
         ),
         (
             "a hard link to the configuration",
-            vec![typed(
+            vec![entry_of_type(
                 "context/hard",
                 EntryType::Link,
                 "com.openfaas.docker.config",
@@ -171,25 +171,25 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
         ),
         (
             "a device",
-            vec![typed("context/sda", EntryType::Block, "")],
+            vec![entry_of_type("context/sda", EntryType::Block, "")],
             "context/sda",
             "device",
         ),
         (
             "another device",
-            vec![typed("context/null", EntryType::Char, "")],
+            vec![entry_of_type("context/null", EntryType::Char, "")],
             "context/null",
             "device",
         ),
         (
             "a fifo",
-            vec![typed("context/fifo", EntryType::Fifo, "")],
+            vec![entry_of_type("context/fifo", EntryType::Fifo, "")],
             "context/fifo",
             "fifo",
         ),
         (
             "a sparse file",
-            vec![typed("context/holes", EntryType::GNUSparse, "")],
+            vec![entry_of_type("context/holes", EntryType::GNUSparse, "")],
             "context/holes",
             "sparse",
         ),
@@ -271,7 +271,7 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
             "unknown type",
         ),
     ] {
-        let (kind, text) = rejection(with(&more), |_| ())
+        let (kind, text) = rejection_of_tar(request_with_entries(&more), |_| ())
             .await
             .unwrap_or_else(|| panic!("{name} is accepted"));
         assert_eq!(kind, RequestErrorKind::Invalid, "{name}: {text}");
@@ -279,7 +279,7 @@ async fn a_malicious_entry_is_rejected_with_its_name_and_the_reason() {
         assert!(text.contains(reason), "{name}: {text}");
     }
     assert_eq!(
-        rejection(with(&[file("context/good")]), |_| ()).await,
+        rejection_of_tar(request_with_entries(&[file("context/good")]), |_| ()).await,
         None,
         "the rest of the request is valid"
     );
@@ -290,10 +290,10 @@ async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
     let more = [
         pax("12 mtime=12\n"),
         file("context/a"),
-        typed("context/b", EntryType::Symlink, "a"),
+        entry_of_type("context/b", EntryType::Symlink, "a"),
         file("context/c"),
     ];
-    let body = with(&more);
+    let body = request_with_entries(&more);
     let end = body.len() - 2 * BLOCK;
     // A tar that is cut between two entries is accepted, as tar itself does.
     let between: Vec<usize> = std::iter::successors(Some(0), |at| Some(at + BLOCK))
@@ -304,7 +304,7 @@ async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
         .flat_map(|at| [at.saturating_sub(1), *at, at + 1, at + 257])
         .filter(|at| *at < end)
     {
-        let Some((kind, text)) = rejection(body[..at].to_vec(), |_| ()).await else {
+        let Some((kind, text)) = rejection_of_tar(body[..at].to_vec(), |_| ()).await else {
             assert!(at % BLOCK == 0 && at >= 4 * BLOCK, "cut at {at}");
             continue;
         };
@@ -315,10 +315,11 @@ async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
 #[tokio::test]
 async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    bomb.write_all(&with(&[])[..4 * BLOCK]).expect("gzip");
+    bomb.write_all(&request_with_entries(&[])[..4 * BLOCK])
+        .expect("gzip");
     bomb.write_all(&entry(b"context/zeros", &vec![0; 80 << 20], |_| ()))
         .expect("gzip");
-    let (kind, text) = rejection(bomb.finish().expect("gzip"), |limits| limits.body = 1 << 40)
+    let (kind, text) = rejection_of_tar(bomb.finish().expect("gzip"), |limits| limits.body = 1 << 40)
         .await
         .expect("the bomb is rejected");
     assert_eq!(kind, RequestErrorKind::Invalid);
@@ -327,7 +328,7 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     let flood: Vec<_> = (0..20_000)
         .map(|number| entry(format!("context/{number}").as_bytes(), b"", |_| ()))
         .collect();
-    let (kind, text) = rejection(with(&flood), |limits| limits.entries = 10_000)
+    let (kind, text) = rejection_of_tar(request_with_entries(&flood), |limits| limits.entries = 10_000)
         .await
         .expect("the flood is rejected");
     assert_eq!(
@@ -337,15 +338,15 @@ async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
 
     let deep = format!("context/{}x", "d/".repeat(40));
     let deep: Vec<_> = (0..400).map(|number| file(&format!("{deep}{number}"))).collect();
-    assert_eq!(rejection(with(&deep), |_| ()).await, None);
-    let (_, text) = rejection(with(&deep), |limits| limits.index = 20_000)
+    assert_eq!(rejection_of_tar(request_with_entries(&deep), |_| ()).await, None);
+    let (_, text) = rejection_of_tar(request_with_entries(&deep), |limits| limits.index = 20_000)
         .await
         .expect("the index is rejected");
     assert!(text.contains("more than 20000 bytes"), "{text}");
 }
 
 /// Generates tars of plausible entries with changed bytes. Checksums are correct, so that headers are parsed.
-fn damaged() -> impl Strategy<Value = Vec<u8>> {
+fn damaged_tars() -> impl Strategy<Value = Vec<u8>> {
     let name = prop::sample::select(vec![
         "context/a",
         "context/a/b",
@@ -369,7 +370,7 @@ fn damaged() -> impl Strategy<Value = Vec<u8>> {
             }
         })
     });
-    prop::collection::vec(one, 0..8).prop_map(|more| with(&more))
+    prop::collection::vec(one, 0..8).prop_map(|more| request_with_entries(&more))
 }
 
 proptest! {
@@ -377,18 +378,18 @@ proptest! {
 
     #[test]
     fn an_index_is_consistent_or_the_tar_is_rejected(
-        tar in damaged(),
+        tar in damaged_tars(),
         mode in any::<u8>(),
         piece in any::<u8>(),
         bytes in prop::collection::vec(any::<u8>(), 0..2000),
     ) {
-        harness::index(&[&[mode, piece][..], &tar].concat());
-        harness::index(&bytes);
+        harness::check_index(&[&[mode, piece][..], &tar].concat());
+        harness::check_index(&bytes);
     }
 
     #[test]
-    fn a_request_is_parsed_or_rejected_and_leaves_nothing(tar in damaged(), mode in 0u8..8) {
-        runtime().block_on(harness::request(&[&[mode][..], &tar].concat()));
+    fn a_request_is_parsed_or_rejected_and_leaves_nothing(tar in damaged_tars(), mode in 0u8..8) {
+        runtime().block_on(harness::check_request(&[&[mode][..], &tar].concat()));
     }
 
     #[test]
@@ -400,9 +401,9 @@ proptest! {
     ) {
         let head = [&[mode][..], patterns.join("\n").as_bytes(), b"\n\n"].concat();
         let asked: Vec<u8> = asked.into_iter().flat_map(|(kind, number)| [kind, number]).collect();
-        runtime().block_on(harness::peer(&[&head[..], &asked].concat()));
-        runtime().block_on(harness::peer(&[&head[..], &bytes].concat()));
-        runtime().block_on(harness::peer(&bytes));
+        runtime().block_on(harness::check_file_sync(&[&head[..], &asked].concat()));
+        runtime().block_on(harness::check_file_sync(&[&head[..], &bytes].concat()));
+        runtime().block_on(harness::check_file_sync(&bytes));
     }
 }
 

@@ -14,7 +14,7 @@ use crate::gateway::gateway;
 use crate::job::{Manifests, OneRegistry, build, build_with, log, reference, text};
 
 /// Returns the name of the job's attempt with this number.
-fn attempt(number: u32) -> String {
+fn attempt_name(number: u32) -> String {
     match number {
         1 => reference().to_string(),
         _ => format!("{}-{number}", reference()),
@@ -22,7 +22,7 @@ fn attempt(number: u32) -> String {
 }
 
 /// Returns the status with which the daemon rejects a second solve of a reference.
-fn exists() -> Status {
+fn already_exists_status() -> Status {
     Status::unknown(format!("job ID {} exists", reference()))
 }
 
@@ -32,7 +32,7 @@ async fn a_second_delivery_follows_the_running_build() {
     let mut second = build(daemon);
     let (solve, status, _session) = calls.build().await;
 
-    solve.fail(exists());
+    solve.fail(already_exists_status());
     status
         .events
         .send(Ok(log("of the first\n")))
@@ -40,7 +40,7 @@ async fn a_second_delivery_follows_the_running_build() {
         .expect("the client reads");
     assert_eq!(text(second.events.recv().await), "of the first\n");
     drop(status);
-    calls.record(&attempt(1), Ok("sha256:12"));
+    calls.record(&attempt_name(1), Ok("sha256:12"));
 
     let image = second.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:12"));
@@ -52,14 +52,14 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
     let second = build(daemon);
     let (solve, status, _session) = calls.build().await;
 
-    solve.fail(exists());
+    solve.fail(already_exists_status());
     status
         .events
         .send(Ok(StatusResponse::default()))
         .await
         .expect("the client reads");
     drop(status);
-    calls.record(&attempt(1), Err(Status::unknown("exit code: 3")));
+    calls.record(&attempt_name(1), Err(Status::unknown("exit code: 3")));
 
     match second.build.await.expect("no panic").expect_err("it fails") {
         JobError::Failed(failure) => {
@@ -80,13 +80,13 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     let (daemon, mut calls) = daemon::start();
     let second = build(daemon);
     let (solve, status, _session) = calls.build().await;
-    solve.fail(exists());
+    solve.fail(already_exists_status());
     drop(status);
-    calls.record(&attempt(1), Err(Status::cancelled("context canceled")));
+    calls.record(&attempt_name(1), Err(Status::cancelled("context canceled")));
 
     let (solve, status, _session) = calls.build().await;
-    assert_eq!(solve.request.r#ref, attempt(2));
-    assert_eq!(status.reference, attempt(2));
+    assert_eq!(solve.request.r#ref, attempt_name(2));
+    assert_eq!(status.reference, attempt_name(2));
     drop(status);
     solve.succeed("sha256:34");
 
@@ -97,7 +97,7 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
 #[tokio::test]
 async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
     let (daemon, mut calls) = daemon::start();
-    calls.record(&attempt(1), Ok("sha256:12"));
+    calls.record(&attempt_name(1), Ok("sha256:12"));
     let mut second = build(daemon);
 
     let status = calls.statuses.recv().await.expect("a status");
@@ -117,12 +117,12 @@ async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
 #[tokio::test]
 async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
     let (daemon, mut calls) = daemon::start();
-    calls.record(&attempt(1), Err(Status::unknown("failed to push")));
-    calls.record(&attempt(2), Err(Status::unknown("failed to push")));
+    calls.record(&attempt_name(1), Err(Status::unknown("failed to push")));
+    calls.record(&attempt_name(2), Err(Status::unknown("failed to push")));
     let third = build(daemon);
 
     let (solve, status, _session) = calls.build().await;
-    assert_eq!(solve.request.r#ref, attempt(3));
+    assert_eq!(solve.request.r#ref, attempt_name(3));
     drop(status);
     solve.succeed("sha256:12");
 
@@ -132,11 +132,11 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
 #[tokio::test]
 async fn an_image_that_has_left_its_registry_is_built_again() {
     let (daemon, mut calls) = daemon::start();
-    calls.record(&attempt(1), Ok("sha256:12"));
+    calls.record(&attempt_name(1), Ok("sha256:12"));
     let second = build_with(daemon, Manifests::Missing);
 
     let (solve, status, _session) = calls.build().await;
-    assert_eq!(solve.request.r#ref, attempt(2));
+    assert_eq!(solve.request.r#ref, attempt_name(2));
     drop(status);
     solve.succeed("sha256:34");
 
@@ -147,7 +147,7 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
 #[tokio::test]
 async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
     let (daemon, mut calls) = daemon::start();
-    calls.record(&attempt(1), Ok("sha256:12"));
+    calls.record(&attempt_name(1), Ok("sha256:12"));
     let mut second = build_with(daemon, Manifests::Unknown);
 
     drop(calls.statuses.recv().await.expect("a status"));

@@ -14,7 +14,7 @@ use crate::job::log;
 use crate::setting::{Answer, Setting, post, tar_of};
 
 /// Returns recorded secrets that faas-cli generated and sealed.
-fn recorded() -> Value {
+fn recorded_secrets() -> Value {
     let text = include_str!("../../../tests/clients/recorded/secrets.json");
     serde_json::from_str(text).expect("JSON")
 }
@@ -32,9 +32,9 @@ fn tar(envelope: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
-    let recorded = recorded();
+    let recorded = recorded_secrets();
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_seal(recorded["private_key"].as_str().expect("a key"));
+    let setting = Setting::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
     let body = tar(recorded["sealed"].as_str().expect("an envelope"));
     let answer = tokio::spawn(async move { setting.build(body).await });
     let (solve, status, session) = calls.build().await;
@@ -90,7 +90,7 @@ async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
 /// The values of secrets are also values of the configuration, which is in the tar in clear text.
 #[tokio::test]
 async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read() {
-    let recorded = recorded();
+    let recorded = recorded_secrets();
     let secret = "s3cr3t";
     let deploy = json!({"service": secret, "envVars": {"TOKEN": secret}, "labels": {secret: secret}});
     let config = json!({"image": "registry:5000/s3cr3t:1", "deploy": deploy, "probe": {"path": "/s3cr3t"}})
@@ -105,8 +105,8 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
     ]);
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon)
-        .via(DeployVia::Callback)
-        .with_seal(recorded["private_key"].as_str().expect("a key"));
+        .with_deploy_via(DeployVia::Callback)
+        .with_seal_key(recorded["private_key"].as_str().expect("a key"));
     setting.secret("deploy-secret", "deploy key");
 
     let answer = tokio::spawn(async move { setting.build(body).await });
@@ -126,9 +126,9 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
 
 #[tokio::test]
 async fn the_public_key_is_published_and_an_unusable_envelope_is_rejected_before_the_build() {
-    let recorded = recorded();
+    let recorded = recorded_secrets();
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_seal(recorded["private_key"].as_str().expect("a key"));
+    let setting = Setting::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
     let mut request = post(Body::empty(), None);
     *request.method_mut() = Method::GET;
     *request.uri_mut() = "/publickey".parse().expect("path");

@@ -114,7 +114,7 @@ impl Setting {
     }
 
     /// Returns the same builder, with requests sent as part of the call `call_id`.
-    pub(crate) fn called(&self, call_id: &str) -> Self {
+    pub(crate) fn with_call_id(&self, call_id: &str) -> Self {
         let context = &self.context;
         Self {
             context: Context::new(
@@ -143,7 +143,7 @@ impl Setting {
     }
 
     /// Sets the way in which the builder's hand-overs reach the deployer.
-    pub(crate) fn via(mut self, via: DeployVia) -> Self {
+    pub(crate) fn with_deploy_via(mut self, via: DeployVia) -> Self {
         self.api.builder.deployer.settings.via = via;
         self
     }
@@ -166,7 +166,7 @@ impl Setting {
     }
 
     /// Gives the builder a private key for sealed secrets.
-    pub(crate) fn with_seal(mut self, key: &str) -> Self {
+    pub(crate) fn with_seal_key(mut self, key: &str) -> Self {
         self.secret("build-secrets-key", key);
         let path = self.secrets.path().join("build-secrets-key");
         self.api.seal_key = Some(SealKey::at(&path));

@@ -16,17 +16,17 @@ fn builder(daemon: &Daemon) -> Setting {
 }
 
 /// Returns the tar of a request whose config has the time of signing.
-fn dated() -> Vec<u8> {
+fn tar_with_signing_time() -> Vec<u8> {
     let now = jiff::Timestamp::try_from(SystemTime::now()).expect("a time");
     tar(json!({"submittedAt": now.to_string()}))
 }
 
 fn send(setting: &Setting, call_id: &str, tar: &[u8]) -> JoinHandle<Answer> {
-    let (setting, tar) = (setting.called(call_id), tar.to_vec());
+    let (setting, tar) = (setting.with_call_id(call_id), tar.to_vec());
     tokio::spawn(async move { setting.build(tar).await })
 }
 
-async fn rejected(answer: JoinHandle<Answer>) {
+async fn assert_rejected(answer: JoinHandle<Answer>) {
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(
@@ -39,11 +39,11 @@ async fn rejected(answer: JoinHandle<Answer>) {
 #[tokio::test]
 async fn while_a_request_is_built_another_call_with_it_is_rejected_and_a_redelivery_follows() {
     let (daemon, mut calls) = daemon::start();
-    let request = dated();
+    let request = tar_with_signing_time();
     let first = send(&builder(&daemon), "first", &request);
     let (solve, status, _session) = calls.build().await;
 
-    rejected(send(&builder(&daemon), "second", &request)).await;
+    assert_rejected(send(&builder(&daemon), "second", &request)).await;
     let _rejected = (calls.statuses.recv().await, calls.session().await);
 
     let redelivery = send(&builder(&daemon), "first", &request);
@@ -64,14 +64,14 @@ async fn while_a_request_is_built_another_call_with_it_is_rejected_and_a_redeliv
 #[tokio::test]
 async fn a_request_that_was_built_is_rejected_for_another_call_also_by_a_builder_that_has_just_started() {
     let (daemon, mut calls) = daemon::start();
-    let request = dated();
+    let request = tar_with_signing_time();
     let first = send(&builder(&daemon), "first", &request);
     let (solve, status, _session) = calls.build().await;
     drop(status);
     solve.succeed("sha256:12");
     assert_eq!(first.await.expect("no panic").status, 200);
 
-    rejected(send(&builder(&daemon), "second", &request)).await;
+    assert_rejected(send(&builder(&daemon), "second", &request)).await;
 
     let redelivery = send(&builder(&daemon), "first", &request);
     drop(calls.statuses.recv().await.expect("a status"));
@@ -82,7 +82,7 @@ async fn a_request_that_was_built_is_rejected_for_another_call_also_by_a_builder
 #[tokio::test]
 async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     let (daemon, mut calls) = daemon::start();
-    let request = dated();
+    let request = tar_with_signing_time();
     let first = send(&builder(&daemon), "first", &request);
     let (solve, status, _session) = calls.build().await;
     let reference = solve.request.r#ref.clone();
@@ -90,7 +90,7 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
     solve.fail(Status::unknown("exit code: 1"));
     assert_eq!(first.await.expect("no panic").status, 422);
 
-    rejected(send(&builder(&daemon), "second", &request)).await;
+    assert_rejected(send(&builder(&daemon), "second", &request)).await;
 
     let redelivery = send(&builder(&daemon), "first", &request);
     let (solve, status, _session) = calls.build().await;
@@ -105,7 +105,7 @@ async fn a_request_without_a_time_or_a_builder_without_max_age_builds_for_every_
     let unlimited: fn(&Daemon) -> Setting = |daemon| Setting::new(daemon.clone());
     for (builder, request) in [
         (builder as fn(&Daemon) -> Setting, tar(json!({}))),
-        (unlimited, dated()),
+        (unlimited, tar_with_signing_time()),
     ] {
         let (daemon, mut calls) = daemon::start();
         for call_id in ["first", "second"] {

@@ -23,7 +23,7 @@ async fn builder(daemon: &Daemon) -> Setting {
 
 /// Sends a build request that deploys `hello`, with `changes` to its config, in a background task.
 fn send(setting: &Setting, call_id: &str, changes: Value) -> JoinHandle<Answer> {
-    let setting = setting.called(call_id);
+    let setting = setting.with_call_id(call_id);
     let mut config = json!({"deploy": {"service": "hello"}});
     for (key, value) in changes.as_object().expect("an object") {
         config[key] = value.clone();
@@ -46,7 +46,7 @@ fn solve_of_another(call_id: &str, function: &str, ahead: Duration) -> SolveRequ
     }
 }
 
-async fn superseded(answer: JoinHandle<Answer>, by: &str) {
+async fn assert_superseded(answer: JoinHandle<Answer>, by: &str) {
     let answer = answer.await.expect("no panic");
     assert_eq!(answer.status, 409, "{answer:?}");
     assert_eq!(answer.body["status"], "failed");
@@ -57,13 +57,13 @@ async fn superseded(answer: JoinHandle<Answer>, by: &str) {
 }
 
 /// Returns the time `seconds_ago` in the format of the config's `submittedAt`.
-fn submitted(seconds_ago: u64) -> String {
+fn format_submission_time(seconds_ago: u64) -> String {
     let time = SystemTime::now() - Duration::from_secs(seconds_ago);
     jiff::Timestamp::try_from(time).expect("a time").to_string()
 }
 
 /// Waits until a builder listens to the fake daemon's history.
-async fn listening(calls: &Calls) {
+async fn wait_until_listening(calls: &Calls) {
     while calls.history.listeners() == 0 {
         tokio::task::yield_now().await;
     }
@@ -88,7 +88,7 @@ async fn a_newer_build_cancels_the_solve_of_an_older_one_whichever_builder_runs_
         );
         let (new_solve, status, _session) = calls.build().await;
 
-        superseded(old, "new").await;
+        assert_superseded(old, "new").await;
         old_solve.reply.closed().await;
         drop(status);
         new_solve.succeed("sha256:12");
@@ -110,7 +110,7 @@ async fn a_newer_build_ends_an_older_one_that_waits_for_a_slot() {
     let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
     let _running = calls.history.start(&request).expect("a free reference");
 
-    superseded(old, "new").await;
+    assert_superseded(old, "new").await;
     drop(status);
     solve.succeed("sha256:12");
     assert_eq!(other.await.expect("no panic").body["digest"], "sha256:12");
@@ -134,7 +134,7 @@ async fn builds_that_are_not_deployed_or_opt_out_or_are_of_another_function_go_o
             let build = send(&setting, call_id, config.clone());
             builds.push((build, calls.build().await));
         }
-        listening(&calls).await;
+        wait_until_listening(&calls).await;
 
         for (build, (solve, status, _session)) in builds {
             drop(status);
@@ -159,7 +159,7 @@ async fn an_older_build_is_not_solved_once_a_newer_one_runs_or_has_succeeded() {
             false => Some(recording),
         };
 
-        superseded(send(&builder(&daemon).await, "old", json!({})), "new").await;
+        assert_superseded(send(&builder(&daemon).await, "old", json!({})), "new").await;
         assert!(calls.solves.try_recv().is_err(), "nothing is solved");
     }
 }
@@ -184,7 +184,7 @@ async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects
         let (daemon, mut calls) = daemon::start();
         let old = send(&builder(&daemon).await, "old", json!({}));
         let _solve = calls.build().await;
-        listening(&calls).await;
+        wait_until_listening(&calls).await;
 
         calls.history.behave(Behaviour::Unimplemented);
         calls.history.disconnect_listeners();
@@ -201,7 +201,7 @@ async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects
         assert!(!old.is_finished(), "nothing is known of the newer build");
 
         calls.history.behave(Behaviour::Kept);
-        superseded(old, "new").await;
+        assert_superseded(old, "new").await;
     }
 }
 
@@ -303,7 +303,7 @@ async fn nobody_listens_once_the_builds_have_ended() {
     let (daemon, mut calls) = daemon::start();
     let build = send(&builder(&daemon).await, "call", json!({}));
     let (mut solve, ..) = calls.build().await;
-    listening(&calls).await;
+    wait_until_listening(&calls).await;
 
     build.abort();
     solve.reply.closed().await;
@@ -323,7 +323,7 @@ async fn a_config_with_supersede_false_neither_supersedes_nor_is_superseded() {
             let build = send(&setting, call_id, json!({"supersede": supersede}));
             builds.push((build, calls.build().await));
         }
-        listening(&calls).await;
+        wait_until_listening(&calls).await;
 
         for (build, (solve, status, _session)) in builds {
             drop(status);
@@ -339,16 +339,16 @@ async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
     let new = send(
         &builder(&daemon).await,
         "new",
-        json!({"submittedAt": submitted(10)}),
+        json!({"submittedAt": format_submission_time(10)}),
     );
     let (solve, status, _session) = calls.build().await;
 
     let old = send(
         &builder(&daemon).await,
         "old",
-        json!({"submittedAt": submitted(20)}),
+        json!({"submittedAt": format_submission_time(20)}),
     );
-    superseded(old, "new").await;
+    assert_superseded(old, "new").await;
 
     drop(status);
     solve.succeed("sha256:12");
@@ -357,9 +357,9 @@ async fn the_time_of_submission_orders_builds_and_not_their_arrival() {
     let older = send(
         &builder(&daemon).await,
         "older",
-        json!({"submittedAt": submitted(30)}),
+        json!({"submittedAt": format_submission_time(30)}),
     );
-    superseded(older, "new").await;
+    assert_superseded(older, "new").await;
 }
 
 #[tokio::test]
@@ -368,7 +368,7 @@ async fn a_streamed_answer_ends_with_a_record_that_names_the_newer_build() {
     let setting = builder(&daemon).await;
     let config = json!({"deploy": {"service": "hello"}});
     let records = setting
-        .called("old")
+        .with_call_id("old")
         .stream(tar(config), "application/x-ndjson")
         .await;
     let _old = calls.build().await;
@@ -398,7 +398,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// Runs generated steps on two builders of one daemon, and checks that no build outlives a newer one.
-async fn run(steps: Vec<Step>) {
+async fn run_steps(steps: Vec<Step>) {
     let (daemon, mut calls) = daemon::start();
     let builders = [builder(&daemon).await, builder(&daemon).await];
     let mut times = std::collections::HashSet::new();
@@ -413,7 +413,7 @@ async fn run(steps: Vec<Step>) {
                 let build = send(
                     &builders[builder],
                     &call_id,
-                    json!({"submittedAt": submitted(seconds_ago)}),
+                    json!({"submittedAt": format_submission_time(seconds_ago)}),
                 );
                 let newer = running.as_ref().map(|(id, ago, ..)| (id.clone(), *ago));
                 let newer = newer.into_iter().chain(succeeded.clone());
@@ -427,7 +427,7 @@ async fn run(steps: Vec<Step>) {
                 }
                 let call = calls.build().await;
                 if let Some((_, _, old, _)) = running.replace((call_id.clone(), seconds_ago, build, call)) {
-                    superseded(old, &call_id).await;
+                    assert_superseded(old, &call_id).await;
                 }
             }
             Step::End { succeeds } => {
@@ -461,6 +461,6 @@ proptest! {
             .enable_all()
             .build()
             .expect("a runtime");
-        runtime.block_on(run(steps));
+        runtime.block_on(run_steps(steps));
     }
 }

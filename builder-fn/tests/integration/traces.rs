@@ -24,7 +24,7 @@ fn traced() -> Context {
 #[tokio::test]
 async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).via(DeployVia::Callback);
+    let setting = Setting::new(daemon).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
     let _context = traced().attach();
 
@@ -46,7 +46,7 @@ async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
 #[tokio::test]
 async fn without_a_trace_no_trace_context_is_sent() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).via(DeployVia::Callback);
+    let setting = Setting::new(daemon).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
 
     let daemon = async {

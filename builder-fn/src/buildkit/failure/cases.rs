@@ -46,7 +46,7 @@ const EXPORT: &str = "exporting to image";
 /// The failed solves for which the caller is to blame: only another Dockerfile, context or config helps. Messages about
 /// parsing, ignore patterns, sources of `COPY` and commands of `RUN` were recorded from the daemon; the others follow
 /// its sources and reports of users.
-const CALLER: &[Case] = &[
+const CALLER_CASES: &[Case] = &[
     // The Dockerfile cannot be parsed, or makes no sense.
     (
         Code::Unknown,
@@ -249,7 +249,7 @@ const CALLER: &[Case] = &[
 
 /// The failed solves for which the platform is to blame: a retry of the same build may succeed. That of an unreachable
 /// registry was recorded from the daemon; the others follow its sources and reports of users.
-const PLATFORM: &[Case] = &[
+const PLATFORM_CASES: &[Case] = &[
     // Registries during a pull, whichever step needs the image.
     (
         Code::Unknown,
@@ -357,8 +357,8 @@ const PLATFORM: &[Case] = &[
 
 #[test]
 fn a_failure_is_the_platforms_only_if_a_retry_can_succeed() {
-    assert!(CALLER.len() + PLATFORM.len() >= 30);
-    for (cases, expected) in [(CALLER, Fault::Caller), (PLATFORM, Fault::Platform)] {
+    assert!(CALLER_CASES.len() + PLATFORM_CASES.len() >= 30);
+    for (cases, expected) in [(CALLER_CASES, Fault::Caller), (PLATFORM_CASES, Fault::Platform)] {
         for case in cases {
             assert_eq!(fault(*case), expected, "{case:?}");
         }

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::buildkit::shared_key::{KeyLease, TransferGuard};
 use crate::context::{self, SourceContext, View};
 
-/// The number of batches that are read ahead of sending. Times [`content::BATCH`], this is the memory of one transfer.
+/// The number of batches that are read ahead of sending. Times [`content::BATCH_MAX`], this is the memory of one transfer.
 const READS_AHEAD: usize = 2;
 
 type Packets = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
@@ -58,7 +58,7 @@ impl file_sync_server::FileSync for FileSync {
         let transfer = tokio::task::spawn_blocking(move || Transfer::new(&sync, &folder, &is_wanted))
             .await
             .map_err(|_| Status::internal("listing the context failed"))??;
-        Ok(Response::new(packets(transfer, request.into_inner())))
+        Ok(Response::new(answer_packets(transfer, request.into_inner())))
     }
 
     async fn tar_stream(&self, _: Request<Streaming<Packet>>) -> Result<Response<Packets>, Status> {
@@ -90,7 +90,7 @@ impl Transfer {
             "BuildKit requested files"
         );
         Ok(Self {
-            guard: Arc::new(Mutex::new(sync.lease.begin(&sync.context, &entries))),
+            guard: Arc::new(Mutex::new(sync.lease.begin_transfer(&sync.context, &entries))),
             context: sync.context.clone(),
             lease: sync.lease.clone(),
             entries: entries.into(),
@@ -98,14 +98,16 @@ impl Transfer {
     }
 
     /// Returns the STAT packets of all announced entries, and the packet that ends the announcement.
-    fn stats(&self) -> impl Iterator<Item = Packet> + use<> {
+    fn stat_packets(&self) -> impl Iterator<Item = Packet> + use<> {
         let transfer = self.clone();
         let stat = move |number: usize| {
-            let visible = transfer.entries.get(number)?;
-            let is_forced = transfer.lease.is_forced(visible.entry);
-            Some(stat::packet(&transfer.context, visible, is_forced))
+            let view_entry = transfer.entries.get(number)?;
+            let is_forced = transfer.lease.is_forced(view_entry.entry);
+            Some(stat::stat_packet(&transfer.context, view_entry, is_forced))
         };
-        (0..self.entries.len()).filter_map(stat).chain([stat::end()])
+        (0..self.entries.len())
+            .filter_map(stat)
+            .chain([stat::end_packet()])
     }
 
     /// Marks the transfer as complete, and returns its FIN packet.
@@ -123,11 +125,11 @@ impl Transfer {
 }
 
 /// Returns the packets that answer `received`, the packets of the daemon.
-fn packets(
+fn answer_packets(
     transfer: Transfer,
     received: impl Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
 ) -> Packets {
-    let stats = stream::iter(transfer.stats()).map(Ok);
+    let stats = stream::iter(transfer.stat_packets()).map(Ok);
     let finish = stream::once({
         let transfer = transfer.clone();
         future::lazy(move |_| Ok(transfer.finish()))

@@ -6,7 +6,7 @@ use crate::context::{ContentHash, ContentHasher, Entry, Kind};
 
 /// The modification times that every file system stores unchanged, in seconds since 1970. BuildKit compares the time
 /// that its file system has kept; two times that could become the same there count as the same here.
-const SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
+const PORTABLE_SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
 
 /// The average length of one list of fingerprints, if there are as many entries as were expected.
 const LIST_LEN: usize = 1024;
@@ -67,13 +67,16 @@ impl Announcements {
     }
 
     /// Returns the memory that `entries` more announcements take, in bytes.
-    pub(super) fn bytes_of(entries: usize) -> usize {
+    pub(super) fn bytes_for_entries(entries: usize) -> usize {
         entries.saturating_mul(size_of::<Fingerprint>())
     }
 
     /// Returns the memory that the announcements take, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let lists = self.lists.iter().map(|list| Self::bytes_of(list.capacity()));
+        let lists = self
+            .lists
+            .iter()
+            .map(|list| Self::bytes_for_entries(list.capacity()));
         self.lists.len() * size_of::<Vec<Fingerprint>>() + lists.sum::<usize>()
     }
 
@@ -82,7 +85,7 @@ impl Announcements {
         let Some(fingerprint) = self.fingerprint(path, entry) else {
             return Comparison::Same;
         };
-        let list = &self.lists[self.list(&fingerprint)];
+        let list = &self.lists[self.list_index(&fingerprint)];
         match find(list, &fingerprint) {
             Err(_) => Comparison::New,
             Ok(at)
@@ -101,7 +104,7 @@ impl Announcements {
         let mut new = vec![0; self.lists.len()];
         each(&mut |path, entry| {
             if let Some(fingerprint) = self.fingerprint(path, entry) {
-                let list = self.list(&fingerprint);
+                let list = self.list_index(&fingerprint);
                 match find(&self.lists[list], &fingerprint) {
                     Ok(at) => self.lists[list][at].merge(&fingerprint),
                     Err(_) => new[list] += 1,
@@ -117,7 +120,7 @@ impl Announcements {
         }
         each(&mut |path, entry| {
             if let Some(fingerprint) = self.fingerprint(path, entry) {
-                let list = self.list(&fingerprint);
+                let list = self.list_index(&fingerprint);
                 if find(&self.lists[list][..known[list]], &fingerprint).is_err() {
                     self.lists[list].push(fingerprint);
                 }
@@ -136,7 +139,7 @@ impl Announcements {
     }
 
     /// Returns the index of the list for a fingerprint.
-    fn list(&self, fingerprint: &Fingerprint) -> usize {
+    fn list_index(&self, fingerprint: &Fingerprint) -> usize {
         let bits = self.lists.len().ilog2();
         usize::try_from(u64::from(fingerprint.identity[0]) << bits >> u32::BITS).unwrap_or_default()
     }
@@ -153,7 +156,7 @@ impl Announcements {
         identity.write(path.as_bytes());
         let content = match entry.kind {
             Kind::Symlink { .. } => return None,
-            Kind::Directory => {
+            Kind::Folder => {
                 identity.write(b"\0folder");
                 hash_with_attributes(&entry.mode.to_le_bytes(), entry)
             }
@@ -161,7 +164,7 @@ impl Announcements {
                 let seconds = entry.mtime_ns.div_euclid(1_000_000_000);
                 identity.write(b"\0file");
                 identity.write_u64(size);
-                identity.write_i64(seconds.clamp(*SECONDS.start(), *SECONDS.end()));
+                identity.write_i64(seconds.clamp(*PORTABLE_SECONDS.start(), *PORTABLE_SECONDS.end()));
                 match entry.xattrs.is_empty() {
                     true => entry.content,
                     false => hash_with_attributes(&entry.content.0, entry),
@@ -198,7 +201,7 @@ fn hash_with_attributes(first: &[u8], entry: &Entry<'_>) -> ContentHash {
             hasher.update(part);
         }
     }
-    hasher.finish()
+    hasher.finish_and_reset()
 }
 
 #[cfg(test)]
@@ -223,7 +226,7 @@ mod tests {
 
     fn folder(mode: u32, mtime_ns: i64) -> Placed {
         let (path, entry) = file(0);
-        let kind = Kind::Directory;
+        let kind = Kind::Folder;
         (
             path,
             Entry {
@@ -265,7 +268,7 @@ mod tests {
                 with(|entry| entry.kind = Kind::Symlink { target: "abc" }),
                 Comparison::Same,
             ),
-            (with(|entry| entry.kind = Kind::Directory), Comparison::New),
+            (with(|entry| entry.kind = Kind::Folder), Comparison::New),
         ] {
             assert_eq!(compare_after(&[file(1)], next), expected, "{next:?}");
         }
@@ -332,7 +335,7 @@ mod tests {
                 Comparison::New
             );
             assert!(
-                announcements.bytes() <= Announcements::bytes_of(6000) + 200,
+                announcements.bytes() <= Announcements::bytes_for_entries(6000) + 200,
                 "{}",
                 announcements.bytes()
             );

@@ -40,15 +40,15 @@ impl SharedKeys {
     /// If there is no memory for what will be announced under it, the key is for [single use](Self::lease_single_use).
     pub fn lease(&self, image: &str, context: &SourceContext) -> KeyLease {
         let known = self.take(image).and_then(|(mut record, reservation)| {
-            let reuse = compare(&mut record, context)?;
-            let reservation = reservation.grow(Announcements::bytes_of(reuse.new_entries))?;
+            let reuse = plan_reuse(&mut record, context)?;
+            let reservation = reservation.grow(Announcements::bytes_for_entries(reuse.new_entries))?;
             Some((record, reservation, reuse.forced))
         });
         if let Some((record, reservation, forced)) = known {
             return KeyLease::new(self.clone(), Some((record, reservation)), forced);
         }
         let record = KeyRecord::new(image, context.index().len());
-        let bytes = record.announcements.bytes() + Announcements::bytes_of(context.index().len());
+        let bytes = record.announcements.bytes() + Announcements::bytes_for_entries(context.index().len());
         let reservation = Reservation::new(self, bytes);
         KeyLease::new(
             self.clone(),
@@ -77,7 +77,7 @@ struct Reuse {
 /// That is so if a folder has changed, and if the forced files of all builds so far amount to half of the context. A
 /// file that was forced once is forced in all later builds under the key; a new key costs the other half once, and
 /// nothing after that.
-fn compare(record: &mut KeyRecord, context: &SourceContext) -> Option<Reuse> {
+fn plan_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<Reuse> {
     let mut reuse = Reuse {
         forced: EntrySet::default(),
         new_entries: 0,
@@ -91,7 +91,7 @@ fn compare(record: &mut KeyRecord, context: &SourceContext) -> Option<Reuse> {
         match record.announcements.compare(path, &entry) {
             Comparison::Same => {}
             Comparison::New => reuse.new_entries += 1,
-            Comparison::MayDiffer if entry.is_directory() => return None,
+            Comparison::MayDiffer if entry.is_folder() => return None,
             Comparison::MayDiffer => {
                 reuse.forced.insert(at, index.len());
                 record.forced_bytes += entry.size();
@@ -144,7 +144,7 @@ impl KeyLease {
     }
 
     /// Begins a file transfer that announces `view` of `context`, and records the announced entries.
-    pub(in crate::buildkit) fn begin(
+    pub(in crate::buildkit) fn begin_transfer(
         self: &Arc<Self>,
         context: &SourceContext,
         view: &View,

@@ -73,7 +73,7 @@ impl DaemonModel {
         end: TransferEnd,
     ) -> Folder {
         let announced_view = view(context, filter).expect("patterns");
-        let mut transfer = lease.begin(context, &announced_view);
+        let mut transfer = lease.begin_transfer(context, &announced_view);
         let key = lease.key.clone();
         let mut with_key: Vec<_> = self.folders.iter_mut().filter(|(name, _)| *name == key).collect();
         let at = take % (with_key.len() + 1);
@@ -121,7 +121,7 @@ impl StoredEntry {
             .map(|(name, value)| (name.to_owned(), value.to_vec()))
             .collect();
         let kind = match entry.kind {
-            Kind::Directory => "folder",
+            Kind::Folder => "folder",
             Kind::File { .. } => "file",
             Kind::Symlink { .. } => "link",
         };
@@ -196,7 +196,7 @@ fn context(mut specs: Vec<EntrySpec>) -> SourceContext {
             mode,
         } = spec;
         let kind = match what {
-            0 => Kind::Directory,
+            0 => Kind::Folder,
             1 => Kind::Symlink {
                 target: &targets[usize::from(*content)],
             },
@@ -311,7 +311,7 @@ proptest! {
 fn build(keys: &SharedKeys, image: &str, context: &SourceContext) -> String {
     let lease = Arc::new(keys.lease(image, context));
     lease
-        .begin(context, &view(context, &Filter::default()).expect("patterns"))
+        .begin_transfer(context, &view(context, &Filter::default()).expect("patterns"))
         .complete();
     lease.release();
     lease.key.clone()
@@ -382,7 +382,7 @@ fn a_key_is_discarded_with_a_transfer_or_a_build_that_was_broken_off() {
     let first = build(&keys, "a", &context);
 
     let lease = Arc::new(keys.lease("a", &context));
-    drop(lease.begin(&context, &View::default()));
+    drop(lease.begin_transfer(&context, &View::default()));
     assert_ne!(
         lease.key(),
         first,
@@ -393,7 +393,7 @@ fn a_key_is_discarded_with_a_transfer_or_a_build_that_was_broken_off() {
     assert_ne!(second, first);
 
     let lease = Arc::new(keys.lease("a", &context));
-    let _running = lease.begin(&context, &View::default());
+    let _running = lease.begin_transfer(&context, &View::default());
     lease.release();
     let third = build(&keys, "a", &context);
     assert_ne!(third, second);
@@ -450,7 +450,7 @@ fn the_memory_of_running_builds_is_bounded_too() {
     let begin = |image: &str| {
         let lease = Arc::new(keys.lease(image, &context));
         let everything = view(&context, &Filter::default()).expect("patterns");
-        lease.begin(&context, &everything).complete();
+        lease.begin_transfer(&context, &everything).complete();
         lease
     };
 
@@ -495,7 +495,7 @@ fn a_dropped_lease_releases_its_memory() {
 
 #[test]
 fn two_hundred_thousand_files_can_be_remembered() {
-    assert!(Announcements::bytes_of(200_000) + 10_000 < MEMORY_MAX);
+    assert!(Announcements::bytes_for_entries(200_000) + 10_000 < MEMORY_MAX);
 }
 
 #[test]

@@ -60,13 +60,13 @@ impl EventReader {
             response
                 .vertexes
                 .into_iter()
-                .filter_map(|vertex| self.step(vertex)),
+                .filter_map(|vertex| self.step_event(vertex)),
         );
         events.extend(
             response
                 .statuses
                 .into_iter()
-                .filter_map(|status| self.progress(status)),
+                .filter_map(|status| self.progress_event(status)),
         );
         events.extend(response.logs.into_iter().map(|log| Event::Output {
             step: log.vertex,
@@ -97,7 +97,7 @@ impl EventReader {
     }
 
     /// Returns the event for the start or the end of a step, unless it was returned before.
-    fn step(&mut self, vertex: Vertex) -> Option<Event> {
+    fn step_event(&mut self, vertex: Vertex) -> Option<Event> {
         self.note_failure(&vertex);
         let started = vertex.started.as_ref().map(time);
         let completed = vertex.completed.as_ref().map(time);
@@ -153,7 +153,7 @@ impl EventReader {
 
     /// Returns the event for a part of a step that began, completed, began again, or progressed after
     /// [`PROGRESS_INTERVAL`].
-    fn progress(&mut self, status: VertexStatus) -> Option<Event> {
+    fn progress_event(&mut self, status: VertexStatus) -> Option<Event> {
         let at = time_or_epoch(status.timestamp.as_ref());
         let (current, done) = (status.current, status.completed.is_some());
         let before = self.progress.get(&status.id).copied();

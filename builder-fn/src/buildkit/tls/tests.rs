@@ -147,7 +147,10 @@ fn daemon(identity: &Identity, authority: Option<&Authority>) -> TlsAcceptor {
 /// Connects to `daemon` over TLS with the secrets in `folder`, and returns the text of the error if one side rejects
 /// the other.
 async fn connect(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), String> {
-    let config = folder.tls_secrets().config().map_err(|error| error.to_string())?;
+    let config = folder
+        .tls_secrets()
+        .read_config()
+        .map_err(|error| error.to_string())?;
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     tokio::spawn(async move {
         if let Ok(mut stream) = daemon.accept(theirs).await {
@@ -265,7 +268,7 @@ async fn the_error_names_a_server_without_tls() {
         .expect("write");
     let name = ServerName::try_from("buildkit").expect("name");
 
-    let error = handshake(ours, name, secrets.tls_secrets().config().expect("secrets"))
+    let error = handshake(ours, name, secrets.tls_secrets().read_config().expect("secrets"))
         .await
         .err()
         .expect("no TLS");

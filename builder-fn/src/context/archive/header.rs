@@ -28,7 +28,7 @@ impl<'a> Header<'a> {
     /// as by other tar readers.
     pub(super) fn parse(block: &'a [u8; BLOCK]) -> Option<Self> {
         let header = tar::Header::from_byte_slice(block);
-        let stored = number(&header.as_old().cksum)?;
+        let stored = parse_number(&header.as_old().cksum)?;
         let bytes = || {
             let blanked = |(at, byte): (usize, &u8)| if (148..156).contains(&at) { b' ' } else { *byte };
             block.iter().enumerate().map(blanked)
@@ -39,7 +39,7 @@ impl<'a> Header<'a> {
     }
 
     /// Returns the type flag of the entry.
-    pub(super) fn flag(&self) -> u8 {
+    pub(super) fn type_flag(&self) -> u8 {
         self.0.as_old().linkflag[0]
     }
 
@@ -69,7 +69,9 @@ impl<'a> Header<'a> {
         let is_valid = if self.has_magic(USTAR) {
             true
         } else if self.has_magic(GNU) {
-            GNU_TIMES.into_iter().all(|time| number(&bytes[time]).is_some())
+            GNU_TIMES
+                .into_iter()
+                .all(|time| parse_number(&bytes[time]).is_some())
         } else {
             bytes[PREFIX].iter().all(|byte| *byte == 0)
         };
@@ -87,17 +89,17 @@ impl<'a> Header<'a> {
 
     /// Returns the length of the entry's content in bytes; `None` if the field is malformed.
     pub(super) fn size(&self) -> Option<i64> {
-        number(&self.0.as_old().size)
+        parse_number(&self.0.as_old().size)
     }
 
     /// Returns the mode bits of the entry; `None` if the field is malformed.
     pub(super) fn mode(&self) -> Option<i64> {
-        number(&self.0.as_old().mode)
+        parse_number(&self.0.as_old().mode)
     }
 
     /// Returns the modification time of the entry in seconds since 1970; `None` if the field is malformed.
     pub(super) fn mtime(&self) -> Option<i64> {
-        number(&self.0.as_old().mtime)
+        parse_number(&self.0.as_old().mtime)
     }
 }
 
@@ -111,7 +113,7 @@ fn until_nul(field: &[u8]) -> &[u8] {
 /// top bit is set, big-endian two's complement.
 ///
 /// Digits after a NUL are rejected, because some tar programs read them and others do not.
-fn number(field: &[u8]) -> Option<i64> {
+fn parse_number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
         // The top bit marks the form, the next one is the sign.
@@ -143,12 +145,12 @@ mod tests {
     #[test]
     fn octal_numbers_may_be_surrounded_by_blanks_and_nuls() {
         for field in [&b"0000644\0"[..], b"    644 ", b"644\0\0\0\0\0", b"  644\0 \0"] {
-            assert_eq!(number(field), Some(0o644), "{field:?}");
+            assert_eq!(parse_number(field), Some(0o644), "{field:?}");
         }
-        assert_eq!(number(b"77777777777\0"), Some(0o77_777_777_777));
-        assert_eq!(number(b"777777777777"), Some(0o777_777_777_777));
-        assert_eq!(number(b"\0\0\0\0"), Some(0));
-        assert_eq!(number(b"        "), Some(0));
+        assert_eq!(parse_number(b"77777777777\0"), Some(0o77_777_777_777));
+        assert_eq!(parse_number(b"777777777777"), Some(0o777_777_777_777));
+        assert_eq!(parse_number(b"\0\0\0\0"), Some(0));
+        assert_eq!(parse_number(b"        "), Some(0));
     }
 
     #[test]
@@ -162,23 +164,23 @@ mod tests {
             b"\x0012\0",
             b" \x0012\0",
         ] {
-            assert_eq!(number(field), None, "{field:?}");
+            assert_eq!(parse_number(field), None, "{field:?}");
         }
     }
 
     #[test]
     fn binary_numbers_have_a_sign_and_do_not_wrap_around() {
-        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), Some(256));
+        assert_eq!(parse_number(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), Some(256));
         assert_eq!(
-            number(&[0x80, 0, 0, 0, 0x7f, 255, 255, 255, 255, 255, 255, 255]),
+            parse_number(&[0x80, 0, 0, 0, 0x7f, 255, 255, 255, 255, 255, 255, 255]),
             Some(i64::MAX)
         );
-        assert_eq!(number(&[0xff; 12]), Some(-1));
-        assert_eq!(number(&[0xff, 0xff, 0xff, 0xfe]), Some(-2));
+        assert_eq!(parse_number(&[0xff; 12]), Some(-1));
+        assert_eq!(parse_number(&[0xff, 0xff, 0xff, 0xfe]), Some(-2));
         // More than 64 bits must not wrap around to a small number.
-        assert_eq!(number(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]), None);
+        assert_eq!(parse_number(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]), None);
         assert_eq!(
-            number(&[0xbf, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
+            parse_number(&[0xbf, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
             None
         );
     }

@@ -73,7 +73,7 @@ impl EntryRole {
 ///
 /// # Errors
 /// When the target is empty, too long, not UTF-8, or contains a NUL.
-pub(super) fn symlink_target(target: &[u8]) -> Result<String, EntryProblem> {
+pub(super) fn validate_symlink_target(target: &[u8]) -> Result<String, EntryProblem> {
     let target = text(target)?;
     if target.is_empty() {
         return Err(EntryProblem::NoTarget);
@@ -145,10 +145,10 @@ mod tests {
     #[test]
     fn a_symlink_may_have_any_target_that_a_file_system_can_hold() {
         for target in ["a", "../../etc/passwd", "/etc/passwd", "a//b/"] {
-            assert_eq!(symlink_target(target.as_bytes()).unwrap(), target);
+            assert_eq!(validate_symlink_target(target.as_bytes()).unwrap(), target);
         }
         for target in [&b""[..], b"a\0", b"\xff", "x".repeat(5000).as_bytes()] {
-            assert!(symlink_target(target).is_err());
+            assert!(validate_symlink_target(target).is_err());
         }
     }
 }

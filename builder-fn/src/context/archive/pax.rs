@@ -47,8 +47,8 @@ impl PaxRecords {
         match key {
             "path" => self.path = given.map(<[u8]>::to_vec),
             "linkpath" => self.link_path = given.map(<[u8]>::to_vec),
-            "size" => self.size = given.map(decimal).transpose()?,
-            "mtime" => self.mtime_ns = given.map(nanoseconds).transpose()?,
+            "size" => self.size = given.map(parse_decimal).transpose()?,
+            "mtime" => self.mtime_ns = given.map(parse_nanoseconds).transpose()?,
             _ if key.starts_with("GNU.sparse.") => self.sparse = true,
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR).filter(|name| is_kept(name)) {
@@ -87,7 +87,8 @@ fn split_record(data: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
         .take(12)
         .position(|byte| *byte == b' ')
         .ok_or("a record has no length")?;
-    let length = usize::try_from(decimal(&data[..digits])?).map_err(|_| "a record's length is negative")?;
+    let length =
+        usize::try_from(parse_decimal(&data[..digits])?).map_err(|_| "a record's length is negative")?;
     if length <= digits + 1 || length > data.len() {
         return Err("a record's length is not that of the record");
     }
@@ -99,7 +100,7 @@ fn split_record(data: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
 }
 
 /// Parses a decimal number with an optional sign.
-fn decimal(text: &[u8]) -> Result<i64, &'static str> {
+fn parse_decimal(text: &[u8]) -> Result<i64, &'static str> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err("a number is not decimal");
@@ -109,7 +110,7 @@ fn decimal(text: &[u8]) -> Result<i64, &'static str> {
 }
 
 /// Parses seconds with an optional fraction as nanoseconds; a time out of range becomes the nearest in range.
-fn nanoseconds(text: &[u8]) -> Result<i64, &'static str> {
+fn parse_nanoseconds(text: &[u8]) -> Result<i64, &'static str> {
     let point = text.iter().position(|byte| *byte == b'.');
     let (whole, fraction) = match point {
         Some(at) => (&text[..at], &text[at + 1..]),
@@ -121,7 +122,7 @@ fn nanoseconds(text: &[u8]) -> Result<i64, &'static str> {
     let nanos = (0..9).fold(0i64, |sum, place| {
         sum * 10 + i64::from(fraction.get(place).map_or(0, |digit| digit - b'0'))
     });
-    let seconds = decimal(whole)?.saturating_mul(1_000_000_000);
+    let seconds = parse_decimal(whole)?.saturating_mul(1_000_000_000);
     Ok(if whole.starts_with(b"-") {
         seconds.saturating_sub(nanos)
     } else {
@@ -201,10 +202,10 @@ mod tests {
             ("-0.5", -500_000_000),
             ("9223372036854775807", i64::MAX),
         ] {
-            assert_eq!(nanoseconds(text.as_bytes()), Ok(expected), "{text}");
+            assert_eq!(parse_nanoseconds(text.as_bytes()), Ok(expected), "{text}");
         }
         for text in ["", ".", "1.x", "1e3", "99999999999999999999"] {
-            assert!(nanoseconds(text.as_bytes()).is_err(), "{text}");
+            assert!(parse_nanoseconds(text.as_bytes()).is_err(), "{text}");
         }
     }
 

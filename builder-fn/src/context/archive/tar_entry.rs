@@ -169,7 +169,7 @@ impl EntryType {
     /// Returns the type of the entry with this header and this full name.
     fn read(header: &Header<'_>, name: &[u8]) -> Result<Self, EntryProblem> {
         let is_folder_name = name.ends_with(b"/");
-        match header.flag() {
+        match header.type_flag() {
             // Old tars mark a folder only by a slash after its name. Tar programs differ in whether that is the name in the
             // header, and in whether it makes folders of files of the newer type too.
             0 if is_folder_name != header.name_field().ends_with(b"/") => Err(EntryProblem::FolderOrFile),

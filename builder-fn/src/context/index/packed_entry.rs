@@ -47,7 +47,7 @@ impl PackedEntry {
     /// Packs `entry`, whose text is at the position `text`. A folder is empty at first.
     pub(super) fn new(folder: u32, text: u32, entry: &Entry<'_>) -> Self {
         let (kind, start, size) = match entry.kind {
-            Kind::Directory => (0, 0, 0),
+            Kind::Folder => (0, 0, 0),
             Kind::File { offset, size } => (FILE, offset, size),
             Kind::Symlink { target } => (SYMLINK, 0, target.len() as u64),
         };
@@ -58,8 +58,8 @@ impl PackedEntry {
             folder,
             text,
             mtime_ns: [mtime_ns >> 32, mtime_ns & LOW].map(|half| u32::try_from(half).unwrap_or_default()),
-            start: packed(start),
-            size: packed(size),
+            start: pack_uint48(start),
+            size: pack_uint48(size),
             content: entry.content,
             flags: mode | kind | attributes,
         }
@@ -102,7 +102,7 @@ impl PackedEntry {
     pub(super) fn unpack<'a>(&self, text: &'a [u8]) -> Entry<'a> {
         let mut rest = split_name(text).1;
         let kind = match self.flags & (FILE | SYMLINK) {
-            0 => Kind::Directory,
+            0 => Kind::Folder,
             FILE => Kind::File {
                 offset: self.start(),
                 size: self.size(),
@@ -134,7 +134,7 @@ impl PackedEntry {
         }
     }
 
-    pub(super) fn is_directory(&self) -> bool {
+    pub(super) fn is_folder(&self) -> bool {
         self.flags & (FILE | SYMLINK) == 0
     }
 
@@ -151,19 +151,19 @@ impl PackedEntry {
     }
 
     pub(super) fn start(&self) -> u64 {
-        unpacked(self.start)
+        unpack_uint48(self.start)
     }
 
     pub(super) fn set_start(&mut self, start: u64) {
-        self.start = packed(start);
+        self.start = pack_uint48(start);
     }
 
     pub(super) fn size(&self) -> u64 {
-        unpacked(self.size)
+        unpack_uint48(self.size)
     }
 
     pub(super) fn set_size(&mut self, size: u64) {
-        self.size = packed(size);
+        self.size = pack_uint48(size);
     }
 }
 
@@ -174,12 +174,12 @@ fn split_name(text: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Packs `number` into 48 bits; a larger number becomes the largest of 48 bits.
-fn packed(number: u64) -> Uint48 {
+fn pack_uint48(number: u64) -> Uint48 {
     let [bytes @ .., _, _] = number.min((1 << 48) - 1).to_le_bytes();
     bytes
 }
 
-fn unpacked([a, b, c, d, e, f]: Uint48) -> u64 {
+fn unpack_uint48([a, b, c, d, e, f]: Uint48) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
@@ -194,8 +194,8 @@ mod tests {
         let target = "t".repeat(4095);
         let file = |offset, size| Kind::File { offset, size };
         for (kind, mode, mtime_ns, xattrs) in [
-            (Kind::Directory, 0o1755, 0, Attributes::NONE),
-            (Kind::Directory, 0, i64::MIN, with),
+            (Kind::Folder, 0o1755, 0, Attributes::NONE),
+            (Kind::Folder, 0, i64::MIN, with),
             (file(0, 0), 0o644, -1, Attributes::NONE),
             (file((1 << 48) - 1, (1 << 48) - 1), 0o7777, i64::MAX, with),
             (file(1 << 40, 70_000), 0o644, 1_700_000_000_123_456_789, with),

@@ -11,7 +11,7 @@ impl Index {
         let mut sorted = self.by_folder();
         for at in 0..self.len() {
             let folder = self.entries[at];
-            if folder.is_directory() {
+            if folder.is_folder() {
                 let start = index(folder.start());
                 self.sort_by_name(&mut sorted[start..start + index(folder.size())]);
             }
@@ -23,7 +23,7 @@ impl Index {
     /// Returns the numbers of all entries, grouped by folder.
     fn by_folder(&mut self) -> Vec<u32> {
         let mut next = u64::from(self.top_level);
-        for folder in self.entries.iter_mut().filter(|entry| entry.is_directory()) {
+        for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {
             folder.set_start(next);
             next += folder.size();
         }
@@ -44,7 +44,7 @@ impl Index {
             };
             sorted[index(position)] = number;
         }
-        for folder in self.entries.iter_mut().filter(|entry| entry.is_directory()) {
+        for folder in self.entries.iter_mut().filter(|entry| entry.is_folder()) {
             folder.set_start(folder.start() - folder.size());
         }
         sorted

@@ -145,7 +145,7 @@ proptest! {
             let similar = [format!("/{path}"), format!("{path}/"), format!("a{path}"), String::new()];
             prop_assert!(!similar.iter().any(|path| index.has_path(*at, path)));
             prop_assert_eq!(path.rsplit('/').next(), Some(index.name(*at)));
-            prop_assert_eq!(index.is_directory(*at), entry.is_none());
+            prop_assert_eq!(index.is_folder(*at), entry.is_none());
             if let Some(entry) = entry {
                 prop_assert_eq!(index.entry(*at), *entry);
             }

@@ -103,7 +103,7 @@ impl Follower<'_> {
             let name = index.name(at);
             self.effort.spend(4 * name.len())?;
             if pattern.matches(name) {
-                targets.extend(self.target_of(at, folder));
+                targets.extend(self.target_of_entry(at, folder));
             }
         }
         Ok(targets)
@@ -112,11 +112,11 @@ impl Follower<'_> {
     /// Returns the target of the symbolic link at `path`, without resolving patterns.
     fn link_target(&self, path: &str) -> Option<String> {
         let (folder, _) = glob::split(path);
-        self.target_of(self.context.index().find(path)?, folder)
+        self.target_of_entry(self.context.index().find(path)?, folder)
     }
 
     /// Returns the target of the symbolic link with the number `at`, which is in `folder`.
-    fn target_of(&self, at: u32, folder: &str) -> Option<String> {
+    fn target_of_entry(&self, at: u32, folder: &str) -> Option<String> {
         let Kind::Symlink { target } = self.context.index().entry(at).kind else {
             return None;
         };

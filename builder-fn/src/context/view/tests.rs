@@ -14,7 +14,7 @@ pub(super) fn context(entries: &[&str]) -> SourceContext {
         }
         let (path, kind) = match (entry.split_once(" -> "), entry.strip_suffix('/')) {
             (Some((path, target)), _) => (path, Kind::Symlink { target }),
-            (_, Some(folder)) => (folder, Kind::Directory),
+            (_, Some(folder)) => (folder, Kind::Folder),
             _ => (
                 *entry,
                 Kind::File {

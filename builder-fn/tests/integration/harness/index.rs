@@ -24,7 +24,7 @@ type Read = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), Strin
 ///
 /// The first byte says whether checksums are corrected before, so that changed headers are parsed; the second is the length of
 /// the pieces.
-pub(crate) fn index(bytes: &[u8]) {
+pub(crate) fn check_index(bytes: &[u8]) {
     let [mode, piece, tar @ ..] = bytes else { return };
     let mut tar = tar.to_vec();
     if mode & 1 == 1 {
@@ -126,7 +126,7 @@ fn check_paths(entries: &[(String, Entry<'_>)]) {
         if let Some((folder, _)) = path.rsplit_once('/') {
             assert!(folders.contains(folder), "{path:?} has no folder");
         }
-        if entry.is_directory() {
+        if entry.is_folder() {
             folders.insert(path.clone());
         }
     }

@@ -9,9 +9,9 @@ mod request;
 
 use builder_fn::context::{Entry, Index};
 
-pub(crate) use index::{fix_checksums, index};
-pub(crate) use peer::peer;
-pub(crate) use request::request;
+pub(crate) use index::{check_index, fix_checksums};
+pub(crate) use peer::check_file_sync;
+pub(crate) use request::check_request;
 
 /// Returns the paths and entries of an index, in order.
 fn listed(index: &Index) -> Vec<(String, Entry<'_>)> {

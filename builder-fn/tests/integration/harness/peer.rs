@@ -20,7 +20,7 @@ use tonic::codegen::Service;
 ///
 /// The first byte selects the mode. Then come lines of patterns up to an empty one (`i`nclude, `e`xclude or `f`ollow, and the
 /// pattern), and then what the daemon sends: packets, or any bytes.
-pub(crate) async fn peer(bytes: &[u8]) {
+pub(crate) async fn check_file_sync(bytes: &[u8]) {
     let Some((mode, mut rest)) = bytes.split_first() else {
         return;
     };
@@ -267,7 +267,7 @@ fn contexts(on_disk: bool) -> Arc<SourceContext> {
         let tar = context();
         [tar.len(), 0].map(|memory| {
             let settings = SpoolSettings {
-                dir: std::env::temp_dir(),
+                folder: std::env::temp_dir(),
                 memory,
                 quota: SpoolQuota::new(u64::MAX, IntGauge::new("used", "used").expect("gauge")),
             };

@@ -16,7 +16,7 @@ use super::{fix_checksums, listed};
 /// without the key.
 ///
 /// The first byte says whether checksums are corrected first, and whether the body is compressed then.
-pub(crate) async fn request(bytes: &[u8]) {
+pub(crate) async fn check_request(bytes: &[u8]) {
     let Some((mode, body)) = bytes.split_first() else {
         return;
     };

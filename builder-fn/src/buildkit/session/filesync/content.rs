@@ -11,14 +11,14 @@ use tonic::Status;
 use super::{Transfer, stat};
 
 /// The largest content of one DATA packet, in bytes.
-const PACKET: u64 = 64 << 10;
+const PACKET_MAX: u64 = 64 << 10;
 
 /// The largest content of one batch of packets, in bytes. A batch is read on another thread, so it should be worth the
 /// switch.
-pub(super) const BATCH: u64 = 2 * PACKET;
+pub(super) const BATCH_MAX: u64 = 2 * PACKET_MAX;
 
 /// The largest number of packets in one batch, which limits batches of small files.
-const BATCH_PACKETS: usize = 512;
+const BATCH_PACKETS_MAX: usize = 512;
 
 /// The number of files that are sent at the same time, so that a large file does not delay small ones. The daemon keeps
 /// each open.
@@ -87,10 +87,10 @@ impl ReadQueue {
     }
 
     /// Takes the next batch of pieces off the queue, alternating between the files that have been begun.
-    fn next(&mut self) -> Vec<Piece> {
+    fn take_batch(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        let mut left = BATCH;
-        while left > 0 && pieces.len() < BATCH_PACKETS {
+        let mut left = BATCH_MAX;
+        while left > 0 && pieces.len() < BATCH_PACKETS_MAX {
             while self.begun.len() < FILES_AT_ONCE {
                 let Some((number, size)) = self.waiting.pop_front() else {
                     break;
@@ -100,7 +100,7 @@ impl ReadQueue {
             let Some((number, size, offset)) = self.begun.pop_front() else {
                 break;
             };
-            let bytes = (size - offset).min(PACKET).min(left);
+            let bytes = (size - offset).min(PACKET_MAX).min(left);
             left -= bytes;
             let end = offset + bytes;
             pieces.push(Piece {
@@ -147,12 +147,12 @@ where
         error: None,
     };
     stream::unfold(sender, |mut sender| async move {
-        sender.receive().await;
+        sender.queue_requests().await;
         let batch = match (sender.queue.is_empty(), sender.error.take()) {
             (false, error) => {
                 sender.error = error;
-                let pieces = sender.queue.next();
-                Ok(sender.transfer.read(pieces))
+                let pieces = sender.queue.take_batch();
+                Ok(sender.transfer.read_batch(pieces))
             }
             (true, Some(error)) => {
                 sender.is_finished = true;
@@ -172,7 +172,7 @@ where
 
 impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Sender<S> {
     /// Queues the daemon's requests that have arrived; waits for one if no file is left to read.
-    async fn receive(&mut self) {
+    async fn queue_requests(&mut self) {
         while !self.is_finished && self.queue.has_room() {
             let next = match self.queue.is_empty() {
                 true => self.received.next().await,
@@ -210,12 +210,17 @@ impl Transfer {
     }
 
     /// Reads a batch of pieces from the spool into packets, on another thread if the spool is on disk.
-    fn read(&self, pieces: Vec<Piece>) -> impl Future<Output = Result<Vec<Packet>, Status>> + Send + use<> {
+    fn read_batch(
+        &self,
+        pieces: Vec<Piece>,
+    ) -> impl Future<Output = Result<Vec<Packet>, Status>> + Send + use<> {
         let transfer = self.clone();
         // A read from memory is a copy, which is not worth another thread.
         let reading = match self.context.is_in_memory() {
-            true => Err(transfer.read_now(&pieces)),
-            false => Ok(tokio::task::spawn_blocking(move || transfer.read_now(&pieces))),
+            true => Err(transfer.read_batch_blocking(&pieces)),
+            false => Ok(tokio::task::spawn_blocking(move || {
+                transfer.read_batch_blocking(&pieces)
+            })),
         };
         async move {
             let packets = match reading {
@@ -229,7 +234,7 @@ impl Transfer {
         }
     }
 
-    fn read_now(&self, pieces: &[Piece]) -> io::Result<Vec<Packet>> {
+    fn read_batch_blocking(&self, pieces: &[Piece]) -> io::Result<Vec<Packet>> {
         let mut packets = Vec::with_capacity(pieces.len() + pieces.len() / 2);
         let packet = |id, data| Packet {
             r#type: PacketType::PacketData.into(),
@@ -263,8 +268,8 @@ mod tests {
     use super::*;
 
     /// Returns all batches that are left in a queue.
-    fn all(queue: &mut ReadQueue) -> Vec<Vec<Piece>> {
-        std::iter::from_fn(|| Some(queue.next()).filter(|pieces| !pieces.is_empty())).collect()
+    fn drain_batches(queue: &mut ReadQueue) -> Vec<Vec<Piece>> {
+        std::iter::from_fn(|| Some(queue.take_batch()).filter(|pieces| !pieces.is_empty())).collect()
     }
 
     #[test]
@@ -272,7 +277,7 @@ mod tests {
         let mut queue = ReadQueue::default();
         (0..100).for_each(|number| queue.push(number, 1000));
 
-        let batches = all(&mut queue);
+        let batches = drain_batches(&mut queue);
 
         assert_eq!(batches.len(), 1);
         assert!(
@@ -286,18 +291,22 @@ mod tests {
     #[test]
     fn large_files_alternate_and_only_a_few_are_begun_at_once() {
         let mut queue = ReadQueue::default();
-        (0..10).for_each(|number| queue.push(number, 10 * PACKET + 1));
+        (0..10).for_each(|number| queue.push(number, 10 * PACKET_MAX + 1));
 
-        let first = queue.next();
+        let first = queue.take_batch();
 
         let numbers: Vec<_> = first.iter().map(|piece| piece.number).collect();
         assert_eq!(numbers, [0, 1]);
-        let second: Vec<_> = queue.next().iter().map(|piece| piece.number).collect();
+        let second: Vec<_> = queue.take_batch().iter().map(|piece| piece.number).collect();
         assert_eq!(second, [2, 3]);
-        let third: Vec<_> = queue.next().iter().map(|piece| piece.number).collect();
+        let third: Vec<_> = queue.take_batch().iter().map(|piece| piece.number).collect();
         assert_eq!(third, [0, 1]);
-        let rest: u64 = all(&mut queue).iter().flatten().map(|piece| piece.bytes).sum();
-        assert_eq!(rest + 3 * BATCH, 10 * (10 * PACKET + 1));
+        let rest: u64 = drain_batches(&mut queue)
+            .iter()
+            .flatten()
+            .map(|piece| piece.bytes)
+            .sum();
+        assert_eq!(rest + 3 * BATCH_MAX, 10 * (10 * PACKET_MAX + 1));
     }
 
     #[test]
@@ -311,6 +320,6 @@ mod tests {
             bytes: 0,
             is_last: true,
         };
-        assert_eq!(all(&mut queue), [[expected]]);
+        assert_eq!(drain_batches(&mut queue), [[expected]]);
     }
 }

@@ -16,22 +16,22 @@ mod mode {
     pub(super) const STICKY: u32 = 1 << 20;
 }
 
-/// Returns the STAT packet that announces `visible`. Files belong to 0:0, as with BuildKit's own clients.
+/// Returns the STAT packet that announces `view_entry`. Files belong to 0:0, as with BuildKit's own clients.
 ///
 /// With `is_forced`, the daemon requests the file whatever it has: the mode gets a bit that no file on Linux can have,
 /// and the daemon compares modes before it writes anything. The bit has no effect when the daemon writes the file (Go's
 /// `os.Chmod`) and when it computes the checksum (Go's `tar.FileInfoHeader`).
-pub(super) fn packet(context: &SourceContext, visible: ViewEntry, is_forced: bool) -> Packet {
-    let entry = context.entry(visible.entry);
+pub(super) fn stat_packet(context: &SourceContext, view_entry: ViewEntry, is_forced: bool) -> Packet {
+    let entry = context.entry(view_entry.entry);
     let forced = if is_forced { mode::TEMPORARY } else { 0 };
-    let linkname = match (entry.kind, visible.link) {
+    let linkname = match (entry.kind, view_entry.link) {
         (Kind::Symlink { target }, _) => target.to_owned(),
         (_, Some(first)) => context.index().path(first),
         _ => String::new(),
     };
     let xattrs = entry.xattrs.iter();
     let stat = Stat {
-        path: context.index().path(visible.entry),
+        path: context.index().path(view_entry.entry),
         mode: file_mode(&entry) | forced,
         size: i64::try_from(entry.size()).unwrap_or(i64::MAX),
         mod_time: entry.mtime_ns,
@@ -49,7 +49,7 @@ pub(super) fn packet(context: &SourceContext, visible: ViewEntry, is_forced: boo
 }
 
 /// Returns the packet that ends the announcement of entries.
-pub(super) fn end() -> Packet {
+pub(super) fn end_packet() -> Packet {
     Packet {
         r#type: PacketType::PacketStat.into(),
         ..Packet::default()
@@ -65,7 +65,7 @@ pub(super) fn has_content(entry: &Entry<'_>) -> bool {
 /// Returns the type and the mode of an entry as Go's `os.FileMode`.
 fn file_mode(entry: &Entry<'_>) -> u32 {
     let kind = match entry.kind {
-        Kind::Directory => mode::DIRECTORY,
+        Kind::Folder => mode::DIRECTORY,
         Kind::File { .. } => 0,
         Kind::Symlink { .. } => mode::SYMLINK,
     };
@@ -103,12 +103,12 @@ mod tests {
         let entries = [("a/b", entry)].into_iter().chain(link.map(|path| (path, entry)));
         let index = Index::of(entries);
         let number = |path| index.find(path).expect("it is in the context");
-        let visible = ViewEntry {
+        let view_entry = ViewEntry {
             entry: number("a/b"),
             link: link.map(number),
         };
         let context = SourceContext::new(index, Spool::in_memory(Vec::new()));
-        packet(&context, visible, is_forced).stat.expect("stat")
+        stat_packet(&context, view_entry, is_forced).stat.expect("stat")
     }
 
     fn stat(entry: Entry<'_>, link: Option<&str>) -> Stat {
@@ -134,8 +134,8 @@ mod tests {
     #[test]
     fn modes_are_converted_to_those_of_go() {
         for (kind, unix, go) in [
-            (Kind::Directory, 0o755, 0x8000_01ed),
-            (Kind::Directory, 0o1777, 0x8010_01ff),
+            (Kind::Folder, 0o755, 0x8000_01ed),
+            (Kind::Folder, 0o1777, 0x8010_01ff),
             (FILE, 0o644, 0o644),
             (FILE, 0o4755, 0x0080_01ed),
             (FILE, 0o2755, 0x0040_01ed),
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn times_keep_their_nanoseconds_and_owners_are_not_announced() {
-        let stat = stat(entry(Kind::Directory, 0o755), None);
+        let stat = stat(entry(Kind::Folder, 0o755), None);
 
         assert_eq!(stat.mod_time, 1_700_000_000_123_456_789);
         assert_eq!((stat.uid, stat.gid, stat.size), (0, 0, 0));

@@ -181,7 +181,7 @@ fn a_trailing_slash_makes_a_folder_in_old_tars() {
         .typed(0, "context/old/", b"")
         .read()
         .unwrap_or_else(|error| panic!("{error}"));
-    assert!(entry(&contents, "old").is_directory());
+    assert!(entry(&contents, "old").is_folder());
 }
 
 #[test]

@@ -231,7 +231,7 @@ pub(super) fn from_index(context: &SourceContext) -> Vec<Found> {
     let mut firsts: Vec<(u64, String)> = Vec::new();
     let found = |(path, entry): (String, Entry<'_>)| {
         let content = match entry.kind {
-            Kind::Directory => Content::Folder,
+            Kind::Folder => Content::Folder,
             Kind::Symlink { target } => Content::Symlink(target.to_owned()),
             Kind::File { offset, size } => {
                 let first = firsts

@@ -75,7 +75,7 @@ proptest! {
         for (path, _) in &entries {
             let Some((parent, _)) = path.rsplit_once('/') else { continue };
             let parent = entries.iter().find(|(other, _)| other == parent);
-            prop_assert!(parent.is_some_and(|(_, entry)| entry.is_directory()), "{}", path);
+            prop_assert!(parent.is_some_and(|(_, entry)| entry.is_folder()), "{}", path);
         }
     }
 
