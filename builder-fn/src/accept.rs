@@ -1,4 +1,4 @@
-//! Content negotiation: which form of answer the header `Accept` asks for.
+//! Content negotiation: which form of answer a request's header `Accept` asks for.
 
 use function_host::http::header::{ACCEPT, HeaderMap};
 
@@ -23,18 +23,19 @@ pub(crate) fn stream_format(headers: &HeaderMap) -> Option<StreamFormat> {
         .format
 }
 
-/// One element of `Accept` that this builder can serve.
+/// One element of the header `Accept` that this builder can serve.
 struct MediaRange {
-    /// Thousandths.
+    /// The quality of the media range, in thousandths.
     quality: u16,
-    /// Whether the type is named in full, without a wildcard.
+    /// Whether the media type is named in full, without a wildcard.
     is_exact: bool,
-    /// The streaming format that it names; `None` for `application/json` and wildcards.
+    /// The streaming format that the media range names; `None` for `application/json` and wildcards.
     format: Option<StreamFormat>,
 }
 
 impl MediaRange {
-    /// Parses one element. Returns `None` if it is malformed, excluded by `q=0`, or not served here.
+    /// Parses one element of the header `Accept`. Returns `None` if it is malformed, excluded by `q=0`, or not
+    /// served here.
     fn parse(element: &str) -> Option<Self> {
         let mut parts = element.split(';').map(str::trim);
         let media_type = parts.next()?.to_ascii_lowercase();
@@ -61,7 +62,7 @@ impl MediaRange {
     }
 }
 
-/// Parses `0.5` to thousandths. Returns `None` if it is not a quality as in RFC 9110, 12.4.2.
+/// Parses a quality such as `0.5` to thousandths. Returns `None` if it is not one as in RFC 9110, 12.4.2.
 fn parse_quality(value: &str) -> Option<u16> {
     let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
     let digits = fraction.len() <= 3 && fraction.bytes().all(|byte| byte.is_ascii_digit());

@@ -30,42 +30,42 @@ const DEPLOYMENT_DATA: [&str; 8] = [
     "supersededBy",
 ];
 
-/// The fields of an answer that do not depend on the outcome.
+/// The fields of an answer that do not depend on the build's outcome.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AnswerFields<'a> {
     /// The image's name as the caller wrote it, if the config could be read.
     pub(crate) image: Option<&'a str>,
-    /// Seconds since the request arrived.
+    /// The seconds since the request arrived.
     pub(crate) seconds: f64,
 }
 
-/// An answer that has not been sent.
+/// The answer to a build request, before it is sent.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// The status, if the answer is not streamed.
+    /// The answer's HTTP status, if the answer is not streamed.
     status: StatusCode,
-    /// The body. Its log is added before the answer is sent as a whole.
+    /// The answer's body. The build's log is added to it before the answer is sent as a whole.
     pub(crate) report: Report,
     /// Whether the connection is closed, because the rest of the request's body is not read.
     closes_connection: bool,
-    /// Set if the request is rejected for now only.
+    /// The reason to send the request again later; `None` if it is not rejected for now only.
     retry: Option<Retry>,
-    /// The hand-over that the body is to contain. It is added after everything else was masked.
+    /// The hand-over that the answer's body is to contain. It is added after everything else was masked.
     enclosed: Option<EnclosedHandOver>,
 }
 
-/// Why a request is to be sent again later.
+/// The reason why a rejected request is to be sent again later.
 #[derive(Clone, Copy, Debug)]
 enum Retry {
-    /// As many builds are running as may.
+    /// All build slots are taken; with the limit on the builds that run at the same time.
     Busy { limit: usize },
-    /// The builder is shutting down.
+    /// The builder is shutting down, and another one can build.
     Draining,
 }
 
 impl Answer {
-    /// Creates the answer for a request that produced an image. If the image was to be deployed and was not, the status is
-    /// that of the deployment.
+    /// Creates the answer for a request that produced an image. If the image was to be deployed and was not,
+    /// the deployment decides the status.
     pub(crate) fn built(mut built: Built, fields: AnswerFields<'_>) -> Self {
         let (status, error) = match &built.deployment {
             None => (StatusCode::OK, None),
@@ -145,8 +145,8 @@ impl Answer {
         }
     }
 
-    /// Masks secrets in the error and in the texts of the deployer's answer. The log is masked line by line, as it is
-    /// written.
+    /// Masks secrets in the answer's error and in the texts of the deployer's answer. The log is masked line by
+    /// line, as it is written.
     #[must_use]
     pub(crate) fn masked(mut self, mask: &Mask) -> Self {
         if let Some(error) = &mut self.report.error {
@@ -163,7 +163,7 @@ impl Answer {
     }
 }
 
-/// Creates the report of a build that panicked.
+/// Creates the report for a build that panicked.
 pub(crate) fn panicked(call_id: &str, image: &str) -> Report {
     let fields = AnswerFields {
         image: Some(image),

@@ -1,4 +1,4 @@
-//! One build, from an authentic request to its end: slot, solve, push, deployment.
+//! Runs one build, from an authentic request to its end: slot, solve, push, deployment.
 
 mod call;
 mod control_character;
@@ -24,12 +24,12 @@ use crate::supersede::{Registration, Submission, Supersession};
 pub(crate) use call::Call;
 use call::expiry;
 
-/// The operator's settings for every build.
+/// The operator's settings that apply to every build.
 #[derive(Clone, Debug, Default)]
 pub struct BuildSettings {
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
-    /// How layers are compressed if the config does not say it.
+    /// The compression of layers if a build's config names none.
     pub compression: Compression,
     /// The image that generates SBOMs. Without one, a config with `sbom` is rejected.
     pub sbom_generator: Option<String>,
@@ -40,39 +40,39 @@ pub struct BuildSettings {
 /// Builds, pushes and deploys images. Clones share slots, keys and metrics.
 #[derive(Clone, Debug)]
 pub struct Builder {
-    /// The BuildKit daemon.
+    /// The BuildKit daemon that builds.
     pub daemon: Daemon,
     /// The credentials for registries.
     pub credentials: Arc<dyn CredentialStore>,
-    /// The registries, for questions about pushed images.
+    /// The lookup of pushed images in their registries.
     pub manifests: Arc<dyn ManifestStore>,
-    /// The operator's settings.
+    /// The operator's settings for every build.
     pub settings: BuildSettings,
-    /// The keys under which BuildKit keeps transferred contexts.
+    /// The pool of keys under which BuildKit keeps transferred contexts.
     pub keys: SharedKeys,
-    /// The deployer.
+    /// The connection to the deployer.
     pub deployer: Deployer,
-    /// Timeouts for everything around the solve.
+    /// Timeouts for the requests around the solve.
     pub timeouts: EventTimeouts,
-    /// The build slots.
+    /// The slots that limit how many builds run at the same time.
     pub slots: BuildSlots,
-    /// What lets newer builds of a function end older ones.
+    /// The order of builds of one function: newer builds end older ones.
     pub supersession: Supersession,
-    /// The metrics.
+    /// The builder's metrics.
     pub metrics: Metrics,
 }
 
-/// A finished build.
+/// The result of a finished build.
 #[derive(Clone, Debug)]
 pub(crate) struct Built {
-    /// `sha256:…` of the manifest, or of the index of several platforms.
+    /// The digest of the pushed manifest, or of the index of several platforms, `sha256:…`.
     pub(crate) digest: Option<String>,
-    /// What became of the deployment, if the config has `deploy`.
+    /// The outcome of the deployment, if the config has `deploy`.
     pub(crate) deployment: Option<Deployment>,
 }
 
 impl Built {
-    /// Returns whether the deployer found a newer build of the function.
+    /// Returns whether the deployer rejected the finished build for a newer one of the function.
     pub(crate) fn is_superseded(&self) -> bool {
         self.deployment
             .as_ref()
@@ -81,7 +81,8 @@ impl Built {
 }
 
 impl Builder {
-    /// Builds, pushes and deploys the image of `request`. Writes to `log` what happens, also if it fails.
+    /// Builds, pushes and deploys the image of `request`. Writes the build's progress to `log`, also if it
+    /// fails.
     ///
     /// Dropping the future cancels the solve in BuildKit.
     ///
@@ -137,7 +138,7 @@ impl Builder {
         })
     }
 
-    /// Registers a build that deploys, unless its config opts out.
+    /// Registers a build that deploys among those of its function, unless its config opts out.
     fn register(&self, request: &BuildRequest, call: &Call<'_>) -> Option<Registration> {
         let function = self.attributes(request, call).superseding()?.clone();
         Some(self.supersession.register(Submission {

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-/// A format and level of compression.
+/// The compression of an image's layers: a format and a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compression {
-    /// The format.
+    /// The format in which layers are compressed.
     pub format: Format,
-    /// The level, of which 1 is fastest; `None` for BuildKit's default.
+    /// The compression level, of which 1 is fastest; `None` for BuildKit's default.
     pub level: Option<u8>,
 }
 
@@ -18,25 +18,25 @@ pub enum Format {
     Zstd,
     /// Gzip, which every client can read.
     Gzip,
-    /// No compression.
+    /// No compression of layers.
     Uncompressed,
 }
 
-/// An invalid format or level. The texts follow the name of the key or setting.
+/// The error for an invalid compression format or level. The texts follow the name of the key or setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CompressionError {
-    /// The format is unknown.
+    /// The compression format is unknown.
     #[error("should be zstd, gzip or uncompressed")]
     Format,
-    /// The format does not have the level.
+    /// The compression format does not have the level.
     #[error("should be a whole number from 1 to {most} for {format}")]
     Level {
-        /// The format.
+        /// The format that does not have the level.
         format: Format,
-        /// Its highest level.
+        /// The format's highest level.
         most: u8,
     },
-    /// A level was given without compression.
+    /// A compression level was given for layers without compression.
     #[error("should be left out for uncompressed layers")]
     NoLevels,
 }
@@ -51,7 +51,7 @@ impl Default for Compression {
 }
 
 impl Compression {
-    /// Returns `format` at `level`.
+    /// Returns the compression in `format` at `level`; fails if the format does not have the level.
     ///
     /// # Errors
     /// When the format does not have that level.

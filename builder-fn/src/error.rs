@@ -1,4 +1,4 @@
-//! Why a request produced no image or no running function, and who can fix it.
+//! The errors of a build request: why it produced no image or no running function, and who can fix it.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::sealed::SealError;
 use crate::slots::AllTaken;
 use crate::supersede::Superseded;
 
-/// The failure of a build request. The texts are written for the caller; causes are for the log only.
+/// The error of a build request. The texts are written for the caller; causes are for the log only.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The secret that requests are signed with is missing or unusable.
@@ -24,7 +24,7 @@ pub(crate) enum Error {
         "this builder does not deploy, because it has no secret {secret:?}; leave \"deploy\" out of the config"
     )]
     NoDeploySecret {
-        /// The name of the missing secret.
+        /// The name of the missing secret for hand-overs.
         secret: &'static str,
     },
     /// The config has `deploy`, `Accept` asks for a stream, and the signature of the hand-over is a header, which a stream
@@ -48,13 +48,13 @@ pub(crate) enum Error {
         "this builder makes no SBOM, because its setting sbom_generator is not set; leave \"sbom\" out of the config"
     )]
     NoSbomGenerator,
-    /// The deployer would refuse the image's hand-over, so that none is built.
+    /// The deployer would refuse the image's hand-over, so that the image is not built.
     #[error("the image was not built, because its deployment would be refused: {}", .0.reason())]
     DeploymentRefused(Box<Deployment>),
     /// All build slots are taken.
     #[error("{limit} builds are running, which is this builder's limit; try again")]
     Busy {
-        /// Limit on the builds that run at the same time.
+        /// The limit on the builds that run at the same time.
         limit: usize,
     },
     /// The builder is shutting down and starts no builds.
@@ -75,7 +75,7 @@ pub(crate) enum Error {
     /// The build was cancelled because it exceeded the config's `timeout` or the function's own time limit.
     #[error("the build ran past its time limit of {}", duration::format(*limit))]
     TimeLimit {
-        /// The time that the build had.
+        /// The time limit that the build exceeded.
         limit: Duration,
     },
     /// The build was cancelled because the builder is shutting down.
@@ -84,10 +84,10 @@ pub(crate) enum Error {
     /// A newer build of the same function runs or has succeeded.
     #[error(transparent)]
     Superseded(#[from] Superseded),
-    /// Another call brought the same signed request, which the builder accepts only once.
+    /// Another call sent the same signed request before, and the builder accepts it only once.
     #[error("this signed request was already built as call {call_id}; sign it again with a new submittedAt")]
     AlreadyBuilt {
-        /// The call that built it, or builds it.
+        /// The ID of the call that built the same request, or builds it.
         call_id: String,
     },
     /// BuildKit reported no digest, so there is nothing to deploy.
@@ -95,7 +95,8 @@ pub(crate) enum Error {
     NoDigest,
 }
 
-/// What an answer must express. Code branches on the kind of an error, never on its text.
+/// The kind of a build request's error, as its answer must express it. Code branches on the kind, never on the
+/// text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorKind {
     /// The caller must prove that it may build.
@@ -110,13 +111,13 @@ pub(crate) enum ErrorKind {
     DeploymentRejected,
     /// A newer build of the same function replaces this one.
     Superseded,
-    /// Another call brought the same request before.
+    /// Another call sent the same request before.
     Conflict,
-    /// There is no space for the body now. The rest of it has not been read.
+    /// There is no space for the request's body now. The rest of the body has not been read.
     NoSpace,
     /// All build slots are taken now.
     Busy {
-        /// Limit on the builds that run at the same time.
+        /// The limit on the builds that run at the same time.
         limit: usize,
     },
     /// This builder is shutting down. Another builder, or its successor, can build.
@@ -126,7 +127,7 @@ pub(crate) enum ErrorKind {
 }
 
 impl Error {
-    /// Returns what the answer must express.
+    /// Returns the kind of the error, which the answer must express.
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::Request(error) => match error.kind() {
@@ -164,7 +165,7 @@ impl Error {
         }
     }
 
-    /// Returns the call of the newer build that has superseded this one.
+    /// Returns the ID of the call with the newer build that has superseded this one.
     pub(crate) fn superseded_by(&self) -> Option<&str> {
         match self {
             Self::Superseded(Superseded(newer)) => Some(&newer.call_id),
@@ -173,7 +174,7 @@ impl Error {
         }
     }
 
-    /// Returns the deployer's answer, if that is the reason.
+    /// Returns the deployer's answer, if it is the reason for the error.
     pub(crate) fn deployment(&self) -> Option<&Deployment> {
         match self {
             Self::DeploymentRefused(deployment) => Some(deployment),
@@ -181,8 +182,8 @@ impl Error {
         }
     }
 
-    /// Returns whether a caller that asked for a stream may get this error in one, with status 200. Only if the signature
-    /// of its request was found valid before.
+    /// Returns whether a caller that asked for a stream may get this error in one, with status 200. It may only
+    /// if the signature of its request was found valid before.
     pub(crate) fn may_stream(&self) -> bool {
         match self {
             Self::Request(error) => error.is_from_verified_caller(),

@@ -5,15 +5,15 @@ use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
-/// The identity of a function. A function without a namespace has the operator's default one, so that both forms of its
-/// name are one identity.
+/// The identity of a function: its name and its namespace. A function without a namespace has the operator's
+/// default one, so that both forms of its name are one identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FunctionId {
     name: String,
     namespace: String,
 }
 
-/// A text that is not `NAME.NAMESPACE`.
+/// The error for a text that is not of the form `NAME.NAMESPACE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("should be NAME.NAMESPACE")]
 pub struct NotFunctionId;
@@ -27,7 +27,7 @@ impl FunctionId {
         }
     }
 
-    /// Returns the function that a request to deploy names, or `None` if it names none.
+    /// Returns the identity of the function in a config's `deploy`, or `None` if it names no function.
     pub fn of_deploy(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {
         let name = text(deploy, "service")?;
         let namespace = text(deploy, "namespace").unwrap_or(default_namespace);
@@ -35,7 +35,7 @@ impl FunctionId {
     }
 }
 
-/// Returns a text that is not empty. Keys match case-insensitively, as Go's own JSON reader does.
+/// Returns the text of `key`, unless it is empty. Keys match case-insensitively, as Go's own JSON reader does.
 fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
     let value = map.get(key).or_else(|| {
         let mut values = map.iter();
@@ -55,7 +55,7 @@ impl fmt::Display for FunctionId {
 impl FromStr for FunctionId {
     type Err = NotFunctionId;
 
-    /// Parses `NAME.NAMESPACE`. A namespace contains no dot.
+    /// Parses a function's identity from `NAME.NAMESPACE`. A namespace contains no dot.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.rsplit_once('.') {
             Some((name, namespace)) if !name.is_empty() && !namespace.is_empty() => {

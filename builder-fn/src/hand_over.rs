@@ -1,4 +1,4 @@
-//! The hand-over of a built image to the deployer: the image by digest, and the config's `deploy` and `probe`.
+//! Hands a built image over to the deployer: the image by digest, and the config's `deploy` and `probe`.
 //!
 //! It reaches the deployer in one of three ways ([`DeployVia`]). It is signed in each of them, and the deployer accepts it
 //! from anybody who delivers it. Delivered again it changes nothing, so it is sent again when the gateway fails.
@@ -29,29 +29,29 @@ pub(crate) use document::{DryRun, HandOver};
 pub(crate) use dry_run::DryRunOutcome;
 use retry::{Backoff, Reply, transient_failure};
 
-/// The secret that hand-overs are signed with.
+/// The name of the secret that hand-overs are signed with.
 pub(crate) const SECRET: &str = "deploy-secret";
 
-/// The header with the signature.
+/// The name of the header with a hand-over's signature.
 const SIGNATURE_HEADER: &str = "x-deploy-signature";
 
-/// The shortest time in which another attempt may succeed.
+/// The shortest time in which another attempt to hand over may succeed.
 const MIN_ATTEMPT: Duration = Duration::from_secs(1);
 
-/// The settings of the deployer.
+/// The settings for the hand-over to the deployer.
 #[derive(Clone, Debug)]
 pub struct DeployerSettings {
     /// The deployer's name as a function, `NAME` or `NAME.NAMESPACE`.
     pub function: String,
-    /// How hand-overs reach it.
+    /// The way in which hand-overs reach the deployer.
     pub via: DeployVia,
-    /// How long a deployment may take, until the new version is ready or the old one is restored.
+    /// The timeout of a deployment, until the new version is ready or the old one is restored.
     pub timeout: Duration,
-    /// How long the deployer may accept a hand-over.
+    /// The time for which the deployer may accept a hand-over.
     pub hand_over_ttl: Duration,
 }
 
-/// How a hand-over reaches the deployer.
+/// The way in which a hand-over reaches the deployer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeployVia {
     /// The builder calls the deployer and waits for the outcome.
@@ -77,19 +77,20 @@ impl FromStr for DeployVia {
     }
 }
 
-/// The deployer: a function behind the same gateway.
+/// The connection to the deployer, a function behind the same gateway.
 #[derive(Clone, Debug)]
 pub struct Deployer {
-    /// The gateway.
+    /// The gateway through which the deployer is called.
     pub gateway: Gateway,
     /// The secrets, of which `deploy-secret` is one.
     pub secrets: Secrets,
-    /// The settings.
+    /// The settings for the hand-over.
     pub settings: DeployerSettings,
 }
 
 impl Deployer {
-    /// Reads the key, so that a builder without one fails before it builds.
+    /// Reads the key for hand-overs and returns a signer, so that a builder without the key fails before it
+    /// builds.
     ///
     /// # Errors
     /// Fails if the secret is missing or unusable.
@@ -125,8 +126,8 @@ struct Message<'a> {
 }
 
 impl HandOverSigner<'_> {
-    /// Hands an image over, and waits for the outcome if the deployer is called directly. `on_retry` gets the reason of
-    /// every attempt that failed and is followed by another one.
+    /// Hands an image over, and waits for the outcome if the deployer is called directly. `on_retry` gets the
+    /// reason for every attempt that failed and is followed by another one.
     ///
     /// A deployer that cannot be reached is an outcome too, and not an error: the image exists.
     pub(crate) async fn hand_over(
@@ -164,12 +165,12 @@ impl HandOverSigner<'_> {
         })
     }
 
-    /// Returns how long the deployer may accept a hand-over.
+    /// Returns the time for which the deployer may accept a hand-over.
     pub(crate) fn ttl(&self) -> Duration {
         self.deployer.settings.hand_over_ttl
     }
 
-    /// Makes the hand-over part of the builder's own answer.
+    /// Makes the hand-over a part of the builder's own answer.
     fn enclose(&self, hand_over: &HandOver<'_>) -> Deployment {
         let mut deployment = Deployment::sent("handed_over", hand_over);
         deployment.enclosed = Some(EnclosedHandOver {
@@ -179,8 +180,8 @@ impl HandOverSigner<'_> {
         deployment
     }
 
-    /// Sends a message, again after every failure that may be over soon, until `deploy_timeout` has passed. Returns the
-    /// last result, and the number of attempts.
+    /// Sends a message to the deployer, again after every transient failure, until `deploy_timeout` has passed.
+    /// Returns the last result, and the number of attempts.
     async fn deliver(
         &self,
         message: &Message<'_>,
@@ -211,7 +212,7 @@ impl HandOverSigner<'_> {
         }
     }
 
-    /// Signs a document for the deployer.
+    /// Signs a document for the deployer, and returns the message with it.
     fn message<'a>(&self, route: &str, call_id: &'a str, document: &impl Serialize) -> Message<'a> {
         // Maps with text keys and plain values: this cannot fail. The deployer would reject an empty body.
         let body = serde_json::to_vec(document).unwrap_or_default();
@@ -223,7 +224,7 @@ impl HandOverSigner<'_> {
         }
     }
 
-    /// Sends a message once.
+    /// Sends a message to the deployer once.
     async fn send(&self, message: &Message<'_>, timeout: Duration) -> Result<Reply, GatewayError> {
         let gateway = &self.deployer.gateway;
         let mut request = Request::post(gateway.uri(&message.path)?)
@@ -247,7 +248,7 @@ impl HandOverSigner<'_> {
 pub(crate) struct AnswerSigner(HmacKeys);
 
 impl AnswerSigner {
-    /// Returns the header with the signature of `body`.
+    /// Returns the header with the signature of the answer's `body`.
     pub(crate) fn header(&self, body: &[u8]) -> (header::HeaderName, String) {
         (
             header::HeaderName::from_static(SIGNATURE_HEADER),

@@ -1,4 +1,4 @@
-//! The HTTP interface: routes, and a build request's path through the crate.
+//! The builder's HTTP interface: its routes, and a build request's path through the crate.
 
 use std::time::SystemTime;
 
@@ -26,17 +26,17 @@ use crate::slots::Admission;
 /// The builder's HTTP interface, except probes and metrics, which the host serves.
 #[derive(Clone, Debug)]
 pub struct Api {
-    /// Builds images.
+    /// Builds images for authentic requests.
     pub builder: Builder,
-    /// Limits on requests.
+    /// Limits on build requests.
     pub limits: RequestLimits,
-    /// Which signatures are accepted.
+    /// Settings for which signatures of requests are accepted.
     pub signatures: SignatureSettings,
-    /// Limit on the log of a build, in bytes.
+    /// The limit on the log of a build, in bytes.
     pub max_log: usize,
-    /// The key that callers seal secrets to.
+    /// The key that callers seal secrets to, if the builder has one.
     pub seal_key: Option<SealKey>,
-    /// The metrics.
+    /// The builder's metrics.
     pub metrics: Metrics,
 }
 
@@ -144,7 +144,7 @@ impl Api {
         Ok(self.builder.slots.admit()?)
     }
 
-    /// Reads the body and verifies the request.
+    /// Reads the request's body, verifies the signature and parses the build request.
     async fn receive(&self, body: Body, head: RequestHead, context: &Context) -> Result<BuildRequest, Error> {
         let span = trace::span("receive");
         let received = match self.signature_check(context) {
@@ -168,7 +168,7 @@ impl Api {
         request.config.deploy.is_some() && self.builder.deployer.settings.via == DeployVia::Callback
     }
 
-    /// Builds, and answers after the build.
+    /// Runs the build, and answers after it.
     async fn answer_whole(&self, request: &BuildRequest, exchange: &Exchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
         let mut answer = self.run(request, exchange, &mut log).await;
@@ -176,7 +176,7 @@ impl Api {
         answer.into_response()
     }
 
-    /// Answers immediately, and builds while the answer is read.
+    /// Answers immediately with a stream, and builds while the caller reads it.
     fn answer_streamed(
         &self,
         format: StreamFormat,
@@ -287,7 +287,7 @@ impl Api {
     }
 }
 
-/// Returns the value of the metric's label `outcome`.
+/// Returns an error's value of the metric label `outcome`.
 fn outcome(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Unauthorized
@@ -302,7 +302,7 @@ fn outcome(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// Logs why there is no image, with the causes that the caller does not get.
+/// Logs the failure of a build, with the causes that the caller does not get.
 fn log_failure(error: &Error, fields: AnswerFields<'_>, mask: &Mask) {
     let text = ErrorChain(error).to_string();
     let text = mask.text(&text);

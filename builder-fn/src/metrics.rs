@@ -10,18 +10,20 @@ use function_host::prometheus::{
 
 pub(crate) use step_counter::StepCounter;
 
-/// Upper bounds of build times, in seconds: a cached build takes one second, a compiler minutes.
+/// Upper bounds of the buckets for build times, in seconds: a cached build takes one second, a compiler
+/// minutes.
 const BUILD_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
 
-/// Upper bounds of waiting times, in seconds: no time at all, or as long as some builds.
+/// Upper bounds of the buckets for waiting times, in seconds: no time at all, or as long as some builds.
 const QUEUE_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0];
 
-/// The values of the label `outcome`. All are exported from the start, so that the first failure is an increase from 0.
+/// The values of the metric label `outcome`. All are exported from the start, so that the first failure is an
+/// increase from 0.
 const OUTCOMES: [&str; 8] = [
     "success", "failed", "refused", SUPERSEDED, "platform", "busy", ABANDONED, PANICKED,
 ];
 
-/// The outcome of a build in whose place a newer one of the same function was built or deployed.
+/// The outcome of a build that was superseded by a newer build of the same function.
 pub(crate) const SUPERSEDED: &str = "superseded";
 
 /// The outcome of a build whose caller disconnected.
@@ -30,7 +32,7 @@ const ABANDONED: &str = "abandoned";
 /// The outcome of a build that made the builder panic.
 const PANICKED: &str = "panicked";
 
-/// The metrics. Clones share the values.
+/// The builder's metrics. Clones share the values.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     in_flight: IntGauge,
@@ -44,7 +46,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers the metrics, all zero.
+    /// Registers the builder's metrics, all zero.
     ///
     /// # Errors
     /// Fails if `registry` has metrics of the same names.
@@ -113,7 +115,7 @@ impl Metrics {
         self.sent_bytes.clone()
     }
 
-    /// Returns the gauge of the spooled bytes.
+    /// Returns the gauge of the bytes of spooled request bodies.
     pub fn spool_bytes(&self) -> IntGauge {
         self.spool_bytes.clone()
     }
@@ -129,7 +131,7 @@ impl Metrics {
         self.queue_seconds.observe(time.as_secs_f64());
     }
 
-    /// Counts a build, of a request of `bytes` bytes, as in flight.
+    /// Counts a build as in flight, with the `bytes` of its request.
     pub(crate) fn start_build(&self, bytes: u64) -> InFlight {
         self.in_flight.inc();
         self.context_bytes.inc_by(bytes);
@@ -141,7 +143,8 @@ impl Metrics {
     }
 }
 
-/// A build in flight. Dropping it before [`end`](Self::end) counts the build as abandoned: its caller disconnected.
+/// A guard for a build in flight. Dropping it before [`end`](Self::end) counts the build as abandoned: its
+/// caller disconnected.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     metrics: Metrics,

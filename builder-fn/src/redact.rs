@@ -1,4 +1,4 @@
-//! Masks values that must not be shown.
+//! Masks secret values in logs, errors and traces.
 //!
 //! A build's log, its answer, its log lines in the operator's log and its trace all repeat text from outside: the output
 //! of steps, BuildKit's errors, the deployer's reasons. Any of it may contain a secret, so all of it is masked here.
@@ -14,9 +14,9 @@ mod trace;
 pub(crate) use mask::Mask;
 pub(crate) use trace::TraceMask;
 
-/// Bytes of the shortest value that is masked anywhere in a text. Shorter values occur in ordinary words: masking them
-/// would make half of every log unreadable.
+/// The length, in bytes, of the shortest value that is masked anywhere in a text. Shorter values occur in
+/// ordinary words: masking them would make half of every log unreadable.
 const MIN_LEN: usize = 4;
 
-/// Replaces a masked value.
+/// The text that replaces a masked value.
 const MASKED: &str = "***";

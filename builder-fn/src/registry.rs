@@ -1,4 +1,4 @@
-//! Questions to registries about images that were pushed to them.
+//! Asks registries about images that were pushed to them.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use function_host::registry::{RegistryClient, TokenRealms};
 
 use crate::buildkit::{CredentialStore, ManifestStore};
 
-/// The longest time for one question, which may take several requests.
+/// The timeout of one lookup in a registry, which may take several requests.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Looks manifests up with the credentials that images are pushed with.
+/// Looks up manifests in registries, with the credentials that images are pushed with.
 #[derive(Clone, Debug)]
 pub struct Registries {
     /// The credentials for registries.
@@ -21,7 +21,7 @@ pub struct Registries {
     pub secrets: Secrets,
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
-    /// The hosts that tokens may be fetched from.
+    /// The hosts that registry tokens may be fetched from.
     pub token_realms: TokenRealms,
 }
 
@@ -36,7 +36,7 @@ impl ManifestStore for Registries {
     }
 }
 
-/// Splits the full name of an image into its registry and its repository, without the tag.
+/// Splits the full name of an image into its registry and its repository; drops the tag.
 fn split(name: &str) -> Option<(&str, &str)> {
     let (registry, rest) = name.split_once('/')?;
     let repository = match rest.rsplit_once(':') {

@@ -1,4 +1,4 @@
-//! What a caller learns of a build: its log, its outcome, and the records of a streamed answer.
+//! The report of a build to its caller: its log, its outcome, and the records of a streamed answer.
 //!
 //! [`LineFormatter`] turns BuildKit's events into log lines, which go to a [`LogSink`]. For an answer that is sent after the
 //! build this is a [`BoundedLog`]; for a streamed one it is a [`LogFeed`], from which [`stream_records`] makes records
@@ -21,9 +21,9 @@ pub(crate) use line_formatter::{LineFormatter, MAX_LINE};
 pub(crate) use record::StreamFormat;
 pub(crate) use stream::stream_records;
 
-/// Takes the log lines of one build, in order.
+/// Receives the log lines of one build, in order.
 pub(crate) trait LogSink: Send {
-    /// Appends a line. Never blocks or waits.
+    /// Appends a line to the build's log. Never blocks or waits.
     fn push(&mut self, line: String);
 }
 
@@ -32,42 +32,43 @@ pub(crate) trait LogSink: Send {
 /// The fields are those of OpenFaaS's builder, and `digest` and `deployment` in addition.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
-    /// The log. `None` if no build was started, or if the lines were streamed already.
+    /// The lines of the build's log. `None` if no build was started, or if the lines were streamed already.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) log: Option<Vec<String>>,
     /// The image's name as the caller wrote it, if the config could be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) image: Option<String>,
-    /// `sha256:…` of the manifest, or of the index of several platforms.
+    /// The digest of the pushed manifest, or of the index of several platforms, `sha256:…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) digest: Option<String>,
-    /// The outcome.
+    /// The status of the build request.
     pub(crate) status: BuildStatus,
-    /// Why the build or the deployment failed.
+    /// The reason why the build or the deployment failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
-    /// The call of the newer build that replaces this one.
+    /// The ID of the call with the newer build that supersedes this one.
     #[serde(rename = "supersededBy", skip_serializing_if = "Option::is_none")]
     pub(crate) superseded_by: Option<String>,
-    /// The deployer's answer.
+    /// The deployer's answer to the hand-over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deployment: Option<serde_json::Value>,
-    /// Seconds since the request arrived.
+    /// The seconds since the request arrived.
     #[serde(serialize_with = "serialize_in_milliseconds")]
     pub(crate) duration: f64,
 }
 
-/// The outcome of a build request, in the words that clients know.
+/// The status of a build request, in the words that clients know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum BuildStatus {
     /// The image was built, and pushed and deployed if the config asked for it.
     Success,
-    /// Something failed; `error` says what. OpenFaaS's documentation has `failure` here, its SDK `failed`.
+    /// The build or the deployment failed, for the reason in `error`. OpenFaaS's documentation has `failure`
+    /// here, its SDK `failed`.
     Failed,
 }
 
-/// Serializes seconds with three decimals.
+/// Serializes a number of seconds with three decimals.
 fn serialize_in_milliseconds<S: serde::Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((seconds * 1000.0).round() / 1000.0)
 }

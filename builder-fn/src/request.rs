@@ -1,4 +1,4 @@
-//! Turns the body of an HTTP request into a build request whose signature has been checked.
+//! Turns the body of an HTTP request into a build request, and checks its signature.
 //!
 //! The body is read once, as a stream. Each piece is hashed, spooled and indexed on the way; at most 1 MiB of pieces is
 //! in memory. Nothing in the tar is interpreted before the signature has been verified: until then, a caller without the
@@ -43,51 +43,52 @@ pub use submitted_at::{SubmissionSource, SubmittedAt};
 /// A build request whose signature and configuration have been checked.
 #[derive(Debug)]
 pub struct BuildRequest {
-    /// The content of `com.openfaas.docker.config`.
+    /// The build configuration, from `com.openfaas.docker.config`.
     pub config: BuildConfig,
-    /// The frontend that reads the Dockerfile.
+    /// The frontend with which BuildKit reads the Dockerfile.
     pub frontend: Frontend,
-    /// The folder `context/`.
+    /// The source context, from the tar's `context/`.
     pub context: Arc<SourceContext>,
-    /// The content of `com.openfaas.secrets`, still sealed.
+    /// The sealed secrets, from `com.openfaas.secrets`.
     pub sealed_secrets: Option<Bytes>,
     /// Warnings about the request, for the build's log.
     pub warnings: Vec<String>,
-    /// Length of the body in bytes, as it was sent.
+    /// The length of the request's body in bytes, as it was sent.
     pub body_bytes: u64,
-    /// The signature that was verified; `None` where signatures are disabled.
+    /// The signature that was verified; `None` if signatures are disabled.
     pub signature: Option<VerifiedSignature>,
-    /// When the source was submitted.
+    /// When the source of the build was submitted.
     pub submitted_at: SubmittedAt,
-    /// Whether the signature may be built only once: the age of requests is limited, and the config says how old this one
-    /// is.
+    /// Whether the signature may be used for only one build: the age of requests is limited, and the config
+    /// says how old this one is.
     pub is_single_use: bool,
 }
 
-/// Whether a request needs a signature, and the keys that make one valid.
+/// The check of a request's signature: whether one is needed, and the keys that make one valid.
 #[derive(Clone, Debug)]
 pub enum SignatureCheck {
     /// The request must be signed with one of these keys.
     Required(SignatureKeys),
-    /// Signatures are not looked at: something in front of the builder authenticates callers.
+    /// Signatures are not checked: something in front of the builder authenticates callers.
     Disabled,
 }
 
-/// Limits on a request, and the place where its body is spooled.
+/// Limits on a build request, and where its body is spooled.
 #[derive(Clone, Debug)]
 pub struct RequestLimits {
-    /// Limits on the tar, among them its size.
+    /// Limits on the request's tar, among them its size.
     pub archive: ArchiveLimits,
-    /// Where the tar is spooled.
+    /// Settings for where the request's tar is spooled.
     pub spool: SpoolSettings,
     /// The frontends that a Dockerfile may name.
     pub frontends: AllowedFrontends,
-    /// The age that a request may have.
+    /// The limit on the age of a request.
     pub freshness: Freshness,
 }
 
 impl RequestLimits {
-    /// Returns limits for bodies of up to `body` bytes; those above 256 KiB are spooled to unnamed files in `spool_dir`.
+    /// Returns request limits for bodies of up to `body` bytes; bodies above 256 KiB are spooled to unnamed
+    /// files in `spool_dir`.
     pub fn new(body: u64, spool_dir: impl Into<PathBuf>, quota: SpoolQuota) -> Self {
         let archive = ArchiveLimits {
             body,
@@ -106,7 +107,8 @@ impl RequestLimits {
     }
 }
 
-/// Reads a body to its end and parses it, with the head of its request, as a build request.
+/// Reads a request's body to its end, verifies its signature and parses it, with the request's head, as a build
+/// request.
 ///
 /// Dropping the future discards what has been received.
 ///

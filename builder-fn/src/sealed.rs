@@ -24,17 +24,17 @@ const VERSION: &str = "v1";
 const ALGORITHM: &str = "nacl/box";
 const NONCE: usize = 24;
 
-/// Bytes of the largest value that BuildKit accepts: `session/secrets/secretsprovider`.
+/// The length of the largest secret value that BuildKit accepts, in bytes: `session/secrets/secretsprovider`.
 const MAX_VALUE: usize = 500 << 10;
 
-/// Limit on the secrets of one build.
+/// The limit on the number of secrets of one build.
 const MAX_SECRETS: usize = 100;
 
-/// Limit on the bytes of all values of one build. Masking them takes twelve times as much memory. With the default
-/// `max_config`, an envelope cannot contain as much.
+/// The limit on the bytes of all secret values of one build. Masking them takes twelve times as much memory.
+/// With the default `max_config`, an envelope cannot contain as much.
 const MAX_TOTAL: usize = 1 << 20;
 
-/// The private key, in a file that is read again when it changes.
+/// The builder's private key for sealed secrets, in a file that is read again when it changes.
 #[derive(Clone, Debug)]
 pub struct SealKey {
     folder: Secrets,
@@ -42,7 +42,7 @@ pub struct SealKey {
 }
 
 impl SealKey {
-    /// Creates a key that is read from the file at `path`.
+    /// Creates a private key that is read from the file at `path`.
     pub fn at(path: &Path) -> Self {
         let name = path.file_name().unwrap_or_default();
         Self {
@@ -51,7 +51,7 @@ impl SealKey {
         }
     }
 
-    /// Returns the answer to `GET /publickey`.
+    /// Reads the key's file and returns the answer to `GET /publickey`.
     ///
     /// # Errors
     /// Fails if the file is missing or does not contain a key.
@@ -60,7 +60,7 @@ impl SealKey {
         Ok(json!({"key_id": key_id(&public_key), "algorithm": ALGORITHM, "public_key": public_key}))
     }
 
-    /// Opens all secrets of an envelope.
+    /// Opens all sealed secrets of an envelope.
     ///
     /// # Errors
     /// Fails if the envelope is malformed or sealed to another key, or if any of its secrets cannot be opened.
@@ -94,7 +94,7 @@ impl SealKey {
     }
 }
 
-/// A parsed envelope.
+/// A parsed envelope of sealed secrets.
 struct Envelope {
     key_id: Option<String>,
     sender: PublicKey,
@@ -166,7 +166,7 @@ fn encoded(key: &SecretKey) -> String {
     STANDARD.encode(key.public_key().as_bytes())
 }
 
-/// Returns the id of a public key: its first eight characters.
+/// Returns the ID of a public key: its first eight characters.
 fn key_id(public_key: &str) -> &str {
     public_key.get(..8).unwrap_or(public_key)
 }
@@ -176,7 +176,8 @@ mod tests {
     use super::*;
     use crate::buildkit::SecretStore;
 
-    /// Written by faas-cli (`secret keygen` and `secret seal`): `tests/clients/recorded/secrets.json`.
+    /// A private key written by faas-cli (`secret keygen` and `secret seal`):
+    /// `tests/clients/recorded/secrets.json`.
     const PRIVATE: &str = "71PAWVnhbfjrSSIrTaaFGTECn2XoUVHRxpkXMK7iNFY=";
     const PUBLIC: &str = "UWnDv86xVyoHbiUx5erolv0cwuSO9bN3hcX0c3WOmWg=";
     const ENVELOPE: &str = "version: v1\nalgorithm: nacl/box\nkey_id: UWnDv86x\n\
@@ -313,7 +314,7 @@ mod tests {
         assert!(error.is_platforms());
     }
 
-    /// Seals values of these sizes to the private key `[1; 32]`.
+    /// Seals values of these sizes to the private key `[1; 32]`, and returns the envelope.
     fn envelope(sizes: &[usize]) -> String {
         use crypto_box::aead::generic_array::GenericArray;
         let sender = SecretKey::from([2; 32]);

@@ -58,62 +58,62 @@ use crate::request::{AllowedFrontends, Freshness, ImageRef, RequestLimits};
 use crate::sealed::SealKey;
 use crate::slots::BuildSlots;
 
-/// The secret that requests are signed with.
+/// The name of the secret that requests are signed with.
 pub(crate) const PAYLOAD_SECRET: &str = "payload-secret";
 
-/// The secret with the credentials for registries.
+/// The name of the secret with the credentials for registries.
 const REGISTRY_SECRET: &str = "registry-config";
 
-/// The namespace of functions where nothing else is said: OpenFaaS's own default.
+/// The default namespace of functions: OpenFaaS's own default.
 const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 
-/// The parsed settings, in the groups in which they are used.
+/// The builder's parsed settings, in the groups in which they are used.
 #[derive(Debug)]
 pub struct Settings {
-    /// The BuildKit daemon.
+    /// The connection settings of the BuildKit daemon.
     pub daemon: Daemon,
     /// Whether the connection to the daemon leaves the machine and is not encrypted.
     pub is_exposed: bool,
     /// The credentials for registries.
     pub credentials: DockerConfig,
-    /// The hosts that tokens may be fetched from, besides those of the registries.
+    /// The hosts that registry tokens may be fetched from, besides those of the registries.
     pub token_realms: TokenRealms,
-    /// For every build.
+    /// The settings that apply to every build.
     pub build: BuildSettings,
-    /// Limits on requests.
+    /// Limits on build requests.
     pub requests: RequestSettings,
-    /// Which signatures are accepted.
+    /// Settings for which signatures of requests are accepted.
     pub signatures: SignatureSettings,
     /// The build slots. `None` if the host limits the requests.
     pub slots: Option<BuildSlots>,
-    /// The deployer.
+    /// The settings for the hand-over to the deployer.
     pub deployer: DeployerSettings,
-    /// Limit on the log of a build, in bytes.
+    /// The limit on the log of a build, in bytes.
     pub max_log: usize,
-    /// The key that build secrets are sealed to.
+    /// The private key that build secrets are sealed to.
     pub seal_key: Option<SealKey>,
 }
 
-/// Limits on a request, and where its body is spooled.
+/// Limits on a build request, and where its body is spooled.
 #[derive(Clone, Debug)]
 pub struct RequestSettings {
-    /// Limit on the body, in bytes.
+    /// The limit on a request's body, in bytes.
     max_body: u64,
-    /// Limit on the entries of the tar.
+    /// The limit on the number of entries of the tar.
     max_entries: usize,
-    /// Limit on the config and on the envelope of secrets, in bytes.
+    /// The limit on the config and on the envelope of secrets, in bytes.
     max_config: usize,
-    /// The directory for large bodies.
+    /// The directory for large request bodies.
     spool_dir: PathBuf,
-    /// Limit on all bodies together, in bytes.
+    /// The limit on all spooled bodies together, in bytes.
     spool_limit: u64,
     /// The frontends that Dockerfiles may name.
     frontends: AllowedFrontends,
-    /// The age that a request may have.
+    /// The limit on the age of a request.
     freshness: Freshness,
 }
 
-/// Which signatures are accepted.
+/// Settings for which signatures of requests are accepted.
 #[derive(Clone, Copy, Debug)]
 pub struct SignatureSettings {
     /// Whether requests need no signature.
@@ -123,7 +123,8 @@ pub struct SignatureSettings {
 }
 
 impl Settings {
-    /// Reads all settings. If any is invalid, `parser` has the problems, and the result must not be used.
+    /// Reads all settings of the builder. If any is invalid, `parser` has the problems, and the result must not
+    /// be used.
     ///
     /// `max_inflight` is the host's setting.
     pub fn read(parser: &mut Parser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
@@ -183,7 +184,8 @@ impl RequestSettings {
         settings
     }
 
-    /// Returns the limits on requests. `spooled` mirrors the bytes of all spooled bodies.
+    /// Returns the limits on requests that these settings set. `spooled` mirrors the bytes of all spooled
+    /// bodies.
     pub fn limits(self, spooled: IntGauge) -> RequestLimits {
         let quota = SpoolQuota::new(self.spool_limit, spooled);
         let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);
@@ -212,7 +214,7 @@ impl SignatureSettings {
     }
 }
 
-/// Parses `max_age` and `require_fresh`.
+/// Parses the settings `max_age` and `require_fresh`.
 fn freshness(parser: &mut Parser<'_>) -> Freshness {
     let max_age = parser.duration("max_age", Duration::ZERO);
     let is_required = parser.flag("require_fresh", false);
@@ -241,7 +243,7 @@ fn build_settings(parser: &mut Parser<'_>) -> BuildSettings {
     }
 }
 
-/// Parses a namespace as Kubernetes names one.
+/// Parses the name of a Kubernetes namespace.
 fn namespace(text: &str) -> Result<String, &'static str> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     match text.bytes().all(allowed) && (1..=63).contains(&text.len()) {
@@ -280,7 +282,8 @@ fn seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
     Some(key)
 }
 
-/// Parses `max_log`. Below the minimum, the notices about dropped lines would be longer than the log.
+/// Parses the setting `max_log`. Below the minimum, the notices about dropped lines would be longer than the
+/// log.
 fn max_log(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok().filter(|bytes| *bytes >= 16 << 10);
     number.ok_or("should be a number of bytes, 16384 or more")
@@ -296,7 +299,7 @@ fn compression(parser: &mut Parser<'_>) -> Compression {
     Compression { format, level }
 }
 
-/// Returns the builder's own slots, if requests are to wait for them.
+/// Returns the builder's own slots, if settings let requests wait for them.
 fn slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<BuildSlots> {
     let wait = parser.duration("queue_wait", Duration::ZERO);
     let queue_length = parser.number("queue_length", 16_usize);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The slots of a builder. The default is unlimited. Clones share the slots.
+/// The build slots of a builder. The default is unlimited. Clones share the slots.
 #[derive(Clone, Debug, Default)]
 pub struct BuildSlots(Option<Arc<Shared>>);
 
@@ -24,18 +24,20 @@ struct Shared {
     free: Arc<Semaphore>,
 }
 
-/// The right of a request to send its body and to wait for a slot. Dropping it admits another request.
+/// A guard for an admitted request, which may send its body and wait for a slot. Dropping it admits another
+/// request.
 #[derive(Debug)]
 pub(crate) struct Admission(Option<Arc<Shared>>);
 
-/// A slot taken by one build. Dropping it frees the slot.
+/// A guard for a build slot that one build has taken. Dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct Slot(#[expect(dead_code, reason = "it is held, not used")] Option<OwnedSemaphorePermit>);
 
-/// All slots are taken, and as many requests wait as may, or this one has waited for as long as it may.
+/// The error for a request that gets no slot: all slots and all places in the queue are taken, or the request
+/// has waited too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AllTaken {
-    /// Limit on the builds that run at the same time.
+    /// The limit on the builds that run at the same time.
     pub(crate) limit: usize,
 }
 
@@ -45,7 +47,7 @@ impl BuildSlots {
         Self::default()
     }
 
-    /// Creates `limit` slots, for which up to `queue_length` more requests wait for up to `max_wait`.
+    /// Creates `limit` build slots, for which up to `queue_length` more requests wait for up to `max_wait`.
     pub fn new(limit: usize, max_wait: Duration, queue_length: usize) -> Self {
         Self(Some(Arc::new(Shared {
             limit,
@@ -56,7 +58,7 @@ impl BuildSlots {
         })))
     }
 
-    /// Admits a request, before its body is read.
+    /// Admits a request to the queue for slots, before its body is read.
     ///
     /// # Errors
     /// Fails if as many requests are admitted as may build and wait.
@@ -91,7 +93,7 @@ impl BuildSlots {
         }
     }
 
-    /// Returns whether [`admit`](Self::admit) would fail now.
+    /// Returns whether [`admit`](Self::admit) would reject a request now.
     pub fn is_full(&self) -> bool {
         self.0
             .as_ref()

@@ -14,7 +14,7 @@ use function_host::trace::Span;
 use crate::error::Error;
 use crate::request::RequestError;
 
-/// Marks the span of receiving a request as failed. Repeats nothing of what a Dockerfile contains.
+/// Marks the span of receiving a request as failed. Repeats nothing of a Dockerfile's content.
 pub(crate) fn fail_receive(span: &Span, error: &Error) {
     if span.is_recording() {
         match error {

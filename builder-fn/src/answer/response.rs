@@ -1,4 +1,4 @@
-//! Answers as HTTP responses.
+//! Converts answers to HTTP responses.
 
 use bytes::Bytes;
 use function_host::http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -10,15 +10,16 @@ use super::{Answer, AnswerFields, Retry, failure};
 use crate::hand_over::EnclosedHandOver;
 use crate::report::{Report, StreamFormat, to_json};
 
-/// Tells nginx not to buffer the answer.
+/// The header that tells nginx not to buffer the answer.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Bytes of the log in an answer that a queue-worker delivers to the deployer. The deployer does not use the log, and
-/// accepts 1 MiB in total.
+/// The most bytes of the log in an answer that a queue-worker delivers to the deployer. The deployer does not
+/// use the log, and accepts 1 MiB in total.
 const MAX_CALLBACK_LOG: usize = 256 * 1024;
 
 impl Answer {
-    /// Returns the answer as one JSON object. A 429 is plain text, which is what queues expect.
+    /// Converts the answer to a response with one JSON object. A 429 is plain text, which is what queues
+    /// expect.
     pub(crate) fn into_response(mut self) -> Response {
         match self.retry {
             Some(Retry::Busy { limit }) => return reply::concurrency_limit_exceeded(limit),
@@ -53,29 +54,29 @@ impl Answer {
         response
     }
 
-    /// Returns the answer as a stream of one record, the terminal one.
+    /// Converts the answer to a streamed response of one record, the terminal one.
     pub(crate) fn into_stream(self, format: StreamFormat) -> Response {
         streamed(format, ResponseBody::full(format.terminal(self.report)))
     }
 }
 
-/// Returns a streamed answer with status 200.
+/// Returns a streamed response of `records`, with status 200.
 pub(crate) fn stream(format: StreamFormat, records: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     streamed(format, ResponseBody::stream(records.map(Ok)))
 }
 
-/// Returns the answer to `GET /publickey`.
+/// Returns the response to `GET /publickey`.
 pub(crate) fn public_key(key: &serde_json::Value) -> Response {
     reply::json(format!("{key}\n"))
 }
 
-/// Returns a 404 with `error`.
+/// Returns a 404 response with `error`.
 pub(crate) fn not_found(error: &str) -> Response {
     let report = failure(error.to_owned(), AnswerFields::default());
     json(StatusCode::NOT_FOUND, to_line(&report))
 }
 
-/// Returns a 405 that names the allowed method.
+/// Returns a 405 response that names the allowed method.
 pub(crate) fn wrong_method(allowed: &Method) -> Response {
     let report = failure(format!("only {allowed} is served here"), AnswerFields::default());
     let mut response = json(StatusCode::METHOD_NOT_ALLOWED, to_line(&report));
@@ -85,7 +86,7 @@ pub(crate) fn wrong_method(allowed: &Method) -> Response {
     response
 }
 
-/// Keeps the last lines of at most `limit` bytes in total.
+/// Keeps the last log lines of at most `limit` bytes in total, and drops the others.
 fn keep_end(lines: &mut Vec<String>, limit: usize) {
     let mut left = limit;
     let fits = |line: &&String| {

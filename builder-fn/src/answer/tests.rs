@@ -1,4 +1,4 @@
-//! Statuses, bodies and headers of answers.
+//! Tests of the statuses, bodies and headers of answers.
 
 use function_host::Response;
 use function_host::http::header::CONNECTION;

@@ -1,4 +1,4 @@
-//! The call that a build belongs to: its identity, its secrets, and the time that it has.
+//! The call that a build belongs to: its identity, its secrets, and its deadline.
 
 use std::time::Duration;
 
@@ -9,39 +9,40 @@ use crate::buildkit::Reference;
 use crate::redact::TraceMask;
 use crate::sealed::BuildSecrets;
 
-/// How long before the deadline of a call, or the end of the process, a build is cancelled: enough time to answer.
+/// How long before the deadline of a call, or the end of the process, a build is cancelled, to leave time for
+/// the answer.
 const TIME_TO_ANSWER: Duration = Duration::from_secs(2);
 
-/// One call of the builder.
+/// One call of the builder function.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
-    /// `X-Call-Id`.
+    /// The call's ID, from `X-Call-Id`.
     pub(crate) id: &'a str,
-    /// The build's reference in BuildKit.
+    /// The reference under which BuildKit knows the call's build.
     pub(crate) reference: Reference,
-    /// When the host ends the call.
+    /// The time at which the host ends the call.
     pub(crate) deadline: Option<Instant>,
-    /// Says when the process ends.
+    /// Announces that the process ends.
     pub(crate) shutdown: &'a Shutdown,
-    /// The secrets for the steps of the build.
+    /// The opened secrets for the steps of the build.
     pub(crate) secrets: BuildSecrets,
-    /// Masks what the build's trace shows.
+    /// The mask for secrets and build arguments in the build's trace.
     pub(crate) trace_mask: &'a TraceMask,
 }
 
 impl Call<'_> {
-    /// Returns the shorter of `timeout` and the time left until the deadline, less the time to answer.
+    /// Returns the shorter of `timeout` and the time left until the call's deadline, less the time to answer.
     pub(super) fn time_limit(&self, timeout: Option<Duration>) -> Option<Duration> {
         shorter(timeout, self.deadline)
     }
 
-    /// Waits until the process is about to end.
+    /// Waits until the process is about to end, and the build has to be cancelled.
     pub(super) async fn interruption(&self) {
         interruption(self.shutdown).await;
     }
 }
 
-/// Waits for `limit` and returns it. Waits forever if there is none.
+/// Waits for `limit` and returns it. Waits forever if there is no limit.
 pub(super) async fn expiry(limit: Option<Duration>) -> Duration {
     match limit {
         Some(limit) => {

@@ -1,4 +1,4 @@
-//! Finds the control character that keeps BuildKit from requesting the context.
+//! Finds the control character in a context that keeps BuildKit from requesting it.
 //!
 //! BuildKit requests a context with ignore patterns and the sources of `COPY` in headers, which cannot carry a tab or
 //! another control character. Its error names the header only.
@@ -7,13 +7,13 @@ use crate::buildkit::Failure;
 use crate::context::{Kind, SourceContext};
 use crate::request::BuildRequest;
 
-/// The largest file that is searched, in bytes.
+/// The largest file that is searched for a control character, in bytes.
 const SEARCHED_MAX: u64 = 1 << 20;
 
-/// The names of the Dockerfile if the config names none, in the order in which BuildKit tries them.
+/// The default names of the Dockerfile, in the order in which BuildKit tries them.
 const DOCKERFILES: [&str; 2] = ["Dockerfile", "dockerfile"];
 
-/// Adds the file and the line to a failure that a control character caused.
+/// Adds the file and the line of the control character to a failure that it caused.
 pub(super) fn located(failure: Failure, request: &BuildRequest) -> Failure {
     let Some(header) = failure.untransferable_header() else {
         return failure;

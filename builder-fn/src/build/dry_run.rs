@@ -1,4 +1,4 @@
-//! The first step of a build with `deploy`: the dry run, before the build takes a slot.
+//! The first step of a build with `deploy`: the deployer's dry run, before the build takes a slot.
 
 use function_host::trace;
 use serde_json::{Map, Value};
@@ -9,7 +9,8 @@ use crate::hand_over::{DryRun, DryRunOutcome, HandOverSigner};
 use crate::report::{LineFormatter, LogSink};
 use crate::request::BuildRequest;
 
-/// Asks the deployer whether it would deploy the image. The build goes on, with a warning, if it gives no answer.
+/// Asks the deployer whether it would deploy the image. If the deployer gives no answer, the build goes on with
+/// a warning.
 ///
 /// # Errors
 /// Fails if the deployer would refuse the hand-over, or the call's time ends.

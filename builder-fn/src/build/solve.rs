@@ -18,7 +18,8 @@ use crate::supersede::Registration;
 use crate::trace::StepSpans;
 
 impl Builder {
-    /// Solves and pushes, within the time limits of the config and the call, unless the daemon knows a newer build.
+    /// Solves and pushes the image, within the time limits of the config and the call, unless the daemon knows
+    /// a newer build.
     pub(super) async fn solve(
         &self,
         request: &BuildRequest,
@@ -73,7 +74,7 @@ impl Builder {
         })
     }
 
-    /// Returns what the solve says about its request.
+    /// Returns the attributes with which the build's solve describes its request in BuildKit.
     pub(super) fn attributes(&self, request: &BuildRequest, call: &Call<'_>) -> Attributes {
         let namespace = &self.settings.default_namespace;
         let deploy = request.config.deploy.as_ref();

@@ -1,21 +1,22 @@
-//! The outcome of a hand-over.
+//! The outcome of a hand-over to the deployer.
 
 use function_host::http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{AnswerSigner, HandOver};
 
-/// Characters of the longest answer that is repeated in an error because it is not the deployer's.
+/// The length, in characters, of the part of an answer that an error quotes if the answer is not the
+/// deployer's.
 const MAX_REPEATED: usize = 300;
 
-/// What became of a hand-over.
+/// The outcome of a hand-over: a status and the deployer's answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Deployment {
-    /// The outcome.
+    /// The status of the deployment.
     pub(crate) status: DeploymentStatus,
     /// The deployer's answer, for the caller.
     pub(crate) answer: Value,
-    /// The hand-over, if the builder's answer is to contain it.
+    /// The hand-over, if the builder's answer has to contain it.
     pub(crate) enclosed: Option<EnclosedHandOver>,
 }
 
@@ -24,20 +25,20 @@ pub(crate) struct Deployment {
 /// It is not part of the text that is masked: it is the caller's own configuration, and the deployer must get it unchanged.
 #[derive(Clone, Debug)]
 pub(crate) struct EnclosedHandOver {
-    /// The hand-over.
+    /// The document of the hand-over.
     pub(crate) document: Value,
-    /// Signs the answer.
+    /// Signs the answer that contains the hand-over.
     pub(crate) signer: AnswerSigner,
 }
 
-/// The outcome of a deployment.
+/// The status of a deployment, as the builder knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeploymentStatus {
     /// The new version is ready.
     Ready,
-    /// The new version was applied, and nothing tells whether it is what answers.
+    /// The new version was applied, and nothing proves that it is the one that answers.
     Unverified,
-    /// The hand-over was sent, and its outcome will not be known here.
+    /// The hand-over was sent, and the builder will not learn the outcome.
     Sent,
     /// A newer build of the function is deployed, or is about to be.
     Superseded,
@@ -48,7 +49,7 @@ pub(crate) enum DeploymentStatus {
 }
 
 impl DeploymentStatus {
-    /// Returns the status as a field of a log line.
+    /// Returns the deployment's status as a field of a log line.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -62,7 +63,7 @@ impl DeploymentStatus {
 }
 
 impl Deployment {
-    /// Interprets the answer of the deployer, or of a gateway that could not reach it.
+    /// Interprets the answer to a hand-over, of the deployer or of a gateway that could not reach it.
     pub(super) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
         let Some(answer) = deployers_answer(body) else {
             return Self::failed(reply_text(status, body));
@@ -91,7 +92,7 @@ impl Deployment {
         }
     }
 
-    /// Creates the outcome of a hand-over whose outcome will not be known here.
+    /// Creates the outcome of a hand-over whose result the builder will not learn.
     pub(super) fn sent(status: &str, hand_over: &HandOver<'_>) -> Self {
         let answer =
             json!({"function": hand_over.deploy.get("service"), "image": hand_over.image, "status": status});
@@ -102,12 +103,12 @@ impl Deployment {
         }
     }
 
-    /// Returns the call of the newer build, if the deployer named it.
+    /// Returns the ID of the call with the newer build, if the deployer named it.
     pub(crate) fn superseded_by(&self) -> Option<&str> {
         self.answer["supersededBy"].as_str()
     }
 
-    /// Returns the deployer's reasons on one line; its status if it gave none.
+    /// Returns the deployer's reasons on one line; its status if it gave no reasons.
     pub(crate) fn reason(&self) -> String {
         let reasons: Vec<_> = self.answer["reasons"]
             .as_array()
@@ -122,12 +123,13 @@ impl Deployment {
     }
 }
 
-/// Returns whether an answer is the deployer's. Those of a gateway are no JSON objects with a `status`.
+/// Returns whether the body of an answer is the deployer's. The bodies of a gateway are no JSON objects with a
+/// `status`.
 pub(super) fn is_deployers(body: &[u8]) -> bool {
     deployers_answer(body).is_some()
 }
 
-/// Returns an answer that is not the deployer's as part of a sentence.
+/// Describes an answer that is not the deployer's, as part of a sentence.
 pub(super) fn reply_text(status: StatusCode, body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
     let start: String = body.trim().chars().take(MAX_REPEATED).collect();

@@ -1,4 +1,4 @@
-//! The documents that the deployer gets.
+//! The JSON documents that are sent to the deployer.
 
 use std::time::SystemTime;
 
@@ -6,56 +6,56 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// The hand-over of an image.
+/// The document that hands an image over to the deployer.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct HandOver<'a> {
-    /// The image by digest. Its tags may name another image when it is pulled.
+    /// The reference of the image by digest. Its tags may name another image when it is pulled.
     pub(crate) image: &'a str,
-    /// The image by tag, for people.
+    /// The reference of the image by tag, for people.
     pub(crate) tag: &'a str,
-    /// The call id of the build request.
+    /// The ID of the call that built the image.
     pub(crate) call_id: &'a str,
-    /// When the source was submitted. It orders the versions of a function.
+    /// When the source of the image was submitted. This time orders the versions of a function.
     #[serde(serialize_with = "in_nanoseconds")]
     pub(crate) submitted_at: SystemTime,
-    /// When the build ended. Deployers from before `submitted_at` order by it.
+    /// When the build of the image ended. Deployers from before `submitted_at` order by it.
     #[serde(serialize_with = "in_milliseconds")]
     pub(crate) built_at: SystemTime,
     /// When the deployer stops accepting the hand-over.
     #[serde(serialize_with = "in_milliseconds")]
     pub(crate) expires_at: SystemTime,
-    /// The config's `deploy`.
+    /// The config's `deploy`: the function's specification.
     pub(crate) deploy: &'a Map<String, Value>,
-    /// The config's `probe`.
+    /// The config's `probe`: the request that checks the function.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) probe: Option<&'a Map<String, Value>>,
 }
 
-/// The question whether an image could be deployed, before there is one.
+/// The document that asks the deployer, before the build, whether an image could be deployed.
 ///
 /// It has no image, so that a deployer from before dry runs cannot take it for a hand-over.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct DryRun<'a> {
-    /// Always true.
+    /// Marks the document as a dry run; always true.
     pub(super) dry_run: bool,
-    /// The image by tag, for people.
+    /// The reference of the image by tag, for people.
     pub(super) tag: &'a str,
-    /// The call id of the build request.
+    /// The ID of the call that will build the image.
     pub(super) call_id: &'a str,
-    /// When the source was submitted.
+    /// When the source of the image was submitted.
     #[serde(serialize_with = "in_nanoseconds")]
     pub(super) submitted_at: SystemTime,
-    /// The config's `deploy`.
+    /// The config's `deploy`: the function's specification.
     pub(super) deploy: &'a Map<String, Value>,
-    /// The config's `probe`.
+    /// The config's `probe`: the request that checks the function.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) probe: Option<&'a Map<String, Value>>,
 }
 
 impl<'a> DryRun<'a> {
-    /// Creates the question for an image that is built from the source submitted at `submitted_at`.
+    /// Creates the dry run for an image that will be built from the source submitted at `submitted_at`.
     pub(crate) fn new(
         tag: &'a str,
         call_id: &'a str,
@@ -84,7 +84,7 @@ fn in_nanoseconds<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Res
     serializer.collect_str(&format_args!("{:.9}", timestamp(*time)))
 }
 
-/// Returns a time for formatting. Times that RFC 3339 cannot express become 1970.
+/// Converts a time for RFC 3339. A time that RFC 3339 cannot express becomes 1970.
 fn timestamp(time: SystemTime) -> Timestamp {
     Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH)
 }

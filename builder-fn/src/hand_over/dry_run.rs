@@ -1,4 +1,4 @@
-//! The dry run: before the build, the deployer is asked whether the deployment could succeed.
+//! The dry run: asks the deployer before the build whether the deployment could succeed.
 //!
 //! A wrong field, a policy or a missing secret then costs no build. Nothing depends on the answer otherwise: the deployer
 //! checks the hand-over itself again, and a deployer that cannot be asked prevents no build.
@@ -13,24 +13,25 @@ use super::deployment::reply_text;
 use super::retry::{Backoff, transient_failure};
 use super::{DeployVia, Deployment, DryRun, HandOverSigner};
 
-/// The longest wait for one answer. A deployer that runs answers in well under a second.
+/// The timeout of one attempt at a dry run. A deployer that runs answers in well under a second.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Attempts to ask.
+/// The number of attempts at a dry run.
 const ATTEMPTS: usize = 2;
 
 /// The outcome of a dry run.
 #[derive(Debug)]
 pub(crate) enum DryRunOutcome {
-    /// Nothing that could be checked prevents the deployment.
+    /// The deployer found nothing that prevents the deployment.
     Accepted,
     /// The deployer would refuse the hand-over.
     Refused(Box<Deployment>),
-    /// The deployer is not asked: the setting `deploy_via` excludes calls of it, or it is of a release without dry runs.
+    /// The deployer was not asked: the setting `deploy_via` excludes calls of it, or its release has no dry
+    /// runs.
     NotAsked,
-    /// The deployer gave no answer.
+    /// The deployer gave no answer to the dry run.
     Unanswered {
-        /// The reason.
+        /// The reason why the deployer gave no answer.
         reason: String,
     },
 }
@@ -73,7 +74,7 @@ impl HandOverSigner<'_> {
     }
 }
 
-/// Interprets the answer to a dry run.
+/// Interprets the deployer's answer to a dry run.
 fn outcome(status: StatusCode, body: &[u8]) -> DryRunOutcome {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let is_dry_run = answer["dryRun"] == true;

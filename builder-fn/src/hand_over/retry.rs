@@ -1,4 +1,4 @@
-//! Which failures of a request to the deployer are worth another attempt, and when it follows.
+//! Decides which failures of a request to the deployer are retried, and when.
 
 use std::time::Duration;
 
@@ -8,29 +8,29 @@ use function_host::http::StatusCode;
 
 use super::deployment::is_deployers;
 
-/// The wait before the second attempt.
+/// The wait before the second attempt to reach the deployer.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
-/// The longest wait before an attempt.
+/// The longest wait before an attempt to reach the deployer.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-/// The answer to a request, as the gateway passes it on.
+/// Status and body of the answer to a request, as the gateway passes it on.
 pub(super) type Reply = (StatusCode, Vec<u8>);
 
-/// A growing sequence of waits.
+/// A growing sequence of waits between attempts to reach the deployer.
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,
 }
 
 impl Backoff {
-    /// Creates a sequence that begins with the shortest wait.
+    /// Creates a sequence of waits that begins with the shortest one.
     pub(super) fn new() -> Self {
         Self { next: FIRST_WAIT }
     }
 
-    /// Returns the next wait: between half of the planned one and all of it, so that several builders do not retry at the
-    /// same moment.
+    /// Returns the sequence's next wait: between half of the planned one and all of it, so that several
+    /// builders do not retry at the same moment.
     pub(super) fn next(&mut self) -> Duration {
         let wait = self.next.mul_f64(0.5 + 0.5 * fastrand::f64());
         self.next = (self.next * 2).min(LONGEST_WAIT);
@@ -38,7 +38,7 @@ impl Backoff {
     }
 }
 
-/// Returns why the same request may succeed later; `None` if its result is final.
+/// Returns why the same request may succeed later; `None` if the request's result is final.
 ///
 /// The deployer's own answer is final, except a 429 or 503, with which a function rejects a request before it reads it.
 pub(super) fn transient_failure(result: &Result<Reply, GatewayError>) -> Option<String> {

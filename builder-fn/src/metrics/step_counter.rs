@@ -1,10 +1,10 @@
-//! Counts the steps of one build.
+//! Counts the steps of one build in the metrics.
 
 use function_host::prometheus::IntCounter;
 
 use crate::buildkit::Event;
 
-/// Counts each step once, when it first ends.
+/// Counts each step of a build once, when it first ends.
 #[derive(Debug)]
 pub(crate) struct StepCounter {
     cached: IntCounter,
@@ -16,7 +16,7 @@ impl StepCounter {
         Self { cached, executed }
     }
 
-    /// Counts the step that `event` ends, if it does and the step had not ended before.
+    /// Counts the step that `event` ends, unless that step had ended before.
     pub(crate) fn event(&self, event: &Event) {
         if let Event::StepEnded {
             cached,

@@ -17,10 +17,10 @@ use serde_json::Value;
 use super::needles::{MAX_LEN, Needles};
 use super::{MASKED, MIN_LEN};
 
-/// Lengths of the lines that `base64` and `openssl base64` write.
+/// The lengths of the lines that `base64` and `openssl base64` write.
 const WRAPS: [usize; 2] = [76, 64];
 
-/// Masks values in texts. The default masks nothing. Clones share the values.
+/// Masks secret values in texts. The default masks nothing. Clones share the values.
 #[derive(Clone, Default)]
 pub(crate) struct Mask(Arc<Needles>);
 
@@ -43,12 +43,13 @@ impl Mask {
         Self(Arc::new(Needles::new(strings)))
     }
 
-    /// Returns how many bytes of an unfinished line must be withheld, so that no value is shown in two halves.
+    /// Returns how many bytes of an unfinished line must be withheld, so that no secret value is shown in two
+    /// halves.
     pub(crate) fn lookahead(&self) -> usize {
         if self.0.is_empty() { 0 } else { MAX_LEN }
     }
 
-    /// Masks the values in `text`.
+    /// Masks the secret values in `text`.
     pub(crate) fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.bytes(text.as_bytes()) {
             Cow::Borrowed(_) => Cow::Borrowed(text),
@@ -56,7 +57,7 @@ impl Mask {
         }
     }
 
-    /// Masks the values in `bytes`, which need not be UTF-8.
+    /// Masks the secret values in `bytes`, which need not be UTF-8.
     pub(crate) fn bytes<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let found = self.0.find(bytes);
         if found.is_empty() {
@@ -73,7 +74,7 @@ impl Mask {
         Cow::Owned(masked)
     }
 
-    /// Masks the values in every string of a JSON value. Keys of objects stay.
+    /// Masks the secret values in every string of a JSON value. Keys of objects stay.
     pub(crate) fn json(&self, value: &mut Value) {
         match value {
             Value::String(text) => {
@@ -87,8 +88,8 @@ impl Mask {
         }
     }
 
-    /// Returns the first position from `end` on at which `bytes` can be cut without cutting a value. At least
-    /// [`lookahead`](Self::lookahead) bytes must follow `end`.
+    /// Returns the first position from `end` on at which `bytes` can be cut without cutting a secret value. At
+    /// least [`lookahead`](Self::lookahead) bytes must follow `end`.
     pub(crate) fn cut(&self, bytes: &[u8], end: usize) -> usize {
         let contains_end = |range: &Range<usize>| range.start < end && end < range.end;
         let found = self.0.find(bytes);
@@ -99,7 +100,8 @@ impl Mask {
     }
 }
 
-/// Adds `text` in pieces of `length` bytes. The last piece overlaps the one before it if it would be too short.
+/// Adds `text` to the strings to mask, in pieces of `length` bytes. If the last piece would be too short, it
+/// overlaps the one before it.
 fn add(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usize) {
     for (index, piece) in text.chunks(length).enumerate() {
         if piece.len() >= MIN_LEN {
@@ -110,7 +112,7 @@ fn add(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usize) {
     }
 }
 
-/// Adds the base64 of `value`, behind a prefix of any length.
+/// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length.
 fn add_encoded(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
     for skipped in 0..3 {
         let Some(rest) = value.get(skipped..) else { return };
@@ -202,7 +204,7 @@ mod tests {
         }
     }
 
-    /// Values of 1 MiB in total, no two lines of which are the same.
+    /// Uses values of 1 MiB in total, no two lines of which are the same.
     #[test]
     fn every_line_of_large_secrets_is_masked_and_their_base64_too() {
         let values: Vec<String> = (0..3)

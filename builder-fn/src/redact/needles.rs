@@ -9,14 +9,14 @@ use std::ops::Range;
 
 use super::MIN_LEN;
 
-/// Bytes of the longest string that is searched for as a whole. Longer ones are split, so that a line that has not
-/// ended yet needs to be withheld for no more than this many bytes.
+/// The length, in bytes, of the longest string that is searched for as a whole. Longer ones are split, so that
+/// no more than this many bytes of a line that has not ended yet need to be withheld.
 pub(super) const MAX_LEN: usize = 256;
 
-/// Bits of the filter per string: one string in 16 that is not in the set passes.
+/// The number of bits of the Bloom filter per string: one string in 16 that is not in the set passes.
 const FILTER_BITS: usize = 16;
 
-/// The strings, sorted.
+/// A sorted set of strings that are searched for at the same time.
 #[derive(Default)]
 pub(super) struct Needles {
     sorted: Vec<Needle>,
@@ -25,7 +25,7 @@ pub(super) struct Needles {
 
 struct Needle {
     bytes: Vec<u8>,
-    /// Index of the longest other string that this one begins with.
+    /// The index of the longest other string that this one begins with.
     prefix: Option<usize>,
 }
 
@@ -52,7 +52,8 @@ impl Needles {
         self.sorted.is_empty()
     }
 
-    /// Returns where `text` contains any of the strings, in order. Ranges that overlap or touch are joined.
+    /// Returns the ranges of `text` that contain any of the strings, in order. Ranges that overlap or touch are
+    /// joined.
     pub(super) fn find(&self, text: &[u8]) -> Vec<Range<usize>> {
         let mut found: Vec<Range<usize>> = Vec::new();
         if self.is_empty() {
@@ -71,7 +72,7 @@ impl Needles {
         found
     }
 
-    /// Returns the length of the longest string that `text` begins with.
+    /// Returns the length of the longest string of the set that `text` begins with.
     fn longest_prefix(&self, text: &[u8]) -> Option<usize> {
         if !self.filter.may_contain(text) {
             return None;
@@ -95,7 +96,8 @@ fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// Tells, from the first [`MIN_LEN`] bytes, that none of the strings can begin here. A Bloom filter of one hash.
+/// A Bloom filter of one hash, over the first [`MIN_LEN`] bytes of the strings: rules out that any of them
+/// begins at a position.
 #[derive(Default)]
 struct Filter {
     bits: Vec<u64>,
@@ -120,7 +122,8 @@ impl Filter {
             .is_some_and(|(word, bit)| self.bits[word] & bit != 0)
     }
 
-    /// Returns the word and the bit for a string; `None` if it is too short, or if the filter is that of an empty set.
+    /// Returns the filter's word and bit for a string; `None` if the string is too short, or if the filter is
+    /// that of an empty set.
     fn position(&self, string: &[u8]) -> Option<(usize, u64)> {
         let first = string.first_chunk::<MIN_LEN>()?;
         // Multiplicative hashing: the high bits of the product depend on all four bytes.
@@ -137,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns what [`Needles::find`] should return, by comparing every string at every position.
+    /// Returns the expected result of [`Needles::find`], by comparing every string at every position.
     fn find_slowly(strings: &BTreeSet<Vec<u8>>, text: &[u8]) -> Vec<Range<usize>> {
         let mut is_found = vec![false; text.len()];
         for start in 0..text.len() {

@@ -1,13 +1,13 @@
-//! The mask of what a build's trace shows.
+//! The mask for a build's trace.
 
 use std::collections::BTreeMap;
 
 use super::{MASKED, MIN_LEN, Mask};
 
-/// Bytes of the longest name of a span.
+/// The length of the longest name of a span, in bytes.
 const MAX_NAME: usize = 200;
 
-/// Masks the values of secrets and of build arguments.
+/// Masks the values of secrets and of build arguments in a build's trace.
 ///
 /// BuildKit puts the values of build arguments into the names of steps, and traces are read by others than the caller. The
 /// build's log goes to the caller only, so build arguments are not masked there.
@@ -15,12 +15,13 @@ const MAX_NAME: usize = 200;
 pub(crate) struct TraceMask {
     secrets: Mask,
     arguments: Mask,
-    /// Values too short to be masked within words: masked only where they are words of their own.
+    /// Values of build arguments that are too short to be masked within words: they are masked only as words of
+    /// their own.
     short_arguments: Vec<String>,
 }
 
 impl TraceMask {
-    /// Creates a mask for a build with these secrets and build arguments.
+    /// Creates a trace mask for a build with these secrets and build arguments.
     pub(crate) fn new(secrets: Mask, arguments: &BTreeMap<String, String>) -> Self {
         let values = arguments.values().map(|value| value.trim());
         Self {
@@ -33,7 +34,7 @@ impl TraceMask {
         }
     }
 
-    /// Masks the values in `text`.
+    /// Masks the values of secrets and build arguments in `text`.
     pub(crate) fn text(&self, text: &str) -> String {
         let text = self.secrets.text(text);
         let text = self.arguments.text(&text);
@@ -62,7 +63,7 @@ impl TraceMask {
     }
 }
 
-/// Masks `word` where it is not part of a longer word.
+/// Masks every occurrence of `word` in `text` that is not part of a longer word.
 fn mask_word(text: &str, word: &str) -> String {
     let mut masked = String::with_capacity(text.len());
     let mut from = 0;

@@ -1,10 +1,10 @@
-//! The log of a build whose answer is sent at its end.
+//! The bounded log of a build whose answer is sent at its end.
 
 use super::LogSink;
 use super::line_formatter::notice;
 use super::ring::{LineRing, cost};
 
-/// A log with a limit on its memory: a quarter for the beginning, the rest for the end.
+/// A log with a limit on its memory: a quarter for the first lines, the rest for the last ones.
 ///
 /// The beginning says what was built, the end why it failed. Lines between them are counted and dropped.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl BoundedLog {
         }
     }
 
-    /// Returns the lines, with a notice in the place of those that were dropped.
+    /// Returns the log's lines, with a notice in place of those that were dropped.
     pub(crate) fn into_lines(mut self) -> Vec<String> {
         let mut lines = self.head;
         match self.tail.take_evicted() {
@@ -52,7 +52,7 @@ impl LogSink for BoundedLog {
     }
 }
 
-/// Returns the line that stands in the place of lines dropped from the middle of a log.
+/// Returns the notice in place of lines that were dropped from the middle of a log.
 pub(super) fn left_out_notice(lines: usize, limit: usize) -> String {
     notice(&format!(
         "… {lines} lines left out: a log may have {limit} bytes …"

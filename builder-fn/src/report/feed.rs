@@ -13,24 +13,24 @@ use super::bounded_log::left_out_notice;
 use super::line_formatter::notice;
 use super::ring::{LineRing, cost};
 
-/// Bytes of lines that may wait for the reader.
+/// The most bytes of log lines that may wait for the reader.
 const MAX_WAITING: usize = 256 << 10;
 
 /// A queue of log lines. Clones share the queue: the build pushes into one, the reader takes from another.
 #[derive(Clone, Debug)]
 pub(crate) struct LogFeed {
     state: Arc<Mutex<State>>,
-    /// Notified when lines are pushed.
+    /// Notified when lines are pushed into the queue.
     pushed: Arc<Notify>,
 }
 
 #[derive(Debug)]
 struct State {
     waiting: LineRing,
-    /// Bytes that may still be passed on while the build runs.
+    /// The number of bytes that may still be passed on while the build runs.
     live_room: usize,
     is_live_full: bool,
-    /// The last lines of those that came when `live_room` was used up.
+    /// The last log lines of those that came after `live_room` was used up.
     tail: LineRing,
     limit: usize,
 }
@@ -50,24 +50,24 @@ impl LogFeed {
         }
     }
 
-    /// Waits until there is a line to take.
+    /// Waits until the queue has a line to take.
     pub(super) async fn wait_for_lines(&self) {
         while !self.has_lines() {
             self.pushed.notified().await;
         }
     }
 
-    /// Returns whether there is a line to take.
+    /// Returns whether the queue has a line to take.
     pub(super) fn has_lines(&self) -> bool {
         !self.lock().waiting.is_empty()
     }
 
-    /// Returns the cost of the lines that wait, in bytes.
+    /// Returns the memory cost of the lines in the queue, in bytes.
     pub(super) fn held(&self) -> usize {
         self.lock().waiting.held()
     }
 
-    /// Takes lines as long as `fits` returns true for the next one.
+    /// Takes lines from the queue as long as `fits` returns true for the next one.
     pub(super) fn take_while(&self, mut fits: impl FnMut(&str) -> bool) -> Vec<String> {
         let mut state = self.lock();
         let mut taken = Vec::new();
@@ -88,8 +88,8 @@ impl LogFeed {
         taken
     }
 
-    /// Makes the kept end of a log above its limit available, once the build is over and all other lines are taken.
-    /// Returns whether there is any.
+    /// Makes the kept end of a log above its limit available, once the build is over and all other lines are
+    /// taken. Returns whether there is any.
     pub(super) fn release_tail(&self) -> bool {
         let mut state = self.lock();
         let limit = state.limit;

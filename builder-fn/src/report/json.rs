@@ -1,4 +1,4 @@
-//! JSON in which no line end is left unescaped, whatever a reader takes for one.
+//! Serializes JSON in which every line end is escaped, by any reader's definition of one.
 //!
 //! JSON escapes the control characters of ASCII. Readers that split lines by the rules of Unicode, such as Python's
 //! `str.splitlines`, end a line at three more characters, which JSON leaves as they are.
@@ -19,7 +19,7 @@ pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     json
 }
 
-/// Returns how many bytes `text` has within a string of [`to_json`].
+/// Returns the length in bytes of `text` within a JSON string of [`to_json`].
 pub(crate) fn escaped_len(text: &str) -> usize {
     let escaped = |character: char| match character {
         '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
@@ -30,7 +30,7 @@ pub(crate) fn escaped_len(text: &str) -> usize {
     text.chars().map(escaped).sum()
 }
 
-/// The compact form, with [`LINE_ENDS`] escaped.
+/// A formatter for compact JSON that also escapes [`LINE_ENDS`].
 struct EscapeLineEnds;
 
 impl Formatter for EscapeLineEnds {

@@ -14,15 +14,15 @@ use crate::buildkit::Event;
 use crate::redact::Mask;
 use text::{floor_char_boundary, one_line, output_lines, time};
 
-/// Bytes of text in one line; longer lines are split. Clients stop reading at records of 64 KiB, and JSON may need six bytes
-/// for one.
+/// The most bytes of text in one log line; longer lines are split. Clients stop reading at records of 64 KiB,
+/// and JSON may need six bytes for one.
 pub(crate) const MAX_LINE: usize = 8 << 10;
 
-/// Formats events, in order.
+/// Formats the events of a build as log lines, in order.
 #[derive(Debug, Default)]
 pub(crate) struct LineFormatter {
     mask: Mask,
-    /// Output without a line end, by step and stream.
+    /// The output of steps that has no line end yet, by step and stream.
     unfinished: HashMap<(String, i64), Unfinished>,
 }
 
@@ -41,7 +41,7 @@ impl LineFormatter {
         }
     }
 
-    /// Returns the lines that `event` completes.
+    /// Returns the log lines that `event` completes.
     pub(crate) fn event(&mut self, event: Event) -> Vec<String> {
         match event {
             Event::StepStarted { name, at, .. } => {
@@ -69,7 +69,7 @@ impl LineFormatter {
         }
     }
 
-    /// Returns the output without a line end, once the build is over.
+    /// Returns the output that has no line end, once the build is over.
     pub(crate) fn finish(&mut self) -> Vec<String> {
         let mut rest: Vec<_> = self
             .unfinished
@@ -82,12 +82,12 @@ impl LineFormatter {
             .collect()
     }
 
-    /// Returns the line of a warning.
+    /// Returns the log line of a warning.
     pub(crate) fn warning(&self, text: &str) -> String {
         notice(&format!("warning: {}", self.mask.text(text)))
     }
 
-    /// Returns the line of a step of Slipway's own that starts now.
+    /// Returns the log line for the start of a step of Slipway's own.
     pub(crate) fn step_started(&self, name: &str) -> String {
         format!(
             "v: {} {}",
@@ -96,12 +96,12 @@ impl LineFormatter {
         )
     }
 
-    /// Returns the line of a step of Slipway's own that ends now.
+    /// Returns the log line for the end of a step of Slipway's own.
     pub(crate) fn step_ended(&self, name: &str, took: Duration) -> String {
         format!("{} {:.2}s", self.step_started(name), took.as_secs_f64())
     }
 
-    /// Returns the unfinished output of a step, which belongs before its end, and the line of its end.
+    /// Returns the unfinished output of a step, followed by the line of the step's end.
     fn step_end(&mut self, digest: &str, name: &str, started: SystemTime, ended: SystemTime) -> Vec<String> {
         let mut lines: Vec<_> = [1, 2]
             .into_iter()
@@ -145,7 +145,7 @@ impl LineFormatter {
     }
 }
 
-/// Returns a line of Slipway's own, with the current time.
+/// Returns a log line of Slipway's own, with the current time.
 pub(super) fn notice(text: &str) -> String {
     format!("l: {} {}", time(SystemTime::now()), one_line(text))
 }

@@ -1,4 +1,4 @@
-//! The records of a streamed answer, as bytes.
+//! Formats the records of a streamed answer as bytes.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use serde::Serialize;
 use super::json::{escaped_len, to_json};
 use super::{MAX_LINE, Report, serialize_in_milliseconds};
 
-/// Bytes of the longest record, with its framing. OpenFaaS's SDK reads line by line, and silently stops at a line of
-/// 64 KiB.
+/// The length of the longest record with its framing, in bytes. OpenFaaS's SDK reads line by line, and silently
+/// stops at a line of 64 KiB.
 pub(crate) const MAX_RECORD: usize = (64 << 10) - 1;
 
-/// Bytes of a record besides its lines: names of fields, the duration, the framing.
+/// The bytes of a record besides its lines: names of fields, the duration, the framing.
 const FIELDS: usize = 256;
 
-/// Bytes of the longest error text, and of the longest deployment, in a terminal record.
+/// The most bytes of the error text, and of the deployment, in a terminal record.
 const MAX_TEXT: usize = 16 << 10;
 
 // JSON needs at most six bytes for a byte of a line, and a line has a timestamp before its text: every line fits.
@@ -24,9 +24,10 @@ const _: () = assert!(6 * (MAX_LINE + 64) + FIELDS <= MAX_RECORD);
 /// The framing of records in a streamed answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamFormat {
-    /// `application/x-ndjson`: one record per line.
+    /// The stream format `application/x-ndjson`: one record per line.
     Ndjson,
-    /// `text/event-stream`: one record per event. The Community Edition's gateway buffers every other media type.
+    /// The stream format `text/event-stream`: one record per event. The Community Edition's gateway buffers
+    /// every other media type.
     EventStream,
 }
 
@@ -39,7 +40,7 @@ struct Progress<'a> {
 }
 
 impl StreamFormat {
-    /// Returns the media type.
+    /// Returns the media type of the stream format.
     pub(crate) fn media_type(self) -> &'static str {
         match self {
             Self::Ndjson => "application/x-ndjson",
@@ -47,7 +48,7 @@ impl StreamFormat {
         }
     }
 
-    /// Returns a record of a running build. `elapsed` counts from the arrival of the request.
+    /// Returns the record with log lines of a running build. `elapsed` counts from the arrival of the request.
     pub(super) fn progress(self, log: &[String], elapsed: Duration) -> Bytes {
         self.frame(&Progress {
             log,
@@ -56,7 +57,7 @@ impl StreamFormat {
         })
     }
 
-    /// Returns the terminal record: `report` without its log, and with texts cut to fit.
+    /// Returns the terminal record of a stream: `report` without its log, and with texts cut to fit.
     pub(crate) fn terminal(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {
@@ -82,7 +83,7 @@ impl StreamFormat {
     }
 }
 
-/// The space left for lines in one record, in bytes.
+/// The space left for log lines in one record, in bytes.
 pub(super) struct RecordSpace(usize);
 
 impl RecordSpace {
@@ -90,7 +91,7 @@ impl RecordSpace {
         Self(MAX_RECORD - FIELDS)
     }
 
-    /// Takes the space for `line`. Returns false, and takes nothing, if it does not fit.
+    /// Takes space for `line` from the record. Returns false, and takes nothing, if the line does not fit.
     pub(super) fn take(&mut self, line: &str) -> bool {
         // Quotes and a comma.
         let left = self.0.checked_sub(escaped_len(line) + 3);
@@ -99,7 +100,7 @@ impl RecordSpace {
     }
 }
 
-/// Cuts `text` to [`MAX_TEXT`] bytes of JSON, and appends how many bytes were cut off.
+/// Cuts `text` to [`MAX_TEXT`] bytes of JSON, and appends the number of bytes that were cut off.
 fn shorten(text: &mut String) {
     if escaped_len(text) <= MAX_TEXT {
         return;

@@ -1,16 +1,16 @@
-//! A queue of lines with a limit on its memory: the newest lines evict the oldest.
+//! A queue of log lines with a limit on its memory: the newest lines evict the oldest.
 
 use std::collections::VecDeque;
 
-/// Bytes of memory that a line takes besides its text, so that empty lines are limited as well.
+/// The bytes of memory that a line takes besides its text, so that empty lines are limited as well.
 const OVERHEAD: usize = 32;
 
-/// Returns what a line counts for, in bytes.
+/// Returns the memory that a log line counts for, in bytes.
 pub(super) fn cost(line: &str) -> usize {
     line.len() + OVERHEAD
 }
 
-/// The newest lines, and the number of lines evicted before them.
+/// A queue of the newest log lines, and the number of lines evicted before them.
 #[derive(Debug)]
 pub(super) struct LineRing {
     lines: VecDeque<String>,
@@ -39,29 +39,29 @@ impl LineRing {
         }
     }
 
-    /// Returns the oldest line.
+    /// Returns the oldest line in the queue.
     pub(super) fn front(&self) -> Option<&str> {
         self.lines.front().map(String::as_str)
     }
 
-    /// Removes and returns the oldest line.
+    /// Removes the oldest line from the queue and returns it.
     pub(super) fn pop(&mut self) -> Option<String> {
         let line = self.lines.pop_front()?;
         self.held -= cost(&line);
         Some(line)
     }
 
-    /// Returns how many lines were evicted since the last call.
+    /// Returns the number of lines evicted since the last call, and resets it.
     pub(super) fn take_evicted(&mut self) -> usize {
         std::mem::take(&mut self.evicted)
     }
 
-    /// Returns whether there is neither a line nor an eviction to report.
+    /// Returns whether the queue has neither a line nor an eviction to report.
     pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.evicted == 0
     }
 
-    /// Returns the cost of all lines, in bytes.
+    /// Returns the memory cost of all lines in the queue, in bytes.
     pub(super) fn held(&self) -> usize {
         self.held
     }

@@ -1,4 +1,4 @@
-//! The records of a streamed answer, made while the build runs.
+//! Streams the records of an answer while the build runs.
 //!
 //! The build runs in a task of its own. A slow reader therefore does not hold it up, and a terminal record follows whatever
 //! becomes of it, a panic included: clients take a stream without a terminal record for a success. The stream owns the
@@ -17,14 +17,14 @@ use tracing::Instrument;
 use super::record::{RecordSpace, StreamFormat};
 use super::{LogFeed, Report};
 
-/// How long to wait for more lines to put into the same record.
+/// The time to wait for more log lines to put into the same record.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// Bytes of waiting lines from which on a record is sent without waiting for more.
+/// The size of the waiting log lines, in bytes, from which a record is sent without waiting for more.
 const ENOUGH: usize = 32 << 10;
 
-/// Longest time without a record. A record without lines then shows proxies with an idle timeout that the build is
-/// running, and shows the builder whether the reader is still connected.
+/// The longest time without a record. A record without lines then shows proxies with an idle timeout that the
+/// build is running, and shows the builder whether the reader is still connected.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 struct RecordStream {
@@ -32,20 +32,20 @@ struct RecordStream {
     arrived: Instant,
     feed: LogFeed,
     phase: Phase,
-    /// The terminal record if the build panics.
+    /// The report for the terminal record if the build panics.
     if_panicked: Option<Report>,
 }
 
 enum Phase {
-    /// No record has been sent.
+    /// The build runs, and no record has been sent.
     Started(AbortOnDropHandle<Report>),
     Running(AbortOnDropHandle<Report>),
-    /// The build is over; the rest of its log is sent.
+    /// The build is over; the rest of its log is sent before the terminal record.
     Flushing(Report),
     Ended,
 }
 
-/// Runs `build` and returns the records of its answer.
+/// Runs `build` and returns the stream of the records of its answer.
 ///
 /// `build` writes its log to `feed` and returns the terminal record; if it panics, that is `if_panicked`. Durations count
 /// from `arrived`.
@@ -109,7 +109,7 @@ impl RecordStream {
         }
     }
 
-    /// Waits for lines, and a moment longer for more of them; at most [`KEEP_ALIVE`].
+    /// Waits for log lines, and a moment longer for more of them; at most [`KEEP_ALIVE`].
     async fn wait_for_lines(&self) {
         let waiting = self.feed.wait_for_lines();
         if tokio::time::timeout(KEEP_ALIVE, waiting).await.is_ok() && self.feed.held() < ENOUGH {
@@ -147,7 +147,7 @@ mod tests {
         }
     }
 
-    /// Returns the records of `build`, parsed.
+    /// Returns the parsed records of the answer to `build`.
     fn records_of(
         feed: &LogFeed,
         build: impl Future<Output = Report> + Send + 'static,

@@ -23,65 +23,65 @@ use fields::{Fields, Respelled};
 /// A build configuration whose every value has been checked.
 #[derive(Clone)]
 pub struct BuildConfig {
-    /// The reference to push to, in full.
+    /// The full reference of the image to push.
     pub image: ImageRef,
-    /// The reference as the caller wrote it, for answers.
+    /// The image's reference as the caller wrote it, for answers.
     pub image_as_given: String,
-    /// The same image under the further tags of `tags`.
+    /// The references of the image under the further tags of `tags`.
     pub tags: Vec<ImageRef>,
-    /// Build arguments by name.
+    /// The build arguments by name.
     pub build_args: BTreeMap<String, String>,
-    /// Platforms such as `linux/arm64`; empty for BuildKit's own.
+    /// The platforms to build for, such as `linux/arm64`; empty for BuildKit's own.
     pub platforms: Vec<String>,
     /// Whether the image is built and not pushed.
     pub skip_push: bool,
-    /// The stage to build; `None` for the last.
+    /// The stage of the Dockerfile to build; `None` for the last.
     pub target: Option<String>,
-    /// Labels of the image.
+    /// The labels of the image.
     pub labels: BTreeMap<String, String>,
-    /// Whether every step runs without the cache.
+    /// Whether every step of the build runs without the cache.
     pub no_cache: bool,
-    /// Images to import cached steps from.
+    /// The images to import cached steps from.
     pub cache_from: Vec<ImageRef>,
-    /// Images to export cached steps to.
+    /// The images to export cached steps to.
     pub cache_to: Vec<CacheTo>,
     /// The provenance attestation of the image, if it gets one.
     pub provenance: Option<Provenance>,
-    /// Whether the image gets a list of its contents.
+    /// Whether the image gets an SBOM, a list of its contents.
     pub sbom: bool,
-    /// Compression of the layers; `None` for the operator's choice.
+    /// The compression of the image's layers; `None` for the operator's choice.
     pub compression: Option<Compression>,
-    /// Path of the Dockerfile, relative to the context, cleaned.
+    /// The cleaned path of the Dockerfile, relative to the context.
     pub dockerfile: Option<String>,
-    /// Time limit of the build.
+    /// The time limit of the build.
     pub timeout: Option<Duration>,
-    /// Time after which the request has expired.
+    /// The time at which the request expires.
     pub not_after: Option<SystemTime>,
     /// The time at which the request was signed.
     pub submitted_at: Option<SystemTime>,
-    /// Whether a newer build of the function replaces this one, and this one replaces older ones.
+    /// Whether a newer build of the function supersedes this one, and this one supersedes older ones.
     pub supersede: bool,
     /// The function to deploy after the build: the gateway's request without `image`.
     pub deploy: Option<Map<String, Value>>,
     /// The probe that the deployer runs against the function. The deployer validates its fields.
     pub probe: Option<Map<String, Value>>,
-    /// Keys that are unknown and ignored, for a warning.
+    /// The unknown keys of the configuration, which are ignored with a warning.
     pub unknown: Vec<String>,
-    /// Keys whose letters have another case, for a warning.
+    /// The keys of the configuration whose letters have another case, for a warning.
     pub(crate) respelled: Vec<Respelled>,
 }
 
 /// The level of detail of a provenance attestation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provenance {
-    /// Sources and the build's own identity.
+    /// A minimal provenance attestation: sources and the build's own identity.
     Min,
-    /// Everything, including build arguments and the Dockerfile.
+    /// A maximal provenance attestation: everything, including build arguments and the Dockerfile.
     Max,
 }
 
 impl BuildConfig {
-    /// Parses the content of `com.openfaas.docker.config`.
+    /// Parses a build configuration, the content of `com.openfaas.docker.config`.
     ///
     /// `null` counts as absent for every key, and in maps and lists; so does the empty string, except in maps. Several clients
     /// write them for what they leave out.

@@ -1,5 +1,5 @@
-//! Decompresses a body while it arrives. Its first bytes say how it is compressed. Why clients compress bodies:
-//! `docs/pitfalls.md#size-limit-of-the-queue`.
+//! Decompresses a request's body while it arrives. The body's first bytes show how it is compressed. Why
+//! clients compress bodies: `docs/pitfalls.md#size-limit-of-the-queue`.
 //!
 //! The output is limited, in total and in relation to the input, so that a small body cannot keep a builder busy.
 
@@ -16,31 +16,33 @@ use crate::context::{ArchiveError, ArchiveReader, Spool};
 
 const GZIP: &[u8] = b"\x1f\x8b";
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
-/// The magic number of a skippable frame, without its first byte, `0x50` to `0x5f`. `pzstd` puts such frames before others.
+/// The magic number of a skippable zstd frame, without its first byte, `0x50` to `0x5f`. `pzstd` puts such
+/// frames before others.
 const ZSTD_SKIPPABLE: &[u8] = b"\x2a\x4d\x18";
-/// Length of the longest magic number.
+/// The length of the longest magic number of a compression format.
 const MAGIC_LENGTH: usize = 4;
 
-/// Largest window of a zstd body, as a power of two: 8 MiB of memory, as much as `zstd -19` uses.
+/// The largest window of a zstd body, as a power of two: 8 MiB of memory, as much as `zstd -19` uses.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-/// Output in bytes below which the ratio is not checked: a tar of a few files is mostly zeros.
+/// The size of the output, in bytes, below which the compression ratio is not checked: a tar of a few files is
+/// mostly zeros.
 const RATIO_FREE_BYTES: u64 = 64 << 20;
-/// Largest ratio of output to input above that. Source code compresses by less than 20.
+/// The largest ratio of output to input for a larger output. Source code compresses by less than 20.
 const RATIO_MAX: u64 = 200;
 
-/// Decompresses a body, if it is compressed, and passes the tar on to the spool and the index.
+/// Decompresses a request's body, if it is compressed, and passes the tar on to the spool and the index.
 pub(super) enum Decompressor {
-    /// Too few bytes have arrived to detect the format.
+    /// Too few bytes of the body have arrived to detect the format.
     Undetected(TarOutput, Vec<u8>),
-    /// A plain tar, or a format that the index will reject.
+    /// The body is a plain tar, or a format that the index will reject.
     Plain(TarOutput),
     Gzip(GzipStream),
     Zstd(Box<zio::Writer<TarOutput, raw::Decoder<'static>>>),
 }
 
 impl Decompressor {
-    /// Returns a decompressor whose output may have `limit` bytes.
+    /// Returns a decompressor with a limit of `limit` bytes on its output.
     pub(super) fn new(spool: Spool, reader: ArchiveReader, limit: u64) -> Self {
         let output = TarOutput {
             spool,
@@ -102,7 +104,7 @@ impl Decompressor {
         Ok((output.spool, output.reader))
     }
 
-    /// Returns the decoder for the format that begins with `start`.
+    /// Returns the decoder for the compression format whose magic number `start` has.
     fn detect(output: TarOutput, start: &[u8]) -> Result<Self, RequestError> {
         if start.starts_with(GZIP) {
             return Ok(Self::Gzip(GzipStream::new(output)));
@@ -125,11 +127,11 @@ pub(super) struct TarOutput {
     spool: Spool,
     reader: ArchiveReader,
     limit: u64,
-    /// Bytes of the body.
+    /// The number of bytes of the body so far.
     bytes_in: u64,
-    /// Bytes of the tar.
+    /// The number of bytes of the tar so far.
     bytes_out: u64,
-    /// The error behind a failed write: the decoders in between pass on only I/O errors.
+    /// The error that caused a write to fail: the decoders in between pass on only I/O errors.
     error: Option<RequestError>,
 }
 
@@ -146,7 +148,7 @@ impl TarOutput {
         Ok(self.spool.append(piece)?)
     }
 
-    /// Returns the error behind a decoder's, or the decoder's own where there is none.
+    /// Returns the error that caused a decoder's write to fail, or else the decoder's own error.
     fn take_error(&mut self, format: &'static str, error: io::Error) -> RequestError {
         self.error.take().unwrap_or_else(|| broken(format, error))
     }
@@ -271,7 +273,7 @@ mod tests {
         [&[magic, 0x2a, 0x4d, 0x18], &length[..], content].concat()
     }
 
-    /// Compresses with a program of the machine.
+    /// Compresses bytes with a program of the machine.
     fn compressed_by(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tar");

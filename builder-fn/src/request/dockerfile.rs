@@ -1,20 +1,21 @@
-//! The Dockerfile of a build request: whether the context has it, and which frontend reads it.
+//! The checks of a build request's Dockerfile: whether the context has it, and which frontend reads it.
 
 use super::frontend::DIRECTIVES_MAX;
 use super::{AllowedFrontends, Frontend, RequestError};
 use crate::context::{Kind, SourceContext, pattern_problems};
 
-/// Number of malformed patterns that are named in warnings.
+/// The number of malformed patterns that warnings name.
 const PATTERNS_SHOWN: usize = 20;
 
-/// Length of the part of an ignore file that is checked, in bytes.
+/// The length of the part of an ignore file that is checked, in bytes.
 const IGNORE_FILE_MAX: usize = 1 << 20;
 
-/// The name of the Dockerfile when the configuration names none.
+/// The name of the Dockerfile if the configuration names none.
 const DEFAULT_NAME: &str = "Dockerfile";
 
-/// Returns the path of the Dockerfile, and the one that BuildKit's frontend reads if it cannot read the first: for a file called
-/// `Dockerfile`, `dockerfile` in the same folder (`frontend/dockerui/config.go`, `ReadEntrypoint`).
+/// Returns the path of the Dockerfile, and the one that BuildKit's frontend reads if it cannot read the first:
+/// for a file called `Dockerfile`, `dockerfile` in the same folder (`frontend/dockerui/config.go`,
+/// `ReadEntrypoint`).
 fn candidates(given: Option<&str>) -> (&str, Option<String>) {
     let path = given.unwrap_or(DEFAULT_NAME);
     let folder = path.strip_suffix(DEFAULT_NAME);

@@ -1,4 +1,4 @@
-//! Reasons to reject a request.
+//! The reasons to reject a build request.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use super::config::ConfigError;
 use super::frontend::FrontendError;
 use crate::context::{ArchiveError, SpoolError};
 
-/// An error that keeps a request from becoming a build.
+/// The error of a request that cannot become a build.
 ///
 /// The texts are complete and meant for the caller. Only failures of the platform and the connection have a source.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The signature header is missing.
+    /// The request's signature header is missing.
     #[error(
         "the request is not signed; X-Build-Signature should be sha256= and the hexadecimal HMAC-SHA256 of the body"
     )]
     NotSigned,
-    /// The signature header cannot be parsed.
+    /// The request's signature header cannot be parsed.
     #[error("X-Build-Signature should be sha256= and 64 hexadecimal digits")]
     MalformedSignature,
-    /// The signature belongs to another body, or was made with another key.
+    /// The request's signature belongs to another body, or was made with another key.
     #[error("X-Build-Signature does not match the body and the key of this builder")]
     WrongSignature,
     /// The configuration's `notAfter` has passed.
     #[error("the request expired at {not_after} (notAfter); sign a new one")]
     Expired {
-        /// The time at which it expired, as RFC 3339.
+        /// The time at which the request expired, as RFC 3339.
         not_after: String,
     },
     /// The configuration's `submittedAt` is in the future.
@@ -37,11 +37,11 @@ pub enum RequestError {
         duration::format(*bound)
     )]
     SubmittedAhead {
-        /// The time in the configuration, as RFC 3339.
+        /// The `submittedAt` of the configuration, as RFC 3339.
         submitted_at: String,
-        /// The builder's time, as RFC 3339.
+        /// The time of the builder's clock, as RFC 3339.
         now: String,
-        /// How far ahead it may be.
+        /// How far ahead of the builder's clock `submittedAt` may be.
         bound: Duration,
     },
     /// The configuration's `submittedAt` is too long ago.
@@ -51,11 +51,11 @@ pub enum RequestError {
         duration::format(*max_age)
     )]
     TooOld {
-        /// The time in the configuration, as RFC 3339.
+        /// The `submittedAt` of the configuration, as RFC 3339.
         submitted_at: String,
-        /// The builder's time, as RFC 3339.
+        /// The time of the builder's clock, as RFC 3339.
         now: String,
-        /// The largest age.
+        /// The largest age that a request may have.
         max_age: Duration,
     },
     /// The configuration has no `submittedAt`, and this builder requires it.
@@ -65,54 +65,54 @@ pub enum RequestError {
         duration::format(*max_age)
     )]
     NotDated {
-        /// The largest age.
+        /// The largest age that a request may have.
         max_age: Duration,
     },
-    /// The body exceeds the limit.
+    /// The request's body exceeds the size limit.
     #[error("the body is larger than {limit} bytes, which is the limit of this builder")]
     TooLarge {
-        /// The limit in bytes.
+        /// The size limit in bytes.
         limit: u64,
     },
-    /// The caller sent nothing for too long.
+    /// The caller sent nothing of the body for too long.
     #[error(
         "the body stalled: nothing arrived for {}, the limit of this builder (read_timeout)",
         duration::format(*limit)
     )]
     Stalled {
-        /// The longest pause that is allowed.
+        /// The longest pause that a caller may make in a body.
         limit: Duration,
     },
-    /// The connection broke before the end of the body.
+    /// The connection broke before the end of the request's body.
     #[error("the body could not be read to its end")]
     Body {
-        /// The error of the connection.
+        /// The error of the connection with the caller.
         #[source]
         source: BoxError,
     },
-    /// The tar is unusable.
+    /// The request's tar is unusable.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
-    /// The tar has no configuration.
+    /// The request's tar has no configuration.
     #[error(
         "com.openfaas.docker.config: not in the tar; it should be a file with at least {{\"image\": \"…\"}}"
     )]
     NoConfig,
-    /// The configuration is unusable.
+    /// The request's configuration is unusable.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The Dockerfile names a frontend that is not allowed.
     #[error(transparent)]
     Frontend(#[from] FrontendError),
-    /// The tar has no Dockerfile.
+    /// The request's tar has no Dockerfile.
     #[error("context/{path}: not in the tar; {}", dockerfile_hint(*is_named))]
     NoDockerfile {
-        /// Its path in the context.
+        /// The path of the missing Dockerfile in the context.
         path: String,
-        /// Whether the configuration names it.
+        /// Whether the configuration names the missing Dockerfile.
         is_named: bool,
     },
-    /// The tar could not be spooled.
+    /// The request's tar could not be spooled.
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// The spooled tar could not be read back.
@@ -130,7 +130,7 @@ fn dockerfile_hint(is_named: bool) -> &'static str {
     }
 }
 
-/// What a [`RequestError`] means for the status of the answer.
+/// The kind of a [`RequestError`], which decides the status of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestErrorKind {
     /// The caller is not authenticated, or its request has expired.
@@ -143,12 +143,12 @@ pub enum RequestErrorKind {
     Broken,
     /// There is no space for the body now; a retry later, or elsewhere, may succeed.
     NoSpace,
-    /// The platform failed.
+    /// The platform failed, and not the caller.
     Platform,
 }
 
 impl RequestError {
-    /// Converts an error of the body's stream.
+    /// Converts an error of the request body's stream.
     pub(super) fn from_body_error(error: BoxError) -> Self {
         match error.downcast_ref() {
             Some(BodyError::Stalled { limit }) => Self::Stalled { limit: *limit },
@@ -156,7 +156,7 @@ impl RequestError {
         }
     }
 
-    /// Returns the kind of this error.
+    /// Returns the kind of this request error.
     pub fn kind(&self) -> RequestErrorKind {
         match self {
             Self::NotSigned | Self::MalformedSignature | Self::WrongSignature | Self::Expired { .. } => {
@@ -180,7 +180,7 @@ impl RequestError {
         }
     }
 
-    /// Whether the signature, where one is required, had been verified before this error occurred.
+    /// Returns whether the signature, if one is required, had been verified before this error occurred.
     pub fn is_from_verified_caller(&self) -> bool {
         match self {
             // Errors in the tar are held back until the signature has been verified.

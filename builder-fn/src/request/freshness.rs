@@ -5,15 +5,15 @@ use std::time::{Duration, SystemTime};
 use super::RequestError;
 use super::time::format_rfc3339;
 
-/// The age that a request may have.
+/// The limit on the age of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Freshness {
-    /// Any age.
+    /// A request may have any age.
     #[default]
     Unlimited,
-    /// A limited age, where the config says with `submittedAt` when the request was signed.
+    /// A request has a largest age, if its config says with `submittedAt` when it was signed.
     Limited {
-        /// The largest age.
+        /// The largest age that a request may have.
         max_age: Duration,
         /// Whether a config without `submittedAt` is rejected.
         is_required: bool,
@@ -21,7 +21,8 @@ pub enum Freshness {
 }
 
 impl Freshness {
-    /// Checks a config's `submittedAt`. Returns whether it limits how long the request is valid.
+    /// Checks a config's `submittedAt` against the limit. Returns whether it limits how long the request is
+    /// valid.
     ///
     /// # Errors
     /// When the request is too old, or does not say how old it is although it has to.

@@ -8,22 +8,24 @@ use std::str::FromStr;
 
 use super::image::{ImageError, ImageRef};
 
-/// Repository of the built-in frontend's released images. Dockerfiles often name it; the built-in frontend is used then.
+/// The repository of the built-in frontend's released images. Dockerfiles often name it; the built-in frontend
+/// is used then.
 const BUILT_IN: &str = "docker.io/docker/dockerfile";
 
-/// Bytes of a Dockerfile that are searched for directives. BuildKit's own reader accepts no longer line.
+/// The number of a Dockerfile's bytes that are searched for directives. BuildKit's own reader accepts no longer
+/// line.
 pub(super) const DIRECTIVES_MAX: usize = 64 << 10;
 
-/// The parser directives. The first line that is none of them ends the search.
+/// The parser directives of a Dockerfile. The first line that is not a directive ends the search.
 const DIRECTIVES: [&str; 3] = ["syntax", "escape", "check"];
 
-/// The program that reads a Dockerfile.
+/// The frontend: the program that reads a Dockerfile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Frontend {
     /// The frontend built into BuildKit, whatever the Dockerfile names.
     #[default]
     BuiltIn,
-    /// The image that the Dockerfile names; it is an allowed one.
+    /// The frontend image that the Dockerfile names, which is an allowed one.
     Named,
 }
 
@@ -31,7 +33,7 @@ pub enum Frontend {
 #[derive(Clone, Debug, Default)]
 pub struct AllowedFrontends(Vec<String>);
 
-/// The error of a Dockerfile that names a frontend which is not allowed.
+/// The error for a Dockerfile that names a frontend which is not allowed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the Dockerfile's line \"syntax={name}\" names a frontend that this builder does not allow{}; remove the line, or name \
@@ -39,9 +41,9 @@ pub struct AllowedFrontends(Vec<String>);
     list(.allowed)
 )]
 pub struct FrontendError {
-    /// The name in the Dockerfile, shortened.
+    /// The frontend's name in the Dockerfile, shortened.
     name: String,
-    /// The allowed names.
+    /// The names of the allowed frontends.
     allowed: Vec<String>,
 }
 
@@ -81,7 +83,7 @@ impl AllowedFrontends {
 impl FromStr for AllowedFrontends {
     type Err = String;
 
-    /// Parses image references, separated by commas or blanks.
+    /// Parses the allowed frontends: image references, separated by commas or blanks.
     fn from_str(text: &str) -> Result<Self, String> {
         let names = text
             .split(|c: char| c == ',' || c.is_whitespace())
@@ -130,7 +132,7 @@ fn syntax(start: &[u8]) -> Option<String> {
     Some(named.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// Returns the value of `syntax` among the directives in comments that begin with `comment`.
+/// Returns the value of the directive `syntax` in a Dockerfile whose comments begin with `comment`.
 fn directive(text: &str, comment: &str) -> Option<String> {
     let mut seen = Vec::new();
     for line in text.lines() {
@@ -147,7 +149,7 @@ fn directive(text: &str, comment: &str) -> Option<String> {
     None
 }
 
-/// Splits `name = value`, the text of a comment.
+/// Splits a directive `name = value`, the text of a Dockerfile's comment, into name and value.
 fn split_directive(line: &str) -> Option<(&str, &str)> {
     const BLANK: [char; 5] = ['\t', '\n', '\u{c}', '\r', ' '];
     let (name, value) = line.trim_start().split_once('=')?;

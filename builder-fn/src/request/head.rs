@@ -1,10 +1,10 @@
-//! The head of a build request.
+//! The parts of a build request's HTTP head that the build depends on.
 
 use std::time::SystemTime;
 
 use function_host::http::HeaderMap;
 
-/// The header with the signature of the body.
+/// The name of the header with the signature of the request's body.
 pub const SIGNATURE_HEADER: &str = "x-build-signature";
 
 /// The header with the time at which the gateway received the call, in nanoseconds since 1970. The gateway appends a value
@@ -14,9 +14,9 @@ const START_TIME_HEADER: &str = "x-start-time";
 /// The parts of a request's head that its build depends on.
 #[derive(Clone, Debug)]
 pub struct RequestHead {
-    /// The value of [`SIGNATURE_HEADER`]. One that is not ASCII counts as missing.
+    /// The value of the request's [`SIGNATURE_HEADER`]. One that is not ASCII counts as missing.
     pub signature: Option<String>,
-    /// The first `X-Start-Time`, which may hold several values, separated by commas.
+    /// The value of the request's first `X-Start-Time`, which may hold several times, separated by commas.
     pub start_time: Option<Vec<u8>>,
     /// The time at which the request arrived.
     pub arrived: SystemTime,

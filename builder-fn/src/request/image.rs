@@ -11,42 +11,42 @@ pub struct ImageRef {
     tag: String,
 }
 
-/// The registry of references without one.
+/// The default registry of image references.
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// The tag of references without one.
+/// The default tag of image references.
 const DEFAULT_TAG: &str = "latest";
-/// Longest `registry/repository`, in bytes.
+/// The length of the longest `registry/repository`, in bytes.
 const NAME_MAX: usize = 255;
-/// Longest tag, in bytes.
+/// The length of the longest tag, in bytes.
 const TAG_MAX: usize = 128;
 
 /// The part of an image reference that is wrong. The texts follow "not an image reference: ".
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
-    /// The reference is empty.
+    /// The image reference is empty.
     #[error("it is empty; it should be like registry.example.com/team/name:tag")]
     Empty,
-    /// The reference has a digest, which is known only after the push.
+    /// The image reference has a digest, which is known only after the push.
     #[error("it has a digest; a reference to push to should have a tag instead")]
     Digest,
-    /// The repository has capital letters.
+    /// The repository of the image reference has capital letters.
     #[error("repository {0:?} has capital letters; it should be lowercase")]
     Uppercase(String),
-    /// The part before the first slash is malformed.
+    /// The registry of the image reference, the part before the first slash, is malformed.
     #[error("registry {0:?} is not a host name with an optional port")]
     Registry(String),
-    /// The part between registry and tag is malformed.
+    /// The repository of the image reference, between registry and tag, is malformed.
     #[error(
         "repository {0:?} is malformed; it should be lowercase letters and digits in components separated by '/', \
          with single '.', '_', or '-' within them"
     )]
     Repository(String),
-    /// The part after the last colon is malformed.
+    /// The tag of the image reference, the part after the last colon, is malformed.
     #[error(
         "tag {0:?} is malformed; it should be up to 128 letters, digits, '_', '.' and '-', and not begin with the last two"
     )]
     Tag(String),
-    /// `registry/repository` is too long.
+    /// The `registry/repository` of the image reference is too long.
     #[error("it is longer than {NAME_MAX} bytes without its tag")]
     TooLong,
     /// The repository looks like an image id, which Docker reserves.
@@ -55,7 +55,7 @@ pub enum ImageError {
 }
 
 impl ImageRef {
-    /// Parses a reference as `docker push` does.
+    /// Parses an image reference as `docker push` does.
     ///
     /// # Errors
     /// The first part that is wrong.
@@ -103,12 +103,12 @@ impl ImageRef {
         })
     }
 
-    /// Returns the same image under another tag. `tag` has passed [`check_tag`].
+    /// Returns the image's reference under another tag. `tag` has passed [`check_tag`].
     pub(super) fn with_tag(&self, tag: String) -> Self {
         Self { tag, ..self.clone() }
     }
 
-    /// Returns the reference without its tag: `registry/repository`.
+    /// Returns the image's reference without its tag: `registry/repository`.
     pub(crate) fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
@@ -125,7 +125,8 @@ impl fmt::Display for ImageRef {
     }
 }
 
-/// Splits off the registry: the part before the first slash, if it cannot be a part of a repository.
+/// Splits off the registry of an image reference: the part before the first slash, if it cannot be a part of a
+/// repository.
 fn split_registry(text: &str) -> (&str, &str) {
     match text.split_once('/') {
         Some((first, rest))
@@ -139,7 +140,8 @@ fn split_registry(text: &str) -> (&str, &str) {
     }
 }
 
-/// Whether `text` is empty, or a host name, IPv4 address or bracketed IPv6 address with an optional port.
+/// Returns whether `text` is empty, or a host name, IPv4 address or bracketed IPv6 address with an optional
+/// port.
 fn is_registry(text: &str) -> bool {
     let address_end = text.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match text[address_end..].find(':') {
@@ -163,7 +165,8 @@ fn is_host_component(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// Whether `text` is runs of letters and digits, separated by one `.`, one or two `_`, or any number of `-`.
+/// Returns whether `text` is runs of letters and digits, separated by one `.`, one or two `_`, or any number of
+/// `-`.
 fn is_path_component(text: &str) -> bool {
     let is_word = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_separator =
@@ -174,7 +177,7 @@ fn is_path_component(text: &str) -> bool {
     ends_well && runs.all(|run| is_word(&run[0]) || is_separator(run))
 }
 
-/// Fails if `text` is not a tag.
+/// Fails if `text` is not a valid tag.
 pub(super) fn check_tag(text: &str) -> Result<(), ImageError> {
     match is_tag(text) {
         true => Ok(()),

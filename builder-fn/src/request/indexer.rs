@@ -1,4 +1,5 @@
-//! Decompresses, spools and indexes a body piece by piece, then parses the build request in it. All of it blocks.
+//! Decompresses, spools and indexes a body piece by piece, then parses the build request in it. All functions
+//! block.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,13 +13,13 @@ use super::{
 };
 use crate::context::{ArchiveReader, SourceContext, Spool};
 
-/// Number of ignored keys that are named in warnings.
+/// The number of ignored keys that warnings name.
 const IGNORED_KEYS_SHOWN: usize = 20;
 
 /// The part of a body that has been received, spooled and indexed.
 pub(super) struct BodyIndexer {
     received: u64,
-    /// `None` while a piece is processed, and after an error.
+    /// The decompressor of the body; `None` while a piece is processed, and after an error.
     decompressor: Option<Decompressor>,
     /// The error in the tar, to be reported once the signature has been verified.
     archive_error: Option<RequestError>,
@@ -42,7 +43,7 @@ impl BodyIndexer {
         }
     }
 
-    /// Spools and indexes the next piece.
+    /// Decompresses, spools and indexes the next piece of the body.
     ///
     /// # Errors
     /// When the piece cannot be spooled. An error in the tar is only remembered, because the caller is not authenticated
@@ -60,7 +61,8 @@ impl BodyIndexer {
         Ok(())
     }
 
-    /// Parses what was received. To be called only after the signature has been verified, or where none is required.
+    /// Parses the build request in the body. Must be called only after the signature has been verified, or if
+    /// none is required.
     ///
     /// # Errors
     /// When the tar, its configuration or its Dockerfile is unusable, or the request has expired or is too old.

@@ -16,16 +16,16 @@ use super::RequestError;
 use super::indexer::BodyIndexer;
 use super::signature::{BodyVerifier, VerifiedSignature};
 
-/// Size of a batch in bytes, large enough to be worth a switch of threads. The host delivers a large body in pieces of
-/// about this size.
+/// The size of a batch of pieces, in bytes, large enough to be worth a switch of threads. The host delivers a
+/// large body in pieces of about this size.
 const BATCH_BYTES: usize = 256 << 10;
-/// Number of pieces that make a batch, however small they are.
+/// The number of pieces that make a batch, however small the pieces are.
 const BATCH_PIECES: usize = 512;
 
-/// Bytes of one body in both queues: the memory that a build in flight takes while its body arrives.
+/// The bytes of one body in both queues: the memory that a build in flight takes while its body arrives.
 const QUEUED_BYTES: usize = 1 << 20;
 
-/// Work that is done with every piece of a body. It may block.
+/// Processes the pieces of a body in order. It may block.
 pub(super) trait ProcessPiece: Send + 'static {
     fn process(&mut self, piece: &[u8]) -> Result<(), RequestError>;
 }
@@ -52,14 +52,14 @@ pub(super) struct BodyPipeline {
     pending_bytes: usize,
 }
 
-/// Pieces that are queued together. Dropping it, once it has left both queues, frees its capacity.
+/// A batch of pieces of a body. Dropping it, once it has left both queues, frees its capacity.
 struct Batch {
     pieces: Vec<Bytes>,
     _capacity: OwnedSemaphorePermit,
 }
 
 impl BodyPipeline {
-    /// Returns an empty pipeline. Without `verifier`, no signature is checked.
+    /// Returns an empty pipeline for a body. Without `verifier`, no signature is checked.
     pub(super) fn new(verifier: Option<BodyVerifier>, indexer: BodyIndexer) -> Self {
         Self {
             verifier: verifier.map(WorkQueue::new),
@@ -70,7 +70,7 @@ impl BodyPipeline {
         }
     }
 
-    /// Queues the next piece; waits while the queues are full.
+    /// Queues the next piece of the body; waits while the queues are full.
     ///
     /// # Errors
     /// When an earlier piece could not be spooled.
@@ -98,7 +98,7 @@ impl BodyPipeline {
         self.indexer.push(batch).await
     }
 
-    /// Waits until every piece has been processed, and verifies the signature.
+    /// Waits until every piece of the body has been processed, and verifies the signature.
     ///
     /// # Errors
     /// When a piece could not be spooled, or the signature does not match the body.
@@ -126,7 +126,7 @@ struct WorkQueue<T> {
 }
 
 struct State<T> {
-    /// `None` while a thread uses it, and after an error.
+    /// The worker of the queue; `None` while a thread uses it, and after an error.
     worker: Option<Box<T>>,
     waiting: VecDeque<Arc<Batch>>,
     has_failed: bool,
@@ -167,14 +167,14 @@ impl<T: ProcessPiece> WorkQueue<T> {
         }
     }
 
-    /// Waits until the queue is empty, and returns the worker.
+    /// Waits until the queue is empty, and returns its worker.
     async fn finish(mut self) -> Result<T, RequestError> {
         self.join_task().await?;
         let worker = lock(&self.state).worker.take();
         worker.map(|worker| *worker).ok_or(RequestError::Interrupted)
     }
 
-    /// Waits for the task, if there is one, and returns its result.
+    /// Waits for the queue's task, if there is one, and returns its result.
     async fn join_task(&mut self) -> Result<(), RequestError> {
         match self.task.take() {
             Some(task) => join(task).await?,
@@ -183,7 +183,7 @@ impl<T: ProcessPiece> WorkQueue<T> {
     }
 }
 
-/// Processes batches until none is waiting.
+/// Processes the batches of a queue until none is waiting.
 fn process_waiting<T: ProcessPiece>(state: &Mutex<State<T>>, mut worker: Box<T>) -> Result<(), RequestError> {
     let fail_on_drop = FailOnDrop(state);
     loop {
@@ -200,8 +200,8 @@ fn process_waiting<T: ProcessPiece>(state: &Mutex<State<T>>, mut worker: Box<T>)
     }
 }
 
-/// Empties the queue after an error or a panic. This frees the batches' capacity, so that a caller that waits for capacity
-/// resumes and receives the error.
+/// A guard that empties the queue after an error or a panic. This frees the batches' capacity, so that a caller
+/// that waits for capacity resumes and receives the error.
 struct FailOnDrop<'a, T>(&'a Mutex<State<T>>);
 
 impl<T> Drop for FailOnDrop<'_, T> {
@@ -242,7 +242,7 @@ mod tests {
 
     use super::*;
 
-    /// After this time a push that should have ended is taken to hang.
+    /// The time after which a push that should have ended is taken to hang.
     const HANGS: Duration = Duration::from_secs(60);
 
     /// A worker that calls a closure of the test.

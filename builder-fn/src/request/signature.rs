@@ -1,4 +1,4 @@
-//! Signatures of requests: the host's HMAC-SHA256, and the HMAC-SHA1 of faas-cli before 2022.
+//! Verifies the signatures of requests: the host's HMAC-SHA256, and the HMAC-SHA1 of faas-cli before 2022.
 //!
 //! `sha1=<hex HMAC-SHA1 of the body>` is what `faas-cli invoke --sign` sends in its releases under the MIT licence, and
 //! OpenFaaS itself accepts it too. Known collisions of SHA-1 do not help to forge an HMAC.
@@ -13,19 +13,19 @@ use sha2::{Digest, Sha256};
 
 const SHA1_PREFIX: &str = "sha1=";
 
-/// Length of an SHA-1 hash in bytes.
+/// The length of an SHA-1 hash in bytes.
 const SHA1_LENGTH: usize = 20;
 
 /// HMAC keys, one per line of the secret. A signature made with any of them is valid.
 #[derive(Clone)]
 pub struct SignatureKeys {
     sha256: HmacKeys,
-    /// Empty where `sha1=` signatures are not accepted.
+    /// The keys for `sha1=` signatures; empty if these are not accepted.
     sha1: Vec<Hmac<Sha1>>,
 }
 
 impl SignatureKeys {
-    /// Returns the keys in `secret`, or `None` if it has none.
+    /// Returns the keys in `secret`, or `None` if the secret has none.
     pub fn new(secret: &Secret, accept_sha1: bool) -> Option<Self> {
         let lines = secret.expose().split(|byte| *byte == b'\n');
         let sha1 = lines
@@ -58,14 +58,14 @@ impl VerifiedSignature {
         &self.0
     }
 
-    /// Returns the SHA-256 hash of the normalized form in hexadecimal digits. It identifies the signature where the
-    /// signature itself, which lets a request be sent again, must not be shown.
+    /// Returns the SHA-256 hash of the normalized signature in hexadecimal digits. It identifies the signature
+    /// where the signature itself, which lets a request be sent again, must not be shown.
     pub fn fingerprint(&self) -> String {
         hex::encode(Sha256::digest(&self.0))
     }
 }
 
-/// Verifies a signature over a body that arrives in pieces.
+/// Verifies a signature of a body that arrives in pieces.
 pub(super) struct BodyVerifier {
     header: String,
     hmac: BodyHmac,
@@ -80,7 +80,7 @@ enum BodyHmac {
 }
 
 impl BodyVerifier {
-    /// Returns a verifier that expects the signature in `header`.
+    /// Returns a verifier for the signature in `header`.
     pub(super) fn new(keys: &SignatureKeys, header: &str) -> Result<Self, MalformedSignature> {
         let header = header.trim();
         let hmac = match header.strip_prefix(SHA1_PREFIX) {
@@ -108,7 +108,8 @@ impl BodyVerifier {
         }
     }
 
-    /// Returns the signature if it matches the body. Takes the same time wherever it differs, and whichever key matches.
+    /// Returns the signature if it matches the body. Takes the same time wherever the signature differs, and
+    /// whichever key matches.
     pub(super) fn finish(self) -> Result<VerifiedSignature, SignatureMismatch> {
         match self.hmac {
             BodyHmac::Sha256(verifier) => verifier.finish()?,
@@ -130,7 +131,7 @@ impl BodyVerifier {
 mod tests {
     use super::*;
 
-    /// Cases 2 and 3 of RFC 2202.
+    /// Test vectors for HMAC-SHA1: cases 2 and 3 of RFC 2202.
     const SIGNED: [(&[u8], &[u8], &str); 2] = [
         (
             b"Jefe",

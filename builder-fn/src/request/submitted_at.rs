@@ -1,4 +1,4 @@
-//! The time at which the source of a build was submitted. It orders the builds of a function.
+//! The time at which the source of a build was submitted, which orders the builds of a function.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -7,14 +7,14 @@ use super::RequestError;
 use super::head::RequestHead;
 use super::time::{format_rfc3339, format_rfc3339_nanos};
 
-/// Limit on how far ahead of this builder's clock a time of submission may be. A clock that runs further ahead would win
-/// over every later build.
+/// The limit on how far a time of submission may be ahead of this builder's clock. A clock that runs further
+/// ahead would win over every later build.
 pub(crate) const AHEAD_MAX: Duration = Duration::from_secs(5 * 60);
 
-/// Times before 2000 are no times of a gateway: the number had another unit than nanoseconds.
+/// The smallest plausible time from a gateway, in nanoseconds: before 2000, the number had another unit.
 const GATEWAY_TIME_MIN_NS: u64 = 946_684_800_000_000_000;
 
-/// Number of bytes of an unusable header that a warning shows.
+/// The number of bytes of an unusable header that a warning shows.
 const SHOWN_BYTES: usize = 40;
 
 /// The time at which the source of a build was submitted, and where it comes from.
@@ -23,33 +23,33 @@ const SHOWN_BYTES: usize = 40;
 /// and for every replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubmittedAt {
-    /// The time.
+    /// The time of submission.
     pub at: SystemTime,
-    /// Its source.
+    /// The source of the time of submission.
     pub source: SubmissionSource,
 }
 
 /// The source of a time of submission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SubmissionSource {
-    /// The signed config's `submittedAt`.
+    /// The time comes from the signed config's `submittedAt`.
     Config,
-    /// The gateway's `X-Start-Time`.
+    /// The time comes from the gateway's `X-Start-Time`.
     Gateway,
-    /// The arrival of the request at this builder.
+    /// The time is that of the request's arrival at this builder.
     Arrival,
 }
 
 impl fmt::Display for SubmittedAt {
-    /// Formats the time as RFC 3339 in UTC, with nanoseconds.
+    /// Formats the time of submission as RFC 3339 in UTC, with nanoseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&format_rfc3339_nanos(self.at))
     }
 }
 
 impl SubmittedAt {
-    /// Returns the time in the config, else the gateway's, else that of the arrival. An unusable time of the gateway's is
-    /// ignored, with a warning.
+    /// Returns the time of submission: the one in the config, else the gateway's, else that of the arrival. An
+    /// unusable time of the gateway is ignored, with a warning.
     ///
     /// # Errors
     /// When the time in the config is more than [`AHEAD_MAX`] ahead of `now`.
@@ -93,7 +93,7 @@ impl SubmittedAt {
     }
 }
 
-/// Parses the first of the values in a header.
+/// Parses the gateway's time from the first value in a header.
 fn gateway_time(values: &[u8]) -> Option<SystemTime> {
     let first = values.split(|byte| *byte == b',').next()?;
     let nanoseconds: u64 = std::str::from_utf8(first.trim_ascii()).ok()?.parse().ok()?;
@@ -105,7 +105,7 @@ fn gateway_time(values: &[u8]) -> Option<SystemTime> {
 mod tests {
     use super::*;
 
-    /// 2026-11-29T10:40:00Z.
+    /// The test's current time, 2026-11-29T10:40:00Z.
     const NOW_NS: u64 = 1_795_948_800_000_000_000;
 
     fn time(nanoseconds: u64) -> SystemTime {

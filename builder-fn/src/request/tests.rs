@@ -1,4 +1,5 @@
-//! Bodies that arrive in pieces: which are accepted, why others are rejected, and that nothing of them is left.
+//! Tests of bodies that arrive in pieces: which are accepted, why others are rejected, and that they leave
+//! nothing behind.
 
 use std::fs;
 use std::io;
@@ -133,7 +134,7 @@ impl Spooled {
         )
     }
 
-    /// Returns the error of a body, and checks that nothing of it is left.
+    /// Returns the error for a rejected body, and checks that the body leaves no spool file.
     async fn rejection(&self, body: &[u8], signature: Option<&str>) -> RequestError {
         let error = receive(in_pieces(body, 1000), signature, &required(), &self.limits)
             .await

@@ -1,14 +1,14 @@
-//! RFC 3339 times with any offset, as clients write them.
+//! Parses and formats RFC 3339 times with any offset, as clients write them.
 
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use jiff::civil::{self, DateTime};
 
-/// The first year that is accepted.
+/// The first year of a time that is accepted.
 const YEAR_MIN: i16 = 1970;
 
-/// Parses a time such as `2030-01-31T12:00:00Z` or `2030-01-31T13:00:00.5+01:00`.
+/// Parses an RFC 3339 time such as `2030-01-31T12:00:00Z` or `2030-01-31T13:00:00.5+01:00`.
 ///
 /// `jiff` accepts more forms than RFC 3339 has, so the form is checked first. `T` and `Z` have to be upper-case. Digits
 /// after the ninth of a fraction are dropped, and a leap second counts as the second before it.
@@ -67,7 +67,7 @@ pub(crate) fn format_rfc3339_nanos(time: SystemTime) -> String {
     }
 }
 
-/// Returns the length of an offset such as `+01:30`, without its sign.
+/// Returns the duration of an offset such as `+01:30`, without its sign.
 fn offset_length(offset: &str) -> Option<Duration> {
     let offset = offset.get(1..).filter(|rest| has_form(rest, "00:00"))?;
     let (hours, minutes) = offset.split_once(':')?;
@@ -75,7 +75,7 @@ fn offset_length(offset: &str) -> Option<Duration> {
     (hours <= 23 && minutes <= 59).then(|| Duration::from_secs((hours * 60 + minutes) * 60))
 }
 
-/// Whether `text` has a digit where `form` has `0`, and is equal to it elsewhere.
+/// Returns whether `text` has a digit where `form` has `0`, and is equal to it elsewhere.
 fn has_form(text: &str, form: &str) -> bool {
     let fits = |(byte, form): (u8, u8)| match form {
         b'0' => byte.is_ascii_digit(),
@@ -88,7 +88,7 @@ fn has_form(text: &str, form: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Seconds and nanoseconds since the epoch, of which the seconds may be negative.
+    /// Returns seconds and nanoseconds since the epoch, of which the seconds may be negative.
     fn since_epoch(time: SystemTime) -> (i128, u32) {
         match time.duration_since(SystemTime::UNIX_EPOCH) {
             Ok(after) => (i128::from(after.as_secs()), after.subsec_nanos()),

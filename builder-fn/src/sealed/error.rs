@@ -1,30 +1,30 @@
-//! Why sealed secrets cannot be opened, and who can fix it.
+//! The errors of sealed secrets, and who can fix them.
 
 use function_host::secret::SecretError;
 
 use super::{MAX_SECRETS, MAX_TOTAL, MAX_VALUE};
 
-/// Why sealed secrets cannot be opened. The texts name secrets and never contain their values.
+/// The error of sealed secrets that cannot be opened. The texts name secrets and never contain their values.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SealError {
-    /// The key's file is missing or unreadable.
+    /// The private key's file is missing or unreadable.
     #[error("the builder cannot open sealed secrets")]
     Key(#[source] SecretError),
-    /// The key's file does not contain a key.
+    /// The private key's file does not contain a key.
     #[error("the builder's key for sealed secrets should be 32 bytes in base64")]
     KeyFormat,
-    /// The file is not YAML, or not a mapping with the fields of an envelope.
+    /// The envelope of secrets is not YAML, or not a mapping with the fields of an envelope.
     #[error("com.openfaas.secrets is not an envelope of sealed secrets{}", line.map(|line| format!(" (line {line})")).unwrap_or_default())]
     Envelope {
-        /// The line where parsing failed.
+        /// The line of the envelope where parsing failed.
         line: Option<u64>,
     },
-    /// A field is missing, or has an unknown value.
+    /// A field of the envelope is missing, or has an unknown value.
     #[error("{field} in com.openfaas.secrets should be {should_be}")]
     Field {
-        /// The field's name.
+        /// The name of the wrong field.
         field: &'static str,
-        /// The valid value.
+        /// The valid value of the field.
         should_be: &'static str,
     },
     /// The envelope was sealed to another key.
@@ -33,52 +33,52 @@ pub(crate) enum SealError {
          GET /publickey"
     )]
     OtherKey {
-        /// The envelope's key id.
+        /// The key ID that the envelope names.
         found: String,
-        /// The builder's key id.
+        /// The ID of the builder's key.
         own: String,
     },
-    /// A name that no `RUN --mount=type=secret,id=` can have.
+    /// The envelope has a secret with a name that no `RUN --mount=type=secret,id=` can have.
     #[error(
         "{name:?} in com.openfaas.secrets cannot be the name of a secret: letters, digits, '.', '_' and '-', up to 253 of them"
     )]
     Name {
-        /// The name.
+        /// The secret's invalid name.
         name: String,
     },
     /// The envelope has more secrets than any build needs.
     #[error("com.openfaas.secrets has {count} secrets; {MAX_SECRETS} are allowed")]
     TooMany {
-        /// The number of secrets.
+        /// The number of secrets in the envelope.
         count: usize,
     },
-    /// A value is larger than BuildKit accepts.
+    /// The value of a secret is larger than BuildKit accepts.
     #[error("the secret {name:?} in com.openfaas.secrets is larger than {MAX_VALUE} bytes")]
     TooLarge {
-        /// The secret's name.
+        /// The name of the secret that is too large.
         name: String,
     },
-    /// All values together are larger than can be masked with the memory of a builder.
+    /// The values of all secrets together are larger than can be masked with the memory of a builder.
     #[error(
         "the secrets in com.openfaas.secrets have {size} bytes in total; {MAX_TOTAL} are allowed, because all of them are \
          masked in the build's log"
     )]
     TotalTooLarge {
-        /// Bytes of all values.
+        /// The number of bytes of all secret values.
         size: usize,
     },
-    /// A value is damaged, or was sealed to another key although the envelope names this one.
+    /// The value of a secret is damaged, or was sealed to another key although the envelope names this one.
     #[error(
         "the secret {name:?} in com.openfaas.secrets cannot be opened: it is damaged, or was sealed to another key"
     )]
     Damaged {
-        /// The secret's name.
+        /// The name of the damaged secret.
         name: String,
     },
 }
 
 impl SealError {
-    /// Returns whether the operator can fix it, and not the caller.
+    /// Returns whether the operator has to fix the error, and not the caller.
     pub(crate) fn is_platforms(&self) -> bool {
         matches!(self, Self::Key(_) | Self::KeyFormat)
     }

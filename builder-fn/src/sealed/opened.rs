@@ -1,4 +1,4 @@
-//! Opened secrets.
+//! The opened secrets of a build.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,8 +9,8 @@ use zeroize::Zeroizing;
 use crate::buildkit::SecretStore;
 use crate::redact::Mask;
 
-/// The secrets of one build, by name. Clones share the values, which are overwritten when the last clone is dropped.
-/// `Debug` shows the names only.
+/// The opened secrets of one build, by name. Clones share the values, which are overwritten when the last clone
+/// is dropped. `Debug` shows the names only.
 #[derive(Clone, Default)]
 pub(crate) struct BuildSecrets {
     values: Arc<BTreeMap<String, Zeroizing<Vec<u8>>>>,
@@ -25,7 +25,7 @@ impl BuildSecrets {
         }
     }
 
-    /// Returns the mask for everything that the build reports.
+    /// Returns the mask for these secrets in everything that the build reports.
     pub(crate) fn mask(&self) -> &Mask {
         &self.mask
     }

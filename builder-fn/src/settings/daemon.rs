@@ -1,4 +1,4 @@
-//! The settings of the connection to BuildKit: its address and TLS.
+//! Reads the settings of the connection to BuildKit: its address and TLS.
 //!
 //! | variable | default | meaning |
 //! | --- | --- | --- |
@@ -18,7 +18,8 @@ use rustls::pki_types::ServerName;
 
 use crate::buildkit::{Address, Daemon, TlsDialer, TlsSecrets};
 
-/// Returns the daemon, and whether the connection is exposed: unencrypted and not within this machine.
+/// Reads the settings of the daemon, and returns whether the connection is exposed: unencrypted and not within
+/// this machine.
 pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
     let unset = || Address::Unix(PathBuf::new());
     let address = match parser.required("buildkit_url").as_str() {
@@ -83,7 +84,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns whether the connection is exposed, or the problems.
+    /// Returns whether the connection with these settings is exposed, or the problems.
     fn settings(variables: &[(&str, &str)], files: &[(&str, &str)]) -> Result<bool, String> {
         let folder = tempfile::tempdir().expect("folder");
         for (name, content) in files {

@@ -8,27 +8,27 @@ use function_host::trace::Span;
 use crate::buildkit::Event;
 use crate::redact::TraceMask;
 
-/// Limit on the spans of one build. Further steps get none.
+/// The limit on the spans of one build. Further steps get none.
 const MAX_SPANS: usize = 2000;
 
-/// The beginnings of the exporter's progress ids that are the same for every image: BuildKit
+/// The beginnings of the exporter's progress IDs that are the same for every image: BuildKit
 /// `exporter/containerimage/export.go`, `util/push/push.go`.
 const EXPORTS: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
 
-/// Opens and ends a span for each step, and for each export.
+/// Opens and ends a span for each step and each export of a build.
 #[derive(Debug)]
 pub(crate) struct StepSpans<'a> {
-    /// The parent of all. If it is not recorded, nothing is done here.
+    /// The span of the build, which contains all others. If it is not recorded, no spans are opened.
     build: &'a Span,
     mask: &'a TraceMask,
-    /// The spans of running steps.
+    /// The open spans of running steps.
     open: HashMap<String, Span>,
-    /// The number of spans so far.
+    /// The number of spans that were opened so far.
     opened: usize,
 }
 
 impl<'a> StepSpans<'a> {
-    /// Creates spans within `build`, with names and errors masked.
+    /// Creates the spans for the steps within `build`, with names and errors masked.
     pub(crate) fn new(build: &'a Span, mask: &'a TraceMask) -> Self {
         Self {
             build,
@@ -96,7 +96,7 @@ impl<'a> StepSpans<'a> {
         }
     }
 
-    /// Takes the open span of `key`, or opens one. Returns `None` once there are [`MAX_SPANS`].
+    /// Takes the open span of `key`, or opens one. Returns `None` once [`MAX_SPANS`] were opened.
     fn span(&mut self, key: &str, name: impl FnOnce() -> String, started: SystemTime) -> Option<Span> {
         if let Some(open) = self.open.remove(key) {
             return Some(open);

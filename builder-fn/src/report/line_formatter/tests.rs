@@ -1,4 +1,4 @@
-//! The lines of each kind of event.
+//! Tests of the log lines for each kind of event.
 
 use proptest::prelude::*;
 

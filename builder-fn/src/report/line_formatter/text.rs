@@ -1,4 +1,4 @@
-//! Text from outside, as log lines that clients can read.
+//! Converts untrusted text to log lines that clients can read.
 
 use std::time::SystemTime;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::MAX_LINE;
 use crate::redact::Mask;
 
-/// Returns the output of a step as log lines, masked.
+/// Returns the masked output of a step as log lines.
 pub(super) fn output_lines(mask: &Mask, at: SystemTime, text: &[u8]) -> Vec<String> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     if text.is_empty() {
@@ -23,7 +23,8 @@ pub(super) fn output_lines(mask: &Mask, at: SystemTime, text: &[u8]) -> Vec<Stri
         .collect()
 }
 
-/// Returns the last position up to `end` that is not within a UTF-8 character; `end` itself where `text` is not UTF-8.
+/// Returns the last position up to `end` that is not within a UTF-8 character; `end` itself if `text` is not
+/// UTF-8.
 pub(super) fn floor_char_boundary(text: &[u8], end: usize) -> usize {
     let begins = |back: &usize| (text[end - back] & 0b1100_0000) != 0b1000_0000;
     match (1..=3.min(end)).find(begins) {

@@ -1,4 +1,4 @@
-//! `cacheFrom` and `cacheTo`: images in a registry that hold cached steps.
+//! Reads the keys `cacheFrom` and `cacheTo`: images in a registry that hold cached steps.
 //!
 //! Each is an image reference, or the value of `buildctl --import-cache` or `--export-cache`: `type=registry,ref=NAME`.
 //! `cacheTo` also accepts `mode=max` (the steps of all stages, not only those of the result) and `ignore-error=true`.
@@ -6,18 +6,18 @@
 use super::ImageRef;
 use super::fields::Fields;
 
-/// An image to export the cache to.
+/// An image to export cached steps to, with its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheTo {
-    /// The image.
+    /// The image that cached steps are exported to.
     pub image: ImageRef,
     /// Whether the steps of all stages are exported, and not only those of the result.
     pub max: bool,
-    /// Whether the build succeeds even if the export fails.
+    /// Whether the build succeeds even if the export of the cache fails.
     pub ignore_error: bool,
 }
 
-/// Reads `cacheFrom`. Images that are given twice are imported once.
+/// Reads the config's key `cacheFrom`. Images that are given twice are imported once.
 pub(super) fn cache_from(fields: &mut Fields) -> Vec<ImageRef> {
     let mut images = Vec::new();
     for (at, text) in present(fields.strings("cacheFrom")) {
@@ -30,7 +30,7 @@ pub(super) fn cache_from(fields: &mut Fields) -> Vec<ImageRef> {
     images
 }
 
-/// Reads `cacheTo`.
+/// Reads the config's key `cacheTo`.
 pub(super) fn cache_to(fields: &mut Fields) -> Vec<CacheTo> {
     let mut caches: Vec<CacheTo> = Vec::new();
     for (at, text) in present(fields.strings("cacheTo")) {
@@ -50,13 +50,13 @@ pub(super) fn cache_to(fields: &mut Fields) -> Vec<CacheTo> {
     caches
 }
 
-/// Leaves out blank items: clients split an empty option into a list of one empty string.
+/// Leaves out the blank items of a list: clients split an empty option into a list of one empty string.
 fn present(given: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
     let trimmed = given.into_iter().map(|(at, text)| (at, text.trim().to_owned()));
     trimmed.filter(|(_, text)| !text.is_empty())
 }
 
-/// Parses an image reference or a list of `known` fields.
+/// Parses a cache's image reference, or a list of `known` fields such as `ref=…`.
 ///
 /// # Errors
 /// With the problem, which follows the key in the error's text.

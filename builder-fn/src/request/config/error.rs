@@ -2,34 +2,34 @@
 
 use std::fmt;
 
-/// Number of wrong keys that an error lists. More are counted, so that a configuration of 1 MiB cannot make an answer
-/// of many.
+/// The number of wrong keys that an error lists. More are counted, so that a configuration of 1 MiB cannot make
+/// an answer of many.
 const KEYS_SHOWN: usize = 50;
 
-/// Longest part of a caller's key that is shown, in characters.
+/// The length of the longest part of a caller's key that an error shows, in characters.
 const KEY_SHOWN: usize = 100;
 
 /// The reason why a build configuration is rejected, for the caller.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The content is not JSON.
+    /// The configuration is not JSON.
     #[error("com.openfaas.docker.config: not JSON: {reason}")]
     Syntax {
-        /// The parser's message: a position, never content.
+        /// The parser's message, which is a position and never content.
         reason: String,
     },
-    /// The content begins with a byte order mark, which JSON must not have (RFC 8259, section 8.1).
+    /// The configuration begins with a byte order mark, which JSON must not have (RFC 8259, section 8.1).
     #[error(
         "com.openfaas.docker.config: begins with a byte order mark ({encoding}); should be UTF-8 without one"
     )]
     ByteOrderMark {
-        /// The encoding that the mark is one of.
+        /// The encoding that the byte order mark belongs to.
         encoding: &'static str,
     },
-    /// The content is JSON, but not an object.
+    /// The configuration is JSON, but not an object.
     #[error("com.openfaas.docker.config: should be a JSON object")]
     NotAnObject,
-    /// Keys are missing or wrong.
+    /// Keys of the configuration are missing or wrong.
     #[error("com.openfaas.docker.config: {0}")]
     Keys(KeyErrors),
 }
@@ -38,12 +38,12 @@ pub enum ConfigError {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct KeyErrors {
     listed: Vec<String>,
-    /// Number of errors that are not listed.
+    /// The number of wrong keys that are not listed.
     more: usize,
 }
 
 impl KeyErrors {
-    /// Adds an error. `problem` follows the key, as in `timeout` and `should be a duration`.
+    /// Adds the error of a key. `problem` follows the key, as in `timeout` and `should be a duration`.
     pub(super) fn push(&mut self, key: impl fmt::Display, problem: impl fmt::Display) {
         if self.listed.len() < KEYS_SHOWN {
             self.listed.push(format!("{key} {problem}"));
@@ -67,7 +67,7 @@ impl fmt::Display for KeyErrors {
     }
 }
 
-/// Returns the encoding whose byte order mark `content` begins with.
+/// Returns the encoding of the byte order mark that `content` begins with.
 pub(super) fn byte_order_mark(content: &[u8]) -> Option<&'static str> {
     // The mark of UTF-32 begins like that of UTF-16.
     const MARKS: [(&[u8], &str); 5] = [
@@ -81,7 +81,7 @@ pub(super) fn byte_order_mark(content: &[u8]) -> Option<&'static str> {
     found.map(|(_, encoding)| *encoding)
 }
 
-/// Returns a caller's key as it can be shown: escaped and shortened.
+/// Escapes and shortens a caller's key, so that it can be shown.
 pub(super) fn shown(key: &str) -> String {
     match key.char_indices().nth(KEY_SHOWN) {
         Some((end, _)) => format!("{}…", key[..end].escape_debug()),

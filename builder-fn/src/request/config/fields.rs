@@ -1,4 +1,4 @@
-//! The keys of a configuration, read one by one as values of JSON types. Here is decided which JSON a key accepts.
+//! Reads the keys of a configuration one by one as JSON types. This module decides which JSON a key accepts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::error::{ConfigError, KeyErrors, shown};
 
-/// The keys that have not been read yet, and the errors in those that have.
+/// The keys of a configuration that have not been read yet, and the errors in those that have.
 ///
 /// Keys are found whatever the case of their letters, as by the Go programs that wrote and read them before.
 pub(super) struct Fields {
@@ -16,20 +16,20 @@ pub(super) struct Fields {
     respelled: Vec<Respelled>,
 }
 
-/// A key whose letters have another case than they should have.
+/// A key of a configuration whose letters have another case than they should have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Respelled {
-    /// The key as it was given.
+    /// The key as the caller wrote it.
     pub(crate) given: String,
-    /// The key as which it was read.
+    /// The known key as which the caller's key was read.
     pub(crate) key: String,
 }
 
-/// The keys of a configuration that were not read as they were given.
+/// The keys of a configuration that are unknown or were read in another spelling.
 pub(super) struct Leftover {
-    /// The keys that are unknown.
+    /// The unknown keys of the configuration.
     pub(super) unknown: Vec<String>,
-    /// The keys that are spelled differently.
+    /// The keys of the configuration that were read in another spelling.
     pub(super) respelled: Vec<Respelled>,
 }
 
@@ -56,13 +56,14 @@ impl Fields {
         found.any(|(_, value)| !is_absent(value))
     }
 
-    /// Reads a key of any type. `null` and the empty string count as absent: Go clients write them for what they leave out.
+    /// Removes a key of any type and returns its value. `null` and the empty string count as absent: Go clients
+    /// write them for what they leave out.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         let read = take(&mut self.unread, key, key, &mut self.respelled, &mut self.errors);
         read.filter(|value| !is_absent(value))
     }
 
-    /// Reads a string.
+    /// Reads a key with a string, and records a value of another type as an error.
     pub(super) fn string(&mut self, key: &str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
@@ -73,7 +74,7 @@ impl Fields {
         }
     }
 
-    /// Reads a boolean, `default` when absent.
+    /// Reads a key with a boolean, which is `default` if absent.
     pub(super) fn flag(&mut self, key: &str, default: bool) -> bool {
         match self.take(key) {
             None => default,
@@ -85,7 +86,7 @@ impl Fields {
         }
     }
 
-    /// Reads an object.
+    /// Reads a key with an object, and records a value of another type as an error.
     pub(super) fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
         match self.take(key)? {
             Value::Object(map) => Some(map),
@@ -96,7 +97,8 @@ impl Fields {
         }
     }
 
-    /// Reads an object whose known keys may be spelled with letters of another case. `null` counts as absent in all of it.
+    /// Reads a key with an object whose known keys may be spelled with letters of another case. `null` counts
+    /// as absent in all of the object.
     pub(super) fn spelled(&mut self, key: &str, known: &[&str]) -> Option<Map<String, Value>> {
         let mut given = self.object(key)?;
         let mut map = Map::new();
@@ -111,7 +113,7 @@ impl Fields {
         Some(map)
     }
 
-    /// Reads a list of strings, each with its index.
+    /// Reads a key with a list of strings, and returns each string with its index.
     pub(super) fn strings(&mut self, key: &str) -> Vec<(usize, String)> {
         let items = match self.take(key) {
             None => return Vec::new(),
@@ -132,7 +134,7 @@ impl Fields {
         strings
     }
 
-    /// Reads an object whose values are strings, of which empty ones are kept.
+    /// Reads a key with an object whose values are strings, of which empty ones are kept.
     pub(super) fn string_map(&mut self, key: &str) -> BTreeMap<String, String> {
         let mut map = BTreeMap::new();
         for (name, value) in self.object(key).unwrap_or_default() {
@@ -150,7 +152,7 @@ impl Fields {
         map
     }
 
-    /// Returns the keys that have not been read, and those that are spelled differently.
+    /// Returns the keys that are unknown or were read in another spelling; fails if any key was rejected.
     ///
     /// # Errors
     /// When a key was rejected.
@@ -170,12 +172,13 @@ impl Fields {
     }
 }
 
-/// Returns whether a value counts as absent.
+/// Returns whether a JSON value counts as absent.
 fn is_absent(value: &Value) -> bool {
     value.is_null() || value.as_str() == Some("")
 }
 
-/// Removes every spelling of `key` from `map`, and returns its value. `shown` is the key in errors and warnings.
+/// Removes every spelling of `key` from `map`, and returns its value. `shown` is the key in errors and
+/// warnings.
 fn take(
     map: &mut Map<String, Value>,
     key: &str,

@@ -1,4 +1,4 @@
-//! Configurations that clients write, and wrong ones.
+//! Tests of configurations that clients write, and of wrong ones.
 
 use serde_json::json;
 

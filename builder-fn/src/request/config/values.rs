@@ -1,4 +1,4 @@
-//! The values that each key of a configuration accepts. Wrong ones are recorded in [`Fields`].
+//! Reads the value of each key of a configuration. Wrong values are recorded in [`Fields`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -14,7 +14,7 @@ use crate::request::time::parse_rfc3339;
 
 type JsonObject = Map<String, Value>;
 
-/// The keys of `deploy` that the gateway knows.
+/// The keys of the config's `deploy` that the gateway knows.
 const DEPLOY_KEYS: [&str; 14] = [
     "service",
     "image",
@@ -32,10 +32,10 @@ const DEPLOY_KEYS: [&str; 14] = [
     "registryAuth",
 ];
 
-/// The keys of `probe`.
+/// The keys of the config's `probe`.
 const PROBE_KEYS: [&str; 6] = ["path", "method", "body", "expectedStatus", "timeout", "successes"];
 
-/// Reads `image`, and returns it in full and as it was given.
+/// Reads the config's key `image`, and returns the reference in full and as it was given.
 pub(super) fn image(fields: &mut Fields) -> Option<(ImageRef, String)> {
     if !fields.has("image") {
         fields.reject(
@@ -54,7 +54,7 @@ pub(super) fn image(fields: &mut Fields) -> Option<(ImageRef, String)> {
     }
 }
 
-/// Reads `tags`.
+/// Reads the config's key `tags`.
 pub(super) fn tags(fields: &mut Fields) -> Vec<String> {
     let mut tags = Vec::new();
     for (at, tag) in fields.strings("tags") {
@@ -66,7 +66,7 @@ pub(super) fn tags(fields: &mut Fields) -> Vec<String> {
     tags
 }
 
-/// Reads `buildArgs`.
+/// Reads the config's key `buildArgs`.
 ///
 /// Names that configure BuildKit are rejected: `BUILDKIT_SYNTAX`, for one, chooses the program that reads the Dockerfile
 /// (`docs/pitfalls.md#frontends`).
@@ -92,7 +92,7 @@ pub(super) fn build_args(fields: &mut Fields) -> BTreeMap<String, String> {
     arguments
 }
 
-/// Reads `labels`.
+/// Reads the config's key `labels`.
 pub(super) fn labels(fields: &mut Fields) -> BTreeMap<String, String> {
     let labels = fields.string_map("labels");
     if labels.keys().any(|name| name.trim().is_empty()) {
@@ -101,7 +101,8 @@ pub(super) fn labels(fields: &mut Fields) -> BTreeMap<String, String> {
     labels
 }
 
-/// Reads `platforms`: `os/architecture/variant`, of which one or two parts are enough.
+/// Reads the config's key `platforms`: items of the form `os/architecture/variant`, of which one or two parts
+/// are enough.
 ///
 /// Blank platforms are left out: clients split an empty option into a list of one empty string.
 pub(super) fn platforms(fields: &mut Fields) -> Vec<String> {
@@ -127,7 +128,7 @@ pub(super) fn platforms(fields: &mut Fields) -> Vec<String> {
     platforms
 }
 
-/// Reads `target`.
+/// Reads the config's key `target`.
 pub(super) fn target(fields: &mut Fields) -> Option<String> {
     let target = fields.string("target")?;
     if target.trim().is_empty() || target.chars().any(char::is_control) {
@@ -136,7 +137,8 @@ pub(super) fn target(fields: &mut Fields) -> Option<String> {
     Some(target)
 }
 
-/// Reads `provenance`. `true` means the minimum, as elsewhere by default: build arguments often hold secrets.
+/// Reads the config's key `provenance`. `true` means the minimum, as elsewhere by default: build arguments
+/// often hold secrets.
 pub(super) fn provenance(fields: &mut Fields) -> Option<Provenance> {
     match fields.take("provenance")? {
         Value::Bool(false) => None,
@@ -150,7 +152,7 @@ pub(super) fn provenance(fields: &mut Fields) -> Option<Provenance> {
     }
 }
 
-/// Reads `compression` and `compressionLevel`.
+/// Reads the config's keys `compression` and `compressionLevel`.
 pub(super) fn compression(fields: &mut Fields) -> Option<Compression> {
     let has_format = fields.has("compression");
     let format = fields.string("compression");
@@ -176,7 +178,7 @@ pub(super) fn compression(fields: &mut Fields) -> Option<Compression> {
     }
 }
 
-/// Reads `dockerfile`, and cleans the path.
+/// Reads the config's key `dockerfile`, and cleans the path.
 pub(super) fn dockerfile(fields: &mut Fields) -> Option<String> {
     let path = fields.string("dockerfile")?;
     let components: Vec<&str> = path
@@ -193,7 +195,7 @@ pub(super) fn dockerfile(fields: &mut Fields) -> Option<String> {
     Some(components.join("/"))
 }
 
-/// Reads `timeout`: a Go duration, or a whole number of seconds.
+/// Reads the config's key `timeout`: a Go duration, or a whole number of seconds.
 pub(super) fn timeout(fields: &mut Fields) -> Option<Duration> {
     let timeout = match fields.take("timeout")? {
         Value::String(text) => function_host::duration::parse(&text).ok(),
@@ -207,7 +209,7 @@ pub(super) fn timeout(fields: &mut Fields) -> Option<Duration> {
     timeout
 }
 
-/// Reads a time.
+/// Reads a key of the config with a time.
 pub(super) fn time(fields: &mut Fields, key: &str) -> Option<SystemTime> {
     let time = parse_rfc3339(&fields.string(key)?);
     if time.is_none() {
@@ -216,7 +218,7 @@ pub(super) fn time(fields: &mut Fields, key: &str) -> Option<SystemTime> {
     time
 }
 
-/// Reads `deploy` and `probe`. The deployer validates their other fields.
+/// Reads the config's keys `deploy` and `probe`. The deployer validates their other fields.
 pub(super) fn deployment(fields: &mut Fields, skip_push: bool) -> (Option<JsonObject>, Option<JsonObject>) {
     let has_deploy = fields.has("deploy");
     let deploy = fields.spelled("deploy", &DEPLOY_KEYS);

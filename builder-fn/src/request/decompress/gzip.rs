@@ -1,4 +1,4 @@
-//! A gzip stream: one or more members, and perhaps zeros after the last one.
+//! Decompresses a gzip stream: one or more members, and perhaps zeros after the last one.
 
 use std::io::{self, Write};
 
@@ -15,21 +15,21 @@ const FORMAT: &str = "gzip";
 /// Zeros after the last member are ignored, as by gzip: programs that write whole blocks fill the last one with them. Data
 /// after such zeros is rejected, because some programs read it and others do not.
 pub(in crate::request) enum GzipStream {
-    /// In a member.
+    /// The stream is within a gzip member.
     Member(Box<GzDecoder<TarOutput>>),
-    /// At the end of a member.
+    /// The stream is at the end of a gzip member.
     Between(TarOutput),
-    /// In the zeros after the last member.
+    /// The stream is in the zeros after the last gzip member.
     Padding(TarOutput),
 }
 
 impl GzipStream {
-    /// Returns a stream at its start.
+    /// Returns a gzip stream at its start.
     pub(super) fn new(output: TarOutput) -> Self {
         Self::Member(Box::new(GzDecoder::new(output)))
     }
 
-    /// Decompresses the next piece.
+    /// Decompresses the next piece of the gzip stream.
     pub(super) fn push(mut self, mut piece: &[u8]) -> Result<Self, RequestError> {
         let bytes_in = piece.len() as u64;
         match &mut self {
@@ -59,7 +59,7 @@ impl GzipStream {
         Ok(self)
     }
 
-    /// Ends the stream, and returns its output.
+    /// Ends the gzip stream, and returns its output.
     pub(super) fn finish(self) -> Result<TarOutput, RequestError> {
         match self {
             Self::Member(member) => end(member),
@@ -68,7 +68,7 @@ impl GzipStream {
     }
 }
 
-/// Checks that a member is complete, and returns its output.
+/// Checks that a gzip member is complete, and returns its output.
 fn end(mut member: Box<GzDecoder<TarOutput>>) -> Result<TarOutput, RequestError> {
     match member.try_finish() {
         Ok(()) => member.finish().map_err(|source| super::broken(FORMAT, source)),
