@@ -288,7 +288,7 @@ esac
         let (dir, config) = config(
             r#"{"credsStore": "test", "auths": {"other.example": {"username": "a", "password": "from the file"}}}"#,
         );
-        helper::tests::install(&dir.path().join("docker-credential-test"), COUNTING);
+        helper::tests::write_executable(&dir.path().join("docker-credential-test"), COUNTING);
         let config = config.with_helpers(Helpers {
             folder: Some(dir.path().to_owned()),
             ..Helpers::default()

@@ -92,7 +92,7 @@ impl Job {
         connection: &Connection,
         mut sink: impl FnMut(Event),
     ) -> Result<BuiltImage, JobError> {
-        let result = self.attempts(connection, &mut sink).await;
+        let result = self.attempt_until_outcome(connection, &mut sink).await;
         match &result {
             Ok(_) => self.shared_key.release(),
             Err(JobError::Failed(failure)) if failure.fault == Fault::Caller => self.shared_key.release(),
@@ -103,14 +103,14 @@ impl Job {
     }
 
     /// Attempts the build under one reference after another, until an attempt has an outcome.
-    async fn attempts(
+    async fn attempt_until_outcome(
         &self,
         connection: &Connection,
         sink: &mut impl FnMut(Event),
     ) -> Result<BuiltImage, JobError> {
         let mut reader = EventReader::default();
         for attempt in 1..=ATTEMPTS_MAX {
-            let reference = self.solve.reference.attempt(attempt);
+            let reference = self.solve.reference.attempt_name(attempt);
             let finished = history::finished(connection, &reference).await;
             if let Some(call_id) = finished.as_ref().and_then(|finished| finished.call_id.as_ref()) {
                 self.check_call(call_id)?;

@@ -50,7 +50,7 @@ impl Reference {
     }
 
     /// Returns the name of the build's attempt number `attempt`, from 1 on. The first has the reference itself.
-    pub(super) fn attempt(&self, attempt: u32) -> String {
+    pub(super) fn attempt_name(&self, attempt: u32) -> String {
         match attempt {
             1 => self.text.clone(),
             _ => format!("{}-{attempt}", self.text),
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn every_attempt_has_its_own_name() {
         let reference = Reference::of_signature("sha256=12");
-        assert_eq!(reference.attempt(1), reference.to_string());
-        assert_eq!(reference.attempt(2), format!("{reference}-2"));
+        assert_eq!(reference.attempt_name(1), reference.to_string());
+        assert_eq!(reference.attempt_name(2), format!("{reference}-2"));
     }
 }

@@ -66,8 +66,7 @@ pub enum Event {
     Output {
         /// The digest that identifies the step in its build.
         step: String,
-        /// The number of the output stream: The number of the output stream: 1 for standard output, 2 for standard
-        /// error.
+        /// The number of the output stream: 1 for standard output, 2 for standard error.
         stream: i64,
         /// The time at which the step wrote the output.
         at: SystemTime,

@@ -437,9 +437,15 @@ impl ArchiveReader {
             }
             Purpose::Config => self.config = Some(bytes),
             Purpose::Secrets => self.secrets = Some(bytes),
-            Purpose::LongName => self.extend(ExtendedHeaders::with_name(without_trailing_nuls(bytes)))?,
-            Purpose::LongLink => self.extend(ExtendedHeaders::with_link(without_trailing_nuls(bytes)))?,
-            Purpose::Records => self.extend(ExtendedHeaders::with_records(self.parse_records(&bytes)?))?,
+            Purpose::LongName => {
+                self.add_extended_headers(ExtendedHeaders::with_name(without_trailing_nuls(bytes)))?
+            }
+            Purpose::LongLink => {
+                self.add_extended_headers(ExtendedHeaders::with_link(without_trailing_nuls(bytes)))?
+            }
+            Purpose::Records => {
+                self.add_extended_headers(ExtendedHeaders::with_records(self.parse_records(&bytes)?))?
+            }
             Purpose::GlobalRecords => {
                 let records = self.parse_records(&bytes)?;
                 if let Some(field) = records.per_entry_field() {
@@ -451,7 +457,7 @@ impl ArchiveReader {
         Ok(())
     }
 
-    fn extend(&mut self, more: ExtendedHeaders) -> Result<(), ArchiveError> {
+    fn add_extended_headers(&mut self, more: ExtendedHeaders) -> Result<(), ArchiveError> {
         self.extended
             .add(more)
             .map_err(|problem| self.entry_error(problem))

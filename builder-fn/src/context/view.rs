@@ -71,7 +71,7 @@ pub(crate) fn view_while(
     context: &SourceContext,
     filter: &Filter,
 ) -> Result<View, PatternError> {
-    view_within(EFFORT_MAX, is_wanted, context, filter)
+    view_with_effort(EFFORT_MAX, is_wanted, context, filter)
 }
 
 /// Selects the entries of a context that match `filter`.
@@ -80,7 +80,7 @@ pub(crate) fn view(context: &SourceContext, filter: &Filter) -> Result<View, Pat
     view_while(&|| true, context, filter)
 }
 
-fn view_within(
+fn view_with_effort(
     effort: usize,
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,

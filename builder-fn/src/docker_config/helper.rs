@@ -184,7 +184,7 @@ pub(super) mod tests {
     ///
     /// Another process writes it: if this one had the file open for writing, so would every child that another test
     /// starts meanwhile, and the system runs no file that is open for writing.
-    pub(in crate::docker_config) fn install(path: &Path, script: &str) {
+    pub(in crate::docker_config) fn write_executable(path: &Path, script: &str) {
         let mut shell = std::process::Command::new("sh")
             .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
             .arg(path)
@@ -198,7 +198,7 @@ pub(super) mod tests {
     /// Creates a credential helper that runs `script`, in a temporary folder.
     fn helper(script: &str) -> (tempfile::TempDir, Helpers) {
         let folder = tempfile::tempdir().unwrap();
-        install(
+        write_executable(
             &folder.path().join("docker-credential-test"),
             &format!("#!/bin/sh\n{script}\n"),
         );

@@ -129,7 +129,7 @@ mod tests {
         }
     }
 
-    fn known(submission: &Submission, state: BuildState) -> KnownBuild {
+    fn known_build(submission: &Submission, state: BuildState) -> KnownBuild {
         KnownBuild {
             attributes: Attributes {
                 call_id: submission.call_id.clone(),
@@ -191,22 +191,25 @@ mod tests {
             build
         };
         for (build, supersedes) in [
-            (known(&newer, BuildState::Running), true),
-            (known(&newer, BuildState::Succeeded), true),
-            (known(&newer, BuildState::Failed), false),
-            (opted_out(known(&newer, BuildState::Running)), false),
-            (undeployed(known(&newer, BuildState::Running)), false),
-            (known(&submission("hello", "same", 1), BuildState::Running), false),
+            (known_build(&newer, BuildState::Running), true),
+            (known_build(&newer, BuildState::Succeeded), true),
+            (known_build(&newer, BuildState::Failed), false),
+            (opted_out(known_build(&newer, BuildState::Running)), false),
+            (undeployed(known_build(&newer, BuildState::Running)), false),
             (
-                known(&submission("other", "newer", 2), BuildState::Running),
+                known_build(&submission("hello", "same", 1), BuildState::Running),
                 false,
             ),
             (
-                known(&submission("hello", "ahead", 301), BuildState::Running),
+                known_build(&submission("other", "newer", 2), BuildState::Running),
                 false,
             ),
             (
-                known(&submission("hello", "newer", 300), BuildState::Running),
+                known_build(&submission("hello", "ahead", 301), BuildState::Running),
+                false,
+            ),
+            (
+                known_build(&submission("hello", "newer", 300), BuildState::Running),
                 true,
             ),
         ] {
@@ -235,10 +238,10 @@ mod tests {
                 receivers.push(newer);
                 for (before, (_, seconds)) in builds[..at].iter().enumerate() {
                     let running = submission("hello", &before.to_string(), *seconds);
-                    builders[*builder].supersede_by_known_build(&known(&running, BuildState::Running), NOW);
+                    builders[*builder].supersede_by_known_build(&known_build(&running, BuildState::Running), NOW);
                 }
                 for registry in &mut builders {
-                    registry.supersede_by_known_build(&known(&arriving, BuildState::Running), NOW);
+                    registry.supersede_by_known_build(&known_build(&arriving, BuildState::Running), NOW);
                 }
             }
             let newest = builds.iter().map(|(_, seconds)| *seconds).max();

@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::gateway::gateway;
-use crate::job::log;
+use crate::job::output_response;
 use crate::setting::{Answer, Setting, key, post, tar, tar_of};
 use crate::{daemon, soon};
 
 /// Sends a build request with `tar` in a background task.
-fn build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
+fn spawn_build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
     let setting = setting.clone();
     tokio::spawn(async move { setting.build(tar).await })
 }
@@ -25,7 +25,7 @@ fn build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
 async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
-    let answer = build(
+    let answer = spawn_build(
         &setting,
         tar(json!({
             "buildArgs": {"SOURCE_DATE_EPOCH": "0"},
@@ -57,7 +57,7 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
     }
     status
         .events
-        .send(Ok(log("compiling\n")))
+        .send(Ok(output_response("compiling\n")))
         .await
         .expect("listening");
     drop(status);
@@ -82,7 +82,7 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
 #[tokio::test]
 async fn skip_push_builds_without_pushing() {
     let (daemon, mut calls) = daemon::start();
-    let answer = build(&Setting::new(daemon), tar(json!({"skipPush": true})));
+    let answer = spawn_build(&Setting::new(daemon), tar(json!({"skipPush": true})));
     let (solve, status, _session) = calls.build().await;
 
     assert_eq!(solve.request.exporters[0].attrs.get("push"), None);
@@ -177,11 +177,11 @@ async fn a_body_above_the_limit_is_not_read_to_its_end() {
 #[tokio::test]
 async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
     let (daemon, mut calls) = daemon::start();
-    let answer = build(&Setting::new(daemon), tar(json!({})));
+    let answer = spawn_build(&Setting::new(daemon), tar(json!({})));
     let (solve, status, _session) = calls.build().await;
     status
         .events
-        .send(Ok(log("error: no such crate\n")))
+        .send(Ok(output_response("error: no such crate\n")))
         .await
         .expect("listening");
     drop(status);
@@ -216,9 +216,13 @@ async fn a_daemon_that_is_down_or_lost_is_502() {
     assert_eq!(answer.body["image"], "registry:5000/hello:1");
 
     let (daemon, mut calls) = daemon::start();
-    let answer = build(&Setting::new(daemon), tar(json!({})));
+    let answer = spawn_build(&Setting::new(daemon), tar(json!({})));
     let (_solve, status, _session) = calls.build().await;
-    status.events.send(Ok(log("so far\n"))).await.expect("listening");
+    status
+        .events
+        .send(Ok(output_response("so far\n")))
+        .await
+        .expect("listening");
     status.events.reserve().await.expect("it was read");
     calls.cut();
     let answer = answer.await.expect("no panic");
@@ -229,7 +233,7 @@ async fn a_daemon_that_is_down_or_lost_is_502() {
 #[tokio::test(start_paused = true)]
 async fn a_build_that_exceeds_its_timeout_is_cancelled_and_422() {
     let (daemon, mut calls) = daemon::start();
-    let answer = build(&Setting::new(daemon), tar(json!({"timeout": "90s"})));
+    let answer = spawn_build(&Setting::new(daemon), tar(json!({"timeout": "90s"})));
     let (mut solve, status, _session) = calls.build().await;
     let begun = Instant::now();
 
@@ -246,7 +250,7 @@ async fn a_build_that_exceeds_its_timeout_is_cancelled_and_422() {
 async fn a_build_that_a_shutdown_interrupts_is_answered_before_the_process_ends() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
-    let answer = build(&setting, tar(json!({})));
+    let answer = spawn_build(&setting, tar(json!({})));
     let (mut solve, _status, _session) = calls.build().await;
     let deadline = Instant::now() + Duration::from_secs(30);
 
@@ -282,10 +286,10 @@ async fn a_builder_that_is_shutting_down_starts_no_build() {
 async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon).with_slots(BuildSlots::new(1, Duration::from_secs(60), 1));
-    let first = build(&setting, tar(json!({})));
+    let first = spawn_build(&setting, tar(json!({})));
     let (solve, status, _session) = calls.build().await;
     let begun = Instant::now();
-    let second = build(&setting, tar(json!({"noCache": true})));
+    let second = spawn_build(&setting, tar(json!({"noCache": true})));
     tokio::task::yield_now().await;
 
     let rejected = setting.send(post(Body::empty(), None)).await;
@@ -297,7 +301,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
     let second = second.await.expect("no panic");
     assert_eq!((second.status, begun.elapsed().as_secs()), (429, 60));
 
-    let third = build(&setting, tar(json!({"noCache": true})));
+    let third = spawn_build(&setting, tar(json!({"noCache": true})));
     tokio::task::yield_now().await;
     drop(status);
     solve.succeed("sha256:12");
@@ -311,7 +315,7 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
 #[tokio::test]
 async fn a_build_is_cancelled_when_its_caller_disconnects() {
     let (daemon, mut calls) = daemon::start();
-    let answer = build(&Setting::new(daemon), tar(json!({})));
+    let answer = spawn_build(&Setting::new(daemon), tar(json!({})));
     let (mut solve, status, session) = calls.build().await;
 
     answer.abort();
@@ -331,7 +335,7 @@ async fn only_the_same_body_of_the_same_call_has_the_same_reference_in_buildkit(
     let setting = Setting::new(daemon);
     let mut references = Vec::new();
     for changes in [json!({}), json!({}), json!({"noCache": true})] {
-        let answer = build(&setting, tar(changes));
+        let answer = spawn_build(&setting, tar(changes));
         let (solve, status, _session) = calls.build().await;
         references.push(solve.request.r#ref.clone());
         drop(status);
@@ -359,7 +363,7 @@ async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is
             ),
             ("context/.dockerignore", b"\ta\t\nb\tc\n"),
         ]);
-        let answer = build(&Setting::new(daemon), body);
+        let answer = spawn_build(&Setting::new(daemon), body);
         let (solve, status, _session) = calls.build().await;
         drop(status);
         solve.fail(Status::internal(format!(
@@ -425,11 +429,11 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
         .with_seal_key(recorded["private_key"].as_str().expect("a key"));
     setting.secret("deploy-secret", "deploy key");
 
-    let answer = build(&setting, body);
+    let answer = spawn_build(&setting, body);
     let (solve, status, _session) = calls.build().await;
     status
         .events
-        .send(Ok(log("s3cr3t in the output\n")))
+        .send(Ok(output_response("s3cr3t in the output\n")))
         .await
         .expect("listening");
     drop(status);

@@ -110,7 +110,7 @@ impl Transfer {
     }
 
     /// Receives the announced entries, up to the empty packet that ends them.
-    async fn stats(&mut self) -> Vec<Stat> {
+    async fn receive_stats(&mut self) -> Vec<Stat> {
         let mut stats = Vec::new();
         while let Some(packet) = self.next().await.expect("a packet") {
             assert_eq!(packet.r#type(), PacketType::PacketStat);
@@ -123,7 +123,7 @@ impl Transfer {
     }
 
     /// Requests the files with the numbers `ids`, and receives them. Returns the contents, and the order of completion.
-    async fn contents(&mut self, ids: &[u32]) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
+    async fn request_and_receive(&mut self, ids: &[u32]) -> (BTreeMap<u32, Vec<u8>>, Vec<u32>) {
         for id in ids {
             self.send(PacketType::PacketReq, *id);
         }
@@ -172,7 +172,7 @@ fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().expect("tar")
 }
 
-fn pattern(length: usize) -> Vec<u8> {
+fn pattern_bytes(length: usize) -> Vec<u8> {
     (0..length).map(|index| (index * 31 % 251) as u8).collect()
 }
 
@@ -190,14 +190,14 @@ async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
             .start_transfer(&[("dir-name", folder)])
             .await
             .expect("a transfer");
-        let stats = transfer.stats().await;
+        let stats = transfer.receive_stats().await;
         let paths: Vec<_> = stats.iter().map(|stat| stat.path.as_str()).collect();
         assert_eq!(
             paths,
             ["a", "b", "b/file", "b-"],
             "a folder's entries come before siblings with a longer name"
         );
-        let (contents, _) = transfer.contents(&[0, 2, 3]).await;
+        let (contents, _) = transfer.request_and_receive(&[0, 2, 3]).await;
         assert_eq!(
             contents,
             BTreeMap::from([(0, b"in a".to_vec()), (2, b"in b".to_vec())]),
@@ -209,8 +209,8 @@ async fn entries_are_announced_in_order_and_files_sent_by_their_number() {
 
 #[tokio::test]
 async fn a_large_file_does_not_delay_small_ones_and_arrives_complete() {
-    let large = pattern((3 << 20) + 17);
-    let small = pattern(100);
+    let large = pattern_bytes((3 << 20) + 17);
+    let small = pattern_bytes(100);
     let served = serve(tar(&[
         ("context/0", &large),
         ("context/1", &small),
@@ -221,9 +221,9 @@ async fn a_large_file_does_not_delay_small_ones_and_arrives_complete() {
         .start_transfer(&[("dir-name", "context")])
         .await
         .expect("a transfer");
-    transfer.stats().await;
+    transfer.receive_stats().await;
 
-    let (contents, done) = transfer.contents(&[0, 1, 2]).await;
+    let (contents, done) = transfer.request_and_receive(&[0, 1, 2]).await;
 
     assert_eq!(done.last(), Some(&0), "the large file is completed last");
     assert!(contents[&0] == large && contents[&1] == small && contents[&2] == small);
@@ -242,9 +242,9 @@ async fn all_files_arrive_when_more_are_requested_than_are_sent_at_once() {
         .start_transfer(&[("dir-name", "context")])
         .await
         .expect("a transfer");
-    assert_eq!(transfer.stats().await.len(), 300);
+    assert_eq!(transfer.receive_stats().await.len(), 300);
 
-    let (contents, _) = transfer.contents(&(0..300).collect::<Vec<_>>()).await;
+    let (contents, _) = transfer.request_and_receive(&(0..300).collect::<Vec<_>>()).await;
 
     for (id, name) in names.iter().enumerate() {
         assert_eq!(contents[&(id as u32)], name.as_bytes());
@@ -267,7 +267,7 @@ async fn all_files_of_a_large_context_may_be_requested_before_any_is_read() {
         .start_transfer(&[("dir-name", "context")])
         .await
         .expect("a transfer");
-    assert_eq!(transfer.stats().await.len(), COUNT as usize);
+    assert_eq!(transfer.receive_stats().await.len(), COUNT as usize);
 
     for id in 0..COUNT {
         transfer.send(PacketType::PacketReq, id);
@@ -294,9 +294,14 @@ async fn only_entries_that_the_patterns_select_are_announced_and_numbered() {
     let excluding = [("dir-name", "context"), ("exclude-patterns", "ignored")];
     let mut transfer = served.start_transfer(&excluding).await.expect("a transfer");
 
-    let paths: Vec<_> = transfer.stats().await.into_iter().map(|stat| stat.path).collect();
+    let paths: Vec<_> = transfer
+        .receive_stats()
+        .await
+        .into_iter()
+        .map(|stat| stat.path)
+        .collect();
     assert_eq!(paths, ["keep", "x"]);
-    let (contents, _) = transfer.contents(&[1]).await;
+    let (contents, _) = transfer.request_and_receive(&[1]).await;
     assert_eq!(contents[&1], b"x");
     transfer.finish().await;
 }
@@ -309,7 +314,7 @@ async fn files_that_were_not_announced_are_not_sent() {
             .start_transfer(&[("dir-name", "context")])
             .await
             .expect("a transfer");
-        transfer.stats().await;
+        transfer.receive_stats().await;
         transfer.send(PacketType::PacketReq, id);
         assert_eq!(
             transfer.next().await.expect_err("the file is rejected").code(),
@@ -342,7 +347,7 @@ async fn an_error_of_the_daemon_ends_the_transfer() {
         .start_transfer(&[("dir-name", "context")])
         .await
         .expect("a transfer");
-    transfer.stats().await;
+    transfer.receive_stats().await;
 
     let full = Packet {
         r#type: PacketType::PacketErr.into(),

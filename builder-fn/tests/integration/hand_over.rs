@@ -10,7 +10,7 @@ use crate::daemon::{self, Calls};
 use crate::gateway::{self, gateway};
 use crate::setting::{Answer, CALL_ID, Setting, key, post, tar};
 
-fn build(setting: &Setting) -> JoinHandle<Answer> {
+fn spawn_build(setting: &Setting) -> JoinHandle<Answer> {
     let setting = setting.clone();
     let deploy = json!({"service": "hello", "envVars": {"A": "b"}});
     tokio::spawn(async move { setting.build(tar(json!({"deploy": deploy}))).await })
@@ -29,7 +29,7 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
 
-    let answer = build(&setting);
+    let answer = spawn_build(&setting);
     succeed(&mut calls).await;
 
     let answer = answer.await.expect("no panic");
@@ -86,7 +86,7 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
         let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
         setting.secret("deploy-secret", "deploy key");
 
-        let answer = build(&setting);
+        let answer = spawn_build(&setting);
         succeed(&mut calls).await;
 
         let answer = answer.await.expect("no panic");
@@ -105,7 +105,7 @@ async fn a_gateway_that_is_down_is_502_and_the_answer_has_the_digest() {
     let setting = Setting::new(daemon);
     setting.secret("deploy-secret", "deploy key");
 
-    let answer = build(&setting);
+    let answer = spawn_build(&setting);
     succeed(&mut calls).await;
 
     let answer = answer.await.expect("no panic");
@@ -128,7 +128,7 @@ async fn a_hand_over_through_the_queue_is_not_waited_for() {
             .with_deploy_via(DeployVia::AsyncFunction);
         setting.secret("deploy-secret", "deploy key");
 
-        let answer = build(&setting);
+        let answer = spawn_build(&setting);
         succeed(&mut calls).await;
 
         let answer = answer.await.expect("no panic");
@@ -202,7 +202,7 @@ async fn a_build_that_fails_is_not_deployed() {
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
-    let answer = build(&setting);
+    let answer = spawn_build(&setting);
     let (solve, status, _session) = calls.build().await;
     drop(status);
     solve.fail(tonic::Status::unknown("exit code: 1"));
@@ -215,7 +215,7 @@ async fn a_build_that_fails_is_not_deployed() {
 async fn a_builder_without_the_deploy_secret_rejects_deployments_before_the_build() {
     let (daemon, mut calls) = daemon::start();
 
-    let answer = build(&Setting::new(daemon)).await.expect("no panic");
+    let answer = spawn_build(&Setting::new(daemon)).await.expect("no panic");
 
     assert_eq!(answer.status, 400);
     assert!(
@@ -236,7 +236,7 @@ async fn a_hand_over_that_the_gateway_fails_to_deliver_is_sent_again_unchanged()
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
-    let answer = build(&setting);
+    let answer = spawn_build(&setting);
     let dry_run = received.recv().await.expect("a dry run");
     dry_run.answer(200, gateway::ACCEPTED);
     succeed(&mut calls).await;
@@ -271,7 +271,7 @@ async fn the_deployers_own_failure_is_not_sent_again() {
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
-    let answer = build(&setting);
+    let answer = spawn_build(&setting);
     succeed(&mut calls).await;
 
     assert_eq!(answer.await.expect("no panic").status, 502);
@@ -287,7 +287,7 @@ async fn a_deployer_that_deployed_a_newer_build_makes_the_answer_409_with_its_ca
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
-    let answer = build(&setting);
+    let answer = spawn_build(&setting);
     succeed(&mut calls).await;
 
     let answer = answer.await.expect("no panic");
@@ -304,7 +304,7 @@ async fn an_unverified_version_is_a_success_that_says_so() {
     let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
-    let answer = build(&setting);
+    let answer = spawn_build(&setting);
     succeed(&mut calls).await;
 
     let answer = answer.await.expect("no panic");

@@ -68,12 +68,12 @@ pub(crate) fn reference() -> Reference {
 }
 
 /// Starts a job without files on `daemon`.
-pub(crate) fn build(daemon: Daemon) -> Running {
-    build_with(daemon, Manifests::Present)
+pub(crate) fn start_job(daemon: Daemon) -> Running {
+    start_job_with(daemon, Manifests::Present)
 }
 
 /// Starts a job without files on `daemon`, whose image is pushed to the registries `manifests`.
-pub(crate) fn build_with(daemon: Daemon, manifests: Manifests) -> Running {
+pub(crate) fn start_job_with(daemon: Daemon, manifests: Manifests) -> Running {
     let services = Services::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistry));
@@ -100,7 +100,7 @@ pub(crate) fn build_with(daemon: Daemon, manifests: Manifests) -> Running {
 }
 
 /// Returns a status response with output of a step.
-pub(crate) fn log(text: &str) -> StatusResponse {
+pub(crate) fn output_response(text: &str) -> StatusResponse {
     let log = VertexLog {
         vertex: "step".into(),
         stream: 1,
@@ -114,7 +114,7 @@ pub(crate) fn log(text: &str) -> StatusResponse {
 }
 
 /// Returns a status response with a failed step.
-fn failed_step(name: &str, error: &str) -> StatusResponse {
+fn failed_step_response(name: &str, error: &str) -> StatusResponse {
     let vertex = Vertex {
         name: name.into(),
         error: error.into(),
@@ -127,7 +127,7 @@ fn failed_step(name: &str, error: &str) -> StatusResponse {
 }
 
 /// Returns the text of an output event; fails the test for any other event.
-pub(crate) fn text(event: Option<Event>) -> String {
+pub(crate) fn output_text(event: Option<Event>) -> String {
     match event.expect("an event") {
         Event::Output { text, .. } => String::from_utf8(text).expect("text"),
         other => panic!("not output: {other:?}"),
@@ -135,7 +135,7 @@ pub(crate) fn text(event: Option<Event>) -> String {
 }
 
 /// Returns the text of the cause of a [`JobError::Lost`]; fails the test for any other result.
-pub(crate) fn lost(result: Result<BuiltImage, JobError>) -> String {
+pub(crate) fn lost_cause(result: Result<BuiltImage, JobError>) -> String {
     match result.expect_err("the daemon was lost") {
         JobError::Lost(source) => source.to_string(),
         other => panic!("the build failed instead: {other:?}"),
@@ -145,7 +145,7 @@ pub(crate) fn lost(result: Result<BuiltImage, JobError>) -> String {
 #[tokio::test]
 async fn a_build_solves_and_follows_its_status_under_one_reference() {
     let (daemon, mut calls) = daemon::start();
-    let mut running = build(daemon);
+    let mut running = start_job(daemon);
     let (solve, status, session) = calls.build().await;
 
     assert_eq!(solve.request.r#ref, reference().to_string());
@@ -158,22 +158,22 @@ async fn a_build_solves_and_follows_its_status_under_one_reference() {
 
     status
         .events
-        .send(Ok(log("first\n")))
+        .send(Ok(output_response("first\n")))
         .await
         .expect("the client reads");
     assert_eq!(
-        text(running.events.recv().await),
+        output_text(running.events.recv().await),
         "first\n",
         "events come while the build runs"
     );
     solve.succeed("sha256:12");
     status
         .events
-        .send(Ok(log("last\n")))
+        .send(Ok(output_response("last\n")))
         .await
         .expect("the client reads");
     drop(status);
-    assert_eq!(text(running.events.recv().await), "last\n");
+    assert_eq!(output_text(running.events.recv().await), "last\n");
     let image = running.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:12"));
     session
@@ -185,7 +185,7 @@ async fn a_build_solves_and_follows_its_status_under_one_reference() {
 #[tokio::test]
 async fn the_session_serves_health_and_credentials() {
     let (daemon, mut calls) = daemon::start();
-    let running = build(daemon);
+    let running = start_job(daemon);
     let (solve, status, session) = calls.build().await;
 
     let health = HealthClient::new(session.services.clone())
@@ -216,7 +216,7 @@ async fn the_session_serves_health_and_credentials() {
 #[tokio::test]
 async fn a_failing_build_ends_after_the_rest_of_its_log() {
     let (daemon, mut calls) = daemon::start();
-    let mut running = build(daemon);
+    let mut running = start_job(daemon);
     let (solve, status, _session) = calls.build().await;
 
     solve.fail(Status::unknown(
@@ -224,17 +224,17 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
     ));
     status
         .events
-        .send(Ok(log("why\n")))
+        .send(Ok(output_response("why\n")))
         .await
         .expect("the client reads");
-    let exporting = failed_step(
+    let exporting = failed_step_response(
         "exporting to image",
         "failed to push registry:5000/a:1: 401 Unauthorized",
     );
     status.events.send(Ok(exporting)).await.expect("the client reads");
     drop(status);
 
-    assert_eq!(text(running.events.recv().await), "why\n");
+    assert_eq!(output_text(running.events.recv().await), "why\n");
     match running.build.await.expect("no panic").expect_err("it fails") {
         JobError::Failed(Failure { fault, message }) => {
             assert_eq!(
@@ -252,10 +252,10 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
 #[tokio::test]
 async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_lost_daemon() {
     let (daemon, mut calls) = daemon::start();
-    let running = build(daemon);
+    let running = start_job(daemon);
     let (solve, status, _session) = calls.build().await;
     let error = "process did not complete successfully: exit code: 3";
-    let step = failed_step("[2/2] RUN exit 3", error);
+    let step = failed_step_response("[2/2] RUN exit 3", error);
     status.events.send(Ok(step)).await.expect("the client reads");
     drop(status);
     let details = vec![7; 1 << 20].into();
@@ -271,7 +271,7 @@ async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_los
 #[tokio::test(start_paused = true)]
 async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
     let (daemon, mut calls) = daemon::start();
-    let running = build(daemon);
+    let running = start_job(daemon);
     let (solve, _status, _session) = calls.build().await;
     let begun = Instant::now();
 
@@ -284,13 +284,13 @@ async fn a_log_that_does_not_end_delays_a_finished_build_only_briefly() {
 #[tokio::test(start_paused = true)]
 async fn a_log_that_continues_after_the_build_is_cut_off() {
     let (daemon, mut calls) = daemon::start();
-    let running = build(daemon);
+    let running = start_job(daemon);
     let (solve, status, _session) = calls.build().await;
     let begun = Instant::now();
 
     solve.succeed("sha256:12");
     let writing = tokio::spawn(async move {
-        while status.events.send(Ok(log("and\n"))).await.is_ok() {
+        while status.events.send(Ok(output_response("and\n"))).await.is_ok() {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     });
@@ -306,7 +306,7 @@ async fn a_log_that_continues_after_the_build_is_cut_off() {
 #[tokio::test]
 async fn dropping_a_build_cancels_all_its_calls() {
     let (daemon, mut calls) = daemon::start();
-    let running = build(daemon);
+    let running = start_job(daemon);
     let (mut solve, status, session) = calls.build().await;
 
     running.build.abort();
@@ -323,13 +323,13 @@ async fn dropping_a_build_cancels_all_its_calls() {
 async fn the_end_of_the_session_ends_the_build() {
     for status in [None, Some(Status::internal("healthcheck failed fatally"))] {
         let (daemon, mut calls) = daemon::start();
-        let running = build(daemon);
+        let running = start_job(daemon);
         let (mut solve, status_call, session) = calls.build().await;
 
         session.end.send(status).expect("the session runs");
 
         assert_eq!(
-            lost(running.build.await.expect("no panic")),
+            lost_cause(running.build.await.expect("no panic")),
             "BuildKit ended the session"
         );
         solve.reply.closed().await;
@@ -340,7 +340,7 @@ async fn the_end_of_the_session_ends_the_build() {
 #[tokio::test]
 async fn an_error_of_the_status_stream_ends_the_build() {
     let (daemon, mut calls) = daemon::start();
-    let running = build(daemon);
+    let running = start_job(daemon);
     let (mut solve, status, session) = calls.build().await;
 
     status
@@ -349,7 +349,7 @@ async fn an_error_of_the_status_stream_ends_the_build() {
         .await
         .expect("the client reads");
 
-    assert!(lost(running.build.await.expect("no panic")).contains("no such job ref"));
+    assert!(lost_cause(running.build.await.expect("no panic")).contains("no such job ref"));
     solve.reply.closed().await;
     session
         .ended_by_client
@@ -360,12 +360,12 @@ async fn an_error_of_the_status_stream_ends_the_build() {
 #[tokio::test]
 async fn a_broken_connection_ends_the_build() {
     let (daemon, mut calls) = daemon::start();
-    let running = build(daemon);
+    let running = start_job(daemon);
     let _unanswered = calls.build().await;
 
     calls.cut();
 
-    lost(running.build.await.expect("no panic"));
+    lost_cause(running.build.await.expect("no panic"));
 }
 
 #[tokio::test]
@@ -375,13 +375,13 @@ async fn a_daemon_that_shuts_down_is_lost_and_not_a_failed_build() {
         Status::cancelled("context canceled"),
     ] {
         let (daemon, mut calls) = daemon::start();
-        let running = build(daemon);
+        let running = start_job(daemon);
         let (solve, status_call, _session) = calls.build().await;
 
         solve.fail(status);
         drop(status_call);
 
-        lost(running.build.await.expect("no panic"));
+        lost_cause(running.build.await.expect("no panic"));
     }
 }
 

@@ -11,7 +11,9 @@ use tonic::Status;
 
 use crate::daemon;
 use crate::gateway::gateway;
-use crate::job::{Manifests, OneRegistry, build, build_with, log, reference, text};
+use crate::job::{
+    Manifests, OneRegistry, output_response, output_text, reference, start_job, start_job_with,
+};
 
 /// Returns the name of the job's attempt with this number.
 fn attempt_name(number: u32) -> String {
@@ -29,16 +31,16 @@ fn already_exists_status() -> Status {
 #[tokio::test(start_paused = true)]
 async fn a_second_delivery_follows_the_running_build() {
     let (daemon, mut calls) = daemon::start();
-    let mut second = build(daemon);
+    let mut second = start_job(daemon);
     let (solve, status, _session) = calls.build().await;
 
     solve.fail(already_exists_status());
     status
         .events
-        .send(Ok(log("of the first\n")))
+        .send(Ok(output_response("of the first\n")))
         .await
         .expect("the client reads");
-    assert_eq!(text(second.events.recv().await), "of the first\n");
+    assert_eq!(output_text(second.events.recv().await), "of the first\n");
     drop(status);
     calls.record(&attempt_name(1), Ok("sha256:12"));
 
@@ -49,7 +51,7 @@ async fn a_second_delivery_follows_the_running_build() {
 #[tokio::test(start_paused = true)]
 async fn a_second_delivery_fails_with_the_build_that_it_follows() {
     let (daemon, mut calls) = daemon::start();
-    let second = build(daemon);
+    let second = start_job(daemon);
     let (solve, status, _session) = calls.build().await;
 
     solve.fail(already_exists_status());
@@ -78,7 +80,7 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
 #[tokio::test(start_paused = true)]
 async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
     let (daemon, mut calls) = daemon::start();
-    let second = build(daemon);
+    let second = start_job(daemon);
     let (solve, status, _session) = calls.build().await;
     solve.fail(already_exists_status());
     drop(status);
@@ -98,17 +100,17 @@ async fn a_second_delivery_builds_if_the_build_that_it_follows_is_cancelled() {
 async fn a_delivery_after_a_success_gets_its_log_and_image_without_a_build() {
     let (daemon, mut calls) = daemon::start();
     calls.record(&attempt_name(1), Ok("sha256:12"));
-    let mut second = build(daemon);
+    let mut second = start_job(daemon);
 
     let status = calls.statuses.recv().await.expect("a status");
     status
         .events
-        .send(Ok(log("of the first\n")))
+        .send(Ok(output_response("of the first\n")))
         .await
         .expect("it reads");
     drop(status);
 
-    assert_eq!(text(second.events.recv().await), "of the first\n");
+    assert_eq!(output_text(second.events.recv().await), "of the first\n");
     let image = second.build.await.expect("no panic").expect("it succeeds");
     assert_eq!(image.digest.as_deref(), Some("sha256:12"));
     assert!(calls.solves.is_empty(), "nothing is solved");
@@ -119,7 +121,7 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
     let (daemon, mut calls) = daemon::start();
     calls.record(&attempt_name(1), Err(Status::unknown("failed to push")));
     calls.record(&attempt_name(2), Err(Status::unknown("failed to push")));
-    let third = build(daemon);
+    let third = start_job(daemon);
 
     let (solve, status, _session) = calls.build().await;
     assert_eq!(solve.request.r#ref, attempt_name(3));
@@ -133,7 +135,7 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
 async fn an_image_that_has_left_its_registry_is_built_again() {
     let (daemon, mut calls) = daemon::start();
     calls.record(&attempt_name(1), Ok("sha256:12"));
-    let second = build_with(daemon, Manifests::Missing);
+    let second = start_job_with(daemon, Manifests::Missing);
 
     let (solve, status, _session) = calls.build().await;
     assert_eq!(solve.request.r#ref, attempt_name(2));
@@ -148,7 +150,7 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
 async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
     let (daemon, mut calls) = daemon::start();
     calls.record(&attempt_name(1), Ok("sha256:12"));
-    let mut second = build_with(daemon, Manifests::Unknown);
+    let mut second = start_job_with(daemon, Manifests::Unknown);
 
     drop(calls.statuses.recv().await.expect("a status"));
 

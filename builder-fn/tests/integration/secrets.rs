@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 
 use crate::daemon;
 use crate::hand_over::succeed;
-use crate::job::log;
+use crate::job::output_response;
 use crate::setting::{Answer, Setting, post, tar_of};
 
 /// Returns recorded secrets that faas-cli generated and sealed.
@@ -75,10 +75,14 @@ async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
 
     status
         .events
-        .send(Ok(log("the token is s3c")))
+        .send(Ok(output_response("the token is s3c")))
         .await
         .expect("listening");
-    status.events.send(Ok(log("r3t!\n"))).await.expect("listening");
+    status
+        .events
+        .send(Ok(output_response("r3t!\n")))
+        .await
+        .expect("listening");
     drop(status);
     solve.fail(Status::unknown("process \"echo s3cr3t\" failed"));
     let answer = answer.await.expect("no panic");

@@ -9,7 +9,7 @@ use tonic::Status;
 
 use crate::gateway::{self, gateway};
 use crate::hand_over::succeed;
-use crate::job::log;
+use crate::job::output_response;
 use crate::setting::{Answer, Setting, key, post, tar, tar_of};
 use crate::{daemon, soon};
 
@@ -27,7 +27,7 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
     let (solve, status, _session) = calls.build().await;
     status
         .events
-        .send(Ok(log("compiling\n")))
+        .send(Ok(output_response("compiling\n")))
         .await
         .expect("listening");
     let mut lines = Vec::new();
@@ -40,7 +40,11 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
         assert!(record["duration"].is_f64());
         lines.extend(record["log"].as_array().expect("lines").clone());
     }
-    status.events.send(Ok(log("done\n"))).await.expect("listening");
+    status
+        .events
+        .send(Ok(output_response("done\n")))
+        .await
+        .expect("listening");
     drop(status);
     solve.succeed("sha256:12");
 
@@ -80,7 +84,7 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
     let (solve, status, _session) = calls.build().await;
     status
         .events
-        .send(Ok(log("error: no such crate\n")))
+        .send(Ok(output_response("error: no such crate\n")))
         .await
         .expect("listening");
     drop(status);
@@ -96,7 +100,11 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
     let (daemon, mut calls) = daemon::start();
     let records = Setting::new(daemon).stream(tar(json!({})), LINES).await;
     let (_solve, status, _session) = calls.build().await;
-    status.events.send(Ok(log("so far\n"))).await.expect("listening");
+    status
+        .events
+        .send(Ok(output_response("so far\n")))
+        .await
+        .expect("listening");
     status.events.reserve().await.expect("it was read");
     calls.cut();
     let (_, last) = records.rest().await;
@@ -259,7 +267,11 @@ async fn a_reader_that_does_not_read_blocks_no_build_and_costs_little_memory() {
     let (solve, status, _session) = calls.build().await;
     for block in 0..50 {
         let text: String = (0..10_000).map(|line| format!("{block} {line}\n")).collect();
-        status.events.send(Ok(log(&text))).await.expect("it is taken");
+        status
+            .events
+            .send(Ok(output_response(&text)))
+            .await
+            .expect("it is taken");
     }
     drop(status);
     solve.succeed("sha256:12");

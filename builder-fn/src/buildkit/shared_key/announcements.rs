@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_file_may_differ_only_from_one_that_buildkit_takes_for_the_same() {
-        let with = |change: fn(&mut Entry<'static>)| {
+        let changed_file = |change: fn(&mut Entry<'static>)| {
             let (path, mut entry) = file(2);
             change(&mut entry);
             (path, entry)
@@ -259,16 +259,19 @@ mod tests {
             (file(2), Comparison::MayDiffer),
             (("a/c", file(2).1), Comparison::New),
             (
-                with(|entry| entry.kind = Kind::File { offset: 0, size: 4 }),
+                changed_file(|entry| entry.kind = Kind::File { offset: 0, size: 4 }),
                 Comparison::New,
             ),
-            (with(|entry| entry.mtime_ns = 6_000_000_000), Comparison::New),
-            (with(|entry| entry.mode = 0o755), Comparison::MayDiffer),
             (
-                with(|entry| entry.kind = Kind::Symlink { target: "abc" }),
+                changed_file(|entry| entry.mtime_ns = 6_000_000_000),
+                Comparison::New,
+            ),
+            (changed_file(|entry| entry.mode = 0o755), Comparison::MayDiffer),
+            (
+                changed_file(|entry| entry.kind = Kind::Symlink { target: "abc" }),
                 Comparison::Same,
             ),
-            (with(|entry| entry.kind = Kind::Folder), Comparison::New),
+            (changed_file(|entry| entry.kind = Kind::Folder), Comparison::New),
         ] {
             assert_eq!(compare_after(&[file(1)], next), expected, "{next:?}");
         }
@@ -299,17 +302,23 @@ mod tests {
         let attributes: [&[(&str, &[u8])]; 4] =
             [&[("user.a", b"1")], &[], &[("user.a", b"2")], &[("user.a1", b"")]];
         let packed = attributes.map(|pairs| Attributes::pack(pairs.iter().copied()));
-        fn with(packed: &[u8]) -> Entry<'_> {
+        fn file_with_attributes(packed: &[u8]) -> Entry<'_> {
             Entry {
                 xattrs: Attributes::from_packed(packed),
                 ..file(1).1
             }
         }
         let mut announcements = Announcements::with_expected(0);
-        announcements.add(|visit| visit("a/b", &with(&packed[0])));
-        assert_eq!(announcements.compare("a/b", &with(&packed[0])), Comparison::Same);
+        announcements.add(|visit| visit("a/b", &file_with_attributes(&packed[0])));
+        assert_eq!(
+            announcements.compare("a/b", &file_with_attributes(&packed[0])),
+            Comparison::Same
+        );
         for other in &packed[1..] {
-            assert_eq!(announcements.compare("a/b", &with(other)), Comparison::MayDiffer);
+            assert_eq!(
+                announcements.compare("a/b", &file_with_attributes(other)),
+                Comparison::MayDiffer
+            );
         }
     }
 

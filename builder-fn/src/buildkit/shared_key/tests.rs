@@ -158,22 +158,30 @@ impl StoredEntry {
     }
 }
 
+/// The kind of entry that an [`EntrySpec`] describes.
+#[derive(Clone, Copy, Debug)]
+enum SpecKind {
+    Folder,
+    Symlink,
+    /// A file that is a hard link of all such files with the same content.
+    LinkedFile,
+    File,
+}
+
 /// A description of a context's entry, from which a test builds a context.
 #[derive(Clone, Debug)]
 struct EntrySpec {
     path: String,
-    /// The kind of the entry: The kind of the entry: 0 for a folder, 1 for a symbolic link, 2 for a file with hard
-    /// links, else a file.
-    what: u8,
+    kind: SpecKind,
     content: u8,
     time: u8,
     mode: u8,
 }
 
-fn entry(path: &str, what: u8, content: u8, time: u8, mode: u8) -> EntrySpec {
+fn entry(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> EntrySpec {
     EntrySpec {
         path: path.to_owned(),
-        what,
+        kind,
         content,
         time,
         mode,
@@ -190,30 +198,30 @@ fn context(mut specs: Vec<EntrySpec>) -> SourceContext {
     let entries = specs.iter().map(|spec| {
         let EntrySpec {
             path,
-            what,
+            kind,
             content,
             time,
             mode,
         } = spec;
-        let kind = match what {
-            0 => Kind::Folder,
-            1 => Kind::Symlink {
+        let entry_kind = match kind {
+            SpecKind::Folder => Kind::Folder,
+            SpecKind::Symlink => Kind::Symlink {
                 target: &targets[usize::from(*content)],
             },
             // Files with the same content are hard links of each other.
-            2 => Kind::File {
+            SpecKind::LinkedFile => Kind::File {
                 offset: u64::from(*content),
                 size: 1,
             },
-            _ => Kind::File {
+            SpecKind::File => Kind::File {
                 offset: path.bytes().map(u64::from).sum::<u64>() << 8 | u64::from(*content),
                 size: 1,
             },
         };
-        let is_file = matches!(kind, Kind::File { .. });
-        let shared = *what == 2;
+        let is_file = matches!(entry_kind, Kind::File { .. });
+        let shared = matches!(kind, SpecKind::LinkedFile);
         let entry = Entry {
-            kind,
+            kind: entry_kind,
             mode: if *mode == 0 || shared { 0o644 } else { 0o755 },
             mtime_ns: if shared {
                 0
@@ -238,12 +246,18 @@ fn context(mut specs: Vec<EntrySpec>) -> SourceContext {
 fn contexts() -> impl Strategy<Value = SourceContext> {
     let one = (
         prop::sample::select(vec!["a", "b", "c", "d"]),
-        0u8..5,
+        prop::sample::select(vec![
+            SpecKind::Folder,
+            SpecKind::Symlink,
+            SpecKind::LinkedFile,
+            SpecKind::File,
+            SpecKind::File,
+        ]),
         0u8..2,
         0u8..6,
         0u8..3,
     );
-    let one = one.prop_map(|(path, what, content, time, mode)| entry(path, what, content, time, mode));
+    let one = one.prop_map(|(path, kind, content, time, mode)| entry(path, kind, content, time, mode));
     prop::collection::vec(one, 0..5).prop_map(context)
 }
 
@@ -317,26 +331,35 @@ fn build(keys: &SharedKeys, image: &str, context: &SourceContext) -> String {
     lease.key.clone()
 }
 
-fn plain(content: u8) -> SourceContext {
-    context(vec![entry("a", 3, content, 1, 0), entry("b", 3, 7, 1, 0)])
+fn context_with_content(content: u8) -> SourceContext {
+    context(vec![
+        entry("a", SpecKind::File, content, 1, 0),
+        entry("b", SpecKind::File, 7, 1, 0),
+    ])
 }
 
 #[test]
 fn builds_of_one_image_share_a_key_and_builds_of_two_do_not() {
     let keys = keys();
-    let first = build(&keys, "a", &plain(1));
-    assert_eq!(build(&keys, "a", &plain(1)), first);
-    assert_ne!(build(&keys, "b", &plain(1)), first);
+    let first = build(&keys, "a", &context_with_content(1));
+    assert_eq!(build(&keys, "a", &context_with_content(1)), first);
+    assert_ne!(build(&keys, "b", &context_with_content(1)), first);
 }
 
 #[test]
 fn two_builds_at_once_have_two_keys_and_both_are_used_again() {
     let keys = keys();
-    let (first, second) = (keys.lease("a", &plain(1)), keys.lease("a", &plain(1)));
+    let (first, second) = (
+        keys.lease("a", &context_with_content(1)),
+        keys.lease("a", &context_with_content(1)),
+    );
     assert_ne!(first.key, second.key);
     first.release();
     second.release();
-    let again = [keys.lease("a", &plain(1)), keys.lease("a", &plain(1))];
+    let again = [
+        keys.lease("a", &context_with_content(1)),
+        keys.lease("a", &context_with_content(1)),
+    ];
     assert!(
         again
             .iter()
@@ -347,10 +370,10 @@ fn two_builds_at_once_have_two_keys_and_both_are_used_again() {
 #[test]
 fn only_a_file_that_looks_the_same_and_differs_is_forced() {
     let keys = keys();
-    let first = build(&keys, "a", &plain(1));
-    let lease = keys.lease("a", &plain(2));
+    let first = build(&keys, "a", &context_with_content(1));
+    let lease = keys.lease("a", &context_with_content(2));
     assert_eq!(lease.key, first);
-    let context = plain(2);
+    let context = context_with_content(2);
     let is_forced = |path| lease.is_forced(context.index().find(path).expect("it is in the context"));
     assert_eq!((is_forced("a"), is_forced("b")), (true, false));
 }
@@ -358,9 +381,11 @@ fn only_a_file_that_looks_the_same_and_differs_is_forced() {
 #[test]
 fn a_key_is_discarded_once_half_of_the_context_was_forced() {
     let keys = keys();
-    let first = build(&keys, "a", &plain(1));
+    let first = build(&keys, "a", &context_with_content(1));
     // One of the two files differs each time.
-    let used: Vec<_> = (0..4).map(|turn| build(&keys, "a", &plain(turn % 2))).collect();
+    let used: Vec<_> = (0..4)
+        .map(|turn| build(&keys, "a", &context_with_content(turn % 2)))
+        .collect();
     assert_eq!(used[0], first);
     assert!(used[1..].iter().all(|key| *key != first));
 }
@@ -368,7 +393,12 @@ fn a_key_is_discarded_once_half_of_the_context_was_forced() {
 #[test]
 fn a_context_that_looks_the_same_and_differs_altogether_has_a_new_key_at_once() {
     let keys = keys();
-    let other = |content| context(vec![entry("a", 3, content, 1, 0), entry("b", 3, content, 1, 0)]);
+    let other = |content| {
+        context(vec![
+            entry("a", SpecKind::File, content, 1, 0),
+            entry("b", SpecKind::File, content, 1, 0),
+        ])
+    };
     let first = build(&keys, "a", &other(1));
     let second = build(&keys, "a", &other(2));
     assert_ne!(second, first);
@@ -378,7 +408,7 @@ fn a_context_that_looks_the_same_and_differs_altogether_has_a_new_key_at_once() 
 #[test]
 fn a_key_is_discarded_with_a_transfer_or_a_build_that_was_broken_off() {
     let keys = keys();
-    let context = plain(1);
+    let context = context_with_content(1);
     let first = build(&keys, "a", &context);
 
     let lease = Arc::new(keys.lease("a", &context));
@@ -405,15 +435,15 @@ fn a_key_is_discarded_with_a_transfer_or_a_build_that_was_broken_off() {
 #[test]
 fn a_folder_with_another_mode_needs_a_new_key() {
     let keys = keys();
-    let folder = |mode| context(vec![entry("a", 0, 0, 0, mode)]);
+    let folder = |mode| context(vec![entry("a", SpecKind::Folder, 0, 0, mode)]);
     let first = build(&keys, "a", &folder(0));
     assert_eq!(build(&keys, "a", &folder(0)), first);
     assert_ne!(build(&keys, "a", &folder(1)), first);
 }
 
-fn many(name: &str, count: usize) -> SourceContext {
+fn context_with_files(name: &str, count: usize) -> SourceContext {
     let entries = (0..count)
-        .map(|number| entry(&format!("{name}{number}"), 3, 1, 1, 0))
+        .map(|number| entry(&format!("{name}{number}"), SpecKind::File, 1, 1, 0))
         .collect();
     context(entries)
 }
@@ -422,7 +452,7 @@ fn many(name: &str, count: usize) -> SourceContext {
 fn memory_is_bounded_and_the_most_recently_used_keys_stay() {
     let keys = keys_with_limit(100_000);
     let used: Vec<_> = (0..10)
-        .map(|at| build(&keys, &format!("image{at}"), &many("f", 1000)))
+        .map(|at| build(&keys, &format!("image{at}"), &context_with_files("f", 1000)))
         .collect();
 
     assert!(
@@ -430,13 +460,13 @@ fn memory_is_bounded_and_the_most_recently_used_keys_stay() {
         "{}",
         idle_bytes(&keys)
     );
-    assert_eq!(build(&keys, "image9", &many("f", 1000)), used[9]);
-    assert_ne!(build(&keys, "image0", &many("f", 1000)), used[0]);
+    assert_eq!(build(&keys, "image9", &context_with_files("f", 1000)), used[9]);
+    assert_ne!(build(&keys, "image0", &context_with_files("f", 1000)), used[0]);
 
     let keys = keys_with_limit(1000);
     assert_ne!(
-        build(&keys, "a", &many("f", 1000)),
-        build(&keys, "a", &many("f", 1000)),
+        build(&keys, "a", &context_with_files("f", 1000)),
+        build(&keys, "a", &context_with_files("f", 1000)),
         "there is no memory for even one key"
     );
     assert_eq!(idle_bytes(&keys), 0);
@@ -445,7 +475,7 @@ fn memory_is_bounded_and_the_most_recently_used_keys_stay() {
 #[test]
 fn the_memory_of_running_builds_is_bounded_too() {
     let keys = keys_with_limit(50_000);
-    let context = many("f", 1000);
+    let context = context_with_files("f", 1000);
     let idle = build(&keys, "idle", &context);
     let begin = |image: &str| {
         let lease = Arc::new(keys.lease(image, &context));
@@ -473,12 +503,12 @@ fn the_memory_of_running_builds_is_bounded_too() {
 #[test]
 fn a_key_without_memory_for_more_entries_is_replaced_by_a_new_one() {
     let keys = keys_with_limit(50_000);
-    let first = build(&keys, "a", &many("f", 1000));
-    assert_eq!(build(&keys, "a", &many("g", 1000)), first);
+    let first = build(&keys, "a", &context_with_files("f", 1000));
+    assert_eq!(build(&keys, "a", &context_with_files("g", 1000)), first);
     // There is no memory for a third thousand.
-    let second = build(&keys, "a", &many("h", 1000));
+    let second = build(&keys, "a", &context_with_files("h", 1000));
     assert_ne!(second, first);
-    assert_eq!(build(&keys, "a", &many("h", 1000)), second);
+    assert_eq!(build(&keys, "a", &context_with_files("h", 1000)), second);
     assert!((20_000..30_000).contains(&idle_bytes(&keys)));
 }
 
@@ -486,7 +516,7 @@ fn a_key_without_memory_for_more_entries_is_replaced_by_a_new_one() {
 fn a_dropped_lease_releases_its_memory() {
     let keys = keys_with_limit(30_000);
     for _ in 0..3 {
-        let lease = keys.lease("a", &many("f", 1000));
+        let lease = keys.lease("a", &context_with_files("f", 1000));
         assert_eq!(lease.key(), lease.key(), "it is not for single use");
         assert!(keys.lock().reserved >= 20_000);
     }

@@ -223,11 +223,11 @@ mod tests {
         }
     }
 
-    fn at(milliseconds: u64) -> SystemTime {
+    fn time_at(milliseconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
     }
 
-    fn vertex(started: Option<i64>, completed: Option<i64>) -> StatusResponse {
+    fn step_response(started: Option<i64>, completed: Option<i64>) -> StatusResponse {
         let vertex = Vertex {
             digest: "sha256:1".into(),
             name: "[1/1] RUN".into(),
@@ -241,28 +241,28 @@ mod tests {
         }
     }
 
-    fn started(milliseconds: u64, is_rerun: bool) -> Event {
+    fn started_event(milliseconds: u64, is_rerun: bool) -> Event {
         Event::StepStarted {
             digest: "sha256:1".into(),
             name: "[1/1] RUN".into(),
-            at: at(milliseconds),
+            at: time_at(milliseconds),
             is_rerun,
         }
     }
 
-    fn ended(start: u64, end: u64, is_rerun: bool) -> Event {
+    fn ended_event(start: u64, end: u64, is_rerun: bool) -> Event {
         Event::StepEnded {
             digest: "sha256:1".into(),
             name: "[1/1] RUN".into(),
-            started: Some(at(start)),
-            ended: at(end),
+            started: Some(time_at(start)),
+            ended: time_at(end),
             cached: false,
             error: String::new(),
             is_rerun,
         }
     }
 
-    fn status(milliseconds: i64, current: i64, done: bool) -> StatusResponse {
+    fn progress_response(milliseconds: i64, current: i64, done: bool) -> StatusResponse {
         let status = VertexStatus {
             id: "exporting layers".into(),
             current,
@@ -289,25 +289,25 @@ mod tests {
                 short: b"lower case".into(),
                 ..VertexWarning::default()
             }],
-            statuses: status(2, 7, false).statuses,
-            ..vertex(Some(1), None)
+            statuses: progress_response(2, 7, false).statuses,
+            ..step_response(Some(1), None)
         };
 
         assert_eq!(
             EventReader::default().read(response),
             [
-                started(1, false),
+                started_event(1, false),
                 Event::Progress {
                     id: "exporting layers".into(),
                     current: 7,
-                    at: at(2),
+                    at: time_at(2),
                     done: false,
                     is_rerun: false,
                 },
                 Event::Output {
                     step: "sha256:1".into(),
                     stream: 2,
-                    at: at(3),
+                    at: time_at(3),
                     text: b"hi\n".into()
                 },
                 Event::Warning {
@@ -321,26 +321,38 @@ mod tests {
     fn a_step_that_is_sent_again_unchanged_is_reported_once() {
         let mut reader = EventReader::default();
 
-        assert_eq!(reader.read(vertex(None, None)), NONE, "it merely waits");
-        assert_eq!(reader.read(vertex(Some(0), None)), [started(0, false)]);
-        assert_eq!(reader.read(vertex(Some(0), None)), NONE);
-        assert_eq!(reader.read(vertex(Some(0), Some(10))), [ended(0, 10, false)]);
-        assert_eq!(reader.read(vertex(Some(0), Some(10))), NONE);
+        assert_eq!(reader.read(step_response(None, None)), NONE, "it merely waits");
+        assert_eq!(
+            reader.read(step_response(Some(0), None)),
+            [started_event(0, false)]
+        );
+        assert_eq!(reader.read(step_response(Some(0), None)), NONE);
+        assert_eq!(
+            reader.read(step_response(Some(0), Some(10))),
+            [ended_event(0, 10, false)]
+        );
+        assert_eq!(reader.read(step_response(Some(0), Some(10))), NONE);
     }
 
     #[test]
     fn a_step_that_runs_again_is_reported_as_a_rerun() {
         let mut reader = EventReader::default();
-        reader.read(vertex(Some(0), Some(10)));
+        reader.read(step_response(Some(0), Some(10)));
 
-        assert_eq!(reader.read(vertex(Some(20), None)), [started(20, true)]);
-        assert_eq!(reader.read(vertex(Some(20), Some(30))), [ended(20, 30, true)]);
+        assert_eq!(
+            reader.read(step_response(Some(20), None)),
+            [started_event(20, true)]
+        );
+        assert_eq!(
+            reader.read(step_response(Some(20), Some(30))),
+            [ended_event(20, 30, true)]
+        );
     }
 
     #[test]
     fn progress_is_reported_at_its_beginning_each_second_and_at_its_end() {
         let mut reader = EventReader::default();
-        let responses = (0..=30).map(|tenth| status(tenth * 100, tenth, tenth == 30));
+        let responses = (0..=30).map(|tenth| progress_response(tenth * 100, tenth, tenth == 30));
         let events = responses.flat_map(|response| reader.read(response));
         let reported: Vec<_> = events
             .map(|event| match event {
@@ -351,26 +363,30 @@ mod tests {
 
         assert_eq!(reported, [(0, false), (10, false), (20, false), (30, true)]);
         assert_eq!(
-            reader.read(status(3000, 30, true)),
+            reader.read(progress_response(3000, 30, true)),
             NONE,
             "the end is reported once"
         );
         assert!(
             matches!(
-                reader.read(status(3000, 0, false))[..],
+                reader.read(progress_response(3000, 0, false))[..],
                 [Event::Progress { is_rerun: true, .. }]
             ),
             "it begins again"
         );
-        assert_eq!(reader.read(status(9000, 0, false)), NONE, "it has not moved");
-        assert_eq!(reader.read(status(9001, 0, true)).len(), 1);
+        assert_eq!(
+            reader.read(progress_response(9000, 0, false)),
+            NONE,
+            "it has not moved"
+        );
+        assert_eq!(reader.read(progress_response(9001, 0, true)).len(), 1);
     }
 
     #[test]
     fn steps_beyond_the_limit_are_still_reported() {
         let mut reader = EventReader::default();
         let numbered = |number: usize| {
-            let mut response = vertex(Some(0), Some(1));
+            let mut response = step_response(Some(0), Some(1));
             response.vertexes[0].digest = number.to_string();
             response
         };
@@ -386,7 +402,7 @@ mod tests {
     #[test]
     fn an_error_of_a_step_has_no_grpc_prefix_and_is_found_in_the_solves_message() {
         let mut reader = EventReader::default();
-        let mut response = vertex(Some(0), Some(1));
+        let mut response = step_response(Some(0), Some(1));
         response.vertexes[0].error = "rpc error: code = Unknown desc = no such file".into();
 
         let events = reader.read(response);

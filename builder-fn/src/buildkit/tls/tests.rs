@@ -103,7 +103,7 @@ impl SecretFolder {
     }
 
     /// Checks the TLS secrets in the folder, and returns the text of the expected error.
-    fn error(&self) -> String {
+    fn check_error(&self) -> String {
         self.tls_secrets().check().expect_err("an error").to_string()
     }
 }
@@ -285,7 +285,7 @@ fn unusable_secrets_are_reported_before_any_connection() {
             certificate: certificate.into(),
             key: key.into(),
         };
-        SecretFolder::new(&authority.pem(), Some(&identity)).error()
+        SecretFolder::new(&authority.pem(), Some(&identity)).check_error()
     };
     let past = authority.issue("builder", Validity::Past);
     let future = authority.issue("builder", Validity::Future);
@@ -315,7 +315,7 @@ fn unusable_secrets_are_reported_before_any_connection() {
             "secret key should hold a private key in PEM",
         ),
         (
-            SecretFolder::new("nothing", None).error(),
+            SecretFolder::new("nothing", None).check_error(),
             "secret ca should hold a certificate in PEM",
         ),
     ] {
@@ -323,10 +323,10 @@ fn unusable_secrets_are_reported_before_any_connection() {
     }
     let half = SecretFolder::new(&authority.pem(), Some(&good));
     std::fs::remove_file(half.folder.path().join("key")).expect("remove");
-    assert!(half.error().contains("secret key is missing"));
+    assert!(half.check_error().contains("secret key is missing"));
     let nothing = SecretFolder::new(&authority.pem(), None);
     std::fs::remove_file(nothing.folder.path().join("ca")).expect("remove");
-    assert!(nothing.error().contains("secret ca is missing"));
+    assert!(nothing.check_error().contains("secret ca is missing"));
 }
 
 #[test]

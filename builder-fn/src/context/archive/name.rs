@@ -30,7 +30,7 @@ impl EntryRole {
     /// # Errors
     /// When the name is absolute, contains `..` or a NUL, is not UTF-8, or is too long.
     pub(super) fn of(name: &[u8]) -> Result<Self, EntryProblem> {
-        let name = text(name)?;
+        let name = parse_text(name)?;
         if name.is_empty() {
             return Err(EntryProblem::NoName);
         }
@@ -74,7 +74,7 @@ impl EntryRole {
 /// # Errors
 /// When the target is empty, too long, not UTF-8, or contains a NUL.
 pub(super) fn validate_symlink_target(target: &[u8]) -> Result<String, EntryProblem> {
-    let target = text(target)?;
+    let target = parse_text(target)?;
     if target.is_empty() {
         return Err(EntryProblem::NoTarget);
     }
@@ -84,7 +84,7 @@ pub(super) fn validate_symlink_target(target: &[u8]) -> Result<String, EntryProb
     Ok(target.to_owned())
 }
 
-fn text(bytes: &[u8]) -> Result<&str, EntryProblem> {
+fn parse_text(bytes: &[u8]) -> Result<&str, EntryProblem> {
     if bytes.contains(&0) {
         return Err(EntryProblem::Nul);
     }

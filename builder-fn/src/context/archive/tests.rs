@@ -87,7 +87,7 @@ impl Tar {
         read_in_pieces(&self.end().0, &[])
     }
 
-    fn problem(self) -> EntryProblem {
+    fn read_problem(self) -> EntryProblem {
         match self.read().err() {
             Some(ArchiveError::Entry { problem, .. }) => problem,
             other => panic!("{other:?}"),
@@ -105,7 +105,7 @@ fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<ArchiveContents, Archive
     reader.finish()
 }
 
-fn small() -> Tar {
+fn small_tar() -> Tar {
     Tar::default()
         .file("com.openfaas.docker.config", b"{}")
         .file("context/Dockerfile", b"FROM scratch\n")

@@ -25,10 +25,10 @@ pub(super) fn follow(
     paths: &[String],
 ) -> Result<Option<Vec<String>>, PatternError> {
     let limit = "too many links have to be followed from it";
-    follow_within(Effort::new(EFFORT_MAX, limit, is_wanted), context, paths)
+    follow_with_effort(Effort::new(EFFORT_MAX, limit, is_wanted), context, paths)
 }
 
-fn follow_within(
+fn follow_with_effort(
     effort: Effort<'_>,
     context: &SourceContext,
     paths: &[String],
@@ -148,10 +148,10 @@ mod tests {
     use super::super::tests::context;
     use super::*;
 
-    fn rejection(entries: &[String], path: &str) -> &'static str {
+    fn follow_error(entries: &[String], path: &str) -> &'static str {
         let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
         let effort = Effort::new(1 << 20, "too many links", &|| true);
-        let error = follow_within(effort, &context(&entries), &[path.to_owned()]).unwrap_err();
+        let error = follow_with_effort(effort, &context(&entries), &[path.to_owned()]).unwrap_err();
         assert!(error.pattern.len() <= 100, "{}", error.pattern.len());
         error.reason
     }
@@ -162,20 +162,20 @@ mod tests {
         let chain: Vec<String> = (0..1000)
             .map(|at| format!("{at} -> {}/{longer}", at + 1))
             .collect();
-        assert!(rejection(&chain, "0").contains("longer than 4095 bytes"));
+        assert!(follow_error(&chain, "0").contains("longer than 4095 bytes"));
     }
 
     #[test]
     fn a_chain_of_links_in_deep_folders_is_not_followed_for_hours() {
         let deep = "d/".repeat(1000);
         let chain: Vec<String> = (0..50).map(|at| format!("{deep}{at} -> {}", at + 1)).collect();
-        assert!(rejection(&chain, &format!("{deep}0")).contains("too many links"));
+        assert!(follow_error(&chain, &format!("{deep}0")).contains("too many links"));
     }
 
     #[test]
     fn a_chain_of_links_to_patterns_is_not_followed_for_hours() {
         let mut chain: Vec<String> = (0..100).map(|at| format!("{at}- -> {}-*", at + 1)).collect();
         chain.extend((0..1000).map(|at| format!("file{at}")));
-        assert!(rejection(&chain, "0-").contains("too many links"));
+        assert!(follow_error(&chain, "0-").contains("too many links"));
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn context(entries: &[&str]) -> SourceContext {
     SourceContext::new(tree.into_index(), Spool::in_memory(Vec::new()))
 }
 
-fn strings(list: &[&str]) -> Vec<String> {
+fn to_strings(list: &[&str]) -> Vec<String> {
     list.iter().map(|item| (*item).to_owned()).collect()
 }
 
@@ -50,31 +50,31 @@ fn selected(context: &SourceContext, filter: &Filter) -> Vec<String> {
     view.iter().map(line).collect()
 }
 
-fn excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
+fn paths_excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
     selected(
         context,
         &Filter {
-            exclude: strings(patterns),
+            exclude: to_strings(patterns),
             ..Filter::default()
         },
     )
 }
 
-fn including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
+fn paths_including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
     selected(
         context,
         &Filter {
-            include: strings(patterns),
+            include: to_strings(patterns),
             ..Filter::default()
         },
     )
 }
 
-fn following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
+fn paths_following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
     selected(
         context,
         &Filter {
-            follow: strings(paths),
+            follow: to_strings(paths),
             ..Filter::default()
         },
     )
@@ -82,7 +82,7 @@ fn following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
 
 /// Returns whether the exclude patterns `patterns` exclude `path` from a context that has nothing else.
 fn is_excluded(path: &str, patterns: &[&str]) -> bool {
-    !excluding(&context(&[path]), patterns)
+    !paths_excluding(&context(&[path]), patterns)
         .iter()
         .any(|selected| selected == path)
 }
@@ -196,43 +196,43 @@ fn the_last_pattern_that_matches_decides() {
 fn an_excluded_folder_with_an_exception_in_it_is_sent_without_its_other_entries() {
     let context = context(&["a/b/keep", "a/b/other", "a/c", "z"]);
     assert_eq!(
-        excluding(&context, &["a", "!a/b/keep"]),
+        paths_excluding(&context, &["a", "!a/b/keep"]),
         ["a", "a/b", "a/b/keep", "z"]
     );
     assert_eq!(
-        excluding(&context, &["a", "!a/b/k*"]),
+        paths_excluding(&context, &["a", "!a/b/k*"]),
         ["a", "a/b", "a/b/keep", "z"]
     );
-    assert_eq!(excluding(&context, &["a", "!nothing"]), ["z"]);
-    assert_eq!(excluding(&context, &["*"]), [""; 0]);
+    assert_eq!(paths_excluding(&context, &["a", "!nothing"]), ["z"]);
+    assert_eq!(paths_excluding(&context, &["*"]), [""; 0]);
 }
 
 #[test]
 fn an_include_pattern_selects_the_match_everything_in_it_and_the_folders_above() {
     let context = context(&["a/b/c", "a/b/d/e", "a/x", "ab/c", "z"]);
     assert_eq!(
-        including(&context, &["a/b"]),
+        paths_including(&context, &["a/b"]),
         ["a", "a/b", "a/b/c", "a/b/d", "a/b/d/e"]
     );
     assert_eq!(
-        including(&context, &["a/b/d/**"]),
+        paths_including(&context, &["a/b/d/**"]),
         ["a", "a/b", "a/b/d", "a/b/d/e"]
     );
-    assert_eq!(including(&context, &["*/c", "z"]), ["ab", "ab/c", "z"]);
+    assert_eq!(paths_including(&context, &["*/c", "z"]), ["ab", "ab/c", "z"]);
     assert_eq!(
-        including(&context, &["**/c"]),
+        paths_including(&context, &["**/c"]),
         ["a", "a/b", "a/b/c", "ab", "ab/c"]
     );
-    assert_eq!(including(&context, &["a", "!a/b"]), ["a", "a/x"]);
-    assert_eq!(including(&context, &["nothing"]), [""; 0]);
+    assert_eq!(paths_including(&context, &["a", "!a/b"]), ["a", "a/x"]);
+    assert_eq!(paths_including(&context, &["nothing"]), [""; 0]);
 }
 
 #[test]
 fn exclude_patterns_override_include_patterns() {
     let context = context(&["Dockerfile", "src/a.rs", "src/a.txt", "target/a.rs"]);
     let filter = Filter {
-        include: strings(&["src", "Dockerfile"]),
-        exclude: strings(&["**/*.txt", "Dockerfile"]),
+        include: to_strings(&["src", "Dockerfile"]),
+        exclude: to_strings(&["**/*.txt", "Dockerfile"]),
         follow: Vec::new(),
     };
     assert_eq!(selected(&context, &filter), ["src", "src/a.rs"]);
@@ -248,7 +248,7 @@ fn the_first_request_of_a_build_selects_only_the_dockerfile_and_the_ignore_files
         ".dockerignore",
     ];
     assert_eq!(
-        following(&context, &paths),
+        paths_following(&context, &paths),
         [".dockerignore", "Dockerfile", "dockerfile"]
     );
 }
@@ -272,14 +272,14 @@ fn symlinks_on_the_way_are_sent_with_their_targets() {
         "usr/lib",
         "usr/lib/tool-1.0",
     ];
-    assert_eq!(following(&context, &["bin/tool"]), with_bin);
+    assert_eq!(paths_following(&context, &["bin/tool"]), with_bin);
     assert_eq!(
-        following(&context, &["absolute"]),
+        paths_following(&context, &["absolute"]),
         ["absolute", "usr", "usr/lib", "usr/lib/other"]
     );
-    assert_eq!(following(&context, &["out"]), ["out", "z"]);
-    assert_eq!(following(&context, &["nothing/at/all"]), [""; 0]);
-    assert_eq!(following(&context, &["."]).len(), context.index().len());
+    assert_eq!(paths_following(&context, &["out"]), ["out", "z"]);
+    assert_eq!(paths_following(&context, &["nothing/at/all"]), [""; 0]);
+    assert_eq!(paths_following(&context, &["."]).len(), context.index().len());
 }
 
 #[test]
@@ -293,23 +293,26 @@ fn wildcards_are_followed_through_every_symlink_that_matches() {
         "real/c",
     ]);
     assert_eq!(
-        following(&context, &["*.conf"]),
+        paths_following(&context, &["*.conf"]),
         ["a.conf", "b.conf", "real", "real/a", "real/b"]
     );
-    assert_eq!(following(&context, &["real/[ab]"]), ["real", "real/a", "real/b"]);
+    assert_eq!(
+        paths_following(&context, &["real/[ab]"]),
+        ["real", "real/a", "real/b"]
+    );
 }
 
 #[test]
 fn circular_symlinks_end_and_endless_chains_are_rejected() {
     let circle = context(&["a -> b", "b -> a", "self -> self/self"]);
-    assert_eq!(following(&circle, &["a/x", "self"]), ["a", "b", "self"]);
+    assert_eq!(paths_following(&circle, &["a/x", "self"]), ["a", "b", "self"]);
     let chain = |length: usize| {
         let links: Vec<String> = (0..length).map(|at| format!("{at} -> {}", at + 1)).collect();
         context(&links.iter().map(String::as_str).collect::<Vec<_>>())
     };
-    assert_eq!(following(&chain(500), &["0"]).len(), 500);
+    assert_eq!(paths_following(&chain(500), &["0"]).len(), 500);
     let filter = Filter {
-        follow: strings(&["0"]),
+        follow: to_strings(&["0"]),
         ..Filter::default()
     };
     assert!(view(&chain(50_000), &filter).is_err());
@@ -318,9 +321,9 @@ fn circular_symlinks_end_and_endless_chains_are_rejected() {
 #[test]
 fn hard_links_refer_to_the_first_name_that_is_sent() {
     let context = context(&["m", "a = m", "z = m", "other"]);
-    assert_eq!(excluding(&context, &[]), ["a", "m = a", "other", "z = a"]);
-    assert_eq!(excluding(&context, &["a"]), ["m", "other", "z = m"]);
-    assert_eq!(including(&context, &["z"]), ["z"]);
+    assert_eq!(paths_excluding(&context, &[]), ["a", "m = a", "other", "z = a"]);
+    assert_eq!(paths_excluding(&context, &["a"]), ["m", "other", "z = m"]);
+    assert_eq!(paths_including(&context, &["z"]), ["z"]);
 }
 
 #[test]
@@ -337,7 +340,7 @@ fn hard_links_of_different_files_are_kept_apart() {
         "m = a/2",
     ]);
     assert_eq!(
-        excluding(&context, &[]),
+        paths_excluding(&context, &[]),
         [
             "a",
             "a/1",
@@ -351,7 +354,7 @@ fn hard_links_of_different_files_are_kept_apart() {
         ]
     );
     assert_eq!(
-        excluding(&context, &["a"]),
+        paths_excluding(&context, &["a"]),
         ["b", "b/1", "b/2", "m = b/2", "z = b/1"]
     );
 }
@@ -423,7 +426,7 @@ fn a_malformed_pattern_fails_only_where_it_fails_in_go() {
         (&["a", "!x*["][..], None),
     ] {
         let filter = Filter {
-            exclude: strings(patterns),
+            exclude: to_strings(patterns),
             ..Filter::default()
         };
         let paths = |view: View| {
@@ -447,11 +450,11 @@ fn a_malformed_pattern_is_named_in_the_error() {
     ] {
         for filter in [
             Filter {
-                exclude: strings(&["a", pattern]),
+                exclude: to_strings(&["a", pattern]),
                 ..Filter::default()
             },
             Filter {
-                include: strings(&["a", pattern]),
+                include: to_strings(&["a", pattern]),
                 ..Filter::default()
             },
         ] {
@@ -473,7 +476,7 @@ fn the_effort_of_patterns_is_limited_and_the_last_one_is_named() {
             exclude,
             ..Filter::default()
         };
-        view_within(effort, &|| true, &context, &filter).map(|view| view.len())
+        view_with_effort(effort, &|| true, &context, &filter).map(|view| view.len())
     };
     assert_eq!(within(4 << 20, patterns.clone()), Ok(120));
     let error = within(1 << 20, patterns.clone()).unwrap_err();
@@ -495,11 +498,11 @@ fn matching_stops_when_nobody_waits_for_it_any_more() {
     let folder = context(&files.iter().map(String::as_str).collect::<Vec<_>>());
     let links = context(&["0 -> 1", "1 -> 2", "2 -> 3"]);
     let exclude = Filter {
-        exclude: strings(&["*x"]),
+        exclude: to_strings(&["*x"]),
         ..Filter::default()
     };
     let follow = Filter {
-        follow: strings(&["0"]),
+        follow: to_strings(&["0"]),
         ..Filter::default()
     };
     for (context, filter) in [(&folder, &exclude), (&links, &follow)] {

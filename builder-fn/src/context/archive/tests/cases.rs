@@ -40,7 +40,7 @@ fn a_tar_is_read_in_any_order_and_with_or_without_a_leading_dot() {
 
 #[test]
 fn sealed_secrets_are_kept_unchanged() {
-    let contents = small()
+    let contents = small_tar()
         .file("com.openfaas.secrets", b"version: v1\n")
         .read()
         .unwrap_or_else(|e| panic!("{e}"));
@@ -53,11 +53,11 @@ fn two_configurations_or_envelopes_are_rejected_unless_they_are_equal() {
     let secrets = "com.openfaas.secrets";
     for (name, first) in [(config, &b"{}"[..]), (secrets, b"version: v1\n")] {
         for spelling in [name.to_owned(), format!("./{name}")] {
-            let twice = small().file(name, first).file(&spelling, first);
+            let twice = small_tar().file(name, first).file(&spelling, first);
             let contents = twice.clone().read().unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(contents.config.as_deref(), Some(&b"{}"[..]));
             for second in [&b""[..], b"{ }"] {
-                let problem = twice.clone().file(&spelling, second).problem();
+                let problem = twice.clone().file(&spelling, second).read_problem();
                 assert_eq!(problem, EntryProblem::Contradictory, "{spelling}");
             }
         }
@@ -66,7 +66,7 @@ fn two_configurations_or_envelopes_are_rejected_unless_they_are_equal() {
 
 #[test]
 fn entries_outside_of_the_context_are_ignored_with_a_warning() {
-    let contents = small()
+    let contents = small_tar()
         .file("._context", b"mac")
         .symlink("x/y", "z")
         .read()
@@ -125,19 +125,19 @@ fn a_field_in_two_extended_headers_of_an_entry_is_rejected() {
     let long = |tar: Tar, flag| tar.typed(flag, "././@LongLink", b"context/long\0");
     let pax = |tar: Tar, key| tar.pax(b'x', &[(key, b"12")]);
     for (tar, field) in [
-        (long(long(small(), b'L'), b'L'), "its name"),
-        (long(long(small(), b'K'), b'K'), "its target"),
-        (pax(pax(small(), "size"), "mtime"), "records"),
-        (pax(long(small(), b'L'), "path"), "its name"),
-        (long(pax(small(), "path"), b'L'), "its name"),
-        (pax(long(small(), b'K'), "linkpath"), "its target"),
-        (long(pax(small(), "linkpath"), b'K'), "its target"),
+        (long(long(small_tar(), b'L'), b'L'), "its name"),
+        (long(long(small_tar(), b'K'), b'K'), "its target"),
+        (pax(pax(small_tar(), "size"), "mtime"), "records"),
+        (pax(long(small_tar(), b'L'), "path"), "its name"),
+        (long(pax(small_tar(), "path"), b'L'), "its name"),
+        (pax(long(small_tar(), b'K'), "linkpath"), "its target"),
+        (long(pax(small_tar(), "linkpath"), b'K'), "its target"),
     ] {
-        let problem = tar.file("context/short", b"123456789abc").problem();
+        let problem = tar.file("context/short", b"123456789abc").read_problem();
         assert_eq!(problem, EntryProblem::DuplicateField { field });
     }
     // Different fields are combined, in any order of the headers.
-    let tar = pax(long(long(small(), b'L'), b'K'), "mtime").file("context/short", b"");
+    let tar = pax(long(long(small_tar(), b'L'), b'K'), "mtime").file("context/short", b"");
     let contents = tar.read().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(paths(&contents), ["Dockerfile", "long"]);
     assert_eq!(entry(&contents, "long").mtime_ns, 12_000_000_000);
@@ -170,7 +170,7 @@ fn a_global_header_may_set_the_time_and_unknown_fields_only() {
         let problem = Tar::default()
             .pax(b'g', &[(field, b"1")])
             .file("context/a", b"")
-            .problem();
+            .read_problem();
         assert!(matches!(problem, EntryProblem::GlobalField { .. }), "{problem}");
     }
 }
@@ -187,7 +187,7 @@ fn a_trailing_slash_makes_a_folder_in_old_tars() {
 #[test]
 fn entries_that_lead_out_of_the_context_are_rejected() {
     for name in ["/context/a", "context/../../a", "../a", "context/.."] {
-        let problem = Tar::default().file(name, b"").problem();
+        let problem = Tar::default().file(name, b"").read_problem();
         assert!(
             matches!(problem, EntryProblem::Absolute | EntryProblem::ParentComponent),
             "{name}: {problem}"
@@ -196,12 +196,12 @@ fn entries_that_lead_out_of_the_context_are_rejected() {
     let problem = Tar::default()
         .pax(b'x', &[("path", b"context/a\0b")])
         .file("context/a", b"")
-        .problem();
+        .read_problem();
     assert_eq!(problem, EntryProblem::Nul);
     let problem = Tar::default()
         .symlink("context/a", "/etc")
         .file("context/a/passwd", b"")
-        .problem();
+        .read_problem();
     assert_eq!(
         problem.to_string(),
         "is below context/a, which is a symbolic link, not a folder"
@@ -209,7 +209,7 @@ fn entries_that_lead_out_of_the_context_are_rejected() {
     let problem = Tar::default()
         .file("context/a", b"")
         .file("context/a/b", b"")
-        .problem();
+        .read_problem();
     assert_eq!(
         problem.to_string(),
         "is in context/a, which is a file, not a folder"
@@ -217,7 +217,7 @@ fn entries_that_lead_out_of_the_context_are_rejected() {
     let problem = Tar::default()
         .file("context/a/b", b"")
         .symlink("context/a", "/etc")
-        .problem();
+        .read_problem();
     assert_eq!(problem, EntryProblem::ReplacesFolder);
 }
 
@@ -227,7 +227,7 @@ fn a_hard_link_needs_a_target_in_the_context_before_it() {
         Tar::default()
             .folder("context/d")
             .hard_link("context/a", target)
-            .problem()
+            .read_problem()
     };
     assert!(matches!(
         problem("context/b"),
@@ -260,14 +260,17 @@ fn entry_types_other_than_files_folders_and_links_are_rejected() {
         (b'M', EntryProblem::UnknownType { flag: 'M' }),
         (b'\n', EntryProblem::UnknownType { flag: '\n' }),
     ] {
-        assert_eq!(Tar::default().typed(flag, "context/a", b"").problem(), expected);
+        assert_eq!(
+            Tar::default().typed(flag, "context/a", b"").read_problem(),
+            expected
+        );
         // Outside of the context too: tar programs could read what follows differently.
-        assert_eq!(Tar::default().typed(flag, "a", b"").problem(), expected);
+        assert_eq!(Tar::default().typed(flag, "a", b"").read_problem(), expected);
     }
     let sparse = Tar::default()
         .pax(b'x', &[("GNU.sparse.major", b"1")])
         .file("context/a", b"");
-    assert_eq!(sparse.problem(), EntryProblem::Sparse);
+    assert_eq!(sparse.read_problem(), EntryProblem::Sparse);
 }
 
 #[test]
@@ -275,23 +278,26 @@ fn the_configuration_and_secrets_have_to_be_files_and_the_context_a_folder() {
     assert_eq!(
         Tar::default()
             .symlink("com.openfaas.docker.config", "x")
-            .problem(),
+            .read_problem(),
         EntryProblem::NotAFile
     );
     assert_eq!(
-        Tar::default().folder("com.openfaas.secrets").problem(),
+        Tar::default().folder("com.openfaas.secrets").read_problem(),
         EntryProblem::NotAFile
     );
     assert_eq!(
-        Tar::default().file("context", b"").problem(),
+        Tar::default().file("context", b"").read_problem(),
         EntryProblem::NotAFolder
     );
     assert_eq!(
-        Tar::default().symlink("context", "/etc").problem(),
+        Tar::default().symlink("context", "/etc").read_problem(),
         EntryProblem::NotAFolder
     );
     let large = Tar::default().file("com.openfaas.docker.config", &vec![b' '; (1 << 20) + 1]);
-    assert_eq!(large.problem(), EntryProblem::FileTooLarge { limit: 1 << 20 });
+    assert_eq!(
+        large.read_problem(),
+        EntryProblem::FileTooLarge { limit: 1 << 20 }
+    );
 }
 
 #[test]
@@ -299,28 +305,34 @@ fn impossible_sizes_are_rejected_before_any_content_is_kept() {
     let sized =
         |field: [u8; 12]| Tar::default().entry("context/a", b"", |header| header.as_old_mut().size = field);
     assert!(matches!(
-        sized([0xff; 12]).problem(),
+        sized([0xff; 12]).read_problem(),
         EntryProblem::Size { size: -1, .. }
     ));
     assert!(matches!(
-        sized(*b"777777777777").problem(),
+        sized(*b"777777777777").read_problem(),
         EntryProblem::Size { .. }
     ));
     let huge = [0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
-    assert_eq!(sized(huge).problem(), EntryProblem::Number { field: "size" });
+    assert_eq!(sized(huge).read_problem(), EntryProblem::Number { field: "size" });
     assert_eq!(
-        sized(*b"12345abcdef\0").problem(),
+        sized(*b"12345abcdef\0").read_problem(),
         EntryProblem::Number { field: "size" }
     );
     let bomb = Tar::default().entry("x", b"", |header| {
         header.set_entry_type(EntryType::XHeader);
         header.set_size(1 << 30);
     });
-    assert!(matches!(bomb.problem(), EntryProblem::ExtensionTooLarge { .. }));
+    assert!(matches!(
+        bomb.read_problem(),
+        EntryProblem::ExtensionTooLarge { .. }
+    ));
     let negative = Tar::default()
         .pax(b'x', &[("size", b"-1")])
         .file("context/a", b"");
-    assert!(matches!(negative.problem(), EntryProblem::Size { size: -1, .. }));
+    assert!(matches!(
+        negative.read_problem(),
+        EntryProblem::Size { size: -1, .. }
+    ));
 }
 
 #[test]
@@ -386,7 +398,7 @@ fn other_formats_than_tar_are_named_in_the_error() {
 
 #[test]
 fn a_damaged_header_is_reported_with_its_offset() {
-    let mut bytes = small().end().0;
+    let mut bytes = small_tar().end().0;
     bytes[2 * BLOCK] ^= 1;
     let error = read_in_pieces(&bytes, &[]).err().map(|error| error.to_string());
     let expected =
@@ -396,7 +408,9 @@ fn a_damaged_header_is_reported_with_its_offset() {
 
 #[test]
 fn a_tar_may_lack_only_its_end_of_archive_blocks() {
-    let whole = small().pax(b'x', &[("mtime", b"1")]).file("context/z", b"abc");
+    let whole = small_tar()
+        .pax(b'x', &[("mtime", b"1")])
+        .file("context/z", b"abc");
     let boundaries = [2 * BLOCK, 4 * BLOCK, whole.0.len()];
     for cut in 0..whole.0.len() {
         let result = read_in_pieces(&whole.0[..cut], &[]);
@@ -430,7 +444,7 @@ fn a_tar_may_lack_only_its_end_of_archive_blocks() {
 #[test]
 fn data_after_the_end_is_rejected() {
     for zeros in [BLOCK, 2 * BLOCK] {
-        let two = small().raw(&vec![0; zeros]).file("context/b", b"");
+        let two = small_tar().raw(&vec![0; zeros]).file("context/b", b"");
         let expected = (4 * BLOCK + zeros) as u64;
         assert!(matches!(two.read(), Err(ArchiveError::AfterEnd { offset }) if offset == expected));
     }

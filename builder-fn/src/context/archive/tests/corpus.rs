@@ -57,7 +57,7 @@ fn the_index_has_the_files_that_gnu_tar_extracts_in_every_format() {
         ] {
             // In ustar a link cannot have a long target, which files that are archived twice would need.
             if (format, how) != ("ustar", "twice") {
-                compare(&source, format, how, arguments);
+                assert_index_matches_extraction(&source, format, how, arguments);
             }
         }
     }
@@ -84,7 +84,7 @@ fn the_index_has_the_files_that_gnu_tar_extracts_of_large_and_of_many_files() {
             .unwrap();
         }
     }
-    compare(&source, "posix", "large", &["."]);
+    assert_index_matches_extraction(&source, "posix", "large", &["."]);
 }
 
 proptest! {
@@ -174,7 +174,7 @@ fn source(format: &str) -> TempDir {
     source
 }
 
-fn compare(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
+fn assert_index_matches_extraction(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
     let case = format!("{format}, {how}");
     let archive = source.path().with_extension("tar");
     let created = run(Command::new("tar")

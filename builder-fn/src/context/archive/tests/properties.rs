@@ -18,7 +18,7 @@ pub(super) fn tars(extended: bool) -> impl Strategy<Value = Tar> {
     prop::collection::vec(entry, 0..8).prop_map(|entries| {
         entries
             .into_iter()
-            .fold(small(), |tar, (what, name, other, content)| match what {
+            .fold(small_tar(), |tar, (what, name, other, content)| match what {
                 0 | 1 => tar.file(&name, &content),
                 2 => tar.folder(&name),
                 3 => tar.symlink(&name, &other),
@@ -117,6 +117,6 @@ proptest! {
         let mut header = Header::new_old();
         header.as_mut_bytes().copy_from_slice(&block);
         header.set_cksum();
-        let _ = outcome(&small().raw(header.as_bytes()).raw(&bytes).0, &[]);
+        let _ = outcome(&small_tar().raw(header.as_bytes()).raw(&bytes).0, &[]);
     }
 }

@@ -61,21 +61,21 @@ fn cases() -> Vec<(String, Tar, Expected)> {
         let magic = [b"ustar\0", &version[..]].concat();
         let magic = magic.first_chunk().unwrap();
         for name in ["file", "com.openfaas.docker.config", "com.openfaas.secrets"] {
-            let tar = small().prefixed(magic, folders, name, b"content");
+            let tar = small_tar().prefixed(magic, folders, name, b"content");
             case(
                 &format!("{name} with a prefix, {}", magic.escape_ascii()),
                 tar,
                 AsExtracted,
             );
         }
-        let whole = small().prefixed(magic, b"", "context/file", b"content");
+        let whole = small_tar().prefixed(magic, b"", "context/file", b"content");
         case(
             &format!("no prefix, {}", magic.escape_ascii()),
             whole,
             AsExtracted,
         );
         let longest = [&folders[..55], b"/", &[b'p'; 99]].concat();
-        let longest = small().prefixed(magic, &longest, &"n".repeat(100), b"content");
+        let longest = small_tar().prefixed(magic, &longest, &"n".repeat(100), b"content");
         case(
             &format!("the longest prefix and name, {}", magic.escape_ascii()),
             longest,
@@ -83,14 +83,14 @@ fn cases() -> Vec<(String, Tar, Expected)> {
         );
     }
     for magic in [b"ustar  \0", b"ustar 00", b"ustar000", b"USTAR\x0000", &[0; 8]] {
-        let whole = small().prefixed(magic, b"", "context/file", b"content");
+        let whole = small_tar().prefixed(magic, b"", "context/file", b"content");
         case(
             &format!("no prefix, {}", magic.escape_ascii()),
             whole,
             AsExtracted,
         );
         for name in ["file", "com.openfaas.docker.config"] {
-            let tar = small().prefixed(magic, folders, name, b"content");
+            let tar = small_tar().prefixed(magic, folders, name, b"content");
             case(
                 &format!("{name} with a prefix, {}", magic.escape_ascii()),
                 tar,
@@ -99,7 +99,7 @@ fn cases() -> Vec<(String, Tar, Expected)> {
         }
     }
     let star_times = [&[0; 1][..], b"14524770400 14524770400 ", &[0; 8], b"tar\0"].concat();
-    let star = small().entry("file", b"content", |header| {
+    let star = small_tar().entry("file", b"content", |header| {
         header.as_mut_bytes()[345..345 + folders.len()].copy_from_slice(folders);
         header.as_mut_bytes()[475..512].copy_from_slice(&star_times);
     });
@@ -112,10 +112,10 @@ fn cases() -> Vec<(String, Tar, Expected)> {
     ] {
         case(
             &format!("{name} with a size"),
-            small().sized(flag, "context/sized").file("context/z", b"z"),
+            small_tar().sized(flag, "context/sized").file("context/z", b"z"),
             AsExtracted,
         );
-        let pax = small()
+        let pax = small_tar()
             .pax(b'x', &[("size", b"4096")])
             .sized(flag, "context/sized");
         case(
@@ -126,30 +126,30 @@ fn cases() -> Vec<(String, Tar, Expected)> {
     }
     case(
         "a folder of an old tar with a size",
-        small().sized(0, "context/sized/").file("context/z", b"z"),
+        small_tar().sized(0, "context/sized/").file("context/z", b"z"),
         AsExtracted,
     );
     for flag in [b'0', b'7'] {
-        let tar = small().typed(flag, "context/sized/", &[b'y'; BLOCK]);
+        let tar = small_tar().typed(flag, "context/sized/", &[b'y'; BLOCK]);
         case(
             "a newer file that is named as a folder",
             tar,
             Rejected(EntryProblem::FolderOrFile),
         );
     }
-    let long_name = small().typed(b'L', "././@LongLink", b"context/long/\0");
+    let long_name = small_tar().typed(b'L', "././@LongLink", b"context/long/\0");
     case(
         "a long name with a slash for a name without",
         long_name.typed(0, "context/long", b""),
         Rejected(EntryProblem::FolderOrFile),
     );
-    let pax = small().pax(b'x', &[("path", b"context/pax")]);
+    let pax = small_tar().pax(b'x', &[("path", b"context/pax")]);
     case(
         "a path without a slash for a name with one",
         pax.typed(0, "context/pax/", b""),
         Rejected(EntryProblem::FolderOrFile),
     );
-    let only_prefix = small().entry("", b"content", |header| {
+    let only_prefix = small_tar().entry("", b"content", |header| {
         header.as_old_mut().linkflag = [0];
         header.as_mut_bytes()[345..345 + folders.len()].copy_from_slice(folders);
     });
@@ -167,7 +167,7 @@ fn cases() -> Vec<(String, Tar, Expected)> {
     ] {
         case(
             &format!("a size with {name}"),
-            small().with_size(size),
+            small_tar().with_size(size),
             AsExtracted,
         );
     }
@@ -177,17 +177,17 @@ fn cases() -> Vec<(String, Tar, Expected)> {
     ] {
         case(
             &format!("a size with {name}"),
-            small().with_size(size),
+            small_tar().with_size(size),
             Rejected(EntryProblem::Number { field: "size" }),
         );
     }
     let no_size = |field: [u8; 12]| {
-        let empty = small().entry("context/sized", b"", |header| header.as_old_mut().size = field);
+        let empty = small_tar().entry("context/sized", b"", |header| header.as_old_mut().size = field);
         empty.file("context/z", b"z")
     };
     case("no size", no_size([0; 12]), AsExtracted);
 
-    let pax = |records: &[(&str, &[u8])]| small().pax(b'x', records);
+    let pax = |records: &[(&str, &[u8])]| small_tar().pax(b'x', records);
     case(
         "two paths",
         pax(&[("path", b"context/1"), ("path", b"context/2")]).file("context/a", b"a"),
@@ -214,7 +214,7 @@ fn cases() -> Vec<(String, Tar, Expected)> {
         path_and_global.file("context/a", b"a"),
         Rejected(EntryProblem::MisplacedGlobal),
     );
-    let long = |name: &[u8]| small().typed(b'L', "././@LongLink", name);
+    let long = |name: &[u8]| small_tar().typed(b'L', "././@LongLink", name);
     for name in [&b"context/long"[..], b"context/long\0", b"context/long\0\0\0"] {
         case(
             "a long name, terminated or not",
