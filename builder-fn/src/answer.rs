@@ -150,14 +150,14 @@ impl Answer {
     #[must_use]
     pub(crate) fn masked(mut self, mask: &Mask) -> Self {
         if let Some(error) = &mut self.report.error {
-            *error = mask.text(error).into_owned();
+            *error = mask.mask_text(error).into_owned();
         }
         if let Some(Value::Object(deployment)) = &mut self.report.deployment {
             let is_text = |key: &str| !DEPLOYMENT_DATA.contains(&key);
             deployment
                 .iter_mut()
                 .filter(|(key, _)| is_text(key))
-                .for_each(|(_, value)| mask.json(value));
+                .for_each(|(_, value)| mask.mask_json(value));
         }
         self
     }

@@ -254,7 +254,7 @@ impl Api {
                 log_failure(&error, fields, &mask);
                 in_flight.end(outcome(error.kind()));
                 span.set("error.type", outcome(error.kind()));
-                span.mark_failed(trace_mask.text(&ErrorChain(&error).to_string()));
+                span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
                 Answer::failed(&error, fields).masked(&mask)
             }
         }
@@ -305,7 +305,7 @@ fn outcome(kind: ErrorKind) -> &'static str {
 /// Logs the failure of a build, with the causes that the caller does not get.
 fn log_failure(error: &Error, fields: AnswerFields<'_>, mask: &Mask) {
     let text = ErrorChain(error).to_string();
-    let text = mask.text(&text);
+    let text = mask.mask_text(&text);
     let AnswerFields { image, seconds } = fields;
     let image = image.unwrap_or_default();
     let outcome = outcome(error.kind());

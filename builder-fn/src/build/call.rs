@@ -33,7 +33,7 @@ pub(crate) struct Call<'a> {
 impl Call<'_> {
     /// Returns the shorter of `timeout` and the time left until the call's deadline, less the time to answer.
     pub(super) fn time_limit(&self, timeout: Option<Duration>) -> Option<Duration> {
-        shorter(timeout, self.deadline)
+        limit_less_answer_time(timeout, self.deadline)
     }
 
     /// Waits until the process is about to end, and the build has to be cancelled.
@@ -53,7 +53,7 @@ pub(super) async fn expiry(limit: Option<Duration>) -> Duration {
     }
 }
 
-fn shorter(timeout: Option<Duration>, deadline: Option<Instant>) -> Option<Duration> {
+fn limit_less_answer_time(timeout: Option<Duration>, deadline: Option<Instant>) -> Option<Duration> {
     let left = deadline.map(|deadline| {
         deadline
             .saturating_duration_since(Instant::now())
@@ -87,7 +87,7 @@ mod tests {
             (Some(500), deadline, Some(60)),
         ] {
             assert_eq!(
-                shorter(timeout.map(seconds), deadline),
+                limit_less_answer_time(timeout.map(seconds), deadline),
                 limit.map(seconds),
                 "{timeout:?}"
             );

@@ -14,7 +14,7 @@ const SEARCHED_MAX: u64 = 1 << 20;
 const DOCKERFILES: [&str; 2] = ["Dockerfile", "dockerfile"];
 
 /// Adds the file and the line of the control character to a failure that it caused.
-pub(super) fn located(failure: Failure, request: &BuildRequest) -> Failure {
+pub(super) fn locate_control_character(failure: Failure, request: &BuildRequest) -> Failure {
     let Some(header) = failure.untransferable_header() else {
         return failure;
     };

@@ -64,7 +64,7 @@ pub(super) async fn deploy(
         deployment.status,
         DeploymentStatus::Rejected | DeploymentStatus::Failed
     ) {
-        span.mark_failed(call.trace_mask.text(&deployment.reason()));
+        span.mark_failed(call.trace_mask.mask_text(&deployment.reason()));
     }
     Ok(deployment)
 }

@@ -40,11 +40,11 @@ pub(super) async fn check(
     match outcome {
         DryRunOutcome::Accepted | DryRunOutcome::NotAsked => Ok(()),
         DryRunOutcome::Refused(deployment) => {
-            span.mark_failed(call.trace_mask.text(&deployment.reason()));
+            span.mark_failed(call.trace_mask.mask_text(&deployment.reason()));
             Err(Error::DeploymentRefused(deployment))
         }
         DryRunOutcome::Unanswered { reason } => {
-            span.mark_failed(call.trace_mask.text(&reason));
+            span.mark_failed(call.trace_mask.mask_text(&reason));
             log.push(lines.warning(&format!(
                 "\"deploy\" and \"probe\" could not be checked before the build: {reason}"
             )));

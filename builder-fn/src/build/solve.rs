@@ -51,12 +51,14 @@ impl Builder {
             () = call.interruption() => Err(Error::Interrupted),
         };
         let result = result.map_err(|error| match error {
-            Error::Failed(failure) => Error::Failed(control_character::located(failure, request)),
+            Error::Failed(failure) => {
+                Error::Failed(control_character::locate_control_character(failure, request))
+            }
             error => error,
         });
         lines.finish().into_iter().for_each(|line| log.push(line));
         if let Err(error) = &result {
-            span.mark_failed(call.trace_mask.text(&ErrorChain(error).to_string()));
+            span.mark_failed(call.trace_mask.mask_text(&ErrorChain(error).to_string()));
         }
         result
     }

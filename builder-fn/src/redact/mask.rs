@@ -50,15 +50,15 @@ impl Mask {
     }
 
     /// Masks the secret values in `text`.
-    pub(crate) fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        match self.bytes(text.as_bytes()) {
+    pub(crate) fn mask_text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match self.mask_bytes(text.as_bytes()) {
             Cow::Borrowed(_) => Cow::Borrowed(text),
             Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
         }
     }
 
     /// Masks the secret values in `bytes`, which need not be UTF-8.
-    pub(crate) fn bytes<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    pub(crate) fn mask_bytes<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let found = self.0.find(bytes);
         if found.is_empty() {
             return Cow::Borrowed(bytes);
@@ -75,15 +75,15 @@ impl Mask {
     }
 
     /// Masks the secret values in every string of a JSON value. Keys of objects stay.
-    pub(crate) fn json(&self, value: &mut Value) {
+    pub(crate) fn mask_json(&self, value: &mut Value) {
         match value {
             Value::String(text) => {
-                if let Cow::Owned(masked) = self.text(text) {
+                if let Cow::Owned(masked) = self.mask_text(text) {
                     *text = masked;
                 }
             }
-            Value::Array(items) => items.iter_mut().for_each(|item| self.json(item)),
-            Value::Object(map) => map.values_mut().for_each(|item| self.json(item)),
+            Value::Array(items) => items.iter_mut().for_each(|item| self.mask_json(item)),
+            Value::Object(map) => map.values_mut().for_each(|item| self.mask_json(item)),
             _ => {}
         }
     }
@@ -160,10 +160,10 @@ mod tests {
             (&STANDARD.encode("hunter2"), "***Mg=="),
             (&prefixed, "dXNlcjpo***"),
         ] {
-            assert_eq!(mask.text(text), expected);
+            assert_eq!(mask.mask_text(text), expected);
         }
         let mut value = serde_json::json!({"reasons": ["it wrote hunter2"], "status": "failed"});
-        mask.json(&mut value);
+        mask.mask_json(&mut value);
         assert_eq!(
             value,
             serde_json::json!({"reasons": ["it wrote ***"], "status": "failed"})
@@ -172,20 +172,20 @@ mod tests {
 
     #[test]
     fn a_mask_without_values_changes_nothing() {
-        assert_eq!(Mask::default().text("a  b"), "a  b");
-        assert_eq!(mask(&["", "\n\n", "abc"]).text("abc"), "abc");
+        assert_eq!(Mask::default().mask_text("a  b"), "a  b");
+        assert_eq!(mask(&["", "\n\n", "abc"]).mask_text("abc"), "abc");
     }
 
     #[test]
     fn no_piece_of_a_long_value_is_shown_wrapped_or_not() {
         let value: String = (0..2000).map(|number| format!("{number} ")).collect();
         let mask = mask(&[&value]);
-        assert_eq!(mask.text(value.trim_end()), "***");
+        assert_eq!(mask.mask_text(value.trim_end()), "***");
         let encoded = STANDARD.encode(value.trim_end());
         for wrap in [encoded.len(), 76, 64] {
             for line in encoded.as_bytes().chunks(wrap) {
                 let line = std::str::from_utf8(line).expect("ASCII");
-                let masked = mask.text(line);
+                let masked = mask.mask_text(line);
                 assert!(masked.len() < 8, "{wrap}: {masked}");
             }
         }
@@ -200,7 +200,11 @@ mod tests {
                 .take(length)
                 .collect();
             let value = value.replace(' ', "_");
-            assert_eq!(mask(&[&value]).text(&format!("<{value}>")), "<***>", "{length}");
+            assert_eq!(
+                mask(&[&value]).mask_text(&format!("<{value}>")),
+                "<***>",
+                "{length}"
+            );
         }
     }
 
@@ -214,12 +218,12 @@ mod tests {
 
         for value in &values {
             for line in value.lines().step_by(97).chain(value.lines().last()) {
-                assert_eq!(mask.text(line), "***");
+                assert_eq!(mask.mask_text(line), "***");
             }
             let encoded = STANDARD.encode(value.trim_end());
             for wrapped in encoded.as_bytes().chunks(76).step_by(97) {
                 let line = std::str::from_utf8(wrapped).expect("ASCII");
-                assert_eq!(mask.text(line), "***");
+                assert_eq!(mask.mask_text(line), "***");
             }
         }
     }

@@ -35,9 +35,9 @@ impl TraceMask {
     }
 
     /// Masks the values of secrets and build arguments in `text`.
-    pub(crate) fn text(&self, text: &str) -> String {
-        let text = self.secrets.text(text);
-        let text = self.arguments.text(&text);
+    pub(crate) fn mask_text(&self, text: &str) -> String {
+        let text = self.secrets.mask_text(text);
+        let text = self.arguments.mask_text(&text);
         self.short_arguments
             .iter()
             .fold(text.into_owned(), |text, word| mask_word(&text, word))
@@ -46,15 +46,18 @@ impl TraceMask {
     /// Returns the name of a step as the name of a span: masked, its first line only, of at most 200 bytes.
     ///
     /// The brackets before it, `[build 4/14]`, say where the step is in the Dockerfile. Short values are not masked there.
-    pub(crate) fn step_name(&self, name: &str) -> String {
+    pub(crate) fn mask_step_name(&self, name: &str) -> String {
         let first = name.lines().next().unwrap_or_default();
         let brackets = match first.starts_with('[') {
             true => first.find("] ").map_or(0, |end| end + 2),
             false => 0,
         };
         let (brackets, rest) = first.split_at(brackets);
-        let masked = self.arguments.text(&self.secrets.text(brackets)).into_owned();
-        let mut name = masked + &self.text(rest);
+        let masked = self
+            .arguments
+            .mask_text(&self.secrets.mask_text(brackets))
+            .into_owned();
+        let mut name = masked + &self.mask_text(rest);
         if name.len() > MAX_NAME {
             name.truncate(name.floor_char_boundary(MAX_NAME));
             name.push('…');
@@ -118,25 +121,25 @@ mod tests {
             ("[s3cr3t-value 1/2] RUN x", "[*** 1/2] RUN x"),
             ("", ""),
         ] {
-            assert_eq!(mask.step_name(name), masked);
+            assert_eq!(mask.mask_step_name(name), masked);
         }
     }
 
     #[test]
     fn long_step_names_are_cut_to_200_bytes() {
-        let name = mask().step_name(&format!("[1/2] RUN {}", "ü".repeat(500)));
+        let name = mask().mask_step_name(&format!("[1/2] RUN {}", "ü".repeat(500)));
         assert!(name.len() <= MAX_NAME + '…'.len_utf8(), "{name}");
     }
 
     #[test]
     fn a_secret_across_the_end_of_a_cut_name_is_masked_before_the_cut() {
         let filler = "x".repeat(MAX_NAME - 13);
-        let name = mask().step_name(&format!("[1/2] RUN {filler} hunter2"));
+        let name = mask().mask_step_name(&format!("[1/2] RUN {filler} hunter2"));
         assert!(!name.contains("hunt"), "{name}");
     }
 
     #[test]
     fn a_mask_without_values_changes_nothing() {
-        assert_eq!(TraceMask::default().text("hunter2 4"), "hunter2 4");
+        assert_eq!(TraceMask::default().mask_text("hunter2 4"), "hunter2 4");
     }
 }

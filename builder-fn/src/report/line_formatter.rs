@@ -45,7 +45,11 @@ impl LineFormatter {
     pub(crate) fn event(&mut self, event: Event) -> Vec<String> {
         match event {
             Event::StepStarted { name, at, .. } => {
-                vec![format!("v: {} {}", time(at), one_line(&self.mask.text(&name)))]
+                vec![format!(
+                    "v: {} {}",
+                    time(at),
+                    one_line(&self.mask.mask_text(&name))
+                )]
             }
             Event::StepEnded {
                 digest,
@@ -56,7 +60,7 @@ impl LineFormatter {
             } => self.step_end(&digest, &name, started, ended),
             Event::StepEnded { started: None, .. } => Vec::new(),
             Event::Progress { id, current, at, .. } => {
-                let id = self.mask.text(&id);
+                let id = self.mask.mask_text(&id);
                 vec![format!("s: {} {} {current}", time(at), one_line(&id))]
             }
             Event::Output {
@@ -84,7 +88,7 @@ impl LineFormatter {
 
     /// Returns the log line of a warning.
     pub(crate) fn warning(&self, text: &str) -> String {
-        notice(&format!("warning: {}", self.mask.text(text)))
+        notice(&format!("warning: {}", self.mask.mask_text(text)))
     }
 
     /// Returns the log line for the start of a step of Slipway's own.
@@ -92,7 +96,7 @@ impl LineFormatter {
         format!(
             "v: {} {}",
             time(SystemTime::now()),
-            one_line(&self.mask.text(name))
+            one_line(&self.mask.mask_text(name))
         )
     }
 
@@ -109,7 +113,7 @@ impl LineFormatter {
             .flat_map(|unfinished| output_lines(&self.mask, unfinished.at, &unfinished.text))
             .collect();
         let took = ended.duration_since(started).unwrap_or(Duration::ZERO);
-        let name = self.mask.text(name);
+        let name = self.mask.mask_text(name);
         lines.push(format!(
             "v: {} {} {:.2}s",
             time(ended),

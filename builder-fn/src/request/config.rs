@@ -104,20 +104,20 @@ impl BuildConfig {
         let tags = values::tags(&mut fields);
         let build_args = values::build_args(&mut fields);
         let platforms = values::platforms(&mut fields);
-        let skip_push = fields.flag("skipPush", false);
+        let skip_push = fields.read_flag("skipPush", false);
         let target = values::target(&mut fields);
         let labels = values::labels(&mut fields);
-        let no_cache = fields.flag("noCache", false);
+        let no_cache = fields.read_flag("noCache", false);
         let cache_from = cache::cache_from(&mut fields);
         let cache_to = cache::cache_to(&mut fields);
         let provenance = values::provenance(&mut fields);
-        let sbom = fields.flag("sbom", false);
+        let sbom = fields.read_flag("sbom", false);
         let compression = values::compression(&mut fields);
         let dockerfile = values::dockerfile(&mut fields);
         let timeout = values::timeout(&mut fields);
         let not_after = values::time(&mut fields, "notAfter");
         let submitted_at = values::time(&mut fields, "submittedAt");
-        let supersede = fields.flag("supersede", true);
+        let supersede = fields.read_flag("supersede", true);
         let (deploy, probe) = values::deployment(&mut fields, skip_push);
 
         let Some((image, image_as_given)) = image else {

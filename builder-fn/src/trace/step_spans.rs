@@ -50,7 +50,7 @@ impl<'a> StepSpans<'a> {
                 at,
                 is_rerun: false,
             } => {
-                if let Some(span) = self.span(digest, || self.mask.step_name(name), *at) {
+                if let Some(span) = self.span(digest, || self.mask.mask_step_name(name), *at) {
                     self.open.insert(digest.clone(), span);
                 }
             }
@@ -63,12 +63,12 @@ impl<'a> StepSpans<'a> {
                 error,
                 is_rerun: false,
             } => {
-                let Some(span) = self.span(digest, || self.mask.step_name(name), *started) else {
+                let Some(span) = self.span(digest, || self.mask.mask_step_name(name), *started) else {
                     return;
                 };
                 span.set("buildkit.cached", *cached);
                 if !error.is_empty() {
-                    span.mark_failed(self.mask.text(error));
+                    span.mark_failed(self.mask.mask_text(error));
                 }
                 span.end_at(*ended);
             }

@@ -15,7 +15,7 @@ pub(super) fn output_lines(mask: &Mask, at: SystemTime, text: &[u8]) -> Vec<Stri
     }
     let at = time(at);
     // Masking before splitting is safe: no masked string contains a line end.
-    let text = mask.bytes(text);
+    let text = mask.mask_bytes(text);
     let text = String::from_utf8_lossy(&text);
     text.split('\n')
         .flat_map(|line| pieces(line.trim_end_matches('\r')))

@@ -20,7 +20,7 @@ pub struct CacheTo {
 /// Reads the config's key `cacheFrom`. Images that are given twice are imported once.
 pub(super) fn cache_from(fields: &mut Fields) -> Vec<ImageRef> {
     let mut images = Vec::new();
-    for (at, text) in present(fields.strings("cacheFrom")) {
+    for (at, text) in present(fields.read_strings("cacheFrom")) {
         match parse(&text, &["type", "ref"]) {
             Ok(cache) if images.contains(&cache.image) => {}
             Ok(cache) => images.push(cache.image),
@@ -33,7 +33,7 @@ pub(super) fn cache_from(fields: &mut Fields) -> Vec<ImageRef> {
 /// Reads the config's key `cacheTo`.
 pub(super) fn cache_to(fields: &mut Fields) -> Vec<CacheTo> {
     let mut caches: Vec<CacheTo> = Vec::new();
-    for (at, text) in present(fields.strings("cacheTo")) {
+    for (at, text) in present(fields.read_strings("cacheTo")) {
         let problem = match parse(&text, &["type", "ref", "mode", "ignore-error"]) {
             // BuildKit rejects this too, but only once the build runs.
             Ok(cache) if caches.iter().any(|other| other.image == cache.image) => {

@@ -64,7 +64,7 @@ impl Fields {
     }
 
     /// Reads a key with a string, and records a value of another type as an error.
-    pub(super) fn string(&mut self, key: &str) -> Option<String> {
+    pub(super) fn read_string(&mut self, key: &str) -> Option<String> {
         match self.take(key)? {
             Value::String(text) => Some(text),
             _ => {
@@ -75,7 +75,7 @@ impl Fields {
     }
 
     /// Reads a key with a boolean, which is `default` if absent.
-    pub(super) fn flag(&mut self, key: &str, default: bool) -> bool {
+    pub(super) fn read_flag(&mut self, key: &str, default: bool) -> bool {
         match self.take(key) {
             None => default,
             Some(Value::Bool(flag)) => flag,
@@ -87,7 +87,7 @@ impl Fields {
     }
 
     /// Reads a key with an object, and records a value of another type as an error.
-    pub(super) fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
+    pub(super) fn read_object(&mut self, key: &str) -> Option<Map<String, Value>> {
         match self.take(key)? {
             Value::Object(map) => Some(map),
             _ => {
@@ -99,8 +99,8 @@ impl Fields {
 
     /// Reads a key with an object whose known keys may be spelled with letters of another case. `null` counts
     /// as absent in all of the object.
-    pub(super) fn spelled(&mut self, key: &str, known: &[&str]) -> Option<Map<String, Value>> {
-        let mut given = self.object(key)?;
+    pub(super) fn read_spelled_object(&mut self, key: &str, known: &[&str]) -> Option<Map<String, Value>> {
+        let mut given = self.read_object(key)?;
         let mut map = Map::new();
         for name in known {
             let shown = format!("{key}.{name}");
@@ -114,7 +114,7 @@ impl Fields {
     }
 
     /// Reads a key with a list of strings, and returns each string with its index.
-    pub(super) fn strings(&mut self, key: &str) -> Vec<(usize, String)> {
+    pub(super) fn read_strings(&mut self, key: &str) -> Vec<(usize, String)> {
         let items = match self.take(key) {
             None => return Vec::new(),
             Some(Value::Array(items)) => items,
@@ -135,9 +135,9 @@ impl Fields {
     }
 
     /// Reads a key with an object whose values are strings, of which empty ones are kept.
-    pub(super) fn string_map(&mut self, key: &str) -> BTreeMap<String, String> {
+    pub(super) fn read_string_map(&mut self, key: &str) -> BTreeMap<String, String> {
         let mut map = BTreeMap::new();
-        for (name, value) in self.object(key).unwrap_or_default() {
+        for (name, value) in self.read_object(key).unwrap_or_default() {
             match value {
                 Value::Null => {}
                 Value::String(text) => {

@@ -44,7 +44,7 @@ pub(super) fn image(fields: &mut Fields) -> Option<(ImageRef, String)> {
         );
         return None;
     }
-    let given = fields.string("image")?;
+    let given = fields.read_string("image")?;
     match ImageRef::parse(&given) {
         Ok(image) => Some((image, given)),
         Err(error) => {
@@ -57,7 +57,7 @@ pub(super) fn image(fields: &mut Fields) -> Option<(ImageRef, String)> {
 /// Reads the config's key `tags`.
 pub(super) fn tags(fields: &mut Fields) -> Vec<String> {
     let mut tags = Vec::new();
-    for (at, tag) in fields.strings("tags") {
+    for (at, tag) in fields.read_strings("tags") {
         match image::check_tag(&tag) {
             Ok(()) => tags.push(tag),
             Err(error) => fields.reject(format_args!("tags[{at}]"), format_args!("is not a tag: {error}")),
@@ -72,7 +72,7 @@ pub(super) fn tags(fields: &mut Fields) -> Vec<String> {
 /// (`docs/pitfalls.md#frontends`).
 /// `SOURCE_DATE_EPOCH`, which BuildKit knows too, is accepted: reproducible builds need it.
 pub(super) fn build_args(fields: &mut Fields) -> BTreeMap<String, String> {
-    let arguments = fields.string_map("buildArgs");
+    let arguments = fields.read_string_map("buildArgs");
     for name in arguments.keys() {
         let is_malformed = name.is_empty()
             || name.contains('=')
@@ -94,7 +94,7 @@ pub(super) fn build_args(fields: &mut Fields) -> BTreeMap<String, String> {
 
 /// Reads the config's key `labels`.
 pub(super) fn labels(fields: &mut Fields) -> BTreeMap<String, String> {
-    let labels = fields.string_map("labels");
+    let labels = fields.read_string_map("labels");
     if labels.keys().any(|name| name.trim().is_empty()) {
         fields.reject("labels", "should be an object whose keys are not blank");
     }
@@ -111,7 +111,7 @@ pub(super) fn platforms(fields: &mut Fields) -> Vec<String> {
         !part.is_empty() && part.bytes().all(allowed)
     };
     let mut platforms: Vec<String> = Vec::new();
-    for (at, platform) in fields.strings("platforms") {
+    for (at, platform) in fields.read_strings("platforms") {
         let platform = platform.trim().to_ascii_lowercase();
         if platform.is_empty() || platforms.contains(&platform) {
             continue;
@@ -130,7 +130,7 @@ pub(super) fn platforms(fields: &mut Fields) -> Vec<String> {
 
 /// Reads the config's key `target`.
 pub(super) fn target(fields: &mut Fields) -> Option<String> {
-    let target = fields.string("target")?;
+    let target = fields.read_string("target")?;
     if target.trim().is_empty() || target.chars().any(char::is_control) {
         fields.reject("target", "should be the name or number of a stage");
     }
@@ -155,7 +155,7 @@ pub(super) fn provenance(fields: &mut Fields) -> Option<Provenance> {
 /// Reads the config's keys `compression` and `compressionLevel`.
 pub(super) fn compression(fields: &mut Fields) -> Option<Compression> {
     let has_format = fields.has("compression");
-    let format = fields.string("compression");
+    let format = fields.read_string("compression");
     let level = fields.take("compressionLevel");
     if level.is_some() && !has_format {
         fields.reject(
@@ -180,7 +180,7 @@ pub(super) fn compression(fields: &mut Fields) -> Option<Compression> {
 
 /// Reads the config's key `dockerfile`, and cleans the path.
 pub(super) fn dockerfile(fields: &mut Fields) -> Option<String> {
-    let path = fields.string("dockerfile")?;
+    let path = fields.read_string("dockerfile")?;
     let components: Vec<&str> = path
         .split('/')
         .filter(|part| !matches!(*part, "" | "."))
@@ -211,7 +211,7 @@ pub(super) fn timeout(fields: &mut Fields) -> Option<Duration> {
 
 /// Reads a key of the config with a time.
 pub(super) fn time(fields: &mut Fields, key: &str) -> Option<SystemTime> {
-    let time = parse_rfc3339(&fields.string(key)?);
+    let time = parse_rfc3339(&fields.read_string(key)?);
     if time.is_none() {
         fields.reject(key, "should be a time like 2030-01-31T12:00:00Z");
     }
@@ -221,7 +221,7 @@ pub(super) fn time(fields: &mut Fields, key: &str) -> Option<SystemTime> {
 /// Reads the config's keys `deploy` and `probe`. The deployer validates their other fields.
 pub(super) fn deployment(fields: &mut Fields, skip_push: bool) -> (Option<JsonObject>, Option<JsonObject>) {
     let has_deploy = fields.has("deploy");
-    let deploy = fields.spelled("deploy", &DEPLOY_KEYS);
+    let deploy = fields.read_spelled_object("deploy", &DEPLOY_KEYS);
     if let Some(deploy) = &deploy {
         let service = deploy.get("service").and_then(Value::as_str);
         if service.is_none_or(str::is_empty) {
@@ -240,7 +240,7 @@ pub(super) fn deployment(fields: &mut Fields, skip_push: bool) -> (Option<JsonOb
             "should be false, or deploy left out: an image that is not pushed cannot be deployed",
         );
     }
-    let probe = fields.spelled("probe", &PROBE_KEYS);
+    let probe = fields.read_spelled_object("probe", &PROBE_KEYS);
     if probe.is_some() && !has_deploy {
         fields.reject(
             "probe",
