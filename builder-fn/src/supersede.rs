@@ -43,6 +43,7 @@ const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub struct Supersession(Arc<Shared>);
 
+/// The state that clones of a [`Supersession`] share.
 #[derive(Debug)]
 struct Shared {
     daemon: Daemon,
@@ -53,6 +54,7 @@ struct Shared {
     history_fails: AtomicBool,
 }
 
+/// The registry and its watcher, under one lock.
 #[derive(Debug, Default)]
 struct State {
     registry: Registry,
@@ -153,6 +155,7 @@ impl Shared {
         }
     }
 
+    /// Logs that BuildKit's history can be read again, if the last attempt failed.
     fn log_history_success(&self) {
         if self.history_fails.swap(false, Ordering::Relaxed) {
             tracing::info!("BuildKit's history can be read again");

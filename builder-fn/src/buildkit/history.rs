@@ -69,6 +69,7 @@ impl Connection {
         self.listen_for_builds(since, false).await
     }
 
+    /// Requests the builds of the history since `since`; with `early_exit`, the stream ends with the known ones.
     async fn listen_for_builds(&self, since: SystemTime, early_exit: bool) -> Result<KnownBuilds, Status> {
         let since = timestamp(since);
         let request = BuildHistoryRequest {

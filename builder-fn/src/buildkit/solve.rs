@@ -93,6 +93,7 @@ impl Solve {
         self.cache_from.iter().map(|name| self.registry_cache(name))
     }
 
+    /// Returns the caches to export cached steps to.
     fn cache_exports(&self) -> impl Iterator<Item = CacheOptionsEntry> {
         self.cache_to.iter().map(|cache| {
             let mut entry = self.registry_cache(&cache.name);
@@ -116,6 +117,7 @@ impl Solve {
         }
     }
 
+    /// Returns the attributes for the Dockerfile frontend.
     fn frontend_attrs(&self) -> HashMap<String, String> {
         let arguments = self
             .build_args
@@ -167,6 +169,7 @@ impl Solve {
         attrs
     }
 
+    /// Returns the attributes for the image exporter.
     fn exporter_attrs(&self) -> HashMap<String, String> {
         let mut attrs = HashMap::new();
         let mut set = |name: &str, value: String| attrs.insert(name.to_owned(), value);

@@ -145,6 +145,7 @@ impl TlsSecrets {
         self.secrets.read_secret(name).map_err(TlsError::Secret)
     }
 
+    /// Converts an error of rustls about the certificate or key in `secret`.
     fn unusable(&self, secret: &str, error: &rustls::Error) -> TlsError {
         TlsError::from_secret(secret, &self.key, error)
     }

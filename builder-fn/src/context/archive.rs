@@ -68,6 +68,7 @@ pub struct ArchiveReader {
     ignored_count: usize,
 }
 
+/// The position of the reader in the tar.
 enum State {
     /// The reader is in a header block, of which this many bytes have been read.
     Header(usize),
@@ -467,6 +468,7 @@ impl ArchiveReader {
         PaxRecords::parse(bytes).map_err(|reason| self.entry_error(EntryProblem::Extension { reason }))
     }
 
+    /// Returns the error that rejects the current entry because of `problem`.
     fn entry_error(&self, problem: EntryProblem) -> ArchiveError {
         ArchiveError::Entry {
             entry: self.current.clone(),
@@ -475,6 +477,7 @@ impl ArchiveReader {
     }
 }
 
+/// Returns the smaller of two lengths.
 fn clamp(wanted: u64, available: usize) -> usize {
     usize::try_from(wanted).unwrap_or(usize::MAX).min(available)
 }

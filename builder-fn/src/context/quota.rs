@@ -55,6 +55,7 @@ impl SpoolQuota {
     }
 }
 
+/// Converts a number of bytes for the metric.
 fn for_metric(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -29,6 +29,7 @@ pub(crate) fn check_spool(folder: &Path) -> Result<(), SpoolError> {
     Ok(())
 }
 
+/// Converts an I/O error in the spool folder; a full disk has a variant of its own.
 fn error(folder: &Path, source: io::Error) -> SpoolError {
     let folder = folder.to_owned();
     match source.kind() {
@@ -83,6 +84,7 @@ impl Drop for Spool {
     }
 }
 
+/// The place of a spool's bytes: memory or a file.
 enum Store {
     Memory(Vec<u8>),
     File(File),

@@ -200,6 +200,7 @@ impl Tree {
         at
     }
 
+    /// Returns half of the hash of `path`, with the tree's random key.
     fn half_hash(&self, path: &str) -> u32 {
         let hash = self.hasher.hash_one(path.as_bytes());
         u32::try_from(hash >> u32::BITS).unwrap_or_default()

@@ -80,6 +80,7 @@ pub(crate) fn view(context: &SourceContext, filter: &Filter) -> Result<View, Pat
     view_while(&|| true, context, filter)
 }
 
+/// Selects the entries of a context that match `filter`, within the limit `effort`.
 fn view_with_effort(
     effort: usize,
     is_wanted: &dyn Fn() -> bool,

@@ -86,6 +86,7 @@ pub enum HelperError {
     },
 }
 
+/// The JSON that a credential helper prints.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {

@@ -17,6 +17,7 @@ pub(super) struct Registry {
     next_id: u64,
 }
 
+/// A registered build, and the channel that reports a newer one to it.
 #[derive(Debug)]
 struct Entry {
     id: u64,
@@ -96,6 +97,7 @@ impl Registry {
         self.supersede_older_than(&submission);
     }
 
+    /// Lets `newer` supersede the registered older builds of its function.
     fn supersede_older_than(&mut self, newer: &Submission) {
         let builds = self.builds.get(&newer.function).into_iter().flatten();
         for entry in builds.filter(|entry| newer.is_newer_than(&entry.submission)) {

@@ -27,6 +27,7 @@ use crate::context::{self, SourceContext, View};
 /// The number of batches that are read ahead of sending. Times [`content::BATCH_MAX`], this is the memory of one transfer.
 const READS_AHEAD: usize = 2;
 
+/// The stream of packets that answers a file-sync request.
 type Packets = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
 
 /// The file-sync service of a session, with the files of one context.

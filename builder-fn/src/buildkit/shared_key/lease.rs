@@ -17,6 +17,7 @@ pub struct KeyLease {
     state: Mutex<State>,
 }
 
+/// The state of a lease, which its transfers change.
 struct State {
     /// The record of the key, for the pool; `None` for a key that must not be used again.
     record: Option<(KeyRecord, Reservation)>,

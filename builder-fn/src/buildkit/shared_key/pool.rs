@@ -22,6 +22,7 @@ pub struct SharedKeys {
     pub(super) sent_bytes: IntCounter,
 }
 
+/// The idle keys, and the memory that the keys in use reserve.
 #[derive(Default)]
 pub(super) struct Pool {
     /// The keys that no build uses, the most recently used last.

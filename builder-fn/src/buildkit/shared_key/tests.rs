@@ -43,6 +43,7 @@ struct StoredEntry {
     checksum: (ContentHash, u32, Vec<(String, Vec<u8>)>),
 }
 
+/// A folder of the daemon model: its entries by path.
 type Folder = BTreeMap<String, StoredEntry>;
 
 /// A model of the daemon: its folders by shared key, several for a key that two builds used at the same time.

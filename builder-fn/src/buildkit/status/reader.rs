@@ -46,6 +46,7 @@ struct ProgressState {
     was_done: bool,
 }
 
+/// A failed step's name and error.
 #[derive(Debug)]
 struct FailedStep {
     name: String,
@@ -142,6 +143,7 @@ impl EventReader {
         }
     }
 
+    /// Remembers a step that failed, up to the limit.
     fn note_failure(&mut self, vertex: &Vertex) {
         if !vertex.error.is_empty() && self.failed.len() < FAILED_MAX {
             self.failed.push(FailedStep {

@@ -116,6 +116,7 @@ impl EntryName {
         Self(shown)
     }
 
+    /// Returns the name that stands for the start of the tar, before its first entry.
     pub(super) fn start() -> Self {
         Self("the first header".to_owned())
     }

@@ -84,6 +84,7 @@ pub(super) fn validate_symlink_target(target: &[u8]) -> Result<String, EntryProb
     Ok(target.to_owned())
 }
 
+/// Parses a name or target as UTF-8; fails if it contains a NUL.
 fn parse_text(bytes: &[u8]) -> Result<&str, EntryProblem> {
     if bytes.contains(&0) {
         return Err(EntryProblem::Nul);

@@ -51,6 +51,7 @@ fn follow_with_effort(
     Ok(without_nested(follower.resolved))
 }
 
+/// The state of following the links in one context.
 struct Follower<'a> {
     context: &'a SourceContext,
     resolved: BTreeSet<String>,

@@ -59,6 +59,7 @@ pub(super) fn has_wildcards(name: &str) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Glob(Vec<Token>);
 
+/// A part of a glob pattern.
 #[derive(Debug, PartialEq, Eq)]
 enum Token {
     /// The wildcard `*`: any number of characters except `/`.

@@ -31,6 +31,7 @@ const TRY_MIN: usize = 16;
 #[derive(Debug)]
 pub(super) struct Patterns(Vec<Pattern>);
 
+/// A parsed pattern of a list, as `.dockerignore` has them.
 #[derive(Debug)]
 pub(super) struct Pattern {
     text: String,
@@ -38,6 +39,7 @@ pub(super) struct Pattern {
     rule: Rule,
 }
 
+/// The way in which a pattern is matched with a path.
 #[derive(Debug)]
 enum Rule {
     Exact,

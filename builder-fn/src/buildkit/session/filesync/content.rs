@@ -82,6 +82,7 @@ impl ReadQueue {
         self.waiting.is_empty() && self.begun.is_empty()
     }
 
+    /// Returns whether the queue takes further requests.
     fn has_room(&self) -> bool {
         self.waiting.len() < WAITING_MAX
     }
