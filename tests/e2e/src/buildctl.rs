@@ -1,4 +1,4 @@
-//! `buildctl`, the reference for what BuildKit makes of a folder.
+//! Runs `buildctl`, the reference for the image that BuildKit builds from a folder.
 
 use std::{fs, path::Path, process::Command};
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{buildkit::BuildkitDaemon, registry::Registry, testbed::Testbed};
 
-/// `buildctl` with one daemon and one Docker `config.json`.
+/// A `buildctl` client of one daemon, with one Docker `config.json`.
 pub struct Buildctl {
     program: std::path::PathBuf,
     address: String,

@@ -97,7 +97,7 @@ impl BuilderProcess {
         Client::new(format!("{}/build", self.url), &key)
     }
 
-    /// Sends a GET request; returns status and text.
+    /// Sends a GET request to the builder; returns status and text.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         let response = http.get(format!("{}{path}", self.url)).send().await?;
@@ -116,13 +116,13 @@ impl BuilderProcess {
         Ok(fs::remove_file(self.secrets.path().join(name))?)
     }
 
-    /// Returns all metrics in Prometheus' text format.
+    /// Returns all metrics of the builder in Prometheus' text format.
     pub async fn metrics(&self) -> Result<String> {
         let http = reqwest::Client::builder().no_proxy().build()?;
         Ok(http.get(&self.metrics).send().await?.text().await?)
     }
 
-    /// Returns the value of one metric; `name` includes its labels, if any.
+    /// Returns the value of one metric of the builder; `name` includes its labels, if any.
     pub async fn metric(&self, name: &str) -> Result<f64> {
         let text = self.metrics().await?;
         let value = text
@@ -133,26 +133,27 @@ impl BuilderProcess {
             .parse()?)
     }
 
-    /// Returns the process id.
+    /// Returns the process ID of the builder.
     pub fn process(&self) -> u32 {
         self.child.id()
     }
 
-    /// Kills the process, as a crash does.
+    /// Kills the builder process, as a crash does.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Sends SIGTERM to the process, as providers do.
+    /// Sends SIGTERM to the builder process, as providers do.
     pub fn terminate(&self) -> Result<()> {
         let status = Command::new("kill").arg(self.child.id().to_string()).status()?;
         anyhow::ensure!(status.success(), "kill: {status}");
         Ok(())
     }
 
-    /// Waits until the process has exited, or fails after `limit`. Call [`terminate`](Self::terminate) first.
+    /// Waits until the builder process has exited, or fails after `limit`. Call [`terminate`](Self::terminate)
+    /// first.
     pub async fn wait_until_exited(&mut self, limit: Duration) -> Result<ExitStatus> {
         let end = Instant::now() + limit;
         loop {
@@ -166,7 +167,7 @@ impl BuilderProcess {
         }
     }
 
-    /// Returns the process's peak resident memory so far, in bytes.
+    /// Returns the builder process's peak resident memory so far, in bytes.
     pub fn peak_memory(&self) -> Result<usize> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -178,7 +179,7 @@ impl BuilderProcess {
         Ok(kibibytes << 10)
     }
 
-    /// Returns the files in the spool folder, and the process's open files that have no name.
+    /// Returns the files in the builder's spool folder, and the process's open files that have no name.
     pub fn leftover_files(&self) -> Result<Vec<PathBuf>> {
         let mut left = fs::read_dir(self.spool.path())?
             .map(|entry| Ok(entry?.path()))

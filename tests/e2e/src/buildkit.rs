@@ -1,4 +1,4 @@
-//! A BuildKit daemon beside the stack's, for other settings, for TLS and for an empty cache.
+//! Runs a BuildKit daemon beside the stack's, for other settings, for TLS and for an empty cache.
 
 use std::{
     fs::{self, File},
@@ -11,11 +11,11 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::testbed::Testbed;
 
-/// A running daemon. Dropping it stops the daemon and removes its data.
+/// A running BuildKit daemon. Dropping it stops the daemon and removes its data.
 pub struct BuildkitDaemon {
     child: Child,
     dir: tempfile::TempDir,
-    /// The TCP port on the loopback address, in addition to the socket.
+    /// The daemon's TCP port on the loopback address, in addition to the socket.
     pub port: u16,
 }
 
@@ -55,7 +55,7 @@ impl BuildkitDaemon {
         Ok(daemon)
     }
 
-    /// Returns the URL of its Unix socket, which never uses TLS.
+    /// Returns the URL of the daemon's Unix socket, which never uses TLS.
     pub fn url(&self) -> String {
         socket_url(&self.dir)
     }

@@ -10,9 +10,9 @@ pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate with its private key, both PEM.
 pub struct Identity {
-    /// The certificate, PEM.
+    /// The certificate in PEM.
     pub certificate: String,
-    /// The private key, PEM.
+    /// The certificate's private key in PEM.
     pub key: String,
 }
 
@@ -36,7 +36,7 @@ impl Authority {
         })
     }
 
-    /// Returns the authority's own certificate, PEM.
+    /// Returns the authority's own certificate in PEM.
     pub fn pem(&self) -> String {
         self.0.pem()
     }

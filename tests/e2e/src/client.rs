@@ -9,22 +9,22 @@ use sha2::Sha256;
 
 use crate::record_stream::RecordStream;
 
-/// An HTTP answer.
+/// An HTTP answer of builder-fn.
 #[derive(Debug)]
 pub struct Reply {
-    /// The HTTP status.
+    /// The answer's HTTP status.
     pub status: u16,
-    /// The header `X-Call-Id`.
+    /// The answer's header `X-Call-Id`.
     pub call_id: Option<String>,
-    /// The header `Retry-After`.
+    /// The answer's header `Retry-After`.
     pub retry_after: Option<String>,
-    /// The body as text.
+    /// The answer's body as text.
     pub text: String,
 }
 
 impl Reply {
-    /// Returns the body as JSON. A body that is not JSON becomes a string that shows it, so that assertions print
-    /// it.
+    /// Returns the answer's body as JSON. A body that is not JSON becomes a string that shows it, so that
+    /// assertions print it.
     pub fn json(&self) -> Value {
         match serde_json::from_str(&self.text) {
             Ok(value) => value,
@@ -32,7 +32,7 @@ impl Reply {
         }
     }
 
-    /// Returns a text field of the JSON body, or an empty text.
+    /// Returns a text field of the answer's JSON body, or an empty text.
     pub fn field(&self, name: &str) -> String {
         self.json()
             .get(name)

@@ -30,7 +30,7 @@ struct Inner {
     changed: Notify,
 }
 
-/// A received span.
+/// A span that the collector received.
 #[derive(Debug, Clone)]
 pub struct Span {
     /// The attribute `service.name` of the sender.
@@ -43,7 +43,7 @@ pub struct Span {
     pub parent: String,
     /// The span's name.
     pub name: String,
-    /// The duration in nanoseconds.
+    /// The span's duration in nanoseconds.
     pub duration_ns: u64,
     /// The status message of a failed span.
     pub error: Option<String>,
@@ -65,7 +65,7 @@ impl Span {
         }
     }
 
-    /// Returns an attribute as text.
+    /// Returns an attribute of the span as text.
     pub fn attribute(&self, key: &str) -> Option<String> {
         attribute(&self.attributes, key)
     }
@@ -100,7 +100,7 @@ impl Collector {
         })
     }
 
-    /// Returns the URL for `OTEL_EXPORTER_OTLP_ENDPOINT`.
+    /// Returns the collector's URL for `OTEL_EXPORTER_OTLP_ENDPOINT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }

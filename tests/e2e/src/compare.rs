@@ -29,15 +29,15 @@ const BUILDER_FN_REPOSITORY: &str = "e2e/compare/builder-fn";
 /// The repository of `buildctl`'s images.
 const BUILDCTL_REPOSITORY: &str = "e2e/compare/buildctl";
 
-/// The output options that make `buildctl` push the same format as builder-fn.
+/// The output options with which `buildctl` pushes the same format as builder-fn.
 const ZSTD: &str = ",compression=zstd,oci-mediatypes=true";
 
 /// The shape of a context: a number of files of one size.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// The name in the report.
+    /// The shape's name in the report.
     pub name: &'static str,
-    /// The number of files.
+    /// The number of files in the context.
     pub files: usize,
     /// The size of each file in bytes.
     pub bytes: usize,
@@ -62,7 +62,7 @@ pub const SHAPES: [Shape; 3] = [
     },
 ];
 
-/// Small shapes, for the test that the benchmark works.
+/// Small shapes for the test that the benchmark works.
 pub const REDUCED: [Shape; 3] = [
     Shape {
         name: "30 KB",
@@ -93,15 +93,15 @@ pub struct Timings {
 /// The measurements of one shape.
 #[derive(Debug, Default)]
 pub struct Measurements {
-    /// Builds with an empty cache.
+    /// The durations of builds with an empty cache.
     pub cold: Vec<Timings>,
-    /// Builds of unchanged content.
+    /// The durations of builds of unchanged content.
     pub warm: Vec<Timings>,
-    /// Builds after one file changed.
+    /// The durations of builds after one file changed.
     pub changed: Vec<Timings>,
-    /// The seconds it takes to hash the body once, on one processor.
+    /// The seconds that one processor takes to hash the body once.
     pub hash: Vec<f64>,
-    /// builder-fn's peak memory in bytes.
+    /// The peak memory of builder-fn in bytes.
     pub peak: usize,
 }
 
@@ -110,7 +110,7 @@ pub struct Comparison {
     testbed: Testbed,
     daemon: BuildkitDaemon,
     docker: tempfile::TempDir,
-    /// The seed of the content, different in every run.
+    /// The seed of the contexts' content, different in every run.
     salt: u64,
 }
 
@@ -246,7 +246,8 @@ impl Comparison {
         BuilderProcess::with_settings(&self.testbed, &settings).await
     }
 
-    /// Returns the seconds from the first byte sent to the end of the answer. Signing is not included.
+    /// Posts a tar to builder-fn; returns the seconds from the first byte sent to the end of the answer.
+    /// Signing is not included.
     fn post(&self, builder: &BuilderProcess, tar: &[u8]) -> Result<f64> {
         let key = fs::read(&self.testbed.stack.payload_secret)?;
         let signature = signature(key.trim_ascii(), tar)?;
@@ -255,7 +256,8 @@ impl Comparison {
         Ok(begun.elapsed().as_secs_f64())
     }
 
-    /// Returns the seconds of a `buildctl` build. `more` is appended to the output option and starts with a comma.
+    /// Builds a folder with `buildctl`; returns the seconds. `more` is appended to the output option and starts
+    /// with a comma.
     fn buildctl(&self, folder: &Folder, more: &str) -> Result<f64> {
         let local = |name: &str| format!("{name}={}", folder.path().display());
         let image = self.testbed.image(BUILDCTL_REPOSITORY, &folder.salt.to_string());

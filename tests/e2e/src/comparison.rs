@@ -20,13 +20,13 @@ pub type Files = BTreeMap<String, Node>;
 /// The result of one client: the image's files, or the reason why there is no image.
 pub type Outcome = Result<Files, String>;
 
-/// Both clients, and a daemon of their own.
+/// Both clients, builder-fn and `buildctl`, and a daemon of their own.
 pub struct Comparison {
-    /// The stack.
+    /// The stack with the registry.
     pub testbed: Testbed,
-    /// The daemon.
+    /// The BuildKit daemon of both clients.
     pub daemon: BuildkitDaemon,
-    /// builder-fn, with the daemon.
+    /// The builder-fn process that uses the daemon.
     pub builder: BuilderProcess,
     buildctl: Buildctl,
     repository: &'static str,
@@ -54,7 +54,7 @@ impl Comparison {
         json!({ "image": self.testbed.image(self.repository, tag), "noCache": true })
     }
 
-    /// Builds a tar with builder-fn; `tag` is that of its [`config`](Self::config).
+    /// Builds a tar with builder-fn; `tag` is the one in the tar's [`config`](Self::config).
     pub async fn post(&self, tar: Vec<u8>, tag: &str) -> Result<(Reply, Outcome)> {
         let reply = self.builder.client()?.post(tar).await?;
         let outcome = match reply.status {

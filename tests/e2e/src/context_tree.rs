@@ -7,25 +7,25 @@ use serde_json::Value;
 
 use crate::registry::Registry;
 
-/// An entry of a tree.
+/// An entry of a context's tree or of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
-    /// A file: content and mode.
+    /// A file with its content and mode.
     File(Vec<u8>, u32),
-    /// A folder: mode.
+    /// A folder with its mode.
     Folder(u32),
-    /// A symbolic link: target.
+    /// A symbolic link with its target.
     Link(String),
-    /// A hard link: path of the target, which has to sort before this entry.
+    /// A hard link with the path of its target, which has to sort before this entry.
     HardLink(String),
 }
 
 /// The entries of a context by path, all with the same time.
 #[derive(Debug, Clone, Default)]
 pub struct ContextTree {
-    /// The entries by path. Parent folders need no entry.
+    /// The tree's entries by path. Parent folders need no entry.
     pub entries: BTreeMap<String, Node>,
-    /// The modification time in seconds since 1970.
+    /// The modification time of all entries in seconds since 1970.
     pub mtime: u64,
 }
 
@@ -48,7 +48,7 @@ impl ContextTree {
         self.with(path, Node::File(content.into(), 0o644))
     }
 
-    /// Returns the tar with this config as its last entry.
+    /// Returns the tree's tar with this config as its last entry.
     pub fn tar(&self, config: &Value) -> Result<Vec<u8>> {
         let mut builder = tar::Builder::new(Vec::new());
         for (path, node) in &self.entries {
@@ -84,7 +84,7 @@ impl ContextTree {
         builder.into_inner().context("closing the tar")
     }
 
-    /// Returns the entries as they appear in an image: hard links as files, and with all parent folders.
+    /// Returns the tree's entries as they appear in an image: hard links as files, and with all parent folders.
     pub fn image_entries(&self) -> BTreeMap<String, Node> {
         let mut entries = BTreeMap::new();
         for (path, node) in &self.entries {

@@ -19,7 +19,7 @@ use crate::{
     testbed::Testbed,
 };
 
-/// A client timeout, longer than any rollout of a test.
+/// The client's timeout for a hand-over, longer than any rollout of a test.
 const LONGEST: Duration = Duration::from_secs(180);
 
 /// A running deployer-fn process, killed on drop.
@@ -117,7 +117,7 @@ impl DeployerProcess {
         self.hand_over_client()?.deploy(hand_over).await
     }
 
-    /// Kills the process, as a crash does.
+    /// Kills the deployer process, as a crash does.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;

@@ -17,7 +17,7 @@ use axum::{
 };
 use serde_json::Value;
 
-/// A client timeout, longer than any rollout of a test.
+/// The timeout of a forwarded call, longer than any rollout of a test.
 const LONGEST: Duration = Duration::from_secs(180);
 
 /// A running server with the one route `/function/deployer-fn`; it stops on drop.
@@ -56,12 +56,12 @@ impl DeployerRoute {
         Ok(Self { url, inner, serving })
     }
 
-    /// Returns the URL, for use as the gateway's.
+    /// Returns the server's URL, for use as the gateway's.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Answers the next calls that deploy with these statuses, without a deployer's JSON; dry runs are forwarded.
+    /// Answers the next hand-overs with these statuses, without a deployer's JSON; dry runs are forwarded.
     pub fn fail_next(&self, statuses: &[StatusCode]) {
         self.inner.lock().faults.extend(statuses);
     }

@@ -1,4 +1,4 @@
-//! The stack's functions, through the gateway.
+//! Calls and changes the stack's functions through the gateway.
 
 use std::time::{Duration, Instant};
 

@@ -8,11 +8,12 @@ use slipway_stack::Part;
 
 use crate::{builder_process::BuilderProcess, client::Client, tcp_proxy::TcpProxy, testbed::Testbed};
 
-/// An outage of one part, and the builder-fn that is affected by it.
+/// An outage of one part of the stack, and the builder-fn that is affected by it.
 pub struct Outage<'a> {
     testbed: &'a Testbed,
     part: Part,
-    /// A separate builder-fn, unless the launcher runs the part and the stack's own builder-fn is affected.
+    /// A separate builder-fn behind proxies; `None` if the launcher runs the part and the stack's own
+    /// builder-fn is affected.
     proxied: Option<ProxiedBuilder>,
 }
 

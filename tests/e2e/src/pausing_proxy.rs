@@ -28,33 +28,33 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A timeout for one request, longer than any rollout of a test.
+/// The timeout of one forwarded request, longer than any rollout of a test.
 const LONGEST: Duration = Duration::from_secs(180);
 
 /// Selects the request at which the proxy pauses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RequestSelector {
-    /// The request with this number; the next one is number 0.
+    /// Selects the request with this number; the next one is number 0.
     Number(usize),
-    /// The next request with this method.
+    /// Selects the next request with this method.
     NextWithMethod(&'static str),
 }
 
 /// The moment at which a request is paused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PausePoint {
-    /// Before the request is sent to the gateway.
+    /// A pause before the request is sent to the gateway.
     BeforeForwarding,
-    /// After the gateway has answered, and before the caller gets the answer.
+    /// A pause after the gateway has answered, and before the caller gets the answer.
     AfterResponse,
 }
 
-/// What the proxy does with requests for one path.
+/// A route for requests of one path, other than to the gateway.
 #[derive(Debug, Clone)]
 pub enum Route {
-    /// Forward them to the path `/` of this URL, which has no trailing slash.
+    /// Forwards requests to the path `/` of this URL, which has no trailing slash.
     Server(String),
-    /// Answer them with 200 and this JSON.
+    /// Answers requests with 200 and this JSON.
     Answer(Value),
 }
 
@@ -84,7 +84,7 @@ struct State {
     selected: Option<usize>,
 }
 
-/// The routes, by the path of requests.
+/// The routes by the path of their requests.
 type Routes = BTreeMap<String, Route>;
 
 impl PausingProxy {

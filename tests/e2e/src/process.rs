@@ -1,4 +1,4 @@
-//! Processes of builder-fn and deployer-fn: how they are built, and how tests wait for them.
+//! Builds the binaries of builder-fn and deployer-fn, and waits for their processes.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! A streamed answer, read as it arrives.
+//! Reads a streamed answer as it arrives.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -12,7 +12,7 @@ pub struct RecordStream {
 }
 
 impl RecordStream {
-    /// Checks status and media type of an answer, and returns its records.
+    /// Checks status and media type of a streamed answer, and returns the stream of its records.
     pub fn new(response: reqwest::Response, accepted: &str) -> Result<Self> {
         let headers = response.headers();
         ensure!(response.status().as_u16() == 200, "{response:?}");

@@ -18,7 +18,7 @@ use crate::work_dir::in_repository;
 /// The parts of a request that differ between users.
 #[derive(Debug, Clone)]
 pub struct RequestVariables {
-    /// The image without its tag.
+    /// The name of the image without its tag.
     pub repository: String,
     /// The time at which faas-cli copied the context, in seconds since 1970.
     pub mtime: u64,
@@ -30,7 +30,7 @@ pub struct RequestVariables {
 #[derive(Debug)]
 pub struct RecordedCli {
     requests: Value,
-    /// Key pair, public key and sealed secrets.
+    /// The recorded key pair, public key and sealed secrets.
     pub secrets: Value,
 }
 
@@ -43,12 +43,12 @@ impl RecordedCli {
         })
     }
 
-    /// Returns all commands in order.
+    /// Returns all recorded commands in order.
     pub fn commands(&self) -> &[Value] {
         self.requests["requests"].as_array().map_or(&[], Vec::as_slice)
     }
 
-    /// Returns the command of this name.
+    /// Returns the recorded command of this name.
     pub fn command(&self, name: &str) -> Result<&Value> {
         let found = self.commands().iter().find(|command| command["name"] == name);
         found.with_context(|| format!("no command {name:?} was recorded"))
@@ -61,7 +61,7 @@ impl RecordedCli {
         Ok(path.to_str().context("the path is not UTF-8")?.to_owned())
     }
 
-    /// Returns the headers for a path, without those that depend on body, host or user.
+    /// Returns the recorded headers of a request to `path`, without those that depend on body, host or user.
     pub fn headers(&self, path: &str) -> Result<Vec<(&str, &str)>> {
         let headers = self.requests["headers"][path].as_object();
         let headers = headers.with_context(|| format!("no headers for {path}"))?;
@@ -69,7 +69,7 @@ impl RecordedCli {
         Ok(headers.iter().filter_map(text).collect())
     }
 
-    /// Returns the body of `POST /build`.
+    /// Returns the body of a recorded `POST /build`, with these variables.
     pub fn tar(&self, send: &Value, variables: &RequestVariables) -> Result<Vec<u8>> {
         let mut tar = Vec::new();
         let owner = &self.requests["owner"];

@@ -11,14 +11,14 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application
 /// A manifest with its digest.
 #[derive(Debug, Clone)]
 pub struct Manifest {
-    /// The digest, `sha256:…`, as the registry reports it.
+    /// The manifest's digest, `sha256:…`, as the registry reports it.
     pub digest: String,
     /// The manifest's JSON.
     pub body: Value,
 }
 
 impl Manifest {
-    /// Returns the digests of the layers, lowest first.
+    /// Returns the digests of the manifest's layers, lowest first.
     pub fn layers(&self) -> Vec<String> {
         let layers = self.body["layers"].as_array();
         layers
@@ -98,7 +98,7 @@ impl Registry {
         }
     }
 
-    /// Returns a blob.
+    /// Returns the content of the blob with this digest.
     pub async fn blob(&self, repository: &str, digest: &str) -> Result<Vec<u8>> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
         let response = self.get(&url).await?.error_for_status()?;

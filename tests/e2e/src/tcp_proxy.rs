@@ -17,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A running proxy; it stops on drop.
+/// A running TCP proxy; it stops on drop.
 #[derive(Debug)]
 pub struct TcpProxy {
     url: String,
@@ -70,12 +70,12 @@ impl TcpProxy {
         })
     }
 
-    /// Returns the URL of the proxy.
+    /// Returns the URL of the TCP proxy.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Drops all connections, and new ones until [`reconnect`](Self::reconnect).
+    /// Drops all connections of the proxy, and new ones until [`reconnect`](Self::reconnect).
     pub fn disconnect(&self) {
         self.state.send_modify(|state| {
             state.is_open = false;
@@ -83,12 +83,12 @@ impl TcpProxy {
         });
     }
 
-    /// Forwards new connections again.
+    /// Lets the proxy forward new connections again.
     pub fn reconnect(&self) {
         self.state.send_modify(|state| state.is_open = true);
     }
 
-    /// Returns the number of open connections.
+    /// Returns the number of connections that are open through the proxy.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
@@ -137,7 +137,7 @@ async fn serve(
     }
 }
 
-/// Counts a connection until it is dropped.
+/// A guard that counts a connection as open until it is dropped.
 struct OpenConnection(Arc<AtomicUsize>);
 
 impl Drop for OpenConnection {

@@ -13,10 +13,10 @@ use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::{build_context::BuildContext, client::Client, functions::Functions, registry::Registry};
 
-/// A shared lock for tests that need all parts; an exclusive one for tests that stop parts.
+/// The lock on the stack's parts: shared for tests that need all parts, exclusive for tests that stop parts.
 static PARTS: RwLock<()> = RwLock::const_new(());
 
-/// How long a condition may take until it holds; a test that passes does not wait this long.
+/// The longest time until a polled condition holds; a test that passes does not wait this long.
 const LIMIT: Duration = Duration::from_secs(60);
 
 static BUSYBOX: OnceCell<String> = OnceCell::const_new();
@@ -25,15 +25,15 @@ static BUSYBOX: OnceCell<String> = OnceCell::const_new();
 pub struct Testbed {
     /// The launcher's handle of the stack.
     pub stack: Stack,
-    /// A client of builder-fn, directly.
+    /// A client that calls builder-fn directly.
     pub builder: Client,
     /// A client of builder-fn through the gateway; it waits for the answer.
     pub through_gateway: Client,
     /// A client of builder-fn through the queue.
     pub queued: Client,
-    /// A client of the registry.
+    /// A client of the stack's registry.
     pub registry: Registry,
-    /// A client of the functions.
+    /// A client of the stack's functions.
     pub functions: Functions,
 }
 

@@ -19,7 +19,7 @@ use tokio_rustls::{
 
 use crate::certificates::Identity;
 
-/// A running proxy; it stops on drop.
+/// A running TLS proxy; it stops on drop.
 #[derive(Debug)]
 pub struct TlsProxy {
     url: String,

@@ -37,7 +37,7 @@ use crate::{
 const SERVICE: &str = "e2e";
 const ISSUER: &str = "e2e-tokens";
 
-/// The user who gets tokens for [`PASSWORD`].
+/// The name of the user who gets tokens for [`PASSWORD`].
 pub const USER: &str = "ann";
 /// The password of [`USER`].
 pub const PASSWORD: &str = "the password of ann";
@@ -50,7 +50,7 @@ pub struct TokenRegistry {
     dir: tempfile::TempDir,
     tokens: Arc<TokenServer>,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
-    /// Host and port, as in image references.
+    /// The registry's host and port, as in image references.
     pub host: String,
 }
 
@@ -61,7 +61,7 @@ struct TokenServer {
 }
 
 impl TokenRegistry {
-    /// Starts registry and token server on the loopback address.
+    /// Starts the registry and its token server on the loopback address.
     pub async fn start(testbed: &Testbed, authority: &Authority) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let identity = authority.issue("127.0.0.1")?;

@@ -1,5 +1,5 @@
-//! Client programs of other projects, run as users run them: in a folder of their own, judged by output and exit
-//! code.
+//! Runs client programs of other projects as users run them: in a folder of their own, judged by output and
+//! exit code.
 
 use std::{
     ffi::OsStr,
@@ -17,22 +17,23 @@ use crate::{build_context::BuildContext, testbed::Testbed};
 /// The output and exit code of a program.
 #[derive(Debug)]
 pub struct ProgramOutput {
-    /// The exit code; -1 if a signal ended the program.
+    /// The program's exit code; -1 if a signal ended it.
     pub code: i32,
-    /// The standard output.
+    /// The program's standard output.
     pub stdout: String,
-    /// The standard error.
+    /// The program's standard error.
     pub stderr: String,
 }
 
 impl ProgramOutput {
-    /// Returns the last line of the output as JSON. A line that is not JSON becomes a string that shows it.
+    /// Returns the last line of the program's output as JSON. A line that is not JSON becomes a string that
+    /// shows it.
     pub fn json(&self) -> Value {
         let last = self.stdout.trim_end().lines().last().unwrap_or_default();
         serde_json::from_str(last).unwrap_or_else(|error| Value::String(format!("{error}: {self:?}")))
     }
 
-    /// Returns standard output followed by standard error.
+    /// Returns the program's standard output followed by its standard error.
     pub fn combined(&self) -> String {
         format!("{}{}", self.stdout, self.stderr)
     }

@@ -1,4 +1,4 @@
-//! The examples of clients against the clients that the end-to-end tests run.
+//! Compares the examples of clients in the documents with the clients that the end-to-end tests run.
 
 use crate::repository;
 

@@ -1,4 +1,5 @@
-//! `stack.yml` and `store.json`, two of the three ways to install the functions. `tests/chart.sh` tests the third.
+//! Checks `stack.yml` and `store.json`, two of the three ways to install the functions. `tests/chart.sh` tests
+//! the third.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +7,10 @@ use serde_json::Value;
 
 use crate::{repository, settings::documented};
 
-/// The variable that the C library reads.
+/// The variable of an installation that the C library reads.
 const READ_BY_THE_C_LIBRARY: &str = "MALLOC_ARENA_MAX";
 
-/// A function's environment and labels.
+/// The environment and labels of an installed function.
 #[derive(Debug, Default)]
 struct Installation {
     environment: BTreeMap<String, String>,

@@ -1,17 +1,17 @@
-//! The parts of Markdown that the documents use.
+//! Parses the parts of Markdown that the documents use.
 
 use std::collections::BTreeSet;
 
 use regex::Regex;
 
-/// A document, line by line.
+/// A parsed Markdown document, line by line.
 pub(crate) struct Page {
-    /// The lines outside of code blocks, with their numbers from 1.
+    /// The document's lines outside of code blocks, with their numbers from 1.
     pub(crate) prose: Vec<(usize, String)>,
 }
 
 impl Page {
-    /// Parses `text`.
+    /// Parses the Markdown `text` of a document.
     pub(crate) fn parse(text: &str) -> Self {
         let mut in_code = false;
         let mut prose = Vec::new();
@@ -26,7 +26,7 @@ impl Page {
         Self { prose }
     }
 
-    /// Returns the targets of all links, with the numbers of their lines.
+    /// Returns the targets of all links in the document, with the numbers of their lines.
     pub(crate) fn links(&self) -> Vec<(usize, String)> {
         let link = Regex::new(r"\]\(([^)]+)\)").unwrap();
         let mut links = Vec::new();
@@ -39,7 +39,7 @@ impl Page {
         links
     }
 
-    /// Returns everything between backticks, with the numbers of the lines.
+    /// Returns all texts between backticks in the document, with the numbers of their lines.
     pub(crate) fn code_spans(&self) -> Vec<(usize, String)> {
         let mut spans = Vec::new();
         for (number, line) in &self.prose {
@@ -48,7 +48,7 @@ impl Page {
         spans
     }
 
-    /// Returns the anchors that GitHub makes from the headings.
+    /// Returns the anchors that GitHub makes from the document's headings.
     pub(crate) fn anchors(&self) -> BTreeSet<String> {
         let headings = self.prose.iter().filter_map(|(_, line)| {
             let text = line.trim_start_matches('#');
@@ -58,7 +58,7 @@ impl Page {
     }
 }
 
-/// Returns what is between backticks in `line`.
+/// Returns the texts between backticks in `line`.
 pub(crate) fn backticked(line: &str) -> Vec<String> {
     line.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }

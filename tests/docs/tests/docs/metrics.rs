@@ -1,4 +1,4 @@
-//! The tables of metrics against the metrics in the code.
+//! Compares the documents' tables of metrics with the metrics in the code.
 //!
 //! The names are taken from the sources, because a registry does not show a metric with labels before its first value. What
 //! a registry does show must be among them.

@@ -1,4 +1,4 @@
-//! Links, paths, commands and lines of the documents.
+//! Checks the links, paths, commands and lines of the documents.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use regex::Regex;
 use crate::markdown::Page;
 use crate::repository;
 
-/// The longest line outside of tables and code blocks, in characters.
+/// The length of the longest line outside of tables and code blocks, in characters.
 const MAX_LINE: usize = 120;
 
-/// Returns the documents of the repository.
+/// Returns the paths of the repository's documents.
 fn pages() -> Vec<String> {
     repository::files("", |name| name.ends_with(".md"))
 }

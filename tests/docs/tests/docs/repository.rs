@@ -1,8 +1,8 @@
-//! The files of the repository.
+//! Finds and reads the files of the repository.
 
 use std::path::{Path, PathBuf};
 
-/// Folders that hold what was built or downloaded.
+/// Folders that are skipped, because they hold files that were built or downloaded.
 const SKIPPED: [&str; 7] = [
     ".git",
     "target",

@@ -1,4 +1,4 @@
-//! The tables of settings against the code that reads settings.
+//! Compares the documents' tables of settings with the code that reads settings.
 //!
 //! The parsers get an environment that records which variables they ask for, so the two cannot drift apart: a setting that
 //! is read and not documented fails the test, and so does one that is documented and not read.
@@ -12,7 +12,7 @@ use function_host::env::{Environment, Parser};
 use crate::markdown::names_in_table;
 use crate::repository;
 
-/// Variables that OpenTelemetry's SDK reads from the environment by itself (`opentelemetry_sdk`,
+/// The variables that OpenTelemetry's SDK reads from the environment by itself (`opentelemetry_sdk`,
 /// `src/trace/span_processor.rs`).
 const READ_BY_THE_SDK: [&str; 3] = [
     "OTEL_BSP_SCHEDULE_DELAY",
@@ -56,7 +56,7 @@ pub(crate) fn documented(table: &str) -> BTreeSet<String> {
     )
 }
 
-/// Fails with the names that are in one of the two sets only.
+/// Fails if the two sets differ, with the names that are in only one of them.
 #[track_caller]
 fn assert_same(documented: &BTreeSet<String>, read: &BTreeSet<String>) {
     let missing: Vec<_> = read.difference(documented).collect();

@@ -14,7 +14,7 @@ use super::{BUILDER_FN_REPOSITORY, Comparison, Shape, run};
 /// A folder `context` with content that no cache knows.
 pub(super) struct Folder {
     dir: tempfile::TempDir,
-    /// The seed of its content, also the image's tag.
+    /// The seed of the folder's content, also the image's tag.
     pub(super) salt: u64,
 }
 
@@ -56,7 +56,7 @@ impl Folder {
         self.dir.path().join("context")
     }
 
-    /// Replaces one file's content.
+    /// Replaces the content of one file in the folder.
     pub(super) fn change(&self) -> Result<()> {
         let path = self.path().join("0/0");
         let bytes = fs::metadata(&path)?.len() as usize;

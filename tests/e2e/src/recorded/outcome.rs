@@ -2,15 +2,15 @@
 
 use serde_json::Value;
 
-/// The longest line, with its end, that the SDK reads. It stops at a longer one without an error.
+/// The length of the longest line, with its end, that the SDK reads. It stops at a longer one without an error.
 const LONGEST_LINE: usize = 64 << 10;
 
 /// faas-cli's reaction to an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct CliOutcome {
-    /// The exit code. `up` deploys only if it is 0.
+    /// The exit code of faas-cli. `up` deploys only if it is 0.
     pub exit: i32,
-    /// The error message, unless Go's own libraries wrote it.
+    /// The error message of faas-cli, unless Go's own libraries wrote it.
     pub message: Option<String>,
 }
 

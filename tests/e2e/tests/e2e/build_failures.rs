@@ -12,24 +12,24 @@ use slipway_e2e::{
     build_context::BuildContext, builder_process::BuilderProcess, buildkit::BuildkitDaemon, testbed::Testbed,
 };
 
-/// Builds that run at the same time.
+/// The number of failing builds that run at the same time.
 const CONCURRENT: usize = 6;
 
-/// The caller's fault, found before the build.
+/// The status if the caller is to blame and the fault is found before the build.
 const INVALID: u16 = 400;
-/// The caller's fault, reported by BuildKit.
+/// The status if the caller is to blame and BuildKit reports the fault.
 const FAILED: u16 = 422;
-/// The platform's fault.
+/// The status if the platform is to blame.
 const PLATFORM: u16 = 502;
 
-/// A build that fails.
+/// A build that fails, with the expected status and error.
 struct Case {
     name: &'static str,
     source: BuildContext,
-    /// Keys of the config in addition to the image.
+    /// The keys of the build's config in addition to the image.
     config: Value,
     status: u16,
-    /// A part of the error.
+    /// A text that the error has to contain.
     error: String,
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use slipway_e2e::{build_context::BuildContext, testbed::Testbed};
 
-/// Longer than a small function takes to start on a busy machine.
+/// A timeout longer than a small function takes to start on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tokio::test]

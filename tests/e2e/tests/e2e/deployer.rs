@@ -1,4 +1,4 @@
-//! deployer-fn on the real gateway and provider, with both behaviours of providers.
+//! Tests deployer-fn on the real gateway and provider, with both update strategies.
 //!
 //! Each case runs twice. The embedded provider updates functions with the strategy `rolling` without a gap: a failed
 //! update changes nothing. It updates those with `recreate` as faasd 0.19 does: it deletes the function first, and a
@@ -41,18 +41,18 @@ macro_rules! for_both_update_strategies {
 }
 use for_both_update_strategies;
 
-/// Images to deploy, by digest.
+/// The images that the tests deploy, by digest.
 #[derive(Debug)]
 struct Images {
-    /// A function that answers with its name.
+    /// The image of the first function, which answers with its name.
     first: String,
-    /// A function that answers with its name.
+    /// The image of the second function, which answers with its name.
     second: String,
-    /// A container that exits with an error at once.
+    /// An image whose container exits with an error at once.
     crash: String,
-    /// A container that runs and never listens.
+    /// An image whose container runs and never listens.
     silent: String,
-    /// An image that is not in the registry.
+    /// The name of an image that is not in the registry.
     absent: String,
 }
 
@@ -88,7 +88,7 @@ struct DeployerFixture {
     testbed: Testbed,
     images: &'static Images,
     proxy: PausingProxy,
-    /// Between the pausing proxy and the gateway, if the launcher does not run the stack's parts.
+    /// The TCP proxy between the pausing proxy and the gateway; `None` if the launcher runs the stack's parts.
     tcp_proxy: Option<TcpProxy>,
     deployer: DeployerProcess,
     settings: Vec<Setting>,
@@ -115,7 +115,7 @@ impl DeployerFixture {
         Self::open_with(testbed, parts, case, strategy, settings).await
     }
 
-    /// Like [`open`](Self::open), with the exclusive lock, for tests that stop parts.
+    /// Removes the function and starts a deployer, with the exclusive lock, for tests that stop parts.
     async fn open_exclusively(case: &str, strategy: &'static str, settings: &[Setting]) -> Result<Self> {
         let testbed = Testbed::find()?;
         let parts = Parts::Exclusive {
@@ -167,7 +167,7 @@ impl DeployerFixture {
         }
     }
 
-    /// Undoes [`stop_provider`](Self::stop_provider).
+    /// Starts the provider again, or lets new connections to the gateway through.
     async fn start_provider(&self) -> Result<()> {
         match &self.tcp_proxy {
             None => Ok(self.testbed.stack.start(Part::Provider).await?),
@@ -197,7 +197,7 @@ impl DeployerFixture {
         self.deployer.deploy(&self.hand_over(image, number)).await
     }
 
-    /// Like [`deploy`](Self::deploy), and asserts that the function becomes ready.
+    /// Deploys this image and asserts that the function becomes ready.
     async fn assert_becomes_ready(&self, image: &str, number: usize) -> Result<Value> {
         let reply = self.deploy(image, number).await?;
         anyhow::ensure!(reply.status == 200, "{number}: {} {}", reply.status, reply.text);

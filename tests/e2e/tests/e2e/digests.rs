@@ -109,7 +109,7 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Both clients and a daemon of their own.
+/// Both clients, builder-fn and `buildctl`, and a daemon of their own.
 struct Comparison {
     testbed: Testbed,
     builder: BuilderProcess,

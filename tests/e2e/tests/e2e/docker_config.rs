@@ -8,11 +8,12 @@ use slipway_e2e::{
     buildkit::BuildkitDaemon, deployer_process::DeployerProcess, testbed::Testbed,
 };
 
-/// A config with the credentials of one registry.
+/// An odd Docker config with the credentials of one registry.
 struct Odd {
     name: &'static str,
     text: String,
-    /// Whether `buildctl` accepts it. It rejects a file for one bad entry of another registry; Slipway does not.
+    /// Whether `buildctl` accepts the config. It rejects a file for one bad entry of another registry; Slipway
+    /// does not.
     is_accepted_by_buildctl: bool,
 }
 

@@ -23,7 +23,7 @@ const PAGE: (&str, &str) = ("/handler.txt", "hello\n");
 /// The time that a deployed function may take until it listens, on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// The result of a command.
+/// The result of a faas-cli command.
 #[derive(Debug)]
 struct CommandResult {
     code: i32,

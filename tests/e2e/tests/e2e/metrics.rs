@@ -1,4 +1,4 @@
-//! builder-fn's metrics.
+//! Tests builder-fn's metrics after builds.
 
 use std::{
     io::Write as _,

@@ -21,21 +21,21 @@ const BLOCK: usize = 512;
 const CONFIG: &str = "com.openfaas.docker.config";
 const REPOSITORY: &str = "e2e/odd-tars";
 
-/// The name in a header, and the prefix in a ustar header.
+/// The bytes of the name in a tar header, and of the prefix in a ustar header.
 const NAME: std::ops::Range<usize> = 0..100;
 const PREFIX: std::ops::Range<usize> = 345..500;
 
-/// The magic and the version of a header.
+/// The magic and the version of a tar header.
 type Magic = [u8; 8];
 const USTAR: Magic = *b"ustar\x0000";
 const GNU: Magic = *b"ustar  \0";
 const V7: Magic = [0; 8];
 
-/// A tar that is written block by block.
+/// A tar that a test writes block by block.
 #[derive(Debug, Clone, Default)]
 struct RawTar(Vec<u8>);
 
-/// A header that is written field by field.
+/// A tar header that a test writes field by field.
 #[derive(Debug, Clone)]
 struct Header([u8; BLOCK]);
 
@@ -55,7 +55,8 @@ impl Header {
         header.with(NAME.start, name.as_bytes())
     }
 
-    /// Writes bytes at an offset. The formats are fixed, so a wrong offset is an error of the test.
+    /// Writes bytes at an offset of the header. The formats are fixed, so a wrong offset is an error of the
+    /// test.
     fn with(mut self, at: usize, bytes: &[u8]) -> Self {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
         self

@@ -24,7 +24,8 @@ use tokio::{sync::RwLockReadGuard, task::JoinHandle};
 
 type Setting = (&'static str, &'static str);
 
-/// Long enough for a version that works, on a busy machine; short, for one that never becomes ready.
+/// Settings of the deployer with a ready timeout that is long enough for a version that works, and short for
+/// one that never becomes ready.
 const DEPLOYER_SETTINGS: &[Setting] = &[("ready_timeout", "15s")];
 
 /// Two builders, a deployer, and one function that they build and deploy.
@@ -32,7 +33,7 @@ struct TwoBuilders {
     testbed: Testbed,
     builders: [BuilderProcess; 2],
     deployer: DeployerProcess,
-    /// Between builders, deployer and gateway; hand-overs go to the deployer.
+    /// The proxy between builders, deployer and gateway; hand-overs go to the deployer.
     proxy: PausingProxy,
     settings: Vec<Setting>,
     function: String,
@@ -117,7 +118,7 @@ impl TwoBuilders {
         self.build_with(index, tar, &[("X-Call-Id", call_id)]).await
     }
 
-    /// Like [`build`](Self::build), with these headers.
+    /// Sends a build with these headers to one of the builders and waits for its answer.
     async fn build_with(&self, index: usize, tar: &[u8], headers: &[(&str, &str)]) -> Result<Reply> {
         let client = self.builders[index].client()?;
         client.post_with_headers(tar.to_vec(), headers).await
@@ -157,7 +158,7 @@ impl TwoBuilders {
         }))
     }
 
-    /// Returns when the provider created the version of the function that runs.
+    /// Returns the time at which the provider created the running version of the function.
     async fn created_at(&self) -> Result<Value> {
         let status = self.testbed.functions.status(&self.function).await?;
         Ok(status.context("there is no such function")?["createdAt"].take())
@@ -208,7 +209,7 @@ fn assert_ready(reply: &Reply) -> Result<Value> {
     Ok(result)
 }
 
-/// Asserts that a build ended because the build with this call id is newer.
+/// Asserts that a build ended because the build with this call ID is newer.
 fn assert_superseded(reply: &Reply, by: &str) -> Result<()> {
     ensure!(reply.status == 409, "{} {}", reply.status, reply.text);
     let result = reply.json();

@@ -6,10 +6,11 @@ use slipway_e2e::pausing_proxy::{PausePoint, RequestSelector};
 
 use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies};
 
-/// Long enough for a version that works, on a busy machine; short, for versions that never become ready.
+/// Settings with a ready timeout that is long enough for a version that works, and short for versions that
+/// never become ready.
 const SHORT_READY_TIMEOUT: &[(&str, &str)] = &[("ready_timeout", "8s")];
 
-/// More requests than any rollout has.
+/// A number of requests that no rollout reaches.
 const MAX_STEPS: usize = 60;
 
 for_both_update_strategies!(

@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 
 use super::{DeployerFixture, assert_rolled_back, for_both_update_strategies, joined_reasons};
 
-/// Long enough for a version that works, on a busy machine; short, for versions that never become ready.
+/// Settings with a ready timeout that is long enough for a version that works, and short for versions that
+/// never become ready.
 const SHORT_READY_TIMEOUT: &[(&str, &str)] = &[("ready_timeout", "8s")];
 
 for_both_update_strategies!(

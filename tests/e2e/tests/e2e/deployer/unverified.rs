@@ -12,10 +12,10 @@ use slipway_e2e::{build_context::BuildContext, pausing_proxy::Route};
 
 use super::{DeployerFixture, STRATEGY_ANNOTATION, joined_reasons};
 
-/// Longer than a small function takes to start on a busy machine.
+/// A timeout longer than a small function takes to start on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The deployer would refuse an image that is not in the registry before it changes anything.
+/// Settings without the check of the image: the deployer would refuse an image that is not in the registry.
 const SETTINGS: &[(&str, &str)] = &[("ready_timeout", "15s"), ("check_image", "false")];
 
 /// Opens a fixture on a provider that defers updates. `None` if this stack's provider cannot.

@@ -6,19 +6,19 @@ use serde_json::{Value, json};
 
 use super::{TwoBuilders, assert_ready, assert_superseded, call_id, seconds_from_now};
 
-/// How a builder learns when a source was handed in.
+/// The way in which a builder learns when a source was submitted.
 #[derive(Debug, Clone, Copy)]
 enum Submission {
-    /// By the config's key `submittedAt`.
+    /// The builder learns the time from the config's key `submittedAt`.
     Config,
-    /// By the gateway's header.
+    /// The builder learns the time from the gateway's header.
     Gateway,
-    /// By the arrival of the request.
+    /// The builder takes the time at which the request arrived.
     Arrival,
 }
 
 impl Submission {
-    /// Returns the config and the headers of a build that was handed in `seconds` ago.
+    /// Returns the config and the headers of a build that was submitted `seconds` ago.
     fn of(
         self,
         mut config: Value,

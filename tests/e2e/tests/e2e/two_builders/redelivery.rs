@@ -7,7 +7,7 @@ use slipway_e2e::{build_context::BuildContext, client::Reply};
 
 use super::{TwoBuilders, assert_ready, call_id};
 
-/// Returns the digest in a result.
+/// Returns the image's digest in a build's result.
 fn digest(reply: &Reply) -> Result<String> {
     let result = reply.json();
     let digest = result["digest"].as_str();
