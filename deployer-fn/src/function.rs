@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The identity of a function: its name, and the namespace that it certainly has.
+/// The identity of a function: its name and its namespace, with the default one filled in.
 ///
 /// Deployments are queued and remembered by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -1,6 +1,6 @@
 //! A queue for each function: one deployment runs at a time, and the newest build that waits is next.
 //!
-//! The deployment that runs is told when a newer build waits, and yields to it ([`SuccessorReceiver`]). Once
+//! The deployment that runs learns when a newer build waits, and yields to it ([`SuccessorReceiver`]). Once
 //! the newest build runs, the older ones that wait are rejected without being tried; if it fails, the next
 //! newest is tried. This holds within one process. Between processes, the times of the build in the function's
 //! annotations keep an older build from replacing a newer one, and a restored version is checked by the next

@@ -30,14 +30,14 @@ struct Entry {
     resubmission: Option<Resubmission>,
 }
 
-/// A newer build that gave exactly the deployed version, and so changed nothing.
+/// A newer build whose version equals the deployed one, so that its rollout changed nothing.
 #[derive(Clone, Debug)]
 pub(super) struct Resubmission {
-    /// The digest of the deployed version.
+    /// The digest of the deployed version, which is also the newer build's.
     pub(super) spec_digest: String,
     /// The times of the newer build.
     pub(super) times: BuildTimes,
-    /// The call that made the newer build.
+    /// The ID of the call that made the newer build.
     pub(super) call_id: Option<String>,
 }
 
