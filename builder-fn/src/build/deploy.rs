@@ -11,7 +11,19 @@ use crate::buildkit::BuiltImage;
 use crate::error::Error;
 use crate::hand_over::{Deployment, DeploymentStatus, HandOver, HandOverSigner};
 use crate::report::{LineFormatter, LogSink};
-use crate::request::BuildRequest;
+use crate::request::{BuildRequest, SubmissionSource, SubmittedAt};
+
+/// Returns the time at which the source of the image was submitted.
+///
+/// A delivery that has no other time than its arrival has that of the delivery that built the image: it must not look
+/// newer than itself.
+fn submitted_at(request: &BuildRequest, built: &BuiltImage) -> SystemTime {
+    let SubmittedAt { at, source } = request.submitted_at;
+    match (source, built.submitted_at) {
+        (SubmissionSource::Arrival, Some(first)) => first,
+        _ => at,
+    }
+}
 
 /// Hands the image over to the deployer. The log and the trace show the deployment as a step of the build.
 ///
@@ -34,7 +46,7 @@ pub(super) async fn deploy(
         image: &image,
         tag: &config.image.to_string(),
         call_id: call.id,
-        submitted_at: request.submitted_at.at,
+        submitted_at: submitted_at(request, built),
         // A redelivered call must not make its image look newer.
         built_at: built.completed_at.unwrap_or(now),
         expires_at: now.checked_add(signer.ttl()).unwrap_or(now),

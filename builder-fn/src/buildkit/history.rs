@@ -211,6 +211,11 @@ impl From<BuildHistoryRecord> for Outcome {
         let mut results = record.result.map(|result| result.results).unwrap_or_default();
         let digest = results.remove(&0).map(|descriptor| descriptor.digest);
         let completed_at = record.completed_at.and_then(|at| time(at.seconds, at.nanos));
-        Self::Succeeded(BuiltImage { digest, completed_at })
+        let attributes = Attributes::of_record(&record.frontend_attrs);
+        Self::Succeeded(BuiltImage {
+            digest,
+            completed_at,
+            submitted_at: attributes.map(|attributes| attributes.submitted_at),
+        })
     }
 }

@@ -242,6 +242,7 @@ impl Job {
                             .exporter_response
                             .remove("containerimage.digest"),
                         completed_at: None,
+                        submitted_at: None,
                     })),
                     Err(status) if is_connection_loss(&status) => return Err(JobError::Lost(status.into())),
                     Err(status) => Some(Outcome::Failed(status)),

@@ -11,6 +11,8 @@ pub struct BuiltImage {
     pub digest: Option<String>,
     /// The time at which the build ended, if an earlier delivery of the call built the image.
     pub completed_at: Option<SystemTime>,
+    /// The time of submission in the build's record, if an earlier delivery of the call built the image.
+    pub submitted_at: Option<SystemTime>,
 }
 
 /// The outcome of a solve.

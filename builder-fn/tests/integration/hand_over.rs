@@ -71,6 +71,29 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
 }
 
 #[tokio::test]
+async fn a_delivery_without_a_time_of_its_own_has_the_time_of_the_first_delivery() {
+    let (address, mut received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
+    let (daemon, mut calls) = daemon::start();
+    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    setting.secret("deploy-secret", "deploy key\n");
+
+    let first = build(&setting);
+    succeed(&mut calls).await;
+    assert_eq!(first.await.expect("no panic").status, 200);
+    // BuildKit's history has the build, so that there is no second solve.
+    assert_eq!(build(&setting).await.expect("no panic").status, 200);
+
+    let mut times = Vec::new();
+    for _ in 0..2 {
+        let request = received.recv().await.expect("a hand-over");
+        let body: Value = serde_json::from_slice(request.body()).expect("JSON");
+        times.push(body["submittedAt"].clone());
+    }
+    assert!(times[0].is_string());
+    assert_eq!(times[0], times[1]);
+}
+
+#[tokio::test]
 async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() {
     for (deployer, status) in [
         (409, 409),

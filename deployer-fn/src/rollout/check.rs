@@ -222,7 +222,9 @@ impl<T: Transport> Rollout<'_, T> {
             None => (deployed.times(), deployed.call_id().map(str::to_owned)),
         };
         let ours = self.hand_over.times();
-        ours.is_older_than(&theirs).then(|| Older {
+        // Deliveries of one call are one build, whatever their times.
+        let is_same_call = call_id.is_some() && call_id == self.hand_over.call_id;
+        (!is_same_call && ours.is_older_than(&theirs)).then(|| Older {
             reason: format!(
                 "a newer build is deployed: {}, {}{}; this one was {}",
                 deployed.image(),
