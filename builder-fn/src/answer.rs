@@ -13,7 +13,7 @@ use crate::build::Built;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::{DeploymentStatus, EnclosedHandOver};
 use crate::redact::Mask;
-use crate::report::{BuildStatus, Report};
+use crate::report::{BuildStatus, Report, Warnings};
 
 pub(crate) use response::{not_found, public_key, stream, wrong_method};
 
@@ -106,6 +106,7 @@ impl Answer {
                 error,
                 superseded_by,
                 deployment: built.deployment.map(|deployment| deployment.answer),
+                warnings: Warnings::default(),
                 duration: fields.seconds,
             },
             closes_connection: false,
@@ -181,6 +182,7 @@ fn failure(error: String, fields: AnswerFields<'_>) -> Report {
         error: Some(error),
         superseded_by: None,
         deployment: None,
+        warnings: Warnings::default(),
         duration: fields.seconds,
     }
 }

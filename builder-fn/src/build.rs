@@ -82,7 +82,7 @@ impl Built {
 
 impl Builder {
     /// Builds, pushes and deploys the image of `request`. Writes the build's progress to `log`, also if it
-    /// fails.
+    /// fails; `lines` collects the warnings.
     ///
     /// Dropping the future cancels the solve in BuildKit.
     ///
@@ -92,13 +92,10 @@ impl Builder {
         &self,
         request: &BuildRequest,
         call: &Call<'_>,
+        lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<Built, Error> {
         let config = &request.config;
-        let mut lines = LineFormatter::new(call.secrets.mask().clone());
-        for warning in &request.warnings {
-            log.push(lines.warning(warning));
-        }
         if config.sbom && self.settings.sbom_generator.is_none() {
             return Err(Error::NoSbomGenerator);
         }
@@ -108,13 +105,12 @@ impl Builder {
         };
         // Before the registration, so that a build that is refused supersedes no other.
         if let Some((signer, deploy)) = &deployment {
-            dry_run::check(signer, deploy, request, call, &lines, log).await?;
+            dry_run::check(signer, deploy, request, call, lines, log).await?;
         }
         let registration = self.register(request, call);
         let solving = async {
             let _slot = self.wait_for_slot(call).await?;
-            self.solve(request, call, registration.as_ref(), &mut lines, log)
-                .await
+            self.solve(request, call, registration.as_ref(), lines, log).await
         };
         let solved = match &registration {
             // With the rest of the future, the wait for a slot or the solve is dropped.
@@ -128,7 +124,7 @@ impl Builder {
         // From here on the deployer decides which version is newer. The registration still ends older builds.
         let deployment = match deployment {
             Some((signer, deploy)) => {
-                Some(deploy::deploy(&signer, deploy, request, &solved, call, &lines, log).await?)
+                Some(deploy::deploy(&signer, deploy, request, &solved, call, lines, log).await?)
             }
             None => None,
         };

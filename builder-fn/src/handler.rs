@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::hand_over::DeployVia;
 use crate::metrics::{Metrics, SUPERSEDED};
 use crate::redact::{Mask, TraceMask};
-use crate::report::{BoundedLog, LogFeed, LogSink, StreamFormat, stream_records};
+use crate::report::{BoundedLog, LineFormatter, LogFeed, LogSink, StreamFormat, stream_records};
 use crate::request::{
     self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, VerifiedSignature,
 };
@@ -172,7 +172,7 @@ impl Api {
     async fn answer_whole(&self, request: &BuildRequest, exchange: &Exchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
         let mut answer = self.run(request, exchange, &mut log).await;
-        answer.report.log = Some(log.into_lines());
+        answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
         answer.into_response()
     }
 
@@ -219,6 +219,10 @@ impl Api {
             true => TraceMask::new(mask.clone(), &request.config.build_args),
             false => TraceMask::default(),
         };
+        let mut lines = LineFormatter::new(mask.clone());
+        for warning in &request.warnings {
+            log.push(lines.warning(warning));
+        }
         let result = match secrets {
             Ok(secrets) => {
                 let call = Call {
@@ -229,12 +233,13 @@ impl Api {
                     secrets,
                     trace_mask: &trace_mask,
                 };
-                span.run(self.builder.build(request, &call, log)).await
+                span.run(self.builder.build(request, &call, &mut lines, log))
+                    .await
             }
             Err(error) => Err(error),
         };
         let fields = exchange.fields(Some(image));
-        match result {
+        let mut answer = match result {
             Ok(built) => {
                 let digest = built.digest.as_deref().unwrap_or_default();
                 let deployment = built
@@ -257,7 +262,9 @@ impl Api {
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
                 Answer::failed(&error, fields).masked(&mask)
             }
-        }
+        };
+        answer.report.warnings = lines.into_warnings();
+        answer
     }
 
     fn open_secrets(&self, request: &BuildRequest) -> Result<BuildSecrets, Error> {

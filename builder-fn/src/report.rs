@@ -11,6 +11,7 @@ mod line_formatter;
 mod record;
 mod ring;
 mod stream;
+mod warnings;
 
 use serde::Serialize;
 
@@ -20,6 +21,7 @@ pub(crate) use json::to_json;
 pub(crate) use line_formatter::{LineFormatter, MAX_LINE};
 pub(crate) use record::StreamFormat;
 pub(crate) use stream::stream_records;
+pub(crate) use warnings::Warnings;
 
 /// Receives the log lines of one build, in order.
 pub(crate) trait LogSink: Send {
@@ -29,7 +31,7 @@ pub(crate) trait LogSink: Send {
 
 /// The JSON body of an answer to a build request, successful or not.
 ///
-/// The fields are those of OpenFaaS's builder, and `digest` and `deployment` in addition.
+/// The fields are those of OpenFaaS's builder, and `digest`, `deployment` and `warnings` in addition.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     /// The lines of the build's log. `None` if no build was started, or if the lines were streamed already.
@@ -52,6 +54,9 @@ pub(crate) struct Report {
     /// The deployer's answer to the hand-over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) deployment: Option<serde_json::Value>,
+    /// The warnings of the build, masked, which are also lines of the log.
+    #[serde(skip_serializing_if = "Warnings::is_empty")]
+    pub(crate) warnings: Warnings,
     /// The seconds since the request arrived.
     #[serde(serialize_with = "serialize_in_milliseconds")]
     pub(crate) duration: f64,
@@ -87,6 +92,7 @@ mod tests {
             error: None,
             superseded_by: None,
             deployment: None,
+            warnings: Warnings::default(),
             duration: 0.843_21,
         };
 
@@ -106,6 +112,7 @@ mod tests {
             error: Some("no signature".into()),
             superseded_by: None,
             deployment: None,
+            warnings: Warnings::default(),
             duration: 0.0,
         };
 

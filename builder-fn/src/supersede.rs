@@ -164,6 +164,11 @@ impl Shared {
 }
 
 impl Registration {
+    /// Returns whether BuildKit's history could be read last time, which has the builds of other builders.
+    pub(crate) fn sees_other_builders(&self) -> bool {
+        !self.shared.history_fails.load(Ordering::Relaxed)
+    }
+
     /// Waits until a newer build supersedes the registered build.
     pub async fn superseded(&self) -> Superseded {
         let mut newer = self.newer.clone();

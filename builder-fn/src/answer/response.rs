@@ -33,7 +33,13 @@ impl Answer {
                 deployment["handOver"] = document;
             }
             if let Some(log) = &mut self.report.log {
-                keep_end(log, MAX_CALLBACK_LOG);
+                let left_out = keep_end(log, MAX_CALLBACK_LOG);
+                if left_out > 0 {
+                    let reason = format!(
+                        "{left_out} lines left out: the log of a callback may have {MAX_CALLBACK_LOG} bytes"
+                    );
+                    self.report.warnings.push_incomplete_log(&reason);
+                }
             }
             signer
         });
@@ -86,8 +92,8 @@ pub(crate) fn wrong_method(allowed: &Method) -> Response {
     response
 }
 
-/// Keeps the last log lines of at most `limit` bytes in total, and drops the others.
-fn keep_end(lines: &mut Vec<String>, limit: usize) {
+/// Keeps the last log lines of at most `limit` bytes in total, and drops the others. Returns how many it dropped.
+fn keep_end(lines: &mut Vec<String>, limit: usize) -> usize {
     let mut left = limit;
     let fits = |line: &&String| {
         let rest = left.checked_sub(line.len());
@@ -95,7 +101,7 @@ fn keep_end(lines: &mut Vec<String>, limit: usize) {
         rest.is_some()
     };
     let kept = lines.iter().rev().take_while(fits).count();
-    lines.drain(..lines.len() - kept);
+    lines.drain(..lines.len() - kept).count()
 }
 
 fn to_line(report: &Report) -> Vec<u8> {
@@ -128,7 +134,7 @@ mod tests {
         let lines = || vec!["12345".to_owned(), "1234".to_owned(), "123".to_owned()];
         for (limit, left) in [(12, 3), (11, 2), (7, 2), (6, 1), (2, 0)] {
             let mut lines = lines();
-            keep_end(&mut lines, limit);
+            assert_eq!(keep_end(&mut lines, limit), 3 - left, "{limit}");
             assert_eq!(lines.len(), left, "{limit}");
             assert!(lines.last().is_none_or(|last| last == "123"));
         }

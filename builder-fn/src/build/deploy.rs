@@ -60,7 +60,7 @@ pub(super) async fn deploy(
     let span = trace::span("deploy");
     span.set("slipway.function", function.to_owned());
     let on_retry = |reason: &str| {
-        log.push(lines.warning(&format!("the hand-over failed and is sent again: {reason}")));
+        log.push(lines.remark(&format!("the hand-over failed and is sent again: {reason}")));
     };
     let deployment = tokio::select! {
         deployment = span.run(signer.hand_over(&hand_over, on_retry)) => deployment,

@@ -19,7 +19,7 @@ pub(super) async fn check(
     deploy: &Map<String, Value>,
     request: &BuildRequest,
     call: &Call<'_>,
-    lines: &LineFormatter,
+    lines: &mut LineFormatter,
     log: &mut dyn LogSink,
 ) -> Result<(), Error> {
     let config = &request.config;
@@ -38,7 +38,13 @@ pub(super) async fn check(
         () = call.interruption() => return Err(Error::Interrupted),
     };
     match outcome {
-        DryRunOutcome::Accepted | DryRunOutcome::NotAsked => Ok(()),
+        DryRunOutcome::NotAsked => Ok(()),
+        DryRunOutcome::Accepted { warnings } => {
+            warnings
+                .iter()
+                .for_each(|warning| log.push(lines.warning(warning)));
+            Ok(())
+        }
         DryRunOutcome::Refused(deployment) => {
             span.mark_failed(call.trace_mask.mask_text(&deployment.reason()));
             Err(Error::DeploymentRefused(deployment))

@@ -36,6 +36,11 @@ impl Builder {
             let connection = self.daemon.connect().await?;
             if let Some(registration) = registration {
                 registration.check_history(&connection).await?;
+                if !registration.sees_other_builders() {
+                    log.push(lines.warning(
+                        "BuildKit's history could not be read: a newer build at another builder may not end this one",
+                    ));
+                }
             }
             let job = self.job(request, call);
             let on_event = |event| {

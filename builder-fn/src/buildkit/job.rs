@@ -161,7 +161,7 @@ impl Job {
             Err(error) => {
                 let error = ErrorChain(&*error);
                 tracing::warn!(name, digest, %error, "could not check that the registry still has an image");
-                sink(Event::Warning {
+                sink(Event::Unsure {
                     text: format!(
                         "this call was built before, and whether the registry still has {name} with {digest} could not be \
                          checked: {error}"

@@ -73,6 +73,11 @@ pub enum Event {
         /// The bytes of the output: a part of a line, or several lines.
         text: Vec<u8>,
     },
+    /// Slipway's own warning: something about the result could not be checked.
+    Unsure {
+        /// The warning, in one line.
+        text: String,
+    },
     /// BuildKit warned about the Dockerfile.
     Warning {
         /// The text of the warning, in one line.

@@ -23,7 +23,10 @@ const ATTEMPTS: usize = 2;
 #[derive(Debug)]
 pub(crate) enum DryRunOutcome {
     /// The deployer found nothing that prevents the deployment.
-    Accepted,
+    Accepted {
+        /// The deployer's remarks on fields that it ignores or takes for misspelt.
+        warnings: Vec<String>,
+    },
     /// The deployer would refuse the hand-over.
     Refused(Box<Deployment>),
     /// The deployer was not asked: the setting `deploy_via` excludes calls of it, or its release has no dry
@@ -79,7 +82,9 @@ fn outcome(status: StatusCode, body: &[u8]) -> DryRunOutcome {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let is_dry_run = answer["dryRun"] == true;
     match status {
-        StatusCode::OK if is_dry_run => DryRunOutcome::Accepted,
+        StatusCode::OK if is_dry_run => DryRunOutcome::Accepted {
+            warnings: texts(&answer["warnings"]),
+        },
         StatusCode::BAD_REQUEST | StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY if is_dry_run => {
             DryRunOutcome::Refused(Box::new(Deployment::from_answer(status, body)))
         }
@@ -89,6 +94,12 @@ fn outcome(status: StatusCode, body: &[u8]) -> DryRunOutcome {
             reason: reply_text(status, body),
         },
     }
+}
+
+/// Returns the texts in a list.
+fn texts(list: &Value) -> Vec<String> {
+    let texts = list.as_array().into_iter().flatten().filter_map(Value::as_str);
+    texts.map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -140,7 +151,7 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).expect("status");
             let found = match outcome(status, body.as_bytes()) {
-                DryRunOutcome::Accepted => "accepted",
+                DryRunOutcome::Accepted { .. } => "accepted",
                 DryRunOutcome::Refused(deployment) => {
                     assert_eq!(deployment.reason(), "a");
                     "refused"

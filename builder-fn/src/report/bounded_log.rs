@@ -1,8 +1,8 @@
 //! The bounded log of a build whose answer is sent at its end.
 
-use super::LogSink;
 use super::line_formatter::notice;
 use super::ring::{LineRing, cost};
+use super::{LogSink, Warnings};
 
 /// A log with a limit on its memory: a quarter for the first lines, the rest for the last ones.
 ///
@@ -28,12 +28,15 @@ impl BoundedLog {
         }
     }
 
-    /// Returns the log's lines, with a notice in place of those that were dropped.
-    pub(crate) fn into_lines(mut self) -> Vec<String> {
+    /// Returns the log's lines, with a notice in place of those that were dropped, and a warning of these.
+    pub(crate) fn into_lines(mut self, warnings: &mut Warnings) -> Vec<String> {
         let mut lines = self.head;
         match self.tail.take_evicted() {
             0 => {}
-            dropped => lines.push(left_out_notice(dropped, self.limit)),
+            dropped => {
+                warnings.push_incomplete_log(&left_out(dropped, self.limit));
+                lines.push(left_out_notice(dropped, self.limit));
+            }
         }
         lines.extend(std::iter::from_fn(|| self.tail.pop()));
         lines
@@ -54,9 +57,12 @@ impl LogSink for BoundedLog {
 
 /// Returns the notice in place of lines that were dropped from the middle of a log.
 pub(super) fn left_out_notice(lines: usize, limit: usize) -> String {
-    notice(&format!(
-        "… {lines} lines left out: a log may have {limit} bytes …"
-    ))
+    notice(&format!("… {} …", left_out(lines, limit)))
+}
+
+/// Says that lines were dropped from the middle of a log.
+pub(super) fn left_out(lines: usize, limit: usize) -> String {
+    format!("{lines} lines left out: a log may have {limit} bytes")
 }
 
 #[cfg(test)]
@@ -68,7 +74,7 @@ mod tests {
         for number in 0..count {
             log.push(format!("line {number:05}"));
         }
-        log.into_lines()
+        log.into_lines(&mut Warnings::default())
     }
 
     #[test]

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::LogSink;
-use super::bounded_log::left_out_notice;
+use super::bounded_log::{left_out, left_out_notice};
 use super::line_formatter::notice;
 use super::ring::{LineRing, cost};
+use super::{LogSink, Warnings};
 
 /// The most bytes of log lines that may wait for the reader.
 const MAX_WAITING: usize = 256 << 10;
@@ -33,6 +33,10 @@ struct State {
     /// The last log lines of those that came after `live_room` was used up.
     tail: LineRing,
     limit: usize,
+    /// Lines that the reader did not read in time.
+    unread: usize,
+    /// Lines above the limit that are not in the kept end.
+    left_out: usize,
 }
 
 impl LogFeed {
@@ -45,6 +49,8 @@ impl LogFeed {
                 is_live_full: false,
                 tail: LineRing::new(limit / 4),
                 limit,
+                unread: 0,
+                left_out: 0,
             })),
             pushed: Arc::default(),
         }
@@ -74,6 +80,7 @@ impl LogFeed {
         match state.waiting.take_evicted() {
             0 => {}
             dropped => {
+                state.unread += dropped;
                 let line = notice(&format!(
                     "… {dropped} lines dropped: they were not read in time …"
                 ));
@@ -100,12 +107,26 @@ impl LogFeed {
         state.waiting = LineRing::new(usize::MAX);
         match tail.take_evicted() {
             0 => {}
-            dropped => state.waiting.push(left_out_notice(dropped, limit)),
+            dropped => {
+                state.left_out += dropped;
+                state.waiting.push(left_out_notice(dropped, limit));
+            }
         }
         while let Some(line) = tail.pop() {
             state.waiting.push(line);
         }
         true
+    }
+
+    /// Adds a warning for lines that the reader did not get, once all others are taken.
+    pub(super) fn warn_of_losses(&self, warnings: &mut Warnings) {
+        let state = self.lock();
+        if state.unread > 0 {
+            warnings.push_incomplete_log(&format!("{} lines were not read in time", state.unread));
+        }
+        if state.left_out > 0 {
+            warnings.push_incomplete_log(&left_out(state.left_out, state.limit));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

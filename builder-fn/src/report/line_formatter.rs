@@ -10,6 +10,7 @@ mod text;
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use super::Warnings;
 use crate::buildkit::Event;
 use crate::redact::Mask;
 use text::{floor_char_boundary, one_line, output_lines, time};
@@ -18,12 +19,13 @@ use text::{floor_char_boundary, one_line, output_lines, time};
 /// and JSON may need six bytes for one.
 pub(crate) const MAX_LINE: usize = 8 << 10;
 
-/// Formats the events of a build as log lines, in order.
+/// Formats the events of a build as log lines, in order, and collects the warnings that are not BuildKit's.
 #[derive(Debug, Default)]
 pub(crate) struct LineFormatter {
     mask: Mask,
     /// The output of steps that has no line end yet, by step and stream.
     unfinished: HashMap<(String, i64), Unfinished>,
+    warnings: Warnings,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,8 @@ impl LineFormatter {
                 at,
                 text,
             } => self.output(step, stream, at, &text),
-            Event::Warning { text } => vec![self.warning(&text)],
+            Event::Warning { text } => vec![self.remark(&text)],
+            Event::Unsure { text } => vec![self.warning(&text)],
         }
     }
 
@@ -86,9 +89,21 @@ impl LineFormatter {
             .collect()
     }
 
-    /// Returns the log line of a warning.
-    pub(crate) fn warning(&self, text: &str) -> String {
+    /// Records a warning, and returns its log line.
+    pub(crate) fn warning(&mut self, text: &str) -> String {
+        let masked = one_line(&self.mask.mask_text(text)).to_string();
+        self.warnings.push(masked);
+        self.remark(text)
+    }
+
+    /// Returns the log line of a warning without recording it, because nothing was lost or left unchecked.
+    pub(crate) fn remark(&self, text: &str) -> String {
         notice(&format!("warning: {}", self.mask.mask_text(text)))
+    }
+
+    /// Returns the recorded warnings.
+    pub(crate) fn into_warnings(self) -> Warnings {
+        self.warnings
     }
 
     /// Returns the log line for the start of a step of Slipway's own.

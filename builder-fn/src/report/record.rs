@@ -61,7 +61,7 @@ impl StreamFormat {
     pub(crate) fn terminal(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {
-            shorten(error);
+            shorten(error, MAX_TEXT);
         }
         if let Some(deployment) = &mut report.deployment
             && to_json(deployment).len() > MAX_TEXT
@@ -100,15 +100,15 @@ impl RecordSpace {
     }
 }
 
-/// Cuts `text` to [`MAX_TEXT`] bytes of JSON, and appends the number of bytes that were cut off.
-fn shorten(text: &mut String) {
-    if escaped_len(text) <= MAX_TEXT {
+/// Cuts `text` to `limit` bytes of JSON, and appends the number of bytes that were cut off.
+pub(super) fn shorten(text: &mut String, limit: usize) {
+    if escaped_len(text) <= limit {
         return;
     }
     let mut length = 0;
     let end = text.char_indices().find(|(at, character)| {
         length += escaped_len(&text[*at..*at + character.len_utf8()]);
-        length > MAX_TEXT
+        length > limit
     });
     if let Some((end, _)) = end {
         let more = text.len() - end;
@@ -123,7 +123,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::report::BuildStatus;
+    use crate::report::{BuildStatus, Warnings};
 
     fn failed(error: &str) -> Report {
         Report {
@@ -134,6 +134,7 @@ mod tests {
             error: Some(error.into()),
             superseded_by: None,
             deployment: None,
+            warnings: Warnings::default(),
             duration: 1.5,
         }
     }
@@ -161,11 +162,19 @@ mod tests {
         for filling in ["x", "ü", "\u{1}", "\"", "\n", "\u{2028}"] {
             let mut report = failed(&filling.repeat(100_000));
             report.deployment = Some(json!({"status": "failed", "reasons": [filling.repeat(100_000)]}));
+            for _ in 0..100 {
+                report.warnings.push(filling.repeat(100_000));
+            }
             let record = StreamFormat::EventStream.terminal(report);
 
             assert!(record.len() <= MAX_RECORD, "{filling:?}: {}", record.len());
             let json: Value = serde_json::from_slice(&record["data: ".len()..]).expect("JSON");
             assert_eq!(json["deployment"]["status"], "failed");
+            let last = json["warnings"].as_array().and_then(|warnings| warnings.last());
+            assert!(
+                last.is_some_and(|last| last.to_string().contains("more warnings")),
+                "{last:?}"
+            );
             let error = json["error"].as_str().expect("text");
             assert!(
                 error.starts_with(filling) && error.ends_with("bytes more"),

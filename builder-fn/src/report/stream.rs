@@ -102,7 +102,7 @@ impl RecordStream {
                         self.phase = Phase::Flushing(report);
                         return Some(self.progress());
                     }
-                    return Some(self.format.terminal(report));
+                    return Some(self.terminal(report));
                 }
                 Phase::Ended => return None,
             }
@@ -115,6 +115,11 @@ impl RecordStream {
         if tokio::time::timeout(KEEP_ALIVE, waiting).await.is_ok() && self.feed.held() < ENOUGH {
             tokio::time::sleep(GATHER).await;
         }
+    }
+
+    fn terminal(&self, mut report: Report) -> Bytes {
+        self.feed.warn_of_losses(&mut report.warnings);
+        self.format.terminal(report)
     }
 
     fn progress(&self) -> Bytes {
@@ -132,7 +137,7 @@ mod tests {
 
     use super::*;
     use crate::report::record::MAX_RECORD;
-    use crate::report::{BuildStatus, LogSink};
+    use crate::report::{BuildStatus, LogSink, Warnings};
 
     fn report(status: BuildStatus) -> Report {
         Report {
@@ -143,6 +148,7 @@ mod tests {
             error: (status == BuildStatus::Failed).then(|| "internal error".into()),
             superseded_by: None,
             deployment: None,
+            warnings: Warnings::default(),
             duration: 0.0,
         }
     }
@@ -274,5 +280,7 @@ mod tests {
             lines[0]
         );
         assert_eq!(lines.last(), Some(&"l: 99999"));
+        let warning = format!("the log is incomplete: {dropped} lines were not read in time");
+        assert_eq!(last["warnings"], json!([warning]));
     }
 }

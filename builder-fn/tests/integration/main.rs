@@ -18,6 +18,7 @@ mod stalls;
 mod streams;
 mod supersession;
 mod traces;
+mod warnings;
 
 use std::time::Duration;
 

@@ -155,7 +155,7 @@ async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
     drop(calls.statuses.recv().await.expect("a status"));
 
     match second.events.recv().await.expect("an event") {
-        Event::Warning { text } => assert!(
+        Event::Unsure { text } => assert!(
             text.contains("registry:5000/a:1") && text.ends_with("the registry answered 503"),
             "{text}"
         ),

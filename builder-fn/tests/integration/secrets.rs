@@ -97,7 +97,7 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
     let recorded = recorded_secrets();
     let secret = "s3cr3t";
     let deploy = json!({"service": secret, "envVars": {"TOKEN": secret}, "labels": {secret: secret}});
-    let config = json!({"image": "registry:5000/s3cr3t:1", "deploy": deploy, "probe": {"path": "/s3cr3t"}})
+    let config = json!({"image": "registry:5000/s3cr3t:1", "deploy": deploy, "probe": {"path": "/s3cr3t"}, "s3cr3t": 1})
         .to_string();
     let body = tar_of(&[
         ("context/Dockerfile", b"FROM scratch\n"),
@@ -126,6 +126,11 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
     assert_eq!(deployment["handOver"]["probe"], json!({"path": "/s3cr3t"}));
     let log = body["log"].to_string();
     assert!(log.contains("[deploy] ***") && !log.contains(secret), "{log}");
+    let warnings = body["warnings"].to_string();
+    assert!(
+        warnings.contains("***") && !warnings.contains(secret),
+        "{warnings}"
+    );
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ use crate::shared_keys;
 
 pub(crate) const CALL_ID: &str = "call-1";
 
-const PAYLOAD_KEY: &str = "payload key";
+pub(crate) const PAYLOAD_KEY: &str = "payload key";
 
 /// The limit on request bodies in tests, in bytes.
 const MAX_BODY: u64 = 1 << 20;
@@ -133,6 +133,18 @@ impl Setting {
             max_age,
             is_required: false,
         };
+        self
+    }
+
+    /// Limits the log to `max_log` bytes.
+    pub(crate) fn with_max_log(mut self, max_log: usize) -> Self {
+        self.api.max_log = max_log;
+        self
+    }
+
+    /// Replaces the registries.
+    pub(crate) fn with_manifests(mut self, manifests: Manifests) -> Self {
+        self.api.builder.manifests = Arc::new(manifests);
         self
     }
 

@@ -51,9 +51,15 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
     let (lines, mut last) = records.rest().await;
     assert_eq!(lines, ["l: 1970-01-01T00:00:00Z done"]);
     assert!(last["duration"].take().is_f64());
+    assert!(
+        last["warnings"][0]
+            .as_str()
+            .is_some_and(|warning| warning.contains("surprise"))
+    );
+    last["warnings"].take();
     assert_eq!(
         last,
-        json!({"image": "registry:5000/hello:1", "digest": "sha256:12", "status": "success", "duration": null})
+        json!({"image": "registry:5000/hello:1", "digest": "sha256:12", "status": "success", "warnings": null, "duration": null})
     );
 }
 

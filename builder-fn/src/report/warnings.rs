@@ -1,0 +1,107 @@
+//! The warnings of a build as data: what a client may want to fail on, besides the lines in the log.
+
+use serde::{Serialize, Serializer};
+
+use super::json::escaped_len;
+use super::record::shorten;
+
+/// Bytes of all warnings, in JSON. A terminal record has room for them.
+const MAX_WARNINGS: usize = 12 << 10;
+
+/// Bytes of the longest warning, in JSON.
+const MAX_WARNING: usize = 4 << 10;
+
+/// A list of warnings with a limit on its size. Serialized, its last entry says how many more there were.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Warnings {
+    texts: Vec<String>,
+    /// Bytes of the texts, in JSON.
+    held: usize,
+    /// The number of warnings that had no room.
+    more: usize,
+}
+
+impl Warnings {
+    /// Returns whether there was no warning.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.texts.is_empty() && self.more == 0
+    }
+
+    /// Appends a warning, or counts it if there is no room for it or for an earlier one.
+    pub(crate) fn push(&mut self, mut text: String) {
+        shorten(&mut text, MAX_WARNING);
+        let held = self.held + escaped_len(&text);
+        if self.more > 0 || held > MAX_WARNINGS {
+            self.more += 1;
+        } else {
+            self.held = held;
+            self.texts.push(text);
+        }
+    }
+
+    /// Appends a short warning that says that part of the answer is missing, whatever the room.
+    pub(crate) fn push_incomplete_log(&mut self, reason: &str) {
+        self.texts.push(format!("the log is incomplete: {reason}"));
+    }
+}
+
+impl Serialize for Warnings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let more =
+            (self.more > 0).then(|| format!("… and {} more warnings, which are in the log", self.more));
+        serializer.collect_seq(self.texts.iter().chain(&more))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::report::to_json;
+
+    #[test]
+    fn a_long_list_is_shortened_and_says_how_many_more_there_were() {
+        for filling in ["x", "ü", "\u{1}", "\u{2028}"] {
+            let mut warnings = Warnings::default();
+            for _ in 0..1000 {
+                warnings.push(filling.repeat(100));
+            }
+            warnings.push_incomplete_log("7 lines were left out");
+
+            let list = serde_json::to_value(&warnings).expect("JSON");
+            let list = list.as_array().expect("a list");
+            let kept = list.len() - 2;
+            assert_eq!(
+                list[list.len() - 2],
+                "the log is incomplete: 7 lines were left out"
+            );
+            assert_eq!(
+                list[list.len() - 1],
+                format!("… and {} more warnings, which are in the log", 1000 - kept)
+            );
+            assert!(to_json(&warnings).len() < MAX_WARNINGS + 4096, "{filling:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_warning_is_cut_and_the_next_one_is_kept() {
+        let mut warnings = Warnings::default();
+        warnings.push("\u{1}".repeat(100_000));
+        warnings.push("b".into());
+
+        let list = serde_json::to_value(&warnings).expect("JSON");
+        assert!(list[0].as_str().is_some_and(|text| text.ends_with("bytes more")));
+        assert_eq!(list[1], "b");
+        assert_eq!(list[2], Value::Null);
+    }
+
+    #[test]
+    fn no_warning_is_an_empty_list() {
+        assert!(Warnings::default().is_empty());
+        assert_eq!(
+            serde_json::to_value(Warnings::default()).expect("JSON"),
+            json!([])
+        );
+    }
+}

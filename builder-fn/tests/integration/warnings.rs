@@ -1,0 +1,195 @@
+//! Warnings as data: what a client may want to fail on though the build did not.
+
+use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, VertexWarning};
+use builder_fn::buildkit::Reference;
+use function_host::signature::sign;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tonic::Status;
+
+use crate::daemon::{self, Behaviour, Calls};
+use crate::gateway::{self, ACCEPTED};
+use crate::job::{Manifests, output_response};
+use crate::setting::{CALL_ID, PAYLOAD_KEY, Setting, key, tar, tar_of};
+use crate::soon;
+
+/// What a build is warned of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Source {
+    Nothing,
+    /// A warning of BuildKit's own is in the log only.
+    Lint,
+    Key,
+    KeyOfFailedBuild,
+    Entry,
+    EndOfTar,
+    Log,
+    History,
+    Registry,
+    NoDryRun,
+    DryRun,
+}
+
+impl Source {
+    const ALL: [Self; 11] = [
+        Self::Nothing,
+        Self::Lint,
+        Self::Key,
+        Self::KeyOfFailedBuild,
+        Self::Entry,
+        Self::EndOfTar,
+        Self::Log,
+        Self::History,
+        Self::Registry,
+        Self::NoDryRun,
+        Self::DryRun,
+    ];
+
+    fn deploys(self) -> bool {
+        matches!(self, Self::History | Self::NoDryRun | Self::DryRun)
+    }
+
+    fn tar(self) -> Vec<u8> {
+        let config = br#"{"image": "registry:5000/hello:1"}"#;
+        match self {
+            Self::Key | Self::KeyOfFailedBuild => tar(json!({"surprise": 1})),
+            Self::Entry => tar_of(&[
+                ("com.openfaas.docker.config", config),
+                ("context/Dockerfile", b"FROM scratch\n"),
+                ("elsewhere", b""),
+            ]),
+            Self::EndOfTar => {
+                let mut tar = tar(json!({}));
+                tar.truncate(tar.len() - 1024);
+                tar
+            }
+            _ if self.deploys() => tar(json!({"deploy": {"service": "hello"}})),
+            _ => tar(json!({})),
+        }
+    }
+
+    /// Returns the answer to a dry run.
+    fn dry_run(self) -> (u16, &'static str) {
+        match self {
+            Self::NoDryRun => (502, ""),
+            Self::DryRun => (
+                200,
+                r#"{"dryRun":true,"status":"accepted","reasons":[],"warnings":["deploy.network is ignored"]}"#,
+            ),
+            _ => (200, ACCEPTED),
+        }
+    }
+
+    /// Returns a part of the only warning.
+    fn expected(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing | Self::Lint => None,
+            Self::Key | Self::KeyOfFailedBuild => Some("surprise"),
+            Self::Entry => Some("elsewhere"),
+            Self::EndOfTar => Some("end"),
+            Self::Log => Some("lines left out: a log may have 2000 bytes"),
+            Self::History => Some("BuildKit's history could not be read"),
+            Self::Registry => Some("the registry answered 503"),
+            Self::NoDryRun => Some("could not be checked before the build"),
+            Self::DryRun => Some("deploy.network is ignored"),
+        }
+    }
+
+    /// Plays BuildKit's part.
+    async fn build(self, calls: &mut Calls) {
+        if self == Self::Registry {
+            drop(calls.statuses.recv().await.expect("a status"));
+            return;
+        }
+        let (solve, status, _session) = calls.build().await;
+        let lint = VertexWarning {
+            short: b"FromAsCasing".to_vec(),
+            ..VertexWarning::default()
+        };
+        let response = match self {
+            Self::Lint => StatusResponse {
+                warnings: vec![lint],
+                ..StatusResponse::default()
+            },
+            Self::Log => output_response(&"a line\n".repeat(1000)),
+            _ => StatusResponse::default(),
+        };
+        status.events.send(Ok(response)).await.expect("listening");
+        drop(status);
+        match self {
+            Self::KeyOfFailedBuild => solve.fail(Status::unknown("exit code: 1")),
+            _ => solve.succeed("sha256:12"),
+        }
+    }
+}
+
+/// Starts a build. It returns its log and its result, which of a streamed answer is the terminal record.
+fn start(setting: Setting, tar: Vec<u8>, is_streamed: bool) -> JoinHandle<(String, Value)> {
+    tokio::spawn(async move {
+        match is_streamed {
+            true => {
+                let records = setting.stream(tar, "application/x-ndjson").await;
+                let (lines, last) = records.rest().await;
+                (lines.join("\n"), last)
+            }
+            false => {
+                let mut body = setting.build(tar).await.body;
+                (body["log"].take().to_string().replace("\\\"", "\""), body)
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
+    for source in Source::ALL {
+        for is_streamed in [false, true] {
+            let (address, mut received) = gateway::manual().await;
+            tokio::spawn(async move {
+                while let Some(call) = received.recv().await {
+                    let (status, answer) = match call.is_dry_run() {
+                        true => source.dry_run(),
+                        false => (200, r#"{"status":"ready"}"#),
+                    };
+                    call.answer(status, answer);
+                }
+            });
+            let (daemon, mut calls) = daemon::start();
+            let mut setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+            setting.secret("deploy-secret", "deploy key");
+            let tar = source.tar();
+            match source {
+                Source::Log => setting = setting.with_max_log(2000),
+                Source::History => calls.history.behave(Behaviour::Unimplemented),
+                Source::Registry => {
+                    setting = setting.with_manifests(Manifests::Unknown);
+                    let signature = sign(&key(PAYLOAD_KEY), &tar);
+                    let reference = Reference::of_call(CALL_ID, &signature);
+                    calls.record(&reference.to_string(), Ok("sha256:12"));
+                }
+                _ => {}
+            }
+
+            let answering = start(setting, tar, is_streamed);
+            soon(source.build(&mut calls)).await;
+            let (log, result) = soon(answering).await.expect("no panic");
+
+            let case = format!("{source:?}, streamed: {is_streamed}: {result}\n{log}");
+            let is_failed = source == Source::KeyOfFailedBuild;
+            assert_eq!(result["status"] == "failed", is_failed, "{case}");
+            match source.expected() {
+                None => assert_eq!(result.get("warnings"), None, "{case}"),
+                Some(expected) => {
+                    let warnings = result["warnings"].as_array().expect(&case);
+                    assert_eq!(warnings.len(), 1, "{case}");
+                    let warning = warnings[0].as_str().expect("text");
+                    assert!(warning.contains(expected), "{case}");
+                    assert!(
+                        log.contains(warning.trim_start_matches("the log is incomplete: ")),
+                        "{case}"
+                    );
+                }
+            }
+        }
+    }
+}
