@@ -54,7 +54,7 @@ impl Compression {
     /// Returns the compression in `format` at `level`; fails if the format does not have the level.
     ///
     /// # Errors
-    /// When the format does not have that level.
+    /// Fails if the format does not have that level.
     pub fn new(format: Format, level: Option<u64>) -> Result<Self, CompressionError> {
         let most = match format {
             Format::Zstd => 22,

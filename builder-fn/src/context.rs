@@ -45,7 +45,7 @@ impl SourceContext {
     /// Parses a tar in memory, without checking a signature; for tests.
     ///
     /// # Errors
-    /// When the tar has no usable context.
+    /// Fails if the tar has no usable context.
     pub fn from_tar(tar: &[u8]) -> Result<Self, ArchiveError> {
         let mut reader = ArchiveReader::new(ArchiveLimits::default());
         reader.feed(tar)?;
@@ -95,7 +95,7 @@ impl SourceContext {
     /// Blocks as long as a `pread` (mostly from the page cache) or a copy does.
     ///
     /// # Errors
-    /// When the spool file cannot be read; [`io::ErrorKind::InvalidInput`] for an entry that is not a file.
+    /// Fails if the spool file cannot be read; [`io::ErrorKind::InvalidInput`] for an entry that is not a file.
     pub fn read(&self, entry: Entry<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let Kind::File { offset: start, size } = entry.kind else {
             return Err(io::Error::new(

@@ -57,7 +57,7 @@ pub struct BuildRequest {
     pub body_bytes: u64,
     /// The signature that was verified; `None` if signatures are disabled.
     pub signature: Option<VerifiedSignature>,
-    /// When the source of the build was submitted.
+    /// The time at which the source of the build was submitted.
     pub submitted_at: SubmittedAt,
     /// Whether the signature may be used for only one build: the age of requests is limited, and the config
     /// says how old this one is.

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::time;
 
-/// How far a build's time may be ahead of the deployer's clock. Clocks differ by less; a time further ahead
+/// The time by which a build's time may be ahead of the deployer's clock. Clocks differ by less; a time further ahead
 /// would keep a function from being updated until it has passed.
 const AHEAD_MAX: SignedDuration = SignedDuration::from_mins(5);
 

@@ -20,7 +20,7 @@ pub struct Outcome {
     /// The image that the function had before the deployment; `None` if there was no function, or it is not
     /// known.
     pub previous_image: Option<String>,
-    /// How the deployment ended.
+    /// The status with which the deployment ended.
     pub status: DeploymentStatus,
     /// Whether the deployment sent a change to the provider.
     pub changed: bool,
@@ -36,7 +36,7 @@ pub struct Outcome {
     /// The newer build for which this deployment was rejected; `None` if there is none.
     #[serde(flatten)]
     pub superseded_by: Option<Successor>,
-    /// Who has to act on the failed deployment; `None` if it did not fail.
+    /// The party that has to act on the failed deployment; `None` if it did not fail.
     #[serde(skip)]
     pub fault: Option<Fault>,
 }
@@ -49,7 +49,7 @@ pub struct Successor {
     pub call_id: Option<String>,
 }
 
-/// How a deployment ended, as it is reported to the caller.
+/// The status with which a deployment ended, as it is reported to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeploymentStatus {
@@ -107,7 +107,7 @@ pub(crate) enum DryRunStatus {
     Failed,
 }
 
-/// Who is to blame for a failed deployment.
+/// The party to blame for a failed deployment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The caller is to blame: the same hand-over would fail again.

@@ -43,9 +43,9 @@ pub struct HandOver {
     pub tag: Option<String>,
     /// The ID of the call that built the image.
     pub call_id: Option<String>,
-    /// When the build's source was submitted. This time orders the builds of one function.
+    /// The time at which the build's source was submitted. This time orders the builds of one function.
     pub submitted_at: Option<Timestamp>,
-    /// When the build ended. This time orders builds if one of them has no time of submission.
+    /// The time at which the build ended. This time orders builds if one of them has no time of submission.
     pub built_at: Option<Timestamp>,
     /// The time from which the hand-over is rejected, so that a recorded one cannot be replayed later.
     pub expires_at: Option<Timestamp>,

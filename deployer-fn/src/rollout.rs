@@ -88,7 +88,7 @@ impl Default for Timeouts {
 
 /// The timeout of a read at the end of a rollout, for which little time is left.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a rollout sends a specification that the provider does not take.
+/// The number of times that a rollout sends a specification that the provider does not take.
 const ATTEMPTS: usize = 3;
 
 /// The context of a rollout: the gateway, the timeouts, and the knowledge about other rollouts.

@@ -9,7 +9,7 @@ use crate::buildkit::Reference;
 use crate::redact::TraceMask;
 use crate::sealed::BuildSecrets;
 
-/// How long before the deadline of a call, or the end of the process, a build is cancelled, to leave time for
+/// The time before the deadline of a call, or the end of the process, at which a build is cancelled, to leave time for
 /// the answer.
 const TIME_TO_ANSWER: Duration = Duration::from_secs(2);
 

@@ -169,7 +169,7 @@ impl ArchiveReader {
     /// Checks that the tar is complete, and returns its content.
     ///
     /// # Errors
-    /// When the tar ends within an entry, or has no context. A missing end-of-archive block is only a warning, as for other
+    /// Fails if the tar ends within an entry, or has no context. A missing end-of-archive block is only a warning, as for other
     /// tar readers.
     pub fn finish(self) -> Result<ArchiveContents, ArchiveError> {
         let within_header = matches!(self.state, State::Header(filled) if filled > 0);
@@ -386,7 +386,7 @@ impl ArchiveReader {
                 .insert(path, &entry(Kind::File { offset, size }, mode))
                 .map(Some),
             EntryType::Symlink => {
-                let target = name::validate_symlink_target(&link)?;
+                let target = name::parse_symlink_target(&link)?;
                 self.tree
                     .insert(path, &entry(Kind::Symlink { target: &target }, 0o777))
                     .map(|_| None)

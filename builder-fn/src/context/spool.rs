@@ -23,7 +23,7 @@ pub struct SpoolSettings {
 /// Checks that a spool file can be created in `folder`, so that a failure shows before a body arrives.
 ///
 /// # Errors
-/// When it cannot be created.
+/// Fails if it cannot be created.
 pub(crate) fn check_spool(folder: &Path) -> Result<(), SpoolError> {
     tempfile::tempfile_in(folder).map_err(|source| error(folder, source))?;
     Ok(())
@@ -155,7 +155,7 @@ impl Spool {
     /// Appends bytes to the spool, and counts them against the quota. Blocks while the file is written.
     ///
     /// # Errors
-    /// When the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay readable.
+    /// Fails if the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         if let Some(settings) = &self.settings {
             if !settings.quota.admit(bytes.len()) {
@@ -176,7 +176,7 @@ impl Spool {
     /// Reads bytes of the spool from `offset` on into `buffer`, and returns the number of bytes read.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// Fails if the file cannot be read.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match &self.store {
             Store::Memory(held) => {

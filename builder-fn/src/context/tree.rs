@@ -68,7 +68,7 @@ impl Tree {
     /// Adds `entry` at `path` with missing folders, or replaces the entry there, and returns its number.
     ///
     /// # Errors
-    /// When the path leads through something else than folders, or the entry would replace a folder that is not empty.
+    /// Fails if the path leads through something else than folders, or the entry would replace a folder that is not empty.
     pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<u32, Conflict> {
         let (folder, name) = match path.rsplit_once('/') {
             Some((folder, name)) => (self.make_folder(folder)?, name),
@@ -88,7 +88,7 @@ impl Tree {
     /// Adds `path` as a hard link of the entry at `target`.
     ///
     /// # Errors
-    /// When the target does not exist or is a folder, and as [`insert`](Self::insert).
+    /// Fails if the target does not exist or is a folder, and as [`insert`](Self::insert).
     pub(super) fn link(&mut self, path: &str, target: &str) -> Result<(), Conflict> {
         let target = self.find(target).ok_or(Conflict::NoTarget)?;
         let Entry {

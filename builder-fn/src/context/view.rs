@@ -64,7 +64,7 @@ pub(crate) struct PatternError {
 /// Selects the entries of a context that match `filter`; fails once `is_wanted` returns `false`.
 ///
 /// # Errors
-/// When a pattern is malformed, when there are too many or too long patterns or matching them takes too much effort, and when
+/// Fails if a pattern is malformed, when there are too many or too long patterns or matching them takes too much effort, and when
 /// the result is no longer wanted.
 pub(crate) fn view_while(
     is_wanted: &dyn Fn() -> bool,
@@ -196,7 +196,7 @@ impl Selection {
 /// Returns the numbers of the entries that the patterns select, and of the folders above them.
 ///
 /// # Errors
-/// When a malformed pattern is tried, and as [`Effort`].
+/// Fails if a malformed pattern is tried, and as [`Effort`].
 fn select(
     context: &SourceContext,
     include: Option<&Selection>,

@@ -16,13 +16,13 @@ pub(crate) struct HandOver<'a> {
     pub(crate) tag: &'a str,
     /// The ID of the call that built the image.
     pub(crate) call_id: &'a str,
-    /// When the source of the image was submitted. This time orders the versions of a function.
+    /// The time at which the source of the image was submitted. This time orders the versions of a function.
     #[serde(serialize_with = "in_nanoseconds")]
     pub(crate) submitted_at: SystemTime,
-    /// When the build of the image ended. Deployers from before `submitted_at` order by it.
+    /// The time at which the build of the image ended. Deployers from before `submitted_at` order by it.
     #[serde(serialize_with = "in_milliseconds")]
     pub(crate) built_at: SystemTime,
-    /// When the deployer stops accepting the hand-over.
+    /// The time at which the deployer stops accepting the hand-over.
     #[serde(serialize_with = "in_milliseconds")]
     pub(crate) expires_at: SystemTime,
     /// The config's `deploy`: the function's specification.
@@ -44,7 +44,7 @@ pub(crate) struct DryRun<'a> {
     pub(super) tag: &'a str,
     /// The ID of the call that will build the image.
     pub(super) call_id: &'a str,
-    /// When the source of the image was submitted.
+    /// The time at which the source of the image was submitted.
     #[serde(serialize_with = "in_nanoseconds")]
     pub(super) submitted_at: SystemTime,
     /// The config's `deploy`: the function's specification.

@@ -72,7 +72,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_text_and_its_length_are_kept(text in "(.|[\u{85}\u{2028}\u{2029}\u{0}-\u{20}\"\\\\])*") {
+        fn a_text_survives_json_and_its_escaped_length_is_right(text in "(.|[\u{85}\u{2028}\u{2029}\u{0}-\u{20}\"\\\\])*") {
             let json = to_json(&text);
 
             prop_assert_eq!(json.len(), escaped_len(&text) + 2);

@@ -87,7 +87,7 @@ impl BuildConfig {
     /// write them for what they leave out.
     ///
     /// # Errors
-    /// When the content is not a JSON object, or with every key that is missing or wrong.
+    /// Fails if the content is not a JSON object, or with every key that is missing or wrong.
     pub fn parse(content: &[u8]) -> Result<Self, ConfigError> {
         if let Some(encoding) = error::byte_order_mark(content) {
             return Err(ConfigError::ByteOrderMark { encoding });

@@ -52,7 +52,7 @@ pub(super) fn check_present(context: &SourceContext, given: Option<&str>) -> Res
 /// A Dockerfile that can be reached only through a symbolic link is not looked at; the built-in frontend reads it.
 ///
 /// # Errors
-/// When the Dockerfile names a frontend that is not allowed, or cannot be read back from the spool.
+/// Fails if the Dockerfile names a frontend that is not allowed, or cannot be read back from the spool.
 pub(super) fn choose_frontend(
     context: &SourceContext,
     given: Option<&str>,
@@ -72,7 +72,7 @@ pub(super) fn choose_frontend(
 /// (`Dockerfile.dockerignore`), or else `.dockerignore`.
 ///
 /// # Errors
-/// When the file cannot be read back from the spool.
+/// Fails if the file cannot be read back from the spool.
 pub(super) fn ignore_file_warnings(
     context: &SourceContext,
     given: Option<&str>,

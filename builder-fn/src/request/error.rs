@@ -41,7 +41,7 @@ pub enum RequestError {
         submitted_at: String,
         /// The time of the builder's clock, as RFC 3339.
         now: String,
-        /// How far ahead of the builder's clock `submittedAt` may be.
+        /// The time by which `submittedAt` may be ahead of the builder's clock.
         bound: Duration,
     },
     /// The configuration's `submittedAt` is too long ago.

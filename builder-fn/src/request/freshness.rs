@@ -25,7 +25,7 @@ impl Freshness {
     /// valid.
     ///
     /// # Errors
-    /// When the request is too old, or does not say how old it is although it has to.
+    /// Fails if the request is too old, or does not say how old it is although it has to.
     pub(super) fn check(
         self,
         submitted_at: Option<SystemTime>,

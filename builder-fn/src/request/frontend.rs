@@ -58,7 +58,7 @@ impl AllowedFrontends {
     /// Returns the frontend for a Dockerfile that begins with `start`.
     ///
     /// # Errors
-    /// When the Dockerfile names a frontend that is not allowed.
+    /// Fails if the Dockerfile names a frontend that is not allowed.
     pub(super) fn choose(&self, start: &[u8]) -> Result<Frontend, FrontendError> {
         let Some(name) = syntax(start) else {
             return Ok(Frontend::BuiltIn);

@@ -46,7 +46,7 @@ impl BodyIndexer {
     /// Decompresses, spools and indexes the next piece of the body.
     ///
     /// # Errors
-    /// When the piece cannot be spooled. An error in the tar is only remembered, because the caller is not authenticated
+    /// Fails if the piece cannot be spooled. An error in the tar is only remembered, because the caller is not authenticated
     /// yet; the rest of such a body is discarded.
     pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), RequestError> {
         self.received += piece.len() as u64;
@@ -65,7 +65,7 @@ impl BodyIndexer {
     /// none is required.
     ///
     /// # Errors
-    /// When the tar, its configuration or its Dockerfile is unusable, or the request has expired or is too old.
+    /// Fails if the tar, its configuration or its Dockerfile is unusable, or the request has expired or is too old.
     pub(super) fn finish(
         self,
         head: &RequestHead,

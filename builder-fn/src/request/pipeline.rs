@@ -73,7 +73,7 @@ impl BodyPipeline {
     /// Queues the next piece of the body; waits while the queues are full.
     ///
     /// # Errors
-    /// When an earlier piece could not be spooled.
+    /// Fails if an earlier piece could not be spooled.
     pub(super) async fn push(&mut self, piece: Bytes) -> Result<(), RequestError> {
         self.pending_bytes += piece.len();
         self.pending.push(piece);
@@ -101,7 +101,7 @@ impl BodyPipeline {
     /// Waits until every piece of the body has been processed, and verifies the signature.
     ///
     /// # Errors
-    /// When a piece could not be spooled, or the signature does not match the body.
+    /// Fails if a piece could not be spooled, or the signature does not match the body.
     pub(super) async fn finish(mut self) -> Result<(BodyIndexer, Option<VerifiedSignature>), RequestError> {
         if !self.pending.is_empty() {
             self.flush().await?;
@@ -219,7 +219,7 @@ fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
 /// Runs `work` on a thread that may block.
 ///
 /// # Errors
-/// When the runtime is shutting down.
+/// Fails if the runtime is shutting down.
 pub(super) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RequestError> {

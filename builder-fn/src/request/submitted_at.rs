@@ -52,7 +52,7 @@ impl SubmittedAt {
     /// unusable time of the gateway is ignored, with a warning.
     ///
     /// # Errors
-    /// When the time in the config is more than [`AHEAD_MAX`] ahead of `now`.
+    /// Fails if the time in the config is more than [`AHEAD_MAX`] ahead of `now`.
     pub(super) fn of(
         in_config: Option<SystemTime>,
         head: &RequestHead,

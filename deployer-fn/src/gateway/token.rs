@@ -23,7 +23,7 @@ const TOKEN_FILE: &str = "openfaas-token";
 const TOKEN_PATH: &str = "/oauth/token";
 const GRANT_TYPE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const SUBJECT_TOKEN_TYPE: &str = "urn:ietf:params:oauth:token-type:id_token";
-/// How long before its expiry a token of the gateway is no longer used: clocks differ.
+/// The time before its expiry from which a token of the gateway is no longer used, because clocks differ.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(10);
 
 /// Exchanges service account tokens for gateway tokens, and caches the gateway's token until shortly before it
@@ -38,7 +38,7 @@ pub(crate) struct TokenExchange {
 #[derive(Clone, Debug)]
 struct CachedToken {
     token: Secret,
-    /// When the cached token expires; `None` if it does not.
+    /// The time at which the cached token expires; `None` if it does not.
     expires: Option<Instant>,
 }
 

@@ -24,7 +24,7 @@ use crate::version::Version;
 /// (docs/pitfalls.md#old-replicas-count-as-available).
 const VERSION_HEADER: &str = "x-slipway-version";
 
-/// How watching a version ended before its timeout.
+/// The result of watching a version, if watching ended before its timeout.
 pub(super) enum Watched {
     /// The watched version is ready.
     Ready(Ready),

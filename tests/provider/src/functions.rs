@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::restore::cleanup;
+pub(crate) use self::restore::remove_everything;
 use self::{
     deferred::Rollout,
     deploy::{ContainerStage, LABEL_REPLICAS, LABEL_STAGE},
@@ -69,7 +69,7 @@ struct Inner {
     retiring: TaskTracker,
 }
 
-/// How far a successful update is when it is answered.
+/// The progress of a successful update at the time of its answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Update {
     /// The new version has replaced the old one.

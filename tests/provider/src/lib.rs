@@ -34,6 +34,6 @@ mod unique;
 pub use self::{
     error::Error,
     logs::collect,
-    server::{cleanup, serve},
+    server::{remove_everything, serve},
     settings::Settings,
 };

@@ -91,11 +91,11 @@ impl Logs {
 
     /// Removes the oldest logs of a function, so that one more instance's log fits the limit.
     pub(crate) fn prune(&self, function: &FunctionKey) {
-        let mut instances = read::instances(&self.directory(function));
+        let mut files = read::log_files(&self.directory(function));
         // The names of later instances sort after those of earlier ones.
-        instances.sort_unstable();
-        let too_many = (instances.len() + 1).saturating_sub(INSTANCES);
-        for path in &instances[..too_many] {
+        files.sort_unstable();
+        let too_many = (files.len() + 1).saturating_sub(INSTANCES);
+        for path in &files[..too_many] {
             let _ = fs::remove_file(path);
             let _ = fs::remove_file(read::rotated(path));
         }
@@ -193,7 +193,7 @@ mod tests {
             fs::write(logs.directory(&key).join(format!("hello.{generation}.log")), "").unwrap();
         }
         logs.prune(&key);
-        let mut left: Vec<_> = read::instances(&logs.directory(&key));
+        let mut left: Vec<_> = read::log_files(&logs.directory(&key));
         left.sort_unstable();
         let names: Vec<_> = left
             .iter()

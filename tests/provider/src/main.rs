@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use slipway_dev_provider::{Settings, cleanup, collect, serve};
+use slipway_dev_provider::{Settings, collect, remove_everything, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -68,7 +68,7 @@ fn run(task: Task) -> anyhow::Result<()> {
                 };
                 serve(*settings, stop).await?;
             }
-            Task::Cleanup(settings) => cleanup(*settings).await?,
+            Task::Cleanup(settings) => remove_everything(*settings).await?,
             Task::Collect { directory } => collect(&directory).await?,
         }
         Ok(())

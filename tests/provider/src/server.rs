@@ -71,6 +71,6 @@ pub async fn serve(settings: Settings, stop: impl Future<Output = ()> + Send) ->
 ///
 /// Fails if containerd cannot be reached, or if something could not be removed; everything else is removed
 /// nevertheless.
-pub async fn cleanup(settings: Settings) -> Result<(), Error> {
-    functions::cleanup(settings).await
+pub async fn remove_everything(settings: Settings) -> Result<(), Error> {
+    functions::remove_everything(settings).await
 }

@@ -57,7 +57,7 @@ pub(crate) async fn deploy(stack: &Stack, registry: &RegistryClient, progress: &
     let mut planned = Vec::new();
     faas_cli.write_function_contexts(stack).await?;
     for name in FUNCTIONS {
-        let context = Context::read(&faas_cli.context(name))?;
+        let context = Context::read(&faas_cli.context_directory(name))?;
         planned.push(PlannedFunction::new(stack, name, context, &faas_cli)?);
     }
     build_missing(stack, registry, &planned, progress).await?;

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::buildkit::shared_key::{KeyLease, TransferGuard};
 use crate::context::{self, SourceContext, View};
 
-/// The number of batches that are read ahead of sending. Times [`content::BATCH_MAX`], this is the memory of one transfer.
+/// The number of batches that are read ahead of sending. Times [`content::BATCH_BYTES_MAX`], this is the memory of one transfer.
 const READS_AHEAD: usize = 2;
 
 /// The stream of packets that answers a file-sync request.

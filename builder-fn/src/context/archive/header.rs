@@ -63,7 +63,7 @@ impl<'a> Header<'a> {
     /// Checks that all tar programs read the same name from the header. Some read a prefix in headers of every format.
     ///
     /// # Errors
-    /// When something is where ustar has the prefix, and it belongs to no format.
+    /// Fails if something is where ustar has the prefix, and it belongs to no format.
     pub(super) fn check_prefix(&self) -> Result<(), EntryProblem> {
         let bytes = self.0.as_bytes();
         let is_valid = if self.has_magic(USTAR) {

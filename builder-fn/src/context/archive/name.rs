@@ -28,7 +28,7 @@ impl EntryRole {
     /// Validates the name of a tar entry, and returns the entry's role.
     ///
     /// # Errors
-    /// When the name is absolute, contains `..` or a NUL, is not UTF-8, or is too long.
+    /// Fails if the name is absolute, contains `..` or a NUL, is not UTF-8, or is too long.
     pub(super) fn of(name: &[u8]) -> Result<Self, EntryProblem> {
         let name = parse_text(name)?;
         if name.is_empty() {
@@ -72,8 +72,8 @@ impl EntryRole {
 /// Validates the text of a symbolic link's target. It may lead anywhere: only BuildKit follows it, within the context.
 ///
 /// # Errors
-/// When the target is empty, too long, not UTF-8, or contains a NUL.
-pub(super) fn validate_symlink_target(target: &[u8]) -> Result<String, EntryProblem> {
+/// Fails if the target is empty, too long, not UTF-8, or contains a NUL.
+pub(super) fn parse_symlink_target(target: &[u8]) -> Result<String, EntryProblem> {
     let target = parse_text(target)?;
     if target.is_empty() {
         return Err(EntryProblem::NoTarget);
@@ -146,10 +146,10 @@ mod tests {
     #[test]
     fn a_symlink_may_have_any_target_that_a_file_system_can_hold() {
         for target in ["a", "../../etc/passwd", "/etc/passwd", "a//b/"] {
-            assert_eq!(validate_symlink_target(target.as_bytes()).unwrap(), target);
+            assert_eq!(parse_symlink_target(target.as_bytes()).unwrap(), target);
         }
         for target in [&b""[..], b"a\0", b"\xff", "x".repeat(5000).as_bytes()] {
-            assert!(validate_symlink_target(target).is_err());
+            assert!(parse_symlink_target(target).is_err());
         }
     }
 }

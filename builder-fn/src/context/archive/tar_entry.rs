@@ -43,7 +43,7 @@ impl ExtendedHeaders {
     /// Adds another extended header of the same entry; fails if both set one field.
     ///
     /// # Errors
-    /// When it sets a field that another one has set for the same entry. Some readers take the first, some the last, some
+    /// Fails if it sets a field that another one has set for the same entry. Some readers take the first, some the last, some
     /// prefer a kind of header; so a tar could have other names or sizes here than in the program that checked it.
     pub(super) fn add(&mut self, more: Self) -> Result<(), EntryProblem> {
         set_once(&mut self.records, more.records, "records")?;
@@ -80,7 +80,7 @@ impl ExtendedHeaders {
 /// Sets `current` to `value` if that is given; fails if both are.
 ///
 /// # Errors
-/// When `current` is set already.
+/// Fails if `current` is set already.
 fn set_once<T>(current: &mut Option<T>, value: Option<T>, field: &'static str) -> Result<(), EntryProblem> {
     match value {
         Some(_) if current.is_some() => Err(EntryProblem::DuplicateField { field }),
@@ -120,7 +120,7 @@ impl TarEntry {
     /// `limit` the largest size.
     ///
     /// # Errors
-    /// When a context cannot have such an entry.
+    /// Fails if a context cannot have such an entry.
     pub(super) fn read(
         name: Vec<u8>,
         header: &Header<'_>,

@@ -18,7 +18,7 @@ const EFFORT_MAX: usize = 256 << 20;
 /// everything is included.
 ///
 /// # Errors
-/// When links lead to a path that is too long, or following them takes too much effort.
+/// Fails if links lead to a path that is too long, or following them takes too much effort.
 pub(super) fn follow(
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,

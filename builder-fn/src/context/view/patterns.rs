@@ -57,7 +57,7 @@ impl Patterns {
     /// Parses a list of patterns, without the blank ones.
     ///
     /// # Errors
-    /// When a pattern is malformed, or there are too many or too long ones. Some malformed patterns are rejected only when they
+    /// Fails if a pattern is malformed, or there are too many or too long ones. Some malformed patterns are rejected only when they
     /// are tried, as in the original.
     pub(super) fn parse(patterns: &[String]) -> Result<Self, PatternError> {
         if let Some(one_more) = patterns.get(PATTERNS_MAX) {
@@ -98,7 +98,7 @@ impl Patterns {
     /// path's folder.
     ///
     /// # Errors
-    /// When a malformed pattern has to be tried, or too much was tried before.
+    /// Fails if a malformed pattern has to be tried, or too much was tried before.
     pub(super) fn matches(
         &self,
         path: &str,

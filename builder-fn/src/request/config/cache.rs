@@ -21,7 +21,7 @@ pub struct CacheTo {
 pub(super) fn cache_from(fields: &mut Fields) -> Vec<ImageRef> {
     let mut images = Vec::new();
     for (at, text) in present(fields.read_strings("cacheFrom")) {
-        match parse(&text, &["type", "ref"]) {
+        match parse_item(&text, &["type", "ref"]) {
             Ok(cache) if images.contains(&cache.image) => {}
             Ok(cache) => images.push(cache.image),
             Err(problem) => fields.reject(format_args!("cacheFrom[{at}]"), problem),
@@ -34,7 +34,7 @@ pub(super) fn cache_from(fields: &mut Fields) -> Vec<ImageRef> {
 pub(super) fn cache_to(fields: &mut Fields) -> Vec<CacheTo> {
     let mut caches: Vec<CacheTo> = Vec::new();
     for (at, text) in present(fields.read_strings("cacheTo")) {
-        let problem = match parse(&text, &["type", "ref", "mode", "ignore-error"]) {
+        let problem = match parse_item(&text, &["type", "ref", "mode", "ignore-error"]) {
             // BuildKit rejects this too, but only once the build runs.
             Ok(cache) if caches.iter().any(|other| other.image == cache.image) => {
                 "should be another image than those before it".to_owned()
@@ -60,7 +60,7 @@ fn present(given: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)>
 ///
 /// # Errors
 /// With the problem, which follows the key in the error's text.
-fn parse(text: &str, known: &[&str]) -> Result<CacheTo, String> {
+fn parse_item(text: &str, known: &[&str]) -> Result<CacheTo, String> {
     let image =
         |name: &str| ImageRef::parse(name).map_err(|error| format!("is not an image reference: {error}"));
     if !text.contains('=') {

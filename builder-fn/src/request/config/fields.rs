@@ -155,7 +155,7 @@ impl Fields {
     /// Returns the keys that are unknown or were read in another spelling; fails if any key was rejected.
     ///
     /// # Errors
-    /// When a key was rejected.
+    /// Fails if a key was rejected.
     pub(super) fn finish(self) -> Result<Leftover, ConfigError> {
         match self.errors.is_empty() {
             true => Ok(Leftover {

@@ -13,7 +13,7 @@ use serde_json::json;
 use slipway_e2e::{build_context::BuildContext, functions::Functions, testbed::Testbed};
 
 /// The Community Edition's limit on a queued body, in bytes.
-const QUEUE_LIMIT: usize = 256_000;
+const QUEUED_BODY_MAX: usize = 256_000;
 
 const TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -26,7 +26,7 @@ async fn a_tar_through_the_queue_becomes_an_image_and_a_function_that_answers() 
     testbed.functions.remove(name).await?;
     let config = json!({ "image": testbed.image("e2e/queued", "1"), "deploy": { "service": name } });
     let tar = BuildContext::pages(base, "by the queue").tar(&config)?;
-    assert!(tar.len() < QUEUE_LIMIT);
+    assert!(tar.len() < QUEUED_BODY_MAX);
 
     let reply = testbed.queued.post(tar).await?;
     assert_eq!(reply.status, 202, "{}", reply.text);

@@ -133,7 +133,7 @@ fn choose_serving(found: Vec<Found>) -> (BTreeMap<FunctionKey, (Container, Store
 }
 
 /// Kills and removes every function, with its network and log, and the parent cgroup.
-pub(crate) async fn cleanup(settings: Settings) -> Result<(), Error> {
+pub(crate) async fn remove_everything(settings: Settings) -> Result<(), Error> {
     let settings = settings.prepared()?;
     let containerd = Containerd::connect(&settings.sock, &settings.snapshotter).await?;
     let network = Network::open(&settings)?;

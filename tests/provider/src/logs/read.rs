@@ -26,7 +26,7 @@ pub(super) fn rotated(path: &Path) -> PathBuf {
 }
 
 /// Returns the log files in a directory, one for each instance, in no particular order.
-pub(super) fn instances(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn log_files(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -69,7 +69,7 @@ impl LogReader {
     /// `tail` lines if the query has a `tail`.
     pub(super) fn read(&mut self) -> Vec<LogMessage> {
         let mut lines = Vec::new();
-        for path in instances(&self.directory) {
+        for path in log_files(&self.directory) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let instance = name.trim_end_matches(SUFFIX).to_owned();
             if self

@@ -59,7 +59,7 @@ impl FaasCli {
     }
 
     /// Returns the directory of a function's build context.
-    pub(super) fn context(&self, function: &str) -> PathBuf {
+    pub(super) fn context_directory(&self, function: &str) -> PathBuf {
         self.directory.join("build").join(function)
     }
 

@@ -52,7 +52,7 @@ impl Sample<'_> {
     /// Builds and deploys the sample function unless it already runs, calls it, and reports its answer.
     pub(super) async fn run(&self, faas_cli: &FaasCli) -> Result<()> {
         faas_cli.write_sample_context(self.stack, NAME).await?;
-        let context = Context::read(&faas_cli.context(NAME))?;
+        let context = Context::read(&faas_cli.context_directory(NAME))?;
         let tag = context.hash(&[&self.stack.rust_image()]);
         if !self.is_deployed(&tag).await? {
             // faasd keeps functions whose processes ended with an earlier stack, and would treat them as

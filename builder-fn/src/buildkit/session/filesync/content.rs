@@ -15,7 +15,7 @@ const PACKET_MAX: u64 = 64 << 10;
 
 /// The largest content of one batch of packets, in bytes. A batch is read on another thread, so it should be worth the
 /// switch.
-pub(super) const BATCH_MAX: u64 = 2 * PACKET_MAX;
+pub(super) const BATCH_BYTES_MAX: u64 = 2 * PACKET_MAX;
 
 /// The largest number of packets in one batch, which limits batches of small files.
 const BATCH_PACKETS_MAX: usize = 512;
@@ -90,7 +90,7 @@ impl ReadQueue {
     /// Takes the next batch of pieces off the queue, alternating between the files that have been begun.
     fn take_batch(&mut self) -> Vec<Piece> {
         let mut pieces = Vec::new();
-        let mut left = BATCH_MAX;
+        let mut left = BATCH_BYTES_MAX;
         while left > 0 && pieces.len() < BATCH_PACKETS_MAX {
             while self.begun.len() < FILES_AT_ONCE {
                 let Some((number, size)) = self.waiting.pop_front() else {
@@ -307,7 +307,7 @@ mod tests {
             .flatten()
             .map(|piece| piece.bytes)
             .sum();
-        assert_eq!(rest + 3 * BATCH_MAX, 10 * (10 * PACKET_MAX + 1));
+        assert_eq!(rest + 3 * BATCH_BYTES_MAX, 10 * (10 * PACKET_MAX + 1));
     }
 
     #[test]
