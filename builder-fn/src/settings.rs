@@ -434,7 +434,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part:?} is not in {text}");
         }
-        assert_eq!(problems.0.len(), 22);
+        assert_eq!(problems.0.len(), 23);
     }
 
     #[test]
