@@ -33,3 +33,4 @@ mod synchronous;
 mod template;
 mod traces;
 mod two_builders;
+mod warnings;

@@ -1,0 +1,76 @@
+//! Warnings as data: what the builder ignored is a list in the result and in the terminal record.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use slipway_e2e::{build_context::BuildContext, builder_process::BuilderProcess, testbed::Testbed};
+
+const LINES: &str = "application/x-ndjson";
+
+/// Returns the warnings of a result or a record.
+fn warnings(record: &Value) -> Vec<&str> {
+    let list = record["warnings"].as_array().into_iter().flatten();
+    list.filter_map(Value::as_str).collect()
+}
+
+#[tokio::test]
+async fn what_was_ignored_is_a_warning_in_the_result_and_in_the_terminal_record() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let client = builder.client()?;
+    let source = BuildContext::dockerfile("FROM scratch\nCOPY a /a\n").file("a", "a");
+    let image = testbed.image("e2e/warnings", "1");
+    let with = |key: &str| {
+        let mut config = json!({ "image": image, "skipPush": true });
+        config[key] = json!("x");
+        config
+    };
+    for (what, config, part) in [
+        ("an unknown key", with("nonsense"), "nonsense"),
+        (
+            "a key in another case",
+            json!({ "image": image, "SkipPush": true }),
+            "SkipPush",
+        ),
+    ] {
+        let tar = source.tar(&config)?;
+        let reply = client.post(tar.clone()).await?;
+        assert_eq!(reply.status, 200, "{what}: {}", reply.text);
+        let result = reply.json();
+        assert!(
+            warnings(&result).iter().any(|one| one.contains(part)),
+            "{what}: {result}"
+        );
+        assert!(result["log"].to_string().contains(part), "{what}: {result}");
+
+        let (lines, last) = client.stream(tar, LINES).await?.read_to_end().await?;
+        assert_eq!(warnings(&last), warnings(&result), "{what}: {last}");
+        assert!(lines.iter().any(|line| line.contains(part)), "{what}: {lines:?}");
+    }
+
+    let reply = client
+        .post(source.tar(&json!({ "image": image, "skipPush": true }))?)
+        .await?;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.json().get("warnings"), None, "{}", reply.text);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failed_build_has_its_warnings_too() -> Result<()> {
+    let testbed = Testbed::find()?;
+    let _parts = testbed.share_parts().await;
+    let builder = BuilderProcess::with_settings(&testbed, &[]).await?;
+    let source = BuildContext::dockerfile("FROM scratch\nCOPY nowhere /\n");
+    let config = json!({ "image": testbed.image("e2e/warnings", "1"), "nonsense": 1 });
+
+    let reply = builder.client()?.post(source.tar(&config)?).await?;
+
+    assert_eq!(reply.status, 422, "{}", reply.text);
+    let result = reply.json();
+    assert!(
+        warnings(&result).iter().any(|one| one.contains("nonsense")),
+        "{result}"
+    );
+    Ok(())
+}
