@@ -8,10 +8,16 @@ use slipway_stack::Part;
 
 use crate::{builder_process::BuilderProcess, client::Client, tcp_proxy::TcpProxy, testbed::Testbed};
 
+/// The builder's `deploy_timeout` during an outage of the gateway. The stack's own builder-fn sends hand-overs for
+/// minutes.
+const DEPLOY_TIMEOUT: &str = "5s";
+
 /// An outage of one part of the stack, and the builder-fn that is affected by it.
 pub struct Outage<'a> {
     testbed: &'a Testbed,
     part: Part,
+    /// The affected builder-fn of an outage of the gateway, if the launcher runs the part.
+    short_timeout: Option<BuilderProcess>,
     /// A separate builder-fn behind proxies; `None` if the launcher runs the part and the stack's own
     /// builder-fn is affected.
     proxied: Option<ProxiedBuilder>,
@@ -31,18 +37,26 @@ impl<'a> Outage<'a> {
             true => None,
             false => Some(ProxiedBuilder::start(testbed).await?),
         };
+        let short_timeout = match part {
+            Part::Gateway if proxied.is_none() => {
+                Some(BuilderProcess::with_settings(testbed, &[("deploy_timeout", DEPLOY_TIMEOUT)]).await?)
+            }
+            _ => None,
+        };
         Ok(Self {
             testbed,
             part,
+            short_timeout,
             proxied,
         })
     }
 
     /// Returns a client of the affected builder-fn.
     pub fn builder(&self) -> Result<Client> {
-        match &self.proxied {
-            None => Ok(self.testbed.builder.clone()),
-            Some(proxied) => proxied.builder.client(),
+        match (&self.short_timeout, &self.proxied) {
+            (Some(builder), _) => builder.client(),
+            (None, Some(proxied)) => proxied.builder.client(),
+            (None, None) => Ok(self.testbed.builder.clone()),
         }
     }
 
@@ -91,7 +105,11 @@ impl ProxiedBuilder {
     async fn start(testbed: &Testbed) -> Result<Self> {
         let buildkit = TcpProxy::to(&testbed.stack.buildkit_host).await?;
         let gateway = TcpProxy::to(&testbed.stack.gateway.url).await?;
-        let settings = [("buildkit_url", buildkit.url()), ("gateway_url", gateway.url())];
+        let settings = [
+            ("buildkit_url", buildkit.url()),
+            ("gateway_url", gateway.url()),
+            ("deploy_timeout", DEPLOY_TIMEOUT),
+        ];
         let builder = BuilderProcess::with_settings(testbed, &settings).await?;
         Ok(Self {
             builder,
