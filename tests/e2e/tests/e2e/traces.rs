@@ -130,8 +130,17 @@ async fn a_build_and_its_deployment_are_one_trace_across_both_functions() -> Res
     collector
         .wait_for_trace("builder-fn", "POST /build", |span| span.trace == TRACE)
         .await?;
+    // The deployer has two requests: the dry run, and the hand-over, which has the deployment.
+    let spans = collector
+        .wait_for_trace("deployer-fn", "deployment", |span| span.trace == TRACE)
+        .await?;
+    let hand_over = spans
+        .into_iter()
+        .find(|span| span.name == "deployment")
+        .context("no span of the deployment")?
+        .parent;
     collector
-        .wait_for_trace("deployer-fn", "POST /", |span| span.trace == TRACE)
+        .wait_for_trace("deployer-fn", "POST /", |span| span.id == hand_over)
         .await?;
     let all = collector.spans();
     let trace = Trace(all.iter().filter(|span| span.trace == TRACE).cloned().collect());
