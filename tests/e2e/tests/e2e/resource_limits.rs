@@ -111,22 +111,19 @@ async fn each_concurrent_build_needs_little_memory() -> Result<()> {
     // Every step runs until all builds have come to theirs.
     let build_at_once = async |gates: &[String]| -> Result<()> {
         let trees: Vec<_> = gates.iter().map(|gate| tree(gate)).collect();
-        let builds = gates
-            .iter()
-            .zip(&trees)
-            .map(|(gate, tree)| post(&testbed, &builder, gate, tree));
+        let builds = gates.iter().zip(&trees).map(async |(gate, tree)| {
+            let reply = post(&testbed, &builder, gate, tree).await?;
+            ensure!(reply.status == 200, "{gate}: {}", reply.text);
+            Ok(())
+        });
         let open_gates = async {
             for gate in gates {
                 testbed.wait_for_step(gate, true).await?;
             }
             gates.iter().try_for_each(|gate| testbed.open_gate(gate))
         };
-        let (replies, opened) = tokio::join!(futures_util::future::join_all(builds), open_gates);
-        opened?;
-        for reply in replies {
-            let reply = reply?;
-            ensure!(reply.status == 200, "{}", reply.text);
-        }
+        // A build that fails ends the wait for its step.
+        tokio::try_join!(futures_util::future::try_join_all(builds), open_gates)?;
         Ok(())
     };
     build_at_once(&["one-alone".to_owned()]).await?;

@@ -18,7 +18,8 @@ async fn a_function_without_a_namespace_and_in_the_default_one_is_one_function()
         let (older, newer) = (call_id("older")?, call_id("newer")?);
         let config = |tag: &str, has_namespace: bool, seconds: i64| -> Result<Value> {
             let mut config = two.config(tag);
-            config["submittedAt"] = json!(seconds_from_now(-seconds)?);
+            // The sources of the second round are newer than those of the first, however fast that was.
+            config["submittedAt"] = json!(seconds_from_now(10 * round - 20 - seconds)?);
             if has_namespace {
                 config["deploy"]["namespace"] = json!(DEFAULT_NAMESPACE);
             }
