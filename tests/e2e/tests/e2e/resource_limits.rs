@@ -105,7 +105,8 @@ async fn each_concurrent_build_needs_little_memory() -> Result<()> {
     let builder = builder(&testbed, &[]).await?;
     let base = testbed.busybox().await?;
     let tree = |gate: &str| {
-        let dockerfile = format!("FROM {base}\nCOPY . /{gate}\nRUN {}\n", gated(gate));
+        // The gate is the file /{gate}, so the context needs another name.
+        let dockerfile = format!("FROM {base}\nCOPY . /context-{gate}\nRUN {}\n", gated(gate));
         context(&dockerfile, 4 * MIB, 500)
     };
     // Every step runs until all builds have come to theirs.
