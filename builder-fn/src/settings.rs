@@ -167,7 +167,7 @@ impl RequestSettings {
         };
         if !settings.spool_dir.is_dir() {
             let problem = format!(
-                "should name a directory; {} is none",
+                "should name a directory; {} is not one",
                 settings.spool_dir.display()
             );
             parser.problem("spool_dir", problem);
@@ -258,7 +258,7 @@ fn credentials(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfig {
         .map_or_else(|| secrets.directory().join(REGISTRY_SECRET), PathBuf::from);
     let folder = parser.text("credential_helpers").map(PathBuf::from);
     if let Some(folder) = folder.as_ref().filter(|folder| !folder.is_dir()) {
-        let problem = format!("should name a directory; {} is none", folder.display());
+        let problem = format!("should name a directory; {} is not one", folder.display());
         parser.problem("credential_helpers", problem);
     }
     let config = DockerConfig::at(path);
