@@ -13,7 +13,6 @@ mod metrics;
 mod outcome;
 mod percent;
 mod policy;
-mod quantity;
 mod queue;
 mod registry;
 mod request;

@@ -21,10 +21,10 @@
 
 use std::collections::BTreeMap;
 
+use function_host::policy::Quantity;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::quantity::Quantity;
 use crate::request::{FunctionSpec, PinnedImage, Resources};
 
 /// The name of the secret with the keys that hand-overs are signed with: one key a line while keys are rotated.

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use function_host::policy::Quantity;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -14,7 +15,6 @@ use super::fields::Fields;
 use super::image::PinnedImage;
 use super::names;
 use crate::function::FunctionAddress;
-use crate::quantity::Quantity;
 
 /// The prefix of the names of the deployer's own annotations.
 pub(crate) const OWN_ANNOTATIONS: &str = "slipway/";

@@ -19,9 +19,9 @@
 //! port 8081, and reads the environment variables of of-watchdog (listed at [`run_with`]). A function that needs
 //! setup before it serves is started by [`run_with`].
 //!
-//! Three features are off by default, because they make a function larger: `tls`, for a gateway behind https, `traces`,
-//! for OpenTelemetry (the module `trace`), and `registry`, for lookups in registries (the module `registry`). A handler
-//! enables them in its `Cargo.toml`.
+//! Four features are off by default, because they make a function larger: `tls`, for a gateway behind https, `traces`,
+//! for OpenTelemetry (the module `trace`), `registry`, for lookups in registries (the module `registry`), and `policy`, for
+//! tenants and their rules (the module `policy`). A handler enables them in its `Cargo.toml`.
 
 mod app;
 mod client;
@@ -36,6 +36,8 @@ pub mod gateway;
 mod handler;
 mod lifecycle;
 mod log;
+#[cfg(feature = "policy")]
+pub mod policy;
 #[cfg(feature = "registry")]
 pub mod registry;
 pub mod reply;

@@ -97,8 +97,8 @@ pub struct Secrets {
 /// File metadata that changes when a file is written or replaced.
 ///
 /// Kubernetes replaces a symbolic link in the path to the file, which changes the inode.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct FileVersion {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileVersion {
     device: u64,
     inode: u64,
     modified: (i64, i64),
@@ -107,7 +107,7 @@ struct FileVersion {
 }
 
 impl FileVersion {
-    fn of(metadata: &std::fs::Metadata) -> Self {
+    pub(crate) fn of(metadata: &std::fs::Metadata) -> Self {
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),

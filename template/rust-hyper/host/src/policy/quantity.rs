@@ -18,7 +18,7 @@ const NANO_DIGITS: i64 = 9;
 /// Two quantities are equal if their texts are: a specification with another text is another specification. Amounts are
 /// compared by [`exceeds`](Self::exceeds).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Quantity {
+pub struct Quantity {
     text: String,
     /// The quantity's amount in 10⁻⁹, rounded up; [`u128::MAX`] if it is larger.
     nanos: u128,
@@ -26,7 +26,8 @@ pub(crate) struct Quantity {
 
 impl Quantity {
     /// Parses a quantity: a decimal number followed by a unit or an exponent.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         let end = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
             .unwrap_or(text.len());
@@ -43,12 +44,14 @@ impl Quantity {
     }
 
     /// Returns whether the quantity is zero, which Kubernetes takes for no limit.
-    pub(crate) fn is_zero(&self) -> bool {
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
         self.nanos == 0
     }
 
     /// Returns whether this quantity is larger than `other`, whatever their units.
-    pub(crate) fn exceeds(&self, other: &Self) -> bool {
+    #[must_use]
+    pub fn exceeds(&self, other: &Self) -> bool {
         self.nanos > other.nanos
     }
 }

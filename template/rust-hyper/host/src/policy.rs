@@ -1,0 +1,158 @@
+//! The operator's policy: the tenants that may build and deploy, each with its keys and its rules.
+//!
+//! builder-fn and deployer-fn read the same JSON file ([`PolicyFile`]), and ask the same [`Tenant`] whether a rule allows
+//! something. `docs/settings.md#policy` describes the format. An absent list of rules allows everything, an empty one
+//! nothing.
+//!
+//! [`ReservedNames`] has what no policy can allow: the functions and secrets of the platform itself.
+
+mod deployment;
+mod error;
+mod file;
+mod json;
+mod names;
+mod quantity;
+mod reader;
+mod repositories;
+mod reserved;
+mod tenant;
+mod urls;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use deployment::{DeploymentRules, RequestedFunction, RequestedResources};
+pub use error::{InvalidPolicy, PolicyFileError, Violation};
+pub use file::PolicyFile;
+pub use names::NamePatterns;
+pub use quantity::Quantity;
+pub use repositories::{PatternEnd, RepositoryPattern, RepositoryPatterns};
+pub use reserved::ReservedNames;
+pub use tenant::{ReadRules, StepNetwork, Tenant, TenantName};
+pub use urls::{UrlPattern, UrlPatterns};
+
+use json::Json;
+use reader::Reader;
+
+/// The number of secrets with keys that a policy may name. Each one is tried on a request that names no tenant.
+const KEY_SECRETS_MAX: usize = 64;
+
+/// The tenants of the platform, with their keys and rules.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    tenants: BTreeMap<TenantName, Arc<Tenant>>,
+}
+
+impl Policy {
+    /// Parses the JSON of a policy.
+    ///
+    /// # Errors
+    /// Fails with every problem of the policy, each with the path of its member: unknown members, wrong values, members that
+    /// are given twice, and rules that would not do what they seem to say.
+    pub fn parse(text: &str) -> Result<Self, InvalidPolicy> {
+        let json: Json = serde_json::from_str(text).map_err(|error| InvalidPolicy::syntax(&error))?;
+        let mut problems = Vec::new();
+        let tenants = read_tenants(Reader::new(json, &mut problems));
+        match problems.is_empty() {
+            true => Ok(Self { tenants }),
+            false => Err(InvalidPolicy { problems }),
+        }
+    }
+
+    /// Returns the tenants, in the order of their names.
+    pub fn tenants(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        self.tenants.values()
+    }
+
+    /// Returns the tenant with this name, if the policy has it.
+    #[must_use]
+    pub fn tenant(&self, name: &str) -> Option<&Arc<Tenant>> {
+        self.tenants.get(name)
+    }
+
+    /// Returns the names of all secrets that the policy names for the platform's own use.
+    pub fn own_secrets(&self) -> impl Iterator<Item = &str> {
+        self.tenants().flat_map(|tenant| tenant.own_secrets())
+    }
+}
+
+/// Reads the policy's only member, the object `tenants`.
+fn read_tenants(mut reader: Reader<'_>) -> BTreeMap<TenantName, Arc<Tenant>> {
+    for (old, instead) in [
+        ("rules", "the rules of a tenant belong to tenants.NAME"),
+        (
+            "keys",
+            "the keys of a tenant belong to tenants.NAME.keys, and those of hand-overs to tenants.NAME.deployKeys",
+        ),
+    ] {
+        if reader.take(old).is_some() {
+            reader.report(old, format!("is from a policy without tenants; {instead}"));
+        }
+    }
+    let mut tenants = BTreeMap::new();
+    match reader.take("tenants") {
+        Some(Json::Object(members)) if !members.is_empty() => {
+            for (name, value) in members {
+                let mut reader = reader.within(&format!("tenants.{name}"), value);
+                match name.parse::<TenantName>() {
+                    Ok(name) => {
+                        let tenant = Tenant::read(name.clone(), &mut reader);
+                        reader.finish();
+                        tenants.insert(name, Arc::new(tenant));
+                    }
+                    Err(error) => reader.report("", error.to_string()),
+                }
+            }
+        }
+        _ => reader.report("tenants", "should be an object with at least one tenant"),
+    }
+    check_key_secrets(&tenants, &mut reader);
+    reader.finish();
+    tenants
+}
+
+/// Reports secrets with keys that more than one purpose names: a key must tell whose request it signed.
+fn check_key_secrets(tenants: &BTreeMap<TenantName, Arc<Tenant>>, reader: &mut Reader<'_>) {
+    let mut owners: BTreeMap<&str, String> = BTreeMap::new();
+    for (name, tenant) in tenants {
+        for (list, secrets) in [("keys", tenant.keys()), ("deployKeys", tenant.deploy_keys())] {
+            for (at, secret) in secrets.iter().enumerate() {
+                let path = format!("tenants.{name}.{list}[{at}]");
+                match owners.get(secret.as_str()) {
+                    Some(first) => reader.report(
+                        &path,
+                        format!(
+                            "should be another secret than {first}: a key belongs to one tenant and one use"
+                        ),
+                    ),
+                    None => drop(owners.insert(secret, path)),
+                }
+            }
+        }
+        for (member, secret) in [
+            ("registryConfig", tenant.registry_config()),
+            ("pullConfig", tenant.pull_config()),
+        ] {
+            if let Some(secret) = secret
+                && let Some(first) = owners.get(secret)
+            {
+                reader.report(
+                    &format!("tenants.{name}.{member}"),
+                    format!("should be another secret than {first}, which holds keys"),
+                );
+            }
+        }
+    }
+    if owners.len() > KEY_SECRETS_MAX {
+        reader.report(
+            "tenants",
+            format!(
+                "should name at most {KEY_SECRETS_MAX} secrets with keys, not {}",
+                owners.len()
+            ),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;

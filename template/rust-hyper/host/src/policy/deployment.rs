@@ -1,0 +1,272 @@
+//! The rules on what a tenant may deploy, and the function that they are applied to.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::error::Violation;
+use super::names::NamePatterns;
+use super::quantity::Quantity;
+use super::reader::Reader;
+use super::tenant::TenantName;
+
+/// The label with a function's highest number of replicas.
+const SCALE_MAX: &str = "com.openfaas.scale.max";
+/// The label with a function's lowest number of replicas.
+const SCALE_MIN: &str = "com.openfaas.scale.min";
+
+/// Amounts of CPU and memory that a function requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestedResources {
+    /// CPU in cores.
+    pub cpu: Option<Quantity>,
+    /// Memory in bytes.
+    pub memory: Option<Quantity>,
+}
+
+/// What a request to deploy a function says about it, as far as rules look at it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestedFunction<'a> {
+    /// The function's name.
+    pub name: &'a str,
+    /// The function's namespace, if the request has one.
+    pub namespace: Option<&'a str>,
+    /// The names of the secrets that the function uses.
+    pub secrets: Vec<&'a str>,
+    /// The names of the function's environment variables.
+    pub environment: Vec<&'a str>,
+    /// The function's labels.
+    pub labels: BTreeMap<&'a str, &'a str>,
+    /// The names of the function's annotations.
+    pub annotations: Vec<&'a str>,
+    /// The most that one replica may use.
+    pub limits: RequestedResources,
+    /// What is reserved for one replica.
+    pub requests: RequestedResources,
+    /// Whether the function's root file system is read-only.
+    pub read_only_root_filesystem: bool,
+}
+
+impl<'a> RequestedFunction<'a> {
+    /// Reads the object `deploy` of a build's configuration. A field of a wrong type counts as absent: the deployer
+    /// rejects it.
+    #[must_use]
+    pub fn from_json(deploy: &'a Map<String, Value>) -> Self {
+        let text = |name: &str| {
+            deploy
+                .get(name)
+                .and_then(Value::as_str)
+                .filter(|text| !text.is_empty())
+        };
+        let object = |name: &str| deploy.get(name).and_then(Value::as_object).into_iter().flatten();
+        let names = |name: &str| object(name).map(|(name, _)| name.as_str()).collect();
+        let resources = |name: &str| {
+            let amount = |kind: &str| {
+                let text = deploy.get(name)?.get(kind)?.as_str()?;
+                Quantity::parse(text)
+            };
+            RequestedResources {
+                cpu: amount("cpu"),
+                memory: amount("memory"),
+            }
+        };
+        let secrets = deploy
+            .get("secrets")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        let flag = deploy.get("readOnlyRootFilesystem").and_then(Value::as_bool);
+        Self {
+            name: text("service").unwrap_or_default(),
+            namespace: text("namespace"),
+            secrets: secrets.filter_map(Value::as_str).collect(),
+            environment: names("envVars"),
+            labels: object("labels")
+                .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()))
+                .collect(),
+            annotations: names("annotations"),
+            limits: resources("limits"),
+            requests: resources("requests"),
+            read_only_root_filesystem: flag.unwrap_or_default(),
+        }
+    }
+}
+
+/// The rules on what a tenant may deploy. An absent rule allows everything.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeploymentRules {
+    tenant: TenantName,
+    functions: Option<NamePatterns>,
+    namespaces: Option<NamePatterns>,
+    secrets: Option<NamePatterns>,
+    environment: Option<NamePatterns>,
+    labels: Option<NamePatterns>,
+    annotations: Option<NamePatterns>,
+    max_cpu: Option<Quantity>,
+    max_memory: Option<Quantity>,
+    max_replicas: Option<u32>,
+    default_cpu: Option<Quantity>,
+    default_memory: Option<Quantity>,
+    read_only_root_filesystem: bool,
+    adopt: bool,
+}
+
+impl DeploymentRules {
+    /// Reads the members of a tenant that are about its functions.
+    pub(super) fn read(tenant: TenantName, reader: &mut Reader<'_>) -> Self {
+        let names = |reader: &mut Reader<'_>, name| {
+            reader
+                .list(name, NamePatterns::parse_entry)
+                .map(NamePatterns::new)
+        };
+        let rules = Self {
+            tenant,
+            functions: names(reader, "functions"),
+            namespaces: names(reader, "namespaces"),
+            secrets: names(reader, "secrets"),
+            environment: names(reader, "environment"),
+            labels: names(reader, "labels"),
+            annotations: names(reader, "annotations"),
+            max_cpu: reader.quantity("maxCpu"),
+            max_memory: reader.quantity("maxMemory"),
+            max_replicas: reader.count("maxReplicas"),
+            default_cpu: reader.quantity("defaultCpu"),
+            default_memory: reader.quantity("defaultMemory"),
+            read_only_root_filesystem: reader.flag("readOnlyRootFilesystem"),
+            adopt: reader.flag("adopt"),
+        };
+        for (rule, default, cap) in [
+            ("defaultCpu", &rules.default_cpu, &rules.max_cpu),
+            ("defaultMemory", &rules.default_memory, &rules.max_memory),
+        ] {
+            if let (Some(default), Some(cap)) = (default, cap)
+                && default.exceeds(cap)
+            {
+                reader.report(
+                    rule,
+                    format!("should be at most the maximum of {cap}, not {default}"),
+                );
+            }
+        }
+        rules
+    }
+
+    /// Returns the CPU limit of functions that request none.
+    #[must_use]
+    pub fn default_cpu(&self) -> Option<&Quantity> {
+        self.default_cpu.as_ref()
+    }
+
+    /// Returns the memory limit of functions that request none.
+    #[must_use]
+    pub fn default_memory(&self) -> Option<&Quantity> {
+        self.default_memory.as_ref()
+    }
+
+    /// Returns whether the tenant may take over a function that Slipway did not deploy.
+    #[must_use]
+    pub fn may_adopt(&self) -> bool {
+        self.adopt
+    }
+
+    /// Returns every violation of the rules in a function, in the order of the rules.
+    #[must_use]
+    pub fn violations(&self, function: &RequestedFunction<'_>) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        self.check_names("functions", &self.functions, [function.name], &mut violations);
+        match (&self.namespaces, function.namespace) {
+            (Some(_), None) => violations.push(self.violation("namespaces", "requires deploy.namespace")),
+            (allowed, given) => self.check_names("namespaces", allowed, given, &mut violations),
+        }
+        for (rule, allowed, given) in [
+            ("secrets", &self.secrets, &function.secrets),
+            ("environment", &self.environment, &function.environment),
+        ] {
+            self.check_names(rule, allowed, given.iter().copied(), &mut violations);
+        }
+        let labels = function.labels.keys().copied();
+        self.check_names("labels", &self.labels, labels, &mut violations);
+        let annotations = function.annotations.iter().copied();
+        self.check_names("annotations", &self.annotations, annotations, &mut violations);
+        self.check_resources(function, &mut violations);
+        self.check_replicas(function, &mut violations);
+        if self.read_only_root_filesystem && !function.read_only_root_filesystem {
+            let problem = "requires deploy.readOnlyRootFilesystem to be true";
+            violations.push(self.violation("readOnlyRootFilesystem", problem));
+        }
+        violations
+    }
+
+    fn violation(&self, rule: &str, problem: impl std::fmt::Display) -> Violation {
+        Violation::of_rule(rule, &self.tenant, problem)
+    }
+
+    /// Adds a violation for every name that is not in a rule's list of allowed names.
+    fn check_names<'n>(
+        &self,
+        rule: &str,
+        allowed: &Option<NamePatterns>,
+        given: impl IntoIterator<Item = &'n str>,
+        violations: &mut Vec<Violation>,
+    ) {
+        let Some(allowed) = allowed else { return };
+        let rejected = given.into_iter().filter(|name| !allowed.allow(name));
+        violations.extend(rejected.map(|name| self.violation(rule, format_args!("does not allow {name:?}"))));
+    }
+
+    /// Adds a violation for each amount of memory or CPU over its maximum.
+    fn check_resources(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
+        let RequestedFunction { limits, requests, .. } = function;
+        for (rule, cap, default, limit, request) in [
+            (
+                "maxCpu",
+                &self.max_cpu,
+                &self.default_cpu,
+                &limits.cpu,
+                &requests.cpu,
+            ),
+            (
+                "maxMemory",
+                &self.max_memory,
+                &self.default_memory,
+                &limits.memory,
+                &requests.memory,
+            ),
+        ] {
+            let Some(cap) = cap else { continue };
+            let limit = limit.as_ref().or(default.as_ref());
+            if limit.is_none() {
+                violations.push(self.violation(rule, format_args!("requires a limit of at most {cap}")));
+            }
+            if limit.is_some_and(Quantity::is_zero) {
+                violations
+                    .push(self.violation(rule, format_args!("allows {cap}, not 0, which means no limit")));
+            }
+            for given in limit.into_iter().chain(request) {
+                if given.exceeds(cap) {
+                    violations.push(self.violation(rule, format_args!("allows {cap}, not {given}")));
+                }
+            }
+        }
+    }
+
+    fn check_replicas(&self, function: &RequestedFunction<'_>, violations: &mut Vec<Violation>) {
+        let Some(cap) = self.max_replicas else { return };
+        for label in [SCALE_MIN, SCALE_MAX] {
+            match function.labels.get(label).map(|text| text.parse::<u32>()) {
+                // No replicas at most is no limit, too. No replicas at least is no more than the cap.
+                Some(Ok(number)) if number <= cap && (number > 0 || label == SCALE_MIN) => {}
+                Some(_) => {
+                    let problem = format_args!("allows {label} from 1 up to {cap}");
+                    violations.push(self.violation("maxReplicas", problem));
+                }
+                // Without the label, OpenFaaS scales up to 20.
+                None if label == SCALE_MAX => {
+                    let problem = format_args!("requires the label {label}, of at most {cap}");
+                    violations.push(self.violation("maxReplicas", problem));
+                }
+                None => {}
+            }
+        }
+    }
+}

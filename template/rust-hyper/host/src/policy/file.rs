@@ -1,0 +1,131 @@
+//! The file with the policy, which is read again when it changes.
+
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prometheus::IntGauge;
+
+use super::Policy;
+use super::error::PolicyFileError;
+use crate::error_chain::ErrorChain;
+use crate::secret::FileVersion;
+
+/// The size of the largest policy, in bytes: what a Kubernetes ConfigMap may hold.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// The file with the operator's policy.
+///
+/// A changed file is read again. One that cannot be used leaves the last good policy in force, and is logged once.
+pub struct PolicyFile {
+    path: PathBuf,
+    state: Mutex<State>,
+    is_valid: Option<IntGauge>,
+}
+
+struct State {
+    /// The version of the file that was looked at last, whether it could be used or not; `None` if there was no file.
+    version: Option<FileVersion>,
+    policy: Arc<Policy>,
+}
+
+impl PolicyFile {
+    /// Reads the policy in the file at `path`.
+    ///
+    /// # Errors
+    /// Fails if the file cannot be read, or has no valid policy.
+    pub fn open(path: impl Into<PathBuf>) -> Result<Self, PolicyFileError> {
+        let path = path.into();
+        let (version, text) = read(&path)?;
+        let policy = parse(&path, &text)?;
+        Ok(Self {
+            path,
+            state: Mutex::new(State {
+                version: Some(version),
+                policy: Arc::new(policy),
+            }),
+            is_valid: None,
+        })
+    }
+
+    /// Sets a gauge to 1 while the file has the policy that is in force, and to 0 after a change that cannot be used.
+    #[must_use]
+    pub fn with_gauge(self, is_valid: IntGauge) -> Self {
+        is_valid.set(1);
+        Self {
+            is_valid: Some(is_valid),
+            ..self
+        }
+    }
+
+    /// Returns the policy that is in force. Takes one `stat` call if the file has not changed.
+    pub fn current(&self) -> Arc<Policy> {
+        let version = std::fs::metadata(&self.path).ok().as_ref().map(FileVersion::of);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.version != version {
+            self.reload(&mut state, version);
+        }
+        Arc::clone(&state.policy)
+    }
+
+    fn reload(&self, state: &mut State, version: Option<FileVersion>) {
+        // A file that is replaced while it is read is read again: its version is not the one recorded here.
+        state.version = version;
+        let path = self.path.display();
+        let loaded = read(&self.path).and_then(|(version, text)| Ok((version, parse(&self.path, &text)?)));
+        let is_valid = match loaded {
+            Ok((version, policy)) => {
+                state.version = Some(version);
+                if *state.policy != policy {
+                    tracing::info!(%path, tenants = policy.tenants().count(), "the policy has changed");
+                    state.policy = Arc::new(policy);
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(%path, error = %ErrorChain(&error), "could not use the changed policy; the last one stays in force");
+                false
+            }
+        };
+        if let Some(gauge) = &self.is_valid {
+            gauge.set(is_valid.into());
+        }
+    }
+}
+
+impl fmt::Debug for PolicyFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PolicyFile")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reads the file, and returns its content with the version that was read.
+fn read(path: &Path) -> Result<(FileVersion, String), PolicyFileError> {
+    let failed = |source| PolicyFileError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let version = FileVersion::of(&file.metadata().map_err(failed)?);
+    let mut text = String::new();
+    file.take(MAX_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(PolicyFileError::TooLarge {
+            path: path.to_owned(),
+            limit: MAX_BYTES,
+        });
+    }
+    Ok((version, text))
+}
+
+fn parse(path: &Path, text: &str) -> Result<Policy, PolicyFileError> {
+    Policy::parse(text).map_err(|source| PolicyFileError::Invalid {
+        path: path.to_owned(),
+        source,
+    })
+}

@@ -1,0 +1,34 @@
+//! Lists of allowed names, in which `*` at the end of an entry matches any end.
+
+/// Patterns of names: of functions, namespaces, secrets, labels, annotations or environment variables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamePatterns(Vec<String>);
+
+impl NamePatterns {
+    pub(super) fn new(patterns: Vec<String>) -> Self {
+        Self(patterns)
+    }
+
+    /// Checks an entry of the list.
+    pub(super) fn parse_entry(text: &str) -> Result<String, String> {
+        let (name, _) = text.split_once('*').unwrap_or((text, ""));
+        if text.is_empty() || text.len() > name.len() + 1 || text.chars().any(char::is_whitespace) {
+            return Err("should be a name, with \"*\" only at its end".to_owned());
+        }
+        Ok(text.to_owned())
+    }
+
+    /// Returns whether the name equals an entry, or begins with an entry that ends in `*`.
+    #[must_use]
+    pub fn allow(&self, name: &str) -> bool {
+        self.0.iter().any(|entry| match entry.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => entry == name,
+        })
+    }
+
+    /// Returns the entries as they were written.
+    pub fn entries(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}

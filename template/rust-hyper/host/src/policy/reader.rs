@@ -1,0 +1,139 @@
+//! Reads the members of a policy's object, and collects every problem with the path of its member.
+
+use super::json::Json;
+use super::quantity::Quantity;
+
+/// Reads the members of one object. Members that are left over are unknown ones.
+pub(super) struct Reader<'p> {
+    path: String,
+    members: Vec<(String, Json)>,
+    problems: &'p mut Vec<String>,
+}
+
+impl<'p> Reader<'p> {
+    /// Creates a reader of the policy's outermost object.
+    pub(super) fn new(json: Json, problems: &'p mut Vec<String>) -> Self {
+        Self::at(String::new(), json, problems)
+    }
+
+    fn at(path: String, json: Json, problems: &'p mut Vec<String>) -> Self {
+        let mut reader = Self {
+            path,
+            members: Vec::new(),
+            problems,
+        };
+        match json {
+            Json::Object(members) => reader.members = members,
+            _ => reader.report("", "should be an object"),
+        }
+        reader
+    }
+
+    /// Creates a reader of an object inside this one, at the relative path `name`.
+    pub(super) fn within(&mut self, name: &str, json: Json) -> Reader<'_> {
+        Reader::at(self.path_of(name), json, self.problems)
+    }
+
+    fn path_of(&self, name: &str) -> String {
+        match (self.path.as_str(), name) {
+            ("", name) => name.to_owned(),
+            (path, "") => path.to_owned(),
+            (path, name) => format!("{path}.{name}"),
+        }
+    }
+
+    /// Records a problem of the member `name`, or of the object itself if `name` is empty.
+    pub(super) fn report(&mut self, name: &str, problem: impl std::fmt::Display) {
+        let path = match self.path_of(name) {
+            path if path.is_empty() => "the policy".to_owned(),
+            path => path,
+        };
+        self.problems.push(format!("{path} {problem}"));
+    }
+
+    /// Removes the member `name` and returns its value.
+    pub(super) fn take(&mut self, name: &str) -> Option<Json> {
+        let at = self.members.iter().position(|(known, _)| known == name)?;
+        Some(self.members.remove(at).1)
+    }
+
+    /// Reads a list of texts, each parsed by `parse`; `None` if the member is absent.
+    ///
+    /// `null` is not absent: a rule that seems to be there must not allow everything.
+    pub(super) fn list<T>(
+        &mut self,
+        name: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let Json::List(items) = self.take(name)? else {
+            self.report(name, "should be a list of texts");
+            return Some(Vec::new());
+        };
+        let mut list = Vec::with_capacity(items.len());
+        for (at, item) in items.into_iter().enumerate() {
+            let parsed = match item {
+                Json::Text(text) => parse(&text).map_err(|problem| format!("{problem}, not {text:?}")),
+                _ => Err("should be text".to_owned()),
+            };
+            match parsed {
+                Ok(item) => list.push(item),
+                Err(problem) => self.report(&format!("{name}[{at}]"), problem),
+            }
+        }
+        Some(list)
+    }
+
+    /// Reads a text that is parsed by `parse`.
+    pub(super) fn text<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        let parsed = match self.take(name)? {
+            Json::Text(text) => parse(&text).map_err(|problem| format!("{problem}, not {text:?}")),
+            _ => Err("should be text".to_owned()),
+        };
+        parsed.map_err(|problem| self.report(name, problem)).ok()
+    }
+
+    /// Reads a flag; `false` if the member is absent.
+    pub(super) fn flag(&mut self, name: &str) -> bool {
+        match self.take(name) {
+            None => false,
+            Some(Json::Flag(flag)) => flag,
+            Some(_) => {
+                self.report(name, "should be true or false");
+                false
+            }
+        }
+    }
+
+    /// Reads a whole number above zero.
+    pub(super) fn count(&mut self, name: &str) -> Option<u32> {
+        let number = match self.take(name)? {
+            Json::Number(number) => u32::try_from(number).ok().filter(|number| *number > 0),
+            _ => None,
+        };
+        if number.is_none() {
+            self.report(
+                name,
+                "should be a whole number above 0; without it, there is no limit",
+            );
+        }
+        number
+    }
+
+    /// Reads an amount of memory or CPU above zero.
+    pub(super) fn quantity(&mut self, name: &str) -> Option<Quantity> {
+        self.text(name, |text| match Quantity::parse(text) {
+            Some(quantity) if quantity.is_zero() => {
+                Err("should be more than 0; without it, there is no limit".to_owned())
+            }
+            Some(quantity) => Ok(quantity),
+            None => Err("should be an amount such as \"128Mi\" or \"500m\"".to_owned()),
+        })
+    }
+
+    /// Reports the members that were not read.
+    pub(super) fn finish(mut self) {
+        for (name, _) in std::mem::take(&mut self.members) {
+            self.report(&name, "is not a member that a policy has");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Lists of allowed repositories of images.
+//!
+//! An entry is a registry, or a registry and the beginning of a path. It has no tag and no digest: whoever may read one
+//! tag of a repository reads every manifest in it, by digest.
+
+use std::fmt;
+
+/// The registry of Docker Hub, whose repositories have at least two segments.
+const DOCKER_HUB: &str = "docker.io";
+
+/// The end of a pattern: how a repository may continue after the pattern's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatternEnd {
+    /// The repository is the prefix, or is below it: `registry.example/acme`.
+    Segment,
+    /// The repository is below the prefix, which ends with a slash: `registry.example/acme/`.
+    Below,
+    /// The repository continues in any way: `registry.example/acme-*`.
+    Any,
+}
+
+/// A pattern of repositories.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepositoryPattern {
+    prefix: String,
+    end: PatternEnd,
+}
+
+impl RepositoryPattern {
+    /// Parses an entry of a list of repositories.
+    ///
+    /// # Errors
+    /// What the entry should be.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (written, end) = match text.strip_suffix('*') {
+            Some(prefix) => (prefix, PatternEnd::Any),
+            None if text.ends_with('/') => (text, PatternEnd::Below),
+            None => (text, PatternEnd::Segment),
+        };
+        let prefix = match written.strip_prefix("index.docker.io/") {
+            Some(rest) => format!("{DOCKER_HUB}/{rest}"),
+            None => written.to_owned(),
+        };
+        let (registry, path) = match prefix.split_once('/') {
+            Some((registry, path)) => (registry, Some(path)),
+            None => (prefix.as_str(), None),
+        };
+        let names_registry = registry == "localhost" || registry.contains(['.', ':']);
+        if text.is_empty() || registry.is_empty() || !names_registry {
+            // `*` alone is for everything, in words: the list should be left out.
+            return Err(format!(
+                "should begin with a registry and end at a segment of the path or with \"*\", such as \"{DOCKER_HUB}/library/\""
+            ));
+        }
+        if end == PatternEnd::Any && path.is_none() {
+            // `registry.example*` would allow registry.example.attacker.org.
+            return Err("should have a \"/\" after its registry".to_owned());
+        }
+        let path = path.unwrap_or_default();
+        let is_path = |byte: u8| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'_' | b'-' | b'/')
+        };
+        let is_registry =
+            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'[' | b']');
+        if !path.bytes().all(is_path)
+            || !registry.bytes().all(is_registry)
+            || path.starts_with('/')
+            || path.contains("//")
+        {
+            return Err(
+                "should be a repository without tag and digest, in lower case, with \"*\" only at its end"
+                    .to_owned(),
+            );
+        }
+        if registry == DOCKER_HUB && end == PatternEnd::Segment && !path.is_empty() && !path.contains('/') {
+            return Err(format!(
+                "should be \"{DOCKER_HUB}/library/{path}\" for the image, or \"{DOCKER_HUB}/{path}/\" for all images of the user"
+            ));
+        }
+        Ok(Self { prefix, end })
+    }
+
+    /// Returns the pattern's prefix, with its registry.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Returns how a repository may continue after the prefix.
+    #[must_use]
+    pub fn end(&self) -> PatternEnd {
+        self.end
+    }
+
+    /// Returns whether the pattern has this repository, given in full: `registry/path` without tag and digest.
+    #[must_use]
+    pub fn has(&self, repository: &str) -> bool {
+        let Some(rest) = repository.strip_prefix(&self.prefix) else {
+            return false;
+        };
+        match self.end {
+            PatternEnd::Any => true,
+            PatternEnd::Below => !rest.is_empty(),
+            PatternEnd::Segment => rest.is_empty() || rest.starts_with('/'),
+        }
+    }
+}
+
+impl fmt::Display for RepositoryPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.prefix)?;
+        match self.end {
+            PatternEnd::Any => f.write_str("*"),
+            PatternEnd::Below | PatternEnd::Segment => Ok(()),
+        }
+    }
+}
+
+/// A list of patterns of repositories.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepositoryPatterns(Vec<RepositoryPattern>);
+
+impl RepositoryPatterns {
+    pub(super) fn new(patterns: Vec<RepositoryPattern>) -> Self {
+        Self(patterns)
+    }
+
+    /// Returns whether a pattern has this repository, given in full: `registry/path` without tag and digest.
+    #[must_use]
+    pub fn allow(&self, repository: &str) -> bool {
+        self.0.iter().any(|pattern| pattern.has(repository))
+    }
+
+    /// Returns the patterns.
+    pub fn iter(&self) -> impl Iterator<Item = &RepositoryPattern> {
+        self.0.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_ends_at_a_segment_or_with_an_asterisk() {
+        for (pattern, repository, has) in [
+            ("registry.example/t", "registry.example/t", true),
+            ("registry.example/t", "registry.example/t/hello", true),
+            ("registry.example/t", "registry.example/team-b/hello", false),
+            ("registry.example/t", "registry.example/t-b", false),
+            ("registry.example/t/", "registry.example/t/hello", true),
+            ("registry.example/t/", "registry.example/t", false),
+            ("registry.example/t/*", "registry.example/t/hello", true),
+            ("registry.example/t/*", "registry.example/tx", false),
+            ("registry.example/t*", "registry.example/team/hello", true),
+            ("registry.example/*", "registry.example/t", true),
+            ("registry.example", "registry.example/t", true),
+            ("registry.example", "registry.example.org/t", false),
+            ("registry.example", "registry.example:5000/t", false),
+            ("registry.example:500", "registry.example:5000/t", false),
+            ("registry.example:5000", "registry.example:5000/t", true),
+            ("localhost", "localhost:5000/t", false),
+            ("[::1]:5000/t", "[::1]:5000/t/x", true),
+            ("docker.io/library/", "docker.io/library/nginx", true),
+            ("docker.io", "docker.io/library/nginx", true),
+            ("index.docker.io/team/", "docker.io/team/hello", true),
+            ("docker.io/team/", "docker.io/team-b/hello", false),
+        ] {
+            let parsed = RepositoryPattern::parse(pattern).unwrap();
+            assert_eq!(parsed.has(repository), has, "{pattern} {repository}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_would_not_do_what_it_says_is_rejected() {
+        for (entry, hint) in [
+            ("", "registry"),
+            ("*", "registry"),
+            ("/", "registry"),
+            ("nginx", "registry"),
+            ("team/hello", "registry"),
+            ("registry.example*", "after its registry"),
+            ("registry.example/t:1", "without tag"),
+            ("registry.example/t@sha256:00", "without tag"),
+            ("registry.example/a*b", "only at its end"),
+            ("registry.example/Team", "lower case"),
+            ("registry.example//t", "lower case"),
+            ("https://registry.example/t", "without tag"),
+            ("docker.io/nginx", "docker.io/library/nginx"),
+        ] {
+            let problem = RepositoryPattern::parse(entry).unwrap_err();
+            assert!(problem.contains(hint), "{entry}: {problem}");
+        }
+    }
+}

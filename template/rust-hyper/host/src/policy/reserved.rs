@@ -1,0 +1,124 @@
+//! What no policy can allow: the functions and secrets of the platform itself.
+
+use std::collections::BTreeSet;
+
+use super::Policy;
+use super::error::Violation;
+use crate::env::Parser;
+
+/// The name of the secret that builds are signed with where no policy names others.
+pub(super) const PAYLOAD_SECRET: &str = "payload-secret";
+
+/// The names of Slipway's own functions.
+const FUNCTIONS: [&str; 2] = ["builder-fn", "deployer-fn"];
+
+/// The names of secrets that Slipway uses, or that hold credentials of the gateway and of OpenFaaS itself.
+const SECRETS: [&str; 15] = [
+    PAYLOAD_SECRET,
+    "deploy-secret",
+    "registry-config",
+    "registry-pull-config",
+    "buildkit-ca",
+    "buildkit-cert",
+    "buildkit-key",
+    "build-secrets-key",
+    "basic-auth-user",
+    "basic-auth-password",
+    "basic-auth",
+    "gateway-token",
+    "gateway-ca",
+    "otel-headers",
+    "openfaas-license",
+];
+
+/// Returns whether a secret with this name is always the platform's.
+pub(super) fn is_of_platform(secret: &str) -> bool {
+    SECRETS.contains(&secret)
+}
+
+/// The names of functions and secrets that no deployment may use, with or without a policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedNames {
+    functions: BTreeSet<String>,
+    secrets: BTreeSet<String>,
+}
+
+impl Default for ReservedNames {
+    fn default() -> Self {
+        Self {
+            functions: FUNCTIONS.map(str::to_owned).into(),
+            secrets: SECRETS.map(str::to_owned).into(),
+        }
+    }
+}
+
+impl ReservedNames {
+    /// Reads the settings `protected_functions` and `protected_secrets`, whose names are added to those that are always
+    /// reserved.
+    pub fn from_settings(parser: &mut Parser<'_>) -> Self {
+        let mut reserved = Self::default();
+        reserved.functions.extend(names(parser, "protected_functions"));
+        reserved.secrets.extend(names(parser, "protected_secrets"));
+        reserved
+    }
+
+    /// Reserves the name of a function, `NAME` or `NAME.NAMESPACE`, in every namespace.
+    pub fn reserve_function(&mut self, name: &str) {
+        self.functions.insert(short_name(name));
+    }
+
+    /// Reserves the name of a secret.
+    pub fn reserve_secret(&mut self, name: &str) {
+        self.secrets.insert(name.to_owned());
+    }
+
+    /// Checks that a deployment may have this name, with or without a namespace behind a dot.
+    ///
+    /// # Errors
+    /// The violation, if the name is reserved.
+    pub fn check_function(&self, name: &str) -> Result<(), Violation> {
+        match self.functions.contains(&short_name(name)) {
+            true => Err(Violation::of_platform(format_args!(
+                "deploying a function under the name {name:?}, which is the platform's own"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks that a function may use a secret. `policy` has further secrets of the platform.
+    ///
+    /// # Errors
+    /// The violation, if the secret is reserved.
+    pub fn check_secret(&self, name: &str, policy: Option<&Policy>) -> Result<(), Violation> {
+        let is_own = |policy: &Policy| policy.own_secrets().any(|own| own == name);
+        match self.secrets.contains(name) || policy.is_some_and(is_own) {
+            true => Err(Violation::of_platform(format_args!(
+                "a function to use the secret {name:?}, which is the platform's own"
+            ))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Returns the name of a function in lower case, without the namespace that callers of a function write behind it.
+fn short_name(name: &str) -> String {
+    let name = name.trim().split('.').next().unwrap_or_default();
+    name.to_ascii_lowercase()
+}
+
+/// Reads a setting with names that are separated by commas or blanks.
+fn names(parser: &mut Parser<'_>, setting: &str) -> Vec<String> {
+    parser.parse(setting, Vec::new(), |text| {
+        let names = text.split(|c: char| c == ',' || c.is_whitespace());
+        let names: Vec<String> = names
+            .filter(|name| !name.is_empty())
+            .map(str::to_lowercase)
+            .collect();
+        let allowed =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+        match names.iter().all(|name| name.bytes().all(allowed)) {
+            true => Ok(names),
+            false => Err("should be names, separated by commas"),
+        }
+    })
+}

@@ -1,0 +1,379 @@
+//! A tenant: whoever signs with its keys, and what they may do.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+
+use super::deployment::DeploymentRules;
+use super::error::Violation;
+use super::reader::Reader;
+use super::repositories::{RepositoryPattern, RepositoryPatterns};
+use super::reserved;
+use super::urls::{UrlPattern, UrlPatterns};
+
+/// The longest name of a tenant, in characters.
+const NAME_MAX: usize = 63;
+
+/// The name of a tenant: lower-case letters, digits and hyphens, so that it may be a part of other names.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantName(String);
+
+/// The error for a text that is not the name of a tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "should have a name of at most {NAME_MAX} lower-case letters, digits and hyphens, with a letter or a digit at both \
+     ends"
+)]
+pub struct InvalidTenantName;
+
+impl TenantName {
+    /// Returns the name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for TenantName {
+    type Err = InvalidTenantName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let ends_well = |byte: Option<u8>| byte.is_some_and(is_word);
+        let is_valid = (1..=NAME_MAX).contains(&text.len())
+            && text.bytes().all(|byte| is_word(byte) || byte == b'-')
+            && ends_well(text.bytes().next())
+            && ends_well(text.bytes().next_back());
+        match is_valid {
+            true => Ok(Self(text.to_owned())),
+            false => Err(InvalidTenantName),
+        }
+    }
+}
+
+impl Borrow<str> for TenantName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TenantName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The network of a tenant's build steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StepNetwork {
+    /// Steps have the daemon's network for steps.
+    #[default]
+    Default,
+    /// Steps have no network.
+    None,
+}
+
+/// The sources that a tenant's builds may read, besides the repositories that they may push to or keep caches in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadRules {
+    images: RepositoryPatterns,
+    http: UrlPatterns,
+    git: UrlPatterns,
+}
+
+impl ReadRules {
+    /// Returns the repositories of images that may be read.
+    #[must_use]
+    pub fn images(&self) -> &RepositoryPatterns {
+        &self.images
+    }
+
+    /// Returns the addresses of files that may be read.
+    #[must_use]
+    pub fn http(&self) -> &UrlPatterns {
+        &self.http
+    }
+
+    /// Returns the addresses of Git repositories that may be read.
+    #[must_use]
+    pub fn git(&self) -> &UrlPatterns {
+        &self.git
+    }
+}
+
+/// A tenant with its keys and rules.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tenant {
+    name: TenantName,
+    keys: Vec<String>,
+    deploy_keys: Vec<String>,
+    push: Option<RepositoryPatterns>,
+    cache: Option<RepositoryPatterns>,
+    read: Option<ReadRules>,
+    frontends: RepositoryPatterns,
+    buildkit: Option<String>,
+    network: StepNetwork,
+    max_builds: Option<NonZeroUsize>,
+    registry_config: Option<String>,
+    pull_config: Option<String>,
+    deployments: DeploymentRules,
+}
+
+impl Tenant {
+    /// Reads the members of a tenant.
+    pub(super) fn read(name: TenantName, reader: &mut Reader<'_>) -> Self {
+        let keys = reader.list("keys", check_key_secret).unwrap_or_default();
+        let deploy_keys = reader.list("deployKeys", check_key_secret).unwrap_or_default();
+        if keys.is_empty() && deploy_keys.is_empty() {
+            reader.report(
+                "keys",
+                "should name at least one secret with a key, or deployKeys should",
+            );
+        }
+        let repositories = |reader: &mut Reader<'_>, name| {
+            reader
+                .list(name, RepositoryPattern::parse)
+                .map(RepositoryPatterns::new)
+        };
+        let push = repositories(reader, "push");
+        let cache = repositories(reader, "cache");
+        let frontends = repositories(reader, "frontends").unwrap_or_default();
+        let read = reader.take("read").map(|json| {
+            let mut reader = reader.within("read", json);
+            let urls = |reader: &mut Reader<'_>, name, schemes: &[&str]| {
+                let list = reader.list(name, |text| UrlPattern::parse(text, schemes));
+                UrlPatterns::new(list.unwrap_or_default())
+            };
+            let rules = ReadRules {
+                images: repositories(&mut reader, "images").unwrap_or_default(),
+                http: urls(&mut reader, "http", &["https", "http"]),
+                git: urls(&mut reader, "git", &["https", "http", "ssh", "git"]),
+            };
+            reader.finish();
+            rules
+        });
+        let buildkit = reader.text("buildkit", |text| Ok(text.to_owned()));
+        if frontends.iter().next().is_some() && buildkit.is_none() {
+            reader.report(
+                "frontends",
+                "needs a BuildKit daemon of the tenant's own (buildkit): a frontend chooses whose cache mounts it uses",
+            );
+        }
+        let network = reader.text("network", |text| match text {
+            "default" => Ok(StepNetwork::Default),
+            "none" => Ok(StepNetwork::None),
+            _ => Err("should be \"default\" or \"none\"".to_owned()),
+        });
+        let max_builds = reader.count("maxBuilds").map(|number| number as usize);
+        Self {
+            keys,
+            deploy_keys,
+            push,
+            cache,
+            read,
+            frontends,
+            buildkit,
+            network: network.unwrap_or_default(),
+            max_builds: max_builds.and_then(NonZeroUsize::new),
+            registry_config: reader.text("registryConfig", check_config_secret),
+            pull_config: reader.text("pullConfig", check_config_secret),
+            deployments: DeploymentRules::read(name.clone(), reader),
+            name,
+        }
+    }
+
+    /// Returns the tenant's name.
+    #[must_use]
+    pub fn name(&self) -> &TenantName {
+        &self.name
+    }
+
+    /// Returns the names of the secrets with the keys that the tenant's builds are signed with.
+    #[must_use]
+    pub fn keys(&self) -> &[String] {
+        &self.keys
+    }
+
+    /// Returns the names of the secrets with the keys of hand-overs that do not come through the builder.
+    #[must_use]
+    pub fn deploy_keys(&self) -> &[String] {
+        &self.deploy_keys
+    }
+
+    /// Returns the repositories that the tenant may push to; `None` for all.
+    #[must_use]
+    pub fn push(&self) -> Option<&RepositoryPatterns> {
+        self.push.as_ref()
+    }
+
+    /// Returns the repositories that the tenant may keep caches in: those of `push` unless the policy has others; `None`
+    /// for all.
+    #[must_use]
+    pub fn cache(&self) -> Option<&RepositoryPatterns> {
+        self.cache.as_ref().or(self.push.as_ref())
+    }
+
+    /// Returns the sources that the tenant's builds may read; `None` for everything that is not forbidden to all.
+    #[must_use]
+    pub fn sources(&self) -> Option<&ReadRules> {
+        self.read.as_ref()
+    }
+
+    /// Returns the frontends that a Dockerfile may name, besides the built-in one. They need a daemon of the tenant's own.
+    #[must_use]
+    pub fn frontends(&self) -> &RepositoryPatterns {
+        &self.frontends
+    }
+
+    /// Returns the address of the tenant's own BuildKit daemon, as it was written.
+    #[must_use]
+    pub fn buildkit(&self) -> Option<&str> {
+        self.buildkit.as_deref()
+    }
+
+    /// Returns the network of the tenant's build steps.
+    #[must_use]
+    pub fn network(&self) -> StepNetwork {
+        self.network
+    }
+
+    /// Returns the number of builds that the tenant may have at one builder at a time; `None` for no limit of its own.
+    #[must_use]
+    pub fn max_builds(&self) -> Option<NonZeroUsize> {
+        self.max_builds
+    }
+
+    /// Returns the name of the secret with the only registry credentials that the tenant's builds use: a Docker
+    /// `config.json`.
+    #[must_use]
+    pub fn registry_config(&self) -> Option<&str> {
+        self.registry_config.as_deref()
+    }
+
+    /// Returns the name of the secret with the registry credentials that the deployer looks up the tenant's images with.
+    #[must_use]
+    pub fn pull_config(&self) -> Option<&str> {
+        self.pull_config.as_deref()
+    }
+
+    /// Returns the rules on what the tenant may deploy.
+    #[must_use]
+    pub fn deployments(&self) -> &DeploymentRules {
+        &self.deployments
+    }
+
+    /// Returns the names of the secrets that the platform itself uses for this tenant.
+    pub fn own_secrets(&self) -> impl Iterator<Item = &str> {
+        let keys = self.keys.iter().chain(&self.deploy_keys).map(String::as_str);
+        keys.chain(self.registry_config()).chain(self.pull_config())
+    }
+
+    /// Checks that the tenant may push to a repository, given in full: `registry/path` without tag and digest.
+    ///
+    /// # Errors
+    /// The violation of the rule `push`.
+    pub fn may_push(&self, repository: &str) -> Result<(), Violation> {
+        self.check(
+            "push",
+            self.push().is_none_or(|allowed| allowed.allow(repository)),
+            repository,
+        )
+    }
+
+    /// Checks that the tenant may keep a cache in a repository, given in full.
+    ///
+    /// # Errors
+    /// The violation of the rule `cache`, or of `push` where there is no `cache`.
+    pub fn may_cache(&self, repository: &str) -> Result<(), Violation> {
+        let rule = if self.cache.is_some() { "cache" } else { "push" };
+        self.check(
+            rule,
+            self.cache().is_none_or(|allowed| allowed.allow(repository)),
+            repository,
+        )
+    }
+
+    /// Checks that the tenant may read the images of a repository, given in full.
+    ///
+    /// # Errors
+    /// The violation of the rule `read.images`.
+    pub fn may_read_image(&self, repository: &str) -> Result<(), Violation> {
+        let is_own =
+            |list: &Option<RepositoryPatterns>| list.as_ref().is_some_and(|own| own.allow(repository));
+        let is_allowed = self
+            .read
+            .as_ref()
+            .is_none_or(|read| read.images.allow(repository))
+            || is_own(&self.push)
+            || is_own(&self.cache)
+            || self.frontends.allow(repository);
+        self.check("read.images", is_allowed, repository)
+    }
+
+    /// Checks that the tenant may read a file by http or https. Addresses that are forbidden to all are not checked here.
+    ///
+    /// # Errors
+    /// The violation of the rule `read.http`.
+    pub fn may_read_http(&self, url: &str) -> Result<(), Violation> {
+        self.check(
+            "read.http",
+            self.read.as_ref().is_none_or(|read| read.http.allow(url)),
+            url,
+        )
+    }
+
+    /// Checks that the tenant may read a Git repository. Addresses that are forbidden to all are not checked here.
+    ///
+    /// # Errors
+    /// The violation of the rule `read.git`.
+    pub fn may_read_git(&self, url: &str) -> Result<(), Violation> {
+        self.check(
+            "read.git",
+            self.read.as_ref().is_none_or(|read| read.git.allow(url)),
+            url,
+        )
+    }
+
+    /// Checks that the tenant's Dockerfiles may name a frontend, whose repository is given in full.
+    ///
+    /// # Errors
+    /// The violation of the rule `frontends`.
+    pub fn may_use_frontend(&self, repository: &str) -> Result<(), Violation> {
+        self.check("frontends", self.frontends.allow(repository), repository)
+    }
+
+    fn check(&self, rule: &str, is_allowed: bool, subject: &str) -> Result<(), Violation> {
+        match is_allowed {
+            true => Ok(()),
+            false => Err(Violation::of_rule(
+                rule,
+                &self.name,
+                format_args!("does not allow {subject:?}"),
+            )),
+        }
+    }
+}
+
+/// Checks the name of a secret that holds a tenant's keys.
+fn check_key_secret(text: &str) -> Result<String, String> {
+    // The builder's own signature tells the deployer that a tenant was checked: no tenant may make it.
+    if reserved::is_of_platform(text) && text != reserved::PAYLOAD_SECRET {
+        return Err("should be a secret that Slipway and the gateway do not use themselves".to_owned());
+    }
+    check_secret(text)
+}
+
+/// Checks the name of a secret that holds registry credentials.
+fn check_config_secret(text: &str) -> Result<String, String> {
+    check_secret(text)
+}
+
+fn check_secret(text: &str) -> Result<String, String> {
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    if text.is_empty() || text.starts_with('.') || !text.bytes().all(allowed) {
+        return Err("should be the name of a secret".to_owned());
+    }
+    Ok(text.to_owned())
+}
