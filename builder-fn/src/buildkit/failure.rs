@@ -145,7 +145,7 @@ mod tests {
 
     use super::*;
 
-    /// Decides who is to blame for a failure of buildkitd 0.32.2, from the failed step, its error, and the solve's
+    /// Decides who is to blame for a failure of buildkitd 0.34.2, from the failed step, its error, and the solve's
     /// message.
     fn fault(step: Option<(&str, &str)>, message: &str) -> Fault {
         let steps = [("[2/9] RUN slow", "context canceled")].into_iter().chain(step);

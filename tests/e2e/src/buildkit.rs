@@ -34,9 +34,10 @@ impl BuildkitDaemon {
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://127.0.0.1:{port}\"]\n{grpc}\n\
-             [worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{config}",
+             [worker.oci]\n  binary = \"{runc}\"\n\n[worker.containerd]\n  enabled = false\n\n[registry.\"{registry}\"]\n  http = true\n{config}",
             root = dir.path().join("root").display(),
             socket = socket_url(&dir),
+            runc = testbed.stack.tools.runc.display(),
             registry = testbed.stack.registry.host,
         );
         let toml = dir.path().join("buildkitd.toml");

@@ -38,13 +38,17 @@ pub struct Tools {
     pub(crate) nats: PathBuf,
     /// The path of `faas-cli`, the client of OpenFaaS.
     pub faas_cli: PathBuf,
+    /// The path of runc, which runs the containers of functions and of build steps; empty in the plan of a stack
+    /// that an earlier launcher started.
+    #[serde(default)]
+    pub runc: PathBuf,
 }
 
 impl Tools {
     /// Builds the Go modules that are not in the cache, one after the other, because `go build` uses every core
     /// by itself.
     pub(crate) async fn build(directories: &Directories, progress: &Progress) -> Result<Self> {
-        for module in ["openfaas", "faas-cli", "containerd", "buildkit"] {
+        for module in ["openfaas", "faas-cli", "containerd", "runc", "buildkit"] {
             build(directories, module, progress).await?;
         }
         Self::locate(directories)
@@ -52,11 +56,10 @@ impl Tools {
 
     /// Returns the paths that the Go programs have once they are built.
     pub(crate) fn locate(directories: &Directories) -> Result<Self> {
-        let [openfaas, faas_cli] =
-            ["openfaas", "faas-cli"].map(|module| programs_directory(directories, module));
-        let [containerd, buildkit] =
-            ["containerd", "buildkit"].map(|module| programs_directory(directories, module));
-        let (openfaas, faas_cli, containerd, buildkit) = (openfaas?, faas_cli?, containerd?, buildkit?);
+        let programs = |module| programs_directory(directories, module);
+        let (openfaas, faas_cli) = (programs("openfaas")?, programs("faas-cli")?);
+        let (containerd, runc) = (programs("containerd")?, programs("runc")?);
+        let buildkit = programs("buildkit")?;
         Ok(Self {
             buildkitd: buildkit.join("buildkitd"),
             buildctl: buildkit.join("buildctl"),
@@ -66,6 +69,7 @@ impl Tools {
             queue_worker: openfaas.join("nats-queue-worker"),
             nats: openfaas.join("nats-streaming-server"),
             faas_cli: faas_cli.join("faas-cli"),
+            runc: runc.join("runc"),
         })
     }
 }
@@ -85,14 +89,19 @@ pub async fn build(directories: &Directories, module: &str, progress: &Progress)
     progress.step("tools", format_args!("building {module}"));
     let new = tempfile::tempdir_in(&tools).at("create a directory in", &tools)?;
     let mut go = command("go");
-    go.current_dir(source).env("CGO_ENABLED", "0");
+    // runc enters namespaces in C, before Go's runtime starts threads, and filters system calls with libseccomp.
+    let (cgo, tags) = match module {
+        "runc" => ("1", "-tags=seccomp,urfave_cli_no_docs"),
+        _ => ("0", "-tags="),
+    };
+    go.current_dir(source).env("CGO_ENABLED", cgo);
     if env::var_os("GOGC").is_none() {
         // Saves a fifth of the compiler's time, which it would spend on garbage collection.
         go.env("GOGC", "400");
     }
     // The trailing slash marks a directory: `go` would take it for a file's name if the module has a single
     // program.
-    go.args(["build", "-trimpath", "-ldflags=-s -w", "-o"])
+    go.args(["build", "-trimpath", "-ldflags=-s -w", tags, "-o"])
         .arg(new.path().join(""))
         .arg("tool");
     run(&mut go).await?;

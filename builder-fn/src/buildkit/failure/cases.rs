@@ -1,4 +1,4 @@
-//! Failed solves in the words of buildkitd 0.32.2, and the party that is to blame for each.
+//! Failed solves in the words of buildkitd 0.34.2, and the party that is to blame for each.
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use tonic::{Code, Status};

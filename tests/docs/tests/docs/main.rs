@@ -8,6 +8,7 @@
 )]
 
 mod clients;
+mod components;
 mod installations;
 mod markdown;
 mod metrics;

@@ -40,7 +40,7 @@ pub(crate) fn from_env() -> Result<Stack> {
 pub(crate) async fn check(progress: &Progress) -> Result<Stack> {
     let stack = from_env()?;
     let directories = Directories::from_env()?;
-    for module in ["faas-cli", "buildkit"] {
+    for module in ["faas-cli", "runc", "buildkit"] {
         tools::build(&directories, module, progress).await?;
     }
     let Gateway { url, user, password } = &stack.gateway;

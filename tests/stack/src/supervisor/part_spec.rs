@@ -15,6 +15,7 @@ use crate::{
     part::Part,
     plan::{Plan, Provider},
     supervisor::{faasd, mounts, network, ready::ReadyCheck},
+    tools::Tools,
 };
 
 /// The timeout of a call in the gateway, the provider and builder-fn; a build is one call
@@ -83,13 +84,12 @@ impl StackConfig {
             .env_clear()
             .current_dir(&self.dir.root)
             .env("HOME", self.dir.home());
-        let tools = self
-            .plan
-            .tools
-            .containerd
-            .parent()
+        let Tools { containerd, runc, .. } = &self.plan.tools;
+        let tools = [containerd, runc]
+            .into_iter()
+            .filter_map(|program| program.parent())
             .map(|dir| format!("{}:", dir.display()))
-            .unwrap_or_default();
+            .collect::<String>();
         command.env(
             "PATH",
             format!("{tools}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),

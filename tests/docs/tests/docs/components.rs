@@ -1,0 +1,144 @@
+//! Compares `tests/stack/components.json` with the files that pin components, and fails below the lowest version
+//! without known advisories.
+
+use regex::Regex;
+use serde_json::Value;
+
+use crate::repository;
+
+/// The list of all pinned components.
+const LIST: &str = "tests/stack/components.json";
+
+fn components() -> Vec<Value> {
+    let list: Value = serde_json::from_str(&repository::read(LIST)).unwrap();
+    list["components"].as_array().unwrap().clone()
+}
+
+fn text<'a>(component: &'a Value, field: &str) -> &'a str {
+    component[field]
+        .as_str()
+        .unwrap_or_else(|| panic!("{LIST}: {}: {field} is not a text", component["name"]))
+}
+
+/// Returns each file that a component names, with the text that pins the version there.
+fn pins(component: &Value) -> Vec<(&str, String)> {
+    let pins = component["pins"].as_array().unwrap();
+    let version = text(component, "version");
+    pins.iter()
+        .map(|pin| (text(pin, "file"), text(pin, "text").replace("{version}", version)))
+        .collect()
+}
+
+/// Returns the numbers of a release. A commit without a release (`0.0.0-TIME-COMMIT`) compares by its time.
+fn numbers(version: &str) -> Vec<u64> {
+    let (release, commit) = version.split_once('-').unwrap_or((version, "0"));
+    let time = commit.split('-').next().unwrap();
+    release
+        .split('.')
+        .chain([time])
+        .map(|number| number.parse().unwrap())
+        .collect()
+}
+
+#[test]
+fn no_component_is_older_than_the_lowest_version_without_known_advisories() {
+    let date = Regex::new(r"^20[0-9]{2}-[01][0-9]-[0-3][0-9]$").unwrap();
+    for component in components() {
+        let (name, version, lowest) = (
+            text(&component, "name"),
+            text(&component, "version"),
+            text(&component, "lowest"),
+        );
+        assert!(
+            numbers(version) >= numbers(lowest),
+            "{name} {version} has known advisories; the lowest version without is {lowest}"
+        );
+        assert!(!text(&component, "source").is_empty(), "{name}");
+        assert!(date.is_match(text(&component, "checked")), "{name}");
+    }
+}
+
+#[test]
+fn each_component_has_the_version_that_the_files_pin() {
+    for component in components() {
+        let pins = pins(&component);
+        assert!(!pins.is_empty(), "{}", component["name"]);
+        for (file, pin) in pins {
+            assert!(
+                repository::read(file).contains(&pin),
+                "{LIST} says that {} is {}, but {file} does not contain {pin:?}",
+                component["name"],
+                component["version"]
+            );
+        }
+    }
+}
+
+#[test]
+fn every_pinned_program_and_image_is_a_component() {
+    let components = components();
+    let pinned = components.iter().flat_map(pins).collect::<Vec<_>>();
+    let tools = Regex::new(r"(?m)^(?:tool |\t)([^ \t\n(]+)$").unwrap();
+    for file in repository::files("tests/stack/tools", |name| name == "go.mod") {
+        let module = repository::read(&file);
+        let modules = module
+            .lines()
+            .filter_map(|line| {
+                line.trim()
+                    .trim_end_matches("// indirect")
+                    .trim()
+                    .rsplit_once(" v")
+            })
+            .map(|(path, version)| format!("{path} v{version} "))
+            .collect::<Vec<_>>();
+        for tool in tools.captures_iter(&module) {
+            let tool = tool.get(1).unwrap().as_str();
+            if tool.starts_with("slipway.dev/") {
+                continue;
+            }
+            let of_tool = modules
+                .iter()
+                .filter(|module| {
+                    let path = module.split(' ').next().unwrap();
+                    tool.strip_prefix(path)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                })
+                .max_by_key(|module| module.len());
+            let module = of_tool.unwrap_or_else(|| panic!("{file}: no version of {tool}"));
+            assert!(
+                pinned.iter().any(|(_, pin)| pin == module),
+                "{file}: {module:?} is not in {LIST}"
+            );
+        }
+    }
+    let image = Regex::new(r"docker\.io/(?:library|moby)/[a-z0-9/-]+:[A-Za-z0-9_.-]+").unwrap();
+    let tagged = Regex::new(r"repository: ([^ \n]+)\n(?: *#.*\n)* *tag: ([^ \n]+)\n").unwrap();
+    for file in [
+        "stack.yml",
+        "template/rust-hyper/Dockerfile",
+        "chart/slipway/values.yaml",
+    ] {
+        let content = repository::read(file);
+        let images = image.find_iter(&content).map(|found| found.as_str());
+        for image in images {
+            assert!(
+                pinned.iter().any(|(_, pin)| image.contains(pin.as_str())),
+                "{file}: {image} is not in {LIST}"
+            );
+        }
+        for tag in tagged.captures_iter(&content).filter(|tag| &tag[2] != "\"\"") {
+            assert!(
+                pinned.iter().any(|(_, pin)| *pin == tag[0]),
+                "{file}: {:?} is not in {LIST}",
+                &tag[0]
+            );
+        }
+    }
+}
+
+#[test]
+fn releases_compare_by_number_and_commits_by_time() {
+    assert!(numbers("0.34.2") > numbers("0.9.10"));
+    assert!(numbers("0.0.0-20250415083406-ed") > numbers("0.0.0-20231102155424-02"));
+    assert!(numbers("1.95") < numbers("1.95.1"));
+}
