@@ -18,7 +18,7 @@ use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
 use crate::report::{LineFormatter, LogSink};
 use crate::request::BuildRequest;
-use crate::slots::{BuildSlots, Slot};
+use crate::slots::{BuildSlot, BuildSlots};
 use crate::supersede::{Registration, Submission, Supersession};
 
 pub(crate) use call::Call;
@@ -145,11 +145,11 @@ impl Builder {
     }
 
     /// Waits for a build slot, until the call's time ends.
-    async fn wait_for_slot(&self, call: &Call<'_>) -> Result<Slot, Error> {
+    async fn wait_for_slot(&self, call: &Call<'_>) -> Result<BuildSlot, Error> {
         let start = Instant::now();
         let span = trace::span("queue");
         let slot = tokio::select! {
-            slot = self.slots.take() => slot.map_err(Error::from),
+            slot = self.slots.wait_for_slot() => slot.map_err(Error::from),
             limit = expiry(call.time_limit(None)) => Err(Error::TimeLimit { limit }),
             () = call.interruption() => Err(Error::Interrupted),
         };

@@ -32,7 +32,7 @@ pub use outcome::BuiltImage;
 pub use reference::Reference;
 pub use session::{CredentialStore, Credentials, FileSync, SecretStore, Services};
 pub use shared_key::{KeyLease, SharedKeys};
-pub use solve::{CacheExport, SOURCE_DATE_EPOCH, Solve};
+pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions};
 pub use status::Event;
 pub use tls::TlsError;
 pub(crate) use tls::{TlsDialer, TlsSecrets};

@@ -10,7 +10,7 @@ use crate::buildkit::{ConnectError, Failure, Fault, JobError};
 use crate::hand_over::{Deployment, DeploymentStatus};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
-use crate::slots::AllTaken;
+use crate::slots::NoFreeSlot;
 use crate::supersede::Superseded;
 
 /// The error of a build request. The texts are written for the caller; causes are for the log only.
@@ -193,8 +193,8 @@ impl Error {
     }
 }
 
-impl From<AllTaken> for Error {
-    fn from(AllTaken { limit }: AllTaken) -> Self {
+impl From<NoFreeSlot> for Error {
+    fn from(NoFreeSlot { limit }: NoFreeSlot) -> Self {
         Self::Busy { limit }
     }
 }

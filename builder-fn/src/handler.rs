@@ -20,12 +20,12 @@ use crate::request::{
     self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, VerifiedSignature,
 };
 use crate::sealed::{BuildSecrets, SealKey};
-use crate::settings::{PAYLOAD_SECRET, SignatureSettings};
-use crate::slots::Admission;
+use crate::settings::{PAYLOAD_SECRET_NAME, SignatureSettings};
+use crate::slots::QueueAdmission;
 
 /// The builder's HTTP interface, except probes and metrics, which the host serves.
 #[derive(Clone, Debug)]
-pub struct Api {
+pub struct BuilderApi {
     /// Builds images for authentic requests.
     pub builder: Builder,
     /// Limits on build requests.
@@ -40,7 +40,7 @@ pub struct Api {
     pub metrics: Metrics,
 }
 
-impl Handler for Api {
+impl Handler for BuilderApi {
     async fn call(&self, request: Request, context: Context) -> Result<Response, HostError> {
         let (method, route) = match request.uri().path() {
             // The gateway strips the function's own path; faas-cli appends /build to a host.
@@ -58,23 +58,23 @@ impl Handler for Api {
         }
         trace::set_route(route);
         Ok(match method {
-            Method::POST => self.build(request, context).await,
-            _ => self.public_key(),
+            Method::POST => self.answer_build(request, context).await,
+            _ => self.answer_public_key(),
         })
     }
 }
 
 /// A build request that is being answered.
 #[derive(Clone)]
-struct Exchange {
+struct BuildExchange {
     context: Context,
     arrived: Instant,
     /// The format of a streamed answer; `None` if the answer is sent as a whole.
     format: Option<StreamFormat>,
 }
 
-impl Exchange {
-    fn fields<'a>(&self, image: Option<&'a str>) -> AnswerFields<'a> {
+impl BuildExchange {
+    fn answer_fields<'a>(&self, image: Option<&'a str>) -> AnswerFields<'a> {
         AnswerFields {
             image,
             seconds: self.arrived.elapsed().as_secs_f64(),
@@ -82,9 +82,9 @@ impl Exchange {
     }
 
     /// Logs the failure of a request before its build, and answers it.
-    fn reject(&self, error: &Error, image: Option<&str>) -> Response {
-        let fields = self.fields(image);
-        log_failure(error, fields, &Mask::default());
+    fn log_and_answer_rejection(&self, error: &Error, image: Option<&str>) -> Response {
+        let fields = self.answer_fields(image);
+        log_build_failure(error, fields, &Mask::default());
         let answer = Answer::failed(error, fields);
         match self.format.filter(|_| error.may_stream()) {
             Some(format) => answer.into_stream(format),
@@ -93,8 +93,8 @@ impl Exchange {
     }
 }
 
-impl Api {
-    fn public_key(&self) -> Response {
+impl BuilderApi {
+    fn answer_public_key(&self) -> Response {
         let Some(key) = &self.seal_key else {
             return answer::not_found(
                 "this builder has no key for sealed secrets (build_secrets_private_key_path)",
@@ -110,46 +110,53 @@ impl Api {
         }
     }
 
-    async fn build(&self, request: Request, context: Context) -> Response {
+    async fn answer_build(&self, request: Request, context: Context) -> Response {
         let arrived = Instant::now();
         // Before reading the body, so that a rejected caller does not upload it.
-        let admission = match self.admit(&context) {
+        let admission = match self.admit_request(&context) {
             Ok(admission) => admission,
             Err(error) => return Answer::failed(&error, AnswerFields::default()).into_response(),
         };
         let (head, body) = request.into_parts();
         let request_head = RequestHead::new(&head.headers, SystemTime::now());
-        let exchange = Exchange {
+        let exchange = BuildExchange {
             context,
             arrived,
             format: accept::stream_format(&head.headers),
         };
-        let request = match self.receive(body, request_head, &exchange.context).await {
+        let request = match self
+            .receive_build_request(body, request_head, &exchange.context)
+            .await
+        {
             Ok(request) => request,
-            Err(error) => return exchange.reject(&error, None),
+            Err(error) => return exchange.log_and_answer_rejection(&error, None),
         };
         match exchange.format {
-            None => self.answer_whole(&request, &exchange).await,
-            Some(_) if self.hands_over_by_callback(&request) => {
-                exchange.reject(&Error::StreamedHandOver, Some(&request.config.image_as_given))
-            }
-            Some(format) => self.answer_streamed(format, request, exchange, admission),
+            None => self.build_then_answer(&request, &exchange).await,
+            Some(_) if self.is_deployed_by_callback(&request) => exchange
+                .log_and_answer_rejection(&Error::StreamedHandOver, Some(&request.config.image_as_given)),
+            Some(format) => self.stream_answer_while_building(format, request, exchange, admission),
         }
     }
 
-    fn admit(&self, context: &Context) -> Result<Admission, Error> {
+    fn admit_request(&self, context: &Context) -> Result<QueueAdmission, Error> {
         if context.shutdown().begun() {
             return Err(Error::Draining);
         }
-        Ok(self.builder.slots.admit()?)
+        Ok(self.builder.slots.admit_to_queue()?)
     }
 
     /// Reads the request's body, verifies the signature and parses the build request.
-    async fn receive(&self, body: Body, head: RequestHead, context: &Context) -> Result<BuildRequest, Error> {
+    async fn receive_build_request(
+        &self,
+        body: Body,
+        head: RequestHead,
+        context: &Context,
+    ) -> Result<BuildRequest, Error> {
         let span = trace::span("receive");
-        let received = match self.signature_check(context) {
+        let received = match self.read_signature_check(context) {
             Ok(check) => span
-                .run(request::receive(body, head, &check, &self.limits))
+                .run(request::receive_build_request(body, head, &check, &self.limits))
                 .await
                 .map_err(Error::from),
             Err(error) => Err(error),
@@ -164,25 +171,25 @@ impl Api {
         received
     }
 
-    fn hands_over_by_callback(&self, request: &BuildRequest) -> bool {
+    fn is_deployed_by_callback(&self, request: &BuildRequest) -> bool {
         request.config.deploy.is_some() && self.builder.deployer.settings.via == DeployVia::Callback
     }
 
     /// Runs the build, and answers after it.
-    async fn answer_whole(&self, request: &BuildRequest, exchange: &Exchange) -> Response {
+    async fn build_then_answer(&self, request: &BuildRequest, exchange: &BuildExchange) -> Response {
         let mut log = BoundedLog::new(self.max_log);
-        let mut answer = self.run(request, exchange, &mut log).await;
+        let mut answer = self.run_build(request, exchange, &mut log).await;
         answer.report.log = Some(log.into_lines(&mut answer.report.warnings));
         answer.into_response()
     }
 
     /// Answers immediately with a stream, and builds while the caller reads it.
-    fn answer_streamed(
+    fn stream_answer_while_building(
         &self,
         format: StreamFormat,
         request: BuildRequest,
-        exchange: Exchange,
-        admission: Admission,
+        exchange: BuildExchange,
+        admission: QueueAdmission,
     ) -> Response {
         let if_panicked = answer::panicked(exchange.context.call_id(), &request.config.image_as_given);
         let feed = LogFeed::new(self.max_log);
@@ -190,13 +197,18 @@ impl Api {
         let arrived = exchange.arrived;
         let build = async move {
             let _admission = admission;
-            api.run(&request, &exchange, &mut log).await.report
+            api.run_build(&request, &exchange, &mut log).await.report
         };
         answer::stream(format, stream_records(format, feed, arrived, build, if_panicked))
     }
 
     /// Runs the build of an authentic request and returns its answer, without the log.
-    async fn run(&self, request: &BuildRequest, exchange: &Exchange, log: &mut dyn LogSink) -> Answer {
+    async fn run_build(
+        &self,
+        request: &BuildRequest,
+        exchange: &BuildExchange,
+        log: &mut dyn LogSink,
+    ) -> Answer {
         let image = request.config.image_as_given.as_str();
         let context = &exchange.context;
         let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
@@ -210,7 +222,7 @@ impl Api {
         let span = trace::span("build");
         span.set("slipway.image", image.to_owned());
         span.set("slipway.reference", reference.to_string());
-        let secrets = self.open_secrets(request);
+        let secrets = self.open_sealed_secrets(request);
         let mask = secrets
             .as_ref()
             .map(|secrets| secrets.mask().clone())
@@ -238,7 +250,7 @@ impl Api {
             }
             Err(error) => Err(error),
         };
-        let fields = exchange.fields(Some(image));
+        let fields = exchange.answer_fields(Some(image));
         let mut answer = match result {
             Ok(built) => {
                 let digest = built.digest.as_deref().unwrap_or_default();
@@ -256,9 +268,9 @@ impl Api {
                 Answer::built(built, fields).masked(&mask)
             }
             Err(error) => {
-                log_failure(&error, fields, &mask);
-                in_flight.end(outcome(error.kind()));
-                span.set("error.type", outcome(error.kind()));
+                log_build_failure(&error, fields, &mask);
+                in_flight.end(outcome_label(error.kind()));
+                span.set("error.type", outcome_label(error.kind()));
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
                 Answer::failed(&error, fields).masked(&mask)
             }
@@ -267,7 +279,7 @@ impl Api {
         answer
     }
 
-    fn open_secrets(&self, request: &BuildRequest) -> Result<BuildSecrets, Error> {
+    fn open_sealed_secrets(&self, request: &BuildRequest) -> Result<BuildSecrets, Error> {
         match (&request.sealed_secrets, &self.seal_key) {
             (None, _) => Ok(BuildSecrets::default()),
             (Some(_), None) => Err(Error::NoSealKey),
@@ -277,16 +289,16 @@ impl Api {
 
     /// Returns the check of a request's signature. Reads the secret for each request, so that a rotated secret is used
     /// immediately.
-    fn signature_check(&self, context: &Context) -> Result<SignatureCheck, Error> {
+    fn read_signature_check(&self, context: &Context) -> Result<SignatureCheck, Error> {
         if self.signatures.disable_hmac {
             return Ok(SignatureCheck::Disabled);
         }
         let secret = context
             .secrets()
-            .read_secret(PAYLOAD_SECRET)
+            .read_secret(PAYLOAD_SECRET_NAME)
             .map_err(Error::PayloadSecret)?;
         let empty = || SecretError::Empty {
-            name: PAYLOAD_SECRET.to_owned(),
+            name: PAYLOAD_SECRET_NAME.to_owned(),
         };
         let keys = SignatureKeys::new(&secret, self.signatures.accept_sha1)
             .ok_or_else(|| Error::PayloadSecret(empty()))?;
@@ -295,7 +307,7 @@ impl Api {
 }
 
 /// Returns an error's value of the metric label `outcome`.
-fn outcome(kind: ErrorKind) -> &'static str {
+fn outcome_label(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::Unauthorized
         | ErrorKind::Invalid
@@ -310,12 +322,12 @@ fn outcome(kind: ErrorKind) -> &'static str {
 }
 
 /// Logs the failure of a build, with the causes that the caller does not get.
-fn log_failure(error: &Error, fields: AnswerFields<'_>, mask: &Mask) {
+fn log_build_failure(error: &Error, fields: AnswerFields<'_>, mask: &Mask) {
     let text = ErrorChain(error).to_string();
     let text = mask.mask_text(&text);
     let AnswerFields { image, seconds } = fields;
     let image = image.unwrap_or_default();
-    let outcome = outcome(error.kind());
+    let outcome = outcome_label(error.kind());
     match error.kind() {
         ErrorKind::NoSpace | ErrorKind::Platform => {
             tracing::error!(image, outcome, seconds, error = %text, "build failed");

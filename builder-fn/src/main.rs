@@ -6,7 +6,7 @@ use std::sync::Arc;
 use builder_fn::build::Builder;
 use builder_fn::buildkit::{EventTimeouts, SharedKeys};
 use builder_fn::hand_over::Deployer;
-use builder_fn::handler::Api;
+use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
 use builder_fn::ready;
 use builder_fn::registry::Registries;
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     function_host::run_with(setup)
 }
 
-async fn setup(context: SetupContext) -> Result<App<Api>, SetupError> {
+async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
     let mut parser = context.settings_parser();
     let settings = Settings::read(&mut parser, context.secrets(), context.max_inflight());
     parser.finish()?;
@@ -58,9 +58,9 @@ async fn setup(context: SetupContext) -> Result<App<Api>, SetupError> {
         slots: slots.clone(),
         metrics: metrics.clone(),
     };
-    let api = Api {
+    let api = BuilderApi {
         builder,
-        limits: settings.requests.limits(metrics.spool_bytes()),
+        limits: settings.requests.into_request_limits(metrics.spool_bytes()),
         signatures: settings.signatures,
         max_log: settings.max_log,
         seal_key: settings.seal_key,

@@ -27,18 +27,18 @@ use function_host::BoxError;
 use http_body_util::BodyExt;
 
 use crate::context::{ArchiveLimits, SourceContext, SpoolQuota, SpoolSettings};
-pub(crate) use config::{BuildConfig, CacheTo, Provenance};
+pub(crate) use config::{BuildConfig, CacheToItem, ProvenanceMode};
 pub use error::{RequestError, RequestErrorKind};
-pub use freshness::Freshness;
+pub use freshness::FreshnessLimit;
 pub(crate) use frontend::{AllowedFrontends, Frontend};
 pub use head::{RequestHead, SIGNATURE_HEADER};
 pub(crate) use image::ImageRef;
 use indexer::BodyIndexer;
-use pipeline::{BodyPipeline, run_blocking};
+use pipeline::{BodyPipeline, spawn_on_blocking_thread};
 use signature::BodyVerifier;
 pub use signature::{SignatureKeys, VerifiedSignature};
-pub(crate) use submitted_at::AHEAD_MAX;
-pub use submitted_at::{SubmissionSource, SubmittedAt};
+pub(crate) use submitted_at::AHEAD_OF_CLOCK_MAX;
+pub use submitted_at::{SubmissionTimeSource, SubmittedAt};
 
 /// A build request whose signature and configuration have been checked.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ pub struct RequestLimits {
     /// The frontends that a Dockerfile may name.
     pub frontends: AllowedFrontends,
     /// The limit on the age of a request.
-    pub freshness: Freshness,
+    pub freshness: FreshnessLimit,
 }
 
 impl RequestLimits {
@@ -102,7 +102,7 @@ impl RequestLimits {
                 quota,
             },
             frontends: AllowedFrontends::default(),
-            freshness: Freshness::default(),
+            freshness: FreshnessLimit::default(),
         }
     }
 }
@@ -116,7 +116,7 @@ impl RequestLimits {
 /// Before the body is read: a required signature is missing or malformed, or the declared length exceeds the limit.
 /// While it is read: the limit or the spool's quota is exceeded, or the body breaks off. Errors in the tar and its
 /// configuration are reported only after the signature has been verified.
-pub async fn receive<B>(
+pub async fn receive_build_request<B>(
     body: B,
     head: RequestHead,
     check: &SignatureCheck,
@@ -152,7 +152,7 @@ where
         pipeline.push(piece).await?;
     }
     let (indexer, signature) = pipeline.finish().await?;
-    run_blocking(move || indexer.finish(&head, signature)).await?
+    spawn_on_blocking_thread(move || indexer.into_build_request(&head, signature)).await?
 }
 
 #[cfg(test)]

@@ -54,18 +54,18 @@ use crate::compression::{Compression, Format};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{DockerConfig, Helpers};
 use crate::hand_over::{self, DeployVia, DeployerSettings};
-use crate::request::{AllowedFrontends, Freshness, ImageRef, RequestLimits};
+use crate::request::{AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits};
 use crate::sealed::SealKey;
 use crate::slots::BuildSlots;
 
 /// The name of the secret that requests are signed with.
-pub(crate) const PAYLOAD_SECRET: &str = "payload-secret";
+pub(crate) const PAYLOAD_SECRET_NAME: &str = "payload-secret";
 
 /// The name of the secret with the credentials for registries.
-const REGISTRY_SECRET: &str = "registry-config";
+const REGISTRY_SECRET_NAME: &str = "registry-config";
 
 /// The default namespace of functions: OpenFaaS's own default.
-const DEFAULT_NAMESPACE: &str = "openfaas-fn";
+const DEFAULT_FUNCTION_NAMESPACE: &str = "openfaas-fn";
 
 /// The builder's parsed settings, in the groups in which they are used.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ pub struct RequestSettings {
     /// The frontends that Dockerfiles may name.
     frontends: AllowedFrontends,
     /// The limit on the age of a request.
-    freshness: Freshness,
+    freshness: FreshnessLimit,
 }
 
 /// Settings for which signatures of requests are accepted.
@@ -128,24 +128,24 @@ impl Settings {
     ///
     /// `max_inflight` is the host's setting.
     pub fn read(parser: &mut Parser<'_>, secrets: &Secrets, max_inflight: Option<usize>) -> Self {
-        let (daemon, is_exposed) = daemon::read(parser, secrets);
+        let (daemon, is_exposed) = daemon::read_daemon_settings(parser, secrets);
         let settings = Self {
             daemon,
             is_exposed,
-            credentials: credentials(parser, secrets),
+            credentials: read_docker_config(parser, secrets),
             token_realms: parser.parse("token_realms", TokenRealms::default(), str::parse),
-            build: build_settings(parser),
+            build: read_build_settings(parser),
             requests: RequestSettings::read(parser),
             signatures: SignatureSettings::read(parser, secrets),
-            slots: slots(parser, max_inflight),
+            slots: read_build_slots(parser, max_inflight),
             deployer: DeployerSettings {
-                function: parser.parse("deployer", "deployer-fn".to_owned(), function_name),
+                function: parser.parse("deployer", "deployer-fn".to_owned(), parse_function_name),
                 via: parser.parse("deploy_via", DeployVia::default(), str::parse),
                 timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
-                hand_over_ttl: hand_over_ttl(parser),
+                hand_over_ttl: read_hand_over_ttl(parser),
             },
-            max_log: parser.parse("max_log", 4 << 20, max_log),
-            seal_key: seal_key(parser),
+            max_log: parser.parse("max_log", 4 << 20, parse_max_log_bytes),
+            seal_key: read_seal_key(parser),
         };
         parser.flag("enable_lchown", false);
         settings
@@ -163,7 +163,7 @@ impl RequestSettings {
                 .map_or_else(std::env::temp_dir, PathBuf::from),
             spool_limit: parser.number("spool_limit", 4 << 30),
             frontends: parser.parse("allowed_frontends", AllowedFrontends::default(), str::parse),
-            freshness: freshness(parser),
+            freshness: read_freshness_limit(parser),
         };
         if !settings.spool_dir.is_dir() {
             let problem = format!(
@@ -186,7 +186,7 @@ impl RequestSettings {
 
     /// Returns the limits on requests that these settings set. `spooled` mirrors the bytes of all spooled
     /// bodies.
-    pub fn limits(self, spooled: IntGauge) -> RequestLimits {
+    pub fn into_request_limits(self, spooled: IntGauge) -> RequestLimits {
         let quota = SpoolQuota::new(self.spool_limit, spooled);
         let mut limits = RequestLimits::new(self.max_body, self.spool_dir, quota);
         limits.frontends = self.frontends;
@@ -204,10 +204,10 @@ impl SignatureSettings {
             accept_sha1: parser.flag("accept_sha1", true),
         };
         if !settings.disable_hmac {
-            if let Err(error) = secrets.read_secret(PAYLOAD_SECRET) {
+            if let Err(error) = secrets.read_secret(PAYLOAD_SECRET_NAME) {
                 parser.problem("disable_hmac", format!("is not set, and {error}"));
             }
-            signature::check_secret(parser, secrets, PAYLOAD_SECRET);
+            signature::check_secret(parser, secrets, PAYLOAD_SECRET_NAME);
         }
         signature::check_secret(parser, secrets, hand_over::SECRET);
         settings
@@ -215,7 +215,7 @@ impl SignatureSettings {
 }
 
 /// Parses the settings `max_age` and `require_fresh`.
-fn freshness(parser: &mut Parser<'_>) -> Freshness {
+fn read_freshness_limit(parser: &mut Parser<'_>) -> FreshnessLimit {
     let max_age = parser.duration("max_age", Duration::ZERO);
     let is_required = parser.flag("require_fresh", false);
     if max_age.is_zero() {
@@ -225,26 +225,30 @@ fn freshness(parser: &mut Parser<'_>) -> Freshness {
                 "needs max_age, which says how old a request may be",
             );
         }
-        return Freshness::Unlimited;
+        return FreshnessLimit::Unlimited;
     }
-    Freshness::Limited { max_age, is_required }
+    FreshnessLimit::Limited { max_age, is_required }
 }
 
-fn build_settings(parser: &mut Parser<'_>) -> BuildSettings {
+fn read_build_settings(parser: &mut Parser<'_>) -> BuildSettings {
     BuildSettings {
         insecure: parser.flag("insecure", false),
-        compression: compression(parser),
+        compression: read_compression(parser),
         sbom_generator: parser.parse("sbom_generator", None, |name| {
             ImageRef::parse(name)
                 .map(|image| Some(image.to_string()))
                 .map_err(|error| format!("should be an image: {error}"))
         }),
-        default_namespace: parser.parse("default_namespace", DEFAULT_NAMESPACE.to_owned(), namespace),
+        default_namespace: parser.parse(
+            "default_namespace",
+            DEFAULT_FUNCTION_NAMESPACE.to_owned(),
+            parse_namespace,
+        ),
     }
 }
 
 /// Parses the name of a Kubernetes namespace.
-fn namespace(text: &str) -> Result<String, &'static str> {
+fn parse_namespace(text: &str) -> Result<String, &'static str> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     match text.bytes().all(allowed) && (1..=63).contains(&text.len()) {
         true => Ok(text.to_owned()),
@@ -252,10 +256,10 @@ fn namespace(text: &str) -> Result<String, &'static str> {
     }
 }
 
-fn credentials(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfig {
+fn read_docker_config(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfig {
     let path = parser
         .text("registry_config")
-        .map_or_else(|| secrets.directory().join(REGISTRY_SECRET), PathBuf::from);
+        .map_or_else(|| secrets.directory().join(REGISTRY_SECRET_NAME), PathBuf::from);
     let folder = parser.text("credential_helpers").map(PathBuf::from);
     if let Some(folder) = folder.as_ref().filter(|folder| !folder.is_dir()) {
         let problem = format!("should name a directory; {} is not one", folder.display());
@@ -272,7 +276,7 @@ fn credentials(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfig {
     })
 }
 
-fn seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
+fn read_seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
     let path = parser.text("build_secrets_private_key_path")?;
     let key = SealKey::at(Path::new(&path));
     if let Err(error) = key.public() {
@@ -284,12 +288,12 @@ fn seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
 
 /// Parses the setting `max_log`. Below the minimum, the notices about dropped lines would be longer than the
 /// log.
-fn max_log(text: &str) -> Result<usize, &'static str> {
+fn parse_max_log_bytes(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok().filter(|bytes| *bytes >= 16 << 10);
     number.ok_or("should be a number of bytes, 16384 or more")
 }
 
-fn compression(parser: &mut Parser<'_>) -> Compression {
+fn read_compression(parser: &mut Parser<'_>) -> Compression {
     let format = parser.parse("compression", Format::Zstd, str::parse);
     let level = parser.parse("compression_level", None, |text| {
         // What is not a whole number is not a level of any format.
@@ -300,7 +304,7 @@ fn compression(parser: &mut Parser<'_>) -> Compression {
 }
 
 /// Returns the builder's own slots, if settings let requests wait for them.
-fn slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<BuildSlots> {
+fn read_build_slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<BuildSlots> {
     let wait = parser.duration("queue_wait", Duration::ZERO);
     let queue_length = parser.number("queue_length", 16_usize);
     if wait.is_zero() {
@@ -316,7 +320,7 @@ fn slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Option<BuildSl
     Some(BuildSlots::new(limit, wait, queue_length))
 }
 
-fn hand_over_ttl(parser: &mut Parser<'_>) -> Duration {
+fn read_hand_over_ttl(parser: &mut Parser<'_>) -> Duration {
     let ttl = parser.duration("hand_over_ttl", Duration::from_secs(3600));
     if ttl.is_zero() {
         parser.problem(
@@ -327,7 +331,7 @@ fn hand_over_ttl(parser: &mut Parser<'_>) -> Duration {
     ttl
 }
 
-fn function_name(text: &str) -> Result<String, &'static str> {
+fn parse_function_name(text: &str) -> Result<String, &'static str> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     match text.bytes().all(is_allowed) && text.starts_with(|first: char| first.is_ascii_alphanumeric()) {
         true => Ok(text.to_owned()),
@@ -343,12 +347,12 @@ mod tests {
 
     use super::*;
 
-    const KEY: &str = "a key of 17 bytes\n";
+    const VALID_PAYLOAD_KEY: &str = "a key of 17 bytes\n";
 
     fn read(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
         let folder = tempfile::tempdir().expect("folder");
         if let Some(secret) = secret {
-            std::fs::write(folder.path().join(PAYLOAD_SECRET), secret).expect("write");
+            std::fs::write(folder.path().join(PAYLOAD_SECRET_NAME), secret).expect("write");
         }
         let strings: HashMap<&str, &str> = variables.iter().copied().collect();
         let mut parser = Parser::new(&strings);
@@ -357,8 +361,12 @@ mod tests {
     }
 
     #[test]
-    fn an_address_and_a_secret_are_enough() {
-        let settings = read(&[("buildkit_url", "tcp://buildkit:1234")], Some(KEY)).expect("settings");
+    fn the_buildkit_address_and_the_payload_secret_are_the_only_required_settings() {
+        let settings = read(
+            &[("buildkit_url", "tcp://buildkit:1234")],
+            Some(VALID_PAYLOAD_KEY),
+        )
+        .expect("settings");
 
         assert_eq!(settings.daemon.name(), "tcp://buildkit:1234");
         assert!(settings.is_exposed);
@@ -375,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn every_invalid_setting_is_named_at_once() {
+    fn all_invalid_settings_are_reported_together_by_name() {
         let problems = read(
             &[
                 ("buildkit_url", "http://buildkit"),
@@ -438,11 +446,11 @@ mod tests {
     }
 
     #[test]
-    fn requests_wait_for_slots_only_with_queue_wait() {
+    fn the_builder_has_slots_of_its_own_only_if_queue_wait_is_set() {
         let read = |variables: &[(&str, &str)]| {
             let strings: HashMap<&str, &str> = variables.iter().copied().collect();
             let mut parser = Parser::new(&strings);
-            let slots = slots(&mut parser, Some(1));
+            let slots = read_build_slots(&mut parser, Some(1));
             parser.finish().map(|()| slots)
         };
         assert!(
@@ -452,12 +460,12 @@ mod tests {
         let slots = read(&[("queue_wait", "1m"), ("queue_length", "0")])
             .expect("settings")
             .expect("slots");
-        let _one = slots.admit().expect("admitted");
+        let _one = slots.admit_to_queue().expect("admitted");
         assert!(slots.is_full());
     }
 
     #[test]
-    fn a_secret_that_is_not_fit_for_signatures_is_named() {
+    fn a_payload_secret_with_a_short_key_or_a_pem_text_is_rejected_by_name_and_line() {
         let address = [("buildkit_url", "unix:///run/b.sock")];
         for (secret, fault) in [
             (

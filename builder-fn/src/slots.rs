@@ -12,10 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The build slots of a builder. The default is unlimited. Clones share the slots.
 #[derive(Clone, Debug, Default)]
-pub struct BuildSlots(Option<Arc<Shared>>);
+pub struct BuildSlots(Option<Arc<SharedSlots>>);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedSlots {
     limit: usize,
     max_wait: Duration,
     /// Limit on the requests that build, wait, or still send their bodies.
@@ -27,16 +27,18 @@ struct Shared {
 /// A guard for an admitted request, which may send its body and wait for a slot. Dropping it admits another
 /// request.
 #[derive(Debug)]
-pub(crate) struct Admission(Option<Arc<Shared>>);
+pub(crate) struct QueueAdmission(Option<Arc<SharedSlots>>);
 
 /// A guard for a build slot that one build has taken. Dropping it frees the slot.
 #[derive(Debug)]
-pub(crate) struct Slot(#[expect(dead_code, reason = "it is held, not used")] Option<OwnedSemaphorePermit>);
+pub(crate) struct BuildSlot(
+    #[expect(dead_code, reason = "it is held, not used")] Option<OwnedSemaphorePermit>,
+);
 
 /// The error for a request that gets no slot: all slots and all places in the queue are taken, or the request
 /// has waited too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct AllTaken {
+pub(crate) struct NoFreeSlot {
     /// The limit on the builds that run at the same time.
     pub(crate) limit: usize,
 }
@@ -49,7 +51,7 @@ impl BuildSlots {
 
     /// Creates `limit` build slots, for which up to `queue_length` more requests wait for up to `max_wait`.
     pub fn new(limit: usize, max_wait: Duration, queue_length: usize) -> Self {
-        Self(Some(Arc::new(Shared {
+        Self(Some(Arc::new(SharedSlots {
             limit,
             max_wait,
             max_admitted: limit.saturating_add(queue_length),
@@ -62,9 +64,9 @@ impl BuildSlots {
     ///
     /// # Errors
     /// Fails if as many requests are admitted as may build and wait.
-    pub(crate) fn admit(&self) -> Result<Admission, AllTaken> {
+    pub(crate) fn admit_to_queue(&self) -> Result<QueueAdmission, NoFreeSlot> {
         let Some(shared) = &self.0 else {
-            return Ok(Admission(None));
+            return Ok(QueueAdmission(None));
         };
         let admitted = shared
             .admitted
@@ -72,8 +74,8 @@ impl BuildSlots {
                 (admitted < shared.max_admitted).then_some(admitted + 1)
             });
         match admitted {
-            Ok(_) => Ok(Admission(Some(shared.clone()))),
-            Err(_) => Err(AllTaken { limit: shared.limit }),
+            Ok(_) => Ok(QueueAdmission(Some(shared.clone()))),
+            Err(_) => Err(NoFreeSlot { limit: shared.limit }),
         }
     }
 
@@ -81,19 +83,19 @@ impl BuildSlots {
     ///
     /// # Errors
     /// Fails if no slot became free in time.
-    pub(crate) async fn take(&self) -> Result<Slot, AllTaken> {
+    pub(crate) async fn wait_for_slot(&self) -> Result<BuildSlot, NoFreeSlot> {
         let Some(shared) = &self.0 else {
-            return Ok(Slot(None));
+            return Ok(BuildSlot(None));
         };
         let permit = shared.free.clone().acquire_owned();
         match tokio::time::timeout(shared.max_wait, permit).await {
-            Ok(Ok(permit)) => Ok(Slot(Some(permit))),
+            Ok(Ok(permit)) => Ok(BuildSlot(Some(permit))),
             // The semaphore is never closed.
-            Ok(Err(_)) | Err(_) => Err(AllTaken { limit: shared.limit }),
+            Ok(Err(_)) | Err(_) => Err(NoFreeSlot { limit: shared.limit }),
         }
     }
 
-    /// Returns whether [`admit`](Self::admit) would reject a request now.
+    /// Returns whether [`admit`](Self::admit_to_queue) would reject a request now.
     pub fn is_full(&self) -> bool {
         self.0
             .as_ref()
@@ -101,7 +103,7 @@ impl BuildSlots {
     }
 }
 
-impl Drop for Admission {
+impl Drop for QueueAdmission {
     fn drop(&mut self) {
         if let Some(shared) = &self.0 {
             shared.admitted.fetch_sub(1, Ordering::Relaxed);
@@ -115,22 +117,22 @@ mod tests {
 
     use super::*;
 
-    const WAIT: Duration = Duration::from_secs(60);
+    const MAX_WAIT: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
-    async fn slots_go_to_the_first_that_waits_and_the_others_fail_after_the_longest_wait() {
-        let slots = BuildSlots::new(1, WAIT, 2);
-        let first = slots.take().await.expect("a free slot");
+    async fn a_freed_slot_goes_to_the_longest_waiting_request_and_others_fail_after_the_maximum_wait() {
+        let slots = BuildSlots::new(1, MAX_WAIT, 2);
+        let first = slots.wait_for_slot().await.expect("a free slot");
         let waiting: Vec<_> = (0..2)
             .map(|_| {
                 let slots = slots.clone();
-                tokio::spawn(async move { slots.take().await.map(|slot| (Instant::now(), slot)) })
+                tokio::spawn(async move { slots.wait_for_slot().await.map(|slot| (Instant::now(), slot)) })
             })
             .collect();
         tokio::task::yield_now().await;
         let start = Instant::now();
 
-        tokio::time::advance(WAIT / 2).await;
+        tokio::time::advance(MAX_WAIT / 2).await;
         drop(first);
         let mut outcomes = Vec::new();
         for waiting in waiting {
@@ -138,50 +140,53 @@ mod tests {
         }
 
         let (at, _slot) = outcomes.remove(0).expect("a slot");
-        assert_eq!(at - start, WAIT / 2);
+        assert_eq!(at - start, MAX_WAIT / 2);
         assert_eq!(
             outcomes.remove(0).expect_err("no slot is free"),
-            AllTaken { limit: 1 }
+            NoFreeSlot { limit: 1 }
         );
-        assert_eq!(start.elapsed(), WAIT);
+        assert_eq!(start.elapsed(), MAX_WAIT);
     }
 
     #[test]
-    fn only_as_many_requests_are_admitted_as_may_build_or_wait() {
-        let slots = BuildSlots::new(1, WAIT, 1);
-        let first = slots.admit().expect("admitted");
+    fn requests_beyond_the_slots_and_the_queue_length_are_not_admitted() {
+        let slots = BuildSlots::new(1, MAX_WAIT, 1);
+        let first = slots.admit_to_queue().expect("admitted");
         assert!(!slots.is_full());
-        let _second = slots.admit().expect("admitted");
+        let _second = slots.admit_to_queue().expect("admitted");
         assert!(slots.is_full());
-        assert_eq!(slots.admit().expect_err("rejected"), AllTaken { limit: 1 });
+        assert_eq!(
+            slots.admit_to_queue().expect_err("rejected"),
+            NoFreeSlot { limit: 1 }
+        );
         drop(first);
         assert!(!slots.is_full());
-        slots.admit().expect("admitted again");
+        slots.admit_to_queue().expect("admitted again");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_stops_waiting_takes_no_slot() {
-        let slots = BuildSlots::new(1, WAIT, 2);
-        let first = slots.take().await.expect("a free slot");
+    async fn a_request_that_stops_waiting_leaves_the_queue_for_a_slot() {
+        let slots = BuildSlots::new(1, MAX_WAIT, 2);
+        let first = slots.wait_for_slot().await.expect("a free slot");
         let waiting = tokio::spawn({
             let slots = slots.clone();
-            async move { slots.take().await }
+            async move { slots.wait_for_slot().await }
         });
         tokio::task::yield_now().await;
         waiting.abort();
         let _ = waiting.await;
         drop(first);
-        slots.take().await.expect("a free slot");
+        slots.wait_for_slot().await.expect("a free slot");
     }
 
     #[tokio::test]
-    async fn unlimited_slots_are_never_full() {
+    async fn unlimited_build_slots_are_never_full() {
         let slots = BuildSlots::unlimited();
         let mut taken = Vec::new();
         for _ in 0..100 {
             taken.push((
-                slots.admit().expect("admitted"),
-                slots.take().await.expect("a free slot"),
+                slots.admit_to_queue().expect("admitted"),
+                slots.wait_for_slot().await.expect("a free slot"),
             ));
         }
         assert!(!slots.is_full());

@@ -11,7 +11,7 @@ use crate::buildkit::BuiltImage;
 use crate::error::Error;
 use crate::hand_over::{Deployment, DeploymentStatus, HandOver, HandOverSigner};
 use crate::report::{LineFormatter, LogSink};
-use crate::request::{BuildRequest, SubmissionSource, SubmittedAt};
+use crate::request::{BuildRequest, SubmissionTimeSource, SubmittedAt};
 
 /// Returns the time at which the source of the image was submitted.
 ///
@@ -20,7 +20,7 @@ use crate::request::{BuildRequest, SubmissionSource, SubmittedAt};
 fn submitted_at(request: &BuildRequest, built: &BuiltImage) -> SystemTime {
     let SubmittedAt { at, source } = request.submitted_at;
     match (source, built.submitted_at) {
-        (SubmissionSource::Arrival, Some(first)) => first,
+        (SubmissionTimeSource::Arrival, Some(first)) => first,
         _ => at,
     }
 }

@@ -8,12 +8,12 @@ use super::Builder;
 use super::call::{Call, expiry};
 use super::control_character;
 use crate::buildkit::{
-    Attributes, BuiltImage, CacheExport, Job, KeyLease, SOURCE_DATE_EPOCH, Services, Solve,
+    Attributes, BuiltImage, CacheExport, Job, KeyLease, SOURCE_DATE_EPOCH, Services, SolveOptions,
 };
 use crate::error::Error;
 use crate::function_id::FunctionId;
 use crate::report::{LineFormatter, LogSink};
-use crate::request::{BuildRequest, CacheTo, Frontend, Provenance, VerifiedSignature};
+use crate::request::{BuildRequest, CacheToItem, Frontend, ProvenanceMode, VerifiedSignature};
 use crate::supersede::Registration;
 use crate::trace::StepSpans;
 
@@ -77,7 +77,7 @@ impl Builder {
         let config = &request.config;
         Arc::new(match config.build_args.contains_key(SOURCE_DATE_EPOCH) {
             true => self.keys.lease_single_use(),
-            false => self.keys.lease(&config.image.name(), &request.context),
+            false => self.keys.lease(&config.image.without_tag(), &request.context),
         })
     }
 
@@ -87,7 +87,10 @@ impl Builder {
         let deploy = request.config.deploy.as_ref();
         Attributes {
             call_id: call.id.to_owned(),
-            signature: request.signature.as_ref().map(VerifiedSignature::fingerprint),
+            signature: request
+                .signature
+                .as_ref()
+                .map(VerifiedSignature::sha256_fingerprint),
             submitted_at: request.submitted_at.at,
             function: deploy.and_then(|deploy| FunctionId::of_deploy(deploy, namespace)),
             supersede: request.config.supersede,
@@ -103,7 +106,7 @@ impl Builder {
             .with_secrets(Arc::new(call.secrets.clone()));
         let config = &request.config;
         let settings = &self.settings;
-        let solve = Solve {
+        let solve = SolveOptions {
             reference: call.reference.clone(),
             attributes: Some(self.attributes(request, call)),
             names: [&config.image]
@@ -123,8 +126,8 @@ impl Builder {
             cache_to: config.cache_to.iter().map(cache_export).collect(),
             named_frontend: request.frontend == Frontend::Named,
             provenance: config.provenance.map(|provenance| match provenance {
-                Provenance::Min => "min",
-                Provenance::Max => "max",
+                ProvenanceMode::Min => "min",
+                ProvenanceMode::Max => "max",
             }),
             sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
             compression: config.compression.unwrap_or(settings.compression),
@@ -139,7 +142,7 @@ impl Builder {
     }
 }
 
-fn cache_export(cache: &CacheTo) -> CacheExport {
+fn cache_export(cache: &CacheToItem) -> CacheExport {
     CacheExport {
         name: cache.image.to_string(),
         max: cache.max,

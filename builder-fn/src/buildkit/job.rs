@@ -22,7 +22,7 @@ use super::outcome::{BuiltImage, Outcome};
 use super::session::{Services, Session};
 use super::shared_key::KeyLease;
 use super::status::{self, Event, EventReader, Responses};
-use super::{Connection, Failure, Fault, ManifestStore, Solve, history};
+use super::{Connection, Failure, Fault, ManifestStore, SolveOptions, history};
 
 /// The largest number of references that are tried for one call. Each delivery of a call whose builds failed takes one
 /// more.
@@ -56,7 +56,7 @@ pub struct Job {
     /// ended.
     pub shared_key: Arc<KeyLease>,
     /// The description of the build for the daemon.
-    pub solve: Solve,
+    pub solve: SolveOptions,
     /// The registries, which are asked whether they still have the image of an earlier delivery.
     pub manifests: Arc<dyn ManifestStore>,
     /// The timeouts for the last events of the build.
@@ -195,7 +195,7 @@ impl Job {
     ) -> Result<Option<BuiltImage>, JobError> {
         let mut responses = status::follow(connection, reference.to_owned());
         let session = Session::new(self.shared_key.key(), self.services.clone());
-        let request = with_trace_context(self.solve.request(reference, session.id()));
+        let request = with_trace_context(self.solve.to_request(reference, session.id()));
         let mut control = connection.control();
         let mut solving = pin!(async move { control.solve(request).await });
         let mut session = Box::pin(session.run(connection));

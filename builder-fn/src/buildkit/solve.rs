@@ -12,11 +12,11 @@ use crate::compression::Compression;
 pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// The name of the Dockerfile frontend that is built into BuildKit.
-const FRONTEND: &str = "dockerfile.v0";
+const DOCKERFILE_FRONTEND: &str = "dockerfile.v0";
 
 /// A description of a build of an image from a Dockerfile.
 #[derive(Clone, Debug, Default)]
-pub struct Solve {
+pub struct SolveOptions {
     /// The reference of the build at the daemon, the same for each delivery of one call.
     pub reference: Reference,
     /// The attributes of the request behind the build, for all builders of the daemon.
@@ -64,22 +64,22 @@ pub struct CacheExport {
     pub ignore_error: bool,
 }
 
-impl Solve {
+impl SolveOptions {
     /// Returns the `SolveRequest` for this build. The names of its attributes are those of BuildKit
     /// `frontend/dockerfile/dockerui/config.go` and `exporter/containerimage/exptypes/keys.go`.
-    pub(super) fn request(&self, reference: &str, session: &str) -> SolveRequest {
+    pub(super) fn to_request(&self, reference: &str, session: &str) -> SolveRequest {
         let exporter = Exporter {
             r#type: "image".into(),
             attrs: self.exporter_attrs(),
         };
         SolveRequest {
             session: session.to_owned(),
-            frontend: FRONTEND.into(),
+            frontend: DOCKERFILE_FRONTEND.into(),
             frontend_attrs: self.frontend_attrs(),
             exporters: vec![exporter],
             cache: Some(CacheOptions {
-                imports: self.cache_imports().collect(),
-                exports: self.cache_exports().collect(),
+                imports: self.cache_import_entries().collect(),
+                exports: self.cache_export_entries().collect(),
                 ..CacheOptions::default()
             }),
             r#ref: reference.to_owned(),
@@ -89,14 +89,14 @@ impl Solve {
 
     /// Returns the caches to import cached steps from. The names of their attributes are those of BuildKit
     /// `cache/remotecache/registry/registry.go`.
-    fn cache_imports(&self) -> impl Iterator<Item = CacheOptionsEntry> {
-        self.cache_from.iter().map(|name| self.registry_cache(name))
+    fn cache_import_entries(&self) -> impl Iterator<Item = CacheOptionsEntry> {
+        self.cache_from.iter().map(|name| self.registry_cache_entry(name))
     }
 
     /// Returns the caches to export cached steps to.
-    fn cache_exports(&self) -> impl Iterator<Item = CacheOptionsEntry> {
+    fn cache_export_entries(&self) -> impl Iterator<Item = CacheOptionsEntry> {
         self.cache_to.iter().map(|cache| {
-            let mut entry = self.registry_cache(&cache.name);
+            let mut entry = self.registry_cache_entry(&cache.name);
             let mut set = |name: &str, value: &str| entry.attrs.insert(name.to_owned(), value.to_owned());
             set("mode", if cache.max { "max" } else { "min" });
             if cache.ignore_error {
@@ -106,7 +106,7 @@ impl Solve {
         })
     }
 
-    fn registry_cache(&self, name: &str) -> CacheOptionsEntry {
+    fn registry_cache_entry(&self, name: &str) -> CacheOptionsEntry {
         let mut attrs = HashMap::from([("ref".to_owned(), name.to_owned())]);
         if self.insecure {
             attrs.insert("registry.insecure".into(), "true".into());
@@ -148,12 +148,12 @@ impl Solve {
         if !self.named_frontend {
             // With this attribute, the built-in frontend takes itself for the named one and does not look for another:
             // `frontend/dockerfile/builder/build.go`.
-            set("cmdline", FRONTEND.into());
+            set("cmdline", DOCKERFILE_FRONTEND.into());
         }
         if !self.cache_from.is_empty() {
             // The frontend needs the caches too: it imports them with each of its own solves.
             let imports = self
-                .cache_imports()
+                .cache_import_entries()
                 .map(|entry| json!({"Type": entry.r#type, "Attrs": entry.attrs}));
             set(
                 "cache-imports",
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::compression::Format;
 
-    fn attrs(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    fn string_map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
         pairs
             .iter()
             .map(|(name, value)| (name.to_string(), value.to_string()))
@@ -209,14 +209,14 @@ mod tests {
     }
 
     #[test]
-    fn a_minimal_build_has_only_the_default_attributes() {
-        let solve = Solve {
+    fn a_build_without_options_is_solved_with_the_default_attributes_only() {
+        let solve = SolveOptions {
             names: vec!["registry:5000/hello:1".into()],
             push: true,
-            ..Solve::default()
+            ..SolveOptions::default()
         };
 
-        let request = solve.request("ref", "session");
+        let request = solve.to_request("ref", "session");
 
         assert_eq!(
             (request.r#ref.as_str(), request.frontend.as_str()),
@@ -225,14 +225,14 @@ mod tests {
         assert_eq!(request.session, "session");
         assert_eq!(
             request.frontend_attrs,
-            attrs(&[("filename", "Dockerfile"), ("cmdline", "dockerfile.v0")])
+            string_map(&[("filename", "Dockerfile"), ("cmdline", "dockerfile.v0")])
         );
         assert_eq!(request.cache, Some(CacheOptions::default()));
         assert_eq!(request.exporters.len(), 1);
         assert_eq!(request.exporters[0].r#type, "image");
         assert_eq!(
             request.exporters[0].attrs,
-            attrs(&[
+            string_map(&[
                 ("name", "registry:5000/hello:1"),
                 ("push", "true"),
                 ("compression", "zstd"),
@@ -242,9 +242,9 @@ mod tests {
     }
 
     #[test]
-    fn every_option_becomes_an_attribute() {
+    fn every_build_option_becomes_an_attribute_of_the_frontend_or_the_exporter() {
         let pair = |name: &str, value: &str| BTreeMap::from([(name.to_string(), value.to_string())]);
-        let solve = Solve {
+        let solve = SolveOptions {
             names: vec!["r/a:1".into(), "r/a:2".into()],
             push: true,
             insecure: true,
@@ -258,7 +258,7 @@ mod tests {
             provenance: Some("max"),
             sbom_generator: Some("r/scan:1".into()),
             compression: Compression::new(Format::Gzip, Some(6)).expect("a valid level"),
-            ..Solve::default()
+            ..SolveOptions::default()
         };
 
         let frontend = [
@@ -271,7 +271,7 @@ mod tests {
             ("attest:provenance", "mode=max"),
             ("attest:sbom", "generator=r/scan:1"),
         ];
-        assert_eq!(solve.frontend_attrs(), attrs(&frontend));
+        assert_eq!(solve.frontend_attrs(), string_map(&frontend));
         let exporter = [
             ("name", "r/a:1,r/a:2"),
             ("push", "true"),
@@ -281,27 +281,27 @@ mod tests {
             ("compression-level", "6"),
             ("oci-mediatypes", "true"),
         ];
-        assert_eq!(solve.exporter_attrs(), attrs(&exporter));
+        assert_eq!(solve.exporter_attrs(), string_map(&exporter));
     }
 
     #[test]
-    fn caches_are_sent_to_the_daemon_and_to_the_frontend() {
+    fn cache_imports_and_exports_are_in_the_solve_request_and_imports_in_the_frontend_attributes_too() {
         let cache = |name: &str, max, ignore_error| CacheExport {
             name: name.into(),
             max,
             ignore_error,
         };
-        let solve = Solve {
+        let solve = SolveOptions {
             cache_from: vec!["r/a:cache".into()],
             cache_to: vec![cache("r/a:cache", true, false), cache("r/b:cache", false, true)],
-            ..Solve::default()
+            ..SolveOptions::default()
         };
         let entry = |pairs: &[(&str, &str)]| CacheOptionsEntry {
             r#type: "registry".into(),
-            attrs: attrs(pairs),
+            attrs: string_map(pairs),
         };
 
-        let request = solve.request("ref", "session");
+        let request = solve.to_request("ref", "session");
 
         let cache = request.cache.expect("cache");
         assert_eq!(cache.imports, [entry(&[("ref", "r/a:cache")])]);
@@ -316,21 +316,21 @@ mod tests {
             request.frontend_attrs["cache-imports"],
             r#"[{"Attrs":{"ref":"r/a:cache"},"Type":"registry"}]"#
         );
-        let plain = Solve {
+        let plain = SolveOptions {
             insecure: true,
             ..solve
         };
-        for entry in plain.cache_imports().chain(plain.cache_exports()) {
+        for entry in plain.cache_import_entries().chain(plain.cache_export_entries()) {
             assert_eq!(entry.attrs["registry.insecure"], "true");
         }
     }
 
     #[test]
-    fn an_image_that_is_not_pushed_has_no_registry_attributes() {
-        let solve = Solve {
+    fn the_exporter_of_an_image_that_is_not_pushed_has_no_registry_attributes() {
+        let solve = SolveOptions {
             names: vec!["r/a:1".into()],
             insecure: true,
-            ..Solve::default()
+            ..SolveOptions::default()
         };
 
         let exporter = [
@@ -338,6 +338,6 @@ mod tests {
             ("compression", "zstd"),
             ("oci-mediatypes", "true"),
         ];
-        assert_eq!(solve.exporter_attrs(), attrs(&exporter));
+        assert_eq!(solve.exporter_attrs(), string_map(&exporter));
     }
 }

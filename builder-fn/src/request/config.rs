@@ -16,9 +16,9 @@ mod values;
 
 use super::image::ImageRef;
 use crate::compression::Compression;
-pub(crate) use cache::CacheTo;
+pub(crate) use cache::CacheToItem;
 pub(super) use error::ConfigError;
-use fields::{Fields, Respelled};
+use fields::{ConfigFields, RespelledKey};
 
 /// A build configuration whose every value has been checked.
 #[derive(Clone)]
@@ -44,9 +44,9 @@ pub struct BuildConfig {
     /// The images to import cached steps from.
     pub cache_from: Vec<ImageRef>,
     /// The images to export cached steps to.
-    pub cache_to: Vec<CacheTo>,
+    pub cache_to: Vec<CacheToItem>,
     /// The provenance attestation of the image, if it gets one.
-    pub provenance: Option<Provenance>,
+    pub provenance: Option<ProvenanceMode>,
     /// Whether the image gets an SBOM, a list of its contents.
     pub sbom: bool,
     /// The compression of the image's layers; `None` for the operator's choice.
@@ -68,12 +68,12 @@ pub struct BuildConfig {
     /// The unknown keys of the configuration, which are ignored with a warning.
     pub unknown: Vec<String>,
     /// The keys of the configuration whose letters have another case, for a warning.
-    pub(crate) respelled: Vec<Respelled>,
+    pub(crate) respelled: Vec<RespelledKey>,
 }
 
 /// The level of detail of a provenance attestation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Provenance {
+pub enum ProvenanceMode {
     /// A minimal provenance attestation: sources and the build's own identity.
     Min,
     /// A maximal provenance attestation: everything, including build arguments and the Dockerfile.
@@ -89,7 +89,7 @@ impl BuildConfig {
     /// # Errors
     /// Fails if the content is not a JSON object, or with every key that is missing or wrong.
     pub fn parse(content: &[u8]) -> Result<Self, ConfigError> {
-        if let Some(encoding) = error::byte_order_mark(content) {
+        if let Some(encoding) = error::byte_order_mark_encoding(content) {
             return Err(ConfigError::ByteOrderMark { encoding });
         }
         let value = serde_json::from_slice(content).map_err(|error| ConfigError::Syntax {
@@ -98,32 +98,32 @@ impl BuildConfig {
         let Value::Object(map) = value else {
             return Err(ConfigError::NotAnObject);
         };
-        let mut fields = Fields::new(map);
+        let mut fields = ConfigFields::new(map);
 
-        let image = values::image(&mut fields);
-        let tags = values::tags(&mut fields);
-        let build_args = values::build_args(&mut fields);
-        let platforms = values::platforms(&mut fields);
+        let image = values::read_image(&mut fields);
+        let tags = values::read_tags(&mut fields);
+        let build_args = values::read_build_args(&mut fields);
+        let platforms = values::read_platforms(&mut fields);
         let skip_push = fields.read_flag("skipPush", false);
-        let target = values::target(&mut fields);
-        let labels = values::labels(&mut fields);
+        let target = values::read_target(&mut fields);
+        let labels = values::read_labels(&mut fields);
         let no_cache = fields.read_flag("noCache", false);
-        let cache_from = cache::cache_from(&mut fields);
-        let cache_to = cache::cache_to(&mut fields);
-        let provenance = values::provenance(&mut fields);
+        let cache_from = cache::read_cache_from(&mut fields);
+        let cache_to = cache::read_cache_to(&mut fields);
+        let provenance = values::read_provenance(&mut fields);
         let sbom = fields.read_flag("sbom", false);
-        let compression = values::compression(&mut fields);
-        let dockerfile = values::dockerfile(&mut fields);
-        let timeout = values::timeout(&mut fields);
-        let not_after = values::time(&mut fields, "notAfter");
-        let submitted_at = values::time(&mut fields, "submittedAt");
+        let compression = values::read_compression(&mut fields);
+        let dockerfile = values::read_dockerfile_path(&mut fields);
+        let timeout = values::read_timeout(&mut fields);
+        let not_after = values::read_time(&mut fields, "notAfter");
+        let submitted_at = values::read_time(&mut fields, "submittedAt");
         let supersede = fields.read_flag("supersede", true);
-        let (deploy, probe) = values::deployment(&mut fields, skip_push);
+        let (deploy, probe) = values::read_deploy_and_probe(&mut fields, skip_push);
 
         let Some((image, image_as_given)) = image else {
-            return Err(fields.into_error());
+            return Err(fields.into_config_error());
         };
-        let leftover = fields.finish()?;
+        let leftover = fields.into_leftover_keys()?;
         Ok(Self {
             tags: tags.into_iter().map(|tag| image.with_tag(tag)).collect(),
             unknown: leftover.unknown,

@@ -14,25 +14,25 @@ use gzip::GzipStream;
 use super::RequestError;
 use crate::context::{ArchiveError, ArchiveReader, Spool};
 
-const GZIP: &[u8] = b"\x1f\x8b";
-const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+const GZIP_MAGIC: &[u8] = b"\x1f\x8b";
+const ZSTD_MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
 /// The magic number of a skippable zstd frame, without its first byte, `0x50` to `0x5f`. `pzstd` puts such
 /// frames before others.
-const ZSTD_SKIPPABLE: &[u8] = b"\x2a\x4d\x18";
+const ZSTD_SKIPPABLE_MAGIC_TAIL: &[u8] = b"\x2a\x4d\x18";
 /// The length of the longest magic number of a compression format.
-const MAGIC_LENGTH: usize = 4;
+const MAGIC_BYTES_MAX: usize = 4;
 
 /// The largest window of a zstd body, as a power of two: 8 MiB of memory, as much as `zstd -19` uses.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+const ZSTD_WINDOW_LOG2_MAX: u32 = 23;
 
 /// The size of the output, in bytes, below which the compression ratio is not checked: a tar of a few files is
 /// mostly zeros.
-const RATIO_FREE_BYTES: u64 = 64 << 20;
+const RATIO_UNCHECKED_OUTPUT_BYTES: u64 = 64 << 20;
 /// The largest ratio of output to input for a larger output. Source code compresses by less than 20.
-const RATIO_MAX: u64 = 200;
+const COMPRESSION_RATIO_MAX: u64 = 200;
 
 /// Decompresses a request's body, if it is compressed, and passes the tar on to the spool and the index.
-pub(super) enum Decompressor {
+pub(super) enum BodyDecompressor {
     /// Too few bytes of the body have arrived to detect the format.
     Undetected(TarOutput, Vec<u8>),
     /// The body is a plain tar, or a format that the index will reject.
@@ -41,7 +41,7 @@ pub(super) enum Decompressor {
     Zstd(Box<zio::Writer<TarOutput, raw::Decoder<'static>>>),
 }
 
-impl Decompressor {
+impl BodyDecompressor {
     /// Returns a decompressor with a limit of `limit` bytes on its output.
     pub(super) fn new(spool: Spool, reader: ArchiveReader, limit: u64) -> Self {
         let output = TarOutput {
@@ -52,32 +52,32 @@ impl Decompressor {
             bytes_out: 0,
             error: None,
         };
-        Self::Undetected(output, Vec::with_capacity(MAGIC_LENGTH))
+        Self::Undetected(output, Vec::with_capacity(MAGIC_BYTES_MAX))
     }
 
     /// Decompresses the next piece of the body.
-    pub(super) fn push(self, piece: &[u8]) -> Result<Self, RequestError> {
+    pub(super) fn decompress_piece(self, piece: &[u8]) -> Result<Self, RequestError> {
         match self {
             Self::Undetected(output, mut start) => {
                 start.extend_from_slice(piece);
-                if start.len() < MAGIC_LENGTH {
+                if start.len() < MAGIC_BYTES_MAX {
                     return Ok(Self::Undetected(output, start));
                 }
-                Self::detect(output, &start)?.push(&start)
+                Self::detect_format(output, &start)?.decompress_piece(&start)
             }
             Self::Plain(mut output) => {
                 output.bytes_in += piece.len() as u64;
                 match output.write_all(piece) {
                     Ok(()) => Ok(Self::Plain(output)),
-                    Err(error) => Err(output.take_error("tar", error)),
+                    Err(error) => Err(output.take_write_error("tar", error)),
                 }
             }
-            Self::Gzip(stream) => Ok(Self::Gzip(stream.push(piece)?)),
+            Self::Gzip(stream) => Ok(Self::Gzip(stream.decompress_piece(piece)?)),
             Self::Zstd(mut decoder) => {
                 decoder.writer_mut().bytes_in += piece.len() as u64;
                 match decoder.write_all(piece) {
                     Ok(()) => Ok(Self::Zstd(decoder)),
-                    Err(error) => Err(decoder.writer_mut().take_error("zstd", error)),
+                    Err(error) => Err(decoder.writer_mut().take_write_error("zstd", error)),
                 }
             }
         }
@@ -91,33 +91,34 @@ impl Decompressor {
                 output.bytes_in = start.len() as u64;
                 match output.write_all(&start) {
                     Ok(()) => output,
-                    Err(error) => return Err(output.take_error("tar", error)),
+                    Err(error) => return Err(output.take_write_error("tar", error)),
                 }
             }
             Self::Plain(output) => output,
             Self::Gzip(stream) => stream.finish()?,
             Self::Zstd(mut decoder) => match decoder.finish() {
                 Ok(()) => decoder.into_inner().0,
-                Err(error) => return Err(decoder.writer_mut().take_error("zstd", error)),
+                Err(error) => return Err(decoder.writer_mut().take_write_error("zstd", error)),
             },
         };
         Ok((output.spool, output.reader))
     }
 
     /// Returns the decoder for the compression format whose magic number `start` has.
-    fn detect(output: TarOutput, start: &[u8]) -> Result<Self, RequestError> {
-        if start.starts_with(GZIP) {
+    fn detect_format(output: TarOutput, start: &[u8]) -> Result<Self, RequestError> {
+        if start.starts_with(GZIP_MAGIC) {
             return Ok(Self::Gzip(GzipStream::new(output)));
         }
-        let is_skippable = matches!(start, [0x50..=0x5f, rest @ ..] if rest.starts_with(ZSTD_SKIPPABLE));
-        if !start.starts_with(ZSTD) && !is_skippable {
+        let is_skippable =
+            matches!(start, [0x50..=0x5f, rest @ ..] if rest.starts_with(ZSTD_SKIPPABLE_MAGIC_TAIL));
+        if !start.starts_with(ZSTD_MAGIC) && !is_skippable {
             return Ok(Self::Plain(output));
         }
         let decoder = raw::Decoder::new().and_then(|mut decoder| {
-            decoder.set_parameter(raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
+            decoder.set_parameter(raw::DParameter::WindowLogMax(ZSTD_WINDOW_LOG2_MAX))?;
             Ok(decoder)
         });
-        let decoder = decoder.map_err(|source| broken("zstd", source))?;
+        let decoder = decoder.map_err(|source| damaged_body_error("zstd", source))?;
         Ok(Self::Zstd(Box::new(zio::Writer::new(output, decoder))))
     }
 }
@@ -141,16 +142,23 @@ impl TarOutput {
         if self.bytes_out > self.limit {
             return Err(ArchiveError::DecompressedTooLarge { limit: self.limit }.into());
         }
-        if self.bytes_out > RATIO_FREE_BYTES && self.bytes_out / RATIO_MAX > self.bytes_in {
-            return Err(ArchiveError::DecompressionBomb { ratio: RATIO_MAX }.into());
+        if self.bytes_out > RATIO_UNCHECKED_OUTPUT_BYTES
+            && self.bytes_out / COMPRESSION_RATIO_MAX > self.bytes_in
+        {
+            return Err(ArchiveError::DecompressionBomb {
+                ratio: COMPRESSION_RATIO_MAX,
+            }
+            .into());
         }
         self.reader.feed(piece)?;
         Ok(self.spool.append(piece)?)
     }
 
     /// Returns the error that caused a decoder's write to fail, or else the decoder's own error.
-    fn take_error(&mut self, format: &'static str, error: io::Error) -> RequestError {
-        self.error.take().unwrap_or_else(|| broken(format, error))
+    fn take_write_error(&mut self, format: &'static str, error: io::Error) -> RequestError {
+        self.error
+            .take()
+            .unwrap_or_else(|| damaged_body_error(format, error))
     }
 }
 
@@ -170,10 +178,10 @@ impl Write for TarOutput {
     }
 }
 
-fn broken(format: &'static str, source: io::Error) -> RequestError {
+fn damaged_body_error(format: &'static str, source: io::Error) -> RequestError {
     // The library tells this error from others only by its text.
     if format == "zstd" && source.to_string().contains("too much memory") {
-        let limit = 1 << ZSTD_WINDOW_LOG_MAX;
+        let limit = 1 << ZSTD_WINDOW_LOG2_MAX;
         return ArchiveError::WindowTooLarge { limit }.into();
     }
     ArchiveError::Decompression { format, source }.into()
@@ -185,7 +193,7 @@ mod tests {
     use crate::context::{ArchiveLimits, SpoolQuota, SpoolSettings};
     use function_host::prometheus::IntGauge;
 
-    fn tar(content: &[u8]) -> Vec<u8> {
+    fn tar_with_dockerfile(content: &[u8]) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, content) in [
             ("com.openfaas.docker.config", &b"{}"[..]),
@@ -199,49 +207,49 @@ mod tests {
         tar.into_inner().unwrap()
     }
 
-    fn gzip(bytes: &[u8]) -> Vec<u8> {
+    fn compress_gzip(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
     }
 
-    fn zstd(bytes: &[u8]) -> Vec<u8> {
+    fn compress_zstd(bytes: &[u8]) -> Vec<u8> {
         zstd::stream::encode_all(bytes, 19).unwrap()
     }
 
-    fn decompress(body: &[u8], piece: usize, limit: u64) -> Result<usize, RequestError> {
+    fn decompress_in_pieces(body: &[u8], piece: usize, limit: u64) -> Result<usize, RequestError> {
         let settings = SpoolSettings {
             folder: std::env::temp_dir(),
             memory: 1 << 20,
             quota: SpoolQuota::new(u64::MAX, IntGauge::new("used", "used").unwrap()),
         };
-        let mut decompressor = Decompressor::new(
+        let mut decompressor = BodyDecompressor::new(
             Spool::new(settings),
             ArchiveReader::new(ArchiveLimits::default()),
             limit,
         );
         for piece in body.chunks(piece) {
-            decompressor = decompressor.push(piece)?;
+            decompressor = decompressor.decompress_piece(piece)?;
         }
         let (_, reader) = decompressor.finish()?;
         Ok(reader.finish()?.entries.len())
     }
 
     #[test]
-    fn a_tar_is_the_same_with_every_compression_and_in_pieces_of_any_size() {
-        let tar = tar(b"FROM scratch\n");
-        for body in [tar.clone(), gzip(&tar), zstd(&tar)] {
+    fn a_tar_has_the_same_entries_in_every_compression_and_in_pieces_of_any_size() {
+        let tar = tar_with_dockerfile(b"FROM scratch\n");
+        for body in [tar.clone(), compress_gzip(&tar), compress_zstd(&tar)] {
             for piece in [1, 3, 1000, body.len()] {
-                assert_eq!(decompress(&body, piece, 1 << 20).unwrap(), 1);
+                assert_eq!(decompress_in_pieces(&body, piece, 1 << 20).unwrap(), 1);
             }
         }
         let (first, second) = tar.split_at(700);
         for body in [
-            [gzip(first), gzip(second)].concat(),
-            [zstd(first), zstd(second)].concat(),
+            [compress_gzip(first), compress_gzip(second)].concat(),
+            [compress_zstd(first), compress_zstd(second)].concat(),
         ] {
             assert_eq!(
-                decompress(&body, 100, 1 << 20).unwrap(),
+                decompress_in_pieces(&body, 100, 1 << 20).unwrap(),
                 1,
                 "several gzip members or zstd frames are one stream"
             );
@@ -250,31 +258,37 @@ mod tests {
 
     #[test]
     fn a_body_that_decompresses_to_more_than_the_limit_is_rejected() {
-        let tar = tar(&[7; 100_000]);
-        for body in [gzip(&tar), zstd(&tar)] {
-            let error = decompress(&body, 1000, 50_000).unwrap_err().to_string();
+        let tar = tar_with_dockerfile(&[7; 100_000]);
+        for body in [compress_gzip(&tar), compress_zstd(&tar)] {
+            let error = decompress_in_pieces(&body, 1000, 50_000).unwrap_err().to_string();
             assert!(error.contains("50000 bytes"), "{error}");
         }
     }
 
     #[test]
-    fn a_decompression_bomb_is_rejected_long_before_the_limit() {
+    fn a_decompression_bomb_is_rejected_for_its_ratio_long_before_the_size_limit() {
         let zeros = vec![0; 100 << 20];
-        let bomb = [tar(b"")[..1024].to_vec(), tar(&zeros)].concat();
-        for body in [gzip(&bomb), zstd(&bomb)] {
-            let error = decompress(&body, 1000, 1 << 40).unwrap_err().to_string();
+        let bomb = [
+            tar_with_dockerfile(b"")[..1024].to_vec(),
+            tar_with_dockerfile(&zeros),
+        ]
+        .concat();
+        for body in [compress_gzip(&bomb), compress_zstd(&bomb)] {
+            let error = decompress_in_pieces(&body, 1000, 1 << 40)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("200 times"), "{error}");
         }
     }
 
     /// Returns a frame that zstd skips. `pzstd` writes the size of the next frame into one.
-    fn skippable(magic: u8, content: &[u8]) -> Vec<u8> {
+    fn skippable_zstd_frame(magic: u8, content: &[u8]) -> Vec<u8> {
         let length = u32::try_from(content.len()).unwrap().to_le_bytes();
         [&[magic, 0x2a, 0x4d, 0x18], &length[..], content].concat()
     }
 
     /// Compresses bytes with a program of the machine.
-    fn compressed_by(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
+    fn compress_with_program(program: &str, arguments: &[&str], bytes: &[u8]) -> Vec<u8> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tar");
         std::fs::write(&path, bytes).unwrap();
@@ -292,107 +306,132 @@ mod tests {
     }
 
     #[test]
-    fn zeros_after_a_gzip_stream_are_ignored_as_by_tar() {
-        let tar = tar(b"FROM scratch\n");
-        let stream = compressed_by("gzip", &["--stdout"], &tar);
+    fn zeros_after_a_gzip_stream_are_ignored_as_gnu_tar_does() {
+        let tar = tar_with_dockerfile(b"FROM scratch\n");
+        let stream = compress_with_program("gzip", &["--stdout"], &tar);
         for zeros in [1, 7, 10_000] {
             let body = [&stream[..], &vec![0; zeros]].concat();
             for piece in [1, 100, body.len()] {
-                assert_eq!(decompress(&body, piece, 1 << 20).unwrap(), 1, "{zeros} zeros");
+                assert_eq!(
+                    decompress_in_pieces(&body, piece, 1 << 20).unwrap(),
+                    1,
+                    "{zeros} zeros"
+                );
             }
-            let listed = compressed_by("tar", &["--list", "--gzip", "--file"], &body);
+            let listed = compress_with_program("tar", &["--list", "--gzip", "--file"], &body);
             assert_eq!(
                 String::from_utf8(listed).unwrap().lines().count(),
                 2,
                 "{zeros} zeros"
             );
             let another = [&body[..], &stream].concat();
-            let error = decompress(&another, 100, 1 << 20).unwrap_err().to_string();
+            let error = decompress_in_pieces(&another, 100, 1 << 20)
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("after the zeros"), "{error}");
         }
         for rest in [&b"x"[..], b"\x1f", b"\x1f\x8b\x08"] {
             assert!(
-                decompress(&[&stream[..], rest].concat(), 100, 1 << 20).is_err(),
+                decompress_in_pieces(&[&stream[..], rest].concat(), 100, 1 << 20).is_err(),
                 "{rest:?}"
             );
         }
     }
 
     #[test]
-    fn skippable_frames_of_zstd_are_skipped() {
-        let tar = tar(b"FROM scratch\n");
+    fn skippable_zstd_frames_are_ignored_wherever_they_are() {
+        let tar = tar_with_dockerfile(b"FROM scratch\n");
         let (first, second) = tar.split_at(700);
         for magic in [0x50, 0x57, 0x5f] {
-            let skip = |content: &[u8]| skippable(magic, content);
+            let skip = |content: &[u8]| skippable_zstd_frame(magic, content);
             for body in [
-                [skip(b""), zstd(&tar)].concat(),
+                [skip(b""), compress_zstd(&tar)].concat(),
                 [
                     skip(b"1234"),
-                    zstd(first),
+                    compress_zstd(first),
                     skip(b"5678"),
-                    zstd(second),
+                    compress_zstd(second),
                     skip(&[0; 5000]),
                 ]
                 .concat(),
-                [skip(b"1"), skip(b"2"), zstd(&tar)].concat(),
+                [skip(b"1"), skip(b"2"), compress_zstd(&tar)].concat(),
             ] {
                 for piece in [1, 100, body.len()] {
-                    assert_eq!(decompress(&body, piece, 1 << 20).unwrap(), 1);
+                    assert_eq!(decompress_in_pieces(&body, piece, 1 << 20).unwrap(), 1);
                 }
                 let cut = [&body[..], &skip(b"1234")[..9]].concat();
                 assert!(
-                    decompress(&cut, 100, 1 << 20).is_err(),
+                    decompress_in_pieces(&cut, 100, 1 << 20).is_err(),
                     "a skippable frame that is cut short"
                 );
             }
         }
-        assert!(decompress(&[skippable(0x4f, b"1"), zstd(&tar)].concat(), 100, 1 << 20).is_err());
-        assert!(decompress(&[skippable(0x60, b"1"), zstd(&tar)].concat(), 100, 1 << 20).is_err());
-        let error = decompress(&skippable(0x50, b"1"), 100, 1 << 20)
+        assert!(
+            decompress_in_pieces(
+                &[skippable_zstd_frame(0x4f, b"1"), compress_zstd(&tar)].concat(),
+                100,
+                1 << 20
+            )
+            .is_err()
+        );
+        assert!(
+            decompress_in_pieces(
+                &[skippable_zstd_frame(0x60, b"1"), compress_zstd(&tar)].concat(),
+                100,
+                1 << 20
+            )
+            .is_err()
+        );
+        let error = decompress_in_pieces(&skippable_zstd_frame(0x50, b"1"), 100, 1 << 20)
             .unwrap_err()
             .to_string();
         assert!(error.contains("empty"), "{error}");
     }
 
     #[test]
-    fn a_zstd_window_above_the_limit_is_named_as_such() {
-        let tar = tar(&vec![7; 20 << 20]);
+    fn a_zstd_body_whose_window_is_too_large_is_rejected_with_an_error_about_the_window() {
+        let tar = tar_with_dockerfile(&vec![7; 20 << 20]);
         let packed = |window_log| {
             let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
             encoder.window_log(window_log).unwrap();
             encoder.write_all(&tar).unwrap();
             encoder.finish().unwrap()
         };
-        assert_eq!(decompress(&packed(23), 1000, 1 << 30).unwrap(), 1);
-        let error = decompress(&packed(24), 1000, 1 << 30).unwrap_err().to_string();
+        assert_eq!(decompress_in_pieces(&packed(23), 1000, 1 << 30).unwrap(), 1);
+        let error = decompress_in_pieces(&packed(24), 1000, 1 << 30)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("window of more than 8388608 bytes"), "{error}");
     }
 
     #[test]
-    fn a_compressed_stream_that_ends_between_two_entries_is_incomplete() {
-        let tar = tar(b"FROM scratch\n");
+    fn a_compressed_body_that_ends_between_two_tar_entries_is_rejected_as_incomplete() {
+        let tar = tar_with_dockerfile(b"FROM scratch\n");
         let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
         encoder.write_all(&tar[..2048]).unwrap();
         encoder.flush().unwrap();
-        assert!(decompress(encoder.get_ref(), 100, 1 << 20).is_err());
+        assert!(decompress_in_pieces(encoder.get_ref(), 100, 1 << 20).is_err());
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(&tar[..2048]).unwrap();
         encoder.flush().unwrap();
-        assert!(decompress(encoder.get_ref(), 100, 1 << 20).is_err());
+        assert!(decompress_in_pieces(encoder.get_ref(), 100, 1 << 20).is_err());
     }
 
     #[test]
     fn a_damaged_or_truncated_compressed_body_is_rejected() {
-        let tar = tar(b"FROM scratch\n");
-        for body in [gzip(&tar), zstd(&tar)] {
+        let tar = tar_with_dockerfile(b"FROM scratch\n");
+        for body in [compress_gzip(&tar), compress_zstd(&tar)] {
             for cut in 0..body.len() - 9 {
-                assert!(decompress(&body[..cut], 50, 1 << 20).is_err(), "cut at {cut}");
+                assert!(
+                    decompress_in_pieces(&body[..cut], 50, 1 << 20).is_err(),
+                    "cut at {cut}"
+                );
             }
             let mut damaged = body.clone();
             damaged[body.len() / 2] ^= 0xff;
-            assert!(decompress(&damaged, 50, 1 << 20).is_err());
+            assert!(decompress_in_pieces(&damaged, 50, 1 << 20).is_err());
         }
-        assert!(decompress(b"", 1, 1 << 20).is_err());
-        assert!(decompress(b"BZ", 1, 1 << 20).is_err());
+        assert!(decompress_in_pieces(b"", 1, 1 << 20).is_err());
+        assert!(decompress_in_pieces(b"BZ", 1, 1 << 20).is_err());
     }
 }

@@ -1,34 +1,37 @@
 //! The checks of a build request's Dockerfile: whether the context has it, and which frontend reads it.
 
-use super::frontend::DIRECTIVES_MAX;
+use super::frontend::DIRECTIVES_SEARCHED_BYTES;
 use super::{AllowedFrontends, Frontend, RequestError};
 use crate::context::{Kind, SourceContext, pattern_problems};
 
 /// The number of malformed patterns that warnings name.
-const PATTERNS_SHOWN: usize = 20;
+const MAX_PATTERNS_SHOWN: usize = 20;
 
 /// The length of the part of an ignore file that is checked, in bytes.
-const IGNORE_FILE_MAX: usize = 1 << 20;
+const IGNORE_FILE_CHECKED_BYTES: usize = 1 << 20;
 
 /// The name of the Dockerfile if the configuration names none.
-const DEFAULT_NAME: &str = "Dockerfile";
+const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 
 /// Returns the path of the Dockerfile, and the one that BuildKit's frontend reads if it cannot read the first:
 /// for a file called `Dockerfile`, `dockerfile` in the same folder (`frontend/dockerui/config.go`,
 /// `ReadEntrypoint`).
-fn candidates(given: Option<&str>) -> (&str, Option<String>) {
-    let path = given.unwrap_or(DEFAULT_NAME);
-    let folder = path.strip_suffix(DEFAULT_NAME);
+fn dockerfile_and_fallback(given: Option<&str>) -> (&str, Option<String>) {
+    let path = given.unwrap_or(DEFAULT_DOCKERFILE);
+    let folder = path.strip_suffix(DEFAULT_DOCKERFILE);
     let folder = folder.filter(|folder| folder.is_empty() || folder.ends_with('/'));
-    let fallback = folder.map(|folder| format!("{folder}{}", DEFAULT_NAME.to_lowercase()));
+    let fallback = folder.map(|folder| format!("{folder}{}", DEFAULT_DOCKERFILE.to_lowercase()));
     (path, fallback)
 }
 
 /// Fails if the context has no Dockerfile, sooner and with a clearer text than BuildKit would.
 ///
 /// A Dockerfile that can be reached only through a symbolic link is left to BuildKit.
-pub(super) fn check_present(context: &SourceContext, given: Option<&str>) -> Result<(), RequestError> {
-    let (path, fallback) = candidates(given);
+pub(super) fn check_dockerfile_exists(
+    context: &SourceContext,
+    given: Option<&str>,
+) -> Result<(), RequestError> {
+    let (path, fallback) = dockerfile_and_fallback(given);
     let may_be_present = |path: &str| {
         let above = path.match_indices('/').map(|(at, _)| &path[..at]);
         let is_symlink = |path: &str| {
@@ -58,14 +61,14 @@ pub(super) fn choose_frontend(
     given: Option<&str>,
     allowed: &AllowedFrontends,
 ) -> Result<Frontend, RequestError> {
-    let (path, fallback) = candidates(given);
+    let (path, fallback) = dockerfile_and_fallback(given);
     let is_readable = |path: &str| context.get(path).is_some_and(|entry| !entry.is_folder());
     let path = match &fallback {
         Some(fallback) if !is_readable(path) => fallback,
         _ => path,
     };
-    let start = read_start(context, path, DIRECTIVES_MAX)?.unwrap_or_default();
-    Ok(allowed.choose(&start)?)
+    let start = read_file_start(context, path, DIRECTIVES_SEARCHED_BYTES)?.unwrap_or_default();
+    Ok(allowed.choose_for_dockerfile(&start)?)
 }
 
 /// Returns a warning for each malformed pattern in the ignore file that BuildKit's frontend reads: the Dockerfile's own
@@ -77,18 +80,18 @@ pub(super) fn ignore_file_warnings(
     context: &SourceContext,
     given: Option<&str>,
 ) -> Result<Vec<String>, RequestError> {
-    let own = format!("{}.dockerignore", given.unwrap_or(DEFAULT_NAME));
-    let (path, content) = match read_start(context, &own, IGNORE_FILE_MAX)? {
+    let own = format!("{}.dockerignore", given.unwrap_or(DEFAULT_DOCKERFILE));
+    let (path, content) = match read_file_start(context, &own, IGNORE_FILE_CHECKED_BYTES)? {
         Some(content) => (own.as_str(), content),
         None => {
             let shared = ".dockerignore";
             (
                 shared,
-                read_start(context, shared, IGNORE_FILE_MAX)?.unwrap_or_default(),
+                read_file_start(context, shared, IGNORE_FILE_CHECKED_BYTES)?.unwrap_or_default(),
             )
         }
     };
-    let problems = pattern_problems(&content).take(PATTERNS_SHOWN);
+    let problems = pattern_problems(&content).take(MAX_PATTERNS_SHOWN);
     let warnings = problems.map(|problem| {
         let pattern: String = problem.pattern.chars().take(100).collect();
         format!(
@@ -100,7 +103,11 @@ pub(super) fn ignore_file_warnings(
 }
 
 /// Returns up to `limit` bytes from the start of the file at `path`, or `None` if there is no such file.
-fn read_start(context: &SourceContext, path: &str, limit: usize) -> Result<Option<Vec<u8>>, RequestError> {
+fn read_file_start(
+    context: &SourceContext,
+    path: &str,
+    limit: usize,
+) -> Result<Option<Vec<u8>>, RequestError> {
     let entry = context.get(path);
     let Some(entry) = entry.filter(|entry| matches!(entry.kind, Kind::File { .. })) else {
         return Ok(None);
@@ -117,7 +124,7 @@ fn read_start(context: &SourceContext, path: &str, limit: usize) -> Result<Optio
 mod tests {
     use super::*;
 
-    fn context(files: &[(&str, &[u8])]) -> SourceContext {
+    fn context_with_files(files: &[(&str, &[u8])]) -> SourceContext {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, content) in files {
             let mut header = tar::Header::new_gnu();
@@ -129,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_frontend_is_that_of_the_dockerfile_that_buildkit_reads() {
+    fn the_frontend_is_chosen_from_the_dockerfile_that_buildkit_reads() {
         let evil = b"# syntax=evil/frontend\n";
         let none = AllowedFrontends::default();
         for (files, given, is_rejected) in [
@@ -151,10 +158,10 @@ mod tests {
                 false,
             ),
         ] {
-            let chosen = choose_frontend(&context(files), given, &none);
+            let chosen = choose_frontend(&context_with_files(files), given, &none);
             assert_eq!(chosen.is_err(), is_rejected, "{files:?}");
         }
-        let context = context(&[("Dockerfile", evil)]);
+        let context = context_with_files(&[("Dockerfile", evil)]);
         let allowed = "evil/frontend".parse().unwrap();
         assert_eq!(
             choose_frontend(&context, None, &allowed).unwrap(),
@@ -163,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_patterns_of_the_ignore_file_in_use_are_warned_of() {
+    fn malformed_patterns_cause_warnings_only_in_the_ignore_file_that_buildkit_reads() {
         let shared = (".dockerignore", &b"*.md\n![z-a]\n"[..]);
         let own = ("build/Dockerfile.dockerignore", &b"a*/b\\\n"[..]);
         for (files, given, expected) in [
@@ -181,7 +188,7 @@ mod tests {
             (&[(".dockerignore", b"*.md\n!README.md\n")], None, None),
             (&[("other", b"")], None, None),
         ] {
-            let warnings = ignore_file_warnings(&context(files), given).unwrap();
+            let warnings = ignore_file_warnings(&context_with_files(files), given).unwrap();
             assert_eq!(warnings.len(), usize::from(expected.is_some()), "{warnings:?}");
             assert!(
                 warnings
@@ -228,7 +235,7 @@ mod tests {
             (&[("build/x", None)], Some("build"), false),
         ] {
             assert_eq!(
-                check_present(&context(files), given).is_ok(),
+                check_dockerfile_exists(&context(files), given).is_ok(),
                 expected,
                 "{files:?}, {given:?}"
             );

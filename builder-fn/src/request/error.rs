@@ -5,7 +5,7 @@ use std::time::Duration;
 use function_host::{BodyError, BoxError, duration};
 
 use super::config::ConfigError;
-use super::frontend::FrontendError;
+use super::frontend::ForbiddenFrontend;
 use crate::context::{ArchiveError, SpoolError};
 
 /// The error of a request that cannot become a build.
@@ -103,9 +103,9 @@ pub enum RequestError {
     Config(#[from] ConfigError),
     /// The Dockerfile names a frontend that is not allowed.
     #[error(transparent)]
-    Frontend(#[from] FrontendError),
+    Frontend(#[from] ForbiddenFrontend),
     /// The request's tar has no Dockerfile.
-    #[error("context/{path}: not in the tar; {}", dockerfile_hint(*is_named))]
+    #[error("context/{path}: not in the tar; {}", missing_dockerfile_hint(*is_named))]
     NoDockerfile {
         /// The path of the missing Dockerfile in the context.
         path: String,
@@ -123,7 +123,7 @@ pub enum RequestError {
     Interrupted,
 }
 
-fn dockerfile_hint(is_named: bool) -> &'static str {
+fn missing_dockerfile_hint(is_named: bool) -> &'static str {
     match is_named {
         true => "the config's \"dockerfile\" names it",
         false => "the file to build from belongs there, or the config should name it as \"dockerfile\"",

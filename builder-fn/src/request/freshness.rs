@@ -7,7 +7,7 @@ use super::time::format_rfc3339;
 
 /// The limit on the age of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Freshness {
+pub enum FreshnessLimit {
     /// A request may have any age.
     #[default]
     Unlimited,
@@ -20,13 +20,13 @@ pub enum Freshness {
     },
 }
 
-impl Freshness {
+impl FreshnessLimit {
     /// Checks a config's `submittedAt` against the limit. Returns whether it limits how long the request is
     /// valid.
     ///
     /// # Errors
     /// Fails if the request is too old, or does not say how old it is although it has to.
-    pub(super) fn check(
+    pub(super) fn check_age(
         self,
         submitted_at: Option<SystemTime>,
         now: SystemTime,
@@ -52,14 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_older_than_max_age_is_rejected_with_both_times() {
+    fn a_request_older_than_max_age_is_rejected_with_its_time_and_the_builders() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let max_age = Duration::from_secs(600);
-        let limited = |is_required| Freshness::Limited { max_age, is_required };
+        let limited = |is_required| FreshnessLimit::Limited { max_age, is_required };
         let (old, oldest) = (now - max_age - Duration::from_nanos(1), now - max_age);
         for (freshness, submitted_at, expected) in [
-            (Freshness::Unlimited, None, Ok(false)),
-            (Freshness::Unlimited, Some(old), Ok(false)),
+            (FreshnessLimit::Unlimited, None, Ok(false)),
+            (FreshnessLimit::Unlimited, Some(old), Ok(false)),
             (limited(false), None, Ok(false)),
             (limited(false), Some(oldest), Ok(true)),
             (limited(true), Some(now + max_age), Ok(true)),
@@ -76,7 +76,7 @@ mod tests {
                 ]),
             ),
         ] {
-            match (freshness.check(submitted_at, now), expected) {
+            match (freshness.check_age(submitted_at, now), expected) {
                 (Ok(is_limited), Ok(expected)) => assert_eq!(is_limited, expected, "{freshness:?}"),
                 (Err(error), Err(parts)) => {
                     let text = error.to_string();

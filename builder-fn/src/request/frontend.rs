@@ -6,18 +6,18 @@
 
 use std::str::FromStr;
 
-use super::image::{ImageError, ImageRef};
+use super::image::{ImageRef, ImageRefError};
 
 /// The repository of the built-in frontend's released images. Dockerfiles often name it; the built-in frontend
 /// is used then.
-const BUILT_IN: &str = "docker.io/docker/dockerfile";
+const BUILT_IN_REPOSITORY: &str = "docker.io/docker/dockerfile";
 
 /// The number of a Dockerfile's bytes that are searched for directives. BuildKit's own reader accepts no longer
 /// line.
-pub(super) const DIRECTIVES_MAX: usize = 64 << 10;
+pub(super) const DIRECTIVES_SEARCHED_BYTES: usize = 64 << 10;
 
 /// The parser directives of a Dockerfile. The first line that is not a directive ends the search.
-const DIRECTIVES: [&str; 3] = ["syntax", "escape", "check"];
+const DIRECTIVE_NAMES: [&str; 3] = ["syntax", "escape", "check"];
 
 /// The frontend: the program that reads a Dockerfile.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,16 +38,16 @@ pub struct AllowedFrontends(Vec<String>);
 #[error(
     "the Dockerfile's line \"syntax={name}\" names a frontend that this builder does not allow{}; remove the line, or name \
      docker/dockerfile, which is built in",
-    list(.allowed)
+    format_allowed(.allowed)
 )]
-pub struct FrontendError {
+pub struct ForbiddenFrontend {
     /// The frontend's name in the Dockerfile, shortened.
     name: String,
     /// The names of the allowed frontends.
     allowed: Vec<String>,
 }
 
-fn list(images: &[String]) -> String {
+fn format_allowed(images: &[String]) -> String {
     match images {
         [] => String::new(),
         images => format!(" (allowed are {})", images.join(", ")),
@@ -59,21 +59,21 @@ impl AllowedFrontends {
     ///
     /// # Errors
     /// Fails if the Dockerfile names a frontend that is not allowed.
-    pub(super) fn choose(&self, start: &[u8]) -> Result<Frontend, FrontendError> {
-        let Some(name) = syntax(start) else {
+    pub(super) fn choose_for_dockerfile(&self, start: &[u8]) -> Result<Frontend, ForbiddenFrontend> {
+        let Some(name) = find_syntax_directive(start) else {
             return Ok(Frontend::BuiltIn);
         };
         // The name as BuildKit resolves it. A digest has to be allowed with the name.
-        let full = full_name(&name).unwrap_or_default();
+        let full = complete_reference(&name).unwrap_or_default();
         if self.0.contains(&full) {
             return Ok(Frontend::Named);
         }
-        if repository(&full) == BUILT_IN {
+        if without_tag_or_digest(&full) == BUILT_IN_REPOSITORY {
             return Ok(Frontend::BuiltIn);
         }
-        const SHOWN: usize = 200;
-        let end = name.floor_char_boundary(SHOWN);
-        Err(FrontendError {
+        const MAX_NAME_CHARS_SHOWN: usize = 200;
+        let end = name.floor_char_boundary(MAX_NAME_CHARS_SHOWN);
+        Err(ForbiddenFrontend {
             name: name[..end].to_owned(),
             allowed: self.0.clone(),
         })
@@ -89,7 +89,7 @@ impl FromStr for AllowedFrontends {
             .split(|c: char| c == ',' || c.is_whitespace())
             .filter(|name| !name.is_empty());
         let full = names.map(|name| {
-            full_name(name)
+            complete_reference(name)
                 .map_err(|error| format!("should be images, separated by commas; {name:?}: {error}"))
         });
         full.collect::<Result<_, _>>().map(Self)
@@ -97,7 +97,7 @@ impl FromStr for AllowedFrontends {
 }
 
 /// Returns an image reference in full, with a tag or a digest.
-fn full_name(name: &str) -> Result<String, ImageError> {
+fn complete_reference(name: &str) -> Result<String, ImageRefError> {
     match name.split_once('@') {
         None => ImageRef::parse(name).map(|image| image.to_string()),
         Some((name, digest)) => ImageRef::parse(name).map(|image| image.with_digest(digest)),
@@ -105,7 +105,7 @@ fn full_name(name: &str) -> Result<String, ImageError> {
 }
 
 /// Returns a full image reference without its tag or digest.
-fn repository(full: &str) -> &str {
+fn without_tag_or_digest(full: &str) -> &str {
     let name = full.split('@').next().unwrap_or(full);
     let slash = name.rfind('/').unwrap_or_default();
     match name[slash..].find(':') {
@@ -115,9 +115,9 @@ fn repository(full: &str) -> &str {
 }
 
 /// Returns the name in a Dockerfile's `syntax` directive, in any of its three forms: `# syntax=`, `// syntax=`, and JSON.
-fn syntax(start: &[u8]) -> Option<String> {
+fn find_syntax_directive(start: &[u8]) -> Option<String> {
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
-    let text = String::from_utf8_lossy(&start[..start.len().min(DIRECTIVES_MAX)]);
+    let text = String::from_utf8_lossy(&start[..start.len().min(DIRECTIVES_SEARCHED_BYTES)]);
     let text = match text.strip_prefix("#!") {
         Some(rest) => rest.split_once('\n').map_or("", |(_, rest)| rest),
         None => &text,
@@ -126,14 +126,14 @@ fn syntax(start: &[u8]) -> Option<String> {
         let value: serde_json::Value = serde_json::from_str(text).ok()?;
         Some(value.get("syntax")?.as_str()?.to_owned())
     };
-    let named = directive(text, "#")
-        .or_else(|| directive(text, "//"))
+    let named = find_syntax_in_comments(text, "#")
+        .or_else(|| find_syntax_in_comments(text, "//"))
         .or_else(json)?;
     Some(named.split(' ').next().unwrap_or_default().to_owned())
 }
 
 /// Returns the value of the directive `syntax` in a Dockerfile whose comments begin with `comment`.
-fn directive(text: &str, comment: &str) -> Option<String> {
+fn find_syntax_in_comments(text: &str, comment: &str) -> Option<String> {
     let mut seen = Vec::new();
     for line in text.lines() {
         let (name, value) = split_directive(line.strip_prefix(comment)?)?;
@@ -141,7 +141,7 @@ fn directive(text: &str, comment: &str) -> Option<String> {
         if name == "syntax" {
             return Some(value.to_owned());
         }
-        if !DIRECTIVES.contains(&name.as_str()) || seen.contains(&name) {
+        if !DIRECTIVE_NAMES.contains(&name.as_str()) || seen.contains(&name) {
             return None;
         }
         seen.push(name);
@@ -151,20 +151,20 @@ fn directive(text: &str, comment: &str) -> Option<String> {
 
 /// Splits a directive `name = value`, the text of a Dockerfile's comment, into name and value.
 fn split_directive(line: &str) -> Option<(&str, &str)> {
-    const BLANK: [char; 5] = ['\t', '\n', '\u{c}', '\r', ' '];
+    const BLANK_CHARS: [char; 5] = ['\t', '\n', '\u{c}', '\r', ' '];
     let (name, value) = line.trim_start().split_once('=')?;
-    let name = name.trim_end_matches(BLANK);
+    let name = name.trim_end_matches(BLANK_CHARS);
     let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    is_name.then(|| (name, value.trim_matches(BLANK)))
+    is_name.then(|| (name, value.trim_matches(BLANK_CHARS)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn named(dockerfile: &str) -> Option<String> {
-        syntax(dockerfile.as_bytes())
+    fn frontend_in_syntax_directive(dockerfile: &str) -> Option<String> {
+        find_syntax_directive(dockerfile.as_bytes())
     }
 
     #[test]
@@ -182,7 +182,7 @@ mod tests {
             "{\"syntax\": \"evil/frontend:1\", \"x\": [1]}",
         ] {
             assert_eq!(
-                named(dockerfile).as_deref(),
+                frontend_in_syntax_directive(dockerfile).as_deref(),
                 Some("evil/frontend:1"),
                 "{dockerfile:?}"
             );
@@ -204,13 +204,13 @@ mod tests {
             "{\"syntax\": 1}",
             "# syn tax=evil/frontend:1\n",
         ] {
-            assert_eq!(named(dockerfile), None, "{dockerfile:?}");
+            assert_eq!(frontend_in_syntax_directive(dockerfile), None, "{dockerfile:?}");
         }
         let far = format!(
             "{}\n# syntax=evil/frontend:1\n",
-            "#escape=".repeat(DIRECTIVES_MAX)
+            "#escape=".repeat(DIRECTIVES_SEARCHED_BYTES)
         );
-        assert_eq!(named(&far), None);
+        assert_eq!(frontend_in_syntax_directive(&far), None);
     }
 
     #[test]
@@ -222,14 +222,14 @@ mod tests {
             "docker.io/docker/dockerfile:1.7-labs",
             "docker/dockerfile@sha256:12",
         ] {
-            let frontend = none.choose(format!("# syntax={name}\nFROM x").as_bytes());
+            let frontend = none.choose_for_dockerfile(format!("# syntax={name}\nFROM x").as_bytes());
             assert_eq!(frontend, Ok(Frontend::BuiltIn), "{name}");
         }
-        assert_eq!(none.choose(b"FROM scratch"), Ok(Frontend::BuiltIn));
+        assert_eq!(none.choose_for_dockerfile(b"FROM scratch"), Ok(Frontend::BuiltIn));
     }
 
     #[test]
-    fn another_frontend_has_to_be_allowed_by_its_exact_name() {
+    fn a_frontend_other_than_the_built_in_one_has_to_be_allowed_by_its_exact_name() {
         let allowed: AllowedFrontends = "r.example/frontend:2, other/one r.example/by@sha256:12"
             .parse()
             .unwrap();
@@ -238,7 +238,7 @@ mod tests {
             "docker.io/other/one:latest",
             "r.example/by@sha256:12",
         ] {
-            let chosen = allowed.choose(format!("# syntax={name}\n").as_bytes());
+            let chosen = allowed.choose_for_dockerfile(format!("# syntax={name}\n").as_bytes());
             assert_eq!(chosen, Ok(Frontend::Named), "{name}");
         }
         for name in [
@@ -248,7 +248,7 @@ mod tests {
             "UPPER/x",
         ] {
             let error = allowed
-                .choose(format!("# syntax={name} x\n").as_bytes())
+                .choose_for_dockerfile(format!("# syntax={name} x\n").as_bytes())
                 .unwrap_err()
                 .to_string();
             assert!(
@@ -257,7 +257,7 @@ mod tests {
             );
         }
         let none = AllowedFrontends::default()
-            .choose(b"# syntax=r.example/frontend:2")
+            .choose_for_dockerfile(b"# syntax=r.example/frontend:2")
             .unwrap_err()
             .to_string();
         assert!(!none.contains("allowed are"), "{none}");

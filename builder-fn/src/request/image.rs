@@ -16,13 +16,13 @@ const DEFAULT_REGISTRY: &str = "docker.io";
 /// The default tag of image references.
 const DEFAULT_TAG: &str = "latest";
 /// The length of the longest `registry/repository`, in bytes.
-const NAME_MAX: usize = 255;
+const NAME_BYTES_MAX: usize = 255;
 /// The length of the longest tag, in bytes.
-const TAG_MAX: usize = 128;
+const TAG_BYTES_MAX: usize = 128;
 
 /// The part of an image reference that is wrong. The texts follow "not an image reference: ".
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ImageError {
+pub enum ImageRefError {
     /// The image reference is empty.
     #[error("it is empty; it should be like registry.example.com/team/name:tag")]
     Empty,
@@ -47,7 +47,7 @@ pub enum ImageError {
     )]
     Tag(String),
     /// The `registry/repository` of the image reference is too long.
-    #[error("it is longer than {NAME_MAX} bytes without its tag")]
+    #[error("it is longer than {NAME_BYTES_MAX} bytes without its tag")]
     TooLong,
     /// The repository looks like an image id, which Docker reserves.
     #[error("repository {0:?} could be taken for an image id, which is 64 hexadecimal digits")]
@@ -59,42 +59,42 @@ impl ImageRef {
     ///
     /// # Errors
     /// The first part that is wrong.
-    pub fn parse(text: &str) -> Result<Self, ImageError> {
+    pub fn parse(text: &str) -> Result<Self, ImageRefError> {
         if text.is_empty() {
-            return Err(ImageError::Empty);
+            return Err(ImageRefError::Empty);
         }
         if text.contains('@') {
-            return Err(ImageError::Digest);
+            return Err(ImageRefError::Digest);
         }
         let (registry, rest) = split_registry(text);
         let (repository, tag) = match rest.split_once(':') {
             Some((repository, tag)) => (repository, tag),
             None => (rest, DEFAULT_TAG),
         };
-        if !is_registry(registry) {
-            return Err(ImageError::Registry(registry.to_owned()));
+        if !is_valid_registry(registry) {
+            return Err(ImageRefError::Registry(registry.to_owned()));
         }
         if repository.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            return Err(ImageError::Uppercase(repository.to_owned()));
+            return Err(ImageRefError::Uppercase(repository.to_owned()));
         }
-        if !repository.split('/').all(is_path_component) {
-            return Err(ImageError::Repository(repository.to_owned()));
+        if !repository.split('/').all(is_valid_repository_component) {
+            return Err(ImageRefError::Repository(repository.to_owned()));
         }
-        if !is_tag(tag) {
-            return Err(ImageError::Tag(tag.to_owned()));
+        if !is_valid_tag(tag) {
+            return Err(ImageRefError::Tag(tag.to_owned()));
         }
         let (registry, repository) = match registry {
             "" | "index.docker.io" | DEFAULT_REGISTRY => {
                 if repository.len() == 64 && repository.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                    return Err(ImageError::LikeAnId(repository.to_owned()));
+                    return Err(ImageRefError::LikeAnId(repository.to_owned()));
                 }
                 let prefix = if repository.contains('/') { "" } else { "library/" };
                 (DEFAULT_REGISTRY, format!("{prefix}{repository}"))
             }
             _ => (registry, repository.to_owned()),
         };
-        if registry.len() + 1 + repository.len() > NAME_MAX {
-            return Err(ImageError::TooLong);
+        if registry.len() + 1 + repository.len() > NAME_BYTES_MAX {
+            return Err(ImageRefError::TooLong);
         }
         Ok(Self {
             registry: registry.to_owned(),
@@ -109,7 +109,7 @@ impl ImageRef {
     }
 
     /// Returns the image's reference without its tag: `registry/repository`.
-    pub(crate) fn name(&self) -> String {
+    pub(crate) fn without_tag(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
@@ -142,7 +142,7 @@ fn split_registry(text: &str) -> (&str, &str) {
 
 /// Returns whether `text` is empty, or a host name, IPv4 address or bracketed IPv6 address with an optional
 /// port.
-fn is_registry(text: &str) -> bool {
+fn is_valid_registry(text: &str) -> bool {
     let address_end = text.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match text[address_end..].find(':') {
         Some(at) => (&text[..address_end + at], Some(&text[address_end + at + 1..])),
@@ -151,12 +151,12 @@ fn is_registry(text: &str) -> bool {
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
     let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => host.split('.').all(is_host_component),
+        None => host.split('.').all(is_valid_host_label),
     };
     text.is_empty() || is_host && port.is_none_or(is_port)
 }
 
-fn is_host_component(text: &str) -> bool {
+fn is_valid_host_label(text: &str) -> bool {
     !text.is_empty()
         && text
             .bytes()
@@ -167,7 +167,7 @@ fn is_host_component(text: &str) -> bool {
 
 /// Returns whether `text` is runs of letters and digits, separated by one `.`, one or two `_`, or any number of
 /// `-`.
-fn is_path_component(text: &str) -> bool {
+fn is_valid_repository_component(text: &str) -> bool {
     let is_word = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let is_separator =
         |run: &[u8]| matches!(run, b"." | b"_" | b"__") || run.iter().all(|byte| *byte == b'-');
@@ -178,16 +178,16 @@ fn is_path_component(text: &str) -> bool {
 }
 
 /// Fails if `text` is not a valid tag.
-pub(super) fn check_tag(text: &str) -> Result<(), ImageError> {
-    match is_tag(text) {
+pub(super) fn check_tag(text: &str) -> Result<(), ImageRefError> {
+    match is_valid_tag(text) {
         true => Ok(()),
-        false => Err(ImageError::Tag(text.to_owned())),
+        false => Err(ImageRefError::Tag(text.to_owned())),
     }
 }
 
-fn is_tag(text: &str) -> bool {
+fn is_valid_tag(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-    (1..=TAG_MAX).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-'])
+    (1..=TAG_BYTES_MAX).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['.', '-'])
 }
 
 #[cfg(test)]
@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_are_normalised_as_docker_does() {
+    fn image_references_are_completed_with_registry_and_tag_as_by_docker() {
         for (text, full) in [
             ("hello", "docker.io/library/hello:latest"),
             ("hello:1.2", "docker.io/library/hello:1.2"),
@@ -220,9 +220,9 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_can_be_replaced_by_another_tag_or_a_digest() {
+    fn the_tag_of_an_image_reference_can_be_replaced_by_another_tag_or_a_digest() {
         let image = ImageRef::parse("localhost:5000/team/hello:v1").unwrap();
-        assert_eq!(image.name(), "localhost:5000/team/hello");
+        assert_eq!(image.without_tag(), "localhost:5000/team/hello");
         assert_eq!(
             image.with_digest("sha256:00"),
             "localhost:5000/team/hello@sha256:00"
@@ -232,11 +232,11 @@ mod tests {
             "localhost:5000/team/hello:v2"
         );
         assert_eq!(check_tag("v2"), Ok(()));
-        assert_eq!(check_tag("-"), Err(ImageError::Tag("-".to_owned())));
+        assert_eq!(check_tag("-"), Err(ImageRefError::Tag("-".to_owned())));
     }
 
     #[test]
-    fn an_invalid_reference_is_rejected_with_the_part_that_is_wrong() {
+    fn an_invalid_image_reference_is_rejected_with_the_part_that_is_wrong() {
         let long = format!("example.com/{}", "a/".repeat(125));
         let tag = format!("hello:{}", "t".repeat(129));
         let id = "0123456789abcdef".repeat(4);

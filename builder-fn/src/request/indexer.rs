@@ -4,32 +4,32 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::decompress::Decompressor;
+use super::decompress::BodyDecompressor;
 use super::dockerfile;
 use super::time::format_rfc3339;
 use super::{
-    AllowedFrontends, BuildConfig, BuildRequest, Freshness, RequestError, RequestHead, RequestLimits,
+    AllowedFrontends, BuildConfig, BuildRequest, FreshnessLimit, RequestError, RequestHead, RequestLimits,
     SubmittedAt, VerifiedSignature,
 };
 use crate::context::{ArchiveReader, SourceContext, Spool};
 
 /// The number of ignored keys that warnings name.
-const IGNORED_KEYS_SHOWN: usize = 20;
+const MAX_IGNORED_KEYS_SHOWN: usize = 20;
 
 /// The part of a body that has been received, spooled and indexed.
 pub(super) struct BodyIndexer {
     received: u64,
     /// The decompressor of the body; `None` while a piece is processed, and after an error.
-    decompressor: Option<Decompressor>,
+    decompressor: Option<BodyDecompressor>,
     /// The error in the tar, to be reported once the signature has been verified.
     archive_error: Option<RequestError>,
     frontends: AllowedFrontends,
-    freshness: Freshness,
+    freshness: FreshnessLimit,
 }
 
 impl BodyIndexer {
     pub(super) fn new(limits: &RequestLimits) -> Self {
-        let decompressor = Decompressor::new(
+        let decompressor = BodyDecompressor::new(
             Spool::new(limits.spool.clone()),
             ArchiveReader::new(limits.archive.clone()),
             limits.archive.body,
@@ -48,12 +48,12 @@ impl BodyIndexer {
     /// # Errors
     /// Fails if the piece cannot be spooled. An error in the tar is only remembered, because the caller is not authenticated
     /// yet; the rest of such a body is discarded.
-    pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+    pub(super) fn add_piece(&mut self, piece: &[u8]) -> Result<(), RequestError> {
         self.received += piece.len() as u64;
         let Some(decompressor) = self.decompressor.take() else {
             return Ok(());
         };
-        match decompressor.push(piece) {
+        match decompressor.decompress_piece(piece) {
             Ok(decompressor) => self.decompressor = Some(decompressor),
             Err(error @ RequestError::Archive(_)) => self.archive_error = Some(error),
             Err(error) => return Err(error),
@@ -66,7 +66,7 @@ impl BodyIndexer {
     ///
     /// # Errors
     /// Fails if the tar, its configuration or its Dockerfile is unusable, or the request has expired or is too old.
-    pub(super) fn finish(
+    pub(super) fn into_build_request(
         self,
         head: &RequestHead,
         signature: Option<VerifiedSignature>,
@@ -88,25 +88,25 @@ impl BodyIndexer {
         let config = BuildConfig::parse(&contents.config.ok_or(RequestError::NoConfig)?)?;
         let mut warnings = contents.warnings;
         let now = SystemTime::now();
-        check_expiry(config.not_after, now)?;
-        let is_dated = freshness.check(config.submitted_at, now)?;
-        let submitted_at = SubmittedAt::of(config.submitted_at, head, now, &mut warnings)?;
+        check_not_expired(config.not_after, now)?;
+        let is_dated = freshness.check_age(config.submitted_at, now)?;
+        let submitted_at = SubmittedAt::determine(config.submitted_at, head, now, &mut warnings)?;
         let context = SourceContext::new(contents.entries, spool);
-        dockerfile::check_present(&context, config.dockerfile.as_deref())?;
+        dockerfile::check_dockerfile_exists(&context, config.dockerfile.as_deref())?;
         let frontend = dockerfile::choose_frontend(&context, config.dockerfile.as_deref(), &frontends)?;
 
         warnings.extend(dockerfile::ignore_file_warnings(
             &context,
             config.dockerfile.as_deref(),
         )?);
-        let respelled = config.respelled.iter().take(IGNORED_KEYS_SHOWN);
+        let respelled = config.respelled.iter().take(MAX_IGNORED_KEYS_SHOWN);
         warnings.extend(respelled.map(|respelled| {
             format!(
                 "key {:?} in com.openfaas.docker.config is read as \"{}\"",
                 respelled.given, respelled.key
             )
         }));
-        let ignored = config.unknown.iter().take(IGNORED_KEYS_SHOWN);
+        let ignored = config.unknown.iter().take(MAX_IGNORED_KEYS_SHOWN);
         warnings.extend(ignored.map(|key| format!("key {key:?} in com.openfaas.docker.config is ignored")));
         Ok(BuildRequest {
             config,
@@ -122,7 +122,7 @@ impl BodyIndexer {
     }
 }
 
-fn check_expiry(not_after: Option<SystemTime>, now: SystemTime) -> Result<(), RequestError> {
+fn check_not_expired(not_after: Option<SystemTime>, now: SystemTime) -> Result<(), RequestError> {
     match not_after {
         Some(end) if end < now => Err(RequestError::Expired {
             not_after: format_rfc3339(end),
@@ -138,11 +138,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_expires_after_its_not_after_time() {
+    fn a_request_is_rejected_after_the_not_after_time_of_its_config() {
         let end = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        assert!(check_expiry(None, end).is_ok());
-        assert!(check_expiry(Some(end), end).is_ok());
-        let error = check_expiry(Some(end), end + Duration::from_secs(1)).unwrap_err();
+        assert!(check_not_expired(None, end).is_ok());
+        assert!(check_not_expired(Some(end), end).is_ok());
+        let error = check_not_expired(Some(end), end + Duration::from_secs(1)).unwrap_err();
         assert!(error.to_string().contains("2001-09-09T01:46:40Z"), "{error}");
     }
 }

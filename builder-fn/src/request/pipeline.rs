@@ -18,27 +18,27 @@ use super::signature::{BodyVerifier, VerifiedSignature};
 
 /// The size of a batch of pieces, in bytes, large enough to be worth a switch of threads. The host delivers a
 /// large body in pieces of about this size.
-const BATCH_BYTES: usize = 256 << 10;
+const BATCH_FULL_BYTES: usize = 256 << 10;
 /// The number of pieces that make a batch, however small the pieces are.
-const BATCH_PIECES: usize = 512;
+const BATCH_PIECES_MAX: usize = 512;
 
 /// The bytes of one body in both queues: the memory that a build in flight takes while its body arrives.
-const QUEUED_BYTES: usize = 1 << 20;
+const QUEUED_BYTES_MAX: usize = 1 << 20;
 
 /// Processes the pieces of a body in order. It may block.
-pub(super) trait ProcessPiece: Send + 'static {
-    fn process(&mut self, piece: &[u8]) -> Result<(), RequestError>;
+pub(super) trait PieceProcessor: Send + 'static {
+    fn process_piece(&mut self, piece: &[u8]) -> Result<(), RequestError>;
 }
 
-impl ProcessPiece for BodyIndexer {
-    fn process(&mut self, piece: &[u8]) -> Result<(), RequestError> {
-        self.push(piece)
+impl PieceProcessor for BodyIndexer {
+    fn process_piece(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+        self.add_piece(piece)
     }
 }
 
-impl ProcessPiece for BodyVerifier {
-    fn process(&mut self, piece: &[u8]) -> Result<(), RequestError> {
-        self.update(piece);
+impl PieceProcessor for BodyVerifier {
+    fn process_piece(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+        self.hash_piece(piece);
         Ok(())
     }
 }
@@ -53,7 +53,7 @@ pub(super) struct BodyPipeline {
 }
 
 /// A batch of pieces of a body. Dropping it, once it has left both queues, frees its capacity.
-struct Batch {
+struct PieceBatch {
     pieces: Vec<Bytes>,
     _capacity: OwnedSemaphorePermit,
 }
@@ -64,7 +64,7 @@ impl BodyPipeline {
         Self {
             verifier: verifier.map(WorkQueue::new),
             indexer: WorkQueue::new(indexer),
-            capacity: Arc::new(Semaphore::new(QUEUED_BYTES)),
+            capacity: Arc::new(Semaphore::new(QUEUED_BYTES_MAX)),
             pending: Vec::new(),
             pending_bytes: 0,
         }
@@ -77,17 +77,17 @@ impl BodyPipeline {
     pub(super) async fn push(&mut self, piece: Bytes) -> Result<(), RequestError> {
         self.pending_bytes += piece.len();
         self.pending.push(piece);
-        if self.pending_bytes >= BATCH_BYTES || self.pending.len() >= BATCH_PIECES {
-            self.flush().await?;
+        if self.pending_bytes >= BATCH_FULL_BYTES || self.pending.len() >= BATCH_PIECES_MAX {
+            self.queue_batch().await?;
         }
         Ok(())
     }
 
-    async fn flush(&mut self) -> Result<(), RequestError> {
+    async fn queue_batch(&mut self) -> Result<(), RequestError> {
         // A batch that is larger than the capacity takes all of it, and so gets through.
-        let capacity = u32::try_from(self.pending_bytes.min(QUEUED_BYTES)).unwrap_or(u32::MAX);
+        let capacity = u32::try_from(self.pending_bytes.min(QUEUED_BYTES_MAX)).unwrap_or(u32::MAX);
         let capacity = self.capacity.clone().acquire_many_owned(capacity).await;
-        let batch = Arc::new(Batch {
+        let batch = Arc::new(PieceBatch {
             pieces: std::mem::take(&mut self.pending),
             _capacity: capacity.map_err(|_| RequestError::Interrupted)?,
         });
@@ -104,13 +104,17 @@ impl BodyPipeline {
     /// Fails if a piece could not be spooled, or the signature does not match the body.
     pub(super) async fn finish(mut self) -> Result<(BodyIndexer, Option<VerifiedSignature>), RequestError> {
         if !self.pending.is_empty() {
-            self.flush().await?;
+            self.queue_batch().await?;
         }
         let indexer = self.indexer.finish().await?;
         let signature = match self.verifier {
             Some(verifier) => {
                 let verifier = verifier.finish().await?;
-                Some(verifier.finish().map_err(|_| RequestError::WrongSignature)?)
+                Some(
+                    verifier
+                        .into_verified_signature()
+                        .map_err(|_| RequestError::WrongSignature)?,
+                )
             }
             None => None,
         };
@@ -120,21 +124,21 @@ impl BodyPipeline {
 
 /// A queue of batches, and the worker that processes them one after the other.
 struct WorkQueue<T> {
-    state: Arc<Mutex<State<T>>>,
+    state: Arc<Mutex<QueueState<T>>>,
     /// The task that last processed this queue.
     task: Option<JoinHandle<Result<(), RequestError>>>,
 }
 
-struct State<T> {
+struct QueueState<T> {
     /// The worker of the queue; `None` while a thread uses it, and after an error.
     worker: Option<Box<T>>,
-    waiting: VecDeque<Arc<Batch>>,
+    waiting: VecDeque<Arc<PieceBatch>>,
     has_failed: bool,
 }
 
-impl<T: ProcessPiece> WorkQueue<T> {
+impl<T: PieceProcessor> WorkQueue<T> {
     fn new(worker: T) -> Self {
-        let state = State {
+        let state = QueueState {
             worker: Some(Box::new(worker)),
             waiting: VecDeque::new(),
             has_failed: false,
@@ -145,9 +149,9 @@ impl<T: ProcessPiece> WorkQueue<T> {
         }
     }
 
-    async fn push(&mut self, batch: Arc<Batch>) -> Result<(), RequestError> {
+    async fn push(&mut self, batch: Arc<PieceBatch>) -> Result<(), RequestError> {
         let idle = {
-            let mut state = lock(&self.state);
+            let mut state = lock_state(&self.state);
             if !state.has_failed {
                 state.waiting.push_back(batch);
             }
@@ -157,11 +161,11 @@ impl<T: ProcessPiece> WorkQueue<T> {
             }
         };
         match idle {
-            Err(()) => self.join_task().await,
+            Err(()) => self.wait_for_task().await,
             Ok(None) => Ok(()),
             Ok(Some(worker)) => {
                 let state = self.state.clone();
-                self.task = Some(spawn_blocking(move || process_waiting(&state, worker)));
+                self.task = Some(spawn_blocking(move || process_waiting_batches(&state, worker)));
                 Ok(())
             }
         }
@@ -169,26 +173,29 @@ impl<T: ProcessPiece> WorkQueue<T> {
 
     /// Waits until the queue is empty, and returns its worker.
     async fn finish(mut self) -> Result<T, RequestError> {
-        self.join_task().await?;
-        let worker = lock(&self.state).worker.take();
+        self.wait_for_task().await?;
+        let worker = lock_state(&self.state).worker.take();
         worker.map(|worker| *worker).ok_or(RequestError::Interrupted)
     }
 
     /// Waits for the queue's task, if there is one, and returns its result.
-    async fn join_task(&mut self) -> Result<(), RequestError> {
+    async fn wait_for_task(&mut self) -> Result<(), RequestError> {
         match self.task.take() {
-            Some(task) => join(task).await?,
+            Some(task) => join_or_resume_panic(task).await?,
             None => Ok(()),
         }
     }
 }
 
 /// Processes the batches of a queue until none is waiting.
-fn process_waiting<T: ProcessPiece>(state: &Mutex<State<T>>, mut worker: Box<T>) -> Result<(), RequestError> {
-    let fail_on_drop = FailOnDrop(state);
+fn process_waiting_batches<T: PieceProcessor>(
+    state: &Mutex<QueueState<T>>,
+    mut worker: Box<T>,
+) -> Result<(), RequestError> {
+    let fail_on_drop = FailQueueOnDrop(state);
     loop {
         let batch = {
-            let mut state = lock(state);
+            let mut state = lock_state(state);
             let Some(batch) = state.waiting.pop_front() else {
                 state.worker = Some(worker);
                 std::mem::forget(fail_on_drop);
@@ -196,23 +203,26 @@ fn process_waiting<T: ProcessPiece>(state: &Mutex<State<T>>, mut worker: Box<T>)
             };
             batch
         };
-        batch.pieces.iter().try_for_each(|piece| worker.process(piece))?;
+        batch
+            .pieces
+            .iter()
+            .try_for_each(|piece| worker.process_piece(piece))?;
     }
 }
 
 /// A guard that empties the queue after an error or a panic. This frees the batches' capacity, so that a caller
 /// that waits for capacity resumes and receives the error.
-struct FailOnDrop<'a, T>(&'a Mutex<State<T>>);
+struct FailQueueOnDrop<'a, T>(&'a Mutex<QueueState<T>>);
 
-impl<T> Drop for FailOnDrop<'_, T> {
+impl<T> Drop for FailQueueOnDrop<'_, T> {
     fn drop(&mut self) {
-        let mut state = lock(self.0);
+        let mut state = lock_state(self.0);
         state.has_failed = true;
         state.waiting.clear();
     }
 }
 
-fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
+fn lock_state<T>(state: &Mutex<QueueState<T>>) -> MutexGuard<'_, QueueState<T>> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -220,15 +230,15 @@ fn lock<T>(state: &Mutex<State<T>>) -> MutexGuard<'_, State<T>> {
 ///
 /// # Errors
 /// Fails if the runtime is shutting down.
-pub(super) async fn run_blocking<T: Send + 'static>(
+pub(super) async fn spawn_on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RequestError> {
-    join(spawn_blocking(work)).await
+    join_or_resume_panic(spawn_blocking(work)).await
 }
 
 /// Waits for a task and resumes its panic here; a runtime that is shutting down yields
 /// [`Interrupted`](RequestError::Interrupted).
-async fn join<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
+async fn join_or_resume_panic<T>(task: JoinHandle<T>) -> Result<T, RequestError> {
     task.await.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
         Err(_) => RequestError::Interrupted,
@@ -243,34 +253,37 @@ mod tests {
     use super::*;
 
     /// The time after which a push that should have ended is taken to hang.
-    const HANGS: Duration = Duration::from_secs(60);
+    const HANG_TIMEOUT: Duration = Duration::from_secs(60);
 
     /// A worker that calls a closure of the test.
-    struct With<F>(F);
+    struct ClosureWorker<F>(F);
 
-    impl<F: FnMut(&[u8]) -> Result<(), RequestError> + Send + 'static> ProcessPiece for With<F> {
-        fn process(&mut self, piece: &[u8]) -> Result<(), RequestError> {
+    impl<F: FnMut(&[u8]) -> Result<(), RequestError> + Send + 'static> PieceProcessor for ClosureWorker<F> {
+        fn process_piece(&mut self, piece: &[u8]) -> Result<(), RequestError> {
             (self.0)(piece)
         }
     }
 
-    async fn batch(capacity: &Arc<Semaphore>, piece: &'static [u8]) -> Arc<Batch> {
+    async fn batch_of_one_piece(capacity: &Arc<Semaphore>, piece: &'static [u8]) -> Arc<PieceBatch> {
         let capacity = capacity.clone().acquire_owned().await;
-        Arc::new(Batch {
+        Arc::new(PieceBatch {
             pieces: vec![Bytes::from_static(piece)],
             _capacity: capacity.expect("never closed"),
         })
     }
 
     #[tokio::test]
-    async fn a_queue_processes_batches_in_order_and_frees_their_capacity() {
+    async fn a_work_queue_processes_batches_in_order_and_frees_their_capacity() {
         let capacity = Arc::new(Semaphore::new(3));
         let (sender, processed) = mpsc::channel();
-        let mut queue = WorkQueue::new(With(move |piece: &[u8]| {
+        let mut queue = WorkQueue::new(ClosureWorker(move |piece: &[u8]| {
             sender.send(piece[0]).map_err(|_| RequestError::Interrupted)
         }));
         for piece in [&b"1"[..], b"2", b"3", b"4", b"5", b"6", b"7"] {
-            queue.push(batch(&capacity, piece).await).await.expect("no error");
+            queue
+                .push(batch_of_one_piece(&capacity, piece).await)
+                .await
+                .expect("no error");
         }
 
         drop(queue.finish().await.expect("the worker"));
@@ -280,32 +293,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_caller_that_waits_for_capacity_receives_the_error() {
+    async fn a_push_that_waits_for_queue_capacity_fails_with_the_workers_error() {
         let capacity = Arc::new(Semaphore::new(2));
-        let mut queue = WorkQueue::new(With(|_: &[u8]| Err(RequestError::NotSigned)));
+        let mut queue = WorkQueue::new(ClosureWorker(|_: &[u8]| Err(RequestError::NotSigned)));
         let pushing = async {
             loop {
-                if let Err(error) = queue.push(batch(&capacity, b"1").await).await {
+                if let Err(error) = queue.push(batch_of_one_piece(&capacity, b"1").await).await {
                     break error;
                 }
             }
         };
-        let error = tokio::time::timeout(HANGS, pushing).await.expect("a push hangs");
+        let error = tokio::time::timeout(HANG_TIMEOUT, pushing)
+            .await
+            .expect("a push hangs");
         assert!(matches!(error, RequestError::NotSigned), "{error:?}");
         assert_eq!(capacity.available_permits(), 2);
     }
 
     #[tokio::test]
-    async fn a_panic_of_the_worker_reaches_a_caller_that_waits_for_capacity() {
+    async fn a_push_that_waits_for_queue_capacity_panics_when_the_worker_panics() {
         let capacity = Arc::new(Semaphore::new(2));
-        let mut queue = WorkQueue::new(With(|_: &[u8]| panic!("on purpose")));
+        let mut queue = WorkQueue::new(ClosureWorker(|_: &[u8]| panic!("on purpose")));
         let pushing = tokio::spawn(async move {
             loop {
-                let batch = batch(&capacity, b"1").await;
+                let batch = batch_of_one_piece(&capacity, b"1").await;
                 queue.push(batch).await.expect("not an error");
             }
         });
-        let ended = tokio::time::timeout(HANGS, pushing).await.expect("a push hangs");
+        let ended = tokio::time::timeout(HANG_TIMEOUT, pushing)
+            .await
+            .expect("a push hangs");
         assert!(ended.expect_err("a panic").is_panic());
     }
 }

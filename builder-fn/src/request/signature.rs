@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 const SHA1_PREFIX: &str = "sha1=";
 
 /// The length of an SHA-1 hash in bytes.
-const SHA1_LENGTH: usize = 20;
+const SHA1_BYTES: usize = 20;
 
 /// HMAC keys, one per line of the secret. A signature made with any of them is valid.
 #[derive(Clone)]
@@ -60,7 +60,7 @@ impl VerifiedSignature {
 
     /// Returns the SHA-256 hash of the normalized signature in hexadecimal digits. It identifies the signature
     /// where the signature itself, which lets a request be sent again, must not be shown.
-    pub fn fingerprint(&self) -> String {
+    pub fn sha256_fingerprint(&self) -> String {
         hex::encode(Sha256::digest(&self.0))
     }
 }
@@ -74,7 +74,7 @@ pub(super) struct BodyVerifier {
 enum BodyHmac {
     Sha256(Verifier),
     Sha1 {
-        expected: [u8; SHA1_LENGTH],
+        expected: [u8; SHA1_BYTES],
         macs: Vec<Hmac<Sha1>>,
     },
 }
@@ -85,7 +85,7 @@ impl BodyVerifier {
         let header = header.trim();
         let hmac = match header.strip_prefix(SHA1_PREFIX) {
             Some(digits) if !keys.sha1.is_empty() => {
-                let mut expected = [0; SHA1_LENGTH];
+                let mut expected = [0; SHA1_BYTES];
                 hex::decode_to_slice(digits, &mut expected).map_err(|_| MalformedSignature)?;
                 BodyHmac::Sha1 {
                     expected,
@@ -101,7 +101,7 @@ impl BodyVerifier {
     }
 
     /// Hashes the next piece of the body.
-    pub(super) fn update(&mut self, piece: &[u8]) {
+    pub(super) fn hash_piece(&mut self, piece: &[u8]) {
         match &mut self.hmac {
             BodyHmac::Sha256(verifier) => verifier.update(piece),
             BodyHmac::Sha1 { macs, .. } => macs.iter_mut().for_each(|mac| mac.update(piece)),
@@ -110,7 +110,7 @@ impl BodyVerifier {
 
     /// Returns the signature if it matches the body. Takes the same time wherever the signature differs, and
     /// whichever key matches.
-    pub(super) fn finish(self) -> Result<VerifiedSignature, SignatureMismatch> {
+    pub(super) fn into_verified_signature(self) -> Result<VerifiedSignature, SignatureMismatch> {
         match self.hmac {
             BodyHmac::Sha256(verifier) => verifier.finish()?,
             BodyHmac::Sha1 { expected, macs } => {
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     /// Test vectors for HMAC-SHA1: cases 2 and 3 of RFC 2202.
-    const SIGNED: [(&[u8], &[u8], &str); 2] = [
+    const HMAC_SHA1_TEST_VECTORS: [(&[u8], &[u8], &str); 2] = [
         (
             b"Jefe",
             b"what do ya want for nothing?",
@@ -145,31 +145,34 @@ mod tests {
         ),
     ];
 
-    fn keys(key: &[u8], accept_sha1: bool) -> SignatureKeys {
+    fn signature_keys_with(key: &[u8], accept_sha1: bool) -> SignatureKeys {
         let lines = [b"another\n", key, b"\n"].concat();
         SignatureKeys::new(&Secret::new(lines), accept_sha1).unwrap()
     }
 
-    fn verify(
+    fn verify_in_pieces(
         keys: &SignatureKeys,
         header: &str,
         body: &[u8],
     ) -> Result<VerifiedSignature, SignatureMismatch> {
         let mut verifier = BodyVerifier::new(keys, header).unwrap();
-        body.chunks(7).for_each(|piece| verifier.update(piece));
-        verifier.finish()
+        body.chunks(7).for_each(|piece| verifier.hash_piece(piece));
+        verifier.into_verified_signature()
     }
 
     #[test]
     fn a_sha1_signature_is_valid_only_with_the_right_key_and_body() {
-        for (key, body, digits) in SIGNED {
-            let keys = keys(key, true);
+        for (key, body, digits) in HMAC_SHA1_TEST_VECTORS {
+            let keys = signature_keys_with(key, true);
             let header = format!("sha1={digits}");
-            let verified = verify(&keys, &format!(" {header} "), body).unwrap();
+            let verified = verify_in_pieces(&keys, &format!(" {header} "), body).unwrap();
             assert_eq!(verified.as_str(), header);
-            assert_eq!(verify(&keys, &header, &body[1..]), Err(SignatureMismatch));
             assert_eq!(
-                verify(&keys, &format!("sha1={}", "0".repeat(40)), body),
+                verify_in_pieces(&keys, &header, &body[1..]),
+                Err(SignatureMismatch)
+            );
+            assert_eq!(
+                verify_in_pieces(&keys, &format!("sha1={}", "0".repeat(40)), body),
                 Err(SignatureMismatch)
             );
             assert!(BodyVerifier::new(&keys, "sha1=00").is_err());
@@ -178,9 +181,9 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_written_differently_is_the_same_one() {
-        let (key, body, digits) = SIGNED[0];
-        let keys = keys(key, true);
+    fn a_signature_in_another_case_or_with_spaces_is_verified_to_the_same_text() {
+        let (key, body, digits) = HMAC_SHA1_TEST_VECTORS[0];
+        let keys = signature_keys_with(key, true);
         let signed = function_host::signature::sign(&HmacKeys::new(&Secret::new(key)).unwrap(), body);
         let sha256 = signed.strip_prefix("sha256=").unwrap();
         for (header, normalized) in [
@@ -194,16 +197,19 @@ mod tests {
                 format!("sha256={sha256}"),
             ),
         ] {
-            let verified = verify(&keys, &header, body).unwrap();
+            let verified = verify_in_pieces(&keys, &header, body).unwrap();
             assert_eq!(verified.as_str(), normalized);
-            assert_eq!(verified.fingerprint(), hex::encode(Sha256::digest(&normalized)));
+            assert_eq!(
+                verified.sha256_fingerprint(),
+                hex::encode(Sha256::digest(&normalized))
+            );
         }
         assert!(BodyVerifier::new(&keys, &format!("SHA256={sha256}")).is_err());
     }
 
     #[test]
     fn a_sha1_signature_is_malformed_where_sha1_is_disabled() {
-        let (key, _, digits) = SIGNED[0];
-        assert!(BodyVerifier::new(&keys(key, false), &format!("sha1={digits}")).is_err());
+        let (key, _, digits) = HMAC_SHA1_TEST_VECTORS[0];
+        assert!(BodyVerifier::new(&signature_keys_with(key, false), &format!("sha1={digits}")).is_err());
     }
 }

@@ -13,9 +13,9 @@ const YEAR_MIN: i16 = 1970;
 /// `jiff` accepts more forms than RFC 3339 has, so the form is checked first. `T` and `Z` have to be upper-case. Digits
 /// after the ninth of a fraction are dropped, and a leap second counts as the second before it.
 pub(crate) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
-    const SECONDS: &str = "0000-00-00T00:00:00";
-    let (seconds, rest) = text.split_at_checked(SECONDS.len())?;
-    if !has_form(seconds, SECONDS) {
+    const FORM_TO_SECONDS: &str = "0000-00-00T00:00:00";
+    let (seconds, rest) = text.split_at_checked(FORM_TO_SECONDS.len())?;
+    if !matches_digit_form(seconds, FORM_TO_SECONDS) {
         return None;
     }
     let (fraction, offset) = match rest.strip_prefix('.') {
@@ -33,7 +33,7 @@ pub(crate) fn parse_rfc3339(text: &str) -> Option<SystemTime> {
     // The difference of civil times: a `Timestamp` ends before 9999-12-31, a time that clients send for "never".
     let since_epoch = local.duration_since(civil::date(YEAR_MIN, 1, 1).to_datetime(civil::time(0, 0, 0, 0)));
     let local = SystemTime::UNIX_EPOCH.checked_add(since_epoch.try_into().ok()?)?;
-    match (offset.split_at_checked(1)?, offset_length(offset)) {
+    match (offset.split_at_checked(1)?, parse_offset_duration(offset)) {
         (("Z", ""), _) => Some(local),
         (("+", _), Some(offset)) => local.checked_sub(offset),
         (("-", _), Some(offset)) => local.checked_add(offset),
@@ -68,15 +68,15 @@ pub(crate) fn format_rfc3339_nanos(time: SystemTime) -> String {
 }
 
 /// Returns the duration of an offset such as `+01:30`, without its sign.
-fn offset_length(offset: &str) -> Option<Duration> {
-    let offset = offset.get(1..).filter(|rest| has_form(rest, "00:00"))?;
+fn parse_offset_duration(offset: &str) -> Option<Duration> {
+    let offset = offset.get(1..).filter(|rest| matches_digit_form(rest, "00:00"))?;
     let (hours, minutes) = offset.split_once(':')?;
     let (hours, minutes): (u64, u64) = (hours.parse().ok()?, minutes.parse().ok()?);
     (hours <= 23 && minutes <= 59).then(|| Duration::from_secs((hours * 60 + minutes) * 60))
 }
 
 /// Returns whether `text` has a digit where `form` has `0`, and is equal to it elsewhere.
-fn has_form(text: &str, form: &str) -> bool {
+fn matches_digit_form(text: &str, form: &str) -> bool {
     let fits = |(byte, form): (u8, u8)| match form {
         b'0' => byte.is_ascii_digit(),
         _ => byte == form,
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     /// Returns seconds and nanoseconds since the epoch, of which the seconds may be negative.
-    fn since_epoch(time: SystemTime) -> (i128, u32) {
+    fn unix_seconds_and_nanos(time: SystemTime) -> (i128, u32) {
         match time.duration_since(SystemTime::UNIX_EPOCH) {
             Ok(after) => (i128::from(after.as_secs()), after.subsec_nanos()),
             Err(before) => (
@@ -101,33 +101,41 @@ mod tests {
 
     #[test]
     fn every_rfc_3339_time_from_1970_on_is_parsed_with_its_offset() {
-        const NOON: i128 = 1_896_091_200;
+        const NOON_UNIX_SECONDS: i128 = 1_896_091_200;
         for (text, seconds, nanoseconds) in [
-            ("2030-01-31T12:00:00Z", NOON, 0),
-            ("2030-01-31T12:00:00+00:00", NOON, 0),
-            ("2030-01-31T12:00:00-00:00", NOON, 0),
-            ("2030-01-31T13:00:00+01:00", NOON, 0),
-            ("2030-01-31T06:30:00-05:30", NOON, 0),
-            ("2030-01-30T12:01:00-23:59", NOON, 0),
-            ("2030-01-31T12:00:00.000-00:00", NOON, 0),
-            ("2030-01-31T12:00:00.25Z", NOON, 250_000_000),
-            ("2030-01-31T12:00:00.25+00:00", NOON, 250_000_000),
-            ("2030-01-31T13:00:00.123456789+01:00", NOON, 123_456_789),
-            ("2030-01-31T12:00:00.1234567899999Z", NOON, 123_456_789),
-            ("2030-01-31T11:59:60Z", NOON - 1, 0),
+            ("2030-01-31T12:00:00Z", NOON_UNIX_SECONDS, 0),
+            ("2030-01-31T12:00:00+00:00", NOON_UNIX_SECONDS, 0),
+            ("2030-01-31T12:00:00-00:00", NOON_UNIX_SECONDS, 0),
+            ("2030-01-31T13:00:00+01:00", NOON_UNIX_SECONDS, 0),
+            ("2030-01-31T06:30:00-05:30", NOON_UNIX_SECONDS, 0),
+            ("2030-01-30T12:01:00-23:59", NOON_UNIX_SECONDS, 0),
+            ("2030-01-31T12:00:00.000-00:00", NOON_UNIX_SECONDS, 0),
+            ("2030-01-31T12:00:00.25Z", NOON_UNIX_SECONDS, 250_000_000),
+            ("2030-01-31T12:00:00.25+00:00", NOON_UNIX_SECONDS, 250_000_000),
+            (
+                "2030-01-31T13:00:00.123456789+01:00",
+                NOON_UNIX_SECONDS,
+                123_456_789,
+            ),
+            (
+                "2030-01-31T12:00:00.1234567899999Z",
+                NOON_UNIX_SECONDS,
+                123_456_789,
+            ),
+            ("2030-01-31T11:59:60Z", NOON_UNIX_SECONDS - 1, 0),
             ("1970-01-01T00:00:00Z", 0, 0),
             ("1970-01-01T00:00:00+01:00", -3600, 0),
             ("2000-02-29T00:00:00Z", 951_782_400, 0),
             ("9999-12-31T23:59:59Z", 253_402_300_799, 0),
             ("9999-12-31T23:59:59-12:00", 253_402_343_999, 0),
         ] {
-            let time = parse_rfc3339(text).map(since_epoch);
+            let time = parse_rfc3339(text).map(unix_seconds_and_nanos);
             assert_eq!(time, Some((seconds, nanoseconds)), "{text}");
         }
     }
 
     #[test]
-    fn text_in_any_other_form_is_rejected() {
+    fn text_in_any_other_form_than_rfc_3339_is_no_time() {
         for text in [
             "",
             "Z",
@@ -180,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_formatted_in_utc_without_a_fraction() {
+    fn times_are_formatted_as_rfc_3339_in_utc_without_a_fraction() {
         for (text, formatted) in [
             ("2001-09-09T01:46:40Z", "2001-09-09T01:46:40Z"),
             ("2001-09-09T03:46:40.999+02:00", "2001-09-09T01:46:40Z"),

@@ -20,7 +20,7 @@ use crate::buildkit::{Address, Daemon, TlsDialer, TlsSecrets};
 
 /// Reads the settings of the daemon, and returns whether the connection is exposed: unencrypted and not within
 /// this machine.
-pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
+pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
     let unset = || Address::Unix(PathBuf::new());
     let address = match parser.required("buildkit_url").as_str() {
         "" => unset(),
@@ -48,7 +48,7 @@ pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool)
     };
     let is_wanted = name.is_some() || authority.1 || certificate.1 || key.1 || secrets.exists(&authority.0);
     if !is_wanted {
-        let is_exposed = !is_loopback(host);
+        let is_exposed = !is_loopback_host(host);
         return (Daemon::at(address), is_exposed);
     }
     let name = name.unwrap_or_else(|| host.clone());
@@ -74,7 +74,7 @@ pub(super) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool)
     (Daemon::with_dial(address.to_string(), tls), false)
 }
 
-fn is_loopback(host: &str) -> bool {
+fn is_loopback_host(host: &str) -> bool {
     host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
@@ -85,14 +85,14 @@ mod tests {
     use super::*;
 
     /// Returns whether the connection with these settings is exposed, or the problems.
-    fn settings(variables: &[(&str, &str)], files: &[(&str, &str)]) -> Result<bool, String> {
+    fn is_exposed_with(variables: &[(&str, &str)], files: &[(&str, &str)]) -> Result<bool, String> {
         let folder = tempfile::tempdir().expect("folder");
         for (name, content) in files {
             std::fs::write(folder.path().join(name), content).expect("write");
         }
         let strings: HashMap<&str, &str> = variables.iter().copied().collect();
         let mut parser = Parser::new(&strings);
-        let (_, is_exposed) = read(&mut parser, &Secrets::new(folder.path()));
+        let (_, is_exposed) = read_daemon_settings(&mut parser, &Secrets::new(folder.path()));
         parser
             .finish()
             .map(|()| is_exposed)
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_tcp_is_exposed_unless_it_stays_on_this_machine() {
+    fn a_tcp_connection_without_tls_is_exposed_unless_its_host_is_loopback() {
         for (url, is_exposed) in [
             ("tcp://buildkit:1234", true),
             ("tcp://10.0.0.1:1234", true),
@@ -109,12 +109,16 @@ mod tests {
             ("tcp://localhost:1234", false),
             ("unix:///run/buildkitd.sock", false),
         ] {
-            assert_eq!(settings(&[("buildkit_url", url)], &[]), Ok(is_exposed), "{url}");
+            assert_eq!(
+                is_exposed_with(&[("buildkit_url", url)], &[]),
+                Ok(is_exposed),
+                "{url}"
+            );
         }
     }
 
     #[test]
-    fn any_tls_setting_or_secret_requires_tls() {
+    fn any_tls_setting_or_secret_enables_tls_and_needs_a_usable_authority() {
         let url = ("buildkit_url", "tcp://127.0.0.1:1234");
         for (setting, files) in [
             (Some(("buildkit_server_name", "buildkit")), &[][..]),
@@ -123,29 +127,30 @@ mod tests {
             (None, &[("buildkit-ca", "no certificate")]),
         ] {
             let variables: Vec<_> = [url].into_iter().chain(setting).collect();
-            let error = settings(&variables, files).expect_err("there is no usable authority");
+            let error = is_exposed_with(&variables, files).expect_err("there is no usable authority");
             assert!(error.contains("buildkit_url cannot use TLS: secret "), "{error}");
         }
     }
 
     #[test]
-    fn tls_settings_are_ignored_for_a_socket() {
+    fn tls_settings_are_ignored_for_a_unix_socket() {
         let variables = [
             ("buildkit_url", "unix:///run/buildkitd.sock"),
             ("buildkit_server_name", "127.0.0.1"),
         ];
-        assert_eq!(settings(&variables, &[]), Ok(false));
+        assert_eq!(is_exposed_with(&variables, &[]), Ok(false));
     }
 
     #[test]
-    fn invalid_names_are_rejected() {
+    fn invalid_server_names_and_secret_names_are_rejected_with_their_setting() {
         let url = ("buildkit_url", "tcp://buildkit:1234");
-        let error = settings(&[url, ("buildkit_server_name", "a b")], &[]).expect_err("an invalid name");
+        let error =
+            is_exposed_with(&[url, ("buildkit_server_name", "a b")], &[]).expect_err("an invalid name");
         assert!(
             error.contains("buildkit_server_name should be a host name"),
             "{error}"
         );
-        let error = settings(&[url, ("buildkit_key", "../key")], &[]).expect_err("an invalid name");
+        let error = is_exposed_with(&[url, ("buildkit_key", "../key")], &[]).expect_err("an invalid name");
         assert!(
             error.contains("buildkit_key should be the name of a secret"),
             "{error}"

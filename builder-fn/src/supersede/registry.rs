@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::Submission;
 use crate::buildkit::{BuildState, KnownBuild};
 use crate::function_id::FunctionId;
-use crate::request::AHEAD_MAX;
+use crate::request::AHEAD_OF_CLOCK_MAX;
 
 /// The registry of builds that may be superseded, by function.
 #[derive(Debug, Default)]
@@ -87,7 +87,7 @@ impl Registry {
             call_id: attributes.call_id.clone(),
             submitted_at: attributes.submitted_at,
         };
-        if submission.submitted_at > now + AHEAD_MAX {
+        if submission.submitted_at > now + AHEAD_OF_CLOCK_MAX {
             tracing::warn!(
                 build = %submission,
                 "a build in BuildKit's history was submitted in the future and supersedes none"

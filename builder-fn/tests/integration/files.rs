@@ -7,7 +7,7 @@ use std::time::Duration;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
-use builder_fn::buildkit::{BuiltImage, EventTimeouts, Job, JobError, Services, Solve};
+use builder_fn::buildkit::{BuiltImage, EventTimeouts, Job, JobError, Services, SolveOptions};
 use builder_fn::context::SourceContext;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -42,7 +42,7 @@ async fn serve(tar: Vec<u8>) -> Served {
         let job = Job {
             services: Services::new().with_health().with_files(context, lease.clone()),
             shared_key: lease,
-            solve: Solve::default(),
+            solve: SolveOptions::default(),
             manifests: Arc::new(Manifests::Present),
             timeouts: EventTimeouts::default(),
         };

@@ -4,7 +4,9 @@ use std::io::Write as _;
 use std::time::SystemTime;
 
 use builder_fn::context::{ArchiveLimits, SpoolQuota};
-use builder_fn::request::{RequestErrorKind, RequestHead, RequestLimits, SignatureCheck, receive};
+use builder_fn::request::{
+    RequestErrorKind, RequestHead, RequestLimits, SignatureCheck, receive_build_request,
+};
 use bytes::Bytes;
 use function_host::prometheus::IntGauge;
 use http_body_util::Full;
@@ -73,7 +75,7 @@ async fn rejection_of_tar(
         SpoolQuota::new(u64::MAX, spooled.clone()),
     );
     limits(&mut allowed.archive);
-    let received = receive(
+    let received = receive_build_request(
         Full::new(Bytes::from(body)),
         RequestHead {
             signature: None,

@@ -11,7 +11,7 @@ use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
     BuiltImage, CredentialStore, Credentials, Daemon, Event, EventTimeouts, Failure, Fault, Job, JobError,
-    ManifestStore, Reference, Services, Solve,
+    ManifestStore, Reference, Services, SolveOptions,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -77,11 +77,11 @@ pub(crate) fn start_job_with(daemon: Daemon, manifests: Manifests) -> Running {
     let services = Services::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistry));
-    let solve = Solve {
+    let solve = SolveOptions {
         reference: reference(),
         names: vec!["registry:5000/a:1".into()],
         push: true,
-        ..Solve::default()
+        ..SolveOptions::default()
     };
     let job = Job {
         services,

@@ -7,9 +7,9 @@ use builder_fn::build::{BuildSettings, Builder};
 use builder_fn::buildkit::{Daemon, EventTimeouts};
 use builder_fn::context::SpoolQuota;
 use builder_fn::hand_over::{DeployVia, Deployer, DeployerSettings};
-use builder_fn::handler::Api;
+use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
-use builder_fn::request::{Freshness, RequestLimits};
+use builder_fn::request::{FreshnessLimit, RequestLimits};
 use builder_fn::sealed::SealKey;
 use builder_fn::settings::SignatureSettings;
 use builder_fn::slots::BuildSlots;
@@ -40,7 +40,7 @@ const MAX_LOG: usize = 1 << 20;
 /// A builder under test, with its secrets and folders. Clones share the builder.
 #[derive(Clone)]
 pub(crate) struct Setting {
-    api: Api,
+    api: BuilderApi,
     context: Context,
     secrets: Arc<tempfile::TempDir>,
     trigger: Arc<dyn Fn(Instant) + Send + Sync>,
@@ -94,7 +94,7 @@ impl Setting {
             metrics: metrics.clone(),
         };
         let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes());
-        let api = Api {
+        let api = BuilderApi {
             builder,
             limits: RequestLimits::new(MAX_BODY, folder.path(), quota),
             signatures: SignatureSettings {
@@ -129,7 +129,7 @@ impl Setting {
 
     /// Sets the maximum age of requests whose config has `submittedAt`.
     pub(crate) fn with_max_age(mut self, max_age: Duration) -> Self {
-        self.api.limits.freshness = Freshness::Limited {
+        self.api.limits.freshness = FreshnessLimit::Limited {
             max_age,
             is_required: false,
         };

@@ -11,7 +11,7 @@ pub use function_host::registry::Credentials;
 use tonic::{Request, Response, Status};
 
 /// The error text with which the token methods of the auth service answer BuildKit.
-const NO_TOKENS: &str = "this client serves credentials and no tokens";
+const TOKENS_UNSUPPORTED_MESSAGE: &str = "this client serves credentials and no tokens";
 
 /// A source of credentials for registries.
 #[tonic::async_trait]
@@ -27,18 +27,18 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
 /// BuildKit fetches tokens itself: it asks for a token authority first, and if there is none (`Unimplemented`), it
 /// asks for credentials and fetches the token with them (`util/resolver/authorizer.go`).
 #[derive(Clone, Debug)]
-pub(super) struct Auth {
+pub(super) struct AuthService {
     store: Arc<dyn CredentialStore>,
 }
 
-impl Auth {
+impl AuthService {
     pub(super) fn new(store: Arc<dyn CredentialStore>) -> Self {
         Self { store }
     }
 }
 
 #[tonic::async_trait]
-impl auth_server::Auth for Auth {
+impl auth_server::Auth for AuthService {
     async fn credentials(
         &self,
         request: Request<CredentialsRequest>,
@@ -53,20 +53,20 @@ impl auth_server::Auth for Auth {
         &self,
         _: Request<FetchTokenRequest>,
     ) -> Result<Response<FetchTokenResponse>, Status> {
-        Err(Status::unimplemented(NO_TOKENS))
+        Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE))
     }
 
     async fn get_token_authority(
         &self,
         _: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented(NO_TOKENS))
+        Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE))
     }
 
     async fn verify_token_authority(
         &self,
         _: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
-        Err(Status::unimplemented(NO_TOKENS))
+        Err(Status::unimplemented(TOKENS_UNSUPPORTED_MESSAGE))
     }
 }

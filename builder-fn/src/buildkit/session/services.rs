@@ -27,7 +27,7 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 
-use super::auth::{Auth, CredentialStore};
+use super::auth::{AuthService, CredentialStore};
 use super::filesync::FileSync;
 use super::health::Health;
 use super::method;
@@ -90,7 +90,7 @@ impl Services {
                 .credentials(CredentialsRequest::default())
                 .await
         });
-        self.with(AuthServer::new(Auth::new(store)), credentials)
+        self.with(AuthServer::new(AuthService::new(store)), credentials)
     }
 
     /// Adds the secrets service, unless `store` is empty: the daemon learns from its absence that there are no secrets.

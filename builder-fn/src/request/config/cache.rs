@@ -4,11 +4,11 @@
 //! `cacheTo` also accepts `mode=max` (the steps of all stages, not only those of the result) and `ignore-error=true`.
 
 use super::ImageRef;
-use super::fields::Fields;
+use super::fields::ConfigFields;
 
 /// An image to export cached steps to, with its options.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CacheTo {
+pub struct CacheToItem {
     /// The image that cached steps are exported to.
     pub image: ImageRef,
     /// Whether the steps of all stages are exported, and not only those of the result.
@@ -18,23 +18,23 @@ pub struct CacheTo {
 }
 
 /// Reads the config's key `cacheFrom`. Images that are given twice are imported once.
-pub(super) fn cache_from(fields: &mut Fields) -> Vec<ImageRef> {
+pub(super) fn read_cache_from(fields: &mut ConfigFields) -> Vec<ImageRef> {
     let mut images = Vec::new();
-    for (at, text) in present(fields.read_strings("cacheFrom")) {
-        match parse_item(&text, &["type", "ref"]) {
+    for (at, text) in without_blank_items(fields.read_strings("cacheFrom")) {
+        match parse_cache_item(&text, &["type", "ref"]) {
             Ok(cache) if images.contains(&cache.image) => {}
             Ok(cache) => images.push(cache.image),
-            Err(problem) => fields.reject(format_args!("cacheFrom[{at}]"), problem),
+            Err(problem) => fields.record_wrong_key(format_args!("cacheFrom[{at}]"), problem),
         }
     }
     images
 }
 
 /// Reads the config's key `cacheTo`.
-pub(super) fn cache_to(fields: &mut Fields) -> Vec<CacheTo> {
-    let mut caches: Vec<CacheTo> = Vec::new();
-    for (at, text) in present(fields.read_strings("cacheTo")) {
-        let problem = match parse_item(&text, &["type", "ref", "mode", "ignore-error"]) {
+pub(super) fn read_cache_to(fields: &mut ConfigFields) -> Vec<CacheToItem> {
+    let mut caches: Vec<CacheToItem> = Vec::new();
+    for (at, text) in without_blank_items(fields.read_strings("cacheTo")) {
+        let problem = match parse_cache_item(&text, &["type", "ref", "mode", "ignore-error"]) {
             // BuildKit rejects this too, but only once the build runs.
             Ok(cache) if caches.iter().any(|other| other.image == cache.image) => {
                 "should be another image than those before it".to_owned()
@@ -45,13 +45,13 @@ pub(super) fn cache_to(fields: &mut Fields) -> Vec<CacheTo> {
             }
             Err(problem) => problem,
         };
-        fields.reject(format_args!("cacheTo[{at}]"), problem);
+        fields.record_wrong_key(format_args!("cacheTo[{at}]"), problem);
     }
     caches
 }
 
 /// Leaves out the blank items of a list: clients split an empty option into a list of one empty string.
-fn present(given: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
+fn without_blank_items(given: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)> {
     let trimmed = given.into_iter().map(|(at, text)| (at, text.trim().to_owned()));
     trimmed.filter(|(_, text)| !text.is_empty())
 }
@@ -60,11 +60,11 @@ fn present(given: Vec<(usize, String)>) -> impl Iterator<Item = (usize, String)>
 ///
 /// # Errors
 /// With the problem, which follows the key in the error's text.
-fn parse_item(text: &str, known: &[&str]) -> Result<CacheTo, String> {
+fn parse_cache_item(text: &str, known: &[&str]) -> Result<CacheToItem, String> {
     let image =
         |name: &str| ImageRef::parse(name).map_err(|error| format!("is not an image reference: {error}"));
     if !text.contains('=') {
-        return Ok(CacheTo {
+        return Ok(CacheToItem {
             image: image(text)?,
             max: false,
             ignore_error: false,
@@ -94,7 +94,7 @@ fn parse_item(text: &str, known: &[&str]) -> Result<CacheTo, String> {
     let name = name.ok_or_else(|| {
         "should have the image's name, as in type=registry,ref=r.example/name:cache".to_owned()
     });
-    Ok(CacheTo {
+    Ok(CacheToItem {
         image: name?,
         max,
         ignore_error,
@@ -105,25 +105,25 @@ fn parse_item(text: &str, known: &[&str]) -> Result<CacheTo, String> {
 mod tests {
     use super::*;
 
-    fn read<T>(key: &str, items: &[&str], read: fn(&mut Fields) -> T) -> Result<T, String> {
+    fn read_cache_key<T>(key: &str, items: &[&str], read: fn(&mut ConfigFields) -> T) -> Result<T, String> {
         let map = serde_json::json!({ key: items });
-        let mut fields = Fields::new(map.as_object().unwrap().clone());
+        let mut fields = ConfigFields::new(map.as_object().unwrap().clone());
         let value = read(&mut fields);
-        fields.finish().map_err(|error| error.to_string())?;
+        fields.into_leftover_keys().map_err(|error| error.to_string())?;
         Ok(value)
     }
 
-    fn to(items: &[&str]) -> Result<Vec<CacheTo>, String> {
-        read("cacheTo", items, cache_to)
+    fn parse_cache_to_items(items: &[&str]) -> Result<Vec<CacheToItem>, String> {
+        read_cache_key("cacheTo", items, read_cache_to)
     }
 
-    fn from(items: &[&str]) -> Result<Vec<ImageRef>, String> {
-        read("cacheFrom", items, cache_from)
+    fn parse_cache_from_items(items: &[&str]) -> Result<Vec<ImageRef>, String> {
+        read_cache_key("cacheFrom", items, read_cache_from)
     }
 
     #[test]
-    fn a_cache_is_an_image_reference_or_the_fields_of_buildctl() {
-        let one = |text: &str| to(&[text]).unwrap().remove(0);
+    fn a_cache_is_given_as_an_image_reference_or_as_comma_separated_fields_like_in_buildctl() {
+        let one = |text: &str| parse_cache_to_items(&[text]).unwrap().remove(0);
         let plain = one("r.example/a:cache");
         assert_eq!(plain.image.to_string(), "r.example/a:cache");
         assert!(!plain.max && !plain.ignore_error);
@@ -132,7 +132,7 @@ mod tests {
         assert!(full.max && full.ignore_error);
         assert_eq!(one("ref=r.example/a:cache,mode=min"), plain);
 
-        let images = from(&[
+        let images = parse_cache_from_items(&[
             "r.example/a:cache",
             "",
             "type=registry,ref=r.example/a:cache",
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_cache_is_rejected_with_its_index() {
+    fn an_invalid_cache_item_is_rejected_with_its_index_in_the_list() {
         for (given, hint) in [
             ("type=local,dest=/var", "type=registry"),
             ("dest=/var", "type, ref"),
@@ -156,18 +156,18 @@ mod tests {
             ("A", "lowercase"),
             ("ref=r.example/a,registry.insecure=true", "type, ref"),
         ] {
-            let error = to(&["r.example/x", given]).unwrap_err();
+            let error = parse_cache_to_items(&["r.example/x", given]).unwrap_err();
             assert!(
                 error.contains("cacheTo[1]") && error.contains(hint),
                 "{given}: {error}"
             );
         }
-        let error = from(&["ref=r.example/a,mode=max"]).unwrap_err();
+        let error = parse_cache_from_items(&["ref=r.example/a,mode=max"]).unwrap_err();
         assert!(
             error.contains("cacheFrom[0]") && error.contains("type, ref"),
             "{error}"
         );
-        let error = to(&["r.example/a", "ref=r.example/a"]).unwrap_err();
+        let error = parse_cache_to_items(&["r.example/a", "ref=r.example/a"]).unwrap_err();
         assert!(
             error.contains("cacheTo[1]") && error.contains("another image"),
             "{error}"

@@ -4,10 +4,10 @@ use std::fmt;
 
 /// The number of wrong keys that an error lists. More are counted, so that a configuration of 1 MiB cannot make
 /// an answer of many.
-const KEYS_SHOWN: usize = 50;
+const MAX_KEYS_SHOWN: usize = 50;
 
 /// The length of the longest part of a caller's key that an error shows, in characters.
-const KEY_SHOWN: usize = 100;
+const MAX_KEY_CHARS_SHOWN: usize = 100;
 
 /// The reason why a build configuration is rejected, for the caller.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +45,7 @@ pub struct KeyErrors {
 impl KeyErrors {
     /// Adds the error of a key. `problem` follows the key, as in `timeout` and `should be a duration`.
     pub(super) fn push(&mut self, key: impl fmt::Display, problem: impl fmt::Display) {
-        if self.listed.len() < KEYS_SHOWN {
+        if self.listed.len() < MAX_KEYS_SHOWN {
             self.listed.push(format!("{key} {problem}"));
         } else {
             self.more += 1;
@@ -68,22 +68,24 @@ impl fmt::Display for KeyErrors {
 }
 
 /// Returns the encoding of the byte order mark that `content` begins with.
-pub(super) fn byte_order_mark(content: &[u8]) -> Option<&'static str> {
+pub(super) fn byte_order_mark_encoding(content: &[u8]) -> Option<&'static str> {
     // The mark of UTF-32 begins like that of UTF-16.
-    const MARKS: [(&[u8], &str); 5] = [
+    const BYTE_ORDER_MARKS: [(&[u8], &str); 5] = [
         (b"\xef\xbb\xbf", "UTF-8"),
         (b"\xff\xfe\0\0", "UTF-32"),
         (b"\0\0\xfe\xff", "UTF-32"),
         (b"\xff\xfe", "UTF-16"),
         (b"\xfe\xff", "UTF-16"),
     ];
-    let found = MARKS.iter().find(|(mark, _)| content.starts_with(mark));
+    let found = BYTE_ORDER_MARKS
+        .iter()
+        .find(|(mark, _)| content.starts_with(mark));
     found.map(|(_, encoding)| *encoding)
 }
 
 /// Escapes and shortens a caller's key, so that it can be shown.
-pub(super) fn shown(key: &str) -> String {
-    match key.char_indices().nth(KEY_SHOWN) {
+pub(super) fn escape_and_shorten_key(key: &str) -> String {
+    match key.char_indices().nth(MAX_KEY_CHARS_SHOWN) {
         Some((end, _)) => format!("{}…", key[..end].escape_debug()),
         None => key.escape_debug().to_string(),
     }

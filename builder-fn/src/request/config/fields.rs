@@ -5,20 +5,20 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::error::{ConfigError, KeyErrors, shown};
+use super::error::{ConfigError, KeyErrors, escape_and_shorten_key};
 
 /// The keys of a configuration that have not been read yet, and the errors in those that have.
 ///
 /// Keys are found whatever the case of their letters, as by the Go programs that wrote and read them before.
-pub(super) struct Fields {
+pub(super) struct ConfigFields {
     unread: Map<String, Value>,
     errors: KeyErrors,
-    respelled: Vec<Respelled>,
+    respelled: Vec<RespelledKey>,
 }
 
 /// A key of a configuration whose letters have another case than they should have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Respelled {
+pub(crate) struct RespelledKey {
     /// The key as the caller wrote it.
     pub(crate) given: String,
     /// The known key as which the caller's key was read.
@@ -26,14 +26,14 @@ pub(crate) struct Respelled {
 }
 
 /// The keys of a configuration that are unknown or were read in another spelling.
-pub(super) struct Leftover {
+pub(super) struct LeftoverKeys {
     /// The unknown keys of the configuration.
     pub(super) unknown: Vec<String>,
     /// The keys of the configuration that were read in another spelling.
-    pub(super) respelled: Vec<Respelled>,
+    pub(super) respelled: Vec<RespelledKey>,
 }
 
-impl Fields {
+impl ConfigFields {
     pub(super) fn new(map: Map<String, Value>) -> Self {
         Self {
             unread: map,
@@ -43,24 +43,24 @@ impl Fields {
     }
 
     /// Records that `key` is wrong. `problem` follows the key, as in "should be a string".
-    pub(super) fn reject(&mut self, key: impl fmt::Display, problem: impl fmt::Display) {
+    pub(super) fn record_wrong_key(&mut self, key: impl fmt::Display, problem: impl fmt::Display) {
         self.errors.push(key, problem);
     }
 
     /// Returns whether `key` has a value that has not been read yet.
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(super) fn has_unread_key(&self, key: &str) -> bool {
         let mut found = self
             .unread
             .iter()
             .filter(|(given, _)| given.eq_ignore_ascii_case(key));
-        found.any(|(_, value)| !is_absent(value))
+        found.any(|(_, value)| !counts_as_absent(value))
     }
 
     /// Removes a key of any type and returns its value. `null` and the empty string count as absent: Go clients
     /// write them for what they leave out.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         let read = take(&mut self.unread, key, key, &mut self.respelled, &mut self.errors);
-        read.filter(|value| !is_absent(value))
+        read.filter(|value| !counts_as_absent(value))
     }
 
     /// Reads a key with a string, and records a value of another type as an error.
@@ -68,7 +68,7 @@ impl Fields {
         match self.take(key)? {
             Value::String(text) => Some(text),
             _ => {
-                self.reject(key, "should be a string");
+                self.record_wrong_key(key, "should be a string");
                 None
             }
         }
@@ -80,7 +80,7 @@ impl Fields {
             None => default,
             Some(Value::Bool(flag)) => flag,
             Some(_) => {
-                self.reject(key, "should be true or false");
+                self.record_wrong_key(key, "should be true or false");
                 default
             }
         }
@@ -91,7 +91,7 @@ impl Fields {
         match self.take(key)? {
             Value::Object(map) => Some(map),
             _ => {
-                self.reject(key, "should be an object");
+                self.record_wrong_key(key, "should be an object");
                 None
             }
         }
@@ -109,7 +109,7 @@ impl Fields {
             }
         }
         map.extend(given);
-        without_nulls(&mut map);
+        remove_nulls(&mut map);
         Some(map)
     }
 
@@ -119,7 +119,7 @@ impl Fields {
             None => return Vec::new(),
             Some(Value::Array(items)) => items,
             Some(_) => {
-                self.reject(key, "should be a list of strings");
+                self.record_wrong_key(key, "should be a list of strings");
                 return Vec::new();
             }
         };
@@ -128,7 +128,7 @@ impl Fields {
             match item {
                 Value::Null => {}
                 Value::String(text) => strings.push((at, text)),
-                _ => self.reject(format_args!("{key}[{at}]"), "should be a string"),
+                _ => self.record_wrong_key(format_args!("{key}[{at}]"), "should be a string"),
             }
         }
         strings
@@ -143,8 +143,8 @@ impl Fields {
                 Value::String(text) => {
                     map.insert(name, text);
                 }
-                _ => self.reject(
-                    format_args!("{key}.{}", shown(&name)),
+                _ => self.record_wrong_key(
+                    format_args!("{key}.{}", escape_and_shorten_key(&name)),
                     "should be a string (numbers and booleans need quotes)",
                 ),
             }
@@ -156,24 +156,24 @@ impl Fields {
     ///
     /// # Errors
     /// Fails if a key was rejected.
-    pub(super) fn finish(self) -> Result<Leftover, ConfigError> {
+    pub(super) fn into_leftover_keys(self) -> Result<LeftoverKeys, ConfigError> {
         match self.errors.is_empty() {
-            true => Ok(Leftover {
+            true => Ok(LeftoverKeys {
                 unknown: self.unread.into_iter().map(|(key, _)| key).collect(),
                 respelled: self.respelled,
             }),
-            false => Err(self.into_error()),
+            false => Err(self.into_config_error()),
         }
     }
 
     /// Returns the error of the keys that were rejected.
-    pub(super) fn into_error(self) -> ConfigError {
+    pub(super) fn into_config_error(self) -> ConfigError {
         ConfigError::Keys(self.errors)
     }
 }
 
 /// Returns whether a JSON value counts as absent.
-fn is_absent(value: &Value) -> bool {
+fn counts_as_absent(value: &Value) -> bool {
     value.is_null() || value.as_str() == Some("")
 }
 
@@ -183,7 +183,7 @@ fn take(
     map: &mut Map<String, Value>,
     key: &str,
     shown: &str,
-    respelled: &mut Vec<Respelled>,
+    respelled: &mut Vec<RespelledKey>,
     errors: &mut KeyErrors,
 ) -> Option<Value> {
     let is_another = |given: &&String| given.eq_ignore_ascii_case(key) && *given != key;
@@ -197,7 +197,7 @@ fn take(
                 "is given twice, in two spellings and with different values",
             );
         }
-        respelled.push(Respelled {
+        respelled.push(RespelledKey {
             given,
             key: shown.to_owned(),
         });
@@ -207,17 +207,17 @@ fn take(
 }
 
 /// Removes `null` from an object, and from every object and list in it.
-fn without_nulls(map: &mut Map<String, Value>) {
-    fn clean(value: &mut Value) {
+fn remove_nulls(map: &mut Map<String, Value>) {
+    fn remove_nulls_in(value: &mut Value) {
         match value {
-            Value::Object(map) => without_nulls(map),
+            Value::Object(map) => remove_nulls(map),
             Value::Array(items) => {
                 items.retain(|item| !item.is_null());
-                items.iter_mut().for_each(clean);
+                items.iter_mut().for_each(remove_nulls_in);
             }
             _ => {}
         }
     }
     map.retain(|_, value| !value.is_null());
-    map.values_mut().for_each(clean);
+    map.values_mut().for_each(remove_nulls_in);
 }

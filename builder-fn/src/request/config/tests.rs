@@ -5,19 +5,19 @@ use serde_json::json;
 use super::*;
 use crate::compression::Format;
 
-fn parse(value: &Value) -> Result<BuildConfig, ConfigError> {
+fn parse_config(value: &Value) -> Result<BuildConfig, ConfigError> {
     BuildConfig::parse(value.to_string().as_bytes())
 }
 
-fn with(key: &str, value: Value) -> Value {
+fn config_with(key: &str, value: Value) -> Value {
     let mut config = json!({"image": "example.com/hello:v1"});
     config[key] = value;
     config
 }
 
 #[test]
-fn the_smallest_and_the_largest_config_are_parsed() {
-    let smallest = parse(&json!({"image": "hello"})).unwrap();
+fn a_config_with_only_the_image_and_one_with_every_key_are_parsed() {
+    let smallest = parse_config(&json!({"image": "hello"})).unwrap();
     assert_eq!(smallest.image.to_string(), "docker.io/library/hello:latest");
     assert_eq!(smallest.image_as_given, "hello");
     assert!(
@@ -27,7 +27,7 @@ fn the_smallest_and_the_largest_config_are_parsed() {
             && smallest.deploy.is_none()
     );
 
-    let largest = parse(&json!({
+    let largest = parse_config(&json!({
         "image": "example.com/hello:v1",
         "buildArgs": {"GO111MODULE": "on", "SOURCE_DATE_EPOCH": "0", "EMPTY": ""},
         "platforms": ["linux/amd64", "linux/arm64/v8"],
@@ -66,13 +66,16 @@ fn the_smallest_and_the_largest_config_are_parsed() {
     assert_eq!(largest.cache_from[0].to_string(), "example.com/hello:cache");
     assert!(largest.cache_to[0].max);
     assert_eq!(largest.compression, Compression::new(Format::Gzip, Some(9)).ok());
-    assert_eq!((largest.provenance, largest.sbom), (Some(Provenance::Max), true));
+    assert_eq!(
+        (largest.provenance, largest.sbom),
+        (Some(ProvenanceMode::Max), true)
+    );
     assert!(largest.unknown.is_empty());
 }
 
 #[test]
-fn null_counts_as_absent_for_every_key() {
-    let config = parse(&json!({
+fn null_counts_as_absent_for_every_config_key() {
+    let config = parse_config(&json!({
         "image": "hello", "buildArgs": null, "platforms": null, "skipPush": null, "deploy": null, "target": null,
         "labels": null, "noCache": null, "dockerfile": null, "timeout": null, "notAfter": null, "tags": null,
         "cacheFrom": null, "cacheTo": null, "provenance": null, "sbom": null,
@@ -84,9 +87,14 @@ fn null_counts_as_absent_for_every_key() {
 #[test]
 fn blank_platforms_are_left_out_and_repeated_ones_merged() {
     for value in [json!([]), json!([""]), json!([" ", ""])] {
-        assert!(parse(&with("platforms", value)).unwrap().platforms.is_empty());
+        assert!(
+            parse_config(&config_with("platforms", value))
+                .unwrap()
+                .platforms
+                .is_empty()
+        );
     }
-    let twice = parse(&with(
+    let twice = parse_config(&config_with(
         "platforms",
         json!([" linux/amd64", "Linux/AMD64 ", "arm64"]),
     ));
@@ -97,17 +105,22 @@ fn blank_platforms_are_left_out_and_repeated_ones_merged() {
 fn provenance_accepts_booleans_and_modes() {
     for (value, expected) in [
         (json!(false), None),
-        (json!(true), Some(Provenance::Min)),
-        (json!("min"), Some(Provenance::Min)),
-        (json!("mode=max"), Some(Provenance::Max)),
+        (json!(true), Some(ProvenanceMode::Min)),
+        (json!("min"), Some(ProvenanceMode::Min)),
+        (json!("mode=max"), Some(ProvenanceMode::Max)),
     ] {
-        assert_eq!(parse(&with("provenance", value)).unwrap().provenance, expected);
+        assert_eq!(
+            parse_config(&config_with("provenance", value))
+                .unwrap()
+                .provenance,
+            expected
+        );
     }
 }
 
 #[test]
-fn null_counts_as_absent_in_maps_and_lists_too() {
-    let config = parse(&json!({
+fn null_counts_as_absent_in_the_maps_and_lists_of_a_config() {
+    let config = parse_config(&json!({
         "image": "hello",
         "buildArgs": {"A": null, "B": ""},
         "labels": {"a": null, "b": ""},
@@ -139,7 +152,7 @@ fn null_counts_as_absent_in_maps_and_lists_too() {
 }
 
 #[test]
-fn an_empty_string_counts_as_absent_for_scalar_keys() {
+fn an_empty_string_counts_as_absent_for_config_keys_with_one_value() {
     for key in [
         "skipPush",
         "target",
@@ -154,25 +167,26 @@ fn an_empty_string_counts_as_absent_for_scalar_keys() {
         "submittedAt",
         "supersede",
     ] {
-        let config = parse(&with(key, json!(""))).unwrap_or_else(|error| panic!("{key}: {error}"));
+        let config =
+            parse_config(&config_with(key, json!(""))).unwrap_or_else(|error| panic!("{key}: {error}"));
         assert!(
             config.supersede && !config.skip_push && config.target.is_none() && config.unknown.is_empty()
         );
     }
-    assert!(parse(&json!({"image": ""})).is_err());
-    assert!(parse(&with("tags", json!([""]))).is_err());
+    assert!(parse_config(&json!({"image": ""})).is_err());
+    assert!(parse_config(&config_with("tags", json!([""]))).is_err());
 }
 
 #[test]
-fn unknown_keys_are_listed() {
-    let mut config = with("cachefroms", json!([]));
+fn unknown_config_keys_are_listed_instead_of_rejected() {
+    let mut config = config_with("cachefroms", json!([]));
     config["Images"] = json!("x");
-    assert_eq!(parse(&config).unwrap().unknown, ["Images", "cachefroms"]);
+    assert_eq!(parse_config(&config).unwrap().unknown, ["Images", "cachefroms"]);
 }
 
 #[test]
-fn keys_are_read_in_letters_of_any_case_with_a_warning() {
-    let config = parse(&json!({
+fn config_keys_in_another_case_are_read_and_listed_for_a_warning() {
+    let config = parse_config(&json!({
         "Image": "example.com/hello:v1",
         "buildargs": {"a": "1"},
         "SKIPPUSH": false,
@@ -199,19 +213,19 @@ fn keys_are_read_in_letters_of_any_case_with_a_warning() {
     assert_eq!(respelled, expected);
     assert!(config.unknown.is_empty());
 
-    let mut twice = with("IMAGE", json!("example.com/hello:v1"));
-    assert_eq!(parse(&twice).unwrap().respelled.len(), 1);
+    let mut twice = config_with("IMAGE", json!("example.com/hello:v1"));
+    assert_eq!(parse_config(&twice).unwrap().respelled.len(), 1);
     twice["IMAGE"] = json!("example.com/other:v1");
-    let error = parse(&twice).unwrap_err().to_string();
+    let error = parse_config(&twice).unwrap_err().to_string();
     assert!(error.contains("image is given twice"), "{error}");
-    let error = parse(&with("deploy", json!({"service": "a", "Image": "x"})))
+    let error = parse_config(&config_with("deploy", json!({"service": "a", "Image": "x"})))
         .unwrap_err()
         .to_string();
     assert!(error.contains("deploy.image should be left out"), "{error}");
 }
 
 #[test]
-fn a_byte_order_mark_is_reported_as_such() {
+fn a_config_with_a_byte_order_mark_is_rejected_with_the_name_of_its_encoding() {
     let utf16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
     for (content, encoding) in [
         (&b"\xef\xbb\xbf{\"image\": \"hello\"}"[..], "UTF-8"),
@@ -236,7 +250,11 @@ fn a_timeout_is_a_duration_or_a_number_of_seconds() {
         (json!("500ms"), 0),
     ] {
         assert_eq!(
-            parse(&with("timeout", value)).unwrap().timeout.unwrap().as_secs(),
+            parse_config(&config_with("timeout", value))
+                .unwrap()
+                .timeout
+                .unwrap()
+                .as_secs(),
             seconds
         );
     }
@@ -245,7 +263,11 @@ fn a_timeout_is_a_duration_or_a_number_of_seconds() {
 #[test]
 fn build_arguments_that_configure_buildkit_are_rejected() {
     for name in ["BUILDKIT_SYNTAX", "BUILDKIT_INLINE_CACHE", "buildkit_syntax"] {
-        let error = parse(&with("buildArgs", json!({ name: "docker.io/evil/frontend" }))).unwrap_err();
+        let error = parse_config(&config_with(
+            "buildArgs",
+            json!({ name: "docker.io/evil/frontend" }),
+        ))
+        .unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains(&format!("buildArgs.{name} is not allowed")),
@@ -253,7 +275,7 @@ fn build_arguments_that_configure_buildkit_are_rejected() {
         );
     }
     assert!(
-        parse(&with(
+        parse_config(&config_with(
             "buildArgs",
             json!({"MY_BUILDKIT_X": "", "HTTP_PROXY": "x"})
         ))
@@ -262,7 +284,7 @@ fn build_arguments_that_configure_buildkit_are_rejected() {
 }
 
 #[test]
-fn every_wrong_key_is_named_with_what_would_be_right() {
+fn every_wrong_config_key_is_named_with_what_would_be_right() {
     for (config, key, hint) in [
         (json!({}), "image", "registry.example.com"),
         (json!({"image": null}), "image", "registry.example.com"),
@@ -271,71 +293,95 @@ fn every_wrong_key_is_named_with_what_would_be_right() {
         (json!({"image": "Hello"}), "image", "lowercase"),
         (json!({"image": "hello@sha256:00"}), "image", "tag"),
         (json!([]), "com.openfaas.docker.config", "object"),
-        (with("buildArgs", json!([])), "buildArgs", "object"),
-        (with("buildArgs", json!({"A": 1})), "buildArgs.A", "string"),
-        (with("buildArgs", json!({"A=B": "1"})), "A=B", "'='"),
-        (with("buildArgs", json!({"": "1"})), "buildArgs", "'='"),
-        (with("platforms", json!("linux/amd64")), "platforms", "list"),
+        (config_with("buildArgs", json!([])), "buildArgs", "object"),
+        (config_with("buildArgs", json!({"A": 1})), "buildArgs.A", "string"),
+        (config_with("buildArgs", json!({"A=B": "1"})), "A=B", "'='"),
+        (config_with("buildArgs", json!({"": "1"})), "buildArgs", "'='"),
         (
-            with("platforms", json!(["linux/amd64", 1])),
+            config_with("platforms", json!("linux/amd64")),
+            "platforms",
+            "list",
+        ),
+        (
+            config_with("platforms", json!(["linux/amd64", 1])),
             "platforms[1]",
             "string",
         ),
         (
-            with("platforms", json!(["linux/amd64,linux/arm64"])),
+            config_with("platforms", json!(["linux/amd64,linux/arm64"])),
             "platforms[0]",
             "linux/amd64",
         ),
         (
-            with("platforms", json!(["a/b/c/d"])),
+            config_with("platforms", json!(["a/b/c/d"])),
             "platforms[0]",
             "linux/amd64",
         ),
         (
-            with("platforms", json!(["linux//v7"])),
+            config_with("platforms", json!(["linux//v7"])),
             "platforms[0]",
             "linux/amd64",
         ),
-        (with("skipPush", json!("true")), "skipPush", "true or false"),
-        (with("noCache", json!(1)), "noCache", "true or false"),
-        (with("deploy", json!("hello")), "deploy", "object"),
-        (with("deploy", json!({})), "deploy.service", "name"),
-        (with("probe", json!({})), "probe", "together with deploy"),
         (
-            with("deploy", json!({"service": "hello", "image": "x"})),
+            config_with("skipPush", json!("true")),
+            "skipPush",
+            "true or false",
+        ),
+        (config_with("noCache", json!(1)), "noCache", "true or false"),
+        (config_with("deploy", json!("hello")), "deploy", "object"),
+        (config_with("deploy", json!({})), "deploy.service", "name"),
+        (config_with("probe", json!({})), "probe", "together with deploy"),
+        (
+            config_with("deploy", json!({"service": "hello", "image": "x"})),
             "deploy.image",
             "left out",
         ),
-        (with("target", json!(" ")), "target", "stage"),
-        (with("labels", json!({"": "x"})), "labels", "blank"),
-        (with("labels", json!({"a": 1})), "labels.a", "string"),
-        (with("dockerfile", json!("/Dockerfile")), "dockerfile", "context/"),
+        (config_with("target", json!(" ")), "target", "stage"),
+        (config_with("labels", json!({"": "x"})), "labels", "blank"),
+        (config_with("labels", json!({"a": 1})), "labels.a", "string"),
         (
-            with("dockerfile", json!("../Dockerfile")),
+            config_with("dockerfile", json!("/Dockerfile")),
             "dockerfile",
             "context/",
         ),
-        (with("dockerfile", json!("./")), "dockerfile", "context/"),
-        (with("timeout", json!("soon")), "timeout", "10m"),
-        (with("timeout", json!("0s")), "timeout", "10m"),
-        (with("timeout", json!(-1)), "timeout", "10m"),
-        (with("timeout", json!(1.5)), "timeout", "10m"),
-        (with("notAfter", json!("tomorrow")), "notAfter", "2030"),
-        (with("notAfter", json!(1_893_456_000)), "notAfter", "string"),
-        (with("submittedAt", json!("now")), "submittedAt", "2030"),
-        (with("supersede", json!("no")), "supersede", "true or false"),
-        (with("tags", json!(["v1", "v 2"])), "tags[1]", "tag"),
-        (with("cacheFrom", json!("r/a")), "cacheFrom", "list"),
         (
-            with("cacheTo", json!(["r.example/a", "type=gha"])),
+            config_with("dockerfile", json!("../Dockerfile")),
+            "dockerfile",
+            "context/",
+        ),
+        (config_with("dockerfile", json!("./")), "dockerfile", "context/"),
+        (config_with("timeout", json!("soon")), "timeout", "10m"),
+        (config_with("timeout", json!("0s")), "timeout", "10m"),
+        (config_with("timeout", json!(-1)), "timeout", "10m"),
+        (config_with("timeout", json!(1.5)), "timeout", "10m"),
+        (config_with("notAfter", json!("tomorrow")), "notAfter", "2030"),
+        (
+            config_with("notAfter", json!(1_893_456_000)),
+            "notAfter",
+            "string",
+        ),
+        (config_with("submittedAt", json!("now")), "submittedAt", "2030"),
+        (
+            config_with("supersede", json!("no")),
+            "supersede",
+            "true or false",
+        ),
+        (config_with("tags", json!(["v1", "v 2"])), "tags[1]", "tag"),
+        (config_with("cacheFrom", json!("r/a")), "cacheFrom", "list"),
+        (
+            config_with("cacheTo", json!(["r.example/a", "type=gha"])),
             "cacheTo[1]",
             "type=registry",
         ),
-        (with("provenance", json!("most")), "provenance", "\"max\""),
-        (with("sbom", json!("true")), "sbom", "true or false"),
-        (with("compression", json!("lz4")), "compression", "\"gzip\""),
+        (config_with("provenance", json!("most")), "provenance", "\"max\""),
+        (config_with("sbom", json!("true")), "sbom", "true or false"),
         (
-            with("compressionLevel", json!(3)),
+            config_with("compression", json!("lz4")),
+            "compression",
+            "\"gzip\"",
+        ),
+        (
+            config_with("compressionLevel", json!(3)),
             "compressionLevel",
             "together with compression",
         ),
@@ -350,15 +396,15 @@ fn every_wrong_key_is_named_with_what_would_be_right() {
             "from 1 to 22 for zstd",
         ),
     ] {
-        let error = parse(&config).unwrap_err().to_string();
+        let error = parse_config(&config).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains(hint), "{config}: {error}");
     }
     let both = json!({"image": "hello", "skipPush": true, "deploy": {"service": "hello"}});
-    assert!(parse(&both).unwrap_err().to_string().contains("skipPush"));
+    assert!(parse_config(&both).unwrap_err().to_string().contains("skipPush"));
 }
 
 #[test]
-fn all_wrong_keys_are_reported_at_once() {
+fn all_wrong_config_keys_are_reported_in_one_error() {
     let config = json!({
         "image": "Hello",
         "tags": ["v1", "v 2", 3],
@@ -379,7 +425,7 @@ fn all_wrong_keys_are_reported_at_once() {
         "deploy": {"image": "x"},
         "probe": [],
     });
-    let error = parse(&config).unwrap_err().to_string();
+    let error = parse_config(&config).unwrap_err().to_string();
     let problems: Vec<_> = error
         .strip_prefix("com.openfaas.docker.config: ")
         .unwrap()
@@ -421,7 +467,7 @@ fn all_wrong_keys_are_reported_at_once() {
 }
 
 #[test]
-fn a_wrong_key_is_not_reported_as_missing_where_another_needs_it() {
+fn a_config_key_of_the_wrong_type_is_not_also_reported_as_missing_by_keys_that_need_it() {
     for (config, expected) in [
         (
             json!({"image": "hello", "deploy": 1, "probe": {}}),
@@ -436,25 +482,25 @@ fn a_wrong_key_is_not_reported_as_missing_where_another_needs_it() {
             "com.openfaas.docker.config: image should be a string",
         ),
     ] {
-        assert_eq!(parse(&config).unwrap_err().to_string(), expected);
+        assert_eq!(parse_config(&config).unwrap_err().to_string(), expected);
     }
 }
 
 #[test]
-fn an_error_stays_short_and_printable_however_much_is_wrong() {
-    let error = parse(&with("platforms", json!(vec![1; 300_000])))
+fn a_config_error_stays_short_and_printable_however_much_is_wrong() {
+    let error = parse_config(&config_with("platforms", json!(vec![1; 300_000])))
         .unwrap_err()
         .to_string();
     assert!(error.ends_with("; and 299950 more"), "{error}");
     let name = format!("line\nbreak{}", "x".repeat(10_000));
-    let error = parse(&with("labels", json!({ name: 1 })))
+    let error = parse_config(&config_with("labels", json!({ name: 1 })))
         .unwrap_err()
         .to_string();
     assert!(error.len() < 300 && !error.contains(char::is_control), "{error}");
 }
 
 #[test]
-fn a_syntax_error_is_reported_with_its_position_and_without_content() {
+fn a_json_syntax_error_in_a_config_is_reported_with_its_position_and_without_content() {
     let error =
         BuildConfig::parse(b"{\"image\": \"hello\", \"buildArgs\": {\"TOKEN\": hunter2}}").unwrap_err();
     let text = error.to_string();
@@ -472,9 +518,9 @@ fn a_syntax_error_is_reported_with_its_position_and_without_content() {
 }
 
 #[test]
-fn debug_output_has_no_values() {
-    let mut config = with("buildArgs", json!({"TOKEN": "hunter2"}));
+fn the_debug_output_of_a_config_has_no_values() {
+    let mut config = config_with("buildArgs", json!({"TOKEN": "hunter2"}));
     config["deploy"] = json!({"service": "hello", "envVars": {"PASSWORD": "hunter2"}});
-    let shown = format!("{:?}", parse(&config).unwrap());
+    let shown = format!("{:?}", parse_config(&config).unwrap());
     assert!(shown.contains("TOKEN") && !shown.contains("hunter2"), "{shown}");
 }

@@ -1,13 +1,13 @@
-//! Reads the value of each key of a configuration. Wrong values are recorded in [`Fields`].
+//! Reads the value of each key of a configuration. Wrong values are recorded in [`ConfigFields`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
-use super::Provenance;
-use super::error::shown;
-use super::fields::Fields;
+use super::ProvenanceMode;
+use super::error::escape_and_shorten_key;
+use super::fields::ConfigFields;
 use crate::compression::Compression;
 use crate::request::image::{self, ImageRef};
 use crate::request::time::parse_rfc3339;
@@ -36,9 +36,9 @@ const DEPLOY_KEYS: [&str; 14] = [
 const PROBE_KEYS: [&str; 6] = ["path", "method", "body", "expectedStatus", "timeout", "successes"];
 
 /// Reads the config's key `image`, and returns the reference in full and as it was given.
-pub(super) fn image(fields: &mut Fields) -> Option<(ImageRef, String)> {
-    if !fields.has("image") {
-        fields.reject(
+pub(super) fn read_image(fields: &mut ConfigFields) -> Option<(ImageRef, String)> {
+    if !fields.has_unread_key("image") {
+        fields.record_wrong_key(
             "image",
             "is missing; it should be the name to push to, like registry.example.com/team/name:tag",
         );
@@ -48,19 +48,21 @@ pub(super) fn image(fields: &mut Fields) -> Option<(ImageRef, String)> {
     match ImageRef::parse(&given) {
         Ok(image) => Some((image, given)),
         Err(error) => {
-            fields.reject("image", format_args!("is not an image reference: {error}"));
+            fields.record_wrong_key("image", format_args!("is not an image reference: {error}"));
             None
         }
     }
 }
 
 /// Reads the config's key `tags`.
-pub(super) fn tags(fields: &mut Fields) -> Vec<String> {
+pub(super) fn read_tags(fields: &mut ConfigFields) -> Vec<String> {
     let mut tags = Vec::new();
     for (at, tag) in fields.read_strings("tags") {
         match image::check_tag(&tag) {
             Ok(()) => tags.push(tag),
-            Err(error) => fields.reject(format_args!("tags[{at}]"), format_args!("is not a tag: {error}")),
+            Err(error) => {
+                fields.record_wrong_key(format_args!("tags[{at}]"), format_args!("is not a tag: {error}"))
+            }
         }
     }
     tags
@@ -71,20 +73,20 @@ pub(super) fn tags(fields: &mut Fields) -> Vec<String> {
 /// Names that configure BuildKit are rejected: `BUILDKIT_SYNTAX`, for one, chooses the program that reads the Dockerfile
 /// (`docs/pitfalls.md#frontends`).
 /// `SOURCE_DATE_EPOCH`, which BuildKit knows too, is accepted: reproducible builds need it.
-pub(super) fn build_args(fields: &mut Fields) -> BTreeMap<String, String> {
+pub(super) fn read_build_args(fields: &mut ConfigFields) -> BTreeMap<String, String> {
     let arguments = fields.read_string_map("buildArgs");
     for name in arguments.keys() {
         let is_malformed = name.is_empty()
             || name.contains('=')
             || name.chars().any(|c| c.is_whitespace() || c.is_control());
         if name.to_ascii_uppercase().starts_with("BUILDKIT_") {
-            fields.reject(
-                format_args!("buildArgs.{}", shown(name)),
+            fields.record_wrong_key(
+                format_args!("buildArgs.{}", escape_and_shorten_key(name)),
                 "is not allowed: arguments that begin with BUILDKIT_ change how BuildKit itself works",
             );
         } else if is_malformed {
-            fields.reject(
-                format_args!("buildArgs.\"{}\"", shown(name)),
+            fields.record_wrong_key(
+                format_args!("buildArgs.\"{}\"", escape_and_shorten_key(name)),
                 "should have a name without blanks and '='",
             );
         }
@@ -93,10 +95,10 @@ pub(super) fn build_args(fields: &mut Fields) -> BTreeMap<String, String> {
 }
 
 /// Reads the config's key `labels`.
-pub(super) fn labels(fields: &mut Fields) -> BTreeMap<String, String> {
+pub(super) fn read_labels(fields: &mut ConfigFields) -> BTreeMap<String, String> {
     let labels = fields.read_string_map("labels");
     if labels.keys().any(|name| name.trim().is_empty()) {
-        fields.reject("labels", "should be an object whose keys are not blank");
+        fields.record_wrong_key("labels", "should be an object whose keys are not blank");
     }
     labels
 }
@@ -105,7 +107,7 @@ pub(super) fn labels(fields: &mut Fields) -> BTreeMap<String, String> {
 /// are enough.
 ///
 /// Blank platforms are left out: clients split an empty option into a list of one empty string.
-pub(super) fn platforms(fields: &mut Fields) -> Vec<String> {
+pub(super) fn read_platforms(fields: &mut ConfigFields) -> Vec<String> {
     let is_part = |part: &str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
         !part.is_empty() && part.bytes().all(allowed)
@@ -119,7 +121,7 @@ pub(super) fn platforms(fields: &mut Fields) -> Vec<String> {
         if platform.split('/').all(is_part) && platform.split('/').count() <= 3 {
             platforms.push(platform);
         } else {
-            fields.reject(
+            fields.record_wrong_key(
                 format_args!("platforms[{at}]"),
                 "should be a platform like linux/amd64 or linux/arm/v7",
             );
@@ -129,42 +131,42 @@ pub(super) fn platforms(fields: &mut Fields) -> Vec<String> {
 }
 
 /// Reads the config's key `target`.
-pub(super) fn target(fields: &mut Fields) -> Option<String> {
+pub(super) fn read_target(fields: &mut ConfigFields) -> Option<String> {
     let target = fields.read_string("target")?;
     if target.trim().is_empty() || target.chars().any(char::is_control) {
-        fields.reject("target", "should be the name or number of a stage");
+        fields.record_wrong_key("target", "should be the name or number of a stage");
     }
     Some(target)
 }
 
 /// Reads the config's key `provenance`. `true` means the minimum, as elsewhere by default: build arguments
 /// often hold secrets.
-pub(super) fn provenance(fields: &mut Fields) -> Option<Provenance> {
+pub(super) fn read_provenance(fields: &mut ConfigFields) -> Option<ProvenanceMode> {
     match fields.take("provenance")? {
         Value::Bool(false) => None,
-        Value::Bool(true) => Some(Provenance::Min),
-        Value::String(text) if matches!(text.as_str(), "min" | "mode=min") => Some(Provenance::Min),
-        Value::String(text) if matches!(text.as_str(), "max" | "mode=max") => Some(Provenance::Max),
+        Value::Bool(true) => Some(ProvenanceMode::Min),
+        Value::String(text) if matches!(text.as_str(), "min" | "mode=min") => Some(ProvenanceMode::Min),
+        Value::String(text) if matches!(text.as_str(), "max" | "mode=max") => Some(ProvenanceMode::Max),
         _ => {
-            fields.reject("provenance", "should be true, false, \"min\" or \"max\"");
+            fields.record_wrong_key("provenance", "should be true, false, \"min\" or \"max\"");
             None
         }
     }
 }
 
 /// Reads the config's keys `compression` and `compressionLevel`.
-pub(super) fn compression(fields: &mut Fields) -> Option<Compression> {
-    let has_format = fields.has("compression");
+pub(super) fn read_compression(fields: &mut ConfigFields) -> Option<Compression> {
+    let has_format = fields.has_unread_key("compression");
     let format = fields.read_string("compression");
     let level = fields.take("compressionLevel");
     if level.is_some() && !has_format {
-        fields.reject(
+        fields.record_wrong_key(
             "compressionLevel",
             "should be left out, or given together with compression",
         );
     }
     let Ok(format) = format?.parse() else {
-        fields.reject("compression", "should be \"zstd\", \"gzip\" or \"uncompressed\"");
+        fields.record_wrong_key("compression", "should be \"zstd\", \"gzip\" or \"uncompressed\"");
         return None;
     };
     // A value that is not a whole number is out of every format's range.
@@ -172,14 +174,14 @@ pub(super) fn compression(fields: &mut Fields) -> Option<Compression> {
     match Compression::new(format, level) {
         Ok(compression) => Some(compression),
         Err(error) => {
-            fields.reject("compressionLevel", error);
+            fields.record_wrong_key("compressionLevel", error);
             None
         }
     }
 }
 
 /// Reads the config's key `dockerfile`, and cleans the path.
-pub(super) fn dockerfile(fields: &mut Fields) -> Option<String> {
+pub(super) fn read_dockerfile_path(fields: &mut ConfigFields) -> Option<String> {
     let path = fields.read_string("dockerfile")?;
     let components: Vec<&str> = path
         .split('/')
@@ -187,7 +189,7 @@ pub(super) fn dockerfile(fields: &mut Fields) -> Option<String> {
         .collect();
     let leads_out = path.starts_with('/') || components.contains(&"..") || path.chars().any(char::is_control);
     if leads_out || components.is_empty() {
-        fields.reject(
+        fields.record_wrong_key(
             "dockerfile",
             "should be a path in context/, like Dockerfile or build/Dockerfile",
         );
@@ -196,7 +198,7 @@ pub(super) fn dockerfile(fields: &mut Fields) -> Option<String> {
 }
 
 /// Reads the config's key `timeout`: a Go duration, or a whole number of seconds.
-pub(super) fn timeout(fields: &mut Fields) -> Option<Duration> {
+pub(super) fn read_timeout(fields: &mut ConfigFields) -> Option<Duration> {
     let timeout = match fields.take("timeout")? {
         Value::String(text) => function_host::duration::parse(&text).ok(),
         Value::Number(seconds) => seconds.as_u64().map(Duration::from_secs),
@@ -204,45 +206,48 @@ pub(super) fn timeout(fields: &mut Fields) -> Option<Duration> {
     };
     let timeout = timeout.filter(|timeout| !timeout.is_zero());
     if timeout.is_none() {
-        fields.reject("timeout", "should be a duration above zero, like 90s or 10m");
+        fields.record_wrong_key("timeout", "should be a duration above zero, like 90s or 10m");
     }
     timeout
 }
 
 /// Reads a key of the config with a time.
-pub(super) fn time(fields: &mut Fields, key: &str) -> Option<SystemTime> {
+pub(super) fn read_time(fields: &mut ConfigFields, key: &str) -> Option<SystemTime> {
     let time = parse_rfc3339(&fields.read_string(key)?);
     if time.is_none() {
-        fields.reject(key, "should be a time like 2030-01-31T12:00:00Z");
+        fields.record_wrong_key(key, "should be a time like 2030-01-31T12:00:00Z");
     }
     time
 }
 
 /// Reads the config's keys `deploy` and `probe`. The deployer validates their other fields.
-pub(super) fn deployment(fields: &mut Fields, skip_push: bool) -> (Option<JsonObject>, Option<JsonObject>) {
-    let has_deploy = fields.has("deploy");
+pub(super) fn read_deploy_and_probe(
+    fields: &mut ConfigFields,
+    skip_push: bool,
+) -> (Option<JsonObject>, Option<JsonObject>) {
+    let has_deploy = fields.has_unread_key("deploy");
     let deploy = fields.read_spelled_object("deploy", &DEPLOY_KEYS);
     if let Some(deploy) = &deploy {
         let service = deploy.get("service").and_then(Value::as_str);
         if service.is_none_or(str::is_empty) {
-            fields.reject("deploy.service", "should be the name of the function");
+            fields.record_wrong_key("deploy.service", "should be the name of the function");
         }
         if deploy.contains_key("image") {
-            fields.reject(
+            fields.record_wrong_key(
                 "deploy.image",
                 "should be left out: the image that was built is deployed",
             );
         }
     }
     if has_deploy && skip_push {
-        fields.reject(
+        fields.record_wrong_key(
             "skipPush",
             "should be false, or deploy left out: an image that is not pushed cannot be deployed",
         );
     }
     let probe = fields.read_spelled_object("probe", &PROBE_KEYS);
     if probe.is_some() && !has_deploy {
-        fields.reject(
+        fields.record_wrong_key(
             "probe",
             "should be left out, or given together with deploy: it checks the deployed function",
         );

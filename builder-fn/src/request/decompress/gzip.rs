@@ -8,7 +8,7 @@ use super::TarOutput;
 use crate::context::ArchiveError;
 use crate::request::RequestError;
 
-const FORMAT: &str = "gzip";
+const FORMAT_NAME: &str = "gzip";
 
 /// Decompresses a gzip stream.
 ///
@@ -30,7 +30,7 @@ impl GzipStream {
     }
 
     /// Decompresses the next piece of the gzip stream.
-    pub(super) fn push(mut self, mut piece: &[u8]) -> Result<Self, RequestError> {
+    pub(super) fn decompress_piece(mut self, mut piece: &[u8]) -> Result<Self, RequestError> {
         let bytes_in = piece.len() as u64;
         match &mut self {
             Self::Member(member) => member.get_mut().bytes_in += bytes_in,
@@ -40,13 +40,13 @@ impl GzipStream {
             self = match self {
                 Self::Member(mut member) => match member.write(piece) {
                     // Nothing of the rest belongs to this member.
-                    Ok(0) => Self::Between(end(member)?),
+                    Ok(0) => Self::Between(finish_member(member)?),
                     Ok(used) => {
                         piece = piece.get(used..).unwrap_or_default();
                         Self::Member(member)
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => Self::Member(member),
-                    Err(error) => return Err(member.get_mut().take_error(FORMAT, error)),
+                    Err(error) => return Err(member.get_mut().take_write_error(FORMAT_NAME, error)),
                 },
                 Self::Between(output) if *first == 0 => Self::Padding(output),
                 Self::Between(output) => Self::new(output),
@@ -62,16 +62,18 @@ impl GzipStream {
     /// Ends the gzip stream, and returns its output.
     pub(super) fn finish(self) -> Result<TarOutput, RequestError> {
         match self {
-            Self::Member(member) => end(member),
+            Self::Member(member) => finish_member(member),
             Self::Between(output) | Self::Padding(output) => Ok(output),
         }
     }
 }
 
 /// Checks that a gzip member is complete, and returns its output.
-fn end(mut member: Box<GzDecoder<TarOutput>>) -> Result<TarOutput, RequestError> {
+fn finish_member(mut member: Box<GzDecoder<TarOutput>>) -> Result<TarOutput, RequestError> {
     match member.try_finish() {
-        Ok(()) => member.finish().map_err(|source| super::broken(FORMAT, source)),
-        Err(error) => Err(member.get_mut().take_error(FORMAT, error)),
+        Ok(()) => member
+            .finish()
+            .map_err(|source| super::damaged_body_error(FORMAT_NAME, source)),
+        Err(error) => Err(member.get_mut().take_write_error(FORMAT_NAME, error)),
     }
 }

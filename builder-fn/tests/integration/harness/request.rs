@@ -4,7 +4,9 @@ use std::io::Write as _;
 use std::time::SystemTime;
 
 use builder_fn::context::{ContentHash, Kind, SpoolQuota};
-use builder_fn::request::{RequestError, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, receive};
+use builder_fn::request::{
+    RequestError, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, receive_build_request,
+};
 use bytes::Bytes;
 use function_host::Secret;
 use function_host::prometheus::IntGauge;
@@ -42,7 +44,7 @@ pub(crate) async fn check_request(bytes: &[u8]) {
             start_time: None,
             arrived: SystemTime::now(),
         };
-        receive(Full::new(body.clone()), head, check, &limits)
+        receive_build_request(Full::new(body.clone()), head, check, &limits)
     };
 
     match send(&SignatureCheck::Disabled, None).await {
