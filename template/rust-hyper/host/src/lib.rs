@@ -55,6 +55,7 @@ pub mod trace;
 #[cfg(not(feature = "traces"))]
 #[path = "trace/none.rs"]
 mod trace;
+pub mod unverified;
 
 pub use app::App;
 pub use context::Context;

@@ -1,0 +1,102 @@
+//! Budgets for bodies whose signature has not been verified.
+//!
+//! Whoever reaches a function's port can send it a body, and the signature of a body is known to be wrong only at its
+//! end. All unverified bodies of a function therefore share one [`UnverifiedBudget`], of senders, memory and disk. A
+//! sender never waits for others to end and is never rejected for arriving late: once a part of the budget is used up,
+//! another sender is *displaced*, which is the slowest one or the one that holds the most. A small body that arrives
+//! with its request is neither.
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use function_host::Body;
+//! # use function_host::unverified::{ReceiveError, UnverifiedBudget, UnverifiedLimits};
+//! # async fn receive(budget: &UnverifiedBudget, body: Body) -> Result<(), ReceiveError> {
+//! let mut sender = budget.admit();
+//! let bytes = sender.collect(body, 1 << 20).await?;
+//! // Verify the signature of `bytes`, and parse them after that.
+//! drop(sender);
+//! # Ok(())
+//! # }
+//! ```
+
+mod budget;
+mod rate;
+mod sender;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use crate::duration;
+use crate::request::BodyError;
+
+pub use budget::UnverifiedBudget;
+pub use sender::UnverifiedSender;
+
+/// The limits of an [`UnverifiedBudget`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnverifiedLimits {
+    /// The number of senders at a time.
+    pub senders: usize,
+    /// The memory that all senders may hold together, in bytes.
+    pub memory: u64,
+    /// The disk space that all senders may hold together, in bytes.
+    pub disk: u64,
+    /// The lowest rate at which a sender may send, in bytes per second.
+    pub rate: u64,
+    /// The time for which a sender may be slower than `rate`, and the longest pause between two pieces of its body.
+    pub grace: Duration,
+}
+
+/// The resources of an [`UnverifiedBudget`] that a sender holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resource {
+    /// Memory, in bytes.
+    Memory,
+    /// Disk space, in bytes.
+    Disk,
+}
+
+/// The reason why a sender was displaced: a part of the budget was used up, and this sender was the first to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Displaced {
+    /// The sender was the slowest, and another one arrived.
+    #[error(
+        "too many senders at a time: at most {limit} unverified bodies are received, and this one was the slowest"
+    )]
+    Senders {
+        /// The limit on senders.
+        limit: usize,
+    },
+    /// The sender held the most memory, and more was needed.
+    #[error("the unverified bodies need more than {limit} bytes of memory, and this one needed the most")]
+    Memory {
+        /// The limit on memory, in bytes.
+        limit: u64,
+    },
+    /// The sender held the most disk space, and more was needed.
+    #[error("the unverified bodies need more than {limit} bytes of disk space, and this one needed the most")]
+    Disk {
+        /// The limit on disk space, in bytes.
+        limit: u64,
+    },
+}
+
+/// An error of receiving an unverified body.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError<E = BodyError> {
+    /// The sender was displaced; a retry may succeed (status 429).
+    #[error(transparent)]
+    Displaced(#[from] Displaced),
+    /// The sender was slower than the lowest rate for too long (status 408).
+    #[error("the body arrived at less than {rate} bytes a second for {}", duration::format(*grace))]
+    TooSlow {
+        /// The lowest rate, in bytes per second.
+        rate: u64,
+        /// The time for which a sender may be slower.
+        grace: Duration,
+    },
+    /// The body could not be read.
+    #[error("could not read the body")]
+    Body(#[source] E),
+}

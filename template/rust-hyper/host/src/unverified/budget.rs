@@ -1,0 +1,312 @@
+//! The budget that unverified bodies share, and the choice of the sender that is displaced.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Displaced, Resource, UnverifiedLimits, UnverifiedSender};
+
+/// A budget that all unverified bodies of a function share. Clones share it.
+#[derive(Clone, Debug)]
+pub struct UnverifiedBudget {
+    limits: UnverifiedLimits,
+    senders: Arc<Mutex<Senders>>,
+}
+
+/// The rates of younger senders are compared as if they were this old: a few bytes in the first millisecond are not a
+/// high rate.
+const YOUNGEST: Duration = Duration::from_secs(1);
+
+impl UnverifiedBudget {
+    /// Creates a budget with these limits.
+    pub fn new(limits: UnverifiedLimits) -> Self {
+        Self {
+            limits,
+            senders: Arc::default(),
+        }
+    }
+
+    /// Returns the limits of the budget.
+    pub fn limits(&self) -> &UnverifiedLimits {
+        &self.limits
+    }
+
+    /// Admits a sender, until the returned value is dropped.
+    ///
+    /// If there are too many, one of the earlier half is displaced, the slowest. So each sender has the time in which
+    /// half as many others as the limit arrive, and after that is safe as long as it is not the slowest.
+    pub fn admit(&self) -> UnverifiedSender {
+        let key = self.lock().admit(&self.limits, Instant::now());
+        UnverifiedSender::new(self.clone(), key)
+    }
+
+    /// Returns the number of senders, without those that were displaced.
+    pub fn senders(&self) -> usize {
+        self.lock().staying().count()
+    }
+
+    /// Returns how much of a resource all senders hold together, in bytes.
+    pub fn held(&self, resource: Resource) -> u64 {
+        *self.lock().held.of(resource)
+    }
+
+    /// Records that bytes of a sender have arrived.
+    pub(super) fn record(&self, key: u64, bytes: usize) {
+        self.lock().record(key, bytes);
+    }
+
+    /// Returns `Ready` once the sender is displaced.
+    pub(super) fn poll_displaced(&self, key: u64, cx: &mut Context<'_>) -> Poll<Displaced> {
+        self.lock().poll_displaced(key, cx)
+    }
+
+    /// Reserves `bytes` of a resource for a sender, once that is possible.
+    pub(super) fn poll_reserve(
+        &self,
+        key: u64,
+        resource: Resource,
+        bytes: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Displaced>> {
+        self.lock().poll_reserve(&self.limits, key, resource, bytes, cx)
+    }
+
+    /// Returns `bytes` of a resource from a sender to the budget.
+    pub(super) fn release(&self, key: u64, resource: Resource, bytes: u64) {
+        self.lock().release(key, resource, bytes);
+    }
+
+    /// Removes a sender, with all that it holds.
+    pub(super) fn remove(&self, key: u64) {
+        self.lock().remove(key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Senders> {
+        // Every operation leaves the senders consistent, so that a panic elsewhere does not matter.
+        self.senders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An amount of each resource, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Amounts {
+    memory: u64,
+    disk: u64,
+}
+
+impl Amounts {
+    fn of(&self, resource: Resource) -> &u64 {
+        match resource {
+            Resource::Memory => &self.memory,
+            Resource::Disk => &self.disk,
+        }
+    }
+
+    fn of_mut(&mut self, resource: Resource) -> &mut u64 {
+        match resource {
+            Resource::Memory => &mut self.memory,
+            Resource::Disk => &mut self.disk,
+        }
+    }
+}
+
+/// The senders of a budget, by a number that increases with each, and what they hold together.
+#[derive(Debug, Default)]
+struct Senders {
+    entries: BTreeMap<u64, Entry>,
+    next: u64,
+    held: Amounts,
+}
+
+/// The state of one sender.
+#[derive(Debug)]
+struct Entry {
+    since: Instant,
+    received: u64,
+    held: Amounts,
+    /// The reason why the sender should end; it holds its part of the budget until it does.
+    displaced: Option<Displaced>,
+    waker: Option<Waker>,
+    /// Whether the sender waits for a resource.
+    waits: bool,
+}
+
+impl Entry {
+    /// Returns the sender's rate, in bytes per second.
+    fn rate(&self, now: Instant) -> f64 {
+        let age = now.saturating_duration_since(self.since).max(YOUNGEST);
+        self.received as f64 / age.as_secs_f64()
+    }
+
+    fn poll_displaced(&mut self, cx: &mut Context<'_>) -> Poll<Displaced> {
+        if let Some(reason) = self.displaced {
+            return Poll::Ready(reason);
+        }
+        match &mut self.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => self.waker = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Senders {
+    /// Returns the senders that were not displaced, in the order of their arrival.
+    fn staying(&self) -> impl Iterator<Item = (u64, &Entry)> {
+        let entries = self.entries.iter().map(|(key, entry)| (*key, entry));
+        entries.filter(|(_, entry)| entry.displaced.is_none())
+    }
+
+    fn admit(&mut self, limits: &UnverifiedLimits, now: Instant) -> u64 {
+        let limit = limits.senders.max(1);
+        let staying = self.staying().count();
+        if staying >= limit {
+            let slowest = self
+                .staying()
+                .take(staying.div_ceil(2))
+                .min_by(|(_, one), (_, other)| one.rate(now).total_cmp(&other.rate(now)));
+            if let Some((key, _)) = slowest {
+                self.displace(key, Displaced::Senders { limit });
+            }
+        }
+        let key = self.next;
+        self.next += 1;
+        let entry = Entry {
+            since: now,
+            received: 0,
+            held: Amounts::default(),
+            displaced: None,
+            waker: None,
+            waits: false,
+        };
+        self.entries.insert(key, entry);
+        key
+    }
+
+    fn displace(&mut self, key: u64, reason: Displaced) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.displaced = Some(reason);
+            entry.wake();
+        }
+    }
+
+    fn record(&mut self, key: u64, bytes: usize) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.received = entry.received.saturating_add(bytes as u64);
+        }
+    }
+
+    fn poll_displaced(&mut self, key: u64, cx: &mut Context<'_>) -> Poll<Displaced> {
+        match self.entries.get_mut(&key) {
+            Some(entry) => entry.poll_displaced(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    fn poll_reserve(
+        &mut self,
+        limits: &UnverifiedLimits,
+        key: u64,
+        resource: Resource,
+        bytes: u64,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Displaced>> {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return Poll::Pending;
+        };
+        entry.waits = false;
+        if let Some(reason) = entry.displaced {
+            return Poll::Ready(Err(reason));
+        }
+        let wanted = entry.held.of(resource).saturating_add(bytes);
+        let (limit, reason) = match resource {
+            Resource::Memory => (limits.memory, Displaced::Memory { limit: limits.memory }),
+            Resource::Disk => (limits.disk, Displaced::Disk { limit: limits.disk }),
+        };
+        if self.held.of(resource).saturating_add(bytes) <= limit {
+            *self.held.of_mut(resource) += bytes;
+            *entry.held.of_mut(resource) += bytes;
+            return Poll::Ready(Ok(()));
+        }
+        let (victims, is_enough) = self.largest_holders(key, resource, wanted, bytes, limit);
+        if !is_enough {
+            // Held until the sender is dropped, as what other displaced senders hold.
+            self.displace(key, reason);
+            return Poll::Ready(Err(reason));
+        }
+        for victim in victims {
+            self.displace(victim, reason);
+        }
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.waits = true;
+            entry.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Returns the senders that hold more than `wanted`, the largest first, until there is room for `bytes` more, and
+    /// whether there is.
+    fn largest_holders(
+        &self,
+        key: u64,
+        resource: Resource,
+        wanted: u64,
+        bytes: u64,
+        limit: u64,
+    ) -> (Vec<u64>, bool) {
+        let held = |entry: &Entry| *entry.held.of(resource);
+        let mut used: u64 = self.staying().map(|(_, entry)| held(entry)).sum();
+        let mut larger: Vec<_> = self
+            .staying()
+            .filter(|(other, entry)| *other != key && held(entry) > wanted)
+            .map(|(other, entry)| (held(entry), other))
+            .collect();
+        larger.sort_unstable_by_key(|(held, _)| Reverse(*held));
+        let mut victims = Vec::new();
+        for (held, victim) in larger {
+            if used.saturating_add(bytes) <= limit {
+                break;
+            }
+            used -= held;
+            victims.push(victim);
+        }
+        (victims, used.saturating_add(bytes) <= limit)
+    }
+
+    fn release(&mut self, key: u64, resource: Resource, bytes: u64) {
+        let Some(entry) = self.entries.get_mut(&key) else {
+            return;
+        };
+        let held = entry.held.of_mut(resource);
+        let released = bytes.min(*held);
+        *held -= released;
+        *self.held.of_mut(resource) -= released;
+        self.wake_waiting();
+    }
+
+    fn remove(&mut self, key: u64) {
+        let Some(entry) = self.entries.remove(&key) else {
+            return;
+        };
+        self.held.memory -= entry.held.memory;
+        self.held.disk -= entry.held.disk;
+        self.wake_waiting();
+    }
+
+    /// Wakes the senders that wait for a resource.
+    fn wake_waiting(&mut self) {
+        for entry in self.entries.values_mut().filter(|entry| entry.waits) {
+            entry.wake();
+        }
+    }
+}

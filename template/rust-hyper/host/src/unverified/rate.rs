@@ -1,0 +1,76 @@
+//! The lowest rate at which a sender may send.
+
+use std::time::Duration;
+
+/// The time that a sender has left for its next piece.
+///
+/// It is used up by waiting for the sender, and won back by what arrives. It never exceeds the grace period, so that a
+/// sender cannot send a lot at once and then pause for long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Credit {
+    left: Duration,
+    grace: Duration,
+    rate: u64,
+}
+
+impl Credit {
+    /// Returns the credit of a new sender: `grace`, at a lowest rate of `rate` bytes per second.
+    pub(super) fn new(rate: u64, grace: Duration) -> Self {
+        Self {
+            left: grace,
+            grace,
+            rate: rate.max(1),
+        }
+    }
+
+    /// Returns the time that the sender has left for its next piece.
+    pub(super) fn left(&self) -> Duration {
+        self.left
+    }
+
+    /// Records that `bytes` have arrived after a wait of `waited`.
+    pub(super) fn record(&mut self, bytes: usize, waited: Duration) {
+        let won = Duration::try_from_secs_f64(bytes as f64 / self.rate as f64).unwrap_or(self.grace);
+        self.left = self
+            .left
+            .saturating_sub(waited)
+            .saturating_add(won)
+            .min(self.grace);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRACE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn what_arrives_wins_time_back_up_to_the_grace_period() {
+        let mut credit = Credit::new(1000, GRACE);
+        credit.record(0, Duration::from_secs(4));
+        assert_eq!(credit.left(), Duration::from_secs(6));
+        credit.record(1500, Duration::ZERO);
+        assert_eq!(credit.left(), Duration::from_millis(7500));
+        credit.record(1 << 30, Duration::ZERO);
+        assert_eq!(credit.left(), GRACE);
+    }
+
+    #[test]
+    fn a_sender_below_the_lowest_rate_runs_out_of_time() {
+        let mut credit = Credit::new(1000, GRACE);
+        let mut seconds = 0;
+        while credit.left() >= Duration::from_secs(1) {
+            credit.record(500, Duration::from_secs(1));
+            seconds += 1;
+        }
+        assert_eq!(seconds, 19);
+    }
+
+    #[test]
+    fn a_lowest_rate_of_zero_does_not_panic() {
+        let mut credit = Credit::new(0, GRACE);
+        credit.record(usize::MAX, Duration::from_secs(1));
+        assert_eq!(credit.left(), GRACE);
+    }
+}

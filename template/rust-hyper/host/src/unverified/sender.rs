@@ -1,0 +1,159 @@
+//! A sender of an unverified body: receives the body within the limits of the budget.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::Body as HttpBody;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::rate::Credit;
+use super::{Displaced, ReceiveError, Resource, UnverifiedBudget};
+use crate::request::{Body, BodyError};
+
+/// A sender that was admitted to an [`UnverifiedBudget`]. Dropping it returns its part of the budget.
+///
+/// It should be dropped as soon as the signature is verified, together with what it holds, or after that has been
+/// moved to another budget.
+#[derive(Debug)]
+#[must_use]
+pub struct UnverifiedSender {
+    budget: UnverifiedBudget,
+    key: u64,
+    credit: Credit,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// The smallest buffer for a body, in bytes.
+const SMALLEST_BUFFER: usize = 4096;
+
+/// The largest part of a body's announced length that is reserved before any of it has arrived, in bytes.
+const LARGEST_ANNOUNCED: usize = 64 << 10;
+
+impl UnverifiedSender {
+    pub(super) fn new(budget: UnverifiedBudget, key: u64) -> Self {
+        let limits = budget.limits();
+        Self {
+            key,
+            credit: Credit::new(limits.rate, limits.grace),
+            timer: None,
+            budget,
+        }
+    }
+
+    /// Receives the next piece of the body; returns `None` at its end. Trailers are skipped.
+    ///
+    /// Only waiting for the body counts against the lowest rate, and not what the caller does between two pieces.
+    /// A piece is a part of the connection's buffer, which is freed with the last of its pieces: pieces that are kept
+    /// should be copied.
+    ///
+    /// # Errors
+    /// Fails if the sender is displaced or too slow, and if the body cannot be read.
+    pub async fn next_piece<B>(
+        &mut self,
+        mut body: Pin<&mut B>,
+    ) -> Result<Option<Bytes>, ReceiveError<B::Error>>
+    where
+        B: HttpBody<Data = Bytes> + ?Sized,
+    {
+        let begun = Instant::now();
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(reason) = self.budget.poll_displaced(self.key, cx) {
+                    return Poll::Ready(Err(reason.into()));
+                }
+                let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
+                    ready!(self.poll_too_slow(begun, cx));
+                    let limits = self.budget.limits();
+                    return Poll::Ready(Err(ReceiveError::TooSlow {
+                        rate: limits.rate,
+                        grace: limits.grace,
+                    }));
+                };
+                let Some(frame) = frame.transpose().map_err(ReceiveError::Body)? else {
+                    return Poll::Ready(Ok(None));
+                };
+                if let Ok(piece) = frame.into_data() {
+                    self.credit.record(piece.len(), begun.elapsed());
+                    self.budget.record(self.key, piece.len());
+                    return Poll::Ready(Ok(Some(piece)));
+                }
+            }
+        })
+        .await
+    }
+
+    /// Receives the whole body into memory that the budget accounts for. Fails as soon as the body is known to have
+    /// more than `limit` bytes.
+    ///
+    /// # Errors
+    /// Fails if the sender is displaced or too slow, and if the body cannot be read.
+    pub async fn collect(&mut self, body: Body, limit: usize) -> Result<Bytes, ReceiveError> {
+        let mut body = pin!(body);
+        let too_large = || ReceiveError::Body(BodyError::TooLarge { limit });
+        let announced = body.remaining().lower();
+        if announced > limit as u64 {
+            return Err(too_large());
+        }
+        let mut collected = Vec::new();
+        // At most 64 KiB, so the conversion does not truncate.
+        let announced = announced.min(LARGEST_ANNOUNCED as u64) as usize;
+        self.grow(&mut collected, announced).await?;
+        while let Some(piece) = self.next_piece(body.as_mut()).await? {
+            let length = collected.len() + piece.len();
+            if length > limit {
+                return Err(too_large());
+            }
+            if length > collected.capacity() {
+                let doubled = (2 * collected.capacity()).clamp(SMALLEST_BUFFER, limit.max(SMALLEST_BUFFER));
+                self.grow(&mut collected, doubled.max(length)).await?;
+            }
+            collected.extend_from_slice(&piece);
+        }
+        Ok(collected.into())
+    }
+
+    /// Raises the capacity of a buffer, and reserves memory for it.
+    async fn grow(&mut self, buffer: &mut Vec<u8>, capacity: usize) -> Result<(), Displaced> {
+        let more = capacity.saturating_sub(buffer.capacity());
+        self.reserve(Resource::Memory, more as u64).await?;
+        buffer.reserve_exact(capacity.saturating_sub(buffer.len()));
+        Ok(())
+    }
+
+    /// Reserves `bytes` more of a resource. If the budget has too little left, the senders that hold the most of it are
+    /// displaced, and this one waits until they have ended.
+    ///
+    /// # Errors
+    /// Fails if this sender is displaced, or is itself the one that holds the most.
+    pub async fn reserve(&mut self, resource: Resource, bytes: u64) -> Result<(), Displaced> {
+        poll_fn(|cx| self.budget.poll_reserve(self.key, resource, bytes, cx)).await
+    }
+
+    /// Returns `bytes` of a resource to the budget, before the sender is dropped.
+    pub fn release(&mut self, resource: Resource, bytes: u64) {
+        self.budget.release(self.key, resource, bytes);
+    }
+
+    /// Waits until the sender is displaced, for senders that wait for something else than their body.
+    pub async fn displaced(&self) -> Displaced {
+        poll_fn(|cx| self.budget.poll_displaced(self.key, cx)).await
+    }
+
+    /// Returns `Ready` once the sender's time for the next piece is over.
+    fn poll_too_slow(&mut self, begun: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let due = begun + self.credit.left();
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
+        }
+        timer.as_mut().poll(cx)
+    }
+}
+
+impl Drop for UnverifiedSender {
+    fn drop(&mut self) {
+        self.budget.remove(self.key);
+    }
+}

@@ -1,0 +1,317 @@
+//! Tests of the budget: which sender is displaced, and that no limit is ever exceeded.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::{Body, BoxError};
+
+const LIMITS: UnverifiedLimits = UnverifiedLimits {
+    senders: 4,
+    memory: 1000,
+    disk: 1000,
+    rate: 1000,
+    grace: Duration::from_secs(10),
+};
+
+/// Limits with enough memory for the bodies of these tests.
+const ROOMY: UnverifiedLimits = UnverifiedLimits {
+    memory: 1 << 20,
+    ..LIMITS
+};
+
+/// Polls a future once.
+fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
+    std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn is_displaced(sender: &UnverifiedSender) -> bool {
+    poll_once(sender.displaced()).is_ready()
+}
+
+fn reserve(sender: &mut UnverifiedSender, bytes: u64) -> Poll<Result<(), Displaced>> {
+    poll_once(sender.reserve(Resource::Memory, bytes))
+}
+
+/// A body whose pieces the test sends over a channel.
+struct Pieces(mpsc::Receiver<&'static [u8]>);
+
+impl Stream for Pieces {
+    type Item = Result<Bytes, BoxError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let piece = self.0.poll_recv(cx);
+        piece.map(|piece| piece.map(|piece| Ok(Bytes::from_static(piece))))
+    }
+}
+
+fn body() -> (mpsc::Sender<&'static [u8]>, Body) {
+    let (pieces, receiver) = mpsc::channel(8);
+    (pieces, Body::stream(Pieces(receiver)))
+}
+
+/// Sends a piece as a sender's next, without waiting.
+async fn send(sender: &mut UnverifiedSender, bytes: &'static [u8]) {
+    let mut body = Body::from(bytes);
+    sender.next_piece(Pin::new(&mut body)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_slowest_of_the_earlier_half_is_displaced_when_another_sender_arrives() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let mut first = budget.admit();
+    let mut second = budget.admit();
+    let (third, fourth) = (budget.admit(), budget.admit());
+    send(&mut first, &[0; 20]).await;
+    send(&mut second, &[0; 10]).await;
+
+    let fifth = budget.admit();
+
+    assert!(is_displaced(&second));
+    for sender in [&first, &third, &fourth, &fifth] {
+        assert!(!is_displaced(sender));
+    }
+    assert_eq!(budget.senders(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_sends_steadily_outlasts_any_number_that_idle_or_burst() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let mut steady = budget.admit();
+    let mut others = Vec::new();
+    for round in 0..1000 {
+        send(&mut steady, &[0; 1000]).await;
+        let mut other = budget.admit();
+        if round % 2 == 0 {
+            send(&mut other, &[0; 500]).await;
+        }
+        others.push(other);
+        others.retain(|other| !is_displaced(other));
+        sleep(Duration::from_millis(10)).await;
+        assert!(!is_displaced(&steady), "{round}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_displaced_sender_that_waits_for_its_body_ends_at_once() {
+    let budget = UnverifiedBudget::new(UnverifiedLimits { senders: 1, ..LIMITS });
+    let (_pieces, body) = body();
+    let mut first = budget.admit();
+    let receiving = tokio::spawn(async move { first.collect(body, 100).await });
+    tokio::task::yield_now().await;
+    let begun = Instant::now();
+
+    let _second = budget.admit();
+
+    let error = receiving.await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, ReceiveError::Displaced(Displaced::Senders { limit: 1 })),
+        "{error}"
+    );
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_below_the_lowest_rate_ends_after_the_grace_period() {
+    let budget = UnverifiedBudget::new(ROOMY);
+    for pause in [1, 9, 100] {
+        let (pieces, body) = body();
+        let trickle = tokio::spawn(async move {
+            while pieces.send(&[0]).await.is_ok() {
+                sleep(Duration::from_secs(pause)).await;
+            }
+        });
+        let begun = Instant::now();
+        let error = budget.admit().collect(body, 1000).await.unwrap_err();
+        assert!(
+            matches!(error, ReceiveError::TooSlow { rate: 1000, .. }),
+            "{error}"
+        );
+        assert!(begun.elapsed() < Duration::from_secs(11), "{:?}", begun.elapsed());
+        trickle.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_began_fast_cannot_pause_for_longer_than_the_grace_period() {
+    let budget = UnverifiedBudget::new(ROOMY);
+    let (pieces, body) = body();
+    pieces.send(&[0; 100_000]).await.unwrap();
+    let begun = Instant::now();
+    let error = budget.admit().collect(body, 1 << 20).await.unwrap_err();
+    assert!(matches!(error, ReceiveError::TooSlow { .. }), "{error}");
+    assert_eq!(begun.elapsed(), LIMITS.grace);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_of_a_body_does_not_make_its_sender_slow() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let (pieces, mut body) = body();
+    let mut sender = budget.admit();
+    for _ in 0..5 {
+        pieces.send(&[0]).await.unwrap();
+        assert!(sender.next_piece(Pin::new(&mut body)).await.unwrap().is_some());
+        sleep(Duration::from_secs(60)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_largest_holder_is_displaced_and_its_part_is_used_once_it_has_ended() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let (mut large, mut medium, mut small) = (budget.admit(), budget.admit(), budget.admit());
+    assert_eq!(reserve(&mut large, 600), Poll::Ready(Ok(())));
+    assert_eq!(reserve(&mut medium, 300), Poll::Ready(Ok(())));
+
+    assert_eq!(reserve(&mut small, 200), Poll::Pending);
+
+    assert!(is_displaced(&large) && !is_displaced(&medium) && !is_displaced(&small));
+    assert_eq!(budget.held(Resource::Memory), 900, "memory was counted twice");
+    drop(large);
+    assert_eq!(reserve(&mut small, 200), Poll::Ready(Ok(())));
+    assert_eq!(budget.held(Resource::Memory), 500);
+}
+
+#[tokio::test]
+async fn a_sender_that_would_hold_the_most_is_the_one_that_is_displaced() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let (mut large, mut small) = (budget.admit(), budget.admit());
+    assert_eq!(reserve(&mut small, 400), Poll::Ready(Ok(())));
+    let displaced = Displaced::Memory { limit: 1000 };
+    assert_eq!(reserve(&mut large, 700), Poll::Ready(Err(displaced)));
+    assert!(!is_displaced(&small));
+}
+
+#[tokio::test]
+async fn waiting_for_room_ends_when_the_displaced_sender_has_ended() {
+    let budget = UnverifiedBudget::new(LIMITS);
+    let (mut large, mut small) = (budget.admit(), budget.admit());
+    large.reserve(Resource::Disk, 1000).await.unwrap();
+    let waiting = tokio::spawn(async move { small.reserve(Resource::Disk, 10).await });
+    let reason = large.displaced().await;
+    assert_eq!(reason, Displaced::Disk { limit: 1000 });
+    drop(large);
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_body_is_collected_whole_up_to_its_limit() {
+    let budget = UnverifiedBudget::new(ROOMY);
+    for length in [0, 1, 4096, 5000] {
+        let (pieces, body) = body();
+        let sending = tokio::spawn(async move {
+            for _ in 0..length {
+                pieces.send(b"x").await.unwrap();
+            }
+        });
+        let collected = budget.admit().collect(body, 5000).await.unwrap();
+        assert_eq!(collected, vec![b'x'; length]);
+        sending.await.unwrap();
+    }
+    for body in [Body::from(vec![0; 5001]), Body::stream(Pieces(large_pieces()))] {
+        let error = budget.admit().collect(body, 5000).await.unwrap_err();
+        assert!(
+            matches!(error, ReceiveError::Body(BodyError::TooLarge { limit: 5000 })),
+            "{error}"
+        );
+    }
+    assert_eq!(budget.held(Resource::Memory), 0);
+}
+
+fn large_pieces() -> mpsc::Receiver<&'static [u8]> {
+    let (pieces, receiver) = mpsc::channel(8);
+    for _ in 0..6 {
+        pieces.try_send(&[0_u8; 1000][..]).unwrap();
+    }
+    receiver
+}
+
+/// An operation on a budget; numbers choose one of the senders.
+#[derive(Clone, Debug)]
+enum Operation {
+    Admit,
+    Receive(usize, usize),
+    Reserve(usize, u64),
+    Release(usize, u64),
+    End(usize),
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        Just(Operation::Admit),
+        (0..16_usize, 0..200_usize).prop_map(|(sender, bytes)| Operation::Receive(sender, bytes)),
+        (0..16_usize, 0..700_u64).prop_map(|(sender, bytes)| Operation::Reserve(sender, bytes)),
+        (0..16_usize, 0..700_u64).prop_map(|(sender, bytes)| Operation::Release(sender, bytes)),
+        (0..16_usize).prop_map(Operation::End),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn no_limit_is_exceeded_and_no_small_or_late_sender_is_displaced(
+        operations in prop::collection::vec(operation(), 1..100),
+    ) {
+        let budget = UnverifiedBudget::new(LIMITS);
+        // Each sender with what it holds, by its order of arrival.
+        let mut senders: BTreeMap<usize, (UnverifiedSender, u64)> = BTreeMap::new();
+        for (number, operation) in operations.into_iter().enumerate() {
+            let staying = |senders: &BTreeMap<usize, (UnverifiedSender, u64)>| -> Vec<(usize, u64)> {
+                let staying = senders.iter().filter(|(_, (sender, _))| !is_displaced(sender));
+                staying.map(|(number, (_, held))| (*number, *held)).collect()
+            };
+            let before = staying(&senders);
+            let chosen = |index: usize| senders.keys().nth(index).copied();
+            match operation {
+                Operation::Admit => {
+                    senders.insert(number, (budget.admit(), 0));
+                    let later_half = before.get(before.len().div_ceil(2)..).unwrap_or_default();
+                    let after = staying(&senders);
+                    prop_assert!(later_half.iter().all(|sender| after.contains(sender)));
+                }
+                Operation::Receive(index, bytes) => {
+                    if let Some((sender, _)) = chosen(index).and_then(|key| senders.get_mut(&key)) {
+                        let mut body = Body::from(vec![0; bytes]);
+                        let _ = poll_once(sender.next_piece(Pin::new(&mut body)));
+                    }
+                }
+                Operation::Reserve(index, bytes) => {
+                    if let Some(key) = chosen(index) {
+                        let (sender, held) = senders.get_mut(&key).unwrap();
+                        let wanted = *held + bytes;
+                        let polled = reserve(sender, bytes);
+                        if polled == Poll::Ready(Ok(())) {
+                            *held = wanted;
+                        }
+                        let after = staying(&senders);
+                        for (other, held) in &before {
+                            let stays = after.iter().any(|(stays, _)| stays == other);
+                            prop_assert!(stays || *other == key || *held > wanted);
+                        }
+                    }
+                }
+                Operation::Release(index, bytes) => {
+                    if let Some((sender, held)) = chosen(index).and_then(|key| senders.get_mut(&key)) {
+                        sender.release(Resource::Memory, bytes);
+                        *held = held.saturating_sub(bytes);
+                    }
+                }
+                Operation::End(index) => {
+                    if let Some(key) = chosen(index) {
+                        senders.remove(&key);
+                    }
+                }
+            }
+            prop_assert!(budget.senders() <= LIMITS.senders);
+            prop_assert_eq!(budget.senders(), staying(&senders).len());
+            let held: u64 = senders.values().map(|(_, held)| held).sum();
+            prop_assert_eq!(budget.held(Resource::Memory), held);
+            prop_assert!(held <= LIMITS.memory);
+        }
+    }
+}
