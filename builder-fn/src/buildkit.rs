@@ -30,7 +30,7 @@ pub use job::{EventTimeouts, Job, JobError};
 pub use manifest_store::ManifestStore;
 pub use outcome::BuiltImage;
 pub use reference::Reference;
-pub use session::{CredentialStore, Credentials, FileSync, SecretStore, Services};
+pub use session::{CredentialStore, FileSync, RegistryCredentials, SecretStore, Services};
 pub use shared_key::{KeyLease, SharedKeys};
 pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions};
 pub use status::Event;

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use function_host::ErrorChain;
-use function_host::registry::{Credentials, Logins, LoginsCache, MalformedLogins, UnusableLogin};
+use function_host::registry::{
+    Logins, LoginsCache, MalformedDockerConfig, RegistryCredentials, UnusableAuthEntry,
+};
 use tokio::time::Instant;
 
 use crate::buildkit::CredentialStore;
@@ -48,7 +50,7 @@ pub enum DockerConfigError {
         path: PathBuf,
         /// The syntax error, and its place in the file.
         #[source]
-        source: MalformedLogins,
+        source: MalformedDockerConfig,
     },
     /// The `config.json` is larger than the limit.
     #[error("the registry credentials in {} are larger than {FILE_MAX} bytes", path.display())]
@@ -58,7 +60,7 @@ pub enum DockerConfigError {
     },
     /// The `config.json` entry for the registry cannot be used.
     #[error(transparent)]
-    Unusable(#[from] UnusableLogin),
+    Unusable(#[from] UnusableAuthEntry),
     /// The credential helper that the `config.json` names failed.
     #[error(transparent)]
     Helper(#[from] HelperError),
@@ -76,7 +78,7 @@ pub struct DockerConfig {
 
 /// The cached answer of a credential helper, with its time. It is locked while the helper runs, so that concurrent
 /// requests wait for one run.
-type CachedAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Option<Credentials>)>>>;
+type CachedAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Option<RegistryCredentials>)>>>;
 
 impl DockerConfig {
     /// Returns a handle of the `config.json` at `path`, without reading it.
@@ -102,20 +104,20 @@ impl DockerConfig {
     /// # Errors
     /// Fails if the file cannot be read or parsed, if its entry for `host` cannot be used, or if the helper that it names
     /// fails.
-    pub async fn lookup(&self, host: &str) -> Result<Credentials, DockerConfigError> {
+    pub async fn lookup(&self, host: &str) -> Result<RegistryCredentials, DockerConfigError> {
         let Some(logins) = self.read_logins()? else {
-            return Ok(Credentials::default());
+            return Ok(RegistryCredentials::default());
         };
-        if let Some((name, server)) = logins.helper(host)?.filter(|_| is_safe_host(host))
+        if let Some((name, server)) = logins.credential_helper(host)?.filter(|_| is_safe_host(host))
             && let Some(credentials) = self.ask_helper(name, server).await?
         {
             return Ok(credentials);
         }
-        Ok(logins.find(host)?)
+        Ok(logins.credentials_for(host)?)
     }
 
     /// Returns the answer of the credential helper `name` for `server`, from the cache if it is fresh.
-    async fn ask_helper(&self, name: &str, server: &str) -> Result<Option<Credentials>, HelperError> {
+    async fn ask_helper(&self, name: &str, server: &str) -> Result<Option<RegistryCredentials>, HelperError> {
         let answer: CachedAnswer = {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             // Keeps the answers that are being fetched, and the fresh ones.
@@ -155,7 +157,7 @@ impl DockerConfig {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(DockerConfigError::Read { path: path(), source }),
         };
-        let logins = self.logins.parse(&content);
+        let logins = self.logins.parse_if_changed(&content);
         logins
             .map(Some)
             .map_err(|source| DockerConfigError::Malformed { path: path(), source })
@@ -164,7 +166,7 @@ impl DockerConfig {
 
 #[tonic::async_trait]
 impl CredentialStore for DockerConfig {
-    async fn credentials(&self, host: &str) -> Credentials {
+    async fn credentials(&self, host: &str) -> RegistryCredentials {
         self.lookup(host).await.unwrap_or_else(|error| {
             // The registry will reject the anonymous request; this line names the cause. That of an unusable entry was
             // logged when the file was parsed.
@@ -175,7 +177,7 @@ impl CredentialStore for DockerConfig {
                     "could not get credentials for a registry; it is used anonymously"
                 );
             }
-            Credentials::default()
+            RegistryCredentials::default()
         })
     }
 }
@@ -187,7 +189,7 @@ fn is_safe_host(host: &str) -> bool {
     host.len() <= HOST_LENGTH_MAX && host.bytes().all(allowed)
 }
 
-fn is_fresh(answer: Option<&(Instant, Option<Credentials>)>) -> bool {
+fn is_fresh(answer: Option<&(Instant, Option<RegistryCredentials>)>) -> bool {
     answer.is_some_and(|(at, _)| at.elapsed() < ANSWER_LIFETIME)
 }
 
@@ -218,7 +220,7 @@ mod tests {
         assert!(config.check().is_ok());
         assert_eq!(
             config.lookup("example.com").await.unwrap(),
-            Credentials::default()
+            RegistryCredentials::default()
         );
     }
 
@@ -238,7 +240,7 @@ mod tests {
         fs::remove_file(&config.path).unwrap();
         assert_eq!(
             config.lookup("example.com").await.unwrap(),
-            Credentials::default()
+            RegistryCredentials::default()
         );
     }
 
@@ -251,7 +253,10 @@ mod tests {
             "{error}"
         );
         assert!(!error.contains("hunter2"), "{error}");
-        assert_eq!(config.credentials("example.com").await, Credentials::default());
+        assert_eq!(
+            config.credentials("example.com").await,
+            RegistryCredentials::default()
+        );
 
         let folder = DockerConfig::at(std::env::temp_dir());
         assert!(matches!(folder.check(), Err(DockerConfigError::Read { .. })));
@@ -270,7 +275,7 @@ mod tests {
         for host in ["bad.example", "helper.example"] {
             let error = config.lookup(host).await.unwrap_err();
             assert!(matches!(error, DockerConfigError::Unusable(_)), "{error:?}");
-            assert_eq!(config.credentials(host).await, Credentials::default());
+            assert_eq!(config.credentials(host).await, RegistryCredentials::default());
         }
     }
 
@@ -303,7 +308,10 @@ esac
                 "from the file"
             );
         }
-        assert_eq!(config.lookup("a b\n").await.unwrap(), Credentials::default());
+        assert_eq!(
+            config.lookup("a b\n").await.unwrap(),
+            RegistryCredentials::default()
+        );
         let count = fs::read_to_string(dir.path().join("count")).unwrap();
         assert_eq!(count.lines().count(), 2, "one run for each registry");
     }

@@ -73,7 +73,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Failed(Failure),
     /// The build was cancelled because it exceeded the config's `timeout` or the function's own time limit.
-    #[error("the build ran past its time limit of {}", duration::format(*limit))]
+    #[error("the build ran past its time limit of {}", duration::format_duration(*limit))]
     TimeLimit {
         /// The time limit that the build exceeded.
         limit: Duration,

@@ -160,7 +160,7 @@ impl HandOverSigner<'_> {
             1 => reason,
             _ => format!(
                 "{reason}; the hand-over was tried {attempts} times within {}",
-                duration::format(settings.timeout)
+                duration::format_duration(settings.timeout)
             ),
         })
     }
@@ -219,7 +219,7 @@ impl HandOverSigner<'_> {
         Message {
             path: format!("/{route}/{}", self.deployer.settings.function),
             call_id,
-            signature: signature::sign(&self.key, &body),
+            signature: signature::sign_body(&self.key, &body),
             body: body.into(),
         }
     }
@@ -227,7 +227,7 @@ impl HandOverSigner<'_> {
     /// Sends a message to the deployer once.
     async fn send(&self, message: &Message<'_>, timeout: Duration) -> Result<Reply, GatewayError> {
         let gateway = &self.deployer.gateway;
-        let mut request = Request::post(gateway.uri(&message.path)?)
+        let mut request = Request::post(gateway.uri_of_path(&message.path)?)
             .header(header::CONTENT_TYPE, "application/json")
             .header(SIGNATURE_HEADER, &message.signature);
         // A call id that no header can contain is left out here. The body has it as well.
@@ -252,7 +252,7 @@ impl AnswerSigner {
     pub(crate) fn header(&self, body: &[u8]) -> (header::HeaderName, String) {
         (
             header::HeaderName::from_static(SIGNATURE_HEADER),
-            signature::sign(&self.0, body),
+            signature::sign_body(&self.0, body),
         )
     }
 }

@@ -56,7 +56,7 @@ impl Handler for BuilderApi {
         if request.method() != method {
             return Ok(answer::wrong_method(&method));
         }
-        trace::set_route(route);
+        trace::set_route_of_current_request(route);
         Ok(match method {
             Method::POST => self.answer_build(request, context).await,
             _ => self.answer_public_key(),
@@ -162,7 +162,7 @@ impl BuilderApi {
             Err(error) => Err(error),
         };
         match &received {
-            Ok(request) => span.set(
+            Ok(request) => span.set_attribute(
                 "slipway.request.bytes",
                 i64::try_from(request.body_bytes).unwrap_or(i64::MAX),
             ),
@@ -220,8 +220,8 @@ impl BuilderApi {
         tracing::info!(image, %reference, bytes = request.body_bytes, "build started");
         let in_flight = self.metrics.start_build(request.body_bytes);
         let span = trace::span("build");
-        span.set("slipway.image", image.to_owned());
-        span.set("slipway.reference", reference.to_string());
+        span.set_attribute("slipway.image", image.to_owned());
+        span.set_attribute("slipway.reference", reference.to_string());
         let secrets = self.open_sealed_secrets(request);
         let mask = secrets
             .as_ref()
@@ -264,13 +264,13 @@ impl BuilderApi {
                     true => SUPERSEDED,
                     false => "success",
                 });
-                span.set("slipway.digest", digest.to_owned());
+                span.set_attribute("slipway.digest", digest.to_owned());
                 Answer::built(built, fields).masked(&mask)
             }
             Err(error) => {
                 log_build_failure(&error, fields, &mask);
                 in_flight.end(outcome_label(error.kind()));
-                span.set("error.type", outcome_label(error.kind()));
+                span.set_attribute("error.type", outcome_label(error.kind()));
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
                 Answer::failed(&error, fields).masked(&mask)
             }

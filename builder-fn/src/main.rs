@@ -33,7 +33,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
     }
     let (sender, ready) = watch::channel(false);
     tokio::spawn(ready::watch(settings.daemon.clone(), sender));
-    let metrics = Metrics::register(context.registry())?;
+    let metrics = Metrics::register(context.metrics_registry())?;
     let limits_itself = settings.slots.is_some();
     let slots = settings.slots.unwrap_or_default();
     let credentials = Arc::new(settings.credentials);
@@ -67,7 +67,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         metrics,
     };
     let app = match limits_itself {
-        true => App::new(api).limits_itself(),
+        true => App::new(api).handler_limits_inflight(),
         false => App::new(api),
     };
     Ok(app

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::Secrets;
-use function_host::registry::{RegistryClient, TokenRealms};
+use function_host::registry::{AllowedTokenHosts, RegistryClient};
 
 use crate::buildkit::{CredentialStore, ManifestStore};
 
@@ -22,7 +22,7 @@ pub struct Registries {
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
     /// The hosts that registry tokens may be fetched from.
-    pub token_realms: TokenRealms,
+    pub token_realms: AllowedTokenHosts,
 }
 
 #[tonic::async_trait]

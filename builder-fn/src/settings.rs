@@ -44,7 +44,7 @@ use std::time::Duration;
 
 use function_host::env::Parser;
 use function_host::prometheus::IntGauge;
-use function_host::registry::TokenRealms;
+use function_host::registry::AllowedTokenHosts;
 use function_host::signature;
 use function_host::{ErrorChain, Secrets};
 
@@ -77,7 +77,7 @@ pub struct Settings {
     /// The credentials for registries.
     pub credentials: DockerConfig,
     /// The hosts that registry tokens may be fetched from, besides those of the registries.
-    pub token_realms: TokenRealms,
+    pub token_realms: AllowedTokenHosts,
     /// The settings that apply to every build.
     pub build: BuildSettings,
     /// Limits on build requests.
@@ -133,18 +133,18 @@ impl Settings {
             daemon,
             is_exposed,
             credentials: read_docker_config(parser, secrets),
-            token_realms: parser.parse("token_realms", TokenRealms::default(), str::parse),
+            token_realms: parser.parse_or_default("token_realms", AllowedTokenHosts::default(), str::parse),
             build: read_build_settings(parser),
             requests: RequestSettings::read(parser),
             signatures: SignatureSettings::read(parser, secrets),
             slots: read_build_slots(parser, max_inflight),
             deployer: DeployerSettings {
-                function: parser.parse("deployer", "deployer-fn".to_owned(), parse_function_name),
-                via: parser.parse("deploy_via", DeployVia::default(), str::parse),
+                function: parser.parse_or_default("deployer", "deployer-fn".to_owned(), parse_function_name),
+                via: parser.parse_or_default("deploy_via", DeployVia::default(), str::parse),
                 timeout: parser.duration("deploy_timeout", Duration::from_secs(300)),
                 hand_over_ttl: read_hand_over_ttl(parser),
             },
-            max_log: parser.parse("max_log", 4 << 20, parse_max_log_bytes),
+            max_log: parser.parse_or_default("max_log", 4 << 20, parse_max_log_bytes),
             seal_key: read_seal_key(parser),
         };
         parser.flag("enable_lchown", false);
@@ -159,10 +159,10 @@ impl RequestSettings {
             max_entries: parser.number("max_entries", ArchiveLimits::default().entries),
             max_config: parser.number("max_config", ArchiveLimits::default().small_file),
             spool_dir: parser
-                .text("spool_dir")
+                .optional_text("spool_dir")
                 .map_or_else(std::env::temp_dir, PathBuf::from),
             spool_limit: parser.number("spool_limit", 4 << 30),
-            frontends: parser.parse("allowed_frontends", AllowedFrontends::default(), str::parse),
+            frontends: parser.parse_or_default("allowed_frontends", AllowedFrontends::default(), str::parse),
             freshness: read_freshness_limit(parser),
         };
         if !settings.spool_dir.is_dir() {
@@ -170,13 +170,13 @@ impl RequestSettings {
                 "should name a directory; {} is not one",
                 settings.spool_dir.display()
             );
-            parser.problem("spool_dir", problem);
+            parser.add_problem("spool_dir", problem);
         } else if let Err(error) = context::check_spool(&settings.spool_dir) {
             let problem = format!("should name a writable directory: {}", ErrorChain(&error));
-            parser.problem("spool_dir", problem);
+            parser.add_problem("spool_dir", problem);
         }
         if settings.spool_limit < settings.max_body {
-            parser.problem(
+            parser.add_problem(
                 "spool_limit",
                 "should be at least max_body, so that one body fits",
             );
@@ -205,11 +205,11 @@ impl SignatureSettings {
         };
         if !settings.disable_hmac {
             if let Err(error) = secrets.read_secret(PAYLOAD_SECRET_NAME) {
-                parser.problem("disable_hmac", format!("is not set, and {error}"));
+                parser.add_problem("disable_hmac", format!("is not set, and {error}"));
             }
-            signature::check_secret(parser, secrets, PAYLOAD_SECRET_NAME);
+            signature::check_signing_secret(parser, secrets, PAYLOAD_SECRET_NAME);
         }
-        signature::check_secret(parser, secrets, hand_over::SECRET);
+        signature::check_signing_secret(parser, secrets, hand_over::SECRET);
         settings
     }
 }
@@ -220,7 +220,7 @@ fn read_freshness_limit(parser: &mut Parser<'_>) -> FreshnessLimit {
     let is_required = parser.flag("require_fresh", false);
     if max_age.is_zero() {
         if is_required {
-            parser.problem(
+            parser.add_problem(
                 "require_fresh",
                 "needs max_age, which says how old a request may be",
             );
@@ -234,12 +234,12 @@ fn read_build_settings(parser: &mut Parser<'_>) -> BuildSettings {
     BuildSettings {
         insecure: parser.flag("insecure", false),
         compression: read_compression(parser),
-        sbom_generator: parser.parse("sbom_generator", None, |name| {
+        sbom_generator: parser.parse_or_default("sbom_generator", None, |name| {
             ImageRef::parse(name)
                 .map(|image| Some(image.to_string()))
                 .map_err(|error| format!("should be an image: {error}"))
         }),
-        default_namespace: parser.parse(
+        default_namespace: parser.parse_or_default(
             "default_namespace",
             DEFAULT_FUNCTION_NAMESPACE.to_owned(),
             parse_namespace,
@@ -258,17 +258,17 @@ fn parse_namespace(text: &str) -> Result<String, &'static str> {
 
 fn read_docker_config(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfig {
     let path = parser
-        .text("registry_config")
+        .optional_text("registry_config")
         .map_or_else(|| secrets.directory().join(REGISTRY_SECRET_NAME), PathBuf::from);
-    let folder = parser.text("credential_helpers").map(PathBuf::from);
+    let folder = parser.optional_text("credential_helpers").map(PathBuf::from);
     if let Some(folder) = folder.as_ref().filter(|folder| !folder.is_dir()) {
         let problem = format!("should name a directory; {} is not one", folder.display());
-        parser.problem("credential_helpers", problem);
+        parser.add_problem("credential_helpers", problem);
     }
     let config = DockerConfig::at(path);
     if let Err(error) = config.check() {
         let problem = format!("cannot be used: {}", ErrorChain(&error));
-        parser.problem("registry_config", problem);
+        parser.add_problem("registry_config", problem);
     }
     config.with_helpers(Helpers {
         folder,
@@ -277,11 +277,11 @@ fn read_docker_config(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfi
 }
 
 fn read_seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
-    let path = parser.text("build_secrets_private_key_path")?;
+    let path = parser.optional_text("build_secrets_private_key_path")?;
     let key = SealKey::at(Path::new(&path));
     if let Err(error) = key.public() {
         let problem = format!("cannot be used: {}", ErrorChain(&error));
-        parser.problem("build_secrets_private_key_path", problem);
+        parser.add_problem("build_secrets_private_key_path", problem);
     }
     Some(key)
 }
@@ -294,8 +294,8 @@ fn parse_max_log_bytes(text: &str) -> Result<usize, &'static str> {
 }
 
 fn read_compression(parser: &mut Parser<'_>) -> Compression {
-    let format = parser.parse("compression", Format::Zstd, str::parse);
-    let level = parser.parse("compression_level", None, |text| {
+    let format = parser.parse_or_default("compression", Format::Zstd, str::parse);
+    let level = parser.parse_or_default("compression_level", None, |text| {
         // What is not a whole number is not a level of any format.
         let level = Some(text.parse().unwrap_or(u64::MAX));
         Compression::new(format, level).map(|compression| compression.level)
@@ -311,7 +311,7 @@ fn read_build_slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Opt
         return None;
     }
     let Some(limit) = max_inflight else {
-        parser.problem(
+        parser.add_problem(
             "queue_wait",
             "needs max_inflight, which says how many builds run at a time",
         );
@@ -323,7 +323,7 @@ fn read_build_slots(parser: &mut Parser<'_>, max_inflight: Option<usize>) -> Opt
 fn read_hand_over_ttl(parser: &mut Parser<'_>) -> Duration {
     let ttl = parser.duration("hand_over_ttl", Duration::from_secs(3600));
     if ttl.is_zero() {
-        parser.problem(
+        parser.add_problem(
             "hand_over_ttl",
             "should be longer than 0s, so that hand-overs can arrive",
         );

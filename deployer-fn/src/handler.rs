@@ -28,7 +28,7 @@ use crate::settings::Settings;
 use crate::succession::SuccessorReceiver;
 
 /// Timeout of all requests to a registry for finding out whether it has an image.
-const REGISTRY_TIMEOUT: Duration = Duration::from_secs(10);
+const IMAGE_LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Timeout of a whole dry run.
 const DRY_RUN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,8 +64,8 @@ impl Deployer {
     }
 
     /// Receives the hand-over in a request, and deploys it in a task of its own; a dry run is only checked.
-    async fn handle(&self, request: Request, context: &Context) -> Result<Handled, Error> {
-        let (mut received, rules) = self.receive(request, context).await?;
+    async fn handle_hand_over(&self, request: Request, context: &Context) -> Result<Handled, Error> {
+        let (mut received, rules) = self.receive_with_rules(request, context).await?;
         rules.apply_defaults(&mut received.hand_over_mut().spec);
         let hand_over = received.hand_over();
         if !hand_over.warnings.is_empty() {
@@ -74,9 +74,9 @@ impl Deployer {
         let mut objections = hand_over.time_problems(Timestamp::now());
         objections.extend(rules.violations(&hand_over.spec, received.image()));
         match received {
-            Received::DryRun(dry_run) => {
-                Ok(Handled::DryRun(self.dry_run(&dry_run, objections, context).await))
-            }
+            Received::DryRun(dry_run) => Ok(Handled::DryRun(
+                self.check_dry_run(&dry_run, objections, context).await,
+            )),
             Received::HandOver(hand_over) => {
                 let outcome = self.deploy_in_task(hand_over, objections, context).await?;
                 Ok(Handled::Deployment(Box::new(outcome)))
@@ -85,7 +85,12 @@ impl Deployer {
     }
 
     /// Checks a hand-over whose image is not built yet.
-    async fn dry_run(&self, dry_run: &DryRun, objections: Vec<String>, context: &Context) -> DryRunOutcome {
+    async fn check_dry_run(
+        &self,
+        dry_run: &DryRun,
+        objections: Vec<String>,
+        context: &Context,
+    ) -> DryRunOutcome {
         let transport = GatewayTransport::new(context.gateway(), context.secrets(), &self.exchange);
         let succession = SuccessorReceiver::none();
         let rollout_context = self.rollout_context(&transport, &succession);
@@ -123,15 +128,15 @@ impl Deployer {
             build = hand_over.call_id.as_deref().unwrap_or_default(),
         );
         let span = trace::span("deployment");
-        span.set("slipway.function", function.to_string());
-        span.set("slipway.image", hand_over.spec.image.to_string());
+        span.set_attribute("slipway.function", function.to_string());
+        span.set_attribute("slipway.image", hand_over.spec.image.to_string());
         let (deployer, context) = (self.clone(), context.clone());
         let deployment = async move {
             let outcome = span
                 .run(deployer.deploy(&hand_over, function, objections, &context))
                 .await;
-            span.set("slipway.status", outcome.status.name());
-            span.set("slipway.changed", outcome.changed);
+            span.set_attribute("slipway.status", outcome.status.name());
+            span.set_attribute("slipway.changed", outcome.changed);
             if !matches!(
                 outcome.status,
                 DeploymentStatus::Ready | DeploymentStatus::Unverified
@@ -146,8 +151,12 @@ impl Deployer {
     }
 
     /// Receives and verifies a hand-over, and returns it with the rules of the key that it is signed with.
-    async fn receive(&self, request: Request, context: &Context) -> Result<(Received, &Rules), Error> {
-        let keys = read_keys(context.secrets(), &self.settings.policy)?;
+    async fn receive_with_rules(
+        &self,
+        request: Request,
+        context: &Context,
+    ) -> Result<(Received, &Rules), Error> {
+        let keys = read_keys_with_rules(context.secrets(), &self.settings.policy)?;
         let (head, body) = request.into_parts();
         let signature = head
             .headers
@@ -155,7 +164,7 @@ impl Deployer {
             .map(HeaderValue::to_str)
             .and_then(Result::ok);
         let span = trace::span("receive");
-        let received = span.run(request::receive(body, signature, &keys)).await;
+        let received = span.run(request::receive_hand_over(body, signature, &keys)).await;
         if let Err(error) = &received {
             span.mark_failed(error);
         }
@@ -174,7 +183,7 @@ impl Deployer {
         objections.extend(self.check_image(&hand_over.spec.image, context).await);
         // Another deployment does not yield to one that is rejected.
         let times = match objections.is_empty() {
-            true => hand_over.times(),
+            true => hand_over.build_times(),
             false => BuildTimes::default(),
         };
         let queued = Instant::now();
@@ -212,7 +221,7 @@ impl Deployer {
             platform: settings.platform.clone(),
         };
         let span = trace::span("check image");
-        let objection = span.run(lookup.find_objection(image, REGISTRY_TIMEOUT)).await;
+        let objection = span.run(lookup.find_objection(image, IMAGE_LOOKUP_TIMEOUT)).await;
         if let Some(objection) = &objection {
             span.mark_failed(objection);
         }
@@ -246,14 +255,19 @@ impl Handler for Deployer {
                 .insert(header::ALLOW, HeaderValue::from_static("POST"));
             return Ok(response);
         }
-        trace::set_route("/");
-        Ok(answer::log_and_respond(&self.handle(request, &context).await))
+        trace::set_route_of_current_request("/");
+        Ok(answer::log_and_respond(
+            &self.handle_hand_over(request, &context).await,
+        ))
     }
 }
 
 /// Reads the keys that hand-overs may be signed with, each with its rules. If a further key of the policy
 /// cannot be read, hand-overs that are signed with another one are not affected.
-fn read_keys<'p>(secrets: &Secrets, policy: &'p Policy) -> Result<Vec<(HmacKeys, &'p Rules)>, Error> {
+fn read_keys_with_rules<'p>(
+    secrets: &Secrets,
+    policy: &'p Policy,
+) -> Result<Vec<(HmacKeys, &'p Rules)>, Error> {
     let secret = secrets.read_secret(KEY_SECRET).map_err(Error::Key)?;
     let first = HmacKeys::new(&secret).ok_or(Error::NoKey { name: KEY_SECRET })?;
     let mut keys = vec![(first, &policy.rules)];

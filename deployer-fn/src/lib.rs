@@ -26,7 +26,9 @@ pub use self::gateway::Transport;
 pub use self::handler::Deployer;
 pub use self::metrics::Metrics;
 pub use self::outcome::{DeploymentStatus, Durations, Fault, Outcome, Running, Successor};
-pub use self::request::{FunctionSpec, HandOver, MAX_BODY, PinnedImage, Probe, Resources, SPEC_ANNOTATION};
+pub use self::request::{
+    FunctionSpec, HandOver, MAX_BODY_BYTES, PinnedImage, Probe, Resources, SPEC_ANNOTATION,
+};
 pub use self::rollout::{Deadline, RolloutContext, RolloutHistory, Timeouts, rollout};
 pub use self::settings::Settings;
 pub use self::succession::{SuccessorReceiver, SuccessorSender};

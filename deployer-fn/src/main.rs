@@ -9,9 +9,9 @@ fn main() -> ExitCode {
     function_host::run_with(async |context: SetupContext| {
         let mut parser = context.settings_parser();
         let settings = Settings::read(&mut parser);
-        settings.check_keys(&mut parser, context.secrets());
+        settings.check_signing_keys(&mut parser, context.secrets());
         parser.finish()?;
-        let deployer = Deployer::new(settings, Metrics::new(context.registry())?);
+        let deployer = Deployer::new(settings, Metrics::new(context.metrics_registry())?);
         Ok::<_, SetupError>(App::new(deployer).named("deployer-fn"))
     })
 }

@@ -14,7 +14,7 @@
 //! }
 //! ```
 //!
-//! An absent rule allows everything. `rules` apply to hand-overs that are signed with `deploy-secret`. `keys` names
+//! An absent rule allows everything. `rules_from_json` apply to hand-overs that are signed with `deploy-secret`. `keys` names
 //! further secrets with signing keys, each with rules that apply instead. In a list of names, `*` at the end of an
 //! entry matches any rest. An entry of `images` is a prefix that ends at a segment of the path: `registry.example/team` allows
 //! `registry.example/team:1` and `registry.example/team/hello`, and not `registry.example/team-b`.
@@ -31,9 +31,9 @@ use crate::request::{FunctionSpec, PinnedImage, Resources};
 pub(crate) const KEY_SECRET: &str = "deploy-secret";
 
 /// The label with a function's highest number of replicas.
-const SCALE_MAX: &str = "com.openfaas.scale.max";
+const MAX_REPLICAS_LABEL: &str = "com.openfaas.scale.max";
 /// The label with a function's lowest number of replicas.
-const SCALE_MIN: &str = "com.openfaas.scale.min";
+const MIN_REPLICAS_LABEL: &str = "com.openfaas.scale.min";
 
 /// The operator's policy: rules for the hand-overs of each signing key.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -141,7 +141,7 @@ impl Rules {
         let mut violations = Vec::new();
         if let Some(allowed) = &self.namespaces {
             match &spec.namespace {
-                Some(namespace) if matches_any(allowed, namespace) => {}
+                Some(namespace) if matches_any_pattern(allowed, namespace) => {}
                 Some(namespace) => {
                     violations.push(format!("policy rule namespaces does not allow {namespace:?}"));
                 }
@@ -202,15 +202,15 @@ impl Rules {
             }
         }
         let Some(cap) = self.max_replicas else { return };
-        for label in [SCALE_MIN, SCALE_MAX] {
+        for label in [MIN_REPLICAS_LABEL, MAX_REPLICAS_LABEL] {
             match spec.labels.get(label).map(|text| text.parse::<u32>()) {
                 // No replicas at most is no limit, too. No replicas at least is no more than the cap.
-                Some(Ok(number)) if number <= cap && (number > 0 || label == SCALE_MIN) => {}
+                Some(Ok(number)) if number <= cap && (number > 0 || label == MIN_REPLICAS_LABEL) => {}
                 Some(_) => violations.push(format!(
                     "policy rule maxReplicas allows {label} from 1 up to {cap}"
                 )),
                 // Without the label, OpenFaaS scales up to 20.
-                None if label == SCALE_MAX => violations.push(format!(
+                None if label == MAX_REPLICAS_LABEL => violations.push(format!(
                     "policy rule maxReplicas requires the label {label}, of at most {cap}"
                 )),
                 None => {}
@@ -242,12 +242,12 @@ fn check_names<'n>(
     violations: &mut Vec<String>,
 ) {
     let Some(allowed) = allowed else { return };
-    let rejected = given.filter(|name| !matches_any(allowed, name));
+    let rejected = given.filter(|name| !matches_any_pattern(allowed, name));
     violations.extend(rejected.map(|name| format!("policy rule {rule} does not allow {name:?}")));
 }
 
 /// Returns whether a name equals an entry of `allowed`, or begins with an entry that ends in `*`.
-fn matches_any(allowed: &[String], name: &str) -> bool {
+fn matches_any_pattern(allowed: &[String], name: &str) -> bool {
     allowed.iter().any(|entry| match entry.strip_suffix('*') {
         Some(prefix) => name.starts_with(prefix),
         None => entry == name,
@@ -261,10 +261,10 @@ mod tests {
     use super::*;
     use crate::request;
 
-    fn spec(deploy: Value) -> FunctionSpec {
+    fn spec_from_deploy_fields(deploy: Value) -> FunctionSpec {
         let image = format!("registry.example/team/hello@sha256:{}", "0".repeat(64));
         let document = json!({"image": image, "deploy": deploy});
-        let received = request::parse(document.to_string().as_bytes()).unwrap();
+        let received = request::parse_hand_over(document.to_string().as_bytes()).unwrap();
         received.hand_over().spec.clone()
     }
 
@@ -272,25 +272,25 @@ mod tests {
         rules.violations(spec, Some(&spec.image))
     }
 
-    fn rules(rules: Value) -> Rules {
+    fn rules_from_json(rules: Value) -> Rules {
         let policy = json!({"rules": rules}).to_string();
         Policy::parse(&policy).unwrap().rules
     }
 
     #[test]
     fn without_rules_everything_is_allowed() {
-        let anything = spec(json!({"service": "hello", "secrets": ["x"]}));
+        let anything = spec_from_deploy_fields(json!({"service": "hello", "secrets": ["x"]}));
         assert_eq!(violations(&Rules::default(), &anything), Vec::<String>::new());
     }
 
     #[test]
     fn every_violation_names_its_rule() {
-        let rules = rules(json!({
+        let rules = rules_from_json(json!({
             "namespaces": ["team-*"], "images": ["registry.example/other/"], "secrets": ["api-*"],
             "environment": ["A"], "labels": ["com.openfaas.*"], "annotations": [], "maxCpu": "1",
             "maxMemory": "512Mi", "maxReplicas": 5, "readOnlyRootFilesystem": true
         }));
-        let spec = spec(json!({
+        let spec = spec_from_deploy_fields(json!({
             "service": "hello", "namespace": "openfaas-fn", "secrets": ["api-key", "other"],
             "envVars": {"A": "1", "B": "2"}, "labels": {"com.openfaas.scale.max": "6", "x": "y"},
             "annotations": {"topic": "t"}, "limits": {"cpu": "1500m"}, "requests": {"memory": "1Gi"}
@@ -352,11 +352,11 @@ mod tests {
 
     #[test]
     fn zero_exceeds_every_cap() {
-        let rules = rules(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
+        let rules = rules_from_json(json!({"maxCpu": "1", "maxMemory": "512Mi", "maxReplicas": 5}));
         let given = |cpu: &str, memory: &str, replicas: &str| {
             violations(
                 &rules,
-                &spec(json!({
+                &spec_from_deploy_fields(json!({
                     "service": "hello", "limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": "0"},
                     "labels": {"com.openfaas.scale.max": replicas, "com.openfaas.scale.min": "0"}
                 })),
@@ -374,8 +374,9 @@ mod tests {
 
     #[test]
     fn absent_limits_get_the_policys_defaults() {
-        let rules = rules(json!({"defaultMemory": "128Mi", "maxMemory": "256Mi", "defaultCpu": "500m"}));
-        let mut open = spec(json!({"service": "hello", "limits": {"cpu": "1"}}));
+        let rules =
+            rules_from_json(json!({"defaultMemory": "128Mi", "maxMemory": "256Mi", "defaultCpu": "500m"}));
+        let mut open = spec_from_deploy_fields(json!({"service": "hello", "limits": {"cpu": "1"}}));
         rules.apply_defaults(&mut open);
         let limits = open.limits.clone().unwrap();
         let text = |limit: Option<Quantity>| limit.map(|limit| limit.to_string());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use function_host::registry::{
-    Credentials, LoginsCache, RegistryClient, RegistryError, Repository, TokenRealms,
+    AllowedTokenHosts, LoginsCache, RegistryClient, RegistryCredentials, RegistryError, Repository,
 };
 use function_host::secret::SecretError;
 use function_host::{ErrorChain, Secrets};
@@ -33,7 +33,7 @@ pub(crate) struct ImageLookup {
     /// Whether registries speak plain HTTP.
     pub(crate) insecure: bool,
     /// The hosts that registry tokens may be fetched from.
-    pub(crate) token_realms: TokenRealms,
+    pub(crate) token_realms: AllowedTokenHosts,
     /// The platform of the node, as `os/architecture`.
     pub(crate) platform: String,
 }
@@ -87,25 +87,27 @@ impl ImageLookup {
     ///
     /// # Errors
     /// The reason why the secret, or its entry for the registry, cannot be used, without any of its content.
-    fn credentials(&self, registry: &str) -> Result<Credentials, String> {
+    fn credentials(&self, registry: &str) -> Result<RegistryCredentials, String> {
         let unusable =
             |error: &dyn std::fmt::Display| format!("the secret {CONFIG_SECRET} cannot be used: {error}");
         let secret = match self.secrets.read_secret(CONFIG_SECRET) {
             Ok(secret) => secret,
-            Err(SecretError::Missing { .. } | SecretError::Empty { .. }) => return Ok(Credentials::default()),
+            Err(SecretError::Missing { .. } | SecretError::Empty { .. }) => {
+                return Ok(RegistryCredentials::default());
+            }
             Err(error) => return Err(ErrorChain(&error).to_string()),
         };
         let logins = self
             .logins
-            .parse(secret.expose())
+            .parse_if_changed(secret.expose())
             .map_err(|error| unusable(&error))?;
-        logins.find(registry).map_err(|error| unusable(&error))
+        logins.credentials_for(registry).map_err(|error| unusable(&error))
     }
 
     /// Finds the image in its repository, and compares its platform.
     async fn find(&self, mut repository: Repository, image: &PinnedImage) -> Result<Presence, RegistryError> {
-        let Some(manifest) = repository.manifest(image.digest()).await? else {
-            let reason = format!("the registry {} has no image {image}", repository.host());
+        let Some(manifest) = repository.fetch_manifest(image.digest()).await? else {
+            let reason = format!("the registry {} has no image {image}", repository.registry_host());
             return Ok(Presence::Missing(reason));
         };
         let unknown = |reason: &str| Ok(Presence::Unknown(reason.to_owned()));
@@ -140,7 +142,7 @@ impl ImageLookup {
 /// The blob may be on another host. The manifest shows that the image exists, and the platform is not worth a request to
 /// a further host.
 async fn platform_of(repository: &mut Repository, config: &str) -> Result<Option<String>, RegistryError> {
-    let config = match repository.blob(config).await {
+    let config = match repository.fetch_blob(config).await {
         Err(RegistryError::Status { status, .. }) if status.is_redirection() => return Ok(None),
         config => config?.unwrap_or_default(),
     };

@@ -11,7 +11,7 @@ mod probe;
 mod spec;
 
 use function_host::Body;
-use function_host::signature::{HmacKeys, Verifier};
+use function_host::signature::{HmacKeys, SignatureVerifier};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -32,7 +32,7 @@ use fields::{Fields, Remarks};
 pub(crate) const SIGNATURE_HEADER: &str = "x-deploy-signature";
 
 /// The size limit of a hand-over, in bytes. Providers store far less of it, above all in annotations.
-pub const MAX_BODY: usize = 1024 * 1024;
+pub const MAX_BODY_BYTES: usize = 1024 * 1024;
 
 /// An image to deploy, with its specification, as the builder hands it over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct HandOver {
 
 impl HandOver {
     /// Returns the times of the hand-over's build.
-    pub(crate) fn times(&self) -> BuildTimes {
+    pub(crate) fn build_times(&self) -> BuildTimes {
         BuildTimes {
             submitted_at: self.submitted_at,
             built_at: self.built_at,
@@ -73,7 +73,10 @@ impl HandOver {
                 time::format_millis(now)
             )
         });
-        expired.into_iter().chain(self.times().problem(now)).collect()
+        expired
+            .into_iter()
+            .chain(self.build_times().problem(now))
+            .collect()
     }
 
     /// Returns a digest that identifies the hand-over in all its deliveries. `None` if neither call nor time
@@ -100,7 +103,7 @@ impl HandOver {
 /// # Errors
 /// [`Error::Unsigned`], [`Error::MalformedSignature`] and [`Error::WrongSignature`] if the hand-over is not the
 /// builder's; [`Error::Body`], [`Error::NotJson`] and [`Error::Invalid`] if it cannot be read or is not valid.
-pub(crate) async fn receive<K: Copy>(
+pub(crate) async fn receive_hand_over<K: Copy>(
     body: Body,
     signature: Option<&str>,
     keys: &[(HmacKeys, K)],
@@ -108,15 +111,15 @@ pub(crate) async fn receive<K: Copy>(
     let signature = signature.ok_or(Error::Unsigned)?;
     let mut verifiers = Vec::with_capacity(keys.len());
     for (key, value) in keys {
-        let verifier = Verifier::new(key, signature).map_err(Error::MalformedSignature)?;
+        let verifier = SignatureVerifier::new(key, signature).map_err(Error::MalformedSignature)?;
         verifiers.push((verifier, *value));
     }
-    let bytes = body.collect(MAX_BODY).await.map_err(Error::Body)?;
+    let bytes = body.collect(MAX_BODY_BYTES).await.map_err(Error::Body)?;
     let mut error = Error::Unsigned;
     for (mut verifier, value) in verifiers {
         verifier.update(&bytes);
         match verifier.finish() {
-            Ok(()) => return Ok((parse(&bytes)?, value)),
+            Ok(()) => return Ok((parse_hand_over(&bytes)?, value)),
             Err(mismatch) => error = Error::WrongSignature(mismatch),
         }
     }
@@ -124,14 +127,14 @@ pub(crate) async fn receive<K: Copy>(
 }
 
 /// Parses the JSON of a hand-over, or of a builder's result that contains one.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
+pub(crate) fn parse_hand_over(bytes: &[u8]) -> Result<Received, Error> {
     let Value::Object(document) = serde_json::from_slice(bytes).map_err(Error::NotJson)? else {
         return Err(Error::Invalid {
             problems: vec!["the hand-over is JSON, but not an object".to_owned()],
             dry_run: false,
         });
     };
-    let document = unwrap_result(document);
+    let document = unwrap_build_result(document);
     let mut remarks = Remarks::default();
     let mut fields = Fields::new("", document, &mut remarks);
     let dry_run = fields.read_flag("dryRun").unwrap_or_default();
@@ -151,9 +154,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
         None
     });
     let call_id = fields.read_string("callId");
-    let submitted_at = read_time(&mut fields, "submittedAt");
-    let built_at = read_time(&mut fields, "builtAt");
-    let expires_at = read_time(&mut fields, "expiresAt");
+    let submitted_at = read_time_field(&mut fields, "submittedAt");
+    let built_at = read_time_field(&mut fields, "builtAt");
+    let expires_at = read_time_field(&mut fields, "expiresAt");
     let probe = match fields.read_object("probe") {
         Some(probe) => fields.read_within("probe", probe, Probe::read),
         None => Probe::default(),
@@ -193,7 +196,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Received, Error> {
 }
 
 /// Reads a field with a time in RFC 3339, and reports other text.
-fn read_time(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
+fn read_time_field(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
     let text = fields.read_string(key).filter(|text| !text.is_empty())?;
     let time = time::parse(&text);
     if time.is_none() {
@@ -207,7 +210,7 @@ fn read_time(fields: &mut Fields<'_>, key: &str) -> Option<Timestamp> {
 
 /// Returns the hand-over inside a result of the builder, which a queue-worker posts to its callback; returns
 /// any other document as it is.
-fn unwrap_result(mut document: Map<String, Value>) -> Map<String, Value> {
+fn unwrap_build_result(mut document: Map<String, Value>) -> Map<String, Value> {
     let deployment = document.get_mut("deployment");
     match deployment.and_then(|deployment| deployment.get_mut("handOver")) {
         Some(Value::Object(hand_over)) => std::mem::take(hand_over),
@@ -222,37 +225,37 @@ mod tests {
 
     use super::*;
 
-    const IMAGE: &str =
+    const IMAGE_REFERENCE: &str =
         "registry.example/hello@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-    fn key(text: &str) -> HmacKeys {
+    fn hmac_keys(text: &str) -> HmacKeys {
         HmacKeys::new(&Secret::new(text)).unwrap()
     }
 
-    fn problems(document: &Value) -> Vec<String> {
-        match parse(document.to_string().as_bytes()) {
+    fn problems_of(document: &Value) -> Vec<String> {
+        match parse_hand_over(document.to_string().as_bytes()) {
             Err(Error::Invalid { problems, .. }) => problems,
             other => panic!("expected problems, got {other:?}"),
         }
     }
 
-    fn hand_over(document: &Value) -> HandOver {
-        match parse(document.to_string().as_bytes()) {
+    fn parse_valid_hand_over(document: &Value) -> HandOver {
+        match parse_hand_over(document.to_string().as_bytes()) {
             Ok(Received::HandOver(hand_over)) => hand_over,
             other => panic!("expected a hand-over, got {other:?}"),
         }
     }
 
-    fn dry_run(document: &Value) -> DryRun {
-        match parse(document.to_string().as_bytes()) {
+    fn parse_valid_dry_run(document: &Value) -> DryRun {
+        match parse_hand_over(document.to_string().as_bytes()) {
             Ok(Received::DryRun(dry_run)) => dry_run,
             other => panic!("expected a dry run, got {other:?}"),
         }
     }
 
-    fn full() -> Value {
+    fn complete_hand_over_json() -> Value {
         json!({
-            "image": IMAGE,
+            "image": IMAGE_REFERENCE,
             "tag": "registry.example/hello:1.0",
             "callId": "b6a8d1c2",
             "builtAt": "2026-03-01T12:00:00.5Z",
@@ -274,13 +277,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_signed_hand_over_is_parsed_in_full() {
-        let body = full().to_string();
-        let signature = signature::sign(&key("k"), body.as_bytes());
+        let body = complete_hand_over_json().to_string();
+        let signature = signature::sign_body(&hmac_keys("k"), body.as_bytes());
 
-        let (received, value) = receive(
+        let (received, value) = receive_hand_over(
             Body::from(body),
             Some(&signature),
-            &[(key("other"), 1), (key("k"), 2)],
+            &[(hmac_keys("other"), 1), (hmac_keys("k"), 2)],
         )
         .await
         .unwrap();
@@ -289,35 +292,38 @@ mod tests {
         let Received::HandOver(hand_over) = received else {
             panic!("{received:?}");
         };
-        assert_eq!(hand_over.spec.image.as_str(), IMAGE);
+        assert_eq!(hand_over.spec.image.as_str(), IMAGE_REFERENCE);
         assert_eq!(hand_over.call_id.as_deref(), Some("b6a8d1c2"));
         assert!(hand_over.built_at.is_some());
-        let mut expected = full()["deploy"].clone();
-        expected["image"] = IMAGE.into();
+        let mut expected = complete_hand_over_json()["deploy"].clone();
+        expected["image"] = IMAGE_REFERENCE.into();
         assert_eq!(serde_json::to_value(&hand_over.spec).unwrap(), expected);
     }
 
     #[test]
     fn a_hand_over_is_found_in_the_builders_result() {
         let result = json!({"log": ["l: x"], "image": "registry.example/hello:1.0", "status": "success", "duration": 1.5,
-            "deployment": {"status": "handed_over", "function": "hello", "handOver": full()}});
-        assert_eq!(hand_over(&result), hand_over(&full()));
+            "deployment": {"status": "handed_over", "function": "hello", "handOver": complete_hand_over_json()}});
+        assert_eq!(
+            parse_valid_hand_over(&result),
+            parse_valid_hand_over(&complete_hand_over_json())
+        );
         // A result without a hand-over is not deployed.
         let result = json!({"image": "registry.example/hello:1.0", "status": "success", "duration": 1.5});
         assert!(
-            problems(&result)
+            problems_of(&result)
                 .iter()
                 .any(|problem| problem == "deploy is missing")
         );
     }
 
     #[tokio::test]
-    async fn only_what_the_builder_signed_is_parsed() {
-        let body = full().to_string();
-        let ours = signature::sign(&key("k"), body.as_bytes());
-        let theirs = signature::sign(&key("other"), body.as_bytes());
+    async fn a_hand_over_is_parsed_only_with_the_builders_signature() {
+        let body = complete_hand_over_json().to_string();
+        let ours = signature::sign_body(&hmac_keys("k"), body.as_bytes());
+        let theirs = signature::sign_body(&hmac_keys("other"), body.as_bytes());
         let send = |signature: Option<String>, body: String| async move {
-            receive(Body::from(body), signature.as_deref(), &[(key("k"), ())])
+            receive_hand_over(Body::from(body), signature.as_deref(), &[(hmac_keys("k"), ())])
                 .await
                 .unwrap_err()
         };
@@ -337,18 +343,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hand_over_over_the_limit_is_rejected() {
-        let body = " ".repeat(MAX_BODY + 1);
-        let signature = signature::sign(&key("k"), body.as_bytes());
-        let error = receive(Body::from(body), Some(&signature), &[(key("k"), ())])
+    async fn a_hand_over_over_the_size_limit_is_rejected() {
+        let body = " ".repeat(MAX_BODY_BYTES + 1);
+        let signature = signature::sign_body(&hmac_keys("k"), body.as_bytes());
+        let error = receive_hand_over(Body::from(body), Some(&signature), &[(hmac_keys("k"), ())])
             .await
             .unwrap_err();
         assert!(matches!(error, Error::Body(_)), "{error:?}");
     }
 
     #[test]
-    fn all_problems_are_reported_at_once() {
-        let found = problems(&json!({
+    fn all_problems_of_a_hand_over_are_reported_at_once() {
+        let found = problems_of(&json!({
             "image": "registry.example/hello:1.0",
             "builtAt": "yesterday",
             "submittedAt": "2026-03-01",
@@ -401,7 +407,7 @@ mod tests {
 
     #[test]
     fn names_and_amounts_that_kubernetes_rejects_are_rejected() {
-        let found = problems(&json!({"image": IMAGE, "deploy": {
+        let found = problems_of(&json!({"image": IMAGE_REFERENCE, "deploy": {
             "service": "hello",
             "labels": {"a b": "1", "team": "a/b"},
             "annotations": {"x y": "1", "anything": "a b, as it likes"},
@@ -425,56 +431,56 @@ mod tests {
     #[test]
     fn a_probe_whose_address_is_too_long_is_rejected() {
         let of_length = |length: usize| {
-            json!({"image": IMAGE, "probe": {"path": format!("/{}", "a".repeat(length - 1))},
+            json!({"image": IMAGE_REFERENCE, "probe": {"path": format!("/{}", "a".repeat(length - 1))},
                 "deploy": {"service": "hello", "namespace": "team"}})
         };
         let longest = 4096 - "/function/hello.team".len();
-        assert!(parse(of_length(longest).to_string().as_bytes()).is_ok());
+        assert!(parse_hand_over(of_length(longest).to_string().as_bytes()).is_ok());
         assert_eq!(
-            problems(&of_length(longest + 1)),
+            problems_of(&of_length(longest + 1)),
             ["probe.path makes an address of 4097 bytes, and 4096 are allowed"]
         );
         assert_eq!(
-            problems(&of_length(65_530)),
+            problems_of(&of_length(65_530)),
             ["probe.path makes an address of 65530 bytes, and 4096 are allowed"]
         );
     }
 
     #[test]
-    fn missing_fields_are_reported() {
-        assert_eq!(problems(&json!({})), ["image is missing", "deploy is missing"]);
+    fn missing_fields_of_a_hand_over_are_reported() {
+        assert_eq!(problems_of(&json!({})), ["image is missing", "deploy is missing"]);
         assert_eq!(
-            problems(&json!({"image": IMAGE, "deploy": {}})),
+            problems_of(&json!({"image": IMAGE_REFERENCE, "deploy": {}})),
             ["deploy.service is missing"]
         );
         assert_eq!(
-            problems(&json!({"image": IMAGE, "deploy": []})),
+            problems_of(&json!({"image": IMAGE_REFERENCE, "deploy": []})),
             ["deploy must be an object, is an array"]
         );
-        assert_eq!(problems(&json!([])).len(), 1);
-        assert!(matches!(parse(b"{"), Err(Error::NotJson(_))));
+        assert_eq!(problems_of(&json!([])).len(), 1);
+        assert!(matches!(parse_hand_over(b"{"), Err(Error::NotJson(_))));
     }
 
     #[test]
     fn null_and_empty_mean_absent_as_go_clients_send_them() {
-        let document = json!({"image": IMAGE, "later": 1, "deploy": {
+        let document = json!({"image": IMAGE_REFERENCE, "later": 1, "deploy": {
             "service": "hello", "namespace": "", "image": "", "labels": null, "limits": {"memory": ""},
             "secrets": [null], "envVars": {"A": null}, "network": null, "registryAuth": ""
         }});
-        let hand_over = hand_over(&document);
+        let hand_over = parse_valid_hand_over(&document);
         let spec = serde_json::to_value(&hand_over.spec).unwrap();
-        assert_eq!(spec, json!({"service": "hello", "image": IMAGE}));
+        assert_eq!(spec, json!({"service": "hello", "image": IMAGE_REFERENCE}));
         assert_eq!(hand_over.warnings, ["later is not a known field, and is ignored"]);
     }
 
     #[test]
     fn fields_that_gateways_ignore_are_ignored_with_a_warning() {
-        let hand_over = hand_over(&json!({"image": IMAGE, "deploy": {
+        let hand_over = parse_valid_hand_over(&json!({"image": IMAGE_REFERENCE, "deploy": {
             "Service": "hello", "network": "func_functions", "envVars": {"A": "", "B": null}
         }}));
         assert_eq!(
             serde_json::to_value(&hand_over.spec).unwrap(),
-            json!({"service": "hello", "image": IMAGE, "envVars": {"A": ""}})
+            json!({"service": "hello", "image": IMAGE_REFERENCE, "envVars": {"A": ""}})
         );
         assert_eq!(
             hand_over.warnings,
@@ -483,22 +489,24 @@ mod tests {
                 "deploy.network is ignored: gateways have not used it since Docker Swarm"
             ]
         );
-        let found =
-            problems(&json!({"image": IMAGE, "deploy": {"service": "hello", "registryAuth": "c2VjcmV0"}}));
+        let found = problems_of(
+            &json!({"image": IMAGE_REFERENCE, "deploy": {"service": "hello", "registryAuth": "c2VjcmV0"}}),
+        );
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("deploy.registryAuth is not used") && !found[0].contains("c2VjcmV0"));
     }
 
     #[test]
     fn a_dry_run_needs_no_image() {
-        let unnamed = dry_run(&json!({"dryRun": true, "deploy": {"service": "hello"}}));
+        let unnamed = parse_valid_dry_run(&json!({"dryRun": true, "deploy": {"service": "hello"}}));
         assert_eq!(unnamed.image(), None);
-        let tagged =
-            dry_run(&json!({"dryRun": true, "tag": "r.example/t:1", "deploy": {"service": "hello"}}));
+        let tagged = parse_valid_dry_run(
+            &json!({"dryRun": true, "tag": "r.example/t:1", "deploy": {"service": "hello"}}),
+        );
         assert_eq!(tagged.image().unwrap().repository(), "r.example/t");
         // Whether it is one is known even if something else is wrong.
         let wrong = json!({"dryRun": true, "tag": "R/t", "deploy": {"service": "0"}}).to_string();
-        let Err(Error::Invalid { problems, dry_run }) = parse(wrong.as_bytes()) else {
+        let Err(Error::Invalid { problems, dry_run }) = parse_hand_over(wrong.as_bytes()) else {
             panic!("{wrong} is valid");
         };
         assert!(dry_run);
@@ -507,11 +515,11 @@ mod tests {
 
     /// A builder that learns that a build has finished hands it over again, with a later end of the build.
     #[test]
-    fn deliveries_of_one_hand_over_have_one_digest() {
+    fn repeated_deliveries_of_one_hand_over_have_the_same_delivery_digest() {
         let digest = |change: &dyn Fn(&mut Value)| {
-            let mut document = full();
+            let mut document = complete_hand_over_json();
             change(&mut document);
-            hand_over(&document).delivery_digest()
+            parse_valid_hand_over(&document).delivery_digest()
         };
         let submitted = |document: &mut Value| document["submittedAt"] = "2026-03-01T11:59:00Z".into();
         let first = digest(&submitted);
@@ -548,11 +556,11 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_covers_the_specification_and_nothing_else() {
+    fn the_specification_digest_covers_the_whole_specification_and_nothing_else() {
         let spec = |change: &dyn Fn(&mut Value)| {
-            let mut document = full();
+            let mut document = complete_hand_over_json();
             change(&mut document);
-            hand_over(&document).spec.digest()
+            parse_valid_hand_over(&document).spec.digest()
         };
         let plain = spec(&|_| ());
         assert_eq!(plain, spec(&|document| document["callId"] = "another".into()));

@@ -232,7 +232,7 @@ impl<'a, T: Transport> Rollout<'a, T> {
             id: address.id(context.default_namespace),
             address,
             version: Version::of(hand_over),
-            times: hand_over.times(),
+            times: hand_over.build_times(),
             deadline,
             before: None,
             last_good: None,

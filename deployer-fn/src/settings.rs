@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use function_host::duration;
 use function_host::env::Parser;
-use function_host::registry::TokenRealms;
+use function_host::registry::AllowedTokenHosts;
 use function_host::{Secrets, signature};
 
 use crate::policy::{KEY_SECRET, Policy};
@@ -18,14 +18,14 @@ use crate::rollout::Timeouts;
 const DEFAULT_READY_TIMEOUT: Duration = Duration::from_secs(35);
 
 /// The part of `exec_timeout` that is reserved for a last read of the function's state, and for the response.
-const RESPONSE_RESERVE: Duration = Duration::from_secs(5);
+const RESPONSE_TIME_RESERVE: Duration = Duration::from_secs(5);
 
 /// The default of `default_namespace`: the namespace that providers use for a function without one.
 const DEFAULT_NAMESPACE: &str = "openfaas-fn";
 
 /// The default of `token_mount_path`: the directory in which OpenFaaS's own programs look for a service
 /// account's token.
-const TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
+const DEFAULT_TOKEN_MOUNT_PATH: &str = "/var/secrets/tokens";
 
 /// The deployer's settings.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +43,7 @@ pub struct Settings {
     /// `insecure`: whether registries speak plain HTTP.
     pub(crate) insecure: bool,
     /// `token_realms`: the hosts that registries may have their token servers on, besides their own.
-    pub(crate) token_realms: TokenRealms,
+    pub(crate) token_realms: AllowedTokenHosts,
     /// `platform`: the platform that functions run on, `os/architecture`.
     pub(crate) platform: String,
     /// `token_mount_path`: the directory with the service account's token, which is exchanged for one of the gateway's.
@@ -59,55 +59,59 @@ impl Settings {
     /// Reads the deployer's settings. Problems are collected by `parser`.
     pub fn read(parser: &mut Parser<'_>) -> Self {
         let timeouts = Timeouts::default();
-        let positive = |text: &str| match duration::parse(text) {
+        let positive = |text: &str| match duration::parse_duration(text) {
             Ok(Duration::ZERO) => Err("should be longer than 0s".to_owned()),
             other => other.map_err(|error| error.to_string()),
         };
         let settings = Self {
-            ready_timeout: parser.parse("ready_timeout", DEFAULT_READY_TIMEOUT, positive),
+            ready_timeout: parser.parse_or_default("ready_timeout", DEFAULT_READY_TIMEOUT, positive),
             timeouts: Timeouts {
-                request: parser.parse("gateway_timeout", timeouts.request, positive),
-                rollback: parser.parse("rollback_timeout", timeouts.rollback, positive),
+                request: parser.parse_or_default("gateway_timeout", timeouts.request, positive),
+                rollback: parser.parse_or_default("rollback_timeout", timeouts.rollback, positive),
                 ..timeouts
             },
-            default_namespace: parser.parse("default_namespace", DEFAULT_NAMESPACE.to_owned(), |text| {
-                check_namespace(text).map(|()| text.to_owned())
-            }),
+            default_namespace: parser.parse_or_default(
+                "default_namespace",
+                DEFAULT_NAMESPACE.to_owned(),
+                |text| check_namespace(text).map(|()| text.to_owned()),
+            ),
             check_image: parser.flag("check_image", true),
             insecure: parser.flag("insecure", false),
-            token_realms: parser.parse("token_realms", TokenRealms::default(), str::parse),
-            platform: parser.parse("platform", own_platform(), |text| match text.split_once('/') {
-                Some((os, rest)) if !os.is_empty() && !rest.is_empty() && !rest.contains('/') => {
-                    Ok(text.to_owned())
+            token_realms: parser.parse_or_default("token_realms", AllowedTokenHosts::default(), str::parse),
+            platform: parser.parse_or_default("platform", platform_of_this_process(), |text| {
+                match text.split_once('/') {
+                    Some((os, rest)) if !os.is_empty() && !rest.is_empty() && !rest.contains('/') => {
+                        Ok(text.to_owned())
+                    }
+                    _ => Err("should be like linux/amd64"),
                 }
-                _ => Err("should be like linux/amd64"),
             }),
             token_mount_path: parser
-                .text("token_mount_path")
-                .map_or_else(|| PathBuf::from(TOKEN_MOUNT_PATH), PathBuf::from),
-            public_url: parser.parse("public_url", None, |text| {
+                .optional_text("token_mount_path")
+                .map_or_else(|| PathBuf::from(DEFAULT_TOKEN_MOUNT_PATH), PathBuf::from),
+            public_url: parser.parse_or_default("public_url", None, |text| {
                 if text.starts_with("http://") || text.starts_with("https://") {
                     Ok(Some(text.trim_end_matches('/').to_owned()))
                 } else {
                     Err("should begin with http:// or https://")
                 }
             }),
-            policy: parser.parse("policy_file", Policy::default(), |path| {
+            policy: parser.parse_or_default("policy_file", Policy::default(), |path| {
                 let text = fs::read_to_string(path).map_err(|error| format!("could not be read: {error}"))?;
                 Policy::parse(&text).map_err(|error| format!("is not a valid policy: {error}"))
             }),
         };
         // The host's own setting: the host reports one that is not a duration.
         let exec = parser
-            .text("exec_timeout")
-            .and_then(|text| duration::parse(&text).ok());
-        let minimum = settings.ready_timeout + settings.timeouts.rollback + RESPONSE_RESERVE;
+            .optional_text("exec_timeout")
+            .and_then(|text| duration::parse_duration(&text).ok());
+        let minimum = settings.ready_timeout + settings.timeouts.rollback + RESPONSE_TIME_RESERVE;
         if exec.is_some_and(|exec| !exec.is_zero() && exec < minimum) {
             let problem = format!(
                 "should be at least {}: ready_timeout, rollback_timeout and 5s for the response",
-                duration::format(minimum)
+                duration::format_duration(minimum)
             );
-            parser.problem("exec_timeout", problem);
+            parser.add_problem("exec_timeout", problem);
         }
         settings
     }
@@ -115,18 +119,18 @@ impl Settings {
 
 impl Settings {
     /// Checks that the secrets for signatures contain usable keys, so that an unusable one prevents the start.
-    pub fn check_keys(&self, parser: &mut Parser<'_>, secrets: &Secrets) {
+    pub fn check_signing_keys(&self, parser: &mut Parser<'_>, secrets: &Secrets) {
         for name in [KEY_SECRET]
             .into_iter()
             .chain(self.policy.keys.keys().map(String::as_str))
         {
-            signature::check_secret(parser, secrets, name);
+            signature::check_signing_secret(parser, secrets, name);
         }
     }
 }
 
 /// Returns the platform that this process runs on, in the form of registries.
-fn own_platform() -> String {
+fn platform_of_this_process() -> String {
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -140,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_fit_the_gateways_default_timeout() {
+    fn the_default_timeouts_fit_within_the_gateways_default_timeout() {
         let empty: [(&str, &str); 0] = [];
         let mut parser = Parser::new(&empty);
         let settings = Settings::read(&mut parser);
@@ -150,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn given_settings_replace_the_defaults() {
+    fn settings_that_are_set_replace_the_defaults() {
         let given = [
             ("ready_timeout", "2m"),
             ("gateway_timeout", "5"),
@@ -183,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn every_secret_that_is_not_fit_for_signatures_is_named() {
+    fn every_secret_without_usable_signing_keys_is_named() {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in [
             ("deploy-secret", "short"),
@@ -200,7 +204,7 @@ mod tests {
         let given = [("policy_file", policy.to_str().unwrap())];
         let mut parser = Parser::new(&given);
         let settings = Settings::read(&mut parser);
-        settings.check_keys(&mut parser, &Secrets::new(folder.path()));
+        settings.check_signing_keys(&mut parser, &Secrets::new(folder.path()));
         let problems = parser.finish().unwrap_err();
         let names: Vec<_> = problems.0.iter().map(|problem| &*problem.name).collect();
         assert_eq!(names, ["secret deploy-secret", "secret team-a"]);

@@ -51,7 +51,7 @@ impl Answer {
         {
             response.headers_mut().insert(name, signature);
             // The queue-worker delivers these headers to the deployer, which continues the trace.
-            trace::inject(response.headers_mut());
+            trace::inject_trace_headers(response.headers_mut());
         }
         if self.closes_connection {
             let close = HeaderValue::from_static("close");

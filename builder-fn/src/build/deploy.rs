@@ -58,7 +58,7 @@ pub(super) async fn deploy(
     let start = Instant::now();
     log.push(lines.step_started(&step));
     let span = trace::span("deploy");
-    span.set("slipway.function", function.to_owned());
+    span.set_attribute("slipway.function", function.to_owned());
     let on_retry = |reason: &str| {
         log.push(lines.remark(&format!("the hand-over failed and is sent again: {reason}")));
     };

@@ -264,7 +264,7 @@ impl Job {
 /// (`propagators`).
 fn with_trace_context(request: SolveRequest) -> Request<SolveRequest> {
     let mut headers = HeaderMap::new();
-    trace::inject(&mut headers);
+    trace::inject_trace_headers(&mut headers);
     Request::from_parts(MetadataMap::from_headers(headers), Extensions::default(), request)
 }
 

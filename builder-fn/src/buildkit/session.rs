@@ -19,7 +19,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{MetadataMap, MetadataValue};
 
-pub use auth::{CredentialStore, Credentials};
+pub use auth::{CredentialStore, RegistryCredentials};
 pub use filesync::FileSync;
 pub use secrets::SecretStore;
 pub use services::Services;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use function_host::registry::Credentials;
+use function_host::registry::RegistryCredentials;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -63,7 +63,7 @@ pub enum HelperError {
         source: io::Error,
     },
     /// The credential helper took too long and was killed.
-    #[error("{program} did not answer within {}", function_host::duration::format(*timeout))]
+    #[error("{program} did not answer within {}", function_host::duration::format_duration(*timeout))]
     Timeout {
         /// The file name of the helper's program.
         program: String,
@@ -101,7 +101,11 @@ impl Helpers {
     ///
     /// # Errors
     /// Fails if the program cannot be run, fails, takes too long or answers with something else.
-    pub(super) async fn ask(&self, name: &str, server: &str) -> Result<Option<Credentials>, HelperError> {
+    pub(super) async fn ask(
+        &self,
+        name: &str,
+        server: &str,
+    ) -> Result<Option<RegistryCredentials>, HelperError> {
         let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
         if name.is_empty() || !name.bytes().all(is_allowed) {
             return Err(HelperError::Name {
@@ -162,7 +166,7 @@ impl Helpers {
         let Ok(Answer { username, secret }) = serde_json::from_slice(&output) else {
             return Err(HelperError::Malformed { program });
         };
-        Ok(Some(Credentials {
+        Ok(Some(RegistryCredentials {
             username: if username == TOKEN_USER {
                 String::new()
             } else {
@@ -210,13 +214,13 @@ pub(super) mod tests {
         (folder, helpers)
     }
 
-    async fn ask(script: &str) -> Result<Option<Credentials>, HelperError> {
+    async fn ask(script: &str) -> Result<Option<RegistryCredentials>, HelperError> {
         let (_folder, helpers) = helper(script);
         helpers.ask("test", "r.example:5000").await
     }
 
-    fn credentials(username: &str, secret: &str) -> Option<Credentials> {
-        Some(Credentials {
+    fn credentials(username: &str, secret: &str) -> Option<RegistryCredentials> {
+        Some(RegistryCredentials {
             username: username.into(),
             secret: secret.into(),
         })

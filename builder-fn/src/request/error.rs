@@ -34,7 +34,7 @@ pub enum RequestError {
     #[error(
         "submittedAt {submitted_at} is ahead of this builder's clock, {now}, by more than {}; it should be the time at \
          which the request was signed",
-        duration::format(*bound)
+        duration::format_duration(*bound)
     )]
     SubmittedAhead {
         /// The `submittedAt` of the configuration, as RFC 3339.
@@ -48,7 +48,7 @@ pub enum RequestError {
     #[error(
         "submittedAt {submitted_at} is more than {} before this builder's time, {now}, the limit of this builder \
          (max_age); sign the request again with a new submittedAt",
-        duration::format(*max_age)
+        duration::format_duration(*max_age)
     )]
     TooOld {
         /// The `submittedAt` of the configuration, as RFC 3339.
@@ -62,7 +62,7 @@ pub enum RequestError {
     #[error(
         "submittedAt is missing; this builder requires it (require_fresh): it should be the time at which the request was \
          signed, like 2030-01-31T12:00:00Z, and at most {} ago (max_age)",
-        duration::format(*max_age)
+        duration::format_duration(*max_age)
     )]
     NotDated {
         /// The largest age that a request may have.
@@ -77,7 +77,7 @@ pub enum RequestError {
     /// The caller sent nothing of the body for too long.
     #[error(
         "the body stalled: nothing arrived for {}, the limit of this builder (read_timeout)",
-        duration::format(*limit)
+        duration::format_duration(*limit)
     )]
     Stalled {
         /// The longest pause that a caller may make in a body.

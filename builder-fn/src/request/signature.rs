@@ -6,7 +6,7 @@
 use std::fmt;
 
 use function_host::Secret;
-use function_host::signature::{HmacKeys, MalformedSignature, SignatureMismatch, Verifier};
+use function_host::signature::{HmacKeys, MalformedSignature, SignatureMismatch, SignatureVerifier};
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -72,7 +72,7 @@ pub(super) struct BodyVerifier {
 }
 
 enum BodyHmac {
-    Sha256(Verifier),
+    Sha256(SignatureVerifier),
     Sha1 {
         expected: [u8; SHA1_BYTES],
         macs: Vec<Hmac<Sha1>>,
@@ -92,7 +92,7 @@ impl BodyVerifier {
                     macs: keys.sha1.clone(),
                 }
             }
-            _ => BodyHmac::Sha256(Verifier::new(&keys.sha256, header)?),
+            _ => BodyHmac::Sha256(SignatureVerifier::new(&keys.sha256, header)?),
         };
         Ok(Self {
             header: header.to_owned(),
@@ -184,7 +184,7 @@ mod tests {
     fn a_signature_in_another_case_or_with_spaces_is_verified_to_the_same_text() {
         let (key, body, digits) = HMAC_SHA1_TEST_VECTORS[0];
         let keys = signature_keys_with(key, true);
-        let signed = function_host::signature::sign(&HmacKeys::new(&Secret::new(key)).unwrap(), body);
+        let signed = function_host::signature::sign_body(&HmacKeys::new(&Secret::new(key)).unwrap(), body);
         let sha256 = signed.strip_prefix("sha256=").unwrap();
         for (header, normalized) in [
             (

@@ -81,7 +81,7 @@ impl SubmittedAt {
                     "X-Start-Time {} is ignored: it is more than {} ahead of this builder's clock, {}; \
                      the build is ordered by its arrival",
                     format_rfc3339(at),
-                    function_host::duration::format(AHEAD_OF_CLOCK_MAX),
+                    function_host::duration::format_duration(AHEAD_OF_CLOCK_MAX),
                     format_rfc3339(now),
                 )),
                 Some(at) => return found(at, SubmissionTimeSource::Gateway),

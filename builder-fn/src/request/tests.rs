@@ -38,7 +38,7 @@ fn signature_required_with_keys(lines: &str) -> SignatureCheck {
 }
 
 fn sign_body(body: &[u8]) -> String {
-    signature::sign(&hmac_keys("the key"), body)
+    signature::sign_body(&hmac_keys("the key"), body)
 }
 
 fn tar_with_files(files: &[(&str, &[u8])]) -> Vec<u8> {
@@ -273,7 +273,7 @@ async fn a_signature_is_valid_with_any_of_the_keys_and_with_no_other() {
         .await
         .is_ok()
     );
-    let other = signature::sign(&hmac_keys("other"), &body);
+    let other = signature::sign_body(&hmac_keys("other"), &body);
     let error = spooled.error_of_rejected_body(&body, Some(&other)).await;
     assert!(matches!(error, RequestError::WrongSignature));
     // A signature of the body before it was changed.

@@ -22,18 +22,18 @@ use crate::buildkit::{Address, Daemon, TlsDialer, TlsSecrets};
 /// this machine.
 pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
     let unset = || Address::Unix(PathBuf::new());
-    let address = match parser.required("buildkit_url").as_str() {
+    let address = match parser.required_text("buildkit_url").as_str() {
         "" => unset(),
-        _ => parser.parse("buildkit_url", unset(), |text| text.parse::<Address>()),
+        _ => parser.parse_or_default("buildkit_url", unset(), |text| text.parse::<Address>()),
     };
-    let name = parser.text("buildkit_server_name");
+    let name = parser.optional_text("buildkit_server_name");
     // Returns the name of a secret, and whether the variable sets it.
     let mut secret = |variable: &str, default: &str| {
-        let given = parser.text(variable);
+        let given = parser.optional_text(variable);
         let is_given = given.is_some();
         let name = given.unwrap_or_else(|| default.to_owned());
         if let Err(error) = secrets.path(&name) {
-            parser.problem(variable, format!("should be the name of a secret: {error}"));
+            parser.add_problem(variable, format!("should be the name of a secret: {error}"));
         }
         (name, is_given)
     };
@@ -53,7 +53,7 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
     }
     let name = name.unwrap_or_else(|| host.clone());
     let Ok(name) = ServerName::try_from(name) else {
-        parser.problem("buildkit_server_name", "should be a host name or an IP address");
+        parser.add_problem("buildkit_server_name", "should be a host name or an IP address");
         return (Daemon::at(address), false);
     };
     let secrets = TlsSecrets {
@@ -63,7 +63,7 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
         key: key.0,
     };
     if let Err(error) = secrets.check() {
-        parser.problem("buildkit_url", format!("cannot use TLS: {error}"));
+        parser.add_problem("buildkit_url", format!("cannot use TLS: {error}"));
     }
     let tls = TlsDialer {
         host: host.clone(),

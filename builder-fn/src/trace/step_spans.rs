@@ -66,7 +66,7 @@ impl<'a> StepSpans<'a> {
                 let Some(span) = self.span(digest, || self.mask.mask_step_name(name), *started) else {
                     return;
                 };
-                span.set("buildkit.cached", *cached);
+                span.set_attribute("buildkit.cached", *cached);
                 if !error.is_empty() {
                     span.mark_failed(self.mask.mask_text(error));
                 }

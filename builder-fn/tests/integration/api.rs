@@ -5,7 +5,7 @@ use std::time::Duration;
 use builder_fn::slots::BuildSlots;
 use function_host::Body;
 use function_host::http::Method;
-use function_host::signature::sign;
+use function_host::signature::sign_body;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
@@ -97,7 +97,7 @@ async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
     let (daemon, mut calls) = daemon::start();
     let setting = Setting::new(daemon);
     let good = tar(json!({}));
-    let signed = |body: &[u8], name: &str| sign(&key(name), body);
+    let signed = |body: &[u8], name: &str| sign_body(&key(name), body);
     let sealed = tar_of(&[
         (
             "com.openfaas.docker.config",
@@ -158,7 +158,7 @@ async fn a_body_above_the_limit_is_not_read_to_its_end() {
     let (daemon, _calls) = daemon::start();
     let setting = Setting::new(daemon);
     let endless = tokio_stream::iter(std::iter::repeat_with(|| Ok(vec![0; 64 << 10].into())));
-    let signature = sign(&key("payload key"), b"");
+    let signature = sign_body(&key("payload key"), b"");
 
     let response = setting.send(post(Body::stream(endless), Some(&signature))).await;
 

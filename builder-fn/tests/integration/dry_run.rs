@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use builder_fn::hand_over::DeployVia;
 use builder_fn::slots::BuildSlots;
-use function_host::signature::Verifier;
+use function_host::signature::SignatureVerifier;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -56,7 +56,7 @@ async fn a_deployment_that_would_be_refused_is_rejected_before_a_slot_is_taken()
         let signature = call.request.headers()["x-deploy-signature"]
             .to_str()
             .expect("text");
-        let mut verifier = Verifier::new(&key("deploy key"), signature).expect("a signature");
+        let mut verifier = SignatureVerifier::new(&key("deploy key"), signature).expect("a signature");
         verifier.update(call.request.body());
         verifier.finish().expect("the right one");
         let mut body = call.body();

@@ -1,7 +1,7 @@
 //! Tests of hand-overs to the deployer, through a fake gateway on loopback.
 
 use builder_fn::hand_over::DeployVia;
-use function_host::signature::Verifier;
+use function_host::signature::SignatureVerifier;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -46,7 +46,7 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
     );
     assert_eq!(request.headers()["x-call-id"], CALL_ID);
     let signature = request.headers()["x-deploy-signature"].to_str().expect("text");
-    let mut verifier = Verifier::new(&key("deploy key"), signature).expect("a signature");
+    let mut verifier = SignatureVerifier::new(&key("deploy key"), signature).expect("a signature");
     verifier.update(request.body());
     verifier.finish().expect("the right one");
     let mut body: Value = serde_json::from_slice(request.body()).expect("JSON");
@@ -183,7 +183,7 @@ async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signe
     let body = body.collect().await.expect("body").to_bytes();
     assert_eq!(head.status, 200);
     let signature = head.headers["x-deploy-signature"].to_str().expect("text");
-    let mut verifier = Verifier::new(&key("deploy key"), signature).expect("a signature");
+    let mut verifier = SignatureVerifier::new(&key("deploy key"), signature).expect("a signature");
     verifier.update(&body);
     verifier.finish().expect("the right one");
     let body: Value = serde_json::from_slice(&body).expect("JSON");
@@ -205,7 +205,7 @@ async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_b
     let setting = Setting::new(daemon).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
     let tar = tar(json!({"deploy": {"service": "hello"}}));
-    let signature = function_host::signature::sign(&key("payload key"), &tar);
+    let signature = function_host::signature::sign_body(&key("payload key"), &tar);
     let mut request = post(tar, Some(&signature));
     let accept = "application/x-ndjson".parse().expect("header");
     request.headers_mut().insert("accept", accept);

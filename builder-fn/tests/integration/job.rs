@@ -10,8 +10,8 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexL
 use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
-    BuiltImage, CredentialStore, Credentials, Daemon, Event, EventTimeouts, Failure, Fault, Job, JobError,
-    ManifestStore, Reference, Services, SolveOptions,
+    BuiltImage, CredentialStore, Daemon, Event, EventTimeouts, Failure, Fault, Job, JobError, ManifestStore,
+    Reference, RegistryCredentials, Services, SolveOptions,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -26,13 +26,13 @@ pub(crate) struct OneRegistry;
 
 #[tonic::async_trait]
 impl CredentialStore for OneRegistry {
-    async fn credentials(&self, host: &str) -> Credentials {
+    async fn credentials(&self, host: &str) -> RegistryCredentials {
         match host {
-            "registry:5000" => Credentials {
+            "registry:5000" => RegistryCredentials {
                 username: "user".into(),
                 secret: "password".into(),
             },
-            _ => Credentials::default(),
+            _ => RegistryCredentials::default(),
         }
     }
 }

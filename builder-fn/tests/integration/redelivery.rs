@@ -6,7 +6,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
 use builder_fn::buildkit::{Event, Failure, Fault, JobError, ManifestStore};
 use builder_fn::registry::Registries;
 use function_host::Secrets;
-use function_host::registry::TokenRealms;
+use function_host::registry::AllowedTokenHosts;
 use tonic::Status;
 
 use crate::daemon;
@@ -175,7 +175,7 @@ async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository
             credentials: Arc::new(OneRegistry),
             secrets: Secrets::new(folder.path()),
             insecure: true,
-            token_realms: TokenRealms::default(),
+            token_realms: AllowedTokenHosts::default(),
         };
 
         let answer = registries

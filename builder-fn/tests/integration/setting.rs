@@ -16,7 +16,7 @@ use builder_fn::slots::BuildSlots;
 use builder_fn::supersede::Supersession;
 use function_host::http::Method;
 use function_host::prometheus::Registry;
-use function_host::signature::{HmacKeys, sign};
+use function_host::signature::{HmacKeys, sign_body};
 use function_host::{
     Body, Bytes, Context, Gateway, Handler, Request, Response, ResponseBody, Secret, Secrets, Shutdown,
 };
@@ -198,7 +198,7 @@ impl Setting {
 
     /// Sends a signed build request with `tar`, and returns its streamed answer.
     pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> Records {
-        let signature = sign(&key(PAYLOAD_KEY), &tar);
+        let signature = sign_body(&key(PAYLOAD_KEY), &tar);
         let mut request = post(tar, Some(&signature));
         let accept_value = accept.parse().expect("header");
         request.headers_mut().insert("accept", accept_value);
@@ -215,7 +215,7 @@ impl Setting {
 
     /// Sends a signed build request with `tar`, and returns its response with an unread body.
     pub(crate) async fn answer(&self, tar: Vec<u8>) -> Response {
-        let signature = sign(&key(PAYLOAD_KEY), &tar);
+        let signature = sign_body(&key(PAYLOAD_KEY), &tar);
         self.send(post(tar, Some(&signature))).await
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use function_host::signature::sign;
+use function_host::signature::sign_body;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tonic::Status;
@@ -152,13 +152,13 @@ async fn errors_before_the_signature_is_verified_keep_their_status_and_later_one
         request
     };
     let good = tar(json!({}));
-    let wrong = sign(&key("another key"), &good);
+    let wrong = sign_body(&key("another key"), &good);
     for signature in [None, Some("sha256=12"), Some(&wrong)] {
         let answer = Answer::read(setting.send(request(good.clone(), signature)).await).await;
         assert_eq!((answer.status, &answer.body["status"]), (401, &json!("failed")));
     }
     let large = vec![0; 2 << 20];
-    let signature = sign(&key("payload key"), &large);
+    let signature = sign_body(&key("payload key"), &large);
     let answer = Answer::read(setting.send(request(large, Some(&signature))).await).await;
     assert_eq!(answer.status, 413);
 

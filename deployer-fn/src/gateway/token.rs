@@ -84,7 +84,7 @@ impl TokenExchange {
             percent::encode(GRANT_TYPE),
             percent::encode(SUBJECT_TOKEN_TYPE)
         );
-        let request = Request::post(gateway.uri(TOKEN_PATH)?)
+        let request = Request::post(gateway.uri_of_path(TOKEN_PATH)?)
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Full::from(form))
             .map_err(|_| GatewayError::Path {

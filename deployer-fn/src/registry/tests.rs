@@ -76,7 +76,7 @@ fn lookup(secrets: Secrets) -> ImageLookup {
         secrets,
         logins: Arc::new(LoginsCache::new(CONFIG_SECRET)),
         insecure: true,
-        token_realms: TokenRealms::default(),
+        token_realms: AllowedTokenHosts::default(),
         platform: "linux/amd64".to_owned(),
     }
 }

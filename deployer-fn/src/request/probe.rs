@@ -100,7 +100,7 @@ impl Probe {
             }
         }
         if let Some(text) = fields.read_string("timeout") {
-            match duration::parse(&text) {
+            match duration::parse_duration(&text) {
                 Ok(time) if !time.is_zero() && time <= TIMEOUT_MAX => probe.timeout = Some(time),
                 _ => fields.report("timeout", "must be a duration of at most 1m, such as \"5s\""),
             }

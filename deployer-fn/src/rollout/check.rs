@@ -112,7 +112,7 @@ impl<T: Transport> Rollout<'_, T> {
                     }
                     // The newer version does not work, and its deployer ended before it could restore the one before
                     // it.
-                    Some(last_good) if self.hand_over.times().is_older_than(&last_good.times()) => {
+                    Some(last_good) if self.hand_over.build_times().is_older_than(&last_good.times()) => {
                         self.last_good = Some(last_good);
                         if let Some(newer) = self.before.as_ref().map(Version::deployed).map(Box::new) {
                             return Ok(NextStep::FinishNewer { older, newer });
@@ -167,11 +167,11 @@ impl<T: Transport> Rollout<'_, T> {
             if let Some(digest) = self.version.spec_digest()
                 && Version::deployed(status)
                     .times()
-                    .is_older_than(&self.hand_over.times())
+                    .is_older_than(&self.hand_over.build_times())
             {
                 let resubmission = Resubmission {
                     spec_digest: digest.to_owned(),
-                    times: self.hand_over.times(),
+                    times: self.hand_over.build_times(),
                     call_id: self.hand_over.call_id.clone(),
                 };
                 history.record_resubmission(&self.id, resubmission);
@@ -221,7 +221,7 @@ impl<T: Transport> Rollout<'_, T> {
             Some(newest) => (newest.times, newest.call_id),
             None => (deployed.times(), deployed.call_id().map(str::to_owned)),
         };
-        let ours = self.hand_over.times();
+        let ours = self.hand_over.build_times();
         // Deliveries of one call are one build, whatever their times.
         let is_same_call = call_id.is_some() && call_id == self.hand_over.call_id;
         (!is_same_call && ours.is_older_than(&theirs)).then(|| Older {

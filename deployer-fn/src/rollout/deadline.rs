@@ -80,7 +80,7 @@ impl Deadline {
         let limit = self.end.saturating_duration_since(self.start);
         format!(
             "not ready within {}",
-            duration::format(Duration::from_secs(limit.as_secs()))
+            duration::format_duration(Duration::from_secs(limit.as_secs()))
         )
     }
 

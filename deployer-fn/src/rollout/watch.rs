@@ -236,7 +236,7 @@ async fn send_probe(
             });
         }
     };
-    span.set("http.response.status_code", i64::from(response.status().as_u16()));
+    span.set_attribute("http.response.status_code", i64::from(response.status().as_u16()));
     let answering = response.headers().get(VERSION_HEADER);
     let mut recognized = false;
     if let (Some(answering), Some(digest)) = (answering, version.spec_digest()) {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{LastGood, Version};
-use crate::request::{MAX_BODY, SPEC_ANNOTATION};
+use crate::request::{MAX_BODY_BYTES, SPEC_ANNOTATION};
 
 /// The annotation with the tag that the image was pushed with.
 const TAG: &str = "slipway/tag";
@@ -180,7 +180,7 @@ fn unpack(annotations: &BTreeMap<String, String>, name: &str) -> Option<Version>
     let packed = BASE64.decode(text).ok()?;
     let mut json = Vec::new();
     // A larger version cannot come from a hand-over.
-    let limit = 2 * MAX_BODY as u64;
+    let limit = 2 * MAX_BODY_BYTES as u64;
     DeflateDecoder::new(packed.as_slice())
         .take(limit)
         .read_to_end(&mut json)

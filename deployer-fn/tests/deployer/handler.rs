@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use deployer_fn::{Deployer, MAX_BODY, Metrics, SPEC_ANNOTATION, Settings};
+use deployer_fn::{Deployer, MAX_BODY_BYTES, Metrics, SPEC_ANNOTATION, Settings};
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
 use function_host::env::Parser;
@@ -94,7 +94,7 @@ async fn read(response: Response<ResponseBody>) -> (StatusCode, Value) {
 }
 
 fn sign(body: &str) -> String {
-    signature::sign(&HmacKeys::new(&Secret::new("k")).unwrap(), body.as_bytes())
+    signature::sign_body(&HmacKeys::new(&Secret::new("k")).unwrap(), body.as_bytes())
 }
 
 fn document() -> Value {
@@ -266,7 +266,7 @@ async fn an_invalid_hand_over_is_rejected_with_all_problems() {
         StatusCode::BAD_REQUEST
     );
 
-    let body = " ".repeat(MAX_BODY + 1);
+    let body = " ".repeat(MAX_BODY_BYTES + 1);
     let signature = sign(&body);
     assert_eq!(
         deployer.post(body, Some(signature)).await.0,

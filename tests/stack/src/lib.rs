@@ -38,6 +38,6 @@ pub use self::{
     plan::Options,
     progress::Progress,
     stack::{Gateway, Registry, Stack, part_log_tail as log_tail},
-    supervisor::run as supervise,
+    supervisor::run_supervisor as supervise,
     tools::{Tools, build as build_tool},
 };

@@ -302,7 +302,7 @@ pub fn part_log_tail(name: &str, part: Part, lines: usize) -> Result<String> {
     let log = Directories::from_env()?.stack(name)?.log(part.name());
     let mut text = String::new();
     // A rotated log may be short; the older lines precede it.
-    for path in [supervisor::rotated(&log), log] {
+    for path in [supervisor::rotated_log_path(&log), log] {
         text.push_str(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
     }
     Ok(tail(&text, lines))

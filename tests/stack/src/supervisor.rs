@@ -19,8 +19,8 @@ use std::fs;
 use futures_util::future::try_join_all;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(crate) use self::logs::rotated;
-use self::{forward::Forwarder, part_spec::StackConfig, parts::Parts, reaper::Reaper};
+pub(crate) use self::logs::rotated_log_path;
+use self::{forward::Forwarder, part_spec::PartSpecSource, parts::PartsHandle, reaper::ProcessReaper};
 use crate::{
     directories::StackDir,
     error::{Error, IoResultExt as _, Result},
@@ -29,7 +29,7 @@ use crate::{
 
 /// Supervises the stack until a command or SIGTERM ends it. This process must be PID 1 of new mount, PID and
 /// cgroup namespaces.
-pub fn run(dir: StackDir) -> Result<()> {
+pub fn run_supervisor(dir: StackDir) -> Result<()> {
     let plan = Plan::read(&dir)?.ok_or_else(|| {
         Error::Environment(format!(
             "stack {:?} has no plan; `slipway-stack up` makes one",
@@ -37,34 +37,37 @@ pub fn run(dir: StackDir) -> Result<()> {
         ))
     })?;
     let number = plan.number;
-    let config = StackConfig { dir, plan };
+    let config = PartSpecSource { dir, plan };
     let resolver = mounts::mount_all_but_resolver()?;
     if let Provider::Faasd(faasd) = &config.plan.provider {
-        faasd::prepare(&config.dir, &faasd.program, &config.containerd_socket())?;
+        faasd::prepare_mounts_for_faasd(&config.dir, &faasd.program, &config.containerd_socket_path())?;
     }
-    resolver.mount()?;
-    // Before `enter`, while this process is still in the machine's network namespace.
-    let loopback = forward::loopback_registry(&config)?;
-    network::enter(number)?;
+    resolver.replace_with_stacks()?;
+    // Before `create_and_enter_stack_network`, while this process is still in the machine's network namespace.
+    let loopback = forward::listen_for_loopback_registry(&config)?;
+    network::create_and_enter_stack_network(number)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime
         .at("start the runtime of", &config.dir.root)?
-        .block_on(supervise(config, loopback))
+        .block_on(supervise_until_shutdown(config, loopback))
 }
 
-async fn supervise(config: StackConfig, loopback: Option<std::net::TcpListener>) -> Result<()> {
+async fn supervise_until_shutdown(
+    config: PartSpecSource,
+    loopback: Option<std::net::TcpListener>,
+) -> Result<()> {
     let socket = config.dir.control();
     // An earlier supervisor may have left its socket.
     let _ = fs::remove_file(&socket);
     let listener = tokio::net::UnixListener::bind(&socket).at("listen on", &socket)?;
     let mut terminate = signal(SignalKind::terminate()).at("handle signals for", &socket)?;
-    let reaper = Reaper::default();
-    let forwarders = forward::forwarders(&config, loopback).await?;
-    let parts = Parts::new(config, reaper.clone());
+    let reaper = ProcessReaper::default();
+    let forwarders = forward::open_forwarders(&config, loopback).await?;
+    let parts = PartsHandle::new(config, reaper.clone());
     tokio::select! {
-        ended = reaper.reap() => ended.at("reap children of", &socket),
-        ended = try_join_all(forwarders.iter().map(Forwarder::serve)) => ended.map(drop),
-        ended = serve::serve(&listener, &parts) => ended,
+        ended = reaper.reap_until_dropped() => ended.at("reap children of", &socket),
+        ended = try_join_all(forwarders.iter().map(Forwarder::accept_and_forward)) => ended.map(drop),
+        ended = serve::serve_control_socket(&listener, &parts) => ended,
         _ = terminate.recv() => {
             parts.stop_all(&|_| ()).await;
             Ok(())

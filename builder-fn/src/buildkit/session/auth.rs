@@ -7,7 +7,7 @@ use bollard_buildkit_proto::moby::filesync::v1::{
     CredentialsRequest, CredentialsResponse, FetchTokenRequest, FetchTokenResponse, GetTokenAuthorityRequest,
     GetTokenAuthorityResponse, VerifyTokenAuthorityRequest, VerifyTokenAuthorityResponse, auth_server,
 };
-pub use function_host::registry::Credentials;
+pub use function_host::registry::RegistryCredentials;
 use tonic::{Request, Response, Status};
 
 /// The error text with which the token methods of the auth service answer BuildKit.
@@ -19,7 +19,7 @@ pub trait CredentialStore: fmt::Debug + Send + Sync + 'static {
     /// Returns the credentials for the registry `host`, a host name with a port if it has one.
     ///
     /// Returns empty ones if none are known. That is not an error: the registry may allow anonymous access.
-    async fn credentials(&self, host: &str) -> Credentials;
+    async fn credentials(&self, host: &str) -> RegistryCredentials;
 }
 
 /// The auth service of a session, with the credentials of a [`CredentialStore`].
@@ -44,7 +44,7 @@ impl auth_server::Auth for AuthService {
         request: Request<CredentialsRequest>,
     ) -> Result<Response<CredentialsResponse>, Status> {
         let host = request.into_inner().host;
-        let Credentials { username, secret } = self.store.credentials(&host).await;
+        let RegistryCredentials { username, secret } = self.store.credentials(&host).await;
         tracing::debug!(host, known = !secret.is_empty(), "BuildKit asked for credentials");
         Ok(Response::new(CredentialsResponse { username, secret }))
     }

@@ -181,7 +181,7 @@ mod tests {
 
     use super::*;
     use crate::buildkit::SharedKeys;
-    use crate::buildkit::session::Credentials;
+    use crate::buildkit::session::RegistryCredentials;
     use crate::context::{Entry, Index, Spool};
 
     #[derive(Debug)]
@@ -189,8 +189,8 @@ mod tests {
 
     #[tonic::async_trait]
     impl CredentialStore for NoCredentials {
-        async fn credentials(&self, _host: &str) -> Credentials {
-            Credentials::default()
+        async fn credentials(&self, _host: &str) -> RegistryCredentials {
+            RegistryCredentials::default()
         }
     }
 

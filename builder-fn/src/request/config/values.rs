@@ -200,7 +200,7 @@ pub(super) fn read_dockerfile_path(fields: &mut ConfigFields) -> Option<String> 
 /// Reads the config's key `timeout`: a Go duration, or a whole number of seconds.
 pub(super) fn read_timeout(fields: &mut ConfigFields) -> Option<Duration> {
     let timeout = match fields.take("timeout")? {
-        Value::String(text) => function_host::duration::parse(&text).ok(),
+        Value::String(text) => function_host::duration::parse_duration(&text).ok(),
         Value::Number(seconds) => seconds.as_u64().map(Duration::from_secs),
         _ => None,
     };

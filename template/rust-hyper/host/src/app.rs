@@ -41,7 +41,7 @@ impl<H: Handler> App<H> {
     ///
     /// For handlers that queue requests instead of rejecting them, for example.
     #[must_use]
-    pub fn limits_itself(mut self) -> Self {
+    pub fn handler_limits_inflight(mut self) -> Self {
         self.limits_itself = true;
         self
     }

@@ -46,7 +46,7 @@ impl HttpClient {
     }
 
     /// Sends an HTTP request and reads the whole response, both within `timeout`.
-    pub(crate) async fn exchange(
+    pub(crate) async fn send_and_receive(
         &self,
         request: Request<Full<Bytes>>,
         timeout: Duration,

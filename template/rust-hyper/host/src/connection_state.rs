@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The next bytes that the client of a connection is expected to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Expected {
+pub(crate) enum ExpectedInput {
     /// The client may send the head of another request.
     Head,
     /// The client should send more of the current request's body.
@@ -23,44 +23,46 @@ pub(crate) enum Expected {
 /// change the state of a later one.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionState {
-    /// The number of the current request, with an [`Expected`] in the lowest two bits.
+    /// The number of the current request, with an [`ExpectedInput`] in the lowest two bits.
     packed: AtomicU32,
     /// Whether the connection's last request had a body that the handler did not read to its end.
     unread_body: AtomicBool,
 }
 
-const EXPECTED_MASK: u32 = 0b11;
-const HEAD: u32 = 0;
-const BODY: u32 = 1;
-const NOTHING: u32 = 2;
-const NEXT_REQUEST: u32 = 4;
+const EXPECTED_INPUT_MASK: u32 = 0b11;
+const EXPECTS_HEAD: u32 = 0;
+const EXPECTS_BODY: u32 = 1;
+const EXPECTS_NOTHING: u32 = 2;
+const REQUEST_NUMBER_STEP: u32 = 4;
 
 impl ConnectionState {
     /// Returns what the client should send next, and the number of the current request.
-    pub(crate) fn current(&self) -> (Expected, u32) {
+    pub(crate) fn expected_input_and_request_number(&self) -> (ExpectedInput, u32) {
         let packed = self.packed.load(Ordering::Relaxed);
-        let expected = match packed & EXPECTED_MASK {
-            HEAD => Expected::Head,
-            BODY => Expected::Body,
-            _ => Expected::Nothing,
+        let expected = match packed & EXPECTED_INPUT_MASK {
+            EXPECTS_HEAD => ExpectedInput::Head,
+            EXPECTS_BODY => ExpectedInput::Body,
+            _ => ExpectedInput::Nothing,
         };
-        (expected, packed & !EXPECTED_MASK)
+        (expected, packed & !EXPECTED_INPUT_MASK)
     }
 
     /// Records that the head of a request has arrived, and whether a body follows it.
     pub(crate) fn begin_request(self: &Arc<Self>, has_body: bool) -> ActiveRequest {
-        let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_MASK;
-        self.packed
-            .store(number | if has_body { BODY } else { NOTHING }, Ordering::Relaxed);
+        let number = self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
+        self.packed.store(
+            number | if has_body { EXPECTS_BODY } else { EXPECTS_NOTHING },
+            Ordering::Relaxed,
+        );
         self.unread_body.store(has_body, Ordering::Relaxed);
         ActiveRequest(self.clone())
     }
 
     /// Returns a handle that makes the connection expect the current request's body until it is dropped.
-    pub(crate) fn active_body(self: &Arc<Self>) -> ActiveBody {
+    pub(crate) fn begin_body(self: &Arc<Self>) -> ActiveBody {
         ActiveBody {
             state: self.clone(),
-            number: self.packed.load(Ordering::Relaxed) & !EXPECTED_MASK,
+            number: self.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK,
         }
     }
 
@@ -76,10 +78,11 @@ pub(crate) struct ActiveRequest(Arc<ConnectionState>);
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        let number = self.0.packed.load(Ordering::Relaxed) & !EXPECTED_MASK;
-        self.0
-            .packed
-            .store(number.wrapping_add(NEXT_REQUEST) | HEAD, Ordering::Relaxed);
+        let number = self.0.packed.load(Ordering::Relaxed) & !EXPECTED_INPUT_MASK;
+        self.0.packed.store(
+            number.wrapping_add(REQUEST_NUMBER_STEP) | EXPECTS_HEAD,
+            Ordering::Relaxed,
+        );
     }
 }
 
@@ -92,8 +95,8 @@ pub(crate) struct ActiveBody {
 
 impl ActiveBody {
     /// Records that the request's body was read to its end.
-    pub(crate) fn finish(self) {
-        if self.state.current() == (Expected::Body, self.number) {
+    pub(crate) fn record_fully_read(self) {
+        if self.state.expected_input_and_request_number() == (ExpectedInput::Body, self.number) {
             self.state.unread_body.store(false, Ordering::Relaxed);
         }
     }
@@ -101,7 +104,7 @@ impl ActiveBody {
 
 impl Drop for ActiveBody {
     fn drop(&mut self) {
-        let (from, to) = (self.number | BODY, self.number | NOTHING);
+        let (from, to) = (self.number | EXPECTS_BODY, self.number | EXPECTS_NOTHING);
         // Fails if a later request is current, whose state must not change.
         let _ = self
             .state
@@ -115,29 +118,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_expected_head_first_then_body_then_nothing() {
+    fn a_client_is_expected_to_send_the_head_then_the_body_then_nothing() {
         let state = Arc::new(ConnectionState::default());
-        let first = state.current().1;
-        assert_eq!(state.current().0, Expected::Head);
+        let first = state.expected_input_and_request_number().1;
+        assert_eq!(state.expected_input_and_request_number().0, ExpectedInput::Head);
         let request = state.begin_request(true);
-        let body = state.active_body();
-        assert_eq!(state.current(), (Expected::Body, first));
+        let body = state.begin_body();
+        assert_eq!(
+            state.expected_input_and_request_number(),
+            (ExpectedInput::Body, first)
+        );
         drop(body);
-        assert_eq!(state.current(), (Expected::Nothing, first));
+        assert_eq!(
+            state.expected_input_and_request_number(),
+            (ExpectedInput::Nothing, first)
+        );
         drop(request);
-        assert_eq!(state.current().0, Expected::Head);
-        assert_ne!(state.current().1, first);
+        assert_eq!(state.expected_input_and_request_number().0, ExpectedInput::Head);
+        assert_ne!(state.expected_input_and_request_number().1, first);
     }
 
     #[test]
-    fn a_body_that_outlives_its_request_does_not_change_the_state_of_the_next() {
+    fn a_body_kept_from_an_earlier_request_does_not_change_the_state_of_the_next_one() {
         let state = Arc::new(ConnectionState::default());
         let request = state.begin_request(true);
-        let outliving = state.active_body();
+        let outliving = state.begin_body();
         drop(request);
         let _next = state.begin_request(true);
         drop(outliving);
-        assert_eq!(state.current().0, Expected::Body);
+        assert_eq!(state.expected_input_and_request_number().0, ExpectedInput::Body);
     }
 
     #[test]
@@ -145,18 +154,18 @@ mod tests {
         let state = Arc::new(ConnectionState::default());
         assert!(!state.has_unread_body());
         let request = state.begin_request(true);
-        drop(state.active_body());
+        drop(state.begin_body());
         drop(request);
         assert!(state.has_unread_body());
         let request = state.begin_request(true);
-        state.active_body().finish();
+        state.begin_body().record_fully_read();
         drop(request);
         assert!(!state.has_unread_body());
         let request = state.begin_request(true);
-        let outliving = state.active_body();
+        let outliving = state.begin_body();
         drop(request);
         let _next = state.begin_request(true);
-        outliving.finish();
+        outliving.record_fully_read();
         assert!(
             state.has_unread_body(),
             "the end of an earlier body counted for the current one"
@@ -164,9 +173,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_body_expects_nothing() {
+    fn after_a_head_without_a_body_nothing_more_is_expected() {
         let state = Arc::new(ConnectionState::default());
         let _request = state.begin_request(false);
-        assert_eq!(state.current().0, Expected::Nothing);
+        assert_eq!(
+            state.expected_input_and_request_number().0,
+            ExpectedInput::Nothing
+        );
     }
 }

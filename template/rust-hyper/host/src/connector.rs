@@ -8,7 +8,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 /// The timeout for an HTTP client to establish a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-fn http() -> HttpConnector {
+fn http_connector() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
     connector.set_nodelay(true);
@@ -22,8 +22,8 @@ mod kind {
 
     pub(crate) type Connector = HttpConnector;
 
-    pub(crate) fn plain() -> Result<Connector, BoxError> {
-        Ok(http())
+    pub(crate) fn plain_connector() -> Result<Connector, BoxError> {
+        Ok(http_connector())
     }
 }
 
@@ -43,13 +43,13 @@ mod kind {
     pub(crate) type Connector = HttpsConnector<HttpConnector>;
 
     /// Returns an HTTP connector for a server without TLS; the connector trusts no certificate.
-    pub(crate) fn plain() -> Result<Connector, BoxError> {
-        connector(RootCertStore::empty())
+    pub(crate) fn plain_connector() -> Result<Connector, BoxError> {
+        connector_with_roots(RootCertStore::empty())
     }
 
     /// Returns an HTTPS connector that trusts the system's certificate authorities, and `more` certificates
     /// in PEM.
-    pub(crate) fn trusting(more: Option<&[u8]>) -> Result<Connector, BoxError> {
+    pub(crate) fn connector_trusting_certificates(more: Option<&[u8]>) -> Result<Connector, BoxError> {
         let mut roots = RootCertStore::empty();
         // The system's certificates that cannot be read are skipped, and the others trusted.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -59,19 +59,19 @@ mod kind {
         if roots.is_empty() {
             return Err("there is no certificate to trust".into());
         }
-        connector(roots)
+        connector_with_roots(roots)
     }
 
     /// Returns an HTTPS connector that trusts the certificate authorities in `roots`.
     ///
     /// It names its crypto provider instead of installing a default for the process, because the handler may use
     /// another.
-    fn connector(roots: RootCertStore) -> Result<Connector, BoxError> {
+    fn connector_with_roots(roots: RootCertStore) -> Result<Connector, BoxError> {
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let mut http = http();
+        let mut http = http_connector();
         http.enforce_http(false);
         let builder = HttpsConnectorBuilder::new()
             .with_tls_config(config)
@@ -81,5 +81,5 @@ mod kind {
 }
 
 #[cfg(feature = "tls")]
-pub(crate) use kind::trusting;
-pub(crate) use kind::{Connector, plain};
+pub(crate) use kind::connector_trusting_certificates;
+pub(crate) use kind::{Connector, plain_connector};

@@ -19,10 +19,10 @@ pub enum DurationError {
 }
 
 /// The longest `time.Duration` of Go, in nanoseconds.
-const MAX_NANOS: u128 = i64::MAX as u128;
+const MAX_GO_DURATION_NANOS: u128 = i64::MAX as u128;
 
 /// The units of Go's `time.ParseDuration`, with their lengths in nanoseconds.
-const UNITS: [(&str, u128); 8] = [
+const GO_UNITS_IN_NANOS: [(&str, u128); 8] = [
     ("ns", 1),
     ("us", 1_000),
     ("µs", 1_000), // U+00B5, micro sign
@@ -34,7 +34,7 @@ const UNITS: [(&str, u128); 8] = [
 ];
 
 /// Parses a duration such as `1h2m3.5s`, `500ms`, `.5s` or `+30s`, or a number of whole seconds.
-pub fn parse(text: &str) -> Result<Duration, DurationError> {
+pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     let (negative, unsigned) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
         Some(b'+') => (false, &text[1..]),
@@ -47,7 +47,7 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
     } else {
         parse_go_nanos(unsigned)?
     };
-    if nanos > MAX_NANOS {
+    if nanos > MAX_GO_DURATION_NANOS {
         return Err(DurationError::TooLong);
     }
     if negative && nanos > 0 {
@@ -80,8 +80,8 @@ fn parse_go_nanos(text: &str) -> Result<u128, DurationError> {
             .ok_or(DurationError::TooLong)?;
         total = total
             .checked_add(nanos)
-            .and_then(|total| total.checked_add(fraction_nanos(fraction, unit)))
-            .filter(|total| *total <= MAX_NANOS)
+            .and_then(|total| total.checked_add(nanos_of_fraction(fraction, unit)))
+            .filter(|total| *total <= MAX_GO_DURATION_NANOS)
             .ok_or(DurationError::TooLong)?;
         rest = after;
     }
@@ -107,7 +107,7 @@ fn split_unit(text: &str) -> Result<(u128, &str), DurationError> {
         .position(|byte| byte.is_ascii_digit() || byte == b'.')
         .unwrap_or(text.len());
     let (name, rest) = text.split_at(end);
-    let unit = UNITS
+    let unit = GO_UNITS_IN_NANOS
         .iter()
         .find(|(unit, _)| *unit == name)
         .ok_or(DurationError::Malformed)?;
@@ -125,7 +125,7 @@ fn parse_digits(text: &str) -> Result<u128, DurationError> {
 /// Returns the nanoseconds of a decimal fraction of a unit, rounded down.
 ///
 /// Digits after the 15th are ignored: even of an hour, they are less than a nanosecond.
-fn fraction_nanos(fraction: &str, unit: u128) -> u128 {
+fn nanos_of_fraction(fraction: &str, unit: u128) -> u128 {
     let mut nanos = 0;
     let mut scale: u128 = 1;
     for digit in fraction.bytes().take(15) {
@@ -136,7 +136,7 @@ fn fraction_nanos(fraction: &str, unit: u128) -> u128 {
 }
 
 /// Formats a duration as Go does: `1h2m3.5s`, `1.5ms`, `0s`.
-pub fn format(duration: Duration) -> String {
+pub fn format_duration(duration: Duration) -> String {
     GoDuration(duration).to_string()
 }
 
@@ -154,7 +154,7 @@ impl fmt::Display for GoDuration {
                 1_000..1_000_000 => (1_000, "µs"),
                 _ => (1_000_000, "ms"),
             };
-            return write_decimal(f, nanos, unit, name);
+            return write_decimal_with_unit(f, nanos, unit, name);
         }
         let seconds = self.0.as_secs();
         let (hours, minutes) = (seconds / 3_600, seconds / 60 % 60);
@@ -164,12 +164,12 @@ impl fmt::Display for GoDuration {
         if hours > 0 || minutes > 0 {
             write!(f, "{minutes}m")?;
         }
-        write_decimal(f, nanos % 60_000_000_000, 1_000_000_000, "s")
+        write_decimal_with_unit(f, nanos % 60_000_000_000, 1_000_000_000, "s")
     }
 }
 
 /// Writes a duration in `unit`s as a decimal number without trailing zeros, then the name of the unit.
-fn write_decimal(f: &mut fmt::Formatter<'_>, nanos: u128, unit: u128, name: &str) -> fmt::Result {
+fn write_decimal_with_unit(f: &mut fmt::Formatter<'_>, nanos: u128, unit: u128, name: &str) -> fmt::Result {
     write!(f, "{}", nanos / unit)?;
     let fraction = nanos % unit;
     if fraction > 0 {
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn go_durations_and_whole_seconds_are_parsed() {
+    fn go_durations_and_whole_seconds_are_parsed_as_durations() {
         let cases = [
             ("0", 0),
             ("0s", 0),
@@ -207,24 +207,24 @@ mod tests {
             ("2562047h47m16.854775807s", i64::MAX as u64),
         ];
         for (text, nanos) in cases {
-            assert_eq!(parse(text), Ok(Duration::from_nanos(nanos)), "{text}");
+            assert_eq!(parse_duration(text), Ok(Duration::from_nanos(nanos)), "{text}");
         }
     }
 
     #[test]
-    fn texts_that_go_rejects_are_rejected() {
+    fn durations_that_go_rejects_are_rejected() {
         for text in [
             "", " 1s", "s", ".", ".s", "1.", "1d", "1s ", "1h-2m", "--1s", "1,5s", "+", "１s",
         ] {
-            assert_eq!(parse(text), Err(DurationError::Malformed), "{text}");
+            assert_eq!(parse_duration(text), Err(DurationError::Malformed), "{text}");
         }
-        assert_eq!(parse("-1s"), Err(DurationError::Negative));
+        assert_eq!(parse_duration("-1s"), Err(DurationError::Negative));
         for text in [
             "2562047h47m16.854775808s",
             "99999999999999999999",
             "340282366920938463463374607431768211456s",
         ] {
-            assert_eq!(parse(text), Err(DurationError::TooLong), "{text}");
+            assert_eq!(parse_duration(text), Err(DurationError::TooLong), "{text}");
         }
     }
 
@@ -241,7 +241,7 @@ mod tests {
             (3_600_000_000_001, "1h0m0.000000001s"),
         ];
         for (nanos, text) in cases {
-            assert_eq!(format(Duration::from_nanos(nanos)), text);
+            assert_eq!(format_duration(Duration::from_nanos(nanos)), text);
         }
     }
 
@@ -249,23 +249,23 @@ mod tests {
         #[test]
         fn a_formatted_duration_parses_to_itself(nanos in 0..=i64::MAX as u64) {
             let duration = Duration::from_nanos(nanos);
-            prop_assert_eq!(parse(&format(duration)), Ok(duration));
+            prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
         }
 
         #[test]
-        fn the_parser_never_panics_on_any_text(text in any::<String>()) {
-            let _ = parse(&text);
+        fn the_duration_parser_never_panics_on_any_text(text in any::<String>()) {
+            let _ = parse_duration(&text);
         }
 
         #[test]
-        fn the_parser_never_panics_on_texts_that_resemble_durations(text in "[-+]?([0-9.]{0,30}(ns|us|µs|ms|s|m|h)?){0,6}") {
-            let _ = parse(&text);
+        fn the_duration_parser_never_panics_on_texts_that_resemble_durations(text in "[-+]?([0-9.]{0,30}(ns|us|µs|ms|s|m|h)?){0,6}") {
+            let _ = parse_duration(&text);
         }
 
         #[test]
-        fn units_may_come_in_any_order(hours in 0u32..1000, minutes in 0u32..1000, millis in 0u32..100_000) {
-            let forward = parse(&format!("{hours}h{minutes}m{millis}ms"));
-            prop_assert_eq!(forward, parse(&format!("{millis}ms{minutes}m{hours}h")));
+        fn the_units_of_a_duration_may_come_in_any_order(hours in 0u32..1000, minutes in 0u32..1000, millis in 0u32..100_000) {
+            let forward = parse_duration(&format!("{hours}h{minutes}m{millis}ms"));
+            prop_assert_eq!(forward, parse_duration(&format!("{millis}ms{minutes}m{hours}h")));
             prop_assert!(forward.is_ok());
         }
     }

@@ -81,35 +81,35 @@ impl<'a> Parser<'a> {
     }
 
     /// Returns the value of the setting `name` without surrounding white space, if it is set and not empty.
-    pub fn text(&mut self, name: &str) -> Option<String> {
+    pub fn optional_text(&mut self, name: &str) -> Option<String> {
         let value = self.environment.get(name)?;
         let value = value.trim();
         (!value.is_empty()).then(|| value.to_owned())
     }
 
     /// Returns the value of the setting `name`; adds a problem if it is not set.
-    pub fn required(&mut self, name: &str) -> String {
-        self.text(name).unwrap_or_else(|| {
-            self.problem(name, "is not set");
+    pub fn required_text(&mut self, name: &str) -> String {
+        self.optional_text(name).unwrap_or_else(|| {
+            self.add_problem(name, "is not set");
             String::new()
         })
     }
 
-    /// Returns the value of the setting `name` as parsed by `parse`, or `default` if it is not set.
+    /// Returns the value of the setting `name` as parsed by `parse_or_default`, or `default` if it is not set.
     ///
-    /// The problem reads `NAME ERROR, not "VALUE"`, so `parse` should fail with a text such as `should be true or
+    /// The problem reads `NAME ERROR, not "VALUE"`, so `parse_or_default` should fail with a text such as `should be true or
     /// false`. It contains the value: this must not be used for values that may be secret.
-    pub fn parse<T, E: fmt::Display>(
+    pub fn parse_or_default<T, E: fmt::Display>(
         &mut self,
         name: &str,
         default: T,
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> T {
-        let Some(value) = self.text(name) else {
+        let Some(value) = self.optional_text(name) else {
             return default;
         };
         parse(&value).unwrap_or_else(|error| {
-            self.problem(name, format!("{error}, not {value:?}"));
+            self.add_problem(name, format!("{error}, not {value:?}"));
             default
         })
     }
@@ -117,19 +117,19 @@ impl<'a> Parser<'a> {
     /// Parses the setting `name` as a Go duration (`1h2m3.5s`) or whole seconds; returns `default` if it is
     /// not set.
     pub fn duration(&mut self, name: &str, default: Duration) -> Duration {
-        self.parse(name, default, duration::parse)
+        self.parse_or_default(name, default, duration::parse_duration)
     }
 
     /// Parses the setting `name` as a number; returns `default` if it is not set.
     pub fn number<T: FromStr>(&mut self, name: &str, default: T) -> T {
-        self.parse(name, default, |value| {
+        self.parse_or_default(name, default, |value| {
             value.parse().map_err(|_| "should be a number in range")
         })
     }
 
     /// Parses the setting `name` as a boolean, in the spellings that Go's `strconv.ParseBool` accepts.
     pub fn flag(&mut self, name: &str, default: bool) -> bool {
-        self.parse(name, default, |value| match value {
+        self.parse_or_default(name, default, |value| match value {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
             "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
             _ => Err("should be true or false"),
@@ -137,7 +137,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Adds a problem of the setting `name`; `what` follows the name in the report (`is not set`).
-    pub fn problem(&mut self, name: &str, what: impl Into<String>) {
+    pub fn add_problem(&mut self, name: &str, what: impl Into<String>) {
         self.problems.push(Problem {
             name: name.to_owned(),
             what: what.into(),
@@ -197,13 +197,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_problems_are_reported_at_once() {
+    fn all_problems_of_settings_are_reported_at_once() {
         let variables = [("exec_timeout", "soon"), ("port", "70000"), ("insecure", "maybe")];
         let mut parser = Parser::new(&variables);
         parser.duration("exec_timeout", Duration::ZERO);
         parser.number::<u16>("port", 8080);
         parser.flag("insecure", false);
-        parser.required("buildkit_url");
+        parser.required_text("buildkit_url");
 
         let problems = parser.finish().unwrap_err();
 

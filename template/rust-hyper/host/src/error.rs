@@ -117,14 +117,14 @@ impl fmt::Display for Error {
 mod tests {
     use super::*;
 
-    fn fails() -> Result<(), Error> {
+    fn return_io_error() -> Result<(), Error> {
         "seven".parse::<u8>()?;
         Ok(())
     }
 
     #[test]
-    fn an_error_of_any_type_is_an_internal_error() {
-        let error = fails().unwrap_err();
+    fn an_error_of_another_type_becomes_an_internal_error_with_status_500() {
+        let error = return_io_error().unwrap_err();
         assert_eq!(
             error.status_and_message(),
             (StatusCode::INTERNAL_SERVER_ERROR, "internal error")
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_error_is_an_error_of_the_caller() {
+    fn a_body_error_becomes_an_error_with_a_status_of_the_caller() {
         let error = Error::from(BodyError::TooLarge { limit: 7 });
         assert_eq!(
             error.status_and_message(),

@@ -38,11 +38,11 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("could not read {0}")]
-    struct Outer(&'static str, #[source] std::num::ParseIntError);
+    struct OuterError(&'static str, #[source] std::num::ParseIntError);
 
     #[test]
-    fn every_source_is_displayed_once() {
-        let error = Outer("the count", "x".parse::<u8>().unwrap_err());
+    fn every_source_of_an_error_is_displayed_once() {
+        let error = OuterError("the count", "x".parse::<u8>().unwrap_err());
         assert_eq!(
             ErrorChain(&error).to_string(),
             "could not read the count: invalid digit found in string"

@@ -31,22 +31,22 @@ use crate::secret::{SecretError, Secrets};
 use crate::trace;
 
 /// The address of the gateway of OpenFaaS on Kubernetes.
-pub const DEFAULT_URL: &str = "http://gateway.openfaas:8080";
+pub const DEFAULT_GATEWAY_URL: &str = "http://gateway.openfaas:8080";
 
 /// The default limit on the body of a gateway's response, in bytes ([`Gateway::with_body_limit`]).
-pub const DEFAULT_BODY_LIMIT: usize = 4 * 1024 * 1024;
+pub const DEFAULT_BODY_LIMIT_BYTES: usize = 4 * 1024 * 1024;
 
 /// The name of the secret with certificates (PEM) that authenticate the gateway, in addition to the system's.
 ///
 /// Used with the feature `tls` only, and read once, at the start.
-pub const CA_SECRET: &str = "gateway-ca";
+pub const CA_SECRET_NAME: &str = "gateway-ca";
 
 /// The description of a valid gateway address, for error messages.
 #[cfg(feature = "tls")]
-const URL_FORMAT: &str = "should be http://HOST[:PORT] or https://HOST[:PORT]";
+const VALID_URL_DESCRIPTION: &str = "should be http://HOST[:PORT] or https://HOST[:PORT]";
 /// The description of a valid gateway address, for error messages.
 #[cfg(not(feature = "tls"))]
-const URL_FORMAT: &str = "should be http://HOST[:PORT]: this function was built without https";
+const VALID_URL_DESCRIPTION: &str = "should be http://HOST[:PORT]: this function was built without https";
 
 /// A client of the OpenFaaS gateway. It does not follow redirects. Clones share connections.
 #[derive(Clone)]
@@ -60,9 +60,9 @@ pub struct Gateway {
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The gateway's address is invalid. The error does not contain the address, which may include a password.
-    #[error("gateway_url {URL_FORMAT}")]
+    #[error("gateway_url {VALID_URL_DESCRIPTION}")]
     Url,
-    /// The certificates in the secret [`CA_SECRET`], or those of the system, cannot be used.
+    /// The certificates in the secret [`CA_SECRET_NAME`], or those of the system, cannot be used.
     #[error("could not load the certificates that authenticate the gateway")]
     Authority(#[source] BoxError),
     /// The path of a request to the gateway is not valid in a URL, or does not begin with `/`.
@@ -100,7 +100,7 @@ pub enum GatewayError {
         source: BoxError,
     },
     /// The gateway's response was not complete within the timeout. The gateway may have received the request.
-    #[error("the gateway did not answer {method} {path} within {}", duration::format(*limit))]
+    #[error("the gateway did not answer {method} {path} within {}", duration::format_duration(*limit))]
     Timeout {
         /// The method of the request to the gateway.
         method: Method,
@@ -123,17 +123,17 @@ pub enum GatewayError {
 
 /// Creates the client of the gateway from the setting `gateway_url`; problems are added to `parser`.
 ///
-/// If the setting is wrong, adds a problem to `parser` and returns the client of [`DEFAULT_URL`].
+/// If the setting is wrong, adds a problem to `parser` and returns the client of [`DEFAULT_GATEWAY_URL`].
 pub(crate) fn from_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> Result<Gateway, GatewayError> {
     let url = parser
-        .text("gateway_url")
-        .unwrap_or_else(|| DEFAULT_URL.to_owned());
+        .optional_text("gateway_url")
+        .unwrap_or_else(|| DEFAULT_GATEWAY_URL.to_owned());
     Gateway::new(&url, secrets.clone()).or_else(|error| {
         match &error {
-            GatewayError::Url => parser.problem("gateway_url", URL_FORMAT),
-            other => parser.problem("gateway_url", format!("cannot be used: {}", ErrorChain(other))),
+            GatewayError::Url => parser.add_problem("gateway_url", VALID_URL_DESCRIPTION),
+            other => parser.add_problem("gateway_url", format!("cannot be used: {}", ErrorChain(other))),
         }
-        Gateway::new(DEFAULT_URL, secrets.clone())
+        Gateway::new(DEFAULT_GATEWAY_URL, secrets.clone())
     })
 }
 
@@ -151,9 +151,9 @@ impl Gateway {
             return Err(GatewayError::Url);
         }
         let connector = match uri.scheme_str() {
-            Some("http") => connector::plain(),
+            Some("http") => connector::plain_connector(),
             #[cfg(feature = "tls")]
-            Some("https") => tls_connector(&secrets),
+            Some("https") => connector_trusting_gateway(&secrets),
             _ => return Err(GatewayError::Url),
         };
         let connector = connector.map_err(GatewayError::Authority)?;
@@ -164,16 +164,16 @@ impl Gateway {
         Self {
             base: url.trim_end_matches('/').into(),
             secrets,
-            client: HttpClient::new(connector, DEFAULT_BODY_LIMIT),
+            client: HttpClient::new(connector, DEFAULT_BODY_LIMIT_BYTES),
         }
     }
 
-    /// Creates a client of the OpenFaaS gateway at the URL in `gateway_url`, or at [`DEFAULT_URL`].
+    /// Creates a client of the OpenFaaS gateway at the URL in `gateway_url`, or at [`DEFAULT_GATEWAY_URL`].
     pub fn from_env(environment: &dyn Environment, secrets: Secrets) -> Result<Self, GatewayError> {
         let url = environment
             .get("gateway_url")
             .filter(|url| !url.trim().is_empty());
-        Self::new(url.as_deref().unwrap_or(DEFAULT_URL), secrets)
+        Self::new(url.as_deref().unwrap_or(DEFAULT_GATEWAY_URL), secrets)
     }
 
     /// Sets the limit on the body of the gateway's responses, in bytes.
@@ -189,7 +189,7 @@ impl Gateway {
     }
 
     /// Returns the gateway's URI with `path`, which must begin with `/`.
-    pub fn uri(&self, path: &str) -> Result<Uri, GatewayError> {
+    pub fn uri_of_path(&self, path: &str) -> Result<Uri, GatewayError> {
         let invalid = || GatewayError::Path {
             path: path.to_owned(),
         };
@@ -220,13 +220,13 @@ impl Gateway {
         timeout: Duration,
     ) -> Result<Response<Bytes>, GatewayError> {
         if request.uri().host().is_none() {
-            *request.uri_mut() = self.uri(&request.uri().to_string())?;
+            *request.uri_mut() = self.uri_of_path(&request.uri().to_string())?;
         }
-        self.authorize(&mut request)?;
+        self.add_credentials(&mut request)?;
         let span = trace::open_outgoing_span(&mut request);
         let response = self.send_and_receive(request, timeout).await;
         match &response {
-            Ok(response) => span.set_status(response.status().as_u16()),
+            Ok(response) => span.set_response_status(response.status().as_u16()),
             Err(error) => span.mark_failed(ErrorChain(error)),
         }
         response
@@ -240,7 +240,7 @@ impl Gateway {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         self.client
-            .exchange(request, timeout)
+            .send_and_receive(request, timeout)
             .await
             .map_err(|error| match error {
                 ExchangeError::Connect(source) => GatewayError::Connect { method, path, source },
@@ -250,7 +250,7 @@ impl Gateway {
             })
     }
 
-    fn authorize(&self, request: &mut Request<Full<Bytes>>) -> Result<(), GatewayError> {
+    fn add_credentials(&self, request: &mut Request<Full<Bytes>>) -> Result<(), GatewayError> {
         let uri = request.uri().to_string();
         let is_system_api = uri
             .strip_prefix(&*self.base)
@@ -273,14 +273,14 @@ impl Gateway {
     }
 }
 
-/// Returns an HTTPS connector that trusts the system's certificates and those in the secret [`CA_SECRET`].
+/// Returns an HTTPS connector that trusts the system's certificates and those in the secret [`CA_SECRET_NAME`].
 #[cfg(feature = "tls")]
-fn tls_connector(secrets: &Secrets) -> Result<Connector, BoxError> {
-    let secret = match secrets.exists(CA_SECRET) {
-        true => Some(secrets.read_secret(CA_SECRET)?),
+fn connector_trusting_gateway(secrets: &Secrets) -> Result<Connector, BoxError> {
+    let secret = match secrets.exists(CA_SECRET_NAME) {
+        true => Some(secrets.read_secret(CA_SECRET_NAME)?),
         false => None,
     };
-    connector::trusting(secret.as_ref().map(Secret::expose))
+    connector::connector_trusting_certificates(secret.as_ref().map(Secret::expose))
 }
 
 impl fmt::Debug for Gateway {

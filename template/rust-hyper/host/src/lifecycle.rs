@@ -20,11 +20,11 @@ use crate::shutdown::ShutdownTrigger;
 
 /// The time limit for dropping the remaining handlers at the drain deadline. The drop should take no time at
 /// all.
-const DROP_TIMEOUT: Duration = Duration::from_secs(1);
+const HANDLER_DROP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The reason for which the function's process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Exit {
+pub(crate) enum ExitReason {
     /// The shutdown after a signal is complete.
     Clean,
     /// A setting of the function is wrong.
@@ -43,38 +43,41 @@ pub(crate) enum Exit {
 /// limit.
 ///
 /// `serving` receives how the serving thread ended.
-pub(crate) async fn supervise(
-    mut signals: Signals,
+pub(crate) async fn forward_stop_and_wait_for_exit(
+    mut signals: StopSignals,
     stop: watch::Sender<bool>,
-    mut serving: oneshot::Receiver<Exit>,
+    mut serving: oneshot::Receiver<ExitReason>,
     settings: &Settings,
     flush_timeout: Duration,
-) -> Exit {
+) -> ExitReason {
     tokio::select! {
-        exit = &mut serving => return exit.unwrap_or(Exit::Panicked),
-        () = signals.next() => {}
+        exit = &mut serving => return exit.unwrap_or(ExitReason::Panicked),
+        () = signals.wait_for_stop_signal() => {}
     }
     stop.send_replace(true);
-    let timeout = settings.healthcheck_interval + drain_timeout(settings) + DROP_TIMEOUT + flush_timeout;
+    let timeout = settings.healthcheck_interval
+        + request_drain_timeout(settings)
+        + HANDLER_DROP_TIMEOUT
+        + flush_timeout;
     tokio::select! {
-        exit = serving => exit.unwrap_or(Exit::Panicked),
-        () = signals.next() => Exit::Forced,
+        exit = serving => exit.unwrap_or(ExitReason::Panicked),
+        () = signals.wait_for_stop_signal() => ExitReason::Forced,
         () = tokio::time::sleep(timeout) => {
             tracing::error!("a handler blocks its thread, exiting without waiting for it");
-            Exit::Blocked
+            ExitReason::Blocked
         }
     }
 }
 
 /// Returns the time for which requests may still run after the port is closed.
-fn drain_timeout(settings: &Settings) -> Duration {
+fn request_drain_timeout(settings: &Settings) -> Duration {
     settings
         .write_timeout
         .max(settings.exec_timeout.unwrap_or_default())
 }
 
 /// Waits until the function is asked to stop.
-pub(crate) async fn wait_for_stop(stop: &mut watch::Receiver<bool>) {
+pub(crate) async fn wait_for_stop_request(stop: &mut watch::Receiver<bool>) {
     // Fails if the sender was dropped, when the process exits.
     let _ = stop.wait_for(|stop| *stop).await;
 }
@@ -86,52 +89,52 @@ pub(crate) async fn serve_until_stopped<H: Handler>(
     trigger: &ShutdownTrigger,
     stop: &mut watch::Receiver<bool>,
 ) -> std::io::Result<()> {
-    let listener = listen(settings.port).await?;
-    let metrics_listener = listen(settings.metrics_port).await?;
+    let listener = listen_on_all_addresses(settings.port).await?;
+    let metrics_listener = listen_on_all_addresses(settings.metrics_port).await?;
     // From the listeners, because the setting 0 selects any free port.
     let (port, metrics_port) = (
         listener.local_addr()?.port(),
         metrics_listener.local_addr()?.port(),
     );
     let _metrics = server.serve_metrics(metrics_listener);
-    let mut served = server.serve(listener);
+    let mut served = server.serve_function(listener);
     tracing::info!(port, metrics_port, "listening");
 
-    wait_for_stop(stop).await;
+    wait_for_stop_request(stop).await;
     let drain_start = Instant::now() + settings.healthcheck_interval;
-    let deadline = drain_start + drain_timeout(settings);
+    let deadline = drain_start + request_drain_timeout(settings);
     trigger.begin(deadline);
     tracing::info!(
-        grace = duration::format(settings.healthcheck_interval),
-        running = server.running(),
+        grace = duration::format_duration(settings.healthcheck_interval),
+        running = server.requests_in_flight(),
         "shutting down: not ready, still accepting requests"
     );
     sleep_until(drain_start).await;
 
     tracing::info!(
-        limit = duration::format(drain_timeout(settings)),
-        running = server.running(),
+        limit = duration::format_duration(request_drain_timeout(settings)),
+        running = server.requests_in_flight(),
         "port closed, draining requests"
     );
-    served.drain();
+    served.start_draining();
     let drained = tokio::select! {
-        () = served.wait_until_ended() => true,
+        () = served.wait_until_connections_ended() => true,
         () = sleep_until(deadline) => false,
     };
     if !drained {
         tracing::warn!(
-            running = server.running(),
+            running = server.requests_in_flight(),
             "drain deadline reached, dropping the remaining requests"
         );
-        served.abort();
-        served.wait_until_ended().await;
+        served.drop_all_connections();
+        served.wait_until_connections_ended().await;
     }
     tracing::info!("stopped");
     Ok(())
 }
 
 /// Listens at a port on all IPv6 and IPv4 addresses, as servers in Go do; on IPv4 alone if there is no IPv6.
-async fn listen(port: u16) -> std::io::Result<TcpListener> {
+async fn listen_on_all_addresses(port: u16) -> std::io::Result<TcpListener> {
     match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
         Ok(listener) => Ok(listener),
         Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
@@ -139,12 +142,12 @@ async fn listen(port: u16) -> std::io::Result<TcpListener> {
 }
 
 /// The signals that stop a function: SIGTERM, which providers send, and SIGINT, which terminals send.
-pub(crate) struct Signals {
+pub(crate) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Signals {
+impl StopSignals {
     pub(crate) fn new() -> std::io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -153,7 +156,7 @@ impl Signals {
     }
 
     /// Waits for the next signal that stops the function.
-    pub(crate) async fn next(&mut self) {
+    pub(crate) async fn wait_for_stop_signal(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

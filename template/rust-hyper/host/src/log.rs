@@ -15,7 +15,7 @@ use crate::env::Parser;
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
+pub(crate) enum LogFormat {
     /// Each log line is a JSON object.
     Json,
     /// Each log line is text for people.
@@ -24,37 +24,37 @@ pub(crate) enum Format {
 
 /// The settings `log_format` and `log_level`.
 pub(crate) struct Settings {
-    format: Format,
+    format: LogFormat,
     filter: Targets,
 }
 
 impl Settings {
     /// Reads the settings of the log; problems are added to `parser`.
     pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
-        let format = parser.parse("log_format", Format::Json, |value| match value {
-            "json" => Ok(Format::Json),
-            "text" => Ok(Format::Text),
+        let format = parser.parse_or_default("log_format", LogFormat::Json, |value| match value {
+            "json" => Ok(LogFormat::Json),
+            "text" => Ok(LogFormat::Text),
             _ => Err("should be json or text"),
         });
         let info = Targets::new().with_default(tracing::Level::INFO);
-        let filter = parser.parse("log_level", info, |value| {
-            if !value.split(',').all(is_directive) {
-                return Err(LEVEL_FORMAT);
+        let filter = parser.parse_or_default("log_level", info, |value| {
+            if !value.split(',').all(ends_with_level) {
+                return Err(VALID_LEVEL_DESCRIPTION);
             }
-            value.parse::<Targets>().map_err(|_| LEVEL_FORMAT)
+            value.parse::<Targets>().map_err(|_| VALID_LEVEL_DESCRIPTION)
         });
         Self { format, filter }
     }
 }
 
 /// The description of a valid `log_level`, for error messages.
-const LEVEL_FORMAT: &str =
+const VALID_LEVEL_DESCRIPTION: &str =
     "should be off, error, warn, info, debug or trace, or levels by target (info,hyper=debug)";
 
 /// Returns whether a part of `log_level` ends with a level.
 ///
 /// Without this check, a misspelt level would be parsed as a target, and all other targets would be silent.
-fn is_directive(part: &str) -> bool {
+fn ends_with_level(part: &str) -> bool {
     let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
     level.trim().parse::<LevelFilter>().is_ok()
 }
@@ -62,8 +62,12 @@ fn is_directive(part: &str) -> bool {
 /// Logs all events and panics to standard output from now on.
 ///
 /// Does nothing if the process already has a subscriber, as in a test.
-pub(crate) fn start(settings: &Settings) {
-    let subscriber = LogSubscriber::new(settings.format, settings.filter.clone(), subscriber::to_stdout);
+pub(crate) fn start_logging(settings: &Settings) {
+    let subscriber = LogSubscriber::new(
+        settings.format,
+        settings.filter.clone(),
+        subscriber::write_to_stdout,
+    );
     if tracing::subscriber::set_global_default(subscriber).is_err() {
         return;
     }

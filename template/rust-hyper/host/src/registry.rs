@@ -15,10 +15,10 @@ mod logins;
 mod realm;
 
 pub use client::{RegistryClient, Repository};
-pub use credentials::Credentials;
+pub use credentials::RegistryCredentials;
 pub use error::RegistryError;
-pub use logins::{Logins, LoginsCache, MalformedLogins, UnusableLogin};
-pub use realm::TokenRealms;
+pub use logins::{Logins, LoginsCache, MalformedDockerConfig, UnusableAuthEntry};
+pub use realm::AllowedTokenHosts;
 
 /// The name of Docker Hub in image references, and the host of its registry API.
-const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+const DOCKER_HUB_NAME_AND_HOST: (&str, &str) = ("docker.io", "registry-1.docker.io");

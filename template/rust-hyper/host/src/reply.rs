@@ -5,18 +5,18 @@ use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 
 use crate::response::{Response, ResponseBody};
 
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TEXT_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON_CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Returns a response with status 200 and a text body.
 pub fn text(text: impl Into<String>) -> Response {
-    with_body(StatusCode::OK, TEXT, text.into())
+    response_with_body(StatusCode::OK, TEXT_CONTENT_TYPE, text.into())
 }
 
 /// Returns a response with status 200 and a body of serialized JSON, such as the result of
 /// `serde_json::to_vec`.
 pub fn json(json: impl Into<bytes::Bytes>) -> Response {
-    with_body(StatusCode::OK, JSON, json.into())
+    response_with_body(StatusCode::OK, JSON_CONTENT_TYPE, json.into())
 }
 
 /// Returns a response with this status and no body.
@@ -28,7 +28,7 @@ pub fn status(status: StatusCode) -> Response {
 
 /// Returns a response with this status and a text body.
 pub fn message(status: StatusCode, text: impl Into<String>) -> Response {
-    with_body(status, TEXT, text.into())
+    response_with_body(status, TEXT_CONTENT_TYPE, text.into())
 }
 
 /// Returns a response with status 500 and the call id, by which the error is found in the log, but no other
@@ -50,7 +50,7 @@ pub fn concurrency_limit_exceeded(limit: usize) -> Response {
 
 /// Returns a response with status 429, a text body and the header `Retry-After: 1` (second).
 pub fn too_many_requests(text: impl Into<String>) -> Response {
-    let mut response = with_body(
+    let mut response = response_with_body(
         StatusCode::TOO_MANY_REQUESTS,
         HeaderValue::from_static("text/plain"),
         text.into(),
@@ -61,7 +61,11 @@ pub fn too_many_requests(text: impl Into<String>) -> Response {
     response
 }
 
-fn with_body(status: StatusCode, content_type: HeaderValue, body: impl Into<bytes::Bytes>) -> Response {
+fn response_with_body(
+    status: StatusCode,
+    content_type: HeaderValue,
+    body: impl Into<bytes::Bytes>,
+) -> Response {
     let mut response = Response::new(ResponseBody::full(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, content_type);

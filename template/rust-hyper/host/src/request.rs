@@ -23,14 +23,14 @@ pub type Request = http::Request<Body>;
 /// [`http_body::Body`] and [`Stream`]; [`Body::collect`] and [`Body::text`] read it whole, up to a limit. If the client
 /// sends nothing for `read_timeout`, reading fails with [`BodyError::Stalled`].
 pub struct Body {
-    source: Source,
+    source: BodySource,
     /// The handle that makes the connection expect more of the body; `None` without a connection or after the
     /// end.
     active: Option<ActiveBody>,
     read_timeout: Duration,
 }
 
-enum Source {
+enum BodySource {
     Empty,
     Full(Bytes),
     Incoming(Incoming),
@@ -47,7 +47,7 @@ pub enum BodyError {
         limit: usize,
     },
     /// The client sent nothing of the body for longer than `read_timeout`.
-    #[error("the client sent nothing of the body for {}", duration::format(*limit))]
+    #[error("the client sent nothing of the body for {}", duration::format_duration(*limit))]
     Stalled {
         /// The timeout between two chunks of the body (`read_timeout`).
         limit: Duration,
@@ -63,25 +63,25 @@ pub enum BodyError {
 impl Body {
     /// Creates an empty request body.
     pub fn empty() -> Self {
-        Self::from_source(Source::Empty)
+        Self::from_source(BodySource::Empty)
     }
 
     /// Creates a request body from a stream of chunks, for calling a handler without a connection (in a test).
     pub fn stream(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
-        Self::from_source(Source::Stream(Box::pin(chunks)))
+        Self::from_source(BodySource::Stream(Box::pin(chunks)))
     }
 
     /// Creates a request body that is received from a client. The connection enforces `read_timeout`, which is
     /// only reported here.
     pub(crate) fn incoming(incoming: Incoming, active: ActiveBody, read_timeout: Duration) -> Self {
         Self {
-            source: Source::Incoming(incoming),
+            source: BodySource::Incoming(incoming),
             active: Some(active),
             read_timeout,
         }
     }
 
-    fn from_source(source: Source) -> Self {
+    fn from_source(source: BodySource) -> Self {
         Self {
             source,
             active: None,
@@ -97,7 +97,7 @@ impl Body {
     /// Reads the whole request body. Fails as soon as it is known to have more than `limit` bytes, without
     /// reading further.
     pub fn collect(self, limit: usize) -> impl Future<Output = Result<Bytes, BodyError>> + Send {
-        Collect {
+        CollectBody {
             body: self,
             limit,
             first: Bytes::new(),
@@ -107,45 +107,45 @@ impl Body {
 
     /// Reads the whole request body as UTF-8 text of at most `limit` bytes.
     pub fn text(self, limit: usize) -> impl Future<Output = Result<String, BodyError>> + Send {
-        let mut collect = Collect {
+        let mut collect = CollectBody {
             body: self,
             limit,
             first: Bytes::new(),
             all: BytesMut::new(),
         };
         std::future::poll_fn(move |cx| {
-            let bytes = ready!(collect.poll(cx))?;
+            let bytes = ready!(collect.poll_collected(cx))?;
             Poll::Ready(String::from_utf8(bytes.into()).map_err(|_| BodyError::NotUtf8))
         })
     }
 
     /// Returns bounds on the number of bytes of the request's body that are still to be read.
-    pub fn remaining(&self) -> SizeHint {
+    pub fn remaining_bytes(&self) -> SizeHint {
         match &self.source {
-            Source::Empty => SizeHint::with_exact(0),
-            Source::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Incoming(incoming) => incoming.size_hint(),
-            Source::Stream(_) => SizeHint::default(),
+            BodySource::Empty => SizeHint::with_exact(0),
+            BodySource::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            BodySource::Incoming(incoming) => incoming.size_hint(),
+            BodySource::Stream(_) => SizeHint::default(),
         }
     }
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         let polled = match &mut self.source {
-            Source::Empty => Poll::Ready(None),
-            Source::Full(bytes) => {
+            BodySource::Empty => Poll::Ready(None),
+            BodySource::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                self.source = Source::Empty;
+                self.source = BodySource::Empty;
                 return Poll::Ready(Some(Ok(bytes)));
             }
-            Source::Stream(chunks) => chunks.as_mut().poll_next(cx).map_err(BodyError::Broken),
-            Source::Incoming(incoming) => loop {
+            BodySource::Stream(chunks) => chunks.as_mut().poll_next(cx).map_err(BodyError::Broken),
+            BodySource::Incoming(incoming) => loop {
                 break match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
                     // Trailers are skipped: no function needs them.
                     Some(Ok(frame)) => match frame.into_data() {
                         Ok(data) => Poll::Ready(Some(Ok(data))),
                         Err(_) => continue,
                     },
-                    Some(Err(error)) => Poll::Ready(Some(Err(read_error(error, self.read_timeout)))),
+                    Some(Err(error)) => Poll::Ready(Some(Err(classify_read_error(error, self.read_timeout)))),
                     None => Poll::Ready(None),
                 };
             },
@@ -156,9 +156,9 @@ impl Body {
             Poll::Pending => false,
         };
         if at_end {
-            self.source = Source::Empty;
+            self.source = BodySource::Empty;
             if let Some(active) = self.active.take() {
-                active.finish();
+                active.record_fully_read();
             }
         }
         polled
@@ -167,7 +167,7 @@ impl Body {
 
 /// Converts an error of reading from the connection: a timeout becomes [`BodyError::Stalled`], everything else
 /// [`BodyError::Broken`].
-fn read_error(error: hyper::Error, limit: Duration) -> BodyError {
+fn classify_read_error(error: hyper::Error, limit: Duration) -> BodyError {
     let mut next = std::error::Error::source(&error);
     while let Some(cause) = next {
         let io = cause.downcast_ref::<std::io::Error>();
@@ -182,7 +182,7 @@ fn read_error(error: hyper::Error, limit: Duration) -> BodyError {
 /// A future that reads a whole request body.
 ///
 /// It is written by hand because async functions would be three nested futures, each with a copy of the body.
-struct Collect {
+struct CollectBody {
     body: Body,
     limit: usize,
     /// The first chunk of the body, while there is no second one. Most bodies are a single chunk, which is
@@ -192,24 +192,24 @@ struct Collect {
     all: BytesMut,
 }
 
-impl Collect {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
+impl CollectBody {
+    fn poll_collected(&mut self, cx: &mut Context<'_>) -> Poll<Result<Bytes, BodyError>> {
         let too_large = BodyError::TooLarge { limit: self.limit };
         // A client that announces a body that is too large is rejected before it sends the body.
-        if self.body.remaining().lower() > (self.limit - self.len()) as u64 {
+        if self.body.remaining_bytes().lower() > (self.limit - self.collected_bytes()) as u64 {
             return Poll::Ready(Err(too_large));
         }
         while let Some(chunk) = ready!(self.body.poll_chunk(cx)).transpose()? {
-            if chunk.len() > self.limit - self.len() {
+            if chunk.len() > self.limit - self.collected_bytes() {
                 return Poll::Ready(Err(too_large));
             }
-            if self.len() == 0 {
+            if self.collected_bytes() == 0 {
                 self.first = chunk;
                 continue;
             }
             if self.all.is_empty() {
                 // Reserves at most 64 KiB on the client's announcement alone.
-                let announced = self.body.remaining().lower().min(64 * 1024) as usize;
+                let announced = self.body.remaining_bytes().lower().min(64 * 1024) as usize;
                 self.all.reserve(self.first.len() + chunk.len() + announced);
                 self.all.extend_from_slice(&std::mem::take(&mut self.first));
             }
@@ -221,16 +221,16 @@ impl Collect {
         }))
     }
 
-    fn len(&self) -> usize {
+    fn collected_bytes(&self) -> usize {
         self.first.len() + self.all.len()
     }
 }
 
-impl Future for Collect {
+impl Future for CollectBody {
     type Output = Result<Bytes, BodyError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.get_mut().poll(cx)
+        self.get_mut().poll_collected(cx)
     }
 }
 
@@ -247,14 +247,14 @@ impl HttpBody for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.source {
-            Source::Empty => true,
-            Source::Full(_) | Source::Stream(_) => false,
-            Source::Incoming(incoming) => incoming.is_end_stream(),
+            BodySource::Empty => true,
+            BodySource::Full(_) | BodySource::Stream(_) => false,
+            BodySource::Incoming(incoming) => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.remaining()
+        self.remaining_bytes()
     }
 }
 
@@ -268,14 +268,14 @@ impl Stream for Body {
 
 impl<T: Into<Bytes>> From<T> for Body {
     fn from(bytes: T) -> Self {
-        Self::from_source(Source::Full(bytes.into()))
+        Self::from_source(BodySource::Full(bytes.into()))
     }
 }
 
 impl fmt::Debug for Body {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Body")
-            .field("size", &self.remaining())
+            .field("size", &self.remaining_bytes())
             .finish_non_exhaustive()
     }
 }
@@ -288,9 +288,9 @@ mod tests {
 
     use super::*;
 
-    struct Chunks(VecDeque<&'static str>);
+    struct ChunkStream(VecDeque<&'static str>);
 
-    impl Stream for Chunks {
+    impl Stream for ChunkStream {
         type Item = Result<Bytes, BoxError>;
 
         fn poll_next(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -298,19 +298,22 @@ mod tests {
         }
     }
 
-    fn chunks(texts: &[&'static str]) -> Body {
-        Body::stream(Chunks(texts.iter().copied().collect()))
+    fn body_of_chunks(texts: &[&'static str]) -> Body {
+        Body::stream(ChunkStream(texts.iter().copied().collect()))
     }
 
     #[tokio::test]
     async fn a_body_is_collected_up_to_the_limit_and_rejected_above_it() {
-        assert_eq!(chunks(&["ab", "cd", "ef"]).collect(6).await.unwrap(), "abcdef");
+        assert_eq!(
+            body_of_chunks(&["ab", "cd", "ef"]).collect(6).await.unwrap(),
+            "abcdef"
+        );
         assert!(matches!(
-            chunks(&["ab", "cd", "ef"]).collect(5).await,
+            body_of_chunks(&["ab", "cd", "ef"]).collect(5).await,
             Err(BodyError::TooLarge { limit: 5 })
         ));
         assert!(matches!(
-            chunks(&["abcdef"]).collect(5).await,
+            body_of_chunks(&["abcdef"]).collect(5).await,
             Err(BodyError::TooLarge { .. })
         ));
         assert!(matches!(
@@ -321,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn text_that_is_not_utf_8_is_rejected() {
+    async fn a_body_that_is_not_utf_8_is_rejected_as_text() {
         assert_eq!(Body::from("grüße").text(100).await.unwrap(), "grüße");
         assert!(matches!(
             Body::from(&b"\xff"[..]).text(100).await,
@@ -331,7 +334,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_is_a_stream_and_an_http_body() {
-        let mut body = chunks(&["ab", "cd"]);
+        let mut body = body_of_chunks(&["ab", "cd"]);
         let first = std::future::poll_fn(|cx| Pin::new(&mut body).poll_next(cx)).await;
         assert_eq!(first.unwrap().unwrap(), "ab");
         assert_eq!(BodyExt::collect(body).await.unwrap().to_bytes(), "cd");

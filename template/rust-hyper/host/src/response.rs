@@ -18,9 +18,9 @@ pub type Response = http::Response<ResponseBody>;
 /// Each chunk of a stream is sent as soon as it is ready. If the stream fails or panics, the host closes the
 /// connection, so that the client can tell that the body is incomplete. If the client disconnects, the stream is
 /// dropped.
-pub struct ResponseBody(Kind);
+pub struct ResponseBody(BodyKind);
 
-enum Kind {
+enum BodyKind {
     Empty,
     Full(Bytes),
     Stream(Pin<Box<dyn Stream<Item = Result<Bytes, BoxError>> + Send>>),
@@ -29,7 +29,7 @@ enum Kind {
 impl ResponseBody {
     /// Creates an empty response body.
     pub fn empty() -> Self {
-        Self(Kind::Empty)
+        Self(BodyKind::Empty)
     }
 
     /// Creates a response body with known content.
@@ -38,18 +38,18 @@ impl ResponseBody {
         if bytes.is_empty() {
             Self::empty()
         } else {
-            Self(Kind::Full(bytes))
+            Self(BodyKind::Full(bytes))
         }
     }
 
     /// Creates a response body that is sent chunk by chunk, as `chunks` yields them.
     pub fn stream(chunks: impl Stream<Item = Result<Bytes, BoxError>> + Send + 'static) -> Self {
-        Self(Kind::Stream(Box::pin(chunks)))
+        Self(BodyKind::Stream(Box::pin(chunks)))
     }
 
     /// Returns whether the response's body is a stream.
     pub(crate) fn is_stream(&self) -> bool {
-        matches!(self.0, Kind::Stream(_))
+        matches!(self.0, BodyKind::Stream(_))
     }
 }
 
@@ -62,25 +62,25 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut self.0 {
-            Kind::Empty => Poll::Ready(None),
-            Kind::Full(bytes) => {
+            BodyKind::Empty => Poll::Ready(None),
+            BodyKind::Full(bytes) => {
                 let bytes = std::mem::take(bytes);
-                self.0 = Kind::Empty;
+                self.0 = BodyKind::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Stream(chunks) => chunks.as_mut().poll_next(cx).map_ok(Frame::data),
+            BodyKind::Stream(chunks) => chunks.as_mut().poll_next(cx).map_ok(Frame::data),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.0, Kind::Empty)
+        matches!(self.0, BodyKind::Empty)
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Empty => SizeHint::with_exact(0),
-            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Stream(_) => SizeHint::default(),
+            BodyKind::Empty => SizeHint::with_exact(0),
+            BodyKind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            BodyKind::Stream(_) => SizeHint::default(),
         }
     }
 }

@@ -16,23 +16,23 @@ use crate::env::{Environment, Parser, Problem, ProcessEnvironment};
 use crate::error_chain::ErrorChain;
 use crate::gateway::{self, Gateway, GatewayError};
 use crate::handler::Handler;
-use crate::lifecycle::{self, Exit, Signals};
+use crate::lifecycle::{self, ExitReason, StopSignals};
 use crate::log;
 use crate::secret::Secrets;
 use crate::server::Server;
 use crate::settings::Settings;
-use crate::setup::{Failure, SetupContext, SetupError};
+use crate::setup::{FailureCause, SetupContext, SetupError};
 use crate::shutdown::Shutdown;
 use crate::trace;
 
 /// The exit code for wrong settings (`EX_CONFIG` of sysexits.h): starting again does not help.
-const WRONG_SETTINGS: u8 = 78;
+const WRONG_SETTINGS_EXIT_CODE: u8 = 78;
 
 /// The exit code that a shell reports for a process killed by SIGTERM.
-const TERMINATED: u8 = 128 + 15;
+const TERMINATED_EXIT_CODE: u8 = 128 + 15;
 
 /// The exit code of a Rust process whose main thread panics.
-const PANICKED: u8 = 101;
+const PANICKED_EXIT_CODE: u8 = 101;
 
 /// Serves `handler` as a function until SIGTERM. This is the whole `main` of a simple function; see
 /// [`run_with`] for settings and details.
@@ -92,18 +92,18 @@ where
     let environment: Arc<dyn Environment> = Arc::new(ProcessEnvironment);
     let mut parser = Parser::new(&*environment);
     let host = HostSettings::read(&mut parser, &*environment);
-    log::start(&host.log);
+    log::start_logging(&host.log);
     let gateway = match host.gateway {
         Ok(gateway) => gateway,
         Err(error) => {
-            log_failure("could not create the client of the gateway", &error);
+            log_start_failure("could not create the client of the gateway", &error);
             return ExitCode::FAILURE;
         }
     };
     let (settings, secrets, traces) = (host.server, host.secrets, host.traces);
     let flush_timeout = traces.flush_timeout();
     let problems = parser.into_problems();
-    let thread = ServingThread {
+    let thread = ServingThreadInput {
         environment,
         settings: settings.clone(),
         secrets,
@@ -111,14 +111,16 @@ where
         traces,
         problems,
     };
-    match run_supervised(&settings, flush_timeout, move |stop| thread.run(setup, stop)) {
-        Ok(Exit::Clean | Exit::Blocked) => ExitCode::SUCCESS,
-        Ok(Exit::WrongSettings) => ExitCode::from(WRONG_SETTINGS),
-        Ok(Exit::Failed) => ExitCode::FAILURE,
-        Ok(Exit::Panicked) => ExitCode::from(PANICKED),
-        Ok(Exit::Forced) => ExitCode::from(TERMINATED),
+    match run_in_supervised_thread(&settings, flush_timeout, move |stop| {
+        thread.run_until_stopped(setup, stop)
+    }) {
+        Ok(ExitReason::Clean | ExitReason::Blocked) => ExitCode::SUCCESS,
+        Ok(ExitReason::WrongSettings) => ExitCode::from(WRONG_SETTINGS_EXIT_CODE),
+        Ok(ExitReason::Failed) => ExitCode::FAILURE,
+        Ok(ExitReason::Panicked) => ExitCode::from(PANICKED_EXIT_CODE),
+        Ok(ExitReason::Forced) => ExitCode::from(TERMINATED_EXIT_CODE),
         Err(error) => {
-            log_failure("could not start the serving thread", &error);
+            log_start_failure("could not start the serving thread", &error);
             ExitCode::FAILURE
         }
     }
@@ -158,17 +160,17 @@ impl HostSettings {
 }
 
 /// Runs `serve` in a new thread, and returns the reason for the process's exit.
-fn run_supervised(
+fn run_in_supervised_thread(
     settings: &Settings,
     flush_timeout: Duration,
-    serve: impl FnOnce(watch::Receiver<bool>) -> Exit + Send + 'static,
-) -> std::io::Result<Exit> {
+    serve: impl FnOnce(watch::Receiver<bool>) -> ExitReason + Send + 'static,
+) -> std::io::Result<ExitReason> {
     Builder::new_current_thread()
         .enable_all()
         .build()?
         .block_on(async {
             // Before the setup, so that no signal is lost: process 1 of a container has no default action for signals.
-            let signals = Signals::new()?;
+            let signals = StopSignals::new()?;
             let (stop, stop_receiver) = watch::channel(false);
             let (exit, serving) = oneshot::channel();
             let serve = move || {
@@ -177,7 +179,10 @@ fn run_supervised(
             std::thread::Builder::new()
                 .name("serving".to_owned())
                 .spawn(serve)?;
-            Ok(lifecycle::supervise(signals, stop, serving, settings, flush_timeout).await)
+            Ok(
+                lifecycle::forward_stop_and_wait_for_exit(signals, stop, serving, settings, flush_timeout)
+                    .await,
+            )
         })
 }
 
@@ -195,7 +200,7 @@ fn create_runtime() -> std::io::Result<Runtime> {
 }
 
 /// The settings and resources that the serving thread starts with.
-struct ServingThread {
+struct ServingThreadInput {
     environment: Arc<dyn Environment>,
     settings: Settings,
     secrets: Secrets,
@@ -204,16 +209,16 @@ struct ServingThread {
     problems: Vec<Problem>,
 }
 
-impl ServingThread {
+impl ServingThreadInput {
     /// Sets up the function and serves it until it stops; returns the reason for the exit.
-    fn run<H, S>(self, setup: S, stop: watch::Receiver<bool>) -> Exit
+    fn run_until_stopped<H, S>(self, setup: S, stop: watch::Receiver<bool>) -> ExitReason
     where
         H: Handler,
         S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
     {
         let runtime = match create_runtime() {
             Ok(runtime) => runtime,
-            Err(error) => return log_failure("could not start the runtime", &error),
+            Err(error) => return log_start_failure("could not start the runtime", &error),
         };
         let exit = runtime.block_on(self.set_up_and_serve(setup, stop));
         // Does not wait for blocking work that handlers left behind.
@@ -221,7 +226,7 @@ impl ServingThread {
         exit
     }
 
-    async fn set_up_and_serve<H, S>(self, setup: S, mut stop: watch::Receiver<bool>) -> Exit
+    async fn set_up_and_serve<H, S>(self, setup: S, mut stop: watch::Receiver<bool>) -> ExitReason
     where
         H: Handler,
         S: AsyncFnOnce(SetupContext) -> Result<App<H>, SetupError>,
@@ -247,13 +252,13 @@ impl ServingThread {
         };
         let set_up = tokio::select! {
             set_up = setup(context) => set_up,
-            () = lifecycle::wait_for_stop(&mut stop) => return Exit::Clean,
+            () = lifecycle::wait_for_stop_request(&mut stop) => return ExitReason::Clean,
         };
         let app = match set_up {
-            Err(SetupError(Failure::Settings(all))) => return log_wrong_settings(&all.0),
+            Err(SetupError(FailureCause::Settings(all))) => return log_wrong_settings(&all.0),
             _ if !problems.is_empty() => return log_wrong_settings(&problems),
-            Err(SetupError(Failure::Other(error))) => {
-                return log_failure("could not set up the function", error.as_ref());
+            Err(SetupError(FailureCause::Other(error))) => {
+                return log_start_failure("could not set up the function", error.as_ref());
             }
             Ok(app) => app,
         };
@@ -264,31 +269,31 @@ impl ServingThread {
         });
         let tracer = match traces.start(app.name) {
             Ok(tracer) => tracer,
-            Err(error) => return log_failure("could not start the export of traces", error.as_ref()),
+            Err(error) => return log_start_failure("could not start the export of traces", error.as_ref()),
         };
         let server = match Server::new(&settings, app, platform, registry, tracer.clone()) {
             Ok(server) => server,
-            Err(error) => return log_failure("could not register the metrics", &error),
+            Err(error) => return log_start_failure("could not register the metrics", &error),
         };
         let served = lifecycle::serve_until_stopped(&server, &settings, &trigger, &mut stop).await;
         tracer.flush().await;
         match served {
-            Ok(()) => Exit::Clean,
-            Err(error) => log_failure("could not listen for requests and metrics", &error),
+            Ok(()) => ExitReason::Clean,
+            Err(error) => log_start_failure("could not listen for requests and metrics", &error),
         }
     }
 }
 
 /// Logs why the function could not start, and returns [`Exit::Failed`].
-fn log_failure(message: &'static str, error: &(dyn std::error::Error + 'static)) -> Exit {
+fn log_start_failure(message: &'static str, error: &(dyn std::error::Error + 'static)) -> ExitReason {
     tracing::error!(error = %ErrorChain(error), "{message}");
-    Exit::Failed
+    ExitReason::Failed
 }
 
 /// Logs each problem of the settings, and returns [`Exit::WrongSettings`].
-fn log_wrong_settings(problems: &[Problem]) -> Exit {
+fn log_wrong_settings(problems: &[Problem]) -> ExitReason {
     for Problem { name, what } in problems {
         tracing::error!(setting = name, problem = what, "wrong setting");
     }
-    Exit::WrongSettings
+    ExitReason::WrongSettings
 }

@@ -15,10 +15,10 @@ use zeroize::Zeroizing;
 use crate::env::Environment;
 
 /// The directory in which OpenFaaS mounts the secrets of a function.
-pub const DEFAULT_DIRECTORY: &str = "/var/openfaas/secrets";
+pub const DEFAULT_SECRETS_DIRECTORY: &str = "/var/openfaas/secrets";
 
 /// The size of the largest secret, in bytes: more than any key, token or certificate bundle needs.
-const MAX_BYTES: u64 = 1024 * 1024;
+const MAX_SECRET_BYTES: u64 = 1024 * 1024;
 
 /// The bytes of a secret. `Debug` does not show them; they are overwritten when the last clone is dropped.
 #[derive(Clone)]
@@ -65,7 +65,7 @@ pub enum SecretError {
         name: String,
     },
     /// The secret's file is larger than a secret may be.
-    #[error("secret {name} is larger than {MAX_BYTES} bytes")]
+    #[error("secret {name} is larger than {MAX_SECRET_BYTES} bytes")]
     TooLarge {
         /// The name of the secret.
         name: String,
@@ -107,7 +107,7 @@ pub(crate) struct FileVersion {
 }
 
 impl FileVersion {
-    pub(crate) fn of(metadata: &std::fs::Metadata) -> Self {
+    pub(crate) fn from_metadata(metadata: &std::fs::Metadata) -> Self {
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),
@@ -127,12 +127,12 @@ impl Secrets {
         }
     }
 
-    /// Creates a reader of the secrets in the directory `secret_mount_path`, or in [`DEFAULT_DIRECTORY`].
+    /// Creates a reader of the secrets in the directory `secret_mount_path`, or in [`DEFAULT_SECRETS_DIRECTORY`].
     pub fn from_env(environment: &dyn Environment) -> Self {
         let directory = environment
             .get("secret_mount_path")
             .filter(|path| !path.trim().is_empty());
-        Self::new(directory.unwrap_or_else(|| DEFAULT_DIRECTORY.to_owned()))
+        Self::new(directory.unwrap_or_else(|| DEFAULT_SECRETS_DIRECTORY.to_owned()))
     }
 
     /// Returns the directory of the function's secrets.
@@ -169,8 +169,8 @@ impl Secrets {
                 source,
             },
         };
-        let version = FileVersion::of(&std::fs::metadata(&path).map_err(failed)?);
-        if let Some((cached, secret)) = self.lock().get(name)
+        let version = FileVersion::from_metadata(&std::fs::metadata(&path).map_err(failed)?);
+        if let Some((cached, secret)) = self.lock_cache().get(name)
             && *cached == version
         {
             return Ok(secret.clone());
@@ -178,15 +178,17 @@ impl Secrets {
 
         // The version is taken again from the opened file: the name may refer to another file by now.
         let file = std::fs::File::open(&path).map_err(failed)?;
-        let version = FileVersion::of(&file.metadata().map_err(failed)?);
-        if version.length > MAX_BYTES {
+        let version = FileVersion::from_metadata(&file.metadata().map_err(failed)?);
+        if version.length > MAX_SECRET_BYTES {
             return Err(SecretError::TooLarge {
                 name: name.to_owned(),
             });
         }
         // The buffer never grows, because growing would leave a copy of the secret in freed memory.
         let mut bytes = Zeroizing::new(Vec::with_capacity(version.length as usize + 1));
-        file.take(MAX_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+        file.take(MAX_SECRET_BYTES)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         let trimmed = bytes.trim_ascii();
         if trimmed.is_empty() {
             return Err(SecretError::Empty {
@@ -194,11 +196,12 @@ impl Secrets {
             });
         }
         let secret = Secret::new(trimmed);
-        self.lock().insert(name.to_owned(), (version, secret.clone()));
+        self.lock_cache()
+            .insert(name.to_owned(), (version, secret.clone()));
         Ok(secret)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, (FileVersion, Secret)>> {
+    fn lock_cache(&self) -> std::sync::MutexGuard<'_, HashMap<String, (FileVersion, Secret)>> {
         // A panic while the lock was held cannot have left the map inconsistent.
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -216,7 +219,7 @@ impl fmt::Debug for Secrets {
 mod tests {
     use super::*;
 
-    fn directory_with(name: &str, content: &str) -> (tempfile::TempDir, Secrets) {
+    fn secrets_directory_with(name: &str, content: &str) -> (tempfile::TempDir, Secrets) {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join(name), content).unwrap();
         let secrets = Secrets::new(directory.path());
@@ -225,13 +228,13 @@ mod tests {
 
     #[test]
     fn white_space_around_a_secret_is_trimmed() {
-        let (_directory, secrets) = directory_with("payload-secret", "  key\n");
+        let (_directory, secrets) = secrets_directory_with("payload-secret", "  key\n");
         assert_eq!(secrets.read_secret("payload-secret").unwrap().expose(), b"key");
     }
 
     #[test]
     fn an_empty_secret_is_rejected() {
-        let (_directory, secrets) = directory_with("payload-secret", " \n");
+        let (_directory, secrets) = secrets_directory_with("payload-secret", " \n");
         assert!(matches!(
             secrets.read_secret("payload-secret"),
             Err(SecretError::Empty { .. })
@@ -240,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_error_of_a_missing_secret_names_the_directory() {
-        let (directory, secrets) = directory_with("other", "x");
+        let (directory, secrets) = secrets_directory_with("other", "x");
         let error = secrets.read_secret("payload-secret").unwrap_err();
         assert!(
             error
@@ -253,8 +256,8 @@ mod tests {
     }
 
     #[test]
-    fn a_rotated_secret_is_read_again() {
-        let (directory, secrets) = directory_with("token", "first");
+    fn a_secret_is_read_again_after_its_file_is_replaced() {
+        let (directory, secrets) = secrets_directory_with("token", "first");
         assert_eq!(secrets.read_secret("token").unwrap().expose(), b"first");
 
         // Kubernetes rotates a secret by giving its name to a new file.
@@ -266,8 +269,8 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_refer_to_a_file_outside_the_directory() {
-        let (_directory, secrets) = directory_with("token", "x");
+    fn a_secret_name_cannot_refer_to_a_file_outside_the_directory() {
+        let (_directory, secrets) = secrets_directory_with("token", "x");
         for name in ["", ".", "..", "../token", "a/b", ".hidden", "a\0b"] {
             assert!(
                 matches!(secrets.read_secret(name), Err(SecretError::Name { .. })),
@@ -278,7 +281,7 @@ mod tests {
 
     #[test]
     fn debug_output_does_not_contain_the_secret() {
-        let (_directory, secrets) = directory_with("token", "hunter2");
+        let (_directory, secrets) = secrets_directory_with("token", "hunter2");
         let secret = secrets.read_secret("token").unwrap();
         assert!(!format!("{secret:?} {secrets:?}").contains("hunter2"));
     }

@@ -34,20 +34,20 @@ use crate::handler::Handler;
 use crate::settings::Settings;
 use crate::trace::RequestTracer;
 use connection::{ConnectionService, ServedListener};
-use inflight::InFlight;
-use metrics::{InFlightGauge, Metrics};
+use inflight::InFlightLimiter;
+use metrics::{InFlightGauge, RequestMetrics};
 use outgoing_body::OutgoingBody;
 use record::RequestCounters;
 use response_future::ResponseFuture;
-use service::Service;
-use timed_connection::Timeouts;
+use service::FunctionService;
+use timed_connection::ConnectionTimeouts;
 
 /// A function that can be served, with its metrics.
 pub(crate) struct Server<H> {
-    timeouts: Timeouts,
+    timeouts: ConnectionTimeouts,
     max_headers: usize,
     counters: Arc<RequestCounters>,
-    service: Arc<Service<H>>,
+    service: Arc<FunctionService<H>>,
     registry: Registry,
 }
 
@@ -61,15 +61,21 @@ impl<H: Handler> Server<H> {
         tracer: RequestTracer,
     ) -> Result<Self, prometheus::Error> {
         let limit = settings.max_inflight.filter(|_| !app.limits_itself);
-        let inflight = Arc::new(InFlight::new(limit));
+        let inflight = Arc::new(InFlightLimiter::new(limit));
         registry.register(Box::new(InFlightGauge::new(inflight.clone())?))?;
         let counters = Arc::new(RequestCounters {
             inflight,
-            metrics: Metrics::new(&registry)?,
+            metrics: RequestMetrics::new(&registry)?,
         });
-        let service = Arc::new(Service::new(settings, app, platform, counters.clone(), tracer));
+        let service = Arc::new(FunctionService::new(
+            settings,
+            app,
+            platform,
+            counters.clone(),
+            tracer,
+        ));
         Ok(Self {
-            timeouts: timeouts(settings),
+            timeouts: connection_timeouts(settings),
             max_headers: settings.max_headers,
             counters,
             service,
@@ -78,19 +84,19 @@ impl<H: Handler> Server<H> {
     }
 
     /// Starts to serve the function on a listener.
-    pub(crate) fn serve(&self, listener: TcpListener) -> ServedListener {
-        ServedListener::spawn(listener, self.timeouts, self.max_headers, self.service.clone())
+    pub(crate) fn serve_function(&self, listener: TcpListener) -> ServedListener {
+        ServedListener::spawn_accept_loop(listener, self.timeouts, self.max_headers, self.service.clone())
     }
 
     /// Starts to serve the page of metrics on a listener.
     pub(crate) fn serve_metrics(&self, listener: TcpListener) -> ServedListener {
-        let page = MetricsPage(self.registry.clone());
-        ServedListener::spawn(listener, self.timeouts, self.max_headers, page)
+        let page = MetricsPageService(self.registry.clone());
+        ServedListener::spawn_accept_loop(listener, self.timeouts, self.max_headers, page)
     }
 
     /// Returns the number of requests to the function that are in flight.
-    pub(crate) fn running(&self) -> usize {
-        self.counters.inflight.running()
+    pub(crate) fn requests_in_flight(&self) -> usize {
+        self.counters.inflight.in_flight_count()
     }
 }
 
@@ -98,32 +104,32 @@ impl<H: Handler> Server<H> {
 ///
 /// Clients keep connections for a while. If the server closes a connection just as the client reuses it, the client
 /// gets an error that it may not retry.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-fn timeouts(settings: &Settings) -> Timeouts {
+fn connection_timeouts(settings: &Settings) -> ConnectionTimeouts {
     let (read, write) = (settings.read_timeout, settings.write_timeout);
-    Timeouts {
+    ConnectionTimeouts {
         read,
         write,
-        idle: IDLE_TIMEOUT.max(read),
+        idle: MIN_IDLE_TIMEOUT.max(read),
     }
 }
 
-impl<H: Handler> ConnectionService for Arc<Service<H>> {
-    type Body = OutgoingBody;
-    type Future = ResponseFuture;
+impl<H: Handler> ConnectionService for Arc<FunctionService<H>> {
+    type ResponseBody = OutgoingBody;
+    type ResponseFuture = ResponseFuture;
 
     fn respond(&self, request: Request<Incoming>, connection: &Arc<ConnectionState>) -> ResponseFuture {
-        Service::respond(self, request, connection)
+        FunctionService::respond(self, request, connection)
     }
 }
 
 /// The service that answers requests for the page of metrics, `/metrics`.
 #[derive(Clone)]
-struct MetricsPage(Registry);
+struct MetricsPageService(Registry);
 
-impl MetricsPage {
-    fn response(&self, path: &str) -> Response<Full<Bytes>> {
+impl MetricsPageService {
+    fn metrics_response(&self, path: &str) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::default());
         if path != "/metrics" {
             *response.status_mut() = StatusCode::NOT_FOUND;
@@ -145,18 +151,22 @@ impl MetricsPage {
     }
 }
 
-impl ConnectionService for MetricsPage {
-    type Body = Full<Bytes>;
-    type Future = Ready<Result<Response<Full<Bytes>>, Infallible>>;
+impl ConnectionService for MetricsPageService {
+    type ResponseBody = Full<Bytes>;
+    type ResponseFuture = Ready<Result<Response<Full<Bytes>>, Infallible>>;
 
-    fn respond(&self, request: Request<Incoming>, _connection: &Arc<ConnectionState>) -> Self::Future {
+    fn respond(
+        &self,
+        request: Request<Incoming>,
+        _connection: &Arc<ConnectionState>,
+    ) -> Self::ResponseFuture {
         let response = match host_header::fault(request.version(), request.headers()) {
             Some(_) => {
                 let mut response = Response::new(Full::default());
                 *response.status_mut() = StatusCode::BAD_REQUEST;
                 response
             }
-            None => self.response(request.uri().path()),
+            None => self.metrics_response(request.uri().path()),
         };
         ready(Ok(response))
     }

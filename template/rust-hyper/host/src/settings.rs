@@ -8,7 +8,7 @@ use crate::env::Parser;
 
 /// Go, in which the gateway is written, limits the size of all headers and not their number. Memory for this many is
 /// reserved for each request.
-const DEFAULT_MAX_HEADERS: usize = 256;
+const DEFAULT_MAX_HEADER_COUNT: usize = 256;
 
 /// The host's own settings.
 #[derive(Clone, Debug)]
@@ -30,20 +30,20 @@ impl Settings {
     pub(crate) fn read(parser: &mut Parser<'_>) -> Self {
         let (port, metrics_port) = (parser.number("port", 8080), parser.number("metrics_port", 8081));
         if port == metrics_port && port != 0 {
-            parser.problem("metrics_port", "should differ from port");
+            parser.add_problem("metrics_port", "should differ from port");
         }
         let exec_timeout = parser.duration("exec_timeout", Duration::ZERO);
         let max_inflight = parser.number("max_inflight", 0_usize);
         Self {
             port,
             metrics_port,
-            read_timeout: nonzero_timeout(parser, "read_timeout"),
-            write_timeout: nonzero_timeout(parser, "write_timeout"),
+            read_timeout: read_nonzero_timeout(parser, "read_timeout"),
+            write_timeout: read_nonzero_timeout(parser, "write_timeout"),
             exec_timeout: (!exec_timeout.is_zero()).then_some(exec_timeout),
             healthcheck_interval: parser.duration("healthcheck_interval", Duration::from_secs(5)),
             max_inflight: (max_inflight > 0).then_some(max_inflight),
-            max_headers: parser.parse("max_headers", DEFAULT_MAX_HEADERS, max_headers),
-            version: parser.parse("slipway_version", None, |text| {
+            max_headers: parser.parse_or_default("max_headers", DEFAULT_MAX_HEADER_COUNT, parse_max_headers),
+            version: parser.parse_or_default("slipway_version", None, |text| {
                 let wrong = |_| "should have visible ASCII characters only";
                 HeaderValue::from_str(text).map(Some).map_err(wrong)
             }),
@@ -51,7 +51,7 @@ impl Settings {
     }
 }
 
-fn max_headers(text: &str) -> Result<usize, &'static str> {
+fn parse_max_headers(text: &str) -> Result<usize, &'static str> {
     let number = text.parse().ok().filter(|number| (1..=10_000).contains(number));
     number.ok_or("should be a number from 1 to 10000")
 }
@@ -59,10 +59,10 @@ fn max_headers(text: &str) -> Result<usize, &'static str> {
 /// Reads a timeout that must not be zero.
 ///
 /// In OpenFaaS's own programs, zero means no timeout. A client could then hold a connection forever.
-fn nonzero_timeout(parser: &mut Parser<'_>, name: &str) -> Duration {
+fn read_nonzero_timeout(parser: &mut Parser<'_>, name: &str) -> Duration {
     let timeout = parser.duration(name, Duration::from_secs(10));
     if timeout.is_zero() {
-        parser.problem(name, "should be more than 0s");
+        parser.add_problem(name, "should be more than 0s");
     }
     timeout
 }
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_that_are_not_set_have_their_defaults() {
+    fn host_settings_that_are_not_set_have_their_defaults() {
         let mut parser = Parser::new(&[]);
         let settings = Settings::read(&mut parser);
         assert!(parser.finish().is_ok());
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_timeouts_equal_ports_and_malformed_values_are_rejected() {
+    fn zero_timeouts_two_equal_ports_and_malformed_values_are_rejected() {
         let variables = [
             ("port", "8081"),
             ("read_timeout", "0"),

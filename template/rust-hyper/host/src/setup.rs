@@ -45,7 +45,7 @@ impl SetupContext {
     }
 
     /// Returns the Prometheus registry for the function's own metrics.
-    pub fn registry(&self) -> &prometheus::Registry {
+    pub fn metrics_registry(&self) -> &prometheus::Registry {
         &self.registry
     }
 
@@ -54,7 +54,7 @@ impl SetupContext {
         &self.shutdown
     }
 
-    /// Returns the setting `max_inflight`, for a function that [limits itself](crate::App::limits_itself).
+    /// Returns the setting `max_inflight`, for a function that [limits itself](crate::App::handler_limits_inflight).
     pub fn max_inflight(&self) -> Option<usize> {
         self.max_inflight
     }
@@ -63,9 +63,9 @@ impl SetupContext {
 /// The reason why a function could not start.
 ///
 /// Every error type converts to it through `?`. The host logs each of several [`Problems`] on a line of its own.
-pub struct SetupError(pub(crate) Failure);
+pub struct SetupError(pub(crate) FailureCause);
 
-pub(crate) enum Failure {
+pub(crate) enum FailureCause {
     Settings(Problems),
     Other(BoxError),
 }
@@ -75,8 +75,8 @@ impl SetupError {
     pub fn new(cause: impl Into<BoxError>) -> Self {
         let cause = cause.into();
         match cause.downcast::<Problems>() {
-            Ok(problems) => Self(Failure::Settings(*problems)),
-            Err(cause) => Self(Failure::Other(cause)),
+            Ok(problems) => Self(FailureCause::Settings(*problems)),
+            Err(cause) => Self(FailureCause::Other(cause)),
         }
     }
 }
@@ -90,8 +90,8 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for SetupError {
 impl fmt::Display for SetupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Failure::Settings(problems) => problems.fmt(f),
-            Failure::Other(cause) => ErrorChain(cause.as_ref()).fmt(f),
+            FailureCause::Settings(problems) => problems.fmt(f),
+            FailureCause::Other(cause) => ErrorChain(cause.as_ref()).fmt(f),
         }
     }
 }

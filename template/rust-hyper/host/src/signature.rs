@@ -11,20 +11,20 @@ use crate::env::Parser;
 use crate::secret::{Secret, Secrets};
 
 /// The prefix of a request signature, before the hexadecimal digits.
-const PREFIX: &str = "sha256=";
+const SIGNATURE_PREFIX: &str = "sha256=";
 
 /// The length of a SHA-256 digest, in bytes.
-const DIGEST_LENGTH: usize = 32;
+const DIGEST_BYTES: usize = 32;
 
 /// The length of the shortest key that a function may start with, in bytes: half of the digest's, which NIST SP 800-107
 /// asks of a key for 128 bits of security.
-pub const MIN_KEY_LENGTH: usize = 16;
+pub const MIN_KEY_BYTES: usize = 16;
 
 /// The reason why a secret is not one with a key on each line. The text shows no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WeakKeys {
+pub enum KeyLineFault {
     /// A line is too short for a key.
-    #[error("line {line} should be a key of at least {MIN_KEY_LENGTH} bytes, and has {length}")]
+    #[error("line {line} should be a key of at least {MIN_KEY_BYTES} bytes, and has {length}")]
     Short {
         /// The number of the line, from 1.
         line: usize,
@@ -43,14 +43,14 @@ pub enum WeakKeys {
 ///
 /// # Errors
 /// Fails with the first line that is not.
-pub fn check_keys(secret: &Secret) -> Result<(), WeakKeys> {
+pub fn check_key_lines(secret: &Secret) -> Result<(), KeyLineFault> {
     for (index, line) in secret.expose().split(|byte| *byte == b'\n').enumerate() {
         let (line, length) = (line.trim_ascii(), line.trim_ascii().len());
-        if is_pem(line) {
-            return Err(WeakKeys::Pem { line: index + 1 });
+        if begins_pem_text(line) {
+            return Err(KeyLineFault::Pem { line: index + 1 });
         }
-        if (1..MIN_KEY_LENGTH).contains(&length) {
-            return Err(WeakKeys::Short {
+        if (1..MIN_KEY_BYTES).contains(&length) {
+            return Err(KeyLineFault::Short {
                 line: index + 1,
                 length,
             });
@@ -60,11 +60,11 @@ pub fn check_keys(secret: &Secret) -> Result<(), WeakKeys> {
 }
 
 /// Adds a problem to `parser` if the secret `name` is not fit for signatures. A secret that cannot be read is none.
-pub fn check_secret(parser: &mut Parser<'_>, secrets: &Secrets, name: &str) {
+pub fn check_signing_secret(parser: &mut Parser<'_>, secrets: &Secrets, name: &str) {
     if let Ok(secret) = secrets.read_secret(name)
-        && let Err(weak) = check_keys(&secret)
+        && let Err(weak) = check_key_lines(&secret)
     {
-        parser.problem(
+        parser.add_problem(
             &format!("secret {name}"),
             format!("is not fit for signatures: {weak}"),
         );
@@ -72,7 +72,7 @@ pub fn check_secret(parser: &mut Parser<'_>, secrets: &Secrets, name: &str) {
 }
 
 /// Returns whether a line begins a PEM text (RFC 7468).
-fn is_pem(line: &[u8]) -> bool {
+fn begins_pem_text(line: &[u8]) -> bool {
     line.starts_with(b"-----BEGIN ")
 }
 
@@ -92,7 +92,7 @@ impl HmacKeys {
             .expose()
             .split(|byte| *byte == b'\n')
             .map(<[u8]>::trim_ascii);
-        if lines.clone().any(is_pem) {
+        if lines.clone().any(begins_pem_text) {
             return None;
         }
         let mut keys = lines
@@ -113,10 +113,10 @@ impl fmt::Debug for HmacKeys {
 }
 
 /// Returns the HMAC signature of a request's body, as the value of a header.
-pub fn sign(keys: &HmacKeys, body: &[u8]) -> String {
+pub fn sign_body(keys: &HmacKeys, body: &[u8]) -> String {
     let mut mac = keys.first.clone();
     mac.update(body);
-    format!("{PREFIX}{}", hex::encode(mac.finalize().into_bytes()))
+    format!("{SIGNATURE_PREFIX}{}", hex::encode(mac.finalize().into_bytes()))
 }
 
 /// The error for a signature header without `sha256=` and 64 hexadecimal digits.
@@ -130,16 +130,19 @@ pub struct MalformedSignature;
 pub struct SignatureMismatch;
 
 /// A verifier of the signature of a request body that arrives in chunks.
-pub struct Verifier {
-    expected: [u8; DIGEST_LENGTH],
+pub struct SignatureVerifier {
+    expected: [u8; DIGEST_BYTES],
     macs: Vec<Hmac<Sha256>>,
 }
 
-impl Verifier {
+impl SignatureVerifier {
     /// Creates a verifier of the request signature in `header`.
     pub fn new(keys: &HmacKeys, header: &str) -> Result<Self, MalformedSignature> {
-        let digits = header.trim().strip_prefix(PREFIX).ok_or(MalformedSignature)?;
-        let mut expected = [0; DIGEST_LENGTH];
+        let digits = header
+            .trim()
+            .strip_prefix(SIGNATURE_PREFIX)
+            .ok_or(MalformedSignature)?;
+        let mut expected = [0; DIGEST_BYTES];
         hex::decode_to_slice(digits, &mut expected).map_err(|_| MalformedSignature)?;
         let macs = std::iter::once(&keys.first)
             .chain(&keys.others)
@@ -165,7 +168,7 @@ impl Verifier {
     }
 }
 
-impl fmt::Debug for Verifier {
+impl fmt::Debug for SignatureVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Verifier").finish_non_exhaustive()
     }
@@ -175,12 +178,12 @@ impl fmt::Debug for Verifier {
 mod tests {
     use super::*;
 
-    fn keys(text: &str) -> HmacKeys {
+    fn hmac_keys(text: &str) -> HmacKeys {
         HmacKeys::new(&Secret::new(text)).unwrap()
     }
 
-    fn verify(keys: &HmacKeys, header: &str, body: &[u8]) -> Result<(), SignatureMismatch> {
-        let mut verifier = Verifier::new(keys, header).unwrap();
+    fn verify_whole_body(keys: &HmacKeys, header: &str, body: &[u8]) -> Result<(), SignatureMismatch> {
+        let mut verifier = SignatureVerifier::new(keys, header).unwrap();
         for chunk in body.chunks(3) {
             verifier.update(chunk);
         }
@@ -188,33 +191,36 @@ mod tests {
     }
 
     #[test]
-    fn signatures_match_rfc_4231() {
+    fn signatures_equal_the_test_vectors_of_rfc_4231() {
         // Test case 2 of RFC 4231.
         assert_eq!(
-            sign(&keys("Jefe"), b"what do ya want for nothing?"),
+            sign_body(&hmac_keys("Jefe"), b"what do ya want for nothing?"),
             "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         );
     }
 
     #[test]
     fn a_signature_is_valid_for_its_body_only() {
-        let keys = keys("key");
-        let header = sign(&keys, b"body of some length");
-        assert_eq!(verify(&keys, &header, b"body of some length"), Ok(()));
+        let keys = hmac_keys("key");
+        let header = sign_body(&keys, b"body of some length");
+        assert_eq!(verify_whole_body(&keys, &header, b"body of some length"), Ok(()));
         assert_eq!(
-            verify(&keys, &header, b"body of some lengtH"),
+            verify_whole_body(&keys, &header, b"body of some lengtH"),
             Err(SignatureMismatch)
         );
-        assert_eq!(verify(&keys, &header, b""), Err(SignatureMismatch));
+        assert_eq!(verify_whole_body(&keys, &header, b""), Err(SignatureMismatch));
     }
 
     #[test]
-    fn every_key_verifies_and_the_first_signs() {
-        let both = keys("new\r\n\n old \n");
-        assert_eq!(verify(&both, &sign(&keys("old"), b"body"), b"body"), Ok(()));
-        assert_eq!(sign(&both, b"body"), sign(&keys("new"), b"body"));
+    fn every_hmac_key_verifies_and_the_first_one_signs() {
+        let both = hmac_keys("new\r\n\n old \n");
         assert_eq!(
-            verify(&both, &sign(&keys("other"), b"body"), b"body"),
+            verify_whole_body(&both, &sign_body(&hmac_keys("old"), b"body"), b"body"),
+            Ok(())
+        );
+        assert_eq!(sign_body(&both, b"body"), sign_body(&hmac_keys("new"), b"body"));
+        assert_eq!(
+            verify_whole_body(&both, &sign_body(&hmac_keys("other"), b"body"), b"body"),
             Err(SignatureMismatch)
         );
     }
@@ -230,12 +236,15 @@ mod tests {
             &format!("sha256={digits}00"),
             "sha256=zz",
         ] {
-            assert!(Verifier::new(&keys("key"), header).is_err(), "{header}");
+            assert!(
+                SignatureVerifier::new(&hmac_keys("key"), header).is_err(),
+                "{header}"
+            );
         }
     }
 
     #[test]
-    fn short_lines_and_pem_texts_are_no_keys_and_the_fault_shows_none_of_them() {
+    fn short_lines_and_pem_texts_are_rejected_as_keys_and_not_shown_in_the_fault() {
         let pem = "-----BEGIN PUBLIC KEY-----\nhunter2hunter2hunter2\n-----END PUBLIC KEY-----\n";
         for (text, fault) in [
             ("0123456789abcdef", None),
@@ -254,7 +263,7 @@ mod tests {
                 Some("line 2 begins a PEM text"),
             ),
         ] {
-            let found = check_keys(&Secret::new(text)).map_err(|weak| weak.to_string());
+            let found = check_key_lines(&Secret::new(text)).map_err(|weak| weak.to_string());
             match fault {
                 None => assert_eq!(found, Ok(())),
                 Some(fault) => {
@@ -272,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_does_not_contain_the_keys() {
-        assert!(!format!("{:?}", keys("hunter2")).contains("hunter2"));
+    fn debug_output_does_not_contain_the_hmac_keys() {
+        assert!(!format!("{:?}", hmac_keys("hunter2")).contains("hunter2"));
     }
 }

@@ -46,7 +46,7 @@
 //!
 //! The collector never delays requests. Spans are queued in bounded memory and exported by a separate thread; spans
 //! that exceed the queue are dropped. The first failure of an export is logged, and the next success. When the
-//! function shuts down, queued spans are exported, within [`FLUSH_TIMEOUT`].
+//! function shuts down, queued spans are exported, within [`SPAN_FLUSH_TIMEOUT`].
 
 mod collector;
 mod context;
@@ -63,24 +63,24 @@ use opentelemetry::Context;
 use opentelemetry::trace::{SpanKind, TracerProvider};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
-pub use context::InSpan;
+pub use context::InSpanFuture;
 pub(crate) use context::TraceContext;
 pub use opentelemetry::Value;
 pub(crate) use settings::Settings;
 pub use span::Span;
-use span::{attribute, truncate};
+use span::{text_attribute, truncate_attribute_text};
 
 /// The name of the secret with request headers for the trace collector, such as an access token.
 ///
 /// Its format is `NAME=VALUE`, with values percent-encoded, separated by commas or line ends. It is read again when its
 /// file changes.
-pub const HEADERS_SECRET: &str = "otel-headers";
+pub const COLLECTOR_HEADERS_SECRET: &str = "otel-headers";
 
 /// The timeout for exporting the queued trace spans at shutdown.
-pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+pub const SPAN_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The name of the instrumentation scope, which identifies this crate in exported spans.
-const INSTRUMENTATION_SCOPE: &str = "function-host";
+const INSTRUMENTATION_SCOPE_NAME: &str = "function-host";
 
 /// Opens a child of the current trace span. The child is empty if the current request is not traced.
 pub fn span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
@@ -89,53 +89,55 @@ pub fn span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
 
 /// Opens a child of the current trace span for a request to another service (OpenTelemetry's kind `client`).
 ///
-/// [`Span::inject`] passes the trace on to that service.
+/// [`Span::inject_trace_headers`] passes the trace on to that service.
 pub fn client_span(name: impl Into<std::borrow::Cow<'static, str>>) -> Span {
     Span::child_of(&Context::current(), name.into(), SpanKind::Client)
 }
 
 /// Sets the route of the current request in its trace: a path pattern without parts that vary between callers.
-pub fn set_route(route: &'static str) {
+pub fn set_route_of_current_request(route: &'static str) {
     span::set_route(&Context::current(), route);
 }
 
 /// Wraps `future` so that it runs in the current trace span wherever it is polled, for example in a new task.
-pub fn in_current_span<F>(future: F) -> InSpan<F> {
-    TraceContext::current().run(future)
+pub fn in_current_span<F>(future: F) -> InSpanFuture<F> {
+    TraceContext::current().run_in_context(future)
 }
 
 /// Sets the trace headers of a request, which name the current span as the caller.
-pub fn inject(headers: &mut HeaderMap) {
-    propagation::inject(&Context::current(), headers);
+pub fn inject_trace_headers(headers: &mut HeaderMap) {
+    propagation::inject_context(&Context::current(), headers);
 }
 
 /// Opens the trace span of a request that the host sends, and sets the request's trace headers.
 pub(crate) fn open_outgoing_span<B>(request: &mut http::Request<B>) -> Span {
     let (method, uri) = (request.method().as_str(), request.uri());
-    let span = client_span(format!("{method} {}", path_prefix(uri.path())));
+    let span = client_span(format!("{method} {}", constant_path_prefix(uri.path())));
     if span.is_recording() {
-        span.set("http.request.method", method.to_owned());
-        span.set("url.path", uri.path().to_owned());
-        span.set("server.address", uri.host().unwrap_or_default().to_owned());
+        span.set_attribute("http.request.method", method.to_owned());
+        span.set_attribute("url.path", uri.path().to_owned());
+        span.set_attribute("server.address", uri.host().unwrap_or_default().to_owned());
         if let Some(port) = uri.port_u16() {
-            span.set("server.port", i64::from(port));
+            span.set_attribute("server.port", i64::from(port));
         }
     }
-    span.inject(request.headers_mut());
+    span.inject_headers(request.headers_mut());
     span
 }
 
 /// Returns the name of a standard HTTP method. Other methods do not become span names, because clients choose
 /// them.
-fn standard_method(method: &Method) -> Option<&'static str> {
-    const METHODS: [&str; 9] = [
+fn standard_method_name(method: &Method) -> Option<&'static str> {
+    const STANDARD_METHODS: [&str; 9] = [
         "CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE",
     ];
-    METHODS.into_iter().find(|standard| *standard == method.as_str())
+    STANDARD_METHODS
+        .into_iter()
+        .find(|standard| *standard == method.as_str())
 }
 
 /// Returns the prefix of a path that does not vary between functions and images, for the names of spans.
-fn path_prefix(path: &str) -> &str {
+fn constant_path_prefix(path: &str) -> &str {
     let segments = if path.starts_with("/system/") { 2 } else { 1 };
     match path.match_indices('/').nth(segments) {
         Some((end, _)) => &path[..end],
@@ -145,39 +147,43 @@ fn path_prefix(path: &str) -> &str {
 
 /// The tracer of incoming requests. It does nothing without a collector.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RequestTracer(Option<Arc<ActiveTracer>>);
+pub(crate) struct RequestTracer(Option<Arc<CollectorTracer>>);
 
 #[derive(Debug)]
-struct ActiveTracer {
+struct CollectorTracer {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
 }
 
 impl RequestTracer {
     fn new(provider: SdkTracerProvider) -> Self {
-        let tracer = provider.tracer(INSTRUMENTATION_SCOPE);
-        Self(Some(Arc::new(ActiveTracer { provider, tracer })))
+        let tracer = provider.tracer(INSTRUMENTATION_SCOPE_NAME);
+        Self(Some(Arc::new(CollectorTracer { provider, tracer })))
     }
 
     /// Opens the trace span of an incoming request.
     pub(crate) fn open_span<B>(&self, request: &http::Request<B>, call_id: &str) -> Span {
         let Some(active) = &self.0 else {
-            return Span::none();
+            return Span::empty();
         };
-        let caller = propagation::extract(request.headers());
-        let method = standard_method(request.method());
+        let caller = propagation::extract_caller_context(request.headers());
+        let method = standard_method_name(request.method());
         let mut attributes = vec![
-            attribute("http.request.method", method.unwrap_or("_OTHER")),
-            attribute("url.scheme", "http"),
-            attribute("url.path", truncate(request.uri().path()).to_owned()),
-            attribute("faas.invocation_id", call_id.to_owned()),
+            text_attribute("http.request.method", method.unwrap_or("_OTHER")),
+            text_attribute("url.scheme", "http"),
+            text_attribute(
+                "url.path",
+                truncate_attribute_text(request.uri().path()).to_owned(),
+            ),
+            text_attribute("faas.invocation_id", call_id.to_owned()),
         ];
         for (key, header) in [("server.address", HOST), ("user_agent.original", USER_AGENT)] {
             let value = request
                 .headers()
                 .get(header)
                 .and_then(|value| value.to_str().ok());
-            attributes.extend(value.map(|value| attribute(key, truncate(value).to_owned())));
+            attributes
+                .extend(value.map(|value| text_attribute(key, truncate_attribute_text(value).to_owned())));
         }
         Span::for_request(&active.tracer, &caller, method.unwrap_or("HTTP"), attributes)
     }
@@ -189,7 +195,7 @@ impl RequestTracer {
         };
         // The exporter logs its failures. The wait blocks its thread, while the runtime sends the request.
         let flushed =
-            tokio::task::spawn_blocking(move || active.provider.shutdown_with_timeout(FLUSH_TIMEOUT));
+            tokio::task::spawn_blocking(move || active.provider.shutdown_with_timeout(SPAN_FLUSH_TIMEOUT));
         let _ = flushed.await;
     }
 }
@@ -209,7 +215,7 @@ mod tests {
             ("/", "/"),
             ("", ""),
         ] {
-            assert_eq!(path_prefix(path), prefix, "{path}");
+            assert_eq!(constant_path_prefix(path), prefix, "{path}");
         }
     }
 }

@@ -89,7 +89,7 @@ pub enum ReceiveError<E = BodyError> {
     #[error(transparent)]
     Displaced(#[from] Displaced),
     /// The sender was slower than the lowest rate for too long (status 408).
-    #[error("the body arrived at less than {rate} bytes a second for {}", duration::format(*grace))]
+    #[error("the body arrived at less than {rate} bytes a second for {}", duration::format_duration(*grace))]
     TooSlow {
         /// The lowest rate, in bytes per second.
         rate: u64,

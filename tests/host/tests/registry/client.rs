@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::{Arc, Mutex};
 
 use function_host::Secrets;
-use function_host::registry::{Credentials, RegistryClient, RegistryError, TokenRealms};
+use function_host::registry::{AllowedTokenHosts, RegistryClient, RegistryCredentials, RegistryError};
 use serde_json::json;
 
 use crate::server::{Answer, Received, Server};
@@ -33,12 +33,16 @@ async fn a_manifest_is_looked_up_by_its_digest() {
             .await
             .unwrap()
     );
-    let manifest = registry.repository("", "", "").manifest(DIGEST).await.unwrap();
+    let manifest = registry
+        .repository("", "", "")
+        .fetch_manifest(DIGEST)
+        .await
+        .unwrap();
     assert_eq!(manifest.unwrap(), r#"{"schemaVersion": 2}"#);
     assert!(
         registry
             .repository("", "", "")
-            .blob(DIGEST)
+            .fetch_blob(DIGEST)
             .await
             .unwrap()
             .is_some()
@@ -73,8 +77,8 @@ async fn only_not_found_means_that_there_is_no_manifest() {
             }
         }
     }
-    let client = RegistryClient::new(&Secrets::new("/nowhere"), true, TokenRealms::default()).unwrap();
-    let mut nowhere = client.repository("127.0.0.1:9", "hello", Credentials::default());
+    let client = RegistryClient::new(&Secrets::new("/nowhere"), true, AllowedTokenHosts::default()).unwrap();
+    let mut nowhere = client.repository("127.0.0.1:9", "hello", RegistryCredentials::default());
     let error = nowhere.has_manifest(DIGEST).await.unwrap_err();
     assert!(matches!(error, RegistryError::Connect { .. }), "{error:?}");
 }
@@ -83,7 +87,11 @@ async fn only_not_found_means_that_there_is_no_manifest() {
 async fn a_digest_cannot_name_another_path() {
     let registry = Server::start("127.0.0.1", |_| ok()).await;
     for digest in ["../../../admin", "sha256:1/2", "x?y", "a#b", "a%2fb"] {
-        let error = registry.repository("", "", "").blob(digest).await.unwrap_err();
+        let error = registry
+            .repository("", "", "")
+            .fetch_blob(digest)
+            .await
+            .unwrap_err();
         assert!(matches!(error, RegistryError::Name { .. }), "{digest}");
     }
     assert!(registry.requests().is_empty());
@@ -142,7 +150,7 @@ async fn a_token_is_fetched_once_for_a_registry_that_asks_for_it() {
     let registry = registry_with_tokens("/token", token("let-me-in")).await;
     let mut repository = registry.repository("u", "p", "");
     assert!(repository.has_manifest(DIGEST).await.unwrap());
-    assert!(repository.manifest(DIGEST).await.unwrap().is_some());
+    assert!(repository.fetch_manifest(DIGEST).await.unwrap().is_some());
     let seen: Vec<_> = registry
         .requests()
         .into_iter()
@@ -301,9 +309,10 @@ async fn the_gateways_credentials_are_sent_to_no_registry_and_no_token_server() 
     let inside = Server::start("127.0.0.1", |_| token("x")).await;
     let realm = format!("Bearer realm=\"http://{}/system/functions\"", inside.host);
     let outside = Server::start("127.0.0.1", move |_| unauthorized(realm.clone())).await;
-    let client = RegistryClient::new(&Secrets::new(folder.path()), true, TokenRealms::default()).unwrap();
+    let client =
+        RegistryClient::new(&Secrets::new(folder.path()), true, AllowedTokenHosts::default()).unwrap();
     for server in [&registry, &outside] {
-        let mut repository = client.repository(&server.host, "hello", Credentials::default());
+        let mut repository = client.repository(&server.host, "hello", RegistryCredentials::default());
         repository.has_manifest(DIGEST).await.unwrap_err();
     }
     assert_eq!(inside.requests().len(), 1);
@@ -315,7 +324,7 @@ async fn the_gateways_credentials_are_sent_to_no_registry_and_no_token_server() 
 #[test]
 fn realms_are_hosts() {
     for text in ["", " auth.example , auth.example:8443, [::1]:5001,"] {
-        assert!(text.parse::<TokenRealms>().is_ok(), "{text}");
+        assert!(text.parse::<AllowedTokenHosts>().is_ok(), "{text}");
     }
     for text in [
         "https://auth.example",
@@ -324,7 +333,7 @@ fn realms_are_hosts() {
         "me@auth.example",
         ":443",
     ] {
-        let error = text.parse::<TokenRealms>().unwrap_err();
+        let error = text.parse::<AllowedTokenHosts>().unwrap_err();
         assert_eq!(
             error, "should be hosts, HOST or HOST:PORT, separated by commas",
             "{text}"

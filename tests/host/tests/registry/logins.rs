@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use function_host::registry::{Credentials, Logins, LoginsCache};
+use function_host::registry::{Logins, LoginsCache, RegistryCredentials};
 use serde::Deserialize;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -19,11 +19,11 @@ struct Case {
 }
 
 fn parse(content: &str) -> Logins {
-    Logins::parse(content.as_bytes()).unwrap_or_else(|error| panic!("{content}: {error}"))
+    Logins::parse_config(content.as_bytes()).unwrap_or_else(|error| panic!("{content}: {error}"))
 }
 
 fn find(content: &str, host: &str) -> (String, String) {
-    let Credentials { username, secret } = parse(content).find(host).unwrap();
+    let RegistryCredentials { username, secret } = parse(content).credentials_for(host).unwrap();
     (username, secret)
 }
 
@@ -36,9 +36,13 @@ fn every_file_that_docker_reads_gives_the_same_credentials_here() {
     let cases: Vec<Case> = serde_json::from_str(include_str!("../../docker-config/cases.json")).unwrap();
     assert!(cases.iter().any(|case| case.fails) && cases.iter().any(|case| !case.fails));
     for case in cases {
-        let found = Logins::parse(case.config.as_bytes())
+        let found = Logins::parse_config(case.config.as_bytes())
             .map_err(|error| error.to_string())
-            .and_then(|logins| logins.find(&case.host).map_err(|error| error.to_string()));
+            .and_then(|logins| {
+                logins
+                    .credentials_for(&case.host)
+                    .map_err(|error| error.to_string())
+            });
         match found {
             Ok(found) => {
                 assert!(!case.fails, "{}: Docker rejects this", case.name);
@@ -130,14 +134,19 @@ fn the_helper_of_a_registry_precedes_the_one_for_all() {
         ("none.example", None),
         ("null.example", None),
     ] {
-        assert_eq!(logins.helper(host).unwrap(), expected, "{host}");
+        assert_eq!(logins.credential_helper(host).unwrap(), expected, "{host}");
     }
-    let error = logins.helper("wrong.example").unwrap_err();
+    let error = logins.credential_helper("wrong.example").unwrap_err();
     assert_eq!(
         error.to_string(),
         "credHelpers.wrong.example should be the name of a credential helper"
     );
-    assert_eq!(parse(r#"{"credsStore": ""}"#).helper("gcr.io").unwrap(), None);
+    assert_eq!(
+        parse(r#"{"credsStore": ""}"#)
+            .credential_helper("gcr.io")
+            .unwrap(),
+        None
+    );
 }
 
 #[test]
@@ -172,14 +181,14 @@ fn an_unusable_entry_disables_its_own_registry_only() {
         );
         let logins = parse(&content);
         for host in ["a.example", "z.example"] {
-            assert_eq!(logins.find(host).unwrap().secret, "pass", "{entry}");
+            assert_eq!(logins.credentials_for(host).unwrap().secret, "pass", "{entry}");
         }
-        let error = logins.find("bad.example").unwrap_err().to_string();
+        let error = logins.credentials_for("bad.example").unwrap_err().to_string();
         assert!(
             error.starts_with(fault) && !error.contains("hunter2"),
             "{entry}: {error}"
         );
-        assert_eq!(Vec::from_iter(logins.faults()), [error]);
+        assert_eq!(Vec::from_iter(logins.describe_faults()), [error]);
     }
 }
 
@@ -187,7 +196,7 @@ fn an_unusable_entry_disables_its_own_registry_only() {
 fn a_fault_does_not_show_the_password_in_a_key() {
     let logins = parse(r#"{"auths": {"https://me:hunter2@bad.example/": {"auth": 1}}}"#);
     assert_eq!(
-        Vec::from_iter(logins.faults()),
+        Vec::from_iter(logins.describe_faults()),
         ["auths.bad.example.auth should be text"]
     );
 }
@@ -197,7 +206,7 @@ fn unsupported_keys_are_reported() {
     let logins =
         parse(r#"{"auths": {"example.com": {"registrytoken": "t"}, "gcr.io": {"registrytoken": ""}}}"#);
     assert_eq!(
-        Vec::from_iter(logins.faults()),
+        Vec::from_iter(logins.describe_faults()),
         ["auths.example.com.registrytoken is not supported"]
     );
 }
@@ -214,7 +223,7 @@ fn the_error_of_a_malformed_file_names_the_place_and_quotes_nothing() {
         ("{", "invalid at line 1, column 1"),
         ("\u{feff}{}", "it begins with a byte order mark"),
     ] {
-        let error = Logins::parse(content.as_bytes()).unwrap_err().to_string();
+        let error = Logins::parse_config(content.as_bytes()).unwrap_err().to_string();
         assert!(
             error.contains(hint) && !error.contains("hunter2"),
             "{content}: {error}"
@@ -254,9 +263,9 @@ fn an_unusable_entry_is_logged_once_for_each_content() {
             let content = format!(r#"{{"auths": {{"bad.example": {content}}}}}"#);
             assert!(
                 cache
-                    .parse(content.as_bytes())
+                    .parse_if_changed(content.as_bytes())
                     .unwrap()
-                    .find("bad.example")
+                    .credentials_for("bad.example")
                     .is_err()
             );
         }
@@ -274,8 +283,8 @@ fn an_unusable_entry_is_logged_once_for_each_content() {
 fn debug_output_contains_no_secret() {
     let content = r#"{"auths": {"example.com": {"username": "a", "password": "hunter2"}}}"#;
     let cache = LoginsCache::new("registry-config");
-    let logins = cache.parse(content.as_bytes()).unwrap();
-    let credentials = logins.find("example.com").unwrap();
+    let logins = cache.parse_if_changed(content.as_bytes()).unwrap();
+    let credentials = logins.credentials_for("example.com").unwrap();
     assert_eq!(credentials.secret, "hunter2");
     assert!(!format!("{cache:?} {logins:?} {credentials:?}").contains("hunter2"));
 }

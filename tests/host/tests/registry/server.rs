@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use function_host::Secrets;
 use function_host::http::{HeaderValue, Request, Response, StatusCode, header};
-use function_host::registry::{Credentials, RegistryClient, Repository, TokenRealms};
+use function_host::registry::{AllowedTokenHosts, RegistryClient, RegistryCredentials, Repository};
 use http_body_util::{BodyExt, Full};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -79,9 +79,9 @@ impl Server {
 
     /// Returns the repository `team/hello` of this registry, for a client that speaks plain HTTP.
     pub(crate) fn repository(&self, username: &str, secret: &str, realms: &str) -> Repository {
-        let realms: TokenRealms = realms.parse().unwrap();
+        let realms: AllowedTokenHosts = realms.parse().unwrap();
         let client = RegistryClient::new(&Secrets::new("/nowhere"), true, realms).unwrap();
-        let credentials = Credentials {
+        let credentials = RegistryCredentials {
             username: username.to_owned(),
             secret: secret.to_owned(),
         };

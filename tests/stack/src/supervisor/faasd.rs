@@ -12,17 +12,17 @@ use crate::{
 };
 
 /// The path of the faasd program inside the stack.
-pub(crate) const PROGRAM: &str = "/usr/local/bin/faasd";
+pub(crate) const FAASD_PATH: &str = "/usr/local/bin/faasd";
 
 /// The directories that overlays cover for faasd: `/etc` for the CNI configuration that faasd writes, `/opt`
 /// for the plugins, `/usr/local/bin` for the program with which containerd collects a function's output.
-const OVERLAYS: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt"), ("/usr/local/bin", "bin")];
+const OVERLAY_DIRECTORIES: [(&str, &str); 3] = [("/etc", "etc"), ("/opt", "opt"), ("/usr/local/bin", "bin")];
 
 /// Mounts the overlays for faasd and puts the plugins, the program and containerd's socket where faasd
 /// expects them.
-pub(crate) fn prepare(dir: &StackDir, program: &Path, containerd: &Path) -> Result<()> {
+pub(crate) fn prepare_mounts_for_faasd(dir: &StackDir, program: &Path, containerd: &Path) -> Result<()> {
     let data = dir.data("faasd");
-    for (target, name) in OVERLAYS {
+    for (target, name) in OVERLAY_DIRECTORIES {
         let (upper, work) = (data.join(name), data.join(format!("{name}-work")));
         for dir in [Path::new(target), &upper, &work] {
             fs::create_dir_all(dir).at("create", dir)?;
@@ -45,7 +45,7 @@ pub(crate) fn prepare(dir: &StackDir, program: &Path, containerd: &Path) -> Resu
     let plugins = "/opt/cni/bin";
     fs::create_dir_all(plugins).at("create", plugins)?;
     mount_bind("/usr/lib/cni", plugins).at("mount", plugins)?;
-    fs::copy(program, PROGRAM).at("write", PROGRAM)?;
+    fs::copy(program, FAASD_PATH).at("write", FAASD_PATH)?;
     let socket = "/run/containerd/containerd.sock";
     fs::create_dir_all("/run/containerd").at("create", "/run/containerd")?;
     symlink(containerd, socket).at("create", socket)

@@ -14,11 +14,11 @@ use crate::{
     address::BUILDER_PORT,
     error::{IoResultExt as _, Result},
     plan::Provider,
-    supervisor::part_spec::StackConfig,
+    supervisor::part_spec::PartSpecSource,
 };
 
 /// The name of the function to which connections are forwarded.
-const FUNCTION: &str = "builder-fn";
+const FORWARDED_FUNCTION: &str = "builder-fn";
 
 /// The port on which every function listens.
 const FUNCTION_PORT: u16 = 8080;
@@ -30,21 +30,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     listener: TcpListener,
-    target: Target,
+    target: ForwardTarget,
 }
 
 /// The destination of a forwarder.
 #[derive(Debug, Clone)]
-enum Target {
+enum ForwardTarget {
     /// The current container of a function.
-    Function(Addresses),
+    Function(ContainerAddressFiles),
     /// A fixed network address.
     Address(SocketAddr),
 }
 
 /// Opens a listener at the registry's loopback address if the provider is faasd. A socket stays in the network
 /// namespace in which it was made, so this must run in the machine's.
-pub(crate) fn loopback_registry(config: &StackConfig) -> Result<Option<std::net::TcpListener>> {
+pub(crate) fn listen_for_loopback_registry(config: &PartSpecSource) -> Result<Option<std::net::TcpListener>> {
     if matches!(config.plan.provider, Provider::Embedded(_)) {
         return Ok(None);
     }
@@ -57,8 +57,8 @@ pub(crate) fn loopback_registry(config: &StackConfig) -> Result<Option<std::net:
 }
 
 /// Opens the forwarders of a stack: to builder-fn and, if `loopback` is a listener, to the registry.
-pub(crate) async fn forwarders(
-    config: &StackConfig,
+pub(crate) async fn open_forwarders(
+    config: &PartSpecSource,
     loopback: Option<std::net::TcpListener>,
 ) -> Result<Vec<Forwarder>> {
     let number = config.plan.number;
@@ -67,19 +67,21 @@ pub(crate) async fn forwarders(
         .await
         .at("listen on", address.to_string())?;
     let addresses = match &config.plan.provider {
-        Provider::Embedded(_) => Addresses::Results(config.dir.data("provider").join("cni/results")),
-        Provider::Faasd(_) => Addresses::Leases("/run/cni/openfaas-cni-bridge".into()),
+        Provider::Embedded(_) => {
+            ContainerAddressFiles::Results(config.dir.data("provider").join("cni/results"))
+        }
+        Provider::Faasd(_) => ContainerAddressFiles::Leases("/run/cni/openfaas-cni-bridge".into()),
     };
     let mut all = vec![Forwarder {
         listener,
-        target: Target::Function(addresses),
+        target: ForwardTarget::Function(addresses),
     }];
     if let Some(loopback) = loopback {
         let listener =
             TcpListener::from_std(loopback).at("listen on", number.loopback_registry().to_string())?;
         all.push(Forwarder {
             listener,
-            target: Target::Address(number.registry()),
+            target: ForwardTarget::Address(number.registry()),
         });
     }
     Ok(all)
@@ -87,34 +89,34 @@ pub(crate) async fn forwarders(
 
 impl Forwarder {
     /// Accepts connections and forwards each one in a new task.
-    pub(crate) async fn serve(&self) -> Result<()> {
+    pub(crate) async fn accept_and_forward(&self) -> Result<()> {
         loop {
             let (client, _) = self
                 .listener
                 .accept()
                 .await
                 .at("accept on", "a forwarder's address")?;
-            tokio::spawn(forward(client, self.target.addresses()));
+            tokio::spawn(forward_connection(client, self.target.current_addresses()));
         }
     }
 }
 
-impl Target {
-    fn addresses(&self) -> Vec<SocketAddr> {
+impl ForwardTarget {
+    fn current_addresses(&self) -> Vec<SocketAddr> {
         match self {
-            Target::Function(addresses) => addresses
-                .of_function(FUNCTION)
+            ForwardTarget::Function(addresses) => addresses
+                .addresses_of_function(FORWARDED_FUNCTION)
                 .into_iter()
                 .map(|address| (address, FUNCTION_PORT).into())
                 .collect(),
-            Target::Address(address) => vec![*address],
+            ForwardTarget::Address(address) => vec![*address],
         }
     }
 }
 
 /// Forwards one connection to the first address that accepts a connection. If none does, the connection is
 /// closed, as the function's own address would refuse it.
-async fn forward(mut client: TcpStream, addresses: Vec<SocketAddr>) {
+async fn forward_connection(mut client: TcpStream, addresses: Vec<SocketAddr>) {
     for address in addresses {
         let connect = TcpStream::connect(address);
         if let Ok(Ok(mut target)) = tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
@@ -126,7 +128,7 @@ async fn forward(mut client: TcpStream, addresses: Vec<SocketAddr>) {
 
 /// The directory with files that name the addresses of containers.
 #[derive(Debug, Clone)]
-enum Addresses {
+enum ContainerAddressFiles {
     /// The directory that the embedded provider writes: one file for each container, `NAME.…`, with the CNI
     /// plugins' result.
     Results(PathBuf),
@@ -135,18 +137,18 @@ enum Addresses {
     Leases(PathBuf),
 }
 
-impl Addresses {
+impl ContainerAddressFiles {
     /// Returns the addresses of a function's containers, newest first: during an update there can be two.
-    fn of_function(&self, function: &str) -> Vec<Ipv4Addr> {
-        let (Addresses::Results(dir) | Addresses::Leases(dir)) = self;
+    fn addresses_of_function(&self, function: &str) -> Vec<Ipv4Addr> {
+        let (ContainerAddressFiles::Results(dir) | ContainerAddressFiles::Leases(dir)) = self;
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         let mut found = entries
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
                 let text = fs::read_to_string(entry.path()).ok()?;
                 let address = match self {
-                    Addresses::Results(_) => address_in_result(&name, &text, function),
-                    Addresses::Leases(_) => address_in_lease(&name, &text, function),
+                    ContainerAddressFiles::Results(_) => address_in_cni_result(&name, &text, function),
+                    ContainerAddressFiles::Leases(_) => address_in_cni_lease(&name, &text, function),
                 };
                 let modified = entry.metadata().and_then(|metadata| metadata.modified());
                 Some((modified.unwrap_or(SystemTime::UNIX_EPOCH), address?))
@@ -157,7 +159,7 @@ impl Addresses {
     }
 }
 
-fn address_in_result(id: &str, result: &str, function: &str) -> Option<Ipv4Addr> {
+fn address_in_cni_result(id: &str, result: &str, function: &str) -> Option<Ipv4Addr> {
     id.strip_prefix(function)?.strip_prefix('.')?;
     let result: serde_json::Value = serde_json::from_str(result).ok()?;
     result["ips"][0]["address"]
@@ -168,7 +170,7 @@ fn address_in_result(id: &str, result: &str, function: &str) -> Option<Ipv4Addr>
         .ok()
 }
 
-fn address_in_lease(address: &str, lease: &str, function: &str) -> Option<Ipv4Addr> {
+fn address_in_cni_lease(address: &str, lease: &str, function: &str) -> Option<Ipv4Addr> {
     let pid = lease
         .lines()
         .next()?
@@ -184,30 +186,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_of_other_functions_are_ignored() {
+    fn container_addresses_of_other_functions_are_ignored() {
         let result = r#"{"ips":[{"version":"4","address":"10.62.0.7/16"}]}"#;
         assert_eq!(
-            address_in_result("builder-fn.k3", result, FUNCTION),
+            address_in_cni_result("builder-fn.k3", result, FORWARDED_FUNCTION),
             Some(Ipv4Addr::new(10, 62, 0, 7))
         );
-        assert_eq!(address_in_result("builder-fn-two.k3", result, FUNCTION), None);
-        assert_eq!(address_in_result("builder-fn.k3", "", FUNCTION), None);
         assert_eq!(
-            address_in_lease("10.62.0.9", "builder-fn-621\r\neth0", FUNCTION),
-            Some(Ipv4Addr::new(10, 62, 0, 9))
-        );
-        assert_eq!(
-            address_in_lease("10.62.0.9", "builder-fn-two-621\r\neth0", FUNCTION),
+            address_in_cni_result("builder-fn-two.k3", result, FORWARDED_FUNCTION),
             None
         );
         assert_eq!(
-            address_in_lease("last_reserved_ip.0", "10.62.0.9", FUNCTION),
+            address_in_cni_result("builder-fn.k3", "", FORWARDED_FUNCTION),
+            None
+        );
+        assert_eq!(
+            address_in_cni_lease("10.62.0.9", "builder-fn-621\r\neth0", FORWARDED_FUNCTION),
+            Some(Ipv4Addr::new(10, 62, 0, 9))
+        );
+        assert_eq!(
+            address_in_cni_lease("10.62.0.9", "builder-fn-two-621\r\neth0", FORWARDED_FUNCTION),
+            None
+        );
+        assert_eq!(
+            address_in_cni_lease("last_reserved_ip.0", "10.62.0.9", FORWARDED_FUNCTION),
             None
         );
     }
 
     #[test]
-    fn the_newest_container_comes_first() {
+    fn the_address_of_the_newest_container_comes_first() {
         let dir = tempfile::tempdir().unwrap();
         for (name, address, seconds) in [("builder-fn.a", "10.62.0.5", 1), ("builder-fn.b", "10.62.0.4", 2)] {
             let path = dir.path().join(name);
@@ -220,7 +228,8 @@ mod tests {
                 .set_modified(at)
                 .unwrap();
         }
-        let found = Addresses::Results(dir.path().to_owned()).of_function(FUNCTION);
+        let found =
+            ContainerAddressFiles::Results(dir.path().to_owned()).addresses_of_function(FORWARDED_FUNCTION);
         assert_eq!(found, [Ipv4Addr::new(10, 62, 0, 4), Ipv4Addr::new(10, 62, 0, 5)]);
     }
 }

@@ -12,21 +12,21 @@ use tokio::{
 };
 
 /// The size at which a part's log is rotated, in bytes.
-const SIZE_LIMIT: u64 = 8 << 20;
+const LOG_LIMIT_BYTES: u64 = 8 << 20;
 
 /// The size of the buffer for reading a part's output, in bytes.
-const BUFFER_SIZE: usize = 64 << 10;
+const READ_BUFFER_BYTES: usize = 64 << 10;
 
 /// A part's log file that is open for writing.
 #[derive(Debug)]
-struct Log {
+struct PartLog {
     path: PathBuf,
     file: File,
     size: u64,
 }
 
-impl Log {
-    fn open(path: &Path) -> io::Result<Self> {
+impl PartLog {
+    fn open_for_appending(path: &Path) -> io::Result<Self> {
         let file = File::options().append(true).create(true).open(path)?;
         let size = file.metadata()?.len();
         Ok(Self {
@@ -36,10 +36,10 @@ impl Log {
         })
     }
 
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.size > 0 && self.size + bytes.len() as u64 > SIZE_LIMIT {
-            fs::rename(&self.path, rotated(&self.path))?;
-            *self = Self::open(&self.path)?;
+    fn append_and_rotate(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.size > 0 && self.size + bytes.len() as u64 > LOG_LIMIT_BYTES {
+            fs::rename(&self.path, rotated_log_path(&self.path))?;
+            *self = Self::open_for_appending(&self.path)?;
         }
         self.file.write_all(bytes)?;
         self.size += bytes.len() as u64;
@@ -48,20 +48,20 @@ impl Log {
 }
 
 /// Returns the path of the file with a log's older lines.
-pub(crate) fn rotated(path: &Path) -> PathBuf {
+pub(crate) fn rotated_log_path(path: &Path) -> PathBuf {
     path.with_extension("older.log")
 }
 
 /// Copies a part's output into its log, until the part and all its children have closed the pipe.
-pub(crate) async fn copy_output(pipe: PipeReader, path: PathBuf) -> io::Result<()> {
-    let mut log = Log::open(&path)?;
-    let mut pipe = BufReader::with_capacity(BUFFER_SIZE, Receiver::from_owned_fd(pipe.into())?);
+pub(crate) async fn copy_output_to_log(pipe: PipeReader, path: PathBuf) -> io::Result<()> {
+    let mut log = PartLog::open_for_appending(&path)?;
+    let mut pipe = BufReader::with_capacity(READ_BUFFER_BYTES, Receiver::from_owned_fd(pipe.into())?);
     loop {
         let read = pipe.fill_buf().await?;
         if read.is_empty() {
             return Ok(());
         }
-        log.write(read)?;
+        log.append_and_rotate(read)?;
         let length = read.len();
         pipe.consume(length);
     }
@@ -72,19 +72,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_stays_below_its_size_limit() {
+    fn a_parts_log_stays_below_its_size_limit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("part.log");
-        let mut log = Log::open(&path).unwrap();
+        let mut log = PartLog::open_for_appending(&path).unwrap();
         let mebibyte = vec![b'x'; 1 << 20];
         for _ in 0..20 {
-            log.write(&mebibyte).unwrap();
+            log.append_and_rotate(&mebibyte).unwrap();
         }
         drop(log);
         let size = |path: &Path| fs::metadata(path).unwrap().len();
-        assert_eq!(size(&rotated(&path)), SIZE_LIMIT);
+        assert_eq!(size(&rotated_log_path(&path)), LOG_LIMIT_BYTES);
         assert_eq!(size(&path), 4 << 20);
-        Log::open(&path).unwrap().write(b"after").unwrap();
+        PartLog::open_for_appending(&path)
+            .unwrap()
+            .append_and_rotate(b"after")
+            .unwrap();
         assert_eq!(size(&path), (4 << 20) + 5);
     }
 }

@@ -15,37 +15,37 @@ use crate::{
 };
 
 /// A copy of the machine's `resolv.conf` for slirp4netns, which forwards queries to the machine's resolver.
-pub(crate) const MACHINE_RESOLV_CONF: &str = "/run/slipway/resolv.conf";
+pub(crate) const MACHINE_RESOLV_CONF_PATH: &str = "/run/slipway/resolv.conf";
 
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+const RESOLV_CONF_PATH: &str = "/etc/resolv.conf";
 
-/// Mounts everything except `resolv.conf`: [`Resolver::mount`] must follow any other mount over `/etc`.
-pub(crate) fn mount_all_but_resolver() -> Result<Resolver> {
-    let machine = fs::read_to_string(RESOLV_CONF).at("read", RESOLV_CONF)?;
-    let target = fs::canonicalize(RESOLV_CONF).at("read", RESOLV_CONF)?;
+/// Mounts everything except `resolv.conf`: [`Resolver::replace_with_stacks`] must follow any other mount over `/etc`.
+pub(crate) fn mount_all_but_resolver() -> Result<MachineResolvConf> {
+    let machine = fs::read_to_string(RESOLV_CONF_PATH).at("read", RESOLV_CONF_PATH)?;
+    let target = fs::canonicalize(RESOLV_CONF_PATH).at("read", RESOLV_CONF_PATH)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("proc", "/proc", "proc", flags | MountFlags::NOEXEC, None).at("mount", "/proc")?;
     rustix::mount::mount("tmpfs", "/run", "tmpfs", flags, Some(c"mode=755")).at("mount", "/run")?;
     cgroup::mount()?;
-    Ok(Resolver { machine, target })
+    Ok(MachineResolvConf { machine, target })
 }
 
 /// The machine's `resolv.conf`, read before `/run` was covered.
 #[derive(Debug)]
-pub(crate) struct Resolver {
+pub(crate) struct MachineResolvConf {
     machine: String,
     target: PathBuf,
 }
 
-impl Resolver {
+impl MachineResolvConf {
     /// Mounts a `resolv.conf` that works inside the stack over the machine's.
-    pub(crate) fn mount(&self) -> Result<()> {
-        write(Path::new(MACHINE_RESOLV_CONF), &self.machine)?;
+    pub(crate) fn replace_with_stacks(&self) -> Result<()> {
+        write_file(Path::new(MACHINE_RESOLV_CONF_PATH), &self.machine)?;
         let own = Path::new("/run/slipway/stack-resolv.conf");
-        write(own, &stack_resolv_conf(&self.machine))?;
+        write_file(own, &stack_resolv_conf(&self.machine))?;
         // If it was a link into /run, its target is hidden now.
         if !self.target.exists() {
-            write(&self.target, "")?;
+            write_file(&self.target, "")?;
         }
         rustix::mount::mount_bind(own, &self.target).at("mount", &self.target)
     }
@@ -63,7 +63,7 @@ fn stack_resolv_conf(machine: &str) -> String {
         .collect()
 }
 
-fn write(path: &Path, content: &str) -> Result<()> {
+fn write_file(path: &Path, content: &str) -> Result<()> {
     let dir = path.parent().unwrap_or(path);
     fs::create_dir_all(dir).at("create", dir)?;
     fs::write(path, content).at("write", path)
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_resolver_is_replaced_and_the_search_list_is_kept() {
+    fn in_the_stacks_resolv_conf_the_resolver_is_replaced_and_the_search_list_is_kept() {
         let machine = "# by a program\nnameserver 127.0.0.53\nsearch example.org\noptions edns0\n";
         assert_eq!(
             stack_resolv_conf(machine),

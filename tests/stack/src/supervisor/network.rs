@@ -17,26 +17,28 @@ use crate::{
 };
 
 /// The file of the stack's network namespace; `/run` is the stack's own.
-pub(crate) const OWN: &str = "/run/netns/stack";
+pub(crate) const STACK_NAMESPACE_FILE: &str = "/run/netns/stack";
 /// The file of the machine's network namespace, for slirp4netns.
-pub(crate) const MACHINE: &str = "/run/netns/machine";
+pub(crate) const MACHINE_NAMESPACE_FILE: &str = "/run/netns/machine";
 
 /// Creates the stack's network namespace with its interfaces and rules, and moves this thread into it. Threads
 /// that start later inherit it, so this must run before any other thread starts.
-pub(crate) fn enter(number: StackNumber) -> Result<()> {
+pub(crate) fn create_and_enter_stack_network(number: StackNumber) -> Result<()> {
     let (outer, inner) = (number.outer_address(), number.inner_address());
     let interface = number.outer_interface();
     run_ip("netns add stack")?;
-    File::create(MACHINE).at("create", MACHINE)?;
-    rustix::mount::mount_bind("/proc/self/ns/net", MACHINE).at("mount", MACHINE)?;
+    File::create(MACHINE_NAMESPACE_FILE).at("create", MACHINE_NAMESPACE_FILE)?;
+    rustix::mount::mount_bind("/proc/self/ns/net", MACHINE_NAMESPACE_FILE)
+        .at("mount", MACHINE_NAMESPACE_FILE)?;
     run_ip(&format!(
         "link add {interface} type veth peer name {INNER_INTERFACE} netns stack"
     ))?;
     run_ip(&format!("address add {outer}/30 dev {interface}"))?;
     run_ip(&format!("link set {interface} up"))?;
 
-    let own = File::open(OWN).at("open", OWN)?;
-    move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network)).at("enter", OWN)?;
+    let own = File::open(STACK_NAMESPACE_FILE).at("open", STACK_NAMESPACE_FILE)?;
+    move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::Network))
+        .at("enter", STACK_NAMESPACE_FILE)?;
     run_ip("link set lo up")?;
     run_ip(&format!("address add {inner}/30 dev {INNER_INTERFACE}"))?;
     run_ip(&format!("link set {INNER_INTERFACE} up"))?;

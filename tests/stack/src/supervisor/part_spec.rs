@@ -20,17 +20,17 @@ use crate::{
 
 /// The timeout of a call in the gateway, the provider and builder-fn; a build is one call
 /// (docs/pitfalls.md#upstream-timeout).
-const CALL_TIMEOUT: &str = "35m";
+const CALL_TIMEOUT_SETTING: &str = "35m";
 
 /// The time for which BuildKit keeps records of past builds; builder-fn recognises a redelivery by them
 /// (docs/pitfalls.md#redelivery).
-const BUILDKIT_HISTORY: Duration = Duration::from_secs(48 * 60 * 60);
+const BUILDKIT_HISTORY_AGE: Duration = Duration::from_secs(48 * 60 * 60);
 
 /// The number of records of past builds that BuildKit keeps even if they are older than its time limit.
-const BUILDKIT_HISTORY_ENTRIES: u32 = 10_000;
+const BUILDKIT_HISTORY_RECORDS: u32 = 10_000;
 
 /// The name of the NATS Streaming cluster.
-const NATS_CLUSTER: &str = "faas-cluster";
+const NATS_CLUSTER_NAME: &str = "faas-cluster";
 
 /// The specification of one part of the stack.
 #[derive(Debug)]
@@ -45,40 +45,40 @@ pub(crate) struct PartSpec {
 
 /// The stack's directory and plan, from which the specifications of its parts are made.
 #[derive(Debug, Clone)]
-pub(crate) struct StackConfig {
+pub(crate) struct PartSpecSource {
     pub(crate) dir: StackDir,
     pub(crate) plan: Plan,
 }
 
-impl StackConfig {
+impl PartSpecSource {
     /// Returns the specification of a part of the stack.
-    pub(crate) fn spec(&self, part: Part) -> PartSpec {
+    pub(crate) fn spec_of(&self, part: Part) -> PartSpec {
         match part {
-            Part::Egress => self.egress(),
-            Part::Registry => self.registry(),
-            Part::Buildkit => self.buildkit(),
-            Part::Containerd => self.containerd(),
-            Part::Nats => self.nats(),
-            Part::Provider => self.provider(),
-            Part::Gateway => self.gateway(),
-            Part::QueueWorker => self.queue_worker(),
-            Part::Builder => self.builder(),
+            Part::Egress => self.egress_spec(),
+            Part::Registry => self.registry_spec(),
+            Part::Buildkit => self.buildkit_spec(),
+            Part::Containerd => self.containerd_spec(),
+            Part::Nats => self.nats_spec(),
+            Part::Provider => self.provider_spec(),
+            Part::Gateway => self.gateway_spec(),
+            Part::QueueWorker => self.queue_worker_spec(),
+            Part::Builder => self.builder_spec(),
         }
     }
 
     /// Returns the path of BuildKit's socket for clients on the machine.
-    pub(crate) fn buildkit_socket(&self) -> PathBuf {
+    pub(crate) fn buildkit_socket_path(&self) -> PathBuf {
         self.dir.sockets().join("buildkitd.sock")
     }
 
     /// Returns the path of containerd's socket for clients on the machine.
-    pub(crate) fn containerd_socket(&self) -> PathBuf {
+    pub(crate) fn containerd_socket_path(&self) -> PathBuf {
         self.dir.sockets().join("containerd.sock")
     }
 
     /// Creates a command with the environment of every part: nothing of the launcher's own, except the
     /// variables that locate the machine's certificates.
-    pub(crate) fn program(&self, program: impl Into<PathBuf>) -> Command {
+    pub(crate) fn command_with_part_environment(&self, program: impl Into<PathBuf>) -> Command {
         let mut command = Command::new(program.into());
         command
             .env_clear()
@@ -104,13 +104,13 @@ impl StackConfig {
 
     /// Returns the specification of slirp4netns, which runs in the machine's network namespace and serves the
     /// stack's. It uses the resolver in `/etc/resolv.conf`, which has to be the machine's.
-    fn egress(&self) -> PartSpec {
-        let mut command = self.program("nsenter");
-        command.arg(format!("--net={}", network::MACHINE));
+    fn egress_spec(&self) -> PartSpec {
+        let mut command = self.command_with_part_environment("nsenter");
+        command.arg(format!("--net={}", network::MACHINE_NAMESPACE_FILE));
         command.args(["unshare", "--mount", "sh", "-c"]);
         command
             .arg("mount --bind \"$0\" /etc/resolv.conf && exec \"$@\"")
-            .arg(mounts::MACHINE_RESOLV_CONF);
+            .arg(mounts::MACHINE_RESOLV_CONF_PATH);
         command.args([
             "slirp4netns",
             "--configure",
@@ -118,7 +118,7 @@ impl StackConfig {
             "--disable-host-loopback",
             "--netns-type=path",
         ]);
-        command.args([network::OWN, EGRESS_INTERFACE]);
+        command.args([network::STACK_NAMESPACE_FILE, EGRESS_INTERFACE]);
         PartSpec {
             command,
             ready: ReadyCheck::DefaultRoute(EGRESS_INTERFACE),
@@ -126,7 +126,7 @@ impl StackConfig {
         }
     }
 
-    fn registry(&self) -> PartSpec {
+    fn registry_spec(&self) -> PartSpec {
         let config = self.dir.config().join("registry.yml");
         let with_password = self.plan.provider.registry_requires_password();
         let passwords = self.dir.config().join("htpasswd");
@@ -142,7 +142,7 @@ impl StackConfig {
             addr = format_args!(":{REGISTRY_PORT}"),
             auth = if with_password { auth.as_str() } else { "" },
         );
-        let mut command = self.program(&self.plan.registry);
+        let mut command = self.command_with_part_environment(&self.plan.registry);
         command.arg("serve").arg(&config);
         PartSpec {
             command,
@@ -156,20 +156,20 @@ impl StackConfig {
         }
     }
 
-    fn buildkit(&self) -> PartSpec {
+    fn buildkit_spec(&self) -> PartSpec {
         let config = self.dir.config().join("buildkitd.toml");
-        let socket = format!("unix://{}", self.buildkit_socket().display());
+        let socket = format!("unix://{}", self.buildkit_socket_path().display());
         let text = format!(
             "root = \"{root}\"\n\n[grpc]\n  address = [\"{socket}\", \"tcp://{BRIDGE}:{BUILDKIT_PORT}\"]\n\n\
-             [history]\n  maxAge = {history}\n  maxEntries = {BUILDKIT_HISTORY_ENTRIES}\n\n[worker.containerd]\n  enabled = false\n\n\
+             [history]\n  maxAge = {history}\n  maxEntries = {BUILDKIT_HISTORY_RECORDS}\n\n[worker.containerd]\n  enabled = false\n\n\
              [registry.\"{registry}\"]\n  http = true\n",
             root = self.dir.data("buildkit").display(),
-            history = BUILDKIT_HISTORY.as_secs(),
+            history = BUILDKIT_HISTORY_AGE.as_secs(),
             registry = self.plan.registry_host(),
         );
-        let mut command = self.program(&self.plan.tools.buildkitd);
+        let mut command = self.command_with_part_environment(&self.plan.tools.buildkitd);
         command.arg("--config").arg(&config);
-        let mut ready = self.program(&self.plan.tools.buildctl);
+        let mut ready = self.command_with_part_environment(&self.plan.tools.buildctl);
         ready.args(["--addr", &socket, "debug", "workers"]);
         PartSpec {
             command,
@@ -178,9 +178,9 @@ impl StackConfig {
         }
     }
 
-    fn containerd(&self) -> PartSpec {
+    fn containerd_spec(&self) -> PartSpec {
         let config = self.dir.config().join("containerd.toml");
-        let socket = self.containerd_socket();
+        let socket = self.containerd_socket_path();
         let text = format!(
             "version = 3\nroot = \"{root}\"\nstate = \"/run/containerd\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.cri.v1.images\", \
@@ -189,9 +189,9 @@ impl StackConfig {
             root = self.dir.data("containerd").display(),
             socket = socket.display(),
         );
-        let mut command = self.program(&self.plan.tools.containerd);
+        let mut command = self.command_with_part_environment(&self.plan.tools.containerd);
         command.arg("--config").arg(&config);
-        let mut ready = self.program(&self.plan.tools.ctr);
+        let mut ready = self.command_with_part_environment(&self.plan.tools.ctr);
         ready.arg("--address").arg(&socket).arg("version");
         PartSpec {
             command,
@@ -200,8 +200,8 @@ impl StackConfig {
         }
     }
 
-    fn nats(&self) -> PartSpec {
-        let mut command = self.program(&self.plan.tools.nats);
+    fn nats_spec(&self) -> PartSpec {
+        let mut command = self.command_with_part_environment(&self.plan.tools.nats);
         command.args([
             "-a",
             "127.0.0.1",
@@ -211,7 +211,7 @@ impl StackConfig {
             &NATS_MONITOR_PORT.to_string(),
         ]);
         command
-            .args(["-cid", NATS_CLUSTER, "-store", "file", "-dir"])
+            .args(["-cid", NATS_CLUSTER_NAME, "-store", "file", "-dir"])
             .arg(self.dir.data("nats"));
         let url = format!("http://127.0.0.1:{NATS_MONITOR_PORT}/streaming/serverz");
         PartSpec {
@@ -221,34 +221,34 @@ impl StackConfig {
         }
     }
 
-    fn provider(&self) -> PartSpec {
+    fn provider_spec(&self) -> PartSpec {
         match &self.plan.provider {
-            Provider::Embedded(provider) => self.embedded_provider(&provider.program),
-            Provider::Faasd(_) => self.faasd_provider(),
+            Provider::Embedded(provider) => self.embedded_provider_spec(&provider.program),
+            Provider::Faasd(_) => self.faasd_provider_spec(),
         }
     }
 
-    fn embedded_provider(&self, program: &Path) -> PartSpec {
-        let mut command = self.program(program);
+    fn embedded_provider_spec(&self, program: &Path) -> PartSpec {
+        let mut command = self.command_with_part_environment(program);
         command.args(["serve", "--listen-address", &format!("{BRIDGE}:{PROVIDER_PORT}")]);
-        command.arg("--sock").arg(self.containerd_socket());
+        command.arg("--sock").arg(self.containerd_socket_path());
         command.arg("--state-dir").arg(self.dir.data("provider"));
         command.arg("--secret-mount-path").arg(self.dir.secrets());
         command
             .arg("--registry-config")
             .arg(self.dir.secrets().join("registry-config"));
         command.args(["--plain-http-registries", &self.plan.registry_host()]);
-        command.args(["--service-timeout", CALL_TIMEOUT]);
+        command.args(["--service-timeout", CALL_TIMEOUT_SETTING]);
         command.args(["--extra-hosts", &format!("gateway.openfaas={BRIDGE}")]);
         PartSpec {
             command,
-            ready: provider_ready(),
+            ready: provider_ready_check(),
             files: Vec::new(),
         }
     }
 
-    fn faasd_provider(&self) -> PartSpec {
-        let mut command = self.program(faasd::PROGRAM);
+    fn faasd_provider_spec(&self) -> PartSpec {
+        let mut command = self.command_with_part_environment(faasd::FAASD_PATH);
         let work = self.dir.data("faasd").join("provider");
         command.arg("provider").current_dir(&work);
         command
@@ -256,16 +256,16 @@ impl StackConfig {
             .env("secret_mount_path", self.dir.secrets());
         command
             .env("basic_auth", "true")
-            .env("service_timeout", CALL_TIMEOUT);
+            .env("service_timeout", CALL_TIMEOUT_SETTING);
         PartSpec {
             command,
-            ready: provider_ready(),
+            ready: provider_ready_check(),
             files: vec![(work.join("hosts"), String::new())],
         }
     }
 
-    fn gateway(&self) -> PartSpec {
-        let mut command = self.program(&self.plan.tools.gateway);
+    fn gateway_spec(&self) -> PartSpec {
+        let mut command = self.command_with_part_environment(&self.plan.tools.gateway);
         command.env(
             "functions_provider_url",
             format!("http://{BRIDGE}:{PROVIDER_PORT}/"),
@@ -276,14 +276,14 @@ impl StackConfig {
         command
             .env("faas_nats_address", "127.0.0.1")
             .env("faas_nats_port", NATS_PORT.to_string());
-        command.env("faas_nats_cluster_name", NATS_CLUSTER);
+        command.env("faas_nats_cluster_name", NATS_CLUSTER_NAME);
         // The gateway fails to list functions if its Prometheus query gets no answer; the provider answers it
         // with an empty result.
         command
             .env("faas_prometheus_host", BRIDGE.to_string())
             .env("faas_prometheus_port", PROVIDER_PORT.to_string());
         for limit in ["read_timeout", "write_timeout", "upstream_timeout"] {
-            command.env(limit, CALL_TIMEOUT);
+            command.env(limit, CALL_TIMEOUT_SETTING);
         }
         let url = format!("{}/healthz", self.plan.number.gateway_url());
         PartSpec {
@@ -293,12 +293,12 @@ impl StackConfig {
         }
     }
 
-    fn queue_worker(&self) -> PartSpec {
-        let mut command = self.program(&self.plan.tools.queue_worker);
+    fn queue_worker_spec(&self) -> PartSpec {
+        let mut command = self.command_with_part_environment(&self.plan.tools.queue_worker);
         command
             .env("faas_nats_address", "127.0.0.1")
             .env("faas_nats_port", NATS_PORT.to_string());
-        command.env("faas_nats_cluster_name", NATS_CLUSTER);
+        command.env("faas_nats_cluster_name", NATS_CLUSTER_NAME);
         command
             .env("faas_gateway_address", "127.0.0.1")
             .env("gateway_invoke", "true");
@@ -315,19 +315,19 @@ impl StackConfig {
         }
     }
 
-    fn builder(&self) -> PartSpec {
-        let mut command = self.program(&self.plan.builder);
+    fn builder_spec(&self) -> PartSpec {
+        let mut command = self.command_with_part_environment(&self.plan.builder);
         command.env("port", PLAIN_BUILDER_PORT.to_string());
         command.env("metrics_port", PLAIN_BUILDER_METRICS_PORT.to_string());
         command.env(
             "buildkit_url",
-            format!("unix://{}", self.buildkit_socket().display()),
+            format!("unix://{}", self.buildkit_socket_path().display()),
         );
         command.env("gateway_url", format!("{}/", self.plan.number.gateway_url()));
         command.env("secret_mount_path", self.dir.secrets());
         command.env("insecure", "true").env("log_format", "text");
         for limit in ["read_timeout", "write_timeout", "exec_timeout"] {
-            command.env(limit, CALL_TIMEOUT);
+            command.env(limit, CALL_TIMEOUT_SETTING);
         }
         let url = format!("{}/_/ready", self.plan.number.plain_builder_url());
         PartSpec {
@@ -340,7 +340,7 @@ impl StackConfig {
 
 /// Returns the readiness check of a provider: its health endpoint, which the embedded provider and faasd
 /// have.
-fn provider_ready() -> ReadyCheck {
+fn provider_ready_check() -> ReadyCheck {
     ReadyCheck::Http {
         url: format!("http://{BRIDGE}:{PROVIDER_PORT}/healthz"),
         status: 200,

@@ -18,23 +18,23 @@ use crate::{
     part::Part,
     supervisor::{
         logs,
-        part_spec::{PartSpec, StackConfig},
+        part_spec::{PartSpec, PartSpecSource},
         ready::{NewLogLines, ReadyCheck},
-        reaper::{Child, Reaper},
+        reaper::{ChildProcess, ProcessReaper},
     },
 };
 
 /// The longest time for a part of the stack to become ready.
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const PART_READY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The longest time for a part to end after SIGTERM, before SIGKILL.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
+const PART_END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A function that receives events about parts.
-pub(crate) type OnEvent<'a> = &'a (dyn Fn(Event) + Send + Sync);
+pub(crate) type PartEventListener<'a> = &'a (dyn Fn(Event) + Send + Sync);
 
 /// The outcome of starting a part.
-enum StartOutcome {
+enum PartStartOutcome {
     Ready,
     Ended(String),
     Timeout,
@@ -42,9 +42,9 @@ enum StartOutcome {
 
 /// The supervisor's handle of the stack's parts; cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct Parts {
-    config: Arc<StackConfig>,
-    reaper: Reaper,
+pub(crate) struct PartsHandle {
+    config: Arc<PartSpecSource>,
+    reaper: ProcessReaper,
     entries: Arc<Mutex<BTreeMap<Part, PartEntry>>>,
     /// A lock that is held while parts are started or stopped: one command at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
@@ -54,12 +54,12 @@ pub(crate) struct Parts {
 struct PartEntry {
     state: State,
     since: Instant,
-    child: Option<Child>,
+    child: Option<ChildProcess>,
 }
 
-impl Parts {
+impl PartsHandle {
     /// Creates the handle of a stack's parts, none of which runs yet.
-    pub(crate) fn new(config: StackConfig, reaper: Reaper) -> Self {
+    pub(crate) fn new(config: PartSpecSource, reaper: ProcessReaper) -> Self {
         Self {
             config: Arc::new(config),
             reaper,
@@ -69,7 +69,7 @@ impl Parts {
     }
 
     /// Returns the state of every part of the stack that was started at least once.
-    pub(crate) fn status(&self) -> Vec<PartStatus> {
+    pub(crate) fn part_statuses(&self) -> Vec<PartStatus> {
         let entries = self.lock_entries();
         let status = |(part, entry): (&Part, &PartEntry)| PartStatus {
             part: *part,
@@ -81,11 +81,11 @@ impl Parts {
 
     /// Starts all parts of the stack that do not run, group by group; fails with the first failure and its
     /// part.
-    pub(crate) async fn start_all(&self, on_event: OnEvent<'_>) -> Result<(), (Part, String)> {
+    pub(crate) async fn start_all(&self, on_event: PartEventListener<'_>) -> Result<(), (Part, String)> {
         let _one = self.changing.lock().await;
         for group in Part::GROUPS {
             let starts = group.iter().map(|part| async {
-                self.start_one(*part, on_event)
+                self.start_part_while_locked(*part, on_event)
                     .await
                     .map_err(|reason| (*part, reason))
             });
@@ -98,27 +98,36 @@ impl Parts {
     }
 
     /// Starts one part of the stack, unless it runs.
-    pub(crate) async fn start(&self, part: Part, on_event: OnEvent<'_>) -> Result<(), String> {
+    pub(crate) async fn start_part(&self, part: Part, on_event: PartEventListener<'_>) -> Result<(), String> {
         let _one = self.changing.lock().await;
-        self.start_one(part, on_event).await
+        self.start_part_while_locked(part, on_event).await
     }
 
     /// Stops one part of the stack.
-    pub(crate) async fn stop(&self, part: Part, on_event: OnEvent<'_>) {
+    pub(crate) async fn stop_part(&self, part: Part, on_event: PartEventListener<'_>) {
         let _one = self.changing.lock().await;
-        self.stop_one(part, on_event).await;
+        self.stop_part_while_locked(part, on_event).await;
     }
 
     /// Stops all parts of the stack, in the opposite order of their start.
-    pub(crate) async fn stop_all(&self, on_event: OnEvent<'_>) {
+    pub(crate) async fn stop_all(&self, on_event: PartEventListener<'_>) {
         let _one = self.changing.lock().await;
-        self.stop_one(Part::Builder, on_event).await;
+        self.stop_part_while_locked(Part::Builder, on_event).await;
         for group in Part::GROUPS.iter().rev() {
-            join_all(group.iter().map(|part| self.stop_one(*part, on_event))).await;
+            join_all(
+                group
+                    .iter()
+                    .map(|part| self.stop_part_while_locked(*part, on_event)),
+            )
+            .await;
         }
     }
 
-    async fn start_one(&self, part: Part, on_event: OnEvent<'_>) -> Result<(), String> {
+    async fn start_part_while_locked(
+        &self,
+        part: Part,
+        on_event: PartEventListener<'_>,
+    ) -> Result<(), String> {
         if self
             .lock_entries()
             .get(&part)
@@ -126,28 +135,28 @@ impl Parts {
         {
             return Ok(());
         }
-        let spec = self.config.spec(part);
+        let spec = self.config.spec_of(part);
         on_event(Event::Starting { part });
         let began = Instant::now();
-        let (mut child, log, ready) = self.start_process(part, spec)?;
-        self.set_state(part, State::Starting, Some(child.clone()));
+        let (mut child, log, ready) = self.start_process_of_part(part, spec)?;
+        self.set_part_state(part, State::Starting, Some(child.clone()));
         let mut last_failure = "the check was not done".to_owned();
         let outcome = tokio::select! {
-            () = ready.wait(&self.reaper, &log, &mut last_failure) => StartOutcome::Ready,
-            status = child.wait_until_ended() => StartOutcome::Ended(status),
-            () = tokio::time::sleep(READY_TIMEOUT) => StartOutcome::Timeout,
+            () = ready.wait_until_ready(&self.reaper, &log, &mut last_failure) => PartStartOutcome::Ready,
+            status = child.wait_until_ended() => PartStartOutcome::Ended(status),
+            () = tokio::time::sleep(PART_READY_TIMEOUT) => PartStartOutcome::Timeout,
         };
         let result = match outcome {
-            StartOutcome::Ready => Ok(()),
-            StartOutcome::Ended(status) => Err(format!("it ended: {status}")),
-            StartOutcome::Timeout => Err(format!(
+            PartStartOutcome::Ready => Ok(()),
+            PartStartOutcome::Ended(status) => Err(format!("it ended: {status}")),
+            PartStartOutcome::Timeout => Err(format!(
                 "not within {} s: {last_failure}",
-                READY_TIMEOUT.as_secs()
+                PART_READY_TIMEOUT.as_secs()
             )),
         };
         if let Err(reason) = &result {
-            child.signal(Signal::KILL);
-            self.set_state(
+            child.signal_group(Signal::KILL);
+            self.set_part_state(
                 part,
                 State::Ended {
                     reason: reason.clone(),
@@ -156,8 +165,8 @@ impl Parts {
             );
             return result;
         }
-        self.set_state(part, State::Running, Some(child.clone()));
-        tokio::spawn(self.clone().record_end(part, child));
+        self.set_part_state(part, State::Running, Some(child.clone()));
+        tokio::spawn(self.clone().record_unrequested_end(part, child));
         on_event(Event::Ready {
             part,
             seconds: began.elapsed().as_secs_f64(),
@@ -166,7 +175,11 @@ impl Parts {
     }
 
     /// Writes a part's configuration, starts its process, and copies its output to the part's log.
-    fn start_process(&self, part: Part, spec: PartSpec) -> Result<(Child, NewLogLines, ReadyCheck), String> {
+    fn start_process_of_part(
+        &self,
+        part: Part,
+        spec: PartSpec,
+    ) -> Result<(ChildProcess, NewLogLines, ReadyCheck), String> {
         let PartSpec {
             mut command,
             ready,
@@ -187,18 +200,18 @@ impl Parts {
                 .stdout(writer.try_clone()?)
                 .stderr(writer)
                 .process_group(0);
-            Ok((self.reaper.spawn(&mut command)?, reader))
+            Ok((self.reaper.spawn_child(&mut command)?, reader))
         };
         let (child, output) =
             { start }().map_err(|error: io::Error| format!("cannot run {name}: {error}"))?;
         // The command keeps the write end of the pipe open; without this, the log's reader would never end.
         drop(command);
-        tokio::spawn(logs::copy_output(output, log.clone()));
+        tokio::spawn(logs::copy_output_to_log(output, log.clone()));
         Ok((child, NewLogLines { path: log, from }, ready))
     }
 
     /// Waits until a part's process ends, and records an end that was not requested.
-    async fn record_end(self, part: Part, mut child: Child) {
+    async fn record_unrequested_end(self, part: Part, mut child: ChildProcess) {
         let reason = child.wait_until_ended().await;
         let mut entries = self.lock_entries();
         if let Some(entry) = entries.get_mut(&part)
@@ -216,25 +229,25 @@ impl Parts {
         }
     }
 
-    async fn stop_one(&self, part: Part, on_event: OnEvent<'_>) {
+    async fn stop_part_while_locked(&self, part: Part, on_event: PartEventListener<'_>) {
         let child = self
             .lock_entries()
             .get_mut(&part)
             .and_then(|entry| entry.child.take());
         let Some(mut child) = child else { return };
-        self.set_state(part, State::Stopped, None);
-        child.signal(Signal::TERM);
-        if tokio::time::timeout(END_TIMEOUT, child.wait_until_ended())
+        self.set_part_state(part, State::Stopped, None);
+        child.signal_group(Signal::TERM);
+        if tokio::time::timeout(PART_END_TIMEOUT, child.wait_until_ended())
             .await
             .is_err()
         {
-            child.signal(Signal::KILL);
+            child.signal_group(Signal::KILL);
             child.wait_until_ended().await;
         }
         on_event(Event::Stopped { part });
     }
 
-    fn set_state(&self, part: Part, state: State, child: Option<Child>) {
+    fn set_part_state(&self, part: Part, state: State, child: Option<ChildProcess>) {
         self.lock_entries().insert(
             part,
             PartEntry {

@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{error::with_causes, supervisor::reaper::Reaper};
+use crate::{error::with_causes, supervisor::reaper::ProcessReaper};
 
 /// The timeout of one readiness check.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+const READY_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The interval between readiness checks of a part.
-const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const READY_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A check whether a part of the stack is ready.
 #[derive(Debug)]
@@ -40,21 +40,26 @@ pub(crate) struct NewLogLines {
 
 impl ReadyCheck {
     /// Repeats the check until the part is ready; `reason` always has the last failure.
-    pub(crate) async fn wait(mut self, reaper: &Reaper, log: &NewLogLines, reason: &mut String) {
-        while let Err(failure) = self.check(reaper, log).await {
+    pub(crate) async fn wait_until_ready(
+        mut self,
+        reaper: &ProcessReaper,
+        log: &NewLogLines,
+        reason: &mut String,
+    ) {
+        while let Err(failure) = self.check_once(reaper, log).await {
             *reason = failure;
-            tokio::time::sleep(POLL_INTERVAL).await;
+            tokio::time::sleep(READY_CHECK_INTERVAL).await;
         }
     }
 
-    async fn check(&mut self, reaper: &Reaper, log: &NewLogLines) -> Result<(), String> {
+    async fn check_once(&mut self, reaper: &ProcessReaper, log: &NewLogLines) -> Result<(), String> {
         match self {
             ReadyCheck::DefaultRoute(interface) => {
                 let routes =
                     fs::read_to_string("/proc/thread-self/net/route").map_err(|error| error.to_string())?;
                 let found = routes
                     .lines()
-                    .any(|route| default_route(route) == Some(interface));
+                    .any(|route| default_route_interface(route) == Some(interface));
                 found
                     .then_some(())
                     .ok_or_else(|| format!("no default route over {interface}"))
@@ -62,7 +67,7 @@ impl ReadyCheck {
             ReadyCheck::Http { url, status } => {
                 let client = reqwest::Client::builder()
                     .no_proxy()
-                    .timeout(CHECK_TIMEOUT)
+                    .timeout(READY_CHECK_TIMEOUT)
                     .build();
                 let client = client.map_err(|error| error.to_string())?;
                 let answer = client.get(&*url).send().await.map_err(with_causes)?;
@@ -77,15 +82,18 @@ impl ReadyCheck {
                     .stdout(Stdio::null())
                     .stderr(Stdio::null());
                 let name = command.get_program().to_string_lossy().into_owned();
-                match tokio::time::timeout(CHECK_TIMEOUT, reaper.run(command)).await {
+                match tokio::time::timeout(READY_CHECK_TIMEOUT, reaper.run_to_exit(command)).await {
                     Ok(Ok(None)) => Ok(()),
                     Ok(Ok(Some(how))) => Err(format!("{name}: {how}")),
                     Ok(Err(error)) => Err(format!("{name}: {error}")),
-                    Err(_) => Err(format!("{name} did not end within {} s", CHECK_TIMEOUT.as_secs())),
+                    Err(_) => Err(format!(
+                        "{name} did not end within {} s",
+                        READY_CHECK_TIMEOUT.as_secs()
+                    )),
                 }
             }
             ReadyCheck::LogContains(text) => {
-                let lines = log.read().map_err(|error| error.to_string())?;
+                let lines = log.read_new_lines().map_err(|error| error.to_string())?;
                 lines
                     .contains(*text)
                     .then_some(())
@@ -96,7 +104,7 @@ impl ReadyCheck {
 }
 
 impl NewLogLines {
-    fn read(&self) -> std::io::Result<String> {
+    fn read_new_lines(&self) -> std::io::Result<String> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(self.from))?;
         let mut text = Vec::new();
@@ -106,7 +114,7 @@ impl NewLogLines {
 }
 
 /// Returns the interface in a line of the routing table if the line is a default route.
-fn default_route(line: &str) -> Option<&str> {
+fn default_route_interface(line: &str) -> Option<&str> {
     let mut fields = line.split_whitespace();
     let interface = fields.next()?;
     (fields.next()? == "00000000").then_some(interface)
@@ -118,9 +126,12 @@ mod tests {
 
     #[test]
     fn only_a_route_to_every_address_is_a_default_route() {
-        assert_eq!(default_route("tap0\t00000000\t0202000A\t0003"), Some("tap0"));
-        assert_eq!(default_route("tap0\t0002000A\t00000000\t0001"), None);
-        assert_eq!(default_route("Iface\tDestination\tGateway"), None);
+        assert_eq!(
+            default_route_interface("tap0\t00000000\t0202000A\t0003"),
+            Some("tap0")
+        );
+        assert_eq!(default_route_interface("tap0\t0002000A\t00000000\t0001"), None);
+        assert_eq!(default_route_interface("Iface\tDestination\tGateway"), None);
     }
 
     #[tokio::test]
@@ -132,16 +143,18 @@ mod tests {
             path: path.clone(),
             from: 14,
         };
-        let reaper = Reaper::default();
+        let reaper = ProcessReaper::default();
         assert!(
             ReadyCheck::LogContains("Listening")
-                .check(&reaper, &log)
+                .check_once(&reaper, &log)
                 .await
                 .is_err()
         );
         fs::write(&path, "Listening on [Listening").unwrap();
         assert_eq!(
-            ReadyCheck::LogContains("Listening").check(&reaper, &log).await,
+            ReadyCheck::LogContains("Listening")
+                .check_once(&reaper, &log)
+                .await,
             Ok(())
         );
     }

@@ -19,55 +19,55 @@ use tokio::{
 
 /// The reaper, which starts child processes and reaps every process that ends.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reaper {
+pub(crate) struct ProcessReaper {
     children: Arc<Mutex<HashMap<i32, watch::Sender<Option<String>>>>>,
 }
 
 /// A handle of a child process that the reaper started.
 #[derive(Debug, Clone)]
-pub(crate) struct Child {
+pub(crate) struct ChildProcess {
     pid: Pid,
     ended: watch::Receiver<Option<String>>,
 }
 
-impl Reaper {
+impl ProcessReaper {
     /// Starts a program as a child process.
-    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+    pub(crate) fn spawn_child(&self, command: &mut Command) -> io::Result<ChildProcess> {
         // The lock is held until the child is registered, because it may end at once.
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         let child = command.spawn()?;
         let pid = Pid::from_child(&child);
         let (sender, ended) = watch::channel(None);
         children.insert(pid.as_raw_nonzero().get(), sender);
-        Ok(Child { pid, ended })
+        Ok(ChildProcess { pid, ended })
     }
 
     /// Runs a program until it exits; returns `None` for success, or else the exit status.
-    pub(crate) async fn run(&self, command: &mut Command) -> io::Result<Option<String>> {
-        let how = self.spawn(command)?.wait_until_ended().await;
-        Ok(Some(how).filter(|how| how != SUCCESS))
+    pub(crate) async fn run_to_exit(&self, command: &mut Command) -> io::Result<Option<String>> {
+        let how = self.spawn_child(command)?.wait_until_ended().await;
+        Ok(Some(how).filter(|how| how != SUCCESS_EXIT_TEXT))
     }
 
     /// Reaps ended processes until the future is dropped.
-    pub(crate) async fn reap(&self) -> io::Result<()> {
+    pub(crate) async fn reap_until_dropped(&self) -> io::Result<()> {
         let mut signals = signal(SignalKind::child())?;
         loop {
-            self.reap_ended();
+            self.reap_ended_processes();
             signals.recv().await;
         }
     }
 
-    fn reap_ended(&self) {
+    fn reap_ended_processes(&self) {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             if let Some(child) = children.remove(&pid.as_raw_nonzero().get()) {
-                child.send_replace(Some(describe_exit(status)));
+                child.send_replace(Some(describe_exit_status(status)));
             }
         }
     }
 }
 
-impl Child {
+impl ChildProcess {
     /// Waits until the child process has ended and returns its exit status.
     pub(crate) async fn wait_until_ended(&mut self) -> String {
         let how = self.ended.wait_for(Option::is_some).await;
@@ -77,12 +77,12 @@ impl Child {
     }
 
     /// Returns whether both handles are for the same child process.
-    pub(crate) fn is_same_process(&self, other: &Child) -> bool {
+    pub(crate) fn is_same_process(&self, other: &ChildProcess) -> bool {
         self.ended.same_channel(&other.ended)
     }
 
     /// Sends a signal to the child process and the processes of its group.
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub(crate) fn signal_group(&self, signal: Signal) {
         // The process id of an ended child may already be another process's.
         if self.ended.borrow().is_none() {
             let _ = rustix::process::kill_process_group(self.pid, signal);
@@ -90,9 +90,9 @@ impl Child {
     }
 }
 
-const SUCCESS: &str = "exit status 0";
+const SUCCESS_EXIT_TEXT: &str = "exit status 0";
 
-fn describe_exit(status: WaitStatus) -> String {
+fn describe_exit_status(status: WaitStatus) -> String {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("signal {signal}"),

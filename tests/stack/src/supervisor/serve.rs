@@ -10,24 +10,24 @@ use crate::{
     cgroup,
     control::{Command, Event},
     error::{IoResultExt as _, Result, with_causes},
-    supervisor::parts::Parts,
+    supervisor::parts::PartsHandle,
 };
 
 /// Serves connections to the control socket until a shutdown command was executed and answered.
-pub(crate) async fn serve(listener: &UnixListener, parts: &Parts) -> Result<()> {
+pub(crate) async fn serve_control_socket(listener: &UnixListener, parts: &PartsHandle) -> Result<()> {
     let (end, mut ended) = watch::channel(false);
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (stream, _) = accepted.at("accept on", "the control socket")?;
-                tokio::spawn(serve_connection(stream, parts.clone(), end.clone()));
+                tokio::spawn(serve_control_connection(stream, parts.clone(), end.clone()));
             }
             _ = ended.wait_for(|ended| *ended) => return Ok(()),
         }
     }
 }
 
-async fn serve_connection(stream: UnixStream, parts: Parts, end: watch::Sender<bool>) {
+async fn serve_control_connection(stream: UnixStream, parts: PartsHandle, end: watch::Sender<bool>) {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Ok(Some(line)) = lines.next_line().await {
@@ -38,7 +38,7 @@ async fn serve_connection(stream: UnixStream, parts: Parts, end: watch::Sender<b
         // A command runs to completion even if its client disconnects.
         let work = tokio::spawn(async move {
             let last = match command {
-                Ok(command) => execute(command, &parts, &events).await,
+                Ok(command) => execute_command(command, &parts, &events).await,
                 Err(error) => Event::Rejected {
                     reason: error.to_string(),
                 },
@@ -57,7 +57,11 @@ async fn serve_connection(stream: UnixStream, parts: Parts, end: watch::Sender<b
     }
 }
 
-async fn execute(command: Command, parts: &Parts, events: &mpsc::UnboundedSender<Event>) -> Event {
+async fn execute_command(
+    command: Command,
+    parts: &PartsHandle,
+    events: &mpsc::UnboundedSender<Event>,
+) -> Event {
     let on_event = |event| {
         let _ = events.send(event);
     };
@@ -74,14 +78,14 @@ async fn execute(command: Command, parts: &Parts, events: &mpsc::UnboundedSender
             }
         }
         Command::Status => Event::Status {
-            parts: parts.status(),
+            parts: parts.part_statuses(),
         },
-        Command::Start { part } => match parts.start(part, &on_event).await {
+        Command::Start { part } => match parts.start_part(part, &on_event).await {
             Ok(()) => Event::Done,
             Err(reason) => Event::Failed { part, reason },
         },
         Command::Stop { part } => {
-            parts.stop(part, &on_event).await;
+            parts.stop_part(part, &on_event).await;
             Event::Done
         }
         Command::Shutdown => {

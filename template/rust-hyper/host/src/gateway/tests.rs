@@ -10,9 +10,9 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::env::Parser;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-fn secrets(files: &[(&str, &str)]) -> (tempfile::TempDir, Secrets) {
+fn secrets_with_files(files: &[(&str, &str)]) -> (tempfile::TempDir, Secrets) {
     let directory = tempfile::tempdir().unwrap();
     for (name, content) in files {
         std::fs::write(directory.path().join(name), content).unwrap();
@@ -44,19 +44,19 @@ fn get_request(path: &str) -> Request<Full<Bytes>> {
     Request::get(path).body(Full::default()).unwrap()
 }
 
-const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]";
+const OK_RESPONSE_TEXT: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]";
 
 #[tokio::test]
 async fn the_system_api_gets_the_credentials() {
-    let (_directory, secrets) = secrets(&[
+    let (_directory, secrets) = secrets_with_files(&[
         ("basic-auth-user", "admin\n"),
         ("basic-auth-password", "pass:word"),
     ]);
-    let (url, seen) = gateway_answering_once(OK).await;
+    let (url, seen) = gateway_answering_once(OK_RESPONSE_TEXT).await;
     let gateway = Gateway::new(&url, secrets).unwrap();
 
     let response = gateway
-        .send(get_request("/system/functions?namespace=x"), TIMEOUT)
+        .send(get_request("/system/functions?namespace=x"), TEST_TIMEOUT)
         .await
         .unwrap();
 
@@ -75,25 +75,27 @@ async fn the_system_api_gets_the_credentials() {
 
 #[tokio::test]
 async fn functions_never_get_the_credentials() {
-    let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
-    let (url, seen) = gateway_answering_once(OK).await;
+    let (_directory, secrets) =
+        secrets_with_files(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
+    let (url, seen) = gateway_answering_once(OK_RESPONSE_TEXT).await;
     let gateway = Gateway::new(&url, secrets).unwrap();
     let function = gateway.function_url("env", Some("dev"));
     assert_eq!(function, format!("{url}function/env.dev"));
 
-    gateway.send(get_request(&function), TIMEOUT).await.unwrap();
+    gateway.send(get_request(&function), TEST_TIMEOUT).await.unwrap();
 
     assert!(!seen.await.unwrap().contains("authorization"));
 }
 
 #[tokio::test]
 async fn other_hosts_never_get_the_credentials() {
-    let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
-    let (url, seen) = gateway_answering_once(OK).await;
+    let (_directory, secrets) =
+        secrets_with_files(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
+    let (url, seen) = gateway_answering_once(OK_RESPONSE_TEXT).await;
     let gateway = Gateway::new("http://gateway.example:8080", secrets).unwrap();
 
     gateway
-        .send(get_request(&format!("{url}system/functions")), TIMEOUT)
+        .send(get_request(&format!("{url}system/functions")), TEST_TIMEOUT)
         .await
         .unwrap();
 
@@ -102,25 +104,26 @@ async fn other_hosts_never_get_the_credentials() {
 
 #[tokio::test]
 async fn an_authorization_header_of_the_request_is_kept() {
-    let (_directory, secrets) = secrets(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
-    let (url, seen) = gateway_answering_once(OK).await;
+    let (_directory, secrets) =
+        secrets_with_files(&[("basic-auth-user", "admin"), ("basic-auth-password", "secret")]);
+    let (url, seen) = gateway_answering_once(OK_RESPONSE_TEXT).await;
     let gateway = Gateway::new(&url, secrets).unwrap();
     let mut request = get_request("/system/info");
     request
         .headers_mut()
         .insert(AUTHORIZATION, HeaderValue::from_static("Bearer token"));
 
-    gateway.send(request, TIMEOUT).await.unwrap();
+    gateway.send(request, TEST_TIMEOUT).await.unwrap();
 
     assert!(seen.await.unwrap().contains("authorization: Bearer token\r\n"));
 }
 
 #[tokio::test]
 async fn a_user_without_a_password_is_an_error() {
-    let (_directory, secrets) = secrets(&[("basic-auth-user", "admin")]);
+    let (_directory, secrets) = secrets_with_files(&[("basic-auth-user", "admin")]);
     let gateway = Gateway::new("http://127.0.0.1:9", secrets).unwrap();
     let error = gateway
-        .send(get_request("/system/info"), TIMEOUT)
+        .send(get_request("/system/info"), TEST_TIMEOUT)
         .await
         .unwrap_err();
     assert!(
@@ -130,15 +133,15 @@ async fn a_user_without_a_password_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_returned_and_not_followed() {
-    let (_directory, secrets) = secrets(&[]);
+async fn a_redirect_of_the_gateway_is_returned_and_not_followed() {
+    let (_directory, secrets) = secrets_with_files(&[]);
     let (url, _seen) = gateway_answering_once(
         "HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n",
     )
     .await;
     let response = Gateway::new(&url, secrets)
         .unwrap()
-        .send(get_request("/"), TIMEOUT)
+        .send(get_request("/"), TEST_TIMEOUT)
         .await
         .unwrap();
     assert_eq!(response.status(), StatusCode::FOUND);
@@ -146,11 +149,14 @@ async fn a_redirect_is_returned_and_not_followed() {
 
 #[tokio::test]
 async fn a_response_over_the_limit_is_rejected() {
-    let (_directory, secrets) = secrets(&[]);
+    let (_directory, secrets) = secrets_with_files(&[]);
     let (url, _seen) =
         gateway_answering_once("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
     let gateway = Gateway::new(&url, secrets).unwrap().with_body_limit(8);
-    let error = gateway.send(get_request("/large"), TIMEOUT).await.unwrap_err();
+    let error = gateway
+        .send(get_request("/large"), TEST_TIMEOUT)
+        .await
+        .unwrap_err();
     assert!(
         matches!(error, GatewayError::TooLarge { limit: 8, .. }),
         "{error:?}"
@@ -158,13 +164,13 @@ async fn a_response_over_the_limit_is_rejected() {
 }
 
 #[tokio::test]
-async fn a_truncated_response_is_a_lost_connection() {
-    let (_directory, secrets) = secrets(&[]);
+async fn a_truncated_response_is_reported_as_a_lost_connection() {
+    let (_directory, secrets) = secrets_with_files(&[]);
     let (url, _seen) =
         gateway_answering_once("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n0123456789").await;
     let error = Gateway::new(&url, secrets)
         .unwrap()
-        .send(get_request("/"), TIMEOUT)
+        .send(get_request("/"), TEST_TIMEOUT)
         .await
         .unwrap_err();
     assert!(matches!(error, GatewayError::Lost { .. }), "{error:?}");
@@ -172,7 +178,7 @@ async fn a_truncated_response_is_a_lost_connection() {
 
 #[tokio::test]
 async fn a_failed_connect_differs_from_a_lost_connection() {
-    let (_directory, secrets) = secrets(&[]);
+    let (_directory, secrets) = secrets_with_files(&[]);
     let free = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -180,7 +186,7 @@ async fn a_failed_connect_differs_from_a_lost_connection() {
         .unwrap();
     let gateway = Gateway::new(&format!("http://{free}"), secrets).unwrap();
     let error = gateway
-        .send(get_request("/system/info"), TIMEOUT)
+        .send(get_request("/system/info"), TEST_TIMEOUT)
         .await
         .unwrap_err();
     assert!(matches!(error, GatewayError::Connect { .. }), "{error:?}");
@@ -192,7 +198,7 @@ async fn a_failed_connect_differs_from_a_lost_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn a_gateway_that_does_not_answer_ends_the_request_at_its_timeout() {
-    let (_directory, secrets) = secrets(&[]);
+    let (_directory, secrets) = secrets_with_files(&[]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let gateway = Gateway::new(&format!("http://{}", listener.local_addr().unwrap()), secrets).unwrap();
     // The kernel accepts the connection, and nothing reads from it. The clock is paused: no time passes.
@@ -207,8 +213,8 @@ async fn a_gateway_that_does_not_answer_ends_the_request_at_its_timeout() {
 }
 
 #[test]
-fn an_invalid_address_is_rejected_and_not_part_of_the_error() {
-    let (_directory, secrets) = secrets(&[]);
+fn an_invalid_gateway_url_is_rejected_and_not_part_of_the_error() {
+    let (_directory, secrets) = secrets_with_files(&[]);
     for url in [
         "",
         "gateway",
@@ -225,11 +231,14 @@ fn an_invalid_address_is_rejected_and_not_part_of_the_error() {
 }
 
 #[test]
-fn the_address_has_a_default_and_a_wrong_one_is_a_problem() {
-    let (_directory, secrets) = secrets(&[]);
+fn the_gateway_url_has_a_default_and_a_wrong_one_is_a_problem() {
+    let (_directory, secrets) = secrets_with_files(&[]);
     let nothing = HashMap::<String, String>::new();
     let mut parser = Parser::new(&nothing);
-    assert_eq!(from_settings(&mut parser, &secrets).unwrap().url(), DEFAULT_URL);
+    assert_eq!(
+        from_settings(&mut parser, &secrets).unwrap().url(),
+        DEFAULT_GATEWAY_URL
+    );
     assert!(parser.finish().is_ok());
 
     let variables = [("gateway_url", "gateway:8080")];
@@ -245,11 +254,11 @@ fn the_address_has_a_default_and_a_wrong_one_is_a_problem() {
 }
 
 #[test]
-fn paths_are_appended_to_the_address() {
-    let (_directory, secrets) = secrets(&[]);
+fn paths_are_appended_to_the_gateway_url() {
+    let (_directory, secrets) = secrets_with_files(&[]);
     let gateway = Gateway::new("http://gateway:8080/base/", secrets).unwrap();
     assert_eq!(
-        gateway.uri("/system/info").unwrap(),
+        gateway.uri_of_path("/system/info").unwrap(),
         "http://gateway:8080/base/system/info"
     );
     assert_eq!(
@@ -262,7 +271,7 @@ fn paths_are_appended_to_the_address() {
     );
     for path in ["system", "", "/a b"] {
         assert!(
-            matches!(gateway.uri(path), Err(GatewayError::Path { .. })),
+            matches!(gateway.uri_of_path(path), Err(GatewayError::Path { .. })),
             "{path:?}"
         );
     }
@@ -281,7 +290,7 @@ mod tls {
 
     /// Starts a fake gateway with a self-signed certificate for `localhost`; returns its address and the
     /// certificate in PEM.
-    async fn https_gateway() -> (String, String) {
+    async fn https_gateway_answering_once() -> (String, String) {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -298,7 +307,7 @@ mod tls {
                 if let Ok(mut stream) = acceptor.accept(stream).await {
                     let mut seen = [0; 1024];
                     assert!(stream.read(&mut seen).await.unwrap() > 0);
-                    stream.write_all(OK.as_bytes()).await.unwrap();
+                    stream.write_all(OK_RESPONSE_TEXT.as_bytes()).await.unwrap();
                 }
             }
         });
@@ -306,30 +315,30 @@ mod tls {
     }
 
     #[tokio::test]
-    async fn a_private_authority_is_trusted_only_with_its_secret() {
-        let (url, certificate) = https_gateway().await;
+    async fn a_private_certificate_authority_is_trusted_only_with_its_secret() {
+        let (url, certificate) = https_gateway_answering_once().await;
 
-        let (_directory, with) = secrets(&[(CA_SECRET, &certificate)]);
+        let (_directory, with) = secrets_with_files(&[(CA_SECRET_NAME, &certificate)]);
         let response = Gateway::new(&url, with)
             .unwrap()
-            .send(get_request("/"), TIMEOUT)
+            .send(get_request("/"), TEST_TIMEOUT)
             .await
             .unwrap();
         assert_eq!(response.body(), "[]");
 
-        let (_directory, without) = secrets(&[]);
+        let (_directory, without) = secrets_with_files(&[]);
         let error = Gateway::new(&url, without)
             .unwrap()
-            .send(get_request("/"), TIMEOUT)
+            .send(get_request("/"), TEST_TIMEOUT)
             .await
             .unwrap_err();
         assert!(matches!(error, GatewayError::Connect { .. }), "{error:?}");
     }
 
     #[test]
-    fn a_secret_that_is_not_a_certificate_is_rejected() {
+    fn a_gateway_ca_secret_that_is_not_a_certificate_is_rejected() {
         let text = "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n";
-        let (_directory, secrets) = secrets(&[(CA_SECRET, text)]);
+        let (_directory, secrets) = secrets_with_files(&[(CA_SECRET_NAME, text)]);
         let error = Gateway::new("https://gateway", secrets).unwrap_err();
         assert!(matches!(error, GatewayError::Authority(_)), "{error:?}");
     }
@@ -338,7 +347,7 @@ mod tls {
 #[cfg(not(feature = "tls"))]
 #[test]
 fn https_is_rejected_if_the_function_is_built_without_it() {
-    let (_directory, secrets) = secrets(&[]);
+    let (_directory, secrets) = secrets_with_files(&[]);
     let error = Gateway::new("https://gateway", secrets).unwrap_err();
     assert!(error.to_string().ends_with("built without https"), "{error}");
 }

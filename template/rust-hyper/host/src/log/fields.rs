@@ -7,22 +7,22 @@ use tracing::field::{Field, Visit};
 /// The fields of a `tracing` span or event. The first one is stored inline, because the span of a request has
 /// only one.
 #[derive(Debug, Default)]
-pub(crate) struct Fields {
-    first: Option<(&'static str, Value)>,
-    others: Vec<(&'static str, Value)>,
+pub(crate) struct LogFields {
+    first: Option<(&'static str, FieldValue)>,
+    others: Vec<(&'static str, FieldValue)>,
 }
 
 /// The value of a `tracing` field in the log.
 #[derive(Debug)]
-pub(crate) enum Value {
+pub(crate) enum FieldValue {
     Text(String),
     /// A number or boolean, formatted for the log line.
     Literal(String),
 }
 
-impl Fields {
+impl LogFields {
     /// Returns the names and values of the fields in the order in which they were added.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static str, &FieldValue)> {
         self.first
             .iter()
             .chain(&self.others)
@@ -30,7 +30,7 @@ impl Fields {
     }
 
     /// Sets a field of the span or event, replacing one with the same name.
-    pub(crate) fn set(&mut self, name: &'static str, value: Value) {
+    pub(crate) fn set_field(&mut self, name: &'static str, value: FieldValue) {
         if let Some(existing) = self
             .first
             .iter_mut()
@@ -46,45 +46,45 @@ impl Fields {
     }
 
     /// Copies all fields of `newer` into these fields, replacing those with the same names.
-    pub(crate) fn update(&mut self, newer: Self) {
+    pub(crate) fn set_all_fields(&mut self, newer: Self) {
         for (name, value) in newer.first.into_iter().chain(newer.others) {
-            self.set(name, value);
+            self.set_field(name, value);
         }
     }
 }
 
-impl Visit for Fields {
+impl Visit for LogFields {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // JSON cannot represent infinities and NaN as numbers.
         let text = value.to_string();
-        self.set(
+        self.set_field(
             field.name(),
             if value.is_finite() {
-                Value::Literal(text)
+                FieldValue::Literal(text)
             } else {
-                Value::Text(text)
+                FieldValue::Text(text)
             },
         );
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.set(field.name(), Value::Literal(value.to_string()));
+        self.set_field(field.name(), FieldValue::Literal(value.to_string()));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.set(field.name(), Value::Literal(value.to_string()));
+        self.set_field(field.name(), FieldValue::Literal(value.to_string()));
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.set(field.name(), Value::Literal(value.to_string()));
+        self.set_field(field.name(), FieldValue::Literal(value.to_string()));
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field.name(), Value::Text(value.to_owned()));
+        self.set_field(field.name(), FieldValue::Text(value.to_owned()));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.set(field.name(), Value::Text(format!("{value:?}")));
+        self.set_field(field.name(), FieldValue::Text(format!("{value:?}")));
     }
 }
 
@@ -93,14 +93,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_newer_value_replaces_the_older_one_in_place() {
-        let mut fields = Fields::default();
+    fn a_fields_newer_value_replaces_the_older_one_in_place() {
+        let mut fields = LogFields::default();
         for (name, value) in [("a", "1"), ("b", "2"), ("c", "3"), ("b", "4")] {
-            fields.set(name, Value::Literal(value.to_owned()));
+            fields.set_field(name, FieldValue::Literal(value.to_owned()));
         }
-        let mut newer = Fields::default();
-        newer.set("a", Value::Literal("5".to_owned()));
-        fields.update(newer);
+        let mut newer = LogFields::default();
+        newer.set_field("a", FieldValue::Literal("5".to_owned()));
+        fields.set_all_fields(newer);
         let texts: Vec<_> = fields
             .iter()
             .map(|(name, value)| format!("{name}{value:?}"))

@@ -11,46 +11,46 @@ use slab::Slab;
 use tracing::Metadata;
 use tracing::span::Id;
 
-use super::fields::Fields;
+use super::fields::LogFields;
 
 /// The number of shards of the span store, each with a lock, so that threads rarely wait for each other.
-const SHARDS: usize = 16;
+const SPAN_STORE_SHARDS: usize = 16;
 
 /// The store of open `tracing` spans by id. An id is `key * SHARDS + shard + 1`.
 #[derive(Debug, Default)]
 pub(crate) struct SpanStore {
-    shards: [Mutex<Slab<Span>>; SHARDS],
+    shards: [Mutex<Slab<OpenSpan>>; SPAN_STORE_SHARDS],
 }
 
 #[derive(Debug)]
-struct Span {
+struct OpenSpan {
     metadata: &'static Metadata<'static>,
     parent: Option<Id>,
     references: usize,
-    fields: Fields,
+    fields: LogFields,
 }
 
 thread_local! {
     /// The `tracing` spans that this thread has entered, the innermost last.
-    static ENTERED: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
+    static ENTERED_SPANS: RefCell<Vec<Id>> = const { RefCell::new(Vec::new()) };
     /// The shard of the span store in which this thread opens spans, once it has opened one.
-    static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
+    static SHARD_OF_THREAD: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
 /// Returns the innermost `tracing` span that this thread has entered.
-pub(crate) fn current() -> Option<Id> {
-    ENTERED.with_borrow(|entered| entered.last().cloned())
+pub(crate) fn current_span() -> Option<Id> {
+    ENTERED_SPANS.with_borrow(|entered| entered.last().cloned())
 }
 
 /// Enters a `tracing` span on this thread. `tracing` keeps a reference to the span, so it stays open until it
 /// is exited.
-pub(crate) fn enter(id: &Id) {
-    ENTERED.with_borrow_mut(|entered| entered.push(id.clone()));
+pub(crate) fn enter_span(id: &Id) {
+    ENTERED_SPANS.with_borrow_mut(|entered| entered.push(id.clone()));
 }
 
 /// Exits a `tracing` span on this thread, which need not be the innermost.
-pub(crate) fn exit(id: &Id) {
-    ENTERED.with_borrow_mut(|entered| {
+pub(crate) fn exit_span(id: &Id) {
+    ENTERED_SPANS.with_borrow_mut(|entered| {
         if let Some(at) = entered.iter().rposition(|entered| entered == id) {
             entered.remove(at);
         }
@@ -59,11 +59,11 @@ pub(crate) fn exit(id: &Id) {
 
 /// Returns the shard of the span store in which this thread opens spans. Threads are assigned to shards in
 /// turn.
-fn shard_of_thread() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    SHARD.with(|shard| {
+fn shard_of_current_thread() -> usize {
+    static NEXT_SHARD: AtomicUsize = AtomicUsize::new(0);
+    SHARD_OF_THREAD.with(|shard| {
         if shard.get() == usize::MAX {
-            shard.set(NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS);
+            shard.set(NEXT_SHARD.fetch_add(1, Ordering::Relaxed) % SPAN_STORE_SHARDS);
         }
         shard.get()
     })
@@ -75,26 +75,26 @@ impl SpanStore {
         &self,
         metadata: &'static Metadata<'static>,
         parent: Option<Id>,
-        fields: Fields,
+        fields: LogFields,
     ) -> Id {
         if let Some(parent) = &parent {
             self.add_reference(parent);
         }
-        let shard = shard_of_thread();
-        let key = self.lock(shard).insert(Span {
+        let shard = shard_of_current_thread();
+        let key = self.lock_shard(shard).insert(OpenSpan {
             metadata,
             parent,
             references: 1,
             fields,
         });
         // Ids begin at 1.
-        Id::from_u64((key * SHARDS + shard) as u64 + 1)
+        Id::from_u64((key * SPAN_STORE_SHARDS + shard) as u64 + 1)
     }
 
     /// Adds a reference to an open `tracing` span.
     pub(crate) fn add_reference(&self, id: &Id) {
-        let (shard, key) = split_id(id);
-        if let Some(span) = self.lock(shard).get_mut(key) {
+        let (shard, key) = split_span_id(id);
+        if let Some(span) = self.lock_shard(shard).get_mut(key) {
             span.references += 1;
         }
     }
@@ -102,8 +102,8 @@ impl SpanStore {
     /// Removes a reference to a `tracing` span, and closes the span with the last one. Returns whether it was
     /// closed.
     pub(crate) fn remove_reference(&self, id: &Id) -> bool {
-        let (shard, key) = split_id(id);
-        let mut spans = self.lock(shard);
+        let (shard, key) = split_span_id(id);
+        let mut spans = self.lock_shard(shard);
         let Some(span) = spans.get_mut(key) else {
             return false;
         };
@@ -121,38 +121,41 @@ impl SpanStore {
     }
 
     /// Sets fields of an open `tracing` span.
-    pub(crate) fn record_fields(&self, id: &Id, fields: Fields) {
-        let (shard, key) = split_id(id);
-        if let Some(span) = self.lock(shard).get_mut(key) {
-            span.fields.update(fields);
+    pub(crate) fn record_fields(&self, id: &Id, fields: LogFields) {
+        let (shard, key) = split_span_id(id);
+        if let Some(span) = self.lock_shard(shard).get_mut(key) {
+            span.fields.set_all_fields(fields);
         }
     }
 
     /// Returns the metadata of an open `tracing` span.
-    pub(crate) fn metadata(&self, id: &Id) -> Option<&'static Metadata<'static>> {
-        let (shard, key) = split_id(id);
-        self.lock(shard).get(key).map(|span| span.metadata)
+    pub(crate) fn metadata_of(&self, id: &Id) -> Option<&'static Metadata<'static>> {
+        let (shard, key) = split_span_id(id);
+        self.lock_shard(shard).get(key).map(|span| span.metadata)
     }
 
     /// Calls `visit` with the fields of a `tracing` span and of its ancestors, the outermost first.
-    pub(crate) fn visit_fields(&self, id: &Id, visit: &mut impl FnMut(&Fields)) {
-        let (shard, key) = split_id(id);
-        let parent = self.lock(shard).get(key).and_then(|span| span.parent.clone());
+    pub(crate) fn visit_fields(&self, id: &Id, visit: &mut impl FnMut(&LogFields)) {
+        let (shard, key) = split_span_id(id);
+        let parent = self
+            .lock_shard(shard)
+            .get(key)
+            .and_then(|span| span.parent.clone());
         if let Some(parent) = parent {
             self.visit_fields(&parent, visit);
         }
-        if let Some(span) = self.lock(shard).get(key) {
+        if let Some(span) = self.lock_shard(shard).get(key) {
             visit(&span.fields);
         }
     }
 
-    fn lock(&self, shard: usize) -> MutexGuard<'_, Slab<Span>> {
+    fn lock_shard(&self, shard: usize) -> MutexGuard<'_, Slab<OpenSpan>> {
         self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Splits a `tracing` span's id into its shard and its key in the shard.
-fn split_id(id: &Id) -> (usize, usize) {
+fn split_span_id(id: &Id) -> (usize, usize) {
     let number = (id.into_u64() - 1) as usize;
-    (number % SHARDS, number / SHARDS)
+    (number % SPAN_STORE_SHARDS, number / SPAN_STORE_SHARDS)
 }

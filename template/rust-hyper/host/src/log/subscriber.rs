@@ -12,24 +12,24 @@ use tracing_core::span::Current;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 
-use super::Format;
-use super::fields::{Fields, Value};
-use super::line::Line;
+use super::LogFormat;
+use super::fields::{FieldValue, LogFields};
+use super::line::LogLine;
 use super::spans::{self, SpanStore};
 
 /// A `tracing` subscriber that writes each event as a log line, with the fields of its spans.
 pub(crate) struct LogSubscriber<W> {
-    format: Format,
+    format: LogFormat,
     filter: Targets,
     spans: SpanStore,
     write: W,
 }
 
 /// The field name that `tracing` gives to the message of an event.
-const MESSAGE: &str = "message";
+const MESSAGE_FIELD_NAME: &str = "message";
 
 impl<W: Fn(&[u8]) + 'static> LogSubscriber<W> {
-    pub(crate) fn new(format: Format, filter: Targets, write: W) -> Self {
+    pub(crate) fn new(format: LogFormat, filter: Targets, write: W) -> Self {
         Self {
             format,
             filter,
@@ -40,7 +40,7 @@ impl<W: Fn(&[u8]) + 'static> LogSubscriber<W> {
 }
 
 /// Writes a log line to standard output. Errors are ignored, because there is nowhere to report them.
-pub(crate) fn to_stdout(line: &[u8]) {
+pub(crate) fn write_to_stdout(line: &[u8]) {
     let _ = std::io::stdout().lock().write_all(line);
 }
 
@@ -62,18 +62,18 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
     }
 
     fn new_span(&self, attributes: &Attributes<'_>) -> Id {
-        let mut fields = Fields::default();
+        let mut fields = LogFields::default();
         attributes.record(&mut fields);
         let parent = match attributes.parent() {
             Some(parent) => Some(parent.clone()),
-            None if attributes.is_contextual() => spans::current(),
+            None if attributes.is_contextual() => spans::current_span(),
             None => None,
         };
         self.spans.open_span(attributes.metadata(), parent, fields)
     }
 
     fn record(&self, span: &Id, values: &Record<'_>) {
-        let mut fields = Fields::default();
+        let mut fields = LogFields::default();
         values.record(&mut fields);
         self.spans.record_fields(span, fields);
     }
@@ -81,13 +81,13 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
     fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut fields = Fields::default();
+        let mut fields = LogFields::default();
         event.record(&mut fields);
-        let message = fields.iter().find(|(name, _)| *name == MESSAGE);
-        let message = message.map_or("", |(_, Value::Text(text) | Value::Literal(text))| text);
+        let message = fields.iter().find(|(name, _)| *name == MESSAGE_FIELD_NAME);
+        let message = message.map_or("", |(_, FieldValue::Text(text) | FieldValue::Literal(text))| text);
 
         let metadata = event.metadata();
-        let mut line = Line::new(
+        let mut line = LogLine::new(
             self.format,
             // Not `Timestamp::now`, which panics if the clock is beyond the year 9999.
             Timestamp::try_from(SystemTime::now()).unwrap_or_default(),
@@ -97,7 +97,7 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
         line.add_message(message);
         let span = match event.parent() {
             Some(parent) => Some(parent.clone()),
-            None if event.is_contextual() => spans::current(),
+            None if event.is_contextual() => spans::current_span(),
             None => None,
         };
         if let Some(span) = span {
@@ -109,18 +109,18 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
                 }
             });
         }
-        for (name, value) in fields.iter().filter(|(name, _)| *name != MESSAGE) {
+        for (name, value) in fields.iter().filter(|(name, _)| *name != MESSAGE_FIELD_NAME) {
             line.add_field(name, value);
         }
-        (self.write)(&line.finish());
+        (self.write)(&line.into_finished_text());
     }
 
     fn enter(&self, span: &Id) {
-        spans::enter(span);
+        spans::enter_span(span);
     }
 
     fn exit(&self, span: &Id) {
-        spans::exit(span);
+        spans::exit_span(span);
     }
 
     fn clone_span(&self, id: &Id) -> Id {
@@ -133,7 +133,7 @@ impl<W: Fn(&[u8]) + 'static> Subscriber for LogSubscriber<W> {
     }
 
     fn current_span(&self) -> Current {
-        let current = spans::current().and_then(|id| Some((self.spans.metadata(&id)?, id)));
+        let current = spans::current_span().and_then(|id| Some((self.spans.metadata_of(&id)?, id)));
         current.map_or_else(Current::none, |(metadata, id)| Current::new(id, metadata))
     }
 }
@@ -148,20 +148,20 @@ mod tests {
     use super::*;
 
     /// Runs `action` and returns the lines that it logs, parsed as JSON.
-    fn logged_lines(filter: &str, action: impl FnOnce()) -> Vec<Value> {
+    fn logged_json_lines(filter: &str, action: impl FnOnce()) -> Vec<Value> {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let write = {
             let lines = lines.clone();
             move |line: &[u8]| lines.lock().unwrap().push(serde_json::from_slice(line).unwrap())
         };
-        let subscriber = LogSubscriber::new(Format::Json, filter.parse().unwrap(), write);
+        let subscriber = LogSubscriber::new(LogFormat::Json, filter.parse().unwrap(), write);
         tracing::subscriber::with_default(subscriber, action);
         Arc::try_unwrap(lines).unwrap().into_inner().unwrap()
     }
 
     #[test]
     fn a_line_has_the_fields_of_its_event_and_its_spans() {
-        let lines = logged_lines("info", || {
+        let lines = logged_json_lines("info", || {
             let _request = tracing::error_span!("request", call_id = "c-1").entered();
             let _build = tracing::info_span!("build", image = "a/b", tries = 2).entered();
             tracing::info!(seconds = 0.5, ok = true, tries = 3, "built {}", 3);
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn a_level_filter_never_removes_the_call_id() {
-        let lines = logged_lines("error", || {
+        let lines = logged_json_lines("error", || {
             let _request = tracing::error_span!("request", call_id = "c-1").entered();
             tracing::warn!("not this");
             tracing::error!("this");
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn levels_can_be_set_for_each_target() {
-        let lines = logged_lines("warn,shop=debug", || {
+        let lines = logged_json_lines("warn,shop=debug", || {
             tracing::info!("not this");
             tracing::debug!(target: "shop::cart", "this");
         });
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_task_in_the_span_of_a_request_logs_the_call_id() {
-        let lines = logged_lines("info", || {
+        let lines = logged_json_lines("info", || {
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             runtime.block_on(async {
                 let span = tracing::error_span!("request", call_id = "c-1");
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn spans_may_be_recorded_exited_and_closed_in_any_order() {
-        let lines = logged_lines("info", || {
+        let lines = logged_json_lines("info", || {
             let outer = tracing::info_span!("outer", found = tracing::field::Empty);
             let inner = tracing::info_span!(parent: &outer, "inner");
             outer.record("found", 7);
@@ -234,6 +234,6 @@ mod tests {
         assert_eq!((&lines[0]["found"], &lines[0]["at"]), (&json!(7), &json!("x")));
         assert_eq!(lines[1]["found"], 7);
         assert!(lines[2].get("found").is_none());
-        assert_eq!(spans::current(), None);
+        assert_eq!(spans::current_span(), None);
     }
 }

@@ -61,7 +61,10 @@ impl PolicyFile {
 
     /// Returns the policy that is in force. Takes one `stat` call if the file has not changed.
     pub fn current(&self) -> Arc<Policy> {
-        let version = std::fs::metadata(&self.path).ok().as_ref().map(FileVersion::of);
+        let version = std::fs::metadata(&self.path)
+            .ok()
+            .as_ref()
+            .map(FileVersion::from_metadata);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.version != version {
             self.reload(&mut state, version);
@@ -109,7 +112,7 @@ fn read(path: &Path) -> Result<(FileVersion, String), PolicyFileError> {
         source,
     };
     let file = std::fs::File::open(path).map_err(failed)?;
-    let version = FileVersion::of(&file.metadata().map_err(failed)?);
+    let version = FileVersion::from_metadata(&file.metadata().map_err(failed)?);
     let mut text = String::new();
     file.take(MAX_BYTES + 1)
         .read_to_string(&mut text)

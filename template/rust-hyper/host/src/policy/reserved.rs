@@ -108,7 +108,7 @@ fn short_name(name: &str) -> String {
 
 /// Reads a setting with names that are separated by commas or blanks.
 fn names(parser: &mut Parser<'_>, setting: &str) -> Vec<String> {
-    parser.parse(setting, Vec::new(), |text| {
+    parser.parse_or_default(setting, Vec::new(), |text| {
         let names = text.split(|c: char| c == ',' || c.is_whitespace());
         let names: Vec<String> = names
             .filter(|name| !name.is_empty())

@@ -2,7 +2,7 @@
 
 /// The authentication that a registry requires of its clients.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(super) enum AuthChallenge {
     /// The registry requires a user name and password.
     Basic,
     /// The registry requires a token from a token server.
@@ -14,15 +14,15 @@ pub(super) enum Challenge {
     },
 }
 
-impl Challenge {
+impl AuthChallenge {
     /// Parses a header `WWW-Authenticate`. Returns `None` for an unknown scheme, or if the realm is missing.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse_www_authenticate(text: &str) -> Option<Self> {
         let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
         match scheme.to_ascii_lowercase().as_str() {
             "basic" => Some(Self::Basic),
             "bearer" => Some(Self::Bearer {
-                realm: parameter(rest, "realm")?,
-                service: parameter(rest, "service"),
+                realm: parameter_value(rest, "realm")?,
+                service: parameter_value(rest, "service"),
             }),
             _ => None,
         }
@@ -31,7 +31,7 @@ impl Challenge {
 
 /// Returns the value of a challenge's parameter, quoted or not. Escaped quotes are not supported: registries
 /// use none.
-fn parameter(parameters: &str, name: &str) -> Option<String> {
+fn parameter_value(parameters: &str, name: &str) -> Option<String> {
     let mut rest = parameters;
     loop {
         let (key, after) = rest.split_once('=')?;
@@ -51,14 +51,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn challenges_are_parsed_as_registries_write_them() {
-        let bearer = |realm: &str, service: Option<&str>| Challenge::Bearer {
+    fn www_authenticate_headers_are_parsed_as_registries_write_them() {
+        let bearer = |realm: &str, service: Option<&str>| AuthChallenge::Bearer {
             realm: realm.to_owned(),
             service: service.map(str::to_owned),
         };
         for (text, challenge) in [
-            ("Basic realm=\"slipway\"", Some(Challenge::Basic)),
-            ("basic", Some(Challenge::Basic)),
+            ("Basic realm=\"slipway\"", Some(AuthChallenge::Basic)),
+            ("basic", Some(AuthChallenge::Basic)),
             (
                 "Bearer realm=\"https://auth.docker.io/token\",service=\"registry.docker.io\",scope=\"repository:a/b:pull\"",
                 Some(bearer("https://auth.docker.io/token", Some("registry.docker.io"))),
@@ -71,7 +71,7 @@ mod tests {
             ("Negotiate", None),
             ("", None),
         ] {
-            assert_eq!(Challenge::parse(text), challenge, "{text}");
+            assert_eq!(AuthChallenge::parse_www_authenticate(text), challenge, "{text}");
         }
     }
 }

@@ -10,28 +10,28 @@ use http_body_util::Full;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use super::DOCKER_HUB;
-use super::challenge::Challenge;
-use super::credentials::Credentials;
+use super::DOCKER_HUB_NAME_AND_HOST;
+use super::challenge::AuthChallenge;
+use super::credentials::RegistryCredentials;
 use super::error::RegistryError;
-use super::realm::TokenRealms;
+use super::realm::AllowedTokenHosts;
 use crate::client::HttpClient;
 use crate::connector;
 use crate::error_chain::ErrorChain;
-use crate::gateway::CA_SECRET;
+use crate::gateway::CA_SECRET_NAME;
 use crate::secret::{Secret, Secrets};
 use crate::trace;
 
-const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
+const ACCEPTED_MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json",
 );
 /// The size of a registry's largest response, in bytes: registries limit manifests to this.
-const RESPONSE_MAX: usize = 4 * 1024 * 1024;
+const RESPONSE_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// The time limit for one response of a registry. A look-up may take several requests.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The name by which this client identifies itself to token servers.
-const CLIENT_ID: &str = "slipway";
+const TOKEN_CLIENT_ID: &str = "slipway";
 
 /// A client of image registries. It follows no redirects. Clones share connections.
 #[derive(Clone)]
@@ -39,7 +39,7 @@ pub struct RegistryClient {
     http: HttpClient,
     /// Whether the client uses plain HTTP with registries.
     insecure: bool,
-    realms: TokenRealms,
+    realms: AllowedTokenHosts,
 }
 
 /// A repository of an image registry, with the token that was fetched for it.
@@ -47,7 +47,7 @@ pub struct Repository {
     client: RegistryClient,
     host: String,
     name: String,
-    credentials: Credentials,
+    credentials: RegistryCredentials,
     authorization: Option<HeaderValue>,
 }
 
@@ -58,18 +58,24 @@ impl RegistryClient {
     ///
     /// # Errors
     /// Fails if there are no certificates to trust, and registries are not `insecure`.
-    pub fn new(secrets: &Secrets, insecure: bool, realms: TokenRealms) -> Result<Self, RegistryError> {
-        let more = match secrets.exists(CA_SECRET) {
-            true => secrets.read_secret(CA_SECRET).map(Some),
+    pub fn new(secrets: &Secrets, insecure: bool, realms: AllowedTokenHosts) -> Result<Self, RegistryError> {
+        let more = match secrets.exists(CA_SECRET_NAME) {
+            true => secrets.read_secret(CA_SECRET_NAME).map(Some),
             false => Ok(None),
         };
         let connector = more
             .map_err(Into::into)
-            .and_then(|more| connector::trusting(more.as_ref().map(Secret::expose)))
-            .or_else(|error| if insecure { connector::plain() } else { Err(error) })
+            .and_then(|more| connector::connector_trusting_certificates(more.as_ref().map(Secret::expose)))
+            .or_else(|error| {
+                if insecure {
+                    connector::plain_connector()
+                } else {
+                    Err(error)
+                }
+            })
             .map_err(RegistryError::Authority)?;
         Ok(Self {
-            http: HttpClient::new(connector, RESPONSE_MAX),
+            http: HttpClient::new(connector, RESPONSE_MAX_BYTES),
             insecure,
             realms,
         })
@@ -77,9 +83,9 @@ impl RegistryClient {
 
     /// Returns the handle of the repository `name` of `registry`, which is the registry's name in image
     /// references.
-    pub fn repository(&self, registry: &str, name: &str, credentials: Credentials) -> Repository {
-        let host = if registry == DOCKER_HUB.0 {
-            DOCKER_HUB.1
+    pub fn repository(&self, registry: &str, name: &str, credentials: RegistryCredentials) -> Repository {
+        let host = if registry == DOCKER_HUB_NAME_AND_HOST.0 {
+            DOCKER_HUB_NAME_AND_HOST.1
         } else {
             registry
         };
@@ -92,17 +98,20 @@ impl RegistryClient {
         }
     }
 
-    async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Response<Bytes>, RegistryError> {
+    async fn send_with_timeout(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Bytes>, RegistryError> {
         let host = request
             .uri()
             .authority()
             .map(ToString::to_string)
             .unwrap_or_default();
         let span = trace::open_outgoing_span(&mut request);
-        let response = self.http.exchange(request, RESPONSE_TIMEOUT).await;
-        let response = response.map_err(|error| RegistryError::exchange(error, &host));
+        let response = self.http.send_and_receive(request, RESPONSE_TIMEOUT).await;
+        let response = response.map_err(|error| RegistryError::from_exchange(error, &host));
         match &response {
-            Ok(response) => span.set_status(response.status().as_u16()),
+            Ok(response) => span.set_response_status(response.status().as_u16()),
             Err(error) => span.mark_failed(ErrorChain(error)),
         }
         response
@@ -111,7 +120,7 @@ impl RegistryClient {
 
 impl Repository {
     /// Returns the host of the repository's registry.
-    pub fn host(&self) -> &str {
+    pub fn registry_host(&self) -> &str {
         &self.host
     }
 
@@ -120,29 +129,29 @@ impl Repository {
     /// # Errors
     /// Fails if the registry's answer is neither yes nor no.
     pub async fn has_manifest(&mut self, digest: &str) -> Result<bool, RegistryError> {
-        let response = self.request(Method::HEAD, "manifests", digest).await?;
-        Ok(self.found(response)?.is_some())
+        let response = self.send_authenticated(Method::HEAD, "manifests", digest).await?;
+        Ok(self.body_unless_not_found(response)?.is_some())
     }
 
     /// Fetches the manifest with this digest, if the repository has it.
     ///
     /// # Errors
     /// Fails if the registry's answer is neither the manifest nor that there is none.
-    pub async fn manifest(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
-        let response = self.request(Method::GET, "manifests", digest).await?;
-        self.found(response)
+    pub async fn fetch_manifest(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
+        let response = self.send_authenticated(Method::GET, "manifests", digest).await?;
+        self.body_unless_not_found(response)
     }
 
     /// Fetches the blob with this digest, if the repository has it. A redirect is not followed.
     ///
     /// # Errors
     /// Fails if the registry's answer is neither the blob nor that there is none.
-    pub async fn blob(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
-        let response = self.request(Method::GET, "blobs", digest).await?;
-        self.found(response)
+    pub async fn fetch_blob(&mut self, digest: &str) -> Result<Option<Bytes>, RegistryError> {
+        let response = self.send_authenticated(Method::GET, "blobs", digest).await?;
+        self.body_unless_not_found(response)
     }
 
-    fn found(&self, response: Response<Bytes>) -> Result<Option<Bytes>, RegistryError> {
+    fn body_unless_not_found(&self, response: Response<Bytes>) -> Result<Option<Bytes>, RegistryError> {
         match response.status() {
             StatusCode::OK => Ok(Some(response.into_body())),
             StatusCode::NOT_FOUND => Ok(None),
@@ -154,7 +163,7 @@ impl Repository {
     }
 
     /// Sends a request to the registry, and repeats it with authentication if the registry asks for it.
-    async fn request(
+    async fn send_authenticated(
         &mut self,
         method: Method,
         kind: &str,
@@ -177,59 +186,62 @@ impl Repository {
             let mut request = Request::new(Full::default());
             *request.method_mut() = method.clone();
             *request.uri_mut() = uri.clone();
-            request.headers_mut().insert(ACCEPT, MANIFEST_TYPES);
+            request.headers_mut().insert(ACCEPT, ACCEPTED_MANIFEST_TYPES);
             if let Some(value) = authorization {
                 request.headers_mut().insert(AUTHORIZATION, value.clone());
             }
             request
         };
-        let response = self.client.send(request(self.authorization.as_ref())).await?;
+        let response = self
+            .client
+            .send_with_timeout(request(self.authorization.as_ref()))
+            .await?;
         if response.status() != StatusCode::UNAUTHORIZED || self.authorization.is_some() {
             return Ok(response);
         }
-        let authorization = self.authorize(&response).await?;
-        let response = self.client.send(request(Some(&authorization))).await;
+        let authorization = self.answer_challenge(&response).await?;
+        let response = self.client.send_with_timeout(request(Some(&authorization))).await;
         self.authorization = Some(authorization);
         response
     }
 
     /// Answers the challenge in a response with status 401: returns the `Authorization` header, and may fetch
     /// a token.
-    async fn authorize(&self, response: &Response<Bytes>) -> Result<HeaderValue, RegistryError> {
+    async fn answer_challenge(&self, response: &Response<Bytes>) -> Result<HeaderValue, RegistryError> {
         let registry = || self.host.clone();
         let challenge = response
             .headers()
             .get_all(WWW_AUTHENTICATE)
             .iter()
-            .find_map(|value| Challenge::parse(value.to_str().ok()?));
+            .find_map(|value| AuthChallenge::parse_www_authenticate(value.to_str().ok()?));
         let text = match challenge {
             None => return Err(RegistryError::Challenge { registry: registry() }),
-            Some(Challenge::Basic) => self
+            Some(AuthChallenge::Basic) => self
                 .credentials
-                .basic()
+                .basic_authorization()
                 .ok_or_else(|| RegistryError::NoCredentials { registry: registry() })?,
-            Some(Challenge::Bearer { realm, service }) => {
-                let realm = self
-                    .client
-                    .realms
-                    .check(&self.host, &realm, self.client.insecure)?;
-                format!("Bearer {}", self.token(&realm, service.as_deref()).await?)
+            Some(AuthChallenge::Bearer { realm, service }) => {
+                let realm =
+                    self.client
+                        .realms
+                        .parse_allowed_realm(&self.host, &realm, self.client.insecure)?;
+                format!("Bearer {}", self.fetch_token(&realm, service.as_deref()).await?)
             }
         };
-        self.header(&text)
+        self.authorization_header(&text)
     }
 
     /// Fetches a token for pulling images from the token server at `realm`.
-    async fn token(&self, realm: &Uri, service: Option<&str>) -> Result<String, RegistryError> {
+    async fn fetch_token(&self, realm: &Uri, service: Option<&str>) -> Result<String, RegistryError> {
         let mut query = format!("scope=repository:{}:pull", self.name);
         if let Some(service) = service {
-            query = format!("{query}&service={}", encode(service));
+            query = format!("{query}&service={}", percent_encode(service));
         }
         let mut request = Request::new(Full::default());
         if let Some(token) = self.credentials.identity_token() {
             let form = format!(
-                "grant_type=refresh_token&client_id={CLIENT_ID}&{query}&refresh_token={}",
-                encode(token)
+                "grant_type=refresh_token&client_id={TOKEN_CLIENT_ID}&{query}&refresh_token={}",
+                percent_encode(token)
             );
             *request.method_mut() = Method::POST;
             *request.uri_mut() = realm.clone();
@@ -240,10 +252,12 @@ impl Repository {
             let separator = if realm.query().is_some() { '&' } else { '?' };
             *request.uri_mut() = parse_uri(format!("{realm}{separator}{query}"))?;
         }
-        if let Some(basic) = self.credentials.basic() {
-            request.headers_mut().insert(AUTHORIZATION, self.header(&basic)?);
+        if let Some(basic) = self.credentials.basic_authorization() {
+            request
+                .headers_mut()
+                .insert(AUTHORIZATION, self.authorization_header(&basic)?);
         }
-        let response = self.client.send(request).await?;
+        let response = self.client.send_with_timeout(request).await?;
         let document: Value = serde_json::from_slice(response.body()).unwrap_or_default();
         let token = ["token", "access_token"]
             .into_iter()
@@ -254,7 +268,7 @@ impl Repository {
         })
     }
 
-    fn header(&self, text: &str) -> Result<HeaderValue, RegistryError> {
+    fn authorization_header(&self, text: &str) -> Result<HeaderValue, RegistryError> {
         let mut value = HeaderValue::from_str(text).map_err(|_| RegistryError::Credentials {
             registry: self.host.clone(),
         })?;
@@ -267,7 +281,7 @@ fn parse_uri(text: String) -> Result<Uri, RegistryError> {
     text.parse().map_err(|_| RegistryError::Name { name: text })
 }
 
-fn encode(text: &str) -> String {
+fn percent_encode(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
 }
 

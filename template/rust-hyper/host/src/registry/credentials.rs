@@ -7,16 +7,16 @@ use base64::engine::general_purpose::STANDARD;
 
 /// Credentials for an image registry. Both fields are empty for anonymous access.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Credentials {
+pub struct RegistryCredentials {
     /// The user name for the registry; empty if the secret is an identity token.
     pub username: String,
     /// The password for the registry, or an identity token.
     pub secret: String,
 }
 
-impl Credentials {
+impl RegistryCredentials {
     /// Returns the `Authorization` header for basic authentication, if the credentials have a password.
-    pub(super) fn basic(&self) -> Option<String> {
+    pub(super) fn basic_authorization(&self) -> Option<String> {
         let Self { username, secret } = self;
         (!username.is_empty() && !secret.is_empty())
             .then(|| format!("Basic {}", STANDARD.encode(format!("{username}:{secret}"))))
@@ -28,7 +28,7 @@ impl Credentials {
     }
 }
 
-impl fmt::Debug for Credentials {
+impl fmt::Debug for RegistryCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("username", &self.username)

@@ -39,7 +39,7 @@ pub enum RegistryError {
         source: BoxError,
     },
     /// The registry's response was not complete within the time limit.
-    #[error("{host} did not answer within {}", duration::format(*limit))]
+    #[error("{host} did not answer within {}", duration::format_duration(*limit))]
     Timeout {
         /// The host that the request was sent to.
         host: String,
@@ -112,7 +112,7 @@ pub enum RegistryError {
 
 impl RegistryError {
     /// Converts the error of an HTTP exchange to one that names the host.
-    pub(super) fn exchange(error: ExchangeError, host: &str) -> Self {
+    pub(super) fn from_exchange(error: ExchangeError, host: &str) -> Self {
         let host = host.to_owned();
         match error {
             ExchangeError::Connect(source) => Self::Connect { host, source },

@@ -9,14 +9,14 @@ use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The keys and values of a JSON object, in their order.
-pub(super) struct Members<'a>(pub(super) Vec<(String, &'a RawValue)>);
+pub(super) struct ObjectMembers<'a>(pub(super) Vec<(String, &'a RawValue)>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for ObjectMembers<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
 
         impl<'de> Visitor<'de> for Object {
-            type Value = Members<'de>;
+            type Value = ObjectMembers<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -27,7 +27,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 while let Some(member) = map.next_entry()? {
                     members.push(member);
                 }
-                Ok(Members(members))
+                Ok(ObjectMembers(members))
             }
         }
 
@@ -36,18 +36,20 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 }
 
 /// Parses a JSON object to its members; returns `None` for `null`, and an error for another value.
-pub(super) fn members(value: &RawValue) -> Result<Option<Vec<(String, &RawValue)>>, serde_json::Error> {
-    let members: Option<Members<'_>> = serde_json::from_str(value.get())?;
+pub(super) fn parse_object_members(
+    value: &RawValue,
+) -> Result<Option<Vec<(String, &RawValue)>>, serde_json::Error> {
+    let members: Option<ObjectMembers<'_>> = serde_json::from_str(value.get())?;
     Ok(members.map(|members| members.0))
 }
 
 /// Parses a JSON string; returns `None` for `null`, and an error for another value.
-pub(super) fn text(value: &RawValue) -> Result<Option<String>, serde_json::Error> {
+pub(super) fn parse_json_string(value: &RawValue) -> Result<Option<String>, serde_json::Error> {
     serde_json::from_str(value.get())
 }
 
 /// Returns whether a JSON key is the field `name`, in upper or lower case. Go folds two more letters to ASCII.
-pub(super) fn is_field(key: &str, name: &str) -> bool {
+pub(super) fn key_matches_field(key: &str, name: &str) -> bool {
     let folded = key.chars().map(|letter| match letter {
         'ſ' => 's',
         '\u{212a}' => 'k',

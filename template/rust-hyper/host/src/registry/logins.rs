@@ -12,17 +12,21 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::credentials::Credentials;
-use super::{DOCKER_HUB, json};
+use super::credentials::RegistryCredentials;
+use super::{DOCKER_HUB_NAME_AND_HOST, json};
 use crate::secret::Secret;
 
 /// The key of Docker Hub in a Docker `config.json`, as `docker login` writes it.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 /// The names of Docker Hub: in image references, as the host of its API, and in [`DOCKER_HUB_KEY`].
-const DOCKER_HUB_NAMES: [&str; 3] = [DOCKER_HUB.0, DOCKER_HUB.1, "index.docker.io"];
+const DOCKER_HUB_NAMES: [&str; 3] = [
+    DOCKER_HUB_NAME_AND_HOST.0,
+    DOCKER_HUB_NAME_AND_HOST.1,
+    "index.docker.io",
+];
 
 /// The Base64 decoder, which decodes as Go does. Padding may be missing, which Go rejects.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
+const LENIENT_BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new()
         .with_decode_allow_trailing_bits(true)
@@ -32,12 +36,12 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 /// The error for content that is not a Docker `config.json`. Its text quotes nothing of the content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct MalformedLogins(String);
+pub struct MalformedDockerConfig(String);
 
 /// The error for a registry's unusable entry in a Docker `config.json`. Its text quotes only the entry's key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{entry} should be {expected}")]
-pub struct UnusableLogin {
+pub struct UnusableAuthEntry {
     entry: String,
     expected: &'static str,
 }
@@ -46,9 +50,9 @@ pub struct UnusableLogin {
 #[derive(Debug, Default)]
 pub struct Logins {
     /// The credentials in `auths`, by their keys in the file.
-    auths: BTreeMap<String, Result<Credentials, UnusableLogin>>,
+    auths: BTreeMap<String, Result<RegistryCredentials, UnusableAuthEntry>>,
     /// The names of credential helpers in `credHelpers`, by registry.
-    helpers: BTreeMap<String, Result<String, UnusableLogin>>,
+    helpers: BTreeMap<String, Result<String, UnusableAuthEntry>>,
     /// The name of the credential helper for all other registries (`credsStore`).
     store: String,
     /// The keys of the `config.json` that are not supported.
@@ -60,7 +64,7 @@ impl Logins {
     ///
     /// # Errors
     /// Fails if the content is not a JSON object, or `auths`, `credHelpers` or `credsStore` has the wrong type.
-    pub fn parse(content: &[u8]) -> Result<Self, MalformedLogins> {
+    pub fn parse_config(content: &[u8]) -> Result<Self, MalformedDockerConfig> {
         // Go replaces what is not UTF-8, and reads nothing after the first value.
         let content = String::from_utf8_lossy(content);
         let mut logins = Self::default();
@@ -71,19 +75,20 @@ impl Logins {
         let file = file.map_err(|error| {
             // The error's own text may quote a value.
             let place = format!("invalid at line {}, column {}", error.line(), error.column());
-            MalformedLogins(match content.starts_with('\u{feff}') {
+            MalformedDockerConfig(match content.starts_with('\u{feff}') {
                 true => format!("{place}: it begins with a byte order mark"),
                 false => place,
             })
         })?;
-        for (key, value) in object(file, "the content")? {
-            if json::is_field(&key, "auths") {
+        for (key, value) in object_members(file, "the content")? {
+            if json::key_matches_field(&key, "auths") {
                 logins.read_auths(value)?;
-            } else if json::is_field(&key, "credHelpers") {
+            } else if json::key_matches_field(&key, "credHelpers") {
                 logins.read_helpers(value)?;
-            } else if json::is_field(&key, "credsStore") {
-                let store = json::text(value);
-                let store = store.map_err(|_| MalformedLogins("credsStore should be text".to_owned()))?;
+            } else if json::key_matches_field(&key, "credsStore") {
+                let store = json::parse_json_string(value);
+                let store =
+                    store.map_err(|_| MalformedDockerConfig("credsStore should be text".to_owned()))?;
                 logins.store = store.unwrap_or(logins.store);
             }
         }
@@ -91,29 +96,29 @@ impl Logins {
     }
 
     /// Adds the credentials in an object `auths`. A value `null` removes those of an earlier `auths`.
-    fn read_auths(&mut self, value: &RawValue) -> Result<(), MalformedLogins> {
+    fn read_auths(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
         if value.get() == "null" {
             self.auths.clear();
         }
-        for (key, value) in object(value, "auths")? {
-            let (entry, has_registry_token) = Entry::parse(&key, value);
+        for (key, value) in object_members(value, "auths")? {
+            let (entry, has_registry_token) = AuthEntry::parse_auth_entry(&key, value);
             if has_registry_token {
                 self.ignored
-                    .push(format!("{}.registrytoken", path("auths", &key)));
+                    .push(format!("{}.registrytoken", displayable_key("auths", &key)));
             }
             self.auths.insert(key, entry);
         }
         Ok(())
     }
 
-    fn read_helpers(&mut self, value: &RawValue) -> Result<(), MalformedLogins> {
+    fn read_helpers(&mut self, value: &RawValue) -> Result<(), MalformedDockerConfig> {
         if value.get() == "null" {
             self.helpers.clear();
         }
-        for (key, value) in object(value, "credHelpers")? {
-            let name = json::text(value).map(Option::unwrap_or_default);
-            let name = name.map_err(|_| UnusableLogin {
-                entry: path("credHelpers", &key),
+        for (key, value) in object_members(value, "credHelpers")? {
+            let name = json::parse_json_string(value).map(Option::unwrap_or_default);
+            let name = name.map_err(|_| UnusableAuthEntry {
+                entry: displayable_key("credHelpers", &key),
                 expected: "the name of a credential helper",
             });
             self.helpers.insert(key, name);
@@ -128,7 +133,10 @@ impl Logins {
     ///
     /// # Errors
     /// Fails if the helper's name is not text.
-    pub fn helper<'a>(&'a self, host: &'a str) -> Result<Option<(&'a str, &'a str)>, UnusableLogin> {
+    pub fn credential_helper<'a>(
+        &'a self,
+        host: &'a str,
+    ) -> Result<Option<(&'a str, &'a str)>, UnusableAuthEntry> {
         let is_hub = DOCKER_HUB_NAMES.contains(&host);
         let server = if is_hub { DOCKER_HUB_KEY } else { host };
         let hub = is_hub.then_some(DOCKER_HUB_NAMES).into_iter().flatten();
@@ -149,11 +157,11 @@ impl Logins {
     ///
     /// # Errors
     /// Fails if the entry cannot be used.
-    pub fn find(&self, host: &str) -> Result<Credentials, UnusableLogin> {
+    pub fn credentials_for(&self, host: &str) -> Result<RegistryCredentials, UnusableAuthEntry> {
         let is_hub = DOCKER_HUB_NAMES.contains(&host);
         let exact = if is_hub { DOCKER_HUB_KEY } else { host };
         let is_wanted = |key: &str| {
-            let named = host_of(key);
+            let named = host_of_key(key);
             named == host || is_hub && DOCKER_HUB_NAMES.contains(&named)
         };
         let others = || {
@@ -162,21 +170,26 @@ impl Logins {
             named.find(|(_, entry)| entry.as_ref().map_or(true, |found| !found.secret.is_empty()))
         };
         let found = self.auths.get(exact).or_else(|| others().map(|(_, entry)| entry));
-        found.cloned().unwrap_or_else(|| Ok(Credentials::default()))
+        found
+            .cloned()
+            .unwrap_or_else(|| Ok(RegistryCredentials::default()))
     }
 
     /// Describes the unusable entries and keys of the `config.json`, quoting only their keys.
-    pub fn faults(&self) -> impl Iterator<Item = String> {
+    pub fn describe_faults(&self) -> impl Iterator<Item = String> {
         let auths = self.auths.values().filter_map(|entry| entry.as_ref().err());
         let helpers = self.helpers.values().filter_map(|entry| entry.as_ref().err());
         let ignored = self.ignored.iter().map(|key| format!("{key} is not supported"));
-        auths.chain(helpers).map(UnusableLogin::to_string).chain(ignored)
+        auths
+            .chain(helpers)
+            .map(UnusableAuthEntry::to_string)
+            .chain(ignored)
     }
 }
 
 /// One entry of `auths` in a Docker `config.json`.
 #[derive(Default)]
-struct Entry {
+struct AuthEntry {
     auth: String,
     username: String,
     password: String,
@@ -184,14 +197,17 @@ struct Entry {
     registry_token: String,
 }
 
-impl Entry {
+impl AuthEntry {
     /// Parses the credentials of one `auths` entry, and returns whether the entry has a registry token.
-    fn parse(key: &str, value: &RawValue) -> (Result<Credentials, UnusableLogin>, bool) {
-        let unusable = |field: &str, expected| UnusableLogin {
-            entry: format!("{}{field}", path("auths", key)),
+    fn parse_auth_entry(
+        key: &str,
+        value: &RawValue,
+    ) -> (Result<RegistryCredentials, UnusableAuthEntry>, bool) {
+        let unusable = |field: &str, expected| UnusableAuthEntry {
+            entry: format!("{}{field}", displayable_key("auths", key)),
             expected,
         };
-        let Ok(members) = json::members(value) else {
+        let Ok(members) = json::parse_object_members(value) else {
             return (Err(unusable("", "an object")), false);
         };
         let mut entry = Self::default();
@@ -203,11 +219,13 @@ impl Entry {
                 ("identitytoken", &mut entry.identity_token),
                 ("registrytoken", &mut entry.registry_token),
             ];
-            let Some((known, field)) = fields.into_iter().find(|(known, _)| json::is_field(&name, known))
+            let Some((known, field)) = fields
+                .into_iter()
+                .find(|(known, _)| json::key_matches_field(&name, known))
             else {
                 continue;
             };
-            match json::text(value) {
+            match json::parse_json_string(value) {
                 Ok(Some(text)) => *field = text,
                 Ok(None) => {}
                 Err(_) => return (Err(unusable(&format!(".{known}"), "text")), false),
@@ -220,18 +238,18 @@ impl Entry {
     }
 
     /// Returns the credentials of the `auths` entry, or `None` if its `auth` is malformed.
-    fn credentials(self) -> Option<Credentials> {
+    fn credentials(self) -> Option<RegistryCredentials> {
         let (mut username, mut secret) = (self.username, self.password);
         if !self.auth.is_empty() {
             let mut text = self.auth.into_bytes();
             text.retain(|byte| !byte.is_ascii_whitespace());
-            let decoded = String::from_utf8(BASE64.decode(text).ok()?).ok()?;
+            let decoded = String::from_utf8(LENIENT_BASE64.decode(text).ok()?).ok()?;
             let (user, password) = decoded.split_once(':').filter(|(user, _)| !user.is_empty())?;
             (username, secret) = (user.to_owned(), password.trim_matches('\0').to_owned());
         }
         Some(match self.identity_token.is_empty() {
-            true => Credentials { username, secret },
-            false => Credentials {
+            true => RegistryCredentials { username, secret },
+            false => RegistryCredentials {
                 username: String::new(),
                 secret: self.identity_token,
             },
@@ -259,16 +277,16 @@ impl LoginsCache {
     /// Parses the content of a `config.json`, unless it is the same as the last time.
     ///
     /// # Errors
-    /// Fails as [`Logins::parse`] does.
-    pub fn parse(&self, content: &[u8]) -> Result<Arc<Logins>, MalformedLogins> {
+    /// Fails as [`Logins::parse_config`] does.
+    pub fn parse_if_changed(&self, content: &[u8]) -> Result<Arc<Logins>, MalformedDockerConfig> {
         let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, logins)) = &*parsed
             && known.expose() == content
         {
             return Ok(Arc::clone(logins));
         }
-        let logins = Arc::new(Logins::parse(content)?);
-        for fault in logins.faults() {
+        let logins = Arc::new(Logins::parse_config(content)?);
+        for fault in logins.describe_faults() {
             tracing::warn!(
                 file = self.file,
                 fault,
@@ -281,19 +299,23 @@ impl LoginsCache {
 }
 
 /// Parses a JSON object to its members; returns no members for `null`.
-fn object<'a>(value: &'a RawValue, what: &str) -> Result<Vec<(String, &'a RawValue)>, MalformedLogins> {
-    let members = json::members(value).map_err(|_| MalformedLogins(format!("{what} should be an object")))?;
+fn object_members<'a>(
+    value: &'a RawValue,
+    what: &str,
+) -> Result<Vec<(String, &'a RawValue)>, MalformedDockerConfig> {
+    let members = json::parse_object_members(value)
+        .map_err(|_| MalformedDockerConfig(format!("{what} should be an object")))?;
     Ok(members.unwrap_or_default())
 }
 
 /// Returns the name of an entry for error texts, without the user and password that a URL may have.
-fn path(object: &str, key: &str) -> String {
-    let name = if key.contains('@') { host_of(key) } else { key };
+fn displayable_key(object: &str, key: &str) -> String {
+    let name = if key.contains('@') { host_of_key(key) } else { key };
     format!("{object}.{name}")
 }
 
 /// Returns the host and port in an entry's key, which is a host or a URL, with or without a path.
-fn host_of(key: &str) -> &str {
+fn host_of_key(key: &str) -> &str {
     let Some((_, rest)) = key.split_once("://") else {
         return key.split('/').next().unwrap_or(key);
     };

@@ -11,13 +11,13 @@ use super::error::RegistryError;
 ///
 /// <https://distribution.github.io/distribution/spec/auth/token/> shows the first, and
 /// <https://metacpan.org/pod/Docker::Registry::Auth::Gitlab> the second.
-const WELL_KNOWN: [(&str, &str); 2] = [
+const KNOWN_TOKEN_HOSTS: [(&str, &str); 2] = [
     ("registry-1.docker.io", "auth.docker.io"),
     ("registry.gitlab.com", "gitlab.com"),
 ];
 
 /// The length of the longest host name, in bytes (RFC 1035).
-const HOST_MAX: usize = 255;
+const HOST_NAME_MAX_BYTES: usize = 255;
 
 /// The hosts on which registries may have their token servers, in addition to their own hosts.
 ///
@@ -26,9 +26,9 @@ const HOST_MAX: usize = 255;
 ///
 /// A realm on the registry's own host may have another port: docker_auth and similar servers run beside a registry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TokenRealms(BTreeSet<String>);
+pub struct AllowedTokenHosts(BTreeSet<String>);
 
-impl FromStr for TokenRealms {
+impl FromStr for AllowedTokenHosts {
     type Err = String;
 
     /// Parses a list of `HOST` or `HOST:PORT`, separated by commas. A host without a port stands for every
@@ -45,9 +45,14 @@ impl FromStr for TokenRealms {
     }
 }
 
-impl TokenRealms {
+impl AllowedTokenHosts {
     /// Parses the token server's URL that a registry names; fails if its host is not allowed.
-    pub(super) fn check(&self, registry: &str, realm: &str, insecure: bool) -> Result<Uri, RegistryError> {
+    pub(super) fn parse_allowed_realm(
+        &self,
+        registry: &str,
+        realm: &str,
+        insecure: bool,
+    ) -> Result<Uri, RegistryError> {
         let host = || registry.to_owned();
         let uri: Uri = realm
             .parse()
@@ -55,7 +60,7 @@ impl TokenRealms {
         let authority = uri.authority().filter(|authority| {
             !authority.as_str().contains('@')
                 && !authority.host().is_empty()
-                && authority.as_str().len() <= HOST_MAX
+                && authority.as_str().len() <= HOST_NAME_MAX_BYTES
         });
         let authority = authority.ok_or_else(|| RegistryError::Realm { registry: host() })?;
         // Credentials for a registry with TLS must not be sent in plain text.
@@ -69,7 +74,7 @@ impl TokenRealms {
         let own: Option<Uri> = registry.parse().ok();
         let own = own.as_ref().and_then(Uri::host);
         let is_own = own.is_some_and(|own| own.eq_ignore_ascii_case(&realm));
-        let is_known = WELL_KNOWN.contains(&(registry, &*realm));
+        let is_known = KNOWN_TOKEN_HOSTS.contains(&(registry, &*realm));
         if is_own || is_known || self.0.contains(&realm) || self.0.contains(&format!("{realm}:{port}")) {
             return Ok(uri);
         }
@@ -85,8 +90,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_realm_is_https_and_on_a_host_that_belongs_to_the_registry() {
-        let realms: TokenRealms = "auth.example:8443".parse().unwrap();
+    fn a_token_realm_is_https_and_on_a_host_that_belongs_to_the_registry() {
+        let realms: AllowedTokenHosts = "auth.example:8443".parse().unwrap();
         for (registry, realm, is_allowed) in [
             ("r.example", "https://r.example/token", true),
             ("r.example:5000", "https://R.example:5001/token", true),
@@ -100,7 +105,7 @@ mod tests {
             ("r.example", "https://auth.docker.io/token", false),
             ("registry.gitlab.com", "https://gitlab.com/jwt/auth", true),
         ] {
-            let checked = realms.check(registry, realm, false);
+            let checked = realms.parse_allowed_realm(registry, realm, false);
             assert_eq!(checked.is_ok(), is_allowed, "{registry}: {realm}");
         }
     }

@@ -6,33 +6,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The name of the header with the call id, in requests and responses.
-pub(crate) const CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
+pub(crate) const CALL_ID_HEADER: HeaderName = HeaderName::from_static("x-call-id");
 
 /// The length of the longest call id that is accepted from a caller, in bytes. The call id is in every log
 /// line.
-const MAX_LENGTH: usize = 128;
+const MAX_CALL_ID_BYTES: usize = 128;
 
 /// A generator of call ids: random UUIDs, as the gateway generates them.
 ///
 /// The random bits are keyed hashes of a counter, with the random keys of the standard library. So an id costs no
 /// system call, and generating it cannot fail.
 #[derive(Debug, Default)]
-pub(crate) struct CallIds {
+pub(crate) struct CallIdGenerator {
     keys: [RandomState; 2],
     next: AtomicU64,
 }
 
-impl CallIds {
+impl CallIdGenerator {
     /// Returns the call id of a request: the caller's, if it is visible ASCII and not too long, or else a new
     /// one.
-    pub(crate) fn for_request(&self, headers: &HeaderMap) -> HeaderValue {
-        match headers.get(CALL_ID) {
-            Some(id) if (1..=MAX_LENGTH).contains(&id.len()) && id.to_str().is_ok() => id.clone(),
-            _ => self.new_id(),
+    pub(crate) fn callers_id_or_new(&self, headers: &HeaderMap) -> HeaderValue {
+        match headers.get(CALL_ID_HEADER) {
+            Some(id) if (1..=MAX_CALL_ID_BYTES).contains(&id.len()) && id.to_str().is_ok() => id.clone(),
+            _ => self.generate(),
         }
     }
 
-    fn new_id(&self) -> HeaderValue {
+    fn generate(&self) -> HeaderValue {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let [high, low] = self.keys.each_ref().map(|key| key.hash_one(number));
         let id = uuid::Builder::from_random_bytes(((u128::from(high) << 64) | u128::from(low)).to_be_bytes());
@@ -48,25 +48,28 @@ mod tests {
 
     use super::*;
 
-    fn headers(call_id: &str) -> HeaderMap {
-        HeaderMap::from_iter([(CALL_ID, HeaderValue::from_str(call_id).unwrap())])
+    fn headers_with_call_id(call_id: &str) -> HeaderMap {
+        HeaderMap::from_iter([(CALL_ID_HEADER, HeaderValue::from_str(call_id).unwrap())])
     }
 
     #[test]
     fn a_callers_id_that_cannot_be_logged_is_replaced() {
-        let ids = CallIds::default();
-        assert_eq!(ids.for_request(&headers("build/7 of a")), "build/7 of a");
-        for given in [String::new(), "ü".to_owned(), "x".repeat(MAX_LENGTH + 1)] {
-            let id = ids.for_request(&headers(&given));
+        let ids = CallIdGenerator::default();
+        assert_eq!(
+            ids.callers_id_or_new(&headers_with_call_id("build/7 of a")),
+            "build/7 of a"
+        );
+        for given in [String::new(), "ü".to_owned(), "x".repeat(MAX_CALL_ID_BYTES + 1)] {
+            let id = ids.callers_id_or_new(&headers_with_call_id(&given));
             assert!(uuid::Uuid::parse_str(id.to_str().unwrap()).is_ok(), "{given}");
         }
     }
 
     #[test]
-    fn generated_ids_are_unique_random_uuids() {
-        let (one, other) = (CallIds::default(), CallIds::default());
+    fn generated_call_ids_are_unique_random_uuids() {
+        let (one, other) = (CallIdGenerator::default(), CallIdGenerator::default());
         let generated: HashSet<_> = (0..1000)
-            .flat_map(|_| [one.new_id(), other.new_id()])
+            .flat_map(|_| [one.generate(), other.generate()])
             .map(|id| id.to_str().unwrap().to_owned())
             .collect();
         assert_eq!(generated.len(), 2000);

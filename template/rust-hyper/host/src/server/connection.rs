@@ -18,28 +18,34 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::timed_connection::{TimedConnection, Timeouts};
+use super::timed_connection::{ConnectionTimeouts, TimedConnection};
 use crate::connection_state::ConnectionState;
 use crate::error_chain::BoxError;
 
 /// A service that answers the requests of connections.
 pub(crate) trait ConnectionService: Clone + Send + 'static {
-    type Body: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
-    type Future: Future<Output = Result<http::Response<Self::Body>, Infallible>> + Send + 'static;
+    type ResponseBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static;
+    type ResponseFuture: Future<Output = Result<http::Response<Self::ResponseBody>, Infallible>>
+        + Send
+        + 'static;
 
     /// Returns the future of the response to a request of `connection`.
-    fn respond(&self, request: http::Request<Incoming>, connection: &Arc<ConnectionState>) -> Self::Future;
+    fn respond(
+        &self,
+        request: http::Request<Incoming>,
+        connection: &Arc<ConnectionState>,
+    ) -> Self::ResponseFuture;
 }
 
 /// A listener whose connections are being served. Dropping it drops all of its connections.
 pub(crate) struct ServedListener {
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<ListenerPhase>,
     accepting: JoinHandle<()>,
 }
 
 /// The phases of a served listener, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
-enum Phase {
+enum ListenerPhase {
     Open,
     /// The listener accepts no connection; existing ones end after their current request.
     Draining,
@@ -49,9 +55,9 @@ enum Phase {
 
 impl ServedListener {
     /// Serves `listener`. Requests with more than `max_headers` headers are answered with 431.
-    pub(crate) fn spawn(
+    pub(crate) fn spawn_accept_loop(
         listener: TcpListener,
-        timeouts: Timeouts,
+        timeouts: ConnectionTimeouts,
         max_headers: usize,
         service: impl ConnectionService,
     ) -> Self {
@@ -60,7 +66,7 @@ impl ServedListener {
         if let Err(error) = SockRef::from(&listener).set_tcp_user_timeout(Some(timeouts.write)) {
             tracing::warn!(%error, "could not set TCP_USER_TIMEOUT: clients that stop reading are noticed late");
         }
-        let (phase, receiver) = watch::channel(Phase::Open);
+        let (phase, receiver) = watch::channel(ListenerPhase::Open);
         let mut http = http1::Builder::new();
         http.max_headers(max_headers);
         Self {
@@ -70,17 +76,17 @@ impl ServedListener {
     }
 
     /// Closes the listener's port, and each connection after its current request.
-    pub(crate) fn drain(&self) {
-        self.phase.send_replace(Phase::Draining);
+    pub(crate) fn start_draining(&self) {
+        self.phase.send_replace(ListenerPhase::Draining);
     }
 
     /// Drops all connections of the listener, with their handlers.
-    pub(crate) fn abort(&self) {
-        self.phase.send_replace(Phase::Aborted);
+    pub(crate) fn drop_all_connections(&self) {
+        self.phase.send_replace(ListenerPhase::Aborted);
     }
 
     /// Waits until the listener's last connection has ended.
-    pub(crate) async fn wait_until_ended(&mut self) {
+    pub(crate) async fn wait_until_connections_ended(&mut self) {
         if let Err(error) = (&mut self.accepting).await {
             tracing::error!(%error, "the accept loop panicked");
         }
@@ -94,7 +100,7 @@ impl Drop for ServedListener {
 }
 
 /// Waits until the listener has reached `phase`.
-async fn wait_for_phase(receiver: &mut watch::Receiver<Phase>, phase: Phase) {
+async fn wait_for_phase(receiver: &mut watch::Receiver<ListenerPhase>, phase: ListenerPhase) {
     // Fails if the sender was dropped, in which case this task is aborted.
     let _ = receiver.wait_for(|current| *current >= phase).await;
 }
@@ -102,15 +108,15 @@ async fn wait_for_phase(receiver: &mut watch::Receiver<Phase>, phase: Phase) {
 /// Accepts connections until the listener drains, and waits until all connections have ended.
 async fn accept_connections(
     listener: TcpListener,
-    timeouts: Timeouts,
+    timeouts: ConnectionTimeouts,
     http: http1::Builder,
     service: impl ConnectionService,
-    mut phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<ListenerPhase>,
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = wait_for_phase(&mut phase, Phase::Draining) => break,
+            () = wait_for_phase(&mut phase, ListenerPhase::Draining) => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
@@ -128,7 +134,7 @@ async fn accept_connections(
     loop {
         tokio::select! {
             joined = connections.join_next() => if joined.is_none() { return },
-            () = wait_for_phase(&mut phase, Phase::Aborted) => return connections.shutdown().await,
+            () = wait_for_phase(&mut phase, ListenerPhase::Aborted) => return connections.shutdown().await,
         }
     }
 }
@@ -136,10 +142,10 @@ async fn accept_connections(
 /// Serves the requests of one connection until it ends.
 async fn serve_connection(
     stream: TcpStream,
-    timeouts: Timeouts,
+    timeouts: ConnectionTimeouts,
     http: http1::Builder,
     service: impl ConnectionService,
-    mut phase: watch::Receiver<Phase>,
+    mut phase: watch::Receiver<ListenerPhase>,
 ) {
     let _ = stream.set_nodelay(true);
     let state = Arc::<ConnectionState>::default();
@@ -150,7 +156,7 @@ async fn serve_connection(
     // The wait for the drain is polled only once and after changes: it stays registered with this task's waker.
     // Polling it with every part of a request, as a select would, costs more than reading the request's head.
     let changes = phase.clone();
-    let mut draining = pin!(wait_for_phase(&mut phase, Phase::Draining));
+    let mut draining = pin!(wait_for_phase(&mut phase, ListenerPhase::Draining));
     let mut registered = false;
     let mut drained = false;
     let served = poll_fn(|cx| {

@@ -6,12 +6,12 @@ use std::task::{Context, Poll};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A request's deadline, whose timer is created at the first poll: most handlers answer without waiting.
-pub(crate) struct Deadline {
+pub(crate) struct RequestDeadline {
     at: Instant,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Deadline {
+impl RequestDeadline {
     pub(crate) fn new(at: Instant) -> Self {
         Self { at, timer: None }
     }

@@ -9,7 +9,7 @@ pub(super) fn fault(version: Version, headers: &HeaderMap) -> Option<&'static st
     match (hosts.next(), hosts.next()) {
         (None, _) if version >= Version::HTTP_11 => Some("the request has no Host header\n"),
         (Some(_), Some(_)) => Some("the request has several Host headers\n"),
-        (Some(host), None) if !host.as_bytes().iter().all(is_allowed) => {
+        (Some(host), None) if !host.as_bytes().iter().all(is_allowed_in_host) => {
             Some("the Host header should be a host, with a port if it has one\n")
         }
         _ => None,
@@ -17,7 +17,7 @@ pub(super) fn fault(version: Version, headers: &HeaderMap) -> Option<&'static st
 }
 
 /// Returns whether a host or port may contain `byte` (RFC 3986, section 3.2.2).
-fn is_allowed(byte: &u8) -> bool {
+fn is_allowed_in_host(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte)
 }
 

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A counter of requests in flight, from their head to the end of their response, that limits their number.
 #[derive(Debug)]
-pub(crate) struct InFlight {
+pub(crate) struct InFlightLimiter {
     running: AtomicUsize,
     limit: Option<usize>,
 }
 
-impl InFlight {
+impl InFlightLimiter {
     pub(crate) fn new(limit: Option<usize>) -> Self {
         Self {
             running: AtomicUsize::new(0),
@@ -17,7 +17,7 @@ impl InFlight {
         }
     }
 
-    /// Counts a request in; [`leave`](InFlight::leave) must count it out. Fails with the limit if it is
+    /// Counts a request in; [`release`](InFlight::release) must count it out. Fails with the limit if it is
     /// reached.
     pub(crate) fn admit(&self) -> Result<(), usize> {
         let Some(limit) = self.limit else {
@@ -34,18 +34,18 @@ impl InFlight {
     }
 
     /// Counts out a request that was admitted by [`admit`](InFlight::admit).
-    pub(crate) fn leave(&self) {
+    pub(crate) fn release(&self) {
         self.running.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Returns the number of requests in flight.
-    pub(crate) fn running(&self) -> usize {
+    pub(crate) fn in_flight_count(&self) -> usize {
         self.running.load(Ordering::Relaxed)
     }
 
     /// Returns whether the limit on requests in flight is reached.
-    pub(crate) fn is_full(&self) -> bool {
-        self.limit.is_some_and(|limit| self.running() >= limit)
+    pub(crate) fn is_at_limit(&self) -> bool {
+        self.limit.is_some_and(|limit| self.in_flight_count() >= limit)
     }
 }
 
@@ -55,24 +55,24 @@ mod tests {
 
     #[test]
     fn exactly_as_many_requests_as_the_limit_are_admitted_at_a_time() {
-        let inflight = InFlight::new(Some(2));
+        let inflight = InFlightLimiter::new(Some(2));
         assert_eq!(inflight.admit(), Ok(()));
-        assert!(!inflight.is_full());
+        assert!(!inflight.is_at_limit());
         assert_eq!(inflight.admit(), Ok(()));
-        assert!(inflight.is_full());
+        assert!(inflight.is_at_limit());
         assert_eq!(inflight.admit(), Err(2));
-        assert_eq!(inflight.running(), 2);
-        inflight.leave();
+        assert_eq!(inflight.in_flight_count(), 2);
+        inflight.release();
         assert_eq!(inflight.admit(), Ok(()));
     }
 
     #[test]
-    fn every_request_is_admitted_without_a_limit() {
-        let inflight = InFlight::new(None);
+    fn without_a_limit_every_request_is_admitted() {
+        let inflight = InFlightLimiter::new(None);
         for _ in 0..1000 {
             assert_eq!(inflight.admit(), Ok(()));
         }
-        assert!(!inflight.is_full());
-        assert_eq!(inflight.running(), 1000);
+        assert!(!inflight.is_at_limit());
+        assert_eq!(inflight.in_flight_count(), 1000);
     }
 }

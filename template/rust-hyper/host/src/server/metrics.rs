@@ -10,29 +10,29 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
 };
 
-use super::inflight::InFlight;
+use super::inflight::InFlightLimiter;
 
 /// The HTTP methods with time series of their own, in lower case as in Go's `promhttp`. Others count as
 /// `unknown`.
-const METHODS: [&str; 8] = [
+const METHOD_LABELS: [&str; 8] = [
     "get", "post", "put", "delete", "head", "patch", "options", "unknown",
 ];
 
 /// The counters and histograms of requests, by status and method.
-pub(crate) struct Metrics {
+pub(crate) struct RequestMetrics {
     requests: IntCounterVec,
     durations: HistogramVec,
     /// The time series of requests with status 200 by method, cached because most requests end with it.
-    ok: [OnceLock<Series>; METHODS.len()],
+    ok: [OnceLock<RequestSeries>; METHOD_LABELS.len()],
 }
 
 /// The counter and histogram of the requests with one status and method.
-struct Series {
+struct RequestSeries {
     requests: IntCounter,
     durations: Histogram,
 }
 
-impl Metrics {
+impl RequestMetrics {
     /// Creates the metrics of requests and registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let labels = ["code", "method"];
@@ -53,34 +53,34 @@ impl Metrics {
     }
 
     /// Counts a request that ended, and records its duration.
-    pub(crate) fn observe(&self, status: u16, method: &Method, duration: Duration) {
+    pub(crate) fn record_request(&self, status: u16, method: &Method, duration: Duration) {
         let method = method_index(method);
         if status == 200 {
             self.ok[method]
-                .get_or_init(|| self.series("200", METHODS[method]))
-                .observe(duration);
+                .get_or_init(|| self.series_with_labels("200", METHOD_LABELS[method]))
+                .record_duration(duration);
         } else {
-            self.series(&status.to_string(), METHODS[method])
-                .observe(duration);
+            self.series_with_labels(&status.to_string(), METHOD_LABELS[method])
+                .record_duration(duration);
         }
     }
 
-    fn series(&self, status: &str, method: &str) -> Series {
-        Series {
+    fn series_with_labels(&self, status: &str, method: &str) -> RequestSeries {
+        RequestSeries {
             requests: self.requests.with_label_values(&[status, method]),
             durations: self.durations.with_label_values(&[status, method]),
         }
     }
 }
 
-impl Series {
-    fn observe(&self, duration: Duration) {
+impl RequestSeries {
+    fn record_duration(&self, duration: Duration) {
         self.requests.inc();
         self.durations.observe(duration.as_secs_f64());
     }
 }
 
-/// Returns the index of an HTTP method in [`METHODS`], or of `unknown`.
+/// Returns the index of an HTTP method in [`METHOD_LABELS`], or of `unknown`.
 fn method_index(method: &Method) -> usize {
     match *method {
         Method::GET => 0,
@@ -98,11 +98,11 @@ fn method_index(method: &Method) -> usize {
 /// it.
 pub(crate) struct InFlightGauge {
     gauge: IntGauge,
-    inflight: Arc<InFlight>,
+    inflight: Arc<InFlightLimiter>,
 }
 
 impl InFlightGauge {
-    pub(crate) fn new(inflight: Arc<InFlight>) -> Result<Self, prometheus::Error> {
+    pub(crate) fn new(inflight: Arc<InFlightLimiter>) -> Result<Self, prometheus::Error> {
         let gauge = IntGauge::new("http_requests_in_flight", "total HTTP requests in-flight")?;
         Ok(Self { gauge, inflight })
     }
@@ -114,7 +114,7 @@ impl Collector for InFlightGauge {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let running = i64::try_from(self.inflight.running()).unwrap_or(i64::MAX);
+        let running = i64::try_from(self.inflight.in_flight_count()).unwrap_or(i64::MAX);
         self.gauge.set(running);
         self.gauge.collect()
     }
@@ -129,15 +129,15 @@ mod tests {
     #[test]
     fn metrics_have_the_names_and_labels_of_of_watchdog() {
         let registry = Registry::new();
-        let metrics = Metrics::new(&registry).unwrap();
-        let inflight = Arc::new(InFlight::new(None));
+        let metrics = RequestMetrics::new(&registry).unwrap();
+        let inflight = Arc::new(InFlightLimiter::new(None));
         registry
             .register(Box::new(InFlightGauge::new(inflight.clone()).unwrap()))
             .unwrap();
         inflight.admit().unwrap();
-        metrics.observe(200, &Method::POST, Duration::from_millis(30));
-        metrics.observe(200, &Method::POST, Duration::from_millis(30));
-        metrics.observe(404, &Method::from_bytes(b"BREW").unwrap(), Duration::from_secs(1));
+        metrics.record_request(200, &Method::POST, Duration::from_millis(30));
+        metrics.record_request(200, &Method::POST, Duration::from_millis(30));
+        metrics.record_request(404, &Method::from_bytes(b"BREW").unwrap(), Duration::from_secs(1));
 
         let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
 
@@ -156,8 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn each_method_is_counted_under_its_own_name() {
-        for (at, name) in METHODS.iter().enumerate() {
+    fn each_http_method_is_counted_under_its_own_label() {
+        for (at, name) in METHOD_LABELS.iter().enumerate() {
             let method = Method::from_bytes(name.to_uppercase().as_bytes()).unwrap();
             assert_eq!(method_index(&method), at, "{name}");
         }

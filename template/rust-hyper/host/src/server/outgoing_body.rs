@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tracing::Span;
 
-use super::deadline::Deadline;
+use super::deadline::RequestDeadline;
 use super::record::RequestRecord;
 use crate::error_chain::{BoxError, ErrorChain};
 use crate::response::ResponseBody;
@@ -20,11 +20,11 @@ pub(crate) struct OutgoingBody {
     body: ResponseBody,
     _record: Option<RequestRecord>,
     /// The state of a streamed body; `None` for known content, which cannot exceed the deadline, fail or panic.
-    stream: Option<Box<StreamState>>,
+    stream: Option<Box<StreamedBodyState>>,
 }
 
-struct StreamState {
-    deadline: Option<Deadline>,
+struct StreamedBodyState {
+    deadline: Option<RequestDeadline>,
     log_span: Span,
     trace_context: TraceContext,
 }
@@ -33,11 +33,11 @@ impl OutgoingBody {
     pub(crate) fn new(
         body: ResponseBody,
         record: Option<RequestRecord>,
-        deadline: Option<Deadline>,
+        deadline: Option<RequestDeadline>,
         log_span: Span,
         trace_context: TraceContext,
     ) -> Self {
-        let stream = StreamState {
+        let stream = StreamedBodyState {
             deadline,
             log_span,
             trace_context,
@@ -64,7 +64,7 @@ impl Body for OutgoingBody {
         let Some(stream) = &mut this.stream else {
             return body.poll_frame(cx);
         };
-        let _entered = (stream.log_span.enter(), stream.trace_context.enter());
+        let _entered = (stream.log_span.enter(), stream.trace_context.make_current());
         let exceeded = stream
             .deadline
             .as_mut()
@@ -98,7 +98,7 @@ impl Drop for OutgoingBody {
     fn drop(&mut self) {
         // The stream is dropped within its spans, for the call id in its log lines.
         if let Some(stream) = &self.stream {
-            let _entered = (stream.log_span.enter(), stream.trace_context.enter());
+            let _entered = (stream.log_span.enter(), stream.trace_context.make_current());
             self.body = ResponseBody::empty();
         }
     }

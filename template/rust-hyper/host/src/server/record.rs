@@ -5,15 +5,15 @@ use std::sync::Arc;
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
-use super::inflight::InFlight;
-use super::metrics::Metrics;
+use super::inflight::InFlightLimiter;
+use super::metrics::RequestMetrics;
 use crate::connection_state::ActiveRequest;
 use crate::trace::Span;
 
 /// The counter of requests in flight, and the metrics of requests that ended.
 pub(crate) struct RequestCounters {
-    pub(crate) inflight: Arc<InFlight>,
-    pub(crate) metrics: Metrics,
+    pub(crate) inflight: Arc<InFlightLimiter>,
+    pub(crate) metrics: RequestMetrics,
 }
 
 /// The record of one request, from its head to the end of its response. Dropping it counts and logs the
@@ -24,24 +24,24 @@ pub(crate) struct RequestRecord {
     method: Method,
     status: u16,
     admitted: bool,
-    log_fields: Option<LogFields>,
+    log_fields: Option<RequestLogFields>,
     trace: Span,
     _active: ActiveRequest,
 }
 
 /// The fields of a request's line in the log.
-struct LogFields {
+struct RequestLogFields {
     path: String,
     call_id: Arc<str>,
 }
 
 /// The status of a request whose client disconnected before the response, as in nginx. It is counted and never sent.
-const CLIENT_CLOSED_REQUEST: u16 = 499;
+const CLIENT_CLOSED_REQUEST_STATUS: u16 = 499;
 
 impl RequestRecord {
     /// Opens the record of a request. The result has an error with the limit if the request is over
     /// `max_inflight`.
-    pub(crate) fn open(
+    pub(crate) fn begin_request_record(
         counters: &Arc<RequestCounters>,
         request: &http::Request<hyper::body::Incoming>,
         call_id: &Arc<str>,
@@ -49,7 +49,7 @@ impl RequestRecord {
         active: ActiveRequest,
     ) -> (Self, Result<(), usize>) {
         let entered = counters.inflight.admit();
-        let log_fields = tracing::enabled!(tracing::Level::DEBUG).then(|| LogFields {
+        let log_fields = tracing::enabled!(tracing::Level::DEBUG).then(|| RequestLogFields {
             path: request.uri().path().to_owned(),
             call_id: call_id.clone(),
         });
@@ -57,7 +57,7 @@ impl RequestRecord {
             counters: counters.clone(),
             start: Instant::now(),
             method: request.method().clone(),
-            status: CLIENT_CLOSED_REQUEST,
+            status: CLIENT_CLOSED_REQUEST_STATUS,
             admitted: entered.is_ok(),
             log_fields,
             trace,
@@ -67,12 +67,12 @@ impl RequestRecord {
     }
 
     /// Returns the time at which the request's head arrived.
-    pub(crate) fn start(&self) -> Instant {
+    pub(crate) fn arrived_at(&self) -> Instant {
         self.start
     }
 
     /// Records the status of the response to the request.
-    pub(crate) fn set_status(&mut self, status: StatusCode) {
+    pub(crate) fn set_response_status(&mut self, status: StatusCode) {
         self.status = status.as_u16();
     }
 }
@@ -80,15 +80,17 @@ impl RequestRecord {
 impl Drop for RequestRecord {
     fn drop(&mut self) {
         if self.admitted {
-            self.counters.inflight.leave();
+            self.counters.inflight.release();
         }
         let duration = self.start.elapsed();
-        self.counters.metrics.observe(self.status, &self.method, duration);
+        self.counters
+            .metrics
+            .record_request(self.status, &self.method, duration);
         match self.status {
-            CLIENT_CLOSED_REQUEST => self.trace.mark_abandoned(),
-            status => self.trace.set_status(status),
+            CLIENT_CLOSED_REQUEST_STATUS => self.trace.mark_abandoned(),
+            status => self.trace.set_response_status(status),
         }
-        if let Some(LogFields { path, call_id }) = &self.log_fields {
+        if let Some(RequestLogFields { path, call_id }) = &self.log_fields {
             let (method, seconds) = (self.method.as_str(), duration.as_secs_f64());
             tracing::debug!(
                 call_id = &**call_id,

@@ -9,8 +9,8 @@ use http::header::Entry;
 use http::{HeaderName, HeaderValue, StatusCode};
 use tracing::Span;
 
-use super::call_id::CALL_ID;
-use super::deadline::Deadline;
+use super::call_id::CALL_ID_HEADER;
+use super::deadline::RequestDeadline;
 use super::outgoing_body::OutgoingBody;
 use super::record::RequestRecord;
 use crate::error::Error;
@@ -19,18 +19,18 @@ use crate::response::Response;
 use crate::trace::TraceContext;
 
 /// The name of the response header with the version of the function.
-pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-slipway-version");
+pub(crate) const VERSION_HEADER: HeaderName = HeaderName::from_static("x-slipway-version");
 
 /// The headers that the host adds to every response.
 pub(crate) struct HostHeaders {
-    /// The request's call id, for the header [`CALL_ID`].
+    /// The request's call id, for the header [`CALL_ID_HEADER`].
     pub(crate) call_id: HeaderValue,
-    /// The version of the function, for the header [`VERSION`], if it is set.
+    /// The version of the function, for the header [`VERSION_HEADER`], if it is set.
     pub(crate) version: Option<HeaderValue>,
 }
 
 impl HostHeaders {
-    fn none() -> Self {
+    fn without_values() -> Self {
         Self {
             call_id: HeaderValue::from_static(""),
             version: None,
@@ -63,14 +63,18 @@ pub(crate) struct HandlerRun {
     pub(crate) log_span: Span,
     pub(crate) trace_context: TraceContext,
     pub(crate) headers: HostHeaders,
-    pub(crate) deadline: Option<Deadline>,
+    pub(crate) deadline: Option<RequestDeadline>,
     pub(crate) record: Option<RequestRecord>,
 }
 
 impl ResponseFuture {
     /// Returns the future of a response that does not need the handler.
-    pub(crate) fn ready(response: Response, headers: HostHeaders, record: Option<RequestRecord>) -> Self {
-        Self::Ready(Some(finish(
+    pub(crate) fn from_response(
+        response: Response,
+        headers: HostHeaders,
+        record: Option<RequestRecord>,
+    ) -> Self {
+        Self::Ready(Some(add_headers_and_record_status(
             response,
             headers,
             record,
@@ -100,7 +104,7 @@ impl HandlerRun {
         let Some(future) = &mut self.future else {
             return Poll::Pending;
         };
-        let entered = (self.log_span.enter(), self.trace_context.enter());
+        let entered = (self.log_span.enter(), self.trace_context.make_current());
         let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
         let response = match polled {
             Ok(Poll::Ready(Ok(response))) => response,
@@ -126,10 +130,10 @@ impl HandlerRun {
         // log lines.
         self.future = None;
         drop(entered);
-        let headers = std::mem::replace(&mut self.headers, HostHeaders::none());
+        let headers = std::mem::replace(&mut self.headers, HostHeaders::without_values());
         let log_span = std::mem::replace(&mut self.log_span, Span::none());
         let trace_context = std::mem::take(&mut self.trace_context);
-        Poll::Ready(finish(
+        Poll::Ready(add_headers_and_record_status(
             response,
             headers,
             self.record.take(),
@@ -143,7 +147,7 @@ impl HandlerRun {
 impl Drop for HandlerRun {
     fn drop(&mut self) {
         if self.future.is_some() {
-            let _entered = (self.log_span.enter(), self.trace_context.enter());
+            let _entered = (self.log_span.enter(), self.trace_context.make_current());
             tracing::debug!("client disconnected, handler dropped");
             self.future = None;
         }
@@ -151,22 +155,22 @@ impl Drop for HandlerRun {
 }
 
 /// Adds the host's headers to a response, and records the response's status.
-fn finish(
+fn add_headers_and_record_status(
     mut response: Response,
     headers: HostHeaders,
     mut record: Option<RequestRecord>,
-    deadline: Option<Deadline>,
+    deadline: Option<RequestDeadline>,
     log_span: Span,
     trace_context: TraceContext,
 ) -> http::Response<OutgoingBody> {
     if let Some(record) = &mut record {
-        record.set_status(response.status());
+        record.set_response_status(response.status());
     }
-    if let Entry::Vacant(entry) = response.headers_mut().entry(CALL_ID) {
+    if let Entry::Vacant(entry) = response.headers_mut().entry(CALL_ID_HEADER) {
         entry.insert(headers.call_id);
     }
     if let Some(version) = headers.version {
-        response.headers_mut().insert(VERSION, version);
+        response.headers_mut().insert(VERSION_HEADER, version);
     }
     response.map(|body| OutgoingBody::new(body, record, deadline, log_span, trace_context))
 }

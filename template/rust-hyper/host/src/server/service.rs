@@ -7,8 +7,8 @@ use http::header::CONNECTION;
 use http::{HeaderValue, StatusCode};
 use hyper::body::{Body as _, Incoming};
 
-use super::call_id::CallIds;
-use super::deadline::Deadline;
+use super::call_id::CallIdGenerator;
+use super::deadline::RequestDeadline;
 use super::host_header;
 use super::record::{RequestCounters, RequestRecord};
 use super::response_future::{HandlerRun, HostHeaders, ResponseFuture};
@@ -23,7 +23,7 @@ use crate::settings::Settings;
 use crate::trace::RequestTracer;
 
 /// The handler and the probes of a function, with everything that is shared between requests.
-pub(crate) struct Service<H> {
+pub(crate) struct FunctionService<H> {
     handler: H,
     ready: Vec<ReadyCheck>,
     health_paths: Vec<String>,
@@ -31,13 +31,13 @@ pub(crate) struct Service<H> {
     version: Option<HeaderValue>,
     platform: Arc<Platform>,
     counters: Arc<RequestCounters>,
-    call_ids: CallIds,
+    call_ids: CallIdGenerator,
     tracer: RequestTracer,
     read_timeout: Duration,
     exec_timeout: Option<Duration>,
 }
 
-impl<H: Handler> Service<H> {
+impl<H: Handler> FunctionService<H> {
     pub(crate) fn new(
         settings: &Settings,
         app: App<H>,
@@ -53,7 +53,7 @@ impl<H: Handler> Service<H> {
             version: settings.version.clone(),
             platform,
             counters,
-            call_ids: CallIds::default(),
+            call_ids: CallIdGenerator::default(),
             tracer,
             read_timeout: settings.read_timeout,
             exec_timeout: settings.exec_timeout,
@@ -66,7 +66,7 @@ impl<H: Handler> Service<H> {
         request: http::Request<Incoming>,
         connection: &Arc<ConnectionState>,
     ) -> ResponseFuture {
-        let call_id = self.call_ids.for_request(request.headers());
+        let call_id = self.call_ids.callers_id_or_new(request.headers());
         let call_id_text: Arc<str> = call_id.to_str().unwrap_or_default().into();
         let headers = HostHeaders {
             call_id,
@@ -78,24 +78,25 @@ impl<H: Handler> Service<H> {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
-            return ResponseFuture::ready(response, headers, None);
+            return ResponseFuture::from_response(response, headers, None);
         }
-        if let Some(response) = self.probe(request.uri().path()) {
-            return ResponseFuture::ready(response, headers, None);
+        if let Some(response) = self.probe_response(request.uri().path()) {
+            return ResponseFuture::from_response(response, headers, None);
         }
         let active = connection.begin_request(!request.body().is_end_stream());
         let trace = self.tracer.open_span(&request, &call_id_text);
         let (log_span, trace_context) = (trace.log_span(&call_id_text), trace.context());
-        let (record, entered) = RequestRecord::open(&self.counters, &request, &call_id_text, trace, active);
+        let (record, entered) =
+            RequestRecord::begin_request_record(&self.counters, &request, &call_id_text, trace, active);
         if let Err(limit) = entered {
             let response = reply::concurrency_limit_exceeded(limit);
-            return ResponseFuture::ready(response, headers, Some(record));
+            return ResponseFuture::from_response(response, headers, Some(record));
         }
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
-            false => Body::incoming(body, connection.active_body(), self.read_timeout),
+            false => Body::incoming(body, connection.begin_body(), self.read_timeout),
         });
-        let deadline = self.exec_timeout.map(|timeout| record.start() + timeout);
+        let deadline = self.exec_timeout.map(|timeout| record.arrived_at() + timeout);
         let context = Context::for_request(call_id_text, deadline, self.platform.clone());
         let service = self.clone();
         ResponseFuture::Running(HandlerRun {
@@ -105,13 +106,13 @@ impl<H: Handler> Service<H> {
             log_span,
             trace_context,
             headers,
-            deadline: deadline.map(Deadline::new),
+            deadline: deadline.map(RequestDeadline::new),
             record: Some(record),
         })
     }
 
     /// Returns the response to a health or readiness probe; `None` if `path` is not a probe's path.
-    fn probe(&self, path: &str) -> Option<Response> {
+    fn probe_response(&self, path: &str) -> Option<Response> {
         if path == "/_/health" || self.health_paths.iter().any(|health| health == path) {
             return Some(reply::text("OK\n"));
         }
@@ -120,7 +121,7 @@ impl<H: Handler> Service<H> {
         }
         let reason = if self.platform.shutdown.begun() {
             "shutting down\n"
-        } else if self.counters.inflight.is_full() {
+        } else if self.counters.inflight.is_at_limit() {
             "max_inflight reached\n"
         } else if !self.ready.iter().all(|check| check()) {
             "not ready\n"

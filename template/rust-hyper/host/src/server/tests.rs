@@ -18,11 +18,11 @@ use crate::{BodyError, Context, Error, Gateway, ResponseBody, Secrets, Shutdown,
 
 /// The time after which a test fails instead of waiting longer for an event. No event should take nearly as
 /// long.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Waits for `event`; panics after [`TIMEOUT`].
-async fn within_timeout<F: Future>(event: F) -> F::Output {
-    tokio::time::timeout(TIMEOUT, event)
+/// Waits for `event`; panics after [`TEST_TIMEOUT`].
+async fn await_within_timeout<F: Future>(event: F) -> F::Output {
+    tokio::time::timeout(TEST_TIMEOUT, event)
         .await
         .expect("the event does not happen")
 }
@@ -40,7 +40,7 @@ impl ManualClock {
         // tokio advances a paused clock whenever the runtime is idle, even if it waits for a socket, but not while a
         // blocking task runs. The blocking task ends after a while, so that the timeouts of a failing test still
         // pass.
-        tokio::task::spawn_blocking(move || released.recv_timeout(TIMEOUT));
+        tokio::task::spawn_blocking(move || released.recv_timeout(TEST_TIMEOUT));
         Self { _release: release }
     }
 
@@ -60,8 +60,8 @@ struct ServedApp {
 }
 
 impl ServedApp {
-    fn running(&self) -> usize {
-        self.counters.inflight.running()
+    fn requests_in_flight(&self) -> usize {
+        self.counters.inflight.in_flight_count()
     }
 }
 
@@ -90,22 +90,22 @@ async fn serve_app(variables: &[(&str, &str)], app: App<impl Handler>) -> Served
     let address = listener.local_addr().unwrap();
     ServedApp {
         address,
-        listener: server.serve(listener),
+        listener: server.serve_function(listener),
         counters: server.counters.clone(),
         _trigger: trigger,
     }
 }
 
 /// Opens a connection to the function and sends the text of `request` unchanged.
-async fn send_text(address: SocketAddr, request: &str) -> TcpStream {
+async fn connect_and_send(address: SocketAddr, request: &str) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     stream
 }
 
 /// Returns the status line of the response to a request.
-async fn status_line(address: SocketAddr, request: &str) -> String {
-    let response = read_until(&mut send_text(address, request).await, "\r\n\r\n").await;
+async fn status_line_of_response(address: SocketAddr, request: &str) -> String {
+    let response = read_until(&mut connect_and_send(address, request).await, "\r\n\r\n").await;
     response.lines().next().unwrap_or_default().to_owned()
 }
 
@@ -129,12 +129,12 @@ async fn a_request_without_a_host_or_with_two_is_answered_with_400() {
             "HTTP/1.0 400 Bad Request",
         ),
     ] {
-        let found = status_line(served.address, &format!("{head}\r\n")).await;
+        let found = status_line_of_response(served.address, &format!("{head}\r\n")).await;
         assert_eq!(found, status, "{head:?}");
     }
-    let mut stream = send_text(served.address, "GET / HTTP/1.1\r\n\r\n").await;
+    let mut stream = connect_and_send(served.address, "GET / HTTP/1.1\r\n\r\n").await;
     let mut response = String::new();
-    within_timeout(stream.read_to_string(&mut response))
+    await_within_timeout(stream.read_to_string(&mut response))
         .await
         .unwrap();
     assert!(
@@ -162,7 +162,7 @@ async fn a_request_may_have_as_many_headers_as_the_setting_allows() {
             let headers: String = (1..count).map(|number| format!("x-{number}: 1\r\n")).collect();
             let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
             assert_eq!(
-                status_line(served.address, &request).await,
+                status_line_of_response(served.address, &request).await,
                 status,
                 "{count} of {limit}"
             );
@@ -170,11 +170,11 @@ async fn a_request_may_have_as_many_headers_as_the_setting_allows() {
     }
 }
 
-const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+const GET_REQUEST_TEXT: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
 /// Reads from a connection until the response contains `text`.
 async fn read_until(stream: &mut TcpStream, text: &str) -> String {
-    within_timeout(async {
+    await_within_timeout(async {
         let mut received = Vec::new();
         loop {
             let so_far = String::from_utf8_lossy(&received).into_owned();
@@ -191,65 +191,65 @@ async fn read_until(stream: &mut TcpStream, text: &str) -> String {
 }
 
 /// Reads from a connection until the function closes it.
-async fn read_all(stream: &mut TcpStream) -> String {
+async fn read_until_closed(stream: &mut TcpStream) -> String {
     let mut received = Vec::new();
     // A reset ends the connection as well.
-    let _ = within_timeout(stream.read_to_end(&mut received)).await;
+    let _ = await_within_timeout(stream.read_to_end(&mut received)).await;
     String::from_utf8_lossy(&received).into_owned()
 }
 
 /// A guard that sends a message when it is dropped.
-struct DropGuard(Option<oneshot::Sender<()>>);
+struct DropNotifier(Option<oneshot::Sender<()>>);
 
-impl DropGuard {
+impl DropNotifier {
     fn new() -> (Self, oneshot::Receiver<()>) {
         let (sender, dropped) = oneshot::channel();
         (Self(Some(sender)), dropped)
     }
 }
 
-impl Drop for DropGuard {
+impl Drop for DropNotifier {
     fn drop(&mut self) {
         let _ = self.0.take().map(|sender| sender.send(()));
     }
 }
 
 /// The test's receiver of a message from each call of its handler.
-struct HandlerCalls<T>(mpsc::Receiver<T>);
+struct HandlerCallReceiver<T>(mpsc::Receiver<T>);
 
-impl<T> HandlerCalls<T> {
+impl<T> HandlerCallReceiver<T> {
     /// Waits for the next call of the handler and returns its message.
-    async fn next(&mut self) -> T {
-        within_timeout(self.0.recv()).await.unwrap()
+    async fn wait_for_next_call(&mut self) -> T {
+        await_within_timeout(self.0.recv()).await.unwrap()
     }
 }
 
 /// Returns a function that reads the request's body and never answers. Each call sends a receiver of the
 /// handler's drop.
-fn app_that_never_answers() -> (App<impl Handler>, HandlerCalls<oneshot::Receiver<()>>) {
+fn app_that_never_answers() -> (App<impl Handler>, HandlerCallReceiver<oneshot::Receiver<()>>) {
     let (calls, receiver) = mpsc::channel(8);
     let handler = move |request: crate::Request, _context: Context| {
         let calls = calls.clone();
         async move {
-            let (_guard, dropped) = DropGuard::new();
+            let (_guard, dropped) = DropNotifier::new();
             let _body = request.into_body().collect(1024).await?;
             calls.send(dropped).await.unwrap();
             std::future::pending::<()>().await;
             Ok::<_, Error>(reply::text("never"))
         }
     };
-    (App::new(handler), HandlerCalls(receiver))
+    (App::new(handler), HandlerCallReceiver(receiver))
 }
 
 type ChunkSender = mpsc::Sender<Result<Bytes, BoxError>>;
 
 /// A response stream that yields the chunks that the test sends to a channel.
-struct ChannelStream {
+struct ChannelResponseStream {
     chunks: mpsc::Receiver<Result<Bytes, BoxError>>,
-    _guard: DropGuard,
+    _guard: DropNotifier,
 }
 
-impl Stream for ChannelStream {
+impl Stream for ChannelResponseStream {
     type Item = Result<Bytes, BoxError>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
@@ -259,38 +259,38 @@ impl Stream for ChannelStream {
 
 /// Returns a function that answers with a stream. Each call sends the sender of chunks, and a receiver of the
 /// stream's drop.
-fn app_that_streams() -> (
+fn app_that_answers_with_a_stream() -> (
     App<impl Handler>,
-    HandlerCalls<(ChunkSender, oneshot::Receiver<()>)>,
+    HandlerCallReceiver<(ChunkSender, oneshot::Receiver<()>)>,
 ) {
     let (calls, receiver) = mpsc::channel(8);
     let handler = move |_request, _context| {
         let calls = calls.clone();
         async move {
             let (sender, chunks) = mpsc::channel(1);
-            let (guard, dropped) = DropGuard::new();
+            let (guard, dropped) = DropNotifier::new();
             calls.send((sender, dropped)).await.unwrap();
-            let body = ResponseBody::stream(ChannelStream {
+            let body = ResponseBody::stream(ChannelResponseStream {
                 chunks,
                 _guard: guard,
             });
             Ok::<_, Error>(Response::new(body))
         }
     };
-    (App::new(handler), HandlerCalls(receiver))
+    (App::new(handler), HandlerCallReceiver(receiver))
 }
 
 #[tokio::test]
 async fn a_client_that_disconnects_ends_the_handler() {
     let (app, mut calls) = app_that_never_answers();
     let served = serve_app(&[], app).await;
-    let client = send_text(served.address, GET).await;
-    let dropped = calls.next().await;
-    assert_eq!(served.running(), 1);
+    let client = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let dropped = calls.wait_for_next_call().await;
+    assert_eq!(served.requests_in_flight(), 1);
 
     drop(client);
 
-    within_timeout(dropped).await.unwrap();
+    await_within_timeout(dropped).await.unwrap();
 }
 
 #[tokio::test]
@@ -298,47 +298,47 @@ async fn a_client_that_disconnects_after_its_body_ends_the_handler() {
     let (app, mut calls) = app_that_never_answers();
     let served = serve_app(&[], app).await;
     let post = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 4\r\n\r\nbody";
-    let client = send_text(served.address, post).await;
-    let dropped = calls.next().await;
+    let client = connect_and_send(served.address, post).await;
+    let dropped = calls.wait_for_next_call().await;
 
     drop(client);
 
-    within_timeout(dropped).await.unwrap();
+    await_within_timeout(dropped).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_client_that_disconnects_ends_its_response_stream() {
-    let (app, mut calls) = app_that_streams();
+    let (app, mut calls) = app_that_answers_with_a_stream();
     let served = serve_app(&[], app).await;
-    let mut client = send_text(served.address, GET).await;
-    let (chunks, dropped) = calls.next().await;
+    let mut client = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let (chunks, dropped) = calls.wait_for_next_call().await;
     chunks.send(Ok("first".into())).await.unwrap();
     read_until(&mut client, "first").await;
 
     drop(client);
 
-    within_timeout(dropped).await.unwrap();
-    within_timeout(chunks.closed()).await;
+    await_within_timeout(dropped).await.unwrap();
+    await_within_timeout(chunks.closed()).await;
 }
 
 // In real time, because the kernel enforces this timeout.
 #[tokio::test]
 async fn a_client_that_stops_reading_is_disconnected_even_if_the_kernel_buffers_the_response() {
-    let (app, mut calls) = app_that_streams();
+    let (app, mut calls) = app_that_answers_with_a_stream();
     let served = serve_app(&[("write_timeout", "100ms"), ("max_inflight", "1")], app).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(served.address).await.unwrap();
-    client.write_all(GET.as_bytes()).await.unwrap();
-    let (chunks, dropped) = calls.next().await;
+    client.write_all(GET_REQUEST_TEXT.as_bytes()).await.unwrap();
+    let (chunks, dropped) = calls.wait_for_next_call().await;
     // More than the client's socket buffers, and far less than the server's.
     chunks.send(Ok(vec![b'x'; 200_000].into())).await.unwrap();
 
-    within_timeout(dropped).await.unwrap();
+    await_within_timeout(dropped).await.unwrap();
 
     // The request ends right after its stream is dropped.
-    within_timeout(async {
-        while served.running() > 0 {
+    await_within_timeout(async {
+        while served.requests_in_flight() > 0 {
             tokio::task::yield_now().await;
         }
     })
@@ -351,17 +351,17 @@ async fn a_client_that_stops_reading_is_disconnected_even_if_the_kernel_buffers_
 async fn a_client_that_stalls_in_the_head_is_disconnected() {
     let (app, _calls) = app_that_never_answers();
     let served = serve_app(&[("read_timeout", "50ms")], app).await;
-    let mut client = send_text(served.address, "GET / HTTP/1.1\r\nho").await;
-    let response = read_all(&mut client).await;
+    let mut client = connect_and_send(served.address, "GET / HTTP/1.1\r\nho").await;
+    let response = read_until_closed(&mut client).await;
     assert!(!response.contains(" 200 "), "{response}");
 }
 
 #[tokio::test]
 async fn each_chunk_is_sent_as_soon_as_it_is_ready() {
-    let (app, mut calls) = app_that_streams();
+    let (app, mut calls) = app_that_answers_with_a_stream();
     let served = serve_app(&[], app).await;
-    let mut client = send_text(served.address, GET).await;
-    let (chunks, _dropped) = calls.next().await;
+    let mut client = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let (chunks, _dropped) = calls.wait_for_next_call().await;
     for chunk in ["first", "second", "third"] {
         chunks.send(Ok(chunk.into())).await.unwrap();
         // The next chunk is not produced before this one has arrived.
@@ -373,14 +373,14 @@ async fn each_chunk_is_sent_as_soon_as_it_is_ready() {
 
 #[tokio::test]
 async fn a_failing_stream_aborts_the_response() {
-    let (app, mut calls) = app_that_streams();
+    let (app, mut calls) = app_that_answers_with_a_stream();
     let served = serve_app(&[], app).await;
-    let mut client = send_text(served.address, GET).await;
-    let (chunks, _dropped) = calls.next().await;
+    let mut client = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let (chunks, _dropped) = calls.wait_for_next_call().await;
     chunks.send(Ok("first".into())).await.unwrap();
     read_until(&mut client, "first").await;
     chunks.send(Err("lost".into())).await.unwrap();
-    assert!(!read_all(&mut client).await.contains("0\r\n\r\n"));
+    assert!(!read_until_closed(&mut client).await.contains("0\r\n\r\n"));
 }
 
 #[tokio::test]
@@ -388,8 +388,8 @@ async fn exec_timeout_drops_the_handler_and_answers_504() {
     let clock = ManualClock::pause();
     let (app, mut calls) = app_that_never_answers();
     let served = serve_app(&[("exec_timeout", "10s")], app).await;
-    let mut client = send_text(served.address, GET).await;
-    let mut dropped = calls.next().await;
+    let mut client = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let mut dropped = calls.wait_for_next_call().await;
     clock.advance(Duration::from_secs(9)).await;
     assert!(dropped.try_recv().is_err(), "the handler was dropped early");
 
@@ -397,55 +397,55 @@ async fn exec_timeout_drops_the_handler_and_answers_504() {
 
     let response = read_until(&mut client, "exceeded its exec_timeout").await;
     assert!(response.starts_with("HTTP/1.1 504 "), "{response}");
-    within_timeout(dropped).await.unwrap();
+    await_within_timeout(dropped).await.unwrap();
 }
 
 #[tokio::test]
-async fn exec_timeout_aborts_a_stream() {
+async fn exec_timeout_aborts_a_response_stream() {
     let clock = ManualClock::pause();
-    let (app, mut calls) = app_that_streams();
+    let (app, mut calls) = app_that_answers_with_a_stream();
     let served = serve_app(&[("exec_timeout", "10s")], app).await;
-    let mut client = send_text(served.address, GET).await;
-    let (chunks, dropped) = calls.next().await;
+    let mut client = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let (chunks, dropped) = calls.wait_for_next_call().await;
     chunks.send(Ok("first".into())).await.unwrap();
     read_until(&mut client, "first").await;
 
     clock.advance(Duration::from_secs(10)).await;
 
-    let rest = read_all(&mut client).await;
+    let rest = read_until_closed(&mut client).await;
     assert!(!rest.contains("0\r\n\r\n"), "{rest}");
-    within_timeout(dropped).await.unwrap();
+    await_within_timeout(dropped).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_request_is_in_flight_until_its_stream_has_ended() {
-    let (app, mut calls) = app_that_streams();
+    let (app, mut calls) = app_that_answers_with_a_stream();
     let served = serve_app(&[("max_inflight", "1")], app).await;
-    let mut first = send_text(served.address, GET).await;
-    let (chunks, _dropped) = calls.next().await;
+    let mut first = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let (chunks, _dropped) = calls.wait_for_next_call().await;
     chunks.send(Ok("first".into())).await.unwrap();
     read_until(&mut first, "first").await;
 
-    let mut second = send_text(served.address, GET).await;
+    let mut second = connect_and_send(served.address, GET_REQUEST_TEXT).await;
     let rejected = read_until(&mut second, "requests: 1\n").await;
     assert!(rejected.starts_with("HTTP/1.1 429 "), "{rejected}");
 
     drop(chunks);
     read_until(&mut first, "0\r\n\r\n").await;
     // On the connection whose request was rejected.
-    second.write_all(GET.as_bytes()).await.unwrap();
-    calls.next().await;
+    second.write_all(GET_REQUEST_TEXT.as_bytes()).await.unwrap();
+    calls.wait_for_next_call().await;
 }
 
 #[tokio::test]
 async fn a_function_that_limits_itself_is_called_for_every_request() {
-    let (app, mut calls) = app_that_streams();
-    let served = serve_app(&[("max_inflight", "1")], app.limits_itself()).await;
-    let _first = send_text(served.address, GET).await;
-    let _first_chunks = calls.next().await;
-    let _second = send_text(served.address, GET).await;
-    calls.next().await;
-    let mut probe = send_text(served.address, "GET /_/ready HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    let (app, mut calls) = app_that_answers_with_a_stream();
+    let served = serve_app(&[("max_inflight", "1")], app.handler_limits_inflight()).await;
+    let _first = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let _first_chunks = calls.wait_for_next_call().await;
+    let _second = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    calls.wait_for_next_call().await;
+    let mut probe = connect_and_send(served.address, "GET /_/ready HTTP/1.1\r\nhost: test\r\n\r\n").await;
     let response = read_until(&mut probe, "OK").await;
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
 }
@@ -457,7 +457,7 @@ async fn a_connection_serves_one_request_after_another() {
         Ok::<_, Error>(reply::text(format!("<{text}>")))
     };
     let served = serve_app(&[], App::new(handler)).await;
-    let mut client = send_text(served.address, "").await;
+    let mut client = connect_and_send(served.address, "").await;
     for text in ["one", "two", ""] {
         let request = format!(
             "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{text}",
@@ -466,7 +466,7 @@ async fn a_connection_serves_one_request_after_another() {
         client.write_all(request.as_bytes()).await.unwrap();
         read_until(&mut client, &format!("<{text}>")).await;
     }
-    assert_eq!(served.running(), 0);
+    assert_eq!(served.requests_in_flight(), 0);
 }
 
 // In real time, because a test cannot observe that the connection waits for the rest of the body.
@@ -479,20 +479,20 @@ async fn a_body_that_stalls_is_answered_with_408() {
     };
     let served = serve_app(&[("read_timeout", "50ms")], App::new(handler)).await;
     let request = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 9\r\n\r\nhalf";
-    let mut client = send_text(served.address, request).await;
-    let response = read_all(&mut client).await;
+    let mut client = connect_and_send(served.address, request).await;
+    let response = read_until_closed(&mut client).await;
     assert!(response.starts_with("HTTP/1.1 408 "), "{response}");
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_rejected_before_it_is_sent() {
+async fn a_body_announced_over_the_limit_is_rejected_before_it_is_sent() {
     let handler = async |request: crate::Request, _context: Context| {
         request.into_body().collect(10).await.map(|_| reply::text(""))
     };
     let served = serve_app(&[], App::new(handler)).await;
     let request = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 999999\r\n\r\n";
-    let mut client = send_text(served.address, request).await;
-    let response = read_all(&mut client).await;
+    let mut client = connect_and_send(served.address, request).await;
+    let response = read_until_closed(&mut client).await;
     assert!(response.starts_with("HTTP/1.1 413 "), "{response}");
     assert!(
         response.ends_with("the body is larger than 10 bytes\n"),
@@ -512,10 +512,10 @@ async fn a_client_that_reads_only_after_sending_its_whole_body_gets_the_rejectio
         "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    let mut stream = send_text(served.address, &head).await;
-    within_timeout(stream.write_all(&body)).await.unwrap();
+    let mut stream = connect_and_send(served.address, &head).await;
+    await_within_timeout(stream.write_all(&body)).await.unwrap();
     let mut response = String::new();
-    within_timeout(stream.read_to_string(&mut response))
+    await_within_timeout(stream.read_to_string(&mut response))
         .await
         .unwrap();
     assert!(response.starts_with("HTTP/1.1 401"), "{response}");
@@ -524,32 +524,32 @@ async fn a_client_that_reads_only_after_sending_its_whole_body_gets_the_rejectio
 
 #[tokio::test]
 async fn draining_closes_idle_connections_and_finishes_running_requests() {
-    let (app, mut calls) = app_that_streams();
+    let (app, mut calls) = app_that_answers_with_a_stream();
     let mut served = serve_app(&[], app).await;
-    let mut idle = send_text(served.address, "").await;
-    let mut busy = send_text(served.address, GET).await;
-    let (chunks, _dropped) = calls.next().await;
+    let mut idle = connect_and_send(served.address, "").await;
+    let mut busy = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let (chunks, _dropped) = calls.wait_for_next_call().await;
 
-    served.listener.drain();
+    served.listener.start_draining();
 
-    assert_eq!(read_all(&mut idle).await, "");
+    assert_eq!(read_until_closed(&mut idle).await, "");
     chunks.send(Ok("last".into())).await.unwrap();
     drop(chunks);
-    assert!(read_all(&mut busy).await.contains("last"));
-    within_timeout(served.listener.wait_until_ended()).await;
+    assert!(read_until_closed(&mut busy).await.contains("last"));
+    await_within_timeout(served.listener.wait_until_connections_ended()).await;
     assert!(TcpStream::connect(served.address).await.is_err());
 }
 
 #[tokio::test]
-async fn an_aborted_listener_has_dropped_its_handlers_when_it_has_ended() {
+async fn after_an_aborted_listener_has_ended_its_handlers_are_dropped() {
     let (app, mut calls) = app_that_never_answers();
     let mut served = serve_app(&[], app).await;
-    let _client = send_text(served.address, GET).await;
-    let mut dropped = calls.next().await;
-    served.listener.drain();
+    let _client = connect_and_send(served.address, GET_REQUEST_TEXT).await;
+    let mut dropped = calls.wait_for_next_call().await;
+    served.listener.start_draining();
     assert!(dropped.try_recv().is_err());
-    served.listener.abort();
-    within_timeout(served.listener.wait_until_ended()).await;
+    served.listener.drop_all_connections();
+    await_within_timeout(served.listener.wait_until_connections_ended()).await;
     assert_eq!(dropped.try_recv(), Ok(()));
 }
 
@@ -575,7 +575,7 @@ async fn the_call_id_is_the_callers_if_valid_and_else_a_new_one() {
             request = request.header("x-call-id", given);
         }
         let request = request.body(Full::<Bytes>::default()).unwrap();
-        let response = within_timeout(sender.send_request(request)).await.unwrap();
+        let response = await_within_timeout(sender.send_request(request)).await.unwrap();
         let header = response.headers()["x-call-id"].to_str().unwrap().to_owned();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body, header.as_bytes());

@@ -12,11 +12,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::connection_state::{ConnectionState, Expected};
+use crate::connection_state::{ConnectionState, ExpectedInput};
 
 /// The timeouts of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Timeouts {
+pub(crate) struct ConnectionTimeouts {
     /// The time for the whole head of a request, and the time between two chunks of its body.
     pub(crate) read: Duration,
     /// The time in which the client must read a chunk of the response.
@@ -26,15 +26,15 @@ pub(crate) struct Timeouts {
 }
 
 /// The time for which the rest of an unread request body is read and discarded after the response (see
-/// [`TimedConnection::linger`]).
-const LINGER: Duration = Duration::from_secs(30);
+/// [`TimedConnection::poll_discard_unread_body`]).
+const UNREAD_BODY_DISCARD_TIMEOUT: Duration = Duration::from_secs(30);
 /// The timeout between two chunks of an unread body that is being discarded.
-const LINGER_IDLE: Duration = Duration::from_secs(2);
+const UNREAD_BODY_CHUNK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A client's connection with [`Timeouts`] for reading and writing.
+/// A client's connection with [`ConnectionTimeouts`] for reading and writing.
 pub(crate) struct TimedConnection<C> {
     connection: C,
-    timeouts: Timeouts,
+    timeouts: ConnectionTimeouts,
     state: Arc<ConnectionState>,
     read_timer: LazyTimer,
     write_timer: LazyTimer,
@@ -45,7 +45,7 @@ pub(crate) struct TimedConnection<C> {
 }
 
 impl<C> TimedConnection<C> {
-    pub(crate) fn new(connection: C, timeouts: Timeouts, state: Arc<ConnectionState>) -> Self {
+    pub(crate) fn new(connection: C, timeouts: ConnectionTimeouts, state: Arc<ConnectionState>) -> Self {
         Self {
             connection,
             timeouts,
@@ -59,46 +59,46 @@ impl<C> TimedConnection<C> {
 
     /// Stops the read timer after bytes have arrived.
     fn stop_read_timer(&mut self) {
-        let (expected, request) = self.state.current();
+        let (expected, request) = self.state.expected_input_and_request_number();
         match expected {
             // The timeout is for the whole head, so a client cannot extend it by sending byte by byte.
-            Expected::Head if self.head_begun == Some(request) => {}
-            Expected::Head => {
+            ExpectedInput::Head if self.head_begun == Some(request) => {}
+            ExpectedInput::Head => {
                 self.head_begun = Some(request);
                 self.read_timer.stop();
             }
-            Expected::Body | Expected::Nothing => self.read_timer.stop(),
+            ExpectedInput::Body | ExpectedInput::Nothing => self.read_timer.stop(),
         }
     }
 
     /// Returns `Ready` with an error once a read has waited for longer than its timeout.
     fn poll_read_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let (expected, request) = self.state.current();
+        let (expected, request) = self.state.expected_input_and_request_number();
         let (timeout, message) = match expected {
-            Expected::Nothing => {
+            ExpectedInput::Nothing => {
                 self.read_timer.stop();
                 return Poll::Pending;
             }
-            Expected::Body => (
-                Timeout::Exactly(self.timeouts.read),
+            ExpectedInput::Body => (
+                TimerWait::Exactly(self.timeouts.read),
                 "read_timeout exceeded in the body of a request",
             ),
-            Expected::Head if self.head_begun == Some(request) => (
-                Timeout::Exactly(self.timeouts.read),
+            ExpectedInput::Head if self.head_begun == Some(request) => (
+                TimerWait::Exactly(self.timeouts.read),
                 "read_timeout exceeded in the head of a request",
             ),
-            Expected::Head => (
-                Timeout::AtLeast(self.timeouts.idle),
+            ExpectedInput::Head => (
+                TimerWait::AtLeast(self.timeouts.idle),
                 "idle timeout exceeded between requests",
             ),
         };
         self.read_timer
-            .poll(cx, timeout, (expected, request))
+            .poll_elapsed(cx, timeout, (expected, request))
             .map(|()| io::Error::new(io::ErrorKind::TimedOut, message))
     }
 
     /// Returns the result of a write, or an error if the write has waited for longer than its timeout.
-    fn with_write_timeout<T>(
+    fn apply_write_timeout<T>(
         &mut self,
         cx: &mut Context<'_>,
         polled: Poll<io::Result<T>>,
@@ -107,11 +107,11 @@ impl<C> TimedConnection<C> {
             self.write_timer.stop();
             return polled;
         }
-        let (_, request) = self.state.current();
-        ready!(self.write_timer.poll(
+        let (_, request) = self.state.expected_input_and_request_number();
+        ready!(self.write_timer.poll_elapsed(
             cx,
-            Timeout::Exactly(self.timeouts.write),
-            (Expected::Nothing, request)
+            TimerWait::Exactly(self.timeouts.write),
+            (ExpectedInput::Nothing, request)
         ));
         Poll::Ready(Err(io::Error::new(
             io::ErrorKind::TimedOut,
@@ -126,7 +126,7 @@ impl<C: AsyncRead + Unpin> TimedConnection<C> {
     /// Closing a socket with unread bytes resets the connection, and the client's kernel then discards the response
     /// if the client has not read it yet. A client that reads the response only after sending the whole body would
     /// never see it.
-    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_discard_unread_body(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.state.has_unread_body() {
             return Poll::Ready(());
         }
@@ -139,12 +139,18 @@ impl<C: AsyncRead + Unpin> TimedConnection<C> {
                 Poll::Pending => break,
             }
         }
-        let purpose = (Expected::Nothing, self.state.current().1);
-        let idle = self.read_timer.poll(cx, Timeout::Exactly(LINGER_IDLE), purpose);
+        let purpose = (
+            ExpectedInput::Nothing,
+            self.state.expected_input_and_request_number().1,
+        );
+        let idle = self
+            .read_timer
+            .poll_elapsed(cx, TimerWait::Exactly(UNREAD_BODY_CHUNK_TIMEOUT), purpose);
         if idle.is_ready() {
             return Poll::Ready(());
         }
-        self.write_timer.poll(cx, Timeout::Exactly(LINGER), purpose)
+        self.write_timer
+            .poll_elapsed(cx, TimerWait::Exactly(UNREAD_BODY_DISCARD_TIMEOUT), purpose)
     }
 }
 
@@ -169,7 +175,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let polled = Pin::new(&mut this.connection).poll_write(cx, bytes);
-        this.with_write_timeout(cx, polled)
+        this.apply_write_timeout(cx, polled)
     }
 
     fn poll_write_vectored(
@@ -179,12 +185,12 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         // Copying a small response (head and body) into one buffer costs less than a vectored write of two.
-        let mut buffer = [0; MAX_GATHERED];
-        let polled = match copy_slices(slices, &mut buffer) {
+        let mut buffer = [0; MAX_GATHERED_WRITE_BYTES];
+        let polled = match copy_slices_if_they_fit(slices, &mut buffer) {
             Some(bytes) => Pin::new(&mut this.connection).poll_write(cx, bytes),
             None => Pin::new(&mut this.connection).poll_write_vectored(cx, slices),
         };
-        this.with_write_timeout(cx, polled)
+        this.apply_write_timeout(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -203,15 +209,15 @@ impl<C: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TimedConnection<C> {
             this.read_timer.stop();
             this.write_timer.stop();
         }
-        this.linger(cx).map(Ok)
+        this.poll_discard_unread_body(cx).map(Ok)
     }
 }
 
 /// The largest vectored write that is copied into one buffer, in bytes.
-const MAX_GATHERED: usize = 1024;
+const MAX_GATHERED_WRITE_BYTES: usize = 1024;
 
 /// Copies all of `slices` into `buffer`; returns `None` if they do not fit.
-fn copy_slices<'a>(slices: &[io::IoSlice<'_>], buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+fn copy_slices_if_they_fit<'a>(slices: &[io::IoSlice<'_>], buffer: &'a mut [u8]) -> Option<&'a [u8]> {
     let mut filled = 0;
     for slice in slices {
         buffer
@@ -233,11 +239,11 @@ struct LazyTimer {
 }
 
 /// The purpose of a timer: the bytes that it waits for, and the number of the request.
-type TimerPurpose = (Expected, u32);
+type TimerPurpose = (ExpectedInput, u32);
 
 /// The length of a timer's wait.
 #[derive(Clone, Copy)]
-enum Timeout {
+enum TimerWait {
     Exactly(Duration),
     /// The timer waits for up to twice this time. It need not read the clock, so it is used after every
     /// request.
@@ -251,13 +257,13 @@ impl LazyTimer {
 
     /// Returns `Ready` at the end of `timeout`. The wait continues if `purpose` is unchanged, and else starts
     /// anew.
-    fn poll(&mut self, cx: &mut Context<'_>, timeout: Timeout, purpose: TimerPurpose) -> Poll<()> {
-        let (Timeout::Exactly(duration) | Timeout::AtLeast(duration)) = timeout;
+    fn poll_elapsed(&mut self, cx: &mut Context<'_>, timeout: TimerWait, purpose: TimerPurpose) -> Poll<()> {
+        let (TimerWait::Exactly(duration) | TimerWait::AtLeast(duration)) = timeout;
         let mut due = match self.waiting {
             Some((before, due)) if before == purpose => due,
             _ => None,
         };
-        if due.is_none() && (matches!(timeout, Timeout::Exactly(_)) || self.sleep.is_none()) {
+        if due.is_none() && (matches!(timeout, TimerWait::Exactly(_)) || self.sleep.is_none()) {
             due = Some(Instant::now() + duration);
         }
         self.waiting = Some((purpose, due));
@@ -302,24 +308,24 @@ mod tests {
 
     use super::*;
 
-    const TIMEOUTS: Timeouts = Timeouts {
+    const TEST_TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
         read: Duration::from_secs(10),
         write: Duration::from_secs(20),
         idle: Duration::from_secs(120),
     };
 
-    fn connection(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream, Arc<ConnectionState>) {
+    fn connected_pair(buffer: usize) -> (TimedConnection<DuplexStream>, DuplexStream, Arc<ConnectionState>) {
         let (server, client) = duplex(buffer);
         let state = Arc::new(ConnectionState::default());
         (
-            TimedConnection::new(server, TIMEOUTS, state.clone()),
+            TimedConnection::new(server, TEST_TIMEOUTS, state.clone()),
             client,
             state,
         )
     }
 
     /// Reads from a connection until an error; returns the time that it took, and the kind of error.
-    async fn failed_read(server: &mut TimedConnection<DuplexStream>) -> (Duration, io::ErrorKind) {
+    async fn read_until_error(server: &mut TimedConnection<DuplexStream>) -> (Duration, io::ErrorKind) {
         let begun = Instant::now();
         let kind = server.read_u8().await.unwrap_err().kind();
         (begun.elapsed(), kind)
@@ -327,16 +333,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_requests_ends_after_the_idle_timeout() {
-        let (mut server, _client, _) = connection(64);
+        let (mut server, _client, _) = connected_pair(64);
         assert_eq!(
-            failed_read(&mut server).await,
-            (TIMEOUTS.idle, io::ErrorKind::TimedOut)
+            read_until_error(&mut server).await,
+            (TEST_TIMEOUTS.idle, io::ErrorKind::TimedOut)
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn sending_a_head_byte_by_byte_does_not_extend_its_timeout() {
-        let (mut server, mut client, _) = connection(64);
+        let (mut server, mut client, _) = connected_pair(64);
         let begun = Instant::now();
         let trickle = tokio::spawn(async move {
             while client.write_u8(b'x').await.is_ok() {
@@ -344,16 +350,16 @@ mod tests {
             }
         });
         while server.read_u8().await.is_ok() {}
-        assert_eq!(begun.elapsed(), TIMEOUTS.read);
+        assert_eq!(begun.elapsed(), TEST_TIMEOUTS.read);
         drop(server);
         trickle.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_timeout_of_a_body_starts_anew_with_each_chunk() {
-        let (mut server, mut client, state) = connection(64);
+        let (mut server, mut client, state) = connected_pair(64);
         let _request = state.begin_request(true);
-        let _body = state.active_body();
+        let _body = state.begin_body();
         tokio::spawn(async move {
             for _ in 0..10 {
                 tokio::time::sleep(Duration::from_secs(9)).await;
@@ -365,14 +371,14 @@ mod tests {
             server.read_u8().await.unwrap();
         }
         assert_eq!(
-            failed_read(&mut server).await,
-            (TIMEOUTS.read, io::ErrorKind::TimedOut)
+            read_until_error(&mut server).await,
+            (TEST_TIMEOUTS.read, io::ErrorKind::TimedOut)
         );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_timeout_applies_while_the_handler_works() {
-        let (mut server, mut client, state) = connection(64);
+    async fn no_read_timeout_applies_while_the_handler_works() {
+        let (mut server, mut client, state) = connected_pair(64);
         let request = state.begin_request(false);
         let waiting = tokio::time::timeout(Duration::from_secs(3600), server.read_u8()).await;
         assert!(waiting.is_err());
@@ -383,10 +389,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_idle_timeout_starts_anew_with_each_request() {
-        let (mut server, mut client, state) = connection(64);
+        let (mut server, mut client, state) = connected_pair(64);
         for _ in 0..3 {
             assert!(
-                tokio::time::timeout(TIMEOUTS.idle / 2, server.read_u8())
+                tokio::time::timeout(TEST_TIMEOUTS.idle / 2, server.read_u8())
                     .await
                     .is_err()
             );
@@ -394,17 +400,17 @@ mod tests {
             server.read_u8().await.unwrap();
             drop(state.begin_request(false));
         }
-        let (waited, kind) = failed_read(&mut server).await;
+        let (waited, kind) = read_until_error(&mut server).await;
         assert_eq!(kind, io::ErrorKind::TimedOut);
         assert!(
-            (TIMEOUTS.idle..=2 * TIMEOUTS.idle).contains(&waited),
+            (TEST_TIMEOUTS.idle..=2 * TEST_TIMEOUTS.idle).contains(&waited),
             "{waited:?}"
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_unread_body_is_discarded_for_a_limited_time_before_the_close() {
-        let (mut server, mut client, state) = connection(64);
+        let (mut server, mut client, state) = connected_pair(64);
         drop(state.begin_request(true));
         let begun = Instant::now();
         let sending = tokio::spawn(async move {
@@ -413,29 +419,33 @@ mod tests {
             }
         });
         server.shutdown().await.unwrap();
-        assert_eq!(begun.elapsed(), LINGER, "a client that never stops sending");
+        assert_eq!(
+            begun.elapsed(),
+            UNREAD_BODY_DISCARD_TIMEOUT,
+            "a client that never stops sending"
+        );
         drop(server);
         sending.await.unwrap();
 
-        let (mut server, mut client, state) = connection(64);
+        let (mut server, mut client, state) = connected_pair(64);
         drop(state.begin_request(true));
         let begun = Instant::now();
         client.write_all(&[0; 64]).await.unwrap();
         server.shutdown().await.unwrap();
         assert_eq!(
             begun.elapsed(),
-            LINGER_IDLE,
+            UNREAD_BODY_CHUNK_TIMEOUT,
             "a client that stops sending and does not close"
         );
 
-        let (mut server, client, state) = connection(64);
+        let (mut server, client, state) = connected_pair(64);
         drop(state.begin_request(true));
         drop(client);
         let begun = Instant::now();
         server.shutdown().await.unwrap();
         assert_eq!(begun.elapsed(), Duration::ZERO, "a client that closed");
 
-        let (mut server, _client, state) = connection(64);
+        let (mut server, _client, state) = connected_pair(64);
         drop(state.begin_request(false));
         let begun = Instant::now();
         server.shutdown().await.unwrap();
@@ -444,11 +454,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_read_ends_the_connection_after_the_write_timeout() {
-        let (mut server, mut client, _) = connection(4);
+        let (mut server, mut client, _) = connected_pair(4);
         let begun = Instant::now();
         server.write_all(b"1234").await.unwrap();
         assert!(
-            tokio::time::timeout(TIMEOUTS.write / 2, server.write_u8(b'5'))
+            tokio::time::timeout(TEST_TIMEOUTS.write / 2, server.write_u8(b'5'))
                 .await
                 .is_err()
         );
@@ -456,6 +466,6 @@ mod tests {
         server.write_u8(b'5').await.unwrap();
         let error = server.write_u8(b'6').await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(begun.elapsed(), TIMEOUTS.write / 2 + TIMEOUTS.write);
+        assert_eq!(begun.elapsed(), TEST_TIMEOUTS.write / 2 + TEST_TIMEOUTS.write);
     }
 }

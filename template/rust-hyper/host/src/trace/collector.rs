@@ -17,13 +17,13 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 use tokio::runtime::Handle;
 
 use super::RequestTracer;
-use super::settings::{self, ExporterSettings, Headers, Settings};
+use super::settings::{self, CollectorHeaders, ExporterSettings, Settings};
 use crate::connector::{self, Connector};
 use crate::error_chain::{BoxError, ErrorChain};
 use crate::secret::Secrets;
 
 /// The limit on the body of the trace collector's response, in bytes.
-const MAX_RESPONSE: usize = 64 * 1024;
+const MAX_COLLECTOR_RESPONSE_BYTES: usize = 64 * 1024;
 
 impl Settings {
     /// Starts to export trace spans, if the settings name a collector. The current runtime sends the requests.
@@ -34,11 +34,13 @@ impl Settings {
             return Ok(RequestTracer::default());
         };
         let connector = match exporter_settings.endpoint.scheme_str() {
-            Some("https") => connector::trusting(exporter_settings.authorities.as_deref())?,
-            _ => connector::plain()?,
+            Some("https") => {
+                connector::connector_trusting_certificates(exporter_settings.authorities.as_deref())?
+            }
+            _ => connector::plain_connector()?,
         };
         tracing::info!(
-            collector = origin(&exporter_settings.endpoint),
+            collector = url_origin(&exporter_settings.endpoint),
             "exporting traces"
         );
         let resource = Resource::builder();
@@ -65,7 +67,7 @@ impl Settings {
 }
 
 /// Returns the scheme, host and port of the collector's URL for the log. The rest may be secret.
-fn origin(endpoint: &http::Uri) -> String {
+fn url_origin(endpoint: &http::Uri) -> String {
     let authority = endpoint.authority().map_or("", |authority| authority.as_str());
     format!("{}://{authority}", endpoint.scheme_str().unwrap_or_default())
 }
@@ -75,7 +77,7 @@ fn origin(endpoint: &http::Uri) -> String {
 struct CollectorClient {
     runtime: Handle,
     client: Client<Connector, Full<Bytes>>,
-    headers: Headers,
+    headers: CollectorHeaders,
     secrets: Secrets,
     timeout: Duration,
     status: Arc<ExportStatus>,
@@ -94,7 +96,7 @@ impl CollectorClient {
             secrets: settings.secrets.clone(),
             timeout: settings.timeout,
             status: Arc::new(ExportStatus {
-                collector: origin(&settings.endpoint),
+                collector: url_origin(&settings.endpoint),
                 failing: AtomicBool::new(false),
             }),
         }
@@ -113,14 +115,16 @@ impl HttpClient for CollectorClient {
         match settings::read_secret_headers(&self.secrets) {
             Ok(headers) => add(headers),
             Err(problem) => {
-                self.status
-                    .record_failure(format_args!("secret {}: {problem}", super::HEADERS_SECRET));
+                self.status.record_failure(format_args!(
+                    "secret {}: {problem}",
+                    super::COLLECTOR_HEADERS_SECRET
+                ));
                 return Err(problem.into());
             }
         }
         let (client, timeout, status) = (self.client.clone(), self.timeout, self.status.clone());
         let sending = self.runtime.spawn(async move {
-            let sent = tokio::time::timeout(timeout, send(&client, request)).await;
+            let sent = tokio::time::timeout(timeout, send_export(&client, request)).await;
             match sent.unwrap_or_else(|elapsed| Err(elapsed.into())) {
                 Ok(response) => {
                     match response.status().is_success() {
@@ -141,12 +145,12 @@ impl HttpClient for CollectorClient {
     }
 }
 
-async fn send(
+async fn send_export(
     client: &Client<Connector, Full<Bytes>>,
     request: Request<Bytes>,
 ) -> Result<Response<Bytes>, HttpError> {
     let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
-    let body = Limited::new(body, MAX_RESPONSE).collect().await?;
+    let body = Limited::new(body, MAX_COLLECTOR_RESPONSE_BYTES).collect().await?;
     Ok(Response::from_parts(head, body.to_bytes()))
 }
 

@@ -11,12 +11,12 @@ use opentelemetry_sdk::trace::SdkTracer;
 struct ContextTracer(SdkTracer);
 
 /// Returns an OpenTelemetry context with a tracer, so that spans can be opened within it.
-pub(super) fn with_tracer(context: &Context, tracer: SdkTracer) -> Context {
+pub(super) fn context_with_tracer(context: &Context, tracer: SdkTracer) -> Context {
     context.with_value(ContextTracer(tracer))
 }
 
 /// Returns the tracer of an OpenTelemetry context, if the context is traced.
-pub(super) fn tracer(context: &Context) -> Option<&SdkTracer> {
+pub(super) fn tracer_of_context(context: &Context) -> Option<&SdkTracer> {
     context.get::<ContextTracer>().map(|ContextTracer(tracer)| tracer)
 }
 
@@ -37,17 +37,17 @@ impl TraceContext {
     /// Returns the current trace context of this thread.
     pub(super) fn current() -> Self {
         let context = Context::current();
-        Self(tracer(&context).is_some().then_some(context))
+        Self(tracer_of_context(&context).is_some().then_some(context))
     }
 
     /// Makes this trace context the current one of this thread, until the guard is dropped.
-    pub(crate) fn enter(&self) -> EnteredContext {
+    pub(crate) fn make_current(&self) -> EnteredContext {
         EnteredContext(self.0.clone().map(Context::attach))
     }
 
     /// Wraps `future` so that this trace context is the current one whenever it is polled.
-    pub(super) fn run<F>(self, future: F) -> InSpan<F> {
-        InSpan {
+    pub(super) fn run_in_context<F>(self, future: F) -> InSpanFuture<F> {
+        InSpanFuture {
             future,
             context: self,
         }
@@ -57,19 +57,19 @@ impl TraceContext {
 pin_project_lite::pin_project! {
     /// A future that runs in a trace span: spans that it opens are children of that span.
     #[derive(Debug)]
-    pub struct InSpan<F> {
+    pub struct InSpanFuture<F> {
         #[pin]
         future: F,
         context: TraceContext,
     }
 }
 
-impl<F: Future> Future for InSpan<F> {
+impl<F: Future> Future for InSpanFuture<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let _entered = this.context.enter();
+        let _entered = this.context.make_current();
         this.future.poll(cx)
     }
 }

@@ -48,7 +48,7 @@ impl Span {
         TraceContext(())
     }
 
-    pub(crate) fn set_status(&self, _status: u16) {}
+    pub(crate) fn set_response_status(&self, _status: u16) {}
 
     pub(crate) fn mark_abandoned(&self) {}
 
@@ -66,7 +66,7 @@ pub(crate) struct TraceContext(());
 pub(crate) struct EnteredContext;
 
 impl TraceContext {
-    pub(crate) fn enter(&self) -> EnteredContext {
+    pub(crate) fn make_current(&self) -> EnteredContext {
         EnteredContext
     }
 }

@@ -6,18 +6,18 @@ use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 
-const PARENT: &str = "traceparent";
-const STATE: &str = "tracestate";
+const TRACEPARENT_HEADER: &str = "traceparent";
+const TRACESTATE_HEADER: &str = "tracestate";
 
 /// The longest `tracestate` that is passed on, in bytes; a longer one is dropped.
 ///
 /// The standard requires to pass on at least this length.
-const MAX_STATE: usize = 512;
+const MAX_TRACESTATE_BYTES: usize = 512;
 
 /// Returns an OpenTelemetry context with the span that the request's headers name as the caller, or an empty
 /// one.
-pub(super) fn extract(headers: &HeaderMap) -> Context {
-    let mut parents = headers.get_all(PARENT).iter();
+pub(super) fn extract_caller_context(headers: &HeaderMap) -> Context {
+    let mut parents = headers.get_all(TRACEPARENT_HEADER).iter();
     match (parents.next(), parents.next()) {
         (Some(parent), None) if is_valid_traceparent(parent.as_bytes()) => {
             let headers = TraceHeaders {
@@ -31,10 +31,13 @@ pub(super) fn extract(headers: &HeaderMap) -> Context {
 }
 
 /// Sets the trace headers of a request, which name the context's span as the caller.
-pub(super) fn inject(context: &Context, headers: &mut HeaderMap) {
+pub(super) fn inject_context(context: &Context, headers: &mut HeaderMap) {
     TraceContextPropagator::new().inject_context(context, &mut HeaderInjector(headers));
-    if headers.get(STATE).is_some_and(|state| state.is_empty()) {
-        headers.remove(STATE);
+    if headers
+        .get(TRACESTATE_HEADER)
+        .is_some_and(|state| state.is_empty())
+    {
+        headers.remove(TRACESTATE_HEADER);
     }
 }
 
@@ -47,22 +50,22 @@ struct TraceHeaders<'a> {
 impl Extractor for TraceHeaders<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         match key {
-            PARENT => Some(self.parent),
-            STATE => Some(self.state.as_str()).filter(|state| !state.is_empty()),
+            TRACEPARENT_HEADER => Some(self.parent),
+            TRACESTATE_HEADER => Some(self.state.as_str()).filter(|state| !state.is_empty()),
             _ => None,
         }
     }
 
     fn keys(&self) -> Vec<&str> {
-        vec![PARENT, STATE]
+        vec![TRACEPARENT_HEADER, TRACESTATE_HEADER]
     }
 }
 
 fn joined_tracestate(headers: &HeaderMap) -> String {
     let headers = HeaderExtractor(headers);
-    let state = headers.get_all(STATE).unwrap_or_default().join(",");
+    let state = headers.get_all(TRACESTATE_HEADER).unwrap_or_default().join(",");
     match state.len() {
-        ..=MAX_STATE => state,
+        ..=MAX_TRACESTATE_BYTES => state,
         _ => String::new(),
     }
 }
@@ -73,12 +76,12 @@ fn joined_tracestate(headers: &HeaderMap) -> String {
 ///
 /// The propagator accepts more than the standard does.
 fn is_valid_traceparent(parent: &[u8]) -> bool {
-    const LENGTH: usize = 55;
-    const DASHES: [usize; 3] = [2, 35, 52];
-    let Some((fixed, more)) = parent.split_at_checked(LENGTH) else {
+    const TRACEPARENT_BYTES: usize = 55;
+    const DASH_POSITIONS: [usize; 3] = [2, 35, 52];
+    let Some((fixed, more)) = parent.split_at_checked(TRACEPARENT_BYTES) else {
         return false;
     };
-    let fits = |(at, byte): (usize, &u8)| match DASHES.contains(&at) {
+    let fits = |(at, byte): (usize, &u8)| match DASH_POSITIONS.contains(&at) {
         true => *byte == b'-',
         false => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
     };
@@ -97,9 +100,9 @@ mod tests {
 
     use super::*;
 
-    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
-    fn headers(all: &[(&'static str, &str)]) -> HeaderMap {
+    fn headers_from(all: &[(&'static str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in all {
             headers.append(*name, HeaderValue::from_str(value).unwrap());
@@ -138,27 +141,30 @@ mod tests {
             ("", false),
         ];
         for (parent, valid) in cases {
-            let context = extract(&headers(&[(PARENT, parent)]));
+            let context = extract_caller_context(&headers_from(&[(TRACEPARENT_HEADER, parent)]));
             assert_eq!(context.has_active_span(), valid, "{parent}");
             if valid {
                 let span = context.span().span_context().clone();
-                assert_eq!(span.trace_id().to_string(), TRACE);
+                assert_eq!(span.trace_id().to_string(), TRACE_ID);
                 assert_eq!(span.is_sampled(), !parent.ends_with("-00"), "{parent}");
             }
         }
     }
 
     #[test]
-    fn two_traceparent_headers_name_no_caller() {
+    fn two_traceparent_headers_count_as_no_caller() {
         let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let context = extract(&headers(&[(PARENT, parent), (PARENT, parent)]));
+        let context = extract_caller_context(&headers_from(&[
+            (TRACEPARENT_HEADER, parent),
+            (TRACEPARENT_HEADER, parent),
+        ]));
         assert!(!context.has_active_span());
     }
 
     #[test]
     fn a_well_formed_tracestate_is_passed_on() {
         let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let long = format!("a={}", "x".repeat(MAX_STATE));
+        let long = format!("a={}", "x".repeat(MAX_TRACESTATE_BYTES));
         for (states, passed_on) in [
             (&["a=1", "b=2"][..], Some("a=1,b=2")),
             (&["a=1,b=2"], Some("a=1,b=2")),
@@ -166,20 +172,20 @@ mod tests {
             (&[&long], None),
             (&[], None),
         ] {
-            let mut all = vec![(PARENT, parent)];
-            all.extend(states.iter().map(|state| (STATE, *state)));
+            let mut all = vec![(TRACEPARENT_HEADER, parent)];
+            all.extend(states.iter().map(|state| (TRACESTATE_HEADER, *state)));
             let mut sent = HeaderMap::new();
-            inject(&extract(&headers(&all)), &mut sent);
-            assert_eq!(sent.get(PARENT).unwrap(), parent, "{states:?}");
-            let state = sent.get(STATE).map(|state| state.to_str().unwrap());
+            inject_context(&extract_caller_context(&headers_from(&all)), &mut sent);
+            assert_eq!(sent.get(TRACEPARENT_HEADER).unwrap(), parent, "{states:?}");
+            let state = sent.get(TRACESTATE_HEADER).map(|state| state.to_str().unwrap());
             assert_eq!(state, passed_on, "{states:?}");
         }
     }
 
     #[test]
-    fn no_headers_are_set_without_a_span() {
+    fn no_trace_headers_are_set_without_a_span() {
         let mut sent = HeaderMap::new();
-        inject(&Context::new(), &mut sent);
+        inject_context(&Context::new(), &mut sent);
         assert!(sent.is_empty());
     }
 }

@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use opentelemetry_sdk::trace::Sampler;
 use percent_encoding::percent_decode_str;
 
-use super::HEADERS_SECRET;
+use super::COLLECTOR_HEADERS_SECRET;
 use crate::env::Parser;
 use crate::error_chain::ErrorChain;
 use crate::secret::{SecretError, Secrets};
@@ -20,7 +20,7 @@ pub(crate) struct Settings(pub(super) Option<ExporterSettings>);
 #[derive(Debug)]
 pub(super) struct ExporterSettings {
     pub(super) endpoint: Uri,
-    pub(super) headers: Headers,
+    pub(super) headers: CollectorHeaders,
     pub(super) secrets: Secrets,
     /// Certificates (PEM) that authenticate the collector, in addition to the system's.
     pub(super) authorities: Option<Vec<u8>>,
@@ -33,50 +33,51 @@ pub(super) struct ExporterSettings {
 
 /// Headers for requests to the collector. `Debug` shows their names only.
 #[derive(Clone, Default)]
-pub(super) struct Headers(pub(super) HeaderMap);
+pub(super) struct CollectorHeaders(pub(super) HeaderMap);
 
-impl fmt::Debug for Headers {
+impl fmt::Debug for CollectorHeaders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
 }
 
 /// The names of two variables for one setting: for traces only, which takes precedence, and for all signals.
-type Names = [&'static str; 2];
+type VariableNames = [&'static str; 2];
 
-const HEADERS: Names = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
-const CERTIFICATE: Names = [
+const HEADERS_VARIABLES: VariableNames = ["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"];
+const CERTIFICATE_VARIABLES: VariableNames = [
     "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
 ];
-const COMPRESSION: Names = [
+const COMPRESSION_VARIABLES: VariableNames = [
     "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
     "OTEL_EXPORTER_OTLP_COMPRESSION",
 ];
-const PROTOCOL: Names = [
+const PROTOCOL_VARIABLES: VariableNames = [
     "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
     "OTEL_EXPORTER_OTLP_PROTOCOL",
 ];
-const TIMEOUT: Names = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
+const TIMEOUT_VARIABLES: VariableNames = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"];
 
 /// The variables with the collector's URL: complete, and without the path for traces.
-const ENDPOINT: Names = [
+const ENDPOINT_VARIABLES: VariableNames = [
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
 /// The collector's URL path for traces.
-const PATH: &str = "/v1/traces";
+const TRACES_URL_PATH: &str = "/v1/traces";
 
 /// The description of a valid collector URL, for error messages.
-const ENDPOINT_FORMAT: &str = "should be like http://HOST:4318 or https://HOST:4318";
+const VALID_ENDPOINT_DESCRIPTION: &str = "should be like http://HOST:4318 or https://HOST:4318";
 
 /// The description of valid headers for the collector, for error messages.
-const HEADERS_FORMAT: &str = "should be NAME=VALUE, several separated by commas, values percent-encoded";
+const VALID_HEADERS_DESCRIPTION: &str =
+    "should be NAME=VALUE, several separated by commas, values percent-encoded";
 
 impl Settings {
     /// Reads the settings of traces; problems are added to `parser`.
     pub(crate) fn read(parser: &mut Parser<'_>, secrets: &Secrets) -> Self {
-        let exporter = parser.parse("OTEL_TRACES_EXPORTER", true, |value| match value {
+        let exporter = parser.parse_or_default("OTEL_TRACES_EXPORTER", true, |value| match value {
             "otlp" => Ok(true),
             "none" => Ok(false),
             _ => Err("should be otlp or none"),
@@ -84,56 +85,58 @@ impl Settings {
         if parser.flag("OTEL_SDK_DISABLED", false) || !exporter {
             return Self(None);
         }
-        let Some(endpoint) = read_endpoint(parser) else {
+        let Some(endpoint) = read_collector_url(parser) else {
             return Self(None);
         };
-        let protocol = effective_name(parser, PROTOCOL);
-        parser.parse(protocol, (), |value| match value {
+        let protocol = effective_variable_name(parser, PROTOCOL_VARIABLES);
+        parser.parse_or_default(protocol, (), |value| match value {
             "http/protobuf" => Ok(()),
             _ => Err("should be http/protobuf, or not set: no other protocol is supported"),
         });
-        let compression = effective_name(parser, COMPRESSION);
-        let timeout = effective_name(parser, TIMEOUT);
+        let compression = effective_variable_name(parser, COMPRESSION_VARIABLES);
+        let timeout = effective_variable_name(parser, TIMEOUT_VARIABLES);
         Self(Some(ExporterSettings {
             endpoint,
             headers: read_headers(parser, secrets),
             secrets: secrets.clone(),
-            authorities: read_authorities(parser),
-            compress: parser.parse(compression, false, |value| match value {
+            authorities: read_trusted_certificates(parser),
+            compress: parser.parse_or_default(compression, false, |value| match value {
                 "gzip" => Ok(true),
                 "none" => Ok(false),
                 _ => Err("should be gzip or none"),
             }),
             timeout: Duration::from_millis(parser.number(timeout, 10_000)),
             sampler: read_sampler(parser),
-            is_named: is_named(parser),
+            is_named: service_name_is_set(parser),
         }))
     }
 
     /// Returns the time by which the export of queued spans may delay the end of the process.
     pub(crate) fn flush_timeout(&self) -> Duration {
-        self.0.as_ref().map_or(Duration::ZERO, |_| super::FLUSH_TIMEOUT)
+        self.0
+            .as_ref()
+            .map_or(Duration::ZERO, |_| super::SPAN_FLUSH_TIMEOUT)
     }
 }
 
 /// Returns which of two variables for one setting takes effect.
-fn effective_name(parser: &mut Parser<'_>, [traces, all]: Names) -> &'static str {
-    match parser.text(traces) {
+fn effective_variable_name(parser: &mut Parser<'_>, [traces, all]: VariableNames) -> &'static str {
+    match parser.optional_text(traces) {
         Some(_) => traces,
         None => all,
     }
 }
 
-fn read_endpoint(parser: &mut Parser<'_>) -> Option<Uri> {
-    let name = effective_name(parser, ENDPOINT);
-    let text = parser.text(name)?;
-    let url = match name == ENDPOINT[0] {
+fn read_collector_url(parser: &mut Parser<'_>) -> Option<Uri> {
+    let name = effective_variable_name(parser, ENDPOINT_VARIABLES);
+    let text = parser.optional_text(name)?;
+    let url = match name == ENDPOINT_VARIABLES[0] {
         true => text.clone(),
-        false => format!("{}{PATH}", text.trim_end_matches('/')),
+        false => format!("{}{TRACES_URL_PATH}", text.trim_end_matches('/')),
     };
     let problem = match url.parse::<Uri>() {
         Err(error) => error.to_string(),
-        Ok(uri) => match endpoint_problem(&uri) {
+        Ok(uri) => match collector_url_problem(&uri) {
             None => return Some(uri),
             Some(problem) => problem.to_owned(),
         },
@@ -143,12 +146,12 @@ fn read_endpoint(parser: &mut Parser<'_>) -> Option<Uri> {
         true => String::new(),
         false => format!(", not {text:?}"),
     };
-    parser.problem(name, format!("{ENDPOINT_FORMAT}{shown}: {problem}"));
+    parser.add_problem(name, format!("{VALID_ENDPOINT_DESCRIPTION}{shown}: {problem}"));
     None
 }
 
 /// Returns the fault in the collector's URL, if there is one.
-fn endpoint_problem(uri: &Uri) -> Option<&'static str> {
+fn collector_url_problem(uri: &Uri) -> Option<&'static str> {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Some("it does not begin with http:// or https://");
@@ -159,37 +162,37 @@ fn endpoint_problem(uri: &Uri) -> Option<&'static str> {
     uri.host().is_none_or(str::is_empty).then_some("it has no host")
 }
 
-fn read_headers(parser: &mut Parser<'_>, secrets: &Secrets) -> Headers {
-    let name = effective_name(parser, HEADERS);
+fn read_headers(parser: &mut Parser<'_>, secrets: &Secrets) -> CollectorHeaders {
+    let name = effective_variable_name(parser, HEADERS_VARIABLES);
     let mut headers = HeaderMap::new();
-    if let Some(text) = parser.text(name) {
+    if let Some(text) = parser.optional_text(name) {
         match parse_headers(&text) {
             Some(parsed) => headers = parsed,
             // The value is not shown: it usually contains a secret.
-            None => parser.problem(name, HEADERS_FORMAT),
+            None => parser.add_problem(name, VALID_HEADERS_DESCRIPTION),
         }
     }
     if let Err(problem) = read_secret_headers(secrets) {
-        parser.problem(
+        parser.add_problem(
             name,
-            format!("cannot be completed by the secret {HEADERS_SECRET}: {problem}"),
+            format!("cannot be completed by the secret {COLLECTOR_HEADERS_SECRET}: {problem}"),
         );
     }
-    Headers(headers)
+    CollectorHeaders(headers)
 }
 
-/// Reads the collector's headers from the secret [`HEADERS_SECRET`]; returns none if the secret does not exist.
+/// Reads the collector's headers from the secret [`COLLECTOR_HEADERS_SECRET`]; returns none if the secret does not exist.
 ///
 /// # Errors
 /// Fails if the secret cannot be read, or its format is wrong.
 pub(super) fn read_secret_headers(secrets: &Secrets) -> Result<HeaderMap, String> {
-    let secret = match secrets.read_secret(HEADERS_SECRET) {
+    let secret = match secrets.read_secret(COLLECTOR_HEADERS_SECRET) {
         Ok(secret) => secret,
         Err(SecretError::Missing { .. }) => return Ok(HeaderMap::new()),
         Err(error) => return Err(ErrorChain(&error).to_string()),
     };
     let parsed = secret.expose_text().and_then(parse_headers);
-    parsed.ok_or_else(|| format!("it {HEADERS_FORMAT}"))
+    parsed.ok_or_else(|| format!("it {VALID_HEADERS_DESCRIPTION}"))
 }
 
 /// Parses the collector's headers, separated by commas or line ends; returns `None` if the format is wrong.
@@ -212,9 +215,9 @@ fn parse_headers(text: &str) -> Option<HeaderMap> {
     Some(headers)
 }
 
-fn read_authorities(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
-    let name = effective_name(parser, CERTIFICATE);
-    parser.parse(name, None, |path| {
+fn read_trusted_certificates(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
+    let name = effective_variable_name(parser, CERTIFICATE_VARIABLES);
+    parser.parse_or_default(name, None, |path| {
         let pem =
             std::fs::read(path).map_err(|error| format!("cannot be read ({error}): should be a file"))?;
         Ok::<_, String>(Some(pem))
@@ -222,7 +225,7 @@ fn read_authorities(parser: &mut Parser<'_>) -> Option<Vec<u8>> {
 }
 
 fn read_sampler(parser: &mut Parser<'_>) -> Sampler {
-    let ratio = parser.parse("OTEL_TRACES_SAMPLER_ARG", 1.0, |value| {
+    let ratio = parser.parse_or_default("OTEL_TRACES_SAMPLER_ARG", 1.0, |value| {
         match value.parse::<f64>() {
             Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(ratio),
             _ => Err("should be a number from 0 to 1"),
@@ -230,7 +233,7 @@ fn read_sampler(parser: &mut Parser<'_>) -> Sampler {
     });
     let parent_based = |sampler: Sampler| Sampler::ParentBased(Box::new(sampler));
     let default = parent_based(Sampler::AlwaysOn);
-    parser.parse("OTEL_TRACES_SAMPLER", default, |value| {
+    parser.parse_or_default("OTEL_TRACES_SAMPLER", default, |value| {
         Ok(match value {
             "always_on" => Sampler::AlwaysOn,
             "always_off" => Sampler::AlwaysOff,
@@ -250,8 +253,8 @@ fn read_sampler(parser: &mut Parser<'_>) -> Sampler {
 /// Returns whether the environment sets the function's service name in traces.
 ///
 /// Also checks the format of the attributes: the SDK reads them itself, and skips malformed ones without an error.
-fn is_named(parser: &mut Parser<'_>) -> bool {
-    let attributes = parser.parse("OTEL_RESOURCE_ATTRIBUTES", false, |value| {
+fn service_name_is_set(parser: &mut Parser<'_>) -> bool {
+    let attributes = parser.parse_or_default("OTEL_RESOURCE_ATTRIBUTES", false, |value| {
         let mut named = false;
         for part in value.split(',').filter(|part| !part.trim().is_empty()) {
             let (key, _) = part
@@ -261,7 +264,7 @@ fn is_named(parser: &mut Parser<'_>) -> bool {
         }
         Ok::<_, &str>(named)
     });
-    attributes || parser.text("OTEL_SERVICE_NAME").is_some()
+    attributes || parser.optional_text("OTEL_SERVICE_NAME").is_some()
 }
 
 #[cfg(test)]
@@ -269,10 +272,10 @@ mod tests {
     use super::*;
     use crate::env::Problems;
 
-    fn read(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
+    fn read_trace_settings(variables: &[(&str, &str)], secret: Option<&str>) -> Result<Settings, Problems> {
         let directory = tempfile::tempdir().unwrap();
         if let Some(secret) = secret {
-            std::fs::write(directory.path().join(HEADERS_SECRET), secret).unwrap();
+            std::fs::write(directory.path().join(COLLECTOR_HEADERS_SECRET), secret).unwrap();
         }
         let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
         let mut parser = Parser::new(&variables);
@@ -281,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_traced_without_a_collector() {
+    fn without_a_collector_url_tracing_is_disabled() {
         let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318");
         for (variables, traced) in [
             (&[][..], false),
@@ -297,48 +300,63 @@ mod tests {
                 true,
             ),
         ] {
-            let settings = read(variables, None).unwrap();
+            let settings = read_trace_settings(variables, None).unwrap();
             assert_eq!(settings.0.is_some(), traced, "{variables:?}");
             assert_eq!(settings.flush_timeout().is_zero(), !traced, "{variables:?}");
         }
     }
 
     #[test]
-    fn the_path_is_appended_to_the_endpoint_for_all_signals_only() {
-        const ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-        const TRACES: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    fn the_traces_path_is_appended_only_to_the_endpoint_for_all_signals() {
+        const ALL_SIGNALS_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+        const TRACES_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
         for (variables, expected) in [
-            (&[(ALL, "http://c:4318")][..], "http://c:4318/v1/traces"),
-            (&[(ALL, "https://c:4318/")], "https://c:4318/v1/traces"),
-            (&[(ALL, "https://c/otlp")], "https://c/otlp/v1/traces"),
-            (&[(TRACES, "http://c:4318/here")], "http://c:4318/here"),
-            (&[(ALL, "http://a"), (TRACES, "http://b/x")], "http://b/x"),
+            (
+                &[(ALL_SIGNALS_ENDPOINT, "http://c:4318")][..],
+                "http://c:4318/v1/traces",
+            ),
+            (
+                &[(ALL_SIGNALS_ENDPOINT, "https://c:4318/")],
+                "https://c:4318/v1/traces",
+            ),
+            (
+                &[(ALL_SIGNALS_ENDPOINT, "https://c/otlp")],
+                "https://c/otlp/v1/traces",
+            ),
+            (&[(TRACES_ENDPOINT, "http://c:4318/here")], "http://c:4318/here"),
+            (
+                &[
+                    (ALL_SIGNALS_ENDPOINT, "http://a"),
+                    (TRACES_ENDPOINT, "http://b/x"),
+                ],
+                "http://b/x",
+            ),
         ] {
-            let settings = read(variables, None).unwrap().0.unwrap();
+            let settings = read_trace_settings(variables, None).unwrap().0.unwrap();
             assert_eq!(settings.endpoint.to_string(), expected);
         }
     }
 
     #[test]
-    fn every_problem_says_what_would_be_right_and_shows_no_secret() {
-        const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
-        let collector = (ENDPOINT, "http://collector:4318");
+    fn every_problem_of_a_trace_setting_says_what_would_be_right_and_shows_no_secret() {
+        const ENDPOINT_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+        let collector = (ENDPOINT_VARIABLE, "http://collector:4318");
         for (variables, expected) in [
             (
-                &[(ENDPOINT, "collector:4318")][..],
+                &[(ENDPOINT_VARIABLE, "collector:4318")][..],
                 "OTEL_EXPORTER_OTLP_ENDPOINT should be like http://HOST:4318 or https://HOST:4318, not \"collector:4318\": \
                  invalid",
             ),
             (
-                &[(ENDPOINT, "grpc://collector:4317")],
+                &[(ENDPOINT_VARIABLE, "grpc://collector:4317")],
                 "it does not begin with http:// or https://",
             ),
             (
-                &[(ENDPOINT, "http://")],
+                &[(ENDPOINT_VARIABLE, "http://")],
                 "OTEL_EXPORTER_OTLP_ENDPOINT should be like",
             ),
             (
-                &[(ENDPOINT, "http://me:hunter2@collector:4318")],
+                &[(ENDPOINT_VARIABLE, "http://me:hunter2@collector:4318")],
                 "which belong in the secret otel-headers",
             ),
             (
@@ -375,7 +393,7 @@ mod tests {
                 "OTEL_TRACES_EXPORTER should be otlp or none",
             ),
         ] {
-            let problems = read(variables, None).unwrap_err();
+            let problems = read_trace_settings(variables, None).unwrap_err();
             assert_eq!(problems.0.len(), 1, "{problems}");
             let text = problems.to_string();
             assert!(text.contains(expected), "{text}\ndoes not contain\n{expected}");
@@ -384,12 +402,12 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_decoded_and_not_shown_in_debug_output() {
+    fn collector_headers_are_percent_decoded_and_not_shown_in_debug_output() {
         let variables = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"),
             ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hunter2, x-team = a%2Cb"),
         ];
-        let settings = read(&variables, None).unwrap().0.unwrap();
+        let settings = read_trace_settings(&variables, None).unwrap().0.unwrap();
         assert_eq!(settings.headers.0["api-key"], "hunter2");
         assert_eq!(settings.headers.0["x-team"], "a,b");
         assert!(!format!("{settings:?}").contains("hunter2"));
@@ -398,15 +416,19 @@ mod tests {
     #[test]
     fn a_malformed_headers_secret_is_a_problem_of_the_settings() {
         let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")];
-        read(&variables, Some("authorization=Bearer%20hunter2\napi-key=x\n")).unwrap();
+        read_trace_settings(&variables, Some("authorization=Bearer%20hunter2\napi-key=x\n")).unwrap();
         for wrong in ["hunter2", "a b=hunter2", "a=hunter2\x07"] {
-            let text = read(&variables, Some(wrong)).unwrap_err().to_string();
+            let text = read_trace_settings(&variables, Some(wrong))
+                .unwrap_err()
+                .to_string();
             assert!(
                 text.contains("otel-headers") && !text.contains("hunter2"),
                 "{text}"
             );
         }
-        let empty = read(&variables, Some("\n")).unwrap_err().to_string();
+        let empty = read_trace_settings(&variables, Some("\n"))
+            .unwrap_err()
+            .to_string();
         assert!(empty.contains("secret otel-headers is empty"), "{empty}");
     }
 }

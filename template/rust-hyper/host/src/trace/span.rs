@@ -9,23 +9,23 @@ use opentelemetry::trace::{SpanBuilder, SpanKind, Status, TraceContextExt, Trace
 use opentelemetry::{Context, KeyValue, Value};
 use opentelemetry_sdk::trace::SdkTracer;
 
-use super::context::{InSpan, TraceContext, tracer, with_tracer};
+use super::context::{InSpanFuture, TraceContext, context_with_tracer, tracer_of_context};
 use super::propagation;
 
 /// The length of the longest text in a span's attribute, in bytes. Thousands of spans may be queued, with
 /// texts that callers choose.
-const MAX_TEXT: usize = 512;
+const MAX_ATTRIBUTE_TEXT_BYTES: usize = 512;
 
 /// A trace span, which ends when it is dropped. Without a collector it is empty, and its methods do nothing.
 #[derive(Debug, Default)]
 pub struct Span(Option<Context>);
 
 /// The HTTP method of the request that is being served, stored in its OpenTelemetry context.
-struct RequestMethod(&'static str);
+struct CurrentRequestMethod(&'static str);
 
 /// Sets the route in the trace span of the request that `context` belongs to.
 pub(super) fn set_route(context: &Context, route: &'static str) {
-    if let Some(RequestMethod(method)) = context.get() {
+    if let Some(CurrentRequestMethod(method)) = context.get() {
         let span = context.span();
         span.update_name(format!("{method} {route}"));
         span.set_attribute(KeyValue::new("http.route", route));
@@ -34,7 +34,7 @@ pub(super) fn set_route(context: &Context, route: &'static str) {
 
 impl Span {
     /// Creates an empty trace span, which is not exported.
-    pub fn none() -> Self {
+    pub fn empty() -> Self {
         Self(None)
     }
 
@@ -46,22 +46,22 @@ impl Span {
         method: &'static str,
         attributes: Vec<KeyValue>,
     ) -> Self {
-        let context = with_tracer(caller, tracer.clone()).with_value(RequestMethod(method));
+        let context = context_with_tracer(caller, tracer.clone()).with_value(CurrentRequestMethod(method));
         let builder = SpanBuilder::from_name(method)
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
-        Self::open(tracer, builder, &context)
+        Self::open_from_builder(tracer, builder, &context)
     }
 
     /// Opens a child of the trace span in `context`; returns an empty span if the context is not traced.
     pub(super) fn child_of(context: &Context, name: Cow<'static, str>, kind: SpanKind) -> Self {
-        let Some(tracer) = tracer(context) else {
+        let Some(tracer) = tracer_of_context(context) else {
             return Self(None);
         };
-        Self::open(tracer, SpanBuilder::from_name(name).with_kind(kind), context)
+        Self::open_from_builder(tracer, SpanBuilder::from_name(name).with_kind(kind), context)
     }
 
-    fn open(tracer: &SdkTracer, builder: SpanBuilder, context: &Context) -> Self {
+    fn open_from_builder(tracer: &SdkTracer, builder: SpanBuilder, context: &Context) -> Self {
         let span = tracer.build_with_context(builder, context);
         Self(Some(context.with_span(span)))
     }
@@ -70,7 +70,11 @@ impl Span {
     pub fn child_started_at(&self, name: impl Into<Cow<'static, str>>, start: SystemTime) -> Self {
         let opened = self.0.as_ref().and_then(|context| {
             let builder = SpanBuilder::from_name(name).with_start_time(start);
-            Some(Self::open(tracer(context)?, builder, context))
+            Some(Self::open_from_builder(
+                tracer_of_context(context)?,
+                builder,
+                context,
+            ))
         });
         opened.unwrap_or_default()
     }
@@ -85,30 +89,30 @@ impl Span {
     /// Sets an attribute of the trace span. Text is truncated to 512 bytes.
     ///
     /// Common names are listed at <https://opentelemetry.io/docs/specs/semconv/>.
-    pub fn set(&self, key: &'static str, value: impl Into<Value>) {
+    pub fn set_attribute(&self, key: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
-            context.span().set_attribute(attribute(key, value));
+            context.span().set_attribute(text_attribute(key, value));
         }
     }
 
     /// Marks the trace span as failed. The reason is exported, so it must not contain secrets.
     pub fn mark_failed(&self, reason: impl fmt::Display) {
         if let Some(context) = self.0.as_ref().filter(|context| context.span().is_recording()) {
-            context
-                .span()
-                .set_status(Status::error(truncate(&reason.to_string()).to_owned()));
+            context.span().set_status(Status::error(
+                truncate_attribute_text(&reason.to_string()).to_owned(),
+            ));
         }
     }
 
     /// Wraps `future` so that it runs in this trace span: spans that it opens are children of this one.
-    pub fn run<F>(&self, future: F) -> InSpan<F> {
-        self.context().run(future)
+    pub fn run<F>(&self, future: F) -> InSpanFuture<F> {
+        self.context().run_in_context(future)
     }
 
     /// Sets the trace headers of a request, which name this span as the caller.
-    pub fn inject(&self, headers: &mut HeaderMap) {
+    pub fn inject_headers(&self, headers: &mut HeaderMap) {
         if let Some(context) = &self.0 {
-            propagation::inject(context, headers);
+            propagation::inject_context(context, headers);
         }
     }
 
@@ -143,33 +147,35 @@ impl Span {
     }
 
     /// Records the response's status code in the trace span; from 500 on, marks the span as failed.
-    pub(crate) fn set_status(&self, status: u16) {
-        self.set("http.response.status_code", i64::from(status));
+    pub(crate) fn set_response_status(&self, status: u16) {
+        self.set_attribute("http.response.status_code", i64::from(status));
         if status >= 500 {
-            self.set("error.type", status.to_string());
+            self.set_attribute("error.type", status.to_string());
             self.mark_failed("");
         }
     }
 
     /// Marks the trace span as failed because the client disconnected before the end of the response.
     pub(crate) fn mark_abandoned(&self) {
-        self.set("error.type", "abandoned");
+        self.set_attribute("error.type", "abandoned");
         self.mark_failed("the client disconnected");
     }
 }
 
-/// Creates an attribute of a trace span, with text truncated to [`MAX_TEXT`].
-pub(super) fn attribute(key: &'static str, value: impl Into<Value>) -> KeyValue {
+/// Creates an attribute of a trace span, with text truncated to [`MAX_ATTRIBUTE_TEXT_BYTES`].
+pub(super) fn text_attribute(key: &'static str, value: impl Into<Value>) -> KeyValue {
     let value = match value.into() {
-        Value::String(text) if text.as_str().len() > MAX_TEXT => truncate(text.as_str()).to_owned().into(),
+        Value::String(text) if text.as_str().len() > MAX_ATTRIBUTE_TEXT_BYTES => {
+            truncate_attribute_text(text.as_str()).to_owned().into()
+        }
         value => value,
     };
     KeyValue::new(key, value)
 }
 
-/// Truncates `text` to at most [`MAX_TEXT`] bytes, at the boundary of a character.
-pub(super) fn truncate(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT)]
+/// Truncates `text` to at most [`MAX_ATTRIBUTE_TEXT_BYTES`] bytes, at the boundary of a character.
+pub(super) fn truncate_attribute_text(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_ATTRIBUTE_TEXT_BYTES)]
 }
 
 impl Drop for Span {

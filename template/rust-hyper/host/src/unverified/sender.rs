@@ -92,7 +92,7 @@ impl UnverifiedSender {
     pub async fn collect(&mut self, body: Body, limit: usize) -> Result<Bytes, ReceiveError> {
         let mut body = pin!(body);
         let too_large = || ReceiveError::Body(BodyError::TooLarge { limit });
-        let announced = body.remaining().lower();
+        let announced = body.remaining_bytes().lower();
         if announced > limit as u64 {
             return Err(too_large());
         }

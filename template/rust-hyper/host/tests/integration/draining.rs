@@ -3,27 +3,27 @@
 use function_host::http::StatusCode;
 use tokio::net::TcpStream;
 
-use crate::function::{Function, get, try_get};
+use crate::function::{FunctionProcess, get_page, try_get_page};
 
-const SHUTTING_DOWN: &str = "shutting down: not ready, still accepting requests";
+const SHUTTING_DOWN_MESSAGE: &str = "shutting down: not ready, still accepting requests";
 
 #[tokio::test]
-async fn a_function_without_requests_exits_with_0() {
+async fn after_sigterm_a_function_without_requests_exits_with_0() {
     for signal in ["TERM", "INT"] {
-        let function = Function::start(&[]).await;
+        let function = FunctionProcess::start_and_wait(&[]).await;
         // An idle connection does not delay the exit.
         let _idle = TcpStream::connect(function.address).await.unwrap();
         assert_eq!(function.get("/_/ready").await.status, StatusCode::OK);
         function.send_signal(signal);
-        assert_eq!(function.exit_code().await, 0, "{signal}");
+        assert_eq!(function.wait_for_exit_code().await, 0, "{signal}");
     }
 }
 
 #[tokio::test]
-async fn requests_are_accepted_while_load_balancers_notice_the_shutdown() {
-    let mut function = Function::start(&[("healthcheck_interval", "1h")]).await;
+async fn requests_are_still_accepted_while_load_balancers_notice_the_shutdown() {
+    let mut function = FunctionProcess::start_and_wait(&[("healthcheck_interval", "1h")]).await;
     function.send_signal("TERM");
-    function.next_log_line(SHUTTING_DOWN).await;
+    function.next_log_line(SHUTTING_DOWN_MESSAGE).await;
     let ready = function.get("/_/ready").await;
     assert_eq!(
         (ready.status, ready.text.as_str()),
@@ -33,27 +33,27 @@ async fn requests_are_accepted_while_load_balancers_notice_the_shutdown() {
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
     // A second signal ends the wait.
     function.send_signal("TERM");
-    assert_eq!(function.exit_code().await, 128 + 15);
+    assert_eq!(function.wait_for_exit_code().await, 128 + 15);
 }
 
 #[tokio::test]
 async fn running_requests_finish_after_the_port_is_closed() {
-    let mut function = Function::start(&[("write_timeout", "1h")]).await;
+    let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "1h")]).await;
     let address = function.address;
-    let working = tokio::spawn(async move { get(address, "/until-shutdown").await });
+    let working = tokio::spawn(async move { get_page(address, "/until-shutdown").await });
     function.next_log_line("working").await;
     function.send_signal("TERM");
     assert_eq!(working.await.unwrap().text, "interrupted");
     function.next_log_line("stopped").await;
     assert!(TcpStream::connect(address).await.is_err());
-    assert_eq!(function.exit_code().await, 0);
+    assert_eq!(function.wait_for_exit_code().await, 0);
 }
 
 #[tokio::test]
 async fn requests_that_exceed_the_drain_deadline_are_dropped() {
-    let mut function = Function::start(&[("write_timeout", "50ms")]).await;
+    let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "50ms")]).await;
     let address = function.address;
-    let hanging = tokio::spawn(async move { try_get(address, "/forever").await });
+    let hanging = tokio::spawn(async move { try_get_page(address, "/forever").await });
     function.next_log_line("started").await;
     function.send_signal("TERM");
     let line = function
@@ -62,32 +62,32 @@ async fn requests_that_exceed_the_drain_deadline_are_dropped() {
     assert_eq!(line["running"], 1);
     function.next_log_line("dropped").await;
     assert!(hanging.await.unwrap().is_err());
-    assert_eq!(function.exit_code().await, 0);
+    assert_eq!(function.wait_for_exit_code().await, 0);
 }
 
 #[tokio::test]
 async fn a_handler_that_blocks_its_thread_does_not_prevent_the_exit() {
-    let mut function = Function::start(&[("write_timeout", "50ms")]).await;
+    let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "50ms")]).await;
     let address = function.address;
-    let blocked = tokio::spawn(async move { try_get(address, "/block").await });
+    let blocked = tokio::spawn(async move { try_get_page(address, "/block").await });
     function.next_log_line("blocking").await;
     function.send_signal("TERM");
     function
         .next_log_line("a handler blocks its thread, exiting without waiting for it")
         .await;
-    assert_eq!(function.exit_code().await, 0);
+    assert_eq!(function.wait_for_exit_code().await, 0);
     blocked.abort();
 }
 
 #[tokio::test]
 async fn a_second_signal_ends_the_process_at_once() {
-    let mut function = Function::start(&[("write_timeout", "1h")]).await;
+    let mut function = FunctionProcess::start_and_wait(&[("write_timeout", "1h")]).await;
     let address = function.address;
-    let hanging = tokio::spawn(async move { try_get(address, "/forever").await });
+    let hanging = tokio::spawn(async move { try_get_page(address, "/forever").await });
     function.next_log_line("started").await;
     function.send_signal("TERM");
     function.next_log_line("port closed, draining requests").await;
     function.send_signal("TERM");
-    assert_eq!(function.exit_code().await, 128 + 15);
+    assert_eq!(function.wait_for_exit_code().await, 128 + 15);
     assert!(hanging.await.unwrap().is_err());
 }

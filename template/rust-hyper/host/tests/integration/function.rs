@@ -19,18 +19,18 @@ use crate::handlers;
 
 /// The time after which a test fails instead of waiting longer for an event. No event should take nearly as
 /// long.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The environment variable that makes the test program serve the function.
-const SERVE: &str = "FUNCTION_HOST_TEST_SERVE";
+const SERVE_VARIABLE: &str = "FUNCTION_HOST_TEST_SERVE";
 
-/// Serves the function under test, in a process that [`Function::spawn`] started.
+/// Serves the function under test, in a process that [`Function::spawn_process`] started.
 ///
 /// In other processes it returns at once. It is not a test, but the entry point of the process under test.
 #[test]
-fn serve() {
-    if std::env::var_os(SERVE).is_some() {
-        let code = function_host::run_with(handlers::set_up);
+fn serve_as_child_process() {
+    if std::env::var_os(SERVE_VARIABLE).is_some() {
+        let code = function_host::run_with(handlers::set_up_test_handler);
         // `ExitCode` can be returned from `main` only, so its number is searched.
         let number = (0..=u8::MAX)
             .find(|number| ExitCode::from(*number) == code)
@@ -40,7 +40,7 @@ fn serve() {
 }
 
 /// The running process of the function under test. Dropping it kills the process.
-pub(crate) struct Function {
+pub(crate) struct FunctionProcess {
     process: Child,
     log: Lines<BufReader<ChildStdout>>,
     /// The address at which the function answers requests.
@@ -51,16 +51,16 @@ pub(crate) struct Function {
 
 /// A complete response of the function.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct FunctionResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) text: String,
 }
 
-impl Function {
+impl FunctionProcess {
     /// Starts the function under test with these settings and waits until it listens.
-    pub(crate) async fn start(settings: &[(&str, &str)]) -> Self {
-        let mut function = Self::spawn(settings);
+    pub(crate) async fn start_and_wait(settings: &[(&str, &str)]) -> Self {
+        let mut function = Self::spawn_process(settings);
         let line = function.next_log_line("listening").await;
         let port = |name: &str| u16::try_from(line[name].as_u64().unwrap()).unwrap();
         function.address = (Ipv4Addr::LOCALHOST, port("port")).into();
@@ -69,12 +69,12 @@ impl Function {
     }
 
     /// Starts the function under test without waiting until it listens.
-    pub(crate) fn spawn(settings: &[(&str, &str)]) -> Self {
+    pub(crate) fn spawn_process(settings: &[(&str, &str)]) -> Self {
         let mut process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "function::serve", "--nocapture", "--quiet"])
             .env_clear()
             .envs([
-                (SERVE, "1"),
+                (SERVE_VARIABLE, "1"),
                 ("port", "0"),
                 ("metrics_port", "0"),
                 ("healthcheck_interval", "0s"),
@@ -99,7 +99,7 @@ impl Function {
     /// skipped.
     pub(crate) async fn next_raw_log_line(&mut self) -> Option<String> {
         loop {
-            let line = tokio::time::timeout(TIMEOUT, self.log.next_line())
+            let line = tokio::time::timeout(TEST_TIMEOUT, self.log.next_line())
                 .await
                 .unwrap()
                 .unwrap()?;
@@ -121,13 +121,13 @@ impl Function {
     }
 
     /// Sends a GET request to the function.
-    pub(crate) async fn get(&self, path: &str) -> Answer {
-        get(self.address, path).await
+    pub(crate) async fn get(&self, path: &str) -> FunctionResponse {
+        get_page(self.address, path).await
     }
 
     /// Returns the function's page of metrics.
-    pub(crate) async fn metrics(&self) -> String {
-        let answer = get(self.metrics_address, "/metrics").await;
+    pub(crate) async fn get_metrics_page(&self) -> String {
+        let answer = get_page(self.metrics_address, "/metrics").await;
         assert_eq!(answer.status, StatusCode::OK);
         answer.text
     }
@@ -151,8 +151,8 @@ impl Function {
     }
 
     /// Waits until the function's process exits; returns its exit code.
-    pub(crate) async fn exit_code(mut self) -> i32 {
-        let status = tokio::time::timeout(TIMEOUT, self.process.wait())
+    pub(crate) async fn wait_for_exit_code(mut self) -> i32 {
+        let status = tokio::time::timeout(TEST_TIMEOUT, self.process.wait())
             .await
             .unwrap()
             .unwrap();
@@ -163,13 +163,13 @@ impl Function {
 }
 
 /// Sends a GET request on a new connection.
-pub(crate) async fn get(address: SocketAddr, path: &str) -> Answer {
-    try_get(address, path).await.unwrap()
+pub(crate) async fn get_page(address: SocketAddr, path: &str) -> FunctionResponse {
+    try_get_page(address, path).await.unwrap()
 }
 
 /// Sends a GET request on a new connection, and returns its error if it fails.
-pub(crate) async fn try_get(address: SocketAddr, path: &str) -> Result<Answer, hyper::Error> {
-    send(
+pub(crate) async fn try_get_page(address: SocketAddr, path: &str) -> Result<FunctionResponse, hyper::Error> {
+    send_request(
         address,
         http::Request::get(path)
             .header("host", "test")
@@ -180,21 +180,21 @@ pub(crate) async fn try_get(address: SocketAddr, path: &str) -> Result<Answer, h
 }
 
 /// Sends a request on a new connection. Fails if the response is incomplete.
-pub(crate) async fn send(
+pub(crate) async fn send_request(
     address: SocketAddr,
     request: http::Request<Full<Bytes>>,
-) -> Result<Answer, hyper::Error> {
+) -> Result<FunctionResponse, hyper::Error> {
     let exchange = async {
         let stream = TcpStream::connect(address).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let (head, body) = sender.send_request(request).await?.into_parts();
         let text = String::from_utf8(body.collect().await?.to_bytes().into()).unwrap();
-        Ok(Answer {
+        Ok(FunctionResponse {
             status: head.status,
             headers: head.headers,
             text,
         })
     };
-    tokio::time::timeout(TIMEOUT, exchange).await.unwrap()
+    tokio::time::timeout(TEST_TIMEOUT, exchange).await.unwrap()
 }

@@ -22,10 +22,10 @@ struct TestHandler {
 }
 
 /// Sets up the function under test. Its own settings are `answer_is` and `setup`.
-pub(crate) async fn set_up(context: SetupContext) -> Result<App<impl Handler>, SetupError> {
+pub(crate) async fn set_up_test_handler(context: SetupContext) -> Result<App<impl Handler>, SetupError> {
     let mut settings = context.settings_parser();
     settings.number("answer_is", 42_u8);
-    let setup = settings.text("setup");
+    let setup = settings.optional_text("setup");
     settings.finish()?;
     match setup.as_deref() {
         Some("fails") => return Err(SetupError::new("the disk is full")),
@@ -38,7 +38,7 @@ pub(crate) async fn set_up(context: SetupContext) -> Result<App<impl Handler>, S
     }
     let ready = Arc::new(AtomicBool::new(setup.as_deref() != Some("not ready")));
     let builds = prometheus::IntCounter::new("builds_total", "Builds.")?;
-    context.registry().register(Box::new(builds.clone()))?;
+    context.metrics_registry().register(Box::new(builds.clone()))?;
     builds.inc();
     let handler = TestHandler {
         released: Semaphore::new(0),
@@ -78,7 +78,7 @@ impl Handler for TestHandler {
                 Ok(reply::text("interrupted"))
             }
             "/forever" => {
-                let _guard = LogOnDrop;
+                let _guard = DropLogger;
                 tracing::info!("started");
                 std::future::pending().await
             }
@@ -112,9 +112,9 @@ impl Handler for TestHandler {
 }
 
 /// A guard that logs its drop.
-struct LogOnDrop;
+struct DropLogger;
 
-impl Drop for LogOnDrop {
+impl Drop for DropLogger {
     fn drop(&mut self) {
         tracing::info!("dropped");
     }

@@ -3,14 +3,14 @@
 use function_host::http::StatusCode;
 use function_host::http::header::RETRY_AFTER;
 
-use crate::function::{Function, TIMEOUT, get};
+use crate::function::{FunctionProcess, TEST_TIMEOUT, get_page};
 
 #[tokio::test]
-async fn a_request_over_the_limit_is_rejected_with_the_text_of_openfaas() {
-    let mut function = Function::start(&[("max_inflight", "2")]).await;
+async fn a_request_over_max_inflight_is_rejected_with_429_and_the_text_of_openfaas() {
+    let mut function = FunctionProcess::start_and_wait(&[("max_inflight", "2")]).await;
     let address = function.address;
     let waiting: Vec<_> = (0..2)
-        .map(|_| tokio::spawn(async move { get(address, "/wait").await }))
+        .map(|_| tokio::spawn(async move { get_page(address, "/wait").await }))
         .collect();
     function.next_log_line("waiting").await;
     function.next_log_line("waiting").await;
@@ -29,7 +29,7 @@ async fn a_request_over_the_limit_is_rejected_with_the_text_of_openfaas() {
     assert_eq!(function.get("/_/health").await.status, StatusCode::OK);
     assert!(
         function
-            .metrics()
+            .get_metrics_page()
             .await
             .contains("http_requests_total{code=\"429\",method=\"get\"} 1\n")
     );
@@ -37,16 +37,16 @@ async fn a_request_over_the_limit_is_rejected_with_the_text_of_openfaas() {
 }
 
 #[tokio::test]
-async fn a_client_that_disconnects_makes_room_for_another_request() {
-    let mut function = Function::start(&[("max_inflight", "1")]).await;
+async fn a_client_that_disconnects_frees_its_place_under_max_inflight() {
+    let mut function = FunctionProcess::start_and_wait(&[("max_inflight", "1")]).await;
     let address = function.address;
-    let hanging = tokio::spawn(async move { get(address, "/forever").await });
+    let hanging = tokio::spawn(async move { get_page(address, "/forever").await });
     function.next_log_line("started").await;
     hanging.abort();
     function.next_log_line("dropped").await;
     // The request leaves the count right after its handler is dropped.
     let admitted = async { while function.get("/_/ready").await.status != StatusCode::OK {} };
-    tokio::time::timeout(TIMEOUT, admitted)
+    tokio::time::timeout(TEST_TIMEOUT, admitted)
         .await
         .expect("the request of the disconnected client still counts");
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
@@ -54,7 +54,7 @@ async fn a_client_that_disconnects_makes_room_for_another_request() {
 
 #[tokio::test]
 async fn a_handler_that_exceeds_exec_timeout_is_dropped() {
-    let mut function = Function::start(&[("exec_timeout", "100ms")]).await;
+    let mut function = FunctionProcess::start_and_wait(&[("exec_timeout", "100ms")]).await;
     let answer = function.get("/forever").await;
     assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
     function

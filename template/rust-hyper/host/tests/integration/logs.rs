@@ -2,24 +2,24 @@
 
 use function_host::http;
 
-use crate::function::{Function, send};
+use crate::function::{FunctionProcess, send_request};
 
 /// The length of a log line at which of-watchdog stops forwarding logs, in bytes.
-const TOO_LONG: usize = 64 * 1024;
+const TOO_LONG_LINE_BYTES: usize = 64 * 1024;
 
 #[tokio::test]
 async fn a_long_json_line_is_truncated_and_still_valid() {
-    let mut function = Function::start(&[]).await;
+    let mut function = FunctionProcess::start_and_wait(&[]).await;
     let request = http::Request::get("/long-line")
         .header("host", "test")
         .header("x-call-id", "l-1");
-    send(function.address, request.body("".into()).unwrap())
+    send_request(function.address, request.body("".into()).unwrap())
         .await
         .unwrap();
 
     let line = function.next_raw_log_line().await.unwrap();
 
-    assert!(line.len() < TOO_LONG, "{} bytes", line.len());
+    assert!(line.len() < TOO_LONG_LINE_BYTES, "{} bytes", line.len());
     let line: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(
         (&line["message"], &line["call_id"], &line["cut"]),
@@ -30,7 +30,7 @@ async fn a_long_json_line_is_truncated_and_still_valid() {
 
 #[tokio::test]
 async fn a_long_text_line_is_truncated_and_has_the_call_id() {
-    let mut function = Function::spawn(&[("log_format", "text")]);
+    let mut function = FunctionProcess::spawn_process(&[("log_format", "text")]);
     let listening = function.next_raw_log_line().await.unwrap();
     let port = listening
         .split(" port=")
@@ -43,11 +43,13 @@ async fn a_long_text_line_is_truncated_and_has_the_call_id() {
     let request = http::Request::get("/long-line")
         .header("host", "test")
         .header("x-call-id", "l-2");
-    send(address, request.body("".into()).unwrap()).await.unwrap();
+    send_request(address, request.body("".into()).unwrap())
+        .await
+        .unwrap();
 
     let line = function.next_raw_log_line().await.unwrap();
 
-    assert!(line.len() < TOO_LONG, "{} bytes", line.len());
+    assert!(line.len() < TOO_LONG_LINE_BYTES, "{} bytes", line.len());
     assert!(
         line.contains(": yyyyyyyyy call_id=\"l-2\" context=\"xxxx") && line.ends_with(" (cut)"),
         "{line:.100}"
@@ -56,11 +58,11 @@ async fn a_long_text_line_is_truncated_and_has_the_call_id() {
 
 #[tokio::test]
 async fn requests_are_logged_at_the_level_debug() {
-    let mut function = Function::start(&[("log_level", "info,function_host=debug")]).await;
+    let mut function = FunctionProcess::start_and_wait(&[("log_level", "info,function_host=debug")]).await;
     let request = http::Request::post("/echo")
         .header("host", "test")
         .header("x-call-id", "l-3");
-    send(function.address, request.body("hello".into()).unwrap())
+    send_request(function.address, request.body("hello".into()).unwrap())
         .await
         .unwrap();
 

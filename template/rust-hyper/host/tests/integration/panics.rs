@@ -3,15 +3,15 @@
 
 use function_host::http::{self, StatusCode};
 
-use crate::function::{Function, send};
+use crate::function::{FunctionProcess, send_request};
 
 #[tokio::test]
-async fn a_panic_is_answered_with_500_and_the_process_continues() {
-    let mut function = Function::start(&[]).await;
+async fn a_panic_in_the_handler_is_answered_with_500_and_the_process_continues() {
+    let mut function = FunctionProcess::start_and_wait(&[]).await;
     let request = http::Request::get("/panic")
         .header("host", "test")
         .header("x-call-id", "p-1");
-    let answer = send(function.address, request.body("".into()).unwrap())
+    let answer = send_request(function.address, request.body("".into()).unwrap())
         .await
         .unwrap();
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
@@ -28,16 +28,21 @@ async fn a_panic_is_answered_with_500_and_the_process_continues() {
         "{line}"
     );
     assert_eq!(function.get("/echo").await.status, StatusCode::OK);
-    assert!(function.metrics().await.contains("http_requests_in_flight 0\n"));
+    assert!(
+        function
+            .get_metrics_page()
+            .await
+            .contains("http_requests_in_flight 0\n")
+    );
 }
 
 #[tokio::test]
-async fn a_panic_in_a_stream_aborts_the_response() {
-    let mut function = Function::start(&[]).await;
+async fn a_panic_in_a_response_stream_aborts_the_response() {
+    let mut function = FunctionProcess::start_and_wait(&[]).await;
     let request = http::Request::get("/panic-in-stream")
         .header("host", "test")
         .header("x-call-id", "p-2");
-    let outcome = send(function.address, request.body("".into()).unwrap()).await;
+    let outcome = send_request(function.address, request.body("".into()).unwrap()).await;
     assert!(outcome.unwrap_err().is_incomplete_message());
     assert_eq!(function.next_log_line("panic").await["call_id"], "p-2");
     assert_eq!(function.next_log_line("response aborted").await["call_id"], "p-2");
@@ -46,7 +51,7 @@ async fn a_panic_in_a_stream_aborts_the_response() {
 
 #[tokio::test]
 async fn an_internal_error_is_logged_and_not_sent_to_the_caller() {
-    let mut function = Function::start(&[]).await;
+    let mut function = FunctionProcess::start_and_wait(&[]).await;
     let answer = function.get("/fail").await;
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     let call_id = answer.headers["x-call-id"].to_str().unwrap();
@@ -60,7 +65,7 @@ async fn an_internal_error_is_logged_and_not_sent_to_the_caller() {
 
 #[tokio::test]
 async fn an_error_with_a_status_is_sent_to_the_caller() {
-    let function = Function::start(&[]).await;
+    let function = FunctionProcess::start_and_wait(&[]).await;
     let answer = function.get("/refuse").await;
     assert_eq!(
         (answer.status, answer.text.as_str()),

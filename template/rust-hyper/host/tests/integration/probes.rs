@@ -2,11 +2,11 @@
 
 use function_host::http::StatusCode;
 
-use crate::function::{Function, get};
+use crate::function::{FunctionProcess, get_page};
 
 #[tokio::test]
 async fn the_host_answers_probes_at_its_own_and_the_functions_paths() {
-    let function = Function::start(&[]).await;
+    let function = FunctionProcess::start_and_wait(&[]).await;
     for path in ["/_/health", "/_/ready", "/healthz", "/ready"] {
         let answer = function.get(path).await;
         assert_eq!(
@@ -19,20 +19,20 @@ async fn the_host_answers_probes_at_its_own_and_the_functions_paths() {
 }
 
 #[tokio::test]
-async fn every_response_has_the_version_of_the_function() {
-    let function = Function::start(&[("slipway_version", "sha256:12")]).await;
+async fn every_response_has_the_functions_version_header() {
+    let function = FunctionProcess::start_and_wait(&[("slipway_version", "sha256:12")]).await;
     for path in ["/_/health", "/_/ready", "/echo", "/nowhere", "/panic"] {
         let answer = function.get(path).await;
         assert_eq!(answer.headers["x-slipway-version"], "sha256:12", "{path}");
     }
-    let unversioned = Function::start(&[]).await;
+    let unversioned = FunctionProcess::start_and_wait(&[]).await;
     let answer = unversioned.get("/_/health").await;
     assert!(!answer.headers.contains_key("x-slipway-version"));
 }
 
 #[tokio::test]
-async fn readiness_follows_the_checks_of_the_function() {
-    let function = Function::start(&[("setup", "not ready")]).await;
+async fn the_readiness_probe_follows_the_ready_checks_of_the_function() {
+    let function = FunctionProcess::start_and_wait(&[("setup", "not ready")]).await;
     assert_eq!(function.get("/_/health").await.status, StatusCode::OK);
     let before = function.get("/_/ready").await;
     assert_eq!(
@@ -47,16 +47,16 @@ async fn readiness_follows_the_checks_of_the_function() {
 
 #[tokio::test]
 async fn metrics_include_those_of_of_watchdog_and_of_the_function() {
-    let mut function = Function::start(&[]).await;
+    let mut function = FunctionProcess::start_and_wait(&[]).await;
     function.get("/echo").await;
     function.get("/echo").await;
     function.get("/nowhere").await;
     function.get("/_/ready").await;
     let address = function.address;
-    let waiting = tokio::spawn(async move { get(address, "/wait").await });
+    let waiting = tokio::spawn(async move { get_page(address, "/wait").await });
     function.next_log_line("waiting").await;
 
-    let metrics = function.metrics().await;
+    let metrics = function.get_metrics_page().await;
 
     for line in [
         "http_requests_total{code=\"200\",method=\"get\"} 2",
@@ -73,9 +73,14 @@ async fn metrics_include_those_of_of_watchdog_and_of_the_function() {
     }
     function.get("/release").await;
     waiting.await.unwrap();
-    assert!(function.metrics().await.contains("http_requests_in_flight 0\n"));
+    assert!(
+        function
+            .get_metrics_page()
+            .await
+            .contains("http_requests_in_flight 0\n")
+    );
     assert_eq!(
-        get(function.metrics_address, "/").await.status,
+        get_page(function.metrics_address, "/").await.status,
         StatusCode::NOT_FOUND
     );
 }

@@ -1,10 +1,10 @@
 //! Tests of wrong settings and failed setups, and of the exit codes for them.
 
-use crate::function::Function;
+use crate::function::FunctionProcess;
 
 #[tokio::test]
 async fn all_wrong_settings_are_logged_and_the_exit_code_is_78() {
-    let mut function = Function::spawn(&[
+    let mut function = FunctionProcess::spawn_process(&[
         ("exec_timeout", "soon"),
         ("max_inflight", "many"),
         ("read_timeout", "-1s"),
@@ -34,42 +34,42 @@ async fn all_wrong_settings_are_logged_and_the_exit_code_is_78() {
         "read_timeout",
     ];
     assert_eq!(named, wrong);
-    assert_eq!(function.exit_code().await, 78);
+    assert_eq!(function.wait_for_exit_code().await, 78);
 }
 
 #[tokio::test]
 async fn a_failed_setup_exits_with_1() {
-    let mut function = Function::spawn(&[("setup", "fails")]);
+    let mut function = FunctionProcess::spawn_process(&[("setup", "fails")]);
     let line = function.next_log_line("could not set up the function").await;
     assert_eq!(line["error"], "the disk is full");
-    assert_eq!(function.exit_code().await, 1);
+    assert_eq!(function.wait_for_exit_code().await, 1);
 }
 
 #[tokio::test]
 async fn a_panic_in_the_setup_exits_with_101() {
-    let mut function = Function::spawn(&[("setup", "panics")]);
+    let mut function = FunctionProcess::spawn_process(&[("setup", "panics")]);
     assert_eq!(
         function.next_log_line("panic").await["panic"],
         "panic in the setup"
     );
-    assert_eq!(function.exit_code().await, 101);
+    assert_eq!(function.wait_for_exit_code().await, 101);
 }
 
 #[tokio::test]
-async fn a_port_in_use_exits_with_1() {
-    let taken = Function::start(&[]).await;
+async fn a_function_whose_port_is_in_use_exits_with_1() {
+    let taken = FunctionProcess::start_and_wait(&[]).await;
     let port = taken.address.port().to_string();
-    let mut function = Function::spawn(&[("port", &port)]);
+    let mut function = FunctionProcess::spawn_process(&[("port", &port)]);
     function
         .next_log_line("could not listen for requests and metrics")
         .await;
-    assert_eq!(function.exit_code().await, 1);
+    assert_eq!(function.wait_for_exit_code().await, 1);
 }
 
 #[tokio::test]
 async fn a_signal_during_the_setup_exits_with_0() {
-    let mut function = Function::spawn(&[("setup", "hangs")]);
+    let mut function = FunctionProcess::spawn_process(&[("setup", "hangs")]);
     function.next_log_line("setting up").await;
     function.send_signal("TERM");
-    assert_eq!(function.exit_code().await, 0);
+    assert_eq!(function.wait_for_exit_code().await, 0);
 }

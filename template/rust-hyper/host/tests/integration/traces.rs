@@ -25,32 +25,32 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
-use crate::function::{Answer, Function, TIMEOUT, send};
+use crate::function::{FunctionProcess, FunctionResponse, TEST_TIMEOUT, send_request};
 
-const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-const CALLER: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const CALLER_TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER_TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// The log message about a collector that does not accept spans.
-const EXPORT_FAILED: &str =
+const EXPORT_FAILED_MESSAGE: &str =
     "could not export traces; they are dropped until the collector accepts them, requests are not affected";
 
 /// A fake trace collector that passes the exports that it receives to the test.
-struct Collector {
+struct FakeCollector {
     address: SocketAddr,
     exports: mpsc::UnboundedReceiver<(HeaderMap, ExportTraceServiceRequest)>,
 }
 
-impl Collector {
-    async fn start() -> Self {
-        Self::serve(0, None).await
+impl FakeCollector {
+    async fn start_plain() -> Self {
+        Self::start_with(0, None).await
     }
 
     /// Starts a fake trace collector that rejects the first `times` exports with 503.
-    async fn rejecting(times: usize) -> Self {
-        Self::serve(times, None).await
+    async fn start_rejecting(times: usize) -> Self {
+        Self::start_with(times, None).await
     }
 
-    async fn behind_tls(key: &CertifiedKey<KeyPair>) -> Self {
+    async fn start_with_tls(key: &CertifiedKey<KeyPair>) -> Self {
         let secret = PrivatePkcs8KeyDer::from(key.signing_key.serialize_der());
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
@@ -58,10 +58,10 @@ impl Collector {
             .with_no_client_auth()
             .with_single_cert(vec![key.cert.der().clone()], secret.into())
             .unwrap();
-        Self::serve(0, Some(Arc::new(config).into())).await
+        Self::start_with(0, Some(Arc::new(config).into())).await
     }
 
-    async fn serve(rejections: usize, tls: Option<TlsAcceptor>) -> Self {
+    async fn start_with(rejections: usize, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, exports) = mpsc::unbounded_channel();
@@ -112,8 +112,8 @@ impl Collector {
     }
 
     /// Waits for the next export of spans; returns its headers, the attributes of its resource, and its spans.
-    async fn export(&mut self) -> (HeaderMap, Vec<KeyValue>, Vec<Span>) {
-        let export = tokio::time::timeout(TIMEOUT, self.exports.recv());
+    async fn wait_for_export(&mut self) -> (HeaderMap, Vec<KeyValue>, Vec<Span>) {
+        let export = tokio::time::timeout(TEST_TIMEOUT, self.exports.recv());
         let (headers, mut request) = export.await.unwrap().unwrap();
         let resource = request.resource_spans.remove(0);
         let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
@@ -122,7 +122,7 @@ impl Collector {
 }
 
 /// Returns the attribute with this key as text.
-fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
+fn attribute_text(attributes: &[KeyValue], key: &str) -> Option<String> {
     let found = attributes.iter().find(|attribute| attribute.key == key)?;
     Some(match found.value.clone()?.value? {
         Value::StringValue(text) => text,
@@ -131,26 +131,30 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
     })
 }
 
-async fn request(function: &Function, path: &str, headers: &[(&str, &str)]) -> Answer {
+async fn get_with_headers(
+    function: &FunctionProcess,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> FunctionResponse {
     let mut builder = Request::get(path).header("host", "test");
     for (name, value) in headers {
         builder = builder.header(*name, *value);
     }
-    send(function.address, builder.body("".into()).unwrap())
+    send_request(function.address, builder.body("".into()).unwrap())
         .await
         .unwrap()
 }
 
 #[tokio::test]
 async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_trace_id() {
-    let mut collector = Collector::start().await;
+    let mut collector = FakeCollector::start_plain().await;
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(
         directory.path().join("otel-headers"),
         "authorization=Bearer%20hunter2\n",
     )
     .unwrap();
-    let mut function = Function::start(&[
+    let mut function = FunctionProcess::start_and_wait(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
         ("OTEL_BSP_SCHEDULE_DELAY", "3600000"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "x-team=functions"),
@@ -158,27 +162,30 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
         ("secret_mount_path", directory.path().to_str().unwrap()),
     ])
     .await;
-    request(
+    get_with_headers(
         &function,
         "/logged?token=hunter2",
-        &[("traceparent", CALLER), ("x-call-id", "t-1")],
+        &[("traceparent", CALLER_TRACEPARENT), ("x-call-id", "t-1")],
     )
     .await;
-    assert_eq!(function.next_log_line("logged").await["trace_id"], TRACE);
-    request(&function, "/fail", &[("traceparent", "00-not-a-parent")]).await;
-    request(&function, "/healthz", &[]).await;
+    assert_eq!(
+        function.next_log_line("logged").await["trace_id"],
+        CALLER_TRACE_ID
+    );
+    get_with_headers(&function, "/fail", &[("traceparent", "00-not-a-parent")]).await;
+    get_with_headers(&function, "/healthz", &[]).await;
     // The schedule delay is an hour, so only the shutdown exports the spans.
     function.send_signal("TERM");
-    assert_eq!(function.exit_code().await, 0);
+    assert_eq!(function.wait_for_exit_code().await, 0);
 
-    let (headers, resource, spans) = collector.export().await;
+    let (headers, resource, spans) = collector.wait_for_export().await;
     assert_eq!(
         (&headers["authorization"], &headers["x-team"]),
         (&"Bearer hunter2".parse().unwrap(), &"functions".parse().unwrap())
     );
-    assert_eq!(attribute(&resource, "service.name").unwrap(), "tested");
+    assert_eq!(attribute_text(&resource, "service.name").unwrap(), "tested");
     assert_eq!(
-        attribute(&resource, "deployment.environment.name").unwrap(),
+        attribute_text(&resource, "deployment.environment.name").unwrap(),
         "test"
     );
     assert!(!format!("{resource:?} {spans:?}").contains("hunter2"));
@@ -186,7 +193,7 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
     let [logged, failed] = &spans[..] else {
         panic!("{spans:?}");
     };
-    assert_eq!(hex::encode(&logged.trace_id), TRACE);
+    assert_eq!(hex::encode(&logged.trace_id), CALLER_TRACE_ID);
     assert_eq!(hex::encode(&logged.parent_span_id), "00f067aa0ba902b7");
     assert_eq!((&*logged.name, logged.kind()), ("GET", SpanKind::Server));
     for (key, value) in [
@@ -197,7 +204,7 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
         ("server.address", "test"),
     ] {
         assert_eq!(
-            attribute(&logged.attributes, key).as_deref(),
+            attribute_text(&logged.attributes, key).as_deref(),
             Some(value),
             "{key}"
         );
@@ -207,10 +214,10 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
         StatusCode::Unset
     );
 
-    assert_ne!(hex::encode(&failed.trace_id), TRACE);
+    assert_ne!(hex::encode(&failed.trace_id), CALLER_TRACE_ID);
     assert!(failed.parent_span_id.is_empty());
     assert_eq!(
-        attribute(&failed.attributes, "http.response.status_code").unwrap(),
+        attribute_text(&failed.attributes, "http.response.status_code").unwrap(),
         "500"
     );
     assert_eq!(failed.status.clone().unwrap().code(), StatusCode::Error);
@@ -218,19 +225,19 @@ async fn a_request_is_a_span_in_its_callers_trace_and_its_log_lines_have_the_tra
 
 #[tokio::test]
 async fn a_trace_that_its_caller_does_not_sample_is_not_exported() {
-    let mut collector = Collector::start().await;
-    let mut function = Function::start(&[(
+    let mut collector = FakeCollector::start_plain().await;
+    let mut function = FunctionProcess::start_and_wait(&[(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         &(collector.url() + "/v1/traces"),
     )])
     .await;
-    let caller = CALLER.replace("-01", "-00");
-    request(&function, "/logged", &[("traceparent", &caller)]).await;
+    let caller = CALLER_TRACEPARENT.replace("-01", "-00");
+    get_with_headers(&function, "/logged", &[("traceparent", &caller)]).await;
     assert!(function.next_log_line("logged").await["trace_id"].is_null());
-    request(&function, "/logged", &[]).await;
+    get_with_headers(&function, "/logged", &[]).await;
     function.send_signal("TERM");
-    assert_eq!(function.exit_code().await, 0);
-    let (_, _, spans) = collector.export().await;
+    assert_eq!(function.wait_for_exit_code().await, 0);
+    let (_, _, spans) = collector.wait_for_export().await;
     assert_eq!(spans.len(), 1, "{spans:?}");
     assert!(spans[0].parent_span_id.is_empty());
 }
@@ -240,16 +247,16 @@ async fn a_collector_that_is_down_is_logged_once_and_delays_nothing() {
     let unused = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}", unused.local_addr().unwrap());
     drop(unused);
-    let mut function = Function::start(&[
+    let mut function = FunctionProcess::start_and_wait(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &url),
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "2"),
     ])
     .await;
     for _ in 0..5 {
-        assert_eq!(request(&function, "/logged", &[]).await.status, 200);
+        assert_eq!(get_with_headers(&function, "/logged", &[]).await.status, 200);
     }
-    let warning = function.next_log_line(EXPORT_FAILED).await;
+    let warning = function.next_log_line(EXPORT_FAILED_MESSAGE).await;
     assert_eq!(warning["level"], "WARN");
     assert_eq!(warning["collector"], url);
     assert!(
@@ -260,14 +267,14 @@ async fn a_collector_that_is_down_is_logged_once_and_delays_nothing() {
     while let Some(line) = function.next_raw_log_line().await {
         assert!(!line.contains("WARN"), "{line}");
     }
-    assert_eq!(function.exit_code().await, 0);
+    assert_eq!(function.wait_for_exit_code().await, 0);
 }
 
 #[tokio::test]
 async fn a_collector_that_never_answers_delays_neither_requests_nor_the_exit() {
     let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
-    let function = Function::start(&[
+    let function = FunctionProcess::start_and_wait(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &url),
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "3600000"),
         ("OTEL_BSP_SCHEDULE_DELAY", "1"),
@@ -276,18 +283,18 @@ async fn a_collector_that_never_answers_delays_neither_requests_nor_the_exit() {
     ])
     .await;
     for _ in 0..50 {
-        assert_eq!(request(&function, "/logged", &[]).await.status, 200);
+        assert_eq!(get_with_headers(&function, "/logged", &[]).await.status, 200);
     }
-    let accepted = tokio::time::timeout(TIMEOUT, silent.accept()).await;
+    let accepted = tokio::time::timeout(TEST_TIMEOUT, silent.accept()).await;
     let _connection = accepted.expect("nothing is exported").unwrap();
     // The timeout of an export is an hour, and the process exits earlier.
     function.send_signal("TERM");
-    assert_eq!(function.exit_code().await, 0);
+    assert_eq!(function.wait_for_exit_code().await, 0);
 }
 
 #[tokio::test]
 async fn a_wrong_endpoint_exits_with_78_and_the_log_says_what_would_be_right() {
-    let mut function = Function::spawn(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")]);
+    let mut function = FunctionProcess::spawn_process(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")]);
     let line: serde_json::Value = serde_json::from_str(&function.next_raw_log_line().await.unwrap()).unwrap();
     assert_eq!(line["setting"], "OTEL_EXPORTER_OTLP_ENDPOINT");
     assert!(
@@ -297,21 +304,22 @@ async fn a_wrong_endpoint_exits_with_78_and_the_log_says_what_would_be_right() {
             .contains("should be like http://HOST:4318"),
         "{line}"
     );
-    assert_eq!(function.exit_code().await, 78);
+    assert_eq!(function.wait_for_exit_code().await, 78);
 }
 
 #[tokio::test]
 async fn without_a_collector_there_is_no_exporter_thread() {
-    let without = Function::start(&[]).await;
-    let with = Function::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")]).await;
+    let without = FunctionProcess::start_and_wait(&[]).await;
+    let with =
+        FunctionProcess::start_and_wait(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")]).await;
     // A thread sets its name shortly after its start.
     let named = async {
         while with.thread_names("OpenTelemetry").is_empty() {
-            request(&with, "/logged", &[]).await;
-            request(&without, "/logged", &[]).await;
+            get_with_headers(&with, "/logged", &[]).await;
+            get_with_headers(&without, "/logged", &[]).await;
         }
     };
-    tokio::time::timeout(TIMEOUT, named)
+    tokio::time::timeout(TEST_TIMEOUT, named)
         .await
         .expect("there is no exporter thread with a collector");
     assert!(without.thread_names("OpenTelemetry").is_empty());
@@ -319,36 +327,39 @@ async fn without_a_collector_there_is_no_exporter_thread() {
 
 #[tokio::test]
 async fn the_recovery_of_a_collector_is_logged_and_a_rotated_token_is_used() {
-    let mut collector = Collector::rejecting(1).await;
+    let mut collector = FakeCollector::start_rejecting(1).await;
     let directory = tempfile::tempdir().unwrap();
     let token = directory.path().join("otel-headers");
     std::fs::write(&token, "api-key=first").unwrap();
-    let mut function = Function::start(&[
+    let mut function = FunctionProcess::start_and_wait(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
         ("secret_mount_path", directory.path().to_str().unwrap()),
     ])
     .await;
-    request(&function, "/logged", &[]).await;
-    let warning = function.next_log_line(EXPORT_FAILED).await;
+    get_with_headers(&function, "/logged", &[]).await;
+    let warning = function.next_log_line(EXPORT_FAILED_MESSAGE).await;
     assert_eq!(warning["error"], "the collector answered 503 Service Unavailable");
     // The SDK retries the export.
     function.next_log_line("exporting traces again").await;
-    let (headers, ..) = collector.export().await;
+    let (headers, ..) = collector.wait_for_export().await;
     assert_eq!(headers["api-key"], "first");
 
     std::fs::write(directory.path().join("next"), "api-key=second").unwrap();
     std::fs::rename(directory.path().join("next"), &token).unwrap();
-    request(
+    get_with_headers(
         &function,
         "/logged",
-        &[("user-agent", &"x".repeat(5000)), ("traceparent", CALLER)],
+        &[
+            ("user-agent", &"x".repeat(5000)),
+            ("traceparent", CALLER_TRACEPARENT),
+        ],
     )
     .await;
-    let (headers, _, spans) = collector.export().await;
+    let (headers, _, spans) = collector.wait_for_export().await;
     assert_eq!(headers["api-key"], "second");
     assert_eq!(
-        attribute(&spans[0].attributes, "user_agent.original")
+        attribute_text(&spans[0].attributes, "user_agent.original")
             .unwrap()
             .len(),
         512
@@ -356,9 +367,9 @@ async fn the_recovery_of_a_collector_is_logged_and_a_rotated_token_is_used() {
 }
 
 #[tokio::test]
-async fn a_collector_behind_tls_is_trusted_by_the_configured_certificate() {
+async fn a_collector_with_tls_is_trusted_by_the_configured_certificate() {
     let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let mut collector = Collector::behind_tls(&key).await;
+    let mut collector = FakeCollector::start_with_tls(&key).await;
     let directory = tempfile::tempdir().unwrap();
     let certificate = directory.path().join("collector.pem");
     std::fs::write(&certificate, key.cert.pem()).unwrap();
@@ -367,17 +378,17 @@ async fn a_collector_behind_tls_is_trusted_by_the_configured_certificate() {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
     ];
-    let mut untrusting = Function::start(&settings).await;
-    request(&untrusting, "/logged", &[]).await;
-    let warning = untrusting.next_log_line(EXPORT_FAILED).await;
+    let mut untrusting = FunctionProcess::start_and_wait(&settings).await;
+    get_with_headers(&untrusting, "/logged", &[]).await;
+    let warning = untrusting.next_log_line(EXPORT_FAILED_MESSAGE).await;
     assert!(
         warning["error"].as_str().unwrap().contains("UnknownIssuer"),
         "{warning}"
     );
 
     let named = ("OTEL_EXPORTER_OTLP_CERTIFICATE", certificate.to_str().unwrap());
-    let function = Function::start(&[settings[0], settings[1], named]).await;
-    request(&function, "/logged", &[]).await;
-    let (_, _, spans) = collector.export().await;
+    let function = FunctionProcess::start_and_wait(&[settings[0], settings[1], named]).await;
+    get_with_headers(&function, "/logged", &[]).await;
+    let (_, _, spans) = collector.wait_for_export().await;
     assert_eq!(spans[0].name, "GET");
 }
