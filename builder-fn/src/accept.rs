@@ -8,23 +8,25 @@ use crate::report::StreamFormat;
 ///
 /// Only a request that names a streaming type gets a stream: no header, `*/*` and `application/*` mean a whole answer. Of
 /// several types, the one with the highest quality counts; of equal ones, the first, and one that is named before a wildcard.
-pub(crate) fn stream_format(headers: &HeaderMap) -> Option<StreamFormat> {
+pub(crate) fn negotiate_stream_format(headers: &HeaderMap) -> Option<StreamFormat> {
     let ranges = headers
         .get_all(ACCEPT)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(MediaRange::parse);
+        .filter_map(AcceptedMediaRange::parse);
     ranges
-        .reduce(|best, other| match other.rank() > best.rank() {
-            true => other,
-            false => best,
-        })?
+        .reduce(
+            |best, other| match other.preference_rank() > best.preference_rank() {
+                true => other,
+                false => best,
+            },
+        )?
         .format
 }
 
 /// One element of the header `Accept` that this builder can serve.
-struct MediaRange {
+struct AcceptedMediaRange {
     /// The quality of the media range, in thousandths.
     quality: u16,
     /// Whether the media type is named in full, without a wildcard.
@@ -33,7 +35,7 @@ struct MediaRange {
     format: Option<StreamFormat>,
 }
 
-impl MediaRange {
+impl AcceptedMediaRange {
     /// Parses one element of the header `Accept`. Returns `None` if it is malformed, excluded by `q=0`, or not
     /// served here.
     fn parse(element: &str) -> Option<Self> {
@@ -42,7 +44,7 @@ impl MediaRange {
         let quality = parts
             .filter_map(|parameter| parameter.split_once('='))
             .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
-            .map_or(Some(1000), |(_, value)| parse_quality(value.trim()))?;
+            .map_or(Some(1000), |(_, value)| parse_quality_thousandths(value.trim()))?;
         let (is_exact, format) = match media_type.as_str() {
             "application/x-ndjson" | "application/ndjson" => (true, Some(StreamFormat::Ndjson)),
             "text/event-stream" => (true, Some(StreamFormat::EventStream)),
@@ -57,13 +59,13 @@ impl MediaRange {
         })
     }
 
-    fn rank(&self) -> (u16, bool) {
+    fn preference_rank(&self) -> (u16, bool) {
         (self.quality, self.is_exact)
     }
 }
 
 /// Parses a quality such as `0.5` to thousandths. Returns `None` if it is not one as in RFC 9110, 12.4.2.
-fn parse_quality(value: &str) -> Option<u16> {
+fn parse_quality_thousandths(value: &str) -> Option<u16> {
     let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
     let digits = fraction.len() <= 3 && fraction.bytes().all(|byte| byte.is_ascii_digit());
     let thousandths: u16 = format!("{fraction:0<3}").parse().ok().filter(|_| digits)?;
@@ -79,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_request_that_names_a_streaming_type_gets_a_stream() {
+    fn an_answer_is_streamed_only_if_the_accept_header_names_a_streaming_media_type() {
         let ndjson = Some(StreamFormat::Ndjson);
         let events = Some(StreamFormat::EventStream);
         for (accept, expected) in [
@@ -114,7 +116,7 @@ mod tests {
             for value in accept {
                 headers.append(ACCEPT, value.parse().expect("header"));
             }
-            assert_eq!(stream_format(&headers), expected, "{accept:?}");
+            assert_eq!(negotiate_stream_format(&headers), expected, "{accept:?}");
         }
     }
 }

@@ -9,17 +9,19 @@ mod response;
 use function_host::http::StatusCode;
 use serde_json::Value;
 
-use crate::build::Built;
+use crate::build::BuildResult;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::{DeploymentStatus, EnclosedHandOver};
 use crate::redact::Mask;
 use crate::report::{BuildStatus, Report, Warnings};
 
-pub(crate) use response::{not_found, public_key, stream, wrong_method};
+pub(crate) use response::{
+    method_not_allowed_response, not_found_response, public_key_response, streamed_response,
+};
 
 /// The fields of a deployer's answer that programs read: words of a fixed set, and names that the config has in clear text.
 /// A secret with the value `ready` must not change the status.
-const DEPLOYMENT_DATA: [&str; 8] = [
+const UNMASKED_DEPLOYMENT_FIELDS: [&str; 8] = [
     "status",
     "function",
     "namespace",
@@ -49,14 +51,14 @@ pub(crate) struct Answer {
     /// Whether the connection is closed, because the rest of the request's body is not read.
     closes_connection: bool,
     /// The reason to send the request again later; `None` if it is not rejected for now only.
-    retry: Option<Retry>,
+    retry: Option<RetryReason>,
     /// The hand-over that the answer's body is to contain. It is added after everything else was masked.
     enclosed: Option<EnclosedHandOver>,
 }
 
 /// The reason why a rejected request is to be sent again later.
 #[derive(Clone, Copy, Debug)]
-enum Retry {
+enum RetryReason {
     /// All build slots are taken; with the limit on the builds that run at the same time.
     Busy { limit: usize },
     /// The builder is shutting down, and another one can build.
@@ -66,7 +68,7 @@ enum Retry {
 impl Answer {
     /// Creates the answer for a request that produced an image. If the image was to be deployed and was not,
     /// the deployment decides the status.
-    pub(crate) fn built(mut built: Built, fields: AnswerFields<'_>) -> Self {
+    pub(crate) fn from_built(mut built: BuildResult, fields: AnswerFields<'_>) -> Self {
         let (status, error) = match &built.deployment {
             None => (StatusCode::OK, None),
             Some(deployment) => {
@@ -116,7 +118,7 @@ impl Answer {
     }
 
     /// Creates the answer for a request that produced no image.
-    pub(crate) fn failed(error: &Error, fields: AnswerFields<'_>) -> Self {
+    pub(crate) fn from_error(error: &Error, fields: AnswerFields<'_>) -> Self {
         let kind = error.kind();
         let status = match kind {
             ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -131,15 +133,15 @@ impl Answer {
         let report = Report {
             superseded_by: error.superseded_by().map(str::to_owned),
             deployment: error.deployment().map(|deployment| deployment.answer.clone()),
-            ..failure(error.to_string(), fields)
+            ..report_of_failure(error.to_string(), fields)
         };
         Self {
             status,
             report,
             closes_connection: matches!(kind, ErrorKind::TooLarge | ErrorKind::NoSpace),
             retry: match kind {
-                ErrorKind::Busy { limit } => Some(Retry::Busy { limit }),
-                ErrorKind::Draining => Some(Retry::Draining),
+                ErrorKind::Busy { limit } => Some(RetryReason::Busy { limit }),
+                ErrorKind::Draining => Some(RetryReason::Draining),
                 _ => None,
             },
             enclosed: None,
@@ -149,12 +151,12 @@ impl Answer {
     /// Masks secrets in the answer's error and in the texts of the deployer's answer. The log is masked line by
     /// line, as it is written.
     #[must_use]
-    pub(crate) fn masked(mut self, mask: &Mask) -> Self {
+    pub(crate) fn with_secrets_masked(mut self, mask: &Mask) -> Self {
         if let Some(error) = &mut self.report.error {
             *error = mask.mask_text(error).into_owned();
         }
         if let Some(Value::Object(deployment)) = &mut self.report.deployment {
-            let is_text = |key: &str| !DEPLOYMENT_DATA.contains(&key);
+            let is_text = |key: &str| !UNMASKED_DEPLOYMENT_FIELDS.contains(&key);
             deployment
                 .iter_mut()
                 .filter(|(key, _)| is_text(key))
@@ -165,15 +167,15 @@ impl Answer {
 }
 
 /// Creates the report for a build that panicked.
-pub(crate) fn panicked(call_id: &str, image: &str) -> Report {
+pub(crate) fn report_of_panicked_build(call_id: &str, image: &str) -> Report {
     let fields = AnswerFields {
         image: Some(image),
         seconds: 0.0,
     };
-    failure(format!("internal error, call id {call_id}"), fields)
+    report_of_failure(format!("internal error, call id {call_id}"), fields)
 }
 
-fn failure(error: String, fields: AnswerFields<'_>) -> Report {
+fn report_of_failure(error: String, fields: AnswerFields<'_>) -> Report {
     Report {
         log: None,
         image: fields.image.map(str::to_owned),

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use function_host::trace;
 use tokio::time::Instant;
 
-use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestStore, SharedKeys};
-use crate::compression::Compression;
+use crate::buildkit::{CredentialStore, Daemon, EventTimeouts, ManifestStore, SharedKeyPool};
+use crate::compression::LayerCompression;
 use crate::error::Error;
 use crate::hand_over::{Deployer, Deployment, DeploymentStatus};
 use crate::metrics::Metrics;
@@ -21,8 +21,8 @@ use crate::request::BuildRequest;
 use crate::slots::{BuildSlot, BuildSlots};
 use crate::supersede::{Registration, Submission, Supersession};
 
-pub(crate) use call::Call;
-use call::expiry;
+pub(crate) use call::BuilderCall;
+use call::wait_for_expiry;
 
 /// The operator's settings that apply to every build.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +30,7 @@ pub struct BuildSettings {
     /// Whether registries speak plain HTTP.
     pub insecure: bool,
     /// The compression of layers if a build's config names none.
-    pub compression: Compression,
+    pub compression: LayerCompression,
     /// The image that generates SBOMs. Without one, a config with `sbom` is rejected.
     pub sbom_generator: Option<String>,
     /// The namespace of a function whose deployment names none.
@@ -49,7 +49,7 @@ pub struct Builder {
     /// The operator's settings for every build.
     pub settings: BuildSettings,
     /// The pool of keys under which BuildKit keeps transferred contexts.
-    pub keys: SharedKeys,
+    pub keys: SharedKeyPool,
     /// The connection to the deployer.
     pub deployer: Deployer,
     /// Timeouts for the requests around the solve.
@@ -64,14 +64,14 @@ pub struct Builder {
 
 /// The result of a finished build.
 #[derive(Clone, Debug)]
-pub(crate) struct Built {
+pub(crate) struct BuildResult {
     /// The digest of the pushed manifest, or of the index of several platforms, `sha256:…`.
     pub(crate) digest: Option<String>,
     /// The outcome of the deployment, if the config has `deploy`.
     pub(crate) deployment: Option<Deployment>,
 }
 
-impl Built {
+impl BuildResult {
     /// Returns whether the deployer rejected the finished build for a newer one of the function.
     pub(crate) fn is_superseded(&self) -> bool {
         self.deployment
@@ -88,13 +88,13 @@ impl Builder {
     ///
     /// # Errors
     /// Fails if there is no image in the end. A failed deployment is not an error: the image exists.
-    pub(crate) async fn build(
+    pub(crate) async fn build_and_deploy(
         &self,
         request: &BuildRequest,
-        call: &Call<'_>,
+        call: &BuilderCall<'_>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
-    ) -> Result<Built, Error> {
+    ) -> Result<BuildResult, Error> {
         let config = &request.config;
         if config.sbom && self.settings.sbom_generator.is_none() {
             return Err(Error::NoSbomGenerator);
@@ -105,12 +105,13 @@ impl Builder {
         };
         // Before the registration, so that a build that is refused supersedes no other.
         if let Some((signer, deploy)) = &deployment {
-            dry_run::check(signer, deploy, request, call, lines, log).await?;
+            dry_run::check_deployment_by_dry_run(signer, deploy, request, call, lines, log).await?;
         }
-        let registration = self.register(request, call);
+        let registration = self.register_for_supersession(request, call);
         let solving = async {
             let _slot = self.wait_for_slot(call).await?;
-            self.solve(request, call, registration.as_ref(), lines, log).await
+            self.solve_and_push(request, call, registration.as_ref(), lines, log)
+                .await
         };
         let solved = match &registration {
             // With the rest of the future, the wait for a slot or the solve is dropped.
@@ -124,19 +125,26 @@ impl Builder {
         // From here on the deployer decides which version is newer. The registration still ends older builds.
         let deployment = match deployment {
             Some((signer, deploy)) => {
-                Some(deploy::deploy(&signer, deploy, request, &solved, call, lines, log).await?)
+                Some(deploy::hand_over_image(&signer, deploy, request, &solved, call, lines, log).await?)
             }
             None => None,
         };
-        Ok(Built {
+        Ok(BuildResult {
             digest: solved.digest,
             deployment,
         })
     }
 
     /// Registers a build that deploys among those of its function, unless its config opts out.
-    fn register(&self, request: &BuildRequest, call: &Call<'_>) -> Option<Registration> {
-        let function = self.attributes(request, call).superseding()?.clone();
+    fn register_for_supersession(
+        &self,
+        request: &BuildRequest,
+        call: &BuilderCall<'_>,
+    ) -> Option<Registration> {
+        let function = self
+            .solve_attributes(request, call)
+            .function_to_supersede_in()?
+            .clone();
         Some(self.supersession.register(Submission {
             function,
             call_id: call.id.to_owned(),
@@ -145,12 +153,12 @@ impl Builder {
     }
 
     /// Waits for a build slot, until the call's time ends.
-    async fn wait_for_slot(&self, call: &Call<'_>) -> Result<BuildSlot, Error> {
+    async fn wait_for_slot(&self, call: &BuilderCall<'_>) -> Result<BuildSlot, Error> {
         let start = Instant::now();
         let span = trace::span("queue");
         let slot = tokio::select! {
             slot = self.slots.wait_for_slot() => slot.map_err(Error::from),
-            limit = expiry(call.time_limit(None)) => Err(Error::TimeLimit { limit }),
+            limit = wait_for_expiry(call.build_time_limit(None)) => Err(Error::TimeLimit { limit }),
             () = call.interruption() => Err(Error::Interrupted),
         };
         match &slot {

@@ -4,16 +4,16 @@ use std::fmt;
 
 /// The compression of an image's layers: a format and a level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Compression {
+pub struct LayerCompression {
     /// The format in which layers are compressed.
-    pub format: Format,
+    pub format: CompressionFormat,
     /// The compression level, of which 1 is fastest; `None` for BuildKit's default.
     pub level: Option<u8>,
 }
 
 /// The format in which layers are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum CompressionFormat {
     /// Zstandard: smaller than gzip in less than half the time. containerd since 1.5 and Docker since 23 can read it.
     Zstd,
     /// Gzip, which every client can read.
@@ -27,12 +27,12 @@ pub enum Format {
 pub enum CompressionError {
     /// The compression format is unknown.
     #[error("should be zstd, gzip or uncompressed")]
-    Format,
+    CompressionFormat,
     /// The compression format does not have the level.
     #[error("should be a whole number from 1 to {most} for {format}")]
     Level {
         /// The format that does not have the level.
-        format: Format,
+        format: CompressionFormat,
         /// The format's highest level.
         most: u8,
     },
@@ -41,26 +41,26 @@ pub enum CompressionError {
     NoLevels,
 }
 
-impl Default for Compression {
+impl Default for LayerCompression {
     fn default() -> Self {
         Self {
-            format: Format::Zstd,
+            format: CompressionFormat::Zstd,
             level: None,
         }
     }
 }
 
-impl Compression {
+impl LayerCompression {
     /// Returns the compression in `format` at `level`; fails if the format does not have the level.
     ///
     /// # Errors
     /// Fails if the format does not have that level.
-    pub fn new(format: Format, level: Option<u64>) -> Result<Self, CompressionError> {
+    pub fn new(format: CompressionFormat, level: Option<u64>) -> Result<Self, CompressionError> {
         let most = match format {
-            Format::Zstd => 22,
-            Format::Gzip => 9,
-            Format::Uncompressed if level.is_some() => return Err(CompressionError::NoLevels),
-            Format::Uncompressed => 0,
+            CompressionFormat::Zstd => 22,
+            CompressionFormat::Gzip => 9,
+            CompressionFormat::Uncompressed if level.is_some() => return Err(CompressionError::NoLevels),
+            CompressionFormat::Uncompressed => 0,
         };
         let level = match level.map(u8::try_from) {
             None => None,
@@ -71,7 +71,7 @@ impl Compression {
     }
 }
 
-impl std::str::FromStr for Format {
+impl std::str::FromStr for CompressionFormat {
     type Err = CompressionError;
 
     fn from_str(name: &str) -> Result<Self, CompressionError> {
@@ -79,12 +79,12 @@ impl std::str::FromStr for Format {
             "zstd" => Ok(Self::Zstd),
             "gzip" => Ok(Self::Gzip),
             "uncompressed" => Ok(Self::Uncompressed),
-            _ => Err(CompressionError::Format),
+            _ => Err(CompressionError::CompressionFormat),
         }
     }
 }
 
-impl fmt::Display for Format {
+impl fmt::Display for CompressionFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Zstd => "zstd",
@@ -99,33 +99,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_format_is_parsed_from_its_displayed_name() {
-        for format in [Format::Zstd, Format::Gzip, Format::Uncompressed] {
+    fn a_compression_format_is_parsed_from_its_displayed_name() {
+        for format in [
+            CompressionFormat::Zstd,
+            CompressionFormat::Gzip,
+            CompressionFormat::Uncompressed,
+        ] {
             assert_eq!(format.to_string().parse(), Ok(format));
         }
         for name in ["", "ZSTD", "estargz", "zstd:3"] {
-            assert_eq!(name.parse::<Format>(), Err(CompressionError::Format), "{name}");
+            assert_eq!(
+                name.parse::<CompressionFormat>(),
+                Err(CompressionError::CompressionFormat),
+                "{name}"
+            );
         }
     }
 
     #[test]
-    fn a_level_outside_of_its_format_is_rejected() {
+    fn a_compression_level_that_the_format_does_not_have_is_rejected() {
         for (format, level, is_valid) in [
-            (Format::Zstd, 1, true),
-            (Format::Zstd, 22, true),
-            (Format::Zstd, 23, false),
-            (Format::Zstd, 0, false),
-            (Format::Zstd, 1 << 40, false),
-            (Format::Gzip, 9, true),
-            (Format::Gzip, 10, false),
-            (Format::Uncompressed, 1, false),
+            (CompressionFormat::Zstd, 1, true),
+            (CompressionFormat::Zstd, 22, true),
+            (CompressionFormat::Zstd, 23, false),
+            (CompressionFormat::Zstd, 0, false),
+            (CompressionFormat::Zstd, 1 << 40, false),
+            (CompressionFormat::Gzip, 9, true),
+            (CompressionFormat::Gzip, 10, false),
+            (CompressionFormat::Uncompressed, 1, false),
         ] {
             assert_eq!(
-                Compression::new(format, Some(level)).is_ok(),
+                LayerCompression::new(format, Some(level)).is_ok(),
                 is_valid,
                 "{format} {level}"
             );
         }
-        assert!(Compression::new(Format::Uncompressed, None).is_ok());
+        assert!(LayerCompression::new(CompressionFormat::Uncompressed, None).is_ok());
     }
 }

@@ -17,7 +17,7 @@ use std::io;
 
 pub(crate) use archive::ArchiveError;
 pub use archive::{ArchiveLimits, ArchiveReader};
-pub(crate) use attributes::Attributes;
+pub(crate) use attributes::ExtendedAttributes;
 pub use content::ContentHash;
 pub(crate) use content::ContentHasher;
 pub use entry::{Entry, Kind};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use function_host::duration;
 use function_host::secret::SecretError;
 
-use crate::buildkit::{ConnectError, Failure, Fault, JobError};
+use crate::buildkit::{BuildFailure, ConnectError, FaultyParty, JobError};
 use crate::hand_over::{Deployment, DeploymentStatus};
 use crate::request::{RequestError, RequestErrorKind};
 use crate::sealed::SealError;
@@ -71,7 +71,7 @@ pub(crate) enum Error {
     Lost(#[source] Box<dyn StdError + Send + Sync>),
     /// BuildKit reports that the build failed.
     #[error(transparent)]
-    Failed(Failure),
+    Failed(BuildFailure),
     /// The build was cancelled because it exceeded the config's `timeout` or the function's own time limit.
     #[error("the build ran past its time limit of {}", duration::format_duration(*limit))]
     TimeLimit {
@@ -151,8 +151,8 @@ impl Error {
             Self::Busy { limit } => ErrorKind::Busy { limit: *limit },
             Self::Draining => ErrorKind::Draining,
             Self::Failed(failure) => match failure.fault {
-                Fault::Caller => ErrorKind::BuildFailed,
-                Fault::Platform => ErrorKind::Platform,
+                FaultyParty::Caller => ErrorKind::BuildFailed,
+                FaultyParty::Platform => ErrorKind::Platform,
             },
             Self::Superseded(_) => ErrorKind::Superseded,
             Self::AlreadyBuilt { .. } => ErrorKind::Conflict,

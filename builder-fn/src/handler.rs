@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::accept;
 use crate::answer::{self, Answer, AnswerFields};
-use crate::build::{Builder, Call};
-use crate::buildkit::Reference;
+use crate::build::{Builder, BuilderCall};
+use crate::buildkit::BuildReference;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::DeployVia;
 use crate::metrics::{Metrics, SUPERSEDED};
@@ -48,13 +48,13 @@ impl Handler for BuilderApi {
             "/build" => (Method::POST, "/build"),
             "/publickey" => (Method::GET, "/publickey"),
             _ => {
-                return Ok(answer::not_found(
+                return Ok(answer::not_found_response(
                     "nothing is here; builds are sent to POST /build",
                 ));
             }
         };
         if request.method() != method {
-            return Ok(answer::wrong_method(&method));
+            return Ok(answer::method_not_allowed_response(&method));
         }
         trace::set_route_of_current_request(route);
         Ok(match method {
@@ -85,9 +85,9 @@ impl BuildExchange {
     fn log_and_answer_rejection(&self, error: &Error, image: Option<&str>) -> Response {
         let fields = self.answer_fields(image);
         log_build_failure(error, fields, &Mask::default());
-        let answer = Answer::failed(error, fields);
+        let answer = Answer::from_error(error, fields);
         match self.format.filter(|_| error.may_stream()) {
-            Some(format) => answer.into_stream(format),
+            Some(format) => answer.into_streamed_response(format),
             None => answer.into_response(),
         }
     }
@@ -96,16 +96,16 @@ impl BuildExchange {
 impl BuilderApi {
     fn answer_public_key(&self) -> Response {
         let Some(key) = &self.seal_key else {
-            return answer::not_found(
+            return answer::not_found_response(
                 "this builder has no key for sealed secrets (build_secrets_private_key_path)",
             );
         };
         match key.public() {
-            Ok(key) => answer::public_key(&key),
+            Ok(key) => answer::public_key_response(&key),
             Err(error) => {
                 let error = Error::from(error);
                 tracing::error!(error = %ErrorChain(&error), "public key unavailable");
-                Answer::failed(&error, AnswerFields::default()).into_response()
+                Answer::from_error(&error, AnswerFields::default()).into_response()
             }
         }
     }
@@ -115,14 +115,14 @@ impl BuilderApi {
         // Before reading the body, so that a rejected caller does not upload it.
         let admission = match self.admit_request(&context) {
             Ok(admission) => admission,
-            Err(error) => return Answer::failed(&error, AnswerFields::default()).into_response(),
+            Err(error) => return Answer::from_error(&error, AnswerFields::default()).into_response(),
         };
         let (head, body) = request.into_parts();
         let request_head = RequestHead::new(&head.headers, SystemTime::now());
         let exchange = BuildExchange {
             context,
             arrived,
-            format: accept::stream_format(&head.headers),
+            format: accept::negotiate_stream_format(&head.headers),
         };
         let request = match self
             .receive_build_request(body, request_head, &exchange.context)
@@ -191,7 +191,8 @@ impl BuilderApi {
         exchange: BuildExchange,
         admission: QueueAdmission,
     ) -> Response {
-        let if_panicked = answer::panicked(exchange.context.call_id(), &request.config.image_as_given);
+        let if_panicked =
+            answer::report_of_panicked_build(exchange.context.call_id(), &request.config.image_as_given);
         let feed = LogFeed::new(self.max_log);
         let (api, mut log) = (self.clone(), feed.clone());
         let arrived = exchange.arrived;
@@ -199,7 +200,7 @@ impl BuilderApi {
             let _admission = admission;
             api.run_build(&request, &exchange, &mut log).await.report
         };
-        answer::stream(format, stream_records(format, feed, arrived, build, if_panicked))
+        answer::streamed_response(format, stream_records(format, feed, arrived, build, if_panicked))
     }
 
     /// Runs the build of an authentic request and returns its answer, without the log.
@@ -213,9 +214,9 @@ impl BuilderApi {
         let context = &exchange.context;
         let signature = request.signature.as_ref().map(VerifiedSignature::as_str);
         let reference = match signature {
-            Some(signature) if request.is_single_use => Reference::of_signature(signature),
-            Some(signature) => Reference::of_call(context.call_id(), signature),
-            None => Reference::unique(),
+            Some(signature) if request.is_single_use => BuildReference::for_signature(signature),
+            Some(signature) => BuildReference::for_call_and_signature(context.call_id(), signature),
+            None => BuildReference::random(),
         };
         tracing::info!(image, %reference, bytes = request.body_bytes, "build started");
         let in_flight = self.metrics.start_build(request.body_bytes);
@@ -237,7 +238,7 @@ impl BuilderApi {
         }
         let result = match secrets {
             Ok(secrets) => {
-                let call = Call {
+                let call = BuilderCall {
                     id: context.call_id(),
                     reference,
                     deadline: context.deadline(),
@@ -245,7 +246,7 @@ impl BuilderApi {
                     secrets,
                     trace_mask: &trace_mask,
                 };
-                span.run(self.builder.build(request, &call, &mut lines, log))
+                span.run(self.builder.build_and_deploy(request, &call, &mut lines, log))
                     .await
             }
             Err(error) => Err(error),
@@ -265,14 +266,14 @@ impl BuilderApi {
                     false => "success",
                 });
                 span.set_attribute("slipway.digest", digest.to_owned());
-                Answer::built(built, fields).masked(&mask)
+                Answer::from_built(built, fields).with_secrets_masked(&mask)
             }
             Err(error) => {
                 log_build_failure(&error, fields, &mask);
                 in_flight.end(outcome_label(error.kind()));
                 span.set_attribute("error.type", outcome_label(error.kind()));
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
-                Answer::failed(&error, fields).masked(&mask)
+                Answer::from_error(&error, fields).with_secrets_masked(&mask)
             }
         };
         answer.report.warnings = lines.into_warnings();

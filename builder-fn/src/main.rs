@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use builder_fn::build::Builder;
-use builder_fn::buildkit::{EventTimeouts, SharedKeys};
+use builder_fn::buildkit::{EventTimeouts, SharedKeyPool};
 use builder_fn::hand_over::Deployer;
 use builder_fn::handler::BuilderApi;
 use builder_fn::metrics::Metrics;
@@ -26,7 +26,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
 
     if settings.is_exposed {
         tracing::warn!(
-            daemon = settings.daemon.name(),
+            daemon = settings.daemon.address_for_messages(),
             "BuildKit is reached over the network without TLS: anybody who can reach it can build, and can read and change \
              what is built; set buildkit_ca, buildkit_cert and buildkit_key"
         );
@@ -48,7 +48,7 @@ async fn setup(context: SetupContext) -> Result<App<BuilderApi>, SetupError> {
         daemon: settings.daemon,
         credentials,
         settings: settings.build,
-        keys: SharedKeys::new(metrics.sent_bytes()),
+        keys: SharedKeyPool::new(metrics.sent_bytes()),
         deployer: Deployer {
             gateway: context.gateway().clone(),
             secrets: context.secrets().clone(),

@@ -13,7 +13,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 /// Probes `daemon` at once and then every 5 s, and sends the result to `ready`, until all receivers are dropped.
 pub async fn watch(daemon: Daemon, ready: watch::Sender<bool>) {
     while !ready.is_closed() {
-        let answers = daemon.probe().await;
+        let answers = daemon.check_answers().await;
         let changed =
             ready.send_if_modified(|ready| std::mem::replace(ready, answers.is_ok()) != answers.is_ok());
         match &answers {
@@ -33,20 +33,20 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::buildkit::{Dial, DialFuture};
+    use crate::buildkit::{DialFuture, Dialer};
 
     #[tokio::test(start_paused = true)]
     async fn a_daemon_that_is_down_is_probed_until_the_receiver_is_dropped() {
         struct Down(Arc<AtomicUsize>);
-        impl Dial for Down {
-            fn dial(&self) -> DialFuture {
+        impl Dialer for Down {
+            fn open_transport(&self) -> DialFuture {
                 self.0.fetch_add(1, Ordering::Relaxed);
                 Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
             }
         }
         let dials = Arc::new(AtomicUsize::new(0));
         let (sender, receiver) = watch::channel(false);
-        let watching = tokio::spawn(watch(Daemon::with_dial("down", Down(dials.clone())), sender));
+        let watching = tokio::spawn(watch(Daemon::with_dialer("down", Down(dials.clone())), sender));
 
         tokio::time::sleep(PROBE_INTERVAL * 3).await;
         assert!(!*receiver.borrow());

@@ -50,7 +50,7 @@ use function_host::{ErrorChain, Secrets};
 
 use crate::build::BuildSettings;
 use crate::buildkit::Daemon;
-use crate::compression::{Compression, Format};
+use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
 use crate::docker_config::{DockerConfig, Helpers};
 use crate::hand_over::{self, DeployVia, DeployerSettings};
@@ -293,14 +293,14 @@ fn parse_max_log_bytes(text: &str) -> Result<usize, &'static str> {
     number.ok_or("should be a number of bytes, 16384 or more")
 }
 
-fn read_compression(parser: &mut Parser<'_>) -> Compression {
-    let format = parser.parse_or_default("compression", Format::Zstd, str::parse);
-    let level = parser.parse_or_default("compression_level", None, |text| {
+fn read_compression(parser: &mut Parser<'_>) -> LayerCompression {
+    let format = parser.parse("compression", CompressionFormat::Zstd, str::parse);
+    let level = parser.parse("compression_level", None, |text| {
         // What is not a whole number is not a level of any format.
         let level = Some(text.parse().unwrap_or(u64::MAX));
-        Compression::new(format, level).map(|compression| compression.level)
+        LayerCompression::new(format, level).map(|compression| compression.level)
     });
-    Compression { format, level }
+    LayerCompression { format, level }
 }
 
 /// Returns the builder's own slots, if settings let requests wait for them.
@@ -368,7 +368,7 @@ mod tests {
         )
         .expect("settings");
 
-        assert_eq!(settings.daemon.name(), "tcp://buildkit:1234");
+        assert_eq!(settings.daemon.address_for_messages(), "tcp://buildkit:1234");
         assert!(settings.is_exposed);
         assert_eq!(
             (settings.build.insecure, settings.signatures.disable_hmac),
@@ -376,7 +376,7 @@ mod tests {
         );
         assert_eq!((settings.requests.max_body, settings.max_log), (1 << 30, 4 << 20));
         assert_eq!(settings.requests.spool_limit, 4 << 30);
-        assert_eq!(settings.build.compression, Compression::default());
+        assert_eq!(settings.build.compression, LayerCompression::default());
         assert_eq!(settings.build.default_namespace, "openfaas-fn");
         assert_eq!(settings.deployer.function, "deployer-fn");
         assert!(settings.slots.is_none(), "the host limits the requests");

@@ -3,7 +3,7 @@
 //! Builds of one function are ordered by the time at which their source was submitted. While a build waits for a slot or
 //! is solved, it is registered here, and a newer build ends it: one that is registered in the same process, or one that
 //! another builder runs on the same daemon. BuildKit has no call that cancels another client's solve. Its history is the
-//! medium instead: every solve carries [`Attributes`](crate::buildkit::Attributes), a [`watcher`] follows the history
+//! medium instead: every solve carries [`SolveAttributes`](crate::buildkit::SolveAttributes), a [`watcher`] follows the history
 //! while builds are registered, and the builder that owns an older solve drops it.
 //!
 //! Nothing is missed: the watcher reads the history whenever it connects and after each registration, and a build reads
@@ -129,7 +129,9 @@ impl Shared {
     /// process. Only successful builds that may be newer than one submitted at `submitted_at` are read.
     async fn apply_history(&self, connection: &Connection, submitted_at: SystemTime) {
         let reading = async {
-            let mut builds = connection.known_builds(history_start(submitted_at)).await?;
+            let mut builds = connection
+                .request_known_builds(history_start(submitted_at))
+                .await?;
             while let Some(build) = builds.try_next().await? {
                 self.lock_state()
                     .registry

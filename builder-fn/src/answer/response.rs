@@ -6,24 +6,24 @@ use function_host::http::{Method, StatusCode};
 use function_host::{Response, ResponseBody, reply, trace};
 use futures_util::{Stream, StreamExt};
 
-use super::{Answer, AnswerFields, Retry, failure};
+use super::{Answer, AnswerFields, RetryReason, report_of_failure};
 use crate::hand_over::EnclosedHandOver;
 use crate::report::{Report, StreamFormat, to_json};
 
 /// The header that tells nginx not to buffer the answer.
-const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+const ACCEL_BUFFERING_HEADER: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The most bytes of the log in an answer that a queue-worker delivers to the deployer. The deployer does not
 /// use the log, and accepts 1 MiB in total.
-const MAX_CALLBACK_LOG: usize = 256 * 1024;
+const MAX_CALLBACK_LOG_BYTES: usize = 256 * 1024;
 
 impl Answer {
     /// Converts the answer to a response with one JSON object. A 429 is plain text, which is what queues
     /// expect.
     pub(crate) fn into_response(mut self) -> Response {
         match self.retry {
-            Some(Retry::Busy { limit }) => return reply::concurrency_limit_exceeded(limit),
-            Some(Retry::Draining) => {
+            Some(RetryReason::Busy { limit }) => return reply::concurrency_limit_exceeded(limit),
+            Some(RetryReason::Draining) => {
                 return reply::too_many_requests(self.report.error.unwrap_or_default() + "\n");
             }
             None => {}
@@ -33,19 +33,19 @@ impl Answer {
                 deployment["handOver"] = document;
             }
             if let Some(log) = &mut self.report.log {
-                let left_out = keep_end(log, MAX_CALLBACK_LOG);
+                let left_out = keep_last_lines(log, MAX_CALLBACK_LOG_BYTES);
                 if left_out > 0 {
                     let reason = format!(
-                        "{left_out} lines left out: the log of a callback may have {MAX_CALLBACK_LOG} bytes"
+                        "{left_out} lines left out: the log of a callback may have {MAX_CALLBACK_LOG_BYTES} bytes"
                     );
                     self.report.warnings.push_incomplete_log(&reason);
                 }
             }
             signer
         });
-        let body = to_line(&self.report);
+        let body = to_json_line(&self.report);
         let signature = signer.map(|signer| signer.header(&body));
-        let mut response = json(self.status, body);
+        let mut response = json_response(self.status, body);
         if let Some((name, signature)) = signature
             && let Ok(signature) = HeaderValue::from_str(&signature)
         {
@@ -61,31 +61,34 @@ impl Answer {
     }
 
     /// Converts the answer to a streamed response of one record, the terminal one.
-    pub(crate) fn into_stream(self, format: StreamFormat) -> Response {
-        streamed(format, ResponseBody::full(format.terminal(self.report)))
+    pub(crate) fn into_streamed_response(self, format: StreamFormat) -> Response {
+        unbuffered_response(format, ResponseBody::full(format.terminal(self.report)))
     }
 }
 
 /// Returns a streamed response of `records`, with status 200.
-pub(crate) fn stream(format: StreamFormat, records: impl Stream<Item = Bytes> + Send + 'static) -> Response {
-    streamed(format, ResponseBody::stream(records.map(Ok)))
+pub(crate) fn streamed_response(
+    format: StreamFormat,
+    records: impl Stream<Item = Bytes> + Send + 'static,
+) -> Response {
+    unbuffered_response(format, ResponseBody::stream(records.map(Ok)))
 }
 
 /// Returns the response to `GET /publickey`.
-pub(crate) fn public_key(key: &serde_json::Value) -> Response {
+pub(crate) fn public_key_response(key: &serde_json::Value) -> Response {
     reply::json(format!("{key}\n"))
 }
 
 /// Returns a 404 response with `error`.
-pub(crate) fn not_found(error: &str) -> Response {
-    let report = failure(error.to_owned(), AnswerFields::default());
-    json(StatusCode::NOT_FOUND, to_line(&report))
+pub(crate) fn not_found_response(error: &str) -> Response {
+    let report = report_of_failure(error.to_owned(), AnswerFields::default());
+    json_response(StatusCode::NOT_FOUND, to_json_line(&report))
 }
 
 /// Returns a 405 response that names the allowed method.
-pub(crate) fn wrong_method(allowed: &Method) -> Response {
-    let report = failure(format!("only {allowed} is served here"), AnswerFields::default());
-    let mut response = json(StatusCode::METHOD_NOT_ALLOWED, to_line(&report));
+pub(crate) fn method_not_allowed_response(allowed: &Method) -> Response {
+    let report = report_of_failure(format!("only {allowed} is served here"), AnswerFields::default());
+    let mut response = json_response(StatusCode::METHOD_NOT_ALLOWED, to_json_line(&report));
     if let Ok(allowed) = HeaderValue::from_str(allowed.as_str()) {
         response.headers_mut().insert(ALLOW, allowed);
     }
@@ -93,7 +96,7 @@ pub(crate) fn wrong_method(allowed: &Method) -> Response {
 }
 
 /// Keeps the last log lines of at most `limit` bytes in total, and drops the others. Returns how many it dropped.
-fn keep_end(lines: &mut Vec<String>, limit: usize) -> usize {
+fn keep_last_lines(lines: &mut Vec<String>, limit: usize) -> usize {
     let mut left = limit;
     let fits = |line: &&String| {
         let rest = left.checked_sub(line.len());
@@ -104,24 +107,24 @@ fn keep_end(lines: &mut Vec<String>, limit: usize) -> usize {
     lines.drain(..lines.len() - kept).count()
 }
 
-fn to_line(report: &Report) -> Vec<u8> {
+fn to_json_line(report: &Report) -> Vec<u8> {
     let mut body = to_json(report);
     body.push(b'\n');
     body
 }
 
-fn json(status: StatusCode, body: Vec<u8>) -> Response {
+fn json_response(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = reply::json(body);
     *response.status_mut() = status;
     response
 }
 
-fn streamed(format: StreamFormat, body: ResponseBody) -> Response {
+fn unbuffered_response(format: StreamFormat, body: ResponseBody) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(format.media_type()));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    headers.insert(ACCEL_BUFFERING_HEADER, HeaderValue::from_static("no"));
     response
 }
 
@@ -130,11 +133,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_a_long_log_is_kept_in_whole_lines() {
+    fn a_log_above_the_limit_keeps_as_many_whole_last_lines_as_fit() {
         let lines = || vec!["12345".to_owned(), "1234".to_owned(), "123".to_owned()];
         for (limit, left) in [(12, 3), (11, 2), (7, 2), (6, 1), (2, 0)] {
             let mut lines = lines();
-            assert_eq!(keep_end(&mut lines, limit), 3 - left, "{limit}");
+            assert_eq!(keep_last_lines(&mut lines, limit), 3 - left, "{limit}");
             assert_eq!(lines.len(), left, "{limit}");
             assert!(lines.last().is_none_or(|last| last == "123"));
         }

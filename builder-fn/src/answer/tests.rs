@@ -6,42 +6,42 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::buildkit::{Failure, Fault};
+use crate::buildkit::{BuildFailure, FaultyParty};
 use crate::context::SpoolError;
 use crate::hand_over::Deployment;
 use crate::report::StreamFormat;
 use crate::request::RequestError;
 
-async fn read(response: Response) -> (u16, Value) {
+async fn read_status_and_json(response: Response) -> (u16, Value) {
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.expect("body").to_bytes();
     (status, serde_json::from_slice(&body).expect("JSON"))
 }
 
-fn fields() -> AnswerFields<'static> {
+fn answer_fields() -> AnswerFields<'static> {
     AnswerFields {
         image: Some("registry/hello:1"),
         seconds: 1.5,
     }
 }
 
-fn with_log(mut answer: Answer) -> Response {
+fn response_with_log(mut answer: Answer) -> Response {
     answer.report.log = Some(vec!["l: x".into()]);
     answer.into_response()
 }
 
 #[tokio::test]
-async fn a_build_that_succeeded_is_200_with_its_log() {
-    let answer = Answer::built(
-        Built {
+async fn a_successful_build_is_answered_with_200_and_its_log() {
+    let answer = Answer::from_built(
+        BuildResult {
             digest: Some("sha256:12".into()),
             deployment: None,
         },
-        fields(),
+        answer_fields(),
     );
 
     assert_eq!(
-        read(with_log(answer)).await,
+        read_status_and_json(response_with_log(answer)).await,
         (
             200,
             json!({"log": ["l: x"], "image": "registry/hello:1", "digest": "sha256:12", "status": "success",
@@ -62,15 +62,15 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
             answer: json!({"status": "x", "reasons": ["it crashed"]}),
             enclosed: None,
         };
-        let answer = Answer::built(
-            Built {
+        let answer = Answer::from_built(
+            BuildResult {
                 digest: Some("sha256:12".into()),
                 deployment: Some(deployment),
             },
-            fields(),
+            answer_fields(),
         );
 
-        let (found, body) = read(with_log(answer)).await;
+        let (found, body) = read_status_and_json(response_with_log(answer)).await;
         assert_eq!(found, status);
         assert_eq!(body["digest"], "sha256:12");
         assert_eq!(body["deployment"]["reasons"][0], "it crashed");
@@ -81,9 +81,9 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
 }
 
 #[tokio::test]
-async fn every_kind_of_error_has_its_status_and_the_log_so_far() {
+async fn every_kind_of_error_is_answered_with_its_http_status_and_the_log_so_far() {
     let build = |fault| {
-        Error::Failed(Failure {
+        Error::Failed(BuildFailure {
             message: "exit code: 3".into(),
             fault,
         })
@@ -100,19 +100,20 @@ async fn every_kind_of_error_has_its_status_and_the_log_so_far() {
             400,
         ),
         (Error::NoSealKey, 400),
-        (build(Fault::Caller), 422),
+        (build(FaultyParty::Caller), 422),
         (
             Error::TimeLimit {
                 limit: std::time::Duration::from_secs(90),
             },
             422,
         ),
-        (build(Fault::Platform), 502),
+        (build(FaultyParty::Platform), 502),
         (Error::Interrupted, 502),
         (Error::Lost("reset".into()), 502),
     ] {
         let text = error.to_string();
-        let (found, body) = read(with_log(Answer::failed(&error, fields()))).await;
+        let (found, body) =
+            read_status_and_json(response_with_log(Answer::from_error(&error, answer_fields()))).await;
         assert_eq!(found, status, "{text}");
         assert_eq!(body["error"], text);
         assert_eq!(body["status"], "failed");
@@ -122,8 +123,8 @@ async fn every_kind_of_error_has_its_status_and_the_log_so_far() {
 }
 
 #[tokio::test]
-async fn a_busy_builder_answers_in_the_words_of_the_host() {
-    let response = Answer::failed(&Error::Busy { limit: 3 }, fields()).into_response();
+async fn a_busy_builder_answers_429_with_the_same_body_as_the_host() {
+    let response = Answer::from_error(&Error::Busy { limit: 3 }, answer_fields()).into_response();
 
     assert_eq!(response.status().as_u16(), 429);
     assert_eq!(response.headers()["retry-after"], "1");
@@ -135,8 +136,8 @@ async fn a_busy_builder_answers_in_the_words_of_the_host() {
 }
 
 #[tokio::test]
-async fn a_builder_that_is_shutting_down_asks_for_a_retry() {
-    let response = Answer::failed(&Error::Draining, AnswerFields::default()).into_response();
+async fn a_builder_that_is_shutting_down_answers_with_a_retry_after_header() {
+    let response = Answer::from_error(&Error::Draining, AnswerFields::default()).into_response();
 
     assert_eq!(response.status().as_u16(), 429);
     assert_eq!(response.headers()["retry-after"], "1");
@@ -148,17 +149,17 @@ async fn a_builder_that_is_shutting_down_asks_for_a_retry() {
 }
 
 #[test]
-fn an_answer_to_a_body_that_is_not_read_closes_the_connection() {
+fn an_answer_sent_before_the_request_body_is_read_closes_the_connection() {
     let error = Error::Request(RequestError::TooLarge { limit: 7 });
 
-    let response = Answer::failed(&error, AnswerFields::default()).into_response();
+    let response = Answer::from_error(&error, AnswerFields::default()).into_response();
     assert_eq!(response.headers()[CONNECTION], "close");
 }
 
 #[tokio::test]
 async fn a_streamed_answer_is_200_and_must_not_be_buffered_by_proxies() {
-    let answer = Answer::failed(&Error::Request(RequestError::NoConfig), fields());
-    let response = answer.into_stream(StreamFormat::EventStream);
+    let answer = Answer::from_error(&Error::Request(RequestError::NoConfig), answer_fields());
+    let response = answer.into_streamed_response(StreamFormat::EventStream);
 
     assert_eq!(response.status(), 200);
     for (name, value) in [

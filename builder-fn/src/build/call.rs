@@ -5,21 +5,21 @@ use std::time::Duration;
 use function_host::Shutdown;
 use tokio::time::Instant;
 
-use crate::buildkit::Reference;
+use crate::buildkit::BuildReference;
 use crate::redact::TraceMask;
 use crate::sealed::BuildSecrets;
 
 /// The time before the deadline of a call, or the end of the process, at which a build is cancelled, to leave time for
 /// the answer.
-const TIME_TO_ANSWER: Duration = Duration::from_secs(2);
+const TIME_RESERVED_FOR_ANSWER: Duration = Duration::from_secs(2);
 
 /// One call of the builder function.
 #[derive(Debug)]
-pub(crate) struct Call<'a> {
-    /// The call's ID, from `X-Call-Id`.
+pub(crate) struct BuilderCall<'a> {
+    /// The call's ID, from `X-BuilderCall-Id`.
     pub(crate) id: &'a str,
     /// The reference under which BuildKit knows the call's build.
-    pub(crate) reference: Reference,
+    pub(crate) reference: BuildReference,
     /// The time at which the host ends the call.
     pub(crate) deadline: Option<Instant>,
     /// Announces that the process ends.
@@ -30,9 +30,9 @@ pub(crate) struct Call<'a> {
     pub(crate) trace_mask: &'a TraceMask,
 }
 
-impl Call<'_> {
+impl BuilderCall<'_> {
     /// Returns the shorter of `timeout` and the time left until the call's deadline, less the time to answer.
-    pub(super) fn time_limit(&self, timeout: Option<Duration>) -> Option<Duration> {
+    pub(super) fn build_time_limit(&self, timeout: Option<Duration>) -> Option<Duration> {
         limit_less_answer_time(timeout, self.deadline)
     }
 
@@ -43,7 +43,7 @@ impl Call<'_> {
 }
 
 /// Waits for `limit` and returns it. Waits forever if there is no limit.
-pub(super) async fn expiry(limit: Option<Duration>) -> Duration {
+pub(super) async fn wait_for_expiry(limit: Option<Duration>) -> Duration {
     match limit {
         Some(limit) => {
             tokio::time::sleep(limit).await;
@@ -57,7 +57,7 @@ fn limit_less_answer_time(timeout: Option<Duration>, deadline: Option<Instant>) 
     let left = deadline.map(|deadline| {
         deadline
             .saturating_duration_since(Instant::now())
-            .saturating_sub(TIME_TO_ANSWER)
+            .saturating_sub(TIME_RESERVED_FOR_ANSWER)
     });
     match (timeout, left) {
         (Some(timeout), Some(left)) => Some(timeout.min(left)),
@@ -67,7 +67,7 @@ fn limit_less_answer_time(timeout: Option<Duration>, deadline: Option<Instant>) 
 
 async fn interruption(shutdown: &Shutdown) {
     let end = shutdown.wait().await;
-    tokio::time::sleep_until(end.checked_sub(TIME_TO_ANSWER).unwrap_or(end)).await;
+    tokio::time::sleep_until(end.checked_sub(TIME_RESERVED_FOR_ANSWER).unwrap_or(end)).await;
 }
 
 #[cfg(test)]
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_shorter_of_timeout_and_deadline_limits_a_build() {
+    async fn a_build_is_limited_by_the_shorter_of_its_timeout_and_the_time_to_the_calls_deadline() {
         let seconds = Duration::from_secs;
         let deadline = Some(Instant::now() + seconds(62));
 
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_build_is_interrupted_two_seconds_before_the_process_ends() {
+    async fn a_build_is_interrupted_two_seconds_before_a_shutdown_ends_the_process() {
         let (trigger, shutdown) = Shutdown::new();
         trigger.begin(Instant::now() + Duration::from_secs(30));
         let start = Instant::now();

@@ -3,32 +3,44 @@
 //! BuildKit requests a context with ignore patterns and the sources of `COPY` in headers, which cannot carry a tab or
 //! another control character. Its error names the header only.
 
-use crate::buildkit::Failure;
+use crate::buildkit::BuildFailure;
 use crate::context::{Kind, SourceContext};
 use crate::request::BuildRequest;
 
 /// The largest file that is searched for a control character, in bytes.
-const SEARCHED_MAX: u64 = 1 << 20;
+const SEARCHED_FILE_MAX_BYTES: u64 = 1 << 20;
 
 /// The default names of the Dockerfile, in the order in which BuildKit tries them.
-const DOCKERFILES: [&str; 2] = ["Dockerfile", "dockerfile"];
+const DEFAULT_DOCKERFILES: [&str; 2] = ["Dockerfile", "dockerfile"];
 
 /// Adds the file and the line of the control character to a failure that it caused.
-pub(super) fn locate_control_character(failure: Failure, request: &BuildRequest) -> Failure {
+pub(super) fn add_control_character_location(failure: BuildFailure, request: &BuildRequest) -> BuildFailure {
     let Some(header) = failure.untransferable_header() else {
         return failure;
     };
     let context = &request.context;
     let named = request.config.dockerfile.as_deref();
-    let dockerfile = named.or_else(|| DOCKERFILES.into_iter().find(|path| context.get(path).is_some()));
-    let dockerfile = dockerfile.unwrap_or(DOCKERFILES[0]);
+    let dockerfile = named.or_else(|| {
+        DEFAULT_DOCKERFILES
+            .into_iter()
+            .find(|path| context.get(path).is_some())
+    });
+    let dockerfile = dockerfile.unwrap_or(DEFAULT_DOCKERFILES[0]);
     let (path, has_control, what): (_, fn(&str) -> bool, _) = match header {
-        "exclude-patterns" => (ignore_file(context, dockerfile), in_pattern, "a pattern"),
-        _ => (dockerfile.to_owned(), in_source, "a source of COPY or ADD"),
+        "exclude-patterns" => (
+            ignore_file_path(context, dockerfile),
+            has_control_character_in_pattern,
+            "a pattern",
+        ),
+        _ => (
+            dockerfile.to_owned(),
+            has_control_character_in_copy_source,
+            "a source of COPY or ADD",
+        ),
     };
-    let line = read(context, &path).and_then(|text| text.lines().position(has_control));
+    let line = read_text_file(context, &path).and_then(|text| text.lines().position(has_control));
     let line = line.map_or_else(String::new, |line| format!(":{}", line + 1));
-    Failure {
+    BuildFailure {
         message: format!(
             "context/{path}{line}: {what} contains a control character such as a tab, which BuildKit cannot transfer; \
              remove it ({})",
@@ -39,7 +51,7 @@ pub(super) fn locate_control_character(failure: Failure, request: &BuildRequest)
 }
 
 /// Returns the path of the ignore file that BuildKit reads.
-fn ignore_file(context: &SourceContext, dockerfile: &str) -> String {
+fn ignore_file_path(context: &SourceContext, dockerfile: &str) -> String {
     let own = format!("{dockerfile}.dockerignore");
     match context.get(&own) {
         Some(_) => own,
@@ -48,13 +60,13 @@ fn ignore_file(context: &SourceContext, dockerfile: &str) -> String {
 }
 
 /// Returns whether a line of an ignore file has a control character within its pattern.
-fn in_pattern(line: &str) -> bool {
+fn has_control_character_in_pattern(line: &str) -> bool {
     !line.starts_with('#') && line.trim().contains(char::is_control)
 }
 
 /// Returns whether a line of a Dockerfile has a control character in a source: in a JSON string, where it may be escaped.
 /// Without JSON, blanks separate the sources.
-fn in_source(line: &str) -> bool {
+fn has_control_character_in_copy_source(line: &str) -> bool {
     let Some((instruction, arguments)) = line.trim().split_once(char::is_whitespace) else {
         return false;
     };
@@ -71,12 +83,12 @@ fn in_source(line: &str) -> bool {
     }
 }
 
-fn read(context: &SourceContext, path: &str) -> Option<String> {
+fn read_text_file(context: &SourceContext, path: &str) -> Option<String> {
     let entry = context.get(path)?;
     let Kind::File { size, .. } = entry.kind else {
         return None;
     };
-    let mut content = vec![0; usize::try_from(size.min(SEARCHED_MAX)).ok()?];
+    let mut content = vec![0; usize::try_from(size.min(SEARCHED_FILE_MAX_BYTES)).ok()?];
     context.read_exact(entry, 0, &mut content).ok()?;
     Some(String::from_utf8_lossy(&content).into_owned())
 }
@@ -86,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_control_character_is_found_only_in_a_pattern() {
+    fn a_control_character_in_an_ignore_file_is_found_only_within_a_pattern() {
         for (line, found) in [
             ("a\tb", true),
             ("!a\u{1}b", true),
@@ -95,12 +107,12 @@ mod tests {
             ("# a\tb", false),
             ("ä", false),
         ] {
-            assert_eq!(in_pattern(line), found, "{line:?}");
+            assert_eq!(has_control_character_in_pattern(line), found, "{line:?}");
         }
     }
 
     #[test]
-    fn a_control_character_is_found_only_in_a_source() {
+    fn a_control_character_in_a_dockerfile_is_found_only_within_a_copy_source() {
         for (line, found) in [
             (r#"COPY ["a\tb", "/"]"#, true),
             (r#"  add --chown=1 ["a\u0001b", "/"]"#, true),
@@ -111,7 +123,7 @@ mod tests {
             ("COPY", false),
             ("", false),
         ] {
-            assert_eq!(in_source(line), found, "{line:?}");
+            assert_eq!(has_control_character_in_copy_source(line), found, "{line:?}");
         }
     }
 }

@@ -6,7 +6,7 @@ use function_host::trace;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::call::{Call, expiry};
+use super::call::{BuilderCall, wait_for_expiry};
 use crate::buildkit::BuiltImage;
 use crate::error::Error;
 use crate::hand_over::{Deployment, DeploymentStatus, HandOver, HandOverSigner};
@@ -17,7 +17,7 @@ use crate::request::{BuildRequest, SubmissionTimeSource, SubmittedAt};
 ///
 /// A delivery that has no other time than its arrival has that of the delivery that built the image: it must not look
 /// newer than itself.
-fn submitted_at(request: &BuildRequest, built: &BuiltImage) -> SystemTime {
+fn image_submission_time(request: &BuildRequest, built: &BuiltImage) -> SystemTime {
     let SubmittedAt { at, source } = request.submitted_at;
     match (source, built.submitted_at) {
         (SubmissionTimeSource::Arrival, Some(first)) => first,
@@ -29,12 +29,12 @@ fn submitted_at(request: &BuildRequest, built: &BuiltImage) -> SystemTime {
 ///
 /// # Errors
 /// Fails if BuildKit did not report the image's digest.
-pub(super) async fn deploy(
+pub(super) async fn hand_over_image(
     signer: &HandOverSigner<'_>,
     deploy: &Map<String, Value>,
     request: &BuildRequest,
     built: &BuiltImage,
-    call: &Call<'_>,
+    call: &BuilderCall<'_>,
     lines: &LineFormatter,
     log: &mut dyn LogSink,
 ) -> Result<Deployment, Error> {
@@ -46,7 +46,7 @@ pub(super) async fn deploy(
         image: &image,
         tag: &config.image.to_string(),
         call_id: call.id,
-        submitted_at: submitted_at(request, built),
+        submitted_at: image_submission_time(request, built),
         // A redelivered call must not make its image look newer.
         built_at: built.completed_at.unwrap_or(now),
         expires_at: now.checked_add(signer.ttl()).unwrap_or(now),
@@ -64,7 +64,7 @@ pub(super) async fn deploy(
     };
     let deployment = tokio::select! {
         deployment = span.run(signer.hand_over(&hand_over, on_retry)) => deployment,
-        _ = expiry(call.time_limit(None)) => Deployment::failed(
+        _ = wait_for_expiry(call.build_time_limit(None)) => Deployment::failed(
             "the call's time limit was reached before the deployment's outcome was known".into(),
         ),
         () = call.interruption() => Deployment::failed(

@@ -3,7 +3,7 @@
 use function_host::trace;
 use serde_json::{Map, Value};
 
-use super::call::{Call, expiry};
+use super::call::{BuilderCall, wait_for_expiry};
 use crate::error::Error;
 use crate::hand_over::{DryRun, DryRunOutcome, HandOverSigner};
 use crate::report::{LineFormatter, LogSink};
@@ -14,11 +14,11 @@ use crate::request::BuildRequest;
 ///
 /// # Errors
 /// Fails if the deployer would refuse the hand-over, or the call's time ends.
-pub(super) async fn check(
+pub(super) async fn check_deployment_by_dry_run(
     signer: &HandOverSigner<'_>,
     deploy: &Map<String, Value>,
     request: &BuildRequest,
-    call: &Call<'_>,
+    call: &BuilderCall<'_>,
     lines: &mut LineFormatter,
     log: &mut dyn LogSink,
 ) -> Result<(), Error> {
@@ -34,7 +34,7 @@ pub(super) async fn check(
     let span = trace::span("dry run");
     let outcome = tokio::select! {
         outcome = span.run(signer.dry_run(&dry_run)) => outcome,
-        limit = expiry(call.time_limit(None)) => return Err(Error::TimeLimit { limit }),
+        limit = wait_for_expiry(call.build_time_limit(None)) => return Err(Error::TimeLimit { limit }),
         () = call.interruption() => return Err(Error::Interrupted),
     };
     match outcome {

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use function_host::{ErrorChain, trace};
 
 use super::Builder;
-use super::call::{Call, expiry};
+use super::call::{BuilderCall, wait_for_expiry};
 use super::control_character;
 use crate::buildkit::{
-    Attributes, BuiltImage, CacheExport, Job, KeyLease, SOURCE_DATE_EPOCH, Services, SolveOptions,
+    BuildJob, BuiltImage, CacheExport, KeyLease, SOURCE_DATE_EPOCH, SessionServices, SolveAttributes,
+    SolveOptions,
 };
 use crate::error::Error;
 use crate::function_id::FunctionId;
@@ -20,15 +21,15 @@ use crate::trace::StepSpans;
 impl Builder {
     /// Solves and pushes the image, within the time limits of the config and the call, unless the daemon knows
     /// a newer build.
-    pub(super) async fn solve(
+    pub(super) async fn solve_and_push(
         &self,
         request: &BuildRequest,
-        call: &Call<'_>,
+        call: &BuilderCall<'_>,
         registration: Option<&Registration>,
         lines: &mut LineFormatter,
         log: &mut dyn LogSink,
     ) -> Result<BuiltImage, Error> {
-        let limit = call.time_limit(request.config.timeout);
+        let limit = call.build_time_limit(request.config.timeout);
         let step_counter = self.metrics.step_counter();
         let span = trace::client_span("solve");
         let mut step_spans = StepSpans::new(&span, call.trace_mask);
@@ -42,23 +43,23 @@ impl Builder {
                     ));
                 }
             }
-            let job = self.job(request, call);
+            let job = self.create_job(request, call);
             let on_event = |event| {
                 step_counter.event(&event);
                 step_spans.event(&event);
                 lines.event(event).into_iter().for_each(|line| log.push(line));
             };
-            Ok(job.run(&connection, on_event).await?)
+            Ok(job.run_to_outcome(&connection, on_event).await?)
         });
         let result = tokio::select! {
             result = solving => result,
-            limit = expiry(limit) => Err(Error::TimeLimit { limit }),
+            limit = wait_for_expiry(limit) => Err(Error::TimeLimit { limit }),
             () = call.interruption() => Err(Error::Interrupted),
         };
         let result = result.map_err(|error| match error {
-            Error::Failed(failure) => {
-                Error::Failed(control_character::locate_control_character(failure, request))
-            }
+            Error::Failed(failure) => Error::Failed(control_character::add_control_character_location(
+                failure, request,
+            )),
             error => error,
         });
         lines.finish().into_iter().for_each(|line| log.push(line));
@@ -73,19 +74,21 @@ impl Builder {
     /// A build with `SOURCE_DATE_EPOCH` wants the same image whatever was built before. In a folder that BuildKit keeps from
     /// an earlier transfer, a directory has the time at which a file in it was last replaced, so such a build gets a key
     /// under which BuildKit has nothing.
-    fn lease(&self, request: &BuildRequest) -> Arc<KeyLease> {
+    fn lease_shared_key(&self, request: &BuildRequest) -> Arc<KeyLease> {
         let config = &request.config;
         Arc::new(match config.build_args.contains_key(SOURCE_DATE_EPOCH) {
             true => self.keys.lease_single_use(),
-            false => self.keys.lease(&config.image.without_tag(), &request.context),
+            false => self
+                .keys
+                .lease_for_image(&config.image.without_tag(), &request.context),
         })
     }
 
     /// Returns the attributes with which the build's solve describes its request in BuildKit.
-    pub(super) fn attributes(&self, request: &BuildRequest, call: &Call<'_>) -> Attributes {
+    pub(super) fn solve_attributes(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> SolveAttributes {
         let namespace = &self.settings.default_namespace;
         let deploy = request.config.deploy.as_ref();
-        Attributes {
+        SolveAttributes {
             call_id: call.id.to_owned(),
             signature: request
                 .signature
@@ -97,9 +100,9 @@ impl Builder {
         }
     }
 
-    fn job(&self, request: &BuildRequest, call: &Call<'_>) -> Job {
-        let lease = self.lease(request);
-        let services = Services::new()
+    fn create_job(&self, request: &BuildRequest, call: &BuilderCall<'_>) -> BuildJob {
+        let lease = self.lease_shared_key(request);
+        let services = SessionServices::new()
             .with_health()
             .with_files(request.context.clone(), lease.clone())
             .with_credentials(self.credentials.clone())
@@ -108,7 +111,7 @@ impl Builder {
         let settings = &self.settings;
         let solve = SolveOptions {
             reference: call.reference.clone(),
-            attributes: Some(self.attributes(request, call)),
+            attributes: Some(self.solve_attributes(request, call)),
             names: [&config.image]
                 .into_iter()
                 .chain(&config.tags)
@@ -123,7 +126,7 @@ impl Builder {
             platforms: config.platforms.clone(),
             no_cache: config.no_cache,
             cache_from: config.cache_from.iter().map(ToString::to_string).collect(),
-            cache_to: config.cache_to.iter().map(cache_export).collect(),
+            cache_to: config.cache_to.iter().map(to_cache_export).collect(),
             named_frontend: request.frontend == Frontend::Named,
             provenance: config.provenance.map(|provenance| match provenance {
                 ProvenanceMode::Min => "min",
@@ -132,7 +135,7 @@ impl Builder {
             sbom_generator: settings.sbom_generator.clone().filter(|_| config.sbom),
             compression: config.compression.unwrap_or(settings.compression),
         };
-        Job {
+        BuildJob {
             services,
             shared_key: lease,
             solve,
@@ -142,7 +145,7 @@ impl Builder {
     }
 }
 
-fn cache_export(cache: &CacheToItem) -> CacheExport {
+fn to_cache_export(cache: &CacheToItem) -> CacheExport {
     CacheExport {
         name: cache.image.to_string(),
         max: cache.max,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 /// The address of a BuildKit daemon: `unix:///run/buildkit/buildkitd.sock` or `tcp://buildkit.openfaas:1234`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
+pub enum DaemonAddress {
     /// The path of the daemon's Unix socket.
     Unix(PathBuf),
     /// The TCP host and port of the daemon.
@@ -20,7 +20,7 @@ pub enum Address {
 
 /// The reason why the address of a daemon is invalid. The texts follow the name of the setting.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AddressError {
+pub enum DaemonAddressError {
     /// The scheme of the address is neither `unix` nor `tcp`.
     #[error("should be unix://PATH or tcp://HOST:PORT")]
     Scheme,
@@ -32,33 +32,33 @@ pub enum AddressError {
     HostPort,
 }
 
-impl FromStr for Address {
-    type Err = AddressError;
+impl FromStr for DaemonAddress {
+    type Err = DaemonAddressError;
 
-    fn from_str(text: &str) -> Result<Self, AddressError> {
+    fn from_str(text: &str) -> Result<Self, DaemonAddressError> {
         if let Some(path) = text.strip_prefix("unix://") {
             return match path.starts_with('/') && path.len() > 1 {
                 true => Ok(Self::Unix(path.into())),
-                false => Err(AddressError::Path),
+                false => Err(DaemonAddressError::Path),
             };
         }
-        let rest = text.strip_prefix("tcp://").ok_or(AddressError::Scheme)?;
+        let rest = text.strip_prefix("tcp://").ok_or(DaemonAddressError::Scheme)?;
         let authority: http::uri::Authority = rest
             .trim_end_matches('/')
             .parse()
-            .map_err(|_| AddressError::HostPort)?;
+            .map_err(|_| DaemonAddressError::HostPort)?;
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         match authority.port_u16() {
             Some(port) if !host.is_empty() && !authority.as_str().contains('@') => Ok(Self::Tcp {
                 host: host.into(),
                 port,
             }),
-            _ => Err(AddressError::HostPort),
+            _ => Err(DaemonAddressError::HostPort),
         }
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for DaemonAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
@@ -72,45 +72,48 @@ impl fmt::Display for Address {
 mod tests {
     use super::*;
 
-    fn tcp(host: &str, port: u16) -> Address {
-        Address::Tcp {
+    fn tcp_address(host: &str, port: u16) -> DaemonAddress {
+        DaemonAddress::Tcp {
             host: host.into(),
             port,
         }
     }
 
     #[test]
-    fn addresses_of_both_schemes_are_parsed_and_formatted_as_they_were_written() {
+    fn unix_and_tcp_daemon_addresses_are_parsed_and_formatted_as_they_were_written() {
         for (text, address) in [
             (
                 "unix:///run/buildkit/buildkitd.sock",
-                Address::Unix("/run/buildkit/buildkitd.sock".into()),
+                DaemonAddress::Unix("/run/buildkit/buildkitd.sock".into()),
             ),
-            ("tcp://10.62.0.1:1234", tcp("10.62.0.1", 1234)),
-            ("tcp://buildkit.openfaas:1234", tcp("buildkit.openfaas", 1234)),
-            ("tcp://[::1]:1234", tcp("::1", 1234)),
+            ("tcp://10.62.0.1:1234", tcp_address("10.62.0.1", 1234)),
+            (
+                "tcp://buildkit.openfaas:1234",
+                tcp_address("buildkit.openfaas", 1234),
+            ),
+            ("tcp://[::1]:1234", tcp_address("::1", 1234)),
         ] {
-            let parsed: Address = text.parse().expect(text);
+            let parsed: DaemonAddress = text.parse().expect(text);
             assert_eq!(parsed, address);
             assert_eq!(parsed.to_string(), text);
         }
     }
 
     #[test]
-    fn an_invalid_address_is_rejected_with_what_it_lacks() {
+    fn an_invalid_daemon_address_is_rejected_with_what_it_lacks() {
         for (text, error) in [
-            ("", AddressError::Scheme),
-            ("buildkit:1234", AddressError::Scheme),
-            ("http://buildkit:1234", AddressError::Scheme),
-            ("unix://", AddressError::Path),
-            ("unix://run/buildkitd.sock", AddressError::Path),
-            ("tcp://buildkit", AddressError::HostPort),
-            ("tcp://:1234", AddressError::HostPort),
-            ("tcp://a b:1", AddressError::HostPort),
-            ("tcp://user@buildkit:1", AddressError::HostPort),
-            ("tcp://buildkit:99999", AddressError::HostPort),
+            ("", DaemonAddressError::Scheme),
+            ("buildkit:1234", DaemonAddressError::Scheme),
+            ("http://buildkit:1234", DaemonAddressError::Scheme),
+            ("unix://", DaemonAddressError::Path),
+            ("unix://run/buildkitd.sock", DaemonAddressError::Path),
+            ("tcp://buildkit", DaemonAddressError::HostPort),
+            ("tcp://:1234", DaemonAddressError::HostPort),
+            ("tcp://a b:1", DaemonAddressError::HostPort),
+            ("tcp://user@buildkit:1", DaemonAddressError::HostPort),
+            ("tcp://buildkit:99999", DaemonAddressError::HostPort),
         ] {
-            assert_eq!(text.parse::<Address>(), Err(error), "{text}");
+            assert_eq!(text.parse::<DaemonAddress>(), Err(error), "{text}");
         }
     }
 }

@@ -10,16 +10,16 @@ use jiff::Timestamp;
 
 use crate::function_id::FunctionId;
 
-const CALL_ID: &str = "slipway.call-id";
-const SIGNATURE: &str = "slipway.signature";
-const SUBMITTED_AT: &str = "slipway.submitted-at";
-const FUNCTION: &str = "slipway.function";
-const SUPERSEDE: &str = "slipway.supersede";
+const CALL_ID_ATTRIBUTE: &str = "slipway.call-id";
+const SIGNATURE_ATTRIBUTE: &str = "slipway.signature";
+const SUBMITTED_AT_ATTRIBUTE: &str = "slipway.submitted-at";
+const FUNCTION_ATTRIBUTE: &str = "slipway.function";
+const SUPERSEDE_ATTRIBUTE: &str = "slipway.supersede";
 
 /// The attributes by which a solve describes its build request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attributes {
-    /// The id of the OpenFaaS call that the build belongs to (`X-Call-Id`).
+pub struct SolveAttributes {
+    /// The id of the OpenFaaS call that the build belongs to (`X-BuilderCall-Id`).
     pub call_id: String,
     /// The fingerprint of the request's verified signature; `None` if signatures are disabled.
     pub signature: Option<String>,
@@ -31,50 +31,58 @@ pub struct Attributes {
     pub supersede: bool,
 }
 
-impl Attributes {
+impl SolveAttributes {
     /// Returns the names and values of the attributes, for a `SolveRequest`.
-    pub(super) fn pairs(&self) -> Vec<(&'static str, String)> {
+    pub(super) fn to_name_value_pairs(&self) -> Vec<(&'static str, String)> {
         let mut pairs = vec![
-            (CALL_ID, self.call_id.clone()),
-            (SUBMITTED_AT, format_nanoseconds(self.submitted_at)),
+            (CALL_ID_ATTRIBUTE, self.call_id.clone()),
+            (SUBMITTED_AT_ATTRIBUTE, format_nanoseconds(self.submitted_at)),
         ];
         if let Some(fingerprint) = &self.signature {
-            pairs.push((SIGNATURE, fingerprint.clone()));
+            pairs.push((SIGNATURE_ATTRIBUTE, fingerprint.clone()));
         }
         if let Some(function) = &self.function {
-            pairs.push((FUNCTION, function.to_string()));
+            pairs.push((FUNCTION_ATTRIBUTE, function.to_string()));
             if !self.supersede {
-                pairs.push((SUPERSEDE, "false".into()));
+                pairs.push((SUPERSEDE_ATTRIBUTE, "false".into()));
             }
         }
         pairs
     }
 
     /// Parses the attributes in a record of the daemon's history. Returns `None` if another client made the record.
-    pub(super) fn of_record(attrs: &HashMap<String, String>) -> Option<Self> {
+    pub(super) fn from_history_record(attrs: &HashMap<String, String>) -> Option<Self> {
         Some(Self {
-            call_id: attrs.get(CALL_ID)?.clone(),
-            signature: attrs.get(SIGNATURE).cloned(),
-            submitted_at: attrs.get(SUBMITTED_AT)?.parse::<Timestamp>().ok()?.into(),
-            function: attrs.get(FUNCTION).and_then(|function| function.parse().ok()),
-            supersede: attrs.get(SUPERSEDE).is_none_or(|value| value != "false"),
+            call_id: attrs.get(CALL_ID_ATTRIBUTE)?.clone(),
+            signature: attrs.get(SIGNATURE_ATTRIBUTE).cloned(),
+            submitted_at: attrs
+                .get(SUBMITTED_AT_ATTRIBUTE)?
+                .parse::<Timestamp>()
+                .ok()?
+                .into(),
+            function: attrs
+                .get(FUNCTION_ATTRIBUTE)
+                .and_then(|function| function.parse().ok()),
+            supersede: attrs
+                .get(SUPERSEDE_ATTRIBUTE)
+                .is_none_or(|value| value != "false"),
         })
     }
 
     /// Returns the function whose builds supersede each other, this one included; `None` for a build that takes no
     /// part.
-    pub fn superseding(&self) -> Option<&FunctionId> {
+    pub fn function_to_supersede_in(&self) -> Option<&FunctionId> {
         self.function.as_ref().filter(|_| self.supersede)
     }
 }
 
 /// Formats a time as RFC 3339 in UTC, with nanoseconds.
 fn format_nanoseconds(time: SystemTime) -> String {
-    format!("{:.9}", timestamp(time))
+    format!("{:.9}", to_timestamp(time))
 }
 
 /// Converts a time to a `Timestamp`; a time outside of jiff's range becomes the nearest in range.
-pub(super) fn timestamp(time: SystemTime) -> Timestamp {
+pub(super) fn to_timestamp(time: SystemTime) -> Timestamp {
     let nearest = match time < SystemTime::UNIX_EPOCH {
         true => Timestamp::MIN,
         false => Timestamp::MAX,
@@ -88,8 +96,8 @@ mod tests {
 
     use super::*;
 
-    fn attributes() -> Attributes {
-        Attributes {
+    fn example_attributes() -> SolveAttributes {
+        SolveAttributes {
             call_id: "call-1".into(),
             signature: Some("0a1b".into()),
             submitted_at: SystemTime::UNIX_EPOCH + Duration::new(1_795_951_610, 1),
@@ -98,32 +106,35 @@ mod tests {
         }
     }
 
-    fn record(attributes: &Attributes) -> HashMap<String, String> {
-        let pairs = attributes.pairs().into_iter();
+    fn history_record_attributes(attributes: &SolveAttributes) -> HashMap<String, String> {
+        let pairs = attributes.to_name_value_pairs().into_iter();
         pairs.map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     #[test]
-    fn a_record_gives_the_attributes_that_the_solve_had() {
-        let no_deployment = Attributes {
+    fn attributes_of_a_solve_are_parsed_unchanged_from_its_history_record() {
+        let no_deployment = SolveAttributes {
             signature: None,
             function: None,
-            ..attributes()
+            ..example_attributes()
         };
-        let opted_out = Attributes {
+        let opted_out = SolveAttributes {
             supersede: false,
-            ..attributes()
+            ..example_attributes()
         };
-        for attributes in [attributes(), no_deployment, opted_out] {
-            assert_eq!(Attributes::of_record(&record(&attributes)), Some(attributes));
+        for attributes in [example_attributes(), no_deployment, opted_out] {
+            assert_eq!(
+                SolveAttributes::from_history_record(&history_record_attributes(&attributes)),
+                Some(attributes)
+            );
         }
     }
 
     #[test]
-    fn the_attributes_have_the_names_that_builders_share() {
-        let record = record(&Attributes {
+    fn solve_attributes_have_the_names_that_all_builders_share() {
+        let record = history_record_attributes(&SolveAttributes {
             supersede: false,
-            ..attributes()
+            ..example_attributes()
         });
         for (name, value) in [
             ("slipway.call-id", "call-1"),
@@ -137,10 +148,10 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_another_client_has_no_attributes() {
-        let mut record = record(&attributes());
+    fn a_history_record_of_another_buildkit_client_has_no_solve_attributes() {
+        let mut record = history_record_attributes(&example_attributes());
         record.insert("slipway.submitted-at".into(), "yesterday".into());
-        assert_eq!(Attributes::of_record(&record), None);
-        assert_eq!(Attributes::of_record(&HashMap::new()), None);
+        assert_eq!(SolveAttributes::from_history_record(&record), None);
+        assert_eq!(SolveAttributes::from_history_record(&HashMap::new()), None);
     }
 }

@@ -11,7 +11,10 @@ use bollard_buildkit_proto::moby::buildkit::v1::control_client::ControlClient;
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Address, CONNECTION_WINDOW, Dial, MAX_MESSAGE, STREAM_WINDOW, TlsError};
+use super::{
+    DaemonAddress, Dialer, HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, MAX_GRPC_MESSAGE_BYTES,
+    TlsError,
+};
 
 /// The longest wait for a daemon to accept a connection, and to answer a probe on it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,13 +22,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The limit on the headers and trailers of a daemon's answer, in bytes. A failed solve's trailers contain the
 /// Dockerfile, several times. A daemon that may not send so much, 16 KiB in hyper's default, resets the call, which
 /// looks like a lost daemon.
-const MAX_HEADERS: u32 = 16 << 20;
+const MAX_HEADER_LIST_BYTES: u32 = 16 << 20;
 
 /// A BuildKit daemon: its address, and the transport that reaches it.
 #[derive(Clone)]
 pub struct Daemon {
     name: Arc<str>,
-    dial: Arc<dyn Dial>,
+    dial: Arc<dyn Dialer>,
 }
 
 /// The reason why the daemon cannot be connected to.
@@ -59,12 +62,12 @@ pub struct Connection {
 
 impl Daemon {
     /// Returns a handle of the daemon at `address`, without connecting.
-    pub fn at(address: Address) -> Self {
-        Self::with_dial(address.to_string(), address)
+    pub fn at(address: DaemonAddress) -> Self {
+        Self::with_dialer(address.to_string(), address)
     }
 
     /// Returns a handle of the daemon that `dial` connects to, without connecting; `name` is its address in messages.
-    pub fn with_dial(name: impl Into<Arc<str>>, dial: impl Dial) -> Self {
+    pub fn with_dialer(name: impl Into<Arc<str>>, dial: impl Dialer) -> Self {
         Self {
             name: name.into(),
             dial: Arc::new(dial),
@@ -72,7 +75,7 @@ impl Daemon {
     }
 
     /// Returns the daemon's address, for messages.
-    pub fn name(&self) -> &str {
+    pub fn address_for_messages(&self) -> &str {
         &self.name
     }
 
@@ -82,7 +85,11 @@ impl Daemon {
     /// Fails if nothing listens at the address, or does not answer in time, or one side does not trust the other.
     pub async fn connect(&self) -> Result<Connection, ConnectError> {
         let connecting = async {
-            let io = self.dial.dial().await.map_err(|error| self.dial_error(error))?;
+            let io = self
+                .dial
+                .open_transport()
+                .await
+                .map_err(|error| self.to_connect_error(error))?;
             let mut io = Some(TokioIo::new(io));
             let connect_once = tower::service_fn(move |_| {
                 let io = io.take();
@@ -92,15 +99,15 @@ impl Daemon {
             });
             // The host is only the authority of the requests.
             let endpoint = Endpoint::from_static("http://buildkit")
-                .http2_max_header_list_size(MAX_HEADERS)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW);
+                .http2_max_header_list_size(MAX_HEADER_LIST_BYTES)
+                .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES);
             let channel = endpoint.connect_with_connector(connect_once).await;
-            channel.map_err(|error| self.unreachable(error))
+            channel.map_err(|error| self.unreachable_error(error))
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(channel) => Ok(Connection { channel: channel? }),
-            Err(elapsed) => Err(self.unreachable(elapsed)),
+            Err(elapsed) => Err(self.unreachable_error(elapsed)),
         }
     }
 
@@ -108,26 +115,26 @@ impl Daemon {
     ///
     /// # Errors
     /// Fails if the daemon cannot be reached or answers with an error.
-    pub async fn probe(&self) -> Result<(), ConnectError> {
+    pub async fn check_answers(&self) -> Result<(), ConnectError> {
         let connection = self.connect().await?;
-        let answer = async { connection.control().info(InfoRequest {}).await };
+        let answer = async { connection.control_client().info(InfoRequest {}).await };
         match tokio::time::timeout(CONNECT_TIMEOUT, answer).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(status)) => Err(self.unreachable(status)),
-            Err(elapsed) => Err(self.unreachable(elapsed)),
+            Ok(Err(status)) => Err(self.unreachable_error(status)),
+            Err(elapsed) => Err(self.unreachable_error(elapsed)),
         }
     }
 
-    fn unreachable(&self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> ConnectError {
+    fn unreachable_error(&self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> ConnectError {
         ConnectError::Unreachable {
             daemon: self.name.clone(),
             source: source.into(),
         }
     }
 
-    fn dial_error(&self, error: io::Error) -> ConnectError {
+    fn to_connect_error(&self, error: io::Error) -> ConnectError {
         match error.downcast::<TlsError>() {
-            Ok(TlsError::Broken(source)) | Err(source) => self.unreachable(source),
+            Ok(TlsError::Broken(source)) | Err(source) => self.unreachable_error(source),
             Ok(reason) => ConnectError::NotSecure {
                 daemon: self.name.clone(),
                 reason: Box::new(reason),
@@ -144,8 +151,8 @@ impl fmt::Debug for Daemon {
 
 impl Connection {
     /// Returns a client for the daemon's gRPC service `Control`.
-    pub(super) fn control(&self) -> ControlClient<Channel> {
-        ControlClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE)
+    pub(super) fn control_client(&self) -> ControlClient<Channel> {
+        ControlClient::new(self.channel.clone()).max_decoding_message_size(MAX_GRPC_MESSAGE_BYTES)
     }
 }
 
@@ -161,7 +168,7 @@ mod tests {
     use crate::buildkit::DialFuture;
 
     #[tokio::test]
-    async fn an_error_names_the_daemon_that_does_not_answer() {
+    async fn a_connect_error_names_the_address_of_the_daemon_that_does_not_answer() {
         let daemon = Daemon::at("unix:///nowhere/buildkitd.sock".parse().expect("address"));
 
         let error = daemon.connect().await.expect_err("nothing listens there");
@@ -175,14 +182,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connecting_to_a_daemon_that_never_accepts_times_out() {
-        struct Silent;
-        impl Dial for Silent {
-            fn dial(&self) -> DialFuture {
+        struct NeverAcceptingDialer;
+        impl Dialer for NeverAcceptingDialer {
+            fn open_transport(&self) -> DialFuture {
                 Box::pin(std::future::pending())
             }
         }
 
-        Daemon::with_dial("silent", Silent)
+        Daemon::with_dialer("silent", NeverAcceptingDialer)
             .connect()
             .await
             .expect_err("it never answers");

@@ -8,7 +8,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::Address;
+use super::DaemonAddress;
 
 /// The idle time after which the kernel sends the first keepalive probe.
 ///
@@ -23,26 +23,26 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
 /// A stream of bytes in both directions.
-pub trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+pub trait ByteStream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> ByteStream for T {}
 
 /// A future that establishes a transport to a daemon.
-pub type DialFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
+pub type DialFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn ByteStream>>> + Send>>;
 
 /// A transport that can be established to a daemon: a socket, TLS, or, in tests, a pipe in memory.
-pub trait Dial: Send + Sync + 'static {
+pub trait Dialer: Send + Sync + 'static {
     /// Establishes a new transport to the daemon.
-    fn dial(&self) -> DialFuture;
+    fn open_transport(&self) -> DialFuture;
 }
 
-impl Dial for Address {
-    fn dial(&self) -> DialFuture {
+impl Dialer for DaemonAddress {
+    fn open_transport(&self) -> DialFuture {
         match self.clone() {
-            Address::Unix(path) => {
+            DaemonAddress::Unix(path) => {
                 Box::pin(async move { Ok(Box::new(UnixStream::connect(path).await?) as _) })
             }
-            Address::Tcp { host, port } => {
+            DaemonAddress::Tcp { host, port } => {
                 Box::pin(async move { Ok(Box::new(dial_tcp(&host, port).await?) as _) })
             }
         }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_kernel_keeps_tcp_connections_alive() {
+    async fn tcp_keepalive_is_enabled_on_connections_to_a_daemon() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let port = listener.local_addr().expect("address").port();
 

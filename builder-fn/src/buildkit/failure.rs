@@ -9,13 +9,13 @@ use tonic::{Code, Status};
 use super::status::{EventReader, without_rpc_prefix};
 
 /// The name of the build step that makes the image and pushes it: BuildKit `exporter/containerimage/export.go`.
-const EXPORT_STEP: &str = "exporting to image";
+const IMAGE_EXPORT_STEP_NAME: &str = "exporting to image";
 /// The name of the build step that pushes the cache: BuildKit `cache/remotecache/registry/registry.go`.
-const EXPORT_CACHE_STEP: &str = "exporting cache to registry";
+const CACHE_EXPORT_STEP_NAME: &str = "exporting cache to registry";
 
 /// The party that is to blame for a failed build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum FaultyParty {
     /// The caller is to blame: the Dockerfile or the context is wrong, and the same build would fail again.
     Caller,
     /// The platform is to blame: a registry, the operator's credentials, or the daemon.
@@ -25,32 +25,34 @@ pub enum Fault {
 /// A failure that BuildKit reported for a build.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Failure {
+pub struct BuildFailure {
     /// The text of BuildKit's error, without the prefix of a gRPC error.
     pub message: String,
     /// The party that is to blame for the failed build.
-    pub fault: Fault,
+    pub fault: FaultyParty,
 }
 
-impl Failure {
+impl BuildFailure {
     /// Returns the failure that `status`, the answer to a solve, describes; the failed step is looked up in `events`.
     pub(super) fn new(status: &Status, events: &EventReader) -> Self {
         let message = status.message();
-        let step = events.failed_step(message);
+        let step = events.find_failed_step(message);
         let fault = match (status.code(), step) {
-            _ if untransferable_header(message).is_some() => Fault::Caller,
+            _ if untransferable_header(message).is_some() => FaultyParty::Caller,
             // The frontend's own messages contain the Dockerfile and the ignore patterns.
-            (Code::ResourceExhausted, None) if message.contains(" message larger than max ") => Fault::Caller,
-            (Code::Internal | Code::ResourceExhausted | Code::DeadlineExceeded, _) => Fault::Platform,
-            (_, Some(EXPORT_STEP)) if is_immutable_tag_error(message) => Fault::Caller,
-            (_, Some(EXPORT_STEP | EXPORT_CACHE_STEP)) => Fault::Platform,
-            // The operator chooses the generator.
-            (_, Some(step)) if generates_sbom(step) => Fault::Platform,
-            _ if is_process_failure(message) => Fault::Caller,
-            (_, step) if (step.is_some() && is_registry_failure(message)) || is_daemon_failure(message) => {
-                Fault::Platform
+            (Code::ResourceExhausted, None) if message.contains(" message larger than max ") => {
+                FaultyParty::Caller
             }
-            _ => Fault::Caller,
+            (Code::Internal | Code::ResourceExhausted | Code::DeadlineExceeded, _) => FaultyParty::Platform,
+            (_, Some(IMAGE_EXPORT_STEP_NAME)) if is_immutable_tag_error(message) => FaultyParty::Caller,
+            (_, Some(IMAGE_EXPORT_STEP_NAME | CACHE_EXPORT_STEP_NAME)) => FaultyParty::Platform,
+            // The operator chooses the generator.
+            (_, Some(step)) if is_sbom_step(step) => FaultyParty::Platform,
+            _ if is_process_failure(message) => FaultyParty::Caller,
+            (_, step) if (step.is_some() && is_registry_failure(message)) || is_daemon_failure(message) => {
+                FaultyParty::Platform
+            }
+            _ => FaultyParty::Caller,
         };
         Self {
             message: without_rpc_prefix(message).to_owned(),
@@ -109,7 +111,7 @@ fn is_daemon_failure(message: &str) -> bool {
 
 /// Returns whether the step with this name runs the SBOM generator. BuildKit `frontend/attestations/sbom/sbom.go` names
 /// such a step `[PLATFORM] generating sbom using IMAGE`.
-fn generates_sbom(step: &str) -> bool {
+fn is_sbom_step(step: &str) -> bool {
     step.strip_prefix('[')
         .and_then(|rest| rest.split_once("] "))
         .is_some_and(|(_, rest)| rest.starts_with("generating sbom using "))
@@ -147,7 +149,7 @@ mod tests {
 
     /// Decides who is to blame for a failure of buildkitd 0.34.2, from the failed step, its error, and the solve's
     /// message.
-    fn fault(step: Option<(&str, &str)>, message: &str) -> Fault {
+    fn party_at_fault(step: Option<(&str, &str)>, message: &str) -> FaultyParty {
         let steps = [("[2/9] RUN slow", "context canceled")].into_iter().chain(step);
         let vertexes = steps.map(|(name, error)| Vertex {
             name: name.into(),
@@ -155,15 +157,15 @@ mod tests {
             ..Vertex::default()
         });
         let mut events = EventReader::default();
-        events.read(StatusResponse {
+        events.read_new_events(StatusResponse {
             vertexes: vertexes.collect(),
             ..StatusResponse::default()
         });
-        Failure::new(&Status::unknown(message), &events).fault
+        BuildFailure::new(&Status::unknown(message), &events).fault
     }
 
     #[test]
-    fn a_failing_push_is_the_platforms_fault() {
+    fn a_failing_image_push_is_the_platforms_fault() {
         for error in [
             "failed to push registry:5000/x:1: unexpected status from HEAD request to \
              http://registry:5000/v2/x/blobs/sha256:8ba7: 401 Unauthorized",
@@ -171,8 +173,8 @@ mod tests {
              \"https://registry:5000/v2/x/blobs/sha256:2270\": dial tcp 10.0.0.1:5000: connect: connection refused",
         ] {
             assert_eq!(
-                fault(Some((EXPORT_STEP, error)), error),
-                Fault::Platform,
+                party_at_fault(Some((IMAGE_EXPORT_STEP_NAME, error)), error),
+                FaultyParty::Platform,
                 "{error}"
             );
         }
@@ -185,10 +187,14 @@ mod tests {
             "exporting cache to registry",
             "[linux/amd64] generating sbom using r/scan:1",
         ] {
-            assert_eq!(fault(Some((step, error)), error), Fault::Platform, "{step}");
+            assert_eq!(
+                party_at_fault(Some((step, error)), error),
+                FaultyParty::Platform,
+                "{step}"
+            );
         }
         let step = "[2/2] RUN generating sbom using x";
-        assert_eq!(fault(Some((step, error)), error), Fault::Caller);
+        assert_eq!(party_at_fault(Some((step, error)), error), FaultyParty::Caller);
     }
 
     #[test]
@@ -200,30 +206,40 @@ mod tests {
             "failed to do request: Head \"http://registry:5000/v2/base/manifests/1\": dial tcp: i/o timeout",
         ] {
             let message = format!("registry:5000/base:1: failed to resolve source metadata for it: {error}");
-            assert_eq!(fault(Some((step, error)), &message), Fault::Platform, "{error}");
+            assert_eq!(
+                party_at_fault(Some((step, error)), &message),
+                FaultyParty::Platform,
+                "{error}"
+            );
         }
         let forbidden =
             "unexpected status from HEAD request to http://registry:5000/v2/base/manifests/1: 403 Forbidden";
-        assert_eq!(fault(Some((step, forbidden)), forbidden), Fault::Caller);
+        assert_eq!(
+            party_at_fault(Some((step, forbidden)), forbidden),
+            FaultyParty::Caller
+        );
     }
 
     #[test]
     fn a_registry_error_in_the_text_of_a_run_step_is_still_the_callers_fault() {
         let error =
             "process \"/bin/sh -c curl failed to do request: \" did not complete successfully: exit code: 6";
-        assert_eq!(fault(Some(("[2/2] RUN curl", error)), error), Fault::Caller);
+        assert_eq!(
+            party_at_fault(Some(("[2/2] RUN curl", error)), error),
+            FaultyParty::Caller
+        );
     }
 
     #[test]
     fn an_internal_error_of_the_daemon_is_the_platforms_fault() {
-        let failure = Failure::new(&Status::internal("history db is closed"), &EventReader::default());
-        assert_eq!(failure.fault, Fault::Platform);
+        let failure = BuildFailure::new(&Status::internal("history db is closed"), &EventReader::default());
+        assert_eq!(failure.fault, FaultyParty::Platform);
     }
 
     #[test]
-    fn a_failure_never_begins_with_the_prefix_of_a_grpc_error() {
+    fn the_message_of_a_failure_never_begins_with_the_prefix_of_a_grpc_error() {
         let status = Status::unknown("rpc error: code = Unknown desc = dockerfile parse error on line 2");
-        let failure = Failure::new(&status, &EventReader::default());
+        let failure = BuildFailure::new(&status, &EventReader::default());
         assert_eq!(failure.to_string(), "dockerfile parse error on line 2");
     }
 }

@@ -13,11 +13,11 @@ use futures_util::{StreamExt, TryStreamExt};
 use tonic::{Code, Status};
 
 use super::Connection;
-use super::attributes::{Attributes, timestamp};
-use super::outcome::{BuiltImage, Outcome};
+use super::attributes::{SolveAttributes, to_timestamp};
+use super::outcome::{BuiltImage, SolveOutcome};
 
 /// The time between two requests to the history for a build's outcome that is not recorded yet.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+const OUTCOME_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The longest wait for one answer of the daemon's history.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,18 +28,18 @@ const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The record of a finished build in the daemon's history.
 #[derive(Debug)]
-pub(super) struct Finished {
+pub(super) struct FinishedBuild {
     /// The id of the call that the build belongs to, if the record has one.
     pub(super) call_id: Option<String>,
     /// The outcome of the finished build.
-    pub(super) outcome: Outcome,
+    pub(super) outcome: SolveOutcome,
 }
 
 /// A build of this or another builder, as the daemon's history has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KnownBuild {
     /// The description of the build's request.
-    pub attributes: Attributes,
+    pub attributes: SolveAttributes,
     /// The state of the build.
     pub state: BuildState,
 }
@@ -56,37 +56,41 @@ pub enum BuildState {
 }
 
 /// A stream of builds in the order in which the daemon reports them. Builds of other clients are left out.
-pub(crate) type KnownBuilds = BoxStream<'static, Result<KnownBuild, Status>>;
+pub(crate) type KnownBuildStream = BoxStream<'static, Result<KnownBuild, Status>>;
 
 impl Connection {
     /// Requests the running builds, and those that succeeded at or after `since`.
-    pub(crate) async fn known_builds(&self, since: SystemTime) -> Result<KnownBuilds, Status> {
+    pub(crate) async fn request_known_builds(&self, since: SystemTime) -> Result<KnownBuildStream, Status> {
         self.listen_for_builds(since, true).await
     }
 
     /// Subscribes to builds: those that run or succeeded at or after `since`, and then every build that starts or ends.
-    pub(crate) async fn watch_builds(&self, since: SystemTime) -> Result<KnownBuilds, Status> {
+    pub(crate) async fn watch_builds(&self, since: SystemTime) -> Result<KnownBuildStream, Status> {
         self.listen_for_builds(since, false).await
     }
 
     /// Requests the builds of the history since `since`; with `early_exit`, the stream ends with the known ones.
-    async fn listen_for_builds(&self, since: SystemTime, early_exit: bool) -> Result<KnownBuilds, Status> {
-        let since = timestamp(since);
+    async fn listen_for_builds(
+        &self,
+        since: SystemTime,
+        early_exit: bool,
+    ) -> Result<KnownBuildStream, Status> {
+        let since = to_timestamp(since);
         let request = BuildHistoryRequest {
             // The filter is for records only: running builds and later events come in any case.
             filter: vec![format!("status==completed,completedAt>={since:.0}")],
             early_exit,
             ..BuildHistoryRequest::default()
         };
-        let events = listen(self, request).await?;
+        let events = listen_to_history(self, request).await?;
         Ok(events
-            .try_filter_map(|event| std::future::ready(Ok(KnownBuild::of(event))))
+            .try_filter_map(|event| std::future::ready(Ok(KnownBuild::from_history_event(event))))
             .boxed())
     }
 }
 
 impl KnownBuild {
-    fn of(event: BuildHistoryEvent) -> Option<Self> {
+    fn from_history_event(event: BuildHistoryEvent) -> Option<Self> {
         let kind = event.r#type();
         let record = event.record?;
         let state = match kind {
@@ -95,18 +99,21 @@ impl KnownBuild {
             BuildHistoryEventType::Complete => BuildState::Failed,
             BuildHistoryEventType::Deleted => return None,
         };
-        let attributes = Attributes::of_record(&record.frontend_attrs)?;
+        let attributes = SolveAttributes::from_history_record(&record.frontend_attrs)?;
         Some(Self { attributes, state })
     }
 }
 
 /// Requests the record of the finished build `reference`; `None` if the daemon has none.
-pub(super) async fn finished(connection: &Connection, reference: &str) -> Option<Finished> {
+pub(super) async fn request_finished_build(
+    connection: &Connection,
+    reference: &str,
+) -> Option<FinishedBuild> {
     let complete = |(kind, record)| match kind {
-        BuildHistoryEventType::Complete => Some(Finished::from(record)),
+        BuildHistoryEventType::Complete => Some(FinishedBuild::from(record)),
         _ => None,
     };
-    find_event(connection, reference, complete).await
+    find_in_history_events(connection, reference, complete).await
 }
 
 /// Waits up to `limit` until the outcome of a build that has just ended is recorded.
@@ -114,34 +121,35 @@ pub(super) async fn wait_for_outcome(
     connection: &Connection,
     reference: &str,
     limit: Duration,
-) -> Option<Outcome> {
+) -> Option<SolveOutcome> {
     let recorded = async {
         loop {
-            if let Some(finished) = finished(connection, reference).await {
+            if let Some(finished) = request_finished_build(connection, reference).await {
                 return finished.outcome;
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
+            tokio::time::sleep(OUTCOME_POLL_INTERVAL).await;
         }
     };
     tokio::time::timeout(limit, recorded).await.ok()
 }
 
 /// Requests the id of the call that the running or finished build `reference` belongs to. Waits briefly for its record.
-pub(super) async fn call_id(connection: &Connection, reference: &str) -> Option<String> {
+pub(super) async fn request_call_id(connection: &Connection, reference: &str) -> Option<String> {
     let known = async {
         loop {
-            let found = find_event(connection, reference, |(_, record)| Some(record)).await;
+            let found = find_in_history_events(connection, reference, |(_, record)| Some(record)).await;
             if let Some(record) = found {
-                return Attributes::of_record(&record.frontend_attrs).map(|attributes| attributes.call_id);
+                return SolveAttributes::from_history_record(&record.frontend_attrs)
+                    .map(|attributes| attributes.call_id);
             }
-            tokio::time::sleep(RETRY_INTERVAL).await;
+            tokio::time::sleep(OUTCOME_POLL_INTERVAL).await;
         }
     };
     tokio::time::timeout(RECORD_TIMEOUT, known).await.ok().flatten()
 }
 
 /// Returns the result of `read` for the first of a build's history events for which it is not `None`.
-async fn find_event<T>(
+async fn find_in_history_events<T>(
     connection: &Connection,
     reference: &str,
     read: impl Fn((BuildHistoryEventType, BuildHistoryRecord)) -> Option<T>,
@@ -153,7 +161,7 @@ async fn find_event<T>(
         ..BuildHistoryRequest::default()
     };
     let finding = async {
-        let mut events = listen(connection, request).await?;
+        let mut events = listen_to_history(connection, request).await?;
         while let Some(event) = events.try_next().await? {
             let kind = event.r#type();
             // Builds that are running come first, whatever the filter.
@@ -179,30 +187,31 @@ async fn find_event<T>(
     }
 }
 
-async fn listen(
+async fn listen_to_history(
     connection: &Connection,
     request: BuildHistoryRequest,
 ) -> Result<BoxStream<'static, Result<BuildHistoryEvent, Status>>, Status> {
-    let mut control = connection.control();
+    let mut control = connection.control_client();
     let events = control.listen_build_history(request).await?.into_inner();
     Ok(events.boxed())
 }
 
-fn time(seconds: i64, nanos: i32) -> Option<SystemTime> {
+fn time_from_unix(seconds: i64, nanos: i32) -> Option<SystemTime> {
     let since = Duration::new(seconds.try_into().ok()?, nanos.try_into().ok()?);
     SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
-impl From<BuildHistoryRecord> for Finished {
+impl From<BuildHistoryRecord> for FinishedBuild {
     fn from(record: BuildHistoryRecord) -> Self {
         Self {
-            call_id: Attributes::of_record(&record.frontend_attrs).map(|attributes| attributes.call_id),
+            call_id: SolveAttributes::from_history_record(&record.frontend_attrs)
+                .map(|attributes| attributes.call_id),
             outcome: record.into(),
         }
     }
 }
 
-impl From<BuildHistoryRecord> for Outcome {
+impl From<BuildHistoryRecord> for SolveOutcome {
     fn from(record: BuildHistoryRecord) -> Self {
         if let Some(error) = record.error {
             return Self::Failed(Status::new(Code::from_i32(error.code), error.message));
@@ -210,8 +219,10 @@ impl From<BuildHistoryRecord> for Outcome {
         // The result of the first exporter, which is the only one. The history does not keep the solve's own answer.
         let mut results = record.result.map(|result| result.results).unwrap_or_default();
         let digest = results.remove(&0).map(|descriptor| descriptor.digest);
-        let completed_at = record.completed_at.and_then(|at| time(at.seconds, at.nanos));
-        let attributes = Attributes::of_record(&record.frontend_attrs);
+        let completed_at = record
+            .completed_at
+            .and_then(|at| time_from_unix(at.seconds, at.nanos));
+        let attributes = SolveAttributes::from_history_record(&record.frontend_attrs);
         Self::Succeeded(BuiltImage {
             digest,
             completed_at,

@@ -18,11 +18,11 @@ use futures_util::StreamExt;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Extensions, Request, Status};
 
-use super::outcome::{BuiltImage, Outcome};
-use super::session::{Services, Session};
+use super::outcome::{BuiltImage, SolveOutcome};
+use super::session::{Session, SessionServices};
 use super::shared_key::KeyLease;
-use super::status::{self, Event, EventReader, Responses};
-use super::{Connection, Failure, Fault, ManifestStore, SolveOptions, history};
+use super::status::{self, BuildEvent, EventReader, StatusResponseStream};
+use super::{BuildFailure, Connection, FaultyParty, ManifestStore, SolveOptions, history};
 
 /// The largest number of references that are tried for one call. Each delivery of a call whose builds failed takes one
 /// more.
@@ -49,9 +49,9 @@ impl Default for EventTimeouts {
 
 /// A description of a build that has not begun, with everything that it needs.
 #[derive(Debug)]
-pub struct Job {
+pub struct BuildJob {
     /// The session's services, which answer the daemon while it builds.
-    pub services: Services,
+    pub services: SessionServices,
     /// The shared key under which the daemon keeps transferred folders. Another build may use it once this one has
     /// ended.
     pub shared_key: Arc<KeyLease>,
@@ -68,7 +68,7 @@ pub struct Job {
 pub enum JobError {
     /// BuildKit reported that the build failed.
     #[error(transparent)]
-    Failed(Failure),
+    Failed(BuildFailure),
     /// BuildKit shut down, or the connection to it broke.
     #[error("BuildKit was lost during the build")]
     Lost(#[source] Box<dyn StdError + Send + Sync>),
@@ -80,22 +80,24 @@ pub enum JobError {
     },
 }
 
-impl Job {
+impl BuildJob {
     /// Runs the build to its end, and passes every event to `sink`, also those of a build that fails.
     ///
     /// Dropping the future cancels the build: the daemon sees its streams reset and stops.
     ///
     /// # Errors
     /// Fails if the build fails or the daemon is lost.
-    pub async fn run(
+    pub async fn run_to_outcome(
         self,
         connection: &Connection,
-        mut sink: impl FnMut(Event),
+        mut sink: impl FnMut(BuildEvent),
     ) -> Result<BuiltImage, JobError> {
         let result = self.attempt_until_outcome(connection, &mut sink).await;
         match &result {
-            Ok(_) => self.shared_key.release(),
-            Err(JobError::Failed(failure)) if failure.fault == Fault::Caller => self.shared_key.release(),
+            Ok(_) => self.shared_key.return_to_pool(),
+            Err(JobError::Failed(failure)) if failure.fault == FaultyParty::Caller => {
+                self.shared_key.return_to_pool()
+            }
             // It is not certain which files of the context the daemon has.
             Err(_) => {}
         }
@@ -106,33 +108,38 @@ impl Job {
     async fn attempt_until_outcome(
         &self,
         connection: &Connection,
-        sink: &mut impl FnMut(Event),
+        sink: &mut impl FnMut(BuildEvent),
     ) -> Result<BuiltImage, JobError> {
         let mut reader = EventReader::default();
         for attempt in 1..=ATTEMPTS_MAX {
             let reference = self.solve.reference.attempt_name(attempt);
-            let finished = history::finished(connection, &reference).await;
+            let finished = history::request_finished_build(connection, &reference).await;
             if let Some(call_id) = finished.as_ref().and_then(|finished| finished.call_id.as_ref()) {
-                self.check_call(call_id)?;
+                self.check_same_call(call_id)?;
             }
             match finished.map(|finished| finished.outcome) {
                 None => {}
-                Some(Outcome::Failed(_)) => continue,
-                Some(Outcome::Succeeded(image)) if self.ask_whether_image_is_gone(&image, sink).await => {
+                Some(SolveOutcome::Failed(_)) => continue,
+                Some(SolveOutcome::Succeeded(image))
+                    if self.is_image_gone_from_registry(&image, sink).await =>
+                {
                     continue;
                 }
-                Some(Outcome::Succeeded(image)) => {
+                Some(SolveOutcome::Succeeded(image)) => {
                     tracing::info!(
                         reference,
                         "an earlier delivery of this call has built the image already"
                     );
-                    let responses = status::follow(connection, reference);
-                    drain_events(responses, self.timeouts, &mut reader, sink).await;
+                    let responses = status::follow_build_status(connection, reference);
+                    pass_remaining_events(responses, self.timeouts, &mut reader, sink).await;
                     return Ok(image);
                 }
             }
             reader.forget_failures();
-            if let Some(image) = self.attempt(connection, &reference, &mut reader, sink).await? {
+            if let Some(image) = self
+                .attempt_solve(connection, &reference, &mut reader, sink)
+                .await?
+            {
                 return Ok(image);
             }
         }
@@ -143,7 +150,11 @@ impl Job {
 
     /// Asks the registry whether the pushed image of an earlier delivery has been removed. If the registry gives no
     /// answer, passes a warning to `sink` and returns `false`.
-    async fn ask_whether_image_is_gone(&self, image: &BuiltImage, sink: &mut impl FnMut(Event)) -> bool {
+    async fn is_image_gone_from_registry(
+        &self,
+        image: &BuiltImage,
+        sink: &mut impl FnMut(BuildEvent),
+    ) -> bool {
         let (Some(digest), Some(name), true) = (&image.digest, self.solve.names.first(), self.solve.push)
         else {
             return false;
@@ -161,7 +172,7 @@ impl Job {
             Err(error) => {
                 let error = ErrorChain(&*error);
                 tracing::warn!(name, digest, %error, "could not check that the registry still has an image");
-                sink(Event::Unsure {
+                sink(BuildEvent::Unsure {
                     text: format!(
                         "this call was built before, and whether the registry still has {name} with {digest} could not be \
                          checked: {error}"
@@ -173,9 +184,11 @@ impl Job {
     }
 
     /// Checks that `call_id`, the call of an existing build with this job's reference, is the call of this job.
-    fn check_call(&self, call_id: &str) -> Result<(), JobError> {
+    fn check_same_call(&self, call_id: &str) -> Result<(), JobError> {
         match &self.solve.attributes {
-            Some(attributes) if self.solve.reference.is_of_signature() && attributes.call_id != call_id => {
+            Some(attributes)
+                if self.solve.reference.is_for_signature_alone() && attributes.call_id != call_id =>
+            {
                 Err(JobError::AlreadyBuilt {
                     call_id: call_id.to_owned(),
                 })
@@ -186,19 +199,19 @@ impl Job {
 
     /// Attempts the build under one reference. Returns `None` if a build of that reference ran already and was
     /// cancelled.
-    async fn attempt(
+    async fn attempt_solve(
         &self,
         connection: &Connection,
         reference: &str,
         reader: &mut EventReader,
-        sink: &mut impl FnMut(Event),
+        sink: &mut impl FnMut(BuildEvent),
     ) -> Result<Option<BuiltImage>, JobError> {
-        let mut responses = status::follow(connection, reference.to_owned());
-        let session = Session::new(self.shared_key.key(), self.services.clone());
+        let mut responses = status::follow_build_status(connection, reference.to_owned());
+        let session = Session::new(self.shared_key.key_for_session(), self.services.clone());
         let request = with_trace_context(self.solve.to_request(reference, session.id()));
-        let mut control = connection.control();
+        let mut control = connection.control_client();
         let mut solving = pin!(async move { control.solve(request).await });
-        let mut session = Box::pin(session.run(connection));
+        let mut session = Box::pin(session.open_and_serve(connection));
 
         let mut following = true;
         let solved = loop {
@@ -207,7 +220,7 @@ impl Job {
                 solved = &mut solving => break solved,
                 Err(error) = &mut session => return Err(JobError::Lost(error.into())),
                 response = responses.next(), if following => match response {
-                    Some(Ok(response)) => reader.read(response).into_iter().for_each(&mut *sink),
+                    Some(Ok(response)) => reader.read_new_events(response).into_iter().for_each(&mut *sink),
                     Some(Err(status)) => return Err(JobError::Lost(status.into())),
                     None => following = false,
                 },
@@ -216,10 +229,10 @@ impl Job {
         drop(session);
         let outcome = match solved {
             Err(status) if is_already_running_error(&status, reference) => {
-                if self.solve.reference.is_of_signature()
-                    && let Some(call_id) = history::call_id(connection, reference).await
+                if self.solve.reference.is_for_signature_alone()
+                    && let Some(call_id) = history::request_call_id(connection, reference).await
                 {
-                    self.check_call(&call_id)?;
+                    self.check_same_call(&call_id)?;
                 }
                 tracing::info!(
                     reference,
@@ -227,16 +240,16 @@ impl Job {
                 );
                 while let Some(response) = responses.next().await {
                     let response = response.map_err(|status| JobError::Lost(status.into()))?;
-                    reader.read(response).into_iter().for_each(&mut *sink);
+                    reader.read_new_events(response).into_iter().for_each(&mut *sink);
                 }
                 history::wait_for_outcome(connection, reference, self.timeouts.total).await
             }
             solved => {
                 if following {
-                    drain_events(responses, self.timeouts, reader, sink).await;
+                    pass_remaining_events(responses, self.timeouts, reader, sink).await;
                 }
                 match solved {
-                    Ok(response) => Some(Outcome::Succeeded(BuiltImage {
+                    Ok(response) => Some(SolveOutcome::Succeeded(BuiltImage {
                         digest: response
                             .into_inner()
                             .exporter_response
@@ -245,14 +258,14 @@ impl Job {
                         submitted_at: None,
                     })),
                     Err(status) if is_connection_loss(&status) => return Err(JobError::Lost(status.into())),
-                    Err(status) => Some(Outcome::Failed(status)),
+                    Err(status) => Some(SolveOutcome::Failed(status)),
                 }
             }
         };
         match outcome {
-            Some(Outcome::Succeeded(image)) => Ok(Some(image)),
-            Some(Outcome::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
-            Some(Outcome::Failed(status)) => Err(JobError::Failed(Failure::new(&status, reader))),
+            Some(SolveOutcome::Succeeded(image)) => Ok(Some(image)),
+            Some(SolveOutcome::Failed(status)) if status.code() == Code::Cancelled => Ok(None),
+            Some(SolveOutcome::Failed(status)) => Err(JobError::Failed(BuildFailure::new(&status, reader))),
             None => Err(JobError::Lost(
                 "BuildKit did not record the outcome of the build in time".into(),
             )),
@@ -270,15 +283,15 @@ fn with_trace_context(request: SolveRequest) -> Request<SolveRequest> {
 
 /// Passes the remaining events of an ended build to `sink`. Events after the timeout are dropped, and do not fail the
 /// build.
-async fn drain_events(
-    mut responses: Responses,
+async fn pass_remaining_events(
+    mut responses: StatusResponseStream,
     timeouts: EventTimeouts,
     reader: &mut EventReader,
-    sink: &mut impl FnMut(Event),
+    sink: &mut impl FnMut(BuildEvent),
 ) {
     let rest = async {
         while let Ok(Some(Ok(response))) = tokio::time::timeout(timeouts.idle, responses.next()).await {
-            reader.read(response).into_iter().for_each(&mut *sink);
+            reader.read_new_events(response).into_iter().for_each(&mut *sink);
         }
     };
     if tokio::time::timeout(timeouts.total, rest).await.is_err() {

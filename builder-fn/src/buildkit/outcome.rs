@@ -17,7 +17,7 @@ pub struct BuiltImage {
 
 /// The outcome of a solve.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(super) enum SolveOutcome {
     /// The build succeeded with this image.
     Succeeded(BuiltImage),
     /// The build failed with this status, the solve's answer.

@@ -22,26 +22,26 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 pub use auth::{CredentialStore, RegistryCredentials};
 pub use filesync::FileSync;
 pub use secrets::SecretStore;
-pub use services::Services;
+pub use services::SessionServices;
 
 use super::connection::Connection;
 
 /// The header with the id of the session that a call opens: BuildKit `session/session.go`. gRPC metadata is lower case.
-const ID_HEADER: &str = "x-docker-expose-session-uuid";
-const NAME_HEADER: &str = "x-docker-expose-session-name";
+const SESSION_ID_HEADER: &str = "x-docker-expose-session-uuid";
+const SESSION_NAME_HEADER: &str = "x-docker-expose-session-name";
 const SHARED_KEY_HEADER: &str = "x-docker-expose-session-sharedkey";
-const METHOD_HEADER: &str = "x-docker-expose-session-grpc-method";
+const GRPC_METHOD_HEADER: &str = "x-docker-expose-session-grpc-method";
 
 /// The number of session messages that may wait until they are sent. Each is at most as large as one write of the
 /// HTTP/2 server.
-const PIPE_DEPTH: usize = 2;
+const PIPE_DEPTH_MESSAGES: usize = 2;
 
 /// A session of a build, before it is opened.
 #[derive(Debug)]
 pub(super) struct Session {
     id: String,
     shared_key: String,
-    services: Services,
+    services: SessionServices,
 }
 
 /// The reason why a session ended, for none of which the caller is to blame.
@@ -59,7 +59,7 @@ impl Session {
     /// Creates a session with a new id, which serves `services`.
     ///
     /// The daemon keeps transferred folders under `shared_key`: see [`shared_key`](super::shared_key).
-    pub(super) fn new(shared_key: String, services: Services) -> Self {
+    pub(super) fn new(shared_key: String, services: SessionServices) -> Self {
         Self {
             id: uuid::Uuid::new_v4().simple().to_string(),
             shared_key,
@@ -75,32 +75,35 @@ impl Session {
     /// Opens the session and serves it until the daemon or the connection ends it.
     ///
     /// It does not return otherwise. Dropping the future ends the session and every answer that is not complete.
-    pub(super) async fn run(self, connection: &Connection) -> Result<Infallible, SessionError> {
-        let (sender, receiver) = mpsc::channel(PIPE_DEPTH);
+    pub(super) async fn open_and_serve(self, connection: &Connection) -> Result<Infallible, SessionError> {
+        let (sender, receiver) = mpsc::channel(PIPE_DEPTH_MESSAGES);
         let outgoing =
             ReceiverStream::new(receiver).map(|bytes: bytes::Bytes| BytesMessage { data: bytes.into() });
         let mut request = tonic::Request::new(outgoing);
-        *request.metadata_mut() = self.headers();
+        *request.metadata_mut() = self.to_grpc_metadata();
         let incoming = connection
-            .control()
+            .control_client()
             .session(request)
             .await
             .map_err(|status| SessionError::Rejected(Box::new(status)))?
             .into_inner();
-        let served = self.services.serve(pipe::pipe(sender, incoming)).await;
+        let served = self
+            .services
+            .serve_connection(pipe::byte_stream_over_messages(sender, incoming))
+            .await;
         Err(SessionError::Ended(served.err()))
     }
 
-    fn headers(&self) -> MetadataMap {
+    fn to_grpc_metadata(&self) -> MetadataMap {
         let mut headers = MetadataMap::new();
         let methods = self
             .services
-            .methods()
+            .announced_methods()
             .iter()
-            .map(|method| (METHOD_HEADER, method.as_str()));
+            .map(|method| (GRPC_METHOD_HEADER, method.as_str()));
         let attributes = [
-            (ID_HEADER, self.id.as_str()),
-            (NAME_HEADER, "slipway"),
+            (SESSION_ID_HEADER, self.id.as_str()),
+            (SESSION_NAME_HEADER, "slipway"),
             (SHARED_KEY_HEADER, self.shared_key.as_str()),
         ];
         for (name, value) in attributes.into_iter().chain(methods) {
@@ -118,14 +121,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_announces_its_id_its_key_and_its_methods() {
-        let session = Session::new("key".into(), Services::new().with_health());
-        let headers = session.headers();
+    fn a_session_announces_its_id_shared_key_and_grpc_methods_in_headers() {
+        let session = Session::new("key".into(), SessionServices::new().with_health());
+        let headers = session.to_grpc_metadata();
 
-        assert_eq!(headers.get(ID_HEADER).expect("id"), session.id());
+        assert_eq!(headers.get(SESSION_ID_HEADER).expect("id"), session.id());
         assert_eq!(headers.get(SHARED_KEY_HEADER).expect("key"), "key");
         let methods: Vec<_> = headers
-            .get_all(METHOD_HEADER)
+            .get_all(GRPC_METHOD_HEADER)
             .iter()
             .map(|value| value.to_str().expect("ascii"))
             .collect();

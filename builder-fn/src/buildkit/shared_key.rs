@@ -24,7 +24,7 @@ mod pool;
 
 pub use lease::KeyLease;
 pub(super) use lease::TransferGuard;
-pub use pool::SharedKeys;
+pub use pool::SharedKeyPool;
 
 #[cfg(test)]
 mod tests;

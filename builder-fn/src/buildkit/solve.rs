@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use bollard_buildkit_proto::moby::buildkit::v1::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
 use serde_json::json;
 
-use super::{Attributes, Reference};
-use crate::compression::Compression;
+use super::{BuildReference, SolveAttributes};
+use crate::compression::LayerCompression;
 
 /// The name of the build argument that makes an image independent of the time of its build.
 pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
@@ -18,9 +18,9 @@ const DOCKERFILE_FRONTEND: &str = "dockerfile.v0";
 #[derive(Clone, Debug, Default)]
 pub struct SolveOptions {
     /// The reference of the build at the daemon, the same for each delivery of one call.
-    pub reference: Reference,
+    pub reference: BuildReference,
     /// The attributes of the request behind the build, for all builders of the daemon.
-    pub attributes: Option<Attributes>,
+    pub attributes: Option<SolveAttributes>,
     /// The full names of the image, each with registry and tag.
     pub names: Vec<String>,
     /// Whether the image is pushed to the registries in `names`.
@@ -50,7 +50,7 @@ pub struct SolveOptions {
     /// The image of the generator that makes the SBOM; `None` for a build without an SBOM.
     pub sbom_generator: Option<String>,
     /// The compression of the image layers that this build makes.
-    pub compression: Compression,
+    pub compression: LayerCompression,
 }
 
 /// A cache export: an image to export cached steps to.
@@ -127,7 +127,10 @@ impl SolveOptions {
             .labels
             .iter()
             .map(|(name, value)| (format!("label:{name}"), value.clone()));
-        let attributes = self.attributes.iter().flat_map(Attributes::pairs);
+        let attributes = self
+            .attributes
+            .iter()
+            .flat_map(SolveAttributes::to_name_value_pairs);
         let attributes = attributes.map(|(name, value)| (name.to_owned(), value));
         let mut attrs: HashMap<_, _> = arguments.chain(labels).chain(attributes).collect();
         let mut set = |name: &str, value: String| attrs.insert(name.to_owned(), value);
@@ -199,7 +202,7 @@ impl SolveOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compression::Format;
+    use crate::compression::CompressionFormat;
 
     fn string_map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
         pairs
@@ -257,7 +260,7 @@ mod tests {
             named_frontend: true,
             provenance: Some("max"),
             sbom_generator: Some("r/scan:1".into()),
-            compression: Compression::new(Format::Gzip, Some(6)).expect("a valid level"),
+            compression: LayerCompression::new(CompressionFormat::Gzip, Some(6)).expect("a valid level"),
             ..SolveOptions::default()
         };
 

@@ -1,6 +1,6 @@
 //! The status of a build: events of its steps, from BuildKit's Status stream.
 //!
-//! [`follow`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into [`Event`]s. BuildKit
+//! [`follow`] opens BuildKit's `Control.Status`, and an [`EventReader`] turns its responses into [`BuildEvent`]s. BuildKit
 //! repeats itself: it sends a step again whenever anything about it changes, reports steps that merely wait, and sends
 //! progress many times a second. The reader is the one place that remembers earlier responses, so the consumers of
 //! events keep no memory of steps.
@@ -20,7 +20,7 @@ pub(super) use reader::EventReader;
 
 /// An event in a running build.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum BuildEvent {
     /// A build step (a vertex of the build's graph) began.
     StepStarted {
         /// The digest that identifies the step in its build.
@@ -86,13 +86,13 @@ pub enum Event {
 }
 
 /// The stream of one build's status responses, in the daemon's order. It ends with the build.
-pub(super) type Responses = BoxStream<'static, Result<StatusResponse, Status>>;
+pub(super) type StatusResponseStream = BoxStream<'static, Result<StatusResponse, Status>>;
 
 /// Subscribes to the status of the build `reference`, from the beginning of the build.
 ///
 /// The daemon waits 6 s for a build that has not begun.
-pub(super) fn follow(connection: &Connection, reference: String) -> Responses {
-    let mut control = connection.control();
+pub(super) fn follow_build_status(connection: &Connection, reference: String) -> StatusResponseStream {
+    let mut control = connection.control_client();
     let opened = async move {
         let responses = control
             .status(StatusRequest { r#ref: reference })
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_prefixes_of_a_grpc_error_are_removed_from_the_beginning_only() {
+    fn grpc_error_prefixes_are_removed_from_the_beginning_of_a_text_only() {
         for (text, expected) in [
             ("rpc error: code = Unknown desc = no such file", "no such file"),
             (

@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader};
 use tokio_rustls::TlsConnector;
 
 use super::dial::dial_tcp;
-use super::{Dial, DialFuture, Io};
+use super::{ByteStream, DialFuture, Dialer};
 pub use error::TlsError;
 
 /// The longest wait for the daemon's first bytes after the TLS handshake, which it sends unasked: either its half of
@@ -53,15 +53,15 @@ pub(crate) struct TlsDialer {
     pub(crate) secrets: TlsSecrets,
 }
 
-impl Dial for TlsDialer {
-    fn dial(&self) -> DialFuture {
+impl Dialer for TlsDialer {
+    fn open_transport(&self) -> DialFuture {
         let this = self.clone();
         Box::pin(async move {
             // Before the connection, so that unusable secrets are not reported as an error of the network.
-            let config = this.secrets.read_config()?;
+            let config = this.secrets.read_client_config()?;
             let stream = dial_tcp(&this.host, this.port).await?;
-            let stream = handshake(stream, this.name, config).await?;
-            Ok(Box::new(stream) as Box<dyn Io>)
+            let stream = perform_tls_handshake(stream, this.name, config).await?;
+            Ok(Box::new(stream) as Box<dyn ByteStream>)
         })
     }
 }
@@ -71,18 +71,18 @@ impl TlsSecrets {
     ///
     /// # Errors
     /// Fails with what is missing or does not fit.
-    pub(crate) fn check(&self) -> Result<(), TlsError> {
-        self.read_config().map(drop)
+    pub(crate) fn check_usable(&self) -> Result<(), TlsError> {
+        self.read_client_config().map(drop)
     }
 
     /// Reads the TLS secrets, and returns the client configuration.
-    fn read_config(&self) -> Result<ClientConfig, TlsError> {
+    fn read_client_config(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let mut roots = RootCertStore::empty();
         for certificate in self.read_certificates(&self.authority)? {
             roots
                 .add(certificate)
-                .map_err(|error| self.unusable(&self.authority, &error))?;
+                .map_err(|error| self.to_secret_error(&self.authority, &error))?;
         }
         let roots = Arc::new(roots);
         let verifier = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
@@ -98,11 +98,11 @@ impl TlsSecrets {
         let mut config = match self.read_identity()? {
             None => config.with_no_client_auth(),
             Some((chain, key)) => {
-                check_validity(&chain, roots, provider)
-                    .map_err(|error| self.unusable(&self.certificate, &error))?;
+                check_certificate_validity(&chain, roots, provider)
+                    .map_err(|error| self.to_secret_error(&self.certificate, &error))?;
                 config
                     .with_client_auth_cert(chain, key)
-                    .map_err(|error| self.unusable(&self.certificate, &error))?
+                    .map_err(|error| self.to_secret_error(&self.certificate, &error))?
             }
         };
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -146,14 +146,14 @@ impl TlsSecrets {
     }
 
     /// Converts an error of rustls about the certificate or key in `secret`.
-    fn unusable(&self, secret: &str, error: &rustls::Error) -> TlsError {
+    fn to_secret_error(&self, secret: &str, error: &rustls::Error) -> TlsError {
         TlsError::from_secret(secret, &self.key, error)
     }
 }
 
 /// Checks the period and the version of the builder's own certificate, because a daemon that rejects it does not say
 /// why. The daemon checks who signed it and what it may be used for.
-fn check_validity(
+fn check_certificate_validity(
     chain: &[CertificateDer<'_>],
     roots: Arc<RootCertStore>,
     provider: Arc<CryptoProvider>,
@@ -165,13 +165,17 @@ fn check_validity(
         return Ok(());
     };
     match verifier.verify_client_cert(certificate, intermediates, UnixTime::now()) {
-        Err(error) if error::is_about_validity(&error) => Err(error),
+        Err(error) if error::is_about_certificate_validity(&error) => Err(error),
         _ => Ok(()),
     }
 }
 
 /// Performs the TLS handshake over `stream`, and waits until the daemon has sent its first bytes.
-async fn handshake<S>(stream: S, name: ServerName<'static>, config: ClientConfig) -> Result<impl Io, TlsError>
+async fn perform_tls_handshake<S>(
+    stream: S,
+    name: ServerName<'static>,
+    config: ClientConfig,
+) -> Result<impl ByteStream, TlsError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -24,7 +24,7 @@ use tar_entry::{EntryType, ExtendedHeaders, TarEntry};
 
 use super::content::ContentHasher;
 use super::tree::{Conflict, Tree};
-use super::{Attributes, ContentHash, Entry, Index, Kind};
+use super::{ContentHash, Entry, ExtendedAttributes, Index, Kind};
 
 /// The limit on the length of an extended header or a long name, in bytes.
 const EXTENSION_MAX: u64 = 1 << 20;
@@ -370,12 +370,12 @@ impl ArchiveReader {
         let attributes = xattrs
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_slice()));
-        let attributes = Attributes::pack(attributes);
+        let attributes = ExtendedAttributes::pack(attributes);
         let entry = |kind, mode| Entry {
             kind,
             mode,
             mtime_ns,
-            xattrs: Attributes::from_packed(&attributes),
+            xattrs: ExtendedAttributes::from_packed(&attributes),
             content: ContentHash::default(),
         };
         let offset = self.offset;

@@ -4,9 +4,9 @@ use std::fmt;
 
 /// Extended attributes in packed form: for each, the length of its name, the name, the length of its value, the value.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Attributes<'a>(&'a [u8]);
+pub struct ExtendedAttributes<'a>(&'a [u8]);
 
-impl<'a> Attributes<'a> {
+impl<'a> ExtendedAttributes<'a> {
     /// An empty set of extended attributes.
     pub(crate) const NONE: Self = Self(&[]);
 
@@ -58,7 +58,7 @@ fn split_part<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(part)
 }
 
-impl fmt::Debug for Attributes<'_> {
+impl fmt::Debug for ExtendedAttributes<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_map().entries(self.iter()).finish()
     }
@@ -72,9 +72,9 @@ mod tests {
     fn packed_attributes_are_unpacked_unchanged() {
         let large = vec![0xff; 70_000];
         let given = [("user.a", &b"1"[..]), ("user.b", b""), ("user.c", &large)];
-        let packed = Attributes::pack(given);
-        assert!(Attributes::from_packed(&packed).iter().eq(given));
-        assert!(Attributes::pack([]).is_empty());
-        assert_eq!(Attributes::NONE.iter().count(), 0);
+        let packed = ExtendedAttributes::pack(given);
+        assert!(ExtendedAttributes::from_packed(&packed).iter().eq(given));
+        assert!(ExtendedAttributes::pack([]).is_empty());
+        assert_eq!(ExtendedAttributes::NONE.iter().count(), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! A file, folder or symbolic link of a source context.
 
-use super::{Attributes, ContentHash};
+use super::{ContentHash, ExtendedAttributes};
 
 /// The metadata of an entry in a source context, without its path.
 ///
@@ -16,7 +16,7 @@ pub struct Entry<'a> {
     /// The modification time of the entry, in nanoseconds since 1970.
     pub mtime_ns: i64,
     /// The extended attributes of the entry.
-    pub xattrs: Attributes<'a>,
+    pub xattrs: ExtendedAttributes<'a>,
     /// The hash of the file's content; the default for other entries.
     pub content: ContentHash,
 }

@@ -4,14 +4,14 @@ use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 
-use super::{Attributes, ContentHash, Entry, Index, Kind};
+use super::{ContentHash, Entry, ExtendedAttributes, Index, Kind};
 
 /// The metadata of a folder that a tar implies by an entry in it and does not contain itself.
 const IMPLIED_FOLDER: Entry<'static> = Entry {
     kind: Kind::Folder,
     mode: 0o755,
     mtime_ns: 0,
-    xattrs: Attributes::NONE,
+    xattrs: ExtendedAttributes::NONE,
     content: ContentHash([0; 12]),
 };
 
@@ -115,7 +115,7 @@ impl Tree {
             kind,
             mode,
             mtime_ns,
-            xattrs: Attributes::from_packed(&attributes),
+            xattrs: ExtendedAttributes::from_packed(&attributes),
             content,
         };
         let at = self.insert(path, &entry)?;
@@ -298,9 +298,9 @@ mod tests {
 
     #[test]
     fn an_entry_that_replaces_another_keeps_nothing_of_it() {
-        let attributes = Attributes::pack([("user.a", &b"1"[..])]);
+        let attributes = ExtendedAttributes::pack([("user.a", &b"1"[..])]);
         let with = Entry {
-            xattrs: Attributes::from_packed(&attributes),
+            xattrs: ExtendedAttributes::from_packed(&attributes),
             ..file(1)
         };
         let entries = [

@@ -2,7 +2,7 @@
 
 use function_host::prometheus::IntCounter;
 
-use crate::buildkit::Event;
+use crate::buildkit::BuildEvent;
 
 /// Counts each step of a build once, when it first ends.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ impl StepCounter {
     }
 
     /// Counts the step that `event` ends, unless that step had ended before.
-    pub(crate) fn event(&self, event: &Event) {
-        if let Event::StepEnded {
+    pub(crate) fn event(&self, event: &BuildEvent) {
+        if let BuildEvent::StepEnded {
             cached,
             is_rerun: false,
             ..
@@ -44,13 +44,13 @@ mod tests {
         let (cached, executed) = (counter("cached"), counter("executed"));
         let steps = StepCounter::new(cached.clone(), executed.clone());
         let now = SystemTime::now();
-        let started = |digest: &str| Event::StepStarted {
+        let started = |digest: &str| BuildEvent::StepStarted {
             digest: digest.into(),
             name: String::new(),
             at: now,
             is_rerun: false,
         };
-        let ended = |digest: &str, cached, is_rerun| Event::StepEnded {
+        let ended = |digest: &str, cached, is_rerun| BuildEvent::StepEnded {
             digest: digest.into(),
             name: String::new(),
             started: None,

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use super::Warnings;
-use crate::buildkit::Event;
+use crate::buildkit::BuildEvent;
 use crate::redact::Mask;
 use text::{floor_char_boundary, one_line, output_lines, time};
 
@@ -44,35 +44,35 @@ impl LineFormatter {
     }
 
     /// Returns the log lines that `event` completes.
-    pub(crate) fn event(&mut self, event: Event) -> Vec<String> {
+    pub(crate) fn event(&mut self, event: BuildEvent) -> Vec<String> {
         match event {
-            Event::StepStarted { name, at, .. } => {
+            BuildEvent::StepStarted { name, at, .. } => {
                 vec![format!(
                     "v: {} {}",
                     time(at),
                     one_line(&self.mask.mask_text(&name))
                 )]
             }
-            Event::StepEnded {
+            BuildEvent::StepEnded {
                 digest,
                 name,
                 started: Some(started),
                 ended,
                 ..
             } => self.step_end(&digest, &name, started, ended),
-            Event::StepEnded { started: None, .. } => Vec::new(),
-            Event::Progress { id, current, at, .. } => {
+            BuildEvent::StepEnded { started: None, .. } => Vec::new(),
+            BuildEvent::Progress { id, current, at, .. } => {
                 let id = self.mask.mask_text(&id);
                 vec![format!("s: {} {} {current}", time(at), one_line(&id))]
             }
-            Event::Output {
+            BuildEvent::Output {
                 step,
                 stream,
                 at,
                 text,
             } => self.output(step, stream, at, &text),
-            Event::Warning { text } => vec![self.remark(&text)],
-            Event::Unsure { text } => vec![self.warning(&text)],
+            BuildEvent::Warning { text } => vec![self.remark(&text)],
+            BuildEvent::Unsure { text } => vec![self.warning(&text)],
         }
     }
 

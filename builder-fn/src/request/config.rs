@@ -15,7 +15,7 @@ mod fields;
 mod values;
 
 use super::image::ImageRef;
-use crate::compression::Compression;
+use crate::compression::LayerCompression;
 pub(crate) use cache::CacheToItem;
 pub(super) use error::ConfigError;
 use fields::{ConfigFields, RespelledKey};
@@ -50,7 +50,7 @@ pub struct BuildConfig {
     /// Whether the image gets an SBOM, a list of its contents.
     pub sbom: bool,
     /// The compression of the image's layers; `None` for the operator's choice.
-    pub compression: Option<Compression>,
+    pub compression: Option<LayerCompression>,
     /// The cleaned path of the Dockerfile, relative to the context.
     pub dockerfile: Option<String>,
     /// The time limit of the build.

@@ -16,15 +16,15 @@ use function_host::Secrets;
 use function_host::env::Parser;
 use rustls::pki_types::ServerName;
 
-use crate::buildkit::{Address, Daemon, TlsDialer, TlsSecrets};
+use crate::buildkit::{Daemon, DaemonAddress, TlsDialer, TlsSecrets};
 
 /// Reads the settings of the daemon, and returns whether the connection is exposed: unencrypted and not within
 /// this machine.
 pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
-    let unset = || Address::Unix(PathBuf::new());
-    let address = match parser.required_text("buildkit_url").as_str() {
+    let unset = || DaemonAddress::Unix(PathBuf::new());
+    let address = match parser.required("buildkit_url").as_str() {
         "" => unset(),
-        _ => parser.parse_or_default("buildkit_url", unset(), |text| text.parse::<Address>()),
+        _ => parser.parse("buildkit_url", unset(), |text| text.parse::<DaemonAddress>()),
     };
     let name = parser.optional_text("buildkit_server_name");
     // Returns the name of a secret, and whether the variable sets it.
@@ -43,7 +43,7 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
         secret("buildkit_key", "buildkit-key"),
     );
     // A socket needs no TLS. The commercial chart sets the server's name for a socket too.
-    let Address::Tcp { host, port } = &address else {
+    let DaemonAddress::Tcp { host, port } = &address else {
         return (Daemon::at(address), false);
     };
     let is_wanted = name.is_some() || authority.1 || certificate.1 || key.1 || secrets.exists(&authority.0);
@@ -62,8 +62,8 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
         certificate: certificate.0,
         key: key.0,
     };
-    if let Err(error) = secrets.check() {
-        parser.add_problem("buildkit_url", format!("cannot use TLS: {error}"));
+    if let Err(error) = secrets.check_usable() {
+        parser.problem("buildkit_url", format!("cannot use TLS: {error}"));
     }
     let tls = TlsDialer {
         host: host.clone(),
@@ -71,7 +71,7 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
         name,
         secrets,
     };
-    (Daemon::with_dial(address.to_string(), tls), false)
+    (Daemon::with_dialer(address.to_string(), tls), false)
 }
 
 fn is_loopback_host(host: &str) -> bool {

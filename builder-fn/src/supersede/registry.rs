@@ -76,7 +76,7 @@ impl Registry {
     /// time. A failed build supersedes none.
     pub(super) fn supersede_by_known_build(&mut self, build: &KnownBuild, now: SystemTime) {
         let attributes = &build.attributes;
-        let Some(function) = attributes.superseding() else {
+        let Some(function) = attributes.function_to_supersede_in() else {
             return;
         };
         if build.state == BuildState::Failed {
@@ -119,7 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::buildkit::Attributes;
+    use crate::buildkit::SolveAttributes;
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -133,7 +133,7 @@ mod tests {
 
     fn known_build(submission: &Submission, state: BuildState) -> KnownBuild {
         KnownBuild {
-            attributes: Attributes {
+            attributes: SolveAttributes {
                 call_id: submission.call_id.clone(),
                 signature: None,
                 submitted_at: submission.submitted_at,

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use function_host::trace::Span;
 
-use crate::buildkit::Event;
+use crate::buildkit::BuildEvent;
 use crate::redact::TraceMask;
 
 /// The limit on the spans of one build. Further steps get none.
@@ -39,12 +39,12 @@ impl<'a> StepSpans<'a> {
     }
 
     /// Opens, updates or ends the span that `event` belongs to.
-    pub(crate) fn event(&mut self, event: &Event) {
+    pub(crate) fn event(&mut self, event: &BuildEvent) {
         if !self.build.is_recording() {
             return;
         }
         match event {
-            Event::StepStarted {
+            BuildEvent::StepStarted {
                 digest,
                 name,
                 at,
@@ -54,7 +54,7 @@ impl<'a> StepSpans<'a> {
                     self.open.insert(digest.clone(), span);
                 }
             }
-            Event::StepEnded {
+            BuildEvent::StepEnded {
                 digest,
                 name,
                 started: Some(started),
@@ -72,7 +72,7 @@ impl<'a> StepSpans<'a> {
                 }
                 span.end_at(*ended);
             }
-            Event::Progress {
+            BuildEvent::Progress {
                 id,
                 at,
                 done,

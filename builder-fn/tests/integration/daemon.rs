@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, ControlServer};
 use bollard_buildkit_proto::moby::buildkit::v1::*;
-use builder_fn::buildkit::{Daemon, Dial, DialFuture};
+use builder_fn::buildkit::{Daemon, DialFuture, Dialer};
 use futures_util::{Stream, StreamExt};
 pub(crate) use history::{Behaviour, History};
 use hyper_util::rt::TokioIo;
@@ -71,8 +71,8 @@ struct InMemory {
     transports: Transports,
 }
 
-impl Dial for InMemory {
-    fn dial(&self) -> DialFuture {
+impl Dialer for InMemory {
+    fn open_transport(&self) -> DialFuture {
         let (ours, mut near) = tokio::io::duplex(256 << 10);
         let (mut far, theirs) = tokio::io::duplex(256 << 10);
         self.transports.lock().expect("no panic").spawn(async move {
@@ -89,15 +89,15 @@ impl Dial for InMemory {
 /// A dialer that never establishes a connection.
 struct Unreachable;
 
-impl Dial for Unreachable {
-    fn dial(&self) -> DialFuture {
+impl Dialer for Unreachable {
+    fn open_transport(&self) -> DialFuture {
         Box::pin(std::future::pending())
     }
 }
 
 /// Returns a daemon to which no connection is ever established.
 pub(crate) fn unreachable() -> Daemon {
-    Daemon::with_dial("the daemon in this test", Unreachable)
+    Daemon::with_dialer("the daemon in this test", Unreachable)
 }
 
 /// Starts a fake daemon, and returns it with the calls that reach it.
@@ -134,7 +134,7 @@ pub(crate) fn start() -> (Daemon, Calls) {
         transports,
         server,
     };
-    (Daemon::with_dial("the daemon in this test", dial), calls)
+    (Daemon::with_dialer("the daemon in this test", dial), calls)
 }
 
 impl Calls {

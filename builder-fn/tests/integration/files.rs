@@ -7,7 +7,7 @@ use std::time::Duration;
 use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
-use builder_fn::buildkit::{BuiltImage, EventTimeouts, Job, JobError, Services, SolveOptions};
+use builder_fn::buildkit::{BuildJob, BuiltImage, EventTimeouts, JobError, SessionServices, SolveOptions};
 use builder_fn::context::SourceContext;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, watch};
@@ -39,14 +39,16 @@ async fn serve(tar: Vec<u8>) -> Served {
     let build = tokio::spawn(async move {
         let connection = daemon.connect().await.expect("connect");
         let lease = Arc::new(shared_keys().lease_single_use());
-        let job = Job {
-            services: Services::new().with_health().with_files(context, lease.clone()),
+        let job = BuildJob {
+            services: SessionServices::new()
+                .with_health()
+                .with_files(context, lease.clone()),
             shared_key: lease,
             solve: SolveOptions::default(),
             manifests: Arc::new(Manifests::Present),
             timeouts: EventTimeouts::default(),
         };
-        job.run(&connection, |_| ()).await
+        job.run_to_outcome(&connection, |_| ()).await
     });
     let session = calls.session().await;
     Served {

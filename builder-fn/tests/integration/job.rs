@@ -10,8 +10,8 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexL
 use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
-    BuiltImage, CredentialStore, Daemon, Event, EventTimeouts, Failure, Fault, Job, JobError, ManifestStore,
-    Reference, RegistryCredentials, Services, SolveOptions,
+    BuildEvent, BuildFailure, BuildJob, BuildReference, BuiltImage, CredentialStore, RegistryCredentials, Daemon,
+    EventTimeouts, FaultyParty, JobError, ManifestStore, SessionServices, SolveOptions,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -59,12 +59,12 @@ impl ManifestStore for Manifests {
 /// A running job, with its events and its result.
 pub(crate) struct Running {
     pub(crate) build: JoinHandle<Result<BuiltImage, JobError>>,
-    pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    pub(crate) events: mpsc::UnboundedReceiver<BuildEvent>,
 }
 
 /// Returns the reference of the tests' job.
-pub(crate) fn reference() -> Reference {
-    Reference::of_call("call-1", "sha256=12")
+pub(crate) fn reference() -> BuildReference {
+    BuildReference::for_call_and_signature("call-1", "sha256=12")
 }
 
 /// Starts a job without files on `daemon`.
@@ -74,7 +74,7 @@ pub(crate) fn start_job(daemon: Daemon) -> Running {
 
 /// Starts a job without files on `daemon`, whose image is pushed to the registries `manifests`.
 pub(crate) fn start_job_with(daemon: Daemon, manifests: Manifests) -> Running {
-    let services = Services::new()
+    let services = SessionServices::new()
         .with_health()
         .with_credentials(Arc::new(OneRegistry));
     let solve = SolveOptions {
@@ -83,7 +83,7 @@ pub(crate) fn start_job_with(daemon: Daemon, manifests: Manifests) -> Running {
         push: true,
         ..SolveOptions::default()
     };
-    let job = Job {
+    let job = BuildJob {
         services,
         shared_key: Arc::new(shared_keys().lease_single_use()),
         solve,
@@ -93,7 +93,7 @@ pub(crate) fn start_job_with(daemon: Daemon, manifests: Manifests) -> Running {
     let (sender, events) = mpsc::unbounded_channel();
     let build = tokio::spawn(async move {
         let connection = daemon.connect().await.expect("connect");
-        job.run(&connection, |event| sender.send(event).expect("the test listens"))
+        job.run_to_outcome(&connection, |event| sender.send(event).expect("the test listens"))
             .await
     });
     Running { build, events }
@@ -127,9 +127,9 @@ fn failed_step_response(name: &str, error: &str) -> StatusResponse {
 }
 
 /// Returns the text of an output event; fails the test for any other event.
-pub(crate) fn output_text(event: Option<Event>) -> String {
+pub(crate) fn output_text(event: Option<BuildEvent>) -> String {
     match event.expect("an event") {
-        Event::Output { text, .. } => String::from_utf8(text).expect("text"),
+        BuildEvent::Output { text, .. } => String::from_utf8(text).expect("text"),
         other => panic!("not output: {other:?}"),
     }
 }
@@ -236,10 +236,10 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
 
     assert_eq!(output_text(running.events.recv().await), "why\n");
     match running.build.await.expect("no panic").expect_err("it fails") {
-        JobError::Failed(Failure { fault, message }) => {
+        JobError::Failed(BuildFailure { fault, message }) => {
             assert_eq!(
                 fault,
-                Fault::Platform,
+                FaultyParty::Platform,
                 "the event with the failed step came after the solve's answer"
             );
             assert_eq!(message, "failed to push registry:5000/a:1: 401 Unauthorized");
@@ -263,7 +263,7 @@ async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_los
     solve.fail(Status::with_details(tonic::Code::Unknown, error, details));
 
     match running.build.await.expect("no panic") {
-        Err(JobError::Failed(failure)) => assert_eq!(failure.fault, Fault::Caller, "{failure}"),
+        Err(JobError::Failed(failure)) => assert_eq!(failure.fault, FaultyParty::Caller, "{failure}"),
         other => panic!("not a failed build: {other:?}"),
     }
 }
@@ -388,10 +388,10 @@ async fn a_daemon_that_shuts_down_is_lost_and_not_a_failed_build() {
 #[tokio::test]
 async fn a_probe_succeeds_while_the_daemon_answers() {
     let (daemon, calls) = daemon::start();
-    daemon.probe().await.expect("it answers");
+    daemon.check_answers().await.expect("it answers");
 
     drop(calls);
     tokio::task::yield_now().await;
 
-    daemon.probe().await.expect_err("the daemon has ended");
+    daemon.check_answers().await.expect_err("the daemon has ended");
 }

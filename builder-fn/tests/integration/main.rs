@@ -22,7 +22,7 @@ mod warnings;
 
 use std::time::Duration;
 
-use builder_fn::buildkit::SharedKeys;
+use builder_fn::buildkit::SharedKeyPool;
 use builder_fn::metrics::Metrics;
 use function_host::prometheus::Registry;
 
@@ -33,6 +33,6 @@ async fn soon<F: Future>(future: F) -> F::Output {
         .expect("it completes")
 }
 
-fn shared_keys() -> SharedKeys {
-    SharedKeys::new(Metrics::register(&Registry::new()).expect("metrics").sent_bytes())
+fn shared_keys() -> SharedKeyPool {
+    SharedKeyPool::new(Metrics::register(&Registry::new()).expect("metrics").sent_bytes())
 }

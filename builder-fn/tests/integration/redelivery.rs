@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
-use builder_fn::buildkit::{Event, Failure, Fault, JobError, ManifestStore};
+use builder_fn::buildkit::{BuildEvent, BuildFailure, FaultyParty, JobError, ManifestStore};
 use builder_fn::registry::Registries;
 use function_host::Secrets;
 use function_host::registry::AllowedTokenHosts;
@@ -67,9 +67,9 @@ async fn a_second_delivery_fails_with_the_build_that_it_follows() {
         JobError::Failed(failure) => {
             assert_eq!(
                 failure,
-                Failure {
+                BuildFailure {
                     message: "exit code: 3".into(),
-                    fault: Fault::Caller
+                    fault: FaultyParty::Caller
                 }
             );
         }
@@ -155,7 +155,7 @@ async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
     drop(calls.statuses.recv().await.expect("a status"));
 
     match second.events.recv().await.expect("an event") {
-        Event::Unsure { text } => assert!(
+        BuildEvent::Unsure { text } => assert!(
             text.contains("registry:5000/a:1") && text.ends_with("the registry answered 503"),
             "{text}"
         ),

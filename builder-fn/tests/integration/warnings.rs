@@ -1,8 +1,8 @@
 //! Warnings as data: what a client may want to fail on though the build did not.
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, VertexWarning};
-use builder_fn::buildkit::Reference;
-use function_host::signature::sign_body;
+use builder_fn::buildkit::BuildReference;
+use function_host::signature::sign;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::Status;
@@ -163,8 +163,8 @@ async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
                 Source::History => calls.history.behave(Behaviour::Unimplemented),
                 Source::Registry => {
                     setting = setting.with_manifests(Manifests::Unknown);
-                    let signature = sign_body(&key(PAYLOAD_KEY), &tar);
-                    let reference = Reference::of_call(CALL_ID, &signature);
+                    let signature = sign(&key(PAYLOAD_KEY), &tar);
+                    let reference = BuildReference::for_call_and_signature(CALL_ID, &signature);
                     calls.record(&reference.to_string(), Ok("sha256:12"));
                 }
                 _ => {}

@@ -3,16 +3,16 @@
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex};
 use tonic::{Code, Status};
 
-use super::{Failure, Fault};
+use super::{BuildFailure, FaultyParty};
 use crate::buildkit::status::EventReader;
 
 /// A failed solve: its gRPC code, the name of the failed step (empty if no step failed), and its message.
-type Case = (Code, &'static str, &'static str);
+type FailedSolve = (Code, &'static str, &'static str);
 
 /// Returns the party that is blamed for a failed solve.
-fn fault((code, step, message): Case) -> Fault {
+fn party_blamed_for((code, step, message): FailedSolve) -> FaultyParty {
     let mut events = EventReader::default();
-    let step_error = step_error(message);
+    let step_error = error_of_step(message);
     let failed = [("[2/9] RUN slow", "context canceled"), (step, step_error)];
     let vertexes = failed.into_iter().filter(|(name, _)| !name.is_empty());
     let vertexes = vertexes.map(|(name, error)| Vertex {
@@ -20,15 +20,15 @@ fn fault((code, step, message): Case) -> Fault {
         error: error.into(),
         ..Vertex::default()
     });
-    events.read(StatusResponse {
+    events.read_new_events(StatusResponse {
         vertexes: vertexes.collect(),
         ..StatusResponse::default()
     });
-    Failure::new(&Status::new(code, message), &events).fault
+    BuildFailure::new(&Status::new(code, message), &events).fault
 }
 
 /// Returns the error of the failed step, which is the end of the solve's message.
-fn step_error(message: &str) -> &str {
+fn error_of_step(message: &str) -> &str {
     for prefix in ["failed to compute cache key: ", "failed to load cache key: "] {
         if let Some(rest) = message.strip_prefix(prefix) {
             return rest;
@@ -40,13 +40,13 @@ fn step_error(message: &str) -> &str {
     }
 }
 
-const CONTEXT: &str = "[internal] load build context";
-const EXPORT: &str = "exporting to image";
+const CONTEXT_STEP_NAME: &str = "[internal] load build context";
+const EXPORT_STEP_NAME: &str = "exporting to image";
 
 /// The failed solves for which the caller is to blame: only another Dockerfile, context or config helps. Messages about
 /// parsing, ignore patterns, sources of `COPY` and commands of `RUN` were recorded from the daemon; the others follow
 /// its sources and reports of users.
-const CALLER_CASES: &[Case] = &[
+const CALLER_FAULT_SOLVES: &[FailedSolve] = &[
     // The Dockerfile cannot be parsed, or makes no sense.
     (
         Code::Unknown,
@@ -132,18 +132,18 @@ const CALLER_CASES: &[Case] = &[
     (Code::Unknown, "", "syntax error in pattern"),
     (
         Code::Unknown,
-        CONTEXT,
+        CONTEXT_STEP_NAME,
         "rpc error: code = Unknown desc = invalid includepatterns: [[a-]: syntax error in pattern",
     ),
     (
         Code::Internal,
-        CONTEXT,
+        CONTEXT_STEP_NAME,
         "rpc error: code = Internal desc = rpc error: code = Internal desc = header key \"followpaths\" contains value \
          with non-printable ASCII characters",
     ),
     (
         Code::Internal,
-        CONTEXT,
+        CONTEXT_STEP_NAME,
         "rpc error: code = Internal desc = rpc error: code = Internal desc = header key \"exclude-patterns\" contains \
          value with non-printable ASCII characters",
     ),
@@ -235,12 +235,12 @@ const CALLER_CASES: &[Case] = &[
     // A tag that the registry does not allow to be replaced.
     (
         Code::Unknown,
-        EXPORT,
+        EXPORT_STEP_NAME,
         "failed to push r/x:1: unexpected status from PUT request to https://r/v2/x/manifests/1: 412 Precondition Failed",
     ),
     (
         Code::Unknown,
-        EXPORT,
+        EXPORT_STEP_NAME,
         "failed to push r/x:1: unexpected status from PUT request to https://r/v2/x/manifests/1: 400 Bad Request\n\
          TAG_INVALID: The image tag '1' already exists in the 'x' repository and cannot be overwritten because the tag is \
          immutable.",
@@ -249,7 +249,7 @@ const CALLER_CASES: &[Case] = &[
 
 /// The failed solves for which the platform is to blame: a retry of the same build may succeed. That of an unreachable
 /// registry was recorded from the daemon; the others follow its sources and reports of users.
-const PLATFORM_CASES: &[Case] = &[
+const PLATFORM_FAULT_SOLVES: &[FailedSolve] = &[
     // Registries during a pull, whichever step needs the image.
     (
         Code::Unknown,
@@ -303,13 +303,13 @@ const PLATFORM_CASES: &[Case] = &[
     // Registries during a push.
     (
         Code::Unknown,
-        EXPORT,
+        EXPORT_STEP_NAME,
         "failed to push 127.0.0.1:1/x:1: failed to do request: Head \"http://127.0.0.1:1/v2/x/blobs/sha256:fb7e\": dial tcp \
          127.0.0.1:1: connect: connection refused",
     ),
     (
         Code::Unknown,
-        EXPORT,
+        EXPORT_STEP_NAME,
         "failed to push registry:5000/x:1: unexpected status from HEAD request to \
          http://registry:5000/v2/x/blobs/sha256:8ba7: 401 Unauthorized",
     ),
@@ -330,7 +330,7 @@ const PLATFORM_CASES: &[Case] = &[
     (Code::DeadlineExceeded, "", "context deadline exceeded"),
     (
         Code::ResourceExhausted,
-        CONTEXT,
+        CONTEXT_STEP_NAME,
         "grpc: received message larger than max (24191211 vs. 16777216)",
     ),
     (
@@ -345,7 +345,7 @@ const PLATFORM_CASES: &[Case] = &[
     ),
     (
         Code::Unknown,
-        CONTEXT,
+        CONTEXT_STEP_NAME,
         "rpc error: code = Unknown desc = write /var/lib/buildkit/x: no space left on device",
     ),
     (
@@ -356,17 +356,20 @@ const PLATFORM_CASES: &[Case] = &[
 ];
 
 #[test]
-fn a_failure_is_the_platforms_only_if_a_retry_can_succeed() {
-    assert!(CALLER_CASES.len() + PLATFORM_CASES.len() >= 30);
-    for (cases, expected) in [(CALLER_CASES, Fault::Caller), (PLATFORM_CASES, Fault::Platform)] {
+fn a_failed_solve_is_blamed_on_the_platform_only_if_a_retry_can_succeed() {
+    assert!(CALLER_FAULT_SOLVES.len() + PLATFORM_FAULT_SOLVES.len() >= 30);
+    for (cases, expected) in [
+        (CALLER_FAULT_SOLVES, FaultyParty::Caller),
+        (PLATFORM_FAULT_SOLVES, FaultyParty::Platform),
+    ] {
         for case in cases {
-            assert_eq!(fault(*case), expected, "{case:?}");
+            assert_eq!(party_blamed_for(*case), expected, "{case:?}");
         }
     }
 }
 
 #[test]
-fn the_header_that_a_control_character_is_in_is_known() {
+fn the_grpc_header_with_a_control_character_is_parsed_from_the_failure() {
     let message = |header: &str| {
         format!(
             "rpc error: code = Internal desc = rpc error: code = Internal desc = header key \"{header}\" contains value with \
@@ -374,9 +377,9 @@ fn the_header_that_a_control_character_is_in_is_known() {
         )
     };
     for header in ["followpaths", "exclude-patterns"] {
-        let failure = Failure::new(&Status::internal(message(header)), &EventReader::default());
+        let failure = BuildFailure::new(&Status::internal(message(header)), &EventReader::default());
         assert_eq!(failure.untransferable_header(), Some(header));
     }
-    let failure = Failure::new(&Status::unknown("exit code: 3"), &EventReader::default());
+    let failure = BuildFailure::new(&Status::unknown("exit code: 3"), &EventReader::default());
     assert_eq!(failure.untransferable_header(), None);
 }

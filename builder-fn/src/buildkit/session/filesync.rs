@@ -25,10 +25,10 @@ use crate::buildkit::shared_key::{KeyLease, TransferGuard};
 use crate::context::{self, SourceContext, View};
 
 /// The number of batches that are read ahead of sending. Times [`content::BATCH_BYTES_MAX`], this is the memory of one transfer.
-const READS_AHEAD: usize = 2;
+const BATCHES_READ_AHEAD: usize = 2;
 
 /// The stream of packets that answers a file-sync request.
-type Packets = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
+type PacketStream = Pin<Box<dyn Stream<Item = Result<Packet, Status>> + Send>>;
 
 /// The file-sync service of a session, with the files of one context.
 #[derive(Clone, Debug)]
@@ -46,30 +46,30 @@ impl FileSync {
 
 #[tonic::async_trait]
 impl file_sync_server::FileSync for FileSync {
-    type DiffCopyStream = Packets;
-    type TarStreamStream = Packets;
+    type DiffCopyStream = PacketStream;
+    type TarStreamStream = PacketStream;
 
-    async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<Packets>, Status> {
+    async fn diff_copy(&self, request: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
         let folder = request::FolderRequest::from_metadata(request.metadata())?;
         let sync = self.clone();
         // Dropped with this future, when BuildKit gives the request up.
         let caller = Arc::new(());
         let waiting = Arc::downgrade(&caller);
         let is_wanted = move || waiting.strong_count() > 0;
-        let transfer = tokio::task::spawn_blocking(move || Transfer::new(&sync, &folder, &is_wanted))
+        let transfer = tokio::task::spawn_blocking(move || FileTransfer::new(&sync, &folder, &is_wanted))
             .await
             .map_err(|_| Status::internal("listing the context failed"))??;
         Ok(Response::new(answer_packets(transfer, request.into_inner())))
     }
 
-    async fn tar_stream(&self, _: Request<Streaming<Packet>>) -> Result<Response<Packets>, Status> {
+    async fn tar_stream(&self, _: Request<Streaming<Packet>>) -> Result<Response<PacketStream>, Status> {
         Err(Status::unimplemented("files are sent with DiffCopy"))
     }
 }
 
 /// One transfer of files to the daemon. Clones share the transfer.
 #[derive(Clone)]
-struct Transfer {
+struct FileTransfer {
     context: Arc<SourceContext>,
     lease: Arc<KeyLease>,
     /// The announced entries of the context, by the number of their STAT packets.
@@ -77,7 +77,7 @@ struct Transfer {
     guard: Arc<Mutex<TransferGuard>>,
 }
 
-impl Transfer {
+impl FileTransfer {
     fn new(
         sync: &FileSync,
         folder: &request::FolderRequest,
@@ -108,35 +108,35 @@ impl Transfer {
         };
         (0..self.entries.len())
             .filter_map(stat)
-            .chain([stat::end_packet()])
+            .chain([stat::end_of_stats_packet()])
     }
 
     /// Marks the transfer as complete, and returns its FIN packet.
-    fn finish(&self) -> Packet {
-        self.with_guard(TransferGuard::complete);
+    fn complete_with_fin_packet(&self) -> Packet {
+        self.update_guard(TransferGuard::complete);
         Packet {
             r#type: PacketType::PacketFin.into(),
             ..Packet::default()
         }
     }
 
-    fn with_guard(&self, update: impl FnOnce(&mut TransferGuard)) {
+    fn update_guard(&self, update: impl FnOnce(&mut TransferGuard)) {
         update(&mut self.guard.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
 /// Returns the packets that answer `received`, the packets of the daemon.
 fn answer_packets(
-    transfer: Transfer,
+    transfer: FileTransfer,
     received: impl Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
-) -> Packets {
+) -> PacketStream {
     let stats = stream::iter(transfer.stat_packets()).map(Ok);
     let finish = stream::once({
         let transfer = transfer.clone();
-        future::lazy(move |_| Ok(transfer.finish()))
+        future::lazy(move |_| Ok(transfer.complete_with_fin_packet()))
     });
-    let data = content::batches(transfer, received)
-        .buffered(READS_AHEAD)
+    let data = content::stream_content_batches(transfer, received)
+        .buffered(BATCHES_READ_AHEAD)
         .flat_map(|batch| match batch {
             Ok(packets) => stream::iter(packets.into_iter().map(Ok).collect::<Vec<_>>()),
             Err(status) => stream::iter(vec![Err(status)]),

@@ -8,10 +8,10 @@ use tonic::{Request, Response, Status};
 
 /// The health service of a session, which always answers that the session is being served.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Health;
+pub(super) struct HealthService;
 
 #[tonic::async_trait]
-impl health_server::Health for Health {
+impl health_server::Health for HealthService {
     type WatchStream = tokio_stream::Empty<Result<HealthCheckResponse, Status>>;
 
     async fn check(&self, _: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {

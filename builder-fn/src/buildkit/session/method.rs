@@ -17,7 +17,7 @@ pub(super) struct PathRecorder(Arc<Mutex<Option<String>>>);
 /// Returns the path of the gRPC method that `call` calls, such as `/moby.filesync.v1.FileSync/DiffCopy`.
 ///
 /// `call` makes one call with a generated client over the recorder. Returns `None` if it makes none.
-pub(super) fn path<F: Future>(call: impl FnOnce(PathRecorder) -> F) -> Option<String> {
+pub(super) fn record_method_path<F: Future>(call: impl FnOnce(PathRecorder) -> F) -> Option<String> {
     let recorder = PathRecorder::default();
     // The recorder is always ready, so the first poll of the call sends its request.
     let _ = call(recorder.clone()).now_or_never();

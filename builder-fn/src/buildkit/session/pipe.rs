@@ -14,11 +14,11 @@ use tonic::Streaming;
 
 /// The bytes that are buffered for one session message: the HTTP/2 server writes frame headers and frames of 16 KiB one
 /// by one.
-const WRITE_BUFFER: usize = 64 << 10;
+const WRITE_BUFFER_BYTES: usize = 64 << 10;
 
 /// Returns a stream of bytes that reads from `incoming` and writes to `outgoing`, one message for each flush and each
 /// full buffer.
-pub(super) fn pipe(
+pub(super) fn byte_stream_over_messages(
     outgoing: mpsc::Sender<Bytes>,
     incoming: Streaming<BytesMessage>,
 ) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
@@ -27,6 +27,6 @@ pub(super) fn pipe(
         Err(status) => Err(io::Error::other(status)),
     });
     let sink = PollSender::new(outgoing).sink_map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe));
-    let writer = BufWriter::with_capacity(WRITE_BUFFER, SinkWriter::new(CopyToBytes::new(sink)));
+    let writer = BufWriter::with_capacity(WRITE_BUFFER_BYTES, SinkWriter::new(CopyToBytes::new(sink)));
     tokio::io::join(StreamReader::new(messages), writer)
 }

@@ -19,18 +19,18 @@ pub trait SecretStore: fmt::Debug + Send + Sync + 'static {
 
 /// The secrets service of a session, with the secrets of a [`SecretStore`].
 #[derive(Clone, Debug)]
-pub(super) struct Secrets {
+pub(super) struct SecretsService {
     store: Arc<dyn SecretStore>,
 }
 
-impl Secrets {
+impl SecretsService {
     pub(super) fn new(store: Arc<dyn SecretStore>) -> Self {
         Self { store }
     }
 }
 
 #[tonic::async_trait]
-impl secrets_server::Secrets for Secrets {
+impl secrets_server::Secrets for SecretsService {
     async fn get_secret(
         &self,
         request: Request<GetSecretRequest>,

@@ -29,28 +29,28 @@ use tonic::service::Routes;
 
 use super::auth::{AuthService, CredentialStore};
 use super::filesync::FileSync;
-use super::health::Health;
+use super::health::HealthService;
 use super::method;
-use super::secrets::{SecretStore, Secrets};
+use super::secrets::{SecretStore, SecretsService};
 use crate::buildkit::shared_key::KeyLease;
-use crate::buildkit::{CONNECTION_WINDOW, MAX_MESSAGE, STREAM_WINDOW};
+use crate::buildkit::{HTTP2_CONNECTION_WINDOW_BYTES, HTTP2_STREAM_WINDOW_BYTES, MAX_GRPC_MESSAGE_BYTES};
 use crate::context::SourceContext;
 
 /// The limit on the headers of a daemon's request, in bytes. The patterns of a large `.dockerignore` come as headers;
 /// this is the default of Go's server, where hyper's is 16 KiB.
-const MAX_HEADERS: u32 = 1 << 20;
+const MAX_HEADER_LIST_BYTES: u32 = 1 << 20;
 
 /// The bytes of one service's answer that may wait until the daemon reads them.
-const SEND_BUFFER: usize = 128 << 10;
+const SEND_BUFFER_BYTES: usize = 128 << 10;
 
 /// The gRPC services of a session, which answer the daemon while it builds.
 #[derive(Clone, Default)]
-pub struct Services {
+pub struct SessionServices {
     routes: Routes,
     methods: Vec<String>,
 }
 
-impl Services {
+impl SessionServices {
     /// Creates an empty set of services. The daemon drops a session without [`with_health`](Self::with_health) after 10
     /// s.
     pub fn new() -> Self {
@@ -60,37 +60,37 @@ impl Services {
     /// Adds the health service.
     #[must_use]
     pub fn with_health(self) -> Self {
-        let check = method::path(|recorder| async move {
+        let check = method::record_method_path(|recorder| async move {
             HealthClient::new(recorder)
                 .check(HealthCheckRequest::default())
                 .await
         });
-        self.with(HealthServer::new(Health), check)
+        self.with_service(HealthServer::new(HealthService), check)
     }
 
     /// Adds the file-sync service with the files of `context`, under both folder names that the Dockerfile frontend
     /// requests.
     #[must_use]
     pub fn with_files(self, context: Arc<SourceContext>, lease: Arc<KeyLease>) -> Self {
-        let server =
-            FileSyncServer::new(FileSync::new(context, lease)).max_decoding_message_size(MAX_MESSAGE);
-        let diff_copy = method::path(|recorder| async move {
+        let server = FileSyncServer::new(FileSync::new(context, lease))
+            .max_decoding_message_size(MAX_GRPC_MESSAGE_BYTES);
+        let diff_copy = method::record_method_path(|recorder| async move {
             FileSyncClient::new(recorder)
                 .diff_copy(tokio_stream::empty::<Packet>())
                 .await
         });
-        self.with(server, diff_copy)
+        self.with_service(server, diff_copy)
     }
 
     /// Adds the auth service, with credentials for registries.
     #[must_use]
     pub fn with_credentials(self, store: Arc<dyn CredentialStore>) -> Self {
-        let credentials = method::path(|recorder| async move {
+        let credentials = method::record_method_path(|recorder| async move {
             AuthClient::new(recorder)
                 .credentials(CredentialsRequest::default())
                 .await
         });
-        self.with(AuthServer::new(AuthService::new(store)), credentials)
+        self.with_service(AuthServer::new(AuthService::new(store)), credentials)
     }
 
     /// Adds the secrets service, unless `store` is empty: the daemon learns from its absence that there are no secrets.
@@ -99,16 +99,16 @@ impl Services {
         if store.is_empty() {
             return self;
         }
-        let get_secret = method::path(|recorder| async move {
+        let get_secret = method::record_method_path(|recorder| async move {
             SecretsClient::new(recorder)
                 .get_secret(GetSecretRequest::default())
                 .await
         });
-        self.with(SecretsServer::new(Secrets::new(store)), get_secret)
+        self.with_service(SecretsServer::new(SecretsService::new(store)), get_secret)
     }
 
     /// Adds a gRPC service, and announces `method`, the only one of its methods that is implemented.
-    fn with<S>(mut self, service: S, method: Option<String>) -> Self
+    fn with_service<S>(mut self, service: S, method: Option<String>) -> Self
     where
         S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
         S: NamedService + Clone + Send + Sync + 'static,
@@ -120,28 +120,28 @@ impl Services {
     }
 
     /// Returns the paths of the announced gRPC methods, such as `/moby.filesync.v1.FileSync/DiffCopy`.
-    pub(super) fn methods(&self) -> &[String] {
+    pub(super) fn announced_methods(&self) -> &[String] {
         &self.methods
     }
 
     /// Serves the services on one connection until the daemon ends it. Dropping the future cancels every request on it.
-    pub(super) async fn serve(
+    pub(super) async fn serve_connection(
         self,
         io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Result<(), hyper::Error> {
         let requests = RequestTasks::default();
         let _end = requests.cancel_on_drop();
         http2::Builder::new(requests)
-            .max_header_list_size(MAX_HEADERS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buf_size(SEND_BUFFER)
+            .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
             .serve_connection(TokioIo::new(io), TowerToHyperService::new(self.routes))
             .await
     }
 }
 
-impl fmt::Debug for Services {
+impl fmt::Debug for SessionServices {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(&self.methods).finish()
     }
@@ -180,24 +180,24 @@ mod tests {
     use hyper_util::rt::TokioExecutor;
 
     use super::*;
-    use crate::buildkit::SharedKeys;
+    use crate::buildkit::SharedKeyPool;
     use crate::buildkit::session::RegistryCredentials;
     use crate::context::{Entry, Index, Spool};
 
     #[derive(Debug)]
-    struct NoCredentials;
+    struct EmptyCredentialStore;
 
     #[tonic::async_trait]
-    impl CredentialStore for NoCredentials {
+    impl CredentialStore for EmptyCredentialStore {
         async fn credentials(&self, _host: &str) -> RegistryCredentials {
             RegistryCredentials::default()
         }
     }
 
     #[derive(Debug)]
-    struct OneSecret;
+    struct OneSecretStore;
 
-    impl SecretStore for OneSecret {
+    impl SecretStore for OneSecretStore {
         fn secret(&self, _id: &str) -> Option<&[u8]> {
             Some(b"value")
         }
@@ -207,22 +207,24 @@ mod tests {
         }
     }
 
-    fn all_services() -> Services {
-        let keys = SharedKeys::new(IntCounter::new("sent", "sent").expect("counter"));
+    fn all_services() -> SessionServices {
+        let keys = SharedKeyPool::new(IntCounter::new("sent", "sent").expect("counter"));
         let context = SourceContext::new(
             Index::of(std::iter::empty::<(&str, Entry<'_>)>()),
             Spool::in_memory(Vec::new()),
         );
-        Services::new()
+        SessionServices::new()
             .with_health()
             .with_files(Arc::new(context), Arc::new(keys.lease_single_use()))
-            .with_credentials(Arc::new(NoCredentials))
-            .with_secrets(Arc::new(OneSecret))
+            .with_credentials(Arc::new(EmptyCredentialStore))
+            .with_secrets(Arc::new(OneSecretStore))
     }
 
-    async fn client(services: Services) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+    async fn connect_http2_client(
+        services: SessionServices,
+    ) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
-        tokio::spawn(services.serve(ours));
+        tokio::spawn(services.serve_connection(ours));
         let (client, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(theirs))
                 .await
@@ -232,9 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn the_announced_methods_are_those_that_buildkit_calls() {
+    fn the_announced_session_methods_are_those_that_buildkit_calls() {
         assert_eq!(
-            all_services().methods(),
+            all_services().announced_methods(),
             [
                 "/grpc.health.v1.Health/Check",
                 "/moby.filesync.v1.FileSync/DiffCopy",
@@ -245,10 +247,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_announced_method_is_implemented() {
+    async fn every_announced_session_method_is_implemented() {
         let services = all_services();
-        let methods = services.methods().to_vec();
-        let mut client = client(services).await;
+        let methods = services.announced_methods().to_vec();
+        let mut client = connect_http2_client(services).await;
 
         for path in methods
             .iter()
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dropped_connection_cancels_its_requests() {
+    async fn a_dropped_session_connection_cancels_the_requests_on_it() {
         let requests = RequestTasks::default();
         let guard = requests.cancel_on_drop();
         let (alive, cancelled) = tokio::sync::oneshot::channel::<()>();
@@ -303,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn the_health_check_answers_serving() {
         let (ours, theirs) = tokio::io::duplex(4096);
-        tokio::spawn(Services::new().with_health().serve(ours));
+        tokio::spawn(SessionServices::new().with_health().serve_connection(ours));
         let mut theirs = Some(TokioIo::new(theirs));
         let channel = tonic::transport::Endpoint::from_static("http://session")
             .connect_with_connector(tower::service_fn(move |_| {

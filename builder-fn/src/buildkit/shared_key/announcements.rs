@@ -6,18 +6,18 @@ use crate::context::{ContentHash, ContentHasher, Entry, Kind};
 
 /// The modification times that every file system stores unchanged, in seconds since 1970. BuildKit compares the time
 /// that its file system has kept; two times that could become the same there count as the same here.
-const PORTABLE_SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
+const PORTABLE_MTIME_SECONDS: std::ops::RangeInclusive<i64> = 0..=i32::MAX as i64;
 
 /// The average length of one list of fingerprints, if there are as many entries as were expected.
-const LIST_LEN: usize = 1024;
+const FINGERPRINTS_PER_LIST: usize = 1024;
 
 /// The content hash that marks an entry that was announced with different contents. A content with this very hash, of
 /// which there is one in 2⁹⁶, counts as different too.
-const DIFFERENT_CONTENTS: ContentHash = ContentHash([0xff; 12]);
+const DIFFERENT_CONTENTS_MARK: ContentHash = ContentHash([0xff; 12]);
 
 /// The result of comparing an entry of a context with the daemon's possible copies of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Comparison {
+pub(super) enum CopyComparison {
     /// The entry is new: no copy that the daemon could take for it was ever announced.
     New,
     /// The entry is unchanged: every copy that the daemon could take for it has the same content.
@@ -38,16 +38,16 @@ pub(super) enum Comparison {
 /// An entry takes 20 bytes, and no memory is reserved for entries to come: at 300,000 entries that is 6 MiB, where a
 /// hash map would take 10.5 MiB, and half as much again while it grows to that.
 #[derive(Debug)]
-pub(super) struct Announcements {
+pub(super) struct AnnouncedEntries {
     /// The fingerprints, in a power of two of lists. The first bits of an identity choose the list, which is sorted by
     /// identity. The lists are short, so that their growth takes little more memory than the new entries.
-    lists: Vec<Vec<Fingerprint>>,
+    lists: Vec<Vec<EntryFingerprint>>,
     hasher: RandomState,
 }
 
 /// The hashes of one announced entry, in 20 bytes.
 #[derive(Clone, Copy, Debug)]
-struct Fingerprint {
+struct EntryFingerprint {
     /// The hash of those parts of the entry that BuildKit compares. Two halves, so that the size is not rounded up to a
     /// multiple of 8 bytes.
     identity: [u32; 2],
@@ -55,11 +55,11 @@ struct Fingerprint {
     content: ContentHash,
 }
 
-impl Announcements {
+impl AnnouncedEntries {
     /// Creates an empty set of announcements with the number of lists that suits `entries`. It reserves no memory for
     /// them.
-    pub(super) fn with_expected(entries: usize) -> Self {
-        let lists = (entries / LIST_LEN).next_power_of_two();
+    pub(super) fn with_expected_entries(entries: usize) -> Self {
+        let lists = (entries / FINGERPRINTS_PER_LIST).next_power_of_two();
         Self {
             lists: vec![Vec::new(); lists],
             hasher: RandomState::new(),
@@ -68,44 +68,45 @@ impl Announcements {
 
     /// Returns the memory that `entries` more announcements take, in bytes.
     pub(super) fn bytes_for_entries(entries: usize) -> usize {
-        entries.saturating_mul(size_of::<Fingerprint>())
+        entries.saturating_mul(size_of::<EntryFingerprint>())
     }
 
     /// Returns the memory that the announcements take, in bytes.
-    pub(super) fn bytes(&self) -> usize {
+    pub(super) fn memory_bytes(&self) -> usize {
         let lists = self
             .lists
             .iter()
             .map(|list| Self::bytes_for_entries(list.capacity()));
-        self.lists.len() * size_of::<Vec<Fingerprint>>() + lists.sum::<usize>()
+        self.lists.len() * size_of::<Vec<EntryFingerprint>>() + lists.sum::<usize>()
     }
 
     /// Compares `entry`, which is at `path`, with the announced entries.
-    pub(super) fn compare(&self, path: &str, entry: &Entry<'_>) -> Comparison {
+    pub(super) fn compare_with_announced(&self, path: &str, entry: &Entry<'_>) -> CopyComparison {
         let Some(fingerprint) = self.fingerprint(path, entry) else {
-            return Comparison::Same;
+            return CopyComparison::Same;
         };
         let list = &self.lists[self.list_index(&fingerprint)];
-        match find(list, &fingerprint) {
-            Err(_) => Comparison::New,
+        match find_fingerprint(list, &fingerprint) {
+            Err(_) => CopyComparison::New,
             Ok(at)
-                if list[at].content == fingerprint.content && fingerprint.content != DIFFERENT_CONTENTS =>
+                if list[at].content == fingerprint.content
+                    && fingerprint.content != DIFFERENT_CONTENTS_MARK =>
             {
-                Comparison::Same
+                CopyComparison::Same
             }
-            Ok(_) => Comparison::MayDiffer,
+            Ok(_) => CopyComparison::MayDiffer,
         }
     }
 
     /// Adds the entries of a new announcement. `each` calls the function that it is given for every one of them, and is
     /// called twice.
-    pub(super) fn add(&mut self, each: impl Fn(&mut dyn FnMut(&str, &Entry<'_>))) {
+    pub(super) fn add_announcement(&mut self, each: impl Fn(&mut dyn FnMut(&str, &Entry<'_>))) {
         // Counts the new entries first, so that the lists grow by no more than those.
         let mut new = vec![0; self.lists.len()];
         each(&mut |path, entry| {
             if let Some(fingerprint) = self.fingerprint(path, entry) {
                 let list = self.list_index(&fingerprint);
-                match find(&self.lists[list], &fingerprint) {
+                match find_fingerprint(&self.lists[list], &fingerprint) {
                     Ok(at) => self.lists[list][at].merge(&fingerprint),
                     Err(_) => new[list] += 1,
                 }
@@ -121,7 +122,7 @@ impl Announcements {
         each(&mut |path, entry| {
             if let Some(fingerprint) = self.fingerprint(path, entry) {
                 let list = self.list_index(&fingerprint);
-                if find(&self.lists[list][..known[list]], &fingerprint).is_err() {
+                if find_fingerprint(&self.lists[list][..known[list]], &fingerprint).is_err() {
                     self.lists[list].push(fingerprint);
                 }
             }
@@ -139,7 +140,7 @@ impl Announcements {
     }
 
     /// Returns the index of the list for a fingerprint.
-    fn list_index(&self, fingerprint: &Fingerprint) -> usize {
+    fn list_index(&self, fingerprint: &EntryFingerprint) -> usize {
         let bits = self.lists.len().ilog2();
         usize::try_from(u64::from(fingerprint.identity[0]) << bits >> u32::BITS).unwrap_or_default()
     }
@@ -151,7 +152,7 @@ impl Announcements {
     /// extended attributes. Of a folder it compares everything but attributes and time; but a folder that was changed
     /// keeps its old checksum (fsutil `DiskWriter.HandleChange` reports it to nothing), so nothing of a folder may
     /// change.
-    fn fingerprint(&self, path: &str, entry: &Entry<'_>) -> Option<Fingerprint> {
+    fn fingerprint(&self, path: &str, entry: &Entry<'_>) -> Option<EntryFingerprint> {
         let mut identity = self.hasher.build_hasher();
         identity.write(path.as_bytes());
         let content = match entry.kind {
@@ -164,7 +165,8 @@ impl Announcements {
                 let seconds = entry.mtime_ns.div_euclid(1_000_000_000);
                 identity.write(b"\0file");
                 identity.write_u64(size);
-                identity.write_i64(seconds.clamp(*PORTABLE_SECONDS.start(), *PORTABLE_SECONDS.end()));
+                identity
+                    .write_i64(seconds.clamp(*PORTABLE_MTIME_SECONDS.start(), *PORTABLE_MTIME_SECONDS.end()));
                 match entry.xattrs.is_empty() {
                     true => entry.content,
                     false => hash_with_attributes(&entry.content.0, entry),
@@ -174,20 +176,20 @@ impl Announcements {
         let identity = identity.finish();
         let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or_default();
         let identity = [half(identity >> u32::BITS), half(identity)];
-        Some(Fingerprint { identity, content })
+        Some(EntryFingerprint { identity, content })
     }
 }
 
-impl Fingerprint {
+impl EntryFingerprint {
     /// Merges another fingerprint with the same identity into this one.
     fn merge(&mut self, other: &Self) {
         if self.content != other.content {
-            self.content = DIFFERENT_CONTENTS;
+            self.content = DIFFERENT_CONTENTS_MARK;
         }
     }
 }
 
-fn find(list: &[Fingerprint], fingerprint: &Fingerprint) -> Result<usize, usize> {
+fn find_fingerprint(list: &[EntryFingerprint], fingerprint: &EntryFingerprint) -> Result<usize, usize> {
     list.binary_search_by_key(&fingerprint.identity, |known| known.identity)
 }
 
@@ -207,25 +209,25 @@ fn hash_with_attributes(first: &[u8], entry: &Entry<'_>) -> ContentHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::Attributes;
+    use crate::context::ExtendedAttributes;
 
-    const EPOCH: i64 = 0;
+    const EPOCH_NS: i64 = 0;
 
-    type Placed = (&'static str, Entry<'static>);
+    type EntryAtPath = (&'static str, Entry<'static>);
 
-    fn file(content: u8) -> Placed {
+    fn file_with_content(content: u8) -> EntryAtPath {
         let entry = Entry {
             kind: Kind::File { offset: 0, size: 3 },
             mode: 0o644,
             mtime_ns: 5_000_000_000,
-            xattrs: Attributes::NONE,
+            xattrs: ExtendedAttributes::NONE,
             content: ContentHash([content; 12]),
         };
         ("a/b", entry)
     }
 
-    fn folder(mode: u32, mtime_ns: i64) -> Placed {
-        let (path, entry) = file(0);
+    fn folder_with(mode: u32, mtime_ns: i64) -> EntryAtPath {
+        let (path, entry) = file_with_content(0);
         let kind = Kind::Folder;
         (
             path,
@@ -239,48 +241,54 @@ mod tests {
     }
 
     /// Announces `announced` one after another, and compares an entry with them.
-    fn compare_after(announced: &[Placed], (path, entry): Placed) -> Comparison {
-        let mut announcements = Announcements::with_expected(0);
+    fn compare_after(announced: &[EntryAtPath], (path, entry): EntryAtPath) -> CopyComparison {
+        let mut announcements = AnnouncedEntries::with_expected_entries(0);
         for (path, entry) in announced {
-            announcements.add(|visit| visit(path, entry));
+            announcements.add_announcement(|visit| visit(path, entry));
         }
-        announcements.compare(path, &entry)
+        announcements.compare_with_announced(path, &entry)
     }
 
     #[test]
-    fn a_file_may_differ_only_from_one_that_buildkit_takes_for_the_same() {
+    fn only_a_file_that_buildkit_takes_for_an_announced_one_is_compared_by_content() {
         let changed_file = |change: fn(&mut Entry<'static>)| {
-            let (path, mut entry) = file(2);
+            let (path, mut entry) = file_with_content(2);
             change(&mut entry);
             (path, entry)
         };
         for (next, expected) in [
-            (file(1), Comparison::Same),
-            (file(2), Comparison::MayDiffer),
-            (("a/c", file(2).1), Comparison::New),
+            (file_with_content(1), CopyComparison::Same),
+            (file_with_content(2), CopyComparison::MayDiffer),
+            (("a/c", file_with_content(2).1), CopyComparison::New),
             (
                 changed_file(|entry| entry.kind = Kind::File { offset: 0, size: 4 }),
-                Comparison::New,
+                CopyComparison::New,
             ),
             (
                 changed_file(|entry| entry.mtime_ns = 6_000_000_000),
-                Comparison::New,
+                CopyComparison::New,
             ),
-            (changed_file(|entry| entry.mode = 0o755), Comparison::MayDiffer),
+            (
+                changed_file(|entry| entry.mode = 0o755),
+                CopyComparison::MayDiffer,
+            ),
             (
                 changed_file(|entry| entry.kind = Kind::Symlink { target: "abc" }),
-                Comparison::Same,
+                CopyComparison::Same,
             ),
-            (changed_file(|entry| entry.kind = Kind::Folder), Comparison::New),
+            (
+                changed_file(|entry| entry.kind = Kind::Folder),
+                CopyComparison::New,
+            ),
         ] {
-            assert_eq!(compare_after(&[file(1)], next), expected, "{next:?}");
+            assert_eq!(compare_after(&[file_with_content(1)], next), expected, "{next:?}");
         }
     }
 
     #[test]
-    fn times_that_a_file_system_could_store_as_one_count_as_one() {
+    fn modification_times_that_a_file_system_may_store_as_equal_count_as_equal() {
         let at = |mtime_ns: i64, content| {
-            let (path, entry) = file(content);
+            let (path, entry) = file_with_content(content);
             (path, Entry { mtime_ns, ..entry })
         };
         for (first, second) in [
@@ -291,7 +299,7 @@ mod tests {
         ] {
             assert_eq!(
                 compare_after(&[at(first, 1)], at(second, 2)),
-                Comparison::MayDiffer,
+                CopyComparison::MayDiffer,
                 "{first} {second}"
             );
         }
@@ -301,86 +309,105 @@ mod tests {
     fn extended_attributes_count_as_content_because_buildkit_does_not_compare_them() {
         let attributes: [&[(&str, &[u8])]; 4] =
             [&[("user.a", b"1")], &[], &[("user.a", b"2")], &[("user.a1", b"")]];
-        let packed = attributes.map(|pairs| Attributes::pack(pairs.iter().copied()));
+        let packed = attributes.map(|pairs| ExtendedAttributes::pack(pairs.iter().copied()));
         fn file_with_attributes(packed: &[u8]) -> Entry<'_> {
             Entry {
-                xattrs: Attributes::from_packed(packed),
-                ..file(1).1
+                xattrs: ExtendedAttributes::from_packed(packed),
+                ..file_with_content(1).1
             }
         }
-        let mut announcements = Announcements::with_expected(0);
-        announcements.add(|visit| visit("a/b", &file_with_attributes(&packed[0])));
+        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        announcements.add_announcement(|visit| visit("a/b", &file_with_attributes(&packed[0])));
         assert_eq!(
-            announcements.compare("a/b", &file_with_attributes(&packed[0])),
-            Comparison::Same
+            announcements.compare_with_announced("a/b", &file_with_attributes(&packed[0])),
+            CopyComparison::Same
         );
         for other in &packed[1..] {
             assert_eq!(
-                announcements.compare("a/b", &file_with_attributes(other)),
-                Comparison::MayDiffer
+                announcements.compare_with_announced("a/b", &file_with_attributes(other)),
+                CopyComparison::MayDiffer
             );
         }
     }
 
     #[test]
-    fn entries_are_recognised_in_any_order_and_take_no_more_memory_than_needed() {
+    fn announced_entries_are_recognised_in_any_order_and_take_no_more_memory_than_reserved() {
         let path = |at: u32| format!("folder/{at}");
         let content = |at: u32| Entry {
             content: ContentHash::of(&at.to_le_bytes()),
-            ..file(0).1
+            ..file_with_content(0).1
         };
         for expected in [0, 5000] {
-            let mut announcements = Announcements::with_expected(expected);
+            let mut announcements = AnnouncedEntries::with_expected_entries(expected);
             for range in [0..5000, 4000..6000, 0..6000] {
-                announcements.add(|visit| range.clone().for_each(|at| visit(&path(at), &content(at))));
+                announcements
+                    .add_announcement(|visit| range.clone().for_each(|at| visit(&path(at), &content(at))));
             }
-            assert!((0..6000).all(|at| announcements.compare(&path(at), &content(at)) == Comparison::Same));
             assert!(
-                (0..6000)
-                    .all(|at| announcements.compare(&path(at), &content(at + 1)) == Comparison::MayDiffer)
+                (0..6000).all(|at| announcements.compare_with_announced(&path(at), &content(at))
+                    == CopyComparison::Same)
             );
+            assert!((0..6000).all(
+                |at| announcements.compare_with_announced(&path(at), &content(at + 1))
+                    == CopyComparison::MayDiffer
+            ));
             assert_eq!(
-                announcements.compare(&path(6000), &content(6000)),
-                Comparison::New
+                announcements.compare_with_announced(&path(6000), &content(6000)),
+                CopyComparison::New
             );
             assert!(
-                announcements.bytes() <= Announcements::bytes_for_entries(6000) + 200,
+                announcements.memory_bytes() <= AnnouncedEntries::bytes_for_entries(6000) + 200,
                 "{}",
-                announcements.bytes()
+                announcements.memory_bytes()
             );
         }
     }
 
     #[test]
-    fn an_entry_that_differed_once_may_always_differ() {
-        assert_eq!(compare_after(&[file(1), file(2)], file(2)), Comparison::MayDiffer);
-        assert_eq!(compare_after(&[file(1), file(2)], file(1)), Comparison::MayDiffer);
+    fn an_entry_that_was_announced_with_two_contents_counts_as_different_forever() {
+        assert_eq!(
+            compare_after(
+                &[file_with_content(1), file_with_content(2)],
+                file_with_content(2)
+            ),
+            CopyComparison::MayDiffer
+        );
+        assert_eq!(
+            compare_after(
+                &[file_with_content(1), file_with_content(2)],
+                file_with_content(1)
+            ),
+            CopyComparison::MayDiffer
+        );
     }
 
     #[test]
-    fn only_the_time_of_a_folder_may_change() {
+    fn an_announced_folder_may_change_its_time_and_nothing_else() {
         assert_eq!(
-            compare_after(&[folder(0o755, EPOCH)], folder(0o755, 9)),
-            Comparison::Same
+            compare_after(&[folder_with(0o755, EPOCH_NS)], folder_with(0o755, 9)),
+            CopyComparison::Same
         );
         assert_eq!(
-            compare_after(&[folder(0o755, EPOCH)], folder(0o700, EPOCH)),
-            Comparison::MayDiffer
+            compare_after(&[folder_with(0o755, EPOCH_NS)], folder_with(0o700, EPOCH_NS)),
+            CopyComparison::MayDiffer
         );
     }
 
     #[test]
-    fn an_entry_that_is_announced_with_two_contents_at_once_may_always_differ() {
-        let mut announcements = Announcements::with_expected(0);
-        announcements.add(|visit| {
+    fn an_entry_that_one_announcement_has_with_two_contents_counts_as_different_forever() {
+        let mut announcements = AnnouncedEntries::with_expected_entries(0);
+        announcements.add_announcement(|visit| {
             [1, 2]
-                .map(file)
+                .map(file_with_content)
                 .iter()
                 .for_each(|(path, entry)| visit(path, entry))
         });
         for content in [1, 2, 3] {
-            let (path, entry) = file(content);
-            assert_eq!(announcements.compare(path, &entry), Comparison::MayDiffer);
+            let (path, entry) = file_with_content(content);
+            assert_eq!(
+                announcements.compare_with_announced(path, &entry),
+                CopyComparison::MayDiffer
+            );
         }
     }
 }

@@ -13,7 +13,7 @@ impl EntrySet {
         if self.words.is_empty() {
             self.words = vec![0; total.div_ceil(64)];
         }
-        let (word, bit) = position(entry);
+        let (word, bit) = word_and_bit(entry);
         if let Some(word) = self.words.get_mut(word) {
             self.len += usize::from(*word & bit == 0);
             *word |= bit;
@@ -21,7 +21,7 @@ impl EntrySet {
     }
 
     pub(super) fn contains(&self, entry: u32) -> bool {
-        let (word, bit) = position(entry);
+        let (word, bit) = word_and_bit(entry);
         self.words.get(word).is_some_and(|word| word & bit != 0)
     }
 
@@ -32,7 +32,7 @@ impl EntrySet {
 }
 
 /// Returns the index of the word that holds the bit of `entry`, and the bit.
-fn position(entry: u32) -> (usize, u64) {
+fn word_and_bit(entry: u32) -> (usize, u64) {
     ((entry / 64) as usize, 1 << (entry % 64))
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_set_contains_exactly_the_entries_that_were_inserted() {
+    fn an_entry_set_contains_exactly_the_entries_that_were_inserted() {
         let mut set = EntrySet::default();
         assert!(!set.contains(0));
         let inserted = [0, 63, 64, 129];

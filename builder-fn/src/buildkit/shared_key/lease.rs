@@ -3,24 +3,24 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::announcements::{Announcements, Comparison};
+use super::announcements::{AnnouncedEntries, CopyComparison};
 use super::entry_set::EntrySet;
-use super::pool::{KeyRecord, Reservation, SharedKeys};
+use super::pool::{KeyRecord, MemoryReservation, SharedKeyPool};
 use crate::context::{SourceContext, View};
 
 /// A shared key, leased to one build.
 pub struct KeyLease {
-    keys: SharedKeys,
+    keys: SharedKeyPool,
     pub(super) key: String,
     /// The numbers of the files that the daemon is made to request, whatever copies it has.
     forced: EntrySet,
-    state: Mutex<State>,
+    state: Mutex<LeaseState>,
 }
 
 /// The state of a lease, which its transfers change.
-struct State {
+struct LeaseState {
     /// The record of the key, for the pool; `None` for a key that must not be used again.
-    record: Option<(KeyRecord, Reservation)>,
+    record: Option<(KeyRecord, MemoryReservation)>,
     /// The number of transfers that have begun and not ended.
     open_transfers: usize,
     /// Whether a transfer under the key was broken off.
@@ -35,22 +35,25 @@ pub(in crate::buildkit) struct TransferGuard {
     bytes: u64,
 }
 
-impl SharedKeys {
+impl SharedKeyPool {
     /// Leases a shared key that only builds of the same `image` have used before, for a build of `context`.
     ///
     /// If there is no memory for what will be announced under it, the key is for [single use](Self::lease_single_use).
-    pub fn lease(&self, image: &str, context: &SourceContext) -> KeyLease {
-        let known = self.take(image).and_then(|(mut record, reservation)| {
-            let reuse = plan_reuse(&mut record, context)?;
-            let reservation = reservation.grow(Announcements::bytes_for_entries(reuse.new_entries))?;
-            Some((record, reservation, reuse.forced))
-        });
+    pub fn lease_for_image(&self, image: &str, context: &SourceContext) -> KeyLease {
+        let known = self
+            .take_key_of_image(image)
+            .and_then(|(mut record, reservation)| {
+                let reuse = plan_key_reuse(&mut record, context)?;
+                let reservation = reservation.grow(AnnouncedEntries::bytes_for_entries(reuse.new_entries))?;
+                Some((record, reservation, reuse.forced))
+            });
         if let Some((record, reservation, forced)) = known {
             return KeyLease::new(self.clone(), Some((record, reservation)), forced);
         }
         let record = KeyRecord::new(image, context.index().len());
-        let bytes = record.announcements.bytes() + Announcements::bytes_for_entries(context.index().len());
-        let reservation = Reservation::new(self, bytes);
+        let bytes =
+            record.announcements.memory_bytes() + AnnouncedEntries::bytes_for_entries(context.index().len());
+        let reservation = MemoryReservation::new(self, bytes);
         KeyLease::new(
             self.clone(),
             reservation.map(|reservation| (record, reservation)),
@@ -65,7 +68,7 @@ impl SharedKeys {
 }
 
 /// A plan for the reuse of a shared key by a context.
-struct Reuse {
+struct KeyReusePlan {
     /// The numbers of the files that the daemon must be made to request, whatever copies it has.
     forced: EntrySet,
     /// The number of the context's entries that were never announced under the key.
@@ -78,8 +81,8 @@ struct Reuse {
 /// That is so if a folder has changed, and if the forced files of all builds so far amount to half of the context. A
 /// file that was forced once is forced in all later builds under the key; a new key costs the other half once, and
 /// nothing after that.
-fn plan_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<Reuse> {
-    let mut reuse = Reuse {
+fn plan_key_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<KeyReusePlan> {
+    let mut reuse = KeyReusePlan {
         forced: EntrySet::default(),
         new_entries: 0,
     };
@@ -89,11 +92,11 @@ fn plan_reuse(record: &mut KeyRecord, context: &SourceContext) -> Option<Reuse> 
     while let Some((at, path)) = walk.next_entry() {
         let entry = index.entry(at);
         total += entry.size();
-        match record.announcements.compare(path, &entry) {
-            Comparison::Same => {}
-            Comparison::New => reuse.new_entries += 1,
-            Comparison::MayDiffer if entry.is_folder() => return None,
-            Comparison::MayDiffer => {
+        match record.announcements.compare_with_announced(path, &entry) {
+            CopyComparison::Same => {}
+            CopyComparison::New => reuse.new_entries += 1,
+            CopyComparison::MayDiffer if entry.is_folder() => return None,
+            CopyComparison::MayDiffer => {
                 reuse.forced.insert(at, index.len());
                 record.forced_bytes += entry.size();
             }
@@ -106,21 +109,21 @@ impl KeyRecord {
     fn new(image: &str, entries: usize) -> Self {
         Self {
             image: image.to_owned(),
-            key: random_key(),
-            announcements: Announcements::with_expected(entries),
+            key: random_shared_key(),
+            announcements: AnnouncedEntries::with_expected_entries(entries),
             forced_bytes: 0,
         }
     }
 }
 
 impl KeyLease {
-    fn new(keys: SharedKeys, record: Option<(KeyRecord, Reservation)>, forced: EntrySet) -> Self {
+    fn new(keys: SharedKeyPool, record: Option<(KeyRecord, MemoryReservation)>, forced: EntrySet) -> Self {
         let key = record.as_ref().map(|(record, _)| record.key.clone());
         Self {
             keys,
-            key: key.unwrap_or_else(random_key),
+            key: key.unwrap_or_else(random_shared_key),
             forced,
-            state: Mutex::new(State {
+            state: Mutex::new(LeaseState {
                 record,
                 open_transfers: 0,
                 is_broken: false,
@@ -130,11 +133,11 @@ impl KeyLease {
 
     /// Returns the shared key for the build's next session; a new key if a transfer of an earlier session was broken
     /// off.
-    pub(in crate::buildkit) fn key(&self) -> String {
-        let state = self.lock();
+    pub(in crate::buildkit) fn key_for_session(&self) -> String {
+        let state = self.lock_state();
         match state.is_broken || state.open_transfers > 0 || state.record.is_none() {
             // A single-use key may change too: it is random in any case.
-            true => random_key(),
+            true => random_shared_key(),
             false => self.key.clone(),
         }
     }
@@ -150,11 +153,11 @@ impl KeyLease {
         context: &SourceContext,
         view: &View,
     ) -> TransferGuard {
-        let mut state = self.lock();
+        let mut state = self.lock_state();
         state.open_transfers += 1;
         if let Some((record, _)) = &mut state.record {
             let index = context.index();
-            record.announcements.add(|visit| {
+            record.announcements.add_announcement(|visit| {
                 let mut path = String::new();
                 for at in view.entries() {
                     index.write_path(*at, &mut path);
@@ -172,18 +175,18 @@ impl KeyLease {
 
     /// Returns the shared key to the pool for the next build. To be called only after a build that the daemon has ended
     /// itself, with success or failure: a lease that is dropped without this call discards its key.
-    pub(in crate::buildkit) fn release(&self) {
-        let mut state = self.lock();
+    pub(in crate::buildkit) fn return_to_pool(&self) {
+        let mut state = self.lock_state();
         let record = state
             .record
             .take()
             .filter(|_| !state.is_broken && state.open_transfers == 0);
         if let Some((record, reservation)) = record {
-            self.keys.put_back(record, reservation);
+            self.keys.put_key_back(record, reservation);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock_state(&self) -> MutexGuard<'_, LeaseState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -208,7 +211,7 @@ impl TransferGuard {
     /// Marks the transfer as complete: the daemon has everything that it requested.
     pub(in crate::buildkit) fn complete(&mut self) {
         if !std::mem::replace(&mut self.is_complete, true) {
-            self.lease.lock().open_transfers -= 1;
+            self.lease.lock_state().open_transfers -= 1;
         }
         tracing::debug!(files = self.files, bytes = self.bytes, "files sent");
     }
@@ -217,13 +220,13 @@ impl TransferGuard {
 impl Drop for TransferGuard {
     fn drop(&mut self) {
         if !self.is_complete {
-            let mut state = self.lease.lock();
+            let mut state = self.lease.lock_state();
             state.open_transfers -= 1;
             state.is_broken = true;
         }
     }
 }
 
-fn random_key() -> String {
+fn random_shared_key() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }

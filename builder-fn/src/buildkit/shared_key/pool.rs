@@ -5,26 +5,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use function_host::prometheus::IntCounter;
 
-use super::announcements::Announcements;
+use super::announcements::AnnouncedEntries;
 
 /// The limit on the memory for announcements of running and earlier builds, in bytes: 300,000 files of one or many
 /// contexts.
-pub(super) const MEMORY_MAX: usize = 6 << 20;
+pub(super) const ANNOUNCEMENT_MEMORY_MAX_BYTES: usize = 6 << 20;
 
 /// The limit on the number of idle keys in the pool.
-const IDLE_MAX: usize = 256;
+const IDLE_KEYS_MAX: usize = 256;
 
 /// A pool of shared keys. Clones share the pool.
 #[derive(Clone)]
-pub struct SharedKeys {
-    pool: Arc<Mutex<Pool>>,
+pub struct SharedKeyPool {
+    pool: Arc<Mutex<IdleKeyPool>>,
     pub(super) memory_max: usize,
     pub(super) sent_bytes: IntCounter,
 }
 
 /// The idle keys, and the memory that the keys in use reserve.
 #[derive(Default)]
-pub(super) struct Pool {
+pub(super) struct IdleKeyPool {
     /// The keys that no build uses, the most recently used last.
     pub(super) idle: Vec<KeyRecord>,
     /// The memory that is reserved for the keys in use, in bytes.
@@ -36,67 +36,71 @@ pub(super) struct KeyRecord {
     /// The image whose builds may use the key.
     pub(super) image: String,
     pub(super) key: String,
-    pub(super) announcements: Announcements,
+    pub(super) announcements: AnnouncedEntries,
     /// The size of all files that were forced under the key so far, in bytes.
     pub(super) forced_bytes: u64,
 }
 
 /// A reservation of memory for a key in use. Dropping it releases the memory.
-pub(super) struct Reservation {
-    keys: SharedKeys,
+pub(super) struct MemoryReservation {
+    keys: SharedKeyPool,
     bytes: usize,
 }
 
-impl SharedKeys {
+impl SharedKeyPool {
     /// Creates an empty pool of shared keys. `sent_bytes` counts the bytes of files that are sent to daemons.
     pub fn new(sent_bytes: IntCounter) -> Self {
         Self {
             pool: Arc::default(),
-            memory_max: MEMORY_MAX,
+            memory_max: ANNOUNCEMENT_MEMORY_MAX_BYTES,
             sent_bytes,
         }
     }
 
     /// Takes the most recently used key of `image` out of the pool, and reserves its memory.
-    pub(super) fn take(&self, image: &str) -> Option<(KeyRecord, Reservation)> {
-        let mut pool = self.lock();
+    pub(super) fn take_key_of_image(&self, image: &str) -> Option<(KeyRecord, MemoryReservation)> {
+        let mut pool = self.lock_pool();
         let at = pool.idle.iter().rposition(|record| record.image == image)?;
         let record = pool.idle.remove(at);
-        let bytes = record.announcements.bytes();
+        let bytes = record.announcements.memory_bytes();
         pool.reserved += bytes;
         let keys = self.clone();
-        Some((record, Reservation { keys, bytes }))
+        Some((record, MemoryReservation { keys, bytes }))
     }
 
     /// Puts a key back into the pool, and evicts the least recently used keys if there are too many or they are too
     /// large.
-    pub(super) fn put_back(&self, record: KeyRecord, reservation: Reservation) {
+    pub(super) fn put_key_back(&self, record: KeyRecord, reservation: MemoryReservation) {
         drop(reservation);
-        let mut pool = self.lock();
+        let mut pool = self.lock_pool();
         pool.idle.push(record);
-        let excess = pool.idle.len().saturating_sub(IDLE_MAX);
+        let excess = pool.idle.len().saturating_sub(IDLE_KEYS_MAX);
         pool.idle.drain(..excess);
-        pool.evict(0, self.memory_max);
+        pool.evict_until_fits(0, self.memory_max);
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Pool> {
+    pub(super) fn lock_pool(&self) -> MutexGuard<'_, IdleKeyPool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Pool {
+impl IdleKeyPool {
     /// Evicts the least recently used idle keys until `more` bytes fit within `limit` or no key is left.
     ///
     /// Returns whether the bytes fit then.
-    fn evict(&mut self, more: usize, limit: usize) -> bool {
+    fn evict_until_fits(&mut self, more: usize, limit: usize) -> bool {
         let needed = self.reserved.saturating_add(more);
-        let mut idle: usize = self.idle.iter().map(|record| record.announcements.bytes()).sum();
+        let mut idle: usize = self
+            .idle
+            .iter()
+            .map(|record| record.announcements.memory_bytes())
+            .sum();
         let mut evicted = 0;
         for record in &self.idle {
             if idle.saturating_add(needed) <= limit {
                 break;
             }
-            idle -= record.announcements.bytes();
+            idle -= record.announcements.memory_bytes();
             evicted += 1;
         }
         self.idle.drain(..evicted);
@@ -104,9 +108,9 @@ impl Pool {
     }
 }
 
-impl Reservation {
+impl MemoryReservation {
     /// Reserves `bytes` of memory, or returns `None` if other keys in use leave too little.
-    pub(super) fn new(keys: &SharedKeys, bytes: usize) -> Option<Self> {
+    pub(super) fn new(keys: &SharedKeyPool, bytes: usize) -> Option<Self> {
         let keys = keys.clone();
         Self { keys, bytes: 0 }.grow(bytes)
     }
@@ -114,8 +118,8 @@ impl Reservation {
     /// Adds `more` bytes to the reservation; on failure releases all of it and returns `None`.
     pub(super) fn grow(mut self, more: usize) -> Option<Self> {
         {
-            let mut pool = self.keys.lock();
-            if !pool.evict(more, self.keys.memory_max) {
+            let mut pool = self.keys.lock_pool();
+            if !pool.evict_until_fits(more, self.keys.memory_max) {
                 return None;
             }
             pool.reserved += more;
@@ -125,16 +129,16 @@ impl Reservation {
     }
 }
 
-impl Drop for Reservation {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
-        self.keys.lock().reserved -= self.bytes;
+        self.keys.lock_pool().reserved -= self.bytes;
     }
 }
 
-impl fmt::Debug for SharedKeys {
+impl fmt::Debug for SharedKeyPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedKeys")
-            .field("idle", &self.lock().idle.len())
+            .field("idle", &self.lock_pool().idle.len())
             .finish_non_exhaustive()
     }
 }

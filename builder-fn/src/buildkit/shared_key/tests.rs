@@ -6,25 +6,30 @@ use std::sync::Arc;
 use function_host::prometheus::IntCounter;
 use proptest::prelude::*;
 
-use super::announcements::Announcements;
-use super::pool::MEMORY_MAX;
+use super::announcements::AnnouncedEntries;
+use super::pool::ANNOUNCEMENT_MEMORY_MAX_BYTES;
 use super::*;
-use crate::context::{Attributes, ContentHash, Entry, Filter, Index, Kind, SourceContext, Spool, View, view};
+use crate::context::{
+    ContentHash, Entry, ExtendedAttributes, Filter, Index, Kind, SourceContext, Spool, View, view,
+};
 
-fn keys() -> SharedKeys {
-    SharedKeys::new(IntCounter::new("sent", "sent").expect("counter"))
+fn empty_key_pool() -> SharedKeyPool {
+    SharedKeyPool::new(IntCounter::new("sent", "sent").expect("counter"))
 }
 
-fn keys_with_limit(memory_max: usize) -> SharedKeys {
-    let mut keys = keys();
+fn key_pool_with_memory_limit(memory_max: usize) -> SharedKeyPool {
+    let mut keys = empty_key_pool();
     keys.memory_max = memory_max;
     keys
 }
 
 /// Returns the memory of a pool's idle keys, in bytes.
-fn idle_bytes(keys: &SharedKeys) -> usize {
-    let pool = keys.lock();
-    pool.idle.iter().map(|record| record.announcements.bytes()).sum()
+fn memory_of_idle_keys(keys: &SharedKeyPool) -> usize {
+    let pool = keys.lock_pool();
+    pool.idle
+        .iter()
+        .map(|record| record.announcements.memory_bytes())
+        .sum()
 }
 
 const IMAGE: &str = "registry/image";
@@ -44,12 +49,12 @@ struct StoredEntry {
 }
 
 /// A folder of the daemon model: its entries by path.
-type Folder = BTreeMap<String, StoredEntry>;
+type DaemonFolder = BTreeMap<String, StoredEntry>;
 
 /// A model of the daemon: its folders by shared key, several for a key that two builds used at the same time.
 #[derive(Debug, Default)]
 struct DaemonModel {
-    folders: Vec<(String, Folder)>,
+    folders: Vec<(String, DaemonFolder)>,
 }
 
 /// The way in which a transfer ends.
@@ -65,14 +70,14 @@ enum TransferEnd {
 impl DaemonModel {
     /// Receives a transfer into a folder as fsutil's receiver does. If every folder of the key is in use, makes a new
     /// one.
-    fn receive(
+    fn receive_transfer(
         &mut self,
         context: &SourceContext,
         lease: &Arc<KeyLease>,
         filter: &Filter,
         take: usize,
         end: TransferEnd,
-    ) -> Folder {
+    ) -> DaemonFolder {
         let announced_view = view(context, filter).expect("patterns");
         let mut transfer = lease.begin_transfer(context, &announced_view);
         let key = lease.key.clone();
@@ -81,7 +86,7 @@ impl DaemonModel {
         let kept = match with_key.get_mut(at) {
             Some((_, folder)) => folder,
             None => {
-                self.folders.push((key, Folder::new()));
+                self.folders.push((key, DaemonFolder::new()));
                 &mut self.folders.last_mut().expect("it was just made").1
             }
         };
@@ -90,14 +95,14 @@ impl DaemonModel {
         kept.retain(|path, _| announced.contains(path));
         for (count, visible) in announced_view.iter().enumerate() {
             if end == TransferEnd::BrokenOff(count) {
-                return Folder::new();
+                return DaemonFolder::new();
             }
             let at = path(visible.entry);
             let link = visible.link.map(path).unwrap_or_default();
-            let sent = StoredEntry::of(&context.entry(visible.entry), link);
-            let same = kept
-                .get(&at)
-                .is_some_and(|have| !lease.is_forced(visible.entry) && have.looks_like(&sent));
+            let sent = StoredEntry::from_entry(&context.entry(visible.entry), link);
+            let same = kept.get(&at).is_some_and(|have| {
+                !lease.is_forced(visible.entry) && have.looks_the_same_to_buildkit(&sent)
+            });
             if same {
                 continue;
             }
@@ -115,7 +120,7 @@ impl DaemonModel {
 }
 
 impl StoredEntry {
-    fn of(entry: &Entry<'_>, link: String) -> Self {
+    fn from_entry(entry: &Entry<'_>, link: String) -> Self {
         let attributes: Vec<_> = entry
             .xattrs
             .iter()
@@ -143,7 +148,7 @@ impl StoredEntry {
         }
     }
 
-    fn looks_like(&self, other: &Self) -> bool {
+    fn looks_the_same_to_buildkit(&self, other: &Self) -> bool {
         let of_file = self.kind == "folder" || (self.size, self.seconds) == (other.size, other.seconds);
         of_file && (self.kind, self.mode, &self.link) == (other.kind, other.mode, &other.link)
     }
@@ -179,7 +184,7 @@ struct EntrySpec {
     mode: u8,
 }
 
-fn entry(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> EntrySpec {
+fn entry_spec(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> EntrySpec {
     EntrySpec {
         path: path.to_owned(),
         kind,
@@ -189,12 +194,12 @@ fn entry(path: &str, kind: SpecKind, content: u8, time: u8, mode: u8) -> EntrySp
     }
 }
 
-fn context(mut specs: Vec<EntrySpec>) -> SourceContext {
+fn context_of_specs(mut specs: Vec<EntrySpec>) -> SourceContext {
     specs.sort_by(|left, right| left.path.cmp(&right.path));
     specs.dedup_by(|left, right| left.path == right.path);
     let targets: Vec<String> = (0..=u8::MAX).map(|content| format!("t{content}")).collect();
     let attributes: Vec<Vec<u8>> = (0..=u8::MAX)
-        .map(|content| Attributes::pack([("user.x", &[content][..])]))
+        .map(|content| ExtendedAttributes::pack([("user.x", &[content][..])]))
         .collect();
     let entries = specs.iter().map(|spec| {
         let EntrySpec {
@@ -230,8 +235,8 @@ fn context(mut specs: Vec<EntrySpec>) -> SourceContext {
                 i64::from(*time) * 400_000_000 - 400_000_000
             },
             xattrs: match (is_file && !shared, mode) {
-                (true, 2) => Attributes::from_packed(&attributes[usize::from(*content)]),
-                _ => Attributes::NONE,
+                (true, 2) => ExtendedAttributes::from_packed(&attributes[usize::from(*content)]),
+                _ => ExtendedAttributes::NONE,
             },
             content: if is_file {
                 ContentHash([*content; 12])
@@ -244,7 +249,7 @@ fn context(mut specs: Vec<EntrySpec>) -> SourceContext {
     SourceContext::new(Index::of(entries), Spool::in_memory(Vec::new()))
 }
 
-fn contexts() -> impl Strategy<Value = SourceContext> {
+fn generate_contexts() -> impl Strategy<Value = SourceContext> {
     let one = (
         prop::sample::select(vec!["a", "b", "c", "d"]),
         prop::sample::select(vec![
@@ -258,11 +263,11 @@ fn contexts() -> impl Strategy<Value = SourceContext> {
         0u8..6,
         0u8..3,
     );
-    let one = one.prop_map(|(path, kind, content, time, mode)| entry(path, kind, content, time, mode));
-    prop::collection::vec(one, 0..5).prop_map(context)
+    let one = one.prop_map(|(path, kind, content, time, mode)| entry_spec(path, kind, content, time, mode));
+    prop::collection::vec(one, 0..5).prop_map(context_of_specs)
 }
 
-fn transfer_ends() -> impl Strategy<Value = TransferEnd> {
+fn generate_transfer_ends() -> impl Strategy<Value = TransferEnd> {
     prop_oneof![
         6 => Just(TransferEnd::Complete),
         1 => (0usize..4).prop_map(TransferEnd::BrokenOff),
@@ -272,20 +277,20 @@ fn transfer_ends() -> impl Strategy<Value = TransferEnd> {
 
 /// One generated build: its context, whether a part of it is excluded, the number of the daemon's folder that is free,
 /// the end of its transfer, and whether the build is of another image.
-type Build = (SourceContext, bool, usize, TransferEnd, bool);
+type GeneratedBuild = (SourceContext, bool, usize, TransferEnd, bool);
 
-fn builds() -> impl Strategy<Value = Vec<Build>> {
+fn generate_builds() -> impl Strategy<Value = Vec<GeneratedBuild>> {
     let build = (
-        contexts(),
+        generate_contexts(),
         any::<bool>(),
         0usize..3,
-        transfer_ends(),
+        generate_transfer_ends(),
         any::<bool>(),
     );
     prop::collection::vec(build, 1..12)
 }
 
-fn filter(excluding: bool) -> Filter {
+fn filter_for_build(excluding: bool) -> Filter {
     Filter {
         exclude: if excluding {
             vec!["b".to_owned()]
@@ -300,66 +305,66 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_build_sees_exactly_the_files_that_it_sent_after_any_history(builds in builds()) {
-        let keys = keys();
+    fn a_build_sees_exactly_its_own_files_whatever_builds_used_the_shared_key_before(builds in generate_builds()) {
+        let keys = empty_key_pool();
         let mut daemon = DaemonModel::default();
         for (context, excluding, take, end, other) in &builds {
-            let lease = Arc::new(keys.lease(if *other { "other" } else { IMAGE }, context));
-            let filter = filter(*excluding);
-            let received = daemon.receive(context, &lease, &filter, *take, *end);
+            let lease = Arc::new(keys.lease_for_image(if *other { "other" } else { IMAGE }, context));
+            let filter = filter_for_build(*excluding);
+            let received = daemon.receive_transfer(context, &lease, &filter, *take, *end);
             if *end == TransferEnd::Complete {
                 let expected: Vec<_> = view(context, &filter).expect("patterns").iter().map(|visible| {
                     let entry = context.entry(visible.entry);
-                    (context.index().path(visible.entry), StoredEntry::of(&entry, String::new()).visible_state())
+                    (context.index().path(visible.entry), StoredEntry::from_entry(&entry, String::new()).visible_state())
                 }).collect();
                 let received: Vec<_> = received.iter().map(|(path, stored)| (path.clone(), stored.visible_state())).collect();
                 prop_assert_eq!(received, expected);
             }
             if *end != TransferEnd::DaemonLost {
-                lease.release();
+                lease.return_to_pool();
             }
         }
     }
 }
 
 /// Runs a successful build of `context`, and returns its shared key.
-fn build(keys: &SharedKeys, image: &str, context: &SourceContext) -> String {
-    let lease = Arc::new(keys.lease(image, context));
+fn build_and_return_key(keys: &SharedKeyPool, image: &str, context: &SourceContext) -> String {
+    let lease = Arc::new(keys.lease_for_image(image, context));
     lease
         .begin_transfer(context, &view(context, &Filter::default()).expect("patterns"))
         .complete();
-    lease.release();
+    lease.return_to_pool();
     lease.key.clone()
 }
 
 fn context_with_content(content: u8) -> SourceContext {
-    context(vec![
-        entry("a", SpecKind::File, content, 1, 0),
-        entry("b", SpecKind::File, 7, 1, 0),
+    context_of_specs(vec![
+        entry_spec("a", SpecKind::File, content, 1, 0),
+        entry_spec("b", SpecKind::File, 7, 1, 0),
     ])
 }
 
 #[test]
-fn builds_of_one_image_share_a_key_and_builds_of_two_do_not() {
-    let keys = keys();
-    let first = build(&keys, "a", &context_with_content(1));
-    assert_eq!(build(&keys, "a", &context_with_content(1)), first);
-    assert_ne!(build(&keys, "b", &context_with_content(1)), first);
+fn builds_of_one_image_share_a_key_and_builds_of_different_images_do_not() {
+    let keys = empty_key_pool();
+    let first = build_and_return_key(&keys, "a", &context_with_content(1));
+    assert_eq!(build_and_return_key(&keys, "a", &context_with_content(1)), first);
+    assert_ne!(build_and_return_key(&keys, "b", &context_with_content(1)), first);
 }
 
 #[test]
-fn two_builds_at_once_have_two_keys_and_both_are_used_again() {
-    let keys = keys();
+fn two_simultaneous_builds_of_an_image_have_two_shared_keys_and_both_are_reused() {
+    let keys = empty_key_pool();
     let (first, second) = (
-        keys.lease("a", &context_with_content(1)),
-        keys.lease("a", &context_with_content(1)),
+        keys.lease_for_image("a", &context_with_content(1)),
+        keys.lease_for_image("a", &context_with_content(1)),
     );
     assert_ne!(first.key, second.key);
-    first.release();
-    second.release();
+    first.return_to_pool();
+    second.return_to_pool();
     let again = [
-        keys.lease("a", &context_with_content(1)),
-        keys.lease("a", &context_with_content(1)),
+        keys.lease_for_image("a", &context_with_content(1)),
+        keys.lease_for_image("a", &context_with_content(1)),
     ];
     assert!(
         again
@@ -369,10 +374,10 @@ fn two_builds_at_once_have_two_keys_and_both_are_used_again() {
 }
 
 #[test]
-fn only_a_file_that_looks_the_same_and_differs_is_forced() {
-    let keys = keys();
-    let first = build(&keys, "a", &context_with_content(1));
-    let lease = keys.lease("a", &context_with_content(2));
+fn only_a_file_that_looks_unchanged_to_buildkit_and_has_other_content_is_forced() {
+    let keys = empty_key_pool();
+    let first = build_and_return_key(&keys, "a", &context_with_content(1));
+    let lease = keys.lease_for_image("a", &context_with_content(2));
     assert_eq!(lease.key, first);
     let context = context_with_content(2);
     let is_forced = |path| lease.is_forced(context.index().find(path).expect("it is in the context"));
@@ -380,106 +385,116 @@ fn only_a_file_that_looks_the_same_and_differs_is_forced() {
 }
 
 #[test]
-fn a_key_is_discarded_once_half_of_the_context_was_forced() {
-    let keys = keys();
-    let first = build(&keys, "a", &context_with_content(1));
+fn a_shared_key_is_discarded_once_half_of_the_context_was_forced() {
+    let keys = empty_key_pool();
+    let first = build_and_return_key(&keys, "a", &context_with_content(1));
     // One of the two files differs each time.
     let used: Vec<_> = (0..4)
-        .map(|turn| build(&keys, "a", &context_with_content(turn % 2)))
+        .map(|turn| build_and_return_key(&keys, "a", &context_with_content(turn % 2)))
         .collect();
     assert_eq!(used[0], first);
     assert!(used[1..].iter().all(|key| *key != first));
 }
 
 #[test]
-fn a_context_that_looks_the_same_and_differs_altogether_has_a_new_key_at_once() {
-    let keys = keys();
+fn a_context_whose_files_all_look_unchanged_and_differ_gets_a_new_shared_key_at_once() {
+    let keys = empty_key_pool();
     let other = |content| {
-        context(vec![
-            entry("a", SpecKind::File, content, 1, 0),
-            entry("b", SpecKind::File, content, 1, 0),
+        context_of_specs(vec![
+            entry_spec("a", SpecKind::File, content, 1, 0),
+            entry_spec("b", SpecKind::File, content, 1, 0),
         ])
     };
-    let first = build(&keys, "a", &other(1));
-    let second = build(&keys, "a", &other(2));
+    let first = build_and_return_key(&keys, "a", &other(1));
+    let second = build_and_return_key(&keys, "a", &other(2));
     assert_ne!(second, first);
-    assert_eq!(build(&keys, "a", &other(2)), second, "it is warm from then on");
+    assert_eq!(
+        build_and_return_key(&keys, "a", &other(2)),
+        second,
+        "it is warm from then on"
+    );
 }
 
 #[test]
-fn a_key_is_discarded_with_a_transfer_or_a_build_that_was_broken_off() {
-    let keys = keys();
+fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
+    let keys = empty_key_pool();
     let context = context_with_content(1);
-    let first = build(&keys, "a", &context);
+    let first = build_and_return_key(&keys, "a", &context);
 
-    let lease = Arc::new(keys.lease("a", &context));
+    let lease = Arc::new(keys.lease_for_image("a", &context));
     drop(lease.begin_transfer(&context, &View::default()));
     assert_ne!(
-        lease.key(),
+        lease.key_for_session(),
         first,
         "a second session of the same build does not use it"
     );
-    lease.release();
-    let second = build(&keys, "a", &context);
+    lease.return_to_pool();
+    let second = build_and_return_key(&keys, "a", &context);
     assert_ne!(second, first);
 
-    let lease = Arc::new(keys.lease("a", &context));
+    let lease = Arc::new(keys.lease_for_image("a", &context));
     let _running = lease.begin_transfer(&context, &View::default());
-    lease.release();
-    let third = build(&keys, "a", &context);
+    lease.return_to_pool();
+    let third = build_and_return_key(&keys, "a", &context);
     assert_ne!(third, second);
 
-    drop(keys.lease("a", &context));
-    assert_ne!(build(&keys, "a", &context), third);
+    drop(keys.lease_for_image("a", &context));
+    assert_ne!(build_and_return_key(&keys, "a", &context), third);
 }
 
 #[test]
-fn a_folder_with_another_mode_needs_a_new_key() {
-    let keys = keys();
-    let folder = |mode| context(vec![entry("a", SpecKind::Folder, 0, 0, mode)]);
-    let first = build(&keys, "a", &folder(0));
-    assert_eq!(build(&keys, "a", &folder(0)), first);
-    assert_ne!(build(&keys, "a", &folder(1)), first);
+fn a_context_with_a_folder_of_another_mode_gets_a_new_shared_key() {
+    let keys = empty_key_pool();
+    let folder = |mode| context_of_specs(vec![entry_spec("a", SpecKind::Folder, 0, 0, mode)]);
+    let first = build_and_return_key(&keys, "a", &folder(0));
+    assert_eq!(build_and_return_key(&keys, "a", &folder(0)), first);
+    assert_ne!(build_and_return_key(&keys, "a", &folder(1)), first);
 }
 
 fn context_with_files(name: &str, count: usize) -> SourceContext {
     let entries = (0..count)
-        .map(|number| entry(&format!("{name}{number}"), SpecKind::File, 1, 1, 0))
+        .map(|number| entry_spec(&format!("{name}{number}"), SpecKind::File, 1, 1, 0))
         .collect();
-    context(entries)
+    context_of_specs(entries)
 }
 
 #[test]
-fn memory_is_bounded_and_the_most_recently_used_keys_stay() {
-    let keys = keys_with_limit(100_000);
+fn the_memory_of_idle_shared_keys_is_bounded_and_the_most_recently_used_ones_stay() {
+    let keys = key_pool_with_memory_limit(100_000);
     let used: Vec<_> = (0..10)
-        .map(|at| build(&keys, &format!("image{at}"), &context_with_files("f", 1000)))
+        .map(|at| build_and_return_key(&keys, &format!("image{at}"), &context_with_files("f", 1000)))
         .collect();
 
     assert!(
-        (20_000..=100_000).contains(&idle_bytes(&keys)),
+        (20_000..=100_000).contains(&memory_of_idle_keys(&keys)),
         "{}",
-        idle_bytes(&keys)
+        memory_of_idle_keys(&keys)
     );
-    assert_eq!(build(&keys, "image9", &context_with_files("f", 1000)), used[9]);
-    assert_ne!(build(&keys, "image0", &context_with_files("f", 1000)), used[0]);
-
-    let keys = keys_with_limit(1000);
+    assert_eq!(
+        build_and_return_key(&keys, "image9", &context_with_files("f", 1000)),
+        used[9]
+    );
     assert_ne!(
-        build(&keys, "a", &context_with_files("f", 1000)),
-        build(&keys, "a", &context_with_files("f", 1000)),
+        build_and_return_key(&keys, "image0", &context_with_files("f", 1000)),
+        used[0]
+    );
+
+    let keys = key_pool_with_memory_limit(1000);
+    assert_ne!(
+        build_and_return_key(&keys, "a", &context_with_files("f", 1000)),
+        build_and_return_key(&keys, "a", &context_with_files("f", 1000)),
         "there is no memory for even one key"
     );
-    assert_eq!(idle_bytes(&keys), 0);
+    assert_eq!(memory_of_idle_keys(&keys), 0);
 }
 
 #[test]
-fn the_memory_of_running_builds_is_bounded_too() {
-    let keys = keys_with_limit(50_000);
+fn the_memory_of_shared_keys_in_use_is_bounded() {
+    let keys = key_pool_with_memory_limit(50_000);
     let context = context_with_files("f", 1000);
-    let idle = build(&keys, "idle", &context);
+    let idle = build_and_return_key(&keys, "idle", &context);
     let begin = |image: &str| {
-        let lease = Arc::new(keys.lease(image, &context));
+        let lease = Arc::new(keys.lease_for_image(image, &context));
         let everything = view(&context, &Filter::default()).expect("patterns");
         lease.begin_transfer(&context, &everything).complete();
         lease
@@ -487,53 +502,66 @@ fn the_memory_of_running_builds_is_bounded_too() {
 
     // There is memory for two keys, and the idle one is evicted for them.
     let running = ["a", "b", "c"].map(begin);
-    assert_eq!(idle_bytes(&keys), 0);
-    assert!((40_000..=50_000).contains(&keys.lock().reserved));
+    assert_eq!(memory_of_idle_keys(&keys), 0);
+    assert!((40_000..=50_000).contains(&keys.lock_pool().reserved));
     let [a, b, c] = &running;
-    assert_eq!((a.key(), b.key()), (a.key(), b.key()));
-    assert_ne!(c.key(), c.key(), "it is for single use");
-    running.iter().for_each(|lease| lease.release());
+    assert_eq!(
+        (a.key_for_session(), b.key_for_session()),
+        (a.key_for_session(), b.key_for_session())
+    );
+    assert_ne!(c.key_for_session(), c.key_for_session(), "it is for single use");
+    running.iter().for_each(|lease| lease.return_to_pool());
 
-    assert_eq!(keys.lock().reserved, 0);
-    assert_eq!(build(&keys, "a", &context), a.key);
-    assert_eq!(build(&keys, "b", &context), b.key);
-    assert_ne!(build(&keys, "c", &context), c.key);
-    assert_ne!(build(&keys, "idle", &context), idle);
+    assert_eq!(keys.lock_pool().reserved, 0);
+    assert_eq!(build_and_return_key(&keys, "a", &context), a.key);
+    assert_eq!(build_and_return_key(&keys, "b", &context), b.key);
+    assert_ne!(build_and_return_key(&keys, "c", &context), c.key);
+    assert_ne!(build_and_return_key(&keys, "idle", &context), idle);
 }
 
 #[test]
-fn a_key_without_memory_for_more_entries_is_replaced_by_a_new_one() {
-    let keys = keys_with_limit(50_000);
-    let first = build(&keys, "a", &context_with_files("f", 1000));
-    assert_eq!(build(&keys, "a", &context_with_files("g", 1000)), first);
+fn a_shared_key_without_memory_for_more_entries_is_replaced_by_a_new_one() {
+    let keys = key_pool_with_memory_limit(50_000);
+    let first = build_and_return_key(&keys, "a", &context_with_files("f", 1000));
+    assert_eq!(
+        build_and_return_key(&keys, "a", &context_with_files("g", 1000)),
+        first
+    );
     // There is no memory for a third thousand.
-    let second = build(&keys, "a", &context_with_files("h", 1000));
+    let second = build_and_return_key(&keys, "a", &context_with_files("h", 1000));
     assert_ne!(second, first);
-    assert_eq!(build(&keys, "a", &context_with_files("h", 1000)), second);
-    assert!((20_000..30_000).contains(&idle_bytes(&keys)));
+    assert_eq!(
+        build_and_return_key(&keys, "a", &context_with_files("h", 1000)),
+        second
+    );
+    assert!((20_000..30_000).contains(&memory_of_idle_keys(&keys)));
 }
 
 #[test]
-fn a_dropped_lease_releases_its_memory() {
-    let keys = keys_with_limit(30_000);
+fn a_dropped_key_lease_releases_its_memory() {
+    let keys = key_pool_with_memory_limit(30_000);
     for _ in 0..3 {
-        let lease = keys.lease("a", &context_with_files("f", 1000));
-        assert_eq!(lease.key(), lease.key(), "it is not for single use");
-        assert!(keys.lock().reserved >= 20_000);
+        let lease = keys.lease_for_image("a", &context_with_files("f", 1000));
+        assert_eq!(
+            lease.key_for_session(),
+            lease.key_for_session(),
+            "it is not for single use"
+        );
+        assert!(keys.lock_pool().reserved >= 20_000);
     }
-    assert_eq!(keys.lock().reserved, 0);
+    assert_eq!(keys.lock_pool().reserved, 0);
 }
 
 #[test]
-fn two_hundred_thousand_files_can_be_remembered() {
-    assert!(Announcements::bytes_for_entries(200_000) + 10_000 < MEMORY_MAX);
+fn a_shared_key_remembers_a_context_of_200_000_files() {
+    assert!(AnnouncedEntries::bytes_for_entries(200_000) + 10_000 < ANNOUNCEMENT_MEMORY_MAX_BYTES);
 }
 
 #[test]
-fn a_single_use_key_is_never_used_twice() {
-    let keys = keys();
+fn a_single_use_shared_key_is_never_used_twice() {
+    let keys = empty_key_pool();
     let lease = keys.lease_single_use();
-    assert_ne!(lease.key(), lease.key());
-    lease.release();
-    assert_eq!(keys.lock().idle.len(), 0);
+    assert_ne!(lease.key_for_session(), lease.key_for_session());
+    lease.return_to_pool();
+    assert_eq!(keys.lock_pool().idle.len(), 0);
 }

@@ -6,15 +6,15 @@ use std::time::{Duration, SystemTime};
 use bollard_buildkit_proto::google::protobuf::Timestamp;
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexStatus};
 
-use super::{Event, without_rpc_prefix};
+use super::{BuildEvent, without_rpc_prefix};
 
 /// The limit on the steps, and on the parts of steps, that are remembered for one build. Events of further ones may
 /// repeat.
-const REMEMBERED_MAX: usize = 10_000;
+const REMEMBERED_STEPS_MAX: usize = 10_000;
 
 /// The limit on the failed steps that are remembered for one build. One failure cancels the other steps, so there are
 /// never many.
-const FAILED_MAX: usize = 32;
+const REMEMBERED_FAILURES_MAX: usize = 32;
 
 /// The shortest time between two progress events of one part of a step.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,7 +55,7 @@ struct FailedStep {
 
 impl EventReader {
     /// Converts a status response into its new events: steps, then progress, then output, then warnings.
-    pub(in crate::buildkit) fn read(&mut self, response: StatusResponse) -> Vec<Event> {
+    pub(in crate::buildkit) fn read_new_events(&mut self, response: StatusResponse) -> Vec<BuildEvent> {
         let mut events = Vec::new();
         events.extend(
             response
@@ -69,13 +69,13 @@ impl EventReader {
                 .into_iter()
                 .filter_map(|status| self.progress_event(status)),
         );
-        events.extend(response.logs.into_iter().map(|log| Event::Output {
+        events.extend(response.logs.into_iter().map(|log| BuildEvent::Output {
             step: log.vertex,
             stream: log.stream,
             at: time_or_epoch(log.timestamp.as_ref()),
             text: log.msg,
         }));
-        events.extend(response.warnings.into_iter().map(|warning| Event::Warning {
+        events.extend(response.warnings.into_iter().map(|warning| BuildEvent::Warning {
             text: String::from_utf8_lossy(&warning.short).into_owned(),
         }));
         events
@@ -84,7 +84,7 @@ impl EventReader {
     /// Returns the name of the failed step whose error is part of `message`.
     ///
     /// Steps that were cancelled because of the failure have other errors.
-    pub(in crate::buildkit) fn failed_step(&self, message: &str) -> Option<&str> {
+    pub(in crate::buildkit) fn find_failed_step(&self, message: &str) -> Option<&str> {
         let step = self
             .failed
             .iter()
@@ -98,10 +98,10 @@ impl EventReader {
     }
 
     /// Returns the event for the start or the end of a step, unless it was returned before.
-    fn step_event(&mut self, vertex: Vertex) -> Option<Event> {
-        self.note_failure(&vertex);
-        let started = vertex.started.as_ref().map(time);
-        let completed = vertex.completed.as_ref().map(time);
+    fn step_event(&mut self, vertex: Vertex) -> Option<BuildEvent> {
+        self.remember_failure(&vertex);
+        let started = vertex.started.as_ref().map(to_system_time);
+        let completed = vertex.completed.as_ref().map(to_system_time);
         if started.is_none() && completed.is_none() {
             return None;
         }
@@ -115,7 +115,7 @@ impl EventReader {
             completed,
             has_ended: is_rerun || completed.is_some(),
         };
-        remember(&mut self.steps, &vertex.digest, state);
+        store_within_limit(&mut self.steps, &vertex.digest, state);
         let Vertex {
             digest,
             name,
@@ -124,7 +124,7 @@ impl EventReader {
             ..
         } = vertex;
         match (started, completed) {
-            (started, Some(ended)) => Some(Event::StepEnded {
+            (started, Some(ended)) => Some(BuildEvent::StepEnded {
                 digest,
                 name,
                 started,
@@ -133,7 +133,7 @@ impl EventReader {
                 error: without_rpc_prefix(&error).to_owned(),
                 is_rerun,
             }),
-            (Some(at), None) => Some(Event::StepStarted {
+            (Some(at), None) => Some(BuildEvent::StepStarted {
                 digest,
                 name,
                 at,
@@ -144,8 +144,8 @@ impl EventReader {
     }
 
     /// Remembers a step that failed, up to the limit.
-    fn note_failure(&mut self, vertex: &Vertex) {
-        if !vertex.error.is_empty() && self.failed.len() < FAILED_MAX {
+    fn remember_failure(&mut self, vertex: &Vertex) {
+        if !vertex.error.is_empty() && self.failed.len() < REMEMBERED_FAILURES_MAX {
             self.failed.push(FailedStep {
                 name: vertex.name.clone(),
                 error: vertex.error.clone(),
@@ -155,7 +155,7 @@ impl EventReader {
 
     /// Returns the event for a part of a step that began, completed, began again, or progressed after
     /// [`PROGRESS_INTERVAL`].
-    fn progress_event(&mut self, status: VertexStatus) -> Option<Event> {
+    fn progress_event(&mut self, status: VertexStatus) -> Option<BuildEvent> {
         let at = time_or_epoch(status.timestamp.as_ref());
         let (current, done) = (status.current, status.completed.is_some());
         let before = self.progress.get(&status.id).copied();
@@ -179,8 +179,8 @@ impl EventReader {
             done,
             was_done: is_rerun || done,
         };
-        remember(&mut self.progress, &status.id, state);
-        Some(Event::Progress {
+        store_within_limit(&mut self.progress, &status.id, state);
+        Some(BuildEvent::Progress {
             id: status.id,
             current,
             at,
@@ -191,20 +191,20 @@ impl EventReader {
 }
 
 /// Stores `state` under `key`, unless the key is new and `states` is full.
-fn remember<T>(states: &mut HashMap<String, T>, key: &str, state: T) {
+fn store_within_limit<T>(states: &mut HashMap<String, T>, key: &str, state: T) {
     if let Some(known) = states.get_mut(key) {
         *known = state;
-    } else if states.len() < REMEMBERED_MAX {
+    } else if states.len() < REMEMBERED_STEPS_MAX {
         states.insert(key.to_owned(), state);
     }
 }
 
 fn time_or_epoch(timestamp: Option<&Timestamp>) -> SystemTime {
-    timestamp.map_or(SystemTime::UNIX_EPOCH, time)
+    timestamp.map_or(SystemTime::UNIX_EPOCH, to_system_time)
 }
 
 /// Converts a protobuf timestamp to a `SystemTime`; a time before 1970 becomes the epoch.
-fn time(timestamp: &Timestamp) -> SystemTime {
+fn to_system_time(timestamp: &Timestamp) -> SystemTime {
     let seconds = u64::try_from(timestamp.seconds).unwrap_or_default();
     let nanos = u32::try_from(timestamp.nanos).unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos.min(999_999_999))
@@ -216,16 +216,16 @@ mod tests {
 
     use super::*;
 
-    const NONE: [Event; 0] = [];
+    const NO_EVENTS: [BuildEvent; 0] = [];
 
-    fn timestamp(milliseconds: i64) -> Timestamp {
+    fn timestamp_at_ms(milliseconds: i64) -> Timestamp {
         Timestamp {
             seconds: milliseconds / 1000,
             nanos: i32::try_from(milliseconds % 1000).expect("small") * 1_000_000,
         }
     }
 
-    fn time_at(milliseconds: u64) -> SystemTime {
+    fn time_at_ms(milliseconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
     }
 
@@ -233,8 +233,8 @@ mod tests {
         let vertex = Vertex {
             digest: "sha256:1".into(),
             name: "[1/1] RUN".into(),
-            started: started.map(timestamp),
-            completed: completed.map(timestamp),
+            started: started.map(timestamp_at_ms),
+            completed: completed.map(timestamp_at_ms),
             ..Vertex::default()
         };
         StatusResponse {
@@ -243,21 +243,21 @@ mod tests {
         }
     }
 
-    fn started_event(milliseconds: u64, is_rerun: bool) -> Event {
-        Event::StepStarted {
+    fn started_event(milliseconds: u64, is_rerun: bool) -> BuildEvent {
+        BuildEvent::StepStarted {
             digest: "sha256:1".into(),
             name: "[1/1] RUN".into(),
-            at: time_at(milliseconds),
+            at: time_at_ms(milliseconds),
             is_rerun,
         }
     }
 
-    fn ended_event(start: u64, end: u64, is_rerun: bool) -> Event {
-        Event::StepEnded {
+    fn ended_event(start: u64, end: u64, is_rerun: bool) -> BuildEvent {
+        BuildEvent::StepEnded {
             digest: "sha256:1".into(),
             name: "[1/1] RUN".into(),
-            started: Some(time_at(start)),
-            ended: time_at(end),
+            started: Some(time_at_ms(start)),
+            ended: time_at_ms(end),
             cached: false,
             error: String::new(),
             is_rerun,
@@ -268,8 +268,8 @@ mod tests {
         let status = VertexStatus {
             id: "exporting layers".into(),
             current,
-            timestamp: Some(timestamp(milliseconds)),
-            completed: done.then(|| timestamp(milliseconds)),
+            timestamp: Some(timestamp_at_ms(milliseconds)),
+            completed: done.then(|| timestamp_at_ms(milliseconds)),
             ..VertexStatus::default()
         };
         StatusResponse {
@@ -279,13 +279,13 @@ mod tests {
     }
 
     #[test]
-    fn one_response_becomes_steps_then_progress_then_output_then_warnings() {
+    fn the_events_of_one_status_response_are_steps_then_progress_then_output_then_warnings() {
         let response = StatusResponse {
             logs: vec![VertexLog {
                 vertex: "sha256:1".into(),
                 stream: 2,
                 msg: b"hi\n".into(),
-                timestamp: Some(timestamp(3)),
+                timestamp: Some(timestamp_at_ms(3)),
             }],
             warnings: vec![VertexWarning {
                 short: b"lower case".into(),
@@ -296,23 +296,23 @@ mod tests {
         };
 
         assert_eq!(
-            EventReader::default().read(response),
+            EventReader::default().read_new_events(response),
             [
                 started_event(1, false),
-                Event::Progress {
+                BuildEvent::Progress {
                     id: "exporting layers".into(),
                     current: 7,
-                    at: time_at(2),
+                    at: time_at_ms(2),
                     done: false,
                     is_rerun: false,
                 },
-                Event::Output {
+                BuildEvent::Output {
                     step: "sha256:1".into(),
                     stream: 2,
-                    at: time_at(3),
+                    at: time_at_ms(3),
                     text: b"hi\n".into()
                 },
-                Event::Warning {
+                BuildEvent::Warning {
                     text: "lower case".into()
                 },
             ]
@@ -323,111 +323,122 @@ mod tests {
     fn a_step_that_is_sent_again_unchanged_is_reported_once() {
         let mut reader = EventReader::default();
 
-        assert_eq!(reader.read(step_response(None, None)), NONE, "it merely waits");
         assert_eq!(
-            reader.read(step_response(Some(0), None)),
+            reader.read_new_events(step_response(None, None)),
+            NO_EVENTS,
+            "it merely waits"
+        );
+        assert_eq!(
+            reader.read_new_events(step_response(Some(0), None)),
             [started_event(0, false)]
         );
-        assert_eq!(reader.read(step_response(Some(0), None)), NONE);
+        assert_eq!(reader.read_new_events(step_response(Some(0), None)), NO_EVENTS);
         assert_eq!(
-            reader.read(step_response(Some(0), Some(10))),
+            reader.read_new_events(step_response(Some(0), Some(10))),
             [ended_event(0, 10, false)]
         );
-        assert_eq!(reader.read(step_response(Some(0), Some(10))), NONE);
+        assert_eq!(
+            reader.read_new_events(step_response(Some(0), Some(10))),
+            NO_EVENTS
+        );
     }
 
     #[test]
     fn a_step_that_runs_again_is_reported_as_a_rerun() {
         let mut reader = EventReader::default();
-        reader.read(step_response(Some(0), Some(10)));
+        reader.read_new_events(step_response(Some(0), Some(10)));
 
         assert_eq!(
-            reader.read(step_response(Some(20), None)),
+            reader.read_new_events(step_response(Some(20), None)),
             [started_event(20, true)]
         );
         assert_eq!(
-            reader.read(step_response(Some(20), Some(30))),
+            reader.read_new_events(step_response(Some(20), Some(30))),
             [ended_event(20, 30, true)]
         );
     }
 
     #[test]
-    fn progress_is_reported_at_its_beginning_each_second_and_at_its_end() {
+    fn progress_of_a_step_is_reported_at_its_beginning_each_second_and_at_its_end() {
         let mut reader = EventReader::default();
         let responses = (0..=30).map(|tenth| progress_response(tenth * 100, tenth, tenth == 30));
-        let events = responses.flat_map(|response| reader.read(response));
+        let events = responses.flat_map(|response| reader.read_new_events(response));
         let reported: Vec<_> = events
             .map(|event| match event {
-                Event::Progress { current, done, .. } => (current, done),
+                BuildEvent::Progress { current, done, .. } => (current, done),
                 other => panic!("not progress: {other:?}"),
             })
             .collect();
 
         assert_eq!(reported, [(0, false), (10, false), (20, false), (30, true)]);
         assert_eq!(
-            reader.read(progress_response(3000, 30, true)),
-            NONE,
+            reader.read_new_events(progress_response(3000, 30, true)),
+            NO_EVENTS,
             "the end is reported once"
         );
         assert!(
             matches!(
-                reader.read(progress_response(3000, 0, false))[..],
-                [Event::Progress { is_rerun: true, .. }]
+                reader.read_new_events(progress_response(3000, 0, false))[..],
+                [BuildEvent::Progress { is_rerun: true, .. }]
             ),
             "it begins again"
         );
         assert_eq!(
-            reader.read(progress_response(9000, 0, false)),
-            NONE,
+            reader.read_new_events(progress_response(9000, 0, false)),
+            NO_EVENTS,
             "it has not moved"
         );
-        assert_eq!(reader.read(progress_response(9001, 0, true)).len(), 1);
+        assert_eq!(reader.read_new_events(progress_response(9001, 0, true)).len(), 1);
     }
 
     #[test]
-    fn steps_beyond_the_limit_are_still_reported() {
+    fn steps_beyond_the_limit_of_remembered_ones_are_still_reported() {
         let mut reader = EventReader::default();
         let numbered = |number: usize| {
             let mut response = step_response(Some(0), Some(1));
             response.vertexes[0].digest = number.to_string();
             response
         };
-        for number in 0..=REMEMBERED_MAX {
-            assert_eq!(reader.read(numbered(number)).len(), 1);
+        for number in 0..=REMEMBERED_STEPS_MAX {
+            assert_eq!(reader.read_new_events(numbered(number)).len(), 1);
         }
 
-        assert_eq!(reader.read(numbered(0)).len(), 0);
-        assert_eq!(reader.read(numbered(REMEMBERED_MAX)).len(), 1, "not remembered");
-        assert_eq!(reader.steps.len(), REMEMBERED_MAX);
+        assert_eq!(reader.read_new_events(numbered(0)).len(), 0);
+        assert_eq!(
+            reader.read_new_events(numbered(REMEMBERED_STEPS_MAX)).len(),
+            1,
+            "not remembered"
+        );
+        assert_eq!(reader.steps.len(), REMEMBERED_STEPS_MAX);
     }
 
     #[test]
-    fn an_error_of_a_step_has_no_grpc_prefix_and_is_found_in_the_solves_message() {
+    fn the_error_of_a_step_has_no_grpc_prefix_and_identifies_the_step_in_the_solves_message() {
         let mut reader = EventReader::default();
         let mut response = step_response(Some(0), Some(1));
         response.vertexes[0].error = "rpc error: code = Unknown desc = no such file".into();
 
-        let events = reader.read(response);
+        let events = reader.read_new_events(response);
 
-        assert!(matches!(&events[..], [Event::StepEnded { error, .. }] if error == "no such file"));
+        assert!(matches!(&events[..], [BuildEvent::StepEnded { error, .. }] if error == "no such file"));
         let message = "failed to solve: rpc error: code = Unknown desc = no such file";
-        assert_eq!(reader.failed_step(message), Some("[1/1] RUN"));
-        assert_eq!(reader.failed_step("another failure"), None);
+        assert_eq!(reader.find_failed_step(message), Some("[1/1] RUN"));
+        assert_eq!(reader.find_failed_step("another failure"), None);
         reader.forget_failures();
-        assert_eq!(reader.failed_step(message), None);
+        assert_eq!(reader.find_failed_step(message), None);
     }
 
     #[test]
-    fn impossible_times_are_clamped() {
+    fn step_times_before_1970_or_out_of_range_are_clamped() {
         let negative = Timestamp {
             seconds: -1,
             nanos: -1,
         };
-        assert_eq!(time(&negative), SystemTime::UNIX_EPOCH);
+        assert_eq!(to_system_time(&negative), SystemTime::UNIX_EPOCH);
         let too_many_nanos = Timestamp {
             seconds: 0,
             nanos: i32::MAX,
         };
-        assert!(time(&too_many_nanos) < SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+        assert!(to_system_time(&too_many_nanos) < SystemTime::UNIX_EPOCH + Duration::from_secs(1));
     }
 }

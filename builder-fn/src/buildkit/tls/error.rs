@@ -101,18 +101,18 @@ pub enum TlsError {
 }
 
 /// Returns whether the error is about a certificate's period, version or encoding, and not about its signature.
-pub(super) fn is_about_validity(error: &Error) -> bool {
+pub(super) fn is_about_certificate_validity(error: &Error) -> bool {
     use CertificateError::{BadEncoding, Expired, ExpiredContext, NotValidYet, NotValidYetContext};
     match error {
         Error::InvalidCertificate(
             BadEncoding | Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
         ) => true,
-        Error::InvalidCertificate(error) => is_version_1(error),
+        Error::InvalidCertificate(error) => is_about_x509_version_1(error),
         _ => false,
     }
 }
 
-fn is_version_1(error: &CertificateError) -> bool {
+fn is_about_x509_version_1(error: &CertificateError) -> bool {
     matches!(error, CertificateError::Other(other)
         if other.0.downcast_ref::<webpki::Error>() == Some(&webpki::Error::UnsupportedCertVersion))
 }
@@ -131,7 +131,9 @@ impl TlsError {
             Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
                 Self::OwnNotYetValid { secret }
             }
-            Error::InvalidCertificate(error) if is_version_1(error) => Self::OwnVersion1 { secret },
+            Error::InvalidCertificate(error) if is_about_x509_version_1(error) => {
+                Self::OwnVersion1 { secret }
+            }
             error => Self::OwnUnusable {
                 secret,
                 reason: error.to_string(),
@@ -180,7 +182,7 @@ impl TlsError {
             NotValidForName | NotValidForNameContext { .. } => Self::WrongName {
                 name: name.to_owned(),
             },
-            error if is_version_1(error) => Self::Version1,
+            error if is_about_x509_version_1(error) => Self::Version1,
             error => Self::Certificate(error.clone()),
         }
     }

@@ -16,27 +16,27 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 
 /// A self-signed certificate of X.509 version 1, as `openssl x509 -req` makes without extensions.
-const VERSION_1: &str = include_str!("version1.pem");
+const VERSION_1_CERTIFICATE_PEM: &str = include_str!("version1.pem");
 
 /// A certificate authority, generated for a test.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+struct TestAuthority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
 #[derive(Clone)]
-struct Identity {
+struct TestIdentity {
     certificate: String,
     key: String,
 }
 
 /// The validity period of a test certificate.
 #[derive(Clone, Copy)]
-enum Validity {
+enum CertificateValidity {
     Now,
     Past,
     Future,
 }
 
-impl Authority {
+impl TestAuthority {
     fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -45,23 +45,23 @@ impl Authority {
         Self(CertifiedIssuer::self_signed(params, key).expect("a certificate"))
     }
 
-    fn pem(&self) -> String {
+    fn certificate_pem(&self) -> String {
         self.0.pem()
     }
 
-    fn issue(&self, name: &str, validity: Validity) -> Identity {
+    fn issue_certificate(&self, name: &str, validity: CertificateValidity) -> TestIdentity {
         let mut params = CertificateParams::new([name.to_owned()]).expect("parameters");
         (params.not_before, params.not_after) = match validity {
-            Validity::Now => (date_time_ymd(2000, 1, 1), date_time_ymd(3000, 1, 1)),
-            Validity::Past => (date_time_ymd(2000, 1, 1), date_time_ymd(2001, 1, 1)),
-            Validity::Future => (date_time_ymd(2999, 1, 1), date_time_ymd(3000, 1, 1)),
+            CertificateValidity::Now => (date_time_ymd(2000, 1, 1), date_time_ymd(3000, 1, 1)),
+            CertificateValidity::Past => (date_time_ymd(2000, 1, 1), date_time_ymd(2001, 1, 1)),
+            CertificateValidity::Future => (date_time_ymd(2999, 1, 1), date_time_ymd(3000, 1, 1)),
         };
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         let key = KeyPair::generate().expect("a key");
-        Identity {
+        TestIdentity {
             certificate: params.signed_by(&key, &self.0).expect("a certificate").pem(),
             key: key.serialize_pem(),
         }
@@ -74,19 +74,19 @@ struct SecretFolder {
 }
 
 impl SecretFolder {
-    fn new(authority: &str, identity: Option<&Identity>) -> Self {
+    fn new(authority: &str, identity: Option<&TestIdentity>) -> Self {
         let folder = Self {
             folder: tempfile::tempdir().expect("folder"),
         };
-        folder.write("ca", authority);
-        if let Some(Identity { certificate, key }) = identity {
-            folder.write("cert", certificate);
-            folder.write("key", key);
+        folder.write_secret("ca", authority);
+        if let Some(TestIdentity { certificate, key }) = identity {
+            folder.write_secret("cert", certificate);
+            folder.write_secret("key", key);
         }
         folder
     }
 
-    fn write(&self, name: &str, content: &str) {
+    fn write_secret(&self, name: &str, content: &str) {
         // Secrets are rotated by a rename.
         let next = self.folder.path().join("next");
         std::fs::write(&next, content).expect("write");
@@ -104,22 +104,25 @@ impl SecretFolder {
 
     /// Checks the TLS secrets in the folder, and returns the text of the expected error.
     fn check_error(&self) -> String {
-        self.tls_secrets().check().expect_err("an error").to_string()
+        self.tls_secrets()
+            .check_usable()
+            .expect_err("an error")
+            .to_string()
     }
 }
 
 /// A certificate resolver that presents a certificate without checking it.
 #[derive(Debug)]
-struct Unchecked(Arc<CertifiedKey>);
+struct FixedCertificateResolver(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for Unchecked {
+impl ResolvesServerCert for FixedCertificateResolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.clone())
     }
 }
 
 /// Returns a TLS server that presents `identity`, and asks for a client certificate of `authority` if that is given.
-fn daemon(identity: &Identity, authority: Option<&Authority>) -> TlsAcceptor {
+fn tls_server(identity: &TestIdentity, authority: Option<&TestAuthority>) -> TlsAcceptor {
     let provider = Arc::new(ring::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -140,16 +143,16 @@ fn daemon(identity: &Identity, authority: Option<&Authority>) -> TlsAcceptor {
         .expect("a chain");
     let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).expect("a key");
     let key = CertifiedKey::new(chain, any_supported_type(&key).expect("a key"));
-    let config = builder.with_cert_resolver(Arc::new(Unchecked(Arc::new(key))));
+    let config = builder.with_cert_resolver(Arc::new(FixedCertificateResolver(Arc::new(key))));
     TlsAcceptor::from(Arc::new(config))
 }
 
 /// Connects to `daemon` over TLS with the secrets in `folder`, and returns the text of the error if one side rejects
 /// the other.
-async fn connect(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), String> {
+async fn connect_over_tls(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), String> {
     let config = folder
         .tls_secrets()
-        .read_config()
+        .read_client_config()
         .map_err(|error| error.to_string())?;
     let (ours, theirs) = tokio::io::duplex(64 << 10);
     tokio::spawn(async move {
@@ -161,7 +164,7 @@ async fn connect(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), Strin
         }
     });
     let name = ServerName::try_from("buildkit").expect("name");
-    let mut stream = handshake(ours, name, config)
+    let mut stream = perform_tls_handshake(ours, name, config)
         .await
         .map_err(|error| error.to_string())?;
     let mut greeting = [0; 8];
@@ -171,64 +174,88 @@ async fn connect(daemon: TlsAcceptor, folder: &SecretFolder) -> Result<(), Strin
 }
 
 #[tokio::test]
-async fn both_sides_authenticate_and_a_rotated_secret_is_used_at_once() {
-    let (first, second) = (Authority::new("first"), Authority::new("second"));
-    let secrets = SecretFolder::new(&first.pem(), Some(&first.issue("builder", Validity::Now)));
-    let ours = || daemon(&first.issue("buildkit", Validity::Now), Some(&first));
-    let theirs = || daemon(&second.issue("buildkit", Validity::Now), Some(&second));
+async fn builder_and_daemon_authenticate_each_other_and_a_rotated_tls_secret_is_used_at_once() {
+    let (first, second) = (TestAuthority::new("first"), TestAuthority::new("second"));
+    let secrets = SecretFolder::new(
+        &first.certificate_pem(),
+        Some(&first.issue_certificate("builder", CertificateValidity::Now)),
+    );
+    let ours = || {
+        tls_server(
+            &first.issue_certificate("buildkit", CertificateValidity::Now),
+            Some(&first),
+        )
+    };
+    let theirs = || {
+        tls_server(
+            &second.issue_certificate("buildkit", CertificateValidity::Now),
+            Some(&second),
+        )
+    };
 
-    connect(ours(), &secrets).await.expect("trust");
-    connect(theirs(), &secrets).await.expect_err("another authority");
+    connect_over_tls(ours(), &secrets).await.expect("trust");
+    connect_over_tls(theirs(), &secrets)
+        .await
+        .expect_err("another authority");
 
     // Both authorities at once, as during a rotation of authorities.
-    secrets.write("ca", &format!("{}{}", first.pem(), second.pem()));
-    let Identity { certificate, key } = second.issue("builder", Validity::Now);
-    secrets.write("cert", &certificate);
-    secrets.write("key", &key);
-    connect(theirs(), &secrets).await.expect("trust");
-    connect(ours(), &secrets)
+    secrets.write_secret(
+        "ca",
+        &format!("{}{}", first.certificate_pem(), second.certificate_pem()),
+    );
+    let TestIdentity { certificate, key } = second.issue_certificate("builder", CertificateValidity::Now);
+    secrets.write_secret("cert", &certificate);
+    secrets.write_secret("key", &key);
+    connect_over_tls(theirs(), &secrets).await.expect("trust");
+    connect_over_tls(ours(), &secrets)
         .await
         .expect_err("the daemon does not trust the new certificate");
 }
 
 #[tokio::test]
-async fn a_daemon_that_asks_for_no_certificate_gets_none() {
-    let authority = Authority::new("one");
-    let daemon = daemon(&authority.issue("buildkit", Validity::Now), None);
+async fn a_daemon_that_asks_for_no_client_certificate_gets_none() {
+    let authority = TestAuthority::new("one");
+    let daemon = tls_server(
+        &authority.issue_certificate("buildkit", CertificateValidity::Now),
+        None,
+    );
 
-    connect(daemon, &SecretFolder::new(&authority.pem(), None))
+    connect_over_tls(daemon, &SecretFolder::new(&authority.certificate_pem(), None))
         .await
         .expect("trust");
 }
 
 #[tokio::test]
-async fn the_error_names_the_fault_of_the_daemons_certificate() {
-    let (authority, other) = (Authority::new("one"), Authority::new("other"));
-    let secrets = SecretFolder::new(&authority.pem(), Some(&authority.issue("builder", Validity::Now)));
-    let version_1 = Identity {
-        certificate: VERSION_1.into(),
-        ..authority.issue("buildkit", Validity::Now)
+async fn a_tls_error_names_the_fault_of_the_daemons_certificate() {
+    let (authority, other) = (TestAuthority::new("one"), TestAuthority::new("other"));
+    let secrets = SecretFolder::new(
+        &authority.certificate_pem(),
+        Some(&authority.issue_certificate("builder", CertificateValidity::Now)),
+    );
+    let version_1 = TestIdentity {
+        certificate: VERSION_1_CERTIFICATE_PEM.into(),
+        ..authority.issue_certificate("buildkit", CertificateValidity::Now)
     };
     for (identity, reason) in [
         (
-            authority.issue("buildkit", Validity::Past),
+            authority.issue_certificate("buildkit", CertificateValidity::Past),
             "the daemon's certificate has expired",
         ),
         (
-            authority.issue("buildkit", Validity::Future),
+            authority.issue_certificate("buildkit", CertificateValidity::Future),
             "the daemon's certificate is not valid yet",
         ),
         (
-            other.issue("buildkit", Validity::Now),
+            other.issue_certificate("buildkit", CertificateValidity::Now),
             "is not signed by the authority that this builder trusts",
         ),
         (
-            authority.issue("elsewhere", Validity::Now),
+            authority.issue_certificate("elsewhere", CertificateValidity::Now),
             "is not for the name \"buildkit\"",
         ),
         (version_1, "the daemon's certificate is X.509 version 1"),
     ] {
-        let error = connect(daemon(&identity, Some(&authority)), &secrets)
+        let error = connect_over_tls(tls_server(&identity, Some(&authority)), &secrets)
             .await
             .expect_err(reason);
         assert!(error.contains(reason), "{reason}: {error}");
@@ -236,21 +263,21 @@ async fn the_error_names_the_fault_of_the_daemons_certificate() {
 }
 
 #[tokio::test]
-async fn the_error_names_the_daemons_reason_to_reject_the_builder() {
-    let (authority, other) = (Authority::new("one"), Authority::new("other"));
-    let identity = authority.issue("buildkit", Validity::Now);
+async fn a_tls_error_names_the_daemons_reason_to_reject_the_builders_certificate() {
+    let (authority, other) = (TestAuthority::new("one"), TestAuthority::new("other"));
+    let identity = authority.issue_certificate("buildkit", CertificateValidity::Now);
     for (own, reason) in [
         (
             None,
             "asks for a client certificate, and this builder was given none",
         ),
         (
-            Some(other.issue("builder", Validity::Now)),
+            Some(other.issue_certificate("builder", CertificateValidity::Now)),
             "does not trust the authority that this builder's certificate is signed by",
         ),
     ] {
-        let secrets = SecretFolder::new(&authority.pem(), own.as_ref());
-        let error = connect(daemon(&identity, Some(&authority)), &secrets)
+        let secrets = SecretFolder::new(&authority.certificate_pem(), own.as_ref());
+        let error = connect_over_tls(tls_server(&identity, Some(&authority)), &secrets)
             .await
             .expect_err(reason);
         assert!(error.contains(reason), "{reason}: {error}");
@@ -258,9 +285,9 @@ async fn the_error_names_the_daemons_reason_to_reject_the_builder() {
 }
 
 #[tokio::test]
-async fn the_error_names_a_server_without_tls() {
-    let authority = Authority::new("one");
-    let secrets = SecretFolder::new(&authority.pem(), None);
+async fn the_error_for_a_server_without_tls_says_that_it_does_not_speak_tls() {
+    let authority = TestAuthority::new("one");
+    let secrets = SecretFolder::new(&authority.certificate_pem(), None);
     let (ours, mut theirs) = tokio::io::duplex(64 << 10);
     theirs
         .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -268,27 +295,31 @@ async fn the_error_names_a_server_without_tls() {
         .expect("write");
     let name = ServerName::try_from("buildkit").expect("name");
 
-    let error = handshake(ours, name, secrets.tls_secrets().read_config().expect("secrets"))
-        .await
-        .err()
-        .expect("no TLS");
+    let error = perform_tls_handshake(
+        ours,
+        name,
+        secrets.tls_secrets().read_client_config().expect("secrets"),
+    )
+    .await
+    .err()
+    .expect("no TLS");
 
     assert_eq!(error.to_string(), "the server at that address does not speak TLS");
 }
 
 #[test]
-fn unusable_secrets_are_reported_before_any_connection() {
-    let authority = Authority::new("one");
-    let good = authority.issue("builder", Validity::Now);
+fn unusable_tls_secrets_are_reported_before_any_connection() {
+    let authority = TestAuthority::new("one");
+    let good = authority.issue_certificate("builder", CertificateValidity::Now);
     let with = |certificate: &str, key: &str| {
-        let identity = Identity {
+        let identity = TestIdentity {
             certificate: certificate.into(),
             key: key.into(),
         };
-        SecretFolder::new(&authority.pem(), Some(&identity)).check_error()
+        SecretFolder::new(&authority.certificate_pem(), Some(&identity)).check_error()
     };
-    let past = authority.issue("builder", Validity::Past);
-    let future = authority.issue("builder", Validity::Future);
+    let past = authority.issue_certificate("builder", CertificateValidity::Past);
+    let future = authority.issue_certificate("builder", CertificateValidity::Future);
     for (error, reason) in [
         (
             with(&past.certificate, &past.key),
@@ -303,7 +334,7 @@ fn unusable_secrets_are_reported_before_any_connection() {
             "the key in secret key does not belong to the certificate in secret cert",
         ),
         (
-            with(VERSION_1, &good.key),
+            with(VERSION_1_CERTIFICATE_PEM, &good.key),
             "the certificate in secret cert is X.509 version 1",
         ),
         (
@@ -321,21 +352,21 @@ fn unusable_secrets_are_reported_before_any_connection() {
     ] {
         assert!(error.contains(reason), "{reason}: {error}");
     }
-    let half = SecretFolder::new(&authority.pem(), Some(&good));
+    let half = SecretFolder::new(&authority.certificate_pem(), Some(&good));
     std::fs::remove_file(half.folder.path().join("key")).expect("remove");
     assert!(half.check_error().contains("secret key is missing"));
-    let nothing = SecretFolder::new(&authority.pem(), None);
+    let nothing = SecretFolder::new(&authority.certificate_pem(), None);
     std::fs::remove_file(nothing.folder.path().join("ca")).expect("remove");
     assert!(nothing.check_error().contains("secret ca is missing"));
 }
 
 #[test]
-fn the_debug_output_contains_no_key() {
-    let authority = Authority::new("one");
-    let identity = authority.issue("builder", Validity::Now);
-    let folder = SecretFolder::new(&authority.pem(), Some(&identity));
+fn the_debug_output_of_tls_secrets_contains_no_private_key() {
+    let authority = TestAuthority::new("one");
+    let identity = authority.issue_certificate("builder", CertificateValidity::Now);
+    let folder = SecretFolder::new(&authority.certificate_pem(), Some(&identity));
     let secrets = folder.tls_secrets();
-    secrets.check().expect("valid secrets");
+    secrets.check_usable().expect("valid secrets");
     let key = identity.key.lines().nth(1).expect("a line of the key");
     assert!(!format!("{secrets:?}").contains(key));
     assert!(Path::new(secrets.secrets.directory()).is_dir());

@@ -1,7 +1,7 @@
 //! The packed form of an entry in the index. There is one for each entry, so every byte counts.
 
 use super::arena::Arena;
-use crate::context::{Attributes, ContentHash, Entry, Kind};
+use crate::context::{ContentHash, Entry, ExtendedAttributes, Kind};
 
 /// An entry of a source context, packed into 44 bytes.
 ///
@@ -34,7 +34,7 @@ const FILE: u16 = 1 << 12;
 const SYMLINK: u16 = 1 << 13;
 /// The flag of an entry whose text ends with extended attributes.
 const ATTRIBUTES: u16 = 1 << 14;
-/// The flag of an entry that is a hard link of another one, or was until that was replaced.
+/// The flag of a file that a hard link refers to or referred to, and of such a hard link.
 const LINKED: u16 = 1 << 15;
 
 impl PackedEntry {
@@ -117,11 +117,11 @@ impl PackedEntry {
             }
         };
         let xattrs = match self.flags & ATTRIBUTES {
-            0 => Attributes::NONE,
+            0 => ExtendedAttributes::NONE,
             _ => {
                 let (length, after) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
                 let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-                Attributes::from_packed(after.get(..length).unwrap_or_default())
+                ExtendedAttributes::from_packed(after.get(..length).unwrap_or_default())
             }
         };
         let [high, low] = self.mtime_ns.map(u64::from);
@@ -189,17 +189,22 @@ mod tests {
 
     #[test]
     fn a_packed_entry_is_unpacked_unchanged() {
-        let packed = Attributes::pack([("user.a", &[0, 255][..])]);
-        let with = Attributes::from_packed(&packed);
+        let packed = ExtendedAttributes::pack([("user.a", &[0, 255][..])]);
+        let with = ExtendedAttributes::from_packed(&packed);
         let target = "t".repeat(4095);
         let file = |offset, size| Kind::File { offset, size };
         for (kind, mode, mtime_ns, xattrs) in [
-            (Kind::Folder, 0o1755, 0, Attributes::NONE),
+            (Kind::Folder, 0o1755, 0, ExtendedAttributes::NONE),
             (Kind::Folder, 0, i64::MIN, with),
-            (file(0, 0), 0o644, -1, Attributes::NONE),
+            (file(0, 0), 0o644, -1, ExtendedAttributes::NONE),
             (file((1 << 48) - 1, (1 << 48) - 1), 0o7777, i64::MAX, with),
             (file(1 << 40, 70_000), 0o644, 1_700_000_000_123_456_789, with),
-            (Kind::Symlink { target: "é" }, 0o777, 1 << 32, Attributes::NONE),
+            (
+                Kind::Symlink { target: "é" },
+                0o777,
+                1 << 32,
+                ExtendedAttributes::NONE,
+            ),
             (Kind::Symlink { target: &target }, 0o777, u32::MAX.into(), with),
         ] {
             let entry = Entry {
@@ -240,7 +245,7 @@ mod tests {
             },
             mode: 0,
             mtime_ns: 0,
-            xattrs: Attributes::NONE,
+            xattrs: ExtendedAttributes::NONE,
             content: ContentHash::default(),
         };
         let most = (1 << 48) - 1;

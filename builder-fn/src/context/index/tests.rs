@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::context::tree::Tree;
-use crate::context::{Attributes, Kind};
+use crate::context::{ExtendedAttributes, Kind};
 
 impl Index {
     /// Builds an index of `entries`. Files with the same offset are hard links of each other.
@@ -35,7 +35,7 @@ fn file(number: u64) -> Entry<'static> {
         },
         mode: 0o644,
         mtime_ns: 0,
-        xattrs: Attributes::NONE,
+        xattrs: ExtendedAttributes::NONE,
         content: ContentHash::default(),
     }
 }

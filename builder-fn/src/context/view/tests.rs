@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::context::tree::Tree;
-use crate::context::{Attributes, Entry, Spool};
+use crate::context::{Entry, ExtendedAttributes, Spool};
 
 /// Builds a context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
 pub(super) fn context(entries: &[&str]) -> SourceContext {
@@ -27,7 +27,7 @@ pub(super) fn context(entries: &[&str]) -> SourceContext {
             kind,
             mode: 0o755,
             mtime_ns: 0,
-            xattrs: Attributes::NONE,
+            xattrs: ExtendedAttributes::NONE,
             content: Default::default(),
         };
         tree.insert(path, &entry).unwrap();

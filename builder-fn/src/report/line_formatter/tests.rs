@@ -9,8 +9,8 @@ fn at(milliseconds: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_323_045) + Duration::from_millis(milliseconds)
 }
 
-fn started(milliseconds: u64) -> Event {
-    Event::StepStarted {
+fn started(milliseconds: u64) -> BuildEvent {
+    BuildEvent::StepStarted {
         digest: "sha256:1".into(),
         name: "[2/3] RUN make".into(),
         at: at(milliseconds),
@@ -18,8 +18,8 @@ fn started(milliseconds: u64) -> Event {
     }
 }
 
-fn ended(started: Option<u64>, ended: u64) -> Event {
-    Event::StepEnded {
+fn ended(started: Option<u64>, ended: u64) -> BuildEvent {
+    BuildEvent::StepEnded {
         digest: "sha256:1".into(),
         name: "[2/3] RUN make".into(),
         started: started.map(at),
@@ -30,8 +30,8 @@ fn ended(started: Option<u64>, ended: u64) -> Event {
     }
 }
 
-fn output(stream: i64, milliseconds: u64, text: &str) -> Event {
-    Event::Output {
+fn output(stream: i64, milliseconds: u64, text: &str) -> BuildEvent {
+    BuildEvent::Output {
         step: "sha256:1".into(),
         stream,
         at: at(milliseconds),
@@ -39,8 +39,8 @@ fn output(stream: i64, milliseconds: u64, text: &str) -> Event {
     }
 }
 
-fn progress(milliseconds: u64, current: i64, done: bool) -> Event {
-    Event::Progress {
+fn progress(milliseconds: u64, current: i64, done: bool) -> BuildEvent {
+    BuildEvent::Progress {
         id: "exporting layers".into(),
         current,
         at: at(milliseconds),
@@ -163,7 +163,7 @@ proptest! {
             let (piece, further) = rest.split_at(rest.len().min(*cut));
             rest = further;
             let at = at(0);
-            formatted.extend(lines.event(Event::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
+            formatted.extend(lines.event(BuildEvent::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
             if rest.is_empty() {
                 break;
             }
@@ -190,7 +190,7 @@ proptest! {
         let text = "x".repeat(before) + &secret + &"y".repeat(after);
         let mut formatted = Vec::new();
         for piece in text.as_bytes().chunks(cut) {
-            formatted.extend(lines.event(Event::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
+            formatted.extend(lines.event(BuildEvent::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
         }
         formatted.extend(lines.finish());
 
@@ -214,7 +214,7 @@ fn a_line_without_an_end_is_passed_on_before_it_grows_large() {
 #[test]
 fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
     let mut lines = LineFormatter::default();
-    let event = Event::Output {
+    let event = BuildEvent::Output {
         step: "x".into(),
         stream: 1,
         at: at(0),
@@ -222,7 +222,7 @@ fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
     };
     assert_eq!(lines.event(event), ["l: 2026-01-02T03:04:05Z \u{fffd}\u{fffd}"]);
 
-    let event = Event::Progress {
+    let event = BuildEvent::Progress {
         id: "a\nb".into(),
         current: 1,
         at: at(0),

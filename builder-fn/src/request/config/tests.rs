@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::compression::Format;
+use crate::compression::CompressionFormat;
 
 fn parse_config(value: &Value) -> Result<BuildConfig, ConfigError> {
     BuildConfig::parse(value.to_string().as_bytes())
@@ -65,7 +65,10 @@ fn a_config_with_only_the_image_and_one_with_every_key_are_parsed() {
     assert_eq!(tags, ["example.com/hello:latest", "example.com/hello:v1.2"]);
     assert_eq!(largest.cache_from[0].to_string(), "example.com/hello:cache");
     assert!(largest.cache_to[0].max);
-    assert_eq!(largest.compression, Compression::new(Format::Gzip, Some(9)).ok());
+    assert_eq!(
+        largest.compression,
+        LayerCompression::new(CompressionFormat::Gzip, Some(9)).ok()
+    );
     assert_eq!(
         (largest.provenance, largest.sbom),
         (Some(ProvenanceMode::Max), true)

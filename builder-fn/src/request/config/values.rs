@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::ProvenanceMode;
 use super::error::escape_and_shorten_key;
 use super::fields::ConfigFields;
-use crate::compression::Compression;
+use crate::compression::LayerCompression;
 use crate::request::image::{self, ImageRef};
 use crate::request::time::parse_rfc3339;
 
@@ -155,7 +155,7 @@ pub(super) fn read_provenance(fields: &mut ConfigFields) -> Option<ProvenanceMod
 }
 
 /// Reads the config's keys `compression` and `compressionLevel`.
-pub(super) fn read_compression(fields: &mut ConfigFields) -> Option<Compression> {
+pub(super) fn read_compression(fields: &mut ConfigFields) -> Option<LayerCompression> {
     let has_format = fields.has_unread_key("compression");
     let format = fields.read_string("compression");
     let level = fields.take("compressionLevel");
@@ -171,7 +171,7 @@ pub(super) fn read_compression(fields: &mut ConfigFields) -> Option<Compression>
     };
     // A value that is not a whole number is out of every format's range.
     let level = level.map(|level| level.as_u64().unwrap_or(u64::MAX));
-    match Compression::new(format, level) {
+    match LayerCompression::new(format, level) {
         Ok(compression) => Some(compression),
         Err(error) => {
             fields.record_wrong_key("compressionLevel", error);

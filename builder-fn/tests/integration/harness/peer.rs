@@ -7,7 +7,7 @@ use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use bollard_buildkit_proto::fsutil::types::{Packet, Stat};
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_client::FileSyncClient;
 use bollard_buildkit_proto::moby::filesync::v1::file_sync_server::FileSyncServer;
-use builder_fn::buildkit::{FileSync, SharedKeys};
+use builder_fn::buildkit::{FileSync, SharedKeyPool};
 use builder_fn::context::{
     ArchiveLimits, ArchiveReader, Kind, SourceContext, Spool, SpoolQuota, SpoolSettings,
 };
@@ -46,8 +46,8 @@ pub(crate) async fn check_file_sync(bytes: &[u8]) {
     }
     daemon.patterns.push(("followpaths-encoded", encoded.to_owned()));
     let context = contexts(mode & 2 != 0);
-    let keys = SharedKeys::new(IntCounter::new("sent", "sent").expect("counter"));
-    let lease = Arc::new(keys.lease("image", &context));
+    let keys = SharedKeyPool::new(IntCounter::new("sent", "sent").expect("counter"));
+    let lease = Arc::new(keys.lease_for_image("image", &context));
     let server = FileSyncServer::new(FileSync::new(context.clone(), lease));
     if mode & 1 == 0 {
         daemon.send_frames(server, rest).await;

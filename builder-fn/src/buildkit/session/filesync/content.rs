@@ -8,25 +8,25 @@ use bollard_buildkit_proto::fsutil::types::packet::PacketType;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tonic::Status;
 
-use super::{Transfer, stat};
+use super::{FileTransfer, stat};
 
 /// The largest content of one DATA packet, in bytes.
-const PACKET_MAX: u64 = 64 << 10;
+const PACKET_CONTENT_MAX_BYTES: u64 = 64 << 10;
 
 /// The largest content of one batch of packets, in bytes. A batch is read on another thread, so it should be worth the
 /// switch.
-pub(super) const BATCH_BYTES_MAX: u64 = 2 * PACKET_MAX;
+pub(super) const BATCH_CONTENT_MAX_BYTES: u64 = 2 * PACKET_CONTENT_MAX_BYTES;
 
 /// The largest number of packets in one batch, which limits batches of small files.
 const BATCH_PACKETS_MAX: usize = 512;
 
 /// The number of files that are sent at the same time, so that a large file does not delay small ones. The daemon keeps
 /// each open.
-const FILES_AT_ONCE: usize = 4;
+const INTERLEAVED_FILES_MAX: usize = 4;
 
 /// The largest number of the daemon's requests that are queued. Further ones stay in the stream, so that the daemon
 /// pauses.
-const WAITING_MAX: usize = 16 << 10;
+const QUEUED_REQUESTS_MAX: usize = 16 << 10;
 
 /// A request of the daemon in a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl TryFrom<Packet> for ReceiverRequest {
 
 /// A part of a file, which is sent in one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Piece {
+struct FilePiece {
     /// The number of the file's STAT packet.
     number: u32,
     offset: u64,
@@ -74,7 +74,7 @@ struct ReadQueue {
 }
 
 impl ReadQueue {
-    fn push(&mut self, number: u32, size: u64) {
+    fn push_file(&mut self, number: u32, size: u64) {
         self.waiting.push_back((number, size));
     }
 
@@ -83,16 +83,16 @@ impl ReadQueue {
     }
 
     /// Returns whether the queue takes further requests.
-    fn has_room(&self) -> bool {
-        self.waiting.len() < WAITING_MAX
+    fn takes_more_requests(&self) -> bool {
+        self.waiting.len() < QUEUED_REQUESTS_MAX
     }
 
     /// Takes the next batch of pieces off the queue, alternating between the files that have been begun.
-    fn take_batch(&mut self) -> Vec<Piece> {
+    fn take_batch(&mut self) -> Vec<FilePiece> {
         let mut pieces = Vec::new();
-        let mut left = BATCH_BYTES_MAX;
+        let mut left = BATCH_CONTENT_MAX_BYTES;
         while left > 0 && pieces.len() < BATCH_PACKETS_MAX {
-            while self.begun.len() < FILES_AT_ONCE {
+            while self.begun.len() < INTERLEAVED_FILES_MAX {
                 let Some((number, size)) = self.waiting.pop_front() else {
                     break;
                 };
@@ -101,10 +101,10 @@ impl ReadQueue {
             let Some((number, size, offset)) = self.begun.pop_front() else {
                 break;
             };
-            let bytes = (size - offset).min(PACKET_MAX).min(left);
+            let bytes = (size - offset).min(PACKET_CONTENT_MAX_BYTES).min(left);
             left -= bytes;
             let end = offset + bytes;
-            pieces.push(Piece {
+            pieces.push(FilePiece {
                 number,
                 offset,
                 bytes,
@@ -119,8 +119,8 @@ impl ReadQueue {
 }
 
 /// The sender of file contents in one transfer.
-struct Sender<S> {
-    transfer: Transfer,
+struct ContentSender<S> {
+    transfer: FileTransfer,
     /// The packets that the daemon sends.
     received: S,
     queue: ReadQueue,
@@ -133,14 +133,14 @@ struct Sender<S> {
 /// everything.
 ///
 /// An empty packet ends each file.
-pub(super) fn batches<S>(
-    transfer: Transfer,
+pub(super) fn stream_content_batches<S>(
+    transfer: FileTransfer,
     received: S,
 ) -> impl Stream<Item = impl Future<Output = Result<Vec<Packet>, Status>> + Send> + Send
 where
     S: Stream<Item = Result<Packet, Status>> + Send + Unpin + 'static,
 {
-    let sender = Sender {
+    let sender = ContentSender {
         transfer,
         received,
         queue: ReadQueue::default(),
@@ -171,10 +171,10 @@ where
     })
 }
 
-impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Sender<S> {
+impl<S: Stream<Item = Result<Packet, Status>> + Unpin> ContentSender<S> {
     /// Queues the daemon's requests that have arrived; waits for one if no file is left to read.
     async fn queue_requests(&mut self) {
-        while !self.is_finished && self.queue.has_room() {
+        while !self.is_finished && self.queue.takes_more_requests() {
             let next = match self.queue.is_empty() {
                 true => self.received.next().await,
                 false => match self.received.next().now_or_never() {
@@ -183,37 +183,37 @@ impl<S: Stream<Item = Result<Packet, Status>> + Unpin> Sender<S> {
                 },
             };
             match next.map(|packet| packet.and_then(ReceiverRequest::try_from)) {
-                Some(Ok(ReceiverRequest::File(number))) => match self.transfer.size(number) {
-                    Some(size) => self.queue.push(number, size),
-                    None => self.fail(Status::invalid_argument(format!(
+                Some(Ok(ReceiverRequest::File(number))) => match self.transfer.size_of_file(number) {
+                    Some(size) => self.queue.push_file(number, size),
+                    None => self.end_with_error(Status::invalid_argument(format!(
                         "no file has the number {number}"
                     ))),
                 },
                 Some(Ok(ReceiverRequest::Finish)) => self.is_finished = true,
-                Some(Err(error)) => self.fail(error),
-                None => self.fail(Status::aborted("the receiver went away")),
+                Some(Err(error)) => self.end_with_error(error),
+                None => self.end_with_error(Status::aborted("the receiver went away")),
             }
         }
     }
 
-    fn fail(&mut self, error: Status) {
+    fn end_with_error(&mut self, error: Status) {
         self.error = Some(error);
         self.is_finished = true;
     }
 }
 
-impl Transfer {
+impl FileTransfer {
     /// Returns the size of the announced file with this number; `None` if there is no such entry or it is not a file.
-    fn size(&self, number: u32) -> Option<u64> {
+    fn size_of_file(&self, number: u32) -> Option<u64> {
         let visible = self.entries.get(number as usize)?;
         let entry = self.context.entry(visible.entry);
-        stat::has_content(&entry).then(|| entry.size())
+        stat::has_requestable_content(&entry).then(|| entry.size())
     }
 
     /// Reads a batch of pieces from the spool into packets, on another thread if the spool is on disk.
     fn read_batch(
         &self,
-        pieces: Vec<Piece>,
+        pieces: Vec<FilePiece>,
     ) -> impl Future<Output = Result<Vec<Packet>, Status>> + Send + use<> {
         let transfer = self.clone();
         // A read from memory is a copy, which is not worth another thread.
@@ -235,7 +235,7 @@ impl Transfer {
         }
     }
 
-    fn read_batch_blocking(&self, pieces: &[Piece]) -> io::Result<Vec<Packet>> {
+    fn read_batch_blocking(&self, pieces: &[FilePiece]) -> io::Result<Vec<Packet>> {
         let mut packets = Vec::with_capacity(pieces.len() + pieces.len() / 2);
         let packet = |id, data| Packet {
             r#type: PacketType::PacketData.into(),
@@ -259,7 +259,7 @@ impl Transfer {
             bytes += piece.bytes;
             files += u64::from(piece.is_last);
         }
-        self.with_guard(|guard| guard.count_sent(files, bytes));
+        self.update_guard(|guard| guard.count_sent(files, bytes));
         Ok(packets)
     }
 }
@@ -269,16 +269,16 @@ mod tests {
     use super::*;
 
     /// Returns all batches that are left in a queue.
-    fn drain_batches(queue: &mut ReadQueue) -> Vec<Vec<Piece>> {
+    fn take_all_batches(queue: &mut ReadQueue) -> Vec<Vec<FilePiece>> {
         std::iter::from_fn(|| Some(queue.take_batch()).filter(|pieces| !pieces.is_empty())).collect()
     }
 
     #[test]
-    fn small_files_share_a_batch() {
+    fn small_files_are_read_in_one_batch() {
         let mut queue = ReadQueue::default();
-        (0..100).for_each(|number| queue.push(number, 1000));
+        (0..100).for_each(|number| queue.push_file(number, 1000));
 
-        let batches = drain_batches(&mut queue);
+        let batches = take_all_batches(&mut queue);
 
         assert_eq!(batches.len(), 1);
         assert!(
@@ -290,9 +290,9 @@ mod tests {
     }
 
     #[test]
-    fn large_files_alternate_and_only_a_few_are_begun_at_once() {
+    fn pieces_of_large_files_alternate_between_a_few_files_at_a_time() {
         let mut queue = ReadQueue::default();
-        (0..10).for_each(|number| queue.push(number, 10 * PACKET_MAX + 1));
+        (0..10).for_each(|number| queue.push_file(number, 10 * PACKET_CONTENT_MAX_BYTES + 1));
 
         let first = queue.take_batch();
 
@@ -302,25 +302,28 @@ mod tests {
         assert_eq!(second, [2, 3]);
         let third: Vec<_> = queue.take_batch().iter().map(|piece| piece.number).collect();
         assert_eq!(third, [0, 1]);
-        let rest: u64 = drain_batches(&mut queue)
+        let rest: u64 = take_all_batches(&mut queue)
             .iter()
             .flatten()
             .map(|piece| piece.bytes)
             .sum();
-        assert_eq!(rest + 3 * BATCH_BYTES_MAX, 10 * (10 * PACKET_MAX + 1));
+        assert_eq!(
+            rest + 3 * BATCH_CONTENT_MAX_BYTES,
+            10 * (10 * PACKET_CONTENT_MAX_BYTES + 1)
+        );
     }
 
     #[test]
-    fn an_empty_file_is_one_empty_last_piece() {
+    fn an_empty_file_is_sent_as_one_empty_last_piece() {
         let mut queue = ReadQueue::default();
-        queue.push(7, 0);
+        queue.push_file(7, 0);
 
-        let expected = Piece {
+        let expected = FilePiece {
             number: 7,
             offset: 0,
             bytes: 0,
             is_last: true,
         };
-        assert_eq!(drain_batches(&mut queue), [[expected]]);
+        assert_eq!(take_all_batches(&mut queue), [[expected]]);
     }
 }

@@ -14,25 +14,25 @@ pub(super) struct FolderRequest {
 
 /// The names of the folders that the Dockerfile frontend requests: of the source, and of the Dockerfile. Here both are
 /// the context.
-const FOLDERS: [&str; 2] = ["context", "dockerfile"];
+const SERVED_FOLDERS: [&str; 2] = ["context", "dockerfile"];
 
 impl FolderRequest {
     /// Parses the gRPC metadata of a file-sync request.
     pub(super) fn from_metadata(metadata: &MetadataMap) -> Result<Self, Status> {
-        let name = values(metadata, "dir-name")?
+        let name = metadata_values(metadata, "dir-name")?
             .into_iter()
             .next()
             .unwrap_or_default();
-        if !FOLDERS.contains(&name.as_str()) {
+        if !SERVED_FOLDERS.contains(&name.as_str()) {
             // A Dockerfile can name any local folder (`# syntax=` frontends, named contexts); no other is shared.
             return Err(Status::not_found(format!(
                 "folder {name:?}: not shared with the build; only its context is"
             )));
         }
         let filter = Filter {
-            include: values(metadata, "include-patterns")?,
-            exclude: values(metadata, "exclude-patterns")?,
-            follow: values(metadata, "followpaths")?,
+            include: metadata_values(metadata, "include-patterns")?,
+            exclude: metadata_values(metadata, "exclude-patterns")?,
+            follow: metadata_values(metadata, "followpaths")?,
         };
         Ok(Self { name, filter })
     }
@@ -40,7 +40,7 @@ impl FolderRequest {
 
 /// Returns all metadata values of `key`, in order. If one of them is not ASCII, all are URL-encoded and `KEY-encoded`
 /// is set.
-fn values(metadata: &MetadataMap, key: &str) -> Result<Vec<String>, Status> {
+fn metadata_values(metadata: &MetadataMap, key: &str) -> Result<Vec<String>, Status> {
     let invalid = || Status::invalid_argument(format!("metadata {key}: not UTF-8"));
     let marker = metadata.get(format!("{key}-encoded"));
     let encoded = marker.is_some_and(|value| matches!(value.as_bytes(), b"1" | b"t" | b"T" | b"true"));
@@ -65,7 +65,7 @@ fn values(metadata: &MetadataMap, key: &str) -> Result<Vec<String>, Status> {
 mod tests {
     use super::*;
 
-    fn metadata(pairs: &[(&'static str, &str)]) -> MetadataMap {
+    fn metadata_of_pairs(pairs: &[(&'static str, &str)]) -> MetadataMap {
         let mut map = MetadataMap::new();
         for (key, value) in pairs {
             map.append(*key, value.parse().expect("ascii"));
@@ -74,8 +74,8 @@ mod tests {
     }
 
     #[test]
-    fn patterns_keep_their_order() {
-        let request = FolderRequest::from_metadata(&metadata(&[
+    fn the_patterns_of_a_folder_request_keep_their_order() {
+        let request = FolderRequest::from_metadata(&metadata_of_pairs(&[
             ("dir-name", "context"),
             ("exclude-patterns", "target"),
             ("exclude-patterns", "!target/keep me"),
@@ -90,8 +90,8 @@ mod tests {
     }
 
     #[test]
-    fn url_encoded_patterns_are_decoded() {
-        let request = FolderRequest::from_metadata(&metadata(&[
+    fn url_encoded_patterns_of_a_folder_request_are_decoded() {
+        let request = FolderRequest::from_metadata(&metadata_of_pairs(&[
             ("dir-name", "dockerfile"),
             ("include-patterns", "gr%C3%B6%C3%9Fe+1%2B1"),
             ("include-patterns-encoded", "1"),
@@ -108,9 +108,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_folders_of_the_context_are_shared() {
+    fn only_the_folders_context_and_dockerfile_are_served() {
         for name in ["", "etc", "context/.."] {
-            let error = FolderRequest::from_metadata(&metadata(&[("dir-name", name)])).expect_err(name);
+            let error =
+                FolderRequest::from_metadata(&metadata_of_pairs(&[("dir-name", name)])).expect_err(name);
             assert_eq!(error.code(), tonic::Code::NotFound);
         }
     }

@@ -7,13 +7,13 @@ use crate::context::{Entry, Kind, SourceContext, ViewEntry};
 
 /// The mode bits of Go's `os.FileMode`, which differ from those of Unix.
 mod mode {
-    pub(super) const DIRECTORY: u32 = 1 << 31;
+    pub(super) const GO_MODE_DIRECTORY: u32 = 1 << 31;
     /// Go's mode bit for a temporary file, which only Plan 9 has.
-    pub(super) const TEMPORARY: u32 = 1 << 28;
-    pub(super) const SYMLINK: u32 = 1 << 27;
-    pub(super) const SET_USER_ID: u32 = 1 << 23;
-    pub(super) const SET_GROUP_ID: u32 = 1 << 22;
-    pub(super) const STICKY: u32 = 1 << 20;
+    pub(super) const GO_MODE_TEMPORARY: u32 = 1 << 28;
+    pub(super) const GO_MODE_SYMLINK: u32 = 1 << 27;
+    pub(super) const GO_MODE_SET_USER_ID: u32 = 1 << 23;
+    pub(super) const GO_MODE_SET_GROUP_ID: u32 = 1 << 22;
+    pub(super) const GO_MODE_STICKY: u32 = 1 << 20;
 }
 
 /// Returns the STAT packet that announces `view_entry`. Files belong to 0:0, as with BuildKit's own clients.
@@ -23,7 +23,7 @@ mod mode {
 /// `os.Chmod`) and when it computes the checksum (Go's `tar.FileInfoHeader`).
 pub(super) fn stat_packet(context: &SourceContext, view_entry: ViewEntry, is_forced: bool) -> Packet {
     let entry = context.entry(view_entry.entry);
-    let forced = if is_forced { mode::TEMPORARY } else { 0 };
+    let forced = if is_forced { mode::GO_MODE_TEMPORARY } else { 0 };
     let linkname = match (entry.kind, view_entry.link) {
         (Kind::Symlink { target }, _) => target.to_owned(),
         (_, Some(first)) => context.index().path(first),
@@ -32,7 +32,7 @@ pub(super) fn stat_packet(context: &SourceContext, view_entry: ViewEntry, is_for
     let xattrs = entry.xattrs.iter();
     let stat = Stat {
         path: context.index().path(view_entry.entry),
-        mode: file_mode(&entry) | forced,
+        mode: to_go_file_mode(&entry) | forced,
         size: i64::try_from(entry.size()).unwrap_or(i64::MAX),
         mod_time: entry.mtime_ns,
         linkname,
@@ -49,7 +49,7 @@ pub(super) fn stat_packet(context: &SourceContext, view_entry: ViewEntry, is_for
 }
 
 /// Returns the packet that ends the announcement of entries.
-pub(super) fn end_packet() -> Packet {
+pub(super) fn end_of_stats_packet() -> Packet {
     Packet {
         r#type: PacketType::PacketStat.into(),
         ..Packet::default()
@@ -58,21 +58,21 @@ pub(super) fn end_packet() -> Packet {
 
 /// Returns whether BuildKit may request the content of an entry. Must agree with the receiver: fsutil
 /// `fileCanRequestData`.
-pub(super) fn has_content(entry: &Entry<'_>) -> bool {
+pub(super) fn has_requestable_content(entry: &Entry<'_>) -> bool {
     matches!(entry.kind, Kind::File { .. })
 }
 
 /// Returns the type and the mode of an entry as Go's `os.FileMode`.
-fn file_mode(entry: &Entry<'_>) -> u32 {
+fn to_go_file_mode(entry: &Entry<'_>) -> u32 {
     let kind = match entry.kind {
-        Kind::Folder => mode::DIRECTORY,
+        Kind::Folder => mode::GO_MODE_DIRECTORY,
         Kind::File { .. } => 0,
-        Kind::Symlink { .. } => mode::SYMLINK,
+        Kind::Symlink { .. } => mode::GO_MODE_SYMLINK,
     };
     let special = [
-        (0o4000, mode::SET_USER_ID),
-        (0o2000, mode::SET_GROUP_ID),
-        (0o1000, mode::STICKY),
+        (0o4000, mode::GO_MODE_SET_USER_ID),
+        (0o2000, mode::GO_MODE_SET_GROUP_ID),
+        (0o1000, mode::GO_MODE_STICKY),
     ];
     let special = special
         .iter()
@@ -84,22 +84,22 @@ fn file_mode(entry: &Entry<'_>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::context::{Attributes, Index, Spool};
+    use crate::context::{ExtendedAttributes, Index, Spool};
 
-    const FILE: Kind<'static> = Kind::File { offset: 0, size: 3 };
-    const LINK: Kind<'static> = Kind::Symlink { target: "../c" };
+    const FILE_KIND: Kind<'static> = Kind::File { offset: 0, size: 3 };
+    const SYMLINK_KIND: Kind<'static> = Kind::Symlink { target: "../c" };
 
-    fn entry(kind: Kind<'_>, mode: u32) -> Entry<'_> {
+    fn entry_of_kind(kind: Kind<'_>, mode: u32) -> Entry<'_> {
         Entry {
             kind,
             mode,
             mtime_ns: 1_700_000_000_123_456_789,
-            xattrs: Attributes::NONE,
+            xattrs: ExtendedAttributes::NONE,
             content: Default::default(),
         }
     }
 
-    fn announce(entry: Entry<'_>, link: Option<&str>, is_forced: bool) -> Stat {
+    fn stat_of_announced(entry: Entry<'_>, link: Option<&str>, is_forced: bool) -> Stat {
         let entries = [("a/b", entry)].into_iter().chain(link.map(|path| (path, entry)));
         let index = Index::of(entries);
         let number = |path| index.find(path).expect("it is in the context");
@@ -111,15 +111,18 @@ mod tests {
         stat_packet(&context, view_entry, is_forced).stat.expect("stat")
     }
 
-    fn stat(entry: Entry<'_>, link: Option<&str>) -> Stat {
-        announce(entry, link, false)
+    fn stat_of_unforced(entry: Entry<'_>, link: Option<&str>) -> Stat {
+        stat_of_announced(entry, link, false)
     }
 
     #[test]
     fn a_forced_file_differs_only_in_a_mode_bit_that_linux_does_not_have() {
-        let file = entry(FILE, 0o4755);
+        let file = entry_of_kind(FILE_KIND, 0o4755);
 
-        let (plain, forced) = (announce(file, None, false), announce(file, None, true));
+        let (plain, forced) = (
+            stat_of_announced(file, None, false),
+            stat_of_announced(file, None, true),
+        );
 
         assert_eq!(forced.mode, plain.mode | 0x1000_0000);
         assert_eq!(
@@ -132,39 +135,49 @@ mod tests {
     }
 
     #[test]
-    fn modes_are_converted_to_those_of_go() {
+    fn modes_of_entries_are_converted_to_go_file_modes() {
         for (kind, unix, go) in [
             (Kind::Folder, 0o755, 0x8000_01ed),
             (Kind::Folder, 0o1777, 0x8010_01ff),
-            (FILE, 0o644, 0o644),
-            (FILE, 0o4755, 0x0080_01ed),
-            (FILE, 0o2755, 0x0040_01ed),
-            (LINK, 0o777, 0x0800_01ff),
+            (FILE_KIND, 0o644, 0o644),
+            (FILE_KIND, 0o4755, 0x0080_01ed),
+            (FILE_KIND, 0o2755, 0x0040_01ed),
+            (SYMLINK_KIND, 0o777, 0x0800_01ff),
         ] {
-            assert_eq!(stat(entry(kind, unix), None).mode, go, "{kind:?} {unix:o}");
+            assert_eq!(
+                stat_of_unforced(entry_of_kind(kind, unix), None).mode,
+                go,
+                "{kind:?} {unix:o}"
+            );
         }
     }
 
     #[test]
-    fn links_are_announced_with_their_targets() {
-        let symlink = entry(LINK, 0o777);
-        let file = entry(FILE, 0o644);
+    fn symbolic_and_hard_links_are_announced_with_their_targets() {
+        let symlink = entry_of_kind(SYMLINK_KIND, 0o777);
+        let file = entry_of_kind(FILE_KIND, 0o644);
 
         assert_eq!(
-            (stat(symlink, None).linkname.as_str(), stat(symlink, None).size),
+            (
+                stat_of_unforced(symlink, None).linkname.as_str(),
+                stat_of_unforced(symlink, None).size
+            ),
             ("../c", 4)
         );
         assert_eq!(
-            (stat(file, None).linkname.as_str(), stat(file, None).size),
+            (
+                stat_of_unforced(file, None).linkname.as_str(),
+                stat_of_unforced(file, None).size
+            ),
             ("", 3)
         );
-        assert_eq!(stat(file, Some("a/first")).linkname, "a/first");
-        assert_eq!(stat(file, Some("a/first")).path, "a/b");
+        assert_eq!(stat_of_unforced(file, Some("a/first")).linkname, "a/first");
+        assert_eq!(stat_of_unforced(file, Some("a/first")).path, "a/b");
     }
 
     #[test]
-    fn times_keep_their_nanoseconds_and_owners_are_not_announced() {
-        let stat = stat(entry(Kind::Folder, 0o755), None);
+    fn announced_entries_keep_nanoseconds_and_have_no_owner() {
+        let stat = stat_of_unforced(entry_of_kind(Kind::Folder, 0o755), None);
 
         assert_eq!(stat.mod_time, 1_700_000_000_123_456_789);
         assert_eq!((stat.uid, stat.gid, stat.size), (0, 0, 0));
