@@ -16,7 +16,7 @@ const TIME_RESERVED_FOR_ANSWER: Duration = Duration::from_secs(2);
 /// One call of the builder function.
 #[derive(Debug)]
 pub(crate) struct BuilderCall<'a> {
-    /// The call's ID, from `X-BuilderCall-Id`.
+    /// The call's ID, from `X-Call-Id`.
     pub(crate) id: &'a str,
     /// The reference under which BuildKit knows the call's build.
     pub(crate) reference: BuildReference,

@@ -19,7 +19,7 @@ const SUPERSEDE_ATTRIBUTE: &str = "slipway.supersede";
 /// The attributes by which a solve describes its build request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SolveAttributes {
-    /// The id of the OpenFaaS call that the build belongs to (`X-BuilderCall-Id`).
+    /// The id of the OpenFaaS call that the build belongs to (`X-Call-Id`).
     pub call_id: String,
     /// The fingerprint of the request's verified signature; `None` if signatures are disabled.
     pub signature: Option<String>,

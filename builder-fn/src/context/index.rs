@@ -225,7 +225,7 @@ impl Index {
         self.entries[at as usize].set_content(content);
     }
 
-    /// Marks a file as a hard link of another one.
+    /// Marks a file as one with several names (hard links).
     pub(super) fn set_linked(&mut self, at: u32) {
         self.entries[at as usize].set_linked();
     }

@@ -177,7 +177,7 @@ impl Selection {
         })
     }
 
-    /// Returns whether the patterns can select nothing below `folder`, which they do not select itself.
+    /// Returns whether no entry below `folder` can match the patterns; `folder` itself must not match them.
     fn rules_out(&self, folder: &str) -> bool {
         let leads_here = |pattern: &Pattern| {
             let prefix = pattern.without_trailing_glob();

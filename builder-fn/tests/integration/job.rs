@@ -248,7 +248,8 @@ async fn a_failing_build_ends_after_the_rest_of_its_log() {
     }
 }
 
-/// The details of BuildKit's errors contain the Dockerfile, and gRPC sends them in trailers.
+/// BuildKit puts the whole Dockerfile into the details of an error, which gRPC sends as a trailer. The trailer of a large
+/// Dockerfile exceeds the HTTP/2 library's default limit on headers, which would look like a broken connection.
 #[tokio::test]
 async fn a_failing_build_with_a_large_dockerfile_is_a_failed_build_and_not_a_lost_daemon() {
     let (daemon, mut calls) = daemon::start();

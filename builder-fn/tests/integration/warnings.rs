@@ -13,7 +13,7 @@ use crate::job::{Manifests, output_response};
 use crate::setting::{CALL_ID, PAYLOAD_KEY, Setting, key, tar, tar_of};
 use crate::soon;
 
-/// What a build is warned of.
+/// A reason for which a build has exactly one warning.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Source {
     Nothing,

@@ -34,7 +34,7 @@ const FILE: u16 = 1 << 12;
 const SYMLINK: u16 = 1 << 13;
 /// The flag of an entry whose text ends with extended attributes.
 const ATTRIBUTES: u16 = 1 << 14;
-/// The flag of a file that a hard link refers to or referred to, and of such a hard link.
+/// The flag of a file with several names (hard links). It stays set when the other names are replaced.
 const LINKED: u16 = 1 << 15;
 
 impl PackedEntry {
