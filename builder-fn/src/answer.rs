@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::build::BuildResult;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::{DeploymentStatus, EnclosedHandOver};
-use crate::redact::Mask;
+use crate::redact::SecretMask;
 use crate::report::{BuildStatus, Report, Warnings};
 
 pub(crate) use response::{
@@ -83,7 +83,7 @@ impl Answer {
                 let error = (status != StatusCode::OK).then(|| {
                     format!(
                         "the image was built and pushed, but not deployed: {}",
-                        deployment.reason()
+                        deployment.reasons_in_one_line()
                     )
                 });
                 (status, error)
@@ -151,7 +151,7 @@ impl Answer {
     /// Masks secrets in the answer's error and in the texts of the deployer's answer. The log is masked line by
     /// line, as it is written.
     #[must_use]
-    pub(crate) fn with_secrets_masked(mut self, mask: &Mask) -> Self {
+    pub(crate) fn with_secrets_masked(mut self, mask: &SecretMask) -> Self {
         if let Some(error) = &mut self.report.error {
             *error = mask.mask_text(error).into_owned();
         }

@@ -117,7 +117,7 @@ impl Builder {
             // With the rest of the future, the wait for a slot or the solve is dropped.
             Some(registration) => tokio::select! {
                 biased;
-                newer = registration.superseded() => Err(newer.into()),
+                newer = registration.wait_until_superseded() => Err(newer.into()),
                 solved = solving => solved,
             },
             None => solving.await,
@@ -162,7 +162,7 @@ impl Builder {
             () = call.interruption() => Err(Error::Interrupted),
         };
         match &slot {
-            Ok(_) => self.metrics.observe_wait(start.elapsed()),
+            Ok(_) => self.metrics.observe_slot_wait(start.elapsed()),
             Err(error) => span.mark_failed(error),
         }
         slot

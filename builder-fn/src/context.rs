@@ -24,10 +24,10 @@ pub use entry::{Entry, Kind};
 pub use index::Index;
 pub use quota::SpoolQuota;
 pub use spool::{Spool, SpoolSettings};
-pub(crate) use spool::{SpoolError, check_spool};
+pub(crate) use spool::{SpoolError, check_spool_folder_writable};
 #[cfg(test)]
 pub(crate) use view::view;
-pub(crate) use view::{Filter, View, ViewEntry, pattern_problems, view_while};
+pub(crate) use view::{ContextView, ViewEntry, ViewFilter, pattern_problems, view_while};
 
 /// The entries of a source context, and the bytes of their files.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl SourceContext {
     /// Fails if the tar has no usable context.
     pub fn from_tar(tar: &[u8]) -> Result<Self, ArchiveError> {
         let mut reader = ArchiveReader::new(ArchiveLimits::default());
-        reader.feed(tar)?;
+        reader.parse_piece(tar)?;
         let spool = Spool::in_memory(tar.to_vec());
         Ok(Self::new(reader.finish()?.entries, spool))
     }
@@ -70,16 +70,21 @@ impl SourceContext {
 
     /// Returns whether the contents of all files are in memory, so that reading never waits for a disk.
     pub(crate) fn is_in_memory(&self) -> bool {
-        !self.spool.on_disk()
+        !self.spool.is_on_disk()
     }
 
     /// Fills `buffer` with the content of the file `entry` from `offset` on.
     ///
     /// # Errors
-    /// As [`read`](Self::read), and when the content ends before the buffer is full.
-    pub fn read_exact(&self, entry: Entry<'_>, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    /// As [`read`](Self::read_file), and when the content ends before the buffer is full.
+    pub fn read_file_exact(
+        &self,
+        entry: Entry<'_>,
+        mut offset: u64,
+        mut buffer: &mut [u8],
+    ) -> io::Result<()> {
         while !buffer.is_empty() {
-            match self.read(entry, offset, buffer)? {
+            match self.read_file(entry, offset, buffer)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 count => {
                     offset += count as u64;
@@ -96,7 +101,7 @@ impl SourceContext {
     ///
     /// # Errors
     /// Fails if the spool file cannot be read; [`io::ErrorKind::InvalidInput`] for an entry that is not a file.
-    pub fn read(&self, entry: Entry<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    pub fn read_file(&self, entry: Entry<'_>, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let Kind::File { offset: start, size } = entry.kind else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,

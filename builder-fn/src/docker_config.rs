@@ -19,17 +19,17 @@ use function_host::registry::{
 use tokio::time::Instant;
 
 use crate::buildkit::CredentialStore;
-pub use helper::{HelperError, Helpers};
+pub use helper::{CredentialHelpers, HelperError};
 
 /// The limit on the size of a `config.json`, in bytes: more than any needs.
-const FILE_MAX: u64 = 1 << 20;
+const CONFIG_FILE_MAX_BYTES: u64 = 1 << 20;
 
 /// The time for which the answer of a credential helper is cached. BuildKit asks several times in a build, and a helper
 /// may be slow.
-const ANSWER_LIFETIME: Duration = Duration::from_secs(30);
+const HELPER_ANSWER_CACHE_TIME: Duration = Duration::from_secs(30);
 
 /// The limit on the registry name that is passed to a credential helper, in bytes.
-const HOST_LENGTH_MAX: usize = 300;
+const HELPER_HOST_MAX_BYTES: usize = 300;
 
 /// The reason why a `config.json` gives no credentials. The texts quote nothing of its content.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub enum DockerConfigError {
         source: MalformedDockerConfig,
     },
     /// The `config.json` is larger than the limit.
-    #[error("the registry credentials in {} are larger than {FILE_MAX} bytes", path.display())]
+    #[error("the registry credentials in {} are larger than {CONFIG_FILE_MAX_BYTES} bytes", path.display())]
     TooLarge {
         /// The path of the `config.json`.
         path: PathBuf,
@@ -70,15 +70,15 @@ pub enum DockerConfigError {
 #[derive(Debug)]
 pub struct DockerConfig {
     path: PathBuf,
-    helpers: Helpers,
+    helpers: CredentialHelpers,
     logins: LoginsCache,
     /// The cached answers of credential helpers, by the helper's name and the registry.
-    answers: Mutex<HashMap<(String, String), CachedAnswer>>,
+    answers: Mutex<HashMap<(String, String), CachedHelperAnswer>>,
 }
 
 /// The cached answer of a credential helper, with its time. It is locked while the helper runs, so that concurrent
 /// requests wait for one run.
-type CachedAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Option<RegistryCredentials>)>>>;
+type CachedHelperAnswer = Arc<tokio::sync::Mutex<Option<(Instant, Option<RegistryCredentials>)>>>;
 
 impl DockerConfig {
     /// Returns a handle of the `config.json` at `path`, without reading it.
@@ -87,14 +87,14 @@ impl DockerConfig {
         Self {
             logins: LoginsCache::new(path.display().to_string()),
             path,
-            helpers: Helpers::default(),
+            helpers: CredentialHelpers::default(),
             answers: Mutex::default(),
         }
     }
 
     /// Sets the place and the time limit of the credential helpers.
     #[must_use]
-    pub fn with_helpers(self, helpers: Helpers) -> Self {
+    pub fn with_helpers(self, helpers: CredentialHelpers) -> Self {
         Self { helpers, ..self }
     }
 
@@ -104,7 +104,7 @@ impl DockerConfig {
     /// # Errors
     /// Fails if the file cannot be read or parsed, if its entry for `host` cannot be used, or if the helper that it names
     /// fails.
-    pub async fn lookup(&self, host: &str) -> Result<RegistryCredentials, DockerConfigError> {
+    pub async fn find_credentials(&self, host: &str) -> Result<RegistryCredentials, DockerConfigError> {
         let Some(logins) = self.read_logins()? else {
             return Ok(RegistryCredentials::default());
         };
@@ -118,7 +118,7 @@ impl DockerConfig {
 
     /// Returns the answer of the credential helper `name` for `server`, from the cache if it is fresh.
     async fn ask_helper(&self, name: &str, server: &str) -> Result<Option<RegistryCredentials>, HelperError> {
-        let answer: CachedAnswer = {
+        let answer: CachedHelperAnswer = {
             let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             // Keeps the answers that are being fetched, and the fresh ones.
             answers.retain(|_, answer| {
@@ -145,7 +145,7 @@ impl DockerConfig {
     ///
     /// # Errors
     /// Fails if the file cannot be read or parsed.
-    pub fn check(&self) -> Result<(), DockerConfigError> {
+    pub fn check_readable(&self) -> Result<(), DockerConfigError> {
         self.read_logins().map(|_| ())
     }
 
@@ -167,7 +167,7 @@ impl DockerConfig {
 #[tonic::async_trait]
 impl CredentialStore for DockerConfig {
     async fn credentials(&self, host: &str) -> RegistryCredentials {
-        self.lookup(host).await.unwrap_or_else(|error| {
+        self.find_credentials(host).await.unwrap_or_else(|error| {
             // The registry will reject the anonymous request; this line names the cause. That of an unusable entry was
             // logged when the file was parsed.
             if !matches!(error, DockerConfigError::Unusable(_)) {
@@ -186,21 +186,21 @@ impl CredentialStore for DockerConfig {
 fn is_safe_host(host: &str) -> bool {
     let allowed =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-    host.len() <= HOST_LENGTH_MAX && host.bytes().all(allowed)
+    host.len() <= HELPER_HOST_MAX_BYTES && host.bytes().all(allowed)
 }
 
 fn is_fresh(answer: Option<&(Instant, Option<RegistryCredentials>)>) -> bool {
-    answer.is_some_and(|(at, _)| at.elapsed() < ANSWER_LIFETIME)
+    answer.is_some_and(|(at, _)| at.elapsed() < HELPER_ANSWER_CACHE_TIME)
 }
 
-/// Reads a file of at most [`FILE_MAX`] bytes; returns `None` for a larger one.
+/// Reads a file of at most [`CONFIG_FILE_MAX_BYTES`] bytes; returns `None` for a larger one.
 fn read_limited(path: &Path) -> io::Result<Option<Vec<u8>>> {
     use io::Read;
     let mut content = Vec::new();
     fs::File::open(path)?
-        .take(FILE_MAX + 1)
+        .take(CONFIG_FILE_MAX_BYTES + 1)
         .read_to_end(&mut content)?;
-    Ok(Some(content).filter(|content| content.len() as u64 <= FILE_MAX))
+    Ok(Some(content).filter(|content| content.len() as u64 <= CONFIG_FILE_MAX_BYTES))
 }
 
 #[cfg(test)]
@@ -215,19 +215,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_file_gives_empty_credentials() {
+    async fn a_missing_docker_config_gives_empty_credentials() {
         let config = DockerConfig::at("/nowhere/at/all/config.json");
-        assert!(config.check().is_ok());
+        assert!(config.check_readable().is_ok());
         assert_eq!(
-            config.lookup("example.com").await.unwrap(),
+            config.find_credentials("example.com").await.unwrap(),
             RegistryCredentials::default()
         );
     }
 
     #[tokio::test]
-    async fn a_changed_file_is_read_again() {
+    async fn a_changed_docker_config_is_read_again() {
         let (dir, config) = config(r#"{"auths": {"example.com": {"username": "a", "password": "1"}}}"#);
-        assert_eq!(config.lookup("example.com").await.unwrap().secret, "1");
+        assert_eq!(config.find_credentials("example.com").await.unwrap().secret, "1");
         // Replaces the file by a rename, as Kubernetes does.
         let next = dir.path().join("next");
         fs::write(
@@ -236,10 +236,10 @@ mod tests {
         )
         .unwrap();
         fs::rename(next, &config.path).unwrap();
-        assert_eq!(config.lookup("example.com").await.unwrap().secret, "2");
+        assert_eq!(config.find_credentials("example.com").await.unwrap().secret, "2");
         fs::remove_file(&config.path).unwrap();
         assert_eq!(
-            config.lookup("example.com").await.unwrap(),
+            config.find_credentials("example.com").await.unwrap(),
             RegistryCredentials::default()
         );
     }
@@ -247,7 +247,7 @@ mod tests {
     #[tokio::test]
     async fn the_error_of_an_unusable_file_names_the_file_and_quotes_nothing_of_it() {
         let (_dir, config) = config(r#"{"auths": {"example.com": {"auth": hunter2}}}"#);
-        let error = ErrorChain(&config.check().unwrap_err()).to_string();
+        let error = ErrorChain(&config.check_readable().unwrap_err()).to_string();
         assert!(
             error.contains(".dockerconfigjson") && error.contains("line 1"),
             "{error}"
@@ -259,28 +259,31 @@ mod tests {
         );
 
         let folder = DockerConfig::at(std::env::temp_dir());
-        assert!(matches!(folder.check(), Err(DockerConfigError::Read { .. })));
+        assert!(matches!(
+            folder.check_readable(),
+            Err(DockerConfigError::Read { .. })
+        ));
         let (_dir, large) = self::config(&" ".repeat(2 << 20));
-        assert!(large.check().unwrap_err().to_string().contains("bytes"));
+        assert!(large.check_readable().unwrap_err().to_string().contains("bytes"));
     }
 
     #[tokio::test]
-    async fn an_unusable_entry_costs_its_own_registry_only() {
+    async fn an_unusable_docker_config_entry_affects_only_its_own_registry() {
         let (_dir, config) = config(
             r#"{"credHelpers": {"helper.example": 1, "none.example": null},
             "auths": {"bad.example": {"auth": "hunter2!"}, "good.example": {"auth": "dXNl\ncjpwYXNz"}}}"#,
         );
-        assert!(config.check().is_ok());
+        assert!(config.check_readable().is_ok());
         assert_eq!(config.credentials("good.example").await.secret, "pass");
         for host in ["bad.example", "helper.example"] {
-            let error = config.lookup(host).await.unwrap_err();
+            let error = config.find_credentials(host).await.unwrap_err();
             assert!(matches!(error, DockerConfigError::Unusable(_)), "{error:?}");
             assert_eq!(config.credentials(host).await, RegistryCredentials::default());
         }
     }
 
     /// The script of a credential helper that has credentials for `r.example` and counts its runs.
-    const COUNTING: &str = "#!/bin/sh
+    const COUNTING_HELPER_SCRIPT: &str = "#!/bin/sh
 read -r server; echo asked >> \"$(dirname \"$0\")/count\"
 case $server in
 r.example) echo '{\"Username\": \"h\", \"Secret\": \"from the helper\"}' ;;
@@ -293,23 +296,26 @@ esac
         let (dir, config) = config(
             r#"{"credsStore": "test", "auths": {"other.example": {"username": "a", "password": "from the file"}}}"#,
         );
-        helper::tests::write_executable(&dir.path().join("docker-credential-test"), COUNTING);
-        let config = config.with_helpers(Helpers {
+        helper::tests::write_executable(&dir.path().join("docker-credential-test"), COUNTING_HELPER_SCRIPT);
+        let config = config.with_helpers(CredentialHelpers {
             folder: Some(dir.path().to_owned()),
-            ..Helpers::default()
+            ..CredentialHelpers::default()
         });
 
         for _ in 0..3 {
-            let (first, second) = tokio::join!(config.lookup("r.example"), config.lookup("r.example"));
+            let (first, second) = tokio::join!(
+                config.find_credentials("r.example"),
+                config.find_credentials("r.example")
+            );
             assert_eq!(first.unwrap().secret, "from the helper");
             assert_eq!(second.unwrap().secret, "from the helper");
             assert_eq!(
-                config.lookup("other.example").await.unwrap().secret,
+                config.find_credentials("other.example").await.unwrap().secret,
                 "from the file"
             );
         }
         assert_eq!(
-            config.lookup("a b\n").await.unwrap(),
+            config.find_credentials("a b\n").await.unwrap(),
             RegistryCredentials::default()
         );
         let count = fs::read_to_string(dir.path().join("count")).unwrap();
@@ -317,10 +323,10 @@ esac
     }
 
     #[tokio::test]
-    async fn the_debug_output_contains_no_secret() {
+    async fn the_debug_output_of_a_docker_config_contains_no_secret() {
         let (_dir, config) =
             config(r#"{"auths": {"example.com": {"username": "a", "password": "hunter2"}}}"#);
-        let credentials = config.lookup("example.com").await.unwrap();
+        let credentials = config.find_credentials("example.com").await.unwrap();
         assert!(!format!("{config:?} {credentials:?}").contains("hunter2"));
     }
 }

@@ -49,7 +49,7 @@ pub(crate) enum Error {
     )]
     NoSbomGenerator,
     /// The deployer would refuse the image's hand-over, so that the image is not built.
-    #[error("the image was not built, because its deployment would be refused: {}", .0.reason())]
+    #[error("the image was not built, because its deployment would be refused: {}", .0.reasons_in_one_line())]
     DeploymentRefused(Box<Deployment>),
     /// All build slots are taken.
     #[error("{limit} builds are running, which is this builder's limit; try again")]
@@ -141,7 +141,7 @@ impl Error {
             | Self::StreamedHandOver
             | Self::NoSealKey
             | Self::NoSbomGenerator => ErrorKind::Invalid,
-            Self::Seal(error) if error.is_platforms() => ErrorKind::Platform,
+            Self::Seal(error) if error.is_platforms_fault() => ErrorKind::Platform,
             Self::Seal(_) => ErrorKind::Invalid,
             Self::TimeLimit { .. } => ErrorKind::BuildFailed,
             Self::DeploymentRefused(deployment) => match deployment.status {

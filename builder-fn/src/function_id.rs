@@ -28,15 +28,15 @@ impl FunctionId {
     }
 
     /// Returns the identity of the function in a config's `deploy`, or `None` if it names no function.
-    pub fn of_deploy(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {
-        let name = text(deploy, "service")?;
-        let namespace = text(deploy, "namespace").unwrap_or(default_namespace);
+    pub fn from_deploy_config(deploy: &Map<String, Value>, default_namespace: &str) -> Option<Self> {
+        let name = non_empty_text(deploy, "service")?;
+        let namespace = non_empty_text(deploy, "namespace").unwrap_or(default_namespace);
         Some(Self::new(name, namespace))
     }
 }
 
 /// Returns the text of `key`, unless it is empty. Keys match case-insensitively, as Go's own JSON reader does.
-fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+fn non_empty_text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
     let value = map.get(key).or_else(|| {
         let mut values = map.iter();
         values
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     fn of(deploy: Value) -> Option<String> {
-        let id = FunctionId::of_deploy(deploy.as_object().expect("an object"), "openfaas-fn");
+        let id = FunctionId::from_deploy_config(deploy.as_object().expect("an object"), "openfaas-fn");
         id.map(|id| id.to_string())
     }
 

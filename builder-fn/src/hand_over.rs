@@ -27,16 +27,16 @@ use crate::error::Error;
 pub(crate) use deployment::{Deployment, DeploymentStatus, EnclosedHandOver};
 pub(crate) use document::{DryRun, HandOver};
 pub(crate) use dry_run::DryRunOutcome;
-use retry::{Backoff, Reply, transient_failure};
+use retry::{Backoff, GatewayReply, describe_transient_failure};
 
 /// The name of the secret that hand-overs are signed with.
-pub(crate) const SECRET: &str = "deploy-secret";
+pub(crate) const DEPLOY_SECRET_NAME: &str = "deploy-secret";
 
 /// The name of the header with a hand-over's signature.
 const SIGNATURE_HEADER: &str = "x-deploy-signature";
 
 /// The shortest time in which another attempt to hand over may succeed.
-const MIN_ATTEMPT: Duration = Duration::from_secs(1);
+const MIN_ATTEMPT_TIME: Duration = Duration::from_secs(1);
 
 /// The settings for the hand-over to the deployer.
 #[derive(Clone, Debug)]
@@ -95,15 +95,17 @@ impl Deployer {
     /// # Errors
     /// Fails if the secret is missing or unusable.
     pub(crate) fn signer(&self) -> Result<HandOverSigner<'_>, Error> {
-        match self.secrets.read_secret(SECRET) {
+        match self.secrets.read_secret(DEPLOY_SECRET_NAME) {
             Ok(secret) => {
                 let empty = || SecretError::Empty {
-                    name: SECRET.to_owned(),
+                    name: DEPLOY_SECRET_NAME.to_owned(),
                 };
                 let key = HmacKeys::new(&secret).ok_or_else(|| Error::DeploySecret(empty()))?;
                 Ok(HandOverSigner { deployer: self, key })
             }
-            Err(SecretError::Missing { .. }) => Err(Error::NoDeploySecret { secret: SECRET }),
+            Err(SecretError::Missing { .. }) => Err(Error::NoDeploySecret {
+                secret: DEPLOY_SECRET_NAME,
+            }),
             Err(error) => Err(Error::DeploySecret(error)),
         }
     }
@@ -118,7 +120,7 @@ pub(crate) struct HandOverSigner<'a> {
 
 /// A signed document on its way to the deployer.
 #[derive(Debug)]
-struct Message<'a> {
+struct SignedMessage<'a> {
     path: String,
     call_id: &'a str,
     body: Bytes,
@@ -139,18 +141,18 @@ impl HandOverSigner<'_> {
         let route = match settings.via {
             DeployVia::Function => "function",
             DeployVia::AsyncFunction => "async-function",
-            DeployVia::Callback => return self.enclose(hand_over),
+            DeployVia::Callback => return self.enclose_in_answer(hand_over),
         };
-        let message = self.message(route, hand_over.call_id, hand_over);
-        let (result, attempts) = self.deliver(&message, on_retry).await;
+        let message = self.sign_message(route, hand_over.call_id, hand_over);
+        let (result, attempts) = self.send_until_final(&message, on_retry).await;
         let reason = match result {
             Ok((StatusCode::ACCEPTED, _)) if settings.via == DeployVia::AsyncFunction => {
                 return Deployment::sent("queued", hand_over);
             }
-            Ok((status, body)) if deployment::is_deployers(&body) => {
+            Ok((status, body)) if deployment::is_deployers_answer(&body) => {
                 return Deployment::from_answer(status, &body);
             }
-            Ok((status, body)) => deployment::reply_text(status, &body),
+            Ok((status, body)) => deployment::describe_foreign_answer(status, &body),
             Err(error) => {
                 tracing::error!(deployer = settings.function, error = %ErrorChain(&error), "hand-over failed");
                 error.to_string()
@@ -171,7 +173,7 @@ impl HandOverSigner<'_> {
     }
 
     /// Makes the hand-over a part of the builder's own answer.
-    fn enclose(&self, hand_over: &HandOver<'_>) -> Deployment {
+    fn enclose_in_answer(&self, hand_over: &HandOver<'_>) -> Deployment {
         let mut deployment = Deployment::sent("handed_over", hand_over);
         deployment.enclosed = Some(EnclosedHandOver {
             document: json!(hand_over),
@@ -182,21 +184,21 @@ impl HandOverSigner<'_> {
 
     /// Sends a message to the deployer, again after every transient failure, until `deploy_timeout` has passed.
     /// Returns the last result, and the number of attempts.
-    async fn deliver(
+    async fn send_until_final(
         &self,
-        message: &Message<'_>,
+        message: &SignedMessage<'_>,
         mut on_retry: impl FnMut(&str) + Send,
-    ) -> (Result<Reply, GatewayError>, usize) {
+    ) -> (Result<GatewayReply, GatewayError>, usize) {
         let settings = &self.deployer.settings;
         let deadline = Instant::now() + settings.timeout;
         let mut backoff = Backoff::new();
         let mut attempt = 1;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let result = self.send(message, left).await;
-            let wait = backoff.next();
-            let has_time = Instant::now() + wait + MIN_ATTEMPT < deadline;
-            let Some(reason) = transient_failure(&result).filter(|_| has_time) else {
+            let result = self.send_once(message, left).await;
+            let wait = backoff.next_wait();
+            let has_time = Instant::now() + wait + MIN_ATTEMPT_TIME < deadline;
+            let Some(reason) = describe_transient_failure(&result).filter(|_| has_time) else {
                 return (result, attempt);
             };
             tracing::warn!(
@@ -213,10 +215,15 @@ impl HandOverSigner<'_> {
     }
 
     /// Signs a document for the deployer, and returns the message with it.
-    fn message<'a>(&self, route: &str, call_id: &'a str, document: &impl Serialize) -> Message<'a> {
+    fn sign_message<'a>(
+        &self,
+        route: &str,
+        call_id: &'a str,
+        document: &impl Serialize,
+    ) -> SignedMessage<'a> {
         // Maps with text keys and plain values: this cannot fail. The deployer would reject an empty body.
         let body = serde_json::to_vec(document).unwrap_or_default();
-        Message {
+        SignedMessage {
             path: format!("/{route}/{}", self.deployer.settings.function),
             call_id,
             signature: signature::sign_body(&self.key, &body),
@@ -225,7 +232,11 @@ impl HandOverSigner<'_> {
     }
 
     /// Sends a message to the deployer once.
-    async fn send(&self, message: &Message<'_>, timeout: Duration) -> Result<Reply, GatewayError> {
+    async fn send_once(
+        &self,
+        message: &SignedMessage<'_>,
+        timeout: Duration,
+    ) -> Result<GatewayReply, GatewayError> {
         let gateway = &self.deployer.gateway;
         let mut request = Request::post(gateway.uri_of_path(&message.path)?)
             .header(header::CONTENT_TYPE, "application/json")
@@ -249,7 +260,7 @@ pub(crate) struct AnswerSigner(HmacKeys);
 
 impl AnswerSigner {
     /// Returns the header with the signature of the answer's `body`.
-    pub(crate) fn header(&self, body: &[u8]) -> (header::HeaderName, String) {
+    pub(crate) fn signature_header(&self, body: &[u8]) -> (header::HeaderName, String) {
         (
             header::HeaderName::from_static(SIGNATURE_HEADER),
             signature::sign_body(&self.0, body),
@@ -278,9 +289,9 @@ mod tests {
         };
 
         assert!(matches!(deployer.signer(), Err(Error::NoDeploySecret { .. })));
-        std::fs::write(folder.path().join(SECRET), "\n").expect("write");
+        std::fs::write(folder.path().join(DEPLOY_SECRET_NAME), "\n").expect("write");
         assert!(matches!(deployer.signer(), Err(Error::DeploySecret(_))));
-        std::fs::write(folder.path().join(SECRET), "key\n").expect("write");
+        std::fs::write(folder.path().join(DEPLOY_SECRET_NAME), "key\n").expect("write");
         assert!(deployer.signer().is_ok());
     }
 }

@@ -13,8 +13,8 @@ use crate::build::{Builder, BuilderCall};
 use crate::buildkit::BuildReference;
 use crate::error::{Error, ErrorKind};
 use crate::hand_over::DeployVia;
-use crate::metrics::{Metrics, SUPERSEDED};
-use crate::redact::{Mask, TraceMask};
+use crate::metrics::{Metrics, SUPERSEDED_OUTCOME};
+use crate::redact::{SecretMask, TraceMask};
 use crate::report::{BoundedLog, LineFormatter, LogFeed, LogSink, StreamFormat, stream_records};
 use crate::request::{
     self, BuildRequest, RequestHead, RequestLimits, SignatureCheck, SignatureKeys, VerifiedSignature,
@@ -84,7 +84,7 @@ impl BuildExchange {
     /// Logs the failure of a request before its build, and answers it.
     fn log_and_answer_rejection(&self, error: &Error, image: Option<&str>) -> Response {
         let fields = self.answer_fields(image);
-        log_build_failure(error, fields, &Mask::default());
+        log_build_failure(error, fields, &SecretMask::default());
         let answer = Answer::from_error(error, fields);
         match self.format.filter(|_| error.may_stream()) {
             Some(format) => answer.into_streamed_response(format),
@@ -100,7 +100,7 @@ impl BuilderApi {
                 "this builder has no key for sealed secrets (build_secrets_private_key_path)",
             );
         };
-        match key.public() {
+        match key.public_key_answer() {
             Ok(key) => answer::public_key_response(&key),
             Err(error) => {
                 let error = Error::from(error);
@@ -166,7 +166,7 @@ impl BuilderApi {
                 "slipway.request.bytes",
                 i64::try_from(request.body_bytes).unwrap_or(i64::MAX),
             ),
-            Err(error) => crate::trace::fail_receive(&span, error),
+            Err(error) => crate::trace::mark_receive_failed(&span, error),
         }
         received
     }
@@ -234,7 +234,7 @@ impl BuilderApi {
         };
         let mut lines = LineFormatter::new(mask.clone());
         for warning in &request.warnings {
-            log.push(lines.warning(warning));
+            log.push(lines.record_warning(warning));
         }
         let result = match secrets {
             Ok(secrets) => {
@@ -261,8 +261,8 @@ impl BuilderApi {
                     .map(|deployment| deployment.status.as_str());
                 let seconds = fields.seconds;
                 tracing::info!(image, digest, deployment, seconds, "build succeeded");
-                in_flight.end(match built.is_superseded() {
-                    true => SUPERSEDED,
+                in_flight.end_with_outcome(match built.is_superseded() {
+                    true => SUPERSEDED_OUTCOME,
                     false => "success",
                 });
                 span.set_attribute("slipway.digest", digest.to_owned());
@@ -270,7 +270,7 @@ impl BuilderApi {
             }
             Err(error) => {
                 log_build_failure(&error, fields, &mask);
-                in_flight.end(outcome_label(error.kind()));
+                in_flight.end_with_outcome(outcome_label(error.kind()));
                 span.set_attribute("error.type", outcome_label(error.kind()));
                 span.mark_failed(trace_mask.mask_text(&ErrorChain(&error).to_string()));
                 Answer::from_error(&error, fields).with_secrets_masked(&mask)
@@ -284,7 +284,7 @@ impl BuilderApi {
         match (&request.sealed_secrets, &self.seal_key) {
             (None, _) => Ok(BuildSecrets::default()),
             (Some(_), None) => Err(Error::NoSealKey),
-            (Some(sealed), Some(key)) => Ok(key.open(sealed)?),
+            (Some(sealed), Some(key)) => Ok(key.open_envelope(sealed)?),
         }
     }
 
@@ -315,7 +315,7 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
         | ErrorKind::TooLarge
         | ErrorKind::Conflict
         | ErrorKind::DeploymentRejected => "refused",
-        ErrorKind::Superseded => SUPERSEDED,
+        ErrorKind::Superseded => SUPERSEDED_OUTCOME,
         ErrorKind::BuildFailed => "failed",
         ErrorKind::Busy { .. } | ErrorKind::Draining => "busy",
         ErrorKind::NoSpace | ErrorKind::Platform => "platform",
@@ -323,7 +323,7 @@ fn outcome_label(kind: ErrorKind) -> &'static str {
 }
 
 /// Logs the failure of a build, with the causes that the caller does not get.
-fn log_build_failure(error: &Error, fields: AnswerFields<'_>, mask: &Mask) {
+fn log_build_failure(error: &Error, fields: AnswerFields<'_>, mask: &SecretMask) {
     let text = ErrorChain(error).to_string();
     let text = mask.mask_text(&text);
     let AnswerFields { image, seconds } = fields;

@@ -12,25 +12,32 @@ pub(crate) use step_counter::StepCounter;
 
 /// Upper bounds of the buckets for build times, in seconds: a cached build takes one second, a compiler
 /// minutes.
-const BUILD_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
+const BUILD_SECONDS_BUCKETS: [f64; 10] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
 
 /// Upper bounds of the buckets for waiting times, in seconds: no time at all, or as long as some builds.
-const QUEUE_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0];
+const QUEUE_SECONDS_BUCKETS: [f64; 8] = [0.1, 1.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0];
 
 /// The values of the metric label `outcome`. All are exported from the start, so that the first failure is an
 /// increase from 0.
-const OUTCOMES: [&str; 8] = [
-    "success", "failed", "refused", SUPERSEDED, "platform", "busy", ABANDONED, PANICKED,
+const OUTCOME_LABELS: [&str; 8] = [
+    "success",
+    "failed",
+    "refused",
+    SUPERSEDED_OUTCOME,
+    "platform",
+    "busy",
+    ABANDONED_OUTCOME,
+    PANICKED_OUTCOME,
 ];
 
 /// The outcome of a build that was superseded by a newer build of the same function.
-pub(crate) const SUPERSEDED: &str = "superseded";
+pub(crate) const SUPERSEDED_OUTCOME: &str = "superseded";
 
 /// The outcome of a build whose caller disconnected.
-const ABANDONED: &str = "abandoned";
+const ABANDONED_OUTCOME: &str = "abandoned";
 
 /// The outcome of a build that made the builder panic.
-const PANICKED: &str = "panicked";
+const PANICKED_OUTCOME: &str = "panicked";
 
 /// The builder's metrics. Clones share the values.
 #[derive(Clone, Debug)]
@@ -65,7 +72,7 @@ impl Metrics {
                     "slipway_build_duration_seconds",
                     "Time from the verified request to the end of the build.",
                 )
-                .buckets(BUILD_BUCKETS.to_vec()),
+                .buckets(BUILD_SECONDS_BUCKETS.to_vec()),
                 &["outcome"],
             )?,
             context_bytes: prometheus::IntCounter::new(
@@ -85,7 +92,7 @@ impl Metrics {
                     "slipway_queue_duration_seconds",
                     "Time from the verified request until its build had a slot.",
                 )
-                .buckets(QUEUE_BUCKETS.to_vec()),
+                .buckets(QUEUE_SECONDS_BUCKETS.to_vec()),
             )?,
             steps: IntCounterVec::new(
                 Opts::new(
@@ -95,7 +102,7 @@ impl Metrics {
                 &["result"],
             )?,
         };
-        for outcome in OUTCOMES {
+        for outcome in OUTCOME_LABELS {
             metrics.builds.with_label_values(&[outcome]);
         }
         metrics.step_counter();
@@ -127,44 +134,44 @@ impl Metrics {
     }
 
     /// Records how long a build waited for its slot.
-    pub(crate) fn observe_wait(&self, time: Duration) {
+    pub(crate) fn observe_slot_wait(&self, time: Duration) {
         self.queue_seconds.observe(time.as_secs_f64());
     }
 
     /// Counts a build as in flight, with the `bytes` of its request.
-    pub(crate) fn start_build(&self, bytes: u64) -> InFlight {
+    pub(crate) fn start_build(&self, bytes: u64) -> InFlightBuild {
         self.in_flight.inc();
         self.context_bytes.inc_by(bytes);
-        InFlight {
+        InFlightBuild {
             metrics: self.clone(),
             started: Instant::now(),
-            outcome: ABANDONED,
+            outcome: ABANDONED_OUTCOME,
         }
     }
 }
 
-/// A guard for a build in flight. Dropping it before [`end`](Self::end) counts the build as abandoned: its
+/// A guard for a build in flight. Dropping it before [`end`](Self::end_with_outcome) counts the build as abandoned: its
 /// caller disconnected.
 #[derive(Debug)]
-pub(crate) struct InFlight {
+pub(crate) struct InFlightBuild {
     metrics: Metrics,
     started: Instant,
     outcome: &'static str,
 }
 
-impl InFlight {
+impl InFlightBuild {
     /// Counts the build as ended with `outcome`.
-    pub(crate) fn end(mut self, outcome: &'static str) {
+    pub(crate) fn end_with_outcome(mut self, outcome: &'static str) {
         self.outcome = outcome;
     }
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightBuild {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.outcome = PANICKED;
+            self.outcome = PANICKED_OUTCOME;
         }
-        if self.outcome == ABANDONED {
+        if self.outcome == ABANDONED_OUTCOME {
             tracing::info!(
                 outcome = self.outcome,
                 "the caller disconnected; its build is cancelled"
@@ -190,7 +197,7 @@ mod tests {
         let second = metrics.start_build(2);
         assert_eq!(metrics.in_flight.get(), 2);
 
-        first.end("success");
+        first.end_with_outcome("success");
         drop(second);
 
         assert_eq!(metrics.in_flight.get(), 0);

@@ -11,7 +11,7 @@ use crate::buildkit::Daemon;
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Probes `daemon` at once and then every 5 s, and sends the result to `ready`, until all receivers are dropped.
-pub async fn watch(daemon: Daemon, ready: watch::Sender<bool>) {
+pub async fn probe_periodically(daemon: Daemon, ready: watch::Sender<bool>) {
     while !ready.is_closed() {
         let answers = daemon.check_answers().await;
         let changed =
@@ -37,8 +37,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_daemon_that_is_down_is_probed_until_the_receiver_is_dropped() {
-        struct Down(Arc<AtomicUsize>);
-        impl Dialer for Down {
+        struct UnreachableDaemon(Arc<AtomicUsize>);
+        impl Dialer for UnreachableDaemon {
             fn open_transport(&self) -> DialFuture {
                 self.0.fetch_add(1, Ordering::Relaxed);
                 Box::pin(async { Err(std::io::ErrorKind::ConnectionRefused.into()) })
@@ -46,7 +46,10 @@ mod tests {
         }
         let dials = Arc::new(AtomicUsize::new(0));
         let (sender, receiver) = watch::channel(false);
-        let watching = tokio::spawn(watch(Daemon::with_dialer("down", Down(dials.clone())), sender));
+        let watching = tokio::spawn(probe_periodically(
+            Daemon::with_dialer("down", UnreachableDaemon(dials.clone())),
+            sender,
+        ));
 
         tokio::time::sleep(PROBE_INTERVAL * 3).await;
         assert!(!*receiver.borrow());

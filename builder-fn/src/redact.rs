@@ -11,12 +11,12 @@ mod mask;
 mod needles;
 mod trace;
 
-pub(crate) use mask::Mask;
+pub(crate) use mask::SecretMask;
 pub(crate) use trace::TraceMask;
 
 /// The length, in bytes, of the shortest value that is masked anywhere in a text. Shorter values occur in
 /// ordinary words: masking them would make half of every log unreadable.
-const MIN_LEN: usize = 4;
+const MIN_MASKED_BYTES: usize = 4;
 
 /// The text that replaces a masked value.
-const MASKED: &str = "***";
+const MASK_TEXT: &str = "***";

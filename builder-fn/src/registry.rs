@@ -28,7 +28,8 @@ pub struct Registries {
 #[tonic::async_trait]
 impl ManifestStore for Registries {
     async fn has_manifest(&self, name: &str, digest: &str) -> Result<bool, Box<dyn StdError + Send + Sync>> {
-        let (registry, repository) = split(name).ok_or("the image's name has no registry")?;
+        let (registry, repository) =
+            split_registry_and_repository(name).ok_or("the image's name has no registry")?;
         let credentials = self.credentials.credentials(registry).await;
         let client = RegistryClient::new(&self.secrets, self.insecure, self.token_realms.clone())?;
         let mut repository = client.repository(registry, repository, credentials);
@@ -37,7 +38,7 @@ impl ManifestStore for Registries {
 }
 
 /// Splits the full name of an image into its registry and its repository; drops the tag.
-fn split(name: &str) -> Option<(&str, &str)> {
+fn split_registry_and_repository(name: &str) -> Option<(&str, &str)> {
     let (registry, rest) = name.split_once('/')?;
     let repository = match rest.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => repository,
@@ -58,7 +59,7 @@ mod tests {
             ("docker.io/library/fn:1.2", Some(("docker.io", "library/fn"))),
             ("fn", None),
         ] {
-            assert_eq!(split(name), expected, "{name}");
+            assert_eq!(split_registry_and_repository(name), expected, "{name}");
         }
     }
 }

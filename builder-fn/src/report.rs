@@ -18,7 +18,7 @@ use serde::Serialize;
 pub(crate) use bounded_log::BoundedLog;
 pub(crate) use feed::LogFeed;
 pub(crate) use json::to_json;
-pub(crate) use line_formatter::{LineFormatter, MAX_LINE};
+pub(crate) use line_formatter::{LineFormatter, MAX_LINE_BYTES};
 pub(crate) use record::StreamFormat;
 pub(crate) use stream::stream_records;
 pub(crate) use warnings::Warnings;

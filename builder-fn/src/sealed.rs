@@ -20,19 +20,19 @@ use zeroize::Zeroizing;
 pub(crate) use error::SealError;
 pub(crate) use opened::BuildSecrets;
 
-const VERSION: &str = "v1";
-const ALGORITHM: &str = "nacl/box";
-const NONCE: usize = 24;
+const ENVELOPE_VERSION: &str = "v1";
+const ENVELOPE_ALGORITHM: &str = "nacl/box";
+const NONCE_BYTES: usize = 24;
 
 /// The length of the largest secret value that BuildKit accepts, in bytes: `session/secrets/secretsprovider`.
-const MAX_VALUE: usize = 500 << 10;
+const MAX_SECRET_VALUE_BYTES: usize = 500 << 10;
 
 /// The limit on the number of secrets of one build.
 const MAX_SECRETS: usize = 100;
 
 /// The limit on the bytes of all secret values of one build. Masking them takes twelve times as much memory.
 /// With the default `max_config`, an envelope cannot contain as much.
-const MAX_TOTAL: usize = 1 << 20;
+const MAX_TOTAL_SECRET_BYTES: usize = 1 << 20;
 
 /// The builder's private key for sealed secrets, in a file that is read again when it changes.
 #[derive(Clone, Debug)]
@@ -55,19 +55,19 @@ impl SealKey {
     ///
     /// # Errors
     /// Fails if the file is missing or does not contain a key.
-    pub(crate) fn public(&self) -> Result<Value, SealError> {
-        let public_key = encoded(&self.read()?);
-        Ok(json!({"key_id": key_id(&public_key), "algorithm": ALGORITHM, "public_key": public_key}))
+    pub(crate) fn public_key_answer(&self) -> Result<Value, SealError> {
+        let public_key = encode_public_key(&self.read()?);
+        Ok(json!({"key_id": key_id(&public_key), "algorithm": ENVELOPE_ALGORITHM, "public_key": public_key}))
     }
 
     /// Opens all sealed secrets of an envelope.
     ///
     /// # Errors
     /// Fails if the envelope is malformed or sealed to another key, or if any of its secrets cannot be opened.
-    pub(crate) fn open(&self, envelope: &[u8]) -> Result<BuildSecrets, SealError> {
+    pub(crate) fn open_envelope(&self, envelope: &[u8]) -> Result<BuildSecrets, SealError> {
         let key = self.read()?;
         let envelope = Envelope::parse(envelope)?;
-        let (own, found) = (encoded(&key), envelope.key_id.as_deref());
+        let (own, found) = (encode_public_key(&key), envelope.key_id.as_deref());
         if let Some(found) = found.filter(|found| !found.is_empty() && *found != key_id(&own)) {
             return Err(SealError::OtherKey {
                 found: found.chars().take(64).collect(),
@@ -81,7 +81,7 @@ impl SealKey {
         });
         let opened: BTreeMap<_, _> = opened.collect::<Result<_, _>>()?;
         let size = opened.values().map(|value| value.len()).sum();
-        match size > MAX_TOTAL {
+        match size > MAX_TOTAL_SECRET_BYTES {
             true => Err(SealError::TotalTooLarge { size }),
             false => Ok(BuildSecrets::new(opened)),
         }
@@ -116,11 +116,11 @@ impl Envelope {
             line: error.location().map(|location| location.line()),
         })?;
         let wrong = |field, should_be| SealError::Field { field, should_be };
-        if fields.version.as_deref() != Some(VERSION) {
-            return Err(wrong("version", VERSION));
+        if fields.version.as_deref() != Some(ENVELOPE_VERSION) {
+            return Err(wrong("version", ENVELOPE_VERSION));
         }
-        if fields.algorithm.as_deref() != Some(ALGORITHM) {
-            return Err(wrong("algorithm", ALGORITHM));
+        if fields.algorithm.as_deref() != Some(ENVELOPE_ALGORITHM) {
+            return Err(wrong("algorithm", ENVELOPE_ALGORITHM));
         }
         let sender = fields.public_key.and_then(|key| STANDARD.decode(key.trim()).ok());
         let sender = sender.and_then(|key| PublicKey::from_slice(&key).ok());
@@ -130,7 +130,7 @@ impl Envelope {
         if secrets.len() > MAX_SECRETS {
             return Err(SealError::TooMany { count: secrets.len() });
         }
-        if let Some(name) = secrets.keys().find(|name| !is_name(name)) {
+        if let Some(name) = secrets.keys().find(|name| !is_valid_secret_name(name)) {
             let name = name.chars().take(300).collect();
             return Err(SealError::Name { name });
         }
@@ -147,9 +147,9 @@ fn open_value(seal: &SalsaBox, name: &str, sealed: &str) -> Result<Zeroizing<Vec
         name: name.to_owned(),
     };
     let sealed = STANDARD.decode(sealed.trim()).map_err(|_| damaged())?;
-    let (nonce, text) = sealed.split_at_checked(NONCE).ok_or_else(damaged)?;
+    let (nonce, text) = sealed.split_at_checked(NONCE_BYTES).ok_or_else(damaged)?;
     let value = Zeroizing::new(seal.decrypt(nonce.into(), text).map_err(|_| damaged())?);
-    match value.len() > MAX_VALUE {
+    match value.len() > MAX_SECRET_VALUE_BYTES {
         true => Err(SealError::TooLarge {
             name: name.to_owned(),
         }),
@@ -157,12 +157,12 @@ fn open_value(seal: &SalsaBox, name: &str, sealed: &str) -> Result<Zeroizing<Vec
     }
 }
 
-fn is_name(name: &str) -> bool {
+fn is_valid_secret_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     (1..=253).contains(&name.len()) && name.bytes().all(allowed) && !name.bytes().all(|byte| byte == b'.')
 }
 
-fn encoded(key: &SecretKey) -> String {
+fn encode_public_key(key: &SecretKey) -> String {
     STANDARD.encode(key.public_key().as_bytes())
 }
 
@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn an_envelope_of_faas_cli_is_opened() {
         let (_folder, key) = key(&format!("{PRIVATE}\n"));
-        let secrets = key.open(ENVELOPE.as_bytes()).expect("secrets");
+        let secrets = key.open_envelope(ENVELOPE.as_bytes()).expect("secrets");
 
         assert_eq!(
             secrets.secret("npmrc"),
@@ -205,11 +205,11 @@ mod tests {
         assert_eq!(secrets.secret("other"), None);
         assert_eq!(format!("{secrets:?}"), r#"{"npmrc", "pip_token"}"#);
         assert_eq!(
-            key.public().expect("a key"),
+            key.public_key_answer().expect("a key"),
             json!({"key_id": "UWnDv86x", "algorithm": "nacl/box", "public_key": PUBLIC})
         );
         let without_id = ENVELOPE.replace("key_id: UWnDv86x\n", "");
-        assert!(key.open(without_id.as_bytes()).is_ok());
+        assert!(key.open_envelope(without_id.as_bytes()).is_ok());
         for (from, to) in [
             ("secrets:\n", "secrets:\n    none: null\n    nothing:\n"),
             ("key_id: UWnDv86x", "key_id: null"),
@@ -217,7 +217,7 @@ mod tests {
         ] {
             let changed = ENVELOPE.replace(from, to);
             let secrets = key
-                .open(changed.as_bytes())
+                .open_envelope(changed.as_bytes())
                 .unwrap_or_else(|error| panic!("{to}: {error}"));
             assert_eq!(format!("{secrets:?}"), r#"{"npmrc", "pip_token"}"#);
         }
@@ -296,22 +296,26 @@ mod tests {
                 "is not an envelope of sealed secrets (line ",
             ),
         ] {
-            let error = key.open(ENVELOPE.replace(from, to).as_bytes()).expect_err(to);
+            let error = key
+                .open_envelope(ENVELOPE.replace(from, to).as_bytes())
+                .expect_err(to);
             assert!(error.to_string().contains(text), "{to}: {error}");
-            assert!(!error.is_platforms() && !error.to_string().contains("hunter2"));
+            assert!(!error.is_platforms_fault() && !error.to_string().contains("hunter2"));
         }
     }
 
     #[test]
     fn an_unusable_key_is_the_platforms_fault_and_a_changed_key_is_read_again() {
         let (folder, key) = key("no key");
-        assert!(matches!(key.public(), Err(SealError::KeyFormat)));
+        assert!(matches!(key.public_key_answer(), Err(SealError::KeyFormat)));
         std::fs::write(folder.path().join("next"), PRIVATE).expect("write");
         std::fs::rename(folder.path().join("next"), folder.path().join("key")).expect("rename");
-        assert_eq!(key.public().expect("a key")["public_key"], PUBLIC);
+        assert_eq!(key.public_key_answer().expect("a key")["public_key"], PUBLIC);
         std::fs::remove_file(folder.path().join("key")).expect("remove");
-        let error = key.open(ENVELOPE.as_bytes()).expect_err("the key is missing");
-        assert!(error.is_platforms());
+        let error = key
+            .open_envelope(ENVELOPE.as_bytes())
+            .expect_err("the key is missing");
+        assert!(error.is_platforms_fault());
     }
 
     /// Seals values of these sizes to the private key `[1; 32]`, and returns the envelope.
@@ -319,7 +323,7 @@ mod tests {
         use crypto_box::aead::generic_array::GenericArray;
         let sender = SecretKey::from([2; 32]);
         let seal = SalsaBox::new(&SecretKey::from([1; 32]).public_key(), &sender);
-        let nonce = GenericArray::from([3; NONCE]);
+        let nonce = GenericArray::from([3; NONCE_BYTES]);
         let public = STANDARD.encode(sender.public_key().as_bytes());
         let mut envelope = format!("version: v1\nalgorithm: nacl/box\npublic_key: {public}\nsecrets:\n");
         for (index, size) in sizes.iter().enumerate() {
@@ -333,8 +337,12 @@ mod tests {
     #[test]
     fn a_value_may_be_as_large_as_buildkit_accepts() {
         let (_folder, key) = key(&STANDARD.encode([1; 32]));
-        for (size, is_accepted) in [(0, true), (MAX_VALUE, true), (MAX_VALUE + 1, false)] {
-            let opened = key.open(envelope(&[size]).as_bytes());
+        for (size, is_accepted) in [
+            (0, true),
+            (MAX_SECRET_VALUE_BYTES, true),
+            (MAX_SECRET_VALUE_BYTES + 1, false),
+        ] {
+            let opened = key.open_envelope(envelope(&[size]).as_bytes());
             assert_eq!(opened.is_ok(), is_accepted, "{size}");
         }
     }
@@ -342,14 +350,14 @@ mod tests {
     #[test]
     fn secrets_that_are_too_large_to_be_masked_are_rejected() {
         let (_folder, key) = key(&STANDARD.encode([1; 32]));
-        let rest = MAX_TOTAL - 2 * MAX_VALUE;
+        let rest = MAX_TOTAL_SECRET_BYTES - 2 * MAX_SECRET_VALUE_BYTES;
         assert!(
-            key.open(envelope(&[MAX_VALUE, MAX_VALUE, rest]).as_bytes())
+            key.open_envelope(envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest]).as_bytes())
                 .is_ok()
         );
 
         let error = key
-            .open(envelope(&[MAX_VALUE, MAX_VALUE, rest + 1]).as_bytes())
+            .open_envelope(envelope(&[MAX_SECRET_VALUE_BYTES, MAX_SECRET_VALUE_BYTES, rest + 1]).as_bytes())
             .expect_err("too large in total");
         assert!(
             error
@@ -357,6 +365,6 @@ mod tests {
                 .contains("have 1048577 bytes in total; 1048576 are allowed"),
             "{error}"
         );
-        assert!(!error.is_platforms());
+        assert!(!error.is_platforms_fault());
     }
 }

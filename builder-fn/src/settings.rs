@@ -52,7 +52,7 @@ use crate::build::BuildSettings;
 use crate::buildkit::Daemon;
 use crate::compression::{CompressionFormat, LayerCompression};
 use crate::context::{self, ArchiveLimits, SpoolQuota};
-use crate::docker_config::{DockerConfig, Helpers};
+use crate::docker_config::{CredentialHelpers, DockerConfig};
 use crate::hand_over::{self, DeployVia, DeployerSettings};
 use crate::request::{AllowedFrontends, FreshnessLimit, ImageRef, RequestLimits};
 use crate::sealed::SealKey;
@@ -170,8 +170,8 @@ impl RequestSettings {
                 "should name a directory; {} is not one",
                 settings.spool_dir.display()
             );
-            parser.add_problem("spool_dir", problem);
-        } else if let Err(error) = context::check_spool(&settings.spool_dir) {
+            parser.problem("spool_dir", problem);
+        } else if let Err(error) = context::check_spool_folder_writable(&settings.spool_dir) {
             let problem = format!("should name a writable directory: {}", ErrorChain(&error));
             parser.add_problem("spool_dir", problem);
         }
@@ -209,7 +209,7 @@ impl SignatureSettings {
             }
             signature::check_signing_secret(parser, secrets, PAYLOAD_SECRET_NAME);
         }
-        signature::check_signing_secret(parser, secrets, hand_over::SECRET);
+        signature::check_secret(parser, secrets, hand_over::DEPLOY_SECRET_NAME);
         settings
     }
 }
@@ -266,20 +266,20 @@ fn read_docker_config(parser: &mut Parser<'_>, secrets: &Secrets) -> DockerConfi
         parser.add_problem("credential_helpers", problem);
     }
     let config = DockerConfig::at(path);
-    if let Err(error) = config.check() {
+    if let Err(error) = config.check_readable() {
         let problem = format!("cannot be used: {}", ErrorChain(&error));
         parser.add_problem("registry_config", problem);
     }
-    config.with_helpers(Helpers {
+    config.with_helpers(CredentialHelpers {
         folder,
-        ..Helpers::default()
+        ..CredentialHelpers::default()
     })
 }
 
 fn read_seal_key(parser: &mut Parser<'_>) -> Option<SealKey> {
     let path = parser.optional_text("build_secrets_private_key_path")?;
     let key = SealKey::at(Path::new(&path));
-    if let Err(error) = key.public() {
+    if let Err(error) = key.public_key_answer() {
         let problem = format!("cannot be used: {}", ErrorChain(&error));
         parser.add_problem("build_secrets_private_key_path", problem);
     }

@@ -41,13 +41,13 @@ const CLOCK_MARGIN: Duration = Duration::from_secs(600);
 /// The registry of this process's builds that may supersede each other, and the watcher of the daemon's history. Clones
 /// share both.
 #[derive(Clone, Debug)]
-pub struct Supersession(Arc<Shared>);
+pub struct Supersession(Arc<SharedSupersession>);
 
 /// The state that clones of a [`Supersession`] share.
 #[derive(Debug)]
-struct Shared {
+struct SharedSupersession {
     daemon: Daemon,
-    state: Mutex<State>,
+    state: Mutex<SupersessionState>,
     /// The notification that wakes the watcher after a new registration.
     registered: Notify,
     /// Whether the last attempt to read BuildKit's history failed, so that the failure is logged once.
@@ -56,7 +56,7 @@ struct Shared {
 
 /// The registry and its watcher, under one lock.
 #[derive(Debug, Default)]
-struct State {
+struct SupersessionState {
     registry: Registry,
     /// The handle of the running watcher task; `Some` while builds are registered.
     watcher: Option<AbortHandle>,
@@ -81,7 +81,7 @@ pub struct Superseded(pub Submission);
 /// The registration of a build. Dropping it ends the registration.
 #[derive(Debug)]
 pub struct Registration {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSupersession>,
     id: u64,
     submitted_at: SystemTime,
     newer: watch::Receiver<Option<Submission>>,
@@ -90,7 +90,7 @@ pub struct Registration {
 impl Supersession {
     /// Creates an empty registry for the builds on `daemon`.
     pub fn new(daemon: Daemon) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(SharedSupersession {
             daemon,
             state: Mutex::default(),
             registered: Notify::new(),
@@ -107,7 +107,7 @@ impl Supersession {
         let mut state = self.0.lock_state();
         let (id, newer) = state.registry.insert_and_supersede(submission);
         if state.watcher.is_none() {
-            let watching = tokio::spawn(watcher::watch(self.0.clone()));
+            let watching = tokio::spawn(watcher::watch_history(self.0.clone()));
             state.watcher = Some(watching.abort_handle());
         }
         self.0.registered.notify_one();
@@ -120,8 +120,8 @@ impl Supersession {
     }
 }
 
-impl Shared {
-    fn lock_state(&self) -> MutexGuard<'_, State> {
+impl SharedSupersession {
+    fn lock_state(&self) -> MutexGuard<'_, SupersessionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -172,7 +172,7 @@ impl Registration {
     }
 
     /// Waits until a newer build supersedes the registered build.
-    pub async fn superseded(&self) -> Superseded {
+    pub async fn wait_until_superseded(&self) -> Superseded {
         let mut newer = self.newer.clone();
         let newer = newer
             .wait_for(Option::is_some)
@@ -190,7 +190,7 @@ impl Registration {
     ///
     /// # Errors
     /// Fails if a newer build has superseded this one.
-    pub fn check(&self) -> Result<(), Superseded> {
+    pub fn check_not_superseded(&self) -> Result<(), Superseded> {
         match &*self.newer.borrow() {
             Some(newer) => Err(Superseded(newer.clone())),
             None => Ok(()),
@@ -204,7 +204,7 @@ impl Registration {
     /// Fails if there is a newer build.
     pub async fn check_history(&self, connection: &Connection) -> Result<(), Superseded> {
         self.shared.apply_history(connection, self.submitted_at).await;
-        self.check()
+        self.check_not_superseded()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::request::RequestError;
 
 /// Marks the span of receiving a request as failed. Repeats nothing of a Dockerfile's content.
-pub(crate) fn fail_receive(span: &Span, error: &Error) {
+pub(crate) fn mark_receive_failed(span: &Span, error: &Error) {
     if span.is_recording() {
         match error {
             Error::Request(RequestError::Frontend(_)) => {

@@ -44,7 +44,7 @@ impl Answer {
             signer
         });
         let body = to_json_line(&self.report);
-        let signature = signer.map(|signer| signer.header(&body));
+        let signature = signer.map(|signer| signer.signature_header(&body));
         let mut response = json_response(self.status, body);
         if let Some((name, signature)) = signature
             && let Ok(signature) = HeaderValue::from_str(&signature)
@@ -62,7 +62,7 @@ impl Answer {
 
     /// Converts the answer to a streamed response of one record, the terminal one.
     pub(crate) fn into_streamed_response(self, format: StreamFormat) -> Response {
-        unbuffered_response(format, ResponseBody::full(format.terminal(self.report)))
+        unbuffered_response(format, ResponseBody::full(format.terminal_record(self.report)))
     }
 }
 

@@ -89,7 +89,7 @@ fn read_text_file(context: &SourceContext, path: &str) -> Option<String> {
         return None;
     };
     let mut content = vec![0; usize::try_from(size.min(SEARCHED_FILE_MAX_BYTES)).ok()?];
-    context.read_exact(entry, 0, &mut content).ok()?;
+    context.read_file_exact(entry, 0, &mut content).ok()?;
     Some(String::from_utf8_lossy(&content).into_owned())
 }
 

@@ -60,7 +60,9 @@ pub(super) async fn hand_over_image(
     let span = trace::span("deploy");
     span.set_attribute("slipway.function", function.to_owned());
     let on_retry = |reason: &str| {
-        log.push(lines.remark(&format!("the hand-over failed and is sent again: {reason}")));
+        log.push(
+            lines.format_unrecorded_warning(&format!("the hand-over failed and is sent again: {reason}")),
+        );
     };
     let deployment = tokio::select! {
         deployment = span.run(signer.hand_over(&hand_over, on_retry)) => deployment,
@@ -76,7 +78,7 @@ pub(super) async fn hand_over_image(
         deployment.status,
         DeploymentStatus::Rejected | DeploymentStatus::Failed
     ) {
-        span.mark_failed(call.trace_mask.mask_text(&deployment.reason()));
+        span.mark_failed(call.trace_mask.mask_text(&deployment.reasons_in_one_line()));
     }
     Ok(deployment)
 }

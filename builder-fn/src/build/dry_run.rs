@@ -42,16 +42,16 @@ pub(super) async fn check_deployment_by_dry_run(
         DryRunOutcome::Accepted { warnings } => {
             warnings
                 .iter()
-                .for_each(|warning| log.push(lines.warning(warning)));
+                .for_each(|warning| log.push(lines.record_warning(warning)));
             Ok(())
         }
         DryRunOutcome::Refused(deployment) => {
-            span.mark_failed(call.trace_mask.mask_text(&deployment.reason()));
+            span.mark_failed(call.trace_mask.mask_text(&deployment.reasons_in_one_line()));
             Err(Error::DeploymentRefused(deployment))
         }
         DryRunOutcome::Unanswered { reason } => {
             span.mark_failed(call.trace_mask.mask_text(&reason));
-            log.push(lines.warning(&format!(
+            log.push(lines.record_warning(&format!(
                 "\"deploy\" and \"probe\" could not be checked before the build: {reason}"
             )));
             Ok(())

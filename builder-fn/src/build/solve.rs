@@ -38,16 +38,16 @@ impl Builder {
             if let Some(registration) = registration {
                 registration.check_history(&connection).await?;
                 if !registration.sees_other_builders() {
-                    log.push(lines.warning(
+                    log.push(lines.record_warning(
                         "BuildKit's history could not be read: a newer build at another builder may not end this one",
                     ));
                 }
             }
             let job = self.create_job(request, call);
             let on_event = |event| {
-                step_counter.event(&event);
-                step_spans.event(&event);
-                lines.event(event).into_iter().for_each(|line| log.push(line));
+                step_counter.count_event(&event);
+                step_spans.record_event(&event);
+                lines.format_event(event).into_iter().for_each(|line| log.push(line));
             };
             Ok(job.run_to_outcome(&connection, on_event).await?)
         });
@@ -62,7 +62,10 @@ impl Builder {
             )),
             error => error,
         });
-        lines.finish().into_iter().for_each(|line| log.push(line));
+        lines
+            .take_unfinished_output()
+            .into_iter()
+            .for_each(|line| log.push(line));
         if let Err(error) = &result {
             span.mark_failed(call.trace_mask.mask_text(&ErrorChain(error).to_string()));
         }
@@ -95,7 +98,7 @@ impl Builder {
                 .as_ref()
                 .map(VerifiedSignature::sha256_fingerprint),
             submitted_at: request.submitted_at.at,
-            function: deploy.and_then(|deploy| FunctionId::of_deploy(deploy, namespace)),
+            function: deploy.and_then(|deploy| FunctionId::from_deploy_config(deploy, namespace)),
             supersede: request.config.supersede,
         }
     }

@@ -16,20 +16,20 @@ mod tar_entry;
 pub(crate) use error::ArchiveError;
 pub use limits::ArchiveLimits;
 
-use error::{EntryName, EntryProblem};
-use header::{BLOCK, Header};
+use error::{EntryProblem, ShownEntryName};
+use header::{BLOCK, TarHeader};
 use name::EntryRole;
 use pax::PaxRecords;
 use tar_entry::{EntryType, ExtendedHeaders, TarEntry};
 
 use super::content::ContentHasher;
-use super::tree::{Conflict, Tree};
+use super::tree::{ContextTree, TreeConflict};
 use super::{ContentHash, Entry, ExtendedAttributes, Index, Kind};
 
 /// The limit on the length of an extended header or a long name, in bytes.
-const EXTENSION_MAX: u64 = 1 << 20;
+const EXTENDED_HEADER_MAX_BYTES: u64 = 1 << 20;
 /// The number of ignored entries that the warning names.
-const IGNORED_SHOWN: usize = 5;
+const MAX_IGNORED_ENTRIES_SHOWN: usize = 5;
 
 /// The content of a build request's tar.
 pub struct ArchiveContents {
@@ -47,49 +47,49 @@ pub struct ArchiveContents {
 pub struct ArchiveReader {
     limits: ArchiveLimits,
     offset: u64,
-    state: State,
+    state: ReaderState,
     block: Box<[u8; BLOCK]>,
     /// The extended headers that apply to the next entry.
     extended: ExtendedHeaders,
     /// The modification time in a global header, for entries without one in their own extended headers.
     global_mtime_ns: Option<i64>,
     /// The name of the entry whose header was read last.
-    current: EntryName,
+    current: ShownEntryName,
     /// The number of entries so far, without implied folders.
     headers: usize,
     seen_context: bool,
-    tree: Tree,
+    tree: ContextTree,
     hasher: Box<ContentHasher>,
     /// The number of the context's file whose content is being read.
     file: Option<u32>,
     config: Option<Vec<u8>>,
     secrets: Option<Vec<u8>>,
-    ignored: Vec<EntryName>,
+    ignored: Vec<ShownEntryName>,
     ignored_count: usize,
 }
 
 /// The position of the reader in the tar.
-enum State {
+enum ReaderState {
     /// The reader is in a header block, of which this many bytes have been read.
-    Header(usize),
+    TarHeader(usize),
     /// The reader is in the content of an entry, or in the padding after it.
     Content {
         left: u64,
         padding: u64,
-        collector: Option<Collector>,
+        collector: Option<ContentCollector>,
     },
     /// The reader is after the end-of-archive block.
     End,
 }
 
 /// The collected content of an entry that is not a file of the context, and its purpose.
-struct Collector {
-    purpose: Purpose,
+struct ContentCollector {
+    purpose: ContentPurpose,
     bytes: Vec<u8>,
 }
 
 /// The purpose of an entry's content.
-enum Purpose {
+enum ContentPurpose {
     Records,
     GlobalRecords,
     LongName,
@@ -104,14 +104,14 @@ impl ArchiveReader {
         Self {
             limits: limits.clamped_to_index(),
             offset: 0,
-            state: State::Header(0),
+            state: ReaderState::TarHeader(0),
             block: Box::new([0; BLOCK]),
             extended: ExtendedHeaders::default(),
             global_mtime_ns: None,
-            current: EntryName::start(),
+            current: ShownEntryName::start(),
             headers: 0,
             seen_context: false,
-            tree: Tree::default(),
+            tree: ContextTree::default(),
             hasher: Box::default(),
             file: None,
             config: None,
@@ -125,32 +125,32 @@ impl ArchiveReader {
     ///
     /// # Errors
     /// As soon as the tar turns out to be unusable. After that, nothing may be fed.
-    pub fn feed(&mut self, mut piece: &[u8]) -> Result<(), ArchiveError> {
+    pub fn parse_piece(&mut self, mut piece: &[u8]) -> Result<(), ArchiveError> {
         while !piece.is_empty() {
             let used = match &mut self.state {
-                State::Header(filled) => {
+                ReaderState::TarHeader(filled) => {
                     let used = piece.len().min(BLOCK - *filled);
                     self.block[*filled..*filled + used].copy_from_slice(&piece[..used]);
                     *filled += used;
                     used
                 }
-                State::Content {
+                ReaderState::Content {
                     left,
                     padding,
                     collector,
                 } => {
-                    let content = clamp(*left, piece.len());
+                    let content = min_length(*left, piece.len());
                     if let Some(collector) = collector {
                         collector.bytes.extend_from_slice(&piece[..content]);
                     } else if self.file.is_some() {
-                        self.hasher.update(&piece[..content]);
+                        self.hasher.hash_piece(&piece[..content]);
                     }
                     *left -= content as u64;
-                    let skipped = clamp(*padding, piece.len() - content);
+                    let skipped = min_length(*padding, piece.len() - content);
                     *padding -= skipped as u64;
                     content + skipped
                 }
-                State::End => match piece.iter().position(|byte| *byte != 0) {
+                ReaderState::End => match piece.iter().position(|byte| *byte != 0) {
                     Some(at) => {
                         return Err(ArchiveError::AfterEnd {
                             offset: self.offset + at as u64,
@@ -172,13 +172,13 @@ impl ArchiveReader {
     /// Fails if the tar ends within an entry, or has no context. A missing end-of-archive block is only a warning, as for other
     /// tar readers.
     pub fn finish(self) -> Result<ArchiveContents, ArchiveError> {
-        let within_header = matches!(self.state, State::Header(filled) if filled > 0);
-        let within_content = matches!(self.state, State::Content { .. });
+        let within_header = matches!(self.state, ReaderState::TarHeader(filled) if filled > 0);
+        let within_content = matches!(self.state, ReaderState::Content { .. });
         if self.offset == 0 {
             return Err(ArchiveError::Empty);
         }
         if self.offset < BLOCK as u64 {
-            return Err(compression_error(&self.block[..]).unwrap_or(ArchiveError::NotTar));
+            return Err(compressed_tar_error(&self.block[..]).unwrap_or(ArchiveError::NotTar));
         }
         if within_header || within_content || !self.extended.is_empty() {
             return Err(ArchiveError::Truncated {
@@ -190,7 +190,7 @@ impl ArchiveReader {
             return Err(ArchiveError::NoContext);
         }
         let mut warnings = Vec::new();
-        if !matches!(self.state, State::End) {
+        if !matches!(self.state, ReaderState::End) {
             warnings.push(
                 "the tar has no end-of-archive block; entries may be missing if the caller was interrupted"
                     .to_owned(),
@@ -214,25 +214,25 @@ impl ArchiveReader {
 
     /// Interprets a header or an entry's content once it is complete.
     fn interpret_complete_part(&mut self) -> Result<(), ArchiveError> {
-        if let State::Header(BLOCK) = self.state {
+        if let ReaderState::TarHeader(BLOCK) = self.state {
             self.read_header()?;
         }
-        if let State::Content {
+        if let ReaderState::Content {
             left: 0,
             padding: 0,
             collector,
         } = &mut self.state
         {
             let collector = collector.take();
-            self.state = State::Header(0);
-            self.finish_file();
-            return collector.map_or(Ok(()), |collector| self.interpret(collector));
+            self.state = ReaderState::TarHeader(0);
+            self.store_content_hash();
+            return collector.map_or(Ok(()), |collector| self.interpret_content(collector));
         }
         Ok(())
     }
 
     /// Stores the hash of a file whose content is complete.
-    fn finish_file(&mut self) {
+    fn store_content_hash(&mut self) {
         if let Some(file) = self.file.take() {
             self.tree.set_content(file, self.hasher.finish_and_reset());
         }
@@ -246,14 +246,14 @@ impl ArchiveReader {
                     within: self.current.clone(),
                 });
             }
-            self.state = State::End;
+            self.state = ReaderState::End;
             return Ok(());
         }
         let block = *self.block;
         let start = self.offset - BLOCK as u64;
-        let Some(header) = Header::parse(&block) else {
+        let Some(header) = TarHeader::parse(&block) else {
             return Err(match start {
-                0 => compression_error(&block[..]).unwrap_or(ArchiveError::NotTar),
+                0 => compressed_tar_error(&block[..]).unwrap_or(ArchiveError::NotTar),
                 _ => ArchiveError::Checksum {
                     offset: start,
                     after: self.current.clone(),
@@ -261,16 +261,16 @@ impl ArchiveReader {
             });
         };
         let extension = match header.type_flag() {
-            b'x' => Some(Purpose::Records),
-            b'g' => Some(Purpose::GlobalRecords),
-            b'L' => Some(Purpose::LongName),
-            b'K' => Some(Purpose::LongLink),
+            b'x' => Some(ContentPurpose::Records),
+            b'g' => Some(ContentPurpose::GlobalRecords),
+            b'L' => Some(ContentPurpose::LongName),
+            b'K' => Some(ContentPurpose::LongLink),
             _ => None,
         };
         match extension {
             Some(purpose) => {
-                self.current = EntryName::new(&header.name());
-                self.begin_extension(&header, purpose)
+                self.current = ShownEntryName::new(&header.name());
+                self.begin_extended_header(&header, purpose)
                     .map_err(|problem| self.entry_error(problem))
             }
             None => self.begin_entry(&header),
@@ -278,29 +278,33 @@ impl ArchiveReader {
     }
 
     /// Prepares to collect the content of an extended header.
-    fn begin_extension(&mut self, header: &Header<'_>, purpose: Purpose) -> Result<(), EntryProblem> {
-        if matches!(purpose, Purpose::GlobalRecords) && !self.extended.is_empty() {
+    fn begin_extended_header(
+        &mut self,
+        header: &TarHeader<'_>,
+        purpose: ContentPurpose,
+    ) -> Result<(), EntryProblem> {
+        if matches!(purpose, ContentPurpose::GlobalRecords) && !self.extended.is_empty() {
             return Err(EntryProblem::MisplacedGlobal);
         }
         let size = header.size().ok_or(EntryProblem::Number { field: "size" })?;
         match u64::try_from(size) {
-            Ok(size) if size <= EXTENSION_MAX => {
+            Ok(size) if size <= EXTENDED_HEADER_MAX_BYTES => {
                 self.begin_content(size, Some(purpose));
                 Ok(())
             }
             _ => Err(EntryProblem::ExtensionTooLarge {
                 size,
-                limit: EXTENSION_MAX,
+                limit: EXTENDED_HEADER_MAX_BYTES,
             }),
         }
     }
 
-    fn begin_entry(&mut self, header: &Header<'_>) -> Result<(), ArchiveError> {
+    fn begin_entry(&mut self, header: &TarHeader<'_>) -> Result<(), ArchiveError> {
         let extended = std::mem::take(&mut self.extended);
         let name = extended.name(header);
-        self.current = EntryName::new(&name);
-        TarEntry::read(name, header, extended, self.global_mtime_ns, self.limits.body)
-            .and_then(|entry| self.add(entry))
+        self.current = ShownEntryName::new(&name);
+        TarEntry::from_headers(name, header, extended, self.global_mtime_ns, self.limits.body)
+            .and_then(|entry| self.add_entry(entry))
             .map_err(|problem| self.entry_error(problem))?;
         self.headers += 1;
         if self.headers.max(self.tree.len()) > self.limits.entries {
@@ -317,14 +321,14 @@ impl ArchiveReader {
     }
 
     /// Adds an entry to the index if it is in the context, and prepares to read its content.
-    fn add(&mut self, entry: TarEntry) -> Result<(), EntryProblem> {
+    fn add_entry(&mut self, entry: TarEntry) -> Result<(), EntryProblem> {
         let size = entry.size;
         let mut purpose = None;
         if entry.entry_type == EntryType::Label {
             self.begin_content(size, None);
             return Ok(());
         }
-        match EntryRole::of(&entry.name)? {
+        match EntryRole::from_entry_name(&entry.name)? {
             EntryRole::Root | EntryRole::ContextRoot if entry.entry_type != EntryType::Folder => {
                 return Err(EntryProblem::NotAFolder);
             }
@@ -338,11 +342,11 @@ impl ArchiveReader {
             }
             EntryRole::Root => {}
             EntryRole::ContextRoot => self.seen_context = true,
-            EntryRole::Config => purpose = Some(Purpose::Config),
-            EntryRole::Secrets => purpose = Some(Purpose::Secrets),
+            EntryRole::Config => purpose = Some(ContentPurpose::Config),
+            EntryRole::Secrets => purpose = Some(ContentPurpose::Secrets),
             EntryRole::Ignored => {
                 self.ignored_count += 1;
-                if self.ignored.len() < IGNORED_SHOWN {
+                if self.ignored.len() < MAX_IGNORED_ENTRIES_SHOWN {
                     self.ignored.push(self.current.clone());
                 }
             }
@@ -366,7 +370,7 @@ impl ArchiveReader {
             xattrs,
             ..
         } = entry;
-        let target = EntryName::new(&link);
+        let target = ShownEntryName::new(&link);
         let attributes = xattrs
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_slice()));
@@ -391,36 +395,36 @@ impl ArchiveReader {
                     .insert(path, &entry(Kind::Symlink { target: &target }, 0o777))
                     .map(|_| None)
             }
-            EntryType::HardLink => match EntryRole::of(&link)? {
+            EntryType::HardLink => match EntryRole::from_entry_name(&link)? {
                 EntryRole::InContext(target) => self.tree.link(path, &target).map(|()| None),
-                EntryRole::ContextRoot => Err(Conflict::FolderTarget),
+                EntryRole::ContextRoot => Err(TreeConflict::FolderTarget),
                 _ => return Err(EntryProblem::HardLinkOutside { target }),
             },
             // Labels are not in the tree.
             EntryType::Label => return Ok(None),
         };
-        let shown = |path: String| EntryName::new(format!("context/{path}").as_bytes());
+        let shown = |path: String| ShownEntryName::new(format!("context/{path}").as_bytes());
         added.map_err(|conflict| match conflict {
-            Conflict::InFile(parent) => EntryProblem::InFile {
+            TreeConflict::InFile(parent) => EntryProblem::InFile {
                 parent: shown(parent),
             },
-            Conflict::ThroughLink(parent) => EntryProblem::ThroughLink {
+            TreeConflict::ThroughLink(parent) => EntryProblem::ThroughLink {
                 parent: shown(parent),
             },
-            Conflict::ReplacesFolder => EntryProblem::ReplacesFolder,
-            Conflict::NoTarget => EntryProblem::HardLinkToNothing { target },
-            Conflict::FolderTarget => EntryProblem::HardLinkToFolder { target },
+            TreeConflict::ReplacesFolder => EntryProblem::ReplacesFolder,
+            TreeConflict::NoTarget => EntryProblem::HardLinkToNothing { target },
+            TreeConflict::FolderTarget => EntryProblem::HardLinkToFolder { target },
         })
     }
 
     /// Prepares to read the content of an entry.
-    fn begin_content(&mut self, size: u64, purpose: Option<Purpose>) {
+    fn begin_content(&mut self, size: u64, purpose: Option<ContentPurpose>) {
         let padding = size.next_multiple_of(BLOCK as u64) - size;
-        let collector = purpose.map(|purpose| Collector {
+        let collector = purpose.map(|purpose| ContentCollector {
             purpose,
             bytes: Vec::new(),
         });
-        self.state = State::Content {
+        self.state = ReaderState::Content {
             left: size,
             padding,
             collector,
@@ -428,28 +432,31 @@ impl ArchiveReader {
     }
 
     /// Interprets the collected content of an entry by its purpose.
-    fn interpret(&mut self, Collector { purpose, bytes }: Collector) -> Result<(), ArchiveError> {
+    fn interpret_content(
+        &mut self,
+        ContentCollector { purpose, bytes }: ContentCollector,
+    ) -> Result<(), ArchiveError> {
         match purpose {
-            Purpose::Config if self.config.as_ref().is_some_and(|other| *other != bytes) => {
+            ContentPurpose::Config if self.config.as_ref().is_some_and(|other| *other != bytes) => {
                 return Err(self.entry_error(EntryProblem::Contradictory));
             }
-            Purpose::Secrets if self.secrets.as_ref().is_some_and(|other| *other != bytes) => {
+            ContentPurpose::Secrets if self.secrets.as_ref().is_some_and(|other| *other != bytes) => {
                 return Err(self.entry_error(EntryProblem::Contradictory));
             }
-            Purpose::Config => self.config = Some(bytes),
-            Purpose::Secrets => self.secrets = Some(bytes),
-            Purpose::LongName => {
+            ContentPurpose::Config => self.config = Some(bytes),
+            ContentPurpose::Secrets => self.secrets = Some(bytes),
+            ContentPurpose::LongName => {
                 self.add_extended_headers(ExtendedHeaders::with_name(without_trailing_nuls(bytes)))?
             }
-            Purpose::LongLink => {
+            ContentPurpose::LongLink => {
                 self.add_extended_headers(ExtendedHeaders::with_link(without_trailing_nuls(bytes)))?
             }
-            Purpose::Records => {
-                self.add_extended_headers(ExtendedHeaders::with_records(self.parse_records(&bytes)?))?
+            ContentPurpose::Records => {
+                self.add_extended_headers(ExtendedHeaders::with_records(self.parse_pax_records(&bytes)?))?
             }
-            Purpose::GlobalRecords => {
-                let records = self.parse_records(&bytes)?;
-                if let Some(field) = records.per_entry_field() {
+            ContentPurpose::GlobalRecords => {
+                let records = self.parse_pax_records(&bytes)?;
+                if let Some(field) = records.field_forbidden_in_global_header() {
                     return Err(self.entry_error(EntryProblem::GlobalField { field }));
                 }
                 self.global_mtime_ns = records.mtime_ns;
@@ -460,11 +467,11 @@ impl ArchiveReader {
 
     fn add_extended_headers(&mut self, more: ExtendedHeaders) -> Result<(), ArchiveError> {
         self.extended
-            .add(more)
+            .add_extended_header(more)
             .map_err(|problem| self.entry_error(problem))
     }
 
-    fn parse_records(&self, bytes: &[u8]) -> Result<PaxRecords, ArchiveError> {
+    fn parse_pax_records(&self, bytes: &[u8]) -> Result<PaxRecords, ArchiveError> {
         PaxRecords::parse(bytes).map_err(|reason| self.entry_error(EntryProblem::Extension { reason }))
     }
 
@@ -478,7 +485,7 @@ impl ArchiveReader {
 }
 
 /// Returns the smaller of two lengths.
-fn clamp(wanted: u64, available: usize) -> usize {
+fn min_length(wanted: u64, available: usize) -> usize {
     usize::try_from(wanted).unwrap_or(usize::MAX).min(available)
 }
 
@@ -490,14 +497,16 @@ fn without_trailing_nuls(mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 /// Returns the error for a file that begins with the magic number of a compression format.
-fn compression_error(start: &[u8]) -> Option<ArchiveError> {
-    const MAGICS: [(&[u8], &str); 4] = [
+fn compressed_tar_error(start: &[u8]) -> Option<ArchiveError> {
+    const COMPRESSION_MAGICS: [(&[u8], &str); 4] = [
         (b"\x1f\x8b", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
         (b"BZh", "bzip2"),
         (b"\xfd7zXZ\0", "xz"),
     ];
-    let known = MAGICS.iter().find(|(magic, _)| start.starts_with(magic));
+    let known = COMPRESSION_MAGICS
+        .iter()
+        .find(|(magic, _)| start.starts_with(magic));
     known.map(|(_, format)| ArchiveError::Compressed { format })
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::LazyLock;
 
 /// The random key of this process's content hashes, which is never shown.
-static KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
+static CONTENT_HASH_KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
     // 244 random bits, hashed to the length of a key.
     let random = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()];
     *blake3::hash(&random.map(uuid::Uuid::into_bytes).concat()).as_bytes()
@@ -28,20 +28,20 @@ impl ContentHash {
     /// Returns the hash of `content`.
     pub fn of(content: &[u8]) -> Self {
         let mut hasher = ContentHasher::default();
-        hasher.update(content);
+        hasher.hash_piece(content);
         hasher.finish_and_reset()
     }
 }
 
 impl Default for ContentHasher {
     fn default() -> Self {
-        Self(blake3::Hasher::new_keyed(&KEY))
+        Self(blake3::Hasher::new_keyed(&CONTENT_HASH_KEY))
     }
 }
 
 impl ContentHasher {
     /// Adds the next piece of the content.
-    pub(crate) fn update(&mut self, piece: &[u8]) {
+    pub(crate) fn hash_piece(&mut self, piece: &[u8]) {
         self.0.update(piece);
     }
 
@@ -65,10 +65,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hash_depends_on_the_content_and_not_on_its_pieces() {
+    fn a_content_hash_depends_on_the_content_and_not_on_its_pieces() {
         let mut hasher = ContentHasher::default();
         for (pieces, other) in [(["", "abc"], "ab"), (["a", "bc"], "abcd"), (["ab", "c"], "")] {
-            pieces.iter().for_each(|piece| hasher.update(piece.as_bytes()));
+            pieces
+                .iter()
+                .for_each(|piece| hasher.hash_piece(piece.as_bytes()));
             let hash = hasher.finish_and_reset();
             assert_eq!(hash, ContentHash::of(b"abc"));
             assert_ne!(hash, ContentHash::of(other.as_bytes()));
@@ -76,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_cannot_be_computed_without_the_key() {
+    fn a_content_hash_cannot_be_computed_without_the_processs_key() {
         assert_ne!(ContentHash::of(b"abc").0, blake3::hash(b"abc").as_bytes()[..12]);
     }
 }

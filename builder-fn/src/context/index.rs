@@ -2,7 +2,7 @@
 //!
 //! An entry is a [`PackedEntry`] of 44 bytes, and a text in an arena with its name, link target and attributes. Paths are not
 //! stored: they are put together from the names of the folders above. The entries of one folder are adjacent and sorted by
-//! name, so that a path is looked up from the top down, and a [`Walk`] returns the entries in BuildKit's order.
+//! name, so that a path is looked up from the top down, and a [`IndexWalk`] returns the entries in BuildKit's order.
 //!
 //! Why not a `BTreeMap` from path to entry: an index lives as long as its build, and several builds of 200,000 entries have
 //! to fit into a builder of 256 MiB. In this form such an index takes at most 16 MiB
@@ -22,7 +22,7 @@ use super::{ContentHash, Entry};
 use arena::Arena;
 use chunked_vec::ChunkedVec;
 use packed_entry::PackedEntry;
-use walk::Walk;
+use walk::IndexWalk;
 
 /// The entries of a source context, without its root. The folder of every entry is an entry too.
 ///
@@ -48,8 +48,8 @@ impl Index {
     }
 
     /// Returns a walk through all entries, in the order in which BuildKit expects them.
-    pub fn walk(&self) -> Walk<'_> {
-        Walk::new(self)
+    pub fn walk(&self) -> IndexWalk<'_> {
+        IndexWalk::new(self)
     }
 
     /// Finds the number of the entry at `path`, which is relative to the context, without `./` and without a trailing

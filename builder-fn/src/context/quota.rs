@@ -25,7 +25,7 @@ impl SpoolQuota {
     }
 
     /// Adds `bytes` to those in use, or returns `false` if they would exceed the limit.
-    pub(super) fn admit(&self, bytes: usize) -> bool {
+    pub(super) fn try_reserve_bytes(&self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         let within_limit = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
         let is_admitted = self
@@ -33,15 +33,15 @@ impl SpoolQuota {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, within_limit)
             .is_ok();
         if is_admitted {
-            self.metric.add(for_metric(bytes));
+            self.metric.add(to_metric_value(bytes));
         }
         is_admitted
     }
 
     /// Releases bytes that were admitted to a spool.
-    pub(super) fn release(&self, bytes: u64) {
+    pub(super) fn release_bytes(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
-        self.metric.sub(for_metric(bytes));
+        self.metric.sub(to_metric_value(bytes));
     }
 
     /// Returns the limit of the quota in bytes.
@@ -50,19 +50,19 @@ impl SpoolQuota {
     }
 
     /// Returns the number of bytes that all spools hold.
-    pub(super) fn used(&self) -> u64 {
+    pub(super) fn used_bytes(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 }
 
 /// Converts a number of bytes for the metric.
-fn for_metric(bytes: u64) -> i64 {
+fn to_metric_value(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 impl fmt::Debug for SpoolQuota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} bytes", self.used(), self.limit)
+        write!(f, "{} of {} bytes", self.used_bytes(), self.limit)
     }
 }
 
@@ -71,37 +71,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_counter_admits_up_to_the_limit_and_the_metric_mirrors_it() {
+    fn a_spool_quota_admits_bytes_up_to_its_limit_and_the_metric_mirrors_them() {
         let metric = IntGauge::new("used", "used").unwrap();
         let quota = SpoolQuota::new(10, metric.clone());
         let clone = quota.clone();
         for (bytes, is_admitted, used) in [(6, true, 6), (5, false, 6), (4, true, 10), (1, false, 10)] {
             assert_eq!(
-                clone.admit(bytes),
+                clone.try_reserve_bytes(bytes),
                 is_admitted,
                 "{bytes} more than {}",
-                quota.used()
+                quota.used_bytes()
             );
-            assert_eq!((quota.used(), metric.get()), (used, i64::try_from(used).unwrap()));
+            assert_eq!(
+                (quota.used_bytes(), metric.get()),
+                (used, i64::try_from(used).unwrap())
+            );
         }
-        clone.release(10);
-        assert_eq!((quota.used(), metric.get()), (0, 0));
-        assert!(!quota.admit(usize::MAX));
+        clone.release_bytes(10);
+        assert_eq!((quota.used_bytes(), metric.get()), (0, 0));
+        assert!(!quota.try_reserve_bytes(usize::MAX));
     }
 
     #[test]
-    fn a_change_of_the_metric_admits_nothing() {
+    fn changing_the_metric_does_not_change_what_a_spool_quota_admits() {
         let metric = IntGauge::new("used", "used").unwrap();
         let quota = SpoolQuota::new(1, metric.clone());
-        assert!(quota.admit(1));
+        assert!(quota.try_reserve_bytes(1));
         metric.set(0);
-        assert!(!quota.admit(1));
+        assert!(!quota.try_reserve_bytes(1));
     }
 
     #[test]
-    fn admissions_at_the_same_time_fill_the_quota_exactly() {
+    fn concurrent_admissions_fill_a_spool_quota_exactly() {
         let quota = SpoolQuota::new(1000, IntGauge::new("used", "used").unwrap());
-        let admitted = |quota: SpoolQuota| (0..1000).filter(|_| quota.admit(1)).count();
+        let admitted = |quota: SpoolQuota| (0..1000).filter(|_| quota.try_reserve_bytes(1)).count();
         let threads: Vec<_> = [(); 4]
             .map(|()| quota.clone())
             .map(|quota| std::thread::spawn(move || admitted(quota)))

@@ -24,13 +24,13 @@ pub struct SpoolSettings {
 ///
 /// # Errors
 /// Fails if it cannot be created.
-pub(crate) fn check_spool(folder: &Path) -> Result<(), SpoolError> {
-    tempfile::tempfile_in(folder).map_err(|source| error(folder, source))?;
+pub(crate) fn check_spool_folder_writable(folder: &Path) -> Result<(), SpoolError> {
+    tempfile::tempfile_in(folder).map_err(|source| to_spool_error(folder, source))?;
     Ok(())
 }
 
 /// Converts an I/O error in the spool folder; a full disk has a variant of its own.
-fn error(folder: &Path, source: io::Error) -> SpoolError {
+fn to_spool_error(folder: &Path, source: io::Error) -> SpoolError {
     let folder = folder.to_owned();
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SpoolError::Full { folder },
@@ -72,25 +72,25 @@ pub enum SpoolError {
 pub struct Spool {
     /// The settings of the spool; `None` for bytes that were in memory already, which count against no quota.
     settings: Option<SpoolSettings>,
-    store: Store,
+    store: SpoolStore,
     len: u64,
 }
 
 impl Drop for Spool {
     fn drop(&mut self) {
         if let Some(settings) = &self.settings {
-            settings.quota.release(self.len);
+            settings.quota.release_bytes(self.len);
         }
     }
 }
 
 /// The place of a spool's bytes: memory or a file.
-enum Store {
+enum SpoolStore {
     Memory(Vec<u8>),
     File(File),
 }
 
-impl Store {
+impl SpoolStore {
     fn append(&mut self, settings: &SpoolSettings, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::File(file) => file.write_all(bytes)?,
@@ -109,11 +109,11 @@ impl Store {
     }
 }
 
-impl fmt::Debug for Store {
+impl fmt::Debug for SpoolStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Store::Memory(_) => "Memory",
-            Store::File(_) => "File",
+            SpoolStore::Memory(_) => "Memory",
+            SpoolStore::File(_) => "File",
         })
     }
 }
@@ -123,7 +123,7 @@ impl Spool {
     pub fn new(settings: SpoolSettings) -> Self {
         Self {
             settings: Some(settings),
-            store: Store::Memory(Vec::new()),
+            store: SpoolStore::Memory(Vec::new()),
             len: 0,
         }
     }
@@ -133,7 +133,7 @@ impl Spool {
         Self {
             settings: None,
             len: bytes.len() as u64,
-            store: Store::Memory(bytes),
+            store: SpoolStore::Memory(bytes),
         }
     }
 
@@ -148,8 +148,8 @@ impl Spool {
     }
 
     /// Returns whether the bytes of the spool are in a file.
-    pub fn on_disk(&self) -> bool {
-        matches!(self.store, Store::File(_))
+    pub fn is_on_disk(&self) -> bool {
+        matches!(self.store, SpoolStore::File(_))
     }
 
     /// Appends bytes to the spool, and counts them against the quota. Blocks while the file is written.
@@ -158,15 +158,15 @@ impl Spool {
     /// Fails if the spool folder is full, missing or not writable, or the quota is exceeded. Bytes appended before stay readable.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
         if let Some(settings) = &self.settings {
-            if !settings.quota.admit(bytes.len()) {
+            if !settings.quota.try_reserve_bytes(bytes.len()) {
                 let limit = settings.quota.limit();
                 return Err(SpoolError::Quota { limit });
             }
             if let Err(source) = self.store.append(settings, bytes) {
-                settings.quota.release(bytes.len() as u64);
-                return Err(error(&settings.folder, source));
+                settings.quota.release_bytes(bytes.len() as u64);
+                return Err(to_spool_error(&settings.folder, source));
             }
-        } else if let Store::Memory(held) = &mut self.store {
+        } else if let SpoolStore::Memory(held) = &mut self.store {
             held.extend_from_slice(bytes);
         }
         self.len += bytes.len() as u64;
@@ -179,13 +179,13 @@ impl Spool {
     /// Fails if the file cannot be read.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         match &self.store {
-            Store::Memory(held) => {
+            SpoolStore::Memory(held) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(held.len());
                 let count = buffer.len().min(held.len() - start);
                 buffer[..count].copy_from_slice(&held[start..start + count]);
                 Ok(count)
             }
-            Store::File(file) => loop {
+            SpoolStore::File(file) => loop {
                 match file.read_at(buffer, offset) {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     result => return result,
@@ -216,14 +216,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_read_as_they_were_appended_in_memory_and_on_disk() {
+    fn a_spool_reads_back_the_appended_bytes_from_memory_and_from_disk() {
         for memory in [0, 4, 10, 11, 100] {
             let (dir, settings) = settings(memory);
             let mut spool = Spool::new(settings);
             for piece in [&b"0123"[..], b"", b"456789", b"X"] {
                 spool.append(piece).unwrap();
             }
-            assert_eq!((spool.len(), spool.on_disk()), (11, memory < 11));
+            assert_eq!((spool.len(), spool.is_on_disk()), (11, memory < 11));
             for (offset, expected) in [
                 (0, &b"01234"[..]),
                 (3, b"34567"),
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn no_file_is_created_while_memory_is_enough() {
+    fn a_spool_creates_no_file_while_its_memory_is_enough() {
         let (dir, settings) = settings(3);
         drop(dir);
         let mut spool = Spool::new(settings.clone());
@@ -252,7 +252,7 @@ mod tests {
             3,
             "bytes appended before stay readable"
         );
-        assert!(check_spool(&settings.folder).is_err());
+        assert!(check_spool_folder_writable(&settings.folder).is_err());
     }
 
     #[test]
@@ -268,25 +268,25 @@ mod tests {
         for spool in [&mut one, &mut two] {
             assert!(matches!(spool.append(b"x"), Err(SpoolError::Quota { limit: 10 })));
         }
-        assert_eq!(settings.quota.used(), 10);
+        assert_eq!(settings.quota.used_bytes(), 10);
         drop(one);
         two.append(b"567890").unwrap();
         drop(two);
-        assert_eq!(settings.quota.used(), 0);
+        assert_eq!(settings.quota.used_bytes(), 0);
     }
 
     #[test]
     fn a_full_disk_is_distinguished_from_other_errors() {
         let (_dir, settings) = settings(0);
-        assert!(check_spool(&settings.folder).is_ok());
+        assert!(check_spool_folder_writable(&settings.folder).is_ok());
         for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
             assert!(matches!(
-                error(&settings.folder, kind.into()),
+                to_spool_error(&settings.folder, kind.into()),
                 SpoolError::Full { .. }
             ));
         }
         assert!(matches!(
-            error(&settings.folder, io::ErrorKind::PermissionDenied.into()),
+            to_spool_error(&settings.folder, io::ErrorKind::PermissionDenied.into()),
             SpoolError::Io { .. }
         ));
     }

@@ -17,11 +17,11 @@ const IMPLIED_FOLDER: Entry<'static> = Entry {
 
 /// The memory that an entry takes outside of the index, in bytes: its slot in the table while the tree grows, and less
 /// afterwards.
-const SLOT_BYTES: usize = 12;
+const TABLE_BYTES_PER_ENTRY: usize = 12;
 
 /// The reason why an entry cannot be added to the tree at its path.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Conflict {
+pub(super) enum TreeConflict {
     /// The path of the entry leads through this file.
     InFile(String),
     /// The path of the entry leads through this symbolic link.
@@ -36,17 +36,17 @@ pub(super) enum Conflict {
 
 /// A slot of the path table: an entry's number, and half of its path's hash. With the hash, the table can grow without
 /// computing every path again.
-struct Slot {
+struct PathTableSlot {
     at: u32,
     half_hash: u32,
 }
 
 /// A tree of a context's entries, in which the folders of every entry exist.
 #[derive(Default)]
-pub(super) struct Tree {
+pub(super) struct ContextTree {
     index: Index,
     /// The numbers of all entries, by path.
-    by_path: HashTable<Slot>,
+    by_path: HashTable<PathTableSlot>,
     /// The hasher of paths, with a random key so that nobody can construct many paths with the same hash.
     hasher: RandomState,
     /// The path and the number of the folder that was looked up last: most entries of a tar are in the folder of the
@@ -54,10 +54,10 @@ pub(super) struct Tree {
     last_folder: (String, Option<u32>),
 }
 
-impl Tree {
+impl ContextTree {
     /// Returns the memory of the tree in bytes, including replaced entries.
     pub(super) fn bytes(&self) -> usize {
-        self.index.bytes() + self.len() * SLOT_BYTES
+        self.index.bytes() + self.len() * TABLE_BYTES_PER_ENTRY
     }
 
     /// Returns the number of entries in the tree, including implied folders.
@@ -69,7 +69,7 @@ impl Tree {
     ///
     /// # Errors
     /// Fails if the path leads through something else than folders, or the entry would replace a folder that is not empty.
-    pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<u32, Conflict> {
+    pub(super) fn insert(&mut self, path: &str, entry: &Entry<'_>) -> Result<u32, TreeConflict> {
         let (folder, name) = match path.rsplit_once('/') {
             Some((folder, name)) => (self.make_folder(folder)?, name),
             None => (None, path),
@@ -77,7 +77,9 @@ impl Tree {
         let matches = |at| self.index.folder(at) == folder && self.index.name_bytes(at) == name.as_bytes();
         match self.lookup(path, matches) {
             None => Ok(self.add(path, folder, entry)),
-            Some(at) if !entry.is_folder() && self.index.has_children(at) => Err(Conflict::ReplacesFolder),
+            Some(at) if !entry.is_folder() && self.index.has_children(at) => {
+                Err(TreeConflict::ReplacesFolder)
+            }
             Some(at) => {
                 self.index.replace(at, entry);
                 Ok(at)
@@ -89,8 +91,8 @@ impl Tree {
     ///
     /// # Errors
     /// Fails if the target does not exist or is a folder, and as [`insert`](Self::insert).
-    pub(super) fn link(&mut self, path: &str, target: &str) -> Result<(), Conflict> {
-        let target = self.find(target).ok_or(Conflict::NoTarget)?;
+    pub(super) fn link(&mut self, path: &str, target: &str) -> Result<(), TreeConflict> {
+        let target = self.find(target).ok_or(TreeConflict::NoTarget)?;
         let Entry {
             kind,
             mode,
@@ -102,7 +104,7 @@ impl Tree {
         let attributes = xattrs.as_packed().to_vec();
         let copied_target;
         let kind = match kind {
-            Kind::Folder => return Err(Conflict::FolderTarget),
+            Kind::Folder => return Err(TreeConflict::FolderTarget),
             Kind::File { offset, size } => Kind::File { offset, size },
             Kind::Symlink { target } => {
                 copied_target = target.to_owned();
@@ -143,7 +145,7 @@ impl Tree {
     }
 
     /// Returns the number of the folder at `path`, and adds missing folders; `None` for the context itself.
-    fn make_folder(&mut self, path: &str) -> Result<Option<u32>, Conflict> {
+    fn make_folder(&mut self, path: &str) -> Result<Option<u32>, TreeConflict> {
         let (known, at) = &self.last_folder;
         if known == path && at.is_some_and(|at| self.index.is_folder(at)) {
             return Ok(*at);
@@ -164,8 +166,8 @@ impl Tree {
         if let Some(at) = folder {
             match self.index.entry(at).kind {
                 Kind::Folder => {}
-                Kind::File { .. } => return Err(Conflict::InFile(self.index.path(at))),
-                Kind::Symlink { .. } => return Err(Conflict::ThroughLink(self.index.path(at))),
+                Kind::File { .. } => return Err(TreeConflict::InFile(self.index.path(at))),
+                Kind::Symlink { .. } => return Err(TreeConflict::ThroughLink(self.index.path(at))),
             }
         }
         for end in ends.into_iter().rev() {
@@ -184,7 +186,7 @@ impl Tree {
     /// Looks up the number of the entry at `path`. `matches` decides among entries with the same hash.
     fn lookup(&self, path: &str, matches: impl Fn(u32) -> bool) -> Option<u32> {
         let half_hash = self.half_hash(path);
-        let matches = |slot: &Slot| slot.half_hash == half_hash && matches(slot.at);
+        let matches = |slot: &PathTableSlot| slot.half_hash == half_hash && matches(slot.at);
         let slot = self.by_path.find(table_hash(half_hash), matches);
         slot.map(|slot| slot.at)
     }
@@ -194,7 +196,7 @@ impl Tree {
         let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
         let at = self.index.push(folder, name, entry);
         let half_hash = self.half_hash(path);
-        let slot = Slot { at, half_hash };
+        let slot = PathTableSlot { at, half_hash };
         self.by_path
             .insert_unique(table_hash(half_hash), slot, |slot| table_hash(slot.half_hash));
         at
@@ -241,11 +243,11 @@ mod tests {
         }
     }
 
-    fn insert(tree: &mut Tree, path: &str, entry: Entry<'_>) -> Result<(), Conflict> {
+    fn insert(tree: &mut ContextTree, path: &str, entry: Entry<'_>) -> Result<(), TreeConflict> {
         tree.insert(path, &entry).map(|_| ())
     }
 
-    fn paths(tree: Tree) -> Vec<String> {
+    fn paths(tree: ContextTree) -> Vec<String> {
         let index = tree.into_index();
         let mut walk = index.walk();
         let mut paths = Vec::new();
@@ -256,8 +258,8 @@ mod tests {
     }
 
     #[test]
-    fn implied_folders_are_added() {
-        let mut tree = Tree::default();
+    fn folders_that_a_tar_only_implies_are_added_to_the_tree() {
+        let mut tree = ContextTree::default();
         insert(&mut tree, "a/b/c", file(1)).unwrap();
         insert(&mut tree, "a.txt", file(2)).unwrap();
         let index = tree.into_index();
@@ -275,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_folder_after_its_entries_sets_its_own_mode() {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         insert(&mut tree, "a/b", file(1)).unwrap();
         insert(&mut tree, "a", folder(0o700)).unwrap();
         let index = tree.into_index();
@@ -286,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_last_of_several_entries_with_one_path_wins() {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         insert(&mut tree, "a", file(1)).unwrap();
         insert(&mut tree, "a", symlink("b")).unwrap();
         insert(&mut tree, "a", folder(0o755)).unwrap();
@@ -314,7 +316,7 @@ mod tests {
         ];
         for after in entries {
             for before in entries {
-                let mut tree = Tree::default();
+                let mut tree = ContextTree::default();
                 insert(&mut tree, "d/a", before).unwrap();
                 let taken = tree.bytes();
                 insert(&mut tree, "d/a", after).unwrap();
@@ -328,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_folder_replaced_by_a_file_is_no_folder_for_the_next_entry() {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         insert(&mut tree, "a/b/c", file(1)).unwrap();
         insert(&mut tree, "x", file(1)).unwrap();
         insert(&mut tree, "y/z", folder(0o755)).unwrap();
@@ -336,27 +338,27 @@ mod tests {
         insert(&mut tree, "y/c", file(1)).unwrap();
         assert_eq!(
             insert(&mut tree, "y/z/a", file(2)),
-            Err(Conflict::InFile("y/z".to_owned()))
+            Err(TreeConflict::InFile("y/z".to_owned()))
         );
         insert(&mut tree, "p/q", folder(0o755)).unwrap();
         assert_eq!(insert(&mut tree, "p/q/r/s", folder(0o755)), Ok(()));
         assert_eq!(insert(&mut tree, "p/q/r/s", symlink("t")), Ok(()));
         assert_eq!(
             insert(&mut tree, "p/q/r/s/t", file(2)),
-            Err(Conflict::ThroughLink("p/q/r/s".to_owned()))
+            Err(TreeConflict::ThroughLink("p/q/r/s".to_owned()))
         );
     }
 
     #[test]
     fn no_entry_is_added_below_a_file_or_a_symlink() {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         insert(&mut tree, "file", file(1)).unwrap();
         insert(&mut tree, "link", symlink("/etc")).unwrap();
         for (path, conflict) in [
-            ("file/x", Conflict::InFile("file".to_owned())),
-            ("file/x/y", Conflict::InFile("file".to_owned())),
-            ("link/x", Conflict::ThroughLink("link".to_owned())),
-            ("link/x/y", Conflict::ThroughLink("link".to_owned())),
+            ("file/x", TreeConflict::InFile("file".to_owned())),
+            ("file/x/y", TreeConflict::InFile("file".to_owned())),
+            ("link/x", TreeConflict::ThroughLink("link".to_owned())),
+            ("link/x/y", TreeConflict::ThroughLink("link".to_owned())),
         ] {
             assert_eq!(insert(&mut tree, path, file(2)), Err(conflict));
         }
@@ -365,13 +367,13 @@ mod tests {
 
     #[test]
     fn only_an_empty_folder_is_replaced() {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         insert(&mut tree, "a/b", folder(0o755)).unwrap();
         // A sibling that sorts directly after the folder is not in it.
         insert(&mut tree, "a.txt", file(1)).unwrap();
         assert_eq!(
             insert(&mut tree, "a", symlink("x")),
-            Err(Conflict::ReplacesFolder)
+            Err(TreeConflict::ReplacesFolder)
         );
         assert_eq!(insert(&mut tree, "a/b", symlink("x")), Ok(()));
         assert_eq!(paths(tree), ["a", "a/b", "a.txt"]);
@@ -379,7 +381,7 @@ mod tests {
 
     #[test]
     fn a_hard_link_keeps_its_file_when_the_first_name_is_replaced() {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         insert(&mut tree, "z", file(1)).unwrap();
         tree.link("a", "z").unwrap();
         insert(&mut tree, "z", file(2)).unwrap();
@@ -392,11 +394,11 @@ mod tests {
 
     #[test]
     fn a_hard_link_needs_an_existing_file_or_symlink_as_its_target() {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         insert(&mut tree, "folder", folder(0o755)).unwrap();
         insert(&mut tree, "link", symlink("x")).unwrap();
-        assert_eq!(tree.link("a", "nothing"), Err(Conflict::NoTarget));
-        assert_eq!(tree.link("a", "folder"), Err(Conflict::FolderTarget));
+        assert_eq!(tree.link("a", "nothing"), Err(TreeConflict::NoTarget));
+        assert_eq!(tree.link("a", "folder"), Err(TreeConflict::FolderTarget));
         assert_eq!(tree.link("a", "link"), Ok(()));
         assert_eq!(tree.into_index().get("a"), Some(symlink("x")));
     }

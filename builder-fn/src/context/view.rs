@@ -12,17 +12,17 @@ mod ignore_file;
 mod patterns;
 
 use super::{Kind, SourceContext};
-use effort::Effort;
+use effort::MatchingEffort;
 pub(crate) use ignore_file::pattern_problems;
 use patterns::{MatchedPatterns, Pattern, Patterns};
 
 /// The limit on the effort of matching patterns, in bytes of paths that are compared with a pattern: seconds. It is
 /// enough for a hundred patterns with wildcards on 200,000 files.
-const EFFORT_MAX: usize = 2 << 30;
+const MATCHING_EFFORT_MAX_BYTES: usize = 2 << 30;
 
 /// The patterns in the metadata of a file-sync request.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Filter {
+pub(crate) struct ViewFilter {
     /// The `include-patterns`: if there are any, only entries that one of them matches are sent.
     pub(crate) include: Vec<String>,
     /// The `exclude-patterns`, including those of `.dockerignore`: entries that they match are not sent; `!` makes an
@@ -34,7 +34,7 @@ pub(crate) struct Filter {
 
 /// The selected entries of a context, in the order in which they are sent.
 #[derive(Debug, Default)]
-pub(crate) struct View {
+pub(crate) struct ContextView {
     /// The numbers of the selected entries in the [`Index`](super::Index).
     entries: Vec<u32>,
     /// The hard links among the selected entries: the position of each in `entries`, and the number of the entry that
@@ -69,14 +69,14 @@ pub(crate) struct PatternError {
 pub(crate) fn view_while(
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
-    filter: &Filter,
-) -> Result<View, PatternError> {
-    view_with_effort(EFFORT_MAX, is_wanted, context, filter)
+    filter: &ViewFilter,
+) -> Result<ContextView, PatternError> {
+    view_with_effort(MATCHING_EFFORT_MAX_BYTES, is_wanted, context, filter)
 }
 
 /// Selects the entries of a context that match `filter`.
 #[cfg(test)]
-pub(crate) fn view(context: &SourceContext, filter: &Filter) -> Result<View, PatternError> {
+pub(crate) fn view(context: &SourceContext, filter: &ViewFilter) -> Result<ContextView, PatternError> {
     view_while(&|| true, context, filter)
 }
 
@@ -85,26 +85,26 @@ fn view_with_effort(
     effort: usize,
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
-    filter: &Filter,
-) -> Result<View, PatternError> {
+    filter: &ViewFilter,
+) -> Result<ContextView, PatternError> {
     let limit = "the patterns up to this one are too many or too complex for so many files";
-    let mut effort = Effort::new(effort, limit, is_wanted);
+    let mut effort = MatchingEffort::new(effort, limit, is_wanted);
     let mut include = Some(filter.include.clone());
     if !filter.follow.is_empty()
-        && let Some(targets) = follow::follow(is_wanted, context, &filter.follow)?
+        && let Some(targets) = follow::follow_links(is_wanted, context, &filter.follow)?
     {
         include = follow::without_nested(filter.include.iter().cloned().chain(targets));
     }
     let include = include.filter(|patterns| !patterns.is_empty());
-    let include = include.as_deref().map(Selection::include).transpose()?;
+    let include = include.as_deref().map(PatternSelection::include).transpose()?;
     let exclude = Some(&filter.exclude[..]).filter(|patterns| !patterns.is_empty());
-    let exclude = exclude.map(Selection::exclude).transpose()?;
+    let exclude = exclude.map(PatternSelection::exclude).transpose()?;
     let entries = select(context, include.as_ref(), exclude.as_ref(), &mut effort)?;
     let links = hard_links(context, &entries);
-    Ok(View { entries, links })
+    Ok(ContextView { entries, links })
 }
 
-impl View {
+impl ContextView {
     /// Returns the number of entries in the view.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
@@ -136,7 +136,7 @@ impl View {
 }
 
 /// A list of include or of exclude patterns.
-struct Selection {
+struct PatternSelection {
     patterns: Patterns,
     /// Whether all selecting patterns have wildcards at most at the end. Then folders in which none of them can match
     /// are skipped.
@@ -153,7 +153,7 @@ struct Folder {
     is_selected: bool,
 }
 
-impl Selection {
+impl PatternSelection {
     fn include(patterns: &[String]) -> Result<Self, PatternError> {
         Self::new(patterns, |pattern| !pattern.is_exception())
     }
@@ -196,12 +196,12 @@ impl Selection {
 /// Returns the numbers of the entries that the patterns select, and of the folders above them.
 ///
 /// # Errors
-/// Fails if a malformed pattern is tried, and as [`Effort`].
+/// Fails if a malformed pattern is tried, and as [`MatchingEffort`].
 fn select(
     context: &SourceContext,
-    include: Option<&Selection>,
-    exclude: Option<&Selection>,
-    effort: &mut Effort<'_>,
+    include: Option<&PatternSelection>,
+    exclude: Option<&PatternSelection>,
+    effort: &mut MatchingEffort<'_>,
 ) -> Result<Vec<u32>, PatternError> {
     let index = context.index();
     let mut selected = Vec::new();

@@ -14,24 +14,24 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 /// The limit on the output of a credential helper, in bytes: more than any token needs.
-const OUTPUT_MAX: u64 = 64 << 10;
+const HELPER_OUTPUT_MAX_BYTES: u64 = 64 << 10;
 
 /// The output of a credential helper, with exit code 1, for a registry that it has no credentials for.
-const NOT_FOUND: &str = "credentials not found in native keychain";
+const CREDENTIALS_NOT_FOUND_OUTPUT: &str = "credentials not found in native keychain";
 
 /// The user name that marks a helper's secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 
 /// The folder of the credential helpers, and their time limit.
 #[derive(Clone, Debug)]
-pub struct Helpers {
+pub struct CredentialHelpers {
     /// The folder with the credential helpers; `None` for those in `PATH`.
     pub folder: Option<PathBuf>,
     /// The longest time that a credential helper may run.
     pub timeout: Duration,
 }
 
-impl Default for Helpers {
+impl Default for CredentialHelpers {
     /// Returns the credential helpers in `PATH`, with a timeout of 20 s.
     fn default() -> Self {
         Self {
@@ -89,12 +89,12 @@ pub enum HelperError {
 /// The JSON that a credential helper prints.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Answer {
+struct HelperAnswer {
     username: String,
     secret: String,
 }
 
-impl Helpers {
+impl CredentialHelpers {
     /// Runs the credential helper `name` to get the credentials for `server`. Returns `None` if the helper has none.
     ///
     /// Dropping the future kills the program.
@@ -138,9 +138,12 @@ impl Helpers {
             }
             let mut output = Vec::new();
             if let Some(stdout) = child.stdout.take() {
-                stdout.take(OUTPUT_MAX + 1).read_to_end(&mut output).await?;
+                stdout
+                    .take(HELPER_OUTPUT_MAX_BYTES + 1)
+                    .read_to_end(&mut output)
+                    .await?;
             }
-            if output.len() as u64 > OUTPUT_MAX {
+            if output.len() as u64 > HELPER_OUTPUT_MAX_BYTES {
                 return Ok((None, output));
             }
             Ok((Some(child.wait().await?), output))
@@ -158,12 +161,12 @@ impl Helpers {
             return Err(HelperError::Malformed { program });
         };
         if !status.success() {
-            return match output.trim_ascii() == NOT_FOUND.as_bytes() {
+            return match output.trim_ascii() == CREDENTIALS_NOT_FOUND_OUTPUT.as_bytes() {
                 true => Ok(None),
                 false => Err(HelperError::Failed { program, status }),
             };
         }
-        let Ok(Answer { username, secret }) = serde_json::from_slice(&output) else {
+        let Ok(HelperAnswer { username, secret }) = serde_json::from_slice(&output) else {
             return Err(HelperError::Malformed { program });
         };
         Ok(Some(RegistryCredentials {
@@ -201,13 +204,13 @@ pub(super) mod tests {
     }
 
     /// Creates a credential helper that runs `script`, in a temporary folder.
-    fn helper(script: &str) -> (tempfile::TempDir, Helpers) {
+    fn helper(script: &str) -> (tempfile::TempDir, CredentialHelpers) {
         let folder = tempfile::tempdir().unwrap();
         write_executable(
             &folder.path().join("docker-credential-test"),
             &format!("#!/bin/sh\n{script}\n"),
         );
-        let helpers = Helpers {
+        let helpers = CredentialHelpers {
             folder: Some(folder.path().to_owned()),
             timeout: Duration::from_secs(20),
         };
@@ -239,7 +242,7 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn an_unknown_registry_is_not_an_error() {
-        let script = format!("cat > /dev/null; echo '{NOT_FOUND}'; exit 1");
+        let script = format!("cat > /dev/null; echo '{CREDENTIALS_NOT_FOUND_OUTPUT}'; exit 1");
         assert_eq!(ask(&script).await.unwrap(), None);
     }
 

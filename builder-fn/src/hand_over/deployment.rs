@@ -7,7 +7,7 @@ use super::{AnswerSigner, HandOver};
 
 /// The length, in characters, of the part of an answer that an error quotes if the answer is not the
 /// deployer's.
-const MAX_REPEATED: usize = 300;
+const MAX_QUOTED_CHARS: usize = 300;
 
 /// The outcome of a hand-over: a status and the deployer's answer.
 #[derive(Clone, Debug)]
@@ -65,8 +65,8 @@ impl DeploymentStatus {
 impl Deployment {
     /// Interprets the answer to a hand-over, of the deployer or of a gateway that could not reach it.
     pub(super) fn from_answer(status: StatusCode, body: &[u8]) -> Self {
-        let Some(answer) = deployers_answer(body) else {
-            return Self::failed(reply_text(status, body));
+        let Some(answer) = parse_deployers_answer(body) else {
+            return Self::failed(describe_foreign_answer(status, body));
         };
         let outcome = match status {
             StatusCode::OK if answer["status"] == "unverified" => DeploymentStatus::Unverified,
@@ -109,7 +109,7 @@ impl Deployment {
     }
 
     /// Returns the deployer's reasons on one line; its status if it gave no reasons.
-    pub(crate) fn reason(&self) -> String {
+    pub(crate) fn reasons_in_one_line(&self) -> String {
         let reasons: Vec<_> = self.answer["reasons"]
             .as_array()
             .into_iter()
@@ -125,18 +125,18 @@ impl Deployment {
 
 /// Returns whether the body of an answer is the deployer's. The bodies of a gateway are no JSON objects with a
 /// `status`.
-pub(super) fn is_deployers(body: &[u8]) -> bool {
-    deployers_answer(body).is_some()
+pub(super) fn is_deployers_answer(body: &[u8]) -> bool {
+    parse_deployers_answer(body).is_some()
 }
 
 /// Describes an answer that is not the deployer's, as part of a sentence.
-pub(super) fn reply_text(status: StatusCode, body: &[u8]) -> String {
+pub(super) fn describe_foreign_answer(status: StatusCode, body: &[u8]) -> String {
     let body = String::from_utf8_lossy(body);
-    let start: String = body.trim().chars().take(MAX_REPEATED).collect();
+    let start: String = body.trim().chars().take(MAX_QUOTED_CHARS).collect();
     format!("the deployer answered {status} with {start:?}")
 }
 
-fn deployers_answer(body: &[u8]) -> Option<Value> {
+fn parse_deployers_answer(body: &[u8]) -> Option<Value> {
     let answer: Value = serde_json::from_slice(body).ok()?;
     answer["status"].is_string().then_some(answer)
 }
@@ -181,7 +181,7 @@ mod tests {
 
         assert_eq!(deployment.status, DeploymentStatus::Failed);
         assert_eq!(
-            deployment.reason(),
+            deployment.reasons_in_one_line(),
             "the deployer answered 200 OK with \"<html>\""
         );
     }
@@ -192,7 +192,7 @@ mod tests {
             (r#"{"status":"refused","reasons":["a","b"]}"#, "a; b"),
             (r#"{"status":"rolled_back"}"#, "it is rolled_back"),
         ] {
-            assert_eq!(answered(422, body).reason(), reason);
+            assert_eq!(answered(422, body).reasons_in_one_line(), reason);
         }
     }
 }

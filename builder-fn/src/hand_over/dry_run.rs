@@ -9,15 +9,15 @@ use function_host::http::StatusCode;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::deployment::reply_text;
-use super::retry::{Backoff, transient_failure};
+use super::deployment::describe_foreign_answer;
+use super::retry::{Backoff, describe_transient_failure};
 use super::{DeployVia, Deployment, DryRun, HandOverSigner};
 
 /// The timeout of one attempt at a dry run. A deployer that runs answers in well under a second.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The number of attempts at a dry run.
-const ATTEMPTS: usize = 2;
+const ATTEMPTS_MAX: usize = 2;
 
 /// The outcome of a dry run.
 #[derive(Debug)]
@@ -46,14 +46,16 @@ impl HandOverSigner<'_> {
         if settings.via == DeployVia::Callback {
             return DryRunOutcome::NotAsked;
         }
-        let message = self.message("function", dry_run.call_id, dry_run);
+        let message = self.sign_message("function", dry_run.call_id, dry_run);
         let mut backoff = Backoff::new();
         let mut attempt = 1;
         loop {
             let started = Instant::now();
-            let result = self.send(&message, TIMEOUT.min(settings.timeout)).await;
+            let result = self
+                .send_once(&message, ATTEMPT_TIMEOUT.min(settings.timeout))
+                .await;
             let seconds = started.elapsed().as_secs_f64();
-            if let Some(reason) = transient_failure(&result) {
+            if let Some(reason) = describe_transient_failure(&result) {
                 tracing::warn!(
                     deployer = settings.function,
                     attempt,
@@ -61,14 +63,14 @@ impl HandOverSigner<'_> {
                     reason,
                     "dry run failed"
                 );
-                if attempt < ATTEMPTS {
+                if attempt < ATTEMPTS_MAX {
                     attempt += 1;
-                    tokio::time::sleep(backoff.next()).await;
+                    tokio::time::sleep(backoff.next_wait()).await;
                     continue;
                 }
             }
             return match result {
-                Ok((status, body)) => outcome(status, &body),
+                Ok((status, body)) => interpret_answer(status, &body),
                 Err(error) => DryRunOutcome::Unanswered {
                     reason: error.to_string(),
                 },
@@ -78,7 +80,7 @@ impl HandOverSigner<'_> {
 }
 
 /// Interprets the deployer's answer to a dry run.
-fn outcome(status: StatusCode, body: &[u8]) -> DryRunOutcome {
+fn interpret_answer(status: StatusCode, body: &[u8]) -> DryRunOutcome {
     let answer: Value = serde_json::from_slice(body).unwrap_or_default();
     let is_dry_run = answer["dryRun"] == true;
     match status {
@@ -91,7 +93,7 @@ fn outcome(status: StatusCode, body: &[u8]) -> DryRunOutcome {
         // A deployer from before dry runs misses the image.
         StatusCode::BAD_REQUEST if answer["status"] == "refused" => DryRunOutcome::NotAsked,
         _ => DryRunOutcome::Unanswered {
-            reason: reply_text(status, body),
+            reason: describe_foreign_answer(status, body),
         },
     }
 }
@@ -150,10 +152,10 @@ mod tests {
             (503, "", "unanswered"),
         ] {
             let status = StatusCode::from_u16(status).expect("status");
-            let found = match outcome(status, body.as_bytes()) {
+            let found = match interpret_answer(status, body.as_bytes()) {
                 DryRunOutcome::Accepted { .. } => "accepted",
                 DryRunOutcome::Refused(deployment) => {
-                    assert_eq!(deployment.reason(), "a");
+                    assert_eq!(deployment.reasons_in_one_line(), "a");
                     "refused"
                 }
                 DryRunOutcome::NotAsked => "not asked",

@@ -6,7 +6,7 @@ use function_host::ErrorChain;
 use function_host::gateway::GatewayError;
 use function_host::http::StatusCode;
 
-use super::deployment::is_deployers;
+use super::deployment::is_deployers_answer;
 
 /// The wait before the second attempt to reach the deployer.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
@@ -15,7 +15,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Status and body of the answer to a request, as the gateway passes it on.
-pub(super) type Reply = (StatusCode, Vec<u8>);
+pub(super) type GatewayReply = (StatusCode, Vec<u8>);
 
 /// A growing sequence of waits between attempts to reach the deployer.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Backoff {
 
     /// Returns the sequence's next wait: between half of the planned one and all of it, so that several
     /// builders do not retry at the same moment.
-    pub(super) fn next(&mut self) -> Duration {
+    pub(super) fn next_wait(&mut self) -> Duration {
         let wait = self.next.mul_f64(0.5 + 0.5 * fastrand::f64());
         self.next = (self.next * 2).min(LONGEST_WAIT);
         wait
@@ -41,7 +41,7 @@ impl Backoff {
 /// Returns why the same request may succeed later; `None` if the request's result is final.
 ///
 /// The deployer's own answer is final, except a 429 or 503, with which a function rejects a request before it reads it.
-pub(super) fn transient_failure(result: &Result<Reply, GatewayError>) -> Option<String> {
+pub(super) fn describe_transient_failure(result: &Result<GatewayReply, GatewayError>) -> Option<String> {
     match result {
         Err(
             error @ (GatewayError::Connect { .. } | GatewayError::Lost { .. } | GatewayError::Timeout { .. }),
@@ -50,7 +50,7 @@ pub(super) fn transient_failure(result: &Result<Reply, GatewayError>) -> Option<
         Ok((status, body)) => {
             let is_transient = match *status {
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => true,
-                StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => !is_deployers(body),
+                StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => !is_deployers_answer(body),
                 _ => false,
             };
             is_transient.then(|| format!("the answer was {status}"))
@@ -69,7 +69,7 @@ mod tests {
         let mut backoff = Backoff::new();
         let mut planned = FIRST_WAIT;
         for _ in 0..10 {
-            let wait = backoff.next();
+            let wait = backoff.next_wait();
             assert!(wait >= planned / 2 && wait <= planned, "{wait:?} of {planned:?}");
             planned = (planned * 2).min(LONGEST_WAIT);
         }
@@ -98,7 +98,11 @@ mod tests {
         ] {
             let status = StatusCode::from_u16(status).expect("status");
             let result = Ok((status, body.as_bytes().to_vec()));
-            assert_eq!(transient_failure(&result).is_some(), transient, "{status} {body}");
+            assert_eq!(
+                describe_transient_failure(&result).is_some(),
+                transient,
+                "{status} {body}"
+            );
         }
         let path = || "/".to_owned();
         let lost = Err(GatewayError::Lost {
@@ -106,7 +110,10 @@ mod tests {
             path: path(),
             source: "reset".into(),
         });
-        assert!(transient_failure(&lost).is_some_and(|reason| reason.ends_with(": reset")));
-        assert_eq!(transient_failure(&Err(GatewayError::Path { path: path() })), None);
+        assert!(describe_transient_failure(&lost).is_some_and(|reason| reason.ends_with(": reset")));
+        assert_eq!(
+            describe_transient_failure(&Err(GatewayError::Path { path: path() })),
+            None
+        );
     }
 }

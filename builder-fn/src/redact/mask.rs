@@ -2,7 +2,7 @@
 //!
 //! It masks a value, each of its lines, and its base64: in the standard and the URL-safe alphabet, wrapped as `base64` and
 //! `openssl base64` wrap their output, and behind a prefix of any length, as in `user:password`. Values and lines shorter
-//! than [`MIN_LEN`] bytes are not masked.
+//! than [`MIN_MASKED_BYTES`] bytes are not masked.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -14,39 +14,39 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::Value;
 
-use super::needles::{MAX_LEN, Needles};
-use super::{MASKED, MIN_LEN};
+use super::needles::{MAX_NEEDLE_BYTES, SearchedStrings};
+use super::{MASK_TEXT, MIN_MASKED_BYTES};
 
 /// The lengths of the lines that `base64` and `openssl base64` write.
-const WRAPS: [usize; 2] = [76, 64];
+const BASE64_LINE_LENGTHS: [usize; 2] = [76, 64];
 
 /// Masks secret values in texts. The default masks nothing. Clones share the values.
 #[derive(Clone, Default)]
-pub(crate) struct Mask(Arc<Needles>);
+pub(crate) struct SecretMask(Arc<SearchedStrings>);
 
-impl fmt::Debug for Mask {
+impl fmt::Debug for SecretMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Mask").finish_non_exhaustive()
     }
 }
 
-impl Mask {
+impl SecretMask {
     /// Creates a mask for all of `values`. It takes about 12 bytes of memory for each of their bytes.
     pub(crate) fn new<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut strings = BTreeSet::new();
         for value in values {
             for line in value.split(|byte| *byte == b'\n') {
-                add(&mut strings, line.trim_ascii(), MAX_LEN);
+                add_in_pieces(&mut strings, line.trim_ascii(), MAX_NEEDLE_BYTES);
             }
-            add_encoded(&mut strings, value.trim_ascii_end());
+            add_base64(&mut strings, value.trim_ascii_end());
         }
-        Self(Arc::new(Needles::new(strings)))
+        Self(Arc::new(SearchedStrings::new(strings)))
     }
 
     /// Returns how many bytes of an unfinished line must be withheld, so that no secret value is shown in two
     /// halves.
-    pub(crate) fn lookahead(&self) -> usize {
-        if self.0.is_empty() { 0 } else { MAX_LEN }
+    pub(crate) fn withheld_bytes(&self) -> usize {
+        if self.0.is_empty() { 0 } else { MAX_NEEDLE_BYTES }
     }
 
     /// Masks the secret values in `text`.
@@ -67,7 +67,7 @@ impl Mask {
         let mut from = 0;
         for range in found {
             masked.extend_from_slice(&bytes[from..range.start]);
-            masked.extend_from_slice(MASKED.as_bytes());
+            masked.extend_from_slice(MASK_TEXT.as_bytes());
             from = range.end;
         }
         masked.extend_from_slice(&bytes[from..]);
@@ -89,8 +89,8 @@ impl Mask {
     }
 
     /// Returns the first position from `end` on at which `bytes` can be cut without cutting a secret value. At
-    /// least [`lookahead`](Self::lookahead) bytes must follow `end`.
-    pub(crate) fn cut(&self, bytes: &[u8], end: usize) -> usize {
+    /// least [`lookahead`](Self::withheld_bytes) bytes must follow `end`.
+    pub(crate) fn next_safe_cut(&self, bytes: &[u8], end: usize) -> usize {
         let contains_end = |range: &Range<usize>| range.start < end && end < range.end;
         let found = self.0.find(bytes);
         found
@@ -102,9 +102,9 @@ impl Mask {
 
 /// Adds `text` to the strings to mask, in pieces of `length` bytes. If the last piece would be too short, it
 /// overlaps the one before it.
-fn add(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usize) {
+fn add_in_pieces(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usize) {
     for (index, piece) in text.chunks(length).enumerate() {
-        if piece.len() >= MIN_LEN {
+        if piece.len() >= MIN_MASKED_BYTES {
             strings.insert(piece.to_vec());
         } else if index > 0 {
             strings.insert(text[text.len() - length..].to_vec());
@@ -113,7 +113,7 @@ fn add(strings: &mut BTreeSet<Vec<u8>>, text: &[u8], length: usize) {
 }
 
 /// Adds the base64 of `value` to the strings to mask, as it is encoded behind a prefix of any length.
-fn add_encoded(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
+fn add_base64(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
     for skipped in 0..3 {
         let Some(rest) = value.get(skipped..) else { return };
         // Only whole groups of three bytes are encoded the same whatever comes before and after them.
@@ -122,12 +122,12 @@ fn add_encoded(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
             return;
         }
         let encoded = STANDARD.encode(whole);
-        add(strings, encoded.as_bytes(), MAX_LEN);
-        add(strings, URL_SAFE.encode(whole).as_bytes(), MAX_LEN);
-        if skipped == 0 && encoded.len() > WRAPS[1] {
-            WRAPS
+        add_in_pieces(strings, encoded.as_bytes(), MAX_NEEDLE_BYTES);
+        add_in_pieces(strings, URL_SAFE.encode(whole).as_bytes(), MAX_NEEDLE_BYTES);
+        if skipped == 0 && encoded.len() > BASE64_LINE_LENGTHS[1] {
+            BASE64_LINE_LENGTHS
                 .iter()
-                .for_each(|wrap| add(strings, encoded.as_bytes(), *wrap));
+                .for_each(|wrap| add_in_pieces(strings, encoded.as_bytes(), *wrap));
         }
     }
 }
@@ -136,8 +136,8 @@ fn add_encoded(strings: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
 mod tests {
     use super::*;
 
-    fn mask(values: &[&str]) -> Mask {
-        Mask::new(values.iter().map(|value| value.as_bytes()))
+    fn mask(values: &[&str]) -> SecretMask {
+        SecretMask::new(values.iter().map(|value| value.as_bytes()))
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_mask_without_values_changes_nothing() {
-        assert_eq!(Mask::default().mask_text("a  b"), "a  b");
+        assert_eq!(SecretMask::default().mask_text("a  b"), "a  b");
         assert_eq!(mask(&["", "\n\n", "abc"]).mask_text("abc"), "abc");
     }
 
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_last_bytes_of_a_long_value_are_masked_too() {
-        for length in MAX_LEN - 1..=MAX_LEN + MIN_LEN {
+        for length in MAX_NEEDLE_BYTES - 1..=MAX_NEEDLE_BYTES + MIN_MASKED_BYTES {
             let value: String = (0..)
                 .flat_map(|n: u32| format!("{n} ").into_bytes())
                 .map(char::from)
@@ -214,7 +214,7 @@ mod tests {
         let values: Vec<String> = (0..3)
             .map(|value| (0..32_000).map(|line| format!("{value}-{line:07}\n")).collect())
             .collect();
-        let mask = Mask::new(values.iter().map(|value| value.as_bytes()));
+        let mask = SecretMask::new(values.iter().map(|value| value.as_bytes()));
 
         for value in &values {
             for line in value.lines().step_by(97).chain(value.lines().last()) {

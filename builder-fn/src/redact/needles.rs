@@ -7,20 +7,20 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::MIN_LEN;
+use super::MIN_MASKED_BYTES;
 
 /// The length, in bytes, of the longest string that is searched for as a whole. Longer ones are split, so that
 /// no more than this many bytes of a line that has not ended yet need to be withheld.
-pub(super) const MAX_LEN: usize = 256;
+pub(super) const MAX_NEEDLE_BYTES: usize = 256;
 
 /// The number of bits of the Bloom filter per string: one string in 16 that is not in the set passes.
-const FILTER_BITS: usize = 16;
+const FILTER_BITS_PER_STRING: usize = 16;
 
 /// A sorted set of strings that are searched for at the same time.
 #[derive(Default)]
-pub(super) struct Needles {
+pub(super) struct SearchedStrings {
     sorted: Vec<Needle>,
-    filter: Filter,
+    filter: PrefixFilter,
 }
 
 struct Needle {
@@ -29,9 +29,9 @@ struct Needle {
     prefix: Option<usize>,
 }
 
-impl Needles {
+impl SearchedStrings {
     pub(super) fn new(strings: BTreeSet<Vec<u8>>) -> Self {
-        let mut filter = Filter::new(strings.len());
+        let mut filter = PrefixFilter::new(strings.len());
         let mut sorted: Vec<Needle> = Vec::with_capacity(strings.len());
         // The strings that the current one may begin with, the longest last.
         let mut open: Vec<usize> = Vec::new();
@@ -77,7 +77,7 @@ impl Needles {
         if !self.filter.may_contain(text) {
             return None;
         }
-        let text = &text[..text.len().min(MAX_LEN)];
+        let text = &text[..text.len().min(MAX_NEEDLE_BYTES)];
         let after = self
             .sorted
             .partition_point(|needle| needle.bytes.as_slice() <= text);
@@ -96,16 +96,16 @@ fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// A Bloom filter of one hash, over the first [`MIN_LEN`] bytes of the strings: rules out that any of them
+/// A Bloom filter of one hash, over the first [`MIN_MASKED_BYTES`] bytes of the strings: rules out that any of them
 /// begins at a position.
 #[derive(Default)]
-struct Filter {
+struct PrefixFilter {
     bits: Vec<u64>,
 }
 
-impl Filter {
+impl PrefixFilter {
     fn new(strings: usize) -> Self {
-        let bits = (strings * FILTER_BITS).next_power_of_two().max(1024);
+        let bits = (strings * FILTER_BITS_PER_STRING).next_power_of_two().max(1024);
         Self {
             bits: vec![0; bits / 64],
         }
@@ -125,7 +125,7 @@ impl Filter {
     /// Returns the filter's word and bit for a string; `None` if the string is too short, or if the filter is
     /// that of an empty set.
     fn position(&self, string: &[u8]) -> Option<(usize, u64)> {
-        let first = string.first_chunk::<MIN_LEN>()?;
+        let first = string.first_chunk::<MIN_MASKED_BYTES>()?;
         // Multiplicative hashing: the high bits of the product depend on all four bytes.
         let hash = u64::from(u32::from_le_bytes(*first)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let hash = usize::try_from(hash).ok()?;
@@ -140,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the expected result of [`Needles::find`], by comparing every string at every position.
+    /// Returns the expected result of [`SearchedStrings::find`], by comparing every string at every position.
     fn find_slowly(strings: &BTreeSet<Vec<u8>>, text: &[u8]) -> Vec<Range<usize>> {
         let mut is_found = vec![false; text.len()];
         for start in 0..text.len() {
@@ -165,7 +165,7 @@ mod tests {
             text in "[abc]{0,80}",
         ) {
             let strings: BTreeSet<Vec<u8>> = strings.into_iter().map(String::into_bytes).collect();
-            let needles = Needles::new(strings.clone());
+            let needles = SearchedStrings::new(strings.clone());
 
             prop_assert_eq!(needles.find(text.as_bytes()), find_slowly(&strings, text.as_bytes()));
         }
@@ -173,7 +173,11 @@ mod tests {
 
     #[test]
     fn an_empty_set_finds_nothing() {
-        assert!(Needles::default().find(b"some text").is_empty());
-        assert!(Needles::new(BTreeSet::new()).find(b"some text").is_empty());
+        assert!(SearchedStrings::default().find(b"some text").is_empty());
+        assert!(
+            SearchedStrings::new(BTreeSet::new())
+                .find(b"some text")
+                .is_empty()
+        );
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{MASKED, MIN_LEN, Mask};
+use super::{MASK_TEXT, MIN_MASKED_BYTES, SecretMask};
 
 /// The length of the longest name of a span, in bytes.
-const MAX_NAME: usize = 200;
+const MAX_SPAN_NAME_BYTES: usize = 200;
 
 /// Masks the values of secrets and of build arguments in a build's trace.
 ///
@@ -13,8 +13,8 @@ const MAX_NAME: usize = 200;
 /// build's log goes to the caller only, so build arguments are not masked there.
 #[derive(Debug, Default)]
 pub(crate) struct TraceMask {
-    secrets: Mask,
-    arguments: Mask,
+    secrets: SecretMask,
+    arguments: SecretMask,
     /// Values of build arguments that are too short to be masked within words: they are masked only as words of
     /// their own.
     short_arguments: Vec<String>,
@@ -22,13 +22,13 @@ pub(crate) struct TraceMask {
 
 impl TraceMask {
     /// Creates a trace mask for a build with these secrets and build arguments.
-    pub(crate) fn new(secrets: Mask, arguments: &BTreeMap<String, String>) -> Self {
+    pub(crate) fn new(secrets: SecretMask, arguments: &BTreeMap<String, String>) -> Self {
         let values = arguments.values().map(|value| value.trim());
         Self {
             secrets,
-            arguments: Mask::new(arguments.values().map(String::as_bytes)),
+            arguments: SecretMask::new(arguments.values().map(String::as_bytes)),
             short_arguments: values
-                .filter(|value| (1..MIN_LEN).contains(&value.len()))
+                .filter(|value| (1..MIN_MASKED_BYTES).contains(&value.len()))
                 .map(str::to_owned)
                 .collect(),
         }
@@ -58,8 +58,8 @@ impl TraceMask {
             .mask_text(&self.secrets.mask_text(brackets))
             .into_owned();
         let mut name = masked + &self.mask_text(rest);
-        if name.len() > MAX_NAME {
-            name.truncate(name.floor_char_boundary(MAX_NAME));
+        if name.len() > MAX_SPAN_NAME_BYTES {
+            name.truncate(name.floor_char_boundary(MAX_SPAN_NAME_BYTES));
             name.push('…');
         }
         name
@@ -75,7 +75,7 @@ fn mask_word(text: &str, word: &str) -> String {
         let is_whole = !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric);
         if is_whole {
             masked.push_str(&text[from..at]);
-            masked.push_str(MASKED);
+            masked.push_str(MASK_TEXT);
             from = at + word.len();
         }
     }
@@ -97,7 +97,7 @@ mod tests {
             ("LINES", "one line\nanother"),
         ];
         let arguments = arguments.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        TraceMask::new(Mask::new(secrets), &arguments.into())
+        TraceMask::new(SecretMask::new(secrets), &arguments.into())
     }
 
     #[test]
@@ -128,12 +128,12 @@ mod tests {
     #[test]
     fn long_step_names_are_cut_to_200_bytes() {
         let name = mask().mask_step_name(&format!("[1/2] RUN {}", "ü".repeat(500)));
-        assert!(name.len() <= MAX_NAME + '…'.len_utf8(), "{name}");
+        assert!(name.len() <= MAX_SPAN_NAME_BYTES + '…'.len_utf8(), "{name}");
     }
 
     #[test]
     fn a_secret_across_the_end_of_a_cut_name_is_masked_before_the_cut() {
-        let filler = "x".repeat(MAX_NAME - 13);
+        let filler = "x".repeat(MAX_SPAN_NAME_BYTES - 13);
         let name = mask().mask_step_name(&format!("[1/2] RUN {filler} hunter2"));
         assert!(!name.contains("hunt"), "{name}");
     }

@@ -1,7 +1,7 @@
 //! The bounded log of a build whose answer is sent at its end.
 
-use super::line_formatter::notice;
-use super::ring::{LineRing, cost};
+use super::line_formatter::timestamped_line;
+use super::ring::{LineRing, line_cost_bytes};
 use super::{LogSink, Warnings};
 
 /// A log with a limit on its memory: a quarter for the first lines, the rest for the last ones.
@@ -45,9 +45,9 @@ impl BoundedLog {
 
 impl LogSink for BoundedLog {
     fn push(&mut self, line: String) {
-        self.in_head &= cost(&line) <= self.head_room;
+        self.in_head &= line_cost_bytes(&line) <= self.head_room;
         if self.in_head {
-            self.head_room -= cost(&line);
+            self.head_room -= line_cost_bytes(&line);
             self.head.push(line);
         } else {
             self.tail.push(line);
@@ -57,7 +57,7 @@ impl LogSink for BoundedLog {
 
 /// Returns the notice in place of lines that were dropped from the middle of a log.
 pub(super) fn left_out_notice(lines: usize, limit: usize) -> String {
-    notice(&format!("… {} …", left_out(lines, limit)))
+    timestamped_line(&format!("… {} …", left_out(lines, limit)))
 }
 
 /// Says that lines were dropped from the middle of a log.
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     fn kept(count: usize) -> Vec<String> {
-        let mut log = BoundedLog::new(8 * cost("line 00000"));
+        let mut log = BoundedLog::new(8 * line_cost_bytes("line 00000"));
         for number in 0..count {
             log.push(format!("line {number:05}"));
         }

@@ -9,23 +9,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use super::bounded_log::{left_out, left_out_notice};
-use super::line_formatter::notice;
-use super::ring::{LineRing, cost};
+use super::line_formatter::timestamped_line;
+use super::ring::{LineRing, line_cost_bytes};
 use super::{LogSink, Warnings};
 
 /// The most bytes of log lines that may wait for the reader.
-const MAX_WAITING: usize = 256 << 10;
+const MAX_WAITING_BYTES: usize = 256 << 10;
 
 /// A queue of log lines. Clones share the queue: the build pushes into one, the reader takes from another.
 #[derive(Clone, Debug)]
 pub(crate) struct LogFeed {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FeedState>>,
     /// Notified when lines are pushed into the queue.
     pushed: Arc<Notify>,
 }
 
 #[derive(Debug)]
-struct State {
+struct FeedState {
     waiting: LineRing,
     /// The number of bytes that may still be passed on while the build runs.
     live_room: usize,
@@ -43,8 +43,8 @@ impl LogFeed {
     /// Creates an empty queue of a log with a limit of `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
         Self {
-            state: Arc::new(Mutex::new(State {
-                waiting: LineRing::new(MAX_WAITING),
+            state: Arc::new(Mutex::new(FeedState {
+                waiting: LineRing::new(MAX_WAITING_BYTES),
                 live_room: limit - limit / 4,
                 is_live_full: false,
                 tail: LineRing::new(limit / 4),
@@ -69,8 +69,8 @@ impl LogFeed {
     }
 
     /// Returns the memory cost of the lines in the queue, in bytes.
-    pub(super) fn held(&self) -> usize {
-        self.lock().waiting.held()
+    pub(super) fn held_bytes(&self) -> usize {
+        self.lock().waiting.held_bytes()
     }
 
     /// Takes lines from the queue as long as `fits` returns true for the next one.
@@ -81,7 +81,7 @@ impl LogFeed {
             0 => {}
             dropped => {
                 state.unread += dropped;
-                let line = notice(&format!(
+                let line = timestamped_line(&format!(
                     "… {dropped} lines dropped: they were not read in time …"
                 ));
                 // The first line always fits; the call makes it count.
@@ -129,7 +129,7 @@ impl LogFeed {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FeedState> {
         // Every operation leaves the state whole, even if a thread panicked while it held the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,14 +138,14 @@ impl LogFeed {
 impl LogSink for LogFeed {
     fn push(&mut self, line: String) {
         let mut state = self.lock();
-        if !state.is_live_full && cost(&line) <= state.live_room {
-            state.live_room -= cost(&line);
+        if !state.is_live_full && line_cost_bytes(&line) <= state.live_room {
+            state.live_room -= line_cost_bytes(&line);
             state.waiting.push(line);
         } else {
             if !state.is_live_full {
                 state.is_live_full = true;
                 let limit = state.limit;
-                state.waiting.push(notice(&format!(
+                state.waiting.push(timestamped_line(&format!(
                     "… a log may have {limit} bytes; its end follows when the build is over …"
                 )));
             }
@@ -193,7 +193,7 @@ mod tests {
             feed.push(format!("line {number}"));
         }
 
-        assert!(feed.held() <= MAX_WAITING);
+        assert!(feed.held_bytes() <= MAX_WAITING_BYTES);
         let lines = take_all(&feed);
         let dropped = 1_000_000 - (lines.len() - 1);
         assert!(
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_log_above_the_limit_follows_when_the_build_is_over() {
-        let mut feed = LogFeed::new(8 * cost("line 0"));
+        let mut feed = LogFeed::new(8 * line_cost_bytes("line 0"));
         for number in 0..10 {
             feed.push(format!("line {number}"));
             feed.push("x".repeat(40));

@@ -12,31 +12,31 @@ use std::time::{Duration, SystemTime};
 
 use super::Warnings;
 use crate::buildkit::BuildEvent;
-use crate::redact::Mask;
-use text::{floor_char_boundary, one_line, output_lines, time};
+use crate::redact::SecretMask;
+use text::{floor_char_boundary, format_time, output_lines, to_one_line};
 
 /// The most bytes of text in one log line; longer lines are split. Clients stop reading at records of 64 KiB,
 /// and JSON may need six bytes for one.
-pub(crate) const MAX_LINE: usize = 8 << 10;
+pub(crate) const MAX_LINE_BYTES: usize = 8 << 10;
 
 /// Formats the events of a build as log lines, in order, and collects the warnings that are not BuildKit's.
 #[derive(Debug, Default)]
 pub(crate) struct LineFormatter {
-    mask: Mask,
+    mask: SecretMask,
     /// The output of steps that has no line end yet, by step and stream.
-    unfinished: HashMap<(String, i64), Unfinished>,
+    unfinished: HashMap<(String, i64), UnfinishedOutput>,
     warnings: Warnings,
 }
 
 #[derive(Debug)]
-struct Unfinished {
+struct UnfinishedOutput {
     at: SystemTime,
     text: Vec<u8>,
 }
 
 impl LineFormatter {
     /// Creates a formatter for a build with the secrets of `mask`.
-    pub(crate) fn new(mask: Mask) -> Self {
+    pub(crate) fn new(mask: SecretMask) -> Self {
         Self {
             mask,
             ..Self::default()
@@ -44,13 +44,13 @@ impl LineFormatter {
     }
 
     /// Returns the log lines that `event` completes.
-    pub(crate) fn event(&mut self, event: BuildEvent) -> Vec<String> {
+    pub(crate) fn format_event(&mut self, event: BuildEvent) -> Vec<String> {
         match event {
             BuildEvent::StepStarted { name, at, .. } => {
                 vec![format!(
                     "v: {} {}",
-                    time(at),
-                    one_line(&self.mask.mask_text(&name))
+                    format_time(at),
+                    to_one_line(&self.mask.mask_text(&name))
                 )]
             }
             BuildEvent::StepEnded {
@@ -63,7 +63,7 @@ impl LineFormatter {
             BuildEvent::StepEnded { started: None, .. } => Vec::new(),
             BuildEvent::Progress { id, current, at, .. } => {
                 let id = self.mask.mask_text(&id);
-                vec![format!("s: {} {} {current}", time(at), one_line(&id))]
+                vec![format!("s: {} {} {current}", format_time(at), to_one_line(&id))]
             }
             BuildEvent::Output {
                 step,
@@ -71,13 +71,13 @@ impl LineFormatter {
                 at,
                 text,
             } => self.output(step, stream, at, &text),
-            BuildEvent::Warning { text } => vec![self.remark(&text)],
-            BuildEvent::Unsure { text } => vec![self.warning(&text)],
+            BuildEvent::Warning { text } => vec![self.format_unrecorded_warning(&text)],
+            BuildEvent::Unsure { text } => vec![self.record_warning(&text)],
         }
     }
 
     /// Returns the output that has no line end, once the build is over.
-    pub(crate) fn finish(&mut self) -> Vec<String> {
+    pub(crate) fn take_unfinished_output(&mut self) -> Vec<String> {
         let mut rest: Vec<_> = self
             .unfinished
             .drain()
@@ -90,15 +90,15 @@ impl LineFormatter {
     }
 
     /// Records a warning, and returns its log line.
-    pub(crate) fn warning(&mut self, text: &str) -> String {
-        let masked = one_line(&self.mask.mask_text(text)).to_string();
+    pub(crate) fn record_warning(&mut self, text: &str) -> String {
+        let masked = to_one_line(&self.mask.mask_text(text)).to_string();
         self.warnings.push(masked);
-        self.remark(text)
+        self.format_unrecorded_warning(text)
     }
 
     /// Returns the log line of a warning without recording it, because nothing was lost or left unchecked.
-    pub(crate) fn remark(&self, text: &str) -> String {
-        notice(&format!("warning: {}", self.mask.mask_text(text)))
+    pub(crate) fn format_unrecorded_warning(&self, text: &str) -> String {
+        timestamped_line(&format!("warning: {}", self.mask.mask_text(text)))
     }
 
     /// Returns the recorded warnings.
@@ -110,8 +110,8 @@ impl LineFormatter {
     pub(crate) fn step_started(&self, name: &str) -> String {
         format!(
             "v: {} {}",
-            time(SystemTime::now()),
-            one_line(&self.mask.mask_text(name))
+            format_time(SystemTime::now()),
+            to_one_line(&self.mask.mask_text(name))
         )
     }
 
@@ -131,8 +131,8 @@ impl LineFormatter {
         let name = self.mask.mask_text(name);
         lines.push(format!(
             "v: {} {} {:.2}s",
-            time(ended),
-            one_line(&name),
+            format_time(ended),
+            to_one_line(&name),
             took.as_secs_f64()
         ));
         lines
@@ -152,21 +152,24 @@ impl LineFormatter {
             pending.drain(..=newline);
         }
         // A long line without an end is passed on in pieces, so that it does not grow in memory. The rest waits.
-        while pending.len() >= MAX_LINE + self.mask.lookahead() {
-            let end = self.mask.cut(&pending, floor_char_boundary(&pending, MAX_LINE));
+        while pending.len() >= MAX_LINE_BYTES + self.mask.withheld_bytes() {
+            let end = self
+                .mask
+                .next_safe_cut(&pending, floor_char_boundary(&pending, MAX_LINE_BYTES));
             lines.extend(output_lines(&self.mask, at, &pending[..end]));
             pending.drain(..end);
         }
         if !pending.is_empty() {
-            self.unfinished.insert(key, Unfinished { at, text: pending });
+            self.unfinished
+                .insert(key, UnfinishedOutput { at, text: pending });
         }
         lines
     }
 }
 
 /// Returns a log line of Slipway's own, with the current time.
-pub(super) fn notice(text: &str) -> String {
-    format!("l: {} {}", time(SystemTime::now()), one_line(text))
+pub(super) fn timestamped_line(text: &str) -> String {
+    format!("l: {} {}", format_time(SystemTime::now()), to_one_line(text))
 }
 
 #[cfg(test)]

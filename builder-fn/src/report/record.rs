@@ -6,20 +6,20 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::json::{escaped_len, to_json};
-use super::{MAX_LINE, Report, serialize_in_milliseconds};
+use super::{MAX_LINE_BYTES, Report, serialize_in_milliseconds};
 
 /// The length of the longest record with its framing, in bytes. OpenFaaS's SDK reads line by line, and silently
 /// stops at a line of 64 KiB.
-pub(crate) const MAX_RECORD: usize = (64 << 10) - 1;
+pub(crate) const MAX_RECORD_BYTES: usize = (64 << 10) - 1;
 
 /// The bytes of a record besides its lines: names of fields, the duration, the framing.
-const FIELDS: usize = 256;
+const RECORD_OVERHEAD_BYTES: usize = 256;
 
 /// The most bytes of the error text, and of the deployment, in a terminal record.
-const MAX_TEXT: usize = 16 << 10;
+const MAX_TEXT_BYTES: usize = 16 << 10;
 
 // JSON needs at most six bytes for a byte of a line, and a line has a timestamp before its text: every line fits.
-const _: () = assert!(6 * (MAX_LINE + 64) + FIELDS <= MAX_RECORD);
+const _: () = assert!(6 * (MAX_LINE_BYTES + 64) + RECORD_OVERHEAD_BYTES <= MAX_RECORD_BYTES);
 
 /// The framing of records in a streamed answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(crate) enum StreamFormat {
 }
 
 #[derive(Serialize)]
-struct Progress<'a> {
+struct ProgressRecord<'a> {
     log: &'a [String],
     status: &'static str,
     #[serde(serialize_with = "serialize_in_milliseconds")]
@@ -49,8 +49,8 @@ impl StreamFormat {
     }
 
     /// Returns the record with log lines of a running build. `elapsed` counts from the arrival of the request.
-    pub(super) fn progress(self, log: &[String], elapsed: Duration) -> Bytes {
-        self.frame(&Progress {
+    pub(super) fn progress_record(self, log: &[String], elapsed: Duration) -> Bytes {
+        self.frame_record(&ProgressRecord {
             log,
             status: "in_progress",
             duration: elapsed.as_secs_f64(),
@@ -58,23 +58,23 @@ impl StreamFormat {
     }
 
     /// Returns the terminal record of a stream: `report` without its log, and with texts cut to fit.
-    pub(crate) fn terminal(self, mut report: Report) -> Bytes {
+    pub(crate) fn terminal_record(self, mut report: Report) -> Bytes {
         report.log = None;
         if let Some(error) = &mut report.error {
-            shorten(error, MAX_TEXT);
+            shorten(error, MAX_TEXT_BYTES);
         }
         if let Some(deployment) = &mut report.deployment
-            && to_json(deployment).len() > MAX_TEXT
+            && to_json(deployment).len() > MAX_TEXT_BYTES
         {
             // Slipway's deployer sends less. Of another answer, the status is what a client needs.
             let status = deployment["status"].take();
             let reason = "the deployer's answer is too long to be repeated here";
             *deployment = serde_json::json!({"status": status, "reasons": [reason]});
         }
-        self.frame(&report)
+        self.frame_record(&report)
     }
 
-    fn frame(self, record: &impl Serialize) -> Bytes {
+    fn frame_record(self, record: &impl Serialize) -> Bytes {
         let json = to_json(record);
         match self {
             Self::Ndjson => [&json[..], b"\n"].concat().into(),
@@ -88,11 +88,11 @@ pub(super) struct RecordSpace(usize);
 
 impl RecordSpace {
     pub(super) fn new() -> Self {
-        Self(MAX_RECORD - FIELDS)
+        Self(MAX_RECORD_BYTES - RECORD_OVERHEAD_BYTES)
     }
 
     /// Takes space for `line` from the record. Returns false, and takes nothing, if the line does not fit.
-    pub(super) fn take(&mut self, line: &str) -> bool {
+    pub(super) fn take_for_line(&mut self, line: &str) -> bool {
         // Quotes and a comma.
         let left = self.0.checked_sub(escaped_len(line) + 3);
         self.0 = left.unwrap_or(self.0);
@@ -144,15 +144,15 @@ mod tests {
         let log = ["l: a".to_owned()];
         let elapsed = Duration::from_millis(201);
         assert_eq!(
-            StreamFormat::Ndjson.progress(&log, elapsed),
+            StreamFormat::Ndjson.progress_record(&log, elapsed),
             "{\"log\":[\"l: a\"],\"status\":\"in_progress\",\"duration\":0.201}\n"
         );
         assert_eq!(
-            StreamFormat::EventStream.progress(&[], elapsed),
+            StreamFormat::EventStream.progress_record(&[], elapsed),
             "data: {\"log\":[],\"status\":\"in_progress\",\"duration\":0.201}\n\n"
         );
         assert_eq!(
-            StreamFormat::Ndjson.terminal(failed("exit code: 3")),
+            StreamFormat::Ndjson.terminal_record(failed("exit code: 3")),
             "{\"image\":\"registry/hello:1\",\"status\":\"failed\",\"error\":\"exit code: 3\",\"duration\":1.5}\n"
         );
     }
@@ -165,9 +165,9 @@ mod tests {
             for _ in 0..100 {
                 report.warnings.push(filling.repeat(100_000));
             }
-            let record = StreamFormat::EventStream.terminal(report);
+            let record = StreamFormat::EventStream.terminal_record(report);
 
-            assert!(record.len() <= MAX_RECORD, "{filling:?}: {}", record.len());
+            assert!(record.len() <= MAX_RECORD_BYTES, "{filling:?}: {}", record.len());
             let json: Value = serde_json::from_slice(&record["data: ".len()..]).expect("JSON");
             assert_eq!(json["deployment"]["status"], "failed");
             let last = json["warnings"].as_array().and_then(|warnings| warnings.last());
@@ -188,8 +188,8 @@ mod tests {
         let log = ["l: a\u{2028}b\u{2029}c\u{85}d".to_owned()];
         for format in [StreamFormat::Ndjson, StreamFormat::EventStream] {
             for record in [
-                format.progress(&log, Duration::ZERO),
-                format.terminal(failed(&log[0])),
+                format.progress_record(&log, Duration::ZERO),
+                format.terminal_record(failed(&log[0])),
             ] {
                 let record = std::str::from_utf8(&record).expect("UTF-8");
                 assert!(record.contains(r"l: a\u2028b\u2029c\u0085d"), "{record}");
@@ -208,10 +208,10 @@ mod tests {
         #[test]
         fn a_record_of_lines_that_fit_is_one_line_below_64_kib(lines in prop::collection::vec(".{0,2000}|(\u{1}|\u{2028}){0,8000}", 0..60)) {
             let mut space = RecordSpace::new();
-            let fitting: Vec<_> = lines.into_iter().take_while(|line| space.take(line)).collect();
+            let fitting: Vec<_> = lines.into_iter().take_while(|line| space.take_for_line(line)).collect();
             for format in [StreamFormat::Ndjson, StreamFormat::EventStream] {
-                let record = format.progress(&fitting, Duration::MAX);
-                prop_assert!(record.len() <= MAX_RECORD);
+                let record = format.progress_record(&fitting, Duration::MAX);
+                prop_assert!(record.len() <= MAX_RECORD_BYTES);
                 prop_assert_eq!(record.iter().filter(|byte| **byte == b'\n').count(), if format == StreamFormat::Ndjson { 1 } else { 2 });
             }
         }

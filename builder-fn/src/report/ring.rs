@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 /// The bytes of memory that a line takes besides its text, so that empty lines are limited as well.
-const OVERHEAD: usize = 32;
+const LINE_OVERHEAD_BYTES: usize = 32;
 
 /// Returns the memory that a log line counts for, in bytes.
-pub(super) fn cost(line: &str) -> usize {
-    line.len() + OVERHEAD
+pub(super) fn line_cost_bytes(line: &str) -> usize {
+    line.len() + LINE_OVERHEAD_BYTES
 }
 
 /// A queue of the newest log lines, and the number of lines evicted before them.
@@ -32,7 +32,7 @@ impl LineRing {
 
     /// Appends a line, and evicts and counts the oldest ones until the limit holds.
     pub(super) fn push(&mut self, line: String) {
-        self.held += cost(&line);
+        self.held += line_cost_bytes(&line);
         self.lines.push_back(line);
         while self.held > self.capacity && self.pop().is_some() {
             self.evicted += 1;
@@ -47,7 +47,7 @@ impl LineRing {
     /// Removes the oldest line from the queue and returns it.
     pub(super) fn pop(&mut self) -> Option<String> {
         let line = self.lines.pop_front()?;
-        self.held -= cost(&line);
+        self.held -= line_cost_bytes(&line);
         Some(line)
     }
 
@@ -62,7 +62,7 @@ impl LineRing {
     }
 
     /// Returns the memory cost of all lines in the queue, in bytes.
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn held_bytes(&self) -> usize {
         self.held
     }
 }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_oldest_lines_are_evicted_and_counted() {
-        let mut ring = LineRing::new(3 * cost("1"));
+        let mut ring = LineRing::new(3 * line_cost_bytes("1"));
         for number in 0..10 {
             ring.push(number.to_string());
         }
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(ring.take_evicted(), 7);
         let rest: Vec<_> = std::iter::from_fn(|| ring.pop()).collect();
         assert_eq!(rest, ["7", "8", "9"]);
-        assert!(ring.is_empty() && ring.held() == 0);
+        assert!(ring.is_empty() && ring.held_bytes() == 0);
     }
 
     #[test]

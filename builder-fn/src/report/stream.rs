@@ -18,25 +18,25 @@ use super::record::{RecordSpace, StreamFormat};
 use super::{LogFeed, Report};
 
 /// The time to wait for more log lines to put into the same record.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER_TIME: Duration = Duration::from_millis(5);
 
 /// The size of the waiting log lines, in bytes, from which a record is sent without waiting for more.
-const ENOUGH: usize = 32 << 10;
+const SEND_AT_ONCE_BYTES: usize = 32 << 10;
 
 /// The longest time without a record. A record without lines then shows proxies with an idle timeout that the
 /// build is running, and shows the builder whether the reader is still connected.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 struct RecordStream {
     format: StreamFormat,
     arrived: Instant,
     feed: LogFeed,
-    phase: Phase,
+    phase: StreamPhase,
     /// The report for the terminal record if the build panics.
     if_panicked: Option<Report>,
 }
 
-enum Phase {
+enum StreamPhase {
     /// The build runs, and no record has been sent.
     Started(AbortOnDropHandle<Report>),
     Running(AbortOnDropHandle<Report>),
@@ -61,7 +61,7 @@ pub(crate) fn stream_records(
         format,
         arrived,
         feed,
-        phase: Phase::Started(AbortOnDropHandle::new(task)),
+        phase: StreamPhase::Started(AbortOnDropHandle::new(task)),
         if_panicked: Some(if_panicked),
     };
     stream::unfold(records, |mut records| async move {
@@ -73,59 +73,61 @@ pub(crate) fn stream_records(
 impl RecordStream {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            match std::mem::replace(&mut self.phase, Phase::Ended) {
+            match std::mem::replace(&mut self.phase, StreamPhase::Ended) {
                 // Immediately, even without lines: the reader learns that the build was accepted.
-                Phase::Started(task) => {
-                    self.phase = Phase::Running(task);
+                StreamPhase::Started(task) => {
+                    self.phase = StreamPhase::Running(task);
                     return Some(self.progress());
                 }
-                Phase::Running(mut task) => {
+                StreamPhase::Running(mut task) => {
                     let ended = tokio::select! {
                         biased;
                         ended = &mut task => ended,
                         () = self.wait_for_lines() => {
-                            self.phase = Phase::Running(task);
+                            self.phase = StreamPhase::Running(task);
                             return Some(self.progress());
                         }
                     };
                     self.phase = match ended {
-                        Ok(report) => Phase::Flushing(report),
+                        Ok(report) => StreamPhase::Flushing(report),
                         // The panic hook has logged the panic. If the runtime is shutting down instead, nobody reads on.
-                        Err(_) => Phase::Flushing(Report {
+                        Err(_) => StreamPhase::Flushing(Report {
                             duration: self.arrived.elapsed().as_secs_f64(),
                             ..self.if_panicked.take()?
                         }),
                     };
                 }
-                Phase::Flushing(report) => {
+                StreamPhase::Flushing(report) => {
                     if self.feed.has_lines() || self.feed.release_tail() {
-                        self.phase = Phase::Flushing(report);
+                        self.phase = StreamPhase::Flushing(report);
                         return Some(self.progress());
                     }
                     return Some(self.terminal(report));
                 }
-                Phase::Ended => return None,
+                StreamPhase::Ended => return None,
             }
         }
     }
 
-    /// Waits for log lines, and a moment longer for more of them; at most [`KEEP_ALIVE`].
+    /// Waits for log lines, and a moment longer for more of them; at most [`KEEP_ALIVE_INTERVAL`].
     async fn wait_for_lines(&self) {
         let waiting = self.feed.wait_for_lines();
-        if tokio::time::timeout(KEEP_ALIVE, waiting).await.is_ok() && self.feed.held() < ENOUGH {
-            tokio::time::sleep(GATHER).await;
+        if tokio::time::timeout(KEEP_ALIVE_INTERVAL, waiting).await.is_ok()
+            && self.feed.held_bytes() < SEND_AT_ONCE_BYTES
+        {
+            tokio::time::sleep(GATHER_TIME).await;
         }
     }
 
     fn terminal(&self, mut report: Report) -> Bytes {
         self.feed.warn_of_losses(&mut report.warnings);
-        self.format.terminal(report)
+        self.format.terminal_record(report)
     }
 
     fn progress(&self) -> Bytes {
         let mut space = RecordSpace::new();
-        let lines = self.feed.take_while(|line| space.take(line));
-        self.format.progress(&lines, self.arrived.elapsed())
+        let lines = self.feed.take_while(|line| space.take_for_line(line));
+        self.format.progress_record(&lines, self.arrived.elapsed())
     }
 }
 
@@ -136,7 +138,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::report::record::MAX_RECORD;
+    use crate::report::record::MAX_RECORD_BYTES;
     use crate::report::{BuildStatus, LogSink, Warnings};
 
     fn report(status: BuildStatus) -> Report {
@@ -166,7 +168,7 @@ mod tests {
             report(BuildStatus::Failed),
         );
         Box::pin(records.map(|record| {
-            assert!(record.len() <= MAX_RECORD);
+            assert!(record.len() <= MAX_RECORD_BYTES);
             serde_json::from_slice(&record).expect("JSON")
         }))
     }
@@ -236,7 +238,7 @@ mod tests {
 
         drop(records);
 
-        tokio::time::timeout(KEEP_ALIVE, dropped)
+        tokio::time::timeout(KEEP_ALIVE_INTERVAL, dropped)
             .await
             .expect("the build is dropped with the stream")
             .expect_err("nothing is sent");
@@ -254,7 +256,7 @@ mod tests {
             record,
             json!({"log": [], "status": "in_progress", "duration": 15.0})
         );
-        assert_eq!(begun.elapsed(), KEEP_ALIVE);
+        assert_eq!(begun.elapsed(), KEEP_ALIVE_INTERVAL);
     }
 
     #[tokio::test(start_paused = true)]

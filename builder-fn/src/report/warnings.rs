@@ -6,10 +6,10 @@ use super::json::escaped_len;
 use super::record::shorten;
 
 /// Bytes of all warnings, in JSON. A terminal record has room for them.
-const MAX_WARNINGS: usize = 12 << 10;
+const MAX_WARNINGS_BYTES: usize = 12 << 10;
 
 /// Bytes of the longest warning, in JSON.
-const MAX_WARNING: usize = 4 << 10;
+const MAX_WARNING_BYTES: usize = 4 << 10;
 
 /// A list of warnings with a limit on its size. Serialized, its last entry says how many more there were.
 #[derive(Clone, Debug, Default)]
@@ -29,9 +29,9 @@ impl Warnings {
 
     /// Appends a warning, or counts it if there is no room for it or for an earlier one.
     pub(crate) fn push(&mut self, mut text: String) {
-        shorten(&mut text, MAX_WARNING);
+        shorten(&mut text, MAX_WARNING_BYTES);
         let held = self.held + escaped_len(&text);
-        if self.more > 0 || held > MAX_WARNINGS {
+        if self.more > 0 || held > MAX_WARNINGS_BYTES {
             self.more += 1;
         } else {
             self.held = held;
@@ -80,7 +80,10 @@ mod tests {
                 list[list.len() - 1],
                 format!("… and {} more warnings, which are in the log", 1000 - kept)
             );
-            assert!(to_json(&warnings).len() < MAX_WARNINGS + 4096, "{filling:?}");
+            assert!(
+                to_json(&warnings).len() < MAX_WARNINGS_BYTES + 4096,
+                "{filling:?}"
+            );
         }
     }
 

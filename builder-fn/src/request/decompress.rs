@@ -150,7 +150,7 @@ impl TarOutput {
             }
             .into());
         }
-        self.reader.feed(piece)?;
+        self.reader.parse_piece(piece)?;
         Ok(self.spool.append(piece)?)
     }
 

@@ -115,7 +115,7 @@ fn read_file_start(
     let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
     let mut start = vec![0; size.min(limit)];
     context
-        .read_exact(entry, 0, &mut start)
+        .read_file_exact(entry, 0, &mut start)
         .map_err(RequestError::ReadSpool)?;
     Ok(Some(start))
 }

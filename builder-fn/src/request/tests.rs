@@ -174,7 +174,7 @@ async fn a_signed_tar_becomes_the_same_build_request_whatever_pieces_it_arrives_
             assert!(request.sealed_secrets.is_none());
             let dockerfile = request.context.get("Dockerfile").unwrap();
             let mut content = [0; 20];
-            assert_eq!(request.context.read(dockerfile, 5, &mut content).unwrap(), 8);
+            assert_eq!(request.context.read_file(dockerfile, 5, &mut content).unwrap(), 8);
             assert_eq!(&content[..8], b"scratch\n");
             let on_disk = if body.len() > 256 << 10 { 1 } else { 0 };
             assert_eq!(spooled.count_names_and_open_files(), (0, on_disk));
@@ -206,7 +206,7 @@ async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     loop {
         let count = request
             .context
-            .read(entry, content.len() as u64, &mut buffer)
+            .read_file(entry, content.len() as u64, &mut buffer)
             .unwrap();
         if count == 0 {
             break;
@@ -215,7 +215,10 @@ async fn content_read_from_the_spool_file_is_the_content_that_was_sent() {
     }
     let start = usize::try_from(offset).unwrap();
     assert!(content == body[start..start + usize::try_from(size).unwrap()]);
-    assert_eq!(request.context.read(entry, u64::MAX, &mut buffer).unwrap(), 0);
+    assert_eq!(
+        request.context.read_file(entry, u64::MAX, &mut buffer).unwrap(),
+        0
+    );
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use function_host::secret::SecretError;
 
-use super::{MAX_SECRETS, MAX_TOTAL, MAX_VALUE};
+use super::{MAX_SECRET_VALUE_BYTES, MAX_SECRETS, MAX_TOTAL_SECRET_BYTES};
 
 /// The error of sealed secrets that cannot be opened. The texts name secrets and never contain their values.
 #[derive(Debug, thiserror::Error)]
@@ -53,14 +53,14 @@ pub(crate) enum SealError {
         count: usize,
     },
     /// The value of a secret is larger than BuildKit accepts.
-    #[error("the secret {name:?} in com.openfaas.secrets is larger than {MAX_VALUE} bytes")]
+    #[error("the secret {name:?} in com.openfaas.secrets is larger than {MAX_SECRET_VALUE_BYTES} bytes")]
     TooLarge {
         /// The name of the secret that is too large.
         name: String,
     },
     /// The values of all secrets together are larger than can be masked with the memory of a builder.
     #[error(
-        "the secrets in com.openfaas.secrets have {size} bytes in total; {MAX_TOTAL} are allowed, because all of them are \
+        "the secrets in com.openfaas.secrets have {size} bytes in total; {MAX_TOTAL_SECRET_BYTES} are allowed, because all of them are \
          masked in the build's log"
     )]
     TotalTooLarge {
@@ -79,7 +79,7 @@ pub(crate) enum SealError {
 
 impl SealError {
     /// Returns whether the operator has to fix the error, and not the caller.
-    pub(crate) fn is_platforms(&self) -> bool {
+    pub(crate) fn is_platforms_fault(&self) -> bool {
         matches!(self, Self::Key(_) | Self::KeyFormat)
     }
 }

@@ -7,26 +7,26 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::buildkit::SecretStore;
-use crate::redact::Mask;
+use crate::redact::SecretMask;
 
 /// The opened secrets of one build, by name. Clones share the values, which are overwritten when the last clone
 /// is dropped. `Debug` shows the names only.
 #[derive(Clone, Default)]
 pub(crate) struct BuildSecrets {
     values: Arc<BTreeMap<String, Zeroizing<Vec<u8>>>>,
-    mask: Mask,
+    mask: SecretMask,
 }
 
 impl BuildSecrets {
     pub(super) fn new(values: BTreeMap<String, Zeroizing<Vec<u8>>>) -> Self {
         Self {
-            mask: Mask::new(values.values().map(|value| value.as_slice())),
+            mask: SecretMask::new(values.values().map(|value| value.as_slice())),
             values: Arc::new(values),
         }
     }
 
     /// Returns the mask for these secrets in everything that the build reports.
-    pub(crate) fn mask(&self) -> &Mask {
+    pub(crate) fn mask(&self) -> &SecretMask {
         &self.mask
     }
 }

@@ -13,13 +13,13 @@ use crate::request::AHEAD_OF_CLOCK_MAX;
 /// The registry of builds that may be superseded, by function.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    builds: HashMap<FunctionId, Vec<Entry>>,
+    builds: HashMap<FunctionId, Vec<RegisteredBuild>>,
     next_id: u64,
 }
 
 /// A registered build, and the channel that reports a newer one to it.
 #[derive(Debug)]
-struct Entry {
+struct RegisteredBuild {
     id: u64,
     submission: Submission,
     /// The sender of the newer build that supersedes this one.
@@ -45,7 +45,7 @@ impl Registry {
             .max_by_key(|other| other.submitted_at)
             .cloned();
         let (newer, receiver) = watch::channel(newest);
-        builds.push(Entry {
+        builds.push(RegisteredBuild {
             id,
             submission,
             newer,

@@ -7,14 +7,14 @@ use function_host::ErrorChain;
 use futures_util::TryStreamExt;
 use tonic::Status;
 
-use super::{Shared, history_start};
+use super::{SharedSupersession, history_start};
 use crate::buildkit::ConnectError;
 
 /// The pause before the watcher's first attempt to reconnect; every further pause is twice as long.
-const PAUSE_MIN: Duration = Duration::from_millis(200);
+const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(200);
 
 /// The longest pause between two of the watcher's attempts to reconnect.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// The reason why the watcher stopped following the history.
 #[derive(Debug, thiserror::Error)]
@@ -28,28 +28,28 @@ enum WatchError {
 }
 
 /// Passes the builds in the daemon's history to the registry, and reconnects until the task is aborted.
-pub(super) async fn watch(shared: Arc<Shared>) {
-    let mut pause = PAUSE_MIN;
+pub(super) async fn watch_history(shared: Arc<SharedSupersession>) {
+    let mut pause = RECONNECT_PAUSE_MIN;
     loop {
-        let error = match follow(&shared, &mut pause).await {
+        let error = match follow_history(&shared, &mut pause).await {
             Ok(()) => WatchError::Ended,
             Err(error) => error,
         };
         shared.log_history_failure(&ErrorChain(&error));
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
     }
 }
 
 /// Passes builds to the registry over one connection: first those that run or have succeeded since the earliest
 /// registered build was submitted, then each that starts or ends.
-async fn follow(shared: &Shared, pause: &mut Duration) -> Result<(), WatchError> {
+async fn follow_history(shared: &SharedSupersession, pause: &mut Duration) -> Result<(), WatchError> {
     let connection = shared.daemon.connect().await?;
     let mut builds = connection
         .watch_builds(history_start(earliest_submission(shared)))
         .await?;
     shared.log_history_success();
-    *pause = PAUSE_MIN;
+    *pause = RECONNECT_PAUSE_MIN;
     loop {
         tokio::select! {
             build = builds.try_next() => match build? {
@@ -63,7 +63,7 @@ async fn follow(shared: &Shared, pause: &mut Duration) -> Result<(), WatchError>
 }
 
 /// Returns the time of the earliest submission of a registered build.
-fn earliest_submission(shared: &Shared) -> SystemTime {
+fn earliest_submission(shared: &SharedSupersession) -> SystemTime {
     let earliest = shared.lock_state().registry.earliest_submission();
     earliest.unwrap_or_else(SystemTime::now)
 }

@@ -9,11 +9,11 @@ use crate::buildkit::BuildEvent;
 use crate::redact::TraceMask;
 
 /// The limit on the spans of one build. Further steps get none.
-const MAX_SPANS: usize = 2000;
+const MAX_SPANS_PER_BUILD: usize = 2000;
 
 /// The beginnings of the exporter's progress IDs that are the same for every image: BuildKit
 /// `exporter/containerimage/export.go`, `util/push/push.go`.
-const EXPORTS: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
+const EXPORT_PROGRESS_PREFIXES: [&str; 3] = ["exporting layers", "pushing layers", "pushing manifest"];
 
 /// Opens and ends a span for each step and each export of a build.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl<'a> StepSpans<'a> {
     }
 
     /// Opens, updates or ends the span that `event` belongs to.
-    pub(crate) fn event(&mut self, event: &BuildEvent) {
+    pub(crate) fn record_event(&mut self, event: &BuildEvent) {
         if !self.build.is_recording() {
             return;
         }
@@ -79,7 +79,10 @@ impl<'a> StepSpans<'a> {
                 is_rerun: false,
                 ..
             } => {
-                let Some(name) = EXPORTS.into_iter().find(|export| id.starts_with(export)) else {
+                let Some(name) = EXPORT_PROGRESS_PREFIXES
+                    .into_iter()
+                    .find(|export| id.starts_with(export))
+                else {
                     return;
                 };
                 let Some(span) = self.span(id, || name.to_owned(), *at) else {
@@ -96,12 +99,12 @@ impl<'a> StepSpans<'a> {
         }
     }
 
-    /// Takes the open span of `key`, or opens one. Returns `None` once [`MAX_SPANS`] were opened.
+    /// Takes the open span of `key`, or opens one. Returns `None` once [`MAX_SPANS_PER_BUILD`] were opened.
     fn span(&mut self, key: &str, name: impl FnOnce() -> String, started: SystemTime) -> Option<Span> {
         if let Some(open) = self.open.remove(key) {
             return Some(open);
         }
-        if self.opened >= MAX_SPANS {
+        if self.opened >= MAX_SPANS_PER_BUILD {
             return None;
         }
         self.opened += 1;

@@ -12,11 +12,11 @@ use tonic::Status;
 
 use crate::gateway::gateway;
 use crate::job::output_response;
-use crate::setting::{Answer, Setting, key, post, tar, tar_of};
-use crate::{daemon, soon};
+use crate::setting::{Answer, TestBuilder, key, post, tar, tar_of};
+use crate::{complete_or_panic, daemon};
 
 /// Sends a build request with `tar` in a background task.
-fn spawn_build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
+fn spawn_build(setting: &TestBuilder, tar: Vec<u8>) -> tokio::task::JoinHandle<Answer> {
     let setting = setting.clone();
     tokio::spawn(async move { setting.build(tar).await })
 }
@@ -24,7 +24,7 @@ fn spawn_build(setting: &Setting, tar: Vec<u8>) -> tokio::task::JoinHandle<Answe
 #[tokio::test]
 async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon);
+    let setting = TestBuilder::new(daemon);
     let answer = spawn_build(
         &setting,
         tar(json!({
@@ -82,7 +82,7 @@ async fn a_signed_tar_becomes_an_image_and_its_answer_has_digest_and_log() {
 #[tokio::test]
 async fn skip_push_builds_without_pushing() {
     let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&Setting::new(daemon), tar(json!({"skipPush": true})));
+    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({"skipPush": true})));
     let (solve, status, _session) = calls.build().await;
 
     assert_eq!(solve.request.exporters[0].attrs.get("push"), None);
@@ -95,7 +95,7 @@ async fn skip_push_builds_without_pushing() {
 #[tokio::test]
 async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon);
+    let setting = TestBuilder::new(daemon);
     let good = tar(json!({}));
     let signed = |body: &[u8], name: &str| sign_body(&key(name), body);
     let sealed = tar_of(&[
@@ -156,7 +156,7 @@ async fn a_request_that_is_not_signed_or_not_valid_never_reaches_buildkit() {
 #[tokio::test]
 async fn a_body_above_the_limit_is_not_read_to_its_end() {
     let (daemon, _calls) = daemon::start();
-    let setting = Setting::new(daemon);
+    let setting = TestBuilder::new(daemon);
     let endless = tokio_stream::iter(std::iter::repeat_with(|| Ok(vec![0; 64 << 10].into())));
     let signature = sign_body(&key("payload key"), b"");
 
@@ -177,7 +177,7 @@ async fn a_body_above_the_limit_is_not_read_to_its_end() {
 #[tokio::test]
 async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
     let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&Setting::new(daemon), tar(json!({})));
+    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({})));
     let (solve, status, _session) = calls.build().await;
     status
         .events
@@ -205,7 +205,7 @@ async fn a_failing_dockerfile_is_422_with_the_log_and_buildkits_error() {
 #[tokio::test]
 async fn a_daemon_that_is_down_or_lost_is_502() {
     let nowhere = "unix:///nowhere/buildkitd.sock".parse().expect("address");
-    let answer = Setting::new(builder_fn::buildkit::Daemon::at(nowhere))
+    let answer = TestBuilder::new(builder_fn::buildkit::Daemon::at(nowhere))
         .build(tar(json!({})))
         .await;
     assert_eq!(answer.status, 502);
@@ -216,7 +216,7 @@ async fn a_daemon_that_is_down_or_lost_is_502() {
     assert_eq!(answer.body["image"], "registry:5000/hello:1");
 
     let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&Setting::new(daemon), tar(json!({})));
+    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({})));
     let (_solve, status, _session) = calls.build().await;
     status
         .events
@@ -233,7 +233,7 @@ async fn a_daemon_that_is_down_or_lost_is_502() {
 #[tokio::test(start_paused = true)]
 async fn a_build_that_exceeds_its_timeout_is_cancelled_and_422() {
     let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&Setting::new(daemon), tar(json!({"timeout": "90s"})));
+    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({"timeout": "90s"})));
     let (mut solve, status, _session) = calls.build().await;
     let begun = Instant::now();
 
@@ -242,14 +242,14 @@ async fn a_build_that_exceeds_its_timeout_is_cancelled_and_422() {
     assert_eq!(begun.elapsed().as_secs(), 90);
     assert_eq!(answer.status, 422);
     assert_eq!(answer.body["error"], "the build ran past its time limit of 1m30s");
-    soon(solve.reply.closed()).await;
-    soon(status.events.closed()).await;
+    complete_or_panic(solve.reply.closed()).await;
+    complete_or_panic(status.events.closed()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_build_that_a_shutdown_interrupts_is_answered_before_the_process_ends() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon);
+    let setting = TestBuilder::new(daemon);
     let answer = spawn_build(&setting, tar(json!({})));
     let (mut solve, _status, _session) = calls.build().await;
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -263,13 +263,13 @@ async fn a_build_that_a_shutdown_interrupts_is_answered_before_the_process_ends(
         answer.body["error"],
         "the builder is shutting down and ended the build; try again"
     );
-    soon(solve.reply.closed()).await;
+    complete_or_panic(solve.reply.closed()).await;
 }
 
 #[tokio::test]
 async fn a_builder_that_is_shutting_down_starts_no_build() {
     let (daemon, _calls) = daemon::start();
-    let setting = Setting::new(daemon);
+    let setting = TestBuilder::new(daemon);
     setting.begin_shutdown(Instant::now() + Duration::from_secs(30));
 
     let rejected = setting.build(tar(json!({}))).await;
@@ -285,7 +285,7 @@ async fn a_builder_that_is_shutting_down_starts_no_build() {
 #[tokio::test(start_paused = true)]
 async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_slots(BuildSlots::new(1, Duration::from_secs(60), 1));
+    let setting = TestBuilder::new(daemon).with_slots(BuildSlots::new(1, Duration::from_secs(60), 1));
     let first = spawn_build(&setting, tar(json!({})));
     let (solve, status, _session) = calls.build().await;
     let begun = Instant::now();
@@ -315,14 +315,14 @@ async fn a_request_waits_for_a_slot_and_is_429_when_none_becomes_free_in_time() 
 #[tokio::test]
 async fn a_build_is_cancelled_when_its_caller_disconnects() {
     let (daemon, mut calls) = daemon::start();
-    let answer = spawn_build(&Setting::new(daemon), tar(json!({})));
+    let answer = spawn_build(&TestBuilder::new(daemon), tar(json!({})));
     let (mut solve, status, session) = calls.build().await;
 
     answer.abort();
 
-    soon(solve.reply.closed()).await;
-    soon(status.events.closed()).await;
-    soon(session.ended_by_client)
+    complete_or_panic(solve.reply.closed()).await;
+    complete_or_panic(status.events.closed()).await;
+    complete_or_panic(session.ended_by_client)
         .await
         .expect("the client ends the session");
 }
@@ -331,8 +331,8 @@ async fn a_build_is_cancelled_when_its_caller_disconnects() {
 async fn only_the_same_body_of_the_same_call_has_the_same_reference_in_buildkit() {
     let (daemon, mut calls) = daemon::start();
     // Otherwise the second delivery would find the record of the first.
-    calls.history.behave(daemon::Behaviour::Unimplemented);
-    let setting = Setting::new(daemon);
+    calls.history.behave(daemon::HistoryBehaviour::Unimplemented);
+    let setting = TestBuilder::new(daemon);
     let mut references = Vec::new();
     for changes in [json!({}), json!({}), json!({"noCache": true})] {
         let answer = spawn_build(&setting, tar(changes));
@@ -363,7 +363,7 @@ async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is
             ),
             ("context/.dockerignore", b"\ta\t\nb\tc\n"),
         ]);
-        let answer = spawn_build(&Setting::new(daemon), body);
+        let answer = spawn_build(&TestBuilder::new(daemon), body);
         let (solve, status, _session) = calls.build().await;
         drop(status);
         solve.fail(Status::internal(format!(
@@ -380,7 +380,7 @@ async fn a_control_character_that_buildkit_cannot_transfer_is_the_callers_and_is
 #[tokio::test]
 async fn other_paths_and_methods_are_404_and_405_and_name_the_right_ones() {
     let (daemon, _calls) = daemon::start();
-    let setting = Setting::new(daemon);
+    let setting = TestBuilder::new(daemon);
     for (method, path, status, error) in [
         (Method::GET, "/build", 405, "only POST is served here"),
         (Method::GET, "/", 405, "only POST is served here"),
@@ -425,7 +425,7 @@ async fn the_value_of_a_secret_is_masked_wherever_an_answer_repeats_text() {
     let answer = r#"{"status": "failed", "reasons": ["it logged s3cr3t"]}"#;
     let (address, _received) = gateway(502, answer).await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"))
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"))
         .with_seal_key(recorded["private_key"].as_str().expect("a key"));
     setting.secret("deploy-secret", "deploy key");
 

@@ -10,7 +10,7 @@ use bollard_buildkit_proto::moby::buildkit::v1::control_server::{Control, Contro
 use bollard_buildkit_proto::moby::buildkit::v1::*;
 use builder_fn::buildkit::{Daemon, DialFuture, Dialer};
 use futures_util::{Stream, StreamExt};
-pub(crate) use history::{Behaviour, History};
+pub(crate) use history::{FakeHistory, HistoryBehaviour};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, oneshot};
@@ -22,11 +22,11 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
 /// The gRPC calls that reach the fake daemon. Dropping them ends the daemon.
-pub(crate) struct Calls {
+pub(crate) struct DaemonCalls {
     pub(crate) solves: mpsc::UnboundedReceiver<SolveCall>,
     pub(crate) statuses: mpsc::UnboundedReceiver<StatusCall>,
     pub(crate) sessions: mpsc::UnboundedReceiver<SessionCall>,
-    pub(crate) history: History,
+    pub(crate) history: FakeHistory,
     transports: Transports,
     server: tokio::task::JoinHandle<()>,
 }
@@ -59,19 +59,19 @@ pub(crate) struct SessionCall {
 
 /// The gRPC server of the fake daemon.
 struct FakeControl {
-    history: History,
+    history: FakeHistory,
     solves: mpsc::UnboundedSender<SolveCall>,
     statuses: mpsc::UnboundedSender<StatusCall>,
     sessions: mpsc::UnboundedSender<SessionCall>,
 }
 
 /// A dialer that connects to the fake daemon over a pipe in memory.
-struct InMemory {
+struct InMemoryDialer {
     dials: mpsc::UnboundedSender<DuplexStream>,
     transports: Transports,
 }
 
-impl Dialer for InMemory {
+impl Dialer for InMemoryDialer {
     fn open_transport(&self) -> DialFuture {
         let (ours, mut near) = tokio::io::duplex(256 << 10);
         let (mut far, theirs) = tokio::io::duplex(256 << 10);
@@ -87,9 +87,9 @@ impl Dialer for InMemory {
 }
 
 /// A dialer that never establishes a connection.
-struct Unreachable;
+struct UnreachableDialer;
 
-impl Dialer for Unreachable {
+impl Dialer for UnreachableDialer {
     fn open_transport(&self) -> DialFuture {
         Box::pin(std::future::pending())
     }
@@ -97,12 +97,12 @@ impl Dialer for Unreachable {
 
 /// Returns a daemon to which no connection is ever established.
 pub(crate) fn unreachable() -> Daemon {
-    Daemon::with_dialer("the daemon in this test", Unreachable)
+    Daemon::with_dialer("the daemon in this test", UnreachableDialer)
 }
 
 /// Starts a fake daemon, and returns it with the calls that reach it.
-pub(crate) fn start() -> (Daemon, Calls) {
-    let history = History::default();
+pub(crate) fn start() -> (Daemon, DaemonCalls) {
+    let history = FakeHistory::default();
     let (dials, dialled) = mpsc::unbounded_channel();
     let (solves, solve_calls) = mpsc::unbounded_channel();
     let (statuses, status_calls) = mpsc::unbounded_channel();
@@ -122,11 +122,11 @@ pub(crate) fn start() -> (Daemon, Calls) {
             .expect("serve");
     });
     let transports = Transports::default();
-    let dial = InMemory {
+    let dial = InMemoryDialer {
         dials,
         transports: transports.clone(),
     };
-    let calls = Calls {
+    let calls = DaemonCalls {
         solves: solve_calls,
         statuses: status_calls,
         sessions: session_calls,
@@ -137,7 +137,7 @@ pub(crate) fn start() -> (Daemon, Calls) {
     (Daemon::with_dialer("the daemon in this test", dial), calls)
 }
 
-impl Calls {
+impl DaemonCalls {
     /// Waits for the Solve, Status and Session calls of one build.
     pub(crate) async fn build(&mut self) -> (SolveCall, StatusCall, SessionCall) {
         let (solve, status, session) =
@@ -172,7 +172,7 @@ impl Calls {
     }
 }
 
-impl Drop for Calls {
+impl Drop for DaemonCalls {
     fn drop(&mut self) {
         self.server.abort();
         self.cut();

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::daemon;
-use crate::gateway::{self, ACCEPTED};
+use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
 use crate::hand_over::succeed;
-use crate::setting::{Answer, CALL_ID, Setting, key, tar};
+use crate::setting::{Answer, CALL_ID, TestBuilder, key, tar};
 
-fn build(setting: &Setting) -> JoinHandle<Answer> {
+fn build(setting: &TestBuilder) -> JoinHandle<Answer> {
     let setting = setting.clone();
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
     tokio::spawn(async move { setting.build(tar(config)).await })
@@ -40,7 +40,7 @@ async fn a_deployment_that_would_be_refused_is_rejected_before_a_slot_is_taken()
     ] {
         let (address, mut received) = gateway::manual().await;
         let (daemon, mut calls) = daemon::start();
-        let setting = Setting::with_gateway(daemon, &format!("http://{address}"))
+        let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"))
             .with_slots(BuildSlots::new(1, Duration::from_secs(3600), 1));
         setting.secret("deploy-secret", "deploy key");
         let other = tokio::spawn({
@@ -99,8 +99,8 @@ async fn a_deployer_that_cannot_answer_a_dry_run_prevents_no_build() {
     let down = Some("\"deploy\" and \"probe\" could not be checked before the build");
     // Per case: the answers to the dry run, and the warning.
     for (answers, warning) in [
-        (&[(200, ACCEPTED)][..], None),
-        (&[(503, ""), (200, ACCEPTED)], None),
+        (&[(200, DRY_RUN_ACCEPTED_JSON)][..], None),
+        (&[(503, ""), (200, DRY_RUN_ACCEPTED_JSON)], None),
         (&[(503, ""), (503, "")], down),
         (&[(502, ""), (504, "")], down),
         (&[(404, "no such function")], down),
@@ -120,7 +120,7 @@ async fn a_deployer_that_cannot_answer_a_dry_run_prevents_no_build() {
     ] {
         let (address, mut received) = gateway::manual().await;
         let (daemon, mut calls) = daemon::start();
-        let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+        let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
         setting.secret("deploy-secret", "deploy key");
 
         let building = build(&setting);
@@ -157,7 +157,7 @@ async fn a_dry_run_is_sent_directly_if_hand_overs_go_through_the_queue_and_not_a
     ] {
         let (address, mut received) = gateway::manual().await;
         let (daemon, mut calls) = daemon::start();
-        let setting = Setting::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(via);
+        let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(via);
         setting.secret("deploy-secret", "deploy key");
 
         let building = build(&setting);
@@ -167,7 +167,7 @@ async fn a_dry_run_is_sent_directly_if_hand_overs_go_through_the_queue_and_not_a
                 let call = received.recv().await.expect("a call");
                 paths.push(call.request.uri().path().to_owned());
                 match call.is_dry_run() {
-                    true => call.answer(200, ACCEPTED),
+                    true => call.answer(200, DRY_RUN_ACCEPTED_JSON),
                     false => call.answer(202, ""),
                 }
             }

@@ -15,25 +15,25 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
-use crate::daemon::{self, Calls, SessionCall};
-use crate::job::Manifests;
+use crate::daemon::{self, DaemonCalls, SessionCall};
+use crate::job::FakeManifestStore;
 use crate::shared_keys;
 
 /// Waits for `future`, and fails the test if it hangs.
 async fn within<T>(future: impl Future<Output = T>, what_hangs: &str) -> T {
-    const HANGS: Duration = Duration::from_secs(60);
-    let result = tokio::time::timeout(HANGS, future).await;
+    const HANG_TIMEOUT: Duration = Duration::from_secs(60);
+    let result = tokio::time::timeout(HANG_TIMEOUT, future).await;
     result.unwrap_or_else(|_| panic!("{what_hangs}"))
 }
 
 /// A running build whose session serves files to the test.
-struct Served {
+struct ServedFiles {
     session: SessionCall,
-    _calls: Calls,
+    _calls: DaemonCalls,
     _build: JoinHandle<Result<BuiltImage, JobError>>,
 }
 
-async fn serve(tar: Vec<u8>) -> Served {
+async fn serve(tar: Vec<u8>) -> ServedFiles {
     let context = Arc::new(SourceContext::from_tar(&tar).expect("context"));
     let (daemon, mut calls) = daemon::start();
     let build = tokio::spawn(async move {
@@ -45,13 +45,13 @@ async fn serve(tar: Vec<u8>) -> Served {
                 .with_files(context, lease.clone()),
             shared_key: lease,
             solve: SolveOptions::default(),
-            manifests: Arc::new(Manifests::Present),
+            manifests: Arc::new(FakeManifestStore::Present),
             timeouts: EventTimeouts::default(),
         };
         job.run_to_outcome(&connection, |_| ()).await
     });
     let session = calls.session().await;
-    Served {
+    ServedFiles {
         session,
         _calls: calls,
         _build: build,
@@ -59,15 +59,15 @@ async fn serve(tar: Vec<u8>) -> Served {
 }
 
 /// The daemon's side of a file transfer, played by the test.
-struct Transfer {
+struct DaemonTransfer {
     requests: mpsc::UnboundedSender<Packet>,
     answers: Streaming<Packet>,
     /// The number of requests that the transport has accepted.
     accepted: watch::Receiver<u32>,
 }
 
-impl Served {
-    async fn start_transfer(&self, metadata: &[(&'static str, &str)]) -> Result<Transfer, Status> {
+impl ServedFiles {
+    async fn start_transfer(&self, metadata: &[(&'static str, &str)]) -> Result<DaemonTransfer, Status> {
         let (requests, receiver) = mpsc::unbounded_channel();
         let (accept, accepted) = watch::channel(0);
         let accept = Arc::new(accept);
@@ -88,7 +88,7 @@ impl Served {
             .diff_copy(request)
             .await?
             .into_inner();
-        Ok(Transfer {
+        Ok(DaemonTransfer {
             requests,
             answers,
             accepted,
@@ -96,7 +96,7 @@ impl Served {
     }
 }
 
-impl Transfer {
+impl DaemonTransfer {
     fn send(&self, kind: PacketType, id: u32) {
         self.requests
             .send(Packet {
@@ -258,8 +258,10 @@ async fn all_files_arrive_when_more_are_requested_than_are_sent_at_once() {
 /// slowly it reads the contents.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_files_of_a_large_context_may_be_requested_before_any_is_read() {
-    const COUNT: u32 = 20_000;
-    let names: Vec<_> = (0..COUNT).map(|number| format!("context/{number:05}")).collect();
+    const FILE_COUNT: u32 = 20_000;
+    let names: Vec<_> = (0..FILE_COUNT)
+        .map(|number| format!("context/{number:05}"))
+        .collect();
     let files: Vec<_> = names
         .iter()
         .map(|name| (name.as_str(), name.as_bytes()))
@@ -269,19 +271,19 @@ async fn all_files_of_a_large_context_may_be_requested_before_any_is_read() {
         .start_transfer(&[("dir-name", "context")])
         .await
         .expect("a transfer");
-    assert_eq!(transfer.receive_stats().await.len(), COUNT as usize);
+    assert_eq!(transfer.receive_stats().await.len(), FILE_COUNT as usize);
 
-    for id in 0..COUNT {
+    for id in 0..FILE_COUNT {
         transfer.send(PacketType::PacketReq, id);
     }
     // Half of the requests are longer than a flow-control window, so they are accepted only if the service reads them.
-    let accepted = transfer.accepted.wait_for(|count| *count >= COUNT / 2);
+    let accepted = transfer.accepted.wait_for(|count| *count >= FILE_COUNT / 2);
     within(accepted, "requests wait until contents are read")
         .await
         .expect("the transfer runs");
 
-    let (contents, _) = transfer.read_files(COUNT).await;
-    assert_eq!(contents.len(), COUNT as usize);
+    let (contents, _) = transfer.read_files(FILE_COUNT).await;
+    assert_eq!(contents.len(), FILE_COUNT as usize);
     transfer.finish().await;
 }
 

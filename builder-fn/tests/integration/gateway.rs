@@ -12,18 +12,18 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) type Received = http::Request<Bytes>;
+pub(crate) type ReceivedRequest = http::Request<Bytes>;
 
 /// The deployer's answer to a dry run that it accepts.
-pub(crate) const ACCEPTED: &str = r#"{"dryRun":true,"status":"accepted","reasons":[]}"#;
+pub(crate) const DRY_RUN_ACCEPTED_JSON: &str = r#"{"dryRun":true,"status":"accepted","reasons":[]}"#;
 
 /// A request at the fake gateway that waits for the test's answer. Dropping it cuts the connection.
-pub(crate) struct Call {
-    pub(crate) request: Received,
+pub(crate) struct GatewayCall {
+    pub(crate) request: ReceivedRequest,
     reply: oneshot::Sender<(u16, String)>,
 }
 
-impl Call {
+impl GatewayCall {
     pub(crate) fn answer(self, status: u16, body: &str) {
         // A builder that has given up does not wait for it.
         let _ = self.reply.send((status, body.to_owned()));
@@ -39,7 +39,7 @@ impl Call {
 }
 
 /// Starts a fake gateway whose requests the test answers. Returns its address and the requests that it receives.
-pub(crate) async fn manual() -> (SocketAddr, mpsc::UnboundedReceiver<Call>) {
+pub(crate) async fn manual() -> (SocketAddr, mpsc::UnboundedReceiver<GatewayCall>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
     let address = listener.local_addr().expect("address");
     let (calls, received) = mpsc::unbounded_channel();
@@ -53,7 +53,7 @@ pub(crate) async fn manual() -> (SocketAddr, mpsc::UnboundedReceiver<Call>) {
                     let body = body.collect().await?.to_bytes();
                     let (reply, replied) = oneshot::channel();
                     let request = http::Request::from_parts(head, body);
-                    let _ = calls.send(Call { request, reply });
+                    let _ = calls.send(GatewayCall { request, reply });
                     let (status, body) = replied.await?;
                     let mut response = http::Response::new(Full::new(Bytes::from(body)));
                     *response.status_mut() = status.try_into().expect("status");
@@ -71,13 +71,13 @@ pub(crate) async fn manual() -> (SocketAddr, mpsc::UnboundedReceiver<Call>) {
 pub(crate) async fn gateway(
     status: u16,
     answer: &'static str,
-) -> (SocketAddr, mpsc::UnboundedReceiver<Received>) {
+) -> (SocketAddr, mpsc::UnboundedReceiver<ReceivedRequest>) {
     let (address, mut calls) = manual().await;
     let (sender, received) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Some(call) = calls.recv().await {
             if call.is_dry_run() {
-                call.answer(200, ACCEPTED);
+                call.answer(200, DRY_RUN_ACCEPTED_JSON);
             } else {
                 let _ = sender.send(call.request.clone());
                 call.answer(status, answer);

@@ -6,17 +6,17 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::daemon::{self, Calls};
+use crate::daemon::{self, DaemonCalls};
 use crate::gateway::{self, gateway};
-use crate::setting::{Answer, CALL_ID, Setting, key, post, tar};
+use crate::setting::{Answer, CALL_ID, TestBuilder, key, post, tar};
 
-fn spawn_build(setting: &Setting) -> JoinHandle<Answer> {
+fn spawn_build(setting: &TestBuilder) -> JoinHandle<Answer> {
     let setting = setting.clone();
     let deploy = json!({"service": "hello", "envVars": {"A": "b"}});
     tokio::spawn(async move { setting.build(tar(json!({"deploy": deploy}))).await })
 }
 
-pub(crate) async fn succeed(calls: &mut Calls) {
+pub(crate) async fn succeed(calls: &mut DaemonCalls) {
     let (solve, status, _session) = calls.build().await;
     drop(status);
     solve.succeed("sha256:12");
@@ -26,7 +26,7 @@ pub(crate) async fn succeed(calls: &mut Calls) {
 async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
     let (address, mut received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
 
     let answer = spawn_build(&setting);
@@ -74,7 +74,7 @@ async fn a_hand_over_names_the_image_by_digest_and_is_signed() {
 async fn a_delivery_without_a_time_of_its_own_has_the_time_of_the_first_delivery() {
     let (address, mut received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
 
     let first = spawn_build(&setting);
@@ -106,7 +106,7 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
         let (address, _received) =
             gateway(deployer, r#"{"status":"refused","reasons":["it crashed"]}"#).await;
         let (daemon, mut calls) = daemon::start();
-        let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+        let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
         setting.secret("deploy-secret", "deploy key");
 
         let answer = spawn_build(&setting);
@@ -125,7 +125,7 @@ async fn a_failed_deployment_decides_the_status_and_the_answer_has_the_digest() 
 #[tokio::test]
 async fn a_gateway_that_is_down_is_502_and_the_answer_has_the_digest() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon);
+    let setting = TestBuilder::new(daemon);
     setting.secret("deploy-secret", "deploy key");
 
     let answer = spawn_build(&setting);
@@ -147,7 +147,7 @@ async fn a_hand_over_through_the_queue_is_not_waited_for() {
     for (gateway_status, status, deployment) in [(202, 200, "queued"), (500, 502, "failed")] {
         let (address, mut received) = gateway(gateway_status, "").await;
         let (daemon, mut calls) = daemon::start();
-        let setting = Setting::with_gateway(daemon, &format!("http://{address}"))
+        let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"))
             .with_deploy_via(DeployVia::AsyncFunction);
         setting.secret("deploy-secret", "deploy key");
 
@@ -169,7 +169,7 @@ async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signe
     let (address, mut received) = gateway(200, "{}").await;
     let (daemon, mut calls) = daemon::start();
     let setting =
-        Setting::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(DeployVia::Callback);
+        TestBuilder::with_gateway(daemon, &format!("http://{address}")).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
 
     let config = json!({"deploy": {"service": "hello"}, "probe": {"path": "/works"}});
@@ -202,7 +202,7 @@ async fn with_deploy_via_callback_the_answer_contains_the_hand_over_and_is_signe
 #[tokio::test]
 async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_build() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_deploy_via(DeployVia::Callback);
+    let setting = TestBuilder::new(daemon).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
     let tar = tar(json!({"deploy": {"service": "hello"}}));
     let signature = function_host::signature::sign_body(&key("payload key"), &tar);
@@ -222,7 +222,7 @@ async fn with_deploy_via_callback_a_streamed_deployment_is_rejected_before_the_b
 async fn a_build_that_fails_is_not_deployed() {
     let (address, mut received) = gateway(200, "{}").await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
     let answer = spawn_build(&setting);
@@ -238,7 +238,7 @@ async fn a_build_that_fails_is_not_deployed() {
 async fn a_builder_without_the_deploy_secret_rejects_deployments_before_the_build() {
     let (daemon, mut calls) = daemon::start();
 
-    let answer = spawn_build(&Setting::new(daemon)).await.expect("no panic");
+    let answer = spawn_build(&TestBuilder::new(daemon)).await.expect("no panic");
 
     assert_eq!(answer.status, 400);
     assert!(
@@ -256,12 +256,12 @@ async fn a_builder_without_the_deploy_secret_rejects_deployments_before_the_buil
 async fn a_hand_over_that_the_gateway_fails_to_deliver_is_sent_again_unchanged() {
     let (address, mut received) = gateway::manual().await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
     let answer = spawn_build(&setting);
     let dry_run = received.recv().await.expect("a dry run");
-    dry_run.answer(200, gateway::ACCEPTED);
+    dry_run.answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
     succeed(&mut calls).await;
     let failures = [Some(503), Some(502), Some(504), Some(429), None];
     let mut bodies = Vec::new();
@@ -291,7 +291,7 @@ async fn a_hand_over_that_the_gateway_fails_to_deliver_is_sent_again_unchanged()
 async fn the_deployers_own_failure_is_not_sent_again() {
     let (address, mut received) = gateway(502, r#"{"status":"failed","reasons":["x"]}"#).await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
     let answer = spawn_build(&setting);
@@ -307,7 +307,7 @@ async fn a_deployer_that_deployed_a_newer_build_makes_the_answer_409_with_its_ca
     let newer = r#"{"status":"refused","supersededBy":"call-2","reasons":["call-2 is newer"]}"#;
     let (address, _received) = gateway(409, newer).await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
     let answer = spawn_build(&setting);
@@ -324,7 +324,7 @@ async fn an_unverified_version_is_a_success_that_says_so() {
     let unverified = r#"{"status":"unverified","reasons":["the old version may be what answers"]}"#;
     let (address, _received) = gateway(200, unverified).await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key");
 
     let answer = spawn_build(&setting);

@@ -15,7 +15,7 @@ use tar::{EntryType, Header};
 
 use crate::harness;
 
-const BLOCK: usize = 512;
+const TAR_BLOCK_BYTES: usize = 512;
 
 /// Returns the bytes of a tar entry, whose header `change` may make invalid.
 fn entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u8> {
@@ -28,7 +28,7 @@ fn entry(name: &[u8], content: &[u8], change: impl FnOnce(&mut Header)) -> Vec<u
     header.set_cksum();
     let mut bytes = header.as_bytes().to_vec();
     bytes.extend_from_slice(content);
-    bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
+    bytes.resize(bytes.len().next_multiple_of(TAR_BLOCK_BYTES), 0);
     bytes
 }
 
@@ -59,7 +59,7 @@ fn request_with_entries(more: &[Vec<u8>]) -> Vec<u8> {
         |_| (),
     );
     let dockerfile = entry(b"context/Dockerfile", b"FROM scratch\n", |_| ());
-    [config, dockerfile, more.concat(), vec![0; 2 * BLOCK]].concat()
+    [config, dockerfile, more.concat(), vec![0; 2 * TAR_BLOCK_BYTES]].concat()
 }
 
 /// Sends a tar that must be rejected, checks that no file and no byte of the quota is left, and returns the error.
@@ -296,9 +296,9 @@ async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
         file("context/c"),
     ];
     let body = request_with_entries(&more);
-    let end = body.len() - 2 * BLOCK;
+    let end = body.len() - 2 * TAR_BLOCK_BYTES;
     // A tar that is cut between two entries is accepted, as tar itself does.
-    let between: Vec<usize> = std::iter::successors(Some(0), |at| Some(at + BLOCK))
+    let between: Vec<usize> = std::iter::successors(Some(0), |at| Some(at + TAR_BLOCK_BYTES))
         .take_while(|at| *at <= end)
         .collect();
     for at in between
@@ -307,7 +307,10 @@ async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
         .filter(|at| *at < end)
     {
         let Some((kind, text)) = rejection_of_tar(body[..at].to_vec(), |_| ()).await else {
-            assert!(at % BLOCK == 0 && at >= 4 * BLOCK, "cut at {at}");
+            assert!(
+                at % TAR_BLOCK_BYTES == 0 && at >= 4 * TAR_BLOCK_BYTES,
+                "cut at {at}"
+            );
             continue;
         };
         assert_eq!(kind, RequestErrorKind::Invalid, "cut at {at}: {text}");
@@ -317,7 +320,7 @@ async fn a_truncated_body_is_rejected_wherever_it_is_cut() {
 #[tokio::test]
 async fn decompression_bombs_and_floods_of_entries_end_at_their_limits() {
     let mut bomb = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-    bomb.write_all(&request_with_entries(&[])[..4 * BLOCK])
+    bomb.write_all(&request_with_entries(&[])[..4 * TAR_BLOCK_BYTES])
         .expect("gzip");
     bomb.write_all(&entry(b"context/zeros", &vec![0; 80 << 20], |_| ()))
         .expect("gzip");
@@ -362,7 +365,7 @@ fn damaged_tars() -> impl Strategy<Value = Vec<u8>> {
         name,
         kind,
         prop::collection::vec(any::<u8>(), 0..700),
-        prop::collection::vec((0usize..BLOCK, any::<u8>()), 0..3),
+        prop::collection::vec((0usize..TAR_BLOCK_BYTES, any::<u8>()), 0..3),
     );
     let one = one.prop_map(|(name, kind, content, changes)| {
         entry(name.as_bytes(), &content, |header| {

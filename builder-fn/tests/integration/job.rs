@@ -22,10 +22,10 @@ use crate::{daemon, shared_keys};
 
 /// A credential store that has credentials for `registry:5000` only.
 #[derive(Debug)]
-pub(crate) struct OneRegistry;
+pub(crate) struct OneRegistryCredentials;
 
 #[tonic::async_trait]
-impl CredentialStore for OneRegistry {
+impl CredentialStore for OneRegistryCredentials {
     async fn credentials(&self, host: &str) -> RegistryCredentials {
         match host {
             "registry:5000" => RegistryCredentials {
@@ -39,14 +39,14 @@ impl CredentialStore for OneRegistry {
 
 /// A fake of registries that answer every lookup of a manifest in the same way.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Manifests {
+pub(crate) enum FakeManifestStore {
     Present,
     Missing,
     Unknown,
 }
 
 #[tonic::async_trait]
-impl ManifestStore for Manifests {
+impl ManifestStore for FakeManifestStore {
     async fn has_manifest(&self, _: &str, _: &str) -> Result<bool, Box<dyn Error + Send + Sync>> {
         match self {
             Self::Present => Ok(true),
@@ -57,7 +57,7 @@ impl ManifestStore for Manifests {
 }
 
 /// A running job, with its events and its result.
-pub(crate) struct Running {
+pub(crate) struct RunningJob {
     pub(crate) build: JoinHandle<Result<BuiltImage, JobError>>,
     pub(crate) events: mpsc::UnboundedReceiver<BuildEvent>,
 }
@@ -68,15 +68,15 @@ pub(crate) fn reference() -> BuildReference {
 }
 
 /// Starts a job without files on `daemon`.
-pub(crate) fn start_job(daemon: Daemon) -> Running {
-    start_job_with(daemon, Manifests::Present)
+pub(crate) fn start_job(daemon: Daemon) -> RunningJob {
+    start_job_with(daemon, FakeManifestStore::Present)
 }
 
 /// Starts a job without files on `daemon`, whose image is pushed to the registries `manifests`.
-pub(crate) fn start_job_with(daemon: Daemon, manifests: Manifests) -> Running {
+pub(crate) fn start_job_with(daemon: Daemon, manifests: FakeManifestStore) -> RunningJob {
     let services = SessionServices::new()
         .with_health()
-        .with_credentials(Arc::new(OneRegistry));
+        .with_credentials(Arc::new(OneRegistryCredentials));
     let solve = SolveOptions {
         reference: reference(),
         names: vec!["registry:5000/a:1".into()],
@@ -96,7 +96,7 @@ pub(crate) fn start_job_with(daemon: Daemon, manifests: Manifests) -> Running {
         job.run_to_outcome(&connection, |event| sender.send(event).expect("the test listens"))
             .await
     });
-    Running { build, events }
+    RunningJob { build, events }
 }
 
 /// Returns a status response with output of a step.

@@ -27,7 +27,7 @@ use builder_fn::metrics::Metrics;
 use function_host::prometheus::Registry;
 
 /// Waits for `future`, and panics instead of hanging if it does not complete.
-async fn soon<F: Future>(future: F) -> F::Output {
+async fn complete_or_panic<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(60), future)
         .await
         .expect("it completes")

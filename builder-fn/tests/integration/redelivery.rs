@@ -12,7 +12,8 @@ use tonic::Status;
 use crate::daemon;
 use crate::gateway::gateway;
 use crate::job::{
-    Manifests, OneRegistry, output_response, output_text, reference, start_job, start_job_with,
+    FakeManifestStore, OneRegistryCredentials, output_response, output_text, reference, start_job,
+    start_job_with,
 };
 
 /// Returns the name of the job's attempt with this number.
@@ -135,7 +136,7 @@ async fn a_delivery_after_failures_is_built_under_a_reference_without_a_log() {
 async fn an_image_that_has_left_its_registry_is_built_again() {
     let (daemon, mut calls) = daemon::start();
     calls.record(&attempt_name(1), Ok("sha256:12"));
-    let second = start_job_with(daemon, Manifests::Missing);
+    let second = start_job_with(daemon, FakeManifestStore::Missing);
 
     let (solve, status, _session) = calls.build().await;
     assert_eq!(solve.request.r#ref, attempt_name(2));
@@ -150,7 +151,7 @@ async fn an_image_that_has_left_its_registry_is_built_again() {
 async fn a_registry_that_does_not_answer_costs_a_warning_and_no_build() {
     let (daemon, mut calls) = daemon::start();
     calls.record(&attempt_name(1), Ok("sha256:12"));
-    let mut second = start_job_with(daemon, Manifests::Unknown);
+    let mut second = start_job_with(daemon, FakeManifestStore::Unknown);
 
     drop(calls.statuses.recv().await.expect("a status"));
 
@@ -172,7 +173,7 @@ async fn a_registry_is_asked_for_the_manifest_by_digest_in_the_images_repository
         let (address, mut received) = gateway(status, "").await;
         let folder = tempfile::tempdir().expect("folder");
         let registries = Registries {
-            credentials: Arc::new(OneRegistry),
+            credentials: Arc::new(OneRegistryCredentials),
             secrets: Secrets::new(folder.path()),
             insecure: true,
             token_realms: AllowedTokenHosts::default(),

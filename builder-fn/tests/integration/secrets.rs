@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use crate::daemon;
 use crate::hand_over::succeed;
 use crate::job::output_response;
-use crate::setting::{Answer, Setting, post, tar_of};
+use crate::setting::{Answer, TestBuilder, post, tar_of};
 
 /// Returns recorded secrets that faas-cli generated and sealed.
 fn recorded_secrets() -> Value {
@@ -34,7 +34,7 @@ fn tar(envelope: &str) -> Vec<u8> {
 async fn secrets_are_served_to_the_build_and_masked_in_the_log_and_the_error() {
     let recorded = recorded_secrets();
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
+    let setting = TestBuilder::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
     let body = tar(recorded["sealed"].as_str().expect("an envelope"));
     let answer = tokio::spawn(async move { setting.build(body).await });
     let (solve, status, session) = calls.build().await;
@@ -108,7 +108,7 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
         ),
     ]);
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon)
+    let setting = TestBuilder::new(daemon)
         .with_deploy_via(DeployVia::Callback)
         .with_seal_key(recorded["private_key"].as_str().expect("a key"));
     setting.secret("deploy-secret", "deploy key");
@@ -137,7 +137,7 @@ async fn masking_changes_neither_the_hand_over_nor_the_fields_that_programs_read
 async fn the_public_key_is_published_and_an_unusable_envelope_is_rejected_before_the_build() {
     let recorded = recorded_secrets();
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
+    let setting = TestBuilder::new(daemon).with_seal_key(recorded["private_key"].as_str().expect("a key"));
     let mut request = post(Body::empty(), None);
     *request.method_mut() = Method::GET;
     *request.uri_mut() = "/publickey".parse().expect("path");

@@ -24,7 +24,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::job::{Manifests, OneRegistry};
+use crate::job::{FakeManifestStore, OneRegistryCredentials};
 use crate::shared_keys;
 
 pub(crate) const CALL_ID: &str = "call-1";
@@ -32,14 +32,14 @@ pub(crate) const CALL_ID: &str = "call-1";
 pub(crate) const PAYLOAD_KEY: &str = "payload key";
 
 /// The limit on request bodies in tests, in bytes.
-const MAX_BODY: u64 = 1 << 20;
+const MAX_BODY_BYTES: u64 = 1 << 20;
 
 /// The limit on build logs in tests, in bytes.
-const MAX_LOG: usize = 1 << 20;
+const MAX_LOG_BYTES: usize = 1 << 20;
 
 /// A builder under test, with its secrets and folders. Clones share the builder.
 #[derive(Clone)]
-pub(crate) struct Setting {
+pub(crate) struct TestBuilder {
     api: BuilderApi,
     context: Context,
     secrets: Arc<tempfile::TempDir>,
@@ -53,7 +53,7 @@ pub(crate) struct Answer {
     pub(crate) body: Value,
 }
 
-impl Setting {
+impl TestBuilder {
     /// Creates a builder with the daemon `daemon`, and with a gateway that does not answer, which is tried only once.
     pub(crate) fn new(daemon: Daemon) -> Self {
         Self::with_gateway(daemon, "http://127.0.0.1:9").with_deploy_timeout(Duration::from_millis(500))
@@ -80,8 +80,8 @@ impl Setting {
         let builder = Builder {
             supersession: Supersession::new(daemon.clone()),
             daemon,
-            credentials: Arc::new(OneRegistry),
-            manifests: Arc::new(Manifests::Present),
+            credentials: Arc::new(OneRegistryCredentials),
+            manifests: Arc::new(FakeManifestStore::Present),
             settings: BuildSettings {
                 insecure: true,
                 default_namespace: "openfaas-fn".into(),
@@ -96,12 +96,12 @@ impl Setting {
         let quota = SpoolQuota::new(u64::MAX, metrics.spool_bytes());
         let api = BuilderApi {
             builder,
-            limits: RequestLimits::new(MAX_BODY, folder.path(), quota),
+            limits: RequestLimits::new(MAX_BODY_BYTES, folder.path(), quota),
             signatures: SignatureSettings {
                 disable_hmac: false,
                 accept_sha1: true,
             },
-            max_log: MAX_LOG,
+            max_log: MAX_LOG_BYTES,
             seal_key: None,
             metrics,
         };
@@ -143,7 +143,7 @@ impl Setting {
     }
 
     /// Replaces the registries.
-    pub(crate) fn with_manifests(mut self, manifests: Manifests) -> Self {
+    pub(crate) fn with_manifests(mut self, manifests: FakeManifestStore) -> Self {
         self.api.builder.manifests = Arc::new(manifests);
         self
     }
@@ -197,15 +197,15 @@ impl Setting {
     }
 
     /// Sends a signed build request with `tar`, and returns its streamed answer.
-    pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> Records {
-        let signature = sign_body(&key(PAYLOAD_KEY), &tar);
+    pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> StreamedRecords {
+        let signature = sign(&key(PAYLOAD_KEY), &tar);
         let mut request = post(tar, Some(&signature));
         let accept_value = accept.parse().expect("header");
         request.headers_mut().insert("accept", accept_value);
         let response = self.send(request).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], accept);
-        Records(response.into_body())
+        StreamedRecords(response.into_body())
     }
 
     /// Sends a signed build request with `tar`, and returns its answer.
@@ -236,9 +236,9 @@ impl Answer {
 }
 
 /// The records of a streamed answer.
-pub(crate) struct Records(ResponseBody);
+pub(crate) struct StreamedRecords(ResponseBody);
 
-impl Records {
+impl StreamedRecords {
     /// Reads the bytes of the streamed answer's next record, with its framing.
     pub(crate) async fn bytes(&mut self) -> Option<Bytes> {
         let frame = self.0.frame().await?.expect("no error");

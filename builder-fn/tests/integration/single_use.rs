@@ -9,10 +9,10 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 
 use crate::daemon;
-use crate::setting::{Answer, Setting, tar};
+use crate::setting::{Answer, TestBuilder, tar};
 
-fn builder(daemon: &Daemon) -> Setting {
-    Setting::new(daemon.clone()).with_max_age(Duration::from_secs(600))
+fn builder(daemon: &Daemon) -> TestBuilder {
+    TestBuilder::new(daemon.clone()).with_max_age(Duration::from_secs(600))
 }
 
 /// Returns the tar of a request whose config has the time of signing.
@@ -21,7 +21,7 @@ fn tar_with_signing_time() -> Vec<u8> {
     tar(json!({"submittedAt": now.to_string()}))
 }
 
-fn send(setting: &Setting, call_id: &str, tar: &[u8]) -> JoinHandle<Answer> {
+fn send(setting: &TestBuilder, call_id: &str, tar: &[u8]) -> JoinHandle<Answer> {
     let (setting, tar) = (setting.with_call_id(call_id), tar.to_vec());
     tokio::spawn(async move { setting.build(tar).await })
 }
@@ -102,9 +102,9 @@ async fn a_request_whose_build_failed_is_built_again_for_the_same_call_only() {
 
 #[tokio::test]
 async fn a_request_without_a_time_or_a_builder_without_max_age_builds_for_every_call() {
-    let unlimited: fn(&Daemon) -> Setting = |daemon| Setting::new(daemon.clone());
+    let unlimited: fn(&Daemon) -> TestBuilder = |daemon| TestBuilder::new(daemon.clone());
     for (builder, request) in [
-        (builder as fn(&Daemon) -> Setting, tar(json!({}))),
+        (builder as fn(&Daemon) -> TestBuilder, tar(json!({}))),
         (unlimited, tar_with_signing_time()),
     ] {
         let (daemon, mut calls) = daemon::start();

@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::hand_over::succeed;
-use crate::setting::{Setting, tar};
+use crate::setting::{TestBuilder, tar};
 use crate::{daemon, gateway};
 
-const LINES: &str = "application/x-ndjson";
+const NDJSON: &str = "application/x-ndjson";
 
 /// The time until the deadline of the call, or until the end of the process.
-const TIME: Duration = Duration::from_secs(600);
+const TIME_TO_DEADLINE: Duration = Duration::from_secs(600);
 
 /// The step at which a stalled build waits for another party.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,33 +32,33 @@ enum Stall {
 async fn terminal_record(stall: Stall, is_shutdown: bool) -> Value {
     let (address, mut received) = gateway::manual().await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(
+    let setting = TestBuilder::with_gateway(
         match stall {
             Stall::Connection => daemon::unreachable(),
             _ => daemon,
         },
         &format!("http://{address}"),
     )
-    .with_deploy_timeout(TIME * 2)
-    .with_slots(BuildSlots::new(1, TIME * 2, 1));
+    .with_deploy_timeout(TIME_TO_DEADLINE * 2)
+    .with_slots(BuildSlots::new(1, TIME_TO_DEADLINE * 2, 1));
     setting.secret("deploy-secret", "deploy key\n");
     // What must not be dropped while the build stalls.
     let mut held: Vec<Box<dyn Any>> = Vec::new();
     if stall == Stall::Slot {
-        held.push(Box::new(setting.stream(tar(json!({})), LINES).await));
+        held.push(Box::new(setting.stream(tar(json!({})), NDJSON).await));
         held.push(Box::new(calls.build().await));
     }
-    let end = Instant::now() + TIME;
+    let end = Instant::now() + TIME_TO_DEADLINE;
     let limited = match is_shutdown {
         true => setting.clone(),
         false => setting.clone().with_deadline(end),
     };
     let config = json!({"deploy": {"service": "hello"}, "noCache": true});
-    let records = limited.stream(tar(config), LINES).await;
+    let records = limited.stream(tar(config), NDJSON).await;
     let dry_run = received.recv().await.expect("a dry run");
     match stall {
         Stall::DryRun => held.push(Box::new(dry_run)),
-        _ => dry_run.answer(200, gateway::ACCEPTED),
+        _ => dry_run.answer(200, gateway::DRY_RUN_ACCEPTED_JSON),
     }
     match stall {
         Stall::DryRun | Stall::Slot | Stall::Connection => {}

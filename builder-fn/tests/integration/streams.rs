@@ -10,16 +10,16 @@ use tonic::Status;
 use crate::gateway::{self, gateway};
 use crate::hand_over::succeed;
 use crate::job::output_response;
-use crate::setting::{Answer, Setting, key, post, tar, tar_of};
-use crate::{daemon, soon};
+use crate::setting::{Answer, TestBuilder, key, post, tar, tar_of};
+use crate::{complete_or_panic, daemon};
 
-const LINES: &str = "application/x-ndjson";
+const NDJSON: &str = "application/x-ndjson";
 
 #[tokio::test]
 async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
     let (daemon, mut calls) = daemon::start();
-    let mut records = Setting::new(daemon)
-        .stream(tar(json!({"surprise": 1})), LINES)
+    let mut records = TestBuilder::new(daemon)
+        .stream(tar(json!({"surprise": 1})), NDJSON)
         .await;
 
     let first = records.next().await.expect("a record before the first event");
@@ -66,7 +66,7 @@ async fn records_follow_the_build_and_the_last_one_has_its_outcome() {
 #[tokio::test]
 async fn an_event_stream_has_the_framing_that_browsers_read() {
     let (daemon, mut calls) = daemon::start();
-    let mut records = Setting::new(daemon)
+    let mut records = TestBuilder::new(daemon)
         .stream(tar(json!({})), "text/event-stream")
         .await;
     let (solve, status, _session) = calls.build().await;
@@ -86,7 +86,7 @@ async fn an_event_stream_has_the_framing_that_browsers_read() {
 #[tokio::test]
 async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
     let (daemon, mut calls) = daemon::start();
-    let records = Setting::new(daemon).stream(tar(json!({})), LINES).await;
+    let records = TestBuilder::new(daemon).stream(tar(json!({})), NDJSON).await;
     let (solve, status, _session) = calls.build().await;
     status
         .events
@@ -104,7 +104,7 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
     assert_eq!(last["image"], "registry:5000/hello:1");
 
     let (daemon, mut calls) = daemon::start();
-    let records = Setting::new(daemon).stream(tar(json!({})), LINES).await;
+    let records = TestBuilder::new(daemon).stream(tar(json!({})), NDJSON).await;
     let (_solve, status, _session) = calls.build().await;
     status
         .events
@@ -120,15 +120,15 @@ async fn a_failing_build_and_a_lost_daemon_end_in_a_terminal_record() {
 #[tokio::test(start_paused = true)]
 async fn a_timeout_and_a_shutdown_end_in_a_terminal_record() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon);
-    let records = setting.stream(tar(json!({"timeout": "90s"})), LINES).await;
+    let setting = TestBuilder::new(daemon);
+    let records = setting.stream(tar(json!({"timeout": "90s"})), NDJSON).await;
     let (mut solve, _status, _session) = calls.build().await;
     let (lines, last) = records.rest().await;
     assert_eq!(last["error"], "the build ran past its time limit of 1m30s");
     assert_eq!(lines, [""; 0]);
-    soon(solve.reply.closed()).await;
+    complete_or_panic(solve.reply.closed()).await;
 
-    let records = setting.stream(tar(json!({})), LINES).await;
+    let records = setting.stream(tar(json!({})), NDJSON).await;
     let (mut solve, _status, _session) = calls.build().await;
     let deadline = Instant::now() + Duration::from_secs(30);
     setting.begin_shutdown(deadline);
@@ -138,16 +138,16 @@ async fn a_timeout_and_a_shutdown_end_in_a_terminal_record() {
         last["error"],
         "the builder is shutting down and ended the build; try again"
     );
-    soon(solve.reply.closed()).await;
+    complete_or_panic(solve.reply.closed()).await;
 }
 
 #[tokio::test]
 async fn errors_before_the_signature_is_verified_keep_their_status_and_later_ones_are_streamed() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon);
+    let setting = TestBuilder::new(daemon);
     let request = |body: Vec<u8>, signature: Option<&str>| {
         let mut request = post(body, signature);
-        let accept = LINES.parse().expect("header");
+        let accept = NDJSON.parse().expect("header");
         request.headers_mut().insert("accept", accept);
         request
     };
@@ -171,7 +171,7 @@ async fn errors_before_the_signature_is_verified_keep_their_status_and_later_one
         (tar(json!({"dockerfile": "other"})), "context/other"),
         (expired, "notAfter"),
     ] {
-        let (lines, last) = setting.stream(body, LINES).await.rest().await;
+        let (lines, last) = setting.stream(body, NDJSON).await.rest().await;
         assert_eq!((lines.len(), &last["status"]), (0, &json!("failed")));
         assert!(
             last["error"].as_str().is_some_and(|text| text.contains(error)),
@@ -189,10 +189,10 @@ async fn a_deployment_is_in_the_log_and_in_the_terminal_record() {
     ] {
         let (address, _received) = gateway(status, answer).await;
         let (daemon, mut calls) = daemon::start();
-        let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+        let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
         setting.secret("deploy-secret", "deploy key\n");
         let records = setting
-            .stream(tar(json!({"deploy": {"service": "hello"}})), LINES)
+            .stream(tar(json!({"deploy": {"service": "hello"}})), NDJSON)
             .await;
         succeed(&mut calls).await;
 
@@ -220,16 +220,16 @@ async fn a_deployment_is_in_the_log_and_in_the_terminal_record() {
 async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
     let (address, mut received) = gateway::manual().await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
     let records = setting
-        .stream(tar(json!({"deploy": {"service": "hello"}})), LINES)
+        .stream(tar(json!({"deploy": {"service": "hello"}})), NDJSON)
         .await;
     received
         .recv()
         .await
         .expect("a dry run")
-        .answer(200, gateway::ACCEPTED);
+        .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
     succeed(&mut calls).await;
     // The gateway accepts the request and never answers.
     let _hand_over = received.recv().await.expect("a hand-over");
@@ -252,15 +252,15 @@ async fn a_shutdown_during_a_deployment_ends_in_a_terminal_record() {
 #[tokio::test]
 async fn a_build_is_cancelled_when_the_reader_disconnects() {
     let (daemon, mut calls) = daemon::start();
-    let mut records = Setting::new(daemon).stream(tar(json!({})), LINES).await;
+    let mut records = TestBuilder::new(daemon).stream(tar(json!({})), NDJSON).await;
     records.next().await.expect("a record");
     let (mut solve, status, session) = calls.build().await;
 
     drop(records);
 
-    soon(solve.reply.closed()).await;
-    soon(status.events.closed()).await;
-    soon(session.ended_by_client)
+    complete_or_panic(solve.reply.closed()).await;
+    complete_or_panic(status.events.closed()).await;
+    complete_or_panic(session.ended_by_client)
         .await
         .expect("the client ends the session");
 }
@@ -268,8 +268,8 @@ async fn a_build_is_cancelled_when_the_reader_disconnects() {
 #[tokio::test]
 async fn a_reader_that_does_not_read_blocks_no_build_and_costs_little_memory() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon);
-    let records = setting.stream(tar(json!({})), LINES).await;
+    let setting = TestBuilder::new(daemon);
+    let records = setting.stream(tar(json!({})), NDJSON).await;
     let (solve, status, _session) = calls.build().await;
     for block in 0..50 {
         let text: String = (0..10_000).map(|line| format!("{block} {line}\n")).collect();

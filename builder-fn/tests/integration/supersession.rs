@@ -9,20 +9,20 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::daemon::{self, Behaviour, Calls};
+use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
 use crate::gateway::{self, gateway};
-use crate::setting::{Answer, Setting, tar};
+use crate::setting::{Answer, TestBuilder, tar};
 
 /// Creates a builder whose deployer accepts every hand-over.
-async fn builder(daemon: &Daemon) -> Setting {
+async fn builder(daemon: &Daemon) -> TestBuilder {
     let (address, _received) = gateway(200, r#"{"function":"hello","status":"ready"}"#).await;
-    let setting = Setting::with_gateway(daemon.clone(), &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon.clone(), &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
     setting
 }
 
 /// Sends a build request that deploys `hello`, with `changes` to its config, in a background task.
-fn send(setting: &Setting, call_id: &str, changes: Value) -> JoinHandle<Answer> {
+fn send(setting: &TestBuilder, call_id: &str, changes: Value) -> JoinHandle<Answer> {
     let setting = setting.with_call_id(call_id);
     let mut config = json!({"deploy": {"service": "hello"}});
     for (key, value) in changes.as_object().expect("an object") {
@@ -63,7 +63,7 @@ fn format_submission_time(seconds_ago: u64) -> String {
 }
 
 /// Waits until a builder listens to the fake daemon's history.
-async fn wait_until_listening(calls: &Calls) {
+async fn wait_until_listening(calls: &DaemonCalls) {
     while calls.history.listeners() == 0 {
         tokio::task::yield_now().await;
     }
@@ -186,7 +186,7 @@ async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects
         let _solve = calls.build().await;
         wait_until_listening(&calls).await;
 
-        calls.history.behave(Behaviour::Unimplemented);
+        calls.history.behave(HistoryBehaviour::Unimplemented);
         calls.history.disconnect_listeners();
         let request = solve_of_another("new", "hello.openfaas-fn", Duration::from_secs(60));
         let recording = calls.history.start(&request).expect("a free reference");
@@ -200,14 +200,14 @@ async fn a_builder_that_lost_the_history_finds_what_it_missed_when_it_reconnects
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(!old.is_finished(), "nothing is known of the newer build");
 
-        calls.history.behave(Behaviour::Kept);
+        calls.history.behave(HistoryBehaviour::Kept);
         assert_superseded(old, "new").await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_history_that_fails_or_never_answers_prevents_no_build() {
-    for behaviour in [Behaviour::Unimplemented, Behaviour::Silent] {
+    for behaviour in [HistoryBehaviour::Unimplemented, HistoryBehaviour::Silent] {
         let (daemon, mut calls) = daemon::start();
         calls.history.behave(behaviour);
         let build = send(&builder(&daemon).await, "call", json!({}));
@@ -228,14 +228,14 @@ async fn a_history_that_fails_or_never_answers_prevents_no_build() {
 async fn the_deployer_decides_once_the_hand_over_was_sent() {
     let (address, mut received) = gateway::manual().await;
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+    let setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
     setting.secret("deploy-secret", "deploy key\n");
     let old = send(&setting, "old", json!({}));
     received
         .recv()
         .await
         .expect("a dry run")
-        .answer(200, gateway::ACCEPTED);
+        .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
     let (solve, status, _session) = calls.build().await;
     drop(status);
     solve.succeed("sha256:12");
@@ -246,7 +246,7 @@ async fn the_deployer_decides_once_the_hand_over_was_sent() {
         .recv()
         .await
         .expect("a dry run")
-        .answer(200, gateway::ACCEPTED);
+        .answer(200, gateway::DRY_RUN_ACCEPTED_JSON);
     let (new_solve, ..) = calls.build().await;
     hand_over.answer(502, r#"{"status":"failed","reasons":["a test"]}"#);
 
@@ -385,20 +385,20 @@ async fn a_streamed_answer_ends_with_a_record_that_names_the_newer_build() {
 /// A generated step of a supersession test: a build arrives at a builder, or the running build ends, with or without
 /// success.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+enum SupersessionStep {
     Arrive { builder: usize, seconds_ago: u64 },
     End { succeeds: bool },
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let arrive =
-        (0..2_usize, 1..1000_u64).prop_map(|(builder, seconds_ago)| Step::Arrive { builder, seconds_ago });
-    let end = any::<bool>().prop_map(|succeeds| Step::End { succeeds });
+fn steps() -> impl Strategy<Value = Vec<SupersessionStep>> {
+    let arrive = (0..2_usize, 1..1000_u64)
+        .prop_map(|(builder, seconds_ago)| SupersessionStep::Arrive { builder, seconds_ago });
+    let end = any::<bool>().prop_map(|succeeds| SupersessionStep::End { succeeds });
     prop::collection::vec(prop_oneof![4 => arrive, 1 => end], 1..10)
 }
 
 /// Runs generated steps on two builders of one daemon, and checks that no build outlives a newer one.
-async fn run_steps(steps: Vec<Step>) {
+async fn run_steps(steps: Vec<SupersessionStep>) {
     let (daemon, mut calls) = daemon::start();
     let builders = [builder(&daemon).await, builder(&daemon).await];
     let mut times = std::collections::HashSet::new();
@@ -407,8 +407,8 @@ async fn run_steps(steps: Vec<Step>) {
     let mut running: Option<(String, u64, JoinHandle<Answer>, _)> = None;
     for (at, step) in steps.into_iter().enumerate() {
         match step {
-            Step::Arrive { seconds_ago, .. } if !times.insert(seconds_ago) => {}
-            Step::Arrive { builder, seconds_ago } => {
+            SupersessionStep::Arrive { seconds_ago, .. } if !times.insert(seconds_ago) => {}
+            SupersessionStep::Arrive { builder, seconds_ago } => {
                 let call_id = at.to_string();
                 let build = send(
                     &builders[builder],
@@ -430,7 +430,7 @@ async fn run_steps(steps: Vec<Step>) {
                     assert_superseded(old, &call_id).await;
                 }
             }
-            Step::End { succeeds } => {
+            SupersessionStep::End { succeeds } => {
                 let Some((call_id, seconds_ago, build, (solve, status, _session))) = running.take() else {
                     continue;
                 };

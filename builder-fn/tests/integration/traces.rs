@@ -6,15 +6,15 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, Tra
 use serde_json::json;
 
 use crate::daemon;
-use crate::setting::{Setting, tar};
+use crate::setting::{TestBuilder, tar};
 
-const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Returns the function context of a request with the trace header [`PARENT`].
+/// Returns the function context of a request with the trace header [`TRACEPARENT`].
 fn traced() -> Context {
     Context::new().with_remote_span_context(SpanContext::new(
-        TraceId::from_hex(&PARENT[3..35]).expect("an id"),
-        SpanId::from_hex(&PARENT[36..52]).expect("an id"),
+        TraceId::from_hex(&TRACEPARENT[3..35]).expect("an id"),
+        SpanId::from_hex(&TRACEPARENT[36..52]).expect("an id"),
         TraceFlags::SAMPLED,
         true,
         TraceState::default(),
@@ -24,7 +24,7 @@ fn traced() -> Context {
 #[tokio::test]
 async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_deploy_via(DeployVia::Callback);
+    let setting = TestBuilder::new(daemon).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
     let _context = traced().attach();
 
@@ -38,15 +38,15 @@ async fn the_trace_context_is_sent_to_buildkit_and_with_the_hand_over() {
     let tar = tar(json!({"deploy": {"service": "hello"}}));
     let (answer, solve) = tokio::join!(setting.answer(tar), daemon);
 
-    assert_eq!(solve.expect("a parent"), PARENT);
+    assert_eq!(solve.expect("a parent"), TRACEPARENT);
     assert_eq!(answer.status(), 200);
-    assert_eq!(answer.headers()["traceparent"], PARENT);
+    assert_eq!(answer.headers()["traceparent"], TRACEPARENT);
 }
 
 #[tokio::test]
 async fn without_a_trace_no_trace_context_is_sent() {
     let (daemon, mut calls) = daemon::start();
-    let setting = Setting::new(daemon).with_deploy_via(DeployVia::Callback);
+    let setting = TestBuilder::new(daemon).with_deploy_via(DeployVia::Callback);
     setting.secret("deploy-secret", "deploy key");
 
     let daemon = async {

@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::Status;
 
-use crate::daemon::{self, Behaviour, Calls};
-use crate::gateway::{self, ACCEPTED};
-use crate::job::{Manifests, output_response};
-use crate::setting::{CALL_ID, PAYLOAD_KEY, Setting, key, tar, tar_of};
-use crate::soon;
+use crate::complete_or_panic;
+use crate::daemon::{self, DaemonCalls, HistoryBehaviour};
+use crate::gateway::{self, DRY_RUN_ACCEPTED_JSON};
+use crate::job::{FakeManifestStore, output_response};
+use crate::setting::{CALL_ID, PAYLOAD_KEY, TestBuilder, key, tar, tar_of};
 
 /// A reason for which a build has exactly one warning.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Source {
+enum WarningSource {
     Nothing,
     /// A warning of BuildKit's own is in the log only.
     Lint,
@@ -30,7 +30,7 @@ enum Source {
     DryRun,
 }
 
-impl Source {
+impl WarningSource {
     const ALL: [Self; 11] = [
         Self::Nothing,
         Self::Lint,
@@ -76,7 +76,7 @@ impl Source {
                 200,
                 r#"{"dryRun":true,"status":"accepted","reasons":[],"warnings":["deploy.network is ignored"]}"#,
             ),
-            _ => (200, ACCEPTED),
+            _ => (200, DRY_RUN_ACCEPTED_JSON),
         }
     }
 
@@ -96,7 +96,7 @@ impl Source {
     }
 
     /// Plays BuildKit's part.
-    async fn build(self, calls: &mut Calls) {
+    async fn build(self, calls: &mut DaemonCalls) {
         if self == Self::Registry {
             drop(calls.statuses.recv().await.expect("a status"));
             return;
@@ -124,7 +124,7 @@ impl Source {
 }
 
 /// Starts a build. It returns its log and its result, which of a streamed answer is the terminal record.
-fn start(setting: Setting, tar: Vec<u8>, is_streamed: bool) -> JoinHandle<(String, Value)> {
+fn start(setting: TestBuilder, tar: Vec<u8>, is_streamed: bool) -> JoinHandle<(String, Value)> {
     tokio::spawn(async move {
         match is_streamed {
             true => {
@@ -142,7 +142,7 @@ fn start(setting: Setting, tar: Vec<u8>, is_streamed: bool) -> JoinHandle<(Strin
 
 #[tokio::test]
 async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
-    for source in Source::ALL {
+    for source in WarningSource::ALL {
         for is_streamed in [false, true] {
             let (address, mut received) = gateway::manual().await;
             tokio::spawn(async move {
@@ -155,14 +155,14 @@ async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
                 }
             });
             let (daemon, mut calls) = daemon::start();
-            let mut setting = Setting::with_gateway(daemon, &format!("http://{address}"));
+            let mut setting = TestBuilder::with_gateway(daemon, &format!("http://{address}"));
             setting.secret("deploy-secret", "deploy key");
             let tar = source.tar();
             match source {
-                Source::Log => setting = setting.with_max_log(2000),
-                Source::History => calls.history.behave(Behaviour::Unimplemented),
-                Source::Registry => {
-                    setting = setting.with_manifests(Manifests::Unknown);
+                WarningSource::Log => setting = setting.with_max_log(2000),
+                WarningSource::History => calls.history.behave(HistoryBehaviour::Unimplemented),
+                WarningSource::Registry => {
+                    setting = setting.with_manifests(FakeManifestStore::Unknown);
                     let signature = sign(&key(PAYLOAD_KEY), &tar);
                     let reference = BuildReference::for_call_and_signature(CALL_ID, &signature);
                     calls.record(&reference.to_string(), Ok("sha256:12"));
@@ -171,11 +171,11 @@ async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
             }
 
             let answering = start(setting, tar, is_streamed);
-            soon(source.build(&mut calls)).await;
-            let (log, result) = soon(answering).await.expect("no panic");
+            complete_or_panic(source.build(&mut calls)).await;
+            let (log, result) = complete_or_panic(answering).await.expect("no panic");
 
             let case = format!("{source:?}, streamed: {is_streamed}: {result}\n{log}");
-            let is_failed = source == Source::KeyOfFailedBuild;
+            let is_failed = source == WarningSource::KeyOfFailedBuild;
             assert_eq!(result["status"] == "failed", is_failed, "{case}");
             match source.expected() {
                 None => assert_eq!(result.get("warnings"), None, "{case}"),

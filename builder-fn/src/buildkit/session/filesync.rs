@@ -22,7 +22,7 @@ use futures_util::{Stream, StreamExt, future, stream};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::buildkit::shared_key::{KeyLease, TransferGuard};
-use crate::context::{self, SourceContext, View};
+use crate::context::{self, ContextView, SourceContext};
 
 /// The number of batches that are read ahead of sending. Times [`content::BATCH_BYTES_MAX`], this is the memory of one transfer.
 const BATCHES_READ_AHEAD: usize = 2;
@@ -73,7 +73,7 @@ struct FileTransfer {
     context: Arc<SourceContext>,
     lease: Arc<KeyLease>,
     /// The announced entries of the context, by the number of their STAT packets.
-    entries: Arc<View>,
+    entries: Arc<ContextView>,
     guard: Arc<Mutex<TransferGuard>>,
 }
 

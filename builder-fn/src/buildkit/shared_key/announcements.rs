@@ -196,11 +196,11 @@ fn find_fingerprint(list: &[EntryFingerprint], fingerprint: &EntryFingerprint) -
 /// Returns a hash of `first` and the extended attributes of `entry`.
 fn hash_with_attributes(first: &[u8], entry: &Entry<'_>) -> ContentHash {
     let mut hasher = ContentHasher::default();
-    hasher.update(first);
+    hasher.hash_piece(first);
     for (name, value) in entry.xattrs.iter() {
         for part in [name.as_bytes(), value] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
+            hasher.hash_piece(&(part.len() as u64).to_le_bytes());
+            hasher.hash_piece(part);
         }
     }
     hasher.finish_and_reset()

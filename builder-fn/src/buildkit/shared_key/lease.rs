@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::announcements::{AnnouncedEntries, CopyComparison};
 use super::entry_set::EntrySet;
 use super::pool::{KeyRecord, MemoryReservation, SharedKeyPool};
-use crate::context::{SourceContext, View};
+use crate::context::{ContextView, SourceContext};
 
 /// A shared key, leased to one build.
 pub struct KeyLease {
@@ -151,7 +151,7 @@ impl KeyLease {
     pub(in crate::buildkit) fn begin_transfer(
         self: &Arc<Self>,
         context: &SourceContext,
-        view: &View,
+        view: &ContextView,
     ) -> TransferGuard {
         let mut state = self.lock_state();
         state.open_transfers += 1;

@@ -10,7 +10,7 @@ use super::announcements::AnnouncedEntries;
 use super::pool::ANNOUNCEMENT_MEMORY_MAX_BYTES;
 use super::*;
 use crate::context::{
-    ContentHash, Entry, ExtendedAttributes, Filter, Index, Kind, SourceContext, Spool, View, view,
+    ContentHash, ContextView, Entry, ExtendedAttributes, Index, Kind, SourceContext, Spool, ViewFilter, view,
 };
 
 fn empty_key_pool() -> SharedKeyPool {
@@ -74,7 +74,7 @@ impl DaemonModel {
         &mut self,
         context: &SourceContext,
         lease: &Arc<KeyLease>,
-        filter: &Filter,
+        filter: &ViewFilter,
         take: usize,
         end: TransferEnd,
     ) -> DaemonFolder {
@@ -290,14 +290,14 @@ fn generate_builds() -> impl Strategy<Value = Vec<GeneratedBuild>> {
     prop::collection::vec(build, 1..12)
 }
 
-fn filter_for_build(excluding: bool) -> Filter {
-    Filter {
+fn filter_for_build(excluding: bool) -> ViewFilter {
+    ViewFilter {
         exclude: if excluding {
             vec!["b".to_owned()]
         } else {
             Vec::new()
         },
-        ..Filter::default()
+        ..ViewFilter::default()
     }
 }
 
@@ -331,7 +331,7 @@ proptest! {
 fn build_and_return_key(keys: &SharedKeyPool, image: &str, context: &SourceContext) -> String {
     let lease = Arc::new(keys.lease_for_image(image, context));
     lease
-        .begin_transfer(context, &view(context, &Filter::default()).expect("patterns"))
+        .begin_transfer(context, &view(context, &ViewFilter::default()).expect("patterns"))
         .complete();
     lease.return_to_pool();
     lease.key.clone()
@@ -422,7 +422,7 @@ fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
     let first = build_and_return_key(&keys, "a", &context);
 
     let lease = Arc::new(keys.lease_for_image("a", &context));
-    drop(lease.begin_transfer(&context, &View::default()));
+    drop(lease.begin_transfer(&context, &ContextView::default()));
     assert_ne!(
         lease.key_for_session(),
         first,
@@ -433,7 +433,7 @@ fn a_shared_key_is_discarded_if_its_transfer_or_its_build_was_broken_off() {
     assert_ne!(second, first);
 
     let lease = Arc::new(keys.lease_for_image("a", &context));
-    let _running = lease.begin_transfer(&context, &View::default());
+    let _running = lease.begin_transfer(&context, &ContextView::default());
     lease.return_to_pool();
     let third = build_and_return_key(&keys, "a", &context);
     assert_ne!(third, second);
@@ -495,7 +495,7 @@ fn the_memory_of_shared_keys_in_use_is_bounded() {
     let idle = build_and_return_key(&keys, "idle", &context);
     let begin = |image: &str| {
         let lease = Arc::new(keys.lease_for_image(image, &context));
-        let everything = view(&context, &Filter::default()).expect("patterns");
+        let everything = view(&context, &ViewFilter::default()).expect("patterns");
         lease.begin_transfer(&context, &everything).complete();
         lease
     };

@@ -58,7 +58,7 @@ pub enum ArchiveError {
         /// The offset in the tar at which a header was expected.
         offset: u64,
         /// The name of the entry before the damaged header.
-        after: EntryName,
+        after: ShownEntryName,
     },
     /// The tar ends within an entry.
     #[error("the tar is cut short at byte {offset}, within {within}")]
@@ -66,7 +66,7 @@ pub enum ArchiveError {
         /// The length of the received part of the tar, in bytes.
         offset: u64,
         /// The name of the entry within which the tar ends.
-        within: EntryName,
+        within: ShownEntryName,
     },
     /// Data follows the end of the tar.
     #[error("the tar has data at byte {offset}, after its end; send one archive, with only zeros after it")]
@@ -78,7 +78,7 @@ pub enum ArchiveError {
     #[error("entry \"{entry}\" {problem}")]
     Entry {
         /// The name of the unusable entry.
-        entry: EntryName,
+        entry: ShownEntryName,
         /// The problem of the entry, and what would be right.
         problem: EntryProblem,
     },
@@ -103,12 +103,12 @@ pub enum ArchiveError {
 
 /// The name of a tar entry, escaped and shortened for messages.
 #[derive(Clone, PartialEq, Eq)]
-pub struct EntryName(String);
+pub struct ShownEntryName(String);
 
-impl EntryName {
+impl ShownEntryName {
     pub(super) fn new(name: &[u8]) -> Self {
-        const SHOWN: usize = 200;
-        let cut = &name[..name.len().min(SHOWN)];
+        const MAX_SHOWN_BYTES: usize = 200;
+        let cut = &name[..name.len().min(MAX_SHOWN_BYTES)];
         let mut shown = String::from_utf8_lossy(cut).escape_debug().to_string();
         if cut.len() < name.len() {
             shown.push('…');
@@ -122,13 +122,13 @@ impl EntryName {
     }
 }
 
-impl fmt::Display for EntryName {
+impl fmt::Display for ShownEntryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl fmt::Debug for EntryName {
+impl fmt::Debug for ShownEntryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -191,15 +191,15 @@ pub enum EntryProblem {
     #[error("is a link without a target")]
     NoTarget,
     #[error("is in {parent}, which is a file, not a folder")]
-    InFile { parent: EntryName },
+    InFile { parent: ShownEntryName },
     #[error("is below {parent}, which is a symbolic link, not a folder")]
-    ThroughLink { parent: EntryName },
+    ThroughLink { parent: ShownEntryName },
     #[error("would replace a folder that is not empty")]
     ReplacesFolder,
     #[error("is a hard link to {target}, which is not in the tar before it")]
-    HardLinkToNothing { target: EntryName },
+    HardLinkToNothing { target: ShownEntryName },
     #[error("is a hard link to {target}, which is a folder")]
-    HardLinkToFolder { target: EntryName },
+    HardLinkToFolder { target: ShownEntryName },
     #[error("is a hard link to {target}, which is not in context/")]
-    HardLinkOutside { target: EntryName },
+    HardLinkOutside { target: ShownEntryName },
 }

@@ -10,25 +10,25 @@ pub(super) const BLOCK: usize = 512;
 
 /// The magic of the ustar format, and of PAX's, whose entries have ustar headers. Whatever the version after it is (`00`, NULs
 /// or blanks, depending on the program), tar programs read the prefix.
-const USTAR: &[u8] = b"ustar\0";
+const USTAR_MAGIC: &[u8] = b"ustar\0";
 /// The magic and version of GNU's format.
-const GNU: &[u8] = b"ustar  \0";
+const GNU_MAGIC: &[u8] = b"ustar  \0";
 /// The offset of the magic in a header block.
-const MAGIC: usize = 257;
+const MAGIC_OFFSET: usize = 257;
 /// The field of a ustar header with the prefix of the name.
-const PREFIX: Range<usize> = 345..500;
+const USTAR_PREFIX_FIELD: Range<usize> = 345..500;
 /// The fields of a GNU header with the times of the last access and change, where ustar has the prefix.
-const GNU_TIMES: [Range<usize>; 2] = [345..357, 357..369];
+const GNU_TIME_FIELDS: [Range<usize>; 2] = [345..357, 357..369];
 
 /// A tar header whose checksum is correct.
-pub(super) struct Header<'a>(&'a tar::Header);
+pub(super) struct TarHeader<'a>(&'a tar::Header);
 
-impl<'a> Header<'a> {
+impl<'a> TarHeader<'a> {
     /// Parses the header in `block`. Returns `None` if its checksum is wrong. The sum of signed bytes is accepted too,
     /// as by other tar readers.
     pub(super) fn parse(block: &'a [u8; BLOCK]) -> Option<Self> {
         let header = tar::Header::from_byte_slice(block);
-        let stored = parse_number(&header.as_old().cksum)?;
+        let stored = parse_octal_or_binary(&header.as_old().cksum)?;
         let bytes = || {
             let blanked = |(at, byte): (usize, &u8)| if (148..156).contains(&at) { b' ' } else { *byte };
             block.iter().enumerate().map(blanked)
@@ -45,8 +45,8 @@ impl<'a> Header<'a> {
 
     /// Returns the name of the entry, including a ustar prefix.
     pub(super) fn name(&self) -> Cow<'a, [u8]> {
-        let prefix = match self.has_magic(USTAR) {
-            true => until_nul(&self.0.as_bytes()[PREFIX]),
+        let prefix = match self.has_magic(USTAR_MAGIC) {
+            true => until_nul(&self.0.as_bytes()[USTAR_PREFIX_FIELD]),
             false => &[],
         };
         match prefix {
@@ -66,20 +66,20 @@ impl<'a> Header<'a> {
     /// Fails if something is where ustar has the prefix, and it belongs to no format.
     pub(super) fn check_prefix(&self) -> Result<(), EntryProblem> {
         let bytes = self.0.as_bytes();
-        let is_valid = if self.has_magic(USTAR) {
+        let is_valid = if self.has_magic(USTAR_MAGIC) {
             true
-        } else if self.has_magic(GNU) {
-            GNU_TIMES
+        } else if self.has_magic(GNU_MAGIC) {
+            GNU_TIME_FIELDS
                 .into_iter()
-                .all(|time| parse_number(&bytes[time]).is_some())
+                .all(|time| parse_octal_or_binary(&bytes[time]).is_some())
         } else {
-            bytes[PREFIX].iter().all(|byte| *byte == 0)
+            bytes[USTAR_PREFIX_FIELD].iter().all(|byte| *byte == 0)
         };
         is_valid.then_some(()).ok_or(EntryProblem::StrayPrefix)
     }
 
     fn has_magic(&self, magic: &[u8]) -> bool {
-        self.0.as_bytes()[MAGIC..].starts_with(magic)
+        self.0.as_bytes()[MAGIC_OFFSET..].starts_with(magic)
     }
 
     /// Returns the link target in the header.
@@ -89,17 +89,17 @@ impl<'a> Header<'a> {
 
     /// Returns the length of the entry's content in bytes; `None` if the field is malformed.
     pub(super) fn size(&self) -> Option<i64> {
-        parse_number(&self.0.as_old().size)
+        parse_octal_or_binary(&self.0.as_old().size)
     }
 
     /// Returns the mode bits of the entry; `None` if the field is malformed.
     pub(super) fn mode(&self) -> Option<i64> {
-        parse_number(&self.0.as_old().mode)
+        parse_octal_or_binary(&self.0.as_old().mode)
     }
 
     /// Returns the modification time of the entry in seconds since 1970; `None` if the field is malformed.
     pub(super) fn mtime(&self) -> Option<i64> {
-        parse_number(&self.0.as_old().mtime)
+        parse_octal_or_binary(&self.0.as_old().mtime)
     }
 }
 
@@ -113,7 +113,7 @@ fn until_nul(field: &[u8]) -> &[u8] {
 /// top bit is set, big-endian two's complement.
 ///
 /// Digits after a NUL are rejected, because some tar programs read them and others do not.
-fn parse_number(field: &[u8]) -> Option<i64> {
+fn parse_octal_or_binary(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
         // The top bit marks the form, the next one is the sign.
@@ -143,18 +143,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn octal_numbers_may_be_surrounded_by_blanks_and_nuls() {
+    fn octal_numbers_in_a_tar_header_may_be_surrounded_by_blanks_and_nuls() {
         for field in [&b"0000644\0"[..], b"    644 ", b"644\0\0\0\0\0", b"  644\0 \0"] {
-            assert_eq!(parse_number(field), Some(0o644), "{field:?}");
+            assert_eq!(parse_octal_or_binary(field), Some(0o644), "{field:?}");
         }
-        assert_eq!(parse_number(b"77777777777\0"), Some(0o77_777_777_777));
-        assert_eq!(parse_number(b"777777777777"), Some(0o777_777_777_777));
-        assert_eq!(parse_number(b"\0\0\0\0"), Some(0));
-        assert_eq!(parse_number(b"        "), Some(0));
+        assert_eq!(parse_octal_or_binary(b"77777777777\0"), Some(0o77_777_777_777));
+        assert_eq!(parse_octal_or_binary(b"777777777777"), Some(0o777_777_777_777));
+        assert_eq!(parse_octal_or_binary(b"\0\0\0\0"), Some(0));
+        assert_eq!(parse_octal_or_binary(b"        "), Some(0));
     }
 
     #[test]
-    fn other_text_than_an_octal_number_is_rejected() {
+    fn a_number_field_of_a_tar_header_with_other_text_than_octal_digits_is_rejected() {
         for field in [
             &b"00008\0"[..],
             b"-1\0",
@@ -164,23 +164,29 @@ mod tests {
             b"\x0012\0",
             b" \x0012\0",
         ] {
-            assert_eq!(parse_number(field), None, "{field:?}");
+            assert_eq!(parse_octal_or_binary(field), None, "{field:?}");
         }
     }
 
     #[test]
-    fn binary_numbers_have_a_sign_and_do_not_wrap_around() {
-        assert_eq!(parse_number(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]), Some(256));
+    fn binary_numbers_in_a_tar_header_have_a_sign_and_do_not_wrap_around() {
         assert_eq!(
-            parse_number(&[0x80, 0, 0, 0, 0x7f, 255, 255, 255, 255, 255, 255, 255]),
+            parse_octal_or_binary(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]),
+            Some(256)
+        );
+        assert_eq!(
+            parse_octal_or_binary(&[0x80, 0, 0, 0, 0x7f, 255, 255, 255, 255, 255, 255, 255]),
             Some(i64::MAX)
         );
-        assert_eq!(parse_number(&[0xff; 12]), Some(-1));
-        assert_eq!(parse_number(&[0xff, 0xff, 0xff, 0xfe]), Some(-2));
+        assert_eq!(parse_octal_or_binary(&[0xff; 12]), Some(-1));
+        assert_eq!(parse_octal_or_binary(&[0xff, 0xff, 0xff, 0xfe]), Some(-2));
         // More than 64 bits must not wrap around to a small number.
-        assert_eq!(parse_number(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]), None);
         assert_eq!(
-            parse_number(&[0xbf, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
+            parse_octal_or_binary(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]),
+            None
+        );
+        assert_eq!(
+            parse_octal_or_binary(&[0xbf, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]),
             None
         );
     }
@@ -190,18 +196,18 @@ mod tests {
         let mut header = tar::Header::new_gnu();
         header.as_old_mut().name[..3].copy_from_slice(&[0xc3, 0xa4, b'x']);
         header.set_cksum();
-        assert!(Header::parse(header.as_bytes()).is_some());
+        assert!(TarHeader::parse(header.as_bytes()).is_some());
         let unsigned = header.cksum().unwrap();
         // The sum of signed bytes, of which two are negative.
         header.as_old_mut().cksum = *format!("{:06o}\0 ", unsigned - 512)
             .as_bytes()
             .first_chunk()
             .unwrap();
-        assert!(Header::parse(header.as_bytes()).is_some());
+        assert!(TarHeader::parse(header.as_bytes()).is_some());
         header.as_old_mut().cksum = *format!("{:06o}\0 ", unsigned - 1)
             .as_bytes()
             .first_chunk()
             .unwrap();
-        assert!(Header::parse(header.as_bytes()).is_none());
+        assert!(TarHeader::parse(header.as_bytes()).is_none());
     }
 }

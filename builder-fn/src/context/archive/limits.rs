@@ -5,7 +5,7 @@ use crate::context::Index;
 /// The index memory per entry, in bytes: 56 that every entry takes, and the rest for its name, link target and
 /// attributes, which mostly take less than 20. So 200,000 entries take at most 16 MiB, and everything else in a build
 /// fits into as much.
-const ENTRY_BYTES: usize = 84;
+const INDEX_BYTES_PER_ENTRY: usize = 84;
 
 /// The limits on a tar, and on the memory of its index.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ impl Default for ArchiveLimits {
         Self {
             body: 1 << 30,
             entries: 200_000,
-            index: 200_000 * ENTRY_BYTES,
+            index: 200_000 * INDEX_BYTES_PER_ENTRY,
             small_file: 1 << 20,
         }
     }
@@ -37,7 +37,7 @@ impl ArchiveLimits {
     /// allowed.
     pub fn set_entries(&mut self, entries: usize) {
         self.entries = entries;
-        self.index = self.index.max(entries.saturating_mul(ENTRY_BYTES));
+        self.index = self.index.max(entries.saturating_mul(INDEX_BYTES_PER_ENTRY));
     }
 
     /// Returns the limits, with that on the index memory lowered to the most that an index can hold.
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_larger_limit_of_entries_raises_the_memory_limit_and_a_smaller_one_leaves_it() {
+    fn a_larger_entry_limit_raises_the_index_memory_limit_and_a_smaller_one_leaves_it() {
         let with = |entries| {
             let mut limits = ArchiveLimits::default();
             limits.set_entries(entries);

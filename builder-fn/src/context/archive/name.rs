@@ -3,9 +3,9 @@
 use super::error::EntryProblem;
 
 /// The limit on the length of a path in bytes, which is that of Linux.
-const PATH_MAX: usize = 4095;
+const PATH_MAX_BYTES: usize = 4095;
 /// The limit on the length of a path component in bytes, which is that of common file systems.
-const NAME_MAX: usize = 255;
+const COMPONENT_MAX_BYTES: usize = 255;
 
 /// The role of a tar entry in a build request.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,8 +29,8 @@ impl EntryRole {
     ///
     /// # Errors
     /// Fails if the name is absolute, contains `..` or a NUL, is not UTF-8, or is too long.
-    pub(super) fn of(name: &[u8]) -> Result<Self, EntryProblem> {
-        let name = parse_text(name)?;
+    pub(super) fn from_entry_name(name: &[u8]) -> Result<Self, EntryProblem> {
+        let name = parse_utf8_without_nul(name)?;
         if name.is_empty() {
             return Err(EntryProblem::NoName);
         }
@@ -45,16 +45,20 @@ impl EntryRole {
             if component == ".." {
                 return Err(EntryProblem::ParentComponent);
             }
-            if component.len() > NAME_MAX {
-                return Err(EntryProblem::ComponentTooLong { limit: NAME_MAX });
+            if component.len() > COMPONENT_MAX_BYTES {
+                return Err(EntryProblem::ComponentTooLong {
+                    limit: COMPONENT_MAX_BYTES,
+                });
             }
             if !path.is_empty() {
                 path.push('/');
             }
             path.push_str(component);
         }
-        if path.len() > PATH_MAX {
-            return Err(EntryProblem::PathTooLong { limit: PATH_MAX });
+        if path.len() > PATH_MAX_BYTES {
+            return Err(EntryProblem::PathTooLong {
+                limit: PATH_MAX_BYTES,
+            });
         }
         Ok(match path.as_str() {
             "" => Self::Root,
@@ -74,18 +78,20 @@ impl EntryRole {
 /// # Errors
 /// Fails if the target is empty, too long, not UTF-8, or contains a NUL.
 pub(super) fn parse_symlink_target(target: &[u8]) -> Result<String, EntryProblem> {
-    let target = parse_text(target)?;
+    let target = parse_utf8_without_nul(target)?;
     if target.is_empty() {
         return Err(EntryProblem::NoTarget);
     }
-    if target.len() > PATH_MAX {
-        return Err(EntryProblem::PathTooLong { limit: PATH_MAX });
+    if target.len() > PATH_MAX_BYTES {
+        return Err(EntryProblem::PathTooLong {
+            limit: PATH_MAX_BYTES,
+        });
     }
     Ok(target.to_owned())
 }
 
 /// Parses a name or target as UTF-8; fails if it contains a NUL.
-fn parse_text(bytes: &[u8]) -> Result<&str, EntryProblem> {
+fn parse_utf8_without_nul(bytes: &[u8]) -> Result<&str, EntryProblem> {
     if bytes.contains(&0) {
         return Err(EntryProblem::Nul);
     }
@@ -97,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_of_a_name_has_the_same_role() {
+    fn every_spelling_of_an_entry_name_has_the_same_role() {
         let inside = |path: &str| EntryRole::InContext(path.to_owned());
         for (name, role) in [
             ("./", EntryRole::Root),
@@ -119,12 +125,16 @@ mod tests {
             ("x/context/a", EntryRole::Ignored),
             ("x/com.openfaas.docker.config", EntryRole::Ignored),
         ] {
-            assert_eq!(EntryRole::of(name.as_bytes()).unwrap(), role, "{name}");
+            assert_eq!(
+                EntryRole::from_entry_name(name.as_bytes()).unwrap(),
+                role,
+                "{name}"
+            );
         }
     }
 
     #[test]
-    fn names_that_lead_out_or_cannot_exist_are_rejected() {
+    fn entry_names_that_lead_out_of_the_context_or_cannot_exist_are_rejected() {
         let long = format!("context/{}", "x".repeat(256));
         let deep = format!("context/{}", "x/".repeat(2100));
         for name in [
@@ -139,7 +149,11 @@ mod tests {
             long.as_bytes(),
             deep.as_bytes(),
         ] {
-            assert!(EntryRole::of(name).is_err(), "{}", String::from_utf8_lossy(name));
+            assert!(
+                EntryRole::from_entry_name(name).is_err(),
+                "{}",
+                String::from_utf8_lossy(name)
+            );
         }
     }
 

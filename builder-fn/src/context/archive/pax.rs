@@ -14,7 +14,7 @@ pub(super) struct PaxRecords {
     pub(super) sparse: bool,
 }
 
-const XATTR: &str = "SCHILY.xattr.";
+const XATTR_KEY_PREFIX: &str = "SCHILY.xattr.";
 
 impl PaxRecords {
     /// Parses the content of a PAX extended header.
@@ -32,12 +32,12 @@ impl PaxRecords {
                 .ok_or("a record has no '='")?;
             let (key, value) = (&record[..equals], &record[equals + 1..]);
             let key = std::str::from_utf8(key).map_err(|_| "a key is not UTF-8")?;
-            records.set(key, value)?;
+            records.set_record(key, value)?;
         }
         Ok(records)
     }
 
-    fn set(&mut self, key: &str, value: &[u8]) -> Result<(), &'static str> {
+    fn set_record(&mut self, key: &str, value: &[u8]) -> Result<(), &'static str> {
         // POSIX lets an empty value remove another one, and tar programs differ in which.
         if value.is_empty() && matches!(key, "path" | "size") {
             return Err("a record sets an empty path or size");
@@ -51,7 +51,10 @@ impl PaxRecords {
             "mtime" => self.mtime_ns = given.map(parse_nanoseconds).transpose()?,
             _ if key.starts_with("GNU.sparse.") => self.sparse = true,
             _ => {
-                if let Some(name) = key.strip_prefix(XATTR).filter(|name| is_kept(name)) {
+                if let Some(name) = key
+                    .strip_prefix(XATTR_KEY_PREFIX)
+                    .filter(|name| is_kept_xattr(name))
+                {
                     self.xattrs.insert(name.to_owned(), value.to_vec());
                 }
             }
@@ -60,7 +63,7 @@ impl PaxRecords {
     }
 
     /// Returns the first field that a global header must not set, because it makes sense only for one entry.
-    pub(super) fn per_entry_field(&self) -> Option<&'static str> {
+    pub(super) fn field_forbidden_in_global_header(&self) -> Option<&'static str> {
         [
             ("a path", self.path.is_some()),
             ("a link path", self.link_path.is_some()),
@@ -76,7 +79,7 @@ impl PaxRecords {
 /// Returns whether an extended attribute is kept: one that tar restores for an ordinary user, or file capabilities.
 ///
 /// Others, such as `trusted.overlay.…`, would control the file system under BuildKit.
-fn is_kept(xattr: &str) -> bool {
+fn is_kept_xattr(xattr: &str) -> bool {
     xattr.starts_with("user.") || xattr == "security.capability"
 }
 
@@ -143,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn known_records_are_kept_and_others_ignored() {
+    fn known_pax_records_are_kept_and_others_ignored() {
         let data = [
             record("path", "a/ü".as_bytes()),
             record("linkpath", b"b"),
@@ -165,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_that_control_the_file_system_are_dropped() {
+    fn extended_attributes_that_control_the_file_system_are_dropped() {
         let data = [
             record("SCHILY.xattr.trusted.overlay.opaque", b"y"),
             record("SCHILY.xattr.security.selinux", b"x"),
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_record_of_a_key_wins_and_an_empty_one_removes_it() {
+    fn the_last_pax_record_of_a_key_wins_and_an_empty_one_removes_it() {
         let data = [
             record("path", b"a"),
             record("path", b"b"),
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_parsed_with_fractions_and_signs() {
+    fn pax_times_are_parsed_with_fractions_and_signs() {
         for (text, expected) in [
             ("0", 0),
             ("1.000000001", 1_000_000_001),
@@ -210,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_records_are_rejected() {
+    fn malformed_pax_records_are_rejected() {
         for data in [
             &b"x"[..],
             b"6 a=b",

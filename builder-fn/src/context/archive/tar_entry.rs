@@ -1,7 +1,7 @@
 //! An entry of a tar, put together from its header and the extended headers before it.
 
 use super::error::EntryProblem;
-use super::header::Header;
+use super::header::TarHeader;
 use super::pax::PaxRecords;
 
 /// The content of the extended headers before a tar entry.
@@ -45,7 +45,7 @@ impl ExtendedHeaders {
     /// # Errors
     /// Fails if it sets a field that another one has set for the same entry. Some readers take the first, some the last, some
     /// prefer a kind of header; so a tar could have other names or sizes here than in the program that checked it.
-    pub(super) fn add(&mut self, more: Self) -> Result<(), EntryProblem> {
+    pub(super) fn add_extended_header(&mut self, more: Self) -> Result<(), EntryProblem> {
         set_once(&mut self.records, more.records, "records")?;
         set_once(&mut self.name, more.name, "its name")?;
         set_once(&mut self.link, more.link, "its target")?;
@@ -68,7 +68,7 @@ impl ExtendedHeaders {
     }
 
     /// Returns the name of the entry: from the extended headers, or else from `header`.
-    pub(super) fn name(&self, header: &Header<'_>) -> Vec<u8> {
+    pub(super) fn name(&self, header: &TarHeader<'_>) -> Vec<u8> {
         let in_records = self.records.as_ref().and_then(|records| records.path.as_ref());
         in_records
             .or(self.name.as_ref())
@@ -121,9 +121,9 @@ impl TarEntry {
     ///
     /// # Errors
     /// Fails if a context cannot have such an entry.
-    pub(super) fn read(
+    pub(super) fn from_headers(
         name: Vec<u8>,
-        header: &Header<'_>,
+        header: &TarHeader<'_>,
         extensions: ExtendedHeaders,
         default_mtime_ns: Option<i64>,
         limit: u64,
@@ -132,7 +132,7 @@ impl TarEntry {
         if records.sparse {
             return Err(EntryProblem::Sparse);
         }
-        let entry_type = EntryType::read(header, &name)?;
+        let entry_type = EntryType::from_headers(header, &name)?;
         // A long name replaces the prefix too.
         if records.path.is_none() && extensions.name.is_none() {
             header.check_prefix()?;
@@ -167,7 +167,7 @@ impl TarEntry {
 
 impl EntryType {
     /// Returns the type of the entry with this header and this full name.
-    fn read(header: &Header<'_>, name: &[u8]) -> Result<Self, EntryProblem> {
+    fn from_headers(header: &TarHeader<'_>, name: &[u8]) -> Result<Self, EntryProblem> {
         let is_folder_name = name.ends_with(b"/");
         match header.type_flag() {
             // Old tars mark a folder only by a slash after its name. Tar programs differ in whether that is the name in the

@@ -11,9 +11,9 @@ mod readers;
 
 /// A builder of tars, also of ones that no tar program would write.
 #[derive(Clone, Debug, Default)]
-struct Tar(Vec<u8>);
+struct TarBuilder(Vec<u8>);
 
-impl Tar {
+impl TarBuilder {
     fn file(self, name: &str, content: &[u8]) -> Self {
         self.entry(name, content, |_| ())
     }
@@ -99,14 +99,14 @@ fn read_in_pieces(tar: &[u8], cuts: &[usize]) -> Result<ArchiveContents, Archive
     let mut reader = ArchiveReader::new(ArchiveLimits::default());
     let mut from = 0;
     for cut in cuts.iter().copied().chain([tar.len()]) {
-        reader.feed(&tar[from..cut.max(from)])?;
+        reader.parse_piece(&tar[from..cut.max(from)])?;
         from = cut.max(from);
     }
     reader.finish()
 }
 
-fn small_tar() -> Tar {
-    Tar::default()
+fn small_tar() -> TarBuilder {
+    TarBuilder::default()
         .file("com.openfaas.docker.config", b"{}")
         .file("context/Dockerfile", b"FROM scratch\n")
 }

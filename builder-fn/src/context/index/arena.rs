@@ -2,7 +2,7 @@
 
 /// The length of a chunk in bytes. A longer text has a chunk of its own. [`ChunkedVec`](super::chunked_vec::ChunkedVec)
 /// says why there are chunks.
-const CHUNK: usize = 1 << OFFSET_BITS;
+const CHUNK_BYTES: usize = 1 << OFFSET_BITS;
 
 /// The number of low bits of a position that are the offset in a chunk; the bits above are the chunk's number.
 const OFFSET_BITS: u32 = 16;
@@ -30,10 +30,10 @@ impl Arena {
         self.bytes += length;
         let is_first = self.chunks.is_empty();
         let chunk = match self.chunks.last_mut() {
-            Some(last) if last.len() + length <= CHUNK => last,
+            Some(last) if last.len() + length <= CHUNK_BYTES => last,
             // Most contexts are small: the first chunk has only the length that it needs.
             _ => {
-                let room = if is_first { length } else { length.max(CHUNK) };
+                let room = if is_first { length } else { length.max(CHUNK_BYTES) };
                 self.chunks.push(Vec::with_capacity(room));
                 let last = self.chunks.len() - 1;
                 &mut self.chunks[last]
@@ -51,7 +51,7 @@ impl Arena {
         let position = position as usize;
         let chunk = self.chunks.get(position >> OFFSET_BITS);
         chunk
-            .and_then(|chunk| chunk.get(position & (CHUNK - 1)..))
+            .and_then(|chunk| chunk.get(position & (CHUNK_BYTES - 1)..))
             .unwrap_or_default()
     }
 }
@@ -66,14 +66,14 @@ mod tests {
         let lengths = [
             1,
             0,
-            CHUNK - 2,
+            CHUNK_BYTES - 2,
             3,
-            CHUNK,
-            CHUNK + 1,
+            CHUNK_BYTES,
+            CHUNK_BYTES + 1,
             5,
-            3 * CHUNK,
-            CHUNK / 2,
-            CHUNK / 2 + 1,
+            3 * CHUNK_BYTES,
+            CHUNK_BYTES / 2,
+            CHUNK_BYTES / 2 + 1,
         ];
         let given = lengths
             .iter()

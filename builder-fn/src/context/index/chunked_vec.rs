@@ -3,7 +3,7 @@
 use std::ops::{Index, IndexMut};
 
 /// The number of elements in a chunk.
-const CHUNK: usize = 1024;
+const CHUNK_ELEMENTS: usize = 1024;
 
 /// A vector that is stored in chunks, and so never moves its elements when it grows.
 ///
@@ -23,18 +23,18 @@ impl<T> Default for ChunkedVec<T> {
 impl<T: Copy> ChunkedVec<T> {
     pub(super) fn len(&self) -> usize {
         match self.chunks.split_last() {
-            Some((last, full)) => full.len() * CHUNK + last.len(),
+            Some((last, full)) => full.len() * CHUNK_ELEMENTS + last.len(),
             None => 0,
         }
     }
 
     pub(super) fn push(&mut self, element: T) {
         match self.chunks.last_mut() {
-            Some(last) if last.len() < CHUNK => last.push(element),
+            Some(last) if last.len() < CHUNK_ELEMENTS => last.push(element),
             // Most contexts are small: the first chunk grows as needed.
             None => self.chunks.push(vec![element]),
             Some(_) => {
-                let mut chunk = Vec::with_capacity(CHUNK);
+                let mut chunk = Vec::with_capacity(CHUNK_ELEMENTS);
                 chunk.push(element);
                 self.chunks.push(chunk);
             }
@@ -56,13 +56,13 @@ impl<T> Index<usize> for ChunkedVec<T> {
     type Output = T;
 
     fn index(&self, at: usize) -> &T {
-        &self.chunks[at / CHUNK][at % CHUNK]
+        &self.chunks[at / CHUNK_ELEMENTS][at % CHUNK_ELEMENTS]
     }
 }
 
 impl<T> IndexMut<usize> for ChunkedVec<T> {
     fn index_mut(&mut self, at: usize) -> &mut T {
-        &mut self.chunks[at / CHUNK][at % CHUNK]
+        &mut self.chunks[at / CHUNK_ELEMENTS][at % CHUNK_ELEMENTS]
     }
 }
 
@@ -73,13 +73,16 @@ mod tests {
     #[test]
     fn elements_are_found_on_both_sides_of_a_chunk_boundary() {
         let mut vec = ChunkedVec::default();
-        for at in 0..3 * CHUNK + 1 {
+        for at in 0..3 * CHUNK_ELEMENTS + 1 {
             assert_eq!(vec.len(), at);
             vec.push(at);
         }
         assert!((0..vec.len()).all(|at| vec[at] == at));
-        vec.swap(CHUNK - 1, 3 * CHUNK);
-        assert_eq!((vec[CHUNK - 1], vec[3 * CHUNK]), (3 * CHUNK, CHUNK - 1));
+        vec.swap(CHUNK_ELEMENTS - 1, 3 * CHUNK_ELEMENTS);
+        assert_eq!(
+            (vec[CHUNK_ELEMENTS - 1], vec[3 * CHUNK_ELEMENTS]),
+            (3 * CHUNK_ELEMENTS, CHUNK_ELEMENTS - 1)
+        );
         assert_eq!(vec.iter_mut().count(), vec.len());
     }
 }

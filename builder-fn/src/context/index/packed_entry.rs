@@ -28,14 +28,14 @@ pub(super) struct PackedEntry {
 /// An unsigned number of 48 bits, for offsets and sizes in a spool, which never has 256 TiB.
 type Uint48 = [u8; 6];
 
-const LOW: u64 = u32::MAX as u64;
+const LOW_32_BITS: u64 = u32::MAX as u64;
 
-const FILE: u16 = 1 << 12;
-const SYMLINK: u16 = 1 << 13;
+const FILE_FLAG: u16 = 1 << 12;
+const SYMLINK_FLAG: u16 = 1 << 13;
 /// The flag of an entry whose text ends with extended attributes.
-const ATTRIBUTES: u16 = 1 << 14;
+const XATTRS_FLAG: u16 = 1 << 14;
 /// The flag of a file with several names (hard links). It stays set when the other names are replaced.
-const LINKED: u16 = 1 << 15;
+const HARD_LINKED_FLAG: u16 = 1 << 15;
 
 impl PackedEntry {
     /// The size of a packed entry in bytes, without its text.
@@ -48,16 +48,17 @@ impl PackedEntry {
     pub(super) fn new(folder: u32, text: u32, entry: &Entry<'_>) -> Self {
         let (kind, start, size) = match entry.kind {
             Kind::Folder => (0, 0, 0),
-            Kind::File { offset, size } => (FILE, offset, size),
-            Kind::Symlink { target } => (SYMLINK, 0, target.len() as u64),
+            Kind::File { offset, size } => (FILE_FLAG, offset, size),
+            Kind::Symlink { target } => (SYMLINK_FLAG, 0, target.len() as u64),
         };
-        let attributes = if entry.xattrs.is_empty() { 0 } else { ATTRIBUTES };
+        let attributes = if entry.xattrs.is_empty() { 0 } else { XATTRS_FLAG };
         let mode = u16::try_from(entry.mode & 0o7777).unwrap_or_default();
         let mtime_ns = entry.mtime_ns.cast_unsigned();
         Self {
             folder,
             text,
-            mtime_ns: [mtime_ns >> 32, mtime_ns & LOW].map(|half| u32::try_from(half).unwrap_or_default()),
+            mtime_ns: [mtime_ns >> 32, mtime_ns & LOW_32_BITS]
+                .map(|half| u32::try_from(half).unwrap_or_default()),
             start: pack_uint48(start),
             size: pack_uint48(size),
             content: entry.content,
@@ -101,9 +102,9 @@ impl PackedEntry {
     /// Unpacks the entry, whose arena text is `text`.
     pub(super) fn unpack<'a>(&self, text: &'a [u8]) -> Entry<'a> {
         let mut rest = split_name(text).1;
-        let kind = match self.flags & (FILE | SYMLINK) {
+        let kind = match self.flags & (FILE_FLAG | SYMLINK_FLAG) {
             0 => Kind::Folder,
-            FILE => Kind::File {
+            FILE_FLAG => Kind::File {
                 offset: self.start(),
                 size: self.size(),
             },
@@ -116,7 +117,7 @@ impl PackedEntry {
                 }
             }
         };
-        let xattrs = match self.flags & ATTRIBUTES {
+        let xattrs = match self.flags & XATTRS_FLAG {
             0 => ExtendedAttributes::NONE,
             _ => {
                 let (length, after) = rest.split_first_chunk().unwrap_or((&[0; 4], &[]));
@@ -135,15 +136,15 @@ impl PackedEntry {
     }
 
     pub(super) fn is_folder(&self) -> bool {
-        self.flags & (FILE | SYMLINK) == 0
+        self.flags & (FILE_FLAG | SYMLINK_FLAG) == 0
     }
 
     pub(super) fn is_linked(&self) -> bool {
-        self.flags & LINKED != 0
+        self.flags & HARD_LINKED_FLAG != 0
     }
 
     pub(super) fn set_linked(&mut self) {
-        self.flags |= LINKED;
+        self.flags |= HARD_LINKED_FLAG;
     }
 
     pub(super) fn set_content(&mut self, content: ContentHash) {

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::context::tree::Tree;
+use crate::context::tree::ContextTree;
 use crate::context::{ExtendedAttributes, Kind};
 
 impl Index {
     /// Builds an index of `entries`. Files with the same offset are hard links of each other.
     pub(crate) fn of<'a, P: AsRef<str>>(entries: impl IntoIterator<Item = (P, Entry<'a>)>) -> Self {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         let mut files = BTreeMap::new();
         for (path, entry) in entries {
             let path = path.as_ref();
@@ -121,7 +121,7 @@ proptest! {
     fn every_entry_is_found_by_its_number_and_its_path(
         entries in prop::collection::btree_map("[a-c](/[a-c]){0,4}|[a-d.é]{1,3}", any::<u32>(), 0..40),
     ) {
-        let mut tree = Tree::default();
+        let mut tree = ContextTree::default();
         let mut expected = BTreeMap::new();
         for (path, number) in &entries {
             let entry = file(u64::from(*number));

@@ -7,7 +7,7 @@ use super::Index;
 
 /// A walk through the entries of an index and their paths, in constant memory.
 #[derive(Debug)]
-pub struct Walk<'a> {
+pub struct IndexWalk<'a> {
     index: &'a Index,
     at: Option<u32>,
     path: String,
@@ -15,7 +15,7 @@ pub struct Walk<'a> {
     skips_children: bool,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> IndexWalk<'a> {
     pub(super) fn new(index: &'a Index) -> Self {
         Self {
             index,

@@ -1,7 +1,7 @@
 //! The limit on the work for one file-sync request of BuildKit.
 
 /// The remaining work that a file-sync request may cause, and whether the daemon still waits for the result.
-pub(super) struct Effort<'a> {
+pub(super) struct MatchingEffort<'a> {
     /// The remaining work, in compared bytes.
     left: usize,
     /// The error for work beyond the limit.
@@ -9,7 +9,7 @@ pub(super) struct Effort<'a> {
     is_wanted: &'a dyn Fn() -> bool,
 }
 
-impl<'a> Effort<'a> {
+impl<'a> MatchingEffort<'a> {
     /// Creates an allowance of `bytes` compared bytes, valid while `is_wanted` returns `true`. `limit` is the error for
     /// more work.
     pub(super) fn new(bytes: usize, limit: &'static str, is_wanted: &'a dyn Fn() -> bool) -> Self {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::PatternError;
-use super::effort::Effort;
+use super::effort::MatchingEffort;
 use super::glob::{self, Glob};
 use crate::context::{Kind, SourceContext};
 
@@ -12,28 +12,32 @@ const PATH_MAX: usize = 4095;
 
 /// The limit on the effort of following links, in compared bytes. It takes seconds; a chain of links can be made to
 /// take days.
-const EFFORT_MAX: usize = 256 << 20;
+const LINK_EFFORT_MAX_BYTES: usize = 256 << 20;
 
 /// Returns the sorted paths to include so that each of `paths` can be reached through links. `None` means the root:
 /// everything is included.
 ///
 /// # Errors
 /// Fails if links lead to a path that is too long, or following them takes too much effort.
-pub(super) fn follow(
+pub(super) fn follow_links(
     is_wanted: &dyn Fn() -> bool,
     context: &SourceContext,
     paths: &[String],
 ) -> Result<Option<Vec<String>>, PatternError> {
     let limit = "too many links have to be followed from it";
-    follow_with_effort(Effort::new(EFFORT_MAX, limit, is_wanted), context, paths)
+    follow_links_with_effort(
+        MatchingEffort::new(LINK_EFFORT_MAX_BYTES, limit, is_wanted),
+        context,
+        paths,
+    )
 }
 
-fn follow_with_effort(
-    effort: Effort<'_>,
+fn follow_links_with_effort(
+    effort: MatchingEffort<'_>,
     context: &SourceContext,
     paths: &[String],
 ) -> Result<Option<Vec<String>>, PatternError> {
-    let mut follower = Follower {
+    let mut follower = LinkFollower {
         context,
         resolved: BTreeSet::new(),
         effort,
@@ -41,7 +45,7 @@ fn follow_with_effort(
     // Depth first and in order. The order matters, because a resolved path is not resolved again.
     let mut pending: Vec<String> = paths.iter().rev().cloned().collect();
     while let Some(path) = pending.pop() {
-        let path = glob::join(".", &path);
+        let path = glob::join_paths(".", &path);
         let targets = follower.resolve(&path).map_err(|reason| PatternError {
             pattern: path.chars().take(100).collect(),
             reason,
@@ -52,13 +56,13 @@ fn follow_with_effort(
 }
 
 /// The state of following the links in one context.
-struct Follower<'a> {
+struct LinkFollower<'a> {
     context: &'a SourceContext,
     resolved: BTreeSet<String>,
-    effort: Effort<'a>,
+    effort: MatchingEffort<'a>,
 }
 
-impl Follower<'_> {
+impl LinkFollower<'_> {
     /// Follows the clean path `path` to its end or to the first symbolic link, and returns the paths to resolve next.
     fn resolve(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         if path.len() > PATH_MAX {
@@ -71,7 +75,7 @@ impl Follower<'_> {
             let targets = self.link_targets(current)?;
             if !targets.is_empty() {
                 let is_new = self.resolved.insert(current.to_owned());
-                let further = targets.iter().map(|to| glob::join(to, rest));
+                let further = targets.iter().map(|to| glob::join_paths(to, rest));
                 return Ok(if is_new { further.collect() } else { Vec::new() });
             }
         }
@@ -84,7 +88,7 @@ impl Follower<'_> {
     fn link_targets(&mut self, path: &str) -> Result<Vec<String>, &'static str> {
         self.effort.check_wanted()?;
         self.effort.spend(path.len())?;
-        let (folder, name) = glob::split(path);
+        let (folder, name) = glob::split_folder_and_name(path);
         if !glob::has_wildcards(name) {
             return Ok(self.link_target(path).into_iter().collect());
         }
@@ -112,7 +116,7 @@ impl Follower<'_> {
 
     /// Returns the target of the symbolic link at `path`, without resolving patterns.
     fn link_target(&self, path: &str) -> Option<String> {
-        let (folder, _) = glob::split(path);
+        let (folder, _) = glob::split_folder_and_name(path);
         self.target_of_entry(self.context.index().find(path)?, folder)
     }
 
@@ -121,11 +125,11 @@ impl Follower<'_> {
         let Kind::Symlink { target } = self.context.index().entry(at).kind else {
             return None;
         };
-        let target = glob::clean(target);
+        let target = glob::clean_path(target);
         if target.starts_with('/') {
             return Some(target);
         }
-        Some(glob::join("/", &glob::join(folder, &target)))
+        Some(glob::join_paths("/", &glob::join_paths(folder, &target)))
     }
 }
 
@@ -151,8 +155,8 @@ mod tests {
 
     fn follow_error(entries: &[String], path: &str) -> &'static str {
         let entries: Vec<&str> = entries.iter().map(String::as_str).collect();
-        let effort = Effort::new(1 << 20, "too many links", &|| true);
-        let error = follow_with_effort(effort, &context(&entries), &[path.to_owned()]).unwrap_err();
+        let effort = MatchingEffort::new(1 << 20, "too many links", &|| true);
+        let error = follow_links_with_effort(effort, &context(&entries), &[path.to_owned()]).unwrap_err();
         assert!(error.pattern.len() <= 100, "{}", error.pattern.len());
         error.reason
     }

@@ -1,7 +1,7 @@
 //! The parts of Go's `path/filepath` that patterns use: `Clean`, `Join` and `Match`, for Unix.
 
 /// Returns the shortest equivalent of a path, as Go's `filepath.Clean` does.
-pub(super) fn clean(path: &str) -> String {
+pub(super) fn clean_path(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut components: Vec<&str> = Vec::new();
     for component in path.split('/') {
@@ -26,17 +26,17 @@ pub(super) fn clean(path: &str) -> String {
 }
 
 /// Joins two paths and cleans the result, as Go's `filepath.Join` does.
-pub(super) fn join(left: &str, right: &str) -> String {
+pub(super) fn join_paths(left: &str, right: &str) -> String {
     match (left.is_empty(), right.is_empty()) {
         (true, true) => String::new(),
-        (true, false) => clean(right),
-        (false, true) => clean(left),
-        (false, false) => clean(&format!("{left}/{right}")),
+        (true, false) => clean_path(right),
+        (false, true) => clean_path(left),
+        (false, false) => clean_path(&format!("{left}/{right}")),
     }
 }
 
 /// Splits a clean relative path into its folder and its last component.
-pub(super) fn split(path: &str) -> (&str, &str) {
+pub(super) fn split_folder_and_name(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or((".", path))
 }
 
@@ -57,11 +57,11 @@ pub(super) fn has_wildcards(name: &str) -> bool {
 
 /// A parsed pattern of Go's `filepath.Match`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Glob(Vec<Token>);
+pub(super) struct Glob(Vec<GlobToken>);
 
 /// A part of a glob pattern.
 #[derive(Debug, PartialEq, Eq)]
-enum Token {
+enum GlobToken {
     /// The wildcard `*`: any number of characters except `/`.
     Star,
     /// The wildcard `?`: one character except `/`.
@@ -82,24 +82,24 @@ impl Glob {
         let mut rest = pattern.chars().peekable();
         while let Some(character) = rest.next() {
             tokens.push(match character {
-                '*' => Token::Star,
-                '?' => Token::AnyCharacter,
-                '\\' => Token::Literal(rest.next()?),
+                '*' => GlobToken::Star,
+                '?' => GlobToken::AnyCharacter,
+                '\\' => GlobToken::Literal(rest.next()?),
                 '[' => {
                     let negated = rest.next_if_eq(&'^').is_some();
                     let mut ranges = Vec::new();
                     while ranges.is_empty() || rest.next_if_eq(&']').is_none() {
-                        let low = class_member(&mut rest)?;
+                        let low = parse_class_character(&mut rest)?;
                         let high = if rest.next_if_eq(&'-').is_some() {
-                            class_member(&mut rest)?
+                            parse_class_character(&mut rest)?
                         } else {
                             low
                         };
                         ranges.push((low, high));
                     }
-                    Token::Class { negated, ranges }
+                    GlobToken::Class { negated, ranges }
                 }
-                _ => Token::Literal(character),
+                _ => GlobToken::Literal(character),
             });
         }
         Some(Self(tokens))
@@ -114,7 +114,7 @@ impl Glob {
         loop {
             match self.0.get(token) {
                 None if at == name.len() => return true,
-                Some(Token::Star) => {
+                Some(GlobToken::Star) => {
                     retry = Some((token + 1, at));
                     token += 1;
                     continue;
@@ -137,7 +137,7 @@ impl Glob {
     }
 }
 
-impl Token {
+impl GlobToken {
     /// Returns whether the token of a pattern matches `character`.
     fn matches(&self, character: char) -> bool {
         match self {
@@ -155,7 +155,7 @@ impl Token {
 }
 
 /// Parses one character of a character class in a pattern.
-fn class_member(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char> {
+fn parse_class_character(rest: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<char> {
     let member = match rest.next()? {
         '-' | ']' => return None,
         '\\' => rest.next()?,
@@ -184,7 +184,7 @@ mod tests {
             ("//a/", "/a"),
             ("!./a", "!./a"),
         ] {
-            assert_eq!(clean(path), cleaned, "{path:?}");
+            assert_eq!(clean_path(path), cleaned, "{path:?}");
         }
         for (left, right, joined) in [
             (".", "/a", "a"),
@@ -193,7 +193,7 @@ mod tests {
             ("a", "../../b", "../b"),
             ("a", "", "a"),
         ] {
-            assert_eq!(join(left, right), joined, "{left:?} and {right:?}");
+            assert_eq!(join_paths(left, right), joined, "{left:?} and {right:?}");
         }
     }
 

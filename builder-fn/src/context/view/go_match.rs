@@ -8,7 +8,7 @@
 struct BadPattern;
 
 /// Returns whether Go's `filepath.Match(pattern, ".")` returns without an error.
-pub(super) fn accepts(pattern: &str) -> bool {
+pub(super) fn is_valid_go_pattern(pattern: &str) -> bool {
     match_name(pattern, ".").is_ok()
 }
 
@@ -100,12 +100,12 @@ fn matches_class(chunk: &mut std::str::Chars<'_>, name: Option<char>) -> Result<
             return Ok(is_match != is_negated);
         }
         is_first = false;
-        let low = class_member(chunk)?;
+        let low = parse_class_character(chunk)?;
         let mut peek = chunk.clone();
         let high = match peek.next() {
             Some('-') => {
                 *chunk = peek;
-                class_member(chunk)?
+                parse_class_character(chunk)?
             }
             _ => low,
         };
@@ -114,7 +114,7 @@ fn matches_class(chunk: &mut std::str::Chars<'_>, name: Option<char>) -> Result<
 }
 
 /// Parses one character of a character class, after which more has to follow.
-fn class_member(chunk: &mut std::str::Chars<'_>) -> Result<char, BadPattern> {
+fn parse_class_character(chunk: &mut std::str::Chars<'_>) -> Result<char, BadPattern> {
     let member = match chunk.next() {
         None | Some('-' | ']') => return Err(BadPattern),
         Some('\\') => chunk.next().ok_or(BadPattern)?,

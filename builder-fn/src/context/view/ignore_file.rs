@@ -47,7 +47,7 @@ fn pattern(line: &str) -> Option<String> {
     if text.is_empty() {
         return (!sign.is_empty()).then(|| sign.to_owned());
     }
-    let cleaned = glob::clean(text);
+    let cleaned = glob::clean_path(text);
     let relative = cleaned.strip_prefix('/').filter(|rest| !rest.is_empty());
     Some(format!("{sign}{}", relative.unwrap_or(&cleaned)))
 }

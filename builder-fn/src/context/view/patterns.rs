@@ -7,25 +7,25 @@
 
 use regex::{Regex, RegexBuilder};
 
-use super::effort::Effort;
+use super::effort::MatchingEffort;
 use super::{PatternError, glob, go_match};
 
 /// The limit on the memory of one compiled pattern, in bytes: more than any real pattern needs.
-const COMPILED_MAX: usize = 1 << 20;
+const COMPILED_PATTERN_MAX_BYTES: usize = 1 << 20;
 
 /// The limit on the number of patterns. Each is matched against each entry.
-const PATTERNS_MAX: usize = 10_000;
+const PATTERN_COUNT_MAX: usize = 10_000;
 
 /// The limit on the total length of the patterns with wildcards, as regular expressions, in bytes. Compiled and with
 /// the state of matching, each byte takes from 200 to 600 bytes of memory: this is about 12 MB, and enough for a
 /// thousand ordinary patterns.
-const EXPRESSIONS_MAX: usize = 40 << 10;
+const EXPRESSIONS_TOTAL_MAX_BYTES: usize = 40 << 10;
 
-/// The bytes that each pattern with wildcards takes of [`EXPRESSIONS_MAX`], in addition to its length.
-const EXPRESSION_MIN: usize = 16;
+/// The bytes that each pattern with wildcards takes of [`EXPRESSIONS_TOTAL_MAX_BYTES`], in addition to its length.
+const EXPRESSION_OVERHEAD_BYTES: usize = 16;
 
 /// The effort of trying a pattern without wildcards once, in bytes.
-const TRY_MIN: usize = 16;
+const PLAIN_PATTERN_EFFORT_BYTES: usize = 16;
 
 /// A list of include or exclude patterns, of which the last that matches decides.
 #[derive(Debug)]
@@ -36,12 +36,12 @@ pub(super) struct Patterns(Vec<Pattern>);
 pub(super) struct Pattern {
     text: String,
     is_exception: bool,
-    rule: Rule,
+    rule: MatchRule,
 }
 
 /// The way in which a pattern is matched with a path.
 #[derive(Debug)]
-enum Rule {
+enum MatchRule {
     Exact,
     Prefix(String),
     Suffix(String),
@@ -60,7 +60,7 @@ impl Patterns {
     /// Fails if a pattern is malformed, or there are too many or too long ones. Some malformed patterns are rejected only when they
     /// are tried, as in the original.
     pub(super) fn parse(patterns: &[String]) -> Result<Self, PatternError> {
-        if let Some(one_more) = patterns.get(PATTERNS_MAX) {
+        if let Some(one_more) = patterns.get(PATTERN_COUNT_MAX) {
             return Err(PatternError {
                 pattern: one_more.clone(),
                 reason: "there are more than 10000 patterns",
@@ -74,7 +74,7 @@ impl Patterns {
         let parsed = present.map(|text| {
             let pattern = Pattern::parse(text)?;
             length += pattern.rule.length();
-            match length <= EXPRESSIONS_MAX {
+            match length <= EXPRESSIONS_TOTAL_MAX_BYTES {
                 true => Ok(pattern),
                 false => Err(PatternError {
                     pattern: text.chars().take(100).collect(),
@@ -103,7 +103,7 @@ impl Patterns {
         &self,
         path: &str,
         folder: &[bool],
-        effort: &mut Effort<'_>,
+        effort: &mut MatchingEffort<'_>,
     ) -> Result<(bool, MatchedPatterns), PatternError> {
         let mut matched = false;
         let mut each = vec![false; self.0.len()];
@@ -131,16 +131,16 @@ impl Pattern {
             pattern: given.to_owned(),
             reason,
         };
-        let cleaned = glob::clean(given);
+        let cleaned = glob::clean_path(given);
         let (is_exception, text) = match cleaned.strip_prefix('!') {
             Some("") => return Err(reject("a pattern has to follow '!'")),
             Some(rest) => (true, rest.to_owned()),
             None => (false, cleaned),
         };
-        if !go_match::accepts(&text) {
+        if !go_match::is_valid_go_pattern(&text) {
             return Err(reject("a '[' is not closed, or it ends with a '\\'"));
         }
-        let rule = Rule::compile(&text).unwrap_or_else(Rule::Malformed);
+        let rule = MatchRule::compile(&text).unwrap_or_else(MatchRule::Malformed);
         Ok(Self {
             text,
             is_exception,
@@ -162,7 +162,7 @@ impl Pattern {
     /// Returns the reason why the pattern fails once it is tried, or that its meaning differs from its appearance.
     pub(super) fn problem(&self) -> Option<&'static str> {
         match &self.rule {
-            Rule::Malformed(reason) => Some(reason),
+            MatchRule::Malformed(reason) => Some(reason),
             _ if ends_with_backslash(&self.text) => Some("it ends with a '\\'"),
             _ => None,
         }
@@ -175,15 +175,15 @@ impl Pattern {
         }
     }
 
-    fn matches(&self, path: &str, effort: &mut Effort<'_>) -> Result<bool, &'static str> {
-        effort.spend(TRY_MIN)?;
+    fn matches(&self, path: &str, effort: &mut MatchingEffort<'_>) -> Result<bool, &'static str> {
+        effort.spend(PLAIN_PATTERN_EFFORT_BYTES)?;
         Ok(match &self.rule {
-            Rule::Malformed(reason) => return Err(reason),
-            Rule::Exact => path == self.text,
-            Rule::Prefix(prefix) => path.starts_with(prefix),
+            MatchRule::Malformed(reason) => return Err(reason),
+            MatchRule::Exact => path == self.text,
+            MatchRule::Prefix(prefix) => path.starts_with(prefix),
             // `**/a` also matches `a`.
-            Rule::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
-            Rule::Regex(regex) => {
+            MatchRule::Suffix(suffix) => path.ends_with(suffix) || suffix.strip_prefix('/') == Some(path),
+            MatchRule::Regex(regex) => {
                 effort.spend(path.len())?;
                 regex.is_match(path)
             }
@@ -191,11 +191,11 @@ impl Pattern {
     }
 }
 
-impl Rule {
-    /// Returns the bytes that the rule takes of [`EXPRESSIONS_MAX`].
+impl MatchRule {
+    /// Returns the bytes that the rule takes of [`EXPRESSIONS_TOTAL_MAX_BYTES`].
     fn length(&self) -> usize {
         match self {
-            Self::Regex(regex) => EXPRESSION_MIN + regex.as_str().len(),
+            Self::Regex(regex) => EXPRESSION_OVERHEAD_BYTES + regex.as_str().len(),
             _ => 0,
         }
     }
@@ -342,7 +342,9 @@ impl GoRegex {
     /// Compiles the translated regular expression.
     fn compile(mut self) -> Result<Regex, &'static str> {
         self.text.push('$');
-        let compiled = RegexBuilder::new(&self.text).size_limit(COMPILED_MAX).build();
+        let compiled = RegexBuilder::new(&self.text)
+            .size_limit(COMPILED_PATTERN_MAX_BYTES)
+            .build();
         compiled.map_err(|_| "it is not a valid expression, or is too complex")
     }
 }

@@ -1,12 +1,12 @@
 //! Tests of views: patterns select the same entries as with `docker build` and `buildctl`.
 
 use super::*;
-use crate::context::tree::Tree;
+use crate::context::tree::ContextTree;
 use crate::context::{Entry, ExtendedAttributes, Spool};
 
 /// Builds a context of entries written as `file`, `folder/`, `link -> target`, `name = hard link's target`.
 pub(super) fn context(entries: &[&str]) -> SourceContext {
-    let mut tree = Tree::default();
+    let mut tree = ContextTree::default();
     for (at, entry) in entries.iter().enumerate() {
         if let Some((path, target)) = entry.split_once(" = ") {
             tree.link(path, target).unwrap();
@@ -40,7 +40,7 @@ fn to_strings(list: &[&str]) -> Vec<String> {
 }
 
 /// Returns the paths in the view of a context; a hard link as `path = first path`.
-fn selected(context: &SourceContext, filter: &Filter) -> Vec<String> {
+fn selected(context: &SourceContext, filter: &ViewFilter) -> Vec<String> {
     let view = view(context, filter).unwrap_or_else(|error| panic!("{error}"));
     let path = |at: u32| context.index().path(at);
     let line = |seen: ViewEntry| match seen.link {
@@ -53,9 +53,9 @@ fn selected(context: &SourceContext, filter: &Filter) -> Vec<String> {
 fn paths_excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
     selected(
         context,
-        &Filter {
+        &ViewFilter {
             exclude: to_strings(patterns),
-            ..Filter::default()
+            ..ViewFilter::default()
         },
     )
 }
@@ -63,9 +63,9 @@ fn paths_excluding(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
 fn paths_including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
     selected(
         context,
-        &Filter {
+        &ViewFilter {
             include: to_strings(patterns),
-            ..Filter::default()
+            ..ViewFilter::default()
         },
     )
 }
@@ -73,9 +73,9 @@ fn paths_including(context: &SourceContext, patterns: &[&str]) -> Vec<String> {
 fn paths_following(context: &SourceContext, paths: &[&str]) -> Vec<String> {
     selected(
         context,
-        &Filter {
+        &ViewFilter {
             follow: to_strings(paths),
-            ..Filter::default()
+            ..ViewFilter::default()
         },
     )
 }
@@ -230,7 +230,7 @@ fn an_include_pattern_selects_the_match_everything_in_it_and_the_folders_above()
 #[test]
 fn exclude_patterns_override_include_patterns() {
     let context = context(&["Dockerfile", "src/a.rs", "src/a.txt", "target/a.rs"]);
-    let filter = Filter {
+    let filter = ViewFilter {
         include: to_strings(&["src", "Dockerfile"]),
         exclude: to_strings(&["**/*.txt", "Dockerfile"]),
         follow: Vec::new(),
@@ -311,9 +311,9 @@ fn circular_symlinks_end_and_endless_chains_are_rejected() {
         context(&links.iter().map(String::as_str).collect::<Vec<_>>())
     };
     assert_eq!(paths_following(&chain(500), &["0"]).len(), 500);
-    let filter = Filter {
+    let filter = ViewFilter {
         follow: to_strings(&["0"]),
-        ..Filter::default()
+        ..ViewFilter::default()
     };
     assert!(view(&chain(50_000), &filter).is_err());
 }
@@ -425,11 +425,11 @@ fn a_malformed_pattern_fails_only_where_it_fails_in_go() {
         (&["b", "["][..], None),
         (&["a", "!x*["][..], None),
     ] {
-        let filter = Filter {
+        let filter = ViewFilter {
             exclude: to_strings(patterns),
-            ..Filter::default()
+            ..ViewFilter::default()
         };
-        let paths = |view: View| {
+        let paths = |view: ContextView| {
             let paths: Vec<_> = view.iter().map(|seen| context.index().path(seen.entry)).collect();
             paths.join(" ")
         };
@@ -449,13 +449,13 @@ fn a_malformed_pattern_is_named_in_the_error() {
         ("[b-a]", "not a valid expression"),
     ] {
         for filter in [
-            Filter {
+            ViewFilter {
                 exclude: to_strings(&["a", pattern]),
-                ..Filter::default()
+                ..ViewFilter::default()
             },
-            Filter {
+            ViewFilter {
                 include: to_strings(&["a", pattern]),
-                ..Filter::default()
+                ..ViewFilter::default()
             },
         ] {
             let error = view(&context, &filter).unwrap_err();
@@ -472,9 +472,9 @@ fn the_effort_of_patterns_is_limited_and_the_last_one_is_named() {
     let context = context(&files.iter().map(String::as_str).collect::<Vec<_>>());
     let patterns: Vec<String> = (0..100).map(|at| format!("**/x*{at}/**/y?")).collect();
     let within = |effort: usize, exclude: Vec<String>| {
-        let filter = Filter {
+        let filter = ViewFilter {
             exclude,
-            ..Filter::default()
+            ..ViewFilter::default()
         };
         view_with_effort(effort, &|| true, &context, &filter).map(|view| view.len())
     };
@@ -497,13 +497,13 @@ fn matching_stops_when_nobody_waits_for_it_any_more() {
     let files: Vec<String> = (0..100).map(|at| at.to_string()).collect();
     let folder = context(&files.iter().map(String::as_str).collect::<Vec<_>>());
     let links = context(&["0 -> 1", "1 -> 2", "2 -> 3"]);
-    let exclude = Filter {
+    let exclude = ViewFilter {
         exclude: to_strings(&["*x"]),
-        ..Filter::default()
+        ..ViewFilter::default()
     };
-    let follow = Filter {
+    let follow = ViewFilter {
         follow: to_strings(&["0"]),
-        ..Filter::default()
+        ..ViewFilter::default()
     };
     for (context, filter) in [(&folder, &exclude), (&links, &follow)] {
         let asked = std::cell::Cell::new(0);
@@ -519,9 +519,9 @@ fn matching_stops_when_nobody_waits_for_it_any_more() {
 #[test]
 fn the_memory_of_patterns_is_limited() {
     let with = |exclude| {
-        let filter = Filter {
+        let filter = ViewFilter {
             exclude,
-            ..Filter::default()
+            ..ViewFilter::default()
         };
         view(&context(&["a"]), &filter).map_err(|error| error.reason)
     };

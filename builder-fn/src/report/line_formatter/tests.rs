@@ -54,15 +54,15 @@ fn a_step_gets_a_line_when_it_starts_and_one_with_its_time_when_it_ends() {
     let mut lines = LineFormatter::default();
 
     assert_eq!(
-        lines.event(started(0)),
+        lines.format_event(started(0)),
         ["v: 2026-01-02T03:04:05Z [2/3] RUN make"]
     );
     assert_eq!(
-        lines.event(ended(Some(0), 2340)),
+        lines.format_event(ended(Some(0), 2340)),
         ["v: 2026-01-02T03:04:07Z [2/3] RUN make 2.34s"]
     );
     assert_eq!(
-        lines.event(ended(None, 2340)),
+        lines.format_event(ended(None, 2340)),
         [""; 0],
         "the step's start is not known"
     );
@@ -71,7 +71,7 @@ fn a_step_gets_a_line_when_it_starts_and_one_with_its_time_when_it_ends() {
 #[test]
 fn a_progress_line_has_the_id_and_the_current_value() {
     assert_eq!(
-        LineFormatter::default().event(progress(0, 0, false)),
+        LineFormatter::default().format_event(progress(0, 0, false)),
         ["s: 2026-01-02T03:04:05Z exporting layers 0"]
     );
 }
@@ -81,44 +81,51 @@ fn output_is_joined_to_whole_lines_however_it_was_cut() {
     let mut lines = LineFormatter::default();
 
     assert_eq!(
-        lines.event(output(1, 0, "one\r\ntw")),
+        lines.format_event(output(1, 0, "one\r\ntw")),
         ["l: 2026-01-02T03:04:05Z one"]
     );
     assert_eq!(
-        lines.event(output(2, 0, "error\n")),
+        lines.format_event(output(2, 0, "error\n")),
         ["l: 2026-01-02T03:04:05Z error"],
         "the streams of a step are separate"
     );
     assert_eq!(
-        lines.event(output(1, 1000, "o\n\nthree")),
+        lines.format_event(output(1, 1000, "o\n\nthree")),
         ["l: 2026-01-02T03:04:06Z two", "l: 2026-01-02T03:04:06Z "]
     );
     assert_eq!(
-        lines.event(ended(Some(0), 1000)),
+        lines.format_event(ended(Some(0), 1000)),
         [
             "l: 2026-01-02T03:04:06Z three",
             "v: 2026-01-02T03:04:06Z [2/3] RUN make 1.00s"
         ]
     );
-    assert_eq!(lines.finish(), [""; 0]);
+    assert_eq!(lines.take_unfinished_output(), [""; 0]);
 }
 
 #[test]
 fn output_without_a_line_end_is_returned_when_the_build_is_over() {
     let mut lines = LineFormatter::default();
-    lines.event(output(1, 0, "no newline"));
+    lines.format_event(output(1, 0, "no newline"));
 
-    assert_eq!(lines.finish(), ["l: 2026-01-02T03:04:05Z no newline"]);
-    assert_eq!(lines.finish(), [""; 0]);
+    assert_eq!(
+        lines.take_unfinished_output(),
+        ["l: 2026-01-02T03:04:05Z no newline"]
+    );
+    assert_eq!(lines.take_unfinished_output(), [""; 0]);
 }
 
 #[test]
 fn long_lines_are_split_between_characters_and_lose_nothing() {
-    let text = "äöü€".repeat(MAX_LINE);
-    let mut formatted = LineFormatter::default().event(output(1, 0, &format!("{text}\n")));
+    let text = "äöü€".repeat(MAX_LINE_BYTES);
+    let mut formatted = LineFormatter::default().format_event(output(1, 0, &format!("{text}\n")));
     let prefix = "l: 2026-01-02T03:04:05Z ";
 
-    assert!(formatted.iter().all(|line| line.len() <= MAX_LINE + prefix.len()));
+    assert!(
+        formatted
+            .iter()
+            .all(|line| line.len() <= MAX_LINE_BYTES + prefix.len())
+    );
     let whole: String = formatted
         .drain(..)
         .map(|line| line[prefix.len()..].to_owned())
@@ -163,14 +170,14 @@ proptest! {
             let (piece, further) = rest.split_at(rest.len().min(*cut));
             rest = further;
             let at = at(0);
-            formatted.extend(lines.event(BuildEvent::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
+            formatted.extend(lines.format_event(BuildEvent::Output { step: "s".into(), stream: 1, at, text: piece.to_vec() }));
             if rest.is_empty() {
                 break;
             }
         }
-        formatted.extend(lines.finish());
+        formatted.extend(lines.take_unfinished_output());
 
-        prop_assert!(formatted.iter().all(|line| line.starts_with(prefix) && line.len() <= prefix.len() + MAX_LINE));
+        prop_assert!(formatted.iter().all(|line| line.starts_with(prefix) && line.len() <= prefix.len() + MAX_LINE_BYTES));
         let whole: String = formatted.iter().map(|line| &line[prefix.len()..]).collect();
         prop_assert_eq!(whole, text.replace('\n', ""));
     }
@@ -186,13 +193,13 @@ proptest! {
         after in 0..20_000usize,
         cut in 1..9000usize,
     ) {
-        let mut lines = LineFormatter::new(Mask::new([secret.as_bytes()]));
+        let mut lines = LineFormatter::new(SecretMask::new([secret.as_bytes()]));
         let text = "x".repeat(before) + &secret + &"y".repeat(after);
         let mut formatted = Vec::new();
         for piece in text.as_bytes().chunks(cut) {
-            formatted.extend(lines.event(BuildEvent::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
+            formatted.extend(lines.format_event(BuildEvent::Output { step: "s".into(), stream: 1, at: at(0), text: piece.to_vec() }));
         }
-        formatted.extend(lines.finish());
+        formatted.extend(lines.take_unfinished_output());
 
         let shown: String = formatted.iter().map(|line| &line["l: 2026-01-02T03:04:05Z ".len()..]).collect();
         let masked = shown.trim_start_matches('x').trim_end_matches('y');
@@ -205,7 +212,7 @@ proptest! {
 fn a_line_without_an_end_is_passed_on_before_it_grows_large() {
     let mut lines = LineFormatter::default();
     let formatted: usize = (0..100)
-        .map(|_| lines.event(output(1, 0, &"x".repeat(1000))).len())
+        .map(|_| lines.format_event(output(1, 0, &"x".repeat(1000))).len())
         .sum();
 
     assert!(formatted >= 11, "{formatted}");
@@ -220,7 +227,10 @@ fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
         at: at(0),
         text: b"\xff\xfe\n".to_vec(),
     };
-    assert_eq!(lines.event(event), ["l: 2026-01-02T03:04:05Z \u{fffd}\u{fffd}"]);
+    assert_eq!(
+        lines.format_event(event),
+        ["l: 2026-01-02T03:04:05Z \u{fffd}\u{fffd}"]
+    );
 
     let event = BuildEvent::Progress {
         id: "a\nb".into(),
@@ -229,5 +239,5 @@ fn output_that_is_not_utf8_and_names_of_several_lines_become_valid_lines() {
         done: true,
         is_rerun: false,
     };
-    assert_eq!(lines.event(event), ["s: 2026-01-02T03:04:05Z a b 1"]);
+    assert_eq!(lines.format_event(event), ["s: 2026-01-02T03:04:05Z a b 1"]);
 }

@@ -4,21 +4,21 @@ use std::time::SystemTime;
 
 use jiff::Timestamp;
 
-use super::MAX_LINE;
-use crate::redact::Mask;
+use super::MAX_LINE_BYTES;
+use crate::redact::SecretMask;
 
 /// Returns the masked output of a step as log lines.
-pub(super) fn output_lines(mask: &Mask, at: SystemTime, text: &[u8]) -> Vec<String> {
+pub(super) fn output_lines(mask: &SecretMask, at: SystemTime, text: &[u8]) -> Vec<String> {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     if text.is_empty() {
         return Vec::new();
     }
-    let at = time(at);
+    let at = format_time(at);
     // Masking before splitting is safe: no masked string contains a line end.
     let text = mask.mask_bytes(text);
     let text = String::from_utf8_lossy(&text);
     text.split('\n')
-        .flat_map(|line| pieces(line.trim_end_matches('\r')))
+        .flat_map(|line| split_into_pieces(line.trim_end_matches('\r')))
         .map(|piece| format!("l: {at} {piece}"))
         .collect()
 }
@@ -41,26 +41,26 @@ pub(super) fn floor_char_boundary(text: &[u8], end: usize) -> usize {
     }
 }
 
-/// Splits `line` between characters into pieces of at most [`MAX_LINE`] bytes. An empty line is one empty piece.
-fn pieces(line: &str) -> impl Iterator<Item = &str> {
+/// Splits `line` between characters into pieces of at most [`MAX_LINE_BYTES`] bytes. An empty line is one empty piece.
+fn split_into_pieces(line: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(line);
     std::iter::from_fn(move || {
         let line = rest?;
-        let end = line.floor_char_boundary(MAX_LINE);
+        let end = line.floor_char_boundary(MAX_LINE_BYTES);
         rest = (end < line.len()).then(|| &line[end..]);
         Some(&line[..end])
     })
 }
 
-/// Returns `text` as one line of at most [`MAX_LINE`] bytes. The name of a `RUN` step with a here-document contains the
+/// Returns `text` as one line of at most [`MAX_LINE_BYTES`] bytes. The name of a `RUN` step with a here-document contains the
 /// whole document.
-pub(super) fn one_line(text: &str) -> String {
-    let end = text.floor_char_boundary(MAX_LINE);
+pub(super) fn to_one_line(text: &str) -> String {
+    let end = text.floor_char_boundary(MAX_LINE_BYTES);
     text[..end].replace(['\n', '\r'], " ")
 }
 
 /// Formats a time as RFC 3339, in UTC and whole seconds. Times that RFC 3339 cannot express become 1970.
-pub(super) fn time(time: SystemTime) -> String {
+pub(super) fn format_time(time: SystemTime) -> String {
     let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
     format!("{time:.0}")
 }

@@ -12,23 +12,23 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status};
 
-type Events = mpsc::UnboundedSender<Result<BuildHistoryEvent, Status>>;
+type HistoryEventSender = mpsc::UnboundedSender<Result<BuildHistoryEvent, Status>>;
 
 /// A fake of BuildKit's build history (`solver/llbsolver/history`). Clones share the history.
 #[derive(Clone, Default)]
-pub(crate) struct History(Arc<Mutex<State>>);
+pub(crate) struct FakeHistory(Arc<Mutex<HistoryState>>);
 
 #[derive(Default)]
-struct State {
+struct HistoryState {
     active: HashMap<String, BuildHistoryRecord>,
     finished: Vec<BuildHistoryRecord>,
-    listeners: Vec<Events>,
-    behaviour: Behaviour,
+    listeners: Vec<HistoryEventSender>,
+    behaviour: HistoryBehaviour,
 }
 
 /// The way in which the fake history answers its clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Behaviour {
+pub(crate) enum HistoryBehaviour {
     /// The history answers as BuildKit's does.
     #[default]
     Kept,
@@ -40,18 +40,18 @@ pub(crate) enum Behaviour {
 
 /// A running build in the fake history. Dropping it before its end records it as cancelled, as BuildKit does for a
 /// client that left.
-pub(crate) struct Recording {
-    history: History,
+pub(crate) struct RecordedBuild {
+    history: FakeHistory,
     record: Option<BuildHistoryRecord>,
 }
 
-impl History {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl FakeHistory {
+    fn state(&self) -> MutexGuard<'_, HistoryState> {
         self.0.lock().expect("no panic")
     }
 
     /// Sets the way in which the history answers its clients.
-    pub(crate) fn behave(&self, behaviour: Behaviour) {
+    pub(crate) fn behave(&self, behaviour: HistoryBehaviour) {
         self.state().behaviour = behaviour;
     }
 
@@ -68,7 +68,7 @@ impl History {
     }
 
     /// Records the start of a build in the history, unless its reference is taken.
-    pub(crate) fn start(&self, request: &SolveRequest) -> Result<Recording, Status> {
+    pub(crate) fn start(&self, request: &SolveRequest) -> Result<RecordedBuild, Status> {
         let mut state = self.state();
         if state.active.contains_key(&request.r#ref) {
             return Err(Status::unknown(format!("job ID {} exists", request.r#ref)));
@@ -82,7 +82,7 @@ impl History {
         };
         state.active.insert(record.r#ref.clone(), record.clone());
         state.send(BuildHistoryEventType::Started, &record);
-        Ok(Recording {
+        Ok(RecordedBuild {
             history: self.clone(),
             record: Some(record),
         })
@@ -104,11 +104,11 @@ impl History {
     ) -> Result<impl Stream<Item = Result<BuildHistoryEvent, Status>> + Send + use<>, Status> {
         let mut state = self.state();
         match state.behaviour {
-            Behaviour::Kept => {}
-            Behaviour::Unimplemented => {
+            HistoryBehaviour::Kept => {}
+            HistoryBehaviour::Unimplemented => {
                 return Err(Status::unimplemented("unknown method ListenBuildHistory"));
             }
-            Behaviour::Silent => return Ok(stream::pending().left_stream()),
+            HistoryBehaviour::Silent => return Ok(stream::pending().left_stream()),
         }
         // The history of a daemon contains other builds too.
         let other = ended(
@@ -139,14 +139,14 @@ impl History {
     }
 }
 
-impl State {
+impl HistoryState {
     fn send(&mut self, kind: BuildHistoryEventType, record: &BuildHistoryRecord) {
         self.listeners
             .retain(|listener| listener.send(Ok(event(kind, record))).is_ok());
     }
 }
 
-impl Recording {
+impl RecordedBuild {
     /// Records the outcome of the build. BuildKit makes no record of a solve whose reference was taken.
     pub(crate) fn end(mut self, outcome: Result<&str, &Status>) {
         match outcome {
@@ -167,7 +167,7 @@ impl Recording {
     }
 }
 
-impl Drop for Recording {
+impl Drop for RecordedBuild {
     fn drop(&mut self) {
         self.finish(Err(&Status::cancelled("context canceled")));
     }

@@ -8,9 +8,9 @@ use builder_fn::context::{
 
 use super::listed;
 
-const BLOCK: usize = 512;
+const TAR_BLOCK_BYTES: usize = 512;
 
-const LIMITS: ArchiveLimits = ArchiveLimits {
+const HARNESS_LIMITS: ArchiveLimits = ArchiveLimits {
     body: 1 << 20,
     entries: 200,
     index: 64 << 10,
@@ -18,7 +18,7 @@ const LIMITS: ArchiveLimits = ArchiveLimits {
 };
 
 /// The comparable content of a tar, or the text of the error that rejects it.
-type Read = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
+type ReadResult = Result<(Index, Option<Vec<u8>>, Option<Vec<u8>>, Vec<String>), String>;
 
 /// Reads `bytes` as a tar, and checks the invariants of its index and the content of every file.
 ///
@@ -42,7 +42,7 @@ pub(crate) fn check_index(bytes: &[u8]) {
         "{warnings:?}"
     );
     for small in [config, secrets].into_iter().flatten() {
-        assert!(small.len() <= LIMITS.small_file);
+        assert!(small.len() <= HARNESS_LIMITS.small_file);
     }
     let entries = listed(&index);
     assert_eq!(entries.len(), index.len());
@@ -53,10 +53,10 @@ pub(crate) fn check_index(bytes: &[u8]) {
     check_content(index, tar);
 }
 
-fn read(tar: &[u8], piece: usize) -> Read {
-    let mut reader = ArchiveReader::new(LIMITS);
+fn read(tar: &[u8], piece: usize) -> ReadResult {
+    let mut reader = ArchiveReader::new(HARNESS_LIMITS);
     for piece in tar.chunks(piece.max(1)) {
-        reader.feed(piece).map_err(|error| error.to_string())?;
+        reader.parse_piece(piece).map_err(|error| error.to_string())?;
     }
     let contents = reader.finish().map_err(|error| error.to_string())?;
     Ok((
@@ -69,7 +69,7 @@ fn read(tar: &[u8], piece: usize) -> Read {
 
 /// Corrects the checksum of each block in `tar` that could be a header.
 pub(crate) fn fix_checksums(tar: &mut [u8]) {
-    for block in tar.chunks_exact_mut(BLOCK) {
+    for block in tar.chunks_exact_mut(TAR_BLOCK_BYTES) {
         if block[257..262] == *b"ustar" {
             let sum = |(at, byte): (usize, &u8)| match (148..156).contains(&at) {
                 true => u32::from(b' '),
@@ -83,7 +83,7 @@ pub(crate) fn fix_checksums(tar: &mut [u8]) {
 
 /// Checks that an index keeps the limits, and that its files are in the tar and do not overlap.
 fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
-    assert!(entries.len() <= LIMITS.entries);
+    assert!(entries.len() <= HARNESS_LIMITS.entries);
     let texts = |(path, entry): &(String, Entry<'_>)| {
         let xattrs = entry.xattrs.iter().map(|(name, value)| name.len() + value.len());
         let target = match entry.kind {
@@ -94,7 +94,7 @@ fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
         let name = path.rsplit('/').next().unwrap_or_default();
         name.len() + target + xattrs.sum::<usize>()
     };
-    assert!(entries.iter().map(texts).sum::<usize>() <= LIMITS.index);
+    assert!(entries.iter().map(texts).sum::<usize>() <= HARNESS_LIMITS.index);
     let mut ranges = BTreeMap::new();
     for (_, entry) in entries {
         assert!(entry.mode <= 0o7777, "{entry:?}");
@@ -103,11 +103,14 @@ fn check_bounds(entries: &[(String, Entry<'_>)], length: usize) {
             assert_eq!(*first, (size, entry.content), "hard links are one file");
         }
     }
-    let mut end = BLOCK as u64;
+    let mut end = TAR_BLOCK_BYTES as u64;
     for (offset, (size, _)) in &ranges {
-        assert!(*offset >= end && offset % BLOCK as u64 == 0, "{ranges:?}");
+        assert!(
+            *offset >= end && offset % TAR_BLOCK_BYTES as u64 == 0,
+            "{ranges:?}"
+        );
         // The offset of an empty file is that of the next header.
-        end = offset + size + BLOCK as u64;
+        end = offset + size + TAR_BLOCK_BYTES as u64;
         assert!(offset + size <= length as u64, "{ranges:?} in {length}");
     }
 }
@@ -186,12 +189,12 @@ fn check_content(index: Index, tar: Vec<u8>) {
     for (path, entry) in listed(context.index()) {
         assert_eq!(context.get(&path), Some(entry));
         let Kind::File { size, .. } = entry.kind else {
-            assert!(context.read(entry, 0, &mut [0]).is_err());
+            assert!(context.read_file(entry, 0, &mut [0]).is_err());
             continue;
         };
         let mut content = vec![0; usize::try_from(size).expect("no larger than the tar")];
         context
-            .read_exact(entry, 0, &mut content)
+            .read_file_exact(entry, 0, &mut content)
             .expect("the whole content");
         assert_eq!(ContentHash::of(&content), entry.content);
         let same = hashes
@@ -200,7 +203,7 @@ fn check_content(index: Index, tar: Vec<u8>) {
         assert_eq!(*same, blake3::hash(&content));
         assert_eq!(
             context
-                .read(entry, size, &mut [0])
+                .read_file(entry, size, &mut [0])
                 .expect("the end of the content"),
             0
         );

@@ -24,9 +24,9 @@ pub(crate) async fn check_file_sync(bytes: &[u8]) {
     let Some((mode, mut rest)) = bytes.split_first() else {
         return;
     };
-    let mut daemon = Daemon {
+    let mut daemon = FuzzedDaemon {
         goes_away: mode & 8 != 0,
-        ..Daemon::default()
+        ..FuzzedDaemon::default()
     };
     let encoded = if mode & 4 != 0 { "1" } else { "0" };
     loop {
@@ -79,14 +79,14 @@ fn packet(bytes: &[u8]) -> Packet {
 
 /// The daemon's side of a file transfer.
 #[derive(Default)]
-struct Daemon {
+struct FuzzedDaemon {
     patterns: Vec<(&'static str, String)>,
     packets: Vec<Packet>,
     /// Whether the daemon disconnects during the transfer.
     goes_away: bool,
 }
 
-impl Daemon {
+impl FuzzedDaemon {
     /// Sends gRPC frames, which may be malformed, as the daemon's side of the transfer.
     async fn send_frames(self, mut server: FileSyncServer<FileSync>, frames: &[u8]) {
         let mut request = http::Request::post("http://session/moby.filesync.v1.FileSync/DiffCopy")
@@ -130,7 +130,7 @@ impl Daemon {
                 request.metadata_mut().append(*key, value);
             }
         }
-        let mut received = Received::default();
+        let mut received = ReceivedPackets::default();
         let ended = match FileSyncClient::new(server).diff_copy(request).await {
             Ok(answers) => {
                 let mut answers = answers.into_inner();
@@ -156,7 +156,7 @@ impl Daemon {
 
 /// The packets that the daemon has received in a transfer.
 #[derive(Default)]
-struct Received {
+struct ReceivedPackets {
     stats: Vec<Stat>,
     all_announced: bool,
     /// The received bytes and ends of each file, by the number of the file.
@@ -165,7 +165,7 @@ struct Received {
     finished: bool,
 }
 
-impl Received {
+impl ReceivedPackets {
     fn take(&mut self, packet: Packet, context: &SourceContext) {
         assert!(!self.finished, "a packet after the end");
         match (packet.r#type(), packet.stat) {
@@ -181,7 +181,7 @@ impl Received {
                 file.1 += u64::from(packet.data.is_empty());
                 self.bytes += packet.data.len() as u64;
                 if let Some(byte) = packet.data.first() {
-                    let (path, _) = FILES
+                    let (path, _) = FILE_SIZES
                         .iter()
                         .find(|(path, _)| fill(path) == *byte)
                         .expect("a file");
@@ -244,7 +244,7 @@ impl Received {
 }
 
 /// The paths and sizes of the files in the harness's context.
-const FILES: [(&str, u64); 6] = [
+const FILE_SIZES: [(&str, u64); 6] = [
     ("a", 0),
     ("b/c", 10),
     ("b/d/e", 70_000),
@@ -274,7 +274,7 @@ fn contexts(on_disk: bool) -> Arc<SourceContext> {
             let mut spool = Spool::new(settings);
             spool.append(&tar).expect("spool");
             let mut reader = ArchiveReader::new(ArchiveLimits::default());
-            reader.feed(&tar).expect("a tar");
+            reader.parse_piece(&tar).expect("a tar");
             let contents = reader.finish().expect("a tar");
             Arc::new(SourceContext::new(contents.entries, spool))
         })
@@ -284,7 +284,7 @@ fn contexts(on_disk: bool) -> Arc<SourceContext> {
 
 fn context() -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
-    for (path, size) in FILES {
+    for (path, size) in FILE_SIZES {
         let mut header = tar::Header::new_gnu();
         header.set_size(size);
         header.set_mode(0o644);

@@ -67,7 +67,7 @@ pub(crate) async fn check_request(bytes: &[u8]) {
                 let mut content = vec![0; usize::try_from(size).expect("no larger than the limit")];
                 request
                     .context
-                    .read_exact(entry, 0, &mut content)
+                    .read_file_exact(entry, 0, &mut content)
                     .expect("the whole content");
                 assert_eq!(ContentHash::of(&content), entry.content);
             }

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use regex::Regex;
 
 /// A parsed Markdown document, line by line.
-pub(crate) struct Page {
+pub(crate) struct MarkdownPage {
     /// The document's lines outside of code blocks, with their numbers from 1.
     pub(crate) prose: Vec<(usize, String)>,
 }
 
-impl Page {
+impl MarkdownPage {
     /// Parses the Markdown `text` of a document.
     pub(crate) fn parse(text: &str) -> Self {
         let mut in_code = false;
@@ -97,7 +97,7 @@ pub(crate) fn names_in_table(text: &str, mark: &str) -> BTreeSet<String> {
 #[test]
 fn anchors_are_those_that_github_makes() {
     let page =
-        Page::parse("# One\n\n### Uploaded tars skip .dockerignore\n```\n# code\n```\n## `a_b` (c)\n#no\n");
+        MarkdownPage::parse("# One\n\n### Uploaded tars skip .dockerignore\n```\n# code\n```\n## `a_b` (c)\n#no\n");
     let expected = ["one", "uploaded-tars-skip-dockerignore", "a_b-c"];
     assert_eq!(page.anchors(), expected.map(str::to_owned).into());
 }

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use regex::Regex;
 
-use crate::markdown::Page;
+use crate::markdown::MarkdownPage;
 use crate::repository;
 
 /// The length of the longest line outside of tables and code blocks, in characters.
-const MAX_LINE: usize = 120;
+const MAX_LINE_CHARS: usize = 120;
 
 /// Returns the paths of the repository's documents.
 fn pages() -> Vec<String> {
@@ -31,7 +31,7 @@ fn fault(from: &str, target: &str) -> Option<String> {
     }
     let anchor = anchor?;
     let text = std::fs::read_to_string(&file).unwrap();
-    let is_there = Page::parse(&text).anchors().contains(anchor);
+    let is_there = MarkdownPage::parse(&text).anchors().contains(anchor);
     (!is_there).then(|| format!("{from}: {target}: no such heading"))
 }
 
@@ -44,7 +44,7 @@ fn assert_none(faults: &[String]) {
 fn every_relative_link_leads_to_a_file_and_a_heading() {
     let mut faults = Vec::new();
     for path in pages() {
-        let page = Page::parse(&repository::read(&path));
+        let page = MarkdownPage::parse(&repository::read(&path));
         for (number, target) in page.links() {
             if target.contains("://") {
                 continue;
@@ -63,7 +63,7 @@ fn every_path_in_a_document_exists() {
             .unwrap();
     let mut faults = Vec::new();
     for path in pages() {
-        for (number, span) in Page::parse(&repository::read(&path)).code_spans() {
+        for (number, span) in MarkdownPage::parse(&repository::read(&path)).code_spans() {
             let first = span.split(' ').next().unwrap_or_default();
             if from_root.is_match(first) && !repository::root().join(first).exists() {
                 faults.push(format!("{path}:{number}: {first}: no such file"));
@@ -84,7 +84,7 @@ fn every_make_target_in_a_document_exists() {
     let command = Regex::new(r"(?m)(?:^|[ `(])make ([a-z][a-z0-9-]*)").unwrap();
     let mut faults = Vec::new();
     for path in pages() {
-        let page = Page::parse(&repository::read(&path));
+        let page = MarkdownPage::parse(&repository::read(&path));
         for (number, span) in page.code_spans() {
             for found in command.captures_iter(&span) {
                 if !exists(&found[1]) {
@@ -100,9 +100,9 @@ fn every_make_target_in_a_document_exists() {
 fn no_line_outside_of_tables_and_code_is_long() {
     let mut faults = Vec::new();
     for path in pages() {
-        for (number, line) in Page::parse(&repository::read(&path)).prose {
+        for (number, line) in MarkdownPage::parse(&repository::read(&path)).prose {
             let length = line.chars().count();
-            if length > MAX_LINE && !line.starts_with('|') {
+            if length > MAX_LINE_CHARS && !line.starts_with('|') {
                 faults.push(format!("{path}:{number}: {length} characters"));
             }
         }

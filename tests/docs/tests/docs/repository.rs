@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// Folders that are skipped, because they hold files that were built or downloaded.
-const SKIPPED: [&str; 7] = [
+const SKIPPED_FOLDERS: [&str; 7] = [
     ".git",
     "target",
     "build",
@@ -36,7 +36,7 @@ pub(crate) fn files(folder: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> 
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
             if entry.file_type().unwrap().is_dir() {
-                if !SKIPPED.contains(&&*name) {
+                if !SKIPPED_FOLDERS.contains(&&*name) {
                     folders.push(path);
                 }
             } else if wanted(&name) {

@@ -22,12 +22,12 @@ const READ_BY_THE_SDK: [&str; 3] = [
 
 /// An environment that records which variables are asked for.
 #[derive(Default)]
-struct Recorder {
+struct RecordingEnvironment {
     values: BTreeMap<&'static str, String>,
     asked: Mutex<BTreeSet<String>>,
 }
 
-impl Recorder {
+impl RecordingEnvironment {
     fn with(values: &[(&'static str, &str)]) -> Self {
         let values = values.iter().map(|(name, value)| (*name, (*value).to_owned()));
         Self {
@@ -41,7 +41,7 @@ impl Recorder {
     }
 }
 
-impl Environment for Recorder {
+impl Environment for RecordingEnvironment {
     fn get(&self, name: &str) -> Option<String> {
         self.asked.lock().unwrap().insert(name.to_owned());
         self.values.get(name).cloned()
@@ -70,7 +70,7 @@ fn assert_same(documented: &BTreeSet<String>, read: &BTreeSet<String>) {
 /// Returns the variables that every function of the template reads.
 fn read_by_the_host() -> BTreeSet<String> {
     let folder = tempfile::tempdir().unwrap();
-    let environment = Recorder::with(&[
+    let environment = RecordingEnvironment::with(&[
         ("secret_mount_path", folder.path().to_str().unwrap()),
         // The settings of traces are read only if there is a collector.
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318"),
@@ -98,7 +98,7 @@ fn the_settings_of_traces_are_documented_and_read() {
 fn the_settings_of_the_builder_are_documented_and_read() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("payload-secret"), "a key of 17 bytes").unwrap();
-    let environment = Recorder::with(&[("buildkit_url", "tcp://buildkit:1234")]);
+    let environment = RecordingEnvironment::with(&[("buildkit_url", "tcp://buildkit:1234")]);
     let mut parser = Parser::new(&environment);
     builder_fn::settings::Settings::read(&mut parser, &Secrets::new(folder.path()), None);
     parser.finish().unwrap();
@@ -107,7 +107,7 @@ fn the_settings_of_the_builder_are_documented_and_read() {
 
 #[test]
 fn the_settings_of_the_deployer_are_documented_and_read() {
-    let environment = Recorder::default();
+    let environment = RecordingEnvironment::default();
     let mut parser = Parser::new(&environment);
     deployer_fn::Settings::read(&mut parser);
     parser.finish().unwrap();

@@ -250,7 +250,7 @@ impl FileTransfer {
                 let visible = visible.ok_or(io::ErrorKind::NotFound)?;
                 let mut data = vec![0; usize::try_from(piece.bytes).map_err(io::Error::other)?];
                 let entry = self.context.entry(visible.entry);
-                self.context.read_exact(entry, piece.offset, &mut data)?;
+                self.context.read_file_exact(entry, piece.offset, &mut data)?;
                 packets.push(packet(piece.number, data));
             }
             if piece.is_last {

@@ -3,13 +3,13 @@
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
-use crate::context::Filter;
+use crate::context::ViewFilter;
 
 /// The folder that a file-sync request asks for, and the patterns that select a part of it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FolderRequest {
     pub(super) name: String,
-    pub(super) filter: Filter,
+    pub(super) filter: ViewFilter,
 }
 
 /// The names of the folders that the Dockerfile frontend requests: of the source, and of the Dockerfile. Here both are
@@ -29,7 +29,7 @@ impl FolderRequest {
                 "folder {name:?}: not shared with the build; only its context is"
             )));
         }
-        let filter = Filter {
+        let filter = ViewFilter {
             include: metadata_values(metadata, "include-patterns")?,
             exclude: metadata_values(metadata, "exclude-patterns")?,
             follow: metadata_values(metadata, "followpaths")?,

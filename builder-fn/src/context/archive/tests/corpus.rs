@@ -14,15 +14,15 @@ use crate::context::SourceContext;
 
 /// An entry that a test found in an index or in an extracted folder.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundEntry {
     path: String,
-    content: Content,
+    content: FoundContent,
     mode: u32,
     mtime_ns: i64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(super) enum FoundContent {
     Folder,
     File {
         bytes: Vec<u8>,
@@ -35,7 +35,7 @@ pub(super) enum Content {
 #[test]
 fn the_index_has_the_files_that_gnu_tar_extracts_in_every_format() {
     for format in ["v7", "oldgnu", "gnu", "ustar", "posix"] {
-        let source = source(format);
+        let source = folder_with_every_kind_of_entry(format);
         for (how, arguments) in [
             ("named", &["com.openfaas.docker.config", "context"][..]),
             ("config last", &["context", "com.openfaas.docker.config"]),
@@ -91,7 +91,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_index_has_the_files_that_gnu_tar_extracts_of_conflicting_entries(tar in properties::tars(true)) {
+    fn the_index_has_the_files_that_gnu_tar_extracts_of_conflicting_entries(tar in properties::generate_tars(true)) {
         let tar = tar.end().0;
         let context = SourceContext::from_tar(&tar);
         prop_assume!(context.is_ok());
@@ -100,17 +100,17 @@ proptest! {
         let archive = extracted.path().join("archive.tar");
         fs::write(&archive, &tar).unwrap();
         // GNU tar cannot replace every entry that the index replaces.
-        prop_assume!(extract(&archive, extracted.path()).is_ok());
-        let (mut indexed, mut expected) = (from_index(&context), Vec::new());
-        walk(&extracted.path().join("context"), "", &mut expected);
-        ignore_folders(&mut indexed);
-        ignore_folders(&mut expected);
+        prop_assume!(extract_with_gnu_tar(&archive, extracted.path()).is_ok());
+        let (mut indexed, mut expected) = (entries_in_index(&context), Vec::new());
+        list_folder(&extracted.path().join("context"), "", &mut expected);
+        clear_folder_modes_and_times(&mut indexed);
+        clear_folder_modes_and_times(&mut expected);
         prop_assert_eq!(indexed, expected);
     }
 }
 
 /// Creates a folder with every kind of entry that a context may have, except names that `format` cannot hold.
-fn source(format: &str) -> TempDir {
+fn folder_with_every_kind_of_entry(format: &str) -> TempDir {
     let source = TempDir::new().unwrap();
     let context = source.path().join("context");
     fs::write(source.path().join("com.openfaas.docker.config"), "{}").unwrap();
@@ -177,25 +177,27 @@ fn source(format: &str) -> TempDir {
 fn assert_index_matches_extraction(source: &TempDir, format: &str, how: &str, arguments: &[&str]) {
     let case = format!("{format}, {how}");
     let archive = source.path().with_extension("tar");
-    let created = run(Command::new("tar")
-        .args(["--create", "--format", format, "--file"])
-        .arg(&archive)
-        .arg("-C")
-        .arg(source.path())
-        .args(arguments));
+    let created = run_command(
+        Command::new("tar")
+            .args(["--create", "--format", format, "--file"])
+            .arg(&archive)
+            .arg("-C")
+            .arg(source.path())
+            .args(arguments),
+    );
     created.unwrap_or_else(|error| panic!("{case}: {error}"));
     let extracted = TempDir::new().unwrap();
-    extract(&archive, extracted.path()).unwrap_or_else(|error| panic!("{case}: {error}"));
+    extract_with_gnu_tar(&archive, extracted.path()).unwrap_or_else(|error| panic!("{case}: {error}"));
 
     let tar = fs::read(&archive).unwrap();
     fs::remove_file(&archive).unwrap();
     let context = SourceContext::from_tar(&tar).unwrap_or_else(|error| panic!("{case}: {error}"));
-    let mut indexed = from_index(&context);
+    let mut indexed = entries_in_index(&context);
     let mut expected = Vec::new();
-    walk(&extracted.path().join("context"), "", &mut expected);
+    list_folder(&extracted.path().join("context"), "", &mut expected);
     if how == "no folders" {
-        ignore_folders(&mut indexed);
-        ignore_folders(&mut expected);
+        clear_folder_modes_and_times(&mut indexed);
+        clear_folder_modes_and_times(&mut expected);
     }
     for (indexed, expected) in indexed.iter().zip(&expected) {
         assert_eq!(indexed, expected, "{case}");
@@ -203,12 +205,12 @@ fn assert_index_matches_extraction(source: &TempDir, format: &str, how: &str, ar
     assert_eq!(indexed.len(), expected.len(), "{case}");
 }
 
-pub(super) fn extract(archive: &Path, to: &Path) -> Result<(), String> {
+pub(super) fn extract_with_gnu_tar(archive: &Path, to: &Path) -> Result<(), String> {
     let how = ["--extract", "--preserve-permissions", "--no-same-owner", "--file"];
-    run(Command::new("tar").args(how).arg(archive).arg("-C").arg(to))
+    run_command(Command::new("tar").args(how).arg(archive).arg("-C").arg(to))
 }
 
-pub(super) fn run(command: &mut Command) -> Result<(), String> {
+pub(super) fn run_command(command: &mut Command) -> Result<(), String> {
     let output = command
         .env("LC_ALL", "C")
         .output()
@@ -221,18 +223,21 @@ pub(super) fn run(command: &mut Command) -> Result<(), String> {
 }
 
 /// Clears the modes and times of folders, because implied folders get theirs from the extracting program.
-pub(super) fn ignore_folders(list: &mut [Found]) {
-    for found in list.iter_mut().filter(|found| found.content == Content::Folder) {
+pub(super) fn clear_folder_modes_and_times(list: &mut [FoundEntry]) {
+    for found in list
+        .iter_mut()
+        .filter(|found| found.content == FoundContent::Folder)
+    {
         (found.mode, found.mtime_ns) = (0, 0);
     }
 }
 
-pub(super) fn from_index(context: &SourceContext) -> Vec<Found> {
+pub(super) fn entries_in_index(context: &SourceContext) -> Vec<FoundEntry> {
     let mut firsts: Vec<(u64, String)> = Vec::new();
     let found = |(path, entry): (String, Entry<'_>)| {
         let content = match entry.kind {
-            Kind::Folder => Content::Folder,
-            Kind::Symlink { target } => Content::Symlink(target.to_owned()),
+            Kind::Folder => FoundContent::Folder,
+            Kind::Symlink { target } => FoundContent::Symlink(target.to_owned()),
             Kind::File { offset, size } => {
                 let first = firsts
                     .iter()
@@ -243,18 +248,18 @@ pub(super) fn from_index(context: &SourceContext) -> Vec<Found> {
                     path.clone()
                 });
                 let mut bytes = vec![0; usize::try_from(size).unwrap() + 10];
-                let length = context.read(entry, 0, &mut bytes).unwrap();
+                let length = context.read_file(entry, 0, &mut bytes).unwrap();
                 bytes.truncate(length);
-                Content::File { bytes, same_as }
+                FoundContent::File { bytes, same_as }
             }
         };
         // The times of symbolic links are not compared.
-        let mtime_ns = if matches!(content, Content::Symlink(_)) {
+        let mtime_ns = if matches!(content, FoundContent::Symlink(_)) {
             0
         } else {
             entry.mtime_ns
         };
-        Found {
+        FoundEntry {
             path,
             content,
             mode: entry.mode,
@@ -265,7 +270,7 @@ pub(super) fn from_index(context: &SourceContext) -> Vec<Found> {
 }
 
 /// Lists a folder in the order of Go's `filepath.WalkDir`, which BuildKit's own client uses.
-pub(super) fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
+pub(super) fn list_folder(folder: &Path, prefix: &str, found: &mut Vec<FoundEntry>) {
     let mut names: Vec<String> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -276,7 +281,7 @@ pub(super) fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
         let path = format!("{prefix}{name}");
         let metadata = fs::symlink_metadata(&at).unwrap();
         let content = if metadata.is_symlink() {
-            Content::Symlink(
+            FoundContent::Symlink(
                 fs::read_link(&at)
                     .unwrap()
                     .into_os_string()
@@ -284,9 +289,9 @@ pub(super) fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
                     .unwrap(),
             )
         } else if metadata.is_dir() {
-            Content::Folder
+            FoundContent::Folder
         } else {
-            Content::File {
+            FoundContent::File {
                 bytes: fs::read(&at).unwrap(),
                 same_as: path.clone(),
             }
@@ -296,14 +301,14 @@ pub(super) fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
         } else {
             metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec()
         };
-        found.push(Found {
+        found.push(FoundEntry {
             path: path.clone(),
             content,
             mode: metadata.mode() & 0o7777,
             mtime_ns,
         });
         if metadata.is_dir() {
-            walk(&at, &format!("{path}/"), found);
+            list_folder(&at, &format!("{path}/"), found);
         }
     }
     if prefix.is_empty() {
@@ -312,10 +317,10 @@ pub(super) fn walk(folder: &Path, prefix: &str, found: &mut Vec<Found>) {
 }
 
 /// Sets `same_as` in the entries that are hard links of an earlier entry.
-fn mark_hard_links(root: &Path, found: &mut [Found]) {
+fn mark_hard_links(root: &Path, found: &mut [FoundEntry]) {
     let mut firsts: Vec<(u64, String)> = Vec::new();
-    for Found { path, content, .. } in found {
-        if let Content::File { same_as, .. } = content {
+    for FoundEntry { path, content, .. } in found {
+        if let FoundContent::File { same_as, .. } = content {
             let inode = fs::symlink_metadata(root.join(&*path)).unwrap().ino();
             match firsts.iter().find(|(known, _)| *known == inode) {
                 Some((_, first)) => same_as.clone_from(first),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Generates tars of a few entries that may conflict with each other, with or without extended headers.
-pub(super) fn tars(extended: bool) -> impl Strategy<Value = Tar> {
+pub(super) fn generate_tars(extended: bool) -> impl Strategy<Value = TarBuilder> {
     let name = prop_oneof!["[ab]", "[ab]/[ab]", "[ab]/[ab]/c", "\\PC{1,20}"]
         .prop_map(|name| format!("context/{name}"));
     let kinds = if extended { 6 } else { 5 };
@@ -29,9 +29,9 @@ pub(super) fn tars(extended: bool) -> impl Strategy<Value = Tar> {
 }
 
 /// The comparable parts of a tar's content: index, configuration and warnings.
-type Outcome = (Index, Option<Vec<u8>>, Vec<String>);
+type TarOutcome = (Index, Option<Vec<u8>>, Vec<String>);
 
-fn outcome(tar: &[u8], cuts: &[usize]) -> Result<Outcome, String> {
+fn read_outcome(tar: &[u8], cuts: &[usize]) -> Result<TarOutcome, String> {
     read_in_pieces(tar, cuts)
         .map(|contents| (contents.entries, contents.config, contents.warnings))
         .map_err(|error| error.to_string())
@@ -49,20 +49,20 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_result_does_not_depend_on_how_the_bytes_are_split(
-        tar in tars(true),
+    fn reading_a_tar_gives_the_same_result_however_its_bytes_are_split(
+        tar in generate_tars(true),
         cuts in prop::collection::vec(0usize..12_000, 0..60),
     ) {
         let bytes = tar.end().0;
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).collect();
         cuts.sort_unstable();
-        prop_assert_eq!(outcome(&bytes, &cuts), outcome(&bytes, &[]));
+        prop_assert_eq!(read_outcome(&bytes, &cuts), read_outcome(&bytes, &[]));
         let every: Vec<usize> = (1..bytes.len()).collect();
-        prop_assert_eq!(outcome(&bytes, &every), outcome(&bytes, &[]));
+        prop_assert_eq!(read_outcome(&bytes, &every), read_outcome(&bytes, &[]));
     }
 
     #[test]
-    fn entries_are_in_order_and_complete(tar in tars(true)) {
+    fn a_valid_tars_index_has_its_entries_in_order_and_complete(tar in generate_tars(true)) {
         let contents = tar.read();
         prop_assume!(contents.is_ok());
         let contents = contents.ok().unwrap();
@@ -80,35 +80,35 @@ proptest! {
     }
 
     #[test]
-    fn a_truncated_tar_is_rejected_or_has_a_warning(tar in tars(true), cut in 0usize..12_000) {
+    fn a_truncated_tar_is_rejected_or_has_a_warning(tar in generate_tars(true), cut in 0usize..12_000) {
         let bytes = tar.end().0;
         let complete = bytes.len() - 2 * BLOCK;
         let cut = cut % (complete + 1);
-        if let Ok((_, _, warnings)) = outcome(&bytes[..cut], &[]) {
+        if let Ok((_, _, warnings)) = read_outcome(&bytes[..cut], &[]) {
             prop_assert_eq!(warnings.len(), 1);
         }
     }
 
     #[test]
-    fn a_flipped_bit_changes_only_content_or_is_detected(
-        tar in tars(false),
+    fn a_flipped_bit_in_a_tar_changes_only_file_content_or_is_detected(
+        tar in generate_tars(false),
         at in 0usize..12_000,
         bit in 0u32..8,
     ) {
         let mut bytes = tar.end().0;
-        let before = outcome(&bytes, &[]);
+        let before = read_outcome(&bytes, &[]);
         prop_assume!(before.is_ok());
         let before = before.unwrap();
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
-        if let Ok(after) = outcome(&bytes, &[]) {
+        if let Ok(after) = read_outcome(&bytes, &[]) {
             prop_assert_eq!(without_content(&before.0), without_content(&after.0));
         }
     }
 
     #[test]
-    fn no_bytes_cause_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
-        let _ = outcome(&bytes, &[]);
+    fn reading_any_bytes_as_a_tar_causes_no_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let _ = read_outcome(&bytes, &[]);
         // Once more with a valid checksum, which lets the header be parsed.
         let mut block = [0u8; BLOCK];
         for (to, from) in block.iter_mut().zip(&bytes) {
@@ -117,6 +117,6 @@ proptest! {
         let mut header = Header::new_old();
         header.as_mut_bytes().copy_from_slice(&block);
         header.set_cksum();
-        let _ = outcome(&small_tar().raw(header.as_bytes()).raw(&bytes).0, &[]);
+        let _ = read_outcome(&small_tar().raw(header.as_bytes()).raw(&bytes).0, &[]);
     }
 }

@@ -4,12 +4,15 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::corpus::{Found, extract, from_index, ignore_folders, run, walk};
+use super::corpus::{
+    FoundEntry, clear_folder_modes_and_times, entries_in_index, extract_with_gnu_tar, list_folder,
+    run_command,
+};
 use super::*;
 use crate::context::SourceContext;
 
 /// The expected result of reading a tar with a peculiar header.
-enum Expected {
+enum ExpectedReading {
     /// The index has the files that GNU tar and Python extract.
     AsExtracted,
     /// The tar is rejected, because tar programs differ.
@@ -18,13 +21,13 @@ enum Expected {
     MalformedRecords,
 }
 
-use Expected::{AsExtracted, MalformedRecords, Rejected};
+use ExpectedReading::{AsExtracted, MalformedRecords, Rejected};
 
 /// A folder path of 99 bytes, so that the name of a file in it needs a ustar prefix.
-const FOLDERS: &str =
+const LONG_FOLDER_PATH: &str =
     "context/ffffffffffffffffffffffffffffff/gggggggggggggggggggggggggggggg/hhhhhhhhhhhhhhhhhhhhhhhhhhhhh";
 
-impl Tar {
+impl TarBuilder {
     /// Adds a file whose header has `magic` (with the version) and `prefix`.
     fn prefixed(self, magic: &[u8; 8], prefix: &[u8], name: &str, content: &[u8]) -> Self {
         self.entry(name, content, |header| {
@@ -52,10 +55,10 @@ impl Tar {
     }
 }
 
-fn cases() -> Vec<(String, Tar, Expected)> {
-    let mut cases: Vec<(String, Tar, Expected)> = Vec::new();
-    let mut case = |name: &str, tar: Tar, expected| cases.push((name.to_owned(), tar, expected));
-    let folders = FOLDERS.as_bytes();
+fn peculiar_tars() -> Vec<(String, TarBuilder, ExpectedReading)> {
+    let mut cases: Vec<(String, TarBuilder, ExpectedReading)> = Vec::new();
+    let mut case = |name: &str, tar: TarBuilder, expected| cases.push((name.to_owned(), tar, expected));
+    let folders = LONG_FOLDER_PATH.as_bytes();
 
     for version in [b"00", b"\0\0", b"  ", b" \0", b"0\0", b"xy"] {
         let magic = [b"ustar\0", &version[..]].concat();
@@ -222,7 +225,7 @@ fn cases() -> Vec<(String, Tar, Expected)> {
             AsExtracted,
         );
     }
-    let both = |tar: Tar| tar.pax(b'x', &[("path", b"context/pax")]).file("context/a", b"a");
+    let both = |tar: TarBuilder| tar.pax(b'x', &[("path", b"context/pax")]).file("context/a", b"a");
     case(
         "a long name and a path",
         both(long(b"context/long\0")),
@@ -235,7 +238,7 @@ fn cases() -> Vec<(String, Tar, Expected)> {
 
 #[test]
 fn a_peculiar_tar_has_the_files_that_gnu_tar_and_python_extract_or_is_rejected() {
-    for (name, tar, expected) in cases() {
+    for (name, tar, expected) in peculiar_tars() {
         let tar = tar.end().0;
         let read = read_in_pieces(&tar, &[]);
         match (expected, read) {
@@ -247,12 +250,16 @@ fn a_peculiar_tar_has_the_files_that_gnu_tar_and_python_extract_or_is_rejected()
                     "{name}"
                 );
                 let context = SourceContext::from_tar(&tar).unwrap();
-                let indexed = without_folders(from_index(&context));
+                let indexed = without_folders(entries_in_index(&context));
                 for (program, extract) in [
-                    ("GNU tar", extract as fn(&Path, &Path) -> _),
+                    ("GNU tar", extract_with_gnu_tar as fn(&Path, &Path) -> _),
                     ("Python", extract_with_python),
                 ] {
-                    assert_eq!(indexed, extracted(&tar, extract), "{name}, {program}");
+                    assert_eq!(
+                        indexed,
+                        entries_extracted_with(&tar, extract),
+                        "{name}, {program}"
+                    );
                 }
             }
             (Rejected(expected), Err(ArchiveError::Entry { problem, .. })) => {
@@ -292,7 +299,7 @@ fn a_volume_label_is_ignored() {
                 .arg("-C")
                 .arg(folder.path())
                 .args(arguments);
-            run(&mut tar).unwrap_or_else(|error| panic!("{format}: {error}"));
+            run_command(&mut tar).unwrap_or_else(|error| panic!("{format}: {error}"));
             let read = read_in_pieces(&std::fs::read(&archive).unwrap(), &[]);
             let contents = read.unwrap_or_else(|error| panic!("{format}, {label}: {error}"));
             assert_eq!(
@@ -305,27 +312,32 @@ fn a_volume_label_is_ignored() {
 }
 
 /// Extracts a tar with `extract`, and returns the entries of the context.
-fn extracted(tar: &[u8], extract: fn(&Path, &Path) -> Result<(), String>) -> Vec<Found> {
+fn entries_extracted_with(tar: &[u8], extract: fn(&Path, &Path) -> Result<(), String>) -> Vec<FoundEntry> {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("archive.tar");
     std::fs::write(&archive, tar).unwrap();
     extract(&archive, folder.path()).unwrap_or_else(|error| panic!("{error}"));
     let mut found = Vec::new();
-    walk(&folder.path().join("context"), "", &mut found);
+    list_folder(&folder.path().join("context"), "", &mut found);
     without_folders(found)
 }
 
 /// Extracts a tar with Python's `tarfile`, without the filters that some versions apply by default.
 fn extract_with_python(archive: &Path, to: &Path) -> Result<(), String> {
-    const PROGRAM: &str = "import sys, tarfile
+    const PYTHON_PROGRAM: &str = "import sys, tarfile
 tarfile.TarFile.extraction_filter = staticmethod(lambda member, path: member)
 with tarfile.open(sys.argv[1]) as archive:
     archive.extractall(sys.argv[2])";
-    run(Command::new("python3").args(["-c", PROGRAM]).arg(archive).arg(to))
+    run_command(
+        Command::new("python3")
+            .args(["-c", PYTHON_PROGRAM])
+            .arg(archive)
+            .arg(to),
+    )
 }
 
 /// Returns the entries with cleared modes and times of folders, because Python extracts implied folders in another way.
-fn without_folders(mut found: Vec<Found>) -> Vec<Found> {
-    ignore_folders(&mut found);
+fn without_folders(mut found: Vec<FoundEntry>) -> Vec<FoundEntry> {
+    clear_folder_modes_and_times(&mut found);
     found
 }
