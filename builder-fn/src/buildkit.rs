@@ -30,7 +30,7 @@ pub use job::{BuildJob, EventTimeouts, JobError};
 pub use manifest_store::ManifestStore;
 pub use outcome::BuiltImage;
 pub use reference::BuildReference;
-pub use session::{CredentialStore, RegistryCredentials, FileSync, SecretStore, SessionServices};
+pub use session::{CredentialStore, FileSync, RegistryCredentials, SecretStore, SessionServices};
 pub use shared_key::{KeyLease, SharedKeyPool};
 pub use solve::{CacheExport, SOURCE_DATE_EPOCH, SolveOptions};
 pub use status::BuildEvent;

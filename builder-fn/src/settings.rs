@@ -170,7 +170,7 @@ impl RequestSettings {
                 "should name a directory; {} is not one",
                 settings.spool_dir.display()
             );
-            parser.problem("spool_dir", problem);
+            parser.add_problem("spool_dir", problem);
         } else if let Err(error) = context::check_spool_folder_writable(&settings.spool_dir) {
             let problem = format!("should name a writable directory: {}", ErrorChain(&error));
             parser.add_problem("spool_dir", problem);
@@ -209,7 +209,7 @@ impl SignatureSettings {
             }
             signature::check_signing_secret(parser, secrets, PAYLOAD_SECRET_NAME);
         }
-        signature::check_secret(parser, secrets, hand_over::DEPLOY_SECRET_NAME);
+        signature::check_signing_secret(parser, secrets, hand_over::DEPLOY_SECRET_NAME);
         settings
     }
 }
@@ -294,8 +294,8 @@ fn parse_max_log_bytes(text: &str) -> Result<usize, &'static str> {
 }
 
 fn read_compression(parser: &mut Parser<'_>) -> LayerCompression {
-    let format = parser.parse("compression", CompressionFormat::Zstd, str::parse);
-    let level = parser.parse("compression_level", None, |text| {
+    let format = parser.parse_or_default("compression", CompressionFormat::Zstd, str::parse);
+    let level = parser.parse_or_default("compression_level", None, |text| {
         // What is not a whole number is not a level of any format.
         let level = Some(text.parse().unwrap_or(u64::MAX));
         LayerCompression::new(format, level).map(|compression| compression.level)

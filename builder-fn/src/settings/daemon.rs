@@ -22,9 +22,9 @@ use crate::buildkit::{Daemon, DaemonAddress, TlsDialer, TlsSecrets};
 /// this machine.
 pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -> (Daemon, bool) {
     let unset = || DaemonAddress::Unix(PathBuf::new());
-    let address = match parser.required("buildkit_url").as_str() {
+    let address = match parser.required_text("buildkit_url").as_str() {
         "" => unset(),
-        _ => parser.parse("buildkit_url", unset(), |text| text.parse::<DaemonAddress>()),
+        _ => parser.parse_or_default("buildkit_url", unset(), |text| text.parse::<DaemonAddress>()),
     };
     let name = parser.optional_text("buildkit_server_name");
     // Returns the name of a secret, and whether the variable sets it.
@@ -63,7 +63,7 @@ pub(super) fn read_daemon_settings(parser: &mut Parser<'_>, secrets: &Secrets) -
         key: key.0,
     };
     if let Err(error) = secrets.check_usable() {
-        parser.problem("buildkit_url", format!("cannot use TLS: {error}"));
+        parser.add_problem("buildkit_url", format!("cannot use TLS: {error}"));
     }
     let tls = TlsDialer {
         host: host.clone(),

@@ -10,8 +10,8 @@ use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, Vertex, VertexL
 use bollard_buildkit_proto::moby::filesync::v1::CredentialsRequest;
 use bollard_buildkit_proto::moby::filesync::v1::auth_client::AuthClient;
 use builder_fn::buildkit::{
-    BuildEvent, BuildFailure, BuildJob, BuildReference, BuiltImage, CredentialStore, RegistryCredentials, Daemon,
-    EventTimeouts, FaultyParty, JobError, ManifestStore, SessionServices, SolveOptions,
+    BuildEvent, BuildFailure, BuildJob, BuildReference, BuiltImage, CredentialStore, Daemon, EventTimeouts,
+    FaultyParty, JobError, ManifestStore, RegistryCredentials, SessionServices, SolveOptions,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;

@@ -198,7 +198,7 @@ impl TestBuilder {
 
     /// Sends a signed build request with `tar`, and returns its streamed answer.
     pub(crate) async fn stream(&self, tar: Vec<u8>, accept: &'static str) -> StreamedRecords {
-        let signature = sign(&key(PAYLOAD_KEY), &tar);
+        let signature = sign_body(&key(PAYLOAD_KEY), &tar);
         let mut request = post(tar, Some(&signature));
         let accept_value = accept.parse().expect("header");
         request.headers_mut().insert("accept", accept_value);

@@ -2,7 +2,7 @@
 
 use bollard_buildkit_proto::moby::buildkit::v1::{StatusResponse, VertexWarning};
 use builder_fn::buildkit::BuildReference;
-use function_host::signature::sign;
+use function_host::signature::sign_body;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tonic::Status;
@@ -163,7 +163,7 @@ async fn every_source_of_warnings_is_in_the_list_and_in_the_log() {
                 WarningSource::History => calls.history.behave(HistoryBehaviour::Unimplemented),
                 WarningSource::Registry => {
                     setting = setting.with_manifests(FakeManifestStore::Unknown);
-                    let signature = sign(&key(PAYLOAD_KEY), &tar);
+                    let signature = sign_body(&key(PAYLOAD_KEY), &tar);
                     let reference = BuildReference::for_call_and_signature(CALL_ID, &signature);
                     calls.record(&reference.to_string(), Ok("sha256:12"));
                 }
